@@ -1,0 +1,610 @@
+// The recurrence, forward and backward, written once on the vector type of whichever ISA includes
+// it. Legend and argument structs: kernel.h.
+#pragma once
+
+#include "kernel.h"
+#include "product-inl.h"
+#include "team-inl.h"
+
+namespace namernn_fast {
+namespace {
+
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---- Naming rows: which sequences are alive, where their rows lie, what came before them ----
+
+// Sequences begin .. end of a batch.
+struct Slice {
+  int64_t begin;
+  int64_t end;
+};
+
+inline int64_t count_at(const Steps& steps, int64_t t) {
+  if (t < 0 || t >= steps.T) return 0;
+  return steps.count ? steps.count[t] : steps.B;
+}
+
+// The end of the slice's sequences that are alive at t; slice.begin when none is.
+inline int64_t alive_end(const Steps& steps, int64_t t, Slice slice) {
+  return max64(slice.begin, min64(slice.end, count_at(steps, t)));
+}
+
+inline int64_t rows_before(const Steps& steps, int64_t t) {
+  if (t == steps.T) return steps.N;
+  return steps.start ? steps.start[t] : t * steps.B;
+}
+
+template <class Scalar>
+inline Scalar* row_at(const Rows<Scalar>& rows, const Steps& steps, int64_t t, int64_t b) {
+  return steps.start ? rows.data + (steps.start[t] + b) * rows.row_stride
+                     : rows.data + t * rows.time_stride + b * rows.row_stride;
+}
+
+// The s-th time in the order of the recurrence, and the times on either side of t in that order.
+template <class Scalar>
+inline int64_t time_of(const Layer<Scalar>& layer, int64_t s) {
+  return layer.reverse ? layer.steps.T - 1 - s : s;
+}
+template <class Scalar>
+inline int64_t time_before(const Layer<Scalar>& layer, int64_t t) {
+  return layer.reverse ? t + 1 : t - 1;
+}
+template <class Scalar>
+inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
+  return layer.reverse ? t - 1 : t + 1;
+}
+
+// The sequences alive at t whose previous state is a row of the output; those from here to
+// alive_end(t) start at t, from hx.
+template <class Scalar>
+inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
+  return min64(alive_end(layer.steps, t, slice),
+               alive_end(layer.steps, time_before(layer, t), slice));
+}
+
+// Rows that lie evenly: the i-th is (t + i, b) along time, else the i-th after (t, b) in a
+// tensor's own order, which may run on through later times.
+struct Run {
+  int64_t t;
+  int64_t b;
+  int64_t rows;
+  bool along_time;
+};
+
+template <class Scalar>
+inline int64_t run_stride(const Rows<Scalar>& rows, const Run& run) {
+  return run.along_time ? rows.time_stride : rows.row_stride;
+}
+
+template <class Scalar>
+inline bool is_flat(const Rows<Scalar>& rows, const Steps& steps) {
+  return steps.start || rows.time_stride == steps.B * rows.row_stride;
+}
+
+// Covers the slice's rows at times first .. last with runs, as long as the layout allows. `flat`:
+// the tensors concerned hold the rows of one time right after those of the time before.
+template <class F>
+inline void for_each_run(const Steps& steps, int64_t first, int64_t last, Slice slice, bool flat,
+                         F&& f) {
+  const int64_t width = slice.end - slice.begin;
+  if (flat && width == steps.B) {
+    f(Run{first, 0, rows_before(steps, last) - rows_before(steps, first), false});
+  } else if (!steps.count && last - first > width) {
+    for (int64_t b = slice.begin; b < slice.end; ++b) f(Run{first, b, last - first, true});
+  } else {
+    for (int64_t t = first; t < last; ++t) {
+      f(Run{t, slice.begin, alive_end(steps, t, slice) - slice.begin, false});
+    }
+  }
+}
+
+// ---- Sharing work ----
+
+// The columns first .. last that one of `workers` gets: whole panels of a matrix `width` wide.
+struct Columns {
+  int64_t first;
+  int64_t last;
+};
+
+template <class Scalar>
+inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
+  const int64_t panels = panel_count<Scalar>(width);
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  return {min64(width, panels * worker / workers * w),
+          min64(width, panels * (worker + 1) / workers * w)};
+}
+
+// The first sequence of the worker's share when every worker gets about as many rows.
+inline int64_t slice_start(const Steps& steps, int64_t worker, int64_t workers) {
+  if (!steps.count) return steps.B * worker / workers;
+  const int64_t wanted = steps.N * worker / workers;
+  int64_t rows = 0;
+  int64_t length = steps.T;  // of sequence b: sequences are sorted, longest first
+  for (int64_t b = 0; b < steps.B; ++b) {
+    while (length > 0 && steps.count[length - 1] <= b) --length;
+    if (rows + length / 2 >= wanted) return b;
+    rows += length;
+  }
+  return steps.B;
+}
+
+inline Slice slice_of(const Steps& steps, int64_t worker, int64_t workers) {
+  return {slice_start(steps, worker, workers), slice_start(steps, worker + 1, workers)};
+}
+
+// Runs body(begin, end) over a partition of 0 .. n.
+template <class Body>
+inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
+  if (n == 1) {
+    body(0, 1);
+  } else {
+    runtime.parallel(
+        n,
+        [](void* context, int64_t begin, int64_t end) {
+          (*static_cast<Body*>(context))(begin, end);
+        },
+        &body);
+  }
+}
+
+// Hands out the units of a loop that all workers walk through alike, one by one to whoever is
+// free: a slow worker holds nobody up, and each unit is done once, by anyone, with the same result.
+struct Share {
+  int64_t* counter;
+  int64_t mine;
+  int64_t unit;
+};
+
+inline Share share_of(int64_t* counter) {
+  return {counter, __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED), 0};
+}
+
+inline bool take(Share& share) {
+  if (share.unit++ != share.mine) return false;
+  share.mine = __atomic_fetch_add(share.counter, 1, __ATOMIC_RELAXED);
+  return true;
+}
+
+// A worker's part in the recurrence, from the plan: sequences and hidden units.
+template <class Scalar>
+struct Part {
+  Slice slice;
+  Columns columns;
+  int64_t member;  // of the team; 0 of 1 where there is none
+  int64_t members;
+  Team* team;
+};
+
+// Runs body(part) for every part of the plan.
+template <class Scalar, class Body>
+inline void run_plan(const Plan& plan, const Layer<Scalar>& layer, const Runtime& runtime,
+                     Team& team, Body&& body) {
+  const Slice all{0, layer.steps.B};
+  const Columns whole{0, layer.H};
+  if (plan.split != Plan::hidden) {
+    run_parallel(runtime, plan.workers, [&](int64_t begin, int64_t end) {
+      for (int64_t w = begin; w < end; ++w) {
+        body(Part<Scalar>{slice_of(layer.steps, w, plan.workers), whole, 0, 1, nullptr});
+      }
+    });
+    return;
+  }
+  team = Team{};
+  run_parallel(runtime, plan.workers, [&](int64_t begin, int64_t end) {
+    const int64_t member = join(team, plan.workers / (end - begin), runtime);
+    if (member < 0) return;
+    body(Part<Scalar>{all, columns_of<Scalar>(layer.H, member, team.members), member, team.members,
+                      &team});
+  });
+}
+
+template <class Scalar>
+inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
+  return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
+}
+
+// ---- The cell: what is particular to the vanilla RNN ----
+
+// h = act(z), in place.
+template <class Scalar>
+inline void activate(Activation activation, Scalar* z, int64_t width) {
+  for_each_vector<Scalar>(width, [&](int64_t j, int64_t n) {
+    const Vec<Scalar> v = load_upto(z + j, n);
+    const Vec<Scalar> zero = {};
+    store_upto(z + j, activation == Activation::tanh ? tanh<Scalar>(v) : v < zero ? zero : v, n);
+  });
+}
+
+// dz = (grad_h + grad_output) act'(z), with act' from h = act(z).
+template <class Scalar>
+inline void activate_backward(Activation activation, const Scalar* h, const Scalar* grad_h,
+                              const Scalar* grad_output, Scalar* dz, int64_t width) {
+  for_each_vector<Scalar>(width, [&](int64_t j, int64_t n) {
+    Vec<Scalar> g = load_upto(grad_h + j, n);
+    if (grad_output) g += load_upto(grad_output + j, n);
+    const Vec<Scalar> v = load_upto(h + j, n);
+    const Vec<Scalar> zero = {};
+    store_upto(dz + j,
+               activation == Activation::tanh ? g * (Scalar(1) - v * v)
+               : v <= zero                    ? zero
+                                              : g,
+               n);
+  });
+}
+
+// ---- Forward ----
+
+template <class Scalar>
+struct ForwardWork {
+  Plan plan;
+  Scalar* bias;     // [panels * panel_width], both biases summed
+  Scalar* weights;  // panels of [D + H, H]: W_ih^T over W_hh^T
+  Scalar* zeros;    // [H]: the initial state where there is no hx
+  bool finite;      // weight_hh: then zeros need no product, since zero times it is zero
+  Team team;
+};
+
+template <class Scalar>
+inline void pack_forward(const Layer<Scalar>& layer, ForwardWork<Scalar>& work,
+                         const Runtime& runtime) {
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  const int64_t K = layer.D + layer.H;
+  const int64_t panels = panel_count<Scalar>(layer.H);
+  work.finite = layer.hx || all_finite(layer.weight_hh, layer.H * layer.H);
+  run_parallel(runtime, min64(work.plan.workers, panels), [&](int64_t begin, int64_t end) {
+    const int64_t workers = min64(work.plan.workers, panels);
+    for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
+      Scalar* panel = work.weights + p * K * w;
+      pack_transposed(layer.weight_ih, layer.D, layer.H, p * w, panel);
+      pack_transposed(layer.weight_hh, layer.H, layer.H, p * w, panel + layer.D * w);
+      pack_row(layer.bias_ih, layer.H, p * w, work.bias + p * w);
+      if (layer.bias_hh) {
+        alignas(64) Scalar other[w];
+        pack_row(layer.bias_hh, layer.H, p * w, other);
+        for (int64_t j = 0; j < w; ++j) work.bias[p * w + j] += other[j];
+      }
+    }
+  });
+}
+
+// Steps that the input projection is done for at once, where it is done ahead of the recurrence.
+constexpr int64_t kProjectedSteps = 256;
+
+template <class Scalar>
+inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>& work,
+                         const Part<Scalar>& part, const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const Slice slice = part.slice;
+  const Columns columns = part.columns;
+  if (slice.begin == slice.end || columns.first == columns.last) {
+    // No rows; but a member without columns still meets the others at every step.
+    for (int64_t s = 0; part.team && s + 1 < steps.T; ++s) barrier(*part.team, runtime);
+    return;
+  }
+
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  const int64_t panel_size = (layer.D + layer.H) * w;
+  const bool flat = is_flat(layer.input, steps) && is_flat(args.output, steps);
+  // Few sequences make thin tiles; the projection, parallel in time, then has better ones.
+  const bool project_first = slice.end - slice.begin < Shape<Scalar>::max_rows &&
+                             (!steps.count || slice.end - slice.begin == steps.B);
+  const auto projection = [&](const Scalar* x, int64_t stride) {
+    return Operand<Scalar>{x, stride, 1, work.weights, panel_size, layer.D};
+  };
+  const auto recurrence = [&](const Scalar* h, int64_t stride) {
+    return Operand<Scalar>{h, stride, 1, work.weights + layer.D * w, panel_size, layer.H};
+  };
+
+  for (int64_t s = 0; s < steps.T; ++s) {
+    const int64_t t = time_of(layer, s);
+    if (project_first && s % kProjectedSteps == 0) {
+      const int64_t ahead = time_of(layer, min64(s + kProjectedSteps, steps.T) - 1);
+      for_each_run(steps, min64(t, ahead), max64(t, ahead) + 1, slice, flat, [&](const Run& run) {
+        const Operand<Scalar> operand =
+            projection(row_at(layer.input, steps, run.t, run.b), run_stride(layer.input, run));
+        const Target<Scalar> target{row_at(args.output, steps, run.t, run.b),
+                                    run_stride(args.output, run), work.bias, 0, false};
+        product<Scalar, false>(&operand, 1, target, run.rows, columns.first, columns.last,
+                               [](int64_t, int64_t, int64_t, int64_t) {});
+      });
+    }
+
+    // Sequences begin .. end at t, from their states `h`, or from nothing.
+    const auto advance = [&](int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) {
+      if (begin == end) return;
+      Scalar* out = row_at(args.output, steps, t, begin);
+      const int64_t out_stride = args.output.row_stride;
+      Operand<Scalar> operands[2];
+      int count = 0;
+      if (!project_first) {
+        operands[count++] =
+            projection(row_at(layer.input, steps, t, begin), layer.input.row_stride);
+      }
+      if (h) operands[count++] = recurrence(h, h_stride);
+      const Target<Scalar> target{out, out_stride, project_first ? out : work.bias,
+                                  project_first ? out_stride : 0, false};
+      product<Scalar, false>(operands, count, target, end - begin, columns.first, columns.last,
+                             [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
+                               for (int64_t r = i; r < i + rows; ++r) {
+                                 activate(layer.activation, out + r * out_stride + j, width);
+                               }
+                             });
+    };
+    const int64_t continued = continued_end(layer, t, slice);
+    const int64_t end = alive_end(steps, t, slice);
+    if (continued > slice.begin) {
+      advance(slice.begin, continued,
+              row_at(args.output, steps, time_before(layer, t), slice.begin),
+              args.output.row_stride);
+    }
+    if (layer.hx) {
+      advance(continued, end, layer.hx + continued * layer.hx_stride, layer.hx_stride);
+    } else {
+      advance(continued, end, work.finite ? nullptr : work.zeros, 0);
+    }
+
+    for (int64_t b = alive_end(steps, time_after(layer, t), slice); b < end; ++b) {
+      std::memcpy(args.h_n + b * layer.H + columns.first,
+                  row_at(args.output, steps, t, b) + columns.first,
+                  (columns.last - columns.first) * sizeof(Scalar));
+    }
+    if (part.team && s + 1 < steps.T) barrier(*part.team, runtime);
+  }
+}
+
+template <class Scalar>
+void forward(const Forward<Scalar>& args, const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  const int64_t panels = panel_count<Scalar>(layer.H);
+  ForwardWork<Scalar> work;
+  work.plan = choose_plan(layer.steps, layer.D, layer.H, panels, sizeof(Scalar), runtime.threads);
+  work.bias = scratch<Scalar>(runtime, panels * Shape<Scalar>::panel_width);
+  work.weights = scratch<Scalar>(runtime, panels_size<Scalar>(layer.D + layer.H, layer.H));
+  work.zeros = scratch<Scalar>(runtime, layer.H);
+  std::memset(work.zeros, 0, layer.H * sizeof(Scalar));
+  pack_forward(layer, work, runtime);
+  run_plan(work.plan, layer, runtime, work.team,
+           [&](const Part<Scalar>& part) { forward_part(args, work, part, runtime); });
+}
+
+// ---- Backward ----
+//
+// A block of time steps at once: first the recurrence dz_t = (grad_output_t + grad_h_t) act'(z_t),
+// grad_h_{t-1} = dz_t W_hh, last step first; then, over all rows of the block, the products that
+// are parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The block's rows fit in cache together.
+
+template <class Scalar>
+struct BackwardWork {
+  Plan plan;
+  Scalar* weight_hh;  // panels of W_hh [H, H]
+  Scalar* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
+  Scalar* grad_h;     // [B, H]: grad_hx, or scratch where it is not wanted
+  int64_t capacity;   // rows of a block at most
+  Scalar* dz;         // [capacity, dz_stride], rows in packed order
+  int64_t dz_stride;
+  Scalar* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
+  Scalar* input;     // panels of x [capacity, D], likewise
+  int64_t first;     // the block: times first .. last
+  int64_t last;
+  bool first_block;
+  int64_t counter;
+  Team team;
+};
+
+constexpr int64_t kBlockBytes = int64_t(1) << 20;
+constexpr int64_t kMinBlockRows = 128;
+constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
+constexpr int64_t kTaskRows = 48;    // of C in one unit of work
+
+// The block that ends where the one at first .. last began, in the backward order.
+template <class Scalar>
+inline void next_block(const Layer<Scalar>& layer, BackwardWork<Scalar>& work) {
+  const int64_t wanted =
+      max64(kMinBlockRows, kBlockBytes / ((2 * layer.H + layer.D) * int64_t(sizeof(Scalar))));
+  int64_t rows = 0;
+  if (layer.reverse) {
+    work.first = work.last;
+    while (work.last < layer.steps.T && rows < wanted) {
+      rows += count_at(layer.steps, work.last++);
+    }
+  } else {
+    work.last = work.first;
+    while (work.first > 0 && rows < wanted) rows += count_at(layer.steps, --work.first);
+  }
+}
+
+template <class Scalar>
+inline void backward_recurrence(const Backward<Scalar>& args, const BackwardWork<Scalar>& work,
+                                const Part<Scalar>& part, const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const Slice slice = part.slice;
+  const Columns columns = part.columns;
+  const int64_t width = columns.last - columns.first;
+  const int64_t H = layer.H;
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+
+  if (work.first_block) {
+    for (int64_t b = slice.begin; b < slice.end; ++b) {
+      Scalar* grad_h = work.grad_h + b * H + columns.first;
+      if (args.grad_h_n) {
+        std::memcpy(grad_h, args.grad_h_n + b * args.grad_h_n_stride + columns.first,
+                    width * sizeof(Scalar));
+      } else {
+        std::memset(grad_h, 0, width * sizeof(Scalar));
+      }
+    }
+  }
+
+  const int64_t base = rows_before(steps, work.first);
+  for (int64_t s = work.first; s < work.last; ++s) {
+    const int64_t t = layer.reverse ? s : work.last - 1 - (s - work.first);
+    const int64_t row = rows_before(steps, t) - base;
+    const int64_t continued = continued_end(layer, t, slice);
+    const int64_t end = alive_end(steps, t, slice);
+    for (int64_t b = slice.begin; b < end; ++b) {
+      activate_backward(
+          layer.activation, row_at(args.output, steps, t, b) + columns.first,
+          work.grad_h + b * H + columns.first,
+          args.grad_output.data ? row_at(args.grad_output, steps, t, b) + columns.first : nullptr,
+          work.dz + (row + b) * work.dz_stride + columns.first, width);
+    }
+    if (args.grad_weight_ih) {
+      for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
+        const Scalar* h = b < continued ? row_at(args.output, steps, time_before(layer, t), b)
+                          : layer.hx    ? layer.hx + b * layer.hx_stride
+                                        : nullptr;
+        for (int64_t j = 0; j < H; j += w) {
+          pack_row(h, H, j, work.previous + j * work.capacity + (row + b) * w);
+        }
+        const Scalar* x = row_at(layer.input, steps, t, b);
+        for (int64_t j = 0; j < layer.D; j += w) {
+          pack_row(x, layer.D, j, work.input + j * work.capacity + (row + b) * w);
+        }
+      }
+    }
+    if (part.team) barrier(*part.team, runtime);
+    const int64_t wanted = args.grad_hx ? end : continued;
+    const Operand<Scalar> operand{work.dz + (row + slice.begin) * work.dz_stride,
+                                  work.dz_stride,
+                                  1,
+                                  work.weight_hh,
+                                  H * w,
+                                  H};
+    const Target<Scalar> target{work.grad_h + slice.begin * H, H, nullptr, 0, false};
+    product<Scalar, false>(&operand, 1, target, wanted - slice.begin, columns.first, columns.last,
+                           [](int64_t, int64_t, int64_t, int64_t) {});
+  }
+}
+
+// grad [H, width] (+)= dz^T X over the block's rows, with X [rows, width] in panels.
+template <class Scalar>
+inline void backward_weight(const BackwardWork<Scalar>& work, Share& share, int64_t H, int64_t rows,
+                            const Scalar* panels, int64_t width, Scalar* grad) {
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  const int64_t task_columns = Shape<Scalar>::panel_width;
+  for (int64_t j = 0; j < width; j += task_columns) {
+    for (int64_t i = 0; i < H; i += kTaskRows) {
+      if (!take(share)) continue;
+      for (int64_t k = 0; k < rows; k += kChunkRows) {
+        const Operand<Scalar> operand{
+            work.dz + k * work.dz_stride + i, 1, work.dz_stride, panels + k * w, work.capacity * w,
+            min64(kChunkRows, rows - k)};
+        const Target<Scalar> target{grad + i * width, width, nullptr, 0,
+                                    !(work.first_block && k == 0)};
+        product<Scalar, true>(&operand, 1, target, min64(kTaskRows, H - i), j,
+                              min64(j + task_columns, width),
+                              [](int64_t, int64_t, int64_t, int64_t) {});
+      }
+    }
+  }
+}
+
+template <class Scalar>
+inline void backward_bias(const BackwardWork<Scalar>& work, Share& share, int64_t H, int64_t rows,
+                          Scalar* grad) {
+  if (!take(share)) return;
+  int64_t length = 1;  // of a chain of additions: as many as there are chains
+  while (length * length < rows) ++length;
+  for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+    Vec<Scalar> sum = {};
+    for (int64_t r = 0; r < rows;) {
+      Vec<Scalar> chain = {};
+      for (const int64_t last = min64(r + length, rows); r < last; ++r) {
+        chain += load_upto(work.dz + r * work.dz_stride + j, n);
+      }
+      sum += chain;
+    }
+    store_upto(grad + j, work.first_block ? sum : load_upto(grad + j, n) + sum, n);
+  });
+}
+
+template <class Scalar>
+inline void backward_input(const Backward<Scalar>& args, const BackwardWork<Scalar>& work,
+                           Share& share) {
+  const Layer<Scalar>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const int64_t base = rows_before(steps, work.first);
+  for_each_run(
+      steps, work.first, work.last, Slice{0, steps.B}, is_flat(args.grad_input, steps),
+      [&](const Run& run) {
+        const int64_t dz_step = work.dz_stride * (run.along_time ? steps.B : 1);
+        const int64_t grad_step = run_stride(args.grad_input, run);
+        const Scalar* dz = work.dz + (rows_before(steps, run.t) - base + run.b) * work.dz_stride;
+        Scalar* grad = row_at(args.grad_input, steps, run.t, run.b);
+        for (int64_t i = 0; i < run.rows; i += kTaskRows) {
+          if (!take(share)) continue;
+          const Operand<Scalar> operand{
+              dz + i * dz_step, dz_step, 1, work.weight_ih, layer.H * Shape<Scalar>::panel_width,
+              layer.H};
+          const Target<Scalar> target{grad + i * grad_step, grad_step, nullptr, 0,
+                                      args.accumulate_input};
+          product<Scalar, false>(&operand, 1, target, min64(kTaskRows, run.rows - i), 0, layer.D,
+                                 [](int64_t, int64_t, int64_t, int64_t) {});
+        }
+      });
+}
+
+template <class Scalar>
+void backward(const Backward<Scalar>& args, const Runtime& runtime) {
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  const Layer<Scalar>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const int64_t H = layer.H;
+  const int64_t D = layer.D;
+  BackwardWork<Scalar> work;
+  work.plan = choose_plan(steps, D, H, panel_count<Scalar>(H), sizeof(Scalar), runtime.threads);
+
+  const int64_t start = layer.reverse ? 0 : steps.T;
+  const int64_t finish = layer.reverse ? steps.T : 0;
+  work.capacity = 0;
+  for (work.first = work.last = start; (layer.reverse ? work.last : work.first) != finish;) {
+    next_block(layer, work);
+    work.capacity =
+        max64(work.capacity, rows_before(steps, work.last) - rows_before(steps, work.first));
+  }
+  // The odd number of vectors keeps a column of dz from falling into few cache sets.
+  work.dz_stride = (panel_count<Scalar>(H) * w) + Simd<Scalar>::lanes;
+  work.dz = scratch<Scalar>(runtime, work.capacity * work.dz_stride);
+  work.grad_h = args.grad_hx ? args.grad_hx : scratch<Scalar>(runtime, steps.B * H);
+  work.weight_hh = scratch<Scalar>(runtime, panels_size<Scalar>(H, H));
+  for (int64_t p = 0; p < panel_count<Scalar>(H); ++p) {
+    pack(layer.weight_hh, H, H, p * w, work.weight_hh + p * H * w);
+  }
+  if (args.grad_input.data) {
+    work.weight_ih = scratch<Scalar>(runtime, panels_size<Scalar>(H, D));
+    for (int64_t p = 0; p < panel_count<Scalar>(D); ++p) {
+      pack(layer.weight_ih, H, D, p * w, work.weight_ih + p * H * w);
+    }
+  }
+  if (args.grad_weight_ih) {
+    work.previous = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, H));
+    work.input = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, D));
+  }
+
+  work.first_block = true;
+  for (work.first = work.last = start; (layer.reverse ? work.last : work.first) != finish;) {
+    next_block(layer, work);
+    run_plan(work.plan, layer, runtime, work.team,
+             [&](const Part<Scalar>& part) { backward_recurrence(args, work, part, runtime); });
+    if (args.grad_weight_ih || args.grad_input.data) {
+      work.counter = 0;
+      const int64_t rows = rows_before(steps, work.last) - rows_before(steps, work.first);
+      run_parallel(runtime, work.plan.workers, [&](int64_t, int64_t) {
+        Share share = share_of(&work.counter);
+        if (args.grad_weight_ih) {
+          backward_weight(work, share, H, rows, work.previous, H, args.grad_weight_hh);
+          backward_weight(work, share, H, rows, work.input, D, args.grad_weight_ih);
+          if (args.grad_bias) backward_bias(work, share, H, rows, args.grad_bias);
+        }
+        if (args.grad_input.data) backward_input(args, work, share);
+      });
+    }
+    work.first_block = false;
+  }
+}
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,28 @@
+"""`python -m namernn_fast`: versions, the processor's capability and the paths available."""
+
+import platform
+
+import torch
+
+from . import __version__, ops
+
+
+def main() -> None:
+    kernel = f"cpu {ops.cpu_kernel()}" if ops.HAS_EXTENSION else "none (built without a compiler)"
+    lines = {
+        "namernn_fast": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "CPU capability (ATen)": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "fused kernel": kernel,
+        "other devices and dtypes": "reference (ATen operators)",
+    }
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
+
+from typing import overload
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .functional import rnn
+
+
+def _current(module: torch.nn.Module, name: str) -> Tensor:
+    """The tensor in use under that name: the parameter, or what a parametrization makes of it."""
+    parameter = module._parameters.get(name)  # a plain look-up, where getattr costs ten times that
+    return getattr(module, name) if parameter is None else parameter
+
+
+class FusedRNN(torch.nn.RNN):
+    """A drop-in for `torch.nn.RNN` that runs the whole sequence of a layer in one operator.
+
+    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), with act tanh or relu. Constructor,
+    parameters, `state_dict`, initialisation and errors are those of `torch.nn.RNN`, and so is what
+    `forward` returns. Parameters are read at every call: nothing is cached that could go stale.
+
+    Args:
+        input_size: number of features of an input row.
+        hidden_size: number of features of a state.
+        num_layers: layers stacked on one another.
+        nonlinearity: "tanh" or "relu".
+        bias: whether there are bias_ih and bias_hh.
+        batch_first: whether input and output are (batch, seq_len, features).
+        dropout: probability for dropout between layers while training.
+        bidirectional: whether every layer also runs from the end of the sequences.
+        device, dtype: of the parameters. float32 and float64 on a CPU take the fused kernel,
+            everything else ATen operators; `namernn_fast.explain` tells.
+    """
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input, hx=None):
+        """Runs the layer over whole sequences.
+
+        Args:
+            input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
+                (seq_len, input_size) for one sequence, or a PackedSequence, sorted or not.
+            hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
+                sequence; None for zeros.
+
+        Returns:
+            output: like input with num_directions * hidden_size features, and h_n: like hx.
+
+        Raises what `namernn_fast.rnn` raises.
+        """
+        return rnn(
+            input,
+            hx,
+            [_current(self, name) for name in self._flat_weights_names],
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            bidirectional=self.bidirectional,
+            training=self.training,
+        )
+
+
+class FusedRNNCell(torch.nn.RNNCell):
+    """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
+
+    Constructor, parameters, `state_dict`, initialisation and errors are those of
+    `torch.nn.RNNCell`.
+    """
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
+
+        Args:
+            input: (batch, input_size), or (input_size).
+            hx: (batch, hidden_size), or (hidden_size); None for zeros.
+
+        Raises:
+            ValueError: input or hx has neither 1 nor 2 dimensions, or another dtype than the
+                weights.
+            RuntimeError: a size or device does not fit, or the nonlinearity is unknown.
+        """
+        if input.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+            hx = None if hx is None else hx.unsqueeze(0)
+        if input.shape[1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.shape[1]} "
+                f"expected {self.input_size}"
+            )
+        if hx is not None:
+            if hx.shape[-1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden0 has inconsistent hidden_size: got {hx.shape[-1]}, "
+                    f"expected {self.hidden_size}"
+                )
+            if hx.shape[0] != input.shape[0]:
+                raise RuntimeError(
+                    f"Input batch size {input.shape[0]} doesn't match hidden0 batch size "
+                    f"{hx.shape[0]}"
+                )
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        _, h_n = rnn(
+            input.unsqueeze(0),
+            None if hx is None else hx.unsqueeze(0),
+            [_current(self, name) for name in names],
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+        )
+        return h_n[0] if batched else h_n[0, 0]
+
+
+_FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
+
+
+def replace_rnn(model: torch.nn.Module) -> torch.nn.Module:
+    """Turns every `nn.RNN` and `nn.RNNCell` in `model`, itself included, into the fused one.
+
+    The modules stay the same objects, so parameters, buffers, hooks, training flags and every
+    reference to them stay as they are; only their class changes. Subclasses of the user's own are
+    left alone, for what they override is unknown.
+
+    Args:
+        model: any module. Anything else is a TypeError.
+
+    Returns:
+        `model`, for chaining.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if type(module) in _FUSED:
+            module.__class__ = _FUSED[type(module)]
+    return model
