@@ -1,0 +1,143 @@
+"""Runs a layer forward and backward on one case, ours, `nn.RNN` or the oracle, by named results."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import oracle
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+LAYOUTS = ("dense", "sliced", "packed", "packed unsorted")
+
+
+@dataclass
+class Case:
+    """A layer's options, sizes and random values in float64."""
+
+    D: int
+    H: int
+    T: int
+    B: int
+    options: dict = field(default_factory=dict)
+    layout: str = "dense"
+    with_hx: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def randn(*size):
+            return torch.randn(*size, dtype=torch.float64, generator=generator)
+
+        self.module = torch.nn.RNN(self.D, self.H, dtype=torch.float64, **self.options)
+        bound = self.H**-0.5
+        self.weights = [
+            (torch.rand(p.shape, dtype=torch.float64, generator=generator) * 2 - 1) * bound
+            for p in self.module.parameters()
+        ]
+        states = self.module.num_layers * (2 if self.module.bidirectional else 1)
+        # Twice as wide, so that "sliced" can leave every other feature out.
+        self.x = randn(self.T, self.B, 2 * self.D)
+        self.hx = randn(states, self.B, self.H) if self.with_hx else None
+        lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
+        if self.B:
+            lengths[generator.initial_seed() % self.B] = self.T
+        if self.layout == "packed":
+            lengths = lengths.sort(descending=True).values
+        elif self.layout != "packed unsorted":
+            lengths[:] = self.T
+        self.lengths = lengths.tolist()
+        width = self.H * (2 if self.module.bidirectional else 1)
+        self.grad_output = randn(self.T, self.B, width)
+        self.grad_h_n = randn(states, self.B, self.H)
+
+    def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
+        """Outputs padded to (T, B, ...) and every gradient."""
+        module = layer_class(self.D, self.H, dtype=dtype, **self.options)
+        with torch.no_grad():
+            for p, value in zip(module.parameters(), self.weights, strict=True):
+                p.copy_(value)
+        batch_first = module.batch_first
+        source = self.x.to(dtype)
+        if self.layout == "sliced":  # every other feature: no stride is that of a whole tensor
+            x = source[..., ::2]
+        else:
+            x = source[..., ::2].contiguous()
+        x = (x.transpose(0, 1) if batch_first else x).detach().requires_grad_()
+        hx = None if self.hx is None else self.hx.to(dtype, copy=True).requires_grad_()
+        packed = self.layout.startswith("packed")
+        if packed:
+            input = pack_padded_sequence(
+                x, self.lengths, batch_first=batch_first, enforce_sorted=self.layout == "packed"
+            )
+        else:
+            input = x
+        output, h_n = module(input, hx)
+        if packed:
+            assert isinstance(output, PackedSequence)
+            output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, total_length=self.T)
+        elif batch_first:
+            output = output.transpose(0, 1)
+        torch.autograd.backward(
+            [output, h_n], [self.grad_output.to(dtype), self.grad_h_n.to(dtype)]
+        )
+        results = {
+            "output": output,
+            "h_n": h_n,
+            "grad_input": x.grad.transpose(0, 1) if batch_first else x.grad,
+        }
+        if hx is not None:
+            results["grad_hx"] = hx.grad
+        for name, p in module.named_parameters():
+            results[f"grad_{name}"] = p.grad
+        return {name: value.detach() for name, value in results.items()}
+
+    def run_oracle(self, dtype) -> dict[str, np.ndarray]:
+        """The same from the NumPy oracle, with values first rounded to `dtype`."""
+        precise = np.float64 if dtype.itemsize < 8 else np.longdouble
+
+        def exact(tensor):
+            return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
+
+        x = exact(self.x[..., ::2])
+        grad_output = exact(self.grad_output)
+        weights = [exact(w) for w in self.weights]
+        hx = exact(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx)
+        options = (self.module.nonlinearity, self.module.bidirectional)
+        sequences = [x[:length, b] for b, length in enumerate(self.lengths)]
+        outputs, h_n, tape = oracle.rnn(sequences, hx, weights, *options)
+        grad_sequences, grad_hx, grad_weights = oracle.rnn_backward(
+            tape,
+            hx,
+            weights,
+            *options,
+            [grad_output[:length, b] for b, length in enumerate(self.lengths)],
+            exact(self.grad_h_n),
+        )
+
+        def padded(rows, width):
+            result = np.zeros((self.T, self.B, width), precise)
+            for b, row in enumerate(rows):
+                result[: len(row), b] = row
+            return result
+
+        results = {
+            "output": padded(outputs, grad_output.shape[-1]),
+            "h_n": h_n,
+            "grad_input": padded(grad_sequences, self.D),
+        }
+        if self.hx is not None:
+            results["grad_hx"] = grad_hx
+        names = [name for name, _ in self.module.named_parameters()]
+        for name, grad in zip(names, grad_weights, strict=True):
+            results[f"grad_{name}"] = grad
+        return results
+
+    def add_to(self, budget, layer_class, dtype) -> None:
+        """Runs the case on all three and adds every result to the budget."""
+        ours = self.run(layer_class, dtype)
+        theirs = self.run(torch.nn.RNN, dtype)
+        reference = self.run_oracle(dtype)
+        shape = (self.D, self.H, self.T, self.B)
+        for name, value in reference.items():
+            budget.add((*shape, name), ours[name], theirs[name], value)

@@ -1,0 +1,107 @@
+"""`FusedRNN` against `nn.RNN` and the oracle: every combination of options, every result."""
+
+import itertools
+
+import pytest
+import torch
+from budget import Budget
+from cases import LAYOUTS, Case
+
+from namernn_fast import FusedRNN
+
+# (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and
+# thin batches, more steps than one projection block.
+SHAPES = {
+    torch.float32: [
+        (1, 1, 1, 1),
+        (1, 1, 4, 3),
+        (3, 2, 3, 2),
+        (5, 7, 6, 3),
+        (64, 64, 8, 16),
+        (3, 100, 4, 7),
+        (57, 130, 3, 1),
+        (20, 33, 5, 70),
+    ],
+    torch.float64: [(1, 1, 4, 3), (3, 2, 3, 2), (5, 7, 6, 3), (16, 32, 4, 8), (3, 37, 3, 13)],
+}
+OPTIONS = [
+    dict(
+        zip(
+            ("nonlinearity", "bias", "batch_first", "bidirectional", "num_layers"),
+            values,
+            strict=True,
+        )
+    )
+    for values in itertools.product(
+        ("tanh", "relu"), (True, False), (False, True), (False, True), (1, 2)
+    )
+]
+
+
+def draws(shape):
+    """Enough that the few numbers of a small layer are a sample."""
+    return 6 if max(shape) < 8 else 1
+
+
+def name_of(options):
+    return "-".join(f"{value}" for value in options.values())
+
+
+@pytest.mark.parametrize("dtype", SHAPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+def test_every_option(options, dtype):
+    budget = Budget(dtype)
+    seeds = itertools.count()
+    for layout, with_hx in itertools.product(LAYOUTS, (True, False)):
+        for shape in SHAPES[dtype]:
+            for _ in range(draws(shape)):
+                Case(*shape, options, layout, with_hx, next(seeds)).add_to(budget, FusedRNN, dtype)
+    budget.check()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_many_steps(layout, bidirectional):
+    """More steps than the projection and the backward pass take at once."""
+    budget = Budget(torch.float32)
+    for shape in [(16, 32, 700, 2), (8, 24, 700, 1), (4, 200, 300, 5)]:
+        for seed in range(4):
+            case = Case(*shape, {"bidirectional": bidirectional}, layout, seed=seed)
+            case.add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_threads(threads, layout, count):
+    """However many threads share the work, and however they share it."""
+    threads(count)
+    budget = Budget(torch.float32)
+    # Few sequences share the hidden units out, many the batch, and the last runs on one thread.
+    for seed, shape in enumerate([(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]):
+        case = Case(*shape, {"batch_first": seed % 2 == 0}, layout, seed=seed)
+        case.add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout(training):
+    """The same elements are dropped as in `nn.RNN` from the same seed, and none in evaluation."""
+    theirs = torch.nn.RNN(5, 8, num_layers=3, dropout=0.5)
+    ours = FusedRNN(5, 8, num_layers=3, dropout=0.5)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(6, 4, 5)
+    results = []
+    for module in (ours, theirs):
+        module.train(training)
+        torch.manual_seed(1)
+        results.append(module(x))
+    precise = torch.nn.RNN(5, 8, num_layers=3, dropout=0.5, dtype=torch.float64).train(training)
+    precise.load_state_dict(theirs.state_dict())
+    torch.manual_seed(1)
+    budget = Budget(torch.float32)
+    exact = precise(x.double())
+    for name, mine, his, reference in zip(("output", "h_n"), *results, exact, strict=True):
+        budget.add(name, mine, his, reference.detach().numpy())
+    budget.check()
+    assert (results[0][0] != ours(x)[0]).any() == training
