@@ -1,0 +1,332 @@
+"""The command line: what it prints, and its one line and exit code for everything that fails."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from namernn_fast.names import __main__ as cli
+from namernn_fast.names import data
+from namernn_fast.names.sample import SAMPLE
+
+SMALL = ["--embedding-size", "16", "--hidden-size", "32"]
+PROGRAM = "python -m namernn_fast.names"
+
+
+@pytest.fixture
+def folder(make_folder):
+    return make_folder({language: "\n".join(names) for language, names in SAMPLE.items()})
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*argv):
+        code = cli.main(list(map(str, argv)))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Run, expecting one line on standard error and nothing else; return the code and the line."""
+
+    def fails(*argv):
+        code, out, err = run(*argv)
+        assert out == ""
+        start, _, message = err.partition(": error: ")
+        assert start == PROGRAM
+        assert message.count("\n") == 1
+        return code, message.removesuffix("\n")
+
+    return fails
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No route to the data: an address that is none fails at once, without a retry."""
+    monkeypatch.setattr(data, "DATA_URL", "nowhere")
+
+
+def test_train_then_predict(folder, run, cache):
+    code, out, err = run("train", "--data", folder, "--epochs", 2, *SMALL)
+    assert (code, err) == (0, "")
+    first, *epochs, last = out.splitlines()
+    rows = sum(map(len, SAMPLE.values()))
+    assert first == f"{rows} names in 18 languages from the folder {folder}"
+    assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
+    assert last == f"saved {cache / 'names.pt'}"
+    assert list(cache.iterdir()) == [cache / "names.pt"]
+
+    code, out, err = run("predict", "Ślusàrski", "Kim", "--top", 2)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0::3] == ["Ślusàrski", "Kim"]
+    for best, second in (lines[1:3], lines[4:6]):
+        answers = [re.fullmatch(r"  ([01]\.\d{3})  (\w+)", line) for line in (best, second)]
+        assert float(answers[0][1]) >= float(answers[1][1]) > 0
+        assert {answer[2] for answer in answers} <= set(SAMPLE)
+
+    code, out, _ = run("predict", "Kim", "--top", 99)
+    assert sorted(line.split()[-1] for line in out.splitlines()[1:]) == sorted(SAMPLE)
+
+
+def test_every_option_of_train_arrives(folder, run, tmp_path):
+    path = tmp_path / "model.pt"
+    options = {
+        "--epochs": 1,
+        "--batch-size": 50,
+        "--lr": 0.01,
+        "--clip": 0.5,
+        "--seed": 9,
+        "--held-out": 0.3,
+        "--embedding-size": 5,
+        "--hidden-size": 7,
+        "--layers": 2,
+        "--dropout": 0.1,
+        "--nonlinearity": "relu",
+        "--device": "cpu",
+        "--rnn": "torch",
+        "--checkpoint": path,
+        "--data": folder,
+    }
+    code, out, _ = run("train", "--bidirectional", *(x for pair in options.items() for x in pair))
+    assert code == 0
+    assert torch.load(path, weights_only=True)["config"] == {
+        "embedding_size": 5,
+        "hidden_size": 7,
+        "num_layers": 2,
+        "bidirectional": True,
+        "nonlinearity": "relu",
+        "dropout": 0.1,
+    }
+    expected = cli.fit(
+        data.read_names(folder),
+        epochs=1,
+        batch_size=50,
+        lr=0.01,
+        clip_norm=0.5,
+        seed=9,
+        held_out=0.3,
+        embedding_size=5,
+        hidden_size=7,
+        num_layers=2,
+        dropout=0.1,
+        nonlinearity="relu",
+        bidirectional=True,
+        rnn_class=torch.nn.RNN,
+    )
+    figures = str(expected.history[0]).rpartition(";")[0]
+    assert figures in out
+    assert run("predict", "Kim", "--checkpoint", path, "--rnn", "torch")[0] == 0
+
+
+def test_the_same_command_prints_the_same(folder, run):
+    def printed():
+        out = run("train", "--data", folder, "--epochs", 2, *SMALL)[1]
+        return re.sub(r"; [\d.]+ s$", "", out, flags=re.MULTILINE)
+
+    assert printed() == printed()
+
+
+def test_the_sample_is_announced(run, offline, caplog):
+    code, out, _ = run("train", "--epochs", 1, *SMALL)
+    assert code == 0
+    assert out.splitlines()[0].endswith(" names in 18 languages from the embedded sample")
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("nowhere: download failed (Invalid URL")
+    assert record.getMessage().endswith(
+        "; going on with the small embedded sample, not the data set"
+    )
+
+
+def test_no_network_without_the_sample_is_a_failure(fails, offline):
+    code, message = fails("train", "--no-sample")
+    assert code == 1
+    assert message.startswith("nowhere: download failed (Invalid URL")
+
+
+def test_bad_data(fails, tmp_path, monkeypatch):
+    path = tmp_path / "data"
+    missing = f"{path}: there is no such folder or file"
+    assert fails("train", "--data", path) == (2, missing)
+    assert fails("train", "--data", "") == (2, "the path of the data is empty")
+    path.write_bytes(b"PK")
+    assert fails("train", "--data", path) == (
+        2,
+        f"{path}: not a readable zip (File is not a zip file)",
+    )
+    monkeypatch.setenv("NAMERNN_FAST_DATA", f"{path}\n{path}")
+    assert fails("train") == (
+        2,
+        f"NAMERNN_FAST_DATA: {path} {path}: there is no such folder or file",
+    )
+
+
+def test_a_held_out_share_of_nothing(fails, folder, capsys):
+    assert cli.main(["train", "--data", str(folder), "--held-out", "0"]) == 2
+    assert capsys.readouterr().err == (
+        f"{PROGRAM}: error: the held-out share must be between 0 and 1, not 0.0\n"
+    )
+
+
+def test_dropout_that_would_do_nothing(fails):
+    assert fails("train", "--dropout", 0.5) == (
+        2,
+        "--dropout acts between layers, so it needs --layers 2 or more",
+    )
+
+
+def test_a_path_does_not_steer_the_terminal(fails):
+    assert fails("train", "--data", "\x1b[2J\x07") == (
+        2,
+        r"\x1b[2J\x07: there is no such folder or file",
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--epochs", "0", "'0' is not a whole number above 0"),
+        ("--batch-size", "1.5", "'1.5' is not a whole number above 0"),
+        ("--hidden-size", "99999999999", "'99999999999' is not a whole number above 0"),
+        ("--layers", "-1", "'-1' is not a whole number above 0"),
+        ("--lr", "nan", "'nan' is not a number above 0"),
+        ("--lr", "inf", "'inf' is not a number above 0"),
+        ("--clip", "0", "'0' is not a number above 0"),
+        ("--dropout", "1", "'1' is not a number from 0 to below 1"),
+        ("--held-out", "x", "'x' is not a number from 0 to below 1"),
+        ("--seed", "-1", "'-1' is not a whole number from 0 to 2**63 - 1"),
+        ("--checkpoint", "", "the path is empty"),
+        ("--device", "abacus", "abacus cannot be used ("),
+        ("--device", "meta", "meta cannot be used ("),
+        ("--nonlinearity", "sigmoid", "invalid choice: 'sigmoid'"),
+        ("--rnn", "gru", "invalid choice: 'gru'"),
+    ],
+)
+def test_bad_options(option, value, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["train", option, value])
+    assert exit.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"{PROGRAM} train: error: argument {option}: {message}")
+
+
+@pytest.mark.parametrize("argv", [[], ["predict"], ["guess", "Kim"]])
+def test_bad_commands(argv, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(argv)
+    assert exit.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_predict_without_a_usable_checkpoint(fails, cache):
+    path = cache / "names.pt"
+    advice = "run `python -m namernn_fast.names train` first"
+    assert fails("predict", "Kim") == (2, f"{path}: there is no checkpoint here; {advice}")
+    cache.mkdir(parents=True)
+    path.write_bytes(b"odd")
+    assert fails("predict", "Kim") == (
+        2,
+        f"{path}: not a checkpoint of namernn_fast.names; {advice}",
+    )
+
+
+def test_predict_of_a_name_that_cannot_be_read(folder, run, fails):
+    run("train", "--data", folder, "--epochs", 1, *SMALL)
+    code, message = fails("predict", "Kim", "Иванов")
+    assert code == 2
+    assert message.startswith("'Иванов' holds no usable character: ")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_known_before_the_training(fails, folder, tmp_path):
+    assert fails("train", "--data", folder, "--checkpoint", tmp_path) == (
+        2,
+        f"{tmp_path}: not a plain file",
+    )
+    blocked = folder / "Arabic.txt" / "names.pt"
+    code, message = fails("train", "--data", folder, "--checkpoint", blocked)
+    assert code == 1
+    assert str(folder / "Arabic.txt") in message
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (RuntimeError("out of\nmemory"), 1, "out of memory"),
+        (MemoryError(), 1, "MemoryError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failures_while_running(fails, folder, cache, monkeypatch, failure, code, message):
+    def fail(*arguments, **options):
+        raise failure
+
+    monkeypatch.setattr(cli, "load_names", fail)
+    assert fails("train") == (code, message)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_missing_package(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "requests", None)
+    assert fails("train") == (
+        1,
+        "requests is not installed; run: pip install 'namernn_fast[names]'",
+    )
+
+
+def start(root, *argv, **options):
+    return subprocess.Popen(
+        [sys.executable, *argv],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_as_a_program(root, folder, tmp_path):
+    """Through the interpreter: the warning on standard error, the exit codes, a lost reader."""
+    (folder / "Polish.txt").write_text("Nowak\n\nKowalski\n")
+    path = tmp_path / "model.pt"
+    train = start(
+        root,
+        "-m",
+        "namernn_fast.names",
+        "train",
+        "--data",
+        folder,
+        "--epochs",
+        "1",
+        "--checkpoint",
+        path,
+        *SMALL,
+    )
+    out, err = train.communicate()
+    assert train.returncode == 0
+    assert out.endswith(f"saved {path}\n")
+    assert err == (
+        f"the folder {folder}: skipped 1 empty lines and 0 names with no usable character\n"
+    )
+    left = start(root, "-m", "namernn_fast.names", "predict", "Kim", "--checkpoint", path)
+    left.stdout.close()
+    assert left.wait() == 1
+    assert left.stderr.read() == ""
+    left.stderr.close()
+
+
+def test_the_package_needs_torch_alone(root):
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('requests', 'tqdm', 'urllib3')));"
+        "import namernn_fast.names as names;"
+        "from namernn_fast.names.data import embedded_sample;"
+        "print(len(names.fit(embedded_sample(), epochs=1).history))"
+    )
+    process = start(root, "-c", code)
+    assert process.communicate() == ("1\n", "")

@@ -1,0 +1,289 @@
+"""Where the names come from, and what broken or hostile sources lead to."""
+
+import io
+import random
+import struct
+import zipfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from namernn_fast.names import InputError, data, fold, load_names, read_names
+from namernn_fast.names.sample import SAMPLE
+
+COUNTS = {
+    "Arabic": 2000,
+    "Chinese": 268,
+    "Czech": 519,
+    "Dutch": 297,
+    "English": 3668,
+    "French": 277,
+    "German": 724,
+    "Greek": 203,
+    "Irish": 232,
+    "Italian": 709,
+    "Japanese": 991,
+    "Korean": 94,
+    "Polish": 139,
+    "Portuguese": 74,
+    "Russian": 9408,
+    "Scottish": 100,
+    "Spanish": 298,
+    "Vietnamese": 73,
+}
+TWO = {"data/names/Basque.txt": "Etxeberria\nAgirre\n", "data/names/Welsh.txt": "Llewelyn\nPugh"}
+
+
+def test_the_real_folder(real_folder):
+    names = load_names(real_folder)
+    assert names.source == f"the folder {real_folder}"
+    assert not names.is_sample
+    assert names.languages == tuple(COUNTS)
+    assert names.counts() == COUNTS
+    assert len(names.rows) == 20_074
+    assert len(set(names.rows)) == 18_015
+
+
+def test_the_real_files_give_the_same_rows_from_a_zip(real_folder, make_zip):
+    members = {f"data/names/{path.name}": path.read_bytes() for path in real_folder.glob("*.txt")}
+    assert load_names(make_zip(members)).rows == load_names(real_folder).rows
+
+
+def test_the_sample():
+    sample = data.embedded_sample()
+    assert sample.is_sample
+    assert sample.source == "the embedded sample"
+    assert sample.languages == tuple(COUNTS)
+    assert min(sample.counts().values()) >= 15
+    assert len(sample.rows) == sum(map(len, SAMPLE.values())) >= 300
+    assert len(set(sample.rows)) == len(sample.rows)
+    assert all(fold(name) for name, _ in sample.rows)
+
+
+def test_a_folder(make_folder):
+    folder = make_folder(
+        {"Welsh": "Llewelyn\r\nPugh ", "Basque": "\ufeffAgirre\n", "Basque-B": "Etxe"}
+    )
+    (folder / ".hidden.txt").write_text("no\n")
+    (folder / "notes.md").write_text("no\n")
+    (folder / "Folder.txt").mkdir()
+    names = read_names(folder)
+    assert names.languages == ("Basque", "Basque-B", "Welsh")
+    assert names.rows == (("Agirre", 0), ("Etxe", 1), ("Llewelyn", 2), ("Pugh", 2))
+    assert names.source == f"the folder {folder}"
+
+
+def test_a_zip_is_read_for_its_expected_members_alone(make_zip, tmp_path):
+    odd = (
+        "data/names/../../evil.txt",
+        "data/names/../Evil.txt",
+        "data/names/..txt",
+        "data/names/sub/Evil.txt",
+        "data/names/sub\\Evil.txt",
+        "/data/names/Evil.txt",
+        "../data/names/Evil.txt",
+        "data/names/.Evil.txt",
+        "__MACOSX/data/names/Evil.txt",
+        "data/eng-fra.txt",
+    )
+    path = make_zip(TWO | dict.fromkeys(odd, b"\xff" * 2**23))
+    before = sorted(tmp_path.rglob("*"))
+    names = read_names(path)
+    assert names.source == f"the zip {path}"
+    assert names.languages == ("Basque", "Welsh")
+    assert names.rows == (("Etxeberria", 0), ("Agirre", 0), ("Llewelyn", 1), ("Pugh", 1))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_named_data_comes_before_the_variable_and_the_variable_before_the_cache(
+    make_folder, make_zip, cache, monkeypatch
+):
+    cache.mkdir(parents=True)
+    make_zip(TWO).rename(cache / "data.zip")
+    assert load_names().source == f"the cached download {cache / 'data.zip'}"
+    monkeypatch.setenv("NAMERNN_FAST_DATA", "")
+    assert load_names().languages == ("Basque", "Welsh")
+    monkeypatch.setenv("NAMERNN_FAST_DATA", str(make_folder({"Thai": "Saetang"}, "variable")))
+    assert load_names().languages == ("Thai",)
+    assert load_names(make_folder({"Maori": "Ngata"}, "named")).languages == ("Maori",)
+
+
+@pytest.mark.parametrize("home", [None, "relative"])
+def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    if home is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+    assert data.cache_folder() == tmp_path / ".cache" / "namernn_fast"
+
+
+def test_what_is_skipped_is_said_once(make_folder, caplog):
+    folder = make_folder({"Basque": "Agirre\n\n \nßß\n", "Welsh": "Pugh\n\n\n\nPrice\n李"})
+    names = read_names(folder)
+    assert names.rows == (("Agirre", 0), ("Pugh", 1), ("Price", 1))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the folder {folder}: skipped 5 empty lines and 2 names with no usable character"
+    ]
+
+
+def refusal(path):
+    with pytest.raises(InputError) as error:
+        load_names(path)
+    return str(error.value)
+
+
+def test_a_missing_path_is_an_error(tmp_path, monkeypatch):
+    missing = tmp_path / "missing"
+    assert refusal(missing) == f"{missing}: there is no such folder or file"
+    monkeypatch.setenv("NAMERNN_FAST_DATA", str(missing))
+    assert refusal(None) == f"NAMERNN_FAST_DATA: {missing}: there is no such folder or file"
+    assert refusal("") == "the path of the data is empty"
+
+
+def test_a_device_is_an_error():
+    assert refusal("/dev/null") == "/dev/null: neither a folder nor a zip"
+
+
+def test_a_folder_without_names_is_an_error(make_folder):
+    folder = make_folder({})
+    (folder / "readme.md").write_text("hello\n")
+    assert refusal(folder) == (
+        f"{folder}: no names here; one <Language>.txt for each language is needed"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "\n \n\n", "ß\n123\n"])
+def test_a_language_without_names_is_an_error(make_folder, text):
+    folder = make_folder({"Basque": "Agirre", "Welsh": text})
+    assert refusal(folder) == f"the folder {folder}: Welsh.txt holds no names"
+
+
+@pytest.mark.parametrize("content", ["Müller".encode("latin-1"), "Agirre\n".encode("utf-16")])
+def test_a_file_that_is_not_utf8_is_an_error_that_names_it(make_folder, make_zip, content):
+    folder = make_folder({"Basque": "Agirre", "German": content})
+    assert refusal(folder).startswith(f"the folder {folder}: German.txt is not UTF-8 (")
+    path = make_zip({"data/names/German.txt": content})
+    assert refusal(path).startswith(f"the zip {path}: German.txt is not UTF-8 (")
+
+
+def test_a_language_with_control_characters_is_an_error(make_zip):
+    path = make_zip({"data/names/\x1b[2J.txt": "Agirre"})
+    assert refusal(path) == f"the zip {path}: '\\x1b[2J' cannot be the name of a language"
+
+
+def test_a_zip_without_names_is_an_error(make_zip):
+    path = make_zip({"names/Basque.txt": "Agirre"})
+    assert refusal(path) == f"{path}: no names here; data/names/<Language>.txt are needed"
+
+
+def test_what_is_not_a_zip_is_an_error(tmp_path):
+    path = tmp_path / "names.zip"
+    path.write_bytes(b"Agirre\n")
+    assert refusal(path) == f"{path}: not a readable zip (File is not a zip file)"
+    path.write_bytes(b"")
+    assert refusal(path) == f"{path}: not a readable zip (File is not a zip file)"
+
+
+def test_a_truncated_zip_is_an_error(make_zip):
+    path = make_zip(TWO)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        assert refusal(path).startswith(f"{path}: not a readable zip (")
+
+
+def test_a_bomb_is_refused_whatever_its_header_says(make_zip):
+    path = make_zip({"data/names/Bomb.txt": b"a" * (data.MAX_FILE_BYTES + 1)})
+    assert path.stat().st_size < 2**13
+    assert refusal(path) == f"{path}: data/names/Bomb.txt: too large, more than 4 MiB"
+    content = path.read_bytes()
+    size = struct.pack("<I", data.MAX_FILE_BYTES + 1)
+    assert content.count(size) == 2
+    path.write_bytes(content.replace(size, struct.pack("<I", 7)))
+    assert refusal(path).startswith(f"{path}: not a readable zip (Bad CRC-32")
+
+
+def test_a_folder_is_limited_as_a_zip_is(make_folder):
+    folder = make_folder({"Bomb": b"a" * (data.MAX_FILE_BYTES + 1)})
+    assert refusal(folder) == f"{folder / 'Bomb.txt'}: too large, more than 4 MiB"
+
+
+def test_many_files_are_limited_in_all(make_folder, make_zip, monkeypatch):
+    monkeypatch.setattr(data, "MAX_TOTAL_BYTES", 2**20)
+    text = "Agirre\n" * (2**20 // 7 // 2)
+    path = make_zip({f"data/names/{language}.txt": text for language in "ABC"})
+    assert refusal(path) == f"the zip {path}: too large, more than 1 MiB"
+    folder = make_folder(dict.fromkeys("ABC", text))
+    assert refusal(folder) == f"the folder {folder}: too large, more than 1 MiB"
+
+
+def test_a_large_archive_is_refused_unread(make_zip, monkeypatch):
+    path = make_zip(TWO)
+    monkeypatch.setattr(data, "MAX_ARCHIVE_BYTES", path.stat().st_size)
+    assert read_names(path).languages == ("Basque", "Welsh")
+    monkeypatch.setattr(data, "MAX_ARCHIVE_BYTES", path.stat().st_size - 1)
+    assert "too large, more than" in refusal(path)
+
+
+def test_a_member_compressed_in_another_way_is_an_error(make_zip):
+    path = make_zip(TWO, zipfile.ZIP_BZIP2)
+    assert refusal(path) == f"{path}: data/names/Basque.txt: compressed in an unknown way"
+
+
+def test_an_encrypted_zip_is_an_error(make_zip):
+    path = make_zip(TWO)
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+    assert "is encrypted, password required for extraction" in refusal(path)
+
+
+@settings(deadline=None, database=None, max_examples=200)
+@given(st.integers(0, 2**32))
+def test_a_damaged_zip_gives_names_or_an_error_that_says_so(tmp_path_factory, seed):
+    chance = random.Random(seed)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for member, text in TWO.items():
+            file.writestr(member, text)
+    content = bytearray(buffer.getvalue())
+    for _ in range(chance.randint(1, 4)):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    path = tmp_path_factory.getbasetemp() / "damaged.zip"
+    path.write_bytes(content)
+    try:
+        outcome = read_names(path).source
+    except InputError as error:
+        outcome = str(error)
+    assert str(path) in outcome
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    with data.replacing(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+
+    def interrupted():
+        with data.replacing(path) as file:
+            file.write(b"tw")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/"])
+def test_only_plain_files_are_replaced(path):
+    with (
+        pytest.raises(InputError, match=f"^{path}: not a plain file$"),
+        data.replacing(data.Path(path)),
+    ):
+        pass

@@ -1,0 +1,194 @@
+"""The download, against a server on this machine."""
+
+import hashlib
+import io
+import sys
+import zipfile
+
+import pytest
+
+from namernn_fast.names import DownloadError, data, load_names
+
+QUICK = {"timeout": (0.5, 0.3), "retries": 0}
+
+
+@pytest.fixture
+def archive():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("data/names/Basque.txt", "Agirre\nEtxeberria\n" * 999)
+        file.writestr("data/names/Welsh.txt", "Pugh")
+    return buffer.getvalue()
+
+
+def answer(content, stated=None, status=200):
+    """Return a responder that states a length, or none where `stated` is "", and the content."""
+
+    def respond(handler):
+        handler.send_response(status)
+        if stated != "":
+            handler.send_header("Content-Length", str(stated or len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return respond
+
+
+def failure(url, path, **options):
+    """Return why the download fails, after checking that it leaves nothing behind."""
+    with pytest.raises(DownloadError) as error:
+        data.download_names(url, path, **(QUICK | options))
+    assert list(path.parent.iterdir()) == []
+    return str(error.value)
+
+
+@pytest.fixture
+def target(cache):
+    return cache / "data.zip"
+
+
+def test_a_download_is_kept_and_used_again(serve, archive, target, caplog, monkeypatch):
+    monkeypatch.setattr(data, "DATA_SHA256", hashlib.sha256(archive).hexdigest())
+    url = serve(answer(archive))
+    names = load_names(url=url)
+    assert names.source == f"a download of {url}"
+    assert names.counts() == {"Basque": 1998, "Welsh": 1}
+    assert target.read_bytes() == archive
+    assert list(target.parent.iterdir()) == [target]
+    again = load_names(url=url)
+    assert again.source == f"the cached download {target}"
+    assert again.rows == names.rows
+    assert serve.requests == 1
+    assert caplog.records == []
+
+
+def test_the_length_need_not_be_stated(serve, archive, target):
+    names = data.download_names(serve(answer(archive, stated="")), target, **QUICK)
+    assert names.languages == ("Basque", "Welsh")
+
+
+def test_progress_is_shown_on_a_terminal_alone(serve, archive, target, capsys, monkeypatch):
+    url = serve(answer(archive))
+    data.download_names(url, target, **QUICK)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    data.download_names(url, target, **QUICK)
+    assert "names: 100%" in capsys.readouterr().err
+
+
+def test_another_checksum_is_a_warning(serve, archive, target, caplog):
+    url = serve(answer(archive))
+    assert data.download_names(url, target, **QUICK).languages == ("Basque", "Welsh")
+    digest = hashlib.sha256(archive).hexdigest()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{url}: not the known version (sha256 {digest})"
+    ]
+
+
+def test_a_broken_cache_is_downloaded_anew(serve, archive, target, caplog):
+    target.parent.mkdir(parents=True)
+    target.write_bytes(archive[:50])
+    assert load_names(url=serve(answer(archive))).languages == ("Basque", "Welsh")
+    assert target.read_bytes() == archive
+    assert caplog.records[0].getMessage() == (
+        f"{target}: not a readable zip (File is not a zip file); downloading it anew"
+    )
+
+
+def test_not_found(serve, target):
+    url = serve(answer(b"no", status=404))
+    assert failure(url, target) == (
+        f"{url}: download failed (404 Client Error: Not Found for url: {url})"
+    )
+
+
+def test_a_servers_error_is_tried_again(serve, archive, target):
+    statuses = iter((503, 200))
+    url = serve(lambda handler: answer(archive, status=next(statuses))(handler))
+    assert data.download_names(url, target, timeout=(1, 1), retries=1).counts()["Welsh"] == 1
+    assert serve.requests == 2
+
+
+def test_a_servers_error_that_stays_is_a_failure(serve, target):
+    url = serve(answer(b"busy", status=503))
+    assert "503 Server Error: Service Unavailable" in failure(url, target, retries=1)
+    assert serve.requests == 2
+
+
+def test_no_server(serve, target):
+    assert "Connection refused" in failure("http://127.0.0.1:1/data.zip", target)
+
+
+def test_an_address_that_is_none(target):
+    assert failure("data.zip", target).startswith("data.zip: download failed (Invalid URL")
+
+
+def test_a_server_that_does_not_answer(serve, target):
+    url = serve(lambda handler: serve.stop.wait(10))
+    assert "Read timed out. (read timeout=0.3)" in failure(url, target)
+
+
+def test_a_server_that_stops_in_the_middle(serve, archive, target):
+    def respond(handler):
+        answer(archive[:100], stated=len(archive))(handler)
+        serve.stop.wait(10)
+
+    assert "Read timed out." in failure(serve(respond), target)
+
+
+def test_a_truncated_body(serve, archive, target):
+    url = serve(answer(archive[:-9], stated=len(archive)))
+    reason = failure(url, target)
+    assert reason.startswith(f"{url}: ")
+    assert str(len(archive) - 9) in reason
+
+
+def test_a_truncated_body_of_unknown_length(serve, archive, target):
+    url = serve(answer(archive[:-9], stated=""))
+    assert failure(url, target) == f"{url}: not a readable zip (File is not a zip file)"
+
+
+def test_a_page_in_the_place_of_the_zip(serve, target):
+    url = serve(answer(b"<html>Please log in</html>"))
+    assert failure(url, target) == f"{url}: not a readable zip (File is not a zip file)"
+
+
+@pytest.mark.parametrize("stated", [None, ""], ids=["stated", "unstated"])
+def test_a_body_that_is_too_large(serve, target, monkeypatch, stated):
+    monkeypatch.setattr(data, "MAX_ARCHIVE_BYTES", 2**18)
+    url = serve(answer(bytes(2**18 + 1), stated))
+    assert failure(url, target) == f"{url}: too large, more than 0.25 MiB"
+
+
+def test_the_sample_is_used_and_announced_when_the_download_fails(serve, caplog, cache):
+    url = serve(answer(b"no", status=404))
+    names = load_names(url=url)
+    assert names.is_sample
+    assert names.source == "the embedded sample"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{url}: download failed (404 Client Error: Not Found for url: {url}); "
+        "going on with the small embedded sample, not the data set"
+    ]
+    assert list(cache.iterdir()) == []
+
+
+def test_without_the_sample_a_failed_download_is_an_error(serve):
+    with pytest.raises(DownloadError, match="404 Client Error"):
+        load_names(url=serve(answer(b"no", status=404)), allow_sample=False)
+
+
+def test_a_disk_that_fails_is_an_error_and_not_the_sample(serve, archive, cache):
+    cache.parent.write_text("a file in the place of a folder")
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        load_names(url=serve(answer(archive)))
+
+
+@pytest.mark.parametrize("module", ["requests", "tqdm"])
+def test_a_missing_package_is_named_with_what_to_install(module, cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as error:
+        load_names()
+    assert str(error.value) == (
+        f"{module} is not installed; run: pip install 'namernn_fast[names]'"
+    )
+    assert list(cache.iterdir()) == []

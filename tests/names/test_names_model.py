@@ -1,0 +1,108 @@
+"""The classifier: which states it reads, and that its two recurrent layers are interchangeable."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from namernn_fast import FusedRNN
+from namernn_fast.names import InputError, NameClassifier, encode, encode_names, predict
+from namernn_fast.names.sample import SAMPLE
+
+NAMES = [name for names in SAMPLE.values() for name in names]
+OPTIONS = [
+    {},
+    {"bidirectional": True},
+    {"num_layers": 2, "nonlinearity": "relu"},
+    {"num_layers": 2, "bidirectional": True},
+]
+options = pytest.mark.parametrize("options", OPTIONS, ids=str)
+
+
+def classifier(rnn_class, **options):
+    torch.manual_seed(5)
+    return NameClassifier(18, 16, 24, rnn_class=rnn_class, **options)
+
+
+def one_by_one(model, names):
+    """The definition: each name alone, unpacked, and the state after its last character read."""
+    logits = []
+    for name in names:
+        output, _ = model.rnn(model.embedding(encode(name).unsqueeze(1)))
+        forward, *backward = output.chunk(model.num_directions, 2)
+        last = torch.cat([forward[-1], *(states[0] for states in backward)], 1)
+        logits.append(model.classifier(last))
+    return torch.cat(logits)
+
+
+@options
+def test_the_two_layers_have_the_same_weights_from_the_same_seed(options):
+    fused, plain = (classifier(kind, **options) for kind in (FusedRNN, nn.RNN))
+    assert type(fused.rnn) is FusedRNN
+    assert type(plain.rnn) is nn.RNN
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(fused.state_dict()[name], value)
+    assert fused.config == plain.config
+
+
+@options
+def test_logits_and_gradients_are_those_of_the_definition(options, within_budget):
+    plain = classifier(nn.RNN, **options)
+    fused = classifier(FusedRNN, **options)
+    oracle = classifier(nn.RNN, **options).double()
+    encoded = encode_names(NAMES)
+    indices = torch.randperm(len(NAMES), generator=torch.Generator().manual_seed(1))
+    chosen = [NAMES[i] for i in indices]
+    logits = {
+        fused: fused(encoded.pack(indices)),
+        plain: plain(encoded.pack(indices)),
+        oracle: one_by_one(oracle, chosen),
+    }
+    assert logits[fused].shape == (len(NAMES), 18)
+    assert logits[fused].dtype == torch.float32
+    within_budget(logits[fused], logits[plain], logits[oracle])
+    weight = torch.randn(len(NAMES), 18, generator=torch.Generator().manual_seed(2))
+    for output in logits.values():
+        (output * weight).sum().backward()
+    for ours, nn_rnn, exact in zip(*(model.parameters() for model in logits), strict=True):
+        within_budget(ours.grad, nn_rnn.grad, exact.grad)
+
+
+def test_a_pack_sequence_of_ones_own_is_as_good():
+    model = classifier(FusedRNN)
+    names = ["Li", "Papadopoulos", "Kim"]
+    own = pack_sequence([encode(name) for name in names], enforce_sorted=False)
+    assert torch.equal(model(own), model(encode_names(names).pack(torch.arange(3))))
+
+
+def test_other_input_is_refused():
+    with pytest.raises(TypeError, match=r"^names must be a PackedSequence, not Tensor$"):
+        classifier(FusedRNN)(encode("Frank"))
+
+
+@pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
+def test_the_layers_own_refusals_come_through(rnn_class):
+    with pytest.raises(ValueError, match="sigmoid"):
+        classifier(rnn_class, nonlinearity="sigmoid")
+
+
+def test_predict_gives_probabilities_in_the_order_of_the_names():
+    model = classifier(FusedRNN, num_layers=2, dropout=0.5)
+    probabilities = predict(model, ["Li", "Papadopoulos", "Kim"])
+    assert probabilities.shape == (3, 18)
+    assert not probabilities.requires_grad
+    assert model.training
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
+    model.eval()
+    encoded = encode_names(["Li", "Papadopoulos", "Kim"])
+    assert torch.equal(probabilities, model(encoded.pack(torch.arange(3))).softmax(1))
+    assert not torch.equal(probabilities[0], probabilities[2])
+
+
+def test_predict_refuses_what_it_cannot_read():
+    model = classifier(FusedRNN)
+    with pytest.raises(InputError, match=r"^'ß' holds no usable character"):
+        predict(model, ["Frank", "ß"])
+    with pytest.raises(InputError, match=r"^no names were given$"):
+        predict(model, [])
