@@ -1,0 +1,60 @@
+"""The one grid: every cell that is timed, in the order in which it is timed and reported."""
+
+from dataclasses import dataclass
+
+FORWARD = "forward"
+TRAINING = "forward + backward"
+MODES = (FORWARD, TRAINING)
+
+DENSE = "dense"
+PACKED = "packed"
+EPOCH = "epoch"
+FAMILIES = (DENSE, PACKED, EPOCH)
+
+BASELINE = "nn.RNN"
+FUSED = "FusedRNN"
+LAYERS = (BASELINE, FUSED)
+
+BATCHES = (1, 16, 64, 256, 1024)
+SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 128))
+PACKED_SHAPE = (64, 256)
+LONGEST_NAME = 20
+EPOCH_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison of the two layers; `seq_len` is None where the names decide the lengths."""
+
+    family: str
+    mode: str
+    batch: int
+    input_size: int
+    hidden_size: int
+    seq_len: int | None = None
+
+    def __str__(self) -> str:
+        sizes = {"D": self.input_size, "H": self.hidden_size, "T": self.seq_len, "B": self.batch}
+        written = "-".join(f"{letter}{size}" for letter, size in sizes.items() if size is not None)
+        return f"{self.family}-{self.mode.replace(' ', '')}-{written}"
+
+    @property
+    def row_work(self) -> int:
+        """Multiply-adds of one sequence's forward pass, at most."""
+        return (
+            (self.seq_len or LONGEST_NAME) * self.hidden_size * (self.input_size + self.hidden_size)
+        )
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of one batch, about: a backward pass does the forward's work twice over."""
+        return self.batch * self.row_work * (3 if self.mode == TRAINING else 1)
+
+
+DENSE_CELLS = tuple(
+    Cell(DENSE, mode, batch, *shape) for mode in MODES for shape in SHAPES for batch in BATCHES
+)
+PACKED_CELLS = tuple(
+    Cell(PACKED, mode, batch, *PACKED_SHAPE) for mode in MODES for batch in BATCHES
+)
+EPOCH_CELLS = (Cell(EPOCH, TRAINING, EPOCH_BATCH, *PACKED_SHAPE),)

@@ -1,0 +1,98 @@
+"""Time two calls against each other on a machine that drifts.
+
+pytest-benchmark times one function at a time, and seconds later the machine is another one. Here
+the two calls of a cell alternate round by round, tens of milliseconds apart, in one process: A B,
+B A, A B, … What slows the machine for a while then slows both, and their medians can be compared.
+
+The rounds are recorded first and handed to pytest-benchmark afterwards, by its documented means
+alone: each call has a test of its own in the cell's group, whose clock is a `Tape` of the recorded
+rounds. Statistics, JSON and comparison tables are therefore pytest-benchmark's own, and every round
+in the JSON is a measured one, in seconds per call. The number of calls in a round differs between
+the two, so that a round of either lasts equally long; it is kept as `iterations` in `extra_info`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long one cell may take, both calls together, and into how many rounds that is cut."""
+
+    seconds: float = 2.0
+    warmup_seconds: float = 0.05
+    round_seconds: float = 0.02
+    min_rounds: int = 3
+    max_rounds: int = 50
+
+
+QUICK = Budget(0.02, warmup_seconds=0.002, round_seconds=0.002, min_rounds=2, max_rounds=5)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of one call: seconds per call, one number a round of `iterations` calls."""
+
+    iterations: int
+    seconds: tuple[float, ...]
+
+
+def timed(call: Call, iterations: int = 1) -> float:
+    """Seconds per call over one round."""
+    start = time.perf_counter()
+    for _ in range(iterations):
+        call()
+    return (time.perf_counter() - start) / iterations
+
+
+def warm_up(call: Call, seconds: float) -> float:
+    """Call for about so many seconds, once at least; the seconds that the fastest call took."""
+    deadline = time.perf_counter() + seconds
+    fastest = timed(call)
+    while time.perf_counter() < deadline:
+        fastest = min(fastest, timed(call))
+    return fastest
+
+
+def race(calls: Mapping[str, Call], budget: Budget) -> dict[str, Rounds]:
+    """Alternate rounds of the calls until the budget is spent or `max_rounds` are run."""
+    fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
+    iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    deadline = time.perf_counter() + budget.seconds
+    for lap in range(budget.max_rounds):
+        if lap >= budget.min_rounds and time.perf_counter() > deadline:
+            break
+        for name in order:
+            seconds[name].append(timed(calls[name], iterations[name]))
+        # Neither call always follows the other, whatever it leaves in the caches.
+        order.reverse()
+    return {name: Rounds(iterations[name], tuple(seconds[name])) for name in calls}
+
+
+class Tape:
+    """A clock that shows recorded durations: a `step` after a `rewind` lasts as its round did."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+        self._rounds: Iterator[float] = iter(())
+
+    def load(self, seconds: Iterable[float]) -> None:
+        # Six digits are finer than any timer here and keep the raw data small.
+        self._rounds = (float(f"{duration:.6g}") for duration in seconds)
+
+    def now(self) -> float:
+        return self._shown
+
+    def rewind(self) -> None:
+        self._shown = 0.0
+
+    def step(self) -> None:
+        self._shown = next(self._rounds, 0.0)
+
+
+TAPE = Tape()
