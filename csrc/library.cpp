@@ -251,7 +251,7 @@ LayerTensors check_layer(const Tensor& input, const std::optional<Tensor>& hx,
     const int64_t B = input.size(batch_first ? 0 : 1);
     layer.steps = {T, B, T * B, nullptr, nullptr};
   }
-  check(layer.steps.T > 0, "input must have at least one time step");
+  check(layer.steps.T > 0, "Expected sequence length to be larger than 0 in RNN");
 
   const size_t directions = size_t(layer.directions);
   check(weights.size() == 2 * directions || weights.size() == 4 * directions,

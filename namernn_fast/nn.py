@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from . import tracing
 from .functional import rnn
 
 
@@ -68,6 +69,9 @@ class FusedRNN(torch.nn.RNN):
             bidirectional=self.bidirectional,
             training=self.training,
         )
+
+
+tracing.allow(FusedRNN)
 
 
 class FusedRNNCell(torch.nn.RNNCell):

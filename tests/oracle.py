@@ -54,7 +54,7 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional):
                 own = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
                 x = layer_input[::-1] if d else layer_input
                 h = direction(x, hx[k + d, b], own, nonlinearity)
-                records.append((x, h, own))
+                records.append((x, hx[k + d, b], h, own))
                 h_n[k + d, b] = h[-1]
                 states.append(h[::-1] if d else h)
             layer_input = np.concatenate(states, -1)
@@ -75,11 +75,11 @@ def rnn_backward(tape, hx, weights, nonlinearity, bidirectional, grad_outputs, g
         for k in reversed(range(0, len(hx), directions)):
             grad_input = 0
             for d in range(directions):
-                x, h, own = records[k + d]
+                x, h0, h, own = records[k + d]
                 grad_states = grad[:, d * hidden_size : (d + 1) * hidden_size]
                 grad_x, grad_hx[k + d, b], own_grads = direction_backward(
                     x,
-                    hx[k + d, b],
+                    h0,
                     h,
                     own,
                     nonlinearity,
@@ -92,3 +92,14 @@ def rnn_backward(tape, hx, weights, nonlinearity, bidirectional, grad_outputs, g
             grad = grad_input
         grad_sequences.append(grad)
     return grad_sequences, grad_hx, grad_weights
+
+
+def distance_from_kinks(tape):
+    """The smallest |z| of any act(z): within rounding of a kink of relu, either side is right."""
+    smallest = np.inf
+    for records in tape:
+        for x, hx, states, (weight_ih, weight_hh, *biases) in records:
+            before = np.concatenate([hx[None], states[:-1]])
+            z = x @ weight_ih.T + before @ weight_hh.T + sum(biases)
+            smallest = min(smallest, np.abs(z).min())
+    return smallest

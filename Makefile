@@ -1,0 +1,44 @@
+# Two commands need nothing beforehand but Python, pip and a C++ compiler: `make bench`, `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The real names, where they lie beside the checkout; else a download, else the sample.
+ifneq ($(wildcard ../shared/data/names),)
+export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
+endif
+
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp) setup.py pyproject.toml
+
+.PHONY: setup test bench check format clean
+
+setup: $(VENV)/installed
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "setuptools>=77" "torch>=2.10"
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench,check,test]"
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
+
+clean:
+	rm -rf $(VENV) build *.egg-info namernn_fast/*.so

@@ -1,0 +1,62 @@
+"""Lets `torch.compile` trace FusedRNN.
+
+Dynamo breaks the graph at `nn.RNN` and every subclass of it, unless `torch._dynamo.config.allow_rnn`
+is set, which would let it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM` too. So the rule is
+lifted while Dynamo looks at a FusedRNN, and only then. Dynamo takes long to import and most programs
+never need it: the change waits until something else imports it. Should a torch version have moved
+the place, Dynamo's own message appears, which says how to set the option.
+"""
+
+import functools
+import importlib.abc
+import importlib.util
+import sys
+
+BUILDER = "torch._dynamo.variables.builder"
+
+
+def allow(module_class: type) -> None:
+    """Has Dynamo trace instances of the class as it would any other module."""
+    if BUILDER in sys.modules:
+        _patch(sys.modules[BUILDER], module_class)
+    else:
+        sys.meta_path.insert(0, _AfterImport(module_class))
+
+
+def _patch(builder, module_class: type) -> None:
+    variable_builder = getattr(builder, "VariableBuilder", None)
+    original = getattr(variable_builder, "wrap_module", None)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def wrap_module(self, value):
+        if not isinstance(value, module_class):
+            return original(self, value)
+        with builder.config.patch(allow_rnn=True):
+            return original(self, value)
+
+    variable_builder.wrap_module = wrap_module
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds nothing itself, but patches Dynamo's builder as soon as it has been executed."""
+
+    def __init__(self, module_class: type):
+        self.module_class = module_class
+
+    def find_spec(self, name, path=None, target=None):
+        if name != BUILDER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            _patch(module, self.module_class)
+
+        spec.loader.exec_module = exec_module
+        return spec

@@ -1,0 +1,187 @@
+"""The kernel's own edges: special values, strides, empty batches, repeatable bits."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from namernn_fast import FusedRNN
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def twins(*args, **options):
+    theirs = torch.nn.RNN(*args, **options)
+    ours = FusedRNN(*args, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def identity_layer(nonlinearity, dtype, size=1):
+    """h = act(x): what the activation does to a value, and nothing else."""
+    module = FusedRNN(size, size, nonlinearity=nonlinearity, bias=False, dtype=dtype)
+    with torch.no_grad():
+        module.weight_ih_l0.copy_(torch.eye(size))
+        module.weight_hh_l0.zero_()
+    return module
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_special_values(nonlinearity, dtype):
+    info = torch.finfo(dtype)
+    values = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e4, -1e4, info.max, -info.max]
+    values += [info.tiny, -info.tiny, info.smallest_normal / 4, 44.5, -44.5, 9.1, -9.1, 20.5]
+    x = torch.tensor(values, dtype=dtype).view(1, -1, 1)
+    got = identity_layer(nonlinearity, dtype)(x)[0]
+    wanted = getattr(torch, nonlinearity)(x)
+    assert torch.equal(got.isnan(), wanted.isnan())
+    torch.testing.assert_close(got, wanted, rtol=4 * info.eps, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tanh_everywhere(dtype):
+    """Within 3 units in the last place of the exact value, odd, and never past 1."""
+    import numpy as np
+
+    x = torch.cat([torch.logspace(-30, 2, 100_001, dtype=dtype), torch.linspace(0, 12, 100_001)])
+    x = x.to(dtype)
+    layer = identity_layer("tanh", dtype)
+    y = layer(x.view(1, -1, 1))[0].flatten().detach()
+    precise = np.float64 if dtype == torch.float32 else np.longdouble
+    exact = np.tanh(x.numpy().astype(precise))
+    units = np.abs(y.numpy() - exact) / np.spacing(exact.astype(y.numpy().dtype))
+    assert units.max() < 3
+    assert y.max() == 1
+    assert torch.equal(layer(-x.view(1, -1, 1))[0].flatten(), -y)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["input", "hx", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
+@pytest.mark.parametrize("with_hx", [True, False])
+def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_hx):
+    """Outputs and gradients are non-finite in the same places, and alike elsewhere."""
+    if where == "hx" and not with_hx:
+        pytest.skip("there is no hx to put the value in")
+    ours, theirs = twins(5, 20, nonlinearity=nonlinearity)
+    x = torch.randn(4, 9, 5)
+    hx = torch.randn(1, 9, 20)
+    spoiled = {"input": x, "hx": hx}
+    for module in (ours, theirs):
+        spoiled.update(module.named_parameters())
+        with torch.no_grad():
+            spoiled[where][(-1,) * spoiled[where].dim()] = value
+    results = []
+    for module in (ours, theirs):
+        own = [x.clone().requires_grad_()]
+        if with_hx:
+            own.append(hx.clone().requires_grad_())
+        output, h_n = module(*own)
+        (output.sum() + h_n.sum()).backward()
+        results.append(
+            [output, h_n, *(t.grad for t in own), *(p.grad for p in module.parameters())]
+        )
+    for got, wanted in zip(*results, strict=True):
+        assert torch.equal(got.isnan(), wanted.isnan())
+        finite = wanted.isfinite()
+        assert torch.equal(got.isfinite(), finite)
+        torch.testing.assert_close(got[finite], wanted[finite])
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_empty_batch(options, batch_first):
+    ours, theirs = twins(3, 5, batch_first=batch_first, **options)
+    for module in (ours, theirs):
+        x = torch.zeros((0, 4, 3) if batch_first else (4, 0, 3), requires_grad=True)
+        output, h_n = module(x)
+        (output.sum() + h_n.sum()).backward()
+        module.results = [output, h_n, x.grad, *(p.grad for p in module.parameters())]
+    for got, wanted in zip(ours.results, theirs.results, strict=True):
+        assert got.shape == wanted.shape
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_output_layout(batch_first):
+    """Contiguous in the layout of the input, so that `view` works on it."""
+    module = FusedRNN(3, 5, batch_first=batch_first, bidirectional=True)
+    output, h_n = module(torch.randn(4, 6, 3))
+    assert output.is_contiguous()
+    assert h_n.is_contiguous()
+    assert output.view(4, 6, 2, 5).shape == (4, 6, 2, 5)
+
+
+def test_strange_strides():
+    """Expanded, transposed, flipped-by-index and single-row inputs read what they say."""
+    ours, theirs = twins(4, 6)
+    wide = torch.randn(7, 9, 3, 8)
+    inputs = [
+        wide[:, :, 1, 2:6],
+        wide[:, :, 1, ::2],
+        wide[:, :1, 0, :4],
+        wide[:1, :, 0, :4],
+        wide.permute(3, 1, 0, 2)[:5, :, 1:5, 0].transpose(1, 2).transpose(1, 2),
+        torch.randn(4).expand(5, 3, 4),
+        torch.randn(5, 1, 4).expand(5, 3, 4),
+        torch.randn(3, 4).expand(5, 3, 4),
+    ]
+    hx = torch.randn(1, 6).expand(1, 9, 6)
+    for x in inputs:
+        h = hx[:, : x.shape[1]]
+        torch.testing.assert_close(ours(x, h), theirs(x, h))
+        torch.testing.assert_close(ours(x.double().float(), h), theirs(x, h))
+
+
+def test_gradients_with_strange_strides():
+    """An expanded gradient, as `sum` makes it, and one that is a slice."""
+    for take in (lambda o, h: h.sum(), lambda o, h: o.sum(), lambda o, h: o[1:-1, :, ::2].sum()):
+        ours, theirs = twins(4, 6)
+        x = torch.randn(7, 3, 4)
+        for module in (ours, theirs):
+            take(*module(x)).backward()
+        for mine, his in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, his.grad)
+
+
+def bits_of(module, x, lengths=None):
+    x = x.detach().clone().requires_grad_()
+    input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
+    output, h_n = module(input)
+    output = output.data if isinstance(output, PackedSequence) else output
+    module.zero_grad()
+    (output.square().sum() + h_n.sum()).backward()
+    return [output, h_n, x.grad, *(p.grad for p in module.parameters())]
+
+
+@pytest.mark.parametrize("shape", [(64, 400, 9, 1), (16, 128, 20, 60), (16, 64, 300, 4)])
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_same_bits_again_and_with_other_threads(threads, shape, packed):
+    D, H, T, B = shape  # noqa: N806 - the kernels' own legend
+    module = FusedRNN(D, H)
+    x = torch.randn(T, B, D)
+    lengths = torch.arange(B).remainder(T) + 1 if packed else None
+    if packed:
+        lengths[0] = T
+    threads(2)
+    first = bits_of(module, x, lengths)
+    for count in (2, 1, 4, 3):
+        threads(count)
+        assert all(map(torch.equal, first, bits_of(module, x, lengths)))
+
+
+def test_a_call_inside_a_parallel_region_of_threads():
+    """Python threads that call at once get each their own result."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    module = FusedRNN(16, 300)
+    inputs = [torch.randn(30, 1, 16) for _ in range(8)]
+    with torch.no_grad():
+        alone = [module(x) for x in inputs]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(module, inputs * 3))
+    for (output, h_n), (wanted, last) in zip(together, alone * 3, strict=True):
+        assert torch.equal(output, wanted)
+        assert torch.equal(h_n, last)

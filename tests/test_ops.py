@@ -1,0 +1,165 @@
+"""The operators as torch sees them: opcheck, compile, gradients of gradients."""
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from namernn_fast import FusedRNN, FusedRNNCell, ops
+
+BATCH_SIZES = torch.tensor([3, 3, 2, 1])
+
+
+def layer_arguments(bidirectional, bias, packed, batch_first, dtype=torch.float64, with_hx=True):
+    directions = 2 if bidirectional else 1
+    module = torch.nn.RNN(4, 6, bias=bias, bidirectional=bidirectional, dtype=dtype)
+    x = torch.randn(9, 4, dtype=dtype) if packed else torch.randn(5, 3, 4, dtype=dtype)
+    batch = 5 if batch_first and not packed else 3
+    hx = torch.randn(directions, batch, 6, dtype=dtype) if with_hx else None
+    weights = [p.detach() for p in module.parameters()]
+    return x, hx, weights, BATCH_SIZES if packed else None, "tanh", bidirectional, batch_first
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_opcheck(packed, batch_first, bidirectional, with_hx):
+    arguments = layer_arguments(bidirectional, True, packed, batch_first, with_hx=with_hx)
+    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    if not packed or with_hx:  # else the batch is a value in batch_sizes, which opcheck compares
+        tests.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(ops.rnn_forward, arguments, test_utils=tests)
+    x, hx, weights, *options = arguments
+    output, h_n = ops.rnn_forward(*arguments)
+    for grads in ((output, h_n), (None, h_n), (output, None)):
+        wants = (True, with_hx, True), (False, False, True), (True, False, False)
+        for want in wants:
+            torch.library.opcheck(
+                ops.rnn_backward, (*grads, x, hx, weights, output, *options, *want)
+            )
+
+
+class Net(torch.nn.Module):
+    """A layer in company, to be traced in one graph."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.rnn = FusedRNN(4, 6, **options)
+        width = 12 if options.get("bidirectional") else 6
+        self.head = torch.nn.Linear(width, 2)
+
+    def forward(self, x, hx=None):
+        output, h_n = self.rnn(torch.sin(x), hx)
+        return self.head(output).square().sum() + h_n.sum()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"nonlinearity": "relu"}],
+)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_is_one_graph(options, dynamic):
+    torch._dynamo.reset()
+    net = Net(**options)
+    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic)
+    for shape in ((5, 3, 4), (7, 2, 4)):
+        x = torch.randn(shape)
+        results = []
+        for run in (net, compiled):
+            net.zero_grad()
+            own = x.clone().requires_grad_()
+            loss = run(own)
+            loss.backward()
+            results.append([loss, own.grad, *(p.grad for p in net.parameters())])
+        torch.testing.assert_close(*results)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), net(x))
+
+
+def test_compile_packed():
+    torch._dynamo.reset()
+    module = FusedRNN(4, 6, bidirectional=True)
+    packed = pack_sequence([torch.randn(n, 4) for n in (5, 3, 2)])
+
+    def last(data, batch_sizes, hx):
+        output, h_n = module(PackedSequence(data, batch_sizes), hx)
+        return output.data, h_n
+
+    arguments = (packed.data, packed.batch_sizes, torch.randn(2, 3, 6))
+    compiled = torch.compile(last, fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), last(*arguments))
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradcheck(nonlinearity, bidirectional, packed):
+    """First and second derivatives in float64, with respect to everything at once."""
+    options = {"nonlinearity": nonlinearity, "bidirectional": bidirectional, "num_layers": 2}
+    module = FusedRNN(2, 3, dtype=torch.float64, **options)
+    names = [name for name, _ in module.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
+    shape = (9, 2) if packed else (4, 3, 2)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    hx = torch.randn(4 if bidirectional else 2, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(x, hx, *values):
+        input = PackedSequence(x, BATCH_SIZES) if packed else x
+        parameters = dict(zip(names, values, strict=True))
+        output, h_n = torch.func.functional_call(module, parameters, (input, hx))
+        return output.data if packed else output, h_n
+
+    # Without a flag torch's own check of undefined gradients, of determinism, all is on.
+    assert torch.autograd.gradcheck(run, (x, hx, *values))
+    assert torch.autograd.gradgradcheck(run, (x, hx, *values), fast_mode=True)
+
+
+def test_a_tensor_given_twice_has_one_whole_second_derivative():
+    """weight_ih and weight_hh tied: each place has its own gradient, also of the gradient."""
+    square = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    module = FusedRNN(3, 3, bias=False, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def run(w):
+        tied = {"weight_ih_l0": w, "weight_hh_l0": w}
+        return torch.func.functional_call(module, tied, (x,))[0]
+
+    assert torch.autograd.gradcheck(run, square)
+    assert torch.autograd.gradgradcheck(run, square)
+
+
+def test_only_what_is_asked_for_has_a_gradient():
+    module = FusedRNN(4, 6)
+    x = torch.randn(5, 3, 4)
+    module.requires_grad_(False)
+    assert not module(x)[0].requires_grad
+    module.bias_hh_l0.requires_grad_(True)
+    module(x)[1].sum().backward()
+    assert module.bias_hh_l0.grad is not None
+    assert module.weight_hh_l0.grad is None
+    hx = torch.randn(1, 3, 6, requires_grad=True)
+    module.requires_grad_(False)
+    module(x, hx)[0].sum().backward()
+    assert hx.grad is not None
+
+
+@pytest.mark.parametrize("layer", [FusedRNN, FusedRNNCell])
+def test_torch_func_transforms_agree_with_nn(layer):
+    """They take the reference path: right, if not fast."""
+    base = torch.nn.RNN if layer is FusedRNN else torch.nn.RNNCell
+    ours, theirs = layer(3, 4, dtype=torch.float64), base(3, 4, dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x, tangent = torch.randn(2, 5, 3, dtype=torch.float64).unbind(0)
+
+    def loss(module, x):
+        result = module(x)
+        return (result[0] if isinstance(result, tuple) else result).square().sum()
+
+    results = []
+    for module in (ours, theirs):
+        jvp = torch.func.jvp(lambda x, m=module: loss(m, x), (x,), (tangent,))[1]
+        grad = torch.func.grad(lambda x, m=module: loss(m, x))(x)
+        results.append((jvp, grad))
+    torch.testing.assert_close(*results)
+    mapped = torch.func.vmap(lambda x: loss(ours, x))(torch.stack([x, tangent]))
+    torch.testing.assert_close(mapped, torch.stack([loss(theirs, x), loss(theirs, tangent)]))
