@@ -395,8 +395,8 @@ struct BackwardWork {
 
 constexpr int64_t kBlockBytes = int64_t(1) << 20;
 constexpr int64_t kMinBlockRows = 128;
-constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
-constexpr int64_t kTaskRows = 48;    // of C in one unit of work
+constexpr int64_t kChunkRows = 1024;  // of a product over a block's rows, per pass over C
+constexpr int64_t kTaskRows = 48;     // of C in one unit of work
 
 // The block that ends where the one at first .. last began, in the backward order.
 template <class Scalar>
@@ -502,21 +502,25 @@ inline void backward_weight(const BackwardWork<Scalar>& work, Share& share, int6
   }
 }
 
+// The sum of n adjacent columns over rows, by halves: its error grows with the logarithm of rows.
+template <class Scalar>
+inline Vec<Scalar> sum_rows(const Scalar* first, int64_t stride, int64_t rows, int64_t n) {
+  if (rows > 16) {
+    const int64_t half = rows / 2;
+    return sum_rows(first, stride, half, n) +
+           sum_rows(first + half * stride, stride, rows - half, n);
+  }
+  Vec<Scalar> sum = {};
+  for (int64_t r = 0; r < rows; ++r) sum += load_upto(first + r * stride, n);
+  return sum;
+}
+
 template <class Scalar>
 inline void backward_bias(const BackwardWork<Scalar>& work, Share& share, int64_t H, int64_t rows,
                           Scalar* grad) {
   if (!take(share)) return;
-  int64_t length = 1;  // of a chain of additions: as many as there are chains
-  while (length * length < rows) ++length;
   for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-    Vec<Scalar> sum = {};
-    for (int64_t r = 0; r < rows;) {
-      Vec<Scalar> chain = {};
-      for (const int64_t last = min64(r + length, rows); r < last; ++r) {
-        chain += load_upto(work.dz + r * work.dz_stride + j, n);
-      }
-      sum += chain;
-    }
+    const Vec<Scalar> sum = sum_rows(work.dz + j, work.dz_stride, rows, n);
     store_upto(grad + j, work.first_block ? sum : load_upto(grad + j, n) + sum, n);
   });
 }

@@ -1,10 +1,10 @@
 """Lets `torch.compile` trace FusedRNN.
 
-Dynamo breaks the graph at `nn.RNN` and every subclass of it, unless `torch._dynamo.config.allow_rnn`
-is set, which would let it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM` too. So the rule is
-lifted while Dynamo looks at a FusedRNN, and only then. Dynamo takes long to import and most programs
-never need it: the change waits until something else imports it. Should a torch version have moved
-the place, Dynamo's own message appears, which says how to set the option.
+Dynamo breaks the graph at `nn.RNN` and every subclass of it, unless its option `allow_rnn` is set,
+which would let it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM` too. So the rule is lifted
+while Dynamo looks at a FusedRNN, and only then. Dynamo takes long to import and most programs never
+need it: the change waits until something else imports it. Should a torch version have moved the
+place, Dynamo's own message appears, which says how to set the option.
 """
 
 import functools

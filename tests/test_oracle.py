@@ -4,9 +4,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from budget import Budget
 from cases import LAYOUTS, Case
 
+from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, reference
 
 

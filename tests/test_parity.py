@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from budget import Budget
 from cases import LAYOUTS, Case
 
+from benchmarks.gate import Budget
 from namernn_fast import FusedRNN
 
 # (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and
