@@ -24,7 +24,7 @@ def allow(module_class: type) -> None:
 
 
 def _patch(builder, module_class: type) -> None:
-    variable_builder = getattr(builder, "VariableBuilder", None)
+    variable_builder = getattr(builder, "VariableBuilder", object)
     original = getattr(variable_builder, "wrap_module", None)
     if original is None:
         return
