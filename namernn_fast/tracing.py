@@ -11,6 +11,7 @@ import functools
 import importlib.abc
 import importlib.util
 import sys
+from typing import Any
 
 BUILDER = "torch._dynamo.variables.builder"
 
@@ -24,7 +25,7 @@ def allow(module_class: type) -> None:
 
 
 def _patch(builder, module_class: type) -> None:
-    variable_builder = getattr(builder, "VariableBuilder", object)
+    variable_builder: Any = getattr(builder, "VariableBuilder", None)
     original = getattr(variable_builder, "wrap_module", None)
     if original is None:
         return
