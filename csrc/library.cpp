@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <optional>
@@ -42,10 +43,13 @@ void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-std::string shape_text(const int64_t* sizes, size_t count) {
+template <class Sizes>
+std::string shape_text(const Sizes& sizes) {
   std::ostringstream text;
   text << "(";
-  for (size_t i = 0; i < count; ++i) text << (i ? ", " : "") << sizes[i];
+  for (auto size = sizes.begin(); size != sizes.end(); ++size) {
+    text << (size == sizes.begin() ? "" : ", ") << *size;
+  }
   text << ")";
   return text.str();
 }
@@ -140,15 +144,19 @@ class Call {
 
 // ---- Tensors ----
 
+// torch's number for a dtype: cheaper to compare than its translation into a ScalarType.
+int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
 Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
                      const std::vector<int64_t>& strides) {
   AtenTensorHandle handle = nullptr;
-  int32_t dtype = 0;
-  int32_t device = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.data(), strides.data(), dtype, device, 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype_of(like),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -169,14 +177,19 @@ Tensor with_adjacent_features(const Tensor& tensor) {
                                                             : torch::stable::contiguous(tensor);
 }
 
-void check_tensor(const char* name, const Tensor& tensor, const Tensor& input,
-                  const std::vector<int64_t>& sizes) {
+template <class Sizes>
+void check_tensor(const char* name, const Tensor& tensor, const Tensor& input, const Sizes& sizes) {
   check(tensor.is_cpu(), name, " must be on the CPU, like input");
-  check(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input");
+  check(dtype_of(tensor) == dtype_of(input), name, " must have the dtype of input");
   const auto got = tensor.sizes();
-  check(got.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), got.begin()), name,
-        " must have shape ", shape_text(sizes.data(), sizes.size()), ", got ",
-        shape_text(got.data(), got.size()));
+  if (got.size() != sizes.size() || !std::equal(sizes.begin(), sizes.end(), got.begin())) {
+    fail(name, " must have shape ", shape_text(sizes), ", got ", shape_text(got));
+  }
+}
+
+void check_tensor(const char* name, const Tensor& tensor, const Tensor& input,
+                  std::initializer_list<int64_t> sizes) {
+  check_tensor<std::initializer_list<int64_t>>(name, tensor, input, sizes);
 }
 
 // ---- One layer: its checked arguments, both directions ----
@@ -192,6 +205,7 @@ struct LayerTensors {
   int64_t H;
   int64_t directions;
   int64_t per_direction;  // weights of one direction: 2, or 4 with biases
+  bool single;            // float32, else float64
   bool packed;
   bool batch_first;
   Activation activation;
@@ -236,9 +250,10 @@ LayerTensors check_layer(const Tensor& input, const std::optional<Tensor>& hx,
         "nonlinearity must be 'tanh' or 'relu', got '", nonlinearity, "'");
   layer.activation = nonlinearity == "tanh" ? Activation::tanh : Activation::relu;
 
-  const ScalarType dtype = input.scalar_type();
   check(input.is_cpu(), "input must be on the CPU");
-  check(dtype == ScalarType::Float || dtype == ScalarType::Double,
+  const int32_t dtype = dtype_of(input);
+  layer.single = dtype == aoti_torch_dtype_float32();
+  check(layer.single || dtype == aoti_torch_dtype_float64(),
         "input must be float32 or float64 for the CPU kernel");
   check(input.dim() == (layer.packed ? 2 : 3), "input must have ", layer.packed ? 2 : 3,
         " dimensions, got ", input.dim());
@@ -403,7 +418,7 @@ std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<
   Tensor output = empty_rows(layer, layer.directions * layer.H);
   Tensor h_n = empty(input, {layer.directions, layer.steps.B, layer.H});
   if (layer.steps.N > 0) {
-    if (input.scalar_type() == ScalarType::Float) {
+    if (layer.single) {
       run_forward<float>(layer, output, h_n, kernels().forward_float);
     } else {
       run_forward<double>(layer, output, h_n, kernels().forward_double);
@@ -444,7 +459,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   }
   if (layer.steps.N == 0) {
     for (Tensor& w : grads.grad_weights) torch::stable::zero_(w);
-  } else if (input.scalar_type() == ScalarType::Float) {
+  } else if (layer.single) {
     run_backward<float>(layer, grads, kernels().backward_float);
   } else {
     run_backward<double>(layer, grads, kernels().backward_double);
