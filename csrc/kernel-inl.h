@@ -235,6 +235,17 @@ inline void activate_backward(Activation activation, const Scalar* h, const Scal
 
 // ---- Forward ----
 
+// Whether a single sequence is so short that packing the weights would cost more than it gains,
+// which is mostly the input projection of several steps at once. Rows of whole vectors only.
+template <class Scalar>
+inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  constexpr int64_t max_steps = 16;
+  return layer.steps.B == 1 && layer.steps.T <= max_steps &&
+         layer.steps.T * layer.D <= 4 * (layer.D + layer.H) && layer.D % lanes == 0 &&
+         layer.H % lanes == 0;
+}
+
 template <class Scalar>
 struct ForwardWork {
   Plan plan;
@@ -354,16 +365,49 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
   }
 }
 
+// The same for one sequence, from the weights as they are stored.
+template <class Scalar>
+inline void forward_unpacked_part(const Forward<Scalar>& args, const ForwardWork<Scalar>& work,
+                                  const Part<Scalar>& part, const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const auto [first, last] = part.columns;
+  const Scalar* h = layer.hx ? layer.hx : work.zeros;
+  for (int64_t s = 0; s < steps.T; ++s) {
+    const int64_t t = time_of(layer, s);
+    Scalar* out = row_at(args.output, steps, t, 0);
+    const Scalar* x = row_at(layer.input, steps, t, 0);
+    for (int64_t j = first; j < last; j += Simd<Scalar>::lanes) {
+      Vec<Scalar> acc[Simd<Scalar>::lanes] = {};
+      accumulate_rows(layer.weight_ih + j * layer.D, layer.D, x, acc);
+      accumulate_rows(layer.weight_hh + j * layer.H, layer.H, h, acc);
+      Vec<Scalar> z = sum_lanes<Scalar>(acc);
+      if (layer.bias_ih) z += load(layer.bias_ih + j);
+      if (layer.bias_hh) z += load(layer.bias_hh + j);
+      store(out + j, z);
+    }
+    activate(layer.activation, out + first, last - first);
+    h = out;
+    if (part.team && s + 1 < steps.T) barrier(*part.team, runtime);
+  }
+  std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
+}
+
 template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const int64_t panels = panel_count<Scalar>(layer.H);
   ForwardWork<Scalar> work;
   work.plan = choose_plan(layer.steps, layer.D, layer.H, panels, sizeof(Scalar), runtime.threads);
-  work.bias = scratch<Scalar>(runtime, panels * Shape<Scalar>::panel_width);
-  work.weights = scratch<Scalar>(runtime, panels_size<Scalar>(layer.D + layer.H, layer.H));
   work.zeros = scratch<Scalar>(runtime, layer.H);
   std::memset(work.zeros, 0, layer.H * sizeof(Scalar));
+  if (leaves_weights_unpacked(layer)) {
+    run_plan(work.plan, layer, runtime, work.team,
+             [&](const Part<Scalar>& part) { forward_unpacked_part(args, work, part, runtime); });
+    return;
+  }
+  work.bias = scratch<Scalar>(runtime, panels * Shape<Scalar>::panel_width);
+  work.weights = scratch<Scalar>(runtime, panels_size<Scalar>(layer.D + layer.H, layer.H));
   pack_forward(layer, work, runtime);
   run_plan(work.plan, layer, runtime, work.team,
            [&](const Part<Scalar>& part) { forward_part(args, work, part, runtime); });

@@ -85,7 +85,7 @@ class Scratch {
   static constexpr size_t kAlignment = 64;
   static constexpr size_t kKept = size_t(16) << 20;
 
-  Scratch() { used_ = 0; }
+  Scratch() = default;
   ~Scratch() {
     for (void* p : extra_) std::free(p);
   }
@@ -116,7 +116,7 @@ class Scratch {
   }
   // Untouched pages of it cost nothing.
   static thread_local std::unique_ptr<char, Free> kept_;
-  size_t used_;
+  size_t used_ = 0;
   std::vector<void*> extra_;
 };
 thread_local std::unique_ptr<char, Scratch::Free> Scratch::kept_;

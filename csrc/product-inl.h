@@ -218,6 +218,33 @@ inline void pack(const Scalar* w, int64_t K, int64_t width, int64_t first, Scala
   }
 }
 
+// acc[r] += W[r, K] x[K], lane by lane, for a vector's worth of rows of a row-major W whose rows
+// are whole vectors: for a single x, where packing W would cost as much as several products with
+// it.
+template <class Scalar>
+inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
+                            Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  for (int64_t k = 0; k < K; k += lanes) {
+    const Vec<Scalar> xk = load(x + k);
+#pragma GCC unroll 16
+    for (int r = 0; r < lanes; ++r) acc[r] += load(w + r * K + k) * xk;
+  }
+}
+
+// Lane r of the result is the sum of the lanes of acc[r].
+template <class Scalar>
+inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  transpose<Scalar>(acc);
+#pragma GCC unroll 4
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+#pragma GCC unroll 16
+    for (int r = 0; r < distance; ++r) acc[r] += acc[r + distance];
+  }
+  return acc[0];
+}
+
 template <class Scalar>
 inline bool all_finite(const Scalar* p, int64_t n) {
   Vec<Scalar> sum = {};

@@ -10,7 +10,7 @@ from benchmarks.gate import Budget
 from namernn_fast import FusedRNN
 
 # (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and
-# thin batches, more steps than one projection block.
+# thin batches, one short sequence of whole vectors, whose weights are not packed.
 SHAPES = {
     torch.float32: [
         (1, 1, 1, 1),
@@ -20,9 +20,17 @@ SHAPES = {
         (64, 64, 8, 16),
         (3, 100, 4, 7),
         (57, 130, 3, 1),
+        (16, 48, 5, 1),
         (20, 33, 5, 70),
     ],
-    torch.float64: [(1, 1, 4, 3), (3, 2, 3, 2), (5, 7, 6, 3), (16, 32, 4, 8), (3, 37, 3, 13)],
+    torch.float64: [
+        (1, 1, 4, 3),
+        (3, 2, 3, 2),
+        (5, 7, 6, 3),
+        (16, 32, 4, 8),
+        (3, 37, 3, 13),
+        (8, 32, 5, 1),
+    ],
 }
 OPTIONS = [
     dict(
