@@ -151,20 +151,17 @@ int32_t dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
-Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
-                     const std::vector<int64_t>& strides) {
+// A new contiguous tensor of the dtype of `like`.
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) {
+    strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
+  }
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(),
                                                          strides.data(), dtype_of(like),
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
-}
-
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;)
-    strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
-  return empty_strided(like, sizes, strides);
 }
 
 Tensor dense(const Tensor& tensor) {
