@@ -16,13 +16,16 @@ ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # GCC's default tuning splits some multiply-adds in two, which would make a result depend on the
     # tile that computed it; its tuning for these two does not.
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mtune=haswell"]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
     ISA_FLAGS["avx512"] = [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
         *("-mprefer-vector-width=512", "-mtune=skylake-avx512"),
     ]
+    ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
 HEADERS = [
-    f"csrc/{name}.h" for name in ("kernel", "kernel-inl", "product-inl", "simd-inl", "team-inl")
+    f"csrc/{name}.h"
+    for name in ("kernel", "kernel-inl", "pairs-inl", "product-inl", "simd-inl", "team-inl")
 ]
 
 

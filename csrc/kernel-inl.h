@@ -2,6 +2,8 @@
 // it. Legend and argument structs: kernel.h.
 #pragma once
 
+#include <type_traits>
+
 #include "kernel.h"
 #include "product-inl.h"
 #include "team-inl.h"
@@ -79,7 +81,7 @@ inline int64_t run_stride(const Rows<Scalar>& rows, const Run& run) {
 
 template <class Scalar>
 inline bool is_flat(const Rows<Scalar>& rows, const Steps& steps) {
-  return steps.start || rows.time_stride == steps.B * rows.row_stride;
+  return steps.start || (!steps.count && rows.time_stride == steps.B * rows.row_stride);
 }
 
 // Covers the slice's rows at times first .. last with runs, as long as the layout allows. `flat`:
@@ -167,35 +169,38 @@ inline bool take(Share& share) {
 }
 
 // A worker's part in the recurrence, from the plan: sequences and hidden units.
-template <class Scalar>
 struct Part {
   Slice slice;
   Columns columns;
+  int64_t group;
   int64_t member;  // of the team; 0 of 1 where there is none
   int64_t members;
   Team* team;
 };
 
-// Runs body(part) for every part of the plan.
-template <class Scalar, class Body>
-inline void run_plan(const Plan& plan, const Layer<Scalar>& layer, const Runtime& runtime,
-                     Team& team, Body&& body) {
-  const Slice all{0, layer.steps.B};
-  const Columns whole{0, layer.H};
-  if (plan.split != Plan::hidden) {
-    run_parallel(runtime, plan.workers, [&](int64_t begin, int64_t end) {
-      for (int64_t w = begin; w < end; ++w) {
-        body(Part<Scalar>{slice_of(layer.steps, w, plan.workers), whole, 0, 1, nullptr});
+// Runs body(part) for every part of the plan. `teams`: one for each group, where groups have
+// members.
+template <class Storage, class Body>
+inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtime& runtime,
+                     Team* teams, Body&& body) {
+  const int64_t workers = plan.groups * plan.members;
+  for (int64_t g = 0; plan.members > 1 && g < plan.groups; ++g) teams[g] = Team{};
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      const int64_t group = w / plan.members;
+      const Slice slice = slice_of(layer.steps, group, plan.groups);
+      if (plan.members == 1) {
+        body(Part{slice, Columns{0, layer.H}, group, 0, 1, nullptr});
+        continue;
       }
-    });
-    return;
-  }
-  team = Team{};
-  run_parallel(runtime, plan.workers, [&](int64_t begin, int64_t end) {
-    const int64_t member = join(team, plan.workers / (end - begin), runtime);
-    if (member < 0) return;
-    body(Part<Scalar>{all, columns_of<Scalar>(layer.H, member, team.members), member, team.members,
-                      &team});
+      Team& team = teams[group];
+      // Members that this thread stands for itself will not come while it waits.
+      const int64_t expected = plan.members / (end - begin);
+      const int64_t member = join(team, max64(1, expected), runtime);
+      if (member < 0) continue;
+      body(Part{slice, columns_of<Compute<Storage>>(layer.H, member, team.members), group, member,
+                team.members, &team});
+    }
   });
 }
 
@@ -204,22 +209,58 @@ inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
   return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
 }
 
+// While one lives, its thread takes subnormal numbers for zero and makes none. Gradients that fade
+// away over many steps pass through them, and there some processors are a hundred times slower.
+class FlushSubnormals {
+ public:
+#if defined(__x86_64__)
+  FlushSubnormals() : before_(__builtin_ia32_stmxcsr()) { set(before_ | 0x8040u); }
+#elif defined(__aarch64__)
+  FlushSubnormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    set(before_ | (uint64_t(1) << 24));
+  }
+#else
+  FlushSubnormals() : before_(0) {}
+#endif
+  ~FlushSubnormals() { set(before_); }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  static void set(unsigned state) { asm volatile("ldmxcsr %0" : : "m"(state) : "memory"); }
+  unsigned before_;
+#elif defined(__aarch64__)
+  static void set(uint64_t state) { asm volatile("msr fpcr, %0" : : "r"(state) : "memory"); }
+  uint64_t before_;
+#else
+  static void set(int) {}
+  int before_;
+#endif
+};
+
 // ---- The cell: what is particular to the vanilla RNN ----
 
-// h = act(z), in place.
+// h = act(z).
+template <class Scalar>
+inline Vec<Scalar> activate(Activation activation, Vec<Scalar> z) {
+  const Vec<Scalar> zero = {};
+  return activation == Activation::tanh ? tanh<Scalar>(z) : z < zero ? zero : z;
+}
+
+// The same in place.
 template <class Scalar>
 inline void activate(Activation activation, Scalar* z, int64_t width) {
   for_each_vector<Scalar>(width, [&](int64_t j, int64_t n) {
-    const Vec<Scalar> v = load_upto(z + j, n);
-    const Vec<Scalar> zero = {};
-    store_upto(z + j, activation == Activation::tanh ? tanh<Scalar>(v) : v < zero ? zero : v, n);
+    store_upto(z + j, activate<Scalar>(activation, load_upto(z + j, n)), n);
   });
 }
 
 // dz = (grad_h + grad_output) act'(z), with act' from h = act(z).
-template <class Scalar>
-inline void activate_backward(Activation activation, const Scalar* h, const Scalar* grad_h,
-                              const Scalar* grad_output, Scalar* dz, int64_t width) {
+template <class Storage, class Scalar>
+inline void activate_backward(Activation activation, const Storage* h, const Scalar* grad_h,
+                              const Storage* grad_output, Scalar* dz, int64_t width) {
   for_each_vector<Scalar>(width, [&](int64_t j, int64_t n) {
     Vec<Scalar> g = load_upto(grad_h + j, n);
     if (grad_output) g += load_upto(grad_output + j, n);
@@ -246,45 +287,87 @@ inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
          layer.H % lanes == 0;
 }
 
+// The weights of a layer as the forward pass reads them, in one piece of memory.
 template <class Scalar>
-struct ForwardWork {
-  Plan plan;
+struct Packed {
+  bool* finite;     // weight_hh: then zeros need no product, since zero times it is zero
   Scalar* bias;     // [panels * panel_width], both biases summed
   Scalar* weights;  // panels of [D + H, H]: W_ih^T over W_hh^T
-  Scalar* zeros;    // [H]: the initial state where there is no hx
-  bool finite;      // weight_hh: then zeros need no product, since zero times it is zero
-  Team team;
 };
 
+// Packing an element takes about as long as so many multiply-adds.
+constexpr double kPackingCost = 8;
+constexpr int64_t kPackedHead = 64;  // bytes before the bias
+
 template <class Scalar>
-inline void pack_forward(const Layer<Scalar>& layer, ForwardWork<Scalar>& work,
-                         const Runtime& runtime) {
+inline Packed<Scalar> packed_at(void* memory, int64_t H) {
+  char* p = static_cast<char*>(memory);
+  Scalar* bias = reinterpret_cast<Scalar*>(p + kPackedHead);
+  return {reinterpret_cast<bool*>(p), bias,
+          bias + panel_count<Scalar>(H) * Shape<Scalar>::panel_width};
+}
+
+template <class Storage>
+size_t packed_bytes(int64_t D, int64_t H) {
+  using Scalar = Compute<Storage>;
+  return kPackedHead + panels_size<Scalar>(D + H + 1, H) * sizeof(Scalar);
+}
+
+template <class Scalar>
+struct ForwardWork {
+  Packed<Scalar> packed;
+  const Scalar* zeros;  // [H]: the initial state where there is no hx
+  Team* teams;          // one for each group
+};
+
+// Both biases summed, for a panel's columns first ...
+template <class Storage, class Scalar>
+inline void pack_bias(const Layer<Storage>& layer, int64_t first, Scalar* bias) {
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  alignas(64) Scalar other[w];
+  pack_row(layer.bias_ih, layer.H, first, bias);
+  pack_row(layer.bias_hh, layer.H, first, other);
+  for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
+}
+
+template <class Storage>
+void pack_weights(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
   constexpr int64_t w = Shape<Scalar>::panel_width;
   const int64_t K = layer.D + layer.H;
   const int64_t panels = panel_count<Scalar>(layer.H);
-  work.finite = layer.hx || all_finite(layer.weight_hh, layer.H * layer.H);
-  run_parallel(runtime, min64(work.plan.workers, panels), [&](int64_t begin, int64_t end) {
-    const int64_t workers = min64(work.plan.workers, panels);
+  const Packed<Scalar> packed = packed_at<Scalar>(memory, layer.H);
+  const double elements = double(K) * double(layer.H);
+  const int64_t workers = min64(panels, choose_workers(kPackingCost * elements, runtime.machine));
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
     for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
-      Scalar* panel = work.weights + p * K * w;
+      Scalar* panel = packed.weights + p * K * w;
       pack_transposed(layer.weight_ih, layer.D, layer.H, p * w, panel);
       pack_transposed(layer.weight_hh, layer.H, layer.H, p * w, panel + layer.D * w);
-      pack_row(layer.bias_ih, layer.H, p * w, work.bias + p * w);
-      if (layer.bias_hh) {
-        alignas(64) Scalar other[w];
-        pack_row(layer.bias_hh, layer.H, p * w, other);
-        for (int64_t j = 0; j < w; ++j) work.bias[p * w + j] += other[j];
-      }
+      pack_bias(layer, p * w, packed.bias + p * w);
     }
   });
+  *packed.finite = all_finite(layer.weight_hh, layer.H * layer.H);
 }
 
-// Steps that the input projection is done for at once, where it is done ahead of the recurrence.
-constexpr int64_t kProjectedSteps = 256;
+// The packed weights: those that were given, or packed now.
+template <class Storage>
+inline Packed<Compute<Storage>> packed_weights(const Layer<Storage>& layer,
+                                               const Runtime& runtime) {
+  if (layer.packed) {
+    return packed_at<Compute<Storage>>(const_cast<void*>(layer.packed), layer.H);
+  }
+  void* memory = runtime.scratch(packed_bytes<Storage>(layer.D, layer.H));
+  pack_weights(layer, memory, runtime);
+  return packed_at<Compute<Storage>>(memory, layer.H);
+}
+
+// Where the input projection is done ahead of the recurrence: so many rows of it at once, about.
+constexpr int64_t kProjectedRows = 256;
 
 template <class Scalar>
 inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>& work,
-                         const Part<Scalar>& part, const Runtime& runtime) {
+                         const Part& part, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const Steps& steps = layer.steps;
   const Slice slice = part.slice;
@@ -298,27 +381,34 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
   constexpr int64_t w = Shape<Scalar>::panel_width;
   const int64_t panel_size = (layer.D + layer.H) * w;
   const bool flat = is_flat(layer.input, steps) && is_flat(args.output, steps);
-  // Few sequences make thin tiles; the projection, parallel in time, then has better ones.
-  const bool project_first = slice.end - slice.begin < Shape<Scalar>::max_rows &&
-                             (!steps.count || slice.end - slice.begin == steps.B);
+  // The projection is parallel in time. Done ahead, several steps at once, it has better tiles
+  // where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
+  // weights would not fit.
+  const int64_t width = slice.end - slice.begin;
+  const size_t weights =
+      size_t(layer.D + layer.H) * (columns.last - columns.first) * sizeof(Scalar);
+  const bool project_first =
+      (width < Shape<Scalar>::max_rows && (!steps.count || width == steps.B)) ||
+      weights > runtime.machine.near_bytes / 2;
+  const int64_t projected_steps = max64(1, kProjectedRows / width);
   const auto projection = [&](const Scalar* x, int64_t stride) {
-    return Operand<Scalar>{x, stride, 1, work.weights, panel_size, layer.D};
+    return Operand<Scalar>{x, stride, 1, work.packed.weights, panel_size, layer.D};
   };
   const auto recurrence = [&](const Scalar* h, int64_t stride) {
-    return Operand<Scalar>{h, stride, 1, work.weights + layer.D * w, panel_size, layer.H};
+    return Operand<Scalar>{h, stride, 1, work.packed.weights + layer.D * w, panel_size, layer.H};
   };
 
   for (int64_t s = 0; s < steps.T; ++s) {
     const int64_t t = time_of(layer, s);
-    if (project_first && s % kProjectedSteps == 0) {
-      const int64_t ahead = time_of(layer, min64(s + kProjectedSteps, steps.T) - 1);
+    if (project_first && s % projected_steps == 0) {
+      const int64_t ahead = time_of(layer, min64(s + projected_steps, steps.T) - 1);
       for_each_run(steps, min64(t, ahead), max64(t, ahead) + 1, slice, flat, [&](const Run& run) {
         const Operand<Scalar> operand =
             projection(row_at(layer.input, steps, run.t, run.b), run_stride(layer.input, run));
         const Target<Scalar> target{row_at(args.output, steps, run.t, run.b),
-                                    run_stride(args.output, run), work.bias, 0, false};
+                                    run_stride(args.output, run), work.packed.bias, 0, false};
         product<Scalar, false>(&operand, 1, target, run.rows, columns.first, columns.last,
-                               [](int64_t, int64_t, int64_t, int64_t) {});
+                               Nothing());
       });
     }
 
@@ -334,7 +424,7 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
             projection(row_at(layer.input, steps, t, begin), layer.input.row_stride);
       }
       if (h) operands[count++] = recurrence(h, h_stride);
-      const Target<Scalar> target{out, out_stride, project_first ? out : work.bias,
+      const Target<Scalar> target{out, out_stride, project_first ? out : work.packed.bias,
                                   project_first ? out_stride : 0, false};
       product<Scalar, false>(operands, count, target, end - begin, columns.first, columns.last,
                              [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
@@ -353,7 +443,7 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
     if (layer.hx) {
       advance(continued, end, layer.hx + continued * layer.hx_stride, layer.hx_stride);
     } else {
-      advance(continued, end, work.finite ? nullptr : work.zeros, 0);
+      advance(continued, end, *work.packed.finite ? nullptr : work.zeros, 0);
     }
 
     for (int64_t b = alive_end(steps, time_after(layer, t), slice); b < end; ++b) {
@@ -368,7 +458,7 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
 // The same for one sequence, from the weights as they are stored.
 template <class Scalar>
 inline void forward_unpacked_part(const Forward<Scalar>& args, const ForwardWork<Scalar>& work,
-                                  const Part<Scalar>& part, const Runtime& runtime) {
+                                  const Part& part, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const Steps& steps = layer.steps;
   const auto [first, last] = part.columns;
@@ -393,24 +483,129 @@ inline void forward_unpacked_part(const Forward<Scalar>& args, const ForwardWork
   std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
 }
 
+template <class Storage>
+inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
+  return choose_plan(layer.steps, runtime.machine, layer.D, layer.H,
+                     panel_count<Compute<Storage>>(layer.H), sizeof(Compute<Storage>));
+}
+
+template <class Scalar>
+inline const Scalar* zeros(const Runtime& runtime, int64_t elements) {
+  Scalar* p = scratch<Scalar>(runtime, elements);
+  std::memset(p, 0, elements * sizeof(Scalar));
+  return p;
+}
+
 template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  const int64_t panels = panel_count<Scalar>(layer.H);
-  ForwardWork<Scalar> work;
-  work.plan = choose_plan(layer.steps, layer.D, layer.H, panels, sizeof(Scalar), runtime.threads);
-  work.zeros = scratch<Scalar>(runtime, layer.H);
-  std::memset(work.zeros, 0, layer.H * sizeof(Scalar));
-  if (leaves_weights_unpacked(layer)) {
-    run_plan(work.plan, layer, runtime, work.team,
-             [&](const Part<Scalar>& part) { forward_unpacked_part(args, work, part, runtime); });
-    return;
+  const Plan plan = forward_plan(layer, runtime);
+  const bool unpacked = !layer.packed && leaves_weights_unpacked(layer);
+  ForwardWork<Scalar> work{};
+  if (!unpacked) work.packed = packed_weights(layer, runtime);
+  work.zeros = zeros<Scalar>(runtime, layer.H);
+  work.teams = scratch<Team>(runtime, plan.groups);
+  run_plan(plan, layer, runtime, work.teams, [&](const Part& part) {
+    unpacked ? forward_unpacked_part(args, work, part, runtime)
+             : forward_part(args, work, part, runtime);
+  });
+}
+
+// ---- Forward, 16-bit storage: block by block through time, on float copies of the block's rows
+// ----
+
+constexpr int64_t kWidenedBytes = int64_t(1) << 20;
+
+struct WidenedWork {
+  ForwardWork<float> work;
+  int64_t steps;  // of a block
+  float* input;   // [steps, B, D]
+  float* output;  // [steps, B, H]
+  float* state;   // [B, H], at the block's begin
+  float* h_n;     // [B, H], at its end
+};
+
+template <class Storage>
+inline void forward_widened_part(const Forward<Storage>& args, const WidenedWork& wide,
+                                 const Part& part, const Runtime& runtime) {
+  const Layer<Storage>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const int64_t D = layer.D;
+  const int64_t H = layer.H;
+  const Slice slice = part.slice;
+  const Columns columns = part.columns;
+  const int64_t width = columns.last - columns.first;
+  for (int64_t b = slice.begin; b < slice.end; ++b) {
+    float* state = wide.state + b * H + columns.first;
+    if (layer.hx) {
+      convert(layer.hx + b * layer.hx_stride + columns.first, state, width);
+    } else {
+      std::memset(state, 0, width * sizeof(float));
+    }
   }
-  work.bias = scratch<Scalar>(runtime, panels * Shape<Scalar>::panel_width);
-  work.weights = scratch<Scalar>(runtime, panels_size<Scalar>(layer.D + layer.H, layer.H));
-  pack_forward(layer, work, runtime);
-  run_plan(work.plan, layer, runtime, work.team,
-           [&](const Part<Scalar>& part) { forward_part(args, work, part, runtime); });
+  for (int64_t s = 0; s < steps.T; s += wide.steps) {
+    const int64_t s_end = min64(s + wide.steps, steps.T);
+    const int64_t first = min64(time_of(layer, s), time_of(layer, s_end - 1));
+    const int64_t last = first + (s_end - s);
+    const int64_t alive = count_at(steps, first);
+    const auto copy = [&](float* rows, int64_t t, int64_t b, int64_t features) {
+      return rows + ((t - first) * steps.B + b) * features;
+    };
+    Forward<float> inner{};
+    inner.layer.steps = {last - first, alive, (last - first) * alive, nullptr, nullptr};
+    if (steps.count) inner.layer.steps.count = steps.count + first;
+    inner.layer.D = D;
+    inner.layer.H = H;
+    inner.layer.reverse = layer.reverse;
+    inner.layer.activation = layer.activation;
+    inner.layer.input = {wide.input, steps.B * D, D};
+    inner.layer.hx = s == 0 && !layer.hx && *wide.work.packed.finite ? nullptr : wide.state;
+    inner.layer.hx_stride = H;
+    inner.output = {wide.output, steps.B * H, H};
+    inner.h_n = wide.h_n;
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t end = alive_end(steps, t, slice);
+      for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
+        convert(row_at(layer.input, steps, t, b), copy(wide.input, t, b, D), D);
+      }
+    }
+    if (part.team) barrier(*part.team, runtime);
+    Part inside = part;
+    inside.slice = {min64(slice.begin, alive), min64(slice.end, alive)};
+    forward_part(inner, wide.work, inside, runtime);
+    for (int64_t t = first; t < last; ++t) {
+      for (int64_t b = slice.begin; b < alive_end(steps, t, slice); ++b) {
+        convert(copy(wide.output, t, b, H) + columns.first,
+                row_at(args.output, steps, t, b) + columns.first, width);
+      }
+    }
+    if (part.team) barrier(*part.team, runtime);
+    for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
+      std::memcpy(wide.state + b * H + columns.first, wide.h_n + b * H + columns.first,
+                  width * sizeof(float));
+    }
+  }
+  for (int64_t b = slice.begin; b < slice.end; ++b) {
+    convert(wide.state + b * H + columns.first, args.h_n + b * H + columns.first, width);
+  }
+}
+
+template <class Storage>
+void forward_widened(const Forward<Storage>& args, const Runtime& runtime) {
+  const Layer<Storage>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const Plan plan = forward_plan(layer, runtime);
+  WidenedWork wide;
+  wide.work = {packed_weights(layer, runtime), zeros<float>(runtime, layer.H),
+               scratch<Team>(runtime, plan.groups)};
+  wide.steps = kWidenedBytes / (steps.B * (layer.D + layer.H) * int64_t(sizeof(float)));
+  wide.steps = max64(1, min64(wide.steps, steps.T));
+  wide.input = scratch<float>(runtime, wide.steps * steps.B * layer.D);
+  wide.output = scratch<float>(runtime, wide.steps * steps.B * layer.H);
+  wide.state = scratch<float>(runtime, steps.B * layer.H);
+  wide.h_n = scratch<float>(runtime, steps.B * layer.H);
+  run_plan(plan, layer, runtime, wide.work.teams,
+           [&](const Part& part) { forward_widened_part(args, wide, part, runtime); });
 }
 
 // ---- Backward ----
@@ -422,11 +617,14 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
 template <class Scalar>
 struct BackwardWork {
   Plan plan;
-  Scalar* weight_hh;  // panels of W_hh [H, H]
-  Scalar* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
-  Scalar* grad_h;     // [B, H]: grad_hx, or scratch where it is not wanted
-  int64_t capacity;   // rows of a block at most
-  Scalar* dz;         // [capacity, dz_stride], rows in packed order
+  Scalar* weight_hh;       // panels of W_hh [H, H]
+  Scalar* weight_ih;       // panels of W_ih [H, D], if grad_input is wanted
+  Scalar* grad_h;          // [B, H]
+  Scalar* grad_weight_ih;  // where the sums gather, if parameter gradients are wanted
+  Scalar* grad_weight_hh;
+  Scalar* grad_bias;
+  int64_t capacity;  // rows of a block at most
+  Scalar* dz;        // [capacity, dz_stride], rows in packed order
   int64_t dz_stride;
   Scalar* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
   Scalar* input;     // panels of x [capacity, D], likewise
@@ -434,17 +632,17 @@ struct BackwardWork {
   int64_t last;
   bool first_block;
   int64_t counter;
-  Team team;
+  Team* teams;
 };
 
 constexpr int64_t kBlockBytes = int64_t(1) << 20;
 constexpr int64_t kMinBlockRows = 128;
-constexpr int64_t kChunkRows = 1024;  // of a product over a block's rows, per pass over C
-constexpr int64_t kTaskRows = 48;     // of C in one unit of work
+constexpr int64_t kChunkRows = 128;  // of a product over a block's rows, per pass over C
+constexpr int64_t kTaskRows = 96;    // of C in one unit of work
 
 // The block that ends where the one at first .. last began, in the backward order.
-template <class Scalar>
-inline void next_block(const Layer<Scalar>& layer, BackwardWork<Scalar>& work) {
+template <class Storage, class Scalar>
+inline void next_block(const Layer<Storage>& layer, BackwardWork<Scalar>& work) {
   const int64_t wanted =
       max64(kMinBlockRows, kBlockBytes / ((2 * layer.H + layer.D) * int64_t(sizeof(Scalar))));
   int64_t rows = 0;
@@ -459,10 +657,10 @@ inline void next_block(const Layer<Scalar>& layer, BackwardWork<Scalar>& work) {
   }
 }
 
-template <class Scalar>
-inline void backward_recurrence(const Backward<Scalar>& args, const BackwardWork<Scalar>& work,
-                                const Part<Scalar>& part, const Runtime& runtime) {
-  const Layer<Scalar>& layer = args.layer;
+template <class Storage, class Scalar>
+inline void backward_recurrence(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
+                                const Part& part, const Runtime& runtime) {
+  const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const Slice slice = part.slice;
   const Columns columns = part.columns;
@@ -474,8 +672,11 @@ inline void backward_recurrence(const Backward<Scalar>& args, const BackwardWork
     for (int64_t b = slice.begin; b < slice.end; ++b) {
       Scalar* grad_h = work.grad_h + b * H + columns.first;
       if (args.grad_h_n) {
-        std::memcpy(grad_h, args.grad_h_n + b * args.grad_h_n_stride + columns.first,
-                    width * sizeof(Scalar));
+        const Storage* given = args.grad_h_n + b * args.grad_h_n_stride;
+        for (int64_t j = 0; args.grad_h_n_step != 1 && j < width; ++j) {
+          convert(given + (columns.first + j) * args.grad_h_n_step, grad_h + j, 1);
+        }
+        if (args.grad_h_n_step == 1) convert(given + columns.first, grad_h, width);
       } else {
         std::memset(grad_h, 0, width * sizeof(Scalar));
       }
@@ -497,13 +698,13 @@ inline void backward_recurrence(const Backward<Scalar>& args, const BackwardWork
     }
     if (args.grad_weight_ih) {
       for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-        const Scalar* h = b < continued ? row_at(args.output, steps, time_before(layer, t), b)
-                          : layer.hx    ? layer.hx + b * layer.hx_stride
-                                        : nullptr;
+        const Storage* h = b < continued ? row_at(args.output, steps, time_before(layer, t), b)
+                           : layer.hx    ? layer.hx + b * layer.hx_stride
+                                         : nullptr;
         for (int64_t j = 0; j < H; j += w) {
           pack_row(h, H, j, work.previous + j * work.capacity + (row + b) * w);
         }
-        const Scalar* x = row_at(layer.input, steps, t, b);
+        const Storage* x = row_at(layer.input, steps, t, b);
         for (int64_t j = 0; j < layer.D; j += w) {
           pack_row(x, layer.D, j, work.input + j * work.capacity + (row + b) * w);
         }
@@ -519,7 +720,7 @@ inline void backward_recurrence(const Backward<Scalar>& args, const BackwardWork
                                   H};
     const Target<Scalar> target{work.grad_h + slice.begin * H, H, nullptr, 0, false};
     product<Scalar, false>(&operand, 1, target, wanted - slice.begin, columns.first, columns.last,
-                           [](int64_t, int64_t, int64_t, int64_t) {});
+                           Nothing());
   }
 }
 
@@ -539,8 +740,7 @@ inline void backward_weight(const BackwardWork<Scalar>& work, Share& share, int6
         const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                     !(work.first_block && k == 0)};
         product<Scalar, true>(&operand, 1, target, min64(kTaskRows, H - i), j,
-                              min64(j + task_columns, width),
-                              [](int64_t, int64_t, int64_t, int64_t) {});
+                              min64(j + task_columns, width), Nothing());
       }
     }
   }
@@ -569,11 +769,14 @@ inline void backward_bias(const BackwardWork<Scalar>& work, Share& share, int64_
   });
 }
 
-template <class Scalar>
-inline void backward_input(const Backward<Scalar>& args, const BackwardWork<Scalar>& work,
-                           Share& share) {
-  const Layer<Scalar>& layer = args.layer;
+// grad_input (+)= dz W_ih over the block's rows; `tile` holds kTaskRows rows where they are not
+// stored as they are computed.
+template <class Storage, class Scalar>
+inline void backward_input(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
+                           Share& share, Scalar* tile) {
+  const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
+  const int64_t D = layer.D;
   const int64_t base = rows_before(steps, work.first);
   for_each_run(
       steps, work.first, work.last, Slice{0, steps.B}, is_flat(args.grad_input, steps),
@@ -581,29 +784,55 @@ inline void backward_input(const Backward<Scalar>& args, const BackwardWork<Scal
         const int64_t dz_step = work.dz_stride * (run.along_time ? steps.B : 1);
         const int64_t grad_step = run_stride(args.grad_input, run);
         const Scalar* dz = work.dz + (rows_before(steps, run.t) - base + run.b) * work.dz_stride;
-        Scalar* grad = row_at(args.grad_input, steps, run.t, run.b);
         for (int64_t i = 0; i < run.rows; i += kTaskRows) {
           if (!take(share)) continue;
+          const int64_t rows = min64(kTaskRows, run.rows - i);
           const Operand<Scalar> operand{
               dz + i * dz_step, dz_step, 1, work.weight_ih, layer.H * Shape<Scalar>::panel_width,
               layer.H};
-          const Target<Scalar> target{grad + i * grad_step, grad_step, nullptr, 0,
-                                      args.accumulate_input};
-          product<Scalar, false>(&operand, 1, target, min64(kTaskRows, run.rows - i), 0, layer.D,
-                                 [](int64_t, int64_t, int64_t, int64_t) {});
+          Storage* grad = row_at(args.grad_input, steps, run.t, run.b) + i * grad_step;
+          if constexpr (std::is_same_v<Storage, Scalar>) {
+            const Target<Scalar> target{grad, grad_step, nullptr, 0, args.accumulate_input};
+            product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+          } else {
+            const Target<Scalar> target{tile, D, nullptr, 0, args.accumulate_input};
+            for (int64_t r = 0; args.accumulate_input && r < rows; ++r) {
+              convert(grad + r * grad_step, tile + r * D, D);
+            }
+            product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+            for (int64_t r = 0; r < rows; ++r) convert(tile + r * D, grad + r * grad_step, D);
+          }
         }
       });
 }
 
-template <class Scalar>
-void backward(const Backward<Scalar>& args, const Runtime& runtime) {
+// Where sums of n elements gather: in `result` itself, or in scratch where it is stored otherwise.
+template <class Scalar, class Storage>
+inline Scalar* gathering_place(const Runtime& runtime, Storage* result, int64_t n) {
+  if constexpr (std::is_same_v<Storage, Scalar>) {
+    if (result) return result;
+  }
+  return scratch<Scalar>(runtime, n);
+}
+
+template <class Scalar, class Storage>
+inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
+  if constexpr (!std::is_same_v<Storage, Scalar>) {
+    if (result) convert(sums, result, n);
+  }
+}
+
+template <class Storage>
+void backward(const Backward<Storage>& args, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
   constexpr int64_t w = Shape<Scalar>::panel_width;
-  const Layer<Scalar>& layer = args.layer;
+  const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const int64_t H = layer.H;
   const int64_t D = layer.D;
   BackwardWork<Scalar> work;
-  work.plan = choose_plan(steps, D, H, panel_count<Scalar>(H), sizeof(Scalar), runtime.threads);
+  work.plan = choose_plan(steps, runtime.machine, 0, H, panel_count<Scalar>(H), sizeof(Scalar));
+  work.teams = scratch<Team>(runtime, work.plan.groups);
 
   const int64_t start = layer.reverse ? 0 : steps.T;
   const int64_t finish = layer.reverse ? steps.T : 0;
@@ -616,7 +845,7 @@ void backward(const Backward<Scalar>& args, const Runtime& runtime) {
   // The odd number of vectors keeps a column of dz from falling into few cache sets.
   work.dz_stride = (panel_count<Scalar>(H) * w) + Simd<Scalar>::lanes;
   work.dz = scratch<Scalar>(runtime, work.capacity * work.dz_stride);
-  work.grad_h = args.grad_hx ? args.grad_hx : scratch<Scalar>(runtime, steps.B * H);
+  work.grad_h = gathering_place<Scalar>(runtime, args.grad_hx, steps.B * H);
   work.weight_hh = scratch<Scalar>(runtime, panels_size<Scalar>(H, H));
   for (int64_t p = 0; p < panel_count<Scalar>(H); ++p) {
     pack(layer.weight_hh, H, H, p * w, work.weight_hh + p * H * w);
@@ -627,7 +856,13 @@ void backward(const Backward<Scalar>& args, const Runtime& runtime) {
       pack(layer.weight_ih, H, D, p * w, work.weight_ih + p * H * w);
     }
   }
+  Scalar* tiles = std::is_same_v<Storage, Scalar> || !args.grad_input.data
+                      ? nullptr
+                      : scratch<Scalar>(runtime, runtime.machine.threads * kTaskRows * D);
   if (args.grad_weight_ih) {
+    work.grad_weight_ih = gathering_place<Scalar>(runtime, args.grad_weight_ih, H * D);
+    work.grad_weight_hh = gathering_place<Scalar>(runtime, args.grad_weight_hh, H * H);
+    if (args.grad_bias) work.grad_bias = gathering_place<Scalar>(runtime, args.grad_bias, H);
     work.previous = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, H));
     work.input = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, D));
   }
@@ -635,22 +870,34 @@ void backward(const Backward<Scalar>& args, const Runtime& runtime) {
   work.first_block = true;
   for (work.first = work.last = start; (layer.reverse ? work.last : work.first) != finish;) {
     next_block(layer, work);
-    run_plan(work.plan, layer, runtime, work.team,
-             [&](const Part<Scalar>& part) { backward_recurrence(args, work, part, runtime); });
+    run_plan(work.plan, layer, runtime, work.teams, [&](const Part& part) {
+      const FlushSubnormals flush;
+      backward_recurrence(args, work, part, runtime);
+    });
     if (args.grad_weight_ih || args.grad_input.data) {
       work.counter = 0;
       const int64_t rows = rows_before(steps, work.last) - rows_before(steps, work.first);
-      run_parallel(runtime, work.plan.workers, [&](int64_t, int64_t) {
+      const double products = (args.grad_weight_ih ? 1 : 0) * double(H + D) +
+                              (args.grad_input.data ? 1 : 0) * double(D);
+      const int64_t workers = choose_workers(products * double(H) * double(rows), runtime.machine);
+      run_parallel(runtime, workers, [&](int64_t begin, int64_t) {
+        const FlushSubnormals flush;
         Share share = share_of(&work.counter);
         if (args.grad_weight_ih) {
-          backward_weight(work, share, H, rows, work.previous, H, args.grad_weight_hh);
-          backward_weight(work, share, H, rows, work.input, D, args.grad_weight_ih);
-          if (args.grad_bias) backward_bias(work, share, H, rows, args.grad_bias);
+          backward_weight(work, share, H, rows, work.previous, H, work.grad_weight_hh);
+          backward_weight(work, share, H, rows, work.input, D, work.grad_weight_ih);
+          if (args.grad_bias) backward_bias(work, share, H, rows, work.grad_bias);
         }
-        if (args.grad_input.data) backward_input(args, work, share);
+        if (args.grad_input.data) backward_input(args, work, share, tiles + begin * kTaskRows * D);
       });
     }
     work.first_block = false;
+  }
+  deliver(work.grad_h, args.grad_hx, steps.B * H);
+  if (args.grad_weight_ih) {
+    deliver(work.grad_weight_ih, args.grad_weight_ih, H * D);
+    deliver(work.grad_weight_hh, args.grad_weight_hh, H * H);
+    deliver(work.grad_bias, args.grad_bias, H);
   }
 }
 

@@ -14,6 +14,14 @@ namespace namernn_fast {
 
 enum class Activation { tanh, relu };
 
+// The 16-bit types of torch, as they are stored. They are computed with in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
 // Which rows exist. At time t the sequences 0 .. count[t]-1 are alive; count never grows with t.
 struct Steps {
   int64_t T;
@@ -47,6 +55,7 @@ struct Layer {
   const Scalar* weight_hh;  // [H, H]
   const Scalar* bias_ih;    // [H], or null
   const Scalar* bias_hh;    // [H], or null
+  const void* packed;       // what `pack` made of these weights, to read in their place; or null
 };
 
 template <class Scalar>
@@ -61,8 +70,9 @@ struct Backward {
   Layer<Scalar> layer;
   Rows<const Scalar> output;       // (t, b) -> [H]
   Rows<const Scalar> grad_output;  // (t, b) -> [H], or absent
-  const Scalar* grad_h_n;          // [B, H], or null
+  const Scalar* grad_h_n;          // [B, H], or null; any strides, as `sum` leaves them
   int64_t grad_h_n_stride;
+  int64_t grad_h_n_step;    // from one feature to the next
   Rows<Scalar> grad_input;  // (t, b) -> [D], or absent: not wanted
   bool accumulate_input;    // add to grad_input instead of writing it
   Scalar* grad_hx;          // [B, H], or null: not wanted
@@ -71,23 +81,30 @@ struct Backward {
   Scalar* grad_bias;        // [H], the gradient of either bias, or null: there is none
 };
 
-// How the work of one direction is shared out.
+// How the recurrence of one direction is shared out: groups x members threads. Every group takes
+// sequences of its own through all steps; its members take hidden units of these sequences each,
+// with a barrier after every step.
 struct Plan {
-  enum Split {
-    serial,  // one thread
-    batch,   // every thread takes sequences through all steps: no barrier
-    hidden,  // every thread takes hidden units of all sequences: one barrier a step
-  } split;
-  int64_t workers;
+  int64_t groups;
+  int64_t members;
+  double time;  // in ns, as the rule's model has it
 };
 
-// The rule is in plan.cpp; `panels` is the number of column panels that `hidden` can share out.
-Plan choose_plan(const Steps& steps, int64_t D, int64_t H, int64_t panels, size_t scalar_bytes,
-                 int64_t threads);
+struct Machine {
+  int64_t threads;
+  size_t near_bytes;  // of a core's own cache
+};
+
+// The rule is in plan.cpp; `panels` is the number of column panels that members can share out.
+Plan choose_plan(const Steps& steps, const Machine& machine, int64_t D, int64_t H, int64_t panels,
+                 size_t scalar_bytes);
+
+// How many threads are worth having for so many multiply-adds that do not depend on each other.
+int64_t choose_workers(double multiply_adds, const Machine& machine);
 
 // What a kernel needs from the process it runs in.
 struct Runtime {
-  int64_t threads;
+  Machine machine;
   // Calls body(context, begin, end) over a partition of 0 .. n, on several threads where it can.
   void (*parallel)(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
   // Memory for this call, aligned to 64 bytes and uninitialised.
@@ -95,16 +112,27 @@ struct Runtime {
   void (*yield)();
 };
 
-struct Kernels {
+template <class Storage>
+struct KernelsFor {
+  // The weights of a layer as `forward` reads them: `packed_bytes` of memory, aligned to 64 bytes.
+  size_t (*packed_bytes)(int64_t D, int64_t H);
+  void (*pack)(const Layer<Storage>&, void* packed, const Runtime&);
+  void (*forward)(const Forward<Storage>&, const Runtime&);
+  void (*backward)(const Backward<Storage>&, const Runtime&);
+};
+
+struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
   const char* name;
-  void (*forward_float)(const Forward<float>&, const Runtime&);
-  void (*forward_double)(const Forward<double>&, const Runtime&);
-  void (*backward_float)(const Backward<float>&, const Runtime&);
-  void (*backward_double)(const Backward<double>&, const Runtime&);
+  const char* bfloat16_name;  // of what computes bfloat16 forward
+  int64_t panel_width;        // columns of float that threads share out, at least
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+
+// Further forward kernels for bfloat16, to take the place of those of kernels_avx512.
+extern const KernelsFor<BFloat16> kernels_avx512_bf16;
+extern const KernelsFor<BFloat16> kernels_amx;
 
 }  // namespace namernn_fast

@@ -8,6 +8,13 @@
 #include "kernel-inl.h"
 
 namespace namernn_fast {
-const Kernels kernels_baseline{"baseline", &forward<float>, &forward<double>, &backward<float>,
-                               &backward<double>};
+const Kernels kernels_baseline{
+    {&packed_bytes<float>, &pack_weights<float>, &forward<float>, &backward<float>},
+    {&packed_bytes<double>, &pack_weights<double>, &forward<double>, &backward<double>},
+    {&packed_bytes<BFloat16>, &pack_weights<BFloat16>, &forward_widened<BFloat16>,
+     &backward<BFloat16>},
+    {&packed_bytes<Half>, &pack_weights<Half>, &forward_widened<Half>, &backward<Half>},
+    "baseline",
+    "baseline",
+    Shape<float>::panel_width};
 }  // namespace namernn_fast

@@ -6,6 +6,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -56,24 +61,72 @@ std::string shape_text(const Sizes& sizes) {
 
 // ---- The processor ----
 
-const Kernels& detect_kernels() {
+#if defined(__x86_64__)
+// The forward kernel for bfloat16 that beats the conversion to float, if this processor has one.
+const KernelsFor<BFloat16>* detect_bfloat16(const std::string& wanted, const char** name) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
+  const bool amx = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
+#if defined(__linux__)
+  // The kernel lends a process the tile registers when asked.
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  const bool lent = amx && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  const bool lent = false;
+#endif
+  if (lent && (wanted.empty() || wanted == "amx")) {
+    *name = "amx";
+    return &kernels_amx;
+  }
+  __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
+  const bool dot_products = (eax >> 5 & 1) != 0;
+  // Intel's run at half the rate of float multiply-adds.
+  if (dot_products && (wanted.empty() ? __builtin_cpu_is("amd") != 0 : wanted == "avx512_bf16")) {
+    *name = "avx512_bf16";
+    return &kernels_avx512_bf16;
+  }
+  return nullptr;
+}
+#endif
+
+Kernels detect_kernels() {
 #if defined(__x86_64__)
   const char* variable = std::getenv("ATEN_CPU_CAPABILITY");  // ATen's own switch, honoured here
   const std::string wanted = variable ? variable : "";
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  if (wanted != "default" && wanted != "avx2" && avx512) return kernels_avx512;
+  if (wanted != "default" && wanted != "avx2" && avx512) {
+    Kernels found = kernels_avx512;
+    if (const auto* bfloat16 = detect_bfloat16(wanted, &found.bfloat16_name)) {
+      const auto backward = found.KernelsFor<BFloat16>::backward;
+      static_cast<KernelsFor<BFloat16>&>(found) = *bfloat16;
+      found.KernelsFor<BFloat16>::backward = backward;
+    }
+    return found;
+  }
   if (wanted != "default" && avx2) return kernels_avx2;
 #endif
   return kernels_baseline;
 }
 
 const Kernels& kernels() {
-  static const Kernels& chosen = detect_kernels();
+  static const Kernels chosen = detect_kernels();
   return chosen;
+}
+
+// The size of a core's second-level cache, or a guess at it.
+size_t near_cache_bytes() {
+  static const size_t bytes = [] {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    if (const long size = sysconf(_SC_LEVEL2_CACHE_SIZE); size > 0) return size_t(size);
+#endif
+    return size_t(1) << 20;
+  }();
+  return bytes;
 }
 
 // ---- What the kernels need from the process ----
@@ -133,7 +186,8 @@ class Call {
   Call() { current_scratch = &scratch_; }
   ~Call() { current_scratch = nullptr; }
   Runtime runtime() const {
-    return {int64_t(torch::stable::get_num_threads()), &run_in_pool,
+    return {{int64_t(torch::stable::get_num_threads()), near_cache_bytes()},
+            &run_in_pool,
             [](size_t bytes) { return current_scratch->take(bytes); },
             [] { std::this_thread::yield(); }};
   }
@@ -151,17 +205,41 @@ int32_t dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
-// A new contiguous tensor of the dtype of `like`.
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+// A new contiguous tensor.
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) {
     strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
   }
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype_of(like),
+                                                         strides.data(), dtype,
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
+}
+
+template <class Storage>
+const Storage* const_data(const Tensor& tensor) {
+  return static_cast<const Storage*>(tensor.const_data_ptr());
+}
+template <class Storage>
+Storage* mutable_data(const Tensor& tensor) {
+  return static_cast<Storage*>(tensor.mutable_data_ptr());
+}
+
+// Calls f(Storage()) for the type that a dtype is stored as.
+template <class F>
+void with_storage(int32_t dtype, F&& f) {
+  if (dtype == aoti_torch_dtype_float32()) return f(float());
+  if (dtype == aoti_torch_dtype_float64()) return f(double());
+  if (dtype == aoti_torch_dtype_bfloat16()) return f(BFloat16());
+  if (dtype == aoti_torch_dtype_float16()) return f(Half());
+  fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
+}
+
+// Likewise, of the dtype of `like`.
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return empty(sizes, dtype_of(like));
 }
 
 Tensor dense(const Tensor& tensor) {
@@ -195,6 +273,7 @@ struct LayerTensors {
   Tensor input;
   std::optional<Tensor> hx;
   std::vector<Tensor> weights;
+  std::optional<Tensor> prepacked;  // in their place
   std::vector<int64_t> count;
   std::vector<int64_t> start;
   Steps steps;
@@ -202,10 +281,29 @@ struct LayerTensors {
   int64_t H;
   int64_t directions;
   int64_t per_direction;  // weights of one direction: 2, or 4 with biases
-  bool single;            // float32, else float64
+  int32_t dtype;
   bool packed;
   bool batch_first;
   Activation activation;
+};
+
+// The tensor that rnn_prepack makes: a head that says what it is, then each direction's weights.
+struct PackedTensor {
+  struct Head {
+    const Kernels* kernels;  // of this process: it is not to be stored
+    int64_t dtype;
+    int64_t D;
+    int64_t H;
+    int64_t directions;
+    int64_t bytes;  // of a direction
+  };
+  static constexpr int64_t kAlignment = 64;
+  static_assert(sizeof(Head) <= kAlignment);
+
+  static Head& head(const Tensor& tensor) { return *mutable_data<Head>(tensor); }
+  static void* weights(const Tensor& tensor, int64_t direction) {
+    return mutable_data<char>(tensor) + kAlignment + direction * head(tensor).bytes;
+  }
 };
 
 // Sequences alive at each time, from the tensor of a PackedSequence.
@@ -235,8 +333,8 @@ void read_batch_sizes(const Tensor& batch_sizes, LayerTensors& layer) {
   layer.steps = {T, T ? layer.count[0] : 0, rows, layer.count.data(), layer.start.data()};
 }
 
-LayerTensors check_layer(const Tensor& input, const std::optional<Tensor>& hx,
-                         const std::vector<Tensor>& weights,
+// All of a layer but its weights.
+LayerTensors check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t hidden_size,
                          const std::optional<Tensor>& batch_sizes, const std::string& nonlinearity,
                          bool bidirectional, bool batch_first) {
   LayerTensors layer;
@@ -248,14 +346,12 @@ LayerTensors check_layer(const Tensor& input, const std::optional<Tensor>& hx,
   layer.activation = nonlinearity == "tanh" ? Activation::tanh : Activation::relu;
 
   check(input.is_cpu(), "input must be on the CPU");
-  const int32_t dtype = dtype_of(input);
-  layer.single = dtype == aoti_torch_dtype_float32();
-  check(layer.single || dtype == aoti_torch_dtype_float64(),
-        "input must be float32 or float64 for the CPU kernel");
+  layer.dtype = dtype_of(input);
   check(input.dim() == (layer.packed ? 2 : 3), "input must have ", layer.packed ? 2 : 3,
         " dimensions, got ", input.dim());
   layer.input = with_adjacent_features(input);
   layer.D = input.size(input.dim() - 1);
+  layer.H = hidden_size;
   if (layer.packed) {
     read_batch_sizes(*batch_sizes, layer);
   } else {
@@ -264,34 +360,50 @@ LayerTensors check_layer(const Tensor& input, const std::optional<Tensor>& hx,
     layer.steps = {T, B, T * B, nullptr, nullptr};
   }
   check(layer.steps.T > 0, "Expected sequence length to be larger than 0 in RNN");
+  if (hx) {
+    check_tensor("hx", *hx, input, {layer.directions, layer.steps.B, layer.H});
+    layer.hx = with_adjacent_features(*hx);
+  }
+  return layer;
+}
 
-  const size_t directions = size_t(layer.directions);
-  check(weights.size() == 2 * directions || weights.size() == 4 * directions,
-        "weights must hold 2 or 4 tensors for each direction, got ", weights.size());
-  layer.per_direction = int64_t(weights.size() / directions);
-  check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  layer.H = weights[1].size(0);
+// `like` has the dtype and the device that the weights must have.
+void check_weights(LayerTensors& layer, const Tensor& like, const std::vector<Tensor>& weights) {
+  layer.per_direction = int64_t(weights.size()) / layer.directions;
   const int64_t H = layer.H;
   for (size_t i = 0; i < weights.size(); ++i) {
     switch (i % size_t(layer.per_direction)) {
       case 0:
-        check_tensor("weight_ih", weights[i], input, {H, layer.D});
+        check_tensor("weight_ih", weights[i], like, {H, layer.D});
         break;
       case 1:
-        check_tensor("weight_hh", weights[i], input, {H, H});
+        check_tensor("weight_hh", weights[i], like, {H, H});
         break;
       case 2:
-        check_tensor("bias_ih", weights[i], input, {H});
+        check_tensor("bias_ih", weights[i], like, {H});
         break;
       default:
-        check_tensor("bias_hh", weights[i], input, {H});
+        check_tensor("bias_hh", weights[i], like, {H});
     }
     layer.weights.push_back(dense(weights[i]));
   }
-  if (hx) {
-    check_tensor("hx", *hx, input, {layer.directions, layer.steps.B, H});
-    layer.hx = with_adjacent_features(*hx);
-  }
+}
+
+int64_t hidden_size_of(const std::vector<Tensor>& weights, bool bidirectional) {
+  const size_t directions = bidirectional ? 2 : 1;
+  check(weights.size() == 2 * directions || weights.size() == 4 * directions,
+        "weights must hold 2 or 4 tensors for each direction, got ", weights.size());
+  check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
+  return weights[1].size(0);
+}
+
+LayerTensors check_layer(const Tensor& input, const std::optional<Tensor>& hx,
+                         const std::vector<Tensor>& weights,
+                         const std::optional<Tensor>& batch_sizes, const std::string& nonlinearity,
+                         bool bidirectional, bool batch_first) {
+  LayerTensors layer = check_input(input, hx, hidden_size_of(weights, bidirectional), batch_sizes,
+                                   nonlinearity, bidirectional, batch_first);
+  check_weights(layer, input, weights);
   return layer;
 }
 
@@ -307,27 +419,33 @@ Rows<Scalar> rows_of(const LayerTensors& layer, const Tensor& tensor, Pointer da
 }
 
 template <class Scalar>
-Layer<Scalar> direction_of(const LayerTensors& tensors, int64_t direction) {
+void set_weights(Layer<Scalar>& layer, const LayerTensors& tensors, int64_t direction) {
   const Tensor* w = &tensors.weights[size_t(direction * tensors.per_direction)];
   const bool bias = tensors.per_direction == 4;
-  Layer<Scalar> layer;
+  layer.weight_ih = const_data<Scalar>(w[0]);
+  layer.weight_hh = const_data<Scalar>(w[1]);
+  layer.bias_ih = bias ? const_data<Scalar>(w[2]) : nullptr;
+  layer.bias_hh = bias ? const_data<Scalar>(w[3]) : nullptr;
+}
+
+template <class Scalar>
+Layer<Scalar> direction_of(const LayerTensors& tensors, int64_t direction) {
+  Layer<Scalar> layer{};
   layer.steps = tensors.steps;
   layer.D = tensors.D;
   layer.H = tensors.H;
   layer.reverse = direction == 1;
   layer.activation = tensors.activation;
-  layer.input =
-      rows_of<const Scalar>(tensors, tensors.input, tensors.input.const_data_ptr<Scalar>(), 0);
-  layer.hx = nullptr;
-  layer.hx_stride = 0;
+  layer.input = rows_of<const Scalar>(tensors, tensors.input, const_data<Scalar>(tensors.input), 0);
   if (tensors.hx) {
-    layer.hx = tensors.hx->const_data_ptr<Scalar>() + direction * tensors.hx->stride(0);
+    layer.hx = const_data<Scalar>(*tensors.hx) + direction * tensors.hx->stride(0);
     layer.hx_stride = tensors.hx->stride(1);
   }
-  layer.weight_ih = w[0].const_data_ptr<Scalar>();
-  layer.weight_hh = w[1].const_data_ptr<Scalar>();
-  layer.bias_ih = bias ? w[2].const_data_ptr<Scalar>() : nullptr;
-  layer.bias_hh = bias ? w[3].const_data_ptr<Scalar>() : nullptr;
+  if (tensors.prepacked) {
+    layer.packed = PackedTensor::weights(*tensors.prepacked, direction);
+  } else {
+    set_weights(layer, tensors, direction);
+  }
   return layer;
 }
 
@@ -340,17 +458,35 @@ Tensor empty_rows(const LayerTensors& layer, int64_t features) {
 }
 
 template <class Scalar>
-void run_forward(const LayerTensors& tensors, const Tensor& output, const Tensor& h_n,
-                 void (*kernel)(const Forward<Scalar>&, const Runtime&)) {
+void run_forward(const LayerTensors& tensors, const Tensor& output, const Tensor& h_n) {
   for (int64_t d = 0; d < tensors.directions; ++d) {
     Call call;
     Forward<Scalar> args;
     args.layer = direction_of<Scalar>(tensors, d);
-    args.output =
-        rows_of<Scalar>(tensors, output, output.mutable_data_ptr<Scalar>(), d * tensors.H);
-    args.h_n = h_n.mutable_data_ptr<Scalar>() + d * tensors.steps.B * tensors.H;
-    kernel(args, call.runtime());
+    args.output = rows_of<Scalar>(tensors, output, mutable_data<Scalar>(output), d * tensors.H);
+    args.h_n = mutable_data<Scalar>(h_n) + d * tensors.steps.B * tensors.H;
+    kernels().KernelsFor<Scalar>::forward(args, call.runtime());
   }
+}
+
+template <class Scalar>
+Tensor prepack(const LayerTensors& tensors) {
+  const KernelsFor<Scalar>& own = kernels();
+  const int64_t aligned = PackedTensor::kAlignment;
+  const int64_t bytes =
+      (int64_t(own.packed_bytes(tensors.D, tensors.H)) + aligned - 1) / aligned * aligned;
+  Tensor packed = empty({aligned + tensors.directions * bytes}, aoti_torch_dtype_uint8());
+  PackedTensor::head(packed) = {&kernels(), tensors.dtype,      tensors.D,
+                                tensors.H,  tensors.directions, bytes};
+  for (int64_t d = 0; d < tensors.directions; ++d) {
+    Call call;
+    Layer<Scalar> layer{};
+    layer.D = tensors.D;
+    layer.H = tensors.H;
+    set_weights(layer, tensors, d);
+    own.pack(layer, PackedTensor::weights(packed, d), call.runtime());
+  }
+  return packed;
 }
 
 struct BackwardTensors {
@@ -363,65 +499,98 @@ struct BackwardTensors {
 };
 
 template <class Scalar>
-void run_backward(const LayerTensors& tensors, const BackwardTensors& grads,
-                  void (*kernel)(const Backward<Scalar>&, const Runtime&)) {
+void run_backward(const LayerTensors& tensors, const BackwardTensors& grads) {
   const int64_t H = tensors.H;
   for (int64_t d = 0; d < tensors.directions; ++d) {
     Call call;
     Backward<Scalar> args{};
     args.layer = direction_of<Scalar>(tensors, d);
     args.output =
-        rows_of<const Scalar>(tensors, grads.output, grads.output.const_data_ptr<Scalar>(), d * H);
+        rows_of<const Scalar>(tensors, grads.output, const_data<Scalar>(grads.output), d * H);
     if (grads.grad_output) {
       args.grad_output = rows_of<const Scalar>(tensors, *grads.grad_output,
-                                               grads.grad_output->const_data_ptr<Scalar>(), d * H);
+                                               const_data<Scalar>(*grads.grad_output), d * H);
     }
     if (grads.grad_h_n) {
-      args.grad_h_n = grads.grad_h_n->const_data_ptr<Scalar>() + d * grads.grad_h_n->stride(0);
+      args.grad_h_n = const_data<Scalar>(*grads.grad_h_n) + d * grads.grad_h_n->stride(0);
       args.grad_h_n_stride = grads.grad_h_n->stride(1);
+      args.grad_h_n_step = grads.grad_h_n->stride(2);
     }
     if (grads.grad_input) {
-      args.grad_input = rows_of<Scalar>(tensors, *grads.grad_input,
-                                        grads.grad_input->mutable_data_ptr<Scalar>(), 0);
+      args.grad_input =
+          rows_of<Scalar>(tensors, *grads.grad_input, mutable_data<Scalar>(*grads.grad_input), 0);
       args.accumulate_input = d > 0;
     }
     if (grads.grad_hx) {
-      args.grad_hx = grads.grad_hx->mutable_data_ptr<Scalar>() + d * tensors.steps.B * H;
+      args.grad_hx = mutable_data<Scalar>(*grads.grad_hx) + d * tensors.steps.B * H;
     }
     if (!grads.grad_weights.empty()) {
       const Tensor* w = &grads.grad_weights[size_t(d * tensors.per_direction)];
-      args.grad_weight_ih = w[0].mutable_data_ptr<Scalar>();
-      args.grad_weight_hh = w[1].mutable_data_ptr<Scalar>();
-      args.grad_bias = tensors.per_direction == 4 ? w[2].mutable_data_ptr<Scalar>() : nullptr;
+      args.grad_weight_ih = mutable_data<Scalar>(w[0]);
+      args.grad_weight_hh = mutable_data<Scalar>(w[1]);
+      args.grad_bias = tensors.per_direction == 4 ? mutable_data<Scalar>(w[2]) : nullptr;
     }
-    kernel(args, call.runtime());
+    kernels().KernelsFor<Scalar>::backward(args, call.runtime());
     if (args.grad_bias) {
-      std::copy_n(
-          args.grad_bias, H,
-          grads.grad_weights[size_t(d * tensors.per_direction + 3)].mutable_data_ptr<Scalar>());
+      std::copy_n(args.grad_bias, H,
+                  mutable_data<Scalar>(grads.grad_weights[size_t(d * tensors.per_direction + 3)]));
     }
   }
 }
 
 // ---- Operators ----
 
+std::tuple<Tensor, Tensor> forward_layer(const LayerTensors& layer) {
+  Tensor output = empty_rows(layer, layer.directions * layer.H);
+  Tensor h_n = empty(layer.input, {layer.directions, layer.steps.B, layer.H});
+  if (layer.steps.N > 0) {
+    with_storage(layer.dtype,
+                 [&](auto storage) { run_forward<decltype(storage)>(layer, output, h_n); });
+  }
+  return {output, h_n};
+}
+
 std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<Tensor>& hx,
                                        const std::vector<Tensor>& weights,
                                        const std::optional<Tensor>& batch_sizes,
                                        const std::string& nonlinearity, bool bidirectional,
                                        bool batch_first) {
-  const LayerTensors layer =
-      check_layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first);
-  Tensor output = empty_rows(layer, layer.directions * layer.H);
-  Tensor h_n = empty(input, {layer.directions, layer.steps.B, layer.H});
-  if (layer.steps.N > 0) {
-    if (layer.single) {
-      run_forward<float>(layer, output, h_n, kernels().forward_float);
-    } else {
-      run_forward<double>(layer, output, h_n, kernels().forward_double);
-    }
-  }
-  return {output, h_n};
+  return forward_layer(
+      check_layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first));
+}
+
+Tensor rnn_prepack(const std::vector<Tensor>& weights, bool bidirectional) {
+  LayerTensors layer;
+  layer.directions = bidirectional ? 2 : 1;
+  layer.H = hidden_size_of(weights, bidirectional);
+  check(weights[0].is_cpu(), "weight_ih must be on the CPU");
+  check(weights[0].dim() == 2, "weight_ih must have 2 dimensions, got ", weights[0].dim());
+  layer.D = weights[0].size(1);
+  layer.dtype = dtype_of(weights[0]);
+  check_weights(layer, weights[0], weights);
+  std::optional<Tensor> packed;
+  with_storage(layer.dtype, [&](auto storage) { packed = prepack<decltype(storage)>(layer); });
+  return *packed;
+}
+
+std::tuple<Tensor, Tensor> rnn_forward_prepacked(const Tensor& input,
+                                                 const std::optional<Tensor>& hx,
+                                                 const Tensor& packed, int64_t hidden_size,
+                                                 const std::optional<Tensor>& batch_sizes,
+                                                 const std::string& nonlinearity,
+                                                 bool bidirectional, bool batch_first) {
+  LayerTensors layer =
+      check_input(input, hx, hidden_size, batch_sizes, nonlinearity, bidirectional, batch_first);
+  check(packed.is_cpu() && packed.is_contiguous() && packed.numel() >= PackedTensor::kAlignment &&
+            PackedTensor::head(packed).kernels == &kernels(),
+        "packed must be what rnn_prepack made in this process");
+  const PackedTensor::Head& head = PackedTensor::head(packed);
+  check(head.dtype == layer.dtype, "packed must have been made of weights with the dtype of input");
+  check(head.D == layer.D && head.H == layer.H && head.directions == layer.directions,
+        "packed must fit input size ", layer.D, ", hidden size ", layer.H, " and ",
+        layer.directions, " direction(s), got ", head.D, ", ", head.H, " and ", head.directions);
+  layer.prepacked = packed;
+  return forward_layer(layer);
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
@@ -444,7 +613,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   }
   if (grad_h_n) {
     check_tensor("grad_h_n", *grad_h_n, input, state_shape);
-    grads.grad_h_n = with_adjacent_features(*grad_h_n);
+    grads.grad_h_n = *grad_h_n;
   }
   if (want_input) grads.grad_input = empty_rows(layer, layer.D);
   if (want_hx) grads.grad_hx = empty(input, state_shape);
@@ -456,16 +625,30 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   }
   if (layer.steps.N == 0) {
     for (Tensor& w : grads.grad_weights) torch::stable::zero_(w);
-  } else if (layer.single) {
-    run_backward<float>(layer, grads, kernels().backward_float);
   } else {
-    run_backward<double>(layer, grads, kernels().backward_double);
+    with_storage(layer.dtype, [&](auto storage) { run_backward<decltype(storage)>(layer, grads); });
   }
   return {grads.grad_input ? *grads.grad_input : empty(input, {0}),
           grads.grad_hx ? *grads.grad_hx : empty(input, {0}), grads.grad_weights};
 }
 
-std::string cpu_kernel() { return kernels().name; }
+std::tuple<int64_t, int64_t, double> cpu_plan(const std::vector<int64_t>& batch_sizes,
+                                              int64_t input_size, int64_t hidden_size,
+                                              int64_t threads, int64_t near_bytes) {
+  Steps steps{int64_t(batch_sizes.size()), 0, 0, batch_sizes.data(), nullptr};
+  for (const int64_t size : batch_sizes) {
+    steps.B = std::max(steps.B, size);
+    steps.N += size;
+  }
+  const int64_t width = kernels().panel_width;
+  const Plan plan = choose_plan(steps, {threads, size_t(near_bytes)}, input_size, hidden_size,
+                                (hidden_size + width - 1) / width, sizeof(float));
+  return {plan.groups, plan.members, plan.time};
+}
+
+std::string cpu_kernel(bool bfloat16) {
+  return bfloat16 ? kernels().bfloat16_name : kernels().name;
+}
 
 }  // namespace
 }  // namespace namernn_fast
@@ -473,10 +656,13 @@ std::string cpu_kernel() { return kernels().name; }
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
   library.impl("rnn_forward", TORCH_BOX(&namernn_fast::rnn_forward));
   library.impl("rnn_backward", TORCH_BOX(&namernn_fast::rnn_backward));
+  library.impl("rnn_prepack", TORCH_BOX(&namernn_fast::rnn_prepack));
+  library.impl("rnn_forward_prepacked", TORCH_BOX(&namernn_fast::rnn_forward_prepacked));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {
   library.impl("cpu_kernel", TORCH_BOX(&namernn_fast::cpu_kernel));
+  library.impl("cpu_plan", TORCH_BOX(&namernn_fast::cpu_plan));
 }
 
 // Importing the module loads the library, which registers the operators; it has nothing else.

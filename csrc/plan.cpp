@@ -1,9 +1,10 @@
-// The threading rule: a small cost model in nanoseconds, compared for each way to share the work.
+// The threading rule: a small cost model in nanoseconds, minimised over the ways to share the work.
 //
-// A step of the recurrence costs (rows * H * (D + H)) multiply-adds at `kRate`, or, where few rows
-// share a weight, what reading the weights costs. Splitting the batch costs one parallel region;
-// splitting the hidden units costs a barrier at every step besides. The constants are those of a
-// 2-core Zen 4; the rule needs only their order of magnitude.
+// `groups` share out the sequences and never wait for each other; within a group `members` share
+// out the hidden units and meet at a barrier after every step. A step takes the longer of its
+// multiply-adds and of reading its weights from the core's own cache; weights that do not fit there
+// come from further away, every step anew, and that adds to the time. The constants are of the
+// order of several x86-64 servers of 2022 to 2025; the rule needs no more than the order.
 #include <algorithm>
 
 #include "kernel.h"
@@ -11,44 +12,52 @@
 namespace namernn_fast {
 namespace {
 
-constexpr double kRate = 25.0;        // float multiply-adds per ns on one core
-constexpr double kWeightRate = 25.0;  // weight elements read per ns by one core
-constexpr double kRegion = 3000.0;    // ns to hand work to the other threads and get it back
-constexpr double kBarrier = 300.0;    // ns for all threads to meet
-constexpr double kThinRows = 2.0;     // below this many rows the weights' bandwidth rules
+constexpr double kRate = 60.0;    // float multiply-adds per ns on one core
+constexpr double kNear = 100.0;   // bytes per ns from the core's own cache
+constexpr double kFar = 30.0;     // bytes per ns from beyond it
+constexpr double kRegion = 2000;  // ns to hand work to one other thread and get it back
+constexpr double kThread = 50;    // ns for every further thread
+constexpr double kMeeting = 150;  // ns of a barrier for every member
+
+double handing_over(int64_t workers) {
+  return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
+}
+
+int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Plan choose_plan(const Steps& steps, int64_t D, int64_t H, int64_t panels, size_t scalar_bytes,
-                 int64_t threads) {
-  const Plan serial{Plan::serial, 1};
-  if (threads <= 1 || steps.N == 0) return serial;
-  const double weights = double(H) * double(D + H) * double(scalar_bytes) / sizeof(float);
+Plan choose_plan(const Steps& steps, const Machine& machine, int64_t D, int64_t H, int64_t panels,
+                 size_t scalar_bytes) {
+  Plan best{1, 1, 0};
+  if (steps.N == 0) return best;
   const double T = double(steps.T);
   const double rows = double(steps.N) / T;  // alive at an average step
-  const auto cost = [&](double share_of_rows, double share_of_weights) {
-    const double step_rows = std::max(kThinRows, rows * share_of_rows);
-    return T * weights * share_of_weights * std::max(step_rows / kRate, 1 / kWeightRate);
-  };
-
-  Plan best = serial;
-  double best_cost = cost(1, 1);
-  const auto consider = [&](Plan plan, double plan_cost) {
-    if (plan_cost < best_cost) {
-      best = plan;
-      best_cost = plan_cost;
+  const double weights = double(H) * double(D + H);
+  const double rate = kRate * sizeof(float) / double(scalar_bytes);
+  for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
+    const int64_t groups = std::max<int64_t>(1, std::min(machine.threads / members, steps.B));
+    // The largest shares, where they do not divide evenly.
+    const double share = double(ceiling(panels, members)) / double(panels);
+    const double step_rows = rows * double(ceiling(steps.B, groups)) / double(steps.B);
+    const double bytes = weights * share * double(scalar_bytes);
+    double step = std::max(step_rows * weights * share / rate, bytes / kNear);
+    if (bytes > double(machine.near_bytes)) step += bytes / kFar;
+    if (members > 1) step += kMeeting * double(members);
+    // Fewer groups than could be: handing over may cost more than it gains.
+    for (const int64_t g : {groups, int64_t(1)}) {
+      const double spread = double(ceiling(steps.B, g)) / double(ceiling(steps.B, groups));
+      const double time = T * step * spread + handing_over(g * members);
+      if (best.time == 0 || time < best.time) best = {g, members, time};
     }
-  };
-  if (const int64_t workers = std::min(threads, steps.B); workers > 1) {
-    // The largest share of a batch that does not divide evenly.
-    const double share = double((steps.B + workers - 1) / workers) / double(steps.B);
-    consider({Plan::batch, workers}, kRegion + cost(share, 1));
-  }
-  if (const int64_t workers = std::min(threads, panels); workers > 1) {
-    const double share = double((panels + workers - 1) / workers) / double(panels);
-    consider({Plan::hidden, workers}, kRegion + T * kBarrier + cost(1, share));
   }
   return best;
+}
+
+int64_t choose_workers(double multiply_adds, const Machine& machine) {
+  const double serial = multiply_adds / kRate;
+  const double shared = serial / double(machine.threads) + handing_over(machine.threads);
+  return shared < serial ? machine.threads : 1;
 }
 
 }  // namespace namernn_fast

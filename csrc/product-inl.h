@@ -76,6 +76,7 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[r][v] = Vec<Scalar>{};
   }
+#pragma GCC unroll 8
   for (int64_t k = first; k < last; ++k) {
     Vec<Scalar> b[kVectors];
 #pragma GCC unroll 8
@@ -93,40 +94,54 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
   }
 }
 
-// One tile at row i and column j of C; `width` columns of it exist.
+// One tile at row i and column j of C; `width` columns of it exist. The sum so far waits in C.
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
           int64_t j, int64_t width) {
   constexpr int lanes = Simd<Scalar>::lanes;
   const int64_t last = width - (kVectors - 1) * lanes;  // columns in the last vector
-  Vec<Scalar> sum[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t offset = (i + r) * target.start_row + j + v * lanes;
-      sum[r][v] = !target.start      ? Vec<Scalar>{}
-                  : v < kVectors - 1 ? load(target.start + offset)
-                                     : load_upto(target.start + offset, last);
+  Scalar* const c = target.c + i * target.c_row + j;
+  const Scalar* base = target.add ? c : target.start ? target.start + i * target.start_row + j : c;
+  int64_t base_row = target.add || !target.start ? target.c_row : target.start_row;
+  bool zero = !target.add && !target.start;
+  const auto end_chain = [&](const Vec<Scalar>(&acc)[kRows][kVectors]) {
+    if (last == lanes && !zero) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          store(c + r * target.c_row + v * lanes,
+                load(base + r * base_row + v * lanes) + acc[r][v]);
+        }
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t n = v < kVectors - 1 ? lanes : last;
+          const Vec<Scalar> sum =
+              zero ? acc[r][v] : load_upto(base + r * base_row + v * lanes, n) + acc[r][v];
+          store_upto(c + r * target.c_row + v * lanes, sum, n);
+        }
+      }
     }
-  }
+    base = c;
+    base_row = target.c_row;
+    zero = false;
+  };
   for (int o = 0; o < count; ++o) {
     const Operand<Scalar>& operand = operands[o];
     for (int64_t k = 0; k < operand.K; k += kChain) {
       Vec<Scalar> acc[kRows][kVectors];
       chain<Scalar, kRows, kVectors, kByColumn>(acc, operand, i, j, k,
                                                 k + kChain < operand.K ? k + kChain : operand.K);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += acc[r][v];
-      }
+      end_chain(acc);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      Scalar* c = target.c + (i + r) * target.c_row + j + v * lanes;
-      const int64_t n = v < kVectors - 1 ? lanes : last;
-      store_upto(c, target.add ? load_upto(c, n) + sum[r][v] : sum[r][v], n);
-    }
+  if (base != c) {  // nothing to add up
+    const Vec<Scalar> nothing[kRows][kVectors] = {};
+    end_chain(nothing);
   }
 }
 
@@ -149,6 +164,11 @@ inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequen
    ...);
   return found;
 }
+
+// A `finish` that has nothing to do.
+struct Nothing {
+  void operator()(int64_t, int64_t, int64_t, int64_t) const {}
+};
 
 // Columns [first, last) of C, both multiples of the panel width or the end. M rows are cut into
 // tiles of equal height, give or take one, so no thin tile is left over. `finish(i, j, rows,
@@ -179,14 +199,14 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
 }
 
 // Panel of W^T for columns first .. of a row-major W [width, K].
-template <class Scalar>
-inline void pack_transposed(const Scalar* w, int64_t K, int64_t width, int64_t first,
+template <class Scalar, class Storage>
+inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
                             Scalar* panel) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t panel_width = Shape<Scalar>::panel_width;
   for (int64_t j = 0; j < panel_width; j += lanes) {
     const int64_t rows = width - (first + j);
-    const Scalar* source = w + (first + j) * K;
+    const Storage* source = w + (first + j) * K;
     for_each_vector<Scalar>(K, [&](int64_t k, int64_t n) {
       Vec<Scalar> block[lanes];
       for (int64_t r = 0; r < lanes; ++r) {
@@ -199,20 +219,19 @@ inline void pack_transposed(const Scalar* w, int64_t K, int64_t width, int64_t f
 }
 
 // One row of a panel: columns first .. of a row of `width` elements, zero past its end.
-template <class Scalar>
-inline void pack_row(const Scalar* row, int64_t width, int64_t first, Scalar* panel_row) {
+template <class Scalar, class Storage>
+inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* panel_row) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   for (int64_t j = 0; j < Shape<Scalar>::panel_width; j += lanes) {
     const int64_t n = width - (first + j);
-    store(panel_row + j, !row || n <= 0 ? Vec<Scalar>{}
-                         : n >= lanes   ? load(row + first + j)
-                                        : load_first(row + first + j, n));
+    store(panel_row + j,
+          !row || n <= 0 ? Vec<Scalar>{} : load_upto(row + first + j, n < lanes ? n : lanes));
   }
 }
 
 // Panel of W for columns first .. of a row-major W [K, width].
-template <class Scalar>
-inline void pack(const Scalar* w, int64_t K, int64_t width, int64_t first, Scalar* panel) {
+template <class Scalar, class Storage>
+inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scalar* panel) {
   for (int64_t k = 0; k < K; ++k) {
     pack_row(w + k * width, width, first, panel + k * Shape<Scalar>::panel_width);
   }
@@ -245,8 +264,8 @@ inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
   return acc[0];
 }
 
-template <class Scalar>
-inline bool all_finite(const Scalar* p, int64_t n) {
+template <class Storage, class Scalar = Compute<Storage>>
+inline bool all_finite(const Storage* p, int64_t n) {
   Vec<Scalar> sum = {};
   for_each_vector<Scalar>(n, [&](int64_t i, int64_t m) { sum += load_upto(p + i, m) * Scalar(0); });
   bool finite = true;  // zero times a finite number is zero, and NaN otherwise

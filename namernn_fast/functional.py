@@ -1,6 +1,7 @@
 """`rnn()`: validation, layers and packed input around the operators, and their autograd."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -100,7 +101,7 @@ class Explanation(NamedTuple):
     """What `explain` returns; `str()` of it is a sentence."""
 
     path: str
-    """`cpu avx512`, `cpu avx2`, `cpu baseline` or `reference`."""
+    """`cpu` and an instruction set, or `reference`."""
     why_not: dict[str, str]
     """For every path not taken, the reason."""
 
@@ -117,7 +118,8 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
         input: what the layer would be called with. Nothing is computed.
 
     The paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused kernel in the best
-    instruction set of this processor; `reference` is ATen operators, step by step.
+    instruction set of this processor, `cpu amx` and `cpu avx512_bf16` its forward pass in bfloat16;
+    `reference` is ATen operators, step by step.
     """
     from .nn import FusedRNN, FusedRNNCell
 
@@ -130,7 +132,9 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
         data = _autocast(data)
     reason = _why_not_kernel(data)
     if reason is None:
-        return Explanation(f"cpu {ops.cpu_kernel()}", {"reference": "the fused kernel is faster"})
+        return Explanation(
+            f"cpu {ops.cpu_kernel(data.dtype)}", {"reference": "the fused kernel is faster"}
+        )
     return Explanation("reference", {"cpu": reason})
 
 
@@ -140,6 +144,48 @@ def _autocast(tensor: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(device))
+
+
+class Prepacked(NamedTuple):
+    """The weights of a stack of layers as the forward kernel reads them, from `prepack`."""
+
+    layers: list[Tensor]
+    """One opaque tensor for each layer, of use in this process only."""
+    stamps: list[tuple[int, int]]
+    """Of each weight: where its data was and the version it had."""
+
+    def is_of(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these are the weights it was made of, unchanged as far as torch knows."""
+        return self.stamps == [(w.data_ptr(), w._version) for w in weights]
+
+
+def prepack(weights: Sequence[Tensor], num_layers: int, bidirectional: bool = False) -> Prepacked:
+    """Packs the weights of `rnn` once, for calls of which no gradient is wanted.
+
+    Args:
+        weights: as for `rnn`, on the CPU, of a floating-point type.
+        num_layers: how many layers they are of.
+        bidirectional: whether every layer has two directions.
+
+    Raises:
+        RuntimeError: the fused kernel is not installed or does not take these weights, or they are
+            inference tensors, whose changes torch does not count.
+    """
+    reason = ops.why_not_cpu_kernel(weights[0])
+    if reason is not None:
+        raise RuntimeError(f"weights cannot be prepacked: {reason}")
+    if any(w.is_inference() for w in weights):
+        raise RuntimeError(
+            "weights cannot be prepacked: they were made in inference mode, where torch does not "
+            "count changes"
+        )
+    per_layer = len(weights) // num_layers
+    with torch.no_grad():
+        layers = [
+            ops.rnn_prepack(weights[k : k + per_layer], bidirectional)
+            for k in range(0, len(weights), per_layer)
+        ]
+    return Prepacked(layers, [(w.data_ptr(), w._version) for w in weights])
 
 
 def rnn(
@@ -153,6 +199,7 @@ def rnn(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
+    prepacked: Prepacked | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Applies a vanilla RNN of one or more layers to whole sequences; `FusedRNN` calls this.
 
@@ -175,6 +222,8 @@ def rnn(
             while training.
         bidirectional: whether every layer also runs from the end of the sequences.
         training: whether dropout is applied.
+        prepacked: what `prepack` made of these very weights, to be read in their place where no
+            gradient is wanted and autocast is off.
 
     Returns:
         output: the last layer's states at every step, like input with num_directions * hidden_size
@@ -189,7 +238,7 @@ def rnn(
             of a packed sequence increase or do not sum to its rows.
     """
     directions = 2 if bidirectional else 1
-    per_layer = (4 if bias else 2) * directions
+    per_layer = 4 * directions if bias else 2 * directions
     num_layers, rest = divmod(len(weights), per_layer)
     if rest or not num_layers:
         raise ValueError(
@@ -233,32 +282,54 @@ def rnn(
         data = _autocast(data)
         hx = None if hx is None else _autocast(hx)
         weights = [_autocast(w) for w in weights]
-    _check(data, hx, weights, batch_sizes, num_layers * directions, batch_first)
-
-    run_layer = _fused_layer if _why_not_kernel(data) is None else _reference_layer
-    states = []
-    for k in range(num_layers):
-        data, h_n = run_layer(
-            data,
-            hx if hx is None or num_layers == 1 else hx[k * directions : (k + 1) * directions],
-            weights[k * per_layer : (k + 1) * per_layer],
-            batch_sizes,
-            nonlinearity,
-            bidirectional,
-            batch_first,
-        )
-        states.append(h_n)
-        if dropout and training and k < num_layers - 1:
-            data = torch.nn.functional.dropout(data, dropout, training=True)
-    h_n = states[0] if num_layers == 1 else torch.cat(states)
+        prepacked = None
+    checked = (hx, weights, batch_sizes, num_layers * directions, batch_first)
+    arguments = (data, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first)
+    dropout = dropout if training else 0.0
+    if _why_not_kernel(data) is not None:
+        _check(data, *checked)
+        output, h_n = _layers(_reference_layer, num_layers, dropout, *arguments)
+    elif torch.compiler.is_compiling():  # what a tracer runs checks nothing
+        _check(data, *checked)
+        output, h_n = _layers(_fused_layer, num_layers, dropout, *arguments)
+    else:
+        run_layer = _fused_layer
+        if prepacked is not None and not _wants_gradient(data, hx, weights):
+            run_layer = partial(_prepacked_layer, weights[1].shape[0])
+            arguments = (data, hx, prepacked.layers, *arguments[3:])
+        try:
+            output, h_n = _layers(run_layer, num_layers, dropout, *arguments)
+        except RuntimeError:  # the operator checks its arguments; `nn.RNN` has words of its own
+            _check(data, *checked)
+            raise
 
     if packed:
         if unsorted_indices is not None:
             h_n = h_n.index_select(1, unsorted_indices)
-        return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), h_n
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
     if dim == 2:
-        return data.squeeze(0 if batch_first else 1), h_n.squeeze(1)
-    return data, h_n
+        return output.squeeze(0 if batch_first else 1), h_n.squeeze(1)
+    return output, h_n
+
+
+def _layers(run_layer, num_layers, dropout, data, hx, weights, *options):
+    """All layers, one after the other, with dropout between them."""
+    if num_layers == 1:
+        return run_layer(data, hx, weights, *options)
+    per_layer = len(weights) // num_layers
+    per_state = 1 if hx is None else hx.shape[0] // num_layers
+    states = []
+    for k in range(num_layers):
+        data, h_n = run_layer(
+            data,
+            None if hx is None else hx[k * per_state : (k + 1) * per_state],
+            weights[k * per_layer : (k + 1) * per_layer],
+            *options,
+        )
+        states.append(h_n)
+        if dropout and k < num_layers - 1:
+            data = torch.nn.functional.dropout(data, dropout, training=True)
+    return data, torch.cat(states)
 
 
 def _check(data, hx, weights, batch_sizes, states, batch_first):
@@ -299,14 +370,22 @@ def _check(data, hx, weights, batch_sizes, states, batch_first):
         raise RuntimeError(f"hx must have the dtype of input, {data.dtype}, got {hx.dtype}")
 
 
-def _fused_layer(data, hx, weights, batch_sizes, *options):
-    if torch.is_grad_enabled() and (
+def _wants_gradient(data, hx, weights):
+    return torch.is_grad_enabled() and (
         data.requires_grad
         or (hx is not None and hx.requires_grad)
         or any(w.requires_grad for w in weights)
-    ):
+    )
+
+
+def _fused_layer(data, hx, weights, batch_sizes, *options):
+    if _wants_gradient(data, hx, weights):
         return _FusedLayer.apply(data, hx, batch_sizes, *options, *weights)
     return ops.rnn_forward(data, hx, weights, batch_sizes, *options)
+
+
+def _prepacked_layer(hidden_size, data, hx, packed, batch_sizes, *options):
+    return ops.rnn_forward_prepacked(data, hx, packed[0], hidden_size, batch_sizes, *options)
 
 
 def _reference_layer(data, hx, weights, batch_sizes, *options):

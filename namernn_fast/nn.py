@@ -1,5 +1,6 @@
 """The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
 
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -7,13 +8,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import tracing
-from .functional import rnn
+from .functional import Prepacked, prepack, rnn
 
 
-def _current(module: torch.nn.Module, name: str) -> Tensor:
-    """The tensor in use under that name: the parameter, or what a parametrization makes of it."""
-    parameter = module._parameters.get(name)  # a plain look-up, where getattr costs ten times that
-    return getattr(module, name) if parameter is None else parameter
+def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """The tensors in use under these names: the parameters, or what parametrizations make of them.
+
+    A look-up among the parameters costs a tenth of `getattr`.
+    """
+    parameters = module._parameters
+    try:
+        return [parameters[name] for name in names]  # type: ignore[misc]
+    except KeyError:
+        return [getattr(module, name) for name in names]
 
 
 class FusedRNN(torch.nn.RNN):
@@ -32,9 +39,11 @@ class FusedRNN(torch.nn.RNN):
         batch_first: whether input and output are (batch, seq_len, features).
         dropout: probability for dropout between layers while training.
         bidirectional: whether every layer also runs from the end of the sequences.
-        device, dtype: of the parameters. float32 and float64 on a CPU take the fused kernel,
+        device, dtype: of the parameters. Floating-point types on a CPU take the fused kernel,
             everything else ATen operators; `namernn_fast.explain` tells.
     """
+
+    _prepacked: Prepacked | None = None
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -58,17 +67,45 @@ class FusedRNN(torch.nn.RNN):
 
         Raises what `namernn_fast.rnn` raises.
         """
+        weights = _current(self, self._flat_weights_names)
+        if self._prepacked is not None and not self._prepacked.is_of(weights):
+            self._prepacked = None
         return rnn(
             input,
             hx,
-            [_current(self, name) for name in self._flat_weights_names],
+            weights,
             nonlinearity=self.nonlinearity,
             bias=self.bias,
             batch_first=self.batch_first,
             dropout=self.dropout,
             bidirectional=self.bidirectional,
             training=self.training,
+            prepacked=self._prepacked,
         )
+
+    def prepack(self) -> "FusedRNN":
+        """Keeps a second copy of the weights in the kernel's own order, for inference.
+
+        Calls of which no gradient is wanted then read that copy, which saves each of them the time
+        to order the weights anew: much of a call where there are few rows. The copy is dropped, and
+        everything is as before, once a parameter is another tensor or was changed in place. A write
+        that torch does not count escapes this: one through `parameter.data`, NumPy or a pointer.
+        Call `prepack` again after such a write. It is no part of `state_dict`, copies or pickles.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            RuntimeError: the parameters are not on the CPU, or were made in inference mode.
+        """
+        weights = _current(self, self._flat_weights_names)
+        self._prepacked = prepack(weights, self.num_layers, self.bidirectional)
+        return self
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        state.pop("_prepacked", None)
+        return state
 
 
 tracing.allow(FusedRNN)
@@ -123,7 +160,7 @@ class FusedRNNCell(torch.nn.RNNCell):
         _, h_n = rnn(
             input.unsqueeze(0),
             None if hx is None else hx.unsqueeze(0),
-            [_current(self, name) for name in names],
+            _current(self, names),
             nonlinearity=self.nonlinearity,
             bias=self.bias,
         )

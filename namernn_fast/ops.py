@@ -13,6 +13,8 @@ Backward returns the gradients of input, hx and weights; one that is not wanted 
 
 import importlib.util
 import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +34,17 @@ _library.define(
     "-> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.define("cpu_kernel() -> str")
+_library.define("rnn_prepack(Tensor[] weights, bool bidirectional) -> Tensor")
+_library.define(
+    "rnn_forward_prepacked(Tensor input, Tensor? hx, Tensor packed, int hidden_size, "
+    "Tensor? batch_sizes, str nonlinearity, bool bidirectional, bool batch_first) "
+    "-> (Tensor, Tensor)"
+)
+_library.define("cpu_kernel(bool bfloat16) -> str")
+_library.define(
+    "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int threads, int near_bytes) "
+    "-> (int, int, float)"
+)
 
 
 def _load_extension() -> bool:
@@ -51,11 +63,43 @@ HAS_EXTENSION = _load_extension()
 
 rnn_forward = torch.ops.namernn_fast.rnn_forward.default
 rnn_backward = torch.ops.namernn_fast.rnn_backward.default
+rnn_prepack = torch.ops.namernn_fast.rnn_prepack.default
+rnn_forward_prepacked = torch.ops.namernn_fast.rnn_forward_prepacked.default
 
 
-def cpu_kernel() -> str:
-    """The instruction set that the CPU kernel uses here: avx512, avx2 or baseline."""
-    return torch.ops.namernn_fast.cpu_kernel()
+def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
+    """The instruction set that the CPU kernel uses here: avx512, avx2 or baseline, and for the
+    forward pass in bfloat16 avx512_bf16 or amx where the processor is faster with it."""
+    return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)
+
+
+class Plan(NamedTuple):
+    """How a layer's recurrence would be shared out: groups of sequences, members over the hidden
+    units of each, and the time in ns that the rule's model has for it."""
+
+    groups: int
+    members: int
+    nanoseconds: float
+
+
+def cpu_plan(
+    batch_sizes: Sequence[int],
+    input_size: int,
+    hidden_size: int,
+    threads: int,
+    near_bytes: int = 2**20,
+) -> Plan:
+    """What the CPU kernel's threading rule chooses in float32, on a machine that need not be this.
+
+    Args:
+        batch_sizes: the number of sequences at each step.
+        input_size, hidden_size: of the layer.
+        threads: the number of threads to share the work.
+        near_bytes: the size of a core's own cache, in bytes.
+    """
+    return Plan(
+        *torch.ops.namernn_fast.cpu_plan(batch_sizes, input_size, hidden_size, threads, near_bytes)
+    )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_forward")
@@ -95,12 +139,15 @@ def _(
     )
 
 
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def why_not_cpu_kernel(input: Tensor) -> str | None:
     """The reason why the CPU kernel does not take this input, or None: it does."""
-    if input.device.type != "cpu":
+    if not input.is_cpu:
         return f"the CPU kernel does not run on {input.device.type}"
     if not HAS_EXTENSION:
         return "the C++ extension was not built"
-    if input.dtype not in (torch.float32, torch.float64):
-        return f"the CPU kernel has float32 and float64, not {input.dtype}"
+    if input.dtype not in _CPU_DTYPES:
+        return f"the CPU kernel has floating-point types of 16 to 64 bits, not {input.dtype}"
     return None

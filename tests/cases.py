@@ -150,10 +150,17 @@ class Case:
         return results
 
     def add_to(self, budget, layer_class, dtype) -> None:
-        """Runs the case on all three and adds every result to the budget."""
+        """Runs the case on all three and adds every result to the budget.
+
+        Rounded to 16 bits, a state of one layer may put a relu of the next on the other side of its
+        kink: there the outputs alone are compared.
+        """
+        kinks = self.module.nonlinearity == "relu" and dtype.itemsize == 2
         ours = self.run(layer_class, dtype)
         theirs = self.run(torch.nn.RNN, dtype)
         reference = self.run_oracle(dtype)
         shape = (self.D, self.H, self.T, self.B)
         for name, value in reference.items():
+            if kinks and name.startswith("grad"):
+                continue
             budget.add((*shape, name), ours[name], theirs[name], value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN
+from namernn_fast import FusedRNN, ops
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -55,6 +55,63 @@ def test_tanh_everywhere(dtype):
     assert units.max() < 3
     assert y.max() == 1
     assert torch.equal(layer(-x.view(1, -1, 1))[0].flatten(), -y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_value(dtype):
+    """What is read and written back is the value itself.
+
+    But for subnormal numbers: the instructions that multiply bfloat16 take them for zero.
+    """
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    x = bits.view(dtype).view(1, -1, 1)
+    y = identity_layer("relu", dtype)(x)[0]
+    wanted = torch.relu(x)
+    assert torch.equal(y.isnan(), wanted.isnan())
+    subnormal = (wanted != 0) & (wanted.abs() < torch.finfo(dtype).tiny)
+    if ops.cpu_kernel(dtype) in ("amx", "avx512_bf16"):
+        wanted = wanted.masked_fill(subnormal, 0)
+    assert torch.equal(y[~y.isnan()], wanted[~y.isnan()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
+    """From the same output it differs by the rounding of its results, and by nothing else."""
+    module = FusedRNN(9, 70, bidirectional=True, nonlinearity=nonlinearity, dtype=dtype)
+    weights = [p.detach() for p in module.parameters()]
+    x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(2, 20, 70, dtype=dtype)
+    options = (None, nonlinearity, True, False)
+    output, h_n = ops.rnn_forward(x, hx, weights, *options)
+    grads = (torch.randn_like(output), torch.randn_like(h_n))
+    everything = (True, True, True)
+    got = ops.rnn_backward(*grads, x, hx, weights, output, *options, *everything)
+    wanted = ops.rnn_backward(
+        *(g.float() for g in (*grads, x, hx)),
+        [w.float() for w in weights],
+        output.float(),
+        *options,
+        *everything,
+    )
+    for mine, exact in zip((*got[:2], *got[2]), (*wanted[:2], *wanted[2]), strict=True):
+        assert mine.dtype == dtype
+        # The two directions' parts of grad_input are each rounded before they are added.
+        torch.testing.assert_close(
+            mine.float(), exact, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps
+        )
+
+
+def test_gradients_too_small_to_be_normal_are_zero():
+    """They fade over the steps; on the way down some processors compute them very slowly."""
+    module = FusedRNN(3, 20)
+    x = torch.randn(600, 2, 3, requires_grad=True)
+    module(x)[1].sum().backward()
+    size = x.grad.abs().flatten(1).amax(1)
+    assert size[-1] > 1e-3
+    assert size[0] == 0
+    assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
+    # The caller's own arithmetic is as it was.
+    assert torch.tensor(1e-40) * torch.tensor(1.0) > 0
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])

@@ -177,14 +177,66 @@ def test_parametrized_weights_are_read_at_every_call():
     torch.testing.assert_close(module(x), theirs(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
+def test_prepacked_weights(dtype, options):
+    module = FusedRNN(9, 70, dtype=dtype, **options)
+    packed = pack_padded_sequence(torch.randn(6, 20, 9, dtype=dtype), [6] * 3 + [2] * 17)
+    with torch.no_grad():
+        plain = module(packed)
+        assert module.prepack() is module
+        prepacked = module(packed)
+    assert torch.equal(plain[0].data, prepacked[0].data)
+    assert torch.equal(plain[1], prepacked[1])
+    output, _ = module(packed)  # here a gradient is wanted
+    assert output.data.requires_grad
+
+
+def test_prepacked_weights_are_dropped_when_a_parameter_changes():
+    module, other = FusedRNN(3, 4).prepack(), FusedRNN(3, 4)
+    x = torch.randn(5, 2, 3)
+    changes = [
+        lambda: module.load_state_dict(other.state_dict()),
+        lambda: torch.nn.init.ones_(module.bias_hh_l0),
+        lambda: setattr(module, "weight_hh_l0", torch.nn.Parameter(torch.zeros(4, 4))),
+        lambda: module.double().float(),
+    ]
+    with torch.no_grad():
+        for change in changes:
+            module(x)
+            assert module._prepacked is not None
+            change()
+            assert torch.equal(module(x)[1], rnn(x, None, list(module.parameters()))[1])
+            assert module._prepacked is None
+            module.prepack()
+    assert "_prepacked" not in copy.deepcopy(module).__dict__
+    assert "_prepacked" not in pickle.loads(pickle.dumps(module)).__dict__
+
+
+def test_prepacking_refuses_what_it_cannot_keep():
+    with torch.device("meta"):
+        module = FusedRNN(3, 4)
+    with pytest.raises(RuntimeError, match="prepacked: the CPU kernel does not run on meta"):
+        module.prepack()
+    with torch.inference_mode():
+        module = FusedRNN(3, 4)
+    with pytest.raises(RuntimeError, match="prepacked: they were made in inference mode"):
+        module.prepack()
+    module = FusedRNN(3, 4).prepack()
+    with pytest.raises(RuntimeError, match="Expected 3, got 5"), torch.no_grad():
+        module(torch.randn(2, 2, 5))
+
+
 def test_autocast_as_nn_rnn_does():
     ours, theirs = FusedRNN(3, 4), torch.nn.RNN(3, 4)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(5, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         results = ours(x, torch.zeros(1, 2, 4)), theirs(x, torch.zeros(1, 2, 4))
-        assert explain(ours, x).path == "reference"
-    torch.testing.assert_close(*results)
+        assert explain(ours, x).path.startswith("cpu")
+    assert results[0][0].dtype == torch.bfloat16
+    # Two ways to round to eight bits; the budget for errors is the parity tests' business.
+    torch.testing.assert_close(*results, rtol=2**-6, atol=2**-7)
 
 
 def test_construction_on_meta():
@@ -215,9 +267,12 @@ def test_explain():
     packed = pack_padded_sequence(x, [5, 3])
     assert explain(module, packed) == told
     assert explain(FusedRNNCell(3, 4), x[0]).path == told.path
-    half = explain(module.half(), x.half())
-    assert half.path == "reference"
-    assert half.why_not == {"cpu": "the CPU kernel has float32 and float64, not torch.float16"}
+    assert explain(module.half(), x.half()).path == told.path
+    whole = explain(module, x.int())
+    assert whole.path == "reference"
+    assert whole.why_not == {
+        "cpu": "the CPU kernel has floating-point types of 16 to 64 bits, not torch.int32"
+    }
     with pytest.raises(TypeError, match="layer must be a FusedRNN or FusedRNNCell, got Linear"):
         explain(torch.nn.Linear(2, 2), x)
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):

@@ -31,6 +31,8 @@ SHAPES = {
         (3, 37, 3, 13),
         (8, 32, 5, 1),
     ],
+    torch.bfloat16: [(1, 1, 4, 3), (5, 7, 6, 3), (16, 48, 5, 1), (33, 70, 9, 40)],
+    torch.float16: [(1, 1, 4, 3), (5, 7, 6, 3), (33, 70, 9, 40)],
 }
 OPTIONS = [
     dict(
@@ -77,6 +79,18 @@ def test_many_steps(layout, bidirectional):
         for seed in range(4):
             case = Case(*shape, {"bidirectional": bidirectional}, layout, seed=seed)
             case.add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_many_steps_in_16_bits(layout, dtype, threads):
+    """More steps than are converted at once; with one thread, sharing sequences, hidden units."""
+    budget = Budget(dtype)
+    for count, shape in [(1, (8, 40, 150, 90)), (2, (8, 40, 150, 90)), (2, (8, 700, 120, 3))]:
+        threads(count)
+        case = Case(*shape, {"bidirectional": count == 1}, layout, seed=count)
+        case.add_to(budget, FusedRNN, dtype)
     budget.check()
 
 

@@ -1,0 +1,81 @@
+// bfloat16 on AMX: tiles of 16 rows of 64 bytes.
+#define NAMERNN_VECTOR_BYTES 64
+#define NAMERNN_REGISTERS 32
+#include "kernel-inl.h"
+
+namespace namernn_fast {
+namespace {
+
+// Tiles 0 to 3 are C, 2 x 2 of them; 4 and 5 are rows of A, 6 and 7 columns of the panel.
+struct PairProduct {
+  static constexpr int64_t rows = 32;
+
+  PairProduct() {
+    struct {
+      uint8_t palette = 1;
+      uint8_t start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } configuration;
+    for (int tile = 0; tile < 8; ++tile) {
+      configuration.row_bytes[tile] = 64;
+      configuration.rows[tile] = 16;
+    }
+    _tile_loadconfig(&configuration);
+  }
+  ~PairProduct() { _tile_release(); }
+  PairProduct(const PairProduct&) = delete;
+  PairProduct& operator=(const PairProduct&) = delete;
+
+  void multiply(const BFloat16* a, int64_t K, int64_t height, const BFloat16* panel, float* c) {
+    constexpr int64_t panel_row = 256;  // bytes: of a row of pairs, and of a row of c
+    const int64_t a_bytes = K * int64_t(sizeof(BFloat16));
+    for (int64_t half = 0; half < 2; ++half) {
+      const BFloat16* b = panel + half * 64;
+      float* out = c + half * 32;
+      if (height > 16) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = 0; k < K; k += kTileElements) {
+          _tile_loadd(4, a + k, a_bytes);
+          _tile_loadd(6, b + k * 64, panel_row);
+          _tile_loadd(7, b + k * 64 + 32, panel_row);
+          _tile_loadd(5, a + 16 * K + k, a_bytes);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+          _tile_dpbf16ps(2, 5, 6);
+          _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(2, out + 16 * 64, panel_row);
+        _tile_stored(3, out + 16 * 64 + 16, panel_row);
+      } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        for (int64_t k = 0; k < K; k += kTileElements) {
+          _tile_loadd(4, a + k, a_bytes);
+          _tile_loadd(6, b + k * 64, panel_row);
+          _tile_loadd(7, b + k * 64 + 32, panel_row);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+        }
+      }
+      _tile_stored(0, out, panel_row);
+      _tile_stored(1, out + 16, panel_row);
+    }
+  }
+
+  static constexpr int64_t kTileElements = 32;
+};
+
+}  // namespace
+}  // namespace namernn_fast
+
+#include "pairs-inl.h"
+
+namespace namernn_fast {
+const KernelsFor<BFloat16> kernels_amx{&packed_pairs_bytes, &pack_pair_weights, &forward_pairs,
+                                       nullptr};
+}  // namespace namernn_fast

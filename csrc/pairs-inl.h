@@ -1,0 +1,181 @@
+// The forward pass in bfloat16 on instructions that multiply pairs of bfloat16 and sum in float.
+//
+// A row of the left operand is [x_t, h_{t-1}], each padded with zeros to whole steps of kStep
+// elements, so that the whole cell is one product. Two such arrays take turns: while one is read,
+// the states are written into the other, rounded as they are in the output. An including file
+// defines the block product, `multiply`, beforehand in `PairProduct`:
+//   rows: of a block at most;
+//   multiply(a, a_row, K, panel, c): c[rows, panel_width] = a[rows, K] panel.
+#pragma once
+
+#include "kernel-inl.h"
+
+namespace namernn_fast {
+namespace {
+
+constexpr int64_t kStep = 32;  // elements of K: a multiple of what any such instruction takes
+
+inline int64_t padded(int64_t n) { return (n + kStep - 1) / kStep * kStep; }
+
+// Panel of W^T, [padded(K) / 2, panel_width, 2], for columns first .. of a row-major W [width, K].
+inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t first,
+                       BFloat16* panel) {
+  constexpr int64_t lanes = Simd<float>::lanes;
+  constexpr int64_t panel_width = Shape<float>::panel_width;
+  static_assert(kStep == 2 * lanes);
+  for (int64_t j = 0; j < panel_width; j += lanes) {
+    const int64_t rows = min64(lanes, width - (first + j));
+    for (int64_t k = 0; k < padded(K); k += kStep) {
+      Vec<float> block[lanes] = {};  // lanes of it are pairs
+      const BFloat16* source = w + (first + j) * K + k;
+      if (rows == lanes && k + kStep <= K) {
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < lanes; ++r)
+          std::memcpy(&block[r], source + r * K, sizeof(block[r]));
+      } else {
+        for (int64_t r = 0; r < rows; ++r) {
+          std::memcpy(&block[r], source + r * K, min64(kStep, K - k) * sizeof(BFloat16));
+        }
+      }
+      transpose<float>(block);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < lanes; ++r) {
+        std::memcpy(panel + ((k / 2 + r) * panel_width + j) * 2, &block[r], sizeof(block[r]));
+      }
+    }
+  }
+}
+
+struct PackedPairs {
+  float* bias;        // [panels * panel_width]
+  BFloat16* weights;  // panels of [padded(D) + padded(H), H]
+};
+
+inline PackedPairs packed_pairs_at(void* memory, int64_t H) {
+  float* bias = static_cast<float*>(memory);
+  return {bias,
+          reinterpret_cast<BFloat16*>(bias + panel_count<float>(H) * Shape<float>::panel_width)};
+}
+
+inline size_t packed_pairs_bytes(int64_t D, int64_t H) {
+  return panels_size<float>(1, H) * sizeof(float) +
+         panels_size<float>(padded(D) + padded(H), H) * sizeof(BFloat16);
+}
+
+inline void pack_pair_weights(const Layer<BFloat16>& layer, void* memory, const Runtime& runtime) {
+  constexpr int64_t w = Shape<float>::panel_width;
+  const int64_t K = padded(layer.D) + padded(layer.H);
+  const int64_t panels = panel_count<float>(layer.H);
+  const PackedPairs packed = packed_pairs_at(memory, layer.H);
+  const double elements = double(K) * double(layer.H);
+  const int64_t workers =
+      min64(panels, choose_workers(kPackingCost / 2 * elements, runtime.machine));
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
+      BFloat16* panel = packed.weights + p * K * w;
+      pack_pairs(layer.weight_ih, layer.D, layer.H, p * w, panel);
+      pack_pairs(layer.weight_hh, layer.H, layer.H, p * w, panel + padded(layer.D) * w);
+      pack_bias(layer, p * w, packed.bias + p * w);
+    }
+  });
+}
+
+struct PairWork {
+  PackedPairs packed;
+  BFloat16* rows[2];  // [groups * PairProduct::rows + B, padded(D) + padded(H)]
+  Team* teams;
+};
+
+// What the cells at step s read and no cell writes: their inputs, and the states that begin there.
+inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& part,
+                          BFloat16* rows) {
+  const int64_t t = time_of(layer, s);
+  const int64_t K = padded(layer.D) + padded(layer.H);
+  const int64_t continued = continued_end(layer, t, part.slice);
+  const int64_t end = alive_end(layer.steps, t, part.slice);
+  for (int64_t b = part.slice.begin + part.member; b < end; b += part.members) {
+    BFloat16* row = rows + (b - part.slice.begin) * K;
+    std::memcpy(row, row_at(layer.input, layer.steps, t, b), layer.D * sizeof(BFloat16));
+    if (b < continued) continue;
+    BFloat16* state = row + padded(layer.D);
+    if (layer.hx) {
+      std::memcpy(state, layer.hx + b * layer.hx_stride, layer.H * sizeof(BFloat16));
+    } else {
+      std::memset(state, 0, layer.H * sizeof(BFloat16));
+    }
+  }
+}
+
+inline void forward_pairs_part(const Forward<BFloat16>& args, const PairWork& work,
+                               const Part& part, const Runtime& runtime) {
+  constexpr int64_t w = Shape<float>::panel_width;
+  const Layer<BFloat16>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const Slice slice = part.slice;
+  const Columns columns = part.columns;
+  const int64_t K = padded(layer.D) + padded(layer.H);
+  const int64_t offset = (slice.begin + part.group * PairProduct::rows) * K;
+  BFloat16* const rows[2] = {work.rows[0] + offset, work.rows[1] + offset};
+  PairProduct product;
+  alignas(64) float block[PairProduct::rows * w];
+
+  prepare_pairs(layer, 0, part, rows[0]);
+  if (part.team) barrier(*part.team, runtime);
+  for (int64_t s = 0; s < steps.T; ++s) {
+    const int64_t t = time_of(layer, s);
+    const BFloat16* now = rows[s % 2];
+    BFloat16* next = rows[(s + 1) % 2];
+    if (s + 1 < steps.T) prepare_pairs(layer, s + 1, part, next);
+    const int64_t end = alive_end(steps, t, slice);
+    const int64_t ended = alive_end(steps, time_after(layer, t), slice);  // from here on
+    for (int64_t j = columns.first; j < columns.last; j += w) {
+      const BFloat16* panel = work.packed.weights + j / w * K * w;
+      const int64_t width = min64(w, columns.last - j);
+      for (int64_t i = slice.begin; i < end; i += PairProduct::rows) {
+        const int64_t height = min64(PairProduct::rows, end - i);
+        product.multiply(now + (i - slice.begin) * K, K, height, panel, block);
+        for (int64_t b = i; b < i + height; ++b) {
+          const float* z = block + (b - i) * w;
+          BFloat16* out = row_at(args.output, steps, t, b) + j;
+          BFloat16* state = b < ended ? next + (b - slice.begin) * K + padded(layer.D) + j
+                                      : args.h_n + b * layer.H + j;
+          for_each_vector<float>(width, [&](int64_t c, int64_t n) {
+            const Vec<float> h =
+                activate<float>(layer.activation, load(z + c) + load(work.packed.bias + j + c));
+            store_upto(out + c, h, n);
+            store_upto(state + c, h, n);
+          });
+        }
+      }
+    }
+    if (part.team && s + 1 < steps.T) barrier(*part.team, runtime);
+  }
+}
+
+inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
+  const Layer<BFloat16>& layer = args.layer;
+  // Few rows would leave such a product mostly idle.
+  constexpr int64_t few = 8;
+  if (!layer.packed && layer.steps.N < few * layer.steps.T) return forward_widened(args, runtime);
+  const Plan plan = choose_plan(layer.steps, runtime.machine, layer.D, layer.H,
+                                panel_count<float>(layer.H), sizeof(BFloat16));
+  void* packed = const_cast<void*>(layer.packed);
+  if (!packed) {
+    packed = runtime.scratch(packed_pairs_bytes(layer.D, layer.H));
+    pack_pair_weights(layer, packed, runtime);
+  }
+  PairWork work;
+  work.packed = packed_pairs_at(packed, layer.H);
+  work.teams = scratch<Team>(runtime, plan.groups);
+  const int64_t elements =
+      (layer.steps.B + plan.groups * PairProduct::rows) * (padded(layer.D) + padded(layer.H));
+  for (BFloat16*& rows : work.rows) {
+    rows = scratch<BFloat16>(runtime, elements);
+    std::memset(rows, 0, elements * sizeof(BFloat16));
+  }
+  run_plan(plan, layer, runtime, work.teams,
+           [&](const Part& part) { forward_pairs_part(args, work, part, runtime); });
+}
+
+}  // namespace
+}  // namespace namernn_fast
