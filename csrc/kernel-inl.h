@@ -287,39 +287,6 @@ inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
          layer.H % lanes == 0;
 }
 
-// The weights of a layer as the forward pass reads them, in one piece of memory.
-template <class Scalar>
-struct Packed {
-  bool* finite;     // weight_hh: then zeros need no product, since zero times it is zero
-  Scalar* bias;     // [panels * panel_width], both biases summed
-  Scalar* weights;  // panels of [D + H, H]: W_ih^T over W_hh^T
-};
-
-// Packing an element takes about as long as so many multiply-adds.
-constexpr double kPackingCost = 8;
-constexpr int64_t kPackedHead = 64;  // bytes before the bias
-
-template <class Scalar>
-inline Packed<Scalar> packed_at(void* memory, int64_t H) {
-  char* p = static_cast<char*>(memory);
-  Scalar* bias = reinterpret_cast<Scalar*>(p + kPackedHead);
-  return {reinterpret_cast<bool*>(p), bias,
-          bias + panel_count<Scalar>(H) * Shape<Scalar>::panel_width};
-}
-
-template <class Storage>
-size_t packed_bytes(int64_t D, int64_t H) {
-  using Scalar = Compute<Storage>;
-  return kPackedHead + panels_size<Scalar>(D + H + 1, H) * sizeof(Scalar);
-}
-
-template <class Scalar>
-struct ForwardWork {
-  Packed<Scalar> packed;
-  const Scalar* zeros;  // [H]: the initial state where there is no hx
-  Team* teams;          // one for each group
-};
-
 // Both biases summed, for a panel's columns first ...
 template <class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t first, Scalar* bias) {
@@ -330,36 +297,103 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t first, Scalar* bias) 
   for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
 }
 
+// The weights of a layer as the forward pass reads them, in one piece of memory, panel by panel.
 template <class Storage>
-void pack_weights(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
+struct PackedWeights {
   using Scalar = Compute<Storage>;
-  constexpr int64_t w = Shape<Scalar>::panel_width;
-  const int64_t K = layer.D + layer.H;
-  const int64_t panels = panel_count<Scalar>(layer.H);
-  const Packed<Scalar> packed = packed_at<Scalar>(memory, layer.H);
-  const double elements = double(K) * double(layer.H);
+  static constexpr int64_t w = Shape<Scalar>::panel_width;
+
+  Scalar* weights;  // panels of [D + H, H]: W_ih^T over W_hh^T
+  Scalar* bias;     // [panels * panel_width], both biases summed
+  bool* finite;     // [panels], weight_hh: then zeros need no product, as zero times it is zero
+
+  static size_t bytes(int64_t D, int64_t H) {
+    return panel_count<Scalar>(H) * ((D + H + 1) * w * sizeof(Scalar) + sizeof(bool));
+  }
+  PackedWeights(void* memory, int64_t D, int64_t H)
+      : weights(static_cast<Scalar*>(memory)),
+        bias(weights + panels_size<Scalar>(D + H, H)),
+        finite(reinterpret_cast<bool*>(bias + panel_count<Scalar>(H) * w)) {}
+
+  void pack(const Layer<Storage>& layer, int64_t p) const {
+    Scalar* panel = weights + p * (layer.D + layer.H) * w;
+    pack_transposed(layer.weight_ih, layer.D, layer.H, p * w, panel);
+    pack_transposed(layer.weight_hh, layer.H, layer.H, p * w, panel + layer.D * w);
+    pack_bias(layer, p * w, bias + p * w);
+    finite[p] = all_finite(panel + layer.D * w, layer.H * w);
+  }
+};
+
+// Packing an element takes about as long as so many multiply-adds.
+constexpr double kPackingCost = 8;
+
+// Packs all of a layer's weights.
+template <class Packing, class Storage>
+void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
+  const Packing packed(memory, layer.D, layer.H);
+  const int64_t panels = (layer.H + Packing::w - 1) / Packing::w;
+  const double elements = double(layer.D + layer.H) * double(layer.H);
   const int64_t workers = min64(panels, choose_workers(kPackingCost * elements, runtime.machine));
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
     for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
-      Scalar* panel = packed.weights + p * K * w;
-      pack_transposed(layer.weight_ih, layer.D, layer.H, p * w, panel);
-      pack_transposed(layer.weight_hh, layer.H, layer.H, p * w, panel + layer.D * w);
-      pack_bias(layer, p * w, packed.bias + p * w);
+      packed.pack(layer, p);
     }
   });
-  *packed.finite = all_finite(layer.weight_hh, layer.H * layer.H);
 }
 
-// The packed weights: those that were given, or packed now.
-template <class Storage>
-inline Packed<Compute<Storage>> packed_weights(const Layer<Storage>& layer,
-                                               const Runtime& runtime) {
-  if (layer.packed) {
-    return packed_at<Compute<Storage>>(const_cast<void*>(layer.packed), layer.H);
+// Where the parts of a plan find the weights packed: all in one place, or, where they fit into the
+// cores' own caches, each group in a copy that it packs itself and need not fetch from elsewhere.
+struct WeightCopies {
+  char* memory;
+  size_t stride;  // from a group's copy to the next
+  bool packed;    // already
+};
+
+constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes
+
+template <class Packing, class Storage>
+inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
+                                  const Runtime& runtime) {
+  if (layer.packed) return {static_cast<char*>(const_cast<void*>(layer.packed)), 0, true};
+  const size_t bytes = (Packing::bytes(layer.D, layer.H) + 63) / 64 * 64;
+  if (plan.groups == 1 ||
+      (bytes <= runtime.machine.near_bytes && bytes * plan.groups <= kMaxCopies)) {
+    return {static_cast<char*>(runtime.scratch(bytes * plan.groups)), bytes, false};
   }
-  void* memory = runtime.scratch(packed_bytes<Storage>(layer.D, layer.H));
-  pack_weights(layer, memory, runtime);
-  return packed_at<Compute<Storage>>(memory, layer.H);
+  void* memory = runtime.scratch(bytes);
+  pack_all<Packing>(layer, memory, runtime);
+  return {static_cast<char*>(memory), 0, true};
+}
+
+// The weights for one part, whose columns it packs if nobody has.
+template <class Packing, class Storage>
+inline Packing weights_for(const Part& part, const Layer<Storage>& layer,
+                           const WeightCopies& copies) {
+  const Packing packed(copies.memory + part.group * copies.stride, layer.D, layer.H);
+  for (int64_t j = part.columns.first; !copies.packed && j < part.columns.last; j += Packing::w) {
+    packed.pack(layer, j / Packing::w);
+  }
+  return packed;
+}
+
+// What a part reads besides its arguments.
+template <class Scalar>
+struct ForwardWork {
+  const Scalar* weights;
+  const Scalar* bias;
+  bool finite;          // weight_hh, as far as it is the part's
+  const Scalar* zeros;  // [H]: the initial state where there is no hx
+};
+
+template <class Storage, class Scalar>
+inline ForwardWork<Scalar> forward_work(const Part& part, const Layer<Storage>& layer,
+                                        const WeightCopies& copies, const Scalar* zeros) {
+  const auto packed = weights_for<PackedWeights<Storage>>(part, layer, copies);
+  bool finite = true;
+  for (int64_t j = part.columns.first; j < part.columns.last; j += packed.w) {
+    finite &= packed.finite[j / packed.w];
+  }
+  return {packed.weights, packed.bias, finite, zeros};
 }
 
 // Where the input projection is done ahead of the recurrence: so many rows of it at once, about.
@@ -392,10 +426,10 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
       weights > runtime.machine.near_bytes / 2;
   const int64_t projected_steps = max64(1, kProjectedRows / width);
   const auto projection = [&](const Scalar* x, int64_t stride) {
-    return Operand<Scalar>{x, stride, 1, work.packed.weights, panel_size, layer.D};
+    return Operand<Scalar>{x, stride, 1, work.weights, panel_size, layer.D};
   };
   const auto recurrence = [&](const Scalar* h, int64_t stride) {
-    return Operand<Scalar>{h, stride, 1, work.packed.weights + layer.D * w, panel_size, layer.H};
+    return Operand<Scalar>{h, stride, 1, work.weights + layer.D * w, panel_size, layer.H};
   };
 
   for (int64_t s = 0; s < steps.T; ++s) {
@@ -406,7 +440,7 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
         const Operand<Scalar> operand =
             projection(row_at(layer.input, steps, run.t, run.b), run_stride(layer.input, run));
         const Target<Scalar> target{row_at(args.output, steps, run.t, run.b),
-                                    run_stride(args.output, run), work.packed.bias, 0, false};
+                                    run_stride(args.output, run), work.bias, 0, false};
         product<Scalar, false>(&operand, 1, target, run.rows, columns.first, columns.last,
                                Nothing());
       });
@@ -424,7 +458,7 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
             projection(row_at(layer.input, steps, t, begin), layer.input.row_stride);
       }
       if (h) operands[count++] = recurrence(h, h_stride);
-      const Target<Scalar> target{out, out_stride, project_first ? out : work.packed.bias,
+      const Target<Scalar> target{out, out_stride, project_first ? out : work.bias,
                                   project_first ? out_stride : 0, false};
       product<Scalar, false>(operands, count, target, end - begin, columns.first, columns.last,
                              [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
@@ -443,7 +477,7 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
     if (layer.hx) {
       advance(continued, end, layer.hx + continued * layer.hx_stride, layer.hx_stride);
     } else {
-      advance(continued, end, *work.packed.finite ? nullptr : work.zeros, 0);
+      advance(continued, end, work.finite ? nullptr : work.zeros, 0);
     }
 
     for (int64_t b = alive_end(steps, time_after(layer, t), slice); b < end; ++b) {
@@ -457,12 +491,12 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
 
 // The same for one sequence, from the weights as they are stored.
 template <class Scalar>
-inline void forward_unpacked_part(const Forward<Scalar>& args, const ForwardWork<Scalar>& work,
+inline void forward_unpacked_part(const Forward<Scalar>& args, const Scalar* zeros,
                                   const Part& part, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const Steps& steps = layer.steps;
   const auto [first, last] = part.columns;
-  const Scalar* h = layer.hx ? layer.hx : work.zeros;
+  const Scalar* h = layer.hx ? layer.hx : zeros;
   for (int64_t s = 0; s < steps.T; ++s) {
     const int64_t t = time_of(layer, s);
     Scalar* out = row_at(args.output, steps, t, 0);
@@ -500,14 +534,17 @@ template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const Plan plan = forward_plan(layer, runtime);
-  const bool unpacked = !layer.packed && leaves_weights_unpacked(layer);
-  ForwardWork<Scalar> work{};
-  if (!unpacked) work.packed = packed_weights(layer, runtime);
-  work.zeros = zeros<Scalar>(runtime, layer.H);
-  work.teams = scratch<Team>(runtime, plan.groups);
-  run_plan(plan, layer, runtime, work.teams, [&](const Part& part) {
-    unpacked ? forward_unpacked_part(args, work, part, runtime)
-             : forward_part(args, work, part, runtime);
+  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  if (!layer.packed && leaves_weights_unpacked(layer)) {
+    run_plan(plan, layer, runtime, teams,
+             [&](const Part& part) { forward_unpacked_part(args, no_state, part, runtime); });
+    return;
+  }
+  const WeightCopies copies = weight_copies<PackedWeights<Scalar>>(layer, plan, runtime);
+  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+    const ForwardWork<Scalar> work = forward_work(part, layer, copies, no_state);
+    forward_part(args, work, part, runtime);
   });
 }
 
@@ -517,7 +554,6 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
 constexpr int64_t kWidenedBytes = int64_t(1) << 20;
 
 struct WidenedWork {
-  ForwardWork<float> work;
   int64_t steps;  // of a block
   float* input;   // [steps, B, D]
   float* output;  // [steps, B, H]
@@ -526,8 +562,9 @@ struct WidenedWork {
 };
 
 template <class Storage>
-inline void forward_widened_part(const Forward<Storage>& args, const WidenedWork& wide,
-                                 const Part& part, const Runtime& runtime) {
+inline void forward_widened_part(const Forward<Storage>& args, const ForwardWork<float>& work,
+                                 const WidenedWork& wide, const Part& part,
+                                 const Runtime& runtime) {
   const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const int64_t D = layer.D;
@@ -559,7 +596,7 @@ inline void forward_widened_part(const Forward<Storage>& args, const WidenedWork
     inner.layer.reverse = layer.reverse;
     inner.layer.activation = layer.activation;
     inner.layer.input = {wide.input, steps.B * D, D};
-    inner.layer.hx = s == 0 && !layer.hx && *wide.work.packed.finite ? nullptr : wide.state;
+    inner.layer.hx = s == 0 && !layer.hx && work.finite ? nullptr : wide.state;
     inner.layer.hx_stride = H;
     inner.output = {wide.output, steps.B * H, H};
     inner.h_n = wide.h_n;
@@ -572,7 +609,7 @@ inline void forward_widened_part(const Forward<Storage>& args, const WidenedWork
     if (part.team) barrier(*part.team, runtime);
     Part inside = part;
     inside.slice = {min64(slice.begin, alive), min64(slice.end, alive)};
-    forward_part(inner, wide.work, inside, runtime);
+    forward_part(inner, work, inside, runtime);
     for (int64_t t = first; t < last; ++t) {
       for (int64_t b = slice.begin; b < alive_end(steps, t, slice); ++b) {
         convert(copy(wide.output, t, b, H) + columns.first,
@@ -596,16 +633,19 @@ void forward_widened(const Forward<Storage>& args, const Runtime& runtime) {
   const Steps& steps = layer.steps;
   const Plan plan = forward_plan(layer, runtime);
   WidenedWork wide;
-  wide.work = {packed_weights(layer, runtime), zeros<float>(runtime, layer.H),
-               scratch<Team>(runtime, plan.groups)};
+  const float* no_state = zeros<float>(runtime, layer.H);
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  const WeightCopies copies = weight_copies<PackedWeights<Storage>>(layer, plan, runtime);
   wide.steps = kWidenedBytes / (steps.B * (layer.D + layer.H) * int64_t(sizeof(float)));
   wide.steps = max64(1, min64(wide.steps, steps.T));
   wide.input = scratch<float>(runtime, wide.steps * steps.B * layer.D);
   wide.output = scratch<float>(runtime, wide.steps * steps.B * layer.H);
   wide.state = scratch<float>(runtime, steps.B * layer.H);
   wide.h_n = scratch<float>(runtime, steps.B * layer.H);
-  run_plan(plan, layer, runtime, wide.work.teams,
-           [&](const Part& part) { forward_widened_part(args, wide, part, runtime); });
+  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+    const ForwardWork<float> work = forward_work(part, layer, copies, no_state);
+    forward_widened_part(args, work, wide, part, runtime);
+  });
 }
 
 // ---- Backward ----

@@ -114,7 +114,7 @@ struct Runtime {
 
 template <class Storage>
 struct KernelsFor {
-  // The weights of a layer as `forward` reads them: `packed_bytes` of memory, aligned to 64 bytes.
+  // The weights of a layer as `forward` reads them: `packed_bytes` of memory.
   size_t (*packed_bytes)(int64_t D, int64_t H);
   void (*pack)(const Layer<Storage>&, void* packed, const Runtime&);
   void (*forward)(const Forward<Storage>&, const Runtime&);

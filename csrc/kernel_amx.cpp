@@ -76,6 +76,6 @@ struct PairProduct {
 #include "pairs-inl.h"
 
 namespace namernn_fast {
-const KernelsFor<BFloat16> kernels_amx{&packed_pairs_bytes, &pack_pair_weights, &forward_pairs,
-                                       nullptr};
+const KernelsFor<BFloat16> kernels_amx{&PackedPairs::bytes, &pack_all<PackedPairs, BFloat16>,
+                                       &forward_pairs, nullptr};
 }  // namespace namernn_fast

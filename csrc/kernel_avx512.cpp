@@ -4,11 +4,14 @@
 
 namespace namernn_fast {
 const Kernels kernels_avx512{
-    {&packed_bytes<float>, &pack_weights<float>, &forward<float>, &backward<float>},
-    {&packed_bytes<double>, &pack_weights<double>, &forward<double>, &backward<double>},
-    {&packed_bytes<BFloat16>, &pack_weights<BFloat16>, &forward_widened<BFloat16>,
-     &backward<BFloat16>},
-    {&packed_bytes<Half>, &pack_weights<Half>, &forward_widened<Half>, &backward<Half>},
+    {&PackedWeights<float>::bytes, &pack_all<PackedWeights<float>, float>, &forward<float>,
+     &backward<float>},
+    {&PackedWeights<double>::bytes, &pack_all<PackedWeights<double>, double>, &forward<double>,
+     &backward<double>},
+    {&PackedWeights<BFloat16>::bytes, &pack_all<PackedWeights<BFloat16>, BFloat16>,
+     &forward_widened<BFloat16>, &backward<BFloat16>},
+    {&PackedWeights<Half>::bytes, &pack_all<PackedWeights<Half>, Half>, &forward_widened<Half>,
+     &backward<Half>},
     "avx512",
     "avx512",
     Shape<float>::panel_width};

@@ -47,43 +47,25 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
 }
 
 struct PackedPairs {
-  float* bias;        // [panels * panel_width]
+  static constexpr int64_t w = Shape<float>::panel_width;
+
   BFloat16* weights;  // panels of [padded(D) + padded(H), H]
-};
+  float* bias;        // [panels * panel_width]
 
-inline PackedPairs packed_pairs_at(void* memory, int64_t H) {
-  float* bias = static_cast<float*>(memory);
-  return {bias,
-          reinterpret_cast<BFloat16*>(bias + panel_count<float>(H) * Shape<float>::panel_width)};
-}
+  static size_t bytes(int64_t D, int64_t H) {
+    return panel_count<float>(H) * w * ((padded(D) + padded(H)) * sizeof(BFloat16) + sizeof(float));
+  }
+  PackedPairs(void* memory, int64_t D, int64_t H)
+      : weights(static_cast<BFloat16*>(memory)),
+        bias(reinterpret_cast<float*>(weights +
+                                      panel_count<float>(H) * w * (padded(D) + padded(H)))) {}
 
-inline size_t packed_pairs_bytes(int64_t D, int64_t H) {
-  return panels_size<float>(1, H) * sizeof(float) +
-         panels_size<float>(padded(D) + padded(H), H) * sizeof(BFloat16);
-}
-
-inline void pack_pair_weights(const Layer<BFloat16>& layer, void* memory, const Runtime& runtime) {
-  constexpr int64_t w = Shape<float>::panel_width;
-  const int64_t K = padded(layer.D) + padded(layer.H);
-  const int64_t panels = panel_count<float>(layer.H);
-  const PackedPairs packed = packed_pairs_at(memory, layer.H);
-  const double elements = double(K) * double(layer.H);
-  const int64_t workers =
-      min64(panels, choose_workers(kPackingCost / 2 * elements, runtime.machine));
-  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-    for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
-      BFloat16* panel = packed.weights + p * K * w;
-      pack_pairs(layer.weight_ih, layer.D, layer.H, p * w, panel);
-      pack_pairs(layer.weight_hh, layer.H, layer.H, p * w, panel + padded(layer.D) * w);
-      pack_bias(layer, p * w, packed.bias + p * w);
-    }
-  });
-}
-
-struct PairWork {
-  PackedPairs packed;
-  BFloat16* rows[2];  // [groups * PairProduct::rows + B, padded(D) + padded(H)]
-  Team* teams;
+  void pack(const Layer<BFloat16>& layer, int64_t p) const {
+    BFloat16* panel = weights + p * (padded(layer.D) + padded(layer.H)) * w;
+    pack_pairs(layer.weight_ih, layer.D, layer.H, p * w, panel);
+    pack_pairs(layer.weight_hh, layer.H, layer.H, p * w, panel + padded(layer.D) * w);
+    pack_bias(layer, p * w, bias + p * w);
+  }
 };
 
 // What the cells at step s read and no cell writes: their inputs, and the states that begin there.
@@ -106,8 +88,10 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
   }
 }
 
-inline void forward_pairs_part(const Forward<BFloat16>& args, const PairWork& work,
-                               const Part& part, const Runtime& runtime) {
+// `arrays`: the two of all groups, [groups * PairProduct::rows + B, padded(D) + padded(H)] each.
+inline void forward_pairs_part(const Forward<BFloat16>& args, const PackedPairs& packed,
+                               BFloat16* const (&arrays)[2], const Part& part,
+                               const Runtime& runtime) {
   constexpr int64_t w = Shape<float>::panel_width;
   const Layer<BFloat16>& layer = args.layer;
   const Steps& steps = layer.steps;
@@ -115,7 +99,7 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairWork& wo
   const Columns columns = part.columns;
   const int64_t K = padded(layer.D) + padded(layer.H);
   const int64_t offset = (slice.begin + part.group * PairProduct::rows) * K;
-  BFloat16* const rows[2] = {work.rows[0] + offset, work.rows[1] + offset};
+  BFloat16* const rows[2] = {arrays[0] + offset, arrays[1] + offset};
   PairProduct product;
   alignas(64) float block[PairProduct::rows * w];
 
@@ -129,7 +113,7 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairWork& wo
     const int64_t end = alive_end(steps, t, slice);
     const int64_t ended = alive_end(steps, time_after(layer, t), slice);  // from here on
     for (int64_t j = columns.first; j < columns.last; j += w) {
-      const BFloat16* panel = work.packed.weights + j / w * K * w;
+      const BFloat16* panel = packed.weights + j / w * K * w;
       const int64_t width = min64(w, columns.last - j);
       for (int64_t i = slice.begin; i < end; i += PairProduct::rows) {
         const int64_t height = min64(PairProduct::rows, end - i);
@@ -141,7 +125,7 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairWork& wo
                                       : args.h_n + b * layer.H + j;
           for_each_vector<float>(width, [&](int64_t c, int64_t n) {
             const Vec<float> h =
-                activate<float>(layer.activation, load(z + c) + load(work.packed.bias + j + c));
+                activate<float>(layer.activation, load(z + c) + load(packed.bias + j + c));
             store_upto(out + c, h, n);
             store_upto(state + c, h, n);
           });
@@ -159,22 +143,19 @@ inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime)
   if (!layer.packed && layer.steps.N < few * layer.steps.T) return forward_widened(args, runtime);
   const Plan plan = choose_plan(layer.steps, runtime.machine, layer.D, layer.H,
                                 panel_count<float>(layer.H), sizeof(BFloat16));
-  void* packed = const_cast<void*>(layer.packed);
-  if (!packed) {
-    packed = runtime.scratch(packed_pairs_bytes(layer.D, layer.H));
-    pack_pair_weights(layer, packed, runtime);
-  }
-  PairWork work;
-  work.packed = packed_pairs_at(packed, layer.H);
-  work.teams = scratch<Team>(runtime, plan.groups);
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  const WeightCopies copies = weight_copies<PackedPairs>(layer, plan, runtime);
   const int64_t elements =
       (layer.steps.B + plan.groups * PairProduct::rows) * (padded(layer.D) + padded(layer.H));
-  for (BFloat16*& rows : work.rows) {
+  BFloat16* arrays[2];
+  for (BFloat16*& rows : arrays) {
     rows = scratch<BFloat16>(runtime, elements);
     std::memset(rows, 0, elements * sizeof(BFloat16));
   }
-  run_plan(plan, layer, runtime, work.teams,
-           [&](const Part& part) { forward_pairs_part(args, work, part, runtime); });
+  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+    const PackedPairs packed = weights_for<PackedPairs>(part, layer, copies);
+    forward_pairs_part(args, packed, arrays, part, runtime);
+  });
 }
 
 }  // namespace

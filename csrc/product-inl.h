@@ -198,6 +198,23 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
   }
 }
 
+// The transpose of the first `rows` rows and n columns of W, as n rows of a panel. With constant
+// arguments all of it stays in registers.
+template <class Scalar, class Storage>
+inline void pack_block(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* panel) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  Vec<Scalar> block[lanes];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < lanes; ++r) {
+    block[r] = r < rows ? load_upto(w + r * w_row, n) : Vec<Scalar>{};
+  }
+  transpose<Scalar>(block);
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < lanes; ++r) {
+    if (r < n) store(panel + r * Shape<Scalar>::panel_width, block[r]);
+  }
+}
+
 // Panel of W^T for columns first .. of a row-major W [width, K].
 template <class Scalar, class Storage>
 inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
@@ -208,12 +225,12 @@ inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t 
     const int64_t rows = width - (first + j);
     const Storage* source = w + (first + j) * K;
     for_each_vector<Scalar>(K, [&](int64_t k, int64_t n) {
-      Vec<Scalar> block[lanes];
-      for (int64_t r = 0; r < lanes; ++r) {
-        block[r] = r < rows ? load_upto(source + r * K + k, n) : Vec<Scalar>{};
+      Scalar* target = panel + k * panel_width + j;
+      if (rows >= lanes && n == lanes) {
+        pack_block(source + k, K, lanes, lanes, target);
+      } else {
+        pack_block(source + k, K, rows, n, target);
       }
-      transpose<Scalar>(block);
-      for (int64_t r = 0; r < n; ++r) store(panel + (k + r) * panel_width + j, block[r]);
     });
   }
 }

@@ -1,0 +1,112 @@
+// What a core can do at most: compiled for the machine it runs on, called by roofline.py.
+#include <atomic>
+#include <cstdint>
+#include <ctime>
+#include <thread>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+typedef float Vector __attribute__((vector_size(64)));
+#elif defined(__AVX__)
+typedef float Vector __attribute__((vector_size(32)));
+#else
+typedef float Vector __attribute__((vector_size(16)));
+#endif
+constexpr int lanes = sizeof(Vector) / sizeof(float);
+
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+// Keeps the compiler from knowing a value, or from dropping it.
+template <class T>
+void hide(T& value) {
+  asm volatile("" : "+m"(value) : : "memory");
+}
+
+// The best of `amount / duration` of f over so many seconds.
+template <class F>
+double best_rate(double seconds, double amount, F&& f) {
+  double best = 0;
+  const double begin = now();
+  do {
+    const double start = now();
+    f();
+    const double rate = amount / (now() - start);
+    if (rate > best) best = rate;
+  } while (now() - begin < seconds);
+  return best;
+}
+
+}  // namespace
+
+// Floating-point operations a second of independent float multiply-adds in registers.
+extern "C" double multiply_add_rate(double seconds) {
+  constexpr int chains = 12, steps = 20000;
+  return best_rate(seconds, 2.0 * chains * steps * lanes, [] {
+    Vector a[chains] = {}, b = Vector{} + 0.999f, c = Vector{} + 0.001f;
+    hide(b);
+    hide(c);
+    for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 12
+      for (int j = 0; j < chains; ++j) a[j] = a[j] * b + c;
+    }
+    Vector sum = {};
+    for (int j = 0; j < chains; ++j) sum += a[j];
+    hide(sum);
+  });
+}
+
+// Bytes a second read from a block of so many bytes, over and over.
+extern "C" double read_rate(int64_t bytes, double seconds) {
+  constexpr int64_t line = 8;  // vectors a step
+  const int64_t vectors = bytes / int64_t(sizeof(Vector)) / line * line;
+  std::vector<Vector> block(vectors, Vector{} + 1.0f);
+  const int64_t passes = 1 + (int64_t(1) << 22) / bytes;
+  return best_rate(seconds, double(passes * vectors * int64_t(sizeof(Vector))), [&] {
+    Vector sum[line] = {};
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      for (int64_t i = 0; i < vectors; i += line) {
+#pragma GCC unroll 8
+        for (int j = 0; j < line; ++j) sum[j] += block[i + j];
+      }
+      hide(block[0]);
+    }
+    Vector total = {};
+    for (int j = 0; j < line; ++j) total += sum[j];
+    hide(total);
+  });
+}
+
+// Seconds for a word to reach another thread that waits for it: the least and the median of some.
+extern "C" void hop_seconds(double* least, double* median) {
+  constexpr int hops = 2000, tries = 25;
+  double seen[tries];
+  for (double& seconds : seen) {
+    std::atomic<int> word{0};
+    std::thread other([&] {
+      for (int i = 1; i <= hops; i += 2) {
+        while (word.load(std::memory_order_acquire) != i) {
+        }
+        word.store(i + 1, std::memory_order_release);
+      }
+    });
+    const double start = now();
+    for (int i = 0; i < hops; i += 2) {
+      word.store(i + 1, std::memory_order_release);
+      while (word.load(std::memory_order_acquire) != i + 2) {
+      }
+    }
+    seconds = (now() - start) / hops;
+    other.join();
+  }
+  for (int i = 1; i < tries; ++i) {
+    for (int j = i; j > 0 && seen[j] < seen[j - 1]; --j) std::swap(seen[j], seen[j - 1]);
+  }
+  *least = seen[0];
+  *median = seen[tries / 2];
+}
