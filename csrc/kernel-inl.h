@@ -657,7 +657,7 @@ void forward_widened(const Forward<Storage>& args, const Runtime& runtime) {
 template <class Scalar>
 struct BackwardWork {
   Plan plan;
-  Scalar* weight_hh;       // panels of W_hh [H, H]
+  WeightCopies copies;     // of weight_hh
   Scalar* weight_ih;       // panels of W_ih [H, D], if grad_input is wanted
   Scalar* grad_h;          // [B, H]
   Scalar* grad_weight_ih;  // where the sums gather, if parameter gradients are wanted
@@ -673,6 +673,21 @@ struct BackwardWork {
   bool first_block;
   int64_t counter;
   Team* teams;
+};
+
+// weight_hh as the backward recurrence reads it: panels of W_hh [H, H].
+template <class Storage>
+struct PackedRecurrence {
+  using Scalar = Compute<Storage>;
+  static constexpr int64_t w = Shape<Scalar>::panel_width;
+
+  Scalar* weights;
+
+  static size_t bytes(int64_t, int64_t H) { return panels_size<Scalar>(H, H) * sizeof(Scalar); }
+  PackedRecurrence(void* memory, int64_t, int64_t) : weights(static_cast<Scalar*>(memory)) {}
+  void pack(const Layer<Storage>& layer, int64_t p) const {
+    namernn_fast::pack(layer.weight_hh, layer.H, layer.H, p * w, weights + p * layer.H * w);
+  }
 };
 
 constexpr int64_t kBlockBytes = int64_t(1) << 20;
@@ -723,6 +738,8 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
     }
   }
 
+  const Scalar* weight_hh =
+      weights_for<PackedRecurrence<Storage>>(part, layer, work.copies).weights;
   const int64_t base = rows_before(steps, work.first);
   for (int64_t s = work.first; s < work.last; ++s) {
     const int64_t t = layer.reverse ? s : work.last - 1 - (s - work.first);
@@ -752,12 +769,8 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
     }
     if (part.team) barrier(*part.team, runtime);
     const int64_t wanted = args.grad_hx ? end : continued;
-    const Operand<Scalar> operand{work.dz + (row + slice.begin) * work.dz_stride,
-                                  work.dz_stride,
-                                  1,
-                                  work.weight_hh,
-                                  H * w,
-                                  H};
+    const Operand<Scalar> operand{
+        work.dz + (row + slice.begin) * work.dz_stride, work.dz_stride, 1, weight_hh, H * w, H};
     const Target<Scalar> target{work.grad_h + slice.begin * H, H, nullptr, 0, false};
     product<Scalar, false>(&operand, 1, target, wanted - slice.begin, columns.first, columns.last,
                            Nothing());
@@ -886,15 +899,17 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
   work.dz_stride = (panel_count<Scalar>(H) * w) + Simd<Scalar>::lanes;
   work.dz = scratch<Scalar>(runtime, work.capacity * work.dz_stride);
   work.grad_h = gathering_place<Scalar>(runtime, args.grad_hx, steps.B * H);
-  work.weight_hh = scratch<Scalar>(runtime, panels_size<Scalar>(H, H));
-  for (int64_t p = 0; p < panel_count<Scalar>(H); ++p) {
-    pack(layer.weight_hh, H, H, p * w, work.weight_hh + p * H * w);
-  }
+  work.copies = weight_copies<PackedRecurrence<Storage>>(layer, work.plan, runtime);
   if (args.grad_input.data) {
     work.weight_ih = scratch<Scalar>(runtime, panels_size<Scalar>(H, D));
-    for (int64_t p = 0; p < panel_count<Scalar>(D); ++p) {
-      pack(layer.weight_ih, H, D, p * w, work.weight_ih + p * H * w);
-    }
+    const int64_t panels = panel_count<Scalar>(D);
+    const double packing = kPackingCost / 2 * double(H) * double(D);
+    const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
+    run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+      for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
+        pack(layer.weight_ih, H, D, p * w, work.weight_ih + p * H * w);
+      }
+    });
   }
   Scalar* tiles = std::is_same_v<Storage, Scalar> || !args.grad_input.data
                       ? nullptr
@@ -932,6 +947,7 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
       });
     }
     work.first_block = false;
+    work.copies.packed = true;
   }
   deliver(work.grad_h, args.grad_hx, steps.B * H);
   if (args.grad_weight_ih) {
