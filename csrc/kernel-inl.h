@@ -150,21 +150,25 @@ inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
   }
 }
 
-// Hands out the units of a loop that all workers walk through alike, one by one to whoever is
-// free: a slow worker holds nobody up, and each unit is done once, by anyone, with the same result.
+// Hands out the units of a loop that all workers walk through alike; each is done once, with the
+// same result by whomever. Dynamic shares go one by one to whoever is free, so that a slow worker
+// holds nobody up; fixed shares need nothing in common.
 struct Share {
-  int64_t* counter;
+  int64_t* counter;  // of the units taken, or null: fixed
+  int64_t step;
   int64_t mine;
   int64_t unit;
 };
 
-inline Share share_of(int64_t* counter) {
-  return {counter, __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED), 0};
+inline Share dynamic_share(int64_t* counter) {
+  return {counter, 0, __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED), 0};
 }
+inline Share fixed_share(int64_t worker, int64_t workers) { return {nullptr, workers, worker, 0}; }
 
 inline bool take(Share& share) {
   if (share.unit++ != share.mine) return false;
-  share.mine = __atomic_fetch_add(share.counter, 1, __ATOMIC_RELAXED);
+  share.mine = share.counter ? __atomic_fetch_add(share.counter, 1, __ATOMIC_RELAXED)
+                             : share.mine + share.step;
   return true;
 }
 
@@ -653,26 +657,27 @@ void forward_widened(const Forward<Storage>& args, const Runtime& runtime) {
 // A block of time steps at once: first the recurrence dz_t = (grad_output_t + grad_h_t) act'(z_t),
 // grad_h_{t-1} = dz_t W_hh, last step first; then, over all rows of the block, the products that
 // are parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The block's rows fit in cache together.
+// Where the plan has groups of sequences, each goes its own way through time with parameter
+// gradients of its own, which are summed in the end: no row has to travel between cores.
 
+// What belongs to one group.
 template <class Scalar>
 struct BackwardWork {
-  Plan plan;
-  WeightCopies copies;     // of weight_hh
-  Scalar* weight_ih;       // panels of W_ih [H, D], if grad_input is wanted
-  Scalar* grad_h;          // [B, H]
+  Slice slice;
+  const int64_t* start;    // [T + 1], rows of the slice before time t; null: all sequences alive
   Scalar* grad_weight_ih;  // where the sums gather, if parameter gradients are wanted
   Scalar* grad_weight_hh;
   Scalar* grad_bias;
   int64_t capacity;  // rows of a block at most
-  Scalar* dz;        // [capacity, dz_stride], rows in packed order
+  Scalar* dz;        // [capacity, dz_stride], rows of the slice in the order of time
   int64_t dz_stride;
   Scalar* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
   Scalar* input;     // panels of x [capacity, D], likewise
-  int64_t first;     // the block: times first .. last
-  int64_t last;
-  bool first_block;
-  int64_t counter;
-  Team* teams;
+  // Shared by all groups.
+  WeightCopies copies;  // of weight_hh
+  Scalar* weight_ih;    // panels of W_ih [H, D], if grad_input is wanted
+  Scalar* grad_h;       // [B, H]
+  Scalar* tiles;        // [workers, kTaskRows, D], for grad_input in 16 bits
 };
 
 // weight_hh as the backward recurrence reads it: panels of W_hh [H, H].
@@ -690,31 +695,59 @@ struct PackedRecurrence {
   }
 };
 
-constexpr int64_t kBlockBytes = int64_t(1) << 20;
 constexpr int64_t kMinBlockRows = 128;
 constexpr int64_t kChunkRows = 128;  // of a product over a block's rows, per pass over C
 constexpr int64_t kTaskRows = 96;    // of C in one unit of work
 
-// The block that ends where the one at first .. last began, in the backward order.
+// Rows of a block, about: they fill half of a core's own cache.
+template <class Storage>
+inline int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
+  const int64_t row = (2 * layer.H + layer.D) * int64_t(sizeof(Compute<Storage>));
+  return max64(kMinBlockRows, int64_t(runtime.machine.near_bytes / 2) / row);
+}
+
+template <class Scalar>
+inline int64_t local_row(const BackwardWork<Scalar>& work, int64_t t) {
+  return work.start ? work.start[t] : t * (work.slice.end - work.slice.begin);
+}
+
+// Times first .. last.
+struct Block {
+  int64_t first;
+  int64_t last;
+  bool initial;
+};
+
+template <class Storage>
+inline Block block_before_all(const Layer<Storage>& layer) {
+  const int64_t edge = layer.reverse ? 0 : layer.steps.T;
+  return {edge, edge, true};
+}
+
+// Turns a block into the one that comes next in the backward order, of about so many rows; false:
+// there is none.
 template <class Storage, class Scalar>
-inline void next_block(const Layer<Storage>& layer, BackwardWork<Scalar>& work) {
-  const int64_t wanted =
-      max64(kMinBlockRows, kBlockBytes / ((2 * layer.H + layer.D) * int64_t(sizeof(Scalar))));
-  int64_t rows = 0;
+inline bool next_block(const Layer<Storage>& layer, const BackwardWork<Scalar>& work, int64_t rows,
+                       Block& block) {
+  const int64_t T = layer.steps.T;
+  block.initial = block.first == block.last;
   if (layer.reverse) {
-    work.first = work.last;
-    while (work.last < layer.steps.T && rows < wanted) {
-      rows += count_at(layer.steps, work.last++);
+    block.first = block.last;
+    while (block.last < T && local_row(work, block.last) - local_row(work, block.first) < rows) {
+      ++block.last;
     }
   } else {
-    work.last = work.first;
-    while (work.first > 0 && rows < wanted) rows += count_at(layer.steps, --work.first);
+    block.last = block.first;
+    while (block.first > 0 && local_row(work, block.last) - local_row(work, block.first) < rows) {
+      --block.first;
+    }
   }
+  return block.first < block.last;
 }
 
 template <class Storage, class Scalar>
 inline void backward_recurrence(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
-                                const Part& part, const Runtime& runtime) {
+                                const Block& block, const Part& part, const Runtime& runtime) {
   const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const Slice slice = part.slice;
@@ -723,27 +756,26 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
   const int64_t H = layer.H;
   constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  if (work.first_block) {
-    for (int64_t b = slice.begin; b < slice.end; ++b) {
-      Scalar* grad_h = work.grad_h + b * H + columns.first;
-      if (args.grad_h_n) {
-        const Storage* given = args.grad_h_n + b * args.grad_h_n_stride;
-        for (int64_t j = 0; args.grad_h_n_step != 1 && j < width; ++j) {
-          convert(given + (columns.first + j) * args.grad_h_n_step, grad_h + j, 1);
-        }
-        if (args.grad_h_n_step == 1) convert(given + columns.first, grad_h, width);
-      } else {
-        std::memset(grad_h, 0, width * sizeof(Scalar));
+  WeightCopies copies = work.copies;
+  copies.packed |= !block.initial;
+  const Scalar* weight_hh = weights_for<PackedRecurrence<Storage>>(part, layer, copies).weights;
+  for (int64_t b = slice.begin; block.initial && b < slice.end; ++b) {
+    Scalar* grad_h = work.grad_h + b * H + columns.first;
+    if (args.grad_h_n) {
+      const Storage* given = args.grad_h_n + b * args.grad_h_n_stride;
+      for (int64_t j = 0; args.grad_h_n_step != 1 && j < width; ++j) {
+        convert(given + (columns.first + j) * args.grad_h_n_step, grad_h + j, 1);
       }
+      if (args.grad_h_n_step == 1) convert(given + columns.first, grad_h, width);
+    } else {
+      std::memset(grad_h, 0, width * sizeof(Scalar));
     }
   }
 
-  const Scalar* weight_hh =
-      weights_for<PackedRecurrence<Storage>>(part, layer, work.copies).weights;
-  const int64_t base = rows_before(steps, work.first);
-  for (int64_t s = work.first; s < work.last; ++s) {
-    const int64_t t = layer.reverse ? s : work.last - 1 - (s - work.first);
-    const int64_t row = rows_before(steps, t) - base;
+  const int64_t base = local_row(work, block.first);
+  for (int64_t s = block.first; s < block.last; ++s) {
+    const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
+    const int64_t row = local_row(work, t) - base - slice.begin;  // of sequence b: row + b
     const int64_t continued = continued_end(layer, t, slice);
     const int64_t end = alive_end(steps, t, slice);
     for (int64_t b = slice.begin; b < end; ++b) {
@@ -779,8 +811,8 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
 
 // grad [H, width] (+)= dz^T X over the block's rows, with X [rows, width] in panels.
 template <class Scalar>
-inline void backward_weight(const BackwardWork<Scalar>& work, Share& share, int64_t H, int64_t rows,
-                            const Scalar* panels, int64_t width, Scalar* grad) {
+inline void backward_weight(const BackwardWork<Scalar>& work, bool initial, Share& share, int64_t H,
+                            int64_t rows, const Scalar* panels, int64_t width, Scalar* grad) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   const int64_t task_columns = Shape<Scalar>::panel_width;
   for (int64_t j = 0; j < width; j += task_columns) {
@@ -790,8 +822,7 @@ inline void backward_weight(const BackwardWork<Scalar>& work, Share& share, int6
         const Operand<Scalar> operand{
             work.dz + k * work.dz_stride + i, 1, work.dz_stride, panels + k * w, work.capacity * w,
             min64(kChunkRows, rows - k)};
-        const Target<Scalar> target{grad + i * width, width, nullptr, 0,
-                                    !(work.first_block && k == 0)};
+        const Target<Scalar> target{grad + i * width, width, nullptr, 0, !(initial && k == 0)};
         product<Scalar, true>(&operand, 1, target, min64(kTaskRows, H - i), j,
                               min64(j + task_columns, width), Nothing());
       }
@@ -813,12 +844,12 @@ inline Vec<Scalar> sum_rows(const Scalar* first, int64_t stride, int64_t rows, i
 }
 
 template <class Scalar>
-inline void backward_bias(const BackwardWork<Scalar>& work, Share& share, int64_t H, int64_t rows,
-                          Scalar* grad) {
+inline void backward_bias(const BackwardWork<Scalar>& work, bool initial, Share& share, int64_t H,
+                          int64_t rows, Scalar* grad) {
   if (!take(share)) return;
   for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
     const Vec<Scalar> sum = sum_rows(work.dz + j, work.dz_stride, rows, n);
-    store_upto(grad + j, work.first_block ? sum : load_upto(grad + j, n) + sum, n);
+    store_upto(grad + j, initial ? sum : load_upto(grad + j, n) + sum, n);
   });
 }
 
@@ -826,17 +857,19 @@ inline void backward_bias(const BackwardWork<Scalar>& work, Share& share, int64_
 // stored as they are computed.
 template <class Storage, class Scalar>
 inline void backward_input(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
-                           Share& share, Scalar* tile) {
+                           const Block& block, Share& share, Scalar* tile) {
   const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const int64_t D = layer.D;
-  const int64_t base = rows_before(steps, work.first);
+  const int64_t width = work.slice.end - work.slice.begin;
+  const int64_t base = local_row(work, block.first);
   for_each_run(
-      steps, work.first, work.last, Slice{0, steps.B}, is_flat(args.grad_input, steps),
+      steps, block.first, block.last, work.slice, is_flat(args.grad_input, steps),
       [&](const Run& run) {
-        const int64_t dz_step = work.dz_stride * (run.along_time ? steps.B : 1);
+        const int64_t dz_step = work.dz_stride * (run.along_time ? width : 1);
         const int64_t grad_step = run_stride(args.grad_input, run);
-        const Scalar* dz = work.dz + (rows_before(steps, run.t) - base + run.b) * work.dz_stride;
+        const int64_t row = local_row(work, run.t) - base + run.b - work.slice.begin;
+        const Scalar* dz = work.dz + row * work.dz_stride;
         for (int64_t i = 0; i < run.rows; i += kTaskRows) {
           if (!take(share)) continue;
           const int64_t rows = min64(kTaskRows, run.rows - i);
@@ -859,6 +892,24 @@ inline void backward_input(const Backward<Storage>& args, const BackwardWork<Sca
       });
 }
 
+// The products over a block's rows, as far as they fall to this share.
+template <class Storage, class Scalar>
+inline void backward_products(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
+                              const Block& block, Share share, int64_t worker) {
+  const int64_t H = args.layer.H;
+  const int64_t D = args.layer.D;
+  const int64_t rows = local_row(work, block.last) - local_row(work, block.first);
+  const bool initial = block.initial;
+  if (args.grad_weight_ih) {
+    backward_weight(work, initial, share, H, rows, work.previous, H, work.grad_weight_hh);
+    backward_weight(work, initial, share, H, rows, work.input, D, work.grad_weight_ih);
+    if (args.grad_bias) backward_bias(work, initial, share, H, rows, work.grad_bias);
+  }
+  if (args.grad_input.data) {
+    backward_input(args, work, block, share, work.tiles + worker * kTaskRows * D);
+  }
+}
+
 // Where sums of n elements gather: in `result` itself, or in scratch where it is stored otherwise.
 template <class Scalar, class Storage>
 inline Scalar* gathering_place(const Runtime& runtime, Storage* result, int64_t n) {
@@ -875,6 +926,25 @@ inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
   }
 }
 
+// result += parts[0] + parts[1] + ..., for n elements each.
+template <class Scalar>
+inline void add_up(Scalar* result, Scalar* const* parts, int64_t count, int64_t n,
+                   const Runtime& runtime) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  constexpr double cost = 16;  // of an element, in multiply-adds
+  const int64_t vectors = (n + lanes - 1) / lanes;
+  const int64_t workers = choose_workers(cost * double(n) * double(count), runtime.machine);
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    const int64_t first = vectors * begin / workers * lanes;
+    const int64_t last = min64(n, vectors * end / workers * lanes);
+    for_each_vector<Scalar>(last - first, [&](int64_t i, int64_t m) {
+      Vec<Scalar> sum = load_upto(result + first + i, m);
+      for (int64_t p = 0; p < count; ++p) sum += load_upto(parts[p] + first + i, m);
+      store_upto(result + first + i, sum, m);
+    });
+  });
+}
+
 template <class Storage>
 void backward(const Backward<Storage>& args, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
@@ -883,77 +953,112 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
   const Steps& steps = layer.steps;
   const int64_t H = layer.H;
   const int64_t D = layer.D;
-  BackwardWork<Scalar> work;
-  work.plan = choose_plan(steps, runtime.machine, 0, H, panel_count<Scalar>(H), sizeof(Scalar));
-  work.teams = scratch<Team>(runtime, work.plan.groups);
+  const Plan plan =
+      choose_plan(steps, runtime.machine, 0, H, panel_count<Scalar>(H), sizeof(Scalar));
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  const int64_t rows = block_rows(layer, runtime);
 
-  const int64_t start = layer.reverse ? 0 : steps.T;
-  const int64_t finish = layer.reverse ? steps.T : 0;
-  work.capacity = 0;
-  for (work.first = work.last = start; (layer.reverse ? work.last : work.first) != finish;) {
-    next_block(layer, work);
-    work.capacity =
-        max64(work.capacity, rows_before(steps, work.last) - rows_before(steps, work.first));
-  }
+  BackwardWork<Scalar> common{};
+  common.copies = weight_copies<PackedRecurrence<Storage>>(layer, plan, runtime);
+  common.grad_h = gathering_place<Scalar>(runtime, args.grad_hx, steps.B * H);
   // The odd number of vectors keeps a column of dz from falling into few cache sets.
-  work.dz_stride = (panel_count<Scalar>(H) * w) + Simd<Scalar>::lanes;
-  work.dz = scratch<Scalar>(runtime, work.capacity * work.dz_stride);
-  work.grad_h = gathering_place<Scalar>(runtime, args.grad_hx, steps.B * H);
-  work.copies = weight_copies<PackedRecurrence<Storage>>(layer, work.plan, runtime);
+  common.dz_stride = (panel_count<Scalar>(H) * w) + Simd<Scalar>::lanes;
   if (args.grad_input.data) {
-    work.weight_ih = scratch<Scalar>(runtime, panels_size<Scalar>(H, D));
+    common.weight_ih = scratch<Scalar>(runtime, panels_size<Scalar>(H, D));
     const int64_t panels = panel_count<Scalar>(D);
     const double packing = kPackingCost / 2 * double(H) * double(D);
     const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
     run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
       for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
-        pack(layer.weight_ih, H, D, p * w, work.weight_ih + p * H * w);
+        pack(layer.weight_ih, H, D, p * w, common.weight_ih + p * H * w);
       }
     });
-  }
-  Scalar* tiles = std::is_same_v<Storage, Scalar> || !args.grad_input.data
-                      ? nullptr
-                      : scratch<Scalar>(runtime, runtime.machine.threads * kTaskRows * D);
-  if (args.grad_weight_ih) {
-    work.grad_weight_ih = gathering_place<Scalar>(runtime, args.grad_weight_ih, H * D);
-    work.grad_weight_hh = gathering_place<Scalar>(runtime, args.grad_weight_hh, H * H);
-    if (args.grad_bias) work.grad_bias = gathering_place<Scalar>(runtime, args.grad_bias, H);
-    work.previous = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, H));
-    work.input = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, D));
+    if (!std::is_same_v<Storage, Scalar>) {
+      const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
+      common.tiles = scratch<Scalar>(runtime, workers * kTaskRows * D);
+    }
   }
 
-  work.first_block = true;
-  for (work.first = work.last = start; (layer.reverse ? work.last : work.first) != finish;) {
-    next_block(layer, work);
-    run_plan(work.plan, layer, runtime, work.teams, [&](const Part& part) {
-      const FlushSubnormals flush;
-      backward_recurrence(args, work, part, runtime);
-    });
-    if (args.grad_weight_ih || args.grad_input.data) {
-      work.counter = 0;
-      const int64_t rows = rows_before(steps, work.last) - rows_before(steps, work.first);
-      const double products = (args.grad_weight_ih ? 1 : 0) * double(H + D) +
-                              (args.grad_input.data ? 1 : 0) * double(D);
-      const int64_t workers = choose_workers(products * double(H) * double(rows), runtime.machine);
-      run_parallel(runtime, workers, [&](int64_t begin, int64_t) {
-        const FlushSubnormals flush;
-        Share share = share_of(&work.counter);
-        if (args.grad_weight_ih) {
-          backward_weight(work, share, H, rows, work.previous, H, work.grad_weight_hh);
-          backward_weight(work, share, H, rows, work.input, D, work.grad_weight_ih);
-          if (args.grad_bias) backward_bias(work, share, H, rows, work.grad_bias);
-        }
-        if (args.grad_input.data) backward_input(args, work, share, tiles + begin * kTaskRows * D);
-      });
+  auto* works = scratch<BackwardWork<Scalar>>(runtime, plan.groups);
+  Scalar** sums_ih = scratch<Scalar*>(runtime, plan.groups);
+  Scalar** sums_hh = scratch<Scalar*>(runtime, plan.groups);
+  Scalar** sums_bias = scratch<Scalar*>(runtime, plan.groups);
+  for (int64_t g = 0; g < plan.groups; ++g) {
+    BackwardWork<Scalar> work = common;
+    work.slice = slice_of(steps, g, plan.groups);
+    const int64_t width = work.slice.end - work.slice.begin;
+    if (steps.count) {
+      int64_t* start = scratch<int64_t>(runtime, steps.T + 1);
+      start[0] = 0;
+      for (int64_t t = 0; t < steps.T; ++t) {
+        start[t + 1] = start[t] + alive_end(steps, t, work.slice) - work.slice.begin;
+      }
+      work.start = start;
     }
-    work.first_block = false;
-    work.copies.packed = true;
+    work.capacity = max64(1, min64(rows + width, steps.T * width));
+    work.dz = scratch<Scalar>(runtime, work.capacity * work.dz_stride);
+    if (args.grad_weight_ih) {
+      // The first group gathers where the sum over all groups will be.
+      work.grad_weight_ih =
+          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_ih, H * D);
+      work.grad_weight_hh =
+          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_hh, H * H);
+      work.grad_bias = gathering_place<Scalar>(runtime, g ? nullptr : args.grad_bias, H);
+      if (width == 0) {  // a long sequence may leave its neighbours nothing
+        std::memset(work.grad_weight_ih, 0, H * D * sizeof(Scalar));
+        std::memset(work.grad_weight_hh, 0, H * H * sizeof(Scalar));
+        std::memset(work.grad_bias, 0, H * sizeof(Scalar));
+      }
+      work.previous = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, H));
+      work.input = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, D));
+    }
+    works[g] = work;
+    sums_ih[g] = work.grad_weight_ih;
+    sums_hh[g] = work.grad_weight_hh;
+    sums_bias[g] = work.grad_bias;
   }
-  deliver(work.grad_h, args.grad_hx, steps.B * H);
+
+  if (plan.groups > 1) {
+    run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+      const FlushSubnormals flush;
+      const BackwardWork<Scalar>& work = works[part.group];
+      const int64_t worker = part.group * plan.members + part.member;
+      for (Block block = block_before_all(layer); next_block(layer, work, rows, block);) {
+        backward_recurrence(args, work, block, part, runtime);
+        if (part.team) barrier(*part.team, runtime);
+        backward_products(args, work, block, fixed_share(part.member, part.members), worker);
+        if (part.team) barrier(*part.team, runtime);
+      }
+    });
+  } else {
+    // The products have more to share out than the recurrence.
+    const double per_row = double(H) * ((args.grad_weight_ih ? 1 : 0) * double(H + D) +
+                                        (args.grad_input.data ? 1 : 0) * double(D));
+    for (Block block = block_before_all(layer); next_block(layer, *works, rows, block);) {
+      run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+        const FlushSubnormals flush;
+        backward_recurrence(args, *works, block, part, runtime);
+      });
+      const int64_t count = local_row(*works, block.last) - local_row(*works, block.first);
+      int64_t counter = 0;
+      run_parallel(runtime, choose_workers(per_row * double(count), runtime.machine),
+                   [&](int64_t begin, int64_t) {
+                     const FlushSubnormals flush;
+                     backward_products(args, *works, block, dynamic_share(&counter), begin);
+                   });
+    }
+  }
+
+  deliver(common.grad_h, args.grad_hx, steps.B * H);
   if (args.grad_weight_ih) {
-    deliver(work.grad_weight_ih, args.grad_weight_ih, H * D);
-    deliver(work.grad_weight_hh, args.grad_weight_hh, H * H);
-    deliver(work.grad_bias, args.grad_bias, H);
+    if (plan.groups > 1) {
+      add_up(sums_ih[0], sums_ih + 1, plan.groups - 1, H * D, runtime);
+      add_up(sums_hh[0], sums_hh + 1, plan.groups - 1, H * H, runtime);
+      if (args.grad_bias) add_up(sums_bias[0], sums_bias + 1, plan.groups - 1, H, runtime);
+    }
+    deliver(sums_ih[0], args.grad_weight_ih, H * D);
+    deliver(sums_hh[0], args.grad_weight_hh, H * H);
+    deliver(sums_bias[0], args.grad_bias, H);
   }
 }
 

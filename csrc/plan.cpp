@@ -36,19 +36,17 @@ Plan choose_plan(const Steps& steps, const Machine& machine, int64_t D, int64_t 
   const double weights = double(H) * double(D + H);
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
-    const int64_t groups = std::max<int64_t>(1, std::min(machine.threads / members, steps.B));
+    const int64_t most = std::max<int64_t>(1, std::min(machine.threads / members, steps.B));
     // The largest shares, where they do not divide evenly.
     const double share = double(ceiling(panels, members)) / double(panels);
-    const double step_rows = rows * double(ceiling(steps.B, groups)) / double(steps.B);
     const double bytes = weights * share * double(scalar_bytes);
-    double step = std::max(step_rows * weights * share / rate, bytes / kNear);
-    if (bytes > double(machine.near_bytes)) step += bytes / kFar;
-    if (members > 1) step += kMeeting * double(members);
-    // Fewer groups than could be: handing over may cost more than it gains.
-    for (const int64_t g : {groups, int64_t(1)}) {
-      const double spread = double(ceiling(steps.B, g)) / double(ceiling(steps.B, groups));
-      const double time = T * step * spread + handing_over(g * members);
-      if (best.time == 0 || time < best.time) best = {g, members, time};
+    for (const int64_t groups : {int64_t(1), most}) {
+      const double step_rows = rows * double(ceiling(steps.B, groups)) / double(steps.B);
+      double step = std::max(step_rows * weights * share / rate, bytes / kNear);
+      if (bytes > double(machine.near_bytes)) step += bytes / kFar;
+      if (members > 1) step += kMeeting * double(members);
+      const double time = T * step + handing_over(groups * members);
+      if (best.time == 0 || time < best.time) best = {groups, members, time};
     }
   }
   return best;

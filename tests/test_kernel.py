@@ -218,7 +218,7 @@ def bits_of(module, x, lengths=None):
     return [output, h_n, x.grad, *(p.grad for p in module.parameters())]
 
 
-@pytest.mark.parametrize("shape", [(64, 400, 9, 1), (16, 128, 20, 60), (16, 64, 300, 4)])
+@pytest.mark.parametrize("shape", [(64, 400, 9, 1), (16, 128, 20, 60), (16, 512, 300, 4)])
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_same_bits_again_and_with_other_threads(threads, shape, packed):
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
@@ -231,7 +231,23 @@ def test_the_same_bits_again_and_with_other_threads(threads, shape, packed):
     first = bits_of(module, x, lengths)
     for count in (2, 1, 4, 3):
         threads(count)
-        assert all(map(torch.equal, first, bits_of(module, x, lengths)))
+        bits = bits_of(module, x, lengths)
+        assert all(map(torch.equal, bits, bits_of(module, x, lengths)))
+        # The gradients of output, h_n and input are each sequence's own; those of the parameters
+        # are sums over sequences, which as many threads as there are share out.
+        of_sequences = 3 if count != 2 else len(bits)
+        assert all(map(torch.equal, first[:of_sequences], bits[:of_sequences]))
+
+
+def test_long_sequences_that_leave_some_threads_nothing(threads):
+    threads(8)
+    ours, theirs = twins(3, 64)
+    packed = pack_padded_sequence(torch.randn(300, 23, 3), [300] * 3 + [2] * 20)
+    assert ops.cpu_plan(packed.batch_sizes.tolist(), 0, 64, 8).groups == 8
+    for module in (ours, theirs):
+        module(packed)[0].data.sum().backward()
+    for mine, his in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, his.grad, rtol=1e-4, atol=1e-3)
 
 
 def test_a_call_inside_a_parallel_region_of_threads():
