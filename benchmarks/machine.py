@@ -33,6 +33,12 @@ class Machine:
     """Seconds for a word from core to core; a step's barrier takes two. 0 on one thread."""
 
 
+def cpu_name() -> str:
+    from cpuinfo import get_cpu_info  # it comes with pytest-benchmark
+
+    return str(get_cpu_info().get("brand_raw", "unknown CPU"))
+
+
 @cache
 def _probe() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"

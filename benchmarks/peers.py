@@ -23,8 +23,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks import gate
 from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
+from benchmarks.machine import cpu_name, hop
 from benchmarks.race import Budget, Call, race
-from benchmarks.report import duration, markdown, ratio
+from benchmarks.report import duration, markdown, ratio, write_section
 from benchmarks.workload import train
 from namernn_fast import FusedRNN
 
@@ -324,8 +325,7 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
             ]
         )
         beaten += [others[best] > ours] if best else []
-    dropped = 3 - (PREPACKED in {r["peer"] for r in rows if r["mode"] == mode}) if not beaten else 0
-    if dropped:
+    if not beaten:
         lines = [line[:5] for line in lines]
     text = markdown(lines)
     text += (
@@ -340,28 +340,14 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 def report(document: dict[str, Any]) -> str:
     machine = document["machine"]
     lines = [
-        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32; "
-        f"others: {', '.join(document['others']) or 'none'}."
+        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32. "
+        f"A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
+        f"{1e9 * machine['hop_median']:.0f} ns in the median of tries. "
+        f"Others: {', '.join(document['others']) or 'none'}."
     ]
     for mode in (FORWARD, TRAINING):
         lines += [f"**{mode}**", table(document["rows"], mode)]
     return "\n\n".join(lines)
-
-
-def write_page(name: str, text: str) -> None:
-    """Replace what stands between a section's markers in docs/performance.md."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    _, ended, after = rest.partition(end)
-    if not (found and ended):
-        raise SystemExit(f"{PAGE.name} has no section between {begin} and {end}")
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-
-
-def cpu_name() -> str:
-    from cpuinfo import get_cpu_info
-
-    return get_cpu_info().get("brand_raw", "unknown CPU")
 
 
 def main() -> None:
@@ -378,13 +364,14 @@ def main() -> None:
     name = f"peers_{options.threads}" if not options.odd else f"odd_{options.threads}"
     others = [n for n in PEERS if any(row["peer"] == n for row in rows)]
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
+    machine["hop"], machine["hop_median"] = hop()
     document = {"machine": machine, "others": others, "rows": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     text = report(document)
     print(text)
     if options.write:
-        write_page(name, text)
+        write_section(PAGE, name, text)
 
 
 if __name__ == "__main__":

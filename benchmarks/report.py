@@ -31,7 +31,6 @@ from benchmarks.grid import (
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 
 # Okabe and Ito's colours, apart to colour-blind eyes too; the markers tell lines apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -233,13 +232,14 @@ def save_figure(
     return path
 
 
-def write_readme(text: str) -> None:
-    """Replace what stands between the README's markers."""
-    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{README.name} has no section between {BEGIN} and {END}")
-    README.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a section's markers on a page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise SystemExit(f"{page.name} has no section between {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -261,7 +261,7 @@ def main() -> None:
             f"![Speed-up against batch size, {family} input]({path.relative_to(ROOT).as_posix()})"
             for family, path in drawn.items()
         )
-        write_readme("\n\n".join((text, *images)))
+        write_section(README, "benchmark table", "\n\n".join((text, *images)))
 
 
 if __name__ == "__main__":

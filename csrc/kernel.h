@@ -99,6 +99,11 @@ struct Machine {
 Plan choose_plan(const Steps& steps, const Machine& machine, int64_t D, int64_t H, int64_t panels,
                  size_t scalar_bytes);
 
+// Whether two directions are done sooner at once, with one thread each, than one after the other
+// with all threads.
+bool choose_both_at_once(const Steps& steps, const Machine& machine, int64_t D, int64_t H,
+                         int64_t panels, size_t scalar_bytes);
+
 // How many threads are worth having for so many multiply-adds that do not depend on each other.
 int64_t choose_workers(double multiply_adds, const Machine& machine);
 

@@ -181,20 +181,22 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
+// What one call of a kernel may use: its scratch memory, and so many threads.
 class Call {
  public:
-  Call() { current_scratch = &scratch_; }
+  explicit Call(const Machine& machine) : machine_(machine) { current_scratch = &scratch_; }
   ~Call() { current_scratch = nullptr; }
   Runtime runtime() const {
-    return {{int64_t(torch::stable::get_num_threads()), near_cache_bytes()},
-            &run_in_pool,
-            [](size_t bytes) { return current_scratch->take(bytes); },
+    return {machine_, &run_in_pool, [](size_t bytes) { return current_scratch->take(bytes); },
             [] { std::this_thread::yield(); }};
   }
 
  private:
+  Machine machine_;
   Scratch scratch_;
 };
+
+Machine this_machine() { return {int64_t(torch::stable::get_num_threads()), near_cache_bytes()}; }
 
 // ---- Tensors ----
 
@@ -457,16 +459,33 @@ Tensor empty_rows(const LayerTensors& layer, int64_t features) {
                            : empty(layer.input, {steps.T, steps.B, features});
 }
 
+// Calls run(direction, call) for each direction: one after the other with all threads, or, where
+// there is too little in one of them to share out, both at once with a thread each.
+template <class Run>
+void run_directions(const LayerTensors& layer, bool independent, Run&& run) {
+  const Machine machine = this_machine();
+  const int64_t width = kernels().panel_width;
+  const size_t bytes = layer.dtype == aoti_torch_dtype_float64() ? sizeof(double) : sizeof(float);
+  if (independent && layer.directions == 2 &&
+      choose_both_at_once(layer.steps, machine, layer.D, layer.H, (layer.H + width - 1) / width,
+                          bytes)) {
+    torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t d = begin; d < end; ++d) run(d, Call({1, machine.near_bytes}));
+    });
+    return;
+  }
+  for (int64_t d = 0; d < layer.directions; ++d) run(d, Call(machine));
+}
+
 template <class Scalar>
 void run_forward(const LayerTensors& tensors, const Tensor& output, const Tensor& h_n) {
-  for (int64_t d = 0; d < tensors.directions; ++d) {
-    Call call;
+  run_directions(tensors, true, [&](int64_t d, const Call& call) {
     Forward<Scalar> args;
     args.layer = direction_of<Scalar>(tensors, d);
     args.output = rows_of<Scalar>(tensors, output, mutable_data<Scalar>(output), d * tensors.H);
     args.h_n = mutable_data<Scalar>(h_n) + d * tensors.steps.B * tensors.H;
     kernels().KernelsFor<Scalar>::forward(args, call.runtime());
-  }
+  });
 }
 
 template <class Scalar>
@@ -479,7 +498,7 @@ Tensor prepack(const LayerTensors& tensors) {
   PackedTensor::head(packed) = {&kernels(), tensors.dtype,      tensors.D,
                                 tensors.H,  tensors.directions, bytes};
   for (int64_t d = 0; d < tensors.directions; ++d) {
-    Call call;
+    const Call call(this_machine());
     Layer<Scalar> layer{};
     layer.D = tensors.D;
     layer.H = tensors.H;
@@ -501,8 +520,8 @@ struct BackwardTensors {
 template <class Scalar>
 void run_backward(const LayerTensors& tensors, const BackwardTensors& grads) {
   const int64_t H = tensors.H;
-  for (int64_t d = 0; d < tensors.directions; ++d) {
-    Call call;
+  // The second direction adds to the gradient of the input that the first has written.
+  run_directions(tensors, !grads.grad_input, [&](int64_t d, const Call& call) {
     Backward<Scalar> args{};
     args.layer = direction_of<Scalar>(tensors, d);
     args.output =
@@ -535,7 +554,7 @@ void run_backward(const LayerTensors& tensors, const BackwardTensors& grads) {
       std::copy_n(args.grad_bias, H,
                   mutable_data<Scalar>(grads.grad_weights[size_t(d * tensors.per_direction + 3)]));
     }
-  }
+  });
 }
 
 // ---- Operators ----

@@ -52,6 +52,14 @@ Plan choose_plan(const Steps& steps, const Machine& machine, int64_t D, int64_t 
   return best;
 }
 
+bool choose_both_at_once(const Steps& steps, const Machine& machine, int64_t D, int64_t H,
+                         int64_t panels, size_t scalar_bytes) {
+  if (machine.threads < 2) return false;
+  const double shared = choose_plan(steps, machine, D, H, panels, scalar_bytes).time;
+  const double alone = choose_plan(steps, {1, machine.near_bytes}, D, H, panels, scalar_bytes).time;
+  return alone + handing_over(2) < 2 * shared;
+}
+
 int64_t choose_workers(double multiply_adds, const Machine& machine) {
   const double serial = multiply_adds / kRate;
   const double shared = serial / double(machine.threads) + handing_over(machine.threads);

@@ -289,7 +289,11 @@ def rnn(
     if _why_not_kernel(data) is not None:
         _check(data, *checked)
         output, h_n = _layers(_reference_layer, num_layers, dropout, *arguments)
-    elif torch.compiler.is_compiling():  # what a tracer runs checks nothing
+    elif (
+        torch.compiler.is_compiling()  # what a tracer runs checks nothing, nor does what runs
+        or not weights[0].is_cpu  # where one of the tensors is on the meta device
+        or (hx is not None and not hx.is_cpu)
+    ):
         _check(data, *checked)
         output, h_n = _layers(_fused_layer, num_layers, dropout, *arguments)
     else:

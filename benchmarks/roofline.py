@@ -1,0 +1,162 @@
+"""How near the layer comes to what the machine can do: `python -m benchmarks.roofline [--write]`.
+
+First the roofs: the rate of multiply-adds on all threads, and the rate at which a core reads the
+weights from its own cache, each measured. Then the layer's cells, each with its floor, the least
+time that these roofs allow, and the fraction of the peak that it reaches. Writes
+`results/roofline.json` and `results/roofline.png`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import pyplot
+
+from benchmarks.grid import DENSE, FORWARD, FUSED, MODES, TRAINING, Cell
+from benchmarks.machine import Machine, cpu_name, measure
+from benchmarks.peers import PAGE, RESULTS, SHAPES
+from benchmarks.race import Budget, race
+from benchmarks.report import COLOURS, MARKERS, duration, markdown, write_section
+from benchmarks.workload import gated_calls
+
+FLOAT_BYTES = 4
+
+
+def flops(cell: Cell) -> int:
+    """Two for each multiply-add that the results need; the first step has no state to multiply."""
+    size, hidden, batch = cell.input_size, cell.hidden_size, cell.batch
+    rows = cell.seq_len * batch
+    forward = rows * size + (rows - batch) * hidden
+    backward = rows * size + 2 * (rows - batch) * hidden
+    return 2 * hidden * (forward + (backward if cell.mode == TRAINING else 0))
+
+
+def floor(cell: Cell, machine: Machine) -> float:
+    """Seconds that the multiply-adds take at the peak rate, or, if that is longer, reading the
+    recurrent weights at every step and pass, each core its share, from its own cache."""
+    passes = 2 if cell.mode == TRAINING else 1
+    weights = FLOAT_BYTES * cell.hidden_size**2 * cell.seq_len * passes
+    return max(flops(cell) / machine.flops, weights / (machine.near_bytes * machine.threads))
+
+
+def cells() -> Iterator[Cell]:
+    for mode in MODES:
+        for size, hidden, steps, batch in SHAPES:
+            yield Cell(DENSE, mode, batch, size, hidden, steps)
+
+
+def run(machine: Machine, seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    for cell in cells():
+        torch.manual_seed(1)
+        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+        known = torch.arange(min(cell.batch, 16))
+        call = gated_calls(cell, input, known if len(known) < cell.batch else None)[FUSED]
+        with torch.inference_mode(cell.mode == FORWARD):
+            recorded = race({FUSED: call}, Budget(seconds, max_rounds=20))[FUSED].seconds
+        rows.append(
+            {
+                **dataclasses.asdict(cell),
+                "median": statistics.median(recorded),
+                "best": min(recorded),
+                "flops": flops(cell),
+                "floor": floor(cell, machine),
+            }
+        )
+        print(cell, duration(rows[-1]["median"]))
+    return rows
+
+
+def table(rows: list[dict[str, Any]], machine: Machine) -> str:
+    lines = [
+        ["(D, H, T)", "B", *(f"{m}: {x}" for m in MODES for x in ("time", "floor", "of peak"))]
+    ]
+    by_mode = [[row for row in rows if row["mode"] == mode] for mode in MODES]
+    for same_cell in zip(*by_mode, strict=True):
+        first = same_cell[0]
+        label = f"({first['input_size']}, {first['hidden_size']}, {first['seq_len']})"
+        line = [label, str(first["batch"])]
+        for row in same_cell:
+            share = row["flops"] / row["median"] / machine.flops
+            line += [duration(row["median"]), duration(row["floor"]), f"{share:.0%}"]
+        lines.append(line)
+    return markdown(lines)
+
+
+def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
+    """Rate against the sequences that share a weight once it is read."""
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    batches = [2**power for power in range(11)]
+    near = machine.near_bytes * machine.threads
+    roofs = [min(machine.flops, 2 * batch / FLOAT_BYTES * near) for batch in batches]
+    axes.plot(batches, roofs, color="0.3", label="roof: own cache, multiply-adds")
+    for mode, marker in zip(MODES, MARKERS, strict=False):
+        shapes = dict.fromkeys((r["input_size"], r["hidden_size"], r["seq_len"]) for r in rows)
+        for shape, colour in zip(shapes, (*COLOURS, "#56B4E9"), strict=False):
+            points = {
+                r["batch"]: r["flops"] / r["median"]
+                for r in rows
+                if r["mode"] == mode and (r["input_size"], r["hidden_size"], r["seq_len"]) == shape
+            }
+            axes.plot(
+                [*points],
+                [*points.values()],
+                color=colour,
+                marker=marker,
+                linestyle="-" if mode == FORWARD else ":",
+                label=f"{shape} {mode}",
+            )
+    axes.set(
+        xscale="log", yscale="log", xlabel="batch size", ylabel="floating-point operations / s"
+    )
+    axes.set_xticks(batches, labels=map(str, batches))
+    axes.minorticks_off()
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def report(document: dict[str, Any]) -> str:
+    machine = Machine(**document["machine"])
+    return (
+        f"{document['cpu']}, {machine.threads} thread(s): {machine.flops / 1e9:.0f} GFLOP/s of "
+        f"float multiply-adds; a core reads {machine.near_bytes / 1e9:.0f} GB/s from half its own "
+        f"cache of {machine.near_size >> 10} KiB and {machine.far_bytes / 1e9:.0f} GB/s from "
+        f"beyond; a word goes from core to core in {machine.hop * 1e9:.0f} ns (median "
+        f"{machine.hop_median * 1e9:.0f}). The floor is that of multiply-adds and of reading "
+        f"weight_hh; it has no tanh, no packing and no call in it."
+        f"\n\n{table(document['rows'], machine)}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each cell")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.empty(31 * 2**20, dtype=torch.uint8)  # as conftest.py has it: glibc keeps freed memory
+    pyplot.switch_backend("Agg")
+
+    machine = measure(options.threads)
+    rows = run(machine, options.seconds)
+    document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine), "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "roofline.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
+    draw(rows, machine, RESULTS / "roofline.png")
+    print(report(document))
+    if options.write:
+        write_section(PAGE, "roofline", report(document))
+
+
+if __name__ == "__main__":
+    main()
