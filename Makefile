@@ -10,7 +10,7 @@ endif
 
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp) setup.py pyproject.toml
 
-.PHONY: setup test bench check format clean
+.PHONY: setup test bench bench-peers roofline check format clean
 
 setup: $(VENV)/installed
 
@@ -28,6 +28,19 @@ test: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+# What docs/performance.md shows, measured anew; others are raced where pip can install them.
+bench-peers: setup
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench-peers]"
+	$(BIN)/python -m benchmarks.peers --write
+	$(BIN)/python -m benchmarks.peers --write --threads 1
+	$(BIN)/python -m benchmarks.peers --write --odd
+	$(BIN)/python -m benchmarks.peers --write --odd --threads 1
+	$(BIN)/python -m benchmarks.sixteen_bits --write
+
+roofline: setup
+	$(BIN)/python -m benchmarks.roofline --write
+	$(BIN)/python -m benchmarks.threads --write
 
 check: setup
 	$(BIN)/ruff check

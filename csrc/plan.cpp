@@ -15,7 +15,7 @@ namespace {
 constexpr double kRate = 60.0;    // float multiply-adds per ns on one core
 constexpr double kNear = 100.0;   // bytes per ns from the core's own cache
 constexpr double kFar = 30.0;     // bytes per ns from beyond it
-constexpr double kRegion = 2000;  // ns to hand work to one other thread and get it back
+constexpr double kRegion = 3000;  // ns to hand work to one other thread and get it back
 constexpr double kThread = 50;    // ns for every further thread
 constexpr double kMeeting = 150;  // ns of a barrier for every member
 
