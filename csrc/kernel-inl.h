@@ -696,7 +696,7 @@ struct PackedRecurrence {
 };
 
 constexpr int64_t kMinBlockRows = 128;
-constexpr int64_t kChunkRows = 128;  // of a product over a block's rows, per pass over C
+constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
 constexpr int64_t kTaskRows = 96;    // of C in one unit of work
 
 // Rows of a block, about: they fill half of a core's own cache.
@@ -757,7 +757,7 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
   constexpr int64_t w = Shape<Scalar>::panel_width;
 
   WeightCopies copies = work.copies;
-  copies.packed |= !block.initial;
+  copies.packed |= !block.initial || !(steps.T > 1 || args.grad_hx);  // or never read
   const Scalar* weight_hh = weights_for<PackedRecurrence<Storage>>(part, layer, copies).weights;
   for (int64_t b = slice.begin; block.initial && b < slice.end; ++b) {
     Scalar* grad_h = work.grad_h + b * H + columns.first;
@@ -953,8 +953,10 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
   const Steps& steps = layer.steps;
   const int64_t H = layer.H;
   const int64_t D = layer.D;
+  const bool recurrent = steps.T > 1 || args.grad_hx;
   const Plan plan =
-      choose_plan(steps, runtime.machine, 0, H, panel_count<Scalar>(H), sizeof(Scalar));
+      recurrent ? choose_plan(steps, runtime.machine, 0, H, panel_count<Scalar>(H), sizeof(Scalar))
+                : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
   const int64_t rows = block_rows(layer, runtime);
 

@@ -94,24 +94,26 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
   }
 }
 
-// One tile at row i and column j of C; `width` columns of it exist. The sum so far waits in C.
+// One tile at row i and column j of C; `width` columns of it exist. Between chains the sum waits in
+// C, or, where it is to be added to C, beside it.
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
           int64_t j, int64_t width) {
   constexpr int lanes = Simd<Scalar>::lanes;
   const int64_t last = width - (kVectors - 1) * lanes;  // columns in the last vector
-  Scalar* const c = target.c + i * target.c_row + j;
-  const Scalar* base = target.add ? c : target.start ? target.start + i * target.start_row + j : c;
-  int64_t base_row = target.add || !target.start ? target.c_row : target.start_row;
-  bool zero = !target.add && !target.start;
+  alignas(64) Scalar beside[kRows * kVectors * lanes];
+  Scalar* const c = target.add ? beside : target.c + i * target.c_row + j;
+  const int64_t c_row = target.add ? kVectors * lanes : target.c_row;
+  const Scalar* base = target.start ? target.start + i * target.start_row + j : c;
+  int64_t base_row = target.start ? target.start_row : c_row;
+  bool zero = !target.start;
   const auto end_chain = [&](const Vec<Scalar>(&acc)[kRows][kVectors]) {
     if (last == lanes && !zero) {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
-          store(c + r * target.c_row + v * lanes,
-                load(base + r * base_row + v * lanes) + acc[r][v]);
+          store(c + r * c_row + v * lanes, load(base + r * base_row + v * lanes) + acc[r][v]);
         }
       }
     } else {
@@ -122,12 +124,12 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
           const int64_t n = v < kVectors - 1 ? lanes : last;
           const Vec<Scalar> sum =
               zero ? acc[r][v] : load_upto(base + r * base_row + v * lanes, n) + acc[r][v];
-          store_upto(c + r * target.c_row + v * lanes, sum, n);
+          store_upto(c + r * c_row + v * lanes, sum, n);
         }
       }
     }
     base = c;
-    base_row = target.c_row;
+    base_row = c_row;
     zero = false;
   };
   for (int o = 0; o < count; ++o) {
@@ -139,9 +141,17 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
       end_chain(acc);
     }
   }
-  if (base != c) {  // nothing to add up
+  if (zero || base != c) {  // nothing to sum up
     const Vec<Scalar> nothing[kRows][kVectors] = {};
     end_chain(nothing);
+  }
+  for (int r = 0; target.add && r < kRows; ++r) {
+    Scalar* row = target.c + (i + r) * target.c_row + j;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t n = v < kVectors - 1 ? lanes : last;
+      store_upto(row + v * lanes, load_upto(row + v * lanes, n) + load(c + r * c_row + v * lanes),
+                 n);
+    }
   }
 }
 

@@ -166,9 +166,12 @@ inline Short narrow(Vec<float> v, Half) {
 inline Vec<float> widen(Short bits, Half) {
   const Word wide = __builtin_convertvector(bits, Word);
   const Word magnitude = wide & 0x7fffu;
-  // The exponent's bias is 15 here and 127 there; the product takes subnormals along.
-  const Word finite = (Word)((Vec<float>)(magnitude << 13) * 0x1p112f);
+  const Word normal =
+      (magnitude << 13) + (112u << 23);  // the exponent's bias is 15 here, 127 there
+  const Word subnormal = (Word)(__builtin_convertvector(magnitude, Vec<float>) * 0x1p-24f);
+  const Word is_subnormal = (Word)(magnitude < 0x400u);
   const Word special = (Word)(magnitude >= 0x7c00u);
+  const Word finite = (subnormal & is_subnormal) | (normal & ~is_subnormal);
   return (Vec<float>)((finite | (special & 0x7f800000u)) | (wide & 0x8000u) << 16);
 }
 inline Short narrow(Vec<float> v, Half) {
