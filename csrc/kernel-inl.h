@@ -1064,5 +1064,20 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
   }
 }
 
+// All of it, for one instruction set.
+constexpr Kernels kernels_named(const char* name) {
+  return {{&PackedWeights<float>::bytes, &pack_all<PackedWeights<float>, float>, &forward<float>,
+           &backward<float>},
+          {&PackedWeights<double>::bytes, &pack_all<PackedWeights<double>, double>,
+           &forward<double>, &backward<double>},
+          {&PackedWeights<BFloat16>::bytes, &pack_all<PackedWeights<BFloat16>, BFloat16>,
+           &forward_widened<BFloat16>, &backward<BFloat16>},
+          {&PackedWeights<Half>::bytes, &pack_all<PackedWeights<Half>, Half>,
+           &forward_widened<Half>, &backward<Half>},
+          name,
+          name,
+          Shape<float>::panel_width};
+}
+
 }  // namespace
 }  // namespace namernn_fast
