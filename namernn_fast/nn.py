@@ -68,7 +68,12 @@ class FusedRNN(torch.nn.RNN):
         Raises what `namernn_fast.rnn` raises.
         """
         weights = _current(self, self._flat_weights_names)
-        if self._prepacked is not None and not self._prepacked.is_of(weights):
+        # What is compiled reads the weights themselves: a tracer cannot see them change.
+        if (
+            self._prepacked is not None
+            and not torch.compiler.is_compiling()
+            and not self._prepacked.is_of(weights)
+        ):
             self._prepacked = None
         return rnn(
             input,
