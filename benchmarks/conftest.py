@@ -11,13 +11,11 @@ import torch
 
 from benchmarks import surnames
 from benchmarks.grid import FORWARD, Cell
-from benchmarks.race import QUICK, TAPE, Budget, Call, Rounds, race
+from benchmarks.race import QUICK, TAPE, Budget, Call, Rounds, keep_freed_memory, race
 from namernn_fast import FusedRNN, explain
 
 # A quick run times only cells of at most so many multiply-adds a call.
 QUICK_WORK = 4 * 10**8
-# Just below the 32 MiB at which glibc's threshold stops growing.
-LARGEST_KEPT_BYTES = 31 * 2**20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,10 +60,7 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def settled_process() -> None:
     """Bring the process to the state of one that has run for long, before any cell is timed."""
-    # glibc keeps freed memory for reuse up to a threshold that grows with the largest block freed
-    # so far. A process that has freed none pays the kernel for fresh pages in each call, and
-    # nn.RNN's forward takes up to twice as long: the first cells would flatter the fused layer.
-    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
+    keep_freed_memory()
     # The collector stays on, as in use, but need not walk all of torch in some timed round.
     gc.collect()
     gc.freeze()

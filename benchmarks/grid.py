@@ -1,6 +1,8 @@
 """The one grid: every cell that is timed, in the order in which it is timed and reported."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 FORWARD = "forward"
 TRAINING = "forward + backward"
@@ -32,6 +34,11 @@ class Cell:
     input_size: int
     hidden_size: int
     seq_len: int | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Cell":
+        """The cell of a row of raw results, which has its fields among others."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     def __str__(self) -> str:
         sizes = {"D": self.input_size, "H": self.hidden_size, "T": self.seq_len, "B": self.batch}

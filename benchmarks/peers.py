@@ -8,12 +8,9 @@ then takes turns with the others, round by round, in one process. The rows go to
 import argparse
 import dataclasses
 import importlib.util
-import json
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks import gate
+from benchmarks import gate, page
 from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
 from benchmarks.machine import cpu_name, hop
 from benchmarks.race import Budget, Call, race
-from benchmarks.report import duration, markdown, ratio, write_section
+from benchmarks.report import duration, markdown, ratio, shape
 from benchmarks.workload import train
 from namernn_fast import FusedRNN
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
 
 # (input_size, hidden_size, seq_len, batch)
 SHAPES = (
@@ -191,7 +184,7 @@ PEERS: dict[str, tuple[str, Peer]] = {
 }
 
 
-def cells(odd: bool, packed: bool) -> Iterator[Cell]:
+def cells(odd: bool = False, packed: bool = False) -> Iterator[Cell]:
     for mode in (FORWARD, TRAINING):
         for size, hidden, steps, batch in ODD_SHAPES if odd else SHAPES:
             yield Cell(DENSE, mode, batch, size, hidden, steps)
@@ -248,10 +241,9 @@ def calls(cell: Cell, threads: int, names: list[str]) -> dict[str, Call]:
     oracle = results(cell, layer_call(precise), precise)
     layers = {BASELINE: baseline, FUSED: fused}
     found = {name: layer_call(layer) for name, layer in layers.items()}
-    got = {name: results(cell, found[name], layers[name]) for name in layers}
-    by_name = [dict(enumerate(map(torch.from_numpy, r))) for r in (*got.values(), oracle)]
+    theirs, ours = (results(cell, found[name], layer) for name, layer in layers.items())
     gate.check(
-        *({str(k): v for k, v in named.items()} for named in (by_name[1], by_name[0], by_name[2]))
+        *({str(i): torch.from_numpy(v) for i, v in enumerate(r)} for r in (ours, theirs, oracle))
     )
     if cell.mode == FORWARD and cell.family == DENSE:
         prepacked = FusedRNN(cell.input_size, cell.hidden_size)
@@ -283,9 +275,10 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         print(cell, *(f"{name} {duration(value)}" for name, value in medians.items()), sep="  ")
         for name, recorded in rounds.items():
             rows.append(
-                dataclasses.asdict(cell)
-                | {"peer": name, "iterations": recorded.iterations}
-                | {
+                {
+                    **dataclasses.asdict(cell),
+                    "peer": name,
+                    "iterations": recorded.iterations,
                     "median": medians[name],
                     "seconds": [float(f"{s:.6g}") for s in recorded.seconds],
                 }
@@ -296,8 +289,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 def by_cell(rows: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
     found: dict[Cell, dict[str, float]] = {}
     for row in rows:
-        cell = Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})
-        found.setdefault(cell, {})[row["peer"]] = row["median"]
+        found.setdefault(Cell.of(row), {})[row["peer"]] = row["median"]
     return found
 
 
@@ -312,7 +304,7 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
         ratios.append(medians[BASELINE] / ours)
         others = {n: m for n, m in medians.items() if n not in (BASELINE, FUSED, PREPACKED)}
         best = min(others, key=others.__getitem__, default="")
-        label = f"({cell.input_size}, {cell.hidden_size}, {cell.seq_len})"
+        label = shape(cell)
         if cell.family == PACKED:
             label = f"({cell.input_size}, {cell.hidden_size}, {LENGTHS[0]}..{LENGTHS[1]})"
         lines.append(
@@ -351,27 +343,18 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each cell, all peers")
+    parser = page.parser(__doc__, seconds=1.0)
     parser.add_argument("--odd", action="store_true", help="odd shapes, against nn.RNN alone")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # as conftest.py has it: glibc keeps freed memory
+    page.settle(options.threads)
 
     rows = run(options)
-    name = f"peers_{options.threads}" if not options.odd else f"odd_{options.threads}"
     others = [n for n in PEERS if any(row["peer"] == n for row in rows)]
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
     machine["hop"], machine["hop_median"] = hop()
     document = {"machine": machine, "others": others, "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
-    text = report(document)
-    print(text)
-    if options.write:
-        write_section(PAGE, name, text)
+    name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
+    page.publish(name, document, report(document), options.write)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 Call = Callable[[], object]
+
+# Just below the 32 MiB at which glibc's threshold stops growing.
+LARGEST_KEPT_BYTES = 31 * 2**20
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ class Rounds:
 
     iterations: int
     seconds: tuple[float, ...]
+
+
+def keep_freed_memory() -> None:
+    """Bring the allocator to the state of a process that has run for long.
+
+    glibc keeps freed memory for reuse up to a threshold that grows with the largest block freed so
+    far. A process that has freed none pays the kernel for fresh pages in each call, and nn.RNN's
+    forward takes up to twice as long: the first cells would flatter the fused layer.
+    """
+    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
 
 
 def timed(call: Call, iterations: int = 1) -> float:

@@ -9,7 +9,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,7 @@ def load(raw: Mapping[str, Any]) -> Timings:
     timings: Timings = {}
     for entry in raw["benchmarks"]:
         info = entry["extra_info"]
-        cell = Cell(**{field.name: info[field.name] for field in fields(Cell)})
-        timings.setdefault(cell, {})[info["layer"]] = entry["stats"]["median"]
+        timings.setdefault(Cell.of(info), {})[info["layer"]] = entry["stats"]["median"]
     return {cell: medians for cell, medians in timings.items() if len(medians) == 2}
 
 

@@ -6,23 +6,20 @@ time that these roofs allow, and the fraction of the peak that it reaches. Write
 `results/roofline.json` and `results/roofline.png`.
 """
 
-import argparse
 import dataclasses
-import json
-import os
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib import pyplot
 
-from benchmarks.grid import DENSE, FORWARD, FUSED, MODES, TRAINING, Cell
+from benchmarks import page
+from benchmarks.grid import FORWARD, FUSED, MODES, TRAINING, Cell
 from benchmarks.machine import Machine, cpu_name, measure
-from benchmarks.peers import PAGE, RESULTS, SHAPES
+from benchmarks.peers import cells
 from benchmarks.race import Budget, race
-from benchmarks.report import COLOURS, MARKERS, duration, markdown, write_section
+from benchmarks.report import COLOURS, MARKERS, RESULTS, duration, markdown, shape
 from benchmarks.workload import gated_calls
 
 FLOAT_BYTES = 4
@@ -43,12 +40,6 @@ def floor(cell: Cell, machine: Machine) -> float:
     passes = 2 if cell.mode == TRAINING else 1
     weights = FLOAT_BYTES * cell.hidden_size**2 * cell.seq_len * passes
     return max(flops(cell) / machine.flops, weights / (machine.near_bytes * machine.threads))
-
-
-def cells() -> Iterator[Cell]:
-    for mode in MODES:
-        for size, hidden, steps, batch in SHAPES:
-            yield Cell(DENSE, mode, batch, size, hidden, steps)
 
 
 def run(machine: Machine, seconds: float) -> list[dict[str, Any]]:
@@ -79,9 +70,8 @@ def table(rows: list[dict[str, Any]], machine: Machine) -> str:
     ]
     by_mode = [[row for row in rows if row["mode"] == mode] for mode in MODES]
     for same_cell in zip(*by_mode, strict=True):
-        first = same_cell[0]
-        label = f"({first['input_size']}, {first['hidden_size']}, {first['seq_len']})"
-        line = [label, str(first["batch"])]
+        cell = Cell.of(same_cell[0])
+        line = [shape(cell), str(cell.batch)]
         for row in same_cell:
             share = row["flops"] / row["median"] / machine.flops
             line += [duration(row["median"]), duration(row["floor"]), f"{share:.0%}"]
@@ -97,12 +87,12 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
     roofs = [min(machine.flops, 2 * batch / FLOAT_BYTES * near) for batch in batches]
     axes.plot(batches, roofs, color="0.3", label="roof: own cache, multiply-adds")
     for mode, marker in zip(MODES, MARKERS, strict=False):
-        shapes = dict.fromkeys((r["input_size"], r["hidden_size"], r["seq_len"]) for r in rows)
-        for shape, colour in zip(shapes, (*COLOURS, "#56B4E9"), strict=False):
+        labels = dict.fromkeys(shape(Cell.of(row)) for row in rows)
+        for label, colour in zip(labels, (*COLOURS, "#56B4E9"), strict=False):
             points = {
-                r["batch"]: r["flops"] / r["median"]
-                for r in rows
-                if r["mode"] == mode and (r["input_size"], r["hidden_size"], r["seq_len"]) == shape
+                row["batch"]: row["flops"] / row["median"]
+                for row in rows
+                if row["mode"] == mode and shape(Cell.of(row)) == label
             }
             axes.plot(
                 [*points],
@@ -110,7 +100,7 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
                 color=colour,
                 marker=marker,
                 linestyle="-" if mode == FORWARD else ":",
-                label=f"{shape} {mode}",
+                label=f"{label} {mode}",
             )
     axes.set(
         xscale="log", yscale="log", xlabel="batch size", ylabel="floating-point operations / s"
@@ -138,24 +128,15 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each cell")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # as conftest.py has it: glibc keeps freed memory
+    options = page.parser(__doc__, seconds=0.5).parse_args()
+    page.settle(options.threads)
     pyplot.switch_backend("Agg")
 
     machine = measure(options.threads)
     rows = run(machine, options.seconds)
     document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine), "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "roofline.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
+    page.publish("roofline", document, report(document), options.write)
     draw(rows, machine, RESULTS / "roofline.png")
-    print(report(document))
-    if options.write:
-        write_section(PAGE, "roofline", report(document))
 
 
 if __name__ == "__main__":

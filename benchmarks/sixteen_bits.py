@@ -4,10 +4,7 @@ The same layer in three dtypes and `nn.RNN` in bfloat16 take turns. What they co
 the tests, against the error budget of each dtype.
 """
 
-import argparse
 import dataclasses
-import json
-import os
 import statistics
 from functools import partial
 from typing import Any
@@ -15,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, TRAINING, Cell
+from benchmarks import page
+from benchmarks.grid import BASELINE, FORWARD, FUSED, MODES, TRAINING, Cell
 from benchmarks.machine import cpu_name
-from benchmarks.peers import PAGE, RESULTS, SHAPES
+from benchmarks.peers import cells
 from benchmarks.race import Budget, Call, race
-from benchmarks.report import duration, markdown, ratio, write_section
+from benchmarks.report import duration, markdown, ratio, shape
 from benchmarks.workload import train
 from namernn_fast import FusedRNN, ops
 
@@ -46,14 +44,12 @@ def calls(cell: Cell) -> dict[str, Call]:
 
 def run(seconds: float) -> list[dict[str, Any]]:
     rows = []
-    for mode in MODES:
-        for size, hidden, steps, batch in SHAPES:
-            cell = Cell(DENSE, mode, batch, size, hidden, steps)
-            with torch.inference_mode(mode == FORWARD):
-                rounds = race(calls(cell), Budget(seconds, max_rounds=20, round_seconds=0.01))
-            medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-            rows.append({**dataclasses.asdict(cell), "medians": medians})
-            print(cell, *(f"{name} {duration(value)}" for name, value in medians.items()))
+    for cell in cells():
+        with torch.inference_mode(cell.mode == FORWARD):
+            rounds = race(calls(cell), Budget(seconds, max_rounds=20, round_seconds=0.01))
+        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
+        rows.append({**dataclasses.asdict(cell), "medians": medians})
+        print(cell, *(f"{name} {duration(value)}" for name, value in medians.items()))
     return rows
 
 
@@ -63,9 +59,8 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
     for row in rows:
         if row["mode"] != mode:
             continue
-        medians = row["medians"]
-        line = [f"({row['input_size']}, {row['hidden_size']}, {row['seq_len']})", str(row["batch"])]
-        line.append(duration(medians[single]))
+        medians, cell = row["medians"], Cell.of(row)
+        line = [shape(cell), str(cell.batch), duration(medians[single])]
         for name in others:
             line += [duration(medians[name]), ratio(medians[single] / medians[name])]
         lines.append(line)
@@ -83,22 +78,13 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each cell")
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # as conftest.py has it: glibc keeps freed memory
+    options = page.parser(__doc__, seconds=0.5).parse_args()
+    page.settle(options.threads)
 
     rows = run(options.seconds)
     document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
     document["bfloat16"] = f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "sixteen_bits.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
-    print(report(document))
-    if options.write:
-        write_section(PAGE, "sixteen bits", report(document))
+    page.publish("sixteen_bits", document, report(document), options.write)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Nothing is timed: it is the model's own table.
 
 import argparse
 
-from benchmarks.peers import PAGE, SHAPES
+from benchmarks.page import PAGE
+from benchmarks.peers import SHAPES
 from benchmarks.report import duration, markdown, write_section
 from namernn_fast.ops import cpu_plan
 

@@ -552,8 +552,7 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   });
 }
 
-// ---- Forward, 16-bit storage: block by block through time, on float copies of the block's rows
-// ----
+// ---- Forward, 16-bit storage: block by block through time, on float copies of its rows ----
 
 constexpr int64_t kWidenedBytes = int64_t(1) << 20;
 

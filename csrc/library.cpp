@@ -459,16 +459,20 @@ Tensor empty_rows(const LayerTensors& layer, int64_t features) {
                            : empty(layer.input, {steps.T, steps.B, features});
 }
 
+// Column panels that threads can share out.
+int64_t panels_of(int64_t hidden_size) {
+  const int64_t width = kernels().panel_width;
+  return (hidden_size + width - 1) / width;
+}
+
 // Calls run(direction, call) for each direction: one after the other with all threads, or, where
 // there is too little in one of them to share out, both at once with a thread each.
 template <class Run>
 void run_directions(const LayerTensors& layer, bool independent, Run&& run) {
   const Machine machine = this_machine();
-  const int64_t width = kernels().panel_width;
   const size_t bytes = layer.dtype == aoti_torch_dtype_float64() ? sizeof(double) : sizeof(float);
   if (independent && layer.directions == 2 &&
-      choose_both_at_once(layer.steps, machine, layer.D, layer.H, (layer.H + width - 1) / width,
-                          bytes)) {
+      choose_both_at_once(layer.steps, machine, layer.D, layer.H, panels_of(layer.H), bytes)) {
     torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
       for (int64_t d = begin; d < end; ++d) run(d, Call({1, machine.near_bytes}));
     });
@@ -659,9 +663,8 @@ std::tuple<int64_t, int64_t, double> cpu_plan(const std::vector<int64_t>& batch_
     steps.B = std::max(steps.B, size);
     steps.N += size;
   }
-  const int64_t width = kernels().panel_width;
   const Plan plan = choose_plan(steps, {threads, size_t(near_bytes)}, input_size, hidden_size,
-                                (hidden_size + width - 1) / width, sizeof(float));
+                                panels_of(hidden_size), sizeof(float));
   return {plan.groups, plan.members, plan.time};
 }
 

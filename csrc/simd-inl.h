@@ -119,8 +119,7 @@ inline void store_upto(Scalar* p, Vec<Scalar> v, int64_t n) {
   }
 }
 
-// ---- 16-bit storage: vectors of float are loaded from it and stored to it, rounded to nearest
-// ----
+// ---- 16-bit storage: loaded and stored as vectors of float, rounded to nearest ----
 
 template <class Storage>
 struct ComputeType {

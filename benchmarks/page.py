@@ -1,0 +1,36 @@
+"""What the programs behind docs/performance.md share: options, a settled process, publishing."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+import torch
+
+from benchmarks.race import keep_freed_memory
+from benchmarks.report import RESULTS, ROOT, write_section
+
+PAGE = ROOT / "docs" / "performance.md"
+
+
+def parser(description: str, seconds: float) -> argparse.ArgumentParser:
+    """Options of a program that times cells, for so many seconds each by default."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--seconds", type=float, default=seconds, help="for each cell")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    return parser
+
+
+def settle(threads: int) -> None:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
+def publish(name: str, document: dict[str, Any], text: str, write: bool) -> None:
+    """Raw rows to their file, the text to the terminal and, if wanted, to its place on the page."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
+    print(text)
+    if write:
+        write_section(PAGE, name, text)
