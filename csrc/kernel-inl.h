@@ -37,10 +37,14 @@ inline int64_t rows_before(const Steps& steps, int64_t t) {
   return steps.start ? steps.start[t] : t * steps.B;
 }
 
+// The caller's number for sequence b, under which its states lie.
+inline int64_t place_of(const Steps& steps, int64_t b) { return steps.order ? steps.order[b] : b; }
+
 template <class Scalar>
 inline Scalar* row_at(const Rows<Scalar>& rows, const Steps& steps, int64_t t, int64_t b) {
   return steps.start ? rows.data + (steps.start[t] + b) * rows.row_stride
-                     : rows.data + t * rows.time_stride + b * rows.row_stride;
+                     : rows.data + t * rows.time_stride +
+                           (steps.origin ? steps.origin[b] : b) * rows.row_stride;
 }
 
 // The s-th time in the order of the recurrence, and the times on either side of t in that order.
@@ -65,6 +69,35 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
                alive_end(layer.steps, time_before(layer, t), slice));
 }
 
+// Whether a cut keeps sequence b's state from reaching t. One that starts at t, from hx, meets no
+// cut but one before the first time.
+template <class Scalar>
+inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
+  if (!layer.resets.at) return false;
+  const int64_t border = layer.reverse ? t + 1 : t;  // lies between times border - 1 and border
+  return border < layer.steps.T && b < count_at(layer.steps, border) &&
+         layer.resets.at[border * layer.resets.time_stride + b];
+}
+
+// Splits sequences begin .. end into runs alike in whether their state at t is cut off:
+// f(begin, end, cut).
+template <class Scalar, class F>
+inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, int64_t end, F&& f) {
+  if (!layer.resets.at) return f(begin, end, false);
+  for (int64_t b = begin; b < end;) {
+    const int64_t first = b;
+    const bool cut = is_cut(layer, t, first);
+    while (b < end && is_cut(layer, t, b) == cut) ++b;
+    f(first, b, cut);
+  }
+}
+
+// The initial state of sequence b, or null: zeros.
+template <class Scalar>
+inline const Scalar* initial_state(const Layer<Scalar>& layer, int64_t b) {
+  return layer.hx ? layer.hx + place_of(layer.steps, b) * layer.hx_stride : nullptr;
+}
+
 // Rows that lie evenly: the i-th is (t + i, b) along time, else the i-th after (t, b) in a
 // tensor's own order, which may run on through later times.
 struct Run {
@@ -81,19 +114,25 @@ inline int64_t run_stride(const Rows<Scalar>& rows, const Run& run) {
 
 template <class Scalar>
 inline bool is_flat(const Rows<Scalar>& rows, const Steps& steps) {
-  return steps.start || (!steps.count && rows.time_stride == steps.B * rows.row_stride);
+  return steps.start ||
+         (!steps.count && !steps.origin && rows.time_stride == steps.B * rows.row_stride);
 }
 
 // Covers the slice's rows at times first .. last with runs, as long as the layout allows. `flat`:
-// the tensors concerned hold the rows of one time right after those of the time before.
+// the tensors concerned hold the rows of one time right after those of the time before; `along`: a
+// sequence's rows lie evenly in them, too.
 template <class F>
 inline void for_each_run(const Steps& steps, int64_t first, int64_t last, Slice slice, bool flat,
-                         F&& f) {
+                         bool along, F&& f) {
   const int64_t width = slice.end - slice.begin;
   if (flat && width == steps.B) {
     f(Run{first, 0, rows_before(steps, last) - rows_before(steps, first), false});
-  } else if (!steps.count && last - first > width) {
-    for (int64_t b = slice.begin; b < slice.end; ++b) f(Run{first, b, last - first, true});
+  } else if (along && last - first > width) {
+    for (int64_t b = slice.begin; b < slice.end; ++b) {
+      int64_t end = last;
+      while (end > first && count_at(steps, end - 1) <= b) --end;
+      if (end > first) f(Run{first, b, end - first, true});
+    }
   } else {
     for (int64_t t = first; t < last; ++t) {
       f(Run{t, slice.begin, alive_end(steps, t, slice) - slice.begin, false});
@@ -286,9 +325,9 @@ template <class Scalar>
 inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t max_steps = 16;
-  return layer.steps.B == 1 && layer.steps.T <= max_steps &&
-         layer.steps.T * layer.D <= 4 * (layer.D + layer.H) && layer.D % lanes == 0 &&
-         layer.H % lanes == 0;
+  return layer.steps.B == 1 && !layer.batch_invariant && !layer.resets.at &&
+         layer.steps.T <= max_steps && layer.steps.T * layer.D <= 4 * (layer.D + layer.H) &&
+         layer.D % lanes == 0 && layer.H % lanes == 0;
 }
 
 // Both biases summed, for a panel's columns first ...
@@ -440,14 +479,16 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
     const int64_t t = time_of(layer, s);
     if (project_first && s % projected_steps == 0) {
       const int64_t ahead = time_of(layer, min64(s + projected_steps, steps.T) - 1);
-      for_each_run(steps, min64(t, ahead), max64(t, ahead) + 1, slice, flat, [&](const Run& run) {
-        const Operand<Scalar> operand =
-            projection(row_at(layer.input, steps, run.t, run.b), run_stride(layer.input, run));
-        const Target<Scalar> target{row_at(args.output, steps, run.t, run.b),
-                                    run_stride(args.output, run), work.bias, 0, false};
-        product<Scalar, false>(&operand, 1, target, run.rows, columns.first, columns.last,
-                               Nothing());
-      });
+      const bool along = !steps.start;
+      for_each_run(
+          steps, min64(t, ahead), max64(t, ahead) + 1, slice, flat, along, [&](const Run& run) {
+            const Operand<Scalar> operand =
+                projection(row_at(layer.input, steps, run.t, run.b), run_stride(layer.input, run));
+            const Target<Scalar> target{row_at(args.output, steps, run.t, run.b),
+                                        run_stride(args.output, run), work.bias, 0, false};
+            product<Scalar, false>(&operand, 1, target, run.rows, columns.first, columns.last,
+                                   Nothing());
+          });
     }
 
     // Sequences begin .. end at t, from their states `h`, or from nothing.
@@ -473,16 +514,22 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
     };
     const int64_t continued = continued_end(layer, t, slice);
     const int64_t end = alive_end(steps, t, slice);
-    if (continued > slice.begin) {
-      advance(slice.begin, continued,
-              row_at(args.output, steps, time_before(layer, t), slice.begin),
-              args.output.row_stride);
-    }
-    if (layer.hx) {
-      advance(continued, end, layer.hx + continued * layer.hx_stride, layer.hx_stride);
-    } else {
-      advance(continued, end, work.finite ? nullptr : work.zeros, 0);
-    }
+    const Scalar* no_state = work.finite ? nullptr : work.zeros;
+    for_each_cut(layer, t, slice.begin, continued, [&](int64_t first, int64_t last, bool cut) {
+      if (cut) {
+        advance(first, last, no_state, 0);
+      } else if (first < last) {
+        advance(first, last, row_at(args.output, steps, time_before(layer, t), first),
+                args.output.row_stride);
+      }
+    });
+    for_each_cut(layer, t, continued, end, [&](int64_t first, int64_t last, bool cut) {
+      if (cut || !layer.hx) {
+        advance(first, last, no_state, 0);
+      } else {
+        advance(first, last, layer.hx + first * layer.hx_stride, layer.hx_stride);
+      }
+    });
 
     for (int64_t b = alive_end(steps, time_after(layer, t), slice); b < end; ++b) {
       std::memcpy(args.h_n + b * layer.H + columns.first,
@@ -534,9 +581,124 @@ inline const Scalar* zeros(const Runtime& runtime, int64_t elements) {
   return p;
 }
 
+// ---- Forward on copies, block by block through time: of rows that are stored in 16 bits, or in an
+// order that a product cannot follow ----
+
+constexpr int64_t kCopiedBytes = int64_t(1) << 20;
+
+template <class Scalar>
+struct CopiedRows {
+  int64_t steps;   // of a block
+  Scalar* input;   // [steps, B, D]
+  Scalar* output;  // [steps, B, H]
+  Scalar* state;   // [B, H], at the block's begin
+  Scalar* h_n;     // [B, H], at its end
+};
+
+template <class Storage, class Scalar>
+inline void forward_copied_part(const Forward<Storage>& args, const ForwardWork<Scalar>& work,
+                                const CopiedRows<Scalar>& copies, const Part& part,
+                                const Runtime& runtime) {
+  const Layer<Storage>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const int64_t D = layer.D;
+  const int64_t H = layer.H;
+  const Slice slice = part.slice;
+  const Columns columns = part.columns;
+  const int64_t width = columns.last - columns.first;
+  for (int64_t b = slice.begin; b < slice.end; ++b) {
+    Scalar* state = copies.state + b * H + columns.first;
+    if (layer.hx) {
+      convert(initial_state(layer, b) + columns.first, state, width);
+    } else {
+      std::memset(state, 0, width * sizeof(Scalar));
+    }
+  }
+  for (int64_t s = 0; s < steps.T; s += copies.steps) {
+    const int64_t s_end = min64(s + copies.steps, steps.T);
+    const int64_t first = min64(time_of(layer, s), time_of(layer, s_end - 1));
+    const int64_t last = first + (s_end - s);
+    const int64_t alive = count_at(steps, first);
+    const auto copy = [&](Scalar* rows, int64_t t, int64_t b, int64_t features) {
+      return rows + ((t - first) * steps.B + b) * features;
+    };
+    Forward<Scalar> inner{};
+    inner.layer.steps = {last - first, alive, (last - first) * alive};
+    if (steps.count) inner.layer.steps.count = steps.count + first;
+    inner.layer.D = D;
+    inner.layer.H = H;
+    inner.layer.reverse = layer.reverse;
+    inner.layer.activation = layer.activation;
+    inner.layer.input = {copies.input, steps.B * D, D};
+    inner.layer.hx = s == 0 && !layer.hx && work.finite ? nullptr : copies.state;
+    inner.layer.hx_stride = H;
+    if (layer.resets.at) {
+      inner.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
+                            layer.resets.time_stride};
+    }
+    inner.output = {copies.output, steps.B * H, H};
+    inner.h_n = copies.h_n;
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t end = alive_end(steps, t, slice);
+      for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
+        convert(row_at(layer.input, steps, t, b), copy(copies.input, t, b, D), D);
+      }
+    }
+    // Cuts within the block are seen there.
+    const int64_t t_begin = time_of(layer, s);
+    for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
+      if (is_cut(layer, t_begin, b)) {
+        std::memset(copies.state + b * H + columns.first, 0, width * sizeof(Scalar));
+      }
+    }
+    if (part.team) barrier(*part.team, runtime);
+    Part inside = part;
+    inside.slice = {min64(slice.begin, alive), min64(slice.end, alive)};
+    forward_part(inner, work, inside, runtime);
+    for (int64_t t = first; t < last; ++t) {
+      for (int64_t b = slice.begin; b < alive_end(steps, t, slice); ++b) {
+        convert(copy(copies.output, t, b, H) + columns.first,
+                row_at(args.output, steps, t, b) + columns.first, width);
+      }
+    }
+    if (part.team) barrier(*part.team, runtime);
+    for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
+      std::memcpy(copies.state + b * H + columns.first, copies.h_n + b * H + columns.first,
+                  width * sizeof(Scalar));
+    }
+  }
+  for (int64_t b = slice.begin; b < slice.end; ++b) {
+    convert(copies.state + b * H + columns.first, args.h_n + place_of(steps, b) * H + columns.first,
+            width);
+  }
+}
+
+template <class Storage>
+void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  const Layer<Storage>& layer = args.layer;
+  const Steps& steps = layer.steps;
+  const Plan plan = forward_plan(layer, runtime);
+  CopiedRows<Scalar> rows;
+  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  const WeightCopies copies = weight_copies<PackedWeights<Storage>>(layer, plan, runtime);
+  rows.steps = kCopiedBytes / (steps.B * (layer.D + layer.H) * int64_t(sizeof(Scalar)));
+  rows.steps = max64(1, min64(rows.steps, steps.T));
+  rows.input = scratch<Scalar>(runtime, rows.steps * steps.B * layer.D);
+  rows.output = scratch<Scalar>(runtime, rows.steps * steps.B * layer.H);
+  rows.state = scratch<Scalar>(runtime, steps.B * layer.H);
+  rows.h_n = scratch<Scalar>(runtime, steps.B * layer.H);
+  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+    const ForwardWork<Scalar> work = forward_work(part, layer, copies, no_state);
+    forward_copied_part(args, work, rows, part, runtime);
+  });
+}
+
 template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
+  if (layer.steps.origin) return forward_copied(args, runtime);
   const Plan plan = forward_plan(layer, runtime);
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
@@ -549,105 +711,6 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWork<Scalar> work = forward_work(part, layer, copies, no_state);
     forward_part(args, work, part, runtime);
-  });
-}
-
-// ---- Forward, 16-bit storage: block by block through time, on float copies of its rows ----
-
-constexpr int64_t kWidenedBytes = int64_t(1) << 20;
-
-struct WidenedWork {
-  int64_t steps;  // of a block
-  float* input;   // [steps, B, D]
-  float* output;  // [steps, B, H]
-  float* state;   // [B, H], at the block's begin
-  float* h_n;     // [B, H], at its end
-};
-
-template <class Storage>
-inline void forward_widened_part(const Forward<Storage>& args, const ForwardWork<float>& work,
-                                 const WidenedWork& wide, const Part& part,
-                                 const Runtime& runtime) {
-  const Layer<Storage>& layer = args.layer;
-  const Steps& steps = layer.steps;
-  const int64_t D = layer.D;
-  const int64_t H = layer.H;
-  const Slice slice = part.slice;
-  const Columns columns = part.columns;
-  const int64_t width = columns.last - columns.first;
-  for (int64_t b = slice.begin; b < slice.end; ++b) {
-    float* state = wide.state + b * H + columns.first;
-    if (layer.hx) {
-      convert(layer.hx + b * layer.hx_stride + columns.first, state, width);
-    } else {
-      std::memset(state, 0, width * sizeof(float));
-    }
-  }
-  for (int64_t s = 0; s < steps.T; s += wide.steps) {
-    const int64_t s_end = min64(s + wide.steps, steps.T);
-    const int64_t first = min64(time_of(layer, s), time_of(layer, s_end - 1));
-    const int64_t last = first + (s_end - s);
-    const int64_t alive = count_at(steps, first);
-    const auto copy = [&](float* rows, int64_t t, int64_t b, int64_t features) {
-      return rows + ((t - first) * steps.B + b) * features;
-    };
-    Forward<float> inner{};
-    inner.layer.steps = {last - first, alive, (last - first) * alive, nullptr, nullptr};
-    if (steps.count) inner.layer.steps.count = steps.count + first;
-    inner.layer.D = D;
-    inner.layer.H = H;
-    inner.layer.reverse = layer.reverse;
-    inner.layer.activation = layer.activation;
-    inner.layer.input = {wide.input, steps.B * D, D};
-    inner.layer.hx = s == 0 && !layer.hx && work.finite ? nullptr : wide.state;
-    inner.layer.hx_stride = H;
-    inner.output = {wide.output, steps.B * H, H};
-    inner.h_n = wide.h_n;
-    for (int64_t t = first; t < last; ++t) {
-      const int64_t end = alive_end(steps, t, slice);
-      for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-        convert(row_at(layer.input, steps, t, b), copy(wide.input, t, b, D), D);
-      }
-    }
-    if (part.team) barrier(*part.team, runtime);
-    Part inside = part;
-    inside.slice = {min64(slice.begin, alive), min64(slice.end, alive)};
-    forward_part(inner, work, inside, runtime);
-    for (int64_t t = first; t < last; ++t) {
-      for (int64_t b = slice.begin; b < alive_end(steps, t, slice); ++b) {
-        convert(copy(wide.output, t, b, H) + columns.first,
-                row_at(args.output, steps, t, b) + columns.first, width);
-      }
-    }
-    if (part.team) barrier(*part.team, runtime);
-    for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
-      std::memcpy(wide.state + b * H + columns.first, wide.h_n + b * H + columns.first,
-                  width * sizeof(float));
-    }
-  }
-  for (int64_t b = slice.begin; b < slice.end; ++b) {
-    convert(wide.state + b * H + columns.first, args.h_n + b * H + columns.first, width);
-  }
-}
-
-template <class Storage>
-void forward_widened(const Forward<Storage>& args, const Runtime& runtime) {
-  const Layer<Storage>& layer = args.layer;
-  const Steps& steps = layer.steps;
-  const Plan plan = forward_plan(layer, runtime);
-  WidenedWork wide;
-  const float* no_state = zeros<float>(runtime, layer.H);
-  Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies copies = weight_copies<PackedWeights<Storage>>(layer, plan, runtime);
-  wide.steps = kWidenedBytes / (steps.B * (layer.D + layer.H) * int64_t(sizeof(float)));
-  wide.steps = max64(1, min64(wide.steps, steps.T));
-  wide.input = scratch<float>(runtime, wide.steps * steps.B * layer.D);
-  wide.output = scratch<float>(runtime, wide.steps * steps.B * layer.H);
-  wide.state = scratch<float>(runtime, steps.B * layer.H);
-  wide.h_n = scratch<float>(runtime, steps.B * layer.H);
-  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWork<float> work = forward_work(part, layer, copies, no_state);
-    forward_widened_part(args, work, wide, part, runtime);
   });
 }
 
@@ -667,6 +730,7 @@ struct BackwardWork {
   Scalar* grad_weight_ih;  // where the sums gather, if parameter gradients are wanted
   Scalar* grad_weight_hh;
   Scalar* grad_bias;
+  bool accumulate;   // to what they hold from before
   int64_t capacity;  // rows of a block at most
   Scalar* dz;        // [capacity, dz_stride], rows of the slice in the order of time
   int64_t dz_stride;
@@ -676,7 +740,7 @@ struct BackwardWork {
   WeightCopies copies;  // of weight_hh
   Scalar* weight_ih;    // panels of W_ih [H, D], if grad_input is wanted
   Scalar* grad_h;       // [B, H]
-  Scalar* tiles;        // [workers, kTaskRows, D], for grad_input in 16 bits
+  Scalar* tiles;        // [workers, kTaskRows, D], where grad_input is stored otherwise; or null
 };
 
 // weight_hh as the backward recurrence reads it: panels of W_hh [H, H].
@@ -693,6 +757,48 @@ struct PackedRecurrence {
     namernn_fast::pack(layer.weight_hh, layer.H, layer.H, p * w, weights + p * layer.H * w);
   }
 };
+
+// weight_ih as it reads it for grad_input: panels of W_ih [H, D].
+template <class Storage>
+void pack_projection(const Layer<Storage>& layer, Compute<Storage>* panels,
+                     const Runtime& runtime) {
+  constexpr int64_t w = Shape<Compute<Storage>>::panel_width;
+  const int64_t count = panel_count<Compute<Storage>>(layer.D);
+  const double packing = kPackingCost / 2 * double(layer.H) * double(layer.D);
+  const int64_t workers = min64(count, choose_workers(packing, runtime.machine));
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t p = count * begin / workers; p < count * end / workers; ++p) {
+      pack(layer.weight_ih, layer.H, layer.D, p * w, panels + p * layer.H * w);
+    }
+  });
+}
+
+// Both in one piece of memory, packed once for several calls.
+template <class Storage>
+inline size_t backward_bytes(int64_t D, int64_t H) {
+  using Scalar = Compute<Storage>;
+  return PackedRecurrence<Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
+}
+template <class Storage>
+inline Compute<Storage>* projection_in(const void* packed, int64_t D, int64_t H) {
+  auto* start = static_cast<char*>(const_cast<void*>(packed));
+  return reinterpret_cast<Compute<Storage>*>(start + PackedRecurrence<Storage>::bytes(D, H));
+}
+template <class Storage>
+void pack_backward(const Layer<Storage>& layer, void* packed, const Runtime& runtime) {
+  pack_all<PackedRecurrence<Storage>>(layer, packed, runtime);
+  pack_projection(layer, projection_in<Storage>(packed, layer.D, layer.H), runtime);
+}
+
+// weight_ih packed, from there or for this call.
+template <class Storage>
+inline Compute<Storage>* packed_projection(const Layer<Storage>& layer, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  if (layer.packed) return projection_in<Storage>(layer.packed, layer.D, layer.H);
+  auto* panels = scratch<Scalar>(runtime, panels_size<Scalar>(layer.H, layer.D));
+  pack_projection(layer, panels, runtime);
+  return panels;
+}
 
 constexpr int64_t kMinBlockRows = 128;
 constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
@@ -761,7 +867,7 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
   for (int64_t b = slice.begin; block.initial && b < slice.end; ++b) {
     Scalar* grad_h = work.grad_h + b * H + columns.first;
     if (args.grad_h_n) {
-      const Storage* given = args.grad_h_n + b * args.grad_h_n_stride;
+      const Storage* given = args.grad_h_n + place_of(steps, b) * args.grad_h_n_stride;
       for (int64_t j = 0; args.grad_h_n_step != 1 && j < width; ++j) {
         convert(given + (columns.first + j) * args.grad_h_n_step, grad_h + j, 1);
       }
@@ -786,9 +892,9 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
     }
     if (args.grad_weight_ih) {
       for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-        const Storage* h = b < continued ? row_at(args.output, steps, time_before(layer, t), b)
-                           : layer.hx    ? layer.hx + b * layer.hx_stride
-                                         : nullptr;
+        const Storage* h = is_cut(layer, t, b) ? nullptr
+                           : b < continued ? row_at(args.output, steps, time_before(layer, t), b)
+                                           : initial_state(layer, b);
         for (int64_t j = 0; j < H; j += w) {
           pack_row(h, H, j, work.previous + j * work.capacity + (row + b) * w);
         }
@@ -805,6 +911,11 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
     const Target<Scalar> target{work.grad_h + slice.begin * H, H, nullptr, 0, false};
     product<Scalar, false>(&operand, 1, target, wanted - slice.begin, columns.first, columns.last,
                            Nothing());
+    for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
+      for (int64_t b = first; cut && b < last; ++b) {
+        std::memset(work.grad_h + b * H + columns.first, 0, width * sizeof(Scalar));
+      }
+    });
   }
 }
 
@@ -852,8 +963,8 @@ inline void backward_bias(const BackwardWork<Scalar>& work, bool initial, Share&
   });
 }
 
-// grad_input (+)= dz W_ih over the block's rows; `tile` holds kTaskRows rows where they are not
-// stored as they are computed.
+// grad_input (+)= dz W_ih over the block's rows; `tile`, if any, holds kTaskRows of them where they
+// are not stored as they are computed.
 template <class Storage, class Scalar>
 inline void backward_input(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
                            const Block& block, Share& share, Scalar* tile) {
@@ -863,10 +974,9 @@ inline void backward_input(const Backward<Storage>& args, const BackwardWork<Sca
   const int64_t width = work.slice.end - work.slice.begin;
   const int64_t base = local_row(work, block.first);
   for_each_run(
-      steps, block.first, block.last, work.slice, is_flat(args.grad_input, steps),
+      steps, block.first, block.last, work.slice, is_flat(args.grad_input, steps), !steps.count,
       [&](const Run& run) {
         const int64_t dz_step = work.dz_stride * (run.along_time ? width : 1);
-        const int64_t grad_step = run_stride(args.grad_input, run);
         const int64_t row = local_row(work, run.t) - base + run.b - work.slice.begin;
         const Scalar* dz = work.dz + row * work.dz_stride;
         for (int64_t i = 0; i < run.rows; i += kTaskRows) {
@@ -875,18 +985,24 @@ inline void backward_input(const Backward<Storage>& args, const BackwardWork<Sca
           const Operand<Scalar> operand{
               dz + i * dz_step, dz_step, 1, work.weight_ih, layer.H * Shape<Scalar>::panel_width,
               layer.H};
-          Storage* grad = row_at(args.grad_input, steps, run.t, run.b) + i * grad_step;
+          const auto grad = [&](int64_t r) {
+            return run.along_time ? row_at(args.grad_input, steps, run.t + i + r, run.b)
+                                  : row_at(args.grad_input, steps, run.t, run.b + i + r);
+          };
           if constexpr (std::is_same_v<Storage, Scalar>) {
-            const Target<Scalar> target{grad, grad_step, nullptr, 0, args.accumulate_input};
-            product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
-          } else {
-            const Target<Scalar> target{tile, D, nullptr, 0, args.accumulate_input};
-            for (int64_t r = 0; args.accumulate_input && r < rows; ++r) {
-              convert(grad + r * grad_step, tile + r * D, D);
+            if (!tile) {
+              const int64_t grad_step = run_stride(args.grad_input, run);
+              const Target<Scalar> target{grad(0), grad_step, nullptr, 0, args.accumulate_input};
+              product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+              continue;
             }
-            product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
-            for (int64_t r = 0; r < rows; ++r) convert(tile + r * D, grad + r * grad_step, D);
           }
+          const Target<Scalar> target{tile, D, nullptr, 0, args.accumulate_input};
+          for (int64_t r = 0; args.accumulate_input && r < rows; ++r) {
+            convert(grad(r), tile + r * D, D);
+          }
+          product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+          for (int64_t r = 0; r < rows; ++r) convert(tile + r * D, grad(r), D);
         }
       });
 }
@@ -898,14 +1014,15 @@ inline void backward_products(const Backward<Storage>& args, const BackwardWork<
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
   const int64_t rows = local_row(work, block.last) - local_row(work, block.first);
-  const bool initial = block.initial;
+  const bool initial = block.initial && !work.accumulate;
   if (args.grad_weight_ih) {
     backward_weight(work, initial, share, H, rows, work.previous, H, work.grad_weight_hh);
     backward_weight(work, initial, share, H, rows, work.input, D, work.grad_weight_ih);
     if (args.grad_bias) backward_bias(work, initial, share, H, rows, work.grad_bias);
   }
   if (args.grad_input.data) {
-    backward_input(args, work, block, share, work.tiles + worker * kTaskRows * D);
+    Scalar* tile = work.tiles ? work.tiles + worker * kTaskRows * D : nullptr;
+    backward_input(args, work, block, share, tile);
   }
 }
 
@@ -961,20 +1078,13 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
 
   BackwardWork<Scalar> common{};
   common.copies = weight_copies<PackedRecurrence<Storage>>(layer, plan, runtime);
-  common.grad_h = gathering_place<Scalar>(runtime, args.grad_hx, steps.B * H);
+  common.grad_h =
+      gathering_place<Scalar>(runtime, steps.order ? nullptr : args.grad_hx, steps.B * H);
   // The odd number of vectors keeps a column of dz from falling into few cache sets.
   common.dz_stride = (panel_count<Scalar>(H) * w) + Simd<Scalar>::lanes;
   if (args.grad_input.data) {
-    common.weight_ih = scratch<Scalar>(runtime, panels_size<Scalar>(H, D));
-    const int64_t panels = panel_count<Scalar>(D);
-    const double packing = kPackingCost / 2 * double(H) * double(D);
-    const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
-    run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-      for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
-        pack(layer.weight_ih, H, D, p * w, common.weight_ih + p * H * w);
-      }
-    });
-    if (!std::is_same_v<Storage, Scalar>) {
+    common.weight_ih = packed_projection(layer, runtime);
+    if (!std::is_same_v<Storage, Scalar> || steps.origin) {
       const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
       common.tiles = scratch<Scalar>(runtime, workers * kTaskRows * D);
     }
@@ -1005,7 +1115,8 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
       work.grad_weight_hh =
           gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_hh, H * H);
       work.grad_bias = gathering_place<Scalar>(runtime, g ? nullptr : args.grad_bias, H);
-      if (width == 0) {  // a long sequence may leave its neighbours nothing
+      work.accumulate = args.accumulate_weights && g == 0;
+      if (width == 0 && !work.accumulate) {  // a long sequence may leave its neighbours nothing
         std::memset(work.grad_weight_ih, 0, H * D * sizeof(Scalar));
         std::memset(work.grad_weight_hh, 0, H * H * sizeof(Scalar));
         std::memset(work.grad_bias, 0, H * sizeof(Scalar));
@@ -1050,7 +1161,11 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
     }
   }
 
-  deliver(common.grad_h, args.grad_hx, steps.B * H);
+  if (!std::is_same_v<Storage, Scalar> || steps.order) {
+    for (int64_t b = 0; args.grad_hx && b < steps.B; ++b) {
+      convert(common.grad_h + b * H, args.grad_hx + place_of(steps, b) * H, H);
+    }
+  }
   if (args.grad_weight_ih) {
     if (plan.groups > 1) {
       add_up(sums_ih[0], sums_ih + 1, plan.groups - 1, H * D, runtime);
@@ -1064,15 +1179,23 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
 }
 
 // All of it, for one instruction set.
+template <class Storage>
+constexpr Packing<Storage> kForwardPacking{&PackedWeights<Storage>::bytes,
+                                           &pack_all<PackedWeights<Storage>, Storage>};
+template <class Storage>
+constexpr Packing<Storage> kBackwardPacking{&backward_bytes<Storage>, &pack_backward<Storage>};
+
+template <class Storage>
+constexpr KernelsFor<Storage> kernels_for(void (*forward)(const Forward<Storage>&,
+                                                          const Runtime&)) {
+  return {kForwardPacking<Storage>, forward, kBackwardPacking<Storage>, &backward<Storage>};
+}
+
 constexpr Kernels kernels_named(const char* name) {
-  return {{&PackedWeights<float>::bytes, &pack_all<PackedWeights<float>, float>, &forward<float>,
-           &backward<float>},
-          {&PackedWeights<double>::bytes, &pack_all<PackedWeights<double>, double>,
-           &forward<double>, &backward<double>},
-          {&PackedWeights<BFloat16>::bytes, &pack_all<PackedWeights<BFloat16>, BFloat16>,
-           &forward_widened<BFloat16>, &backward<BFloat16>},
-          {&PackedWeights<Half>::bytes, &pack_all<PackedWeights<Half>, Half>,
-           &forward_widened<Half>, &backward<Half>},
+  return {kernels_for<float>(&forward<float>),
+          kernels_for<double>(&forward<double>),
+          kernels_for<BFloat16>(&forward_copied<BFloat16>),
+          kernels_for<Half>(&forward_copied<Half>),
           name,
           name,
           Shape<float>::panel_width};

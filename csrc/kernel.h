@@ -27,17 +27,25 @@ struct Steps {
   int64_t T;
   int64_t B;
   int64_t N;
-  const int64_t* count;  // [T], or null: B at every time
-  const int64_t* start;  // [T], number of rows before time t; or null: rows lie at (t, b) strides
+  const int64_t* count;   // [T], or null: B at every time
+  const int64_t* start;   // [T], number of rows before time t; or null: rows lie at (t, b) strides
+  const int64_t* order;   // [B], which of the caller's sequences b is; or null: the same
+  const int64_t* origin;  // [B], the place of sequence b's rows among sequences; or null: b
 };
 
 // Where the rows of a tensor lie. Without `start`, row (t, b) is data + t * time_stride +
-// b * row_stride; with it, data + (start[t] + b) * row_stride. Features are adjacent.
+// origin[b] * row_stride; with it, data + (start[t] + b) * row_stride. Features are adjacent.
 template <class Scalar>
 struct Rows {
   Scalar* data;  // null: the tensor is absent and reads as zeros
   int64_t time_stride;
   int64_t row_stride;
+};
+
+// Cuts between a time and the one before it, which no state crosses: behind one it is zero.
+struct Resets {
+  const bool* at;  // (t, b), b as in Steps, is at[t * time_stride + b]; null: there are none
+  int64_t time_stride;
 };
 
 // One direction of one layer: what forward and backward share.
@@ -55,7 +63,9 @@ struct Layer {
   const Scalar* weight_hh;  // [H, H]
   const Scalar* bias_ih;    // [H], or null
   const Scalar* bias_hh;    // [H], or null
-  const void* packed;       // what `pack` made of these weights, to read in their place; or null
+  const void* packed;       // what forward or backward reads in their place, from `pack`; or null
+  Resets resets;
+  bool batch_invariant;  // a sequence's results are not to depend on the others of its batch
 };
 
 template <class Scalar>
@@ -76,6 +86,7 @@ struct Backward {
   Rows<Scalar> grad_input;  // (t, b) -> [D], or absent: not wanted
   bool accumulate_input;    // add to grad_input instead of writing it
   Scalar* grad_hx;          // [B, H], or null: not wanted
+  bool accumulate_weights;  // likewise, to the gradients of the parameters; not in 16 bits
   Scalar* grad_weight_ih;   // [H, D], or null: no parameter gradient is wanted
   Scalar* grad_weight_hh;   // [H, H]
   Scalar* grad_bias;        // [H], the gradient of either bias, or null: there is none
@@ -99,6 +110,18 @@ struct Machine {
 Plan choose_plan(const Steps& steps, const Machine& machine, int64_t D, int64_t H, int64_t panels,
                  size_t scalar_bytes);
 
+// How layers that feed each other run at once, a thread each: a stretch of so many steps after the
+// other, each as soon as the layer before has done it.
+struct Wave {
+  int64_t layers;  // at once; 1: they run one after the other
+  int64_t steps;   // of a stretch
+};
+
+enum class Pass { forward, backward };
+
+Wave choose_wave(const Steps& steps, const Machine& machine, int64_t H, int64_t panels,
+                 size_t scalar_bytes, int64_t layers, Pass pass);
+
 // Whether two directions are done sooner at once, with one thread each, than one after the other
 // with all threads.
 bool choose_both_at_once(const Steps& steps, const Machine& machine, int64_t D, int64_t H,
@@ -117,12 +140,18 @@ struct Runtime {
   void (*yield)();
 };
 
+// The weights of a layer as a pass reads them: so many bytes of memory, and what fills them.
+template <class Storage>
+struct Packing {
+  size_t (*bytes)(int64_t D, int64_t H);
+  void (*pack)(const Layer<Storage>&, void* packed, const Runtime&);
+};
+
 template <class Storage>
 struct KernelsFor {
-  // The weights of a layer as `forward` reads them: `packed_bytes` of memory.
-  size_t (*packed_bytes)(int64_t D, int64_t H);
-  void (*pack)(const Layer<Storage>&, void* packed, const Runtime&);
+  Packing<Storage> forward_packing;
   void (*forward)(const Forward<Storage>&, const Runtime&);
+  Packing<Storage> backward_packing;
   void (*backward)(const Backward<Storage>&, const Runtime&);
 };
 

@@ -76,6 +76,5 @@ struct PairProduct {
 #include "pairs-inl.h"
 
 namespace namernn_fast {
-const KernelsFor<BFloat16> kernels_amx{&PackedPairs::bytes, &pack_all<PackedPairs, BFloat16>,
-                                       &forward_pairs, nullptr};
+const KernelsFor<BFloat16> kernels_amx = kernels_on_pairs();
 }  // namespace namernn_fast

@@ -13,10 +13,13 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -26,6 +29,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "team-inl.h"
 
 namespace namernn_fast {
 namespace {
@@ -62,7 +66,7 @@ std::string shape_text(const Sizes& sizes) {
 // ---- The processor ----
 
 #if defined(__x86_64__)
-// The forward kernel for bfloat16 that beats the conversion to float, if this processor has one.
+// The kernels for bfloat16 that beat the conversion to float, if this processor has them.
 const KernelsFor<BFloat16>* detect_bfloat16(const std::string& wanted, const char** name) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
@@ -102,9 +106,7 @@ Kernels detect_kernels() {
   if (wanted != "default" && wanted != "avx2" && avx512) {
     Kernels found = kernels_avx512;
     if (const auto* bfloat16 = detect_bfloat16(wanted, &found.bfloat16_name)) {
-      const auto backward = found.KernelsFor<BFloat16>::backward;
       static_cast<KernelsFor<BFloat16>&>(found) = *bfloat16;
-      found.KernelsFor<BFloat16>::backward = backward;
     }
     return found;
   }
@@ -239,11 +241,6 @@ void with_storage(int32_t dtype, F&& f) {
   fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
 }
 
-// Likewise, of the dtype of `like`.
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return empty(sizes, dtype_of(like));
-}
-
 Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
@@ -269,25 +266,250 @@ void check_tensor(const char* name, const Tensor& tensor, const Tensor& input,
   check_tensor<std::initializer_list<int64_t>>(name, tensor, input, sizes);
 }
 
-// ---- One layer: its checked arguments, both directions ----
+// ---- The batch: which rows exist and where they lie ----
 
-struct LayerTensors {
+struct Batch {
+  enum class Layout { padded, packed, jagged };
+
+  int64_t T;  // of the caller's tensors, padding included
+  int64_t B;
+  Layout layout;
+  bool batch_first;
+  std::vector<int64_t> count;
+  std::vector<int64_t> start;
+  std::vector<int64_t> order;  // [B], those without rows last
+  std::vector<int64_t> origin;
+  std::unique_ptr<bool[]> resets_in_order;
+  Resets resets;
+  Steps steps;  // of the sequences that have rows
+};
+
+// Sequences alive at each time, from the tensor of a PackedSequence.
+void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch) {
+  check(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
+            batch_sizes.dim() == 1,
+        "batch_sizes must be a 1-D int64 tensor on the CPU");
+  const Tensor contiguous = dense(batch_sizes);
+  const int64_t T = contiguous.numel();
+  const int64_t* values = contiguous.const_data_ptr<int64_t>();
+  batch.count.assign(values, values + T);
+  batch.start.resize(T);
+  int64_t rows = 0;
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t limit = t ? batch.count[t - 1] : data_rows;
+    check(batch.count[t] >= 1, "batch_sizes must be positive, got ", batch.count[t], " at step ",
+          t);
+    check(batch.count[t] <= limit,
+          t ? "batch_sizes must not increase, got "
+            : "batch_sizes must not exceed the rows of data, got ",
+          batch.count[t], " after ", limit, " at step ", t);
+    batch.start[t] = rows;
+    rows += batch.count[t];
+  }
+  check(rows == data_rows, "batch_sizes must sum to the rows of data, ", data_rows,
+        ", got a sum of ", rows);
+  batch.T = T;
+  batch.B = T ? batch.count[0] : 0;
+  batch.steps = {T, batch.B, rows, batch.count.data(), batch.start.data(), nullptr, nullptr};
+}
+
+// The same from B lengths from 0 to T, in any order.
+void sort_sequences(const int64_t* values, Batch& batch) {
+  std::vector<int64_t> of_length(batch.T + 1, 0);  // how many sequences
+  bool sorted = true;
+  int64_t rows = 0;
+  for (int64_t b = 0; b < batch.B; ++b) {
+    const int64_t length = values[b];
+    ++of_length[length];
+    rows += length;
+    sorted = sorted && (b == 0 || length <= values[b - 1]);
+  }
+  // Longest first; those of one length stay as they were.
+  int64_t T = batch.T;
+  while (T > 0 && of_length[T] == 0) --T;
+  batch.count.resize(T);
+  int64_t longer = 0;
+  for (int64_t length = T; length > 0; --length) {
+    longer += of_length[length];
+    batch.count[length - 1] = longer;
+  }
+  if (!sorted) {
+    batch.order.resize(batch.B);
+    std::vector<int64_t>& place = of_length;
+    place[0] = longer;
+    for (int64_t length = 1; length <= T; ++length) {
+      place[length] = length < T ? batch.count[length] : 0;
+    }
+    for (int64_t b = 0; b < batch.B; ++b) batch.order[place[values[b]]++] = b;
+  }
+  batch.steps = {
+      T, longer, rows, batch.count.data(), nullptr, sorted ? nullptr : batch.order.data(), nullptr};
+  if (rows == T * longer) batch.steps.count = nullptr;  // all of one length, but for empty ones
+}
+
+void read_lengths(const Tensor& lengths, Batch& batch) {
+  check(lengths.is_cpu() && lengths.scalar_type() == ScalarType::Long && lengths.dim() == 1,
+        "lengths must be a 1-D int64 tensor on the CPU");
+  check(lengths.numel() == batch.B, "lengths must have one length for each of the ", batch.B,
+        " sequences, got ", lengths.numel());
+  const Tensor contiguous = dense(lengths);
+  const int64_t* values = contiguous.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < batch.B; ++b) {
+    check(values[b] >= 0 && values[b] <= batch.T, "lengths must be from 0 to ", batch.T,
+          ", the steps of input, got ", values[b], " for sequence ", b);
+  }
+  sort_sequences(values, batch);
+  batch.origin = batch.order;
+}
+
+// Sequences one after the other, the b-th in rows offsets[b] .. offsets[b + 1].
+void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
+  check(offsets.is_cpu() && offsets.scalar_type() == ScalarType::Long && offsets.dim() == 1 &&
+            offsets.numel() > 0,
+        "offsets must be a 1-D int64 tensor on the CPU, of one element at least");
+  const Tensor contiguous = dense(offsets);
+  const int64_t* values = contiguous.const_data_ptr<int64_t>();
+  batch.B = contiguous.numel() - 1;
+  check(values[0] == 0 && values[batch.B] == data_rows, "offsets must begin with 0 and end with ",
+        data_rows, ", the rows of data, got ", values[0], " and ", values[batch.B]);
+  std::vector<int64_t> lengths(size_t(batch.B));
+  for (int64_t b = 0; b < batch.B; ++b) {
+    lengths[size_t(b)] = values[b + 1] - values[b];
+    check(lengths[size_t(b)] >= 0, "offsets must not decrease, got ", values[b + 1], " after ",
+          values[b], " at ", b + 1);
+    batch.T = std::max(batch.T, lengths[size_t(b)]);
+  }
+  sort_sequences(lengths.data(), batch);
+  batch.origin.resize(size_t(batch.steps.B));
+  for (int64_t i = 0; i < batch.steps.B; ++i) {
+    batch.origin[size_t(i)] = values[batch.order.empty() ? i : batch.order[size_t(i)]];
+  }
+}
+
+// The caller's mask (T, B), (B, T) where the batch comes first, in the order of the sequences.
+void read_resets(const Tensor& reset, Batch& batch) {
+  check(reset.is_cpu() && reset.scalar_type() == ScalarType::Bool,
+        "reset must be a bool tensor on the CPU");
+  const std::vector<int64_t> shape =
+      batch.batch_first ? std::vector{batch.B, batch.T} : std::vector{batch.T, batch.B};
+  const auto got = reset.sizes();
+  check(got.size() == 2 && std::equal(shape.begin(), shape.end(), got.begin()),
+        "reset must have shape ", shape_text(shape), ", got ", shape_text(got));
+  const bool* at = static_cast<const bool*>(reset.const_data_ptr());
+  const int64_t time_stride = reset.stride(batch.batch_first ? 1 : 0);
+  const int64_t stride = reset.stride(batch.batch_first ? 0 : 1);
+  const Steps& steps = batch.steps;
+  batch.resets_in_order.reset(new bool[size_t(std::max<int64_t>(1, steps.T * steps.B))]);
+  bool any = false;
+  for (int64_t t = 0; t < steps.T; ++t) {
+    for (int64_t b = 0; b < steps.B; ++b) {
+      const bool cut = at[t * time_stride + (steps.order ? steps.order[b] : b) * stride];
+      batch.resets_in_order[size_t(t * steps.B + b)] = cut;
+      any = any || cut;
+    }
+  }
+  if (any) batch.resets = {batch.resets_in_order.get(), steps.B};
+}
+
+// The tensors that say which rows there are; each may be absent, and but one of the first three is
+// given.
+struct Rule {
+  const std::optional<Tensor>& batch_sizes;
+  const std::optional<Tensor>& lengths;
+  const std::optional<Tensor>& offsets;
+  const std::optional<Tensor>& reset;
+};
+
+Batch read_batch(const Tensor& input, const Rule& rule, bool batch_first) {
+  Batch batch{};
+  batch.layout = rule.batch_sizes ? Batch::Layout::packed
+                 : rule.offsets   ? Batch::Layout::jagged
+                                  : Batch::Layout::padded;
+  batch.batch_first = batch_first;
+  const int64_t dimensions = batch.layout == Batch::Layout::padded ? 3 : 2;
+  check(input.dim() == dimensions, "input must have ", dimensions, " dimensions, got ",
+        input.dim());
+  check(rule.batch_sizes.has_value() + rule.lengths.has_value() + rule.offsets.has_value() <= 1,
+        "but one of batch_sizes, lengths and offsets may be given");
+  if (rule.batch_sizes) {
+    read_batch_sizes(*rule.batch_sizes, input.size(0), batch);
+  } else if (rule.offsets) {
+    read_offsets(*rule.offsets, input.size(0), batch);
+  } else {
+    batch.T = input.size(batch_first ? 1 : 0);
+    batch.B = input.size(batch_first ? 0 : 1);
+    batch.steps = {batch.T, batch.B, batch.T * batch.B, nullptr, nullptr, nullptr, nullptr};
+  }
+  check(batch.T > 0 || rule.offsets, "Expected sequence length to be larger than 0 in RNN");
+  if (rule.lengths) read_lengths(*rule.lengths, batch);
+  if (!batch.origin.empty()) batch.steps.origin = batch.origin.data();
+  if (rule.reset) read_resets(*rule.reset, batch);
+  return batch;
+}
+
+// Rows of a [.., features] tensor in the caller's layout, from feature `offset` on.
+template <class Scalar, class Pointer>
+Rows<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer data, int64_t offset) {
+  if (batch.layout == Batch::Layout::packed) return {data + offset, 0, tensor.stride(0)};
+  if (batch.layout == Batch::Layout::jagged) {
+    return {data + offset, tensor.stride(0), tensor.stride(0)};
+  }
+  const int64_t time_stride = tensor.stride(batch.batch_first ? 1 : 0);
+  const int64_t row_stride = tensor.stride(batch.batch_first ? 0 : 1);
+  // A single sequence may have any row stride; this one keeps its rows evenly spaced.
+  return {data + offset, time_stride, batch.B == 1 ? time_stride : row_stride};
+}
+
+// A new tensor of the batch's rows, laid out like a contiguous input.
+Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype) {
+  if (batch.layout != Batch::Layout::padded) return empty({batch.steps.N, features}, dtype);
+  return batch.batch_first ? empty({batch.B, batch.T, features}, dtype)
+                           : empty({batch.T, batch.B, features}, dtype);
+}
+
+// Zeroes the rows past the end of each sequence, in a new tensor of these rows.
+void clear_padding(const Batch& batch, const Tensor& tensor) {
+  if (batch.layout != Batch::Layout::padded || batch.steps.N == batch.T * batch.B) return;
+  size_t element = sizeof(float);
+  with_storage(dtype_of(tensor), [&](auto storage) { element = sizeof(storage); });
+  const Rows<char> rows = rows_of<char>(batch, tensor, mutable_data<char>(tensor), 0);
+  const size_t bytes = size_t(tensor.size(2)) * element;
+  const Steps& steps = batch.steps;
+  constexpr int64_t worth_a_thread = int64_t(1) << 19;  // bytes
+  const int64_t grain = std::max<int64_t>(1, worth_a_thread / (batch.B * int64_t(bytes) + 1));
+  torch::stable::parallel_for(0, batch.T, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t alive = t >= steps.T ? 0 : steps.count ? steps.count[t] : steps.B;
+      for (int64_t b = alive; b < batch.B; ++b) {
+        const int64_t place = batch.order.empty() ? b : batch.order[size_t(b)];
+        const int64_t row = t * rows.time_stride + place * rows.row_stride;
+        std::memset(rows.data + row * int64_t(element), 0, bytes);
+      }
+    }
+  });
+}
+
+// ---- The stack: its checked arguments, layer by layer and direction by direction ----
+
+struct Stack {
+  Batch batch;
   Tensor input;
   std::optional<Tensor> hx;
   std::vector<Tensor> weights;
-  std::optional<Tensor> prepacked;  // in their place
-  std::vector<int64_t> count;
-  std::vector<int64_t> start;
-  Steps steps;
-  int64_t D;
-  int64_t H;
+  std::vector<Tensor> prepacked;  // in their place, one of each layer
+  int64_t layers;
   int64_t directions;
   int64_t per_direction;  // weights of one direction: 2, or 4 with biases
+  int64_t D;              // features of input; those of later layers are directions * H
+  int64_t H;
   int32_t dtype;
-  bool packed;
-  bool batch_first;
   Activation activation;
+  bool batch_invariant;
 };
+
+int64_t input_size(const Stack& stack, int64_t layer) {
+  return layer ? stack.directions * stack.H : stack.D;
+}
 
 // The tensor that rnn_prepack makes: a head that says what it is, then each direction's weights.
 struct PackedTensor {
@@ -308,155 +530,113 @@ struct PackedTensor {
   }
 };
 
-// Sequences alive at each time, from the tensor of a PackedSequence.
-void read_batch_sizes(const Tensor& batch_sizes, LayerTensors& layer) {
-  check(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
-            batch_sizes.dim() == 1,
-        "batch_sizes must be a 1-D int64 tensor on the CPU");
-  const Tensor contiguous = dense(batch_sizes);
-  const int64_t T = contiguous.numel();
-  const int64_t* values = contiguous.const_data_ptr<int64_t>();
-  layer.count.assign(values, values + T);
-  layer.start.resize(T);
-  int64_t rows = 0;
-  for (int64_t t = 0; t < T; ++t) {
-    const int64_t limit = t ? layer.count[t - 1] : layer.input.size(0);
-    check(layer.count[t] >= 1, "batch_sizes must be positive, got ", layer.count[t], " at step ",
-          t);
-    check(layer.count[t] <= limit,
-          t ? "batch_sizes must not increase, got "
-            : "batch_sizes must not exceed the rows of data, got ",
-          layer.count[t], " after ", limit, " at step ", t);
-    layer.start[t] = rows;
-    rows += layer.count[t];
-  }
-  check(rows == layer.input.size(0), "batch_sizes must sum to the rows of data, ",
-        layer.input.size(0), ", got a sum of ", rows);
-  layer.steps = {T, T ? layer.count[0] : 0, rows, layer.count.data(), layer.start.data()};
-}
+struct Options {
+  const std::string& nonlinearity;
+  bool bidirectional;
+  bool batch_first;
+  bool batch_invariant;
+};
 
-// All of a layer but its weights.
-LayerTensors check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t hidden_size,
-                         const std::optional<Tensor>& batch_sizes, const std::string& nonlinearity,
-                         bool bidirectional, bool batch_first) {
-  LayerTensors layer;
-  layer.packed = batch_sizes.has_value();
-  layer.batch_first = batch_first;
-  layer.directions = bidirectional ? 2 : 1;
-  check(nonlinearity == "tanh" || nonlinearity == "relu",
-        "nonlinearity must be 'tanh' or 'relu', got '", nonlinearity, "'");
-  layer.activation = nonlinearity == "tanh" ? Activation::tanh : Activation::relu;
-
+// All of a stack but its weights.
+Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t layers,
+                  int64_t hidden_size, Batch batch, const Options& options) {
+  Stack stack;
+  stack.batch = std::move(batch);
+  stack.layers = layers;
+  stack.directions = options.bidirectional ? 2 : 1;
+  stack.batch_invariant = options.batch_invariant;
+  check(options.nonlinearity == "tanh" || options.nonlinearity == "relu",
+        "nonlinearity must be 'tanh' or 'relu', got '", options.nonlinearity, "'");
+  stack.activation = options.nonlinearity == "tanh" ? Activation::tanh : Activation::relu;
   check(input.is_cpu(), "input must be on the CPU");
-  layer.dtype = dtype_of(input);
-  check(input.dim() == (layer.packed ? 2 : 3), "input must have ", layer.packed ? 2 : 3,
-        " dimensions, got ", input.dim());
-  layer.input = with_adjacent_features(input);
-  layer.D = input.size(input.dim() - 1);
-  layer.H = hidden_size;
-  if (layer.packed) {
-    read_batch_sizes(*batch_sizes, layer);
-  } else {
-    const int64_t T = input.size(batch_first ? 1 : 0);
-    const int64_t B = input.size(batch_first ? 0 : 1);
-    layer.steps = {T, B, T * B, nullptr, nullptr};
-  }
-  check(layer.steps.T > 0, "Expected sequence length to be larger than 0 in RNN");
+  stack.dtype = dtype_of(input);
+  stack.input = with_adjacent_features(input);
+  stack.D = input.size(input.dim() - 1);
+  stack.H = hidden_size;
   if (hx) {
-    check_tensor("hx", *hx, input, {layer.directions, layer.steps.B, layer.H});
-    layer.hx = with_adjacent_features(*hx);
+    check_tensor("hx", *hx, input, {layers * stack.directions, stack.batch.B, stack.H});
+    stack.hx = with_adjacent_features(*hx);
   }
-  return layer;
+  return stack;
 }
 
 // `like` has the dtype and the device that the weights must have.
-void check_weights(LayerTensors& layer, const Tensor& like, const std::vector<Tensor>& weights) {
-  layer.per_direction = int64_t(weights.size()) / layer.directions;
-  const int64_t H = layer.H;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    switch (i % size_t(layer.per_direction)) {
+void check_weights(Stack& stack, const Tensor& like, const std::vector<Tensor>& weights) {
+  const int64_t H = stack.H;
+  const int64_t per_layer = int64_t(weights.size()) / stack.layers;
+  stack.per_direction = per_layer / stack.directions;
+  stack.weights.reserve(weights.size());
+  for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
+    const Tensor& weight = weights[size_t(i)];
+    switch (i % stack.per_direction) {
       case 0:
-        check_tensor("weight_ih", weights[i], like, {H, layer.D});
+        check_tensor("weight_ih", weight, like, {H, input_size(stack, i / per_layer)});
         break;
       case 1:
-        check_tensor("weight_hh", weights[i], like, {H, H});
+        check_tensor("weight_hh", weight, like, {H, H});
         break;
       case 2:
-        check_tensor("bias_ih", weights[i], like, {H});
+        check_tensor("bias_ih", weight, like, {H});
         break;
       default:
-        check_tensor("bias_hh", weights[i], like, {H});
+        check_tensor("bias_hh", weight, like, {H});
     }
-    layer.weights.push_back(dense(weights[i]));
+    stack.weights.push_back(dense(weight));
   }
 }
 
-int64_t hidden_size_of(const std::vector<Tensor>& weights, bool bidirectional) {
-  const size_t directions = bidirectional ? 2 : 1;
-  check(weights.size() == 2 * directions || weights.size() == 4 * directions,
-        "weights must hold 2 or 4 tensors for each direction, got ", weights.size());
+int64_t hidden_size_of(const std::vector<Tensor>& weights, int64_t layers, bool bidirectional) {
+  const int64_t directions = bidirectional ? 2 : 1;
+  const int64_t count = int64_t(weights.size());
+  check(layers > 0 && (count == 2 * directions * layers || count == 4 * directions * layers),
+        "weights must hold 2 or 4 tensors for each layer and direction, got ", count, " for ",
+        layers, " layer(s) of ", directions, " direction(s)");
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
   return weights[1].size(0);
 }
 
-LayerTensors check_layer(const Tensor& input, const std::optional<Tensor>& hx,
-                         const std::vector<Tensor>& weights,
-                         const std::optional<Tensor>& batch_sizes, const std::string& nonlinearity,
-                         bool bidirectional, bool batch_first) {
-  LayerTensors layer = check_input(input, hx, hidden_size_of(weights, bidirectional), batch_sizes,
-                                   nonlinearity, bidirectional, batch_first);
-  check_weights(layer, input, weights);
-  return layer;
-}
-
-// Rows of a [.., features] tensor in the caller's layout, from feature `offset` on.
-template <class Scalar, class Pointer>
-Rows<Scalar> rows_of(const LayerTensors& layer, const Tensor& tensor, Pointer data,
-                     int64_t offset) {
-  if (layer.packed) return {data + offset, 0, tensor.stride(0)};
-  const int64_t time_stride = tensor.stride(layer.batch_first ? 1 : 0);
-  const int64_t row_stride = tensor.stride(layer.batch_first ? 0 : 1);
-  // A single sequence may have any row stride; this one keeps its rows evenly spaced.
-  return {data + offset, time_stride, layer.steps.B == 1 ? time_stride : row_stride};
+Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
+                  const std::vector<Tensor>& weights, int64_t layers, Batch batch,
+                  const Options& options) {
+  const int64_t hidden_size = hidden_size_of(weights, layers, options.bidirectional);
+  Stack stack = check_input(input, hx, layers, hidden_size, std::move(batch), options);
+  check_weights(stack, input, weights);
+  return stack;
 }
 
 template <class Scalar>
-void set_weights(Layer<Scalar>& layer, const LayerTensors& tensors, int64_t direction) {
-  const Tensor* w = &tensors.weights[size_t(direction * tensors.per_direction)];
-  const bool bias = tensors.per_direction == 4;
+void set_weights(Layer<Scalar>& layer, const Stack& stack, int64_t state) {
+  const Tensor* w = &stack.weights[size_t(state * stack.per_direction)];
+  const bool bias = stack.per_direction == 4;
   layer.weight_ih = const_data<Scalar>(w[0]);
   layer.weight_hh = const_data<Scalar>(w[1]);
   layer.bias_ih = bias ? const_data<Scalar>(w[2]) : nullptr;
   layer.bias_hh = bias ? const_data<Scalar>(w[3]) : nullptr;
 }
 
+// Direction d of layer k, which reads `input`.
 template <class Scalar>
-Layer<Scalar> direction_of(const LayerTensors& tensors, int64_t direction) {
+Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tensor& input) {
+  const int64_t state = k * stack.directions + d;
   Layer<Scalar> layer{};
-  layer.steps = tensors.steps;
-  layer.D = tensors.D;
-  layer.H = tensors.H;
-  layer.reverse = direction == 1;
-  layer.activation = tensors.activation;
-  layer.input = rows_of<const Scalar>(tensors, tensors.input, const_data<Scalar>(tensors.input), 0);
-  if (tensors.hx) {
-    layer.hx = const_data<Scalar>(*tensors.hx) + direction * tensors.hx->stride(0);
-    layer.hx_stride = tensors.hx->stride(1);
+  layer.steps = stack.batch.steps;
+  layer.D = input_size(stack, k);
+  layer.H = stack.H;
+  layer.reverse = d == 1;
+  layer.activation = stack.activation;
+  layer.resets = stack.batch.resets;
+  layer.batch_invariant = stack.batch_invariant;
+  layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
+  if (stack.hx) {
+    layer.hx = const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0);
+    layer.hx_stride = stack.hx->stride(1);
   }
-  if (tensors.prepacked) {
-    layer.packed = PackedTensor::weights(*tensors.prepacked, direction);
+  if (!stack.prepacked.empty()) {
+    layer.packed = PackedTensor::weights(stack.prepacked[size_t(k)], d);
   } else {
-    set_weights(layer, tensors, direction);
+    set_weights(layer, stack, state);
   }
   return layer;
-}
-
-// A new tensor of the rows of the layer, laid out like a contiguous input.
-Tensor empty_rows(const LayerTensors& layer, int64_t features) {
-  const Steps& steps = layer.steps;
-  if (layer.packed) return empty(layer.input, {steps.N, features});
-  return layer.batch_first ? empty(layer.input, {steps.B, steps.T, features})
-                           : empty(layer.input, {steps.T, steps.B, features});
 }
 
 // Column panels that threads can share out.
@@ -465,171 +645,478 @@ int64_t panels_of(int64_t hidden_size) {
   return (hidden_size + width - 1) / width;
 }
 
+size_t computed_bytes(const Stack& stack) {
+  return stack.dtype == aoti_torch_dtype_float64() ? sizeof(double) : sizeof(float);
+}
+
 // Calls run(direction, call) for each direction: one after the other with all threads, or, where
 // there is too little in one of them to share out, both at once with a thread each.
 template <class Run>
-void run_directions(const LayerTensors& layer, bool independent, Run&& run) {
+void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
   const Machine machine = this_machine();
-  const size_t bytes = layer.dtype == aoti_torch_dtype_float64() ? sizeof(double) : sizeof(float);
-  if (independent && layer.directions == 2 &&
-      choose_both_at_once(layer.steps, machine, layer.D, layer.H, panels_of(layer.H), bytes)) {
+  if (independent && stack.directions == 2 &&
+      choose_both_at_once(stack.batch.steps, machine, D, stack.H, panels_of(stack.H),
+                          computed_bytes(stack))) {
     torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
       for (int64_t d = begin; d < end; ++d) run(d, Call({1, machine.near_bytes}));
     });
     return;
   }
-  for (int64_t d = 0; d < layer.directions; ++d) run(d, Call(machine));
+  for (int64_t d = 0; d < stack.directions; ++d) run(d, Call(machine));
+}
+
+// ---- Consecutive layers at once ----
+
+// The times of a batch in stretches that run one by one.
+class Stretches {
+ public:
+  Stretches(const Steps& steps, int64_t length) : steps_(steps), length_(length) {
+    if (!steps.start) return;
+    start_.resize(size_t(steps.T));
+    for (int64_t t = 0; t < steps.T; ++t) {
+      start_[size_t(t)] = steps.start[t] - steps.start[t / length * length];
+    }
+  }
+
+  int64_t count() const { return (steps_.T + length_ - 1) / length_; }
+
+  // The i-th stretch of a layer that runs forward, as a layer of its own.
+  template <class Scalar>
+  void select(int64_t i, Layer<Scalar>& layer, const Rows<const Scalar>& output) const {
+    const int64_t first = i * length_;
+    if (first > 0) {
+      layer.hx = row(output, first - 1).data;
+      layer.hx_stride = output.row_stride;
+    }
+    layer.input = row(layer.input, first);
+    if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
+    Steps& steps = layer.steps;
+    steps.T = std::min(length_, steps_.T - first);
+    if (steps_.count) {
+      steps.B = steps_.count[first];
+      steps.count = steps_.count + first;
+      steps.N = std::accumulate(steps.count, steps.count + steps.T, int64_t(0));
+    } else {
+      steps.N = steps.T * steps.B;
+    }
+    if (steps_.start) steps.start = start_.data() + first;
+  }
+
+  // Rows from time t on.
+  template <class Scalar>
+  Rows<Scalar> row(Rows<Scalar> rows, int64_t t) const {
+    if (rows.data) {
+      rows.data += steps_.start ? steps_.start[t] * rows.row_stride : t * rows.time_stride;
+    }
+    return rows;
+  }
+  template <class Scalar>
+  Rows<Scalar> from(int64_t i, const Rows<Scalar>& rows) const {
+    return row(rows, i * length_);
+  }
+
+ private:
+  Steps steps_;
+  int64_t length_;
+  std::vector<int64_t> start_;  // rows before a time, from its stretch's first on
+};
+
+// Calls body(n, i) for every stretch i of every layer n, those of a layer in turn and each after
+// the same stretch of the layer before. A thread takes the next layer that nobody has; the one
+// before is done or has a thread, so nobody waits for ever.
+template <class Body>
+void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
+  struct alignas(64) Progress {
+    std::atomic<int64_t> done{0};
+  };
+  std::vector<Progress> progress(static_cast<size_t>(layers));
+  std::atomic<int64_t> next{0};
+  const Runtime runtime = Call({1, 0}).runtime();
+  torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
+    for (int64_t n; (n = next++) < layers;) {
+      std::atomic<int64_t>& done = progress[size_t(n)].done;
+      try {
+        for (int64_t i = 0; i < stretches; ++i) {
+          if (n > 0) {
+            wait_until(runtime, -1, [&] {
+              return progress[size_t(n - 1)].done.load(std::memory_order_acquire) > i;
+            });
+          }
+          body(n, i);
+          done.store(i + 1, std::memory_order_release);
+        }
+      } catch (...) {
+        done.store(stretches, std::memory_order_release);
+        throw;
+      }
+    }
+  });
+}
+
+Wave wave_of(const Stack& stack, Pass pass) {
+  const bool one_way = stack.directions == 1;
+  const bool whole = stack.dtype == aoti_torch_dtype_float32() ||
+                     stack.dtype == aoti_torch_dtype_float64();  // 16 bits would round the state
+  if (!one_way || !whole || stack.layers == 1) return {1, stack.batch.steps.T};
+  return choose_wave(stack.batch.steps, this_machine(), stack.H, panels_of(stack.H),
+                     computed_bytes(stack), stack.layers, pass);
 }
 
 template <class Scalar>
-void run_forward(const LayerTensors& tensors, const Tensor& output, const Tensor& h_n) {
-  run_directions(tensors, true, [&](int64_t d, const Call& call) {
-    Forward<Scalar> args;
-    args.layer = direction_of<Scalar>(tensors, d);
-    args.output = rows_of<Scalar>(tensors, output, mutable_data<Scalar>(output), d * tensors.H);
-    args.h_n = mutable_data<Scalar>(h_n) + d * tensors.steps.B * tensors.H;
-    kernels().KernelsFor<Scalar>::forward(args, call.runtime());
+Tensor packed_for(const Packing<Scalar>& packing, const Layer<Scalar>& layer) {
+  const Tensor packed = empty({int64_t(packing.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
+  packing.pack(layer, mutable_data<char>(packed), Call({1, near_cache_bytes()}).runtime());
+  return packed;
+}
+
+// Calls f(state, sequence) for the sequences without a row in every layer and direction.
+template <class F>
+void for_each_idle_state(const Stack& stack, F&& f) {
+  const Batch& batch = stack.batch;
+  for (int64_t i = batch.steps.B; i < batch.B; ++i) {
+    const int64_t b = batch.order.empty() ? i : batch.order[size_t(i)];
+    for (int64_t state = 0; state < stack.layers * stack.directions; ++state) f(state, b);
+  }
+}
+
+// ---- Forward ----
+
+struct ForwardTensors {
+  std::vector<Tensor> outputs;  // of each layer; of those not kept, no tensor
+  Tensor h_n;
+};
+
+template <class Scalar>
+Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, int64_t k,
+                           int64_t d) {
+  const Tensor& output = results.outputs[size_t(k)];
+  Forward<Scalar> args;
+  args.layer = direction_of<Scalar>(stack, k, d, k ? results.outputs[size_t(k - 1)] : stack.input);
+  args.output = rows_of<Scalar>(stack.batch, output, mutable_data<Scalar>(output), d * stack.H);
+  args.h_n =
+      mutable_data<Scalar>(results.h_n) + (k * stack.directions + d) * stack.batch.B * stack.H;
+  return args;
+}
+
+template <class Scalar>
+void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
+  const KernelsFor<Scalar>& own = kernels();
+  const Stretches stretches(stack.batch.steps, wave.steps);
+  for (Tensor& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
+  std::vector<std::optional<Tensor>> packed(size_t(stack.layers));
+  run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
+    Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
+    if (!args.layer.packed) {
+      std::optional<Tensor>& own_packed = packed[size_t(k)];
+      if (!own_packed) own_packed = packed_for(own.forward_packing, args.layer);
+      args.layer.packed = mutable_data<char>(*own_packed);
+    }
+    stretches.select(i, args.layer,
+                     {args.output.data, args.output.time_stride, args.output.row_stride});
+    args.output = stretches.from(i, args.output);
+    own.forward(args, Call({1, near_cache_bytes()}).runtime());
   });
 }
 
 template <class Scalar>
-Tensor prepack(const LayerTensors& tensors) {
-  const KernelsFor<Scalar>& own = kernels();
+void run_forward(const Stack& stack, ForwardTensors& results, bool want_hidden) {
+  const int64_t H = stack.H;
+  const Wave wave = wave_of(stack, Pass::forward);
+  if constexpr (std::is_floating_point_v<Scalar>) {
+    if (wave.layers > 1) run_forward_wave<Scalar>(stack, wave, results);
+  }
+  for (int64_t k = 0; wave.layers == 1 && k < stack.layers; ++k) {
+    Tensor& output = results.outputs[size_t(k)];
+    output = empty_rows(stack.batch, stack.directions * H, stack.dtype);
+    if (stack.batch.steps.N > 0) {
+      run_directions(stack, input_size(stack, k), true, [&](int64_t d, const Call& call) {
+        kernels().KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
+                                              call.runtime());
+      });
+    }
+    if (k > 0 && !want_hidden) results.outputs[size_t(k - 1)] = Tensor();
+  }
+  for (size_t k = want_hidden ? 0 : results.outputs.size() - 1; k < results.outputs.size(); ++k) {
+    clear_padding(stack.batch, results.outputs[k]);
+  }
+  for_each_idle_state(stack, [&](int64_t state, int64_t b) {
+    Scalar* h = mutable_data<Scalar>(results.h_n) + (state * stack.batch.B + b) * H;
+    if (stack.hx) {
+      std::copy_n(
+          const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0) + b * stack.hx->stride(1), H,
+          h);
+    } else {
+      std::fill_n(h, H, Scalar());
+    }
+  });
+}
+
+ForwardTensors forward_stack(const Stack& stack, bool want_hidden) {
+  ForwardTensors results;
+  results.outputs.resize(size_t(stack.layers));
+  results.h_n = empty({stack.layers * stack.directions, stack.batch.B, stack.H}, stack.dtype);
+  with_storage(stack.dtype,
+               [&](auto storage) { run_forward<decltype(storage)>(stack, results, want_hidden); });
+  return results;
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
+    const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
+    int64_t num_layers, const std::optional<Tensor>& batch_sizes,
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& offsets,
+    const std::optional<Tensor>& reset, const std::string& nonlinearity, bool bidirectional,
+    bool batch_first, bool batch_invariant, bool want_hidden) {
+  const Stack stack =
+      check_stack(input, hx, weights, num_layers,
+                  read_batch(input, {batch_sizes, lengths, offsets, reset}, batch_first),
+                  {nonlinearity, bidirectional, batch_first, batch_invariant});
+  ForwardTensors results = forward_stack(stack, want_hidden);
+  Tensor output = results.outputs.back();
+  results.outputs.resize(want_hidden ? size_t(num_layers - 1) : 0);
+  return {output, results.h_n, results.outputs};
+}
+
+template <class Scalar>
+Tensor prepack(const Stack& stack) {
+  const Packing<Scalar>& packing = kernels().KernelsFor<Scalar>::forward_packing;
   const int64_t aligned = PackedTensor::kAlignment;
   const int64_t bytes =
-      (int64_t(own.packed_bytes(tensors.D, tensors.H)) + aligned - 1) / aligned * aligned;
-  Tensor packed = empty({aligned + tensors.directions * bytes}, aoti_torch_dtype_uint8());
-  PackedTensor::head(packed) = {&kernels(), tensors.dtype,      tensors.D,
-                                tensors.H,  tensors.directions, bytes};
-  for (int64_t d = 0; d < tensors.directions; ++d) {
+      (int64_t(packing.bytes(stack.D, stack.H)) + aligned - 1) / aligned * aligned;
+  Tensor packed = empty({aligned + stack.directions * bytes}, aoti_torch_dtype_uint8());
+  PackedTensor::head(packed) = {&kernels(), stack.dtype, stack.D, stack.H, stack.directions, bytes};
+  for (int64_t d = 0; d < stack.directions; ++d) {
     const Call call(this_machine());
     Layer<Scalar> layer{};
-    layer.D = tensors.D;
-    layer.H = tensors.H;
-    set_weights(layer, tensors, d);
-    own.pack(layer, PackedTensor::weights(packed, d), call.runtime());
+    layer.D = stack.D;
+    layer.H = stack.H;
+    set_weights(layer, stack, d);
+    packing.pack(layer, PackedTensor::weights(packed, d), call.runtime());
   }
   return packed;
 }
 
+// Of one layer.
+Tensor rnn_prepack(const std::vector<Tensor>& weights, bool bidirectional) {
+  Stack stack{};
+  stack.layers = 1;
+  stack.directions = bidirectional ? 2 : 1;
+  stack.H = hidden_size_of(weights, 1, bidirectional);
+  check(weights[0].is_cpu(), "weight_ih must be on the CPU");
+  check(weights[0].dim() == 2, "weight_ih must have 2 dimensions, got ", weights[0].dim());
+  stack.D = weights[0].size(1);
+  stack.dtype = dtype_of(weights[0]);
+  check_weights(stack, weights[0], weights);
+  std::optional<Tensor> packed;
+  with_storage(stack.dtype, [&](auto storage) { packed = prepack<decltype(storage)>(stack); });
+  return *packed;
+}
+
+std::tuple<Tensor, Tensor> rnn_forward_prepacked(
+    const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& packed,
+    int64_t hidden_size, const std::optional<Tensor>& batch_sizes,
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& offsets,
+    const std::optional<Tensor>& reset, const std::string& nonlinearity, bool bidirectional,
+    bool batch_first, bool batch_invariant) {
+  check(!packed.empty(), "packed must hold a tensor for each layer, got none");
+  Stack stack = check_input(input, hx, int64_t(packed.size()), hidden_size,
+                            read_batch(input, {batch_sizes, lengths, offsets, reset}, batch_first),
+                            {nonlinearity, bidirectional, batch_first, batch_invariant});
+  for (int64_t k = 0; k < stack.layers; ++k) {
+    const Tensor& of_layer = packed[size_t(k)];
+    check(of_layer.is_cpu() && of_layer.is_contiguous() &&
+              of_layer.numel() >= PackedTensor::kAlignment &&
+              PackedTensor::head(of_layer).kernels == &kernels(),
+          "packed must be what rnn_prepack made in this process");
+    const PackedTensor::Head& head = PackedTensor::head(of_layer);
+    check(head.dtype == stack.dtype,
+          "packed must have been made of weights with the dtype of input");
+    const int64_t D = input_size(stack, k);
+    check(head.D == D && head.H == stack.H && head.directions == stack.directions,
+          "packed must fit input size ", D, ", hidden size ", stack.H, " and ", stack.directions,
+          " direction(s), got ", head.D, ", ", head.H, " and ", head.directions);
+  }
+  stack.prepacked = packed;
+  const ForwardTensors results = forward_stack(stack, false);
+  return {results.outputs.back(), results.h_n};
+}
+
+// ---- Backward ----
+
 struct BackwardTensors {
-  Tensor output;
+  std::vector<Tensor> outputs;  // of each layer, from the forward pass
   std::optional<Tensor> grad_output;
   std::optional<Tensor> grad_h_n;
   std::optional<Tensor> grad_input;
   std::optional<Tensor> grad_hx;
-  std::vector<Tensor> grad_weights;
+  std::vector<Tensor> grad_weights;  // one by one as in Stack; of layers not wanted, no tensors
+  std::vector<bool> want_weights;    // of each layer
 };
 
+// Direction d of layer k, given the gradient of its output; that of its input goes to `grad_input`,
+// to which the second direction adds.
 template <class Scalar>
-void run_backward(const LayerTensors& tensors, const BackwardTensors& grads) {
-  const int64_t H = tensors.H;
-  // The second direction adds to the gradient of the input that the first has written.
-  run_directions(tensors, !grads.grad_input, [&](int64_t d, const Call& call) {
-    Backward<Scalar> args{};
-    args.layer = direction_of<Scalar>(tensors, d);
-    args.output =
-        rows_of<const Scalar>(tensors, grads.output, const_data<Scalar>(grads.output), d * H);
-    if (grads.grad_output) {
-      args.grad_output = rows_of<const Scalar>(tensors, *grads.grad_output,
-                                               const_data<Scalar>(*grads.grad_output), d * H);
+Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, int64_t k, int64_t d,
+                             const std::optional<Tensor>& grad_output,
+                             const std::optional<Tensor>& grad_input) {
+  const Batch& batch = stack.batch;
+  const int64_t H = stack.H;
+  const int64_t state = k * stack.directions + d;
+  const Tensor& output = grads.outputs[size_t(k)];
+  Backward<Scalar> args{};
+  args.layer = direction_of<Scalar>(stack, k, d, k ? grads.outputs[size_t(k - 1)] : stack.input);
+  args.output = rows_of<const Scalar>(batch, output, const_data<Scalar>(output), d * H);
+  if (grad_output) {
+    args.grad_output =
+        rows_of<const Scalar>(batch, *grad_output, const_data<Scalar>(*grad_output), d * H);
+  }
+  if (grads.grad_h_n) {
+    args.grad_h_n = const_data<Scalar>(*grads.grad_h_n) + state * grads.grad_h_n->stride(0);
+    args.grad_h_n_stride = grads.grad_h_n->stride(1);
+    args.grad_h_n_step = grads.grad_h_n->stride(2);
+  }
+  if (grad_input) {
+    args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
+    args.accumulate_input = d > 0;
+  }
+  if (grads.grad_hx) {
+    args.grad_hx = mutable_data<Scalar>(*grads.grad_hx) + state * batch.B * H;
+  }
+  if (grads.want_weights[size_t(k)]) {
+    const Tensor* w = &grads.grad_weights[size_t(state * stack.per_direction)];
+    args.grad_weight_ih = mutable_data<Scalar>(w[0]);
+    args.grad_weight_hh = mutable_data<Scalar>(w[1]);
+    args.grad_bias = stack.per_direction == 4 ? mutable_data<Scalar>(w[2]) : nullptr;
+  }
+  return args;
+}
+
+// Layers below the lowest of which a gradient is wanted have nothing to do.
+int64_t lowest_layer(const Stack& stack, const BackwardTensors& grads) {
+  if (grads.grad_input || grads.grad_hx) return 0;
+  return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
+         grads.want_weights.begin();
+}
+
+// The gradient of a layer's state travels from stretch to stretch in grad_hx.
+template <class Scalar>
+void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
+  const KernelsFor<Scalar>& own = kernels();
+  const int64_t lowest = lowest_layer(stack, grads);
+  const int64_t layers = stack.layers - lowest;
+  const int64_t size = stack.batch.B * stack.H;
+  const Stretches stretches(stack.batch.steps, wave.steps);
+  std::vector<std::optional<Tensor>> grad_rows(size_t(stack.layers + 1));  // of layers' inputs
+  grad_rows[size_t(stack.layers)] = grads.grad_output;
+  for (int64_t k = stack.layers; --k > lowest;) {
+    grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
+  }
+  grad_rows[size_t(lowest)] = grads.grad_input;
+  std::vector<std::optional<Tensor>> grad_states(size_t(stack.layers)),
+      packed(size_t(stack.layers));
+  run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
+    const int64_t k = stack.layers - 1 - n;
+    Backward<Scalar> args =
+        backward_of<Scalar>(stack, grads, k, 0, grad_rows[size_t(k + 1)], grad_rows[size_t(k)]);
+    std::optional<Tensor>& own_packed = packed[size_t(k)];
+    if (i == 0) {
+      own_packed = packed_for(own.backward_packing, args.layer);
+      if (!args.grad_hx) grad_states[size_t(k)] = empty({size}, stack.dtype);
     }
-    if (grads.grad_h_n) {
-      args.grad_h_n = const_data<Scalar>(*grads.grad_h_n) + d * grads.grad_h_n->stride(0);
-      args.grad_h_n_stride = grads.grad_h_n->stride(1);
-      args.grad_h_n_step = grads.grad_h_n->stride(2);
+    args.layer.packed = mutable_data<char>(*own_packed);
+    if (!args.grad_hx) args.grad_hx = mutable_data<Scalar>(*grad_states[size_t(k)]);
+    if (i == 0) {  // of sequences that end in other stretches, too
+      for (int64_t b = 0; b < stack.batch.B; ++b) {
+        for (int64_t j = 0; j < stack.H; ++j) {
+          args.grad_hx[b * stack.H + j] =
+              args.grad_h_n ? args.grad_h_n[b * args.grad_h_n_stride + j * args.grad_h_n_step]
+                            : Scalar(0);
+        }
+      }
     }
-    if (grads.grad_input) {
-      args.grad_input =
-          rows_of<Scalar>(tensors, *grads.grad_input, mutable_data<Scalar>(*grads.grad_input), 0);
-      args.accumulate_input = d > 0;
-    }
-    if (grads.grad_hx) {
-      args.grad_hx = mutable_data<Scalar>(*grads.grad_hx) + d * tensors.steps.B * H;
-    }
-    if (!grads.grad_weights.empty()) {
-      const Tensor* w = &grads.grad_weights[size_t(d * tensors.per_direction)];
-      args.grad_weight_ih = mutable_data<Scalar>(w[0]);
-      args.grad_weight_hh = mutable_data<Scalar>(w[1]);
-      args.grad_bias = tensors.per_direction == 4 ? mutable_data<Scalar>(w[2]) : nullptr;
-    }
-    kernels().KernelsFor<Scalar>::backward(args, call.runtime());
-    if (args.grad_bias) {
-      std::copy_n(args.grad_bias, H,
-                  mutable_data<Scalar>(grads.grad_weights[size_t(d * tensors.per_direction + 3)]));
-    }
+    args.grad_h_n = args.grad_hx;
+    args.grad_h_n_stride = stack.H;
+    args.grad_h_n_step = 1;
+    args.accumulate_weights = i > 0;
+    const int64_t stretch = stretches.count() - 1 - i;
+    stretches.select(stretch, args.layer, args.output);
+    args.output = stretches.from(stretch, args.output);
+    args.grad_output = stretches.from(stretch, args.grad_output);
+    args.grad_input = stretches.from(stretch, args.grad_input);
+    own.backward(args, Call({1, near_cache_bytes()}).runtime());
   });
 }
 
-// ---- Operators ----
-
-std::tuple<Tensor, Tensor> forward_layer(const LayerTensors& layer) {
-  Tensor output = empty_rows(layer, layer.directions * layer.H);
-  Tensor h_n = empty(layer.input, {layer.directions, layer.steps.B, layer.H});
-  if (layer.steps.N > 0) {
-    with_storage(layer.dtype,
-                 [&](auto storage) { run_forward<decltype(storage)>(layer, output, h_n); });
+template <class Scalar>
+void run_backward(const Stack& stack, const BackwardTensors& grads) {
+  if constexpr (std::is_floating_point_v<Scalar>) {
+    const Wave wave = wave_of(stack, Pass::backward);
+    if (wave.layers > 1 && lowest_layer(stack, grads) < stack.layers - 1) {
+      return run_backward_wave<Scalar>(stack, wave, grads);
+    }
   }
-  return {output, h_n};
+  const int64_t lowest = lowest_layer(stack, grads);
+  std::optional<Tensor> grad_output = grads.grad_output;
+  for (int64_t k = stack.layers; k-- > lowest;) {
+    const int64_t D = input_size(stack, k);
+    std::optional<Tensor> grad_input = grads.grad_input;
+    if (k > lowest) grad_input = empty_rows(stack.batch, D, stack.dtype);
+    run_directions(stack, D, !grad_input, [&](int64_t d, const Call& call) {
+      kernels().KernelsFor<Scalar>::backward(
+          backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input), call.runtime());
+    });
+    grad_output = grad_input;
+  }
 }
 
-std::tuple<Tensor, Tensor> rnn_forward(const Tensor& input, const std::optional<Tensor>& hx,
-                                       const std::vector<Tensor>& weights,
-                                       const std::optional<Tensor>& batch_sizes,
-                                       const std::string& nonlinearity, bool bidirectional,
-                                       bool batch_first) {
-  return forward_layer(
-      check_layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first));
-}
-
-Tensor rnn_prepack(const std::vector<Tensor>& weights, bool bidirectional) {
-  LayerTensors layer;
-  layer.directions = bidirectional ? 2 : 1;
-  layer.H = hidden_size_of(weights, bidirectional);
-  check(weights[0].is_cpu(), "weight_ih must be on the CPU");
-  check(weights[0].dim() == 2, "weight_ih must have 2 dimensions, got ", weights[0].dim());
-  layer.D = weights[0].size(1);
-  layer.dtype = dtype_of(weights[0]);
-  check_weights(layer, weights[0], weights);
-  std::optional<Tensor> packed;
-  with_storage(layer.dtype, [&](auto storage) { packed = prepack<decltype(storage)>(layer); });
-  return *packed;
-}
-
-std::tuple<Tensor, Tensor> rnn_forward_prepacked(const Tensor& input,
-                                                 const std::optional<Tensor>& hx,
-                                                 const Tensor& packed, int64_t hidden_size,
-                                                 const std::optional<Tensor>& batch_sizes,
-                                                 const std::string& nonlinearity,
-                                                 bool bidirectional, bool batch_first) {
-  LayerTensors layer =
-      check_input(input, hx, hidden_size, batch_sizes, nonlinearity, bidirectional, batch_first);
-  check(packed.is_cpu() && packed.is_contiguous() && packed.numel() >= PackedTensor::kAlignment &&
-            PackedTensor::head(packed).kernels == &kernels(),
-        "packed must be what rnn_prepack made in this process");
-  const PackedTensor::Head& head = PackedTensor::head(packed);
-  check(head.dtype == layer.dtype, "packed must have been made of weights with the dtype of input");
-  check(head.D == layer.D && head.H == layer.H && head.directions == layer.directions,
-        "packed must fit input size ", layer.D, ", hidden size ", layer.H, " and ",
-        layer.directions, " direction(s), got ", head.D, ", ", head.H, " and ", head.directions);
-  layer.prepacked = packed;
-  return forward_layer(layer);
+// What no kernel writes: padding, sequences without rows, the second bias.
+template <class Scalar>
+void finish_backward(const Stack& stack, const BackwardTensors& grads) {
+  const int64_t H = stack.H;
+  if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);
+  if (grads.grad_hx) {
+    for_each_idle_state(stack, [&](int64_t state, int64_t b) {
+      Scalar* grad = mutable_data<Scalar>(*grads.grad_hx) + (state * stack.batch.B + b) * H;
+      for (int64_t j = 0; j < H; ++j) {
+        grad[j] = grads.grad_h_n
+                      ? const_data<Scalar>(*grads.grad_h_n)[state * grads.grad_h_n->stride(0) +
+                                                            b * grads.grad_h_n->stride(1) +
+                                                            j * grads.grad_h_n->stride(2)]
+                      : Scalar();
+      }
+    });
+  }
+  for (size_t i = 0; i < grads.grad_weights.size() && stack.per_direction == 4; i += 4) {
+    if (!grads.want_weights[i / 4 / size_t(stack.directions)]) continue;
+    std::copy_n(const_data<Scalar>(grads.grad_weights[i + 2]), H,
+                mutable_data<Scalar>(grads.grad_weights[i + 3]));
+  }
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
     const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
-    const Tensor& output, const std::optional<Tensor>& batch_sizes, const std::string& nonlinearity,
-    bool bidirectional, bool batch_first, bool want_input, bool want_hx, bool want_weights) {
-  const LayerTensors layer =
-      check_layer(input, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first);
-  const std::vector<int64_t> state_shape{layer.directions, layer.steps.B, layer.H};
+    int64_t num_layers, const Tensor& output, const std::vector<Tensor>& hidden,
+    const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
+    const std::optional<Tensor>& offsets, const std::optional<Tensor>& reset,
+    const std::string& nonlinearity, bool bidirectional, bool batch_first, bool want_input,
+    bool want_hx, const std::vector<int64_t>& want_layers) {
+  const Stack stack =
+      check_stack(input, hx, weights, num_layers,
+                  read_batch(input, {batch_sizes, lengths, offsets, reset}, batch_first),
+                  {nonlinearity, bidirectional, batch_first, false});
+  const std::vector<int64_t> state_shape{num_layers * stack.directions, stack.batch.B, stack.H};
   std::vector<int64_t> output_shape(input.sizes().begin(), input.sizes().end());
-  output_shape.back() = layer.directions * layer.H;
+  output_shape.back() = stack.directions * stack.H;
 
   BackwardTensors grads;
+  check(int64_t(hidden.size()) == num_layers - 1, "hidden must hold the outputs of ",
+        num_layers - 1, " layer(s), got ", hidden.size());
+  for (const Tensor& of_layer : hidden) {
+    check_tensor("hidden", of_layer, input, output_shape);
+    grads.outputs.push_back(with_adjacent_features(of_layer));
+  }
   check_tensor("output", output, input, output_shape);
-  grads.output = with_adjacent_features(output);
+  grads.outputs.push_back(with_adjacent_features(output));
   if (grad_output) {
     check_tensor("grad_output", *grad_output, input, output_shape);
     grads.grad_output = with_adjacent_features(*grad_output);
@@ -638,34 +1125,51 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
     check_tensor("grad_h_n", *grad_h_n, input, state_shape);
     grads.grad_h_n = *grad_h_n;
   }
-  if (want_input) grads.grad_input = empty_rows(layer, layer.D);
-  if (want_hx) grads.grad_hx = empty(input, state_shape);
-  if (want_weights) {
-    for (const Tensor& w : layer.weights) {
-      grads.grad_weights.push_back(
-          empty(w, std::vector<int64_t>(w.sizes().begin(), w.sizes().end())));
+  if (want_input) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
+  if (want_hx) grads.grad_hx = empty(state_shape, stack.dtype);
+  grads.want_weights.resize(size_t(num_layers), false);
+  for (const int64_t k : want_layers) {
+    check(k >= 0 && k < num_layers, "want_layers must be from 0 to ", num_layers - 1, ", got ", k);
+    grads.want_weights[size_t(k)] = true;
+  }
+  const size_t per_layer = size_t(stack.directions * stack.per_direction);
+  for (size_t i = 0; i < stack.weights.size() && !want_layers.empty(); ++i) {
+    const auto sizes = stack.weights[i].sizes();
+    grads.grad_weights.push_back(
+        grads.want_weights[i / per_layer]
+            ? empty(std::vector<int64_t>(sizes.begin(), sizes.end()), stack.dtype)
+            : empty({0}, stack.dtype));
+  }
+  with_storage(stack.dtype, [&](auto storage) {
+    using Scalar = decltype(storage);
+    if (stack.batch.steps.N > 0) {
+      run_backward<Scalar>(stack, grads);
+    } else {
+      for (Tensor& w : grads.grad_weights) torch::stable::zero_(w);
     }
-  }
-  if (layer.steps.N == 0) {
-    for (Tensor& w : grads.grad_weights) torch::stable::zero_(w);
-  } else {
-    with_storage(layer.dtype, [&](auto storage) { run_backward<decltype(storage)>(layer, grads); });
-  }
-  return {grads.grad_input ? *grads.grad_input : empty(input, {0}),
-          grads.grad_hx ? *grads.grad_hx : empty(input, {0}), grads.grad_weights};
+    finish_backward<Scalar>(stack, grads);
+  });
+  return {grads.grad_input ? *grads.grad_input : empty({0}, stack.dtype),
+          grads.grad_hx ? *grads.grad_hx : empty({0}, stack.dtype), grads.grad_weights};
 }
 
-std::tuple<int64_t, int64_t, double> cpu_plan(const std::vector<int64_t>& batch_sizes,
-                                              int64_t input_size, int64_t hidden_size,
-                                              int64_t threads, int64_t near_bytes) {
-  Steps steps{int64_t(batch_sizes.size()), 0, 0, batch_sizes.data(), nullptr};
+// ---- What the library says of itself ----
+
+std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
+                                                       int64_t input_size, int64_t hidden_size,
+                                                       int64_t num_layers, int64_t threads,
+                                                       int64_t near_bytes) {
+  Steps steps{int64_t(batch_sizes.size()), 0, 0, batch_sizes.data(), nullptr, nullptr, nullptr};
   for (const int64_t size : batch_sizes) {
     steps.B = std::max(steps.B, size);
     steps.N += size;
   }
-  const Plan plan = choose_plan(steps, {threads, size_t(near_bytes)}, input_size, hidden_size,
-                                panels_of(hidden_size), sizeof(float));
-  return {plan.groups, plan.members, plan.time};
+  const Machine machine{threads, size_t(near_bytes)};
+  const int64_t panels = panels_of(hidden_size);
+  const Plan plan = choose_plan(steps, machine, input_size, hidden_size, panels, sizeof(float));
+  const Wave wave =
+      choose_wave(steps, machine, hidden_size, panels, sizeof(float), num_layers, Pass::forward);
+  return {plan.groups, plan.members, plan.time, wave.layers};
 }
 
 std::string cpu_kernel(bool bfloat16) {

@@ -80,8 +80,8 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
     std::memcpy(row, row_at(layer.input, layer.steps, t, b), layer.D * sizeof(BFloat16));
     if (b < continued) continue;
     BFloat16* state = row + padded(layer.D);
-    if (layer.hx) {
-      std::memcpy(state, layer.hx + b * layer.hx_stride, layer.H * sizeof(BFloat16));
+    if (layer.hx && !is_cut(layer, t, b)) {
+      std::memcpy(state, initial_state(layer, b), layer.H * sizeof(BFloat16));
     } else {
       std::memset(state, 0, layer.H * sizeof(BFloat16));
     }
@@ -122,12 +122,13 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PackedPairs&
           const float* z = block + (b - i) * w;
           BFloat16* out = row_at(args.output, steps, t, b) + j;
           BFloat16* state = b < ended ? next + (b - slice.begin) * K + padded(layer.D) + j
-                                      : args.h_n + b * layer.H + j;
+                                      : args.h_n + place_of(steps, b) * layer.H + j;
+          const bool cut = b < ended && is_cut(layer, time_after(layer, t), b);
           for_each_vector<float>(width, [&](int64_t c, int64_t n) {
             const Vec<float> h =
                 activate<float>(layer.activation, load(z + c) + load(packed.bias + j + c));
             store_upto(out + c, h, n);
-            store_upto(state + c, h, n);
+            store_upto(state + c, cut ? Vec<float>{} : h, n);
           });
         }
       }
@@ -140,7 +141,9 @@ inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime)
   const Layer<BFloat16>& layer = args.layer;
   // Few rows would leave such a product mostly idle.
   constexpr int64_t few = 8;
-  if (!layer.packed && layer.steps.N < few * layer.steps.T) return forward_widened(args, runtime);
+  if (!layer.packed && !layer.batch_invariant && layer.steps.N < few * layer.steps.T) {
+    return forward_copied(args, runtime);
+  }
   const Plan plan = choose_plan(layer.steps, runtime.machine, layer.D, layer.H,
                                 panel_count<float>(layer.H), sizeof(BFloat16));
   Team* teams = scratch<Team>(runtime, plan.groups);
@@ -156,6 +159,13 @@ inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime)
     const PackedPairs packed = weights_for<PackedPairs>(part, layer, copies);
     forward_pairs_part(args, packed, arrays, part, runtime);
   });
+}
+
+constexpr KernelsFor<BFloat16> kernels_on_pairs() {
+  return {{&PackedPairs::bytes, &pack_all<PackedPairs, BFloat16>},
+          &forward_pairs,
+          kBackwardPacking<BFloat16>,
+          &backward<BFloat16>};
 }
 
 }  // namespace

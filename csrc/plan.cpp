@@ -6,6 +6,7 @@
 // come from further away, every step anew, and that adds to the time. The constants are of the
 // order of several x86-64 servers of 2022 to 2025; the rule needs no more than the order.
 #include <algorithm>
+#include <cmath>
 
 #include "kernel.h"
 
@@ -18,6 +19,8 @@ constexpr double kFar = 30.0;     // bytes per ns from beyond it
 constexpr double kRegion = 3000;  // ns to hand work to one other thread and get it back
 constexpr double kThread = 50;    // ns for every further thread
 constexpr double kMeeting = 150;  // ns of a barrier for every member
+constexpr double kStretch = 500;  // ns to begin a stretch of a wave
+constexpr double kBackward = 3;   // times the forward pass
 
 double handing_over(int64_t workers) {
   return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
@@ -58,6 +61,32 @@ bool choose_both_at_once(const Steps& steps, const Machine& machine, int64_t D, 
   const double shared = choose_plan(steps, machine, D, H, panels, scalar_bytes).time;
   const double alone = choose_plan(steps, {1, machine.near_bytes}, D, H, panels, scalar_bytes).time;
   return alone + handing_over(2) < 2 * shared;
+}
+
+// The layers of a wave take a + c for each of n stretches, with a = alone / n of work and c to
+// begin it, and so do those that wait for the first to come by: (rounds n + layers - 1) (a + c),
+// which is least at n^2 = (layers - 1) alone / (rounds c).
+Wave choose_wave(const Steps& steps, const Machine& machine, int64_t H, int64_t panels,
+                 size_t scalar_bytes, int64_t layers, Pass pass) {
+  const Wave none{1, steps.T};
+  const int64_t at_once = std::min(layers, machine.threads);
+  if (at_once < 2 || steps.T < 2) return none;
+  double shared = choose_plan(steps, machine, H, H, panels, scalar_bytes).time;
+  double alone = choose_plan(steps, {1, machine.near_bytes}, H, H, panels, scalar_bytes).time;
+  double begin = kStretch;
+  if (pass == Pass::backward) {
+    shared *= kBackward;
+    alone *= kBackward;
+    // The gradients of the weights are read and written once for every stretch.
+    begin += 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNear;
+  }
+  const double rounds = double(ceiling(layers, at_once));
+  const double best = std::sqrt(double(at_once - 1) * alone / (rounds * begin));
+  const int64_t stretch = ceiling(steps.T, std::max<int64_t>(1, std::min(steps.T, int64_t(best))));
+  const double stretches = double(ceiling(steps.T, stretch));
+  const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + begin) +
+                      handing_over(at_once);
+  return stretches > 1 && time < double(layers) * shared ? Wave{at_once, stretch} : none;
 }
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {

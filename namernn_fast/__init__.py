@@ -2,9 +2,17 @@
 
 from importlib.metadata import version
 
-from .functional import explain, rnn
+from .functional import batch_invariant, explain, rnn
 from .nn import FusedRNN, FusedRNNCell, replace_rnn
 
 __version__ = version("namernn_fast")
 
-__all__ = ["FusedRNN", "FusedRNNCell", "__version__", "explain", "replace_rnn", "rnn"]
+__all__ = [
+    "FusedRNN",
+    "FusedRNNCell",
+    "__version__",
+    "batch_invariant",
+    "explain",
+    "replace_rnn",
+    "rnn",
+]

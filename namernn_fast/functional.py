@@ -1,7 +1,7 @@
 """`rnn()`: validation, layers and packed input around the operators, and their autograd."""
 
-from collections.abc import Sequence
-from functools import partial
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,66 +12,95 @@ from torch.nn.utils.rnn import PackedSequence
 from . import ops, reference
 
 
-class _FusedLayer(torch.autograd.Function):
-    """The fused operator with a gradient. Of the forward pass only the output is kept."""
+class _FusedStack(torch.autograd.Function):
+    """The fused operator with a gradient. Of the forward pass only the outputs are kept."""
 
     @staticmethod
-    def forward(ctx, input, hx, batch_sizes, nonlinearity, bidirectional, batch_first, *weights):
-        output, h_n = ops.rnn_forward(
-            input, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first
+    def forward(
+        ctx,
+        input,
+        hx,
+        num_layers,
+        batch_sizes,
+        lengths,
+        offsets,
+        reset,
+        nonlinearity,
+        bidirectional,
+        batch_first,
+        batch_invariant,
+        *weights,
+    ):
+        rows = (batch_sizes, lengths, offsets, reset)
+        options = (nonlinearity, bidirectional, batch_first)
+        output, h_n, hidden = ops.rnn_forward(
+            input, hx, weights, num_layers, *rows, *options, batch_invariant, True
         )
-        ctx.save_for_backward(input, hx, batch_sizes, output, *weights)
-        ctx.options = (nonlinearity, bidirectional, batch_first)
+        ctx.save_for_backward(input, hx, *rows, output, *hidden, *weights)
+        ctx.num_layers, ctx.options = num_layers, options
         ctx.set_materialize_grads(False)
         return output, h_n
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):
-        input, hx, batch_sizes, output, *weights = ctx.saved_tensors
+        input, hx, *rest = ctx.saved_tensors
+        rows, (output, *hidden) = rest[:4], rest[4 : 4 + ctx.num_layers]
+        weights = rest[4 + ctx.num_layers :]
         want_input, want_hx, *_ = ctx.needs_input_grad
-        want_weights = any(ctx.needs_input_grad[6:])
+        want_weights = ctx.needs_input_grad[-len(weights) :]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif torch.is_grad_enabled():  # create_graph: the gradient itself must have one
             grad_input, grad_hx, *grad_weights = _differentiable_backward(
-                ctx, grad_output, grad_h_n
+                ctx, input, hx, weights, rows, grad_output, grad_h_n
             )
         else:
+            per_layer = len(weights) // ctx.num_layers
             grad_input, grad_hx, grad_weights = ops.rnn_backward(
                 grad_output,
                 grad_h_n,
                 input,
                 hx,
                 weights,
+                ctx.num_layers,
                 output,
-                batch_sizes,
+                hidden,
+                *rows,
                 *ctx.options,
                 want_input,
                 want_hx,
-                want_weights,
+                [
+                    k
+                    for k in range(ctx.num_layers)
+                    if any(want_weights[k * per_layer : (k + 1) * per_layer])
+                ],
             )
         return (
             grad_input if want_input else None,
             grad_hx if want_hx else None,
-            *(None, None, None, None),
-            *(grad_weights or [None] * len(weights)),
+            *(None,) * 9,
+            *(
+                grad if want else None
+                for grad, want in zip(
+                    grad_weights or [None] * len(weights), want_weights, strict=True
+                )
+            ),
         )
 
 
-def _differentiable_backward(ctx, grad_output, grad_h_n):
+def _differentiable_backward(ctx, input, hx, weights, rows, grad_output, grad_h_n):
     """The gradients of input, hx and weights with a graph of their own, by way of the reference."""
-    input, hx, batch_sizes, _, *weights = ctx.saved_tensors
     # A view of each, so that a tensor given in two places keeps two gradients.
     input, hx, *weights = (
         None if tensor is None else tensor.view_as(tensor) for tensor in (input, hx, *weights)
     )
-    results = reference.rnn_layer(input, hx, weights, batch_sizes, *ctx.options)
+    results = reference.rnn_stack(input, hx, weights, ctx.num_layers, *rows, *ctx.options)
     given = [
         (result, grad)
         for result, grad in zip(results, (grad_output, grad_h_n), strict=True)
         if grad is not None
     ]
-    needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[6:])
+    needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[-len(weights) :])
     grads = iter(
         torch.autograd.grad(
             [result for result, _ in given],
@@ -95,6 +124,32 @@ def _why_not_kernel(input: Tensor) -> str | None:
     if not torch.compiler.is_compiling() and _transforms_active():
         return "a torch.func transform or forward-mode differentiation is active"
     return ops.why_not_cpu_kernel(input)
+
+
+_batch_invariant = False
+
+
+@contextlib.contextmanager
+def batch_invariant(enabled: bool = True) -> Iterator[None]:
+    """Within it, the bits of a sequence's results do not depend on how it is batched.
+
+    That is: not on the other sequences of the batch or its place among them, on padding, packing or
+    lengths, or on the number of threads. It holds for what `rnn` and the modules compute forward;
+    gradients of parameters are sums over the batch. One short sequence by itself then takes about
+    twice the time, and a few rows at a time in bfloat16 up to four times; larger batches cost the
+    same. `FusedRNN(..., batch_invariant=True)` has the same for one module.
+
+    Like torch's own such settings it is of the process, not of a thread.
+
+    Args:
+        enabled: False switches it off within an outer one.
+    """
+    global _batch_invariant
+    before, _batch_invariant = _batch_invariant, enabled
+    try:
+        yield
+    finally:
+        _batch_invariant = before
 
 
 class Explanation(NamedTuple):
@@ -199,6 +254,9 @@ def rnn(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    batch_invariant: bool = False,
     prepacked: Prepacked | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Applies a vanilla RNN of one or more layers to whole sequences; `FusedRNN` calls this.
@@ -207,8 +265,9 @@ def rnn(
 
     Args:
         input: (seq_len, batch, input_size), with batch_first (batch, seq_len, input_size), without
-            a batch (seq_len, input_size), or a PackedSequence, sorted or not. seq_len must be at
-            least 1; the batch may be empty. Any strides.
+            a batch (seq_len, input_size), a PackedSequence, sorted or not, or a jagged nested
+            tensor (batch, any length, input_size). seq_len must be at least 1, but for a jagged
+            tensor's; the batch may be empty. Any strides.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
             zeros.
@@ -222,20 +281,34 @@ def rnn(
             while training.
         bidirectional: whether every layer also runs from the end of the sequences.
         training: whether dropout is applied.
+        lengths: how many steps of each sequence of a padded input are its own, (batch): integers
+            from 0 to seq_len in any order, a tensor of any integer dtype and device, or a list.
+            Padding costs no computation, and its values, even NaN, do not matter; output is zero
+            there. The last state of a sequence of length 0 is its initial state. On an accelerator
+            the values are not checked, which would wait for the device.
+        reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
+            (seq_len) without a batch. Set where a new episode begins: it starts from a state of
+            zeros, as if the sequence had been split there and its parts run one by one; the second
+            direction runs each from its own end. Of a PackedSequence in the order of its padded
+            form; not with a jagged tensor.
+        batch_invariant: as within `namernn_fast.batch_invariant()`.
         prepacked: what `prepack` made of these very weights, to be read in their place where no
             gradient is wanted and autocast is off.
 
     Returns:
         output: the last layer's states at every step, like input with num_directions * hidden_size
-        features (a PackedSequence for a PackedSequence), and h_n, like hx: the last state of every
-        layer and direction.
+        features (a PackedSequence for a PackedSequence, jagged for jagged), and h_n, like hx: the
+        last state of every layer and direction.
 
     Raises:
-        TypeError: input or hx is no tensor.
+        TypeError: input or hx is no tensor, lengths holds other things than integers, reset is no
+            bool tensor.
         ValueError: the dtype of input is not that of the weights (outside autocast), its number of
-            dimensions is wrong, `weights` does not fit the options, nonlinearity is unknown.
+            dimensions is wrong, `weights` does not fit the options, nonlinearity is unknown,
+            lengths or reset come with an input that they do not go with.
         RuntimeError: a size, device or the dtype of hx does not fit; seq_len is 0; the batch_sizes
-            of a packed sequence increase or do not sum to its rows.
+            of a packed sequence increase or do not sum to its rows; a length is not from 0 to
+            seq_len; batch_invariant is wanted of ATen operators, which cannot promise it.
     """
     directions = 2 if bidirectional else 1
     per_layer = 4 * directions if bias else 2 * directions
@@ -251,14 +324,22 @@ def rnn(
         raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
 
     packed = isinstance(input, PackedSequence)
+    batch_sizes = offsets = None
+    dim = 3
     if packed:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None:
-            hx = hx.index_select(1, sorted_indices)
+        if sorted_indices is not None:
+            hx = None if hx is None else hx.index_select(1, sorted_indices)
+            if reset is not None:
+                reset = reset.index_select(0 if batch_first else 1, sorted_indices)
         if data.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    elif isinstance(input, Tensor):
-        data, batch_sizes = input, None
+    elif not isinstance(input, Tensor):
+        raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    elif input.is_nested:
+        data, offsets = _jagged_parts(input)
+    else:
+        data = input
         dim = data.dim()
         if dim == 2:
             data = data.unsqueeze(0 if batch_first else 1)
@@ -269,74 +350,126 @@ def rnn(
                         f"but got {hx.dim()}-D tensor"
                     )
                 hx = hx.unsqueeze(1)
+            reset = None if reset is None else reset.unsqueeze(0 if batch_first else 1)
         elif dim != 3:
             raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dim}D tensor instead")
         elif hx is not None and hx.dim() != 3:
             raise RuntimeError(
                 f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
             )
-    else:
-        raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    if lengths is not None or reset is not None:
+        lengths = _check_rows(data, lengths, reset, packed, offsets is not None)
 
     if torch._C._is_any_autocast_enabled():
         data = _autocast(data)
         hx = None if hx is None else _autocast(hx)
         weights = [_autocast(w) for w in weights]
         prepacked = None
-    checked = (hx, weights, batch_sizes, num_layers * directions, batch_first)
-    arguments = (data, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first)
-    dropout = dropout if training else 0.0
-    if _why_not_kernel(data) is not None:
-        _check(data, *checked)
-        output, h_n = _layers(_reference_layer, num_layers, dropout, *arguments)
+    batch_invariant = batch_invariant or _batch_invariant
+    checked = (data, hx, weights, num_layers * directions, batch_sizes, offsets, reset, batch_first)
+    rows = (batch_sizes, lengths, offsets, reset)
+    options = (nonlinearity, bidirectional, batch_first, batch_invariant)
+    arguments = (data, hx, weights, num_layers, *rows, *options)
+    dropout = dropout if training and num_layers > 1 else 0.0
+    why_not = _why_not_kernel(data)
+    if why_not is not None:
+        if batch_invariant:
+            raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
+        _check(*checked)
+        output, h_n = _run(_reference_stack, dropout, *arguments)
     elif (
         torch.compiler.is_compiling()  # what a tracer runs checks nothing, nor does what runs
         or not weights[0].is_cpu  # where one of the tensors is on the meta device
         or (hx is not None and not hx.is_cpu)
     ):
-        _check(data, *checked)
-        output, h_n = _layers(_fused_layer, num_layers, dropout, *arguments)
+        _check(*checked)
+        output, h_n = _run(_fused_stack, dropout, *arguments)
     else:
-        run_layer = _fused_layer
-        if prepacked is not None and not _wants_gradient(data, hx, weights):
-            run_layer = partial(_prepacked_layer, weights[1].shape[0])
-            arguments = (data, hx, prepacked.layers, *arguments[3:])
         try:
-            output, h_n = _layers(run_layer, num_layers, dropout, *arguments)
+            if prepacked is not None and not _wants_gradient(data, hx, weights):
+                output, h_n = ops.rnn_forward_prepacked(
+                    data, hx, prepacked.layers, weights[1].shape[0], *rows, *options
+                )
+            else:
+                output, h_n = _run(_fused_stack, dropout, *arguments)
         except RuntimeError:  # the operator checks its arguments; `nn.RNN` has words of its own
-            _check(data, *checked)
+            _check(*checked)
             raise
 
     if packed:
         if unsorted_indices is not None:
             h_n = h_n.index_select(1, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+    if offsets is not None:
+        return torch.nested.nested_tensor_from_jagged(output, offsets), h_n
     if dim == 2:
         return output.squeeze(0 if batch_first else 1), h_n.squeeze(1)
     return output, h_n
 
 
-def _layers(run_layer, num_layers, dropout, data, hx, weights, *options):
-    """All layers, one after the other, with dropout between them."""
-    if num_layers == 1:
-        return run_layer(data, hx, weights, *options)
+def _jagged_parts(input):
+    """The rows (rows, features) and the offsets (batch + 1) of a jagged nested tensor."""
+    if input.layout != torch.jagged:
+        raise ValueError(
+            "a nested input must have layout=torch.jagged, got torch.strided: make it with "
+            "torch.nested.nested_tensor(..., layout=torch.jagged)"
+        )
+    if input.dim() != 3 or input._ragged_idx != 1:
+        raise ValueError(
+            "a jagged input must be (batch, jagged steps, features), got "
+            f"{input.dim()} dimensions, of which number {input._ragged_idx} is jagged"
+        )
+    if input.lengths() is not None:
+        raise ValueError("a jagged input must have no holes, which input.contiguous() removes")
+    return input.values(), input.offsets()
+
+
+def _check_rows(data, lengths, reset, packed, jagged):
+    """Checks the kinds of lengths and reset; returns lengths as the operator takes them."""
+    if reset is not None:
+        if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+            kind = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
+            raise TypeError(f"reset must be a bool tensor, got {kind}")
+        if jagged:
+            raise ValueError(
+                "reset does not go with a jagged input: pad it and give its lengths, or split it"
+            )
+    if lengths is None:
+        return None
+    if packed or jagged:
+        raise ValueError(
+            "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
+        )
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths, dtype=torch.int64 if lengths == [] else None)
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    # Where the kernel runs, or on the device of input, so that nothing waits for it.
+    return lengths.to(data.device, torch.int64, non_blocking=True)
+
+
+def _run(run_stack, dropout, data, hx, weights, num_layers, *options):
+    """All layers in one call, or, with dropout between them, in one call each."""
+    if not dropout:
+        return run_stack(data, hx, weights, num_layers, *options)
     per_layer = len(weights) // num_layers
     per_state = 1 if hx is None else hx.shape[0] // num_layers
     states = []
     for k in range(num_layers):
-        data, h_n = run_layer(
+        data, h_n = run_stack(
             data,
             None if hx is None else hx[k * per_state : (k + 1) * per_state],
             weights[k * per_layer : (k + 1) * per_layer],
+            1,
             *options,
         )
         states.append(h_n)
-        if dropout and k < num_layers - 1:
+        if k < num_layers - 1:
             data = torch.nn.functional.dropout(data, dropout, training=True)
     return data, torch.cat(states)
 
 
-def _check(data, hx, weights, batch_sizes, states, batch_first):
+def _check(data, hx, weights, states, batch_sizes, offsets, reset, batch_first):
     """Raises the errors of `nn.RNN` for input and hx that do not fit the weights."""
     weight_ih, weight_hh = weights[:2]
     if data.dtype != weight_ih.dtype:
@@ -355,13 +488,17 @@ def _check(data, hx, weights, batch_sizes, states, batch_first):
             "input.size(-1) must be equal to input_size. "
             f"Expected {weight_ih.shape[1]}, got {data.shape[-1]}"
         )
-    if batch_sizes is None and data.shape[1 if batch_first else 0] == 0:
+    padded = batch_sizes is None and offsets is None
+    if padded and data.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if padded and reset is not None and reset.shape != data.shape[:2]:
+        raise RuntimeError(
+            f"reset must have shape {tuple(data.shape[:2])}, got {tuple(reset.shape)}"
+        )
     if hx is None:
         return
     # The operator compares a packed batch with batch_sizes[0], which is no number while tracing.
-    packed = batch_sizes is not None
-    batch = hx.shape[1] if packed else data.shape[0 if batch_first else 1]
+    batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
     expected = (states, batch, weight_hh.shape[0])
     if hx.shape != expected:
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
@@ -382,40 +519,56 @@ def _wants_gradient(data, hx, weights):
     )
 
 
-def _fused_layer(data, hx, weights, batch_sizes, *options):
+def _fused_stack(data, hx, weights, *arguments):
     if _wants_gradient(data, hx, weights):
-        return _FusedLayer.apply(data, hx, batch_sizes, *options, *weights)
-    return ops.rnn_forward(data, hx, weights, batch_sizes, *options)
+        return _FusedStack.apply(data, hx, *arguments, *weights)
+    output, h_n, _ = ops.rnn_forward(data, hx, weights, *arguments, False)
+    return output, h_n
 
 
-def _prepacked_layer(hidden_size, data, hx, packed, batch_sizes, *options):
-    return ops.rnn_forward_prepacked(data, hx, packed[0], hidden_size, batch_sizes, *options)
-
-
-def _reference_layer(data, hx, weights, batch_sizes, *options):
-    _check_weights(data, weights)
+def _reference_stack(data, hx, weights, num_layers, *arguments):
+    batch_sizes, lengths, _, reset, _, bidirectional, batch_first, _ = arguments
+    _check_weights(data, weights, num_layers, 2 if bidirectional else 1)
     if batch_sizes is not None:
-        _check_batch_sizes(data, hx, batch_sizes)
-    return reference.rnn_layer(data, hx, weights, batch_sizes, *options)
+        _check_batch_sizes(data, hx, batch_sizes, reset, batch_first)
+    if lengths is not None:
+        _check_lengths(data, lengths, batch_first)
+    return reference.rnn_stack(data, hx, weights, num_layers, *arguments[:-1])
 
 
-def _check_weights(data, weights):
-    """The operator's own checks of one layer's weights, for the path that does not come by it."""
-    hidden_size, features = weights[1].shape[0], data.shape[-1]
-    shapes = {
-        "weight_ih": (hidden_size, features),
-        "weight_hh": (hidden_size, hidden_size),
-        "bias_ih": (hidden_size,),
-        "bias_hh": (hidden_size,),
-    }
-    names = list(shapes) if weights[2:] and weights[2].dim() == 1 else list(shapes)[:2]
+def _check_weights(data, weights, num_layers, directions):
+    """The operator's own checks of the weights, for the path that does not come by it."""
+    hidden_size = weights[1].shape[0]
+    per_layer = len(weights) // num_layers
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: per_layer // directions]
     for i, weight in enumerate(weights):
         name = names[i % len(names)]
-        if weight.shape != shapes[name]:
-            raise RuntimeError(f"{name} must have shape {shapes[name]}, got {tuple(weight.shape)}")
+        features = data.shape[-1] if i < per_layer else directions * hidden_size
+        columns = {"weight_ih": (features,), "weight_hh": (hidden_size,)}.get(name, ())
+        if weight.shape != (hidden_size, *columns):
+            expected = (hidden_size, *columns)
+            raise RuntimeError(f"{name} must have shape {expected}, got {tuple(weight.shape)}")
 
 
-def _check_batch_sizes(data, hx, batch_sizes):
+def _check_lengths(data, lengths, batch_first):
+    """The operator's own checks of lengths, as far as no device must be waited for."""
+    steps, batch = data.shape[1 if batch_first else 0], data.shape[0 if batch_first else 1]
+    if lengths.shape != (batch,):
+        raise RuntimeError(
+            f"lengths must have one length for each of the {batch} sequences, got "
+            f"{tuple(lengths.shape)}"
+        )
+    if not lengths.is_cpu or torch.compiler.is_compiling():
+        return
+    for b, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= steps:
+            raise RuntimeError(
+                f"lengths must be from 0 to {steps}, the steps of input, got {length} for "
+                f"sequence {b}"
+            )
+
+
+def _check_batch_sizes(data, hx, batch_sizes, reset, batch_first):
     """The operator's own checks of a packed sequence, for the path that does not come by it."""
     sizes = batch_sizes.tolist()
     if not sizes:
@@ -434,3 +587,7 @@ def _check_batch_sizes(data, hx, batch_sizes):
     if hx is not None and hx.shape[1] != sizes[0]:
         expected = (hx.shape[0], sizes[0], hx.shape[2])
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+    if reset is not None:
+        shape = (sizes[0], len(sizes)) if batch_first else (len(sizes), sizes[0])
+        if reset.shape != shape:
+            raise RuntimeError(f"reset must have shape {shape}, got {tuple(reset.shape)}")

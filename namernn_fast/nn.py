@@ -41,31 +41,51 @@ class FusedRNN(torch.nn.RNN):
         bidirectional: whether every layer also runs from the end of the sequences.
         device, dtype: of the parameters. Floating-point types on a CPU take the fused kernel,
             everything else ATen operators; `namernn_fast.explain` tells.
+        batch_invariant: whether the bits of a sequence's results are not to depend on how it is
+            batched, as within `namernn_fast.batch_invariant()`.
     """
 
+    batch_invariant: bool = False
     _prepacked: Prepacked | None = None
 
-    @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def __init__(self, *args, batch_invariant: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batch_invariant = batch_invariant
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, *, reset: Tensor | None = None
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, *, lengths=None, reset=None):
         """Runs the layer over whole sequences.
 
         Args:
             input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
-                (seq_len, input_size) for one sequence, or a PackedSequence, sorted or not.
+                (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
+                nested tensor (batch, any length, input_size).
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
                 sequence; None for zeros.
+            lengths: of the sequences of a padded input, (batch), from 0 to seq_len in any order;
+                what lies past the end of a sequence is neither read nor computed, and zero in
+                output.
+            reset: bool, (seq_len, batch), (batch, seq_len) with batch_first: set where a new
+                episode begins, which starts from a state of zeros.
 
         Returns:
             output: like input with num_directions * hidden_size features, and h_n: like hx.
 
-        Raises what `namernn_fast.rnn` raises.
+        Raises what `namernn_fast.rnn` raises, which has all of this in more detail.
         """
         weights = _current(self, self._flat_weights_names)
         # What is compiled reads the weights themselves: a tracer cannot see them change.
@@ -85,6 +105,9 @@ class FusedRNN(torch.nn.RNN):
             dropout=self.dropout,
             bidirectional=self.bidirectional,
             training=self.training,
+            lengths=lengths,
+            reset=reset,
+            batch_invariant=self.batch_invariant,
             prepacked=self._prepacked,
         )
 

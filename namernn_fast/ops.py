@@ -1,14 +1,20 @@
 """The operators: schemas, fake kernels and handles, and which of them this installation has.
 
-An operator runs one layer, both directions where there are two, over the whole sequence:
+An operator runs a stack of layers, both directions where there are two, over whole sequences:
 
-- input: (seq_len, batch, features), or (batch, seq_len, features) with batch_first, or, with
-  batch_sizes, the data of a PackedSequence (rows, features).
-- hx: (directions, batch, hidden_size), or None for zeros.
-- weights: for each direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh.
-- output: like input with directions * hidden_size features; h_n: like hx.
+- input: (seq_len, batch, features), or (batch, seq_len, features) with batch_first. Which of its
+  rows exist, all if not said otherwise, one of these says, an int64 tensor on the CPU:
+  lengths (batch), of padded sequences in any order; batch_sizes (seq_len), and input is the data of
+  a PackedSequence (rows, features); offsets (batch + 1), and input has the sequences (rows,
+  features) one after the other, each with its own rows in turn.
+- reset: bool (seq_len, batch), (batch, seq_len) with batch_first, set where a state starts anew.
+- hx: (num_layers * directions, batch, hidden_size), or None for zeros.
+- weights: for each layer and direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh.
+- output: like input with directions * hidden_size features; h_n: like hx; hidden, where wanted:
+  the outputs of all layers but the last, which the backward pass needs.
 
 Backward returns the gradients of input, hx and weights; one that is not wanted is empty.
+want_layers has the numbers of the layers whose weights' gradients are wanted.
 """
 
 import importlib.util
@@ -22,28 +28,28 @@ from torch import Tensor
 NAMESPACE = "namernn_fast"
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+_ROWS = "Tensor? batch_sizes, Tensor? lengths, Tensor? offsets, Tensor? reset"
+_OPTIONS = "str nonlinearity, bool bidirectional, bool batch_first"
 _library.define(
-    "rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, Tensor? batch_sizes, "
-    "str nonlinearity, bool bidirectional, bool batch_first) -> (Tensor, Tensor)",
+    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, int num_layers, {_ROWS}, {_OPTIONS}, "
+    "bool batch_invariant, bool want_hidden) -> (Tensor output, Tensor h_n, Tensor[] hidden)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
     "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
-    "Tensor[] weights, Tensor output, Tensor? batch_sizes, str nonlinearity, bool bidirectional, "
-    "bool batch_first, bool want_input, bool want_hx, bool want_weights) "
-    "-> (Tensor, Tensor, Tensor[])",
+    f"Tensor[] weights, int num_layers, Tensor output, Tensor[] hidden, {_ROWS}, {_OPTIONS}, "
+    "bool want_input, bool want_hx, int[] want_layers) -> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define("rnn_prepack(Tensor[] weights, bool bidirectional) -> Tensor")
 _library.define(
-    "rnn_forward_prepacked(Tensor input, Tensor? hx, Tensor packed, int hidden_size, "
-    "Tensor? batch_sizes, str nonlinearity, bool bidirectional, bool batch_first) "
-    "-> (Tensor, Tensor)"
+    f"rnn_forward_prepacked(Tensor input, Tensor? hx, Tensor[] packed, int hidden_size, {_ROWS}, "
+    f"{_OPTIONS}, bool batch_invariant) -> (Tensor, Tensor)"
 )
 _library.define("cpu_kernel(bool bfloat16) -> str")
 _library.define(
-    "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int threads, int near_bytes) "
-    "-> (int, int, float)"
+    "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
+    "int near_bytes) -> (int, int, float, int)"
 )
 
 
@@ -75,11 +81,13 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
 
 class Plan(NamedTuple):
     """How a layer's recurrence would be shared out: groups of sequences, members over the hidden
-    units of each, and the time in ns that the rule's model has for it."""
+    units of each, and the time in ns that the rule's model has for it; and how many layers of a
+    stack of them would run at once, a thread each, in place of that."""
 
     groups: int
     members: int
     nanoseconds: float
+    layers: int
 
 
 def cpu_plan(
@@ -88,6 +96,7 @@ def cpu_plan(
     hidden_size: int,
     threads: int,
     near_bytes: int = 2**20,
+    num_layers: int = 1,
 ) -> Plan:
     """What the CPU kernel's threading rule chooses in float32, on a machine that need not be this.
 
@@ -96,24 +105,47 @@ def cpu_plan(
         input_size, hidden_size: of the layer.
         threads: the number of threads to share the work.
         near_bytes: the size of a core's own cache, in bytes.
+        num_layers: of a stack of such layers, in one direction.
     """
     return Plan(
-        *torch.ops.namernn_fast.cpu_plan(batch_sizes, input_size, hidden_size, threads, near_bytes)
+        *torch.ops.namernn_fast.cpu_plan(
+            batch_sizes, input_size, hidden_size, num_layers, threads, near_bytes
+        )
     )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_forward")
-def _(input, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first):
+def _(
+    input,
+    hx,
+    weights,
+    num_layers,
+    batch_sizes,
+    lengths,
+    offsets,
+    reset,
+    nonlinearity,
+    bidirectional,
+    batch_first,
+    batch_invariant,
+    want_hidden,
+):
     directions = 2 if bidirectional else 1
     hidden_size = weights[1].shape[0]
     if hx is not None:
         batch = hx.shape[1]
     elif batch_sizes is not None:  # the batch is a value in batch_sizes, unknown to a tracer
         batch = torch.library.get_ctx().new_dynamic_size()
+    elif offsets is not None:
+        batch = offsets.shape[0] - 1
     else:
         batch = input.shape[0 if batch_first else 1]
-    output = input.new_empty((*input.shape[:-1], directions * hidden_size))
-    return output, input.new_empty((directions, batch, hidden_size))
+    output_shape = (*input.shape[:-1], directions * hidden_size)
+    return (
+        input.new_empty(output_shape),
+        input.new_empty((num_layers * directions, batch, hidden_size)),
+        [input.new_empty(output_shape) for _ in range(num_layers - 1)] if want_hidden else [],
+    )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_backward")
@@ -123,19 +155,28 @@ def _(
     input,
     hx,
     weights,
+    num_layers,
     output,
+    hidden,
     batch_sizes,
+    lengths,
+    offsets,
+    reset,
     nonlinearity,
     bidirectional,
     batch_first,
     want_input,
     want_hx,
-    want_weights,
+    want_layers,
 ):
+    per_layer = len(weights) // num_layers
     return (
         input.new_empty(input.shape if want_input else (0,)),
         input.new_empty(hx.shape if want_hx else (0,)),
-        [w.new_empty(w.shape) for w in weights] if want_weights else [],
+        [
+            w.new_empty(w.shape if i // per_layer in want_layers else (0,))
+            for i, w in enumerate(weights if want_layers else [])
+        ],
     )
 
 

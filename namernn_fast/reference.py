@@ -3,63 +3,111 @@
 Differentiable as often as one likes, on every device that has matrix products.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
-def rnn_layer(
+def rnn_stack(
     input: Tensor,
     hx: Tensor | None,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
+    num_layers: int,
     batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    reset: Tensor | None,
     nonlinearity: str,
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One layer over the whole sequence; arguments and results as in `namernn_fast.ops`.
+    """A stack of layers over whole sequences; arguments and results as in `namernn_fast.ops`.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), the second direction from the end.
+    lengths may be on any device; the values of those on an accelerator are not checked.
     """
-    if batch_first and batch_sizes is None:
-        input = input.transpose(0, 1)
-    steps = list(input.unbind(0) if batch_sizes is None else input.split(batch_sizes.tolist()))
+    if offsets is not None:
+        lengths, rows = offsets.diff(), _rows_of_jagged(offsets)
+        longest = max([1, *lengths.tolist()])
+        padded = input.new_zeros(len(lengths), longest, input.shape[-1])
+        input, batch_first = padded.index_put(rows, input), True
+    if batch_first:
+        input = input.transpose(0, 1) if batch_sizes is None else input
+        reset = None if reset is None else reset.transpose(0, 1)
+    alive = None
+    if batch_sizes is None:
+        if lengths is not None:
+            steps = torch.arange(input.shape[0], device=lengths.device)
+            alive = (steps[:, None] < lengths).unsqueeze(-1)
+            input = torch.where(alive, input, 0.0)  # padding is not to reach a gradient as NaN
+        xs = list(input.unbind(0))
+    else:
+        xs = list(input.split(batch_sizes.tolist()))
     directions = 2 if bidirectional else 1
     if hx is None:
-        hx = input.new_zeros(directions, steps[0].shape[0], weights[1].shape[0])
+        hx = input.new_zeros(num_layers * directions, xs[0].shape[0], weights[1].shape[0])
+    cuts = [None] * len(xs) if reset is None else list(reset.unsqueeze(-1).unbind(0))
 
-    per_direction = len(weights) // directions
-    outputs, states = [], []
-    for d in range(directions):
-        own = weights[d * per_direction : (d + 1) * per_direction]
-        hidden, h_n = _direction(steps, hx[d], own, ACTIVATIONS[nonlinearity], reverse=d == 1)
-        outputs.append(torch.stack(hidden) if batch_sizes is None else torch.cat(hidden))
-        states.append(h_n)
-    output = torch.cat(outputs, -1)
-    return output.transpose(0, 1) if batch_first and batch_sizes is None else output, torch.stack(
-        states
-    )
+    states = []
+    per_direction = len(weights) // len(hx)
+    for state in range(0, len(hx), directions):
+        outputs = []
+        for d in range(directions):
+            first = (state + d) * per_direction
+            own = weights[first : first + per_direction]
+            hidden, h_n = _direction(
+                xs, hx[state + d], own, ACTIVATIONS[nonlinearity], alive, cuts, reverse=d == 1
+            )
+            outputs.append(hidden)
+            states.append(h_n)
+        xs = (
+            outputs[0]
+            if directions == 1
+            else [torch.cat(both, -1) for both in zip(*outputs, strict=True)]
+        )
+    h_n = torch.stack(states)
+    if batch_sizes is not None:
+        return torch.cat(xs), h_n
+    output = torch.stack(xs, 1 if batch_first else 0)
+    return (output if offsets is None else output[rows]), h_n
 
 
-def _direction(steps, hx, weights, activation, reverse):
+def _rows_of_jagged(offsets):
+    """For each row of a jagged tensor the number of its sequence and its place there."""
+    row = torch.arange(int(offsets[-1]), device=offsets.device)
+    sequence = torch.bucketize(row, offsets[1:], right=True)
+    return sequence, row - offsets[sequence]
+
+
+def _direction(xs, hx, weights, activation, alive, cuts, reverse):
+    """One direction of one layer: the states at each time, in the order of `xs`, and the last."""
     weight_ih, weight_hh, *biases = weights
     bias_ih, bias_hh = biases or (None, None)
-    h = hx[: steps[-1 if reverse else 0].shape[0]]
+    h = hx[: xs[-1 if reverse else 0].shape[0]]
     ended = []  # last states of the sequences that have ended, shortest first
     hidden = []
-    for x in reversed(steps) if reverse else steps:
-        alive = x.shape[0]
-        if alive < h.shape[0]:
-            ended.append(h[alive:])
-            h = h[:alive]
-        elif alive > h.shape[0]:
-            h = torch.cat([h, hx[h.shape[0] : alive]])
-        h = activation(
-            torch.nn.functional.linear(x, weight_ih, bias_ih)
-            + torch.nn.functional.linear(h, weight_hh, bias_hh)
-        )
-        hidden.append(h)
+    for t in reversed(range(len(xs))) if reverse else range(len(xs)):
+        rows = xs[t].shape[0]
+        if rows < h.shape[0]:
+            ended.append(h[rows:])
+            h = h[:rows]
+        border = t + 1 if reverse else t  # which a state crosses to reach t
+        if border < len(xs) and cuts[border] is not None:
+            cut = cuts[border][: h.shape[0]]
+            h = torch.where(cut if alive is None else cut & alive[border], 0.0, h)
+        if rows > h.shape[0]:
+            h = torch.cat([h, hx[h.shape[0] : rows]])
+        z = torch.nn.functional.linear(xs[t], weight_ih, bias_ih)
+        new = activation(z + torch.nn.functional.linear(h, weight_hh, bias_hh))
+        if alive is None:
+            h = new
+            hidden.append(h)
+        else:
+            h = torch.where(alive[t], new, h)
+            hidden.append(torch.where(alive[t], new, 0.0))
     if reverse:
         hidden.reverse()
     return hidden, torch.cat([h, *reversed(ended)])

@@ -7,7 +7,9 @@ import oracle
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-LAYOUTS = ("dense", "sliced", "packed", "packed unsorted")
+from namernn_fast import FusedRNN
+
+LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
 
 
 def exact(tensor, dtype):
@@ -64,7 +66,7 @@ class Case:
             lengths[seed % self.B] = self.T
         if self.layout == "packed":
             lengths = lengths.sort(descending=True).values
-        elif self.layout != "packed unsorted":
+        elif self.layout in ("dense", "sliced"):
             lengths[:] = self.T
         self.lengths = lengths.tolist()
         width = self.H * (2 if self.module.bidirectional else 1)
@@ -72,7 +74,10 @@ class Case:
         self.grad_h_n = randn(states, self.B, self.H)
 
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
-        """Outputs padded to (T, B, ...) and every gradient."""
+        """Outputs padded to (T, B, ...) and every gradient.
+
+        Lengths and jagged tensors become a packed sequence for a layer that does not take them.
+        """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
             for p, value in zip(module.parameters(), self.weights, strict=True):
@@ -83,17 +88,26 @@ class Case:
             x = x.contiguous()
         x = (x.transpose(0, 1) if batch_first else x).detach().requires_grad_()
         hx = None if self.hx is None else self.hx.to(dtype, copy=True).requires_grad_()
-        packed = self.layout.startswith("packed")
-        if packed:
+        input, more = x, {}
+        if self.layout == "lengths" and isinstance(module, FusedRNN):
+            past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths, dtype=torch.int64)
+            input = x.masked_fill((past.T if batch_first else past).unsqueeze(-1), torch.nan)
+            more = {"lengths": self.lengths}
+        elif self.layout == "jagged" and isinstance(module, FusedRNN):
+            sequences = (x if batch_first else x.transpose(0, 1)).unbind(0)
+            input = torch.nested.as_nested_tensor(
+                [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
+                layout=torch.jagged,
+            )
+        elif self.layout not in ("dense", "sliced"):
             input = pack_padded_sequence(
                 x, self.lengths, batch_first=batch_first, enforce_sorted=self.layout == "packed"
             )
-        else:
-            input = x
-        output, h_n = module(input, hx)
-        if packed:
-            assert isinstance(output, PackedSequence)
+        output, h_n = module(input, hx, **more)
+        if isinstance(output, PackedSequence):
             output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, total_length=self.T)
+        elif output.is_nested:
+            output = torch.nn.utils.rnn.pad_sequence(output.unbind(0))
         elif batch_first:
             output = output.transpose(0, 1)
         torch.autograd.backward(

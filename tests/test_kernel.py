@@ -82,15 +82,17 @@ def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
     module = FusedRNN(9, 70, bidirectional=True, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(2, 20, 70, dtype=dtype)
-    options = (None, nonlinearity, True, False)
-    output, h_n = ops.rnn_forward(x, hx, weights, *options)
+    options = (None, None, None, None, nonlinearity, True, False)
+    output, h_n, _ = ops.rnn_forward(x, hx, weights, 1, *options, False, False)
     grads = (torch.randn_like(output), torch.randn_like(h_n))
-    everything = (True, True, True)
-    got = ops.rnn_backward(*grads, x, hx, weights, output, *options, *everything)
+    everything = (True, True, [0])
+    got = ops.rnn_backward(*grads, x, hx, weights, 1, output, [], *options, *everything)
     wanted = ops.rnn_backward(
         *(g.float() for g in (*grads, x, hx)),
         [w.float() for w in weights],
+        1,
         output.float(),
+        [],
         *options,
         *everything,
     )

@@ -9,33 +9,44 @@ from namernn_fast import FusedRNN, FusedRNNCell, ops
 BATCH_SIZES = torch.tensor([3, 3, 2, 1])
 
 
-def layer_arguments(bidirectional, bias, packed, batch_first, dtype=torch.float64, with_hx=True):
+OFFSETS = torch.tensor([0, 4, 6, 9])
+LAYOUTS = ("padded", "lengths", "packed", "jagged")
+
+
+def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True):
+    """The arguments of `rnn_forward` but for the last two."""
     directions = 2 if bidirectional else 1
-    module = torch.nn.RNN(4, 6, bias=bias, bidirectional=bidirectional, dtype=dtype)
-    x = torch.randn(9, 4, dtype=dtype) if packed else torch.randn(5, 3, 4, dtype=dtype)
-    batch = 5 if batch_first and not packed else 3
-    hx = torch.randn(directions, batch, 6, dtype=dtype) if with_hx else None
-    weights = [p.detach() for p in module.parameters()]
-    return x, hx, weights, BATCH_SIZES if packed else None, "tanh", bidirectional, batch_first
+    options = {"num_layers": num_layers, "bidirectional": bidirectional, "dtype": torch.float64}
+    weights = [p.detach() for p in torch.nn.RNN(4, 6, **options).parameters()]
+    padded = layout in ("padded", "lengths")
+    x = torch.randn((5, 3, 4) if padded else (9, 4), dtype=torch.float64)
+    batch = 5 if batch_first and padded else 3
+    hx = torch.randn(num_layers * directions, batch, 6, dtype=torch.float64) if with_hx else None
+    batch_sizes = BATCH_SIZES if layout == "packed" else None
+    lengths = torch.arange(batch) % (3 if batch_first else 5) if layout == "lengths" else None
+    offsets = OFFSETS if layout == "jagged" else None
+    reset = torch.rand(x.shape[:2]) < 0.3 if padded else None
+    rows = (batch_sizes, lengths, offsets, reset)
+    return x, hx, weights, num_layers, *rows, "tanh", bidirectional, batch_first
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (1, True), (2, True)])
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_opcheck(packed, batch_first, bidirectional, with_hx):
-    arguments = layer_arguments(bidirectional, True, packed, batch_first, with_hx=with_hx)
+def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
+    arguments = stack_arguments(layout, num_layers, bidirectional, batch_first, with_hx)
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    if not packed or with_hx:  # else the batch is a value in batch_sizes, which opcheck compares
+    # Without hx the batch of a packed sequence is a value, which opcheck compares.
+    if layout != "packed" or with_hx:
         tests.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.rnn_forward, arguments, test_utils=tests)
-    x, hx, weights, *options = arguments
-    output, h_n = ops.rnn_forward(*arguments)
+    torch.library.opcheck(ops.rnn_forward, (*arguments, False, True), test_utils=tests)
+    output, h_n, hidden = ops.rnn_forward(*arguments, False, True)
     for grads in ((output, h_n), (None, h_n), (output, None)):
-        wants = (True, with_hx, True), (False, False, True), (True, False, False)
-        for want in wants:
+        layers = list(range(num_layers))
+        for want in (True, with_hx, layers), (False, False, layers[1:]), (True, False, []):
             torch.library.opcheck(
-                ops.rnn_backward, (*grads, x, hx, weights, output, *options, *want)
+                ops.rnn_backward, (*grads, *arguments[:4], output, hidden, *arguments[4:], *want)
             )
 
 
@@ -169,22 +180,25 @@ def test_the_operator_checks_for_itself():
     """Called directly, past every check in Python, it still reads nothing out of bounds."""
     x = torch.randn(5, 2, 4)
     weights = [p.detach() for p in torch.nn.RNN(4, 5).parameters()]
-    good = (x, None, weights, None, "tanh", False, False)
-    output, h_n = ops.rnn_forward(*good)
+    good = (x, None, weights, 1, None, None, None, None, "tanh", False, False, False, True)
+    output, h_n, _ = ops.rnn_forward(*good)
+    names = [argument.name for argument in ops.rnn_forward._schema.arguments]
 
     def forward_with(**changes):
-        names = ("input", "hx", "weights", "batch_sizes", "nonlinearity", "bidirectional")
-        values = dict(zip((*names, "batch_first"), good, strict=True)) | changes
+        values = dict(zip(names, good, strict=True)) | changes
         return lambda: torch.ops.namernn_fast.rnn_forward(**values)
 
-    def backward(grad_output, grad_h_n, output):
-        wants = (True, False, True)
+    def backward(grad_output, grad_h_n, output, hidden=(), layers=(0,)):
         return lambda: ops.rnn_backward(
-            grad_output, grad_h_n, x, None, weights, output, *good[3:], *wants
+            grad_output, grad_h_n, *good[:4], output, list(hidden), *good[4:11], True, False, layers
         )
 
     for call, text in (
-        (forward_with(weights=weights[:3]), "weights must hold 2 or 4 tensors for each direction"),
+        (
+            forward_with(weights=weights[:3]),
+            r"weights must hold 2 or 4 tensors for each layer and direction, got 3 for 1 layer",
+        ),
+        (forward_with(num_layers=0), r"got 4 for 0 layer\(s\) of 1 direction"),
         (
             forward_with(weights=[weights[1]] * 4),
             r"weight_ih must have shape \(5, 4\), got \(5, 5\)",
@@ -201,6 +215,42 @@ def test_the_operator_checks_for_itself():
         (backward(output[1:], None, output), r"grad_output must have shape \(5, 2, 5\), got \(4,"),
         (backward(output, h_n[0], output), r"grad_h_n must have shape \(1, 2, 5\), got \(2, 5\)"),
         (backward(output, h_n, output[..., 1:]), r"output must have shape \(5, 2, 5\)"),
+        (
+            backward(output, h_n, output, [x]),
+            r"hidden must hold the outputs of 0 layer\(s\), got 1",
+        ),
+        (backward(output, h_n, output, layers=[1]), "want_layers must be from 0 to 0, got 1"),
+        (
+            forward_with(lengths=torch.tensor([2, 3], dtype=torch.int32)),
+            "lengths must be a 1-D int64 tensor on the CPU",
+        ),
+        (forward_with(lengths=torch.tensor([2])), "one length for each of the 2 sequences, got 1"),
+        (
+            forward_with(lengths=torch.tensor([2, 6])),
+            "lengths must be from 0 to 5, the steps of input, got 6 for sequence 1",
+        ),
+        (forward_with(lengths=torch.tensor([-1, 2])), "from 0 to 5, .*, got -1 for sequence 0"),
+        (
+            forward_with(lengths=torch.tensor([2, 5]), batch_sizes=torch.tensor([2])),
+            "input must have 2 dimensions, got 3",
+        ),
+        (
+            forward_with(input=x[0], batch_sizes=torch.tensor([2]), offsets=torch.tensor([0, 2])),
+            "but one of batch_sizes, lengths and offsets may be given",
+        ),
+        (
+            forward_with(input=x[0], offsets=torch.tensor([0, 1])),
+            "offsets must begin with 0 and end with 2, the rows of data, got 0 and 1",
+        ),
+        (
+            forward_with(input=x[0], offsets=torch.tensor([0, 3, 2])),
+            "offsets must not decrease, got 2 after 3 at 2",
+        ),
+        (forward_with(reset=torch.zeros(5, 2)), "reset must be a bool tensor on the CPU"),
+        (
+            forward_with(reset=torch.zeros(2, 5, dtype=torch.bool)),
+            r"reset must have shape \(5, 2\), got \(2, 5\)",
+        ),
     ):
         with pytest.raises(RuntimeError, match=text):
             call()
