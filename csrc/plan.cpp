@@ -16,6 +16,7 @@ namespace {
 constexpr double kRate = 60.0;    // float multiply-adds per ns on one core
 constexpr double kNear = 100.0;   // bytes per ns from the core's own cache
 constexpr double kFar = 30.0;     // bytes per ns from beyond it
+constexpr double kFits = 0.75;    // of that cache; rows want the rest
 constexpr double kRegion = 3000;  // ns to hand work to one other thread and get it back
 constexpr double kThread = 50;    // ns for every further thread
 constexpr double kMeeting = 150;  // ns of a barrier for every member
@@ -46,7 +47,7 @@ Plan choose_plan(const Steps& steps, const Machine& machine, int64_t D, int64_t 
     for (const int64_t groups : {int64_t(1), most}) {
       const double step_rows = rows * double(ceiling(steps.B, groups)) / double(steps.B);
       double step = std::max(step_rows * weights * share / rate, bytes / kNear);
-      if (bytes > double(machine.near_bytes)) step += bytes / kFar;
+      if (bytes > kFits * double(machine.near_bytes)) step += bytes / kFar;
       if (members > 1) step += kMeeting * double(members);
       const double time = T * step + handing_over(groups * members);
       if (best.time == 0 || time < best.time) best = {groups, members, time};
@@ -78,7 +79,7 @@ Wave choose_wave(const Steps& steps, const Machine& machine, int64_t H, int64_t 
     shared *= kBackward;
     alone *= kBackward;
     // The gradients of the weights are read and written once for every stretch.
-    begin += 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNear;
+    begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNear;
   }
   const double rounds = double(ceiling(layers, at_once));
   const double best = std::sqrt(double(at_once - 1) * alone / (rounds * begin));
