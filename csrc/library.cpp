@@ -62,7 +62,7 @@ std::string shape_text(const Sizes& sizes) {
 // ---- The processor ----
 
 #if defined(__x86_64__)
-// The forward kernel for bfloat16 that beats the conversion to float, if this processor has one.
+// The kernels for bfloat16 that beat the conversion to float, if this processor has any.
 const KernelsFor<BFloat16>* detect_bfloat16(const std::string& wanted, const char** name) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
@@ -102,9 +102,7 @@ Kernels detect_kernels() {
   if (wanted != "default" && wanted != "avx2" && avx512) {
     Kernels found = kernels_avx512;
     if (const auto* bfloat16 = detect_bfloat16(wanted, &found.bfloat16_name)) {
-      const auto backward = found.KernelsFor<BFloat16>::backward;
       static_cast<KernelsFor<BFloat16>&>(found) = *bfloat16;
-      found.KernelsFor<BFloat16>::backward = backward;
     }
     return found;
   }
