@@ -25,7 +25,10 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
 HEADERS = [
     f"csrc/{name}.h"
-    for name in ("kernel", "kernel-inl", "pairs-inl", "product-inl", "simd-inl", "team-inl")
+    for name in (
+        *("kernel", "kernel-inl", "pairs-inl", "pairs-backward-inl", "product-inl", "simd-inl"),
+        "team-inl",
+    )
 ]
 
 

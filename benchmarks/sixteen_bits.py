@@ -69,7 +69,7 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 def report(document: dict[str, Any]) -> str:
     lines = [
-        f"{document['cpu']}, {document['threads']} thread(s); bfloat16 forward on "
+        f"{document['cpu']}, {document['threads']} thread(s); bfloat16 on "
         f"`{document['bfloat16']}`. Speed-ups are over {FUSED} in float32."
     ]
     for mode in MODES:

@@ -301,9 +301,9 @@ inline void activate(Activation activation, Scalar* z, int64_t width) {
 }
 
 // dz = (grad_h + grad_output) act'(z), with act' from h = act(z).
-template <class Storage, class Scalar>
+template <class Storage, class Scalar, class Element>
 inline void activate_backward(Activation activation, const Storage* h, const Scalar* grad_h,
-                              const Storage* grad_output, Scalar* dz, int64_t width) {
+                              const Storage* grad_output, Element* dz, int64_t width) {
   for_each_vector<Scalar>(width, [&](int64_t j, int64_t n) {
     Vec<Scalar> g = load_upto(grad_h + j, n);
     if (grad_output) g += load_upto(grad_output + j, n);
@@ -721,27 +721,10 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
 // are parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The block's rows fit in cache together.
 // Where the plan has groups of sequences, each goes its own way through time with parameter
 // gradients of its own, which are summed in the end: no row has to travel between cores.
-
-// What belongs to one group.
-template <class Scalar>
-struct BackwardWork {
-  Slice slice;
-  const int64_t* start;    // [T + 1], rows of the slice before time t; null: all sequences alive
-  Scalar* grad_weight_ih;  // where the sums gather, if parameter gradients are wanted
-  Scalar* grad_weight_hh;
-  Scalar* grad_bias;
-  bool accumulate;   // to what they hold from before
-  int64_t capacity;  // rows of a block at most
-  Scalar* dz;        // [capacity, dz_stride], rows of the slice in the order of time
-  int64_t dz_stride;
-  Scalar* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
-  Scalar* input;     // panels of x [capacity, D], likewise
-  // Shared by all groups.
-  WeightCopies copies;  // of weight_hh
-  Scalar* weight_ih;    // panels of W_ih [H, D], if grad_input is wanted
-  Scalar* grad_h;       // [B, H]
-  Scalar* tiles;        // [workers, kTaskRows, D], where grad_input is stored otherwise; or null
-};
+//
+// How the products are computed depends on the type of the work, on which are overloaded:
+// block_rows, prepare_input_gradient, pack_input_panel, prepare_rows, keep_row, step_back,
+// end_recurrence, backward_weight, backward_input, gradient_size and deliver_gradient.
 
 // weight_hh as the backward recurrence reads it: panels of W_hh [H, H].
 template <class Storage>
@@ -758,47 +741,30 @@ struct PackedRecurrence {
   }
 };
 
-// weight_ih as it reads it for grad_input: panels of W_ih [H, D].
-template <class Storage>
-void pack_projection(const Layer<Storage>& layer, Compute<Storage>* panels,
-                     const Runtime& runtime) {
-  constexpr int64_t w = Shape<Compute<Storage>>::panel_width;
-  const int64_t count = panel_count<Compute<Storage>>(layer.D);
-  const double packing = kPackingCost / 2 * double(layer.H) * double(layer.D);
-  const int64_t workers = min64(count, choose_workers(packing, runtime.machine));
-  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-    for (int64_t p = count * begin / workers; p < count * end / workers; ++p) {
-      pack(layer.weight_ih, layer.H, layer.D, p * w, panels + p * layer.H * w);
-    }
-  });
-}
-
-// Both in one piece of memory, packed once for several calls.
-template <class Storage>
-inline size_t backward_bytes(int64_t D, int64_t H) {
+// What belongs to one group.
+template <class Storage, class Operands = Compute<Storage>>
+struct BackwardWork {
   using Scalar = Compute<Storage>;
-  return PackedRecurrence<Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
-}
-template <class Storage>
-inline Compute<Storage>* projection_in(const void* packed, int64_t D, int64_t H) {
-  auto* start = static_cast<char*>(const_cast<void*>(packed));
-  return reinterpret_cast<Compute<Storage>*>(start + PackedRecurrence<Storage>::bytes(D, H));
-}
-template <class Storage>
-void pack_backward(const Layer<Storage>& layer, void* packed, const Runtime& runtime) {
-  pack_all<PackedRecurrence<Storage>>(layer, packed, runtime);
-  pack_projection(layer, projection_in<Storage>(packed, layer.D, layer.H), runtime);
-}
+  using Element = Operands;  // of the products
+  using Recurrence = PackedRecurrence<Storage>;
 
-// weight_ih packed, from there or for this call.
-template <class Storage>
-inline Compute<Storage>* packed_projection(const Layer<Storage>& layer, const Runtime& runtime) {
-  using Scalar = Compute<Storage>;
-  if (layer.packed) return projection_in<Storage>(layer.packed, layer.D, layer.H);
-  auto* panels = scratch<Scalar>(runtime, panels_size<Scalar>(layer.H, layer.D));
-  pack_projection(layer, panels, runtime);
-  return panels;
-}
+  Slice slice;
+  const int64_t* start;    // [T + 1], rows of the slice before time t; null: all sequences alive
+  Scalar* grad_weight_ih;  // where the sums gather, if parameter gradients are wanted
+  Scalar* grad_weight_hh;
+  Scalar* grad_bias;
+  bool accumulate;   // to what they hold from before
+  int64_t capacity;  // rows of a block at most
+  Element* dz;       // [capacity, dz_stride], rows of the slice in the order of time
+  int64_t dz_stride;
+  Element* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
+  Element* input;     // panels of x [capacity, D], likewise
+  // Shared by all groups.
+  WeightCopies copies;  // of weight_hh
+  Element* weight_ih;   // panels of W_ih [H, D], if grad_input is wanted
+  Scalar* grad_h;       // [B, H]
+  Scalar* tiles;        // [workers, kTaskRows, D], where grad_input is stored otherwise; or null
+};
 
 constexpr int64_t kMinBlockRows = 128;
 constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
@@ -806,13 +772,14 @@ constexpr int64_t kTaskRows = 96;    // of C in one unit of work
 
 // Rows of a block, about: they fill half of a core's own cache.
 template <class Storage>
-inline int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
+inline int64_t block_rows(const BackwardWork<Storage>&, const Layer<Storage>& layer,
+                          const Runtime& runtime) {
   const int64_t row = (2 * layer.H + layer.D) * int64_t(sizeof(Compute<Storage>));
   return max64(kMinBlockRows, int64_t(runtime.machine.near_bytes / 2) / row);
 }
 
-template <class Scalar>
-inline int64_t local_row(const BackwardWork<Scalar>& work, int64_t t) {
+template <class Work>
+inline int64_t local_row(const Work& work, int64_t t) {
   return work.start ? work.start[t] : t * (work.slice.end - work.slice.begin);
 }
 
@@ -831,9 +798,8 @@ inline Block block_before_all(const Layer<Storage>& layer) {
 
 // Turns a block into the one that comes next in the backward order, of about so many rows; false:
 // there is none.
-template <class Storage, class Scalar>
-inline bool next_block(const Layer<Storage>& layer, const BackwardWork<Scalar>& work, int64_t rows,
-                       Block& block) {
+template <class Storage, class Work>
+inline bool next_block(const Layer<Storage>& layer, const Work& work, int64_t rows, Block& block) {
   const int64_t T = layer.steps.T;
   block.initial = block.first == block.last;
   if (layer.reverse) {
@@ -850,20 +816,50 @@ inline bool next_block(const Layer<Storage>& layer, const BackwardWork<Scalar>& 
   return block.first < block.last;
 }
 
+// Keeps what the products over the block need of a row: h_{t-1}, or null for zeros, and x_t.
+template <class Storage>
+inline void keep_row(const Backward<Storage>& args, const BackwardWork<Storage>& work, int64_t row,
+                     int64_t t, int64_t b, const Storage* h) {
+  const Layer<Storage>& layer = args.layer;
+  constexpr int64_t w = Shape<Compute<Storage>>::panel_width;
+  for (int64_t j = 0; args.grad_weight_ih && j < layer.H; j += w) {
+    pack_row(h, layer.H, j, work.previous + j * work.capacity + row * w);
+  }
+  const Storage* x = row_at(layer.input, layer.steps, t, b);
+  for (int64_t j = 0; args.grad_weight_ih && j < layer.D; j += w) {
+    pack_row(x, layer.D, j, work.input + j * work.capacity + row * w);
+  }
+}
+
+// grad_h = dz W_hh for rows of one time, and the columns given.
 template <class Storage, class Scalar>
-inline void backward_recurrence(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
-                                const Block& block, const Part& part, const Runtime& runtime) {
+inline void step_back(const BackwardWork<Storage>& work, const Scalar* dz, const Scalar* weight_hh,
+                      int64_t H, int64_t rows, Columns columns, Scalar* grad_h) {
+  const Operand<Scalar> operand{dz, work.dz_stride, 1, weight_hh, H * Shape<Scalar>::panel_width,
+                                H};
+  const Target<Scalar> target{grad_h, H, nullptr, 0, false};
+  product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, Nothing());
+}
+
+// What is left to do for the products once the block's rows are known.
+template <class Storage>
+inline void end_recurrence(const Backward<Storage>&, const BackwardWork<Storage>&, int64_t,
+                           const Part&) {}
+
+template <class Storage, class Work>
+inline void backward_recurrence(const Backward<Storage>& args, const Work& work, const Block& block,
+                                const Part& part, const Runtime& runtime) {
+  using Scalar = typename Work::Scalar;
   const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const Slice slice = part.slice;
   const Columns columns = part.columns;
   const int64_t width = columns.last - columns.first;
   const int64_t H = layer.H;
-  constexpr int64_t w = Shape<Scalar>::panel_width;
 
   WeightCopies copies = work.copies;
   copies.packed |= !block.initial || !(steps.T > 1 || args.grad_hx);  // or never read
-  const Scalar* weight_hh = weights_for<PackedRecurrence<Storage>>(part, layer, copies).weights;
+  const auto* weight_hh = weights_for<typename Work::Recurrence>(part, layer, copies).weights;
   for (int64_t b = slice.begin; block.initial && b < slice.end; ++b) {
     Scalar* grad_h = work.grad_h + b * H + columns.first;
     if (args.grad_h_n) {
@@ -890,39 +886,32 @@ inline void backward_recurrence(const Backward<Storage>& args, const BackwardWor
           args.grad_output.data ? row_at(args.grad_output, steps, t, b) + columns.first : nullptr,
           work.dz + (row + b) * work.dz_stride + columns.first, width);
     }
-    if (args.grad_weight_ih) {
+    if (args.grad_weight_ih || args.grad_input.data) {
       for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
         const Storage* h = is_cut(layer, t, b) ? nullptr
                            : b < continued ? row_at(args.output, steps, time_before(layer, t), b)
                                            : initial_state(layer, b);
-        for (int64_t j = 0; j < H; j += w) {
-          pack_row(h, H, j, work.previous + j * work.capacity + (row + b) * w);
-        }
-        const Storage* x = row_at(layer.input, steps, t, b);
-        for (int64_t j = 0; j < layer.D; j += w) {
-          pack_row(x, layer.D, j, work.input + j * work.capacity + (row + b) * w);
-        }
+        keep_row(args, work, row + b, t, b, h);
       }
     }
     if (part.team) barrier(*part.team, runtime);
     const int64_t wanted = args.grad_hx ? end : continued;
-    const Operand<Scalar> operand{
-        work.dz + (row + slice.begin) * work.dz_stride, work.dz_stride, 1, weight_hh, H * w, H};
-    const Target<Scalar> target{work.grad_h + slice.begin * H, H, nullptr, 0, false};
-    product<Scalar, false>(&operand, 1, target, wanted - slice.begin, columns.first, columns.last,
-                           Nothing());
+    step_back(work, work.dz + (row + slice.begin) * work.dz_stride, weight_hh, H,
+              wanted - slice.begin, columns, work.grad_h + slice.begin * H);
     for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
       for (int64_t b = first; cut && b < last; ++b) {
         std::memset(work.grad_h + b * H + columns.first, 0, width * sizeof(Scalar));
       }
     });
   }
+  end_recurrence(args, work, local_row(work, block.last) - base, part);
 }
 
 // grad [H, width] (+)= dz^T X over the block's rows, with X [rows, width] in panels.
-template <class Scalar>
-inline void backward_weight(const BackwardWork<Scalar>& work, bool initial, Share& share, int64_t H,
-                            int64_t rows, const Scalar* panels, int64_t width, Scalar* grad) {
+template <class Storage, class Scalar>
+inline void backward_weight(const BackwardWork<Storage>& work, bool initial, Share& share,
+                            int64_t H, int64_t rows, const Scalar* panels, int64_t width,
+                            Scalar* grad) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   const int64_t task_columns = Shape<Scalar>::panel_width;
   for (int64_t j = 0; j < width; j += task_columns) {
@@ -941,21 +930,22 @@ inline void backward_weight(const BackwardWork<Scalar>& work, bool initial, Shar
 }
 
 // The sum of n adjacent columns over rows, by halves: its error grows with the logarithm of rows.
-template <class Scalar>
-inline Vec<Scalar> sum_rows(const Scalar* first, int64_t stride, int64_t rows, int64_t n) {
+template <class Element>
+inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int64_t rows,
+                                      int64_t n) {
   if (rows > 16) {
     const int64_t half = rows / 2;
     return sum_rows(first, stride, half, n) +
            sum_rows(first + half * stride, stride, rows - half, n);
   }
-  Vec<Scalar> sum = {};
+  Vec<Compute<Element>> sum = {};
   for (int64_t r = 0; r < rows; ++r) sum += load_upto(first + r * stride, n);
   return sum;
 }
 
-template <class Scalar>
-inline void backward_bias(const BackwardWork<Scalar>& work, bool initial, Share& share, int64_t H,
-                          int64_t rows, Scalar* grad) {
+template <class Work, class Scalar>
+inline void backward_bias(const Work& work, bool initial, Share& share, int64_t H, int64_t rows,
+                          Scalar* grad) {
   if (!take(share)) return;
   for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
     const Vec<Scalar> sum = sum_rows(work.dz + j, work.dz_stride, rows, n);
@@ -965,9 +955,10 @@ inline void backward_bias(const BackwardWork<Scalar>& work, bool initial, Share&
 
 // grad_input (+)= dz W_ih over the block's rows; `tile`, if any, holds kTaskRows of them where they
 // are not stored as they are computed.
-template <class Storage, class Scalar>
-inline void backward_input(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
-                           const Block& block, Share& share, Scalar* tile) {
+template <class Storage>
+inline void backward_input(const Backward<Storage>& args, const BackwardWork<Storage>& work,
+                           const Block& block, Share& share, Compute<Storage>* tile) {
+  using Scalar = Compute<Storage>;
   const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const int64_t D = layer.D;
@@ -1008,9 +999,9 @@ inline void backward_input(const Backward<Storage>& args, const BackwardWork<Sca
 }
 
 // The products over a block's rows, as far as they fall to this share.
-template <class Storage, class Scalar>
-inline void backward_products(const Backward<Storage>& args, const BackwardWork<Scalar>& work,
-                              const Block& block, Share share, int64_t worker) {
+template <class Storage, class Work>
+inline void backward_products(const Backward<Storage>& args, const Work& work, const Block& block,
+                              Share share, int64_t worker) {
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
   const int64_t rows = local_row(work, block.last) - local_row(work, block.first);
@@ -1021,7 +1012,7 @@ inline void backward_products(const Backward<Storage>& args, const BackwardWork<
     if (args.grad_bias) backward_bias(work, initial, share, H, rows, work.grad_bias);
   }
   if (args.grad_input.data) {
-    Scalar* tile = work.tiles ? work.tiles + worker * kTaskRows * D : nullptr;
+    auto* tile = work.tiles ? work.tiles + worker * kTaskRows * D : nullptr;
     backward_input(args, work, block, share, tile);
   }
 }
@@ -1039,6 +1030,83 @@ template <class Scalar, class Storage>
 inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
   if constexpr (!std::is_same_v<Storage, Scalar>) {
     if (result) convert(sums, result, n);
+  }
+}
+
+// The elements of the sums of a gradient [H, width], and their way to the caller.
+template <class Storage>
+inline int64_t gradient_size(const BackwardWork<Storage>&, int64_t H, int64_t width) {
+  return H * width;
+}
+template <class Storage>
+inline void deliver_gradient(const BackwardWork<Storage>&, const Compute<Storage>* sums,
+                             Storage* result, int64_t H, int64_t width, const Runtime&) {
+  deliver(sums, result, H * width);
+}
+
+// Where pack_backward puts weight_ih: after weight_hh.
+template <class Storage>
+inline Compute<Storage>* projection_in(const void* packed, int64_t D, int64_t H) {
+  auto* start = static_cast<char*>(const_cast<void*>(packed));
+  return reinterpret_cast<Compute<Storage>*>(start + PackedRecurrence<Storage>::bytes(D, H));
+}
+
+template <class Storage>
+inline void prepare_input_gradient(BackwardWork<Storage>& work, const Layer<Storage>& layer,
+                                   const Plan& plan, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  work.weight_ih = layer.packed ? projection_in<Storage>(layer.packed, layer.D, layer.H)
+                                : scratch<Scalar>(runtime, panels_size<Scalar>(layer.H, layer.D));
+  if (!std::is_same_v<Storage, Scalar> || layer.steps.origin) {
+    const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
+    work.tiles = scratch<Scalar>(runtime, workers * kTaskRows * layer.D);
+  }
+}
+template <class Storage>
+inline void pack_input_panel(const BackwardWork<Storage>& work, const Layer<Storage>& layer,
+                             int64_t p) {
+  constexpr int64_t w = Shape<Compute<Storage>>::panel_width;
+  pack(layer.weight_ih, layer.H, layer.D, p * w, work.weight_ih + p * layer.H * w);
+}
+
+template <class Work, class Storage>
+void pack_input_panels(const Work& work, const Layer<Storage>& layer, const Runtime& runtime) {
+  const int64_t panels = panel_count<typename Work::Scalar>(layer.D);
+  const double packing = kPackingCost / 2 * double(layer.H) * double(layer.D);
+  const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
+      pack_input_panel(work, layer, p);
+    }
+  });
+}
+
+// The weights for several calls of the backward pass.
+template <class Storage>
+size_t backward_bytes(int64_t D, int64_t H) {
+  using Scalar = Compute<Storage>;
+  return PackedRecurrence<Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
+}
+template <class Storage>
+void pack_backward(const Layer<Storage>& layer, void* packed, const Runtime& runtime) {
+  pack_all<PackedRecurrence<Storage>>(layer, packed, runtime);
+  BackwardWork<Storage> work{};
+  work.weight_ih = projection_in<Storage>(packed, layer.D, layer.H);
+  pack_input_panels(work, layer, runtime);
+}
+
+// Memory for the rows of a group's blocks.
+template <class Storage>
+inline void prepare_rows(BackwardWork<Storage>& work, const Backward<Storage>& args,
+                         const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  // The odd number of vectors keeps a column of dz from falling into few cache sets.
+  work.dz_stride =
+      panel_count<Scalar>(args.layer.H) * Shape<Scalar>::panel_width + Simd<Scalar>::lanes;
+  work.dz = scratch<Scalar>(runtime, work.capacity * work.dz_stride);
+  if (args.grad_weight_ih) {
+    work.previous = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, args.layer.H));
+    work.input = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, args.layer.D));
   }
 }
 
@@ -1061,41 +1129,38 @@ inline void add_up(Scalar* result, Scalar* const* parts, int64_t count, int64_t 
   });
 }
 
-template <class Storage>
-void backward(const Backward<Storage>& args, const Runtime& runtime) {
-  using Scalar = Compute<Storage>;
-  constexpr int64_t w = Shape<Scalar>::panel_width;
+template <class Work, class Storage>
+void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
+  using Scalar = typename Work::Scalar;
+  constexpr size_t element = sizeof(typename Work::Element);
   const Layer<Storage>& layer = args.layer;
   const Steps& steps = layer.steps;
   const int64_t H = layer.H;
   const int64_t D = layer.D;
   const bool recurrent = steps.T > 1 || args.grad_hx;
-  const Plan plan =
-      recurrent ? choose_plan(steps, runtime.machine, 0, H, panel_count<Scalar>(H), sizeof(Scalar))
-                : Plan{1, 1, 0};
+  const Plan plan = recurrent
+                        ? choose_plan(steps, runtime.machine, 0, H, panel_count<Scalar>(H), element)
+                        : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const int64_t rows = block_rows(layer, runtime);
 
-  BackwardWork<Scalar> common{};
-  common.copies = weight_copies<PackedRecurrence<Storage>>(layer, plan, runtime);
+  Work common{};
+  const int64_t rows = block_rows(common, layer, runtime);
+  common.copies = weight_copies<typename Work::Recurrence>(layer, plan, runtime);
   common.grad_h =
       gathering_place<Scalar>(runtime, steps.order ? nullptr : args.grad_hx, steps.B * H);
-  // The odd number of vectors keeps a column of dz from falling into few cache sets.
-  common.dz_stride = (panel_count<Scalar>(H) * w) + Simd<Scalar>::lanes;
   if (args.grad_input.data) {
-    common.weight_ih = packed_projection(layer, runtime);
-    if (!std::is_same_v<Storage, Scalar> || steps.origin) {
-      const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
-      common.tiles = scratch<Scalar>(runtime, workers * kTaskRows * D);
-    }
+    prepare_input_gradient(common, layer, plan, runtime);
+    if (!layer.packed) pack_input_panels(common, layer, runtime);
   }
+  const int64_t size_ih = gradient_size(common, H, D);
+  const int64_t size_hh = gradient_size(common, H, H);
 
-  auto* works = scratch<BackwardWork<Scalar>>(runtime, plan.groups);
+  auto* works = scratch<Work>(runtime, plan.groups);
   Scalar** sums_ih = scratch<Scalar*>(runtime, plan.groups);
   Scalar** sums_hh = scratch<Scalar*>(runtime, plan.groups);
   Scalar** sums_bias = scratch<Scalar*>(runtime, plan.groups);
   for (int64_t g = 0; g < plan.groups; ++g) {
-    BackwardWork<Scalar> work = common;
+    Work work = common;
     work.slice = slice_of(steps, g, plan.groups);
     const int64_t width = work.slice.end - work.slice.begin;
     if (steps.count) {
@@ -1107,22 +1172,20 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
       work.start = start;
     }
     work.capacity = max64(1, min64(rows + width, steps.T * width));
-    work.dz = scratch<Scalar>(runtime, work.capacity * work.dz_stride);
+    prepare_rows(work, args, runtime);
     if (args.grad_weight_ih) {
       // The first group gathers where the sum over all groups will be.
       work.grad_weight_ih =
-          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_ih, H * D);
+          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_ih, size_ih);
       work.grad_weight_hh =
-          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_hh, H * H);
+          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_hh, size_hh);
       work.grad_bias = gathering_place<Scalar>(runtime, g ? nullptr : args.grad_bias, H);
       work.accumulate = args.accumulate_weights && g == 0;
       if (width == 0 && !work.accumulate) {  // a long sequence may leave its neighbours nothing
-        std::memset(work.grad_weight_ih, 0, H * D * sizeof(Scalar));
-        std::memset(work.grad_weight_hh, 0, H * H * sizeof(Scalar));
+        std::memset(work.grad_weight_ih, 0, size_ih * sizeof(Scalar));
+        std::memset(work.grad_weight_hh, 0, size_hh * sizeof(Scalar));
         std::memset(work.grad_bias, 0, H * sizeof(Scalar));
       }
-      work.previous = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, H));
-      work.input = scratch<Scalar>(runtime, panels_size<Scalar>(work.capacity, D));
     }
     works[g] = work;
     sums_ih[g] = work.grad_weight_ih;
@@ -1133,7 +1196,7 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
   if (plan.groups > 1) {
     run_plan(plan, layer, runtime, teams, [&](const Part& part) {
       const FlushSubnormals flush;
-      const BackwardWork<Scalar>& work = works[part.group];
+      const Work& work = works[part.group];
       const int64_t worker = part.group * plan.members + part.member;
       for (Block block = block_before_all(layer); next_block(layer, work, rows, block);) {
         backward_recurrence(args, work, block, part, runtime);
@@ -1144,8 +1207,9 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
     });
   } else {
     // The products have more to share out than the recurrence.
-    const double per_row = double(H) * ((args.grad_weight_ih ? 1 : 0) * double(H + D) +
-                                        (args.grad_input.data ? 1 : 0) * double(D));
+    const double per_row = double(element) / sizeof(Scalar) * double(H) *
+                           ((args.grad_weight_ih ? 1 : 0) * double(H + D) +
+                            (args.grad_input.data ? 1 : 0) * double(D));
     for (Block block = block_before_all(layer); next_block(layer, *works, rows, block);) {
       run_plan(plan, layer, runtime, teams, [&](const Part& part) {
         const FlushSubnormals flush;
@@ -1168,27 +1232,29 @@ void backward(const Backward<Storage>& args, const Runtime& runtime) {
   }
   if (args.grad_weight_ih) {
     if (plan.groups > 1) {
-      add_up(sums_ih[0], sums_ih + 1, plan.groups - 1, H * D, runtime);
-      add_up(sums_hh[0], sums_hh + 1, plan.groups - 1, H * H, runtime);
+      add_up(sums_ih[0], sums_ih + 1, plan.groups - 1, size_ih, runtime);
+      add_up(sums_hh[0], sums_hh + 1, plan.groups - 1, size_hh, runtime);
       if (args.grad_bias) add_up(sums_bias[0], sums_bias + 1, plan.groups - 1, H, runtime);
     }
-    deliver(sums_ih[0], args.grad_weight_ih, H * D);
-    deliver(sums_hh[0], args.grad_weight_hh, H * H);
+    deliver_gradient(common, sums_ih[0], args.grad_weight_ih, H, D, runtime);
+    deliver_gradient(common, sums_hh[0], args.grad_weight_hh, H, H, runtime);
     deliver(sums_bias[0], args.grad_bias, H);
   }
 }
 
-// All of it, for one instruction set.
 template <class Storage>
-constexpr Packing<Storage> kForwardPacking{&PackedWeights<Storage>::bytes,
-                                           &pack_all<PackedWeights<Storage>, Storage>};
-template <class Storage>
-constexpr Packing<Storage> kBackwardPacking{&backward_bytes<Storage>, &pack_backward<Storage>};
+void backward(const Backward<Storage>& args, const Runtime& runtime) {
+  backward_with<BackwardWork<Storage>>(args, runtime);
+}
 
+// All of it, for one instruction set.
 template <class Storage>
 constexpr KernelsFor<Storage> kernels_for(void (*forward)(const Forward<Storage>&,
                                                           const Runtime&)) {
-  return {kForwardPacking<Storage>, forward, kBackwardPacking<Storage>, &backward<Storage>};
+  return {{&PackedWeights<Storage>::bytes, &pack_all<PackedWeights<Storage>, Storage>},
+          forward,
+          {&backward_bytes<Storage>, &pack_backward<Storage>},
+          &backward<Storage>};
 }
 
 constexpr Kernels kernels_named(const char* name) {

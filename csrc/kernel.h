@@ -151,13 +151,13 @@ template <class Storage>
 struct KernelsFor {
   Packing<Storage> forward_packing;
   void (*forward)(const Forward<Storage>&, const Runtime&);
-  Packing<Storage> backward_packing;
+  Packing<Storage> backward_packing;  // null where it packs at every call
   void (*backward)(const Backward<Storage>&, const Runtime&);
 };
 
 struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
   const char* name;
-  const char* bfloat16_name;  // of what computes bfloat16 forward
+  const char* bfloat16_name;  // of what computes bfloat16
   int64_t panel_width;        // columns of float that threads share out, at least
 };
 
@@ -165,7 +165,7 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Further forward kernels for bfloat16, to take the place of those of kernels_avx512.
+// Further kernels for bfloat16, to take the place of those of kernels_avx512.
 extern const KernelsFor<BFloat16> kernels_avx512_bf16;
 extern const KernelsFor<BFloat16> kernels_amx;
 

@@ -28,33 +28,44 @@ struct PairProduct {
   PairProduct(const PairProduct&) = delete;
   PairProduct& operator=(const PairProduct&) = delete;
 
-  void multiply(const BFloat16* a, int64_t K, int64_t height, const BFloat16* panel, float* c) {
+  template <bool kAdd>
+  void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
+                float* c) {
     for (int64_t half = 0; half < 2; ++half) {
-      height > 16 ? columns<true>(a, K, panel + half * 64, c + half * 32)
-                  : columns<false>(a, K, panel + half * 64, c + half * 32);
+      height > 16 ? columns<kAdd, true>(a, a_row, K, panel + half * 64, c + half * 32)
+                  : columns<kAdd, false>(a, a_row, K, panel + half * 64, c + half * 32);
     }
   }
 
  private:
   // Half a panel's columns, for 32 rows (`kTall`) or 16.
-  template <bool kTall>
-  static void columns(const BFloat16* a, int64_t K, const BFloat16* panel, float* c) {
+  template <bool kAdd, bool kTall>
+  static void columns(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel,
+                      float* c) {
     constexpr int64_t panel_row = 256;  // bytes: of a row of pairs, and of a row of c
-    const int64_t a_row = K * int64_t(sizeof(BFloat16));
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (kTall) {
+    const int64_t a_bytes = a_row * int64_t(sizeof(BFloat16));
+    if constexpr (kAdd) {
+      _tile_loadd(0, c, panel_row);
+      _tile_loadd(1, c + 16, panel_row);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+    }
+    if constexpr (kAdd && kTall) {
+      _tile_loadd(2, c + 16 * 64, panel_row);
+      _tile_loadd(3, c + 16 * 64 + 16, panel_row);
+    } else if constexpr (kTall) {
       _tile_zero(2);
       _tile_zero(3);
     }
     for (int64_t k = 0; k < K; k += kTileElements) {
-      _tile_loadd(4, a + k, a_row);
+      _tile_loadd(4, a + k, a_bytes);
       _tile_loadd(6, panel + k * 64, panel_row);
       _tile_loadd(7, panel + k * 64 + 32, panel_row);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if constexpr (kTall) {
-        _tile_loadd(5, a + 16 * K + k, a_row);
+        _tile_loadd(5, a + 16 * a_row + k, a_bytes);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
@@ -73,7 +84,7 @@ struct PairProduct {
 }  // namespace
 }  // namespace namernn_fast
 
-#include "pairs-inl.h"
+#include "pairs-backward-inl.h"
 
 namespace namernn_fast {
 const KernelsFor<BFloat16> kernels_amx = kernels_on_pairs();

@@ -10,11 +10,16 @@ namespace {
 struct PairProduct {
   static constexpr int64_t rows = 6;
 
-  template <int kRows>
-  static void block(const BFloat16* a, int64_t a_row, const BFloat16* panel, float* c) {
+  template <bool kAdd, int kRows>
+  static void block(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel, float* c) {
     constexpr int lanes = 16;
     __m512 sum[kRows][4] = {};
-    for (int64_t k = 0; k < a_row; k += 2) {
+#pragma GCC unroll 6
+    for (int r = 0; kAdd && r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) sum[r][v] = _mm512_loadu_ps(c + (r * 4 + v) * lanes);
+    }
+    for (int64_t k = 0; k < K; k += 2) {
       __m512bh b[4];
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
@@ -36,17 +41,20 @@ struct PairProduct {
     }
   }
 
-  void multiply(const BFloat16* a, int64_t K, int64_t height, const BFloat16* panel, float* c) {
-    constexpr void (*blocks[])(const BFloat16*, int64_t, const BFloat16*, float*) = {
-        &block<1>, &block<2>, &block<3>, &block<4>, &block<5>, &block<6>};
-    blocks[height - 1](a, K, panel, c);
+  template <bool kAdd>
+  void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
+                float* c) {
+    constexpr void (*blocks[])(const BFloat16*, int64_t, int64_t, const BFloat16*, float*) = {
+        &block<kAdd, 1>, &block<kAdd, 2>, &block<kAdd, 3>,
+        &block<kAdd, 4>, &block<kAdd, 5>, &block<kAdd, 6>};
+    blocks[height - 1](a, a_row, K, panel, c);
   }
 };
 
 }  // namespace
 }  // namespace namernn_fast
 
-#include "pairs-inl.h"
+#include "pairs-backward-inl.h"
 
 namespace namernn_fast {
 const KernelsFor<BFloat16> kernels_avx512_bf16 = kernels_on_pairs();

@@ -4,8 +4,8 @@
 // elements, so that the whole cell is one product. Two such arrays take turns: while one is read,
 // the states are written into the other, rounded as they are in the output. An including file
 // defines the block product, `multiply`, beforehand in `PairProduct`:
-//   rows: of a block at most;
-//   multiply(a, a_row, K, panel, c): c[rows, panel_width] = a[rows, K] panel.
+//   rows: of a block at most, for which there is room in `a` and `c`;
+//   multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] (+)= a[height, K] panel.
 #pragma once
 
 #include "kernel-inl.h"
@@ -44,6 +44,14 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
       }
     }
   }
+}
+
+// Few rows would leave such a product mostly idle: layers with less at a step are widened.
+constexpr int64_t kFewRows = 8;
+
+template <class Storage>
+inline bool is_thin(const Layer<Storage>& layer) {
+  return layer.steps.N < kFewRows * layer.steps.T;
 }
 
 struct PackedPairs {
@@ -117,7 +125,7 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PackedPairs&
       const int64_t width = min64(w, columns.last - j);
       for (int64_t i = slice.begin; i < end; i += PairProduct::rows) {
         const int64_t height = min64(PairProduct::rows, end - i);
-        product.multiply(now + (i - slice.begin) * K, K, height, panel, block);
+        product.multiply<false>(now + (i - slice.begin) * K, K, K, height, panel, block);
         for (int64_t b = i; b < i + height; ++b) {
           const float* z = block + (b - i) * w;
           BFloat16* out = row_at(args.output, steps, t, b) + j;
@@ -139,9 +147,7 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PackedPairs&
 
 inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
-  // Few rows would leave such a product mostly idle.
-  constexpr int64_t few = 8;
-  if (!layer.packed && !layer.batch_invariant && layer.steps.N < few * layer.steps.T) {
+  if (!layer.packed && !layer.batch_invariant && is_thin(layer)) {
     return forward_copied(args, runtime);
   }
   const Plan plan = choose_plan(layer.steps, runtime.machine, layer.D, layer.H,
@@ -159,13 +165,6 @@ inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime)
     const PackedPairs packed = weights_for<PackedPairs>(part, layer, copies);
     forward_pairs_part(args, packed, arrays, part, runtime);
   });
-}
-
-constexpr KernelsFor<BFloat16> kernels_on_pairs() {
-  return {{&PackedPairs::bytes, &pack_all<PackedPairs, BFloat16>},
-          &forward_pairs,
-          kBackwardPacking<BFloat16>,
-          &backward<BFloat16>};
 }
 
 }  // namespace

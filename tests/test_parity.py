@@ -85,9 +85,13 @@ def test_many_steps(layout, bidirectional):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_many_steps_in_16_bits(layout, dtype, threads):
-    """More steps than are converted at once; with one thread, sharing sequences, hidden units."""
+    """More steps than are converted at once; with one thread, sharing sequences, hidden units.
+
+    Hidden units of few sequences, and of enough for products on pairs, if there are any.
+    """
     budget = Budget(dtype)
-    for count, shape in [(1, (8, 40, 150, 90)), (2, (8, 40, 150, 90)), (2, (8, 700, 120, 3))]:
+    shapes = [(8, 40, 150, 90), (8, 40, 150, 90), (8, 700, 120, 3), (8, 1100, 70, 9)]
+    for count, shape in zip((1, 2, 2, 2), shapes, strict=True):
         threads(count)
         case = Case(*shape, {"bidirectional": count == 1}, layout, seed=count)
         case.add_to(budget, FusedRNN, dtype)
