@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops, reference
+from . import onnx, ops, reference
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -286,11 +286,15 @@ def rnn(
     checked = (hx, weights, batch_sizes, num_layers * directions, batch_first)
     arguments = (data, hx, weights, batch_sizes, nonlinearity, bidirectional, batch_first)
     dropout = dropout if training else 0.0
-    if _why_not_kernel(data) is not None:
+    tracing = torch.compiler.is_compiling()
+    if tracing and onnx.exporting():
+        _check(data, *checked)
+        output, h_n = _layers(onnx.rnn_layer, num_layers, dropout, *arguments)
+    elif _why_not_kernel(data) is not None:
         _check(data, *checked)
         output, h_n = _layers(_reference_layer, num_layers, dropout, *arguments)
     elif (
-        torch.compiler.is_compiling()  # what a tracer runs checks nothing, nor does what runs
+        tracing  # what a tracer runs checks nothing, nor does what runs
         or not weights[0].is_cpu  # where one of the tensors is on the meta device
         or (hx is not None and not hx.is_cpu)
     ):
