@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def exporting() -> bool:
-    """Whether torch.onnx.export is at work. To be asked while tracing: it takes a microsecond."""
+    """Whether torch.onnx.export is at work. To be asked while tracing only: it is slow."""
     return torch.onnx.is_in_onnx_export()
 
 
