@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops, reference
+from . import onnx, ops, reference
 
 
 class _FusedStack(torch.autograd.Function):
@@ -371,14 +371,17 @@ def rnn(
     options = (nonlinearity, bidirectional, batch_first, batch_invariant)
     arguments = (data, hx, weights, num_layers, *rows, *options)
     dropout = dropout if training and num_layers > 1 else 0.0
-    why_not = _why_not_kernel(data)
-    if why_not is not None:
+    tracing = torch.compiler.is_compiling()
+    if tracing and onnx.exporting():
+        _check(*checked)
+        output, h_n = _run(onnx.rnn_stack, dropout, *arguments)
+    elif (why_not := _why_not_kernel(data)) is not None:
         if batch_invariant:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
         _check(*checked)
         output, h_n = _run(_reference_stack, dropout, *arguments)
     elif (
-        torch.compiler.is_compiling()  # what a tracer runs checks nothing, nor does what runs
+        tracing  # what a tracer runs checks nothing, nor does what runs
         or not weights[0].is_cpu  # where one of the tensors is on the meta device
         or (hx is not None and not hx.is_cpu)
     ):
