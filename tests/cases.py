@@ -7,7 +7,17 @@ import oracle
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from namernn_fast import FusedRNN
+
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted")
+
+
+def twins(*args, **options):
+    """Ours and `nn.RNN`, with the same weights."""
+    theirs = torch.nn.RNN(*args, **options)
+    ours = FusedRNN(*args, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
 
 
 def exact(tensor, dtype):

@@ -4,19 +4,13 @@ import math
 
 import pytest
 import torch
+from cases import twins
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, ops
 
 DTYPES = (torch.float32, torch.float64)
-
-
-def twins(*args, **options):
-    theirs = torch.nn.RNN(*args, **options)
-    ours = FusedRNN(*args, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
 
 
 def identity_layer(nonlinearity, dtype, size=1):
