@@ -117,7 +117,8 @@ class FusedRNN(torch.nn.RNN):
         computed = [name for name in self._flat_weights_names if name not in self._parameters]
         if computed:
             raise RuntimeError(
-                "weights cannot be prepacked: computed anew at every call are " + ", ".join(computed)
+                "weights cannot be prepacked: computed anew at every call are "
+                + ", ".join(computed)
             )
         weights = _current(self, self._flat_weights_names)
         self._prepacked = prepack(weights, self.num_layers, self.bidirectional)
