@@ -10,7 +10,7 @@ endif
 
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp) setup.py pyproject.toml
 
-.PHONY: setup test bench bench-peers roofline check format clean
+.PHONY: setup test test-all bench bench-peers roofline check format clean
 
 setup: $(VENV)/installed
 
@@ -25,6 +25,9 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m ""
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -23,6 +23,10 @@ def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
         return [getattr(module, name) for name in names]
 
 
+def _in_training(weights: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(w.requires_grad for w in weights)
+
+
 class FusedRNN(torch.nn.RNN):
     """A drop-in for `torch.nn.RNN` that runs the whole sequence of a layer in one operator.
 
@@ -48,8 +52,9 @@ class FusedRNN(torch.nn.RNN):
     batch_invariant: bool = False
     _prepacked: Prepacked | None = None
 
-    def __init__(self, *args, batch_invariant: bool = False, **kwargs):
-        super().__init__(*args, **kwargs)
+    # `torch.nn.utils.skip_init` takes modules that name `device`; `nn.RNN` does not.
+    def __init__(self, *args, batch_invariant: bool = False, device=None, dtype=None, **kwargs):
+        super().__init__(*args, device=device, dtype=dtype, **kwargs)
         self.batch_invariant = batch_invariant
 
     @overload
@@ -88,11 +93,12 @@ class FusedRNN(torch.nn.RNN):
         Raises what `namernn_fast.rnn` raises, which has all of this in more detail.
         """
         weights = _current(self, self._flat_weights_names)
-        # What is compiled reads the weights themselves: a tracer cannot see them change.
+        # What is compiled reads the weights themselves: a tracer cannot see them change. A layer
+        # in training is about to change, and fused optimizers do not count that as one.
         if (
             self._prepacked is not None
             and not torch.compiler.is_compiling()
-            and not self._prepacked.is_of(weights)
+            and (_in_training(weights) or not self._prepacked.is_of(weights))
         ):
             self._prepacked = None
         return rnn(
@@ -116,16 +122,24 @@ class FusedRNN(torch.nn.RNN):
 
         Calls of which no gradient is wanted then read that copy, which saves each of them the time
         to order the weights anew: much of a call where there are few rows. The copy is dropped, and
-        everything is as before, once a parameter is another tensor or was changed in place. A write
-        that torch does not count escapes this: one through `parameter.data`, NumPy or a pointer.
-        Call `prepack` again after such a write. It is no part of `state_dict`, copies or pickles.
+        everything is as before, once a parameter is another tensor, was changed in place, or a call
+        wants its gradient. A write that torch does not count escapes this: one through
+        `parameter.data`, NumPy or a pointer. Call `prepack` again after such a write. It is no part
+        of `state_dict`, copies or pickles.
 
         Returns:
             The layer itself.
 
         Raises:
-            RuntimeError: the parameters are not on the CPU, or were made in inference mode.
+            RuntimeError: the parameters are not on the CPU, were made in inference mode, or are
+                computed at every call, as parametrized and pruned ones are.
         """
+        computed = [name for name in self._flat_weights_names if name not in self._parameters]
+        if computed:
+            raise RuntimeError(
+                "weights cannot be prepacked: computed anew at every call are "
+                + ", ".join(computed)
+            )
         weights = _current(self, self._flat_weights_names)
         self._prepacked = prepack(weights, self.num_layers, self.bidirectional)
         return self

@@ -27,8 +27,7 @@ def rnn_forward(*arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
     As a decomposition it prepares a program that torch.export made before:
     `torch.onnx.export(program.run_decompositions({ops.rnn_forward: onnx.rnn_forward}))`.
     """
-    *arguments, _ = arguments
-    return *rnn_stack(*arguments), []
+    return *rnn_stack(*arguments[:-1]), []
 
 
 def rnn_stack(

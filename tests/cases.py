@@ -12,6 +12,14 @@ from namernn_fast import FusedRNN
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
 
 
+def twins(*args, **options):
+    """Ours and `nn.RNN`, with the same weights."""
+    theirs = torch.nn.RNN(*args, **options)
+    ours = FusedRNN(*args, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
 def exact(tensor, dtype):
     """The values rounded to `dtype`, in a precision well above it."""
     precise = np.float64 if dtype.itemsize < 8 else np.longdouble

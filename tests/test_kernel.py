@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from cases import twins
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from benchmarks.gate import Budget
@@ -13,13 +14,6 @@ from namernn_fast import FusedRNN, ops
 DTYPES = (torch.float32, torch.float64)
 # These compute bfloat16 on pairs of it; others, and all for few rows, in float.
 ON_PAIRS = ("amx", "avx512_bf16")
-
-
-def twins(*args, **options):
-    theirs = torch.nn.RNN(*args, **options)
-    ours = FusedRNN(*args, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
 
 
 def identity_layer(nonlinearity, dtype, size=1):

@@ -1,8 +1,8 @@
-"""The operators as torch sees them: opcheck, compile, gradients of gradients."""
+"""The operators as torch sees them: opcheck, gradients of gradients."""
 
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import FusedRNN, FusedRNNCell, ops
 
@@ -48,57 +48,6 @@ def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
             torch.library.opcheck(
                 ops.rnn_backward, (*grads, *arguments[:4], output, hidden, *arguments[4:], *want)
             )
-
-
-class Net(torch.nn.Module):
-    """A layer in company, to be traced in one graph."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.rnn = FusedRNN(4, 6, **options)
-        width = 12 if options.get("bidirectional") else 6
-        self.head = torch.nn.Linear(width, 2)
-
-    def forward(self, x, hx=None):
-        output, h_n = self.rnn(torch.sin(x), hx)
-        return self.head(output).square().sum() + h_n.sum()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"nonlinearity": "relu"}],
-)
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_is_one_graph(options, dynamic):
-    torch._dynamo.reset()
-    net = Net(**options)
-    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic)
-    for shape in ((5, 3, 4), (7, 2, 4)):
-        x = torch.randn(shape)
-        results = []
-        for run in (net, compiled):
-            net.zero_grad()
-            own = x.clone().requires_grad_()
-            loss = run(own)
-            loss.backward()
-            results.append([loss, own.grad, *(p.grad for p in net.parameters())])
-        torch.testing.assert_close(*results)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(x), net(x))
-
-
-def test_compile_packed():
-    torch._dynamo.reset()
-    module = FusedRNN(4, 6, bidirectional=True)
-    packed = pack_sequence([torch.randn(n, 4) for n in (5, 3, 2)])
-
-    def last(data, batch_sizes, hx):
-        output, h_n = module(PackedSequence(data, batch_sizes), hx)
-        return output.data, h_n
-
-    arguments = (packed.data, packed.batch_sizes, torch.randn(2, 3, 6))
-    compiled = torch.compile(last, fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), last(*arguments))
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
