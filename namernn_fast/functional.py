@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import onnx, ops, reference
 
+_MIXED = {torch.float32, torch.bfloat16, torch.float16}
+
 
 class _FusedStack(torch.autograd.Function):
     """The fused operator with a gradient. Of the forward pass only the outputs are kept."""
@@ -206,12 +208,17 @@ class Prepacked(NamedTuple):
 
     layers: list[Tensor]
     """One opaque tensor for each layer, of use in this process only."""
-    stamps: list[tuple[int, int]]
-    """Of each weight: where its data was and the version it had."""
+    weights: list[Tensor]
+    """Aliases of what it was made of: while they live, no other tensor can come to lie there."""
+    versions: list[int]
+    """The version that each of them had."""
 
     def is_of(self, weights: Sequence[Tensor]) -> bool:
         """Whether these are the weights it was made of, unchanged as far as torch knows."""
-        return self.stamps == [(w.data_ptr(), w._version) for w in weights]
+        return all(
+            w.data_ptr() == own.data_ptr() and w._version == version
+            for w, own, version in zip(weights, self.weights, self.versions, strict=True)
+        )
 
 
 def prepack(weights: Sequence[Tensor], num_layers: int, bidirectional: bool = False) -> Prepacked:
@@ -240,7 +247,7 @@ def prepack(weights: Sequence[Tensor], num_layers: int, bidirectional: bool = Fa
             ops.rnn_prepack(weights[k : k + per_layer], bidirectional)
             for k in range(0, len(weights), per_layer)
         ]
-    return Prepacked(layers, [(w.data_ptr(), w._version) for w in weights])
+    return Prepacked(layers, [w.detach() for w in weights], [w._version for w in weights])
 
 
 def rnn(
@@ -270,7 +277,7 @@ def rnn(
             tensor's; the batch may be empty. Any strides.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
-            zeros.
+            zeros. Float32 and 16 bits are converted to the dtype of input, which h_n has too.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
             (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
             of layers follows from their number.
@@ -365,13 +372,19 @@ def rnn(
         hx = None if hx is None else _autocast(hx)
         weights = [_autocast(w) for w in weights]
         prepacked = None
+    if hx is not None and hx.dtype != data.dtype and {hx.dtype, data.dtype} <= _MIXED:
+        hx = hx.to(data.dtype)
+    tracing = torch.compiler.is_compiling()
+    if packed and hx is None and sorted_indices is not None and tracing:
+        # The batch as a size: what a tracer finds in batch_sizes is a value, which breaks graphs.
+        states = num_layers * directions
+        hx = data.new_zeros(states, sorted_indices.shape[0], weights[1].shape[0])
     batch_invariant = batch_invariant or _batch_invariant
     checked = (data, hx, weights, num_layers * directions, batch_sizes, offsets, reset, batch_first)
     rows = (batch_sizes, lengths, offsets, reset)
     options = (nonlinearity, bidirectional, batch_first, batch_invariant)
     arguments = (data, hx, weights, num_layers, *rows, *options)
     dropout = dropout if training and num_layers > 1 else 0.0
-    tracing = torch.compiler.is_compiling()
     if tracing and onnx.exporting():
         _check(*checked)
         output, h_n = _run(onnx.rnn_stack, dropout, *arguments)

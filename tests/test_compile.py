@@ -123,7 +123,10 @@ def test_one_compilation_serves_every_shape(make, with_hx, dynamic, compilations
     assert counters["stats"]["unique_graphs"] == compilations
 
 
-@pytest.mark.parametrize(("make", "with_hx"), [("dense", True), ("dense", False), ("packed", True)])
+@pytest.mark.parametrize(
+    ("make", "with_hx"),
+    [("dense", True), ("dense", False), ("packed", True), ("packed unsorted", False)],
+)
 def test_nothing_breaks_the_graph(make, with_hx):
     """Nor without `fullgraph`."""
     hx = torch.randn(4, 8, 6) if with_hx else None

@@ -192,6 +192,22 @@ def test_autocast(dtype, packed):
     budget.check()
 
 
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_hx_of_another_precision(own, other):
+    """Converted to that of the input, with a gradient in its own."""
+    module = FusedRNN(3, 4, dtype=own)
+    x = torch.randn(5, 2, 3, dtype=own)
+    hx = torch.randn(1, 2, 4, dtype=other, requires_grad=True)
+    converted = hx.detach().to(own).requires_grad_()
+    results, wanted = module(x, hx), module(x, converted)
+    assert all(map(torch.equal, results, wanted))
+    for output, leaf in ((results[0], hx), (wanted[0], converted)):
+        output.sum().backward()
+        assert leaf.grad.dtype == leaf.dtype
+    assert torch.equal(hx.grad, converted.grad.to(other))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sums_of_16_bits_are_in_float(dtype):
     """1024 terms of 2**-10 make 1: a sum in bfloat16 would stand still at 1/4."""

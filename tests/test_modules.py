@@ -186,6 +186,10 @@ def test_prepacked_weights_are_dropped_when_a_parameter_changes():
         lambda: torch.nn.init.ones_(module.bias_hh_l0),
         lambda: setattr(module, "weight_hh_l0", torch.nn.Parameter(torch.zeros(4, 4))),
         lambda: module.double().float(),
+        # Where the first one lay, the last one may come to lie.
+        lambda: [
+            setattr(module.weight_hh_l0, "data", torch.full((4, 4), v)) for v in (1.0, 2.0, 3.0)
+        ],
     ]
     with torch.no_grad():
         for change in changes:
