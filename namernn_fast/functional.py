@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import onnx, ops, reference
+from . import batching, onnx, ops, reference
 
 _MIXED = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -115,16 +115,13 @@ def _differentiable_backward(ctx, input, hx, weights, rows, grad_output, grad_h_
     return [next(grads) if n else None for n in needed]
 
 
-def _transforms_active() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is looking on."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 def _why_not_kernel(input: Tensor) -> str | None:
     """The reason why `input` (any layout, or the data of a packed sequence) goes to the reference
     path, or None: the fused kernel takes it."""
-    if not torch.compiler.is_compiling() and _transforms_active():
-        return "a torch.func transform or forward-mode differentiation is active"
+    if not torch.compiler.is_compiling():
+        mapped = torch._C._are_functorch_transforms_active()
+        if forward_ad._current_level >= 0 or (mapped and not batching.only_vmap_is_active()):
+            return "a torch.func transform but vmap, or forward-mode differentiation, is active"
     return ops.why_not_cpu_kernel(input)
 
 
@@ -402,7 +399,11 @@ def rnn(
         output, h_n = _run(_fused_stack, dropout, *arguments)
     else:
         try:
-            if prepacked is not None and not _wants_gradient(data, hx, weights):
+            if (
+                prepacked is not None
+                and not torch._C._are_functorch_transforms_active()
+                and not _wants_gradient(data, hx, weights)
+            ):
                 output, h_n = ops.rnn_forward_prepacked(
                     data, hx, prepacked.layers, weights[1].shape[0], *rows, *options
                 )
@@ -536,6 +537,8 @@ def _wants_gradient(data, hx, weights):
 
 
 def _fused_stack(data, hx, weights, *arguments):
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return batching.Mapped.apply(_fused_stack, data, hx, *arguments, *weights)
     if _wants_gradient(data, hx, weights):
         return _FusedStack.apply(data, hx, *arguments, *weights)
     output, h_n, _ = ops.rnn_forward(data, hx, weights, *arguments, False)
