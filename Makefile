@@ -40,6 +40,7 @@ bench-peers: setup
 	$(BIN)/python -m benchmarks.peers --write --odd
 	$(BIN)/python -m benchmarks.peers --write --odd --threads 1
 	$(BIN)/python -m benchmarks.sixteen_bits --write
+	$(BIN)/python -m benchmarks.layers --write
 
 roofline: setup
 	$(BIN)/python -m benchmarks.roofline --write

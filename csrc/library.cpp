@@ -540,8 +540,7 @@ struct Options {
 // All of a stack but its weights.
 Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t layers,
                   int64_t hidden_size, Batch batch, const Options& options) {
-  Stack stack;
-  stack.batch = std::move(batch);
+  Stack stack{std::move(batch), with_adjacent_features(input)};
   stack.layers = layers;
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
@@ -550,7 +549,6 @@ Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t 
   stack.activation = options.nonlinearity == "tanh" ? Activation::tanh : Activation::relu;
   check(input.is_cpu(), "input must be on the CPU");
   stack.dtype = dtype_of(input);
-  stack.input = with_adjacent_features(input);
   stack.D = input.size(input.dim() - 1);
   stack.H = hidden_size;
   if (hx) {
@@ -782,16 +780,16 @@ void for_each_idle_state(const Stack& stack, F&& f) {
 // ---- Forward ----
 
 struct ForwardTensors {
-  std::vector<Tensor> outputs;  // of each layer; of those not kept, no tensor
   Tensor h_n;
+  std::vector<std::optional<Tensor>> outputs;  // of each layer; of those not kept, none
 };
 
 template <class Scalar>
 Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, int64_t k,
                            int64_t d) {
-  const Tensor& output = results.outputs[size_t(k)];
+  const Tensor& output = *results.outputs[size_t(k)];
   Forward<Scalar> args;
-  args.layer = direction_of<Scalar>(stack, k, d, k ? results.outputs[size_t(k - 1)] : stack.input);
+  args.layer = direction_of<Scalar>(stack, k, d, k ? *results.outputs[size_t(k - 1)] : stack.input);
   args.output = rows_of<Scalar>(stack.batch, output, mutable_data<Scalar>(output), d * stack.H);
   args.h_n =
       mutable_data<Scalar>(results.h_n) + (k * stack.directions + d) * stack.batch.B * stack.H;
@@ -802,7 +800,7 @@ template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
   const KernelsFor<Scalar>& own = kernels();
   const Stretches stretches(stack.batch.steps, wave.steps);
-  for (Tensor& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
+  for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
   std::vector<std::optional<Tensor>> packed(size_t(stack.layers));
   run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
     Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
@@ -826,18 +824,17 @@ void run_forward(const Stack& stack, ForwardTensors& results, bool want_hidden) 
     if (wave.layers > 1) run_forward_wave<Scalar>(stack, wave, results);
   }
   for (int64_t k = 0; wave.layers == 1 && k < stack.layers; ++k) {
-    Tensor& output = results.outputs[size_t(k)];
-    output = empty_rows(stack.batch, stack.directions * H, stack.dtype);
+    results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * H, stack.dtype);
     if (stack.batch.steps.N > 0) {
       run_directions(stack, input_size(stack, k), true, [&](int64_t d, const Call& call) {
         kernels().KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
                                               call.runtime());
       });
     }
-    if (k > 0 && !want_hidden) results.outputs[size_t(k - 1)] = Tensor();
+    if (k > 0 && !want_hidden) results.outputs[size_t(k - 1)].reset();
   }
   for (size_t k = want_hidden ? 0 : results.outputs.size() - 1; k < results.outputs.size(); ++k) {
-    clear_padding(stack.batch, results.outputs[k]);
+    clear_padding(stack.batch, *results.outputs[k]);
   }
   for_each_idle_state(stack, [&](int64_t state, int64_t b) {
     Scalar* h = mutable_data<Scalar>(results.h_n) + (state * stack.batch.B + b) * H;
@@ -852,9 +849,9 @@ void run_forward(const Stack& stack, ForwardTensors& results, bool want_hidden) 
 }
 
 ForwardTensors forward_stack(const Stack& stack, bool want_hidden) {
-  ForwardTensors results;
-  results.outputs.resize(size_t(stack.layers));
-  results.h_n = empty({stack.layers * stack.directions, stack.batch.B, stack.H}, stack.dtype);
+  ForwardTensors results{
+      empty({stack.layers * stack.directions, stack.batch.B, stack.H}, stack.dtype),
+      std::vector<std::optional<Tensor>>(size_t(stack.layers))};
   with_storage(stack.dtype,
                [&](auto storage) { run_forward<decltype(storage)>(stack, results, want_hidden); });
   return results;
@@ -870,10 +867,12 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
       check_stack(input, hx, weights, num_layers,
                   read_batch(input, {batch_sizes, lengths, offsets, reset}, batch_first),
                   {nonlinearity, bidirectional, batch_first, batch_invariant});
-  ForwardTensors results = forward_stack(stack, want_hidden);
-  Tensor output = results.outputs.back();
-  results.outputs.resize(want_hidden ? size_t(num_layers - 1) : 0);
-  return {output, results.h_n, results.outputs};
+  const ForwardTensors results = forward_stack(stack, want_hidden);
+  std::vector<Tensor> hidden;
+  for (int64_t k = 0; want_hidden && k + 1 < num_layers; ++k) {
+    hidden.push_back(*results.outputs[size_t(k)]);
+  }
+  return {*results.outputs.back(), results.h_n, hidden};
 }
 
 template <class Scalar>
@@ -937,7 +936,7 @@ std::tuple<Tensor, Tensor> rnn_forward_prepacked(
   }
   stack.prepacked = packed;
   const ForwardTensors results = forward_stack(stack, false);
-  return {results.outputs.back(), results.h_n};
+  return {*results.outputs.back(), results.h_n};
 }
 
 // ---- Backward ----

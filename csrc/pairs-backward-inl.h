@@ -251,7 +251,6 @@ inline void backward_input(const Backward<BFloat16>& args, const PairsWork& work
 }
 
 inline void backward_pairs(const Backward<BFloat16>& args, const Runtime& runtime) {
-  if (is_thin(args.layer)) return backward(args, runtime);
   backward_with<PairsWork>(args, runtime);
 }
 

@@ -46,14 +46,6 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
   }
 }
 
-// Few rows would leave such a product mostly idle: layers with less at a step are widened.
-constexpr int64_t kFewRows = 8;
-
-template <class Storage>
-inline bool is_thin(const Layer<Storage>& layer) {
-  return layer.steps.N < kFewRows * layer.steps.T;
-}
-
 struct PackedPairs {
   static constexpr int64_t w = Shape<float>::panel_width;
 
@@ -147,9 +139,6 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PackedPairs&
 
 inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
-  if (!layer.packed && !layer.batch_invariant && is_thin(layer)) {
-    return forward_copied(args, runtime);
-  }
   const Plan plan = choose_plan(layer.steps, runtime.machine, layer.D, layer.H,
                                 panel_count<float>(layer.H), sizeof(BFloat16));
   Team* teams = scratch<Team>(runtime, plan.groups);

@@ -45,11 +45,11 @@ class _FusedStack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):
-        input, hx, *rest = ctx.saved_tensors
-        rows, (output, *hidden) = rest[:4], rest[4 : 4 + ctx.num_layers]
-        weights = rest[4 + ctx.num_layers :]
-        want_input, want_hx, *_ = ctx.needs_input_grad
-        want_weights = ctx.needs_input_grad[-len(weights) :]
+        num_layers, saved = ctx.num_layers, ctx.saved_tensors
+        input, hx, *rows = saved[:6]
+        output, hidden, weights = saved[6], saved[7 : 6 + num_layers], saved[6 + num_layers :]
+        needed = ctx.needs_input_grad
+        want_input, want_hx, want_weights = needed[0], needed[1], needed[-len(weights) :]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif torch.is_grad_enabled():  # create_graph: the gradient itself must have one
@@ -57,14 +57,14 @@ class _FusedStack(torch.autograd.Function):
                 ctx, input, hx, weights, rows, grad_output, grad_h_n
             )
         else:
-            per_layer = len(weights) // ctx.num_layers
+            per_layer = len(weights) // num_layers
             grad_input, grad_hx, grad_weights = ops.rnn_backward(
                 grad_output,
                 grad_h_n,
                 input,
                 hx,
                 weights,
-                ctx.num_layers,
+                num_layers,
                 output,
                 hidden,
                 *rows,
@@ -73,7 +73,7 @@ class _FusedStack(torch.autograd.Function):
                 want_hx,
                 [
                     k
-                    for k in range(ctx.num_layers)
+                    for k in range(num_layers)
                     if any(want_weights[k * per_layer : (k + 1) * per_layer])
                 ],
             )
@@ -81,12 +81,7 @@ class _FusedStack(torch.autograd.Function):
             grad_input if want_input else None,
             grad_hx if want_hx else None,
             *(None,) * 9,
-            *(
-                grad if want else None
-                for grad, want in zip(
-                    grad_weights or [None] * len(weights), want_weights, strict=True
-                )
-            ),
+            *(grad_weights or [None] * len(weights)),  # autograd drops what it did not ask for
         )
 
 
@@ -118,10 +113,11 @@ def _differentiable_backward(ctx, input, hx, weights, rows, grad_output, grad_h_
 def _why_not_kernel(input: Tensor) -> str | None:
     """The reason why `input` (any layout, or the data of a packed sequence) goes to the reference
     path, or None: the fused kernel takes it."""
-    if not torch.compiler.is_compiling():
-        mapped = torch._C._are_functorch_transforms_active()
-        if forward_ad._current_level >= 0 or (mapped and not batching.only_vmap_is_active()):
-            return "a torch.func transform but vmap, or forward-mode differentiation, is active"
+    if not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0
+        or (torch._C._are_functorch_transforms_active() and not batching.only_vmap_is_active())
+    ):
+        return "a torch.func transform but vmap, or forward-mode differentiation, is active"
     return ops.why_not_cpu_kernel(input)
 
 
@@ -134,9 +130,8 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 
     That is: not on the other sequences of the batch or its place among them, on padding, packing or
     lengths, or on the number of threads. It holds for what `rnn` and the modules compute forward;
-    gradients of parameters are sums over the batch. One short sequence by itself then takes about
-    twice the time, and a few rows at a time in bfloat16 up to four times; larger batches cost the
-    same. `FusedRNN(..., batch_invariant=True)` has the same for one module.
+    gradients of parameters are sums over the batch. One short sequence by itself then has its
+    weights put in order first, like any batch; nothing else costs more. `FusedRNN(..., batch_invariant=True)` has the same for one module.
 
     Like torch's own such settings it is of the process, not of a thread.
 
@@ -390,6 +385,9 @@ def rnn(
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
         _check(*checked)
         output, h_n = _run(_reference_stack, dropout, *arguments)
+    elif not tracing and torch._C._are_functorch_transforms_active():
+        _check(*checked)
+        output, h_n = _run(_mapped_stack, dropout, *arguments)
     elif (
         tracing  # what a tracer runs checks nothing, nor does what runs
         or not weights[0].is_cpu  # where one of the tensors is on the meta device
@@ -399,11 +397,7 @@ def rnn(
         output, h_n = _run(_fused_stack, dropout, *arguments)
     else:
         try:
-            if (
-                prepacked is not None
-                and not torch._C._are_functorch_transforms_active()
-                and not _wants_gradient(data, hx, weights)
-            ):
+            if prepacked is not None and not _wants_gradient(data, hx, weights):
                 output, h_n = ops.rnn_forward_prepacked(
                     data, hx, prepacked.layers, weights[1].shape[0], *rows, *options
                 )
@@ -536,9 +530,14 @@ def _wants_gradient(data, hx, weights):
     )
 
 
+def _mapped_stack(data, hx, weights, *arguments):
+    """The fused stack under vmap, and perhaps another one below."""
+    if torch._C._are_functorch_transforms_active():
+        return batching.Mapped.apply(_mapped_stack, data, hx, *arguments, *weights)
+    return _fused_stack(data, hx, weights, *arguments)
+
+
 def _fused_stack(data, hx, weights, *arguments):
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return batching.Mapped.apply(_fused_stack, data, hx, *arguments, *weights)
     if _wants_gradient(data, hx, weights):
         return _FusedStack.apply(data, hx, *arguments, *weights)
     output, h_n, _ = ops.rnn_forward(data, hx, weights, *arguments, False)

@@ -72,16 +72,15 @@ def test_every_16_bit_value(dtype):
     assert torch.equal(y[~y.isnan()], wanted[~y.isnan()])
 
 
-@pytest.mark.parametrize("batch", [5, 20])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype, batch):
+def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
     """From the same output it differs by the rounding of its results, and by nothing else."""
-    if batch > 8 and ops.cpu_kernel(dtype) in ON_PAIRS:
+    if ops.cpu_kernel(dtype) in ON_PAIRS:
         pytest.skip("rounds dz for its products")
     module = FusedRNN(9, 70, bidirectional=True, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
-    x, hx = torch.randn(6, batch, 9, dtype=dtype), torch.randn(2, batch, 70, dtype=dtype)
+    x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(2, 20, 70, dtype=dtype)
     options = (None, None, None, None, nonlinearity, True, False)
     output, h_n, _ = ops.rnn_forward(x, hx, weights, 1, *options, False, False)
     grads = (torch.randn_like(output), torch.randn_like(h_n))

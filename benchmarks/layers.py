@@ -1,0 +1,119 @@
+"""Several layers in one call against one after the other: `python -m benchmarks.layers [--write]`.
+
+`FusedRNN` with several layers, as many of one layer that feed each other, and `nn.RNN` take turns.
+The column `at once` is how many layers the rule in `csrc/plan.cpp` runs at the same time.
+"""
+
+import statistics
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import page
+from benchmarks.grid import BASELINE, FORWARD, FUSED, MODES
+from benchmarks.machine import cpu_name
+from benchmarks.race import Budget, Call, race
+from benchmarks.report import duration, markdown, ratio
+from benchmarks.workload import train
+from namernn_fast import FusedRNN, ops
+
+SHAPES = [  # hidden_size, which is the input_size too, seq_len, batch
+    (64, 8, 1),
+    (64, 128, 1),
+    (64, 128, 16),
+    (128, 128, 1),
+    (128, 128, 4),
+    (256, 32, 1),
+    (256, 128, 1),
+    (256, 128, 4),
+    (512, 128, 1),
+    (512, 128, 16),
+]
+LAYERS = (2, 4)
+
+
+class Chain(nn.Module):
+    """One layer after the other."""
+
+    def __init__(self, hidden_size: int, num_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(FusedRNN(hidden_size, hidden_size) for _ in range(num_layers))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x, h_n = layer(x)
+        return x, h_n
+
+
+def calls(mode: str, num_layers: int, hidden_size: int, input: torch.Tensor) -> dict[str, Call]:
+    modules: dict[str, nn.Module] = {
+        BASELINE: nn.RNN(hidden_size, hidden_size, num_layers),
+        "one by one": Chain(hidden_size, num_layers),
+        FUSED: FusedRNN(hidden_size, hidden_size, num_layers),
+    }
+    if mode == FORWARD:
+        return {name: partial(module, input) for name, module in modules.items()}
+    return {
+        name: partial(train, module, tuple(module.parameters()), input)
+        for name, module in modules.items()
+    }
+
+
+def run(seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    for mode, num_layers, (hidden_size, seq_len, batch) in product(MODES, LAYERS, SHAPES):
+        torch.manual_seed(0)
+        input = torch.randn(seq_len, batch, hidden_size)
+        with torch.inference_mode(mode == FORWARD):
+            raced = calls(mode, num_layers, hidden_size, input)
+            rounds = race(raced, Budget(seconds, max_rounds=20, round_seconds=0.01))
+        plan = ops.cpu_plan(
+            [batch] * seq_len,
+            hidden_size,
+            hidden_size,
+            torch.get_num_threads(),
+            num_layers=num_layers,
+        )
+        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
+        shape = [hidden_size, seq_len, batch]
+        rows.append({"mode": mode, "num_layers": num_layers, "shape": shape, "medians": medians})
+        rows[-1]["at_once"] = plan.layers
+        print(rows[-1])
+    return rows
+
+
+def table(rows: list[dict[str, Any]], mode: str) -> str:
+    heads = ["layers", "(H, T, B)", "at once", BASELINE, "one by one", FUSED]
+    lines = [[*heads, f"over {BASELINE}", "over one by one"]]
+    for row in rows:
+        if row["mode"] != mode:
+            continue
+        medians = row["medians"]
+        line = [str(row["num_layers"]), str(tuple(row["shape"])), str(row["at_once"])]
+        line += [duration(medians[name]) for name in (BASELINE, "one by one", FUSED)]
+        line += [ratio(medians[name] / medians[FUSED]) for name in (BASELINE, "one by one")]
+        lines.append(line)
+    return markdown(lines)
+
+
+def report(document: dict[str, Any]) -> str:
+    lines = [f"{document['cpu']}, {document['threads']} thread(s); float32."]
+    for mode in MODES:
+        lines += [f"**{mode}**", table(document["rows"], mode)]
+    return "\n\n".join(lines)
+
+
+def main() -> None:
+    options = page.parser(__doc__, seconds=0.4).parse_args()
+    page.settle(options.threads)
+
+    rows = run(options.seconds)
+    document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
+    page.publish("layers", document, report(document), options.write)
+
+
+if __name__ == "__main__":
+    main()
