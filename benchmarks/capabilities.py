@@ -5,6 +5,7 @@ python -m benchmarks.capabilities [--write]
 
 import argparse
 import multiprocessing
+import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -17,14 +18,15 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from benchmarks.grid import BASELINE, FUSED
+from benchmarks.race import Budget, race
 from benchmarks.report import README, write_section
-from namernn_fast import FusedRNN
+from namernn_fast import FusedRNN, reference
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
 SECONDS = 120
 WORDS = 48  # letters of a reason
 
-Try = Callable[[type[torch.nn.RNN]], None]
+Try = Callable[[type[torch.nn.RNN]], str | None]
 
 
 @dataclass
@@ -37,7 +39,10 @@ ROWS: dict[str, Row] = {}
 
 
 def row(label: str, slow: bool = False) -> Callable[[Try], Try]:
-    """Registers a try: it raises, or asserts a wrong result, where a layer class cannot do it."""
+    """Registers a try: it raises, or asserts a wrong result, where a layer class cannot do it.
+
+    What it returns, if anything, is worth knowing where it can.
+    """
 
     def register(attempt: Try) -> Try:
         ROWS[label] = Row(attempt, slow)
@@ -217,6 +222,15 @@ def _(layer_class):
         output, _ = layer(x)
         for b in (1, 3):
             assert torch.equal(output[:, :b], layer(x[:, :b])[0]), "other bits in another batch"
+    x = torch.randn(8, 1, 64)
+    layers = {flag: layer_class(64, 256, batch_invariant=flag) for flag in (False, True)}
+    with torch.inference_mode():
+        rounds = race(
+            {str(flag): lambda layer=layer: layer(x) for flag, layer in layers.items()},
+            Budget(0.5, max_rounds=50, round_seconds=0.005),
+        )
+    usual, invariant = (statistics.median(r.seconds) for r in rounds.values())
+    return f"one short sequence by itself takes {invariant / usual:.1f} times as long"
 
 
 @row("construction by `skip_init`")
@@ -280,16 +294,20 @@ def child(label: str, name: str, answers) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    steps = []  # calls of ours that went through ATen operators, step by step
+    by_steps = reference.rnn_stack
+    reference.rnn_stack = lambda *arguments: steps.append(label) or by_steps(*arguments)
     try:
-        ROWS[label].attempt(LAYERS[name])
+        note = ROWS[label].attempt(LAYERS[name])
     except Exception as error:
         answers.send(f"no ({reason(error)})")
     else:
-        answers.send("yes")
+        note = "ATen operators, step by step" if steps else note
+        answers.send(f"yes ({note})" if note else "yes")
 
 
 def cell(label: str, name: str) -> str:
-    """`yes`, or `no` and why, from a try in a process of its own."""
+    """`yes` or `no`, and what there is to say of it, from a try in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast"])
     receiver, sender = context.Pipe(duplex=False)

@@ -131,7 +131,8 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
     That is: not on the other sequences of the batch or its place among them, on padding, packing or
     lengths, or on the number of threads. It holds for what `rnn` and the modules compute forward;
     gradients of parameters are sums over the batch. One short sequence by itself then has its
-    weights put in order first, like any batch; nothing else costs more. `FusedRNN(..., batch_invariant=True)` has the same for one module.
+    weights put in order first, like any batch; nothing else costs more.
+    `FusedRNN(..., batch_invariant=True)` has the same for one module.
 
     Like torch's own such settings it is of the process, not of a thread.
 
