@@ -753,9 +753,11 @@ void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
 
 Wave wave_of(const Stack& stack, Pass pass) {
   const bool one_way = stack.directions == 1;
+  // A stretch begins with states that lie where rows do, and finds them like those of hx.
+  const bool alike = stack.batch.layout != Batch::Layout::jagged;
   const bool whole = stack.dtype == aoti_torch_dtype_float32() ||
                      stack.dtype == aoti_torch_dtype_float64();  // 16 bits would round the state
-  if (!one_way || !whole || stack.layers == 1) return {1, stack.batch.steps.T};
+  if (!one_way || !alike || !whole || stack.layers == 1) return {1, stack.batch.steps.T};
   return choose_wave(stack.batch.steps, this_machine(), stack.H, panels_of(stack.H),
                      computed_bytes(stack), stack.layers, pass);
 }

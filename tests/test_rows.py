@@ -211,7 +211,7 @@ def test_rows_that_make_no_sense(path):
             call()
 
 
-@pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
+@pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_layers_that_run_at_once_compute_the_same(layout, batch, threads):
     """A wave over three layers, with two threads, against one layer after the other, with one."""
@@ -222,15 +222,20 @@ def test_layers_that_run_at_once_compute_the_same(layout, batch, threads):
         "dense": [seq_len] * batch,
         "lengths": [0, seq_len, 250][-batch:],
         "packed": [seq_len, 590, 7][:batch],
+        "jagged": [7, seq_len, 590][-batch:],
     }[layout]
     reset = torch.rand(seq_len, batch) < 0.02
-    for more in {}, {"reset": reset}:
+    for more in ({},) if layout == "jagged" else ({}, {"reset": reset}):
         runs = []
         for count in (1, 2):
             threads(count)
             if layout == "packed":
                 output, h_n = module(pack_padded_sequence(x, lengths), hx, **more)
                 output = output.data
+            elif layout == "jagged":
+                rows = [x[:length, b] for b, length in enumerate(lengths)]
+                output, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
+                output = output.values()
             else:
                 lengths_given = {"lengths": lengths} if layout == "lengths" else {}
                 output, h_n = module(x, hx, **more, **lengths_given)
