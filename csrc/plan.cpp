@@ -20,7 +20,9 @@ constexpr double kFits = 0.75;    // of that cache; rows want the rest
 constexpr double kRegion = 3000;  // ns to hand work to one other thread and get it back
 constexpr double kThread = 50;    // ns for every further thread
 constexpr double kMeeting = 150;  // ns of a barrier for every member
-constexpr double kStretch = 500;  // ns to begin a stretch of a wave
+constexpr double kStretch = 600;  // ns to begin a stretch of a wave
+constexpr double kWorth = 0.95;   // of the time without it: a wave that saves less is not run
+constexpr double kPacking = 8;    // multiply-adds as long as packing an element of the weights
 constexpr double kBackward = 3;   // times the forward pass
 
 double handing_over(int64_t workers) {
@@ -75,6 +77,8 @@ Wave choose_wave(const Steps& steps, const Machine& machine, int64_t H, int64_t 
   double shared = choose_plan(steps, machine, H, H, panels, scalar_bytes).time;
   double alone = choose_plan(steps, {1, machine.near_bytes}, H, H, panels, scalar_bytes).time;
   double begin = kStretch;
+  // Done by the one thread of a layer, or shared out.
+  const double packing = kPacking * 2 * double(H) * double(H) / kRate;
   if (pass == Pass::backward) {
     shared *= kBackward;
     alone *= kBackward;
@@ -86,8 +90,10 @@ Wave choose_wave(const Steps& steps, const Machine& machine, int64_t H, int64_t 
   const int64_t stretch = ceiling(steps.T, std::max<int64_t>(1, std::min(steps.T, int64_t(best))));
   const double stretches = double(ceiling(steps.T, stretch));
   const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + begin) +
-                      handing_over(at_once);
-  return stretches > 1 && time < double(layers) * shared ? Wave{at_once, stretch} : none;
+                      rounds * packing + handing_over(at_once);
+  const double otherwise =
+      double(layers) * (shared + packing / double(std::min(machine.threads, panels)));
+  return stretches > 1 && time < kWorth * otherwise ? Wave{at_once, stretch} : none;
 }
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {

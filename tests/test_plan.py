@@ -62,3 +62,11 @@ def test_a_packed_batch_counts_the_rows_that_exist():
 
 def test_no_steps():
     assert cpu_plan([], 4, 4, 8)[:2] == (1, 1)
+
+
+def test_layers_run_at_once_where_one_has_little_to_share_out():
+    assert cpu_plan([1] * 500, 64, 64, 2, num_layers=2).layers == 2
+    assert cpu_plan([1] * 500, 64, 64, 8, num_layers=6).layers == 6
+    assert cpu_plan([1] * 500, 64, 64, 1, num_layers=6).layers == 1
+    assert cpu_plan([1] * 4, 64, 64, 8, num_layers=6).layers == 1
+    assert cpu_plan([512] * 500, 64, 64, 2, num_layers=2).layers == 1
