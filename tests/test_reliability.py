@@ -196,7 +196,7 @@ def test_scratch_memory_that_cannot_be_had(both_at_once):
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.RLIM_INFINITY))\n"
         f"both_at_once = {both_at_once}\n"
-        "layer = FusedRNN(512, 2048) if not both_at_once else FusedRNN(32, 64, bidirectional=True)\n"
+        "layer = FusedRNN(32, 64, bidirectional=True) if both_at_once else FusedRNN(512, 2048)\n"
         "x = torch.randn(40, 4, layer.input_size)\n"
         "torch.ones(10**6).sum()\n"  # so that the pool has its threads
         "limit(10 * 2**20)\n"
