@@ -31,10 +31,16 @@ class Budget:
 
     Draws of one name count as one tensor: by itself a tensor of few elements can find `nn.RNN`
     exact by luck.
+
+    Below the smallest normal number the unit in the last place is that of this number. `factor`
+    stands for the rule's 2, `floor` is an error that is allowed in any case.
     """
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, factor: float = 2.0, floor: float = 0.0):
         self.eps = torch.finfo(dtype).eps
+        self.tiny = torch.finfo(dtype).tiny
+        self.factor = factor
+        self.floor = floor
         self.results: dict[Hashable, Extremes] = defaultdict(Extremes)
 
     def add(self, name: Hashable, ours: Tensor, theirs: Tensor, reference: np.ndarray) -> None:
@@ -50,7 +56,8 @@ class Budget:
             raise GateError("no results were compared")
         red = []
         for name, seen in self.results.items():
-            allowed = 2 * seen.theirs + self.eps * seen.reference
+            last_place = self.eps * max(seen.reference, self.tiny)
+            allowed = self.factor * seen.theirs + last_place + self.floor
             if not seen.ours <= allowed:
                 red.append(f"{name}: error {seen.ours:.3g} exceeds its budget {allowed:.3g}")
         if red:

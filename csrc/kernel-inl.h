@@ -309,9 +309,11 @@ inline void activate_backward(Activation activation, const Storage* h, const Sca
     if (grad_output) g += load_upto(grad_output + j, n);
     const Vec<Scalar> v = load_upto(h + j, n);
     const Vec<Scalar> zero = {};
+    // Bits, not numbers: a subnormal number is compared as zero here.
+    const auto is_zero = ((typename Simd<Scalar>::I)v << 1) == 0;
     store_upto(dz + j,
                activation == Activation::tanh ? g * (Scalar(1) - v * v)
-               : v <= zero                    ? zero
+               : is_zero                      ? zero
                                               : g,
                n);
   });

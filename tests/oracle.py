@@ -6,8 +6,8 @@ It shares nothing with the library. Arrays of float64 or longdouble keep their p
 import numpy as np
 
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
-# In terms of h = act(z).
-DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: (h > 0).astype(h.dtype)}
+# In terms of h = act(z). That of relu at NaN is 1, as in torch.
+DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: 1 - (h <= 0).astype(h.dtype)}
 
 
 def direction(x, h, weights, nonlinearity):
@@ -95,11 +95,15 @@ def rnn_backward(tape, hx, weights, nonlinearity, bidirectional, grad_outputs, g
 
 
 def distance_from_kinks(tape):
-    """The smallest |z| of any act(z): within rounding of a kink of relu, either side is right."""
+    """The smallest |z| of any act(z): within rounding of a kink of relu, either side is right.
+
+    Zero itself comes of zeros alone, and that without rounding.
+    """
     smallest = np.inf
     for records in tape:
         for x, hx, states, (weight_ih, weight_hh, *biases) in records:
             before = np.concatenate([hx[None], states[:-1]])
             z = x @ weight_ih.T + before @ weight_hh.T + sum(biases)
-            smallest = min(smallest, np.abs(z).min())
+            near = np.abs(z[np.isfinite(z) & (z != 0)])
+            smallest = min(smallest, near.min(initial=np.inf))
     return smallest
