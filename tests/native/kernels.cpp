@@ -4,6 +4,9 @@
 // results that do not depend on it must have the bits of a run on one thread. Linked with the
 // kernels' static libraries by `make sanitize` and `make sanitize-threads`.
 #include <sys/mman.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -108,10 +111,14 @@ void* scratch(size_t bytes) {
 
 // ---- One problem: arguments, a run, its results ----
 
+enum class Layout { dense, batch_first, packed, any_order, jagged };
+constexpr unsigned kLayouts = 5;
+
 struct Problem {
   int64_t D, H, T, B;
-  bool packed, batch_first, reverse, relu, hx, prepacked, accumulate, expanded_grad;
-  bool want_input, want_hx, want_weights;
+  Layout layout;
+  bool reverse, relu, bias, hx, resets, batch_invariant, prepacked, expanded_grad;
+  bool want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 };
 
 class Random {
@@ -140,8 +147,9 @@ class Array {
  public:
   explicit Array(int64_t size)
       : size_(size), memory_(std::make_unique<Guarded>(size * sizeof(Storage), sizeof(Storage))) {}
-  Array(int64_t size, Random& random, int exponent) : Array(size) {
-    for (int64_t i = 0; i < size; ++i) random.draw(data()[i], exponent);
+  Array(int64_t size, Random& random, int exponent) : Array(size) { draw(random, exponent); }
+  void draw(Random& random, int exponent) {
+    for (int64_t i = 0; i < size_; ++i) random.draw(data()[i], exponent);
   }
   Storage* data() const { return reinterpret_cast<Storage*>(memory_->data()); }
   bool operator==(const Array& other) const {
@@ -157,10 +165,10 @@ template <class Storage>
 struct Results {
   Array<Storage> output, h_n, grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias;
 
-  Results(const Problem& p, int64_t N)
-      : output(N * p.H),
+  Results(const Problem& p, int64_t rows)
+      : output(rows * p.H),
         h_n(p.B * p.H),
-        grad_input(N * p.D),
+        grad_input(rows * p.D),
         grad_hx(p.B * p.H),
         grad_weight_ih(p.H * p.D),
         grad_weight_hh(p.H * p.H),
@@ -174,107 +182,163 @@ struct Results {
   }
 };
 
-template <class Storage>
-Results<Storage> run(const KernelsFor<Storage>& forward_of, const KernelsFor<Storage>& backward_of,
-                     const Problem& p, const Runtime& runtime) {
-  Random random;
-  std::vector<int64_t> count(p.T), start(p.T);
-  int64_t N = 0;
-  for (int64_t t = 0; t < p.T; ++t) {
-    count[t] = p.packed ? std::max<int64_t>(1, p.B - t * p.B / p.T) : p.B;
-    start[t] = N;
-    N += count[t];
+// Which rows there are, and where.
+struct Shape {
+  std::vector<int64_t> count, start, order, origin;
+  int64_t N = 0;     // rows that are computed
+  int64_t rows = 0;  // that a tensor has room for
+  Steps steps;
+
+  explicit Shape(const Problem& p) : count(p.T), start(p.T), order(p.B), origin(p.B) {
+    const bool ordered = p.layout == Layout::any_order || p.layout == Layout::jagged;
+    const bool ragged = ordered || p.layout == Layout::packed;
+    std::vector<int64_t> length(p.B);
+    for (int64_t t = 0; t < p.T; ++t) {
+      count[t] = ragged ? std::max<int64_t>(1, p.B - t * p.B / p.T) : p.B;
+      start[t] = N;
+      N += count[t];
+      for (int64_t b = 0; b < count[t]; ++b) ++length[b];
+    }
+    for (int64_t b = 0; b < p.B; ++b) order[b] = (p.B + p.B / 2 - b) % p.B;
+    for (int64_t b = 0; b < p.B; ++b) {
+      if (p.layout == Layout::any_order) origin[b] = order[b];
+      for (int64_t other = 0; other < p.B && p.layout == Layout::jagged; ++other) {
+        if (order[other] < order[b]) origin[b] += length[other];
+      }
+    }
+    rows = p.layout == Layout::any_order ? p.T * p.B : N;
+    steps = {p.T,
+             p.B,
+             N,
+             ragged ? count.data() : nullptr,
+             p.layout == Layout::packed ? start.data() : nullptr,
+             ordered ? order.data() : nullptr,
+             ordered ? origin.data() : nullptr};
   }
-  const Array<Storage> input(N * p.D, random, 0), hx(p.B * p.H, random, 0);
+  Shape(const Shape&) = delete;
+  Shape& operator=(const Shape&) = delete;
+};
+
+template <class Element>
+Rows<Element> rows_of(const Problem& p, Element* data, int64_t features) {
+  switch (p.layout) {
+    case Layout::batch_first:
+      return {data, features, p.T * features};
+    case Layout::jagged:
+      return {data, features, features};
+    default:
+      return {data, p.B * features, features};
+  }
+}
+
+// The layer as a pass reads it that packs at every call, or that was given packed weights.
+template <class Storage>
+Layer<Storage> prepack(const Packing<Storage>& packing, Layer<Storage> layer,
+                       std::unique_ptr<Guarded>& memory, const Runtime& runtime) {
+  memory = std::make_unique<Guarded>(packing.bytes(layer.D, layer.H), 64);
+  packing.pack(layer, memory->data(), runtime);
+  taken.clear();
+  layer.packed = memory->data();
+  layer.weight_ih = layer.weight_hh = layer.bias_ih = layer.bias_hh = nullptr;
+  return layer;
+}
+
+template <class Storage>
+Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const Runtime& runtime) {
+  Random random;
+  const Shape shape(p);
+  const int64_t rows = shape.rows;
+  const Array<Storage> input(rows * p.D, random, 0), hx(p.B * p.H, random, 0);
   const Array<Storage> weight_ih(p.H * p.D, random, 3), weight_hh(p.H * p.H, random, 3);
   const Array<Storage> bias_ih(p.H, random, 3), bias_hh(p.H, random, 3);
-  const Array<Storage> grad_output(N * p.H, random, 0);
+  const Array<Storage> grad_output(rows * p.H, random, 0);
   const Array<Storage> grad_h_n(p.expanded_grad ? 1 : p.B * p.H, random, 0);
-  Results<Storage> results(p, N);
-  const auto rows_of = [&](auto* data, int64_t features) {
-    return Rows<std::remove_reference_t<decltype(*data)>>{
-        data, p.batch_first ? features : p.B * features, p.batch_first ? p.T * features : features};
-  };
+  const Guarded resets(p.T * p.B, 1);
+  for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
+  Results<Storage> results(p, rows);
 
   Layer<Storage> layer{};
-  layer.steps = {p.T, p.B, N, p.packed ? count.data() : nullptr, p.packed ? start.data() : nullptr};
+  layer.steps = shape.steps;
   layer.D = p.D;
   layer.H = p.H;
   layer.reverse = p.reverse;
   layer.activation = p.relu ? Activation::relu : Activation::tanh;
-  layer.input = rows_of(static_cast<const Storage*>(input.data()), p.D);
+  layer.input = rows_of<const Storage>(p, input.data(), p.D);
   layer.hx = p.hx ? hx.data() : nullptr;
   layer.hx_stride = p.H;
   layer.weight_ih = weight_ih.data();
   layer.weight_hh = weight_hh.data();
-  layer.bias_ih = bias_ih.data();
-  layer.bias_hh = bias_hh.data();
+  layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
+  layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
+  if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
+  layer.batch_invariant = p.batch_invariant;
+  std::unique_ptr<Guarded> packed;
 
-  Forward<Storage> forward{layer, rows_of(results.output.data(), p.H), results.h_n.data()};
-  std::unique_ptr<Guarded> weights;
-  if (p.prepacked) {
-    weights = std::make_unique<Guarded>(forward_of.packed_bytes(p.D, p.H), 64);
-    forward_of.pack(layer, weights->data(), runtime);
-    forward.layer.packed = weights->data();
-    forward.layer.weight_ih = forward.layer.weight_hh = nullptr;
-    forward.layer.bias_ih = forward.layer.bias_hh = nullptr;
-  }
-  forward_of.forward(forward, runtime);
+  Forward<Storage> forward{layer, rows_of(p, results.output.data(), p.H), results.h_n.data()};
+  if (p.prepacked) forward.layer = prepack(kernels.forward_packing, layer, packed, runtime);
+  kernels.forward(forward, runtime);
   taken.clear();
 
   Backward<Storage> backward{};
   backward.layer = layer;
-  backward.output = rows_of(static_cast<const Storage*>(results.output.data()), p.H);
-  backward.grad_output = rows_of(static_cast<const Storage*>(grad_output.data()), p.H);
+  if (p.prepacked && kernels.backward_packing.pack) {
+    backward.layer = prepack(kernels.backward_packing, layer, packed, runtime);
+  }
+  backward.output = rows_of<const Storage>(p, results.output.data(), p.H);
+  backward.grad_output = rows_of<const Storage>(p, grad_output.data(), p.H);
   backward.grad_h_n = grad_h_n.data();
   backward.grad_h_n_stride = p.expanded_grad ? 0 : p.H;
   backward.grad_h_n_step = p.expanded_grad ? 0 : 1;
-  if (p.want_input) backward.grad_input = rows_of(results.grad_input.data(), p.D);
-  if (p.accumulate) {
-    std::memset(results.grad_input.data(), 0, N * p.D * sizeof(Storage));
-    backward.accumulate_input = true;
-  }
+  if (p.want_input) backward.grad_input = rows_of(p, results.grad_input.data(), p.D);
+  backward.accumulate_input = p.accumulate_input;
+  if (p.accumulate_input) results.grad_input.draw(random, 0);
   backward.grad_hx = p.want_hx ? results.grad_hx.data() : nullptr;
   if (p.want_weights) {
     backward.grad_weight_ih = results.grad_weight_ih.data();
     backward.grad_weight_hh = results.grad_weight_hh.data();
-    backward.grad_bias = results.grad_bias.data();
+    backward.grad_bias = p.bias ? results.grad_bias.data() : nullptr;
   }
-  backward_of.backward(backward, runtime);
+  backward.accumulate_weights = p.accumulate_weights;
+  if (p.accumulate_weights) {
+    results.grad_weight_ih.draw(random, 0);
+    results.grad_weight_hh.draw(random, 0);
+    results.grad_bias.draw(random, 0);
+  }
+  kernels.backward(backward, runtime);
   taken.clear();
   return results;
 }
 
 template <class Storage>
-void check(const char* name, const KernelsFor<Storage>& forward_of,
-           const KernelsFor<Storage>& backward_of) {
+void check(const char* name, const KernelsFor<Storage>& kernels) {
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},    {16, 48, 5, 1},
                                       {9, 130, 4, 7}, {3, 200, 70, 3}, {20, 33, 40, 30}};
   static const Plan plans[] = {{2, 1, 0}, {1, 2, 0}, {3, 1, 0}, {1, 3, 0}, {2, 2, 0}, {2, 3, 0}};
   unsigned round = 0;
   for (const auto& [D, H, T, B] : shapes) {
-    for (unsigned options = 0; options < 12; ++options) {
+    for (unsigned options = 0; options < 4 * kLayouts; ++options) {
       // The round's number varies what does not interact, bit by bit.
       const auto bit = [&](int i) { return ((round * 2654435761u) >> (31 - i) & 1) != 0; };
       Problem p{};
       p.D = D, p.H = H, p.T = T, p.B = B;
-      p.packed = options % 3 == 2;
-      p.batch_first = options % 3 == 1;
-      p.reverse = options / 3 % 2 != 0;
-      p.relu = options / 6 != 0;
+      p.layout = Layout(options % kLayouts);
+      p.reverse = options / kLayouts % 2 != 0;
+      p.relu = options / kLayouts / 2 != 0;
       p.hx = bit(0), p.prepacked = bit(1), p.expanded_grad = bit(2);
       p.want_input = bit(3), p.want_hx = bit(4), p.want_weights = bit(5);
-      p.accumulate = p.want_input && bit(6);
+      p.accumulate_input = p.want_input && bit(6);
+      p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);
+      p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11);
       Runtime runtime{{1, size_t(bit(7) ? 1 << 14 : 1 << 22)}, &parallel, &scratch, [] {
                         std::this_thread::yield();
                       }};
       forced_plan = {1, 1, 0};
-      const Results<Storage> alone = run(forward_of, backward_of, p, runtime);
+      const Results<Storage> alone = run(kernels, p, runtime);
       for (const Plan& plan : plans) {
         forced_plan = plan;
         runtime.machine.threads = plan.groups * plan.members;
         arrival = Arrival(round++ % 4);
-        if (run(forward_of, backward_of, p, runtime).equal(alone, plan.groups == 1)) continue;
+        if (run(kernels, p, runtime).equal(alone, plan.groups == 1)) continue;
         std::fprintf(stderr, "%s, %zu bytes, (D, H, T, B) = (%d, %d, %d, %d), options %u, %d x %d",
                      name, sizeof(Storage), int(D), int(H), int(T), int(B), options,
                      int(plan.groups), int(plan.members));
@@ -285,16 +349,11 @@ void check(const char* name, const KernelsFor<Storage>& forward_of,
   std::printf("%s, %zu bytes: %u runs\n", name, sizeof(Storage), round);
 }
 
-template <class Storage>
-void check(const Kernels& kernels) {
-  check<Storage>(kernels.name, kernels, kernels);
-}
-
 void check_all(const Kernels& kernels) {
-  check<float>(kernels);
-  check<double>(kernels);
-  check<BFloat16>(kernels);
-  check<Half>(kernels);
+  check<float>(kernels.name, kernels);
+  check<double>(kernels.name, kernels);
+  check<BFloat16>(kernels.name, kernels);
+  check<Half>(kernels.name, kernels);
 }
 
 }  // namespace
@@ -310,7 +369,14 @@ int main() {
     check_all(kernels_avx512);
   }
   if (__builtin_cpu_supports("avx512bf16")) {
-    check<BFloat16>("avx512_bf16", kernels_avx512_bf16, kernels_avx512);
+    check<BFloat16>("avx512_bf16", kernels_avx512_bf16);
   }
+#if defined(__linux__)
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  if (__builtin_cpu_supports("amx-bf16") &&
+      syscall(SYS_arch_prctl, request_permission, tile_data) == 0) {
+    check<BFloat16>("amx", kernels_amx);
+  }
+#endif
 #endif
 }
