@@ -44,17 +44,19 @@ SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=li
 SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
 
+SANITIZED_TESTS = tests/test_kernel.py tests/test_rows.py tests/test_fuzz.py
+
 # Masked instructions hide from the sanitizers: the baseline has none.
 sanitize: setup
 	$(call build_sanitized,address,address$(comma)undefined)
 	build/address/kernels
-	$(SANITIZED) tests/test_kernel.py tests/test_errors.py tests/test_fuzz.py
-	ATEN_CPU_CAPABILITY=default $(SANITIZED) tests/test_kernel.py tests/test_fuzz.py
+	$(SANITIZED) $(SANITIZED_TESTS)
+	ATEN_CPU_CAPABILITY=default $(SANITIZED) $(SANITIZED_TESTS)
 
 # Torch's own threads are not instrumented, so only the kernels by themselves.
 sanitize-threads: setup
 	$(call build_sanitized,thread,thread)
-	build/thread/kernels
+	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -28,7 +28,7 @@ LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
 SATURATING = 30  # times an ordinary value: tanh is 1 there
-FEW = 48  # numbers of a result, too few to know the error of `nn.RNN` by
+FEW = 24  # numbers of a result, too few to know the error of `nn.RNN` by
 
 
 @dataclass(frozen=True)
