@@ -77,13 +77,13 @@ roofline: setup
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/*.cpp
 	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp tests/native/*.cpp
 
 clean:
 	rm -rf $(VENV) build *.egg-info namernn_fast/*.so
