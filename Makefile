@@ -8,9 +8,10 @@ ifneq ($(wildcard ../shared/data/names),)
 export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
 
+comma := ,
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp) setup.py pyproject.toml
 
-.PHONY: setup test test-all bench bench-peers roofline check format clean
+.PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline check format clean
 
 setup: $(VENV)/installed
 
@@ -28,6 +29,34 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -m ""
+
+fuzz: setup
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/test_fuzz.py
+
+# A build for sanitizers, in build/NAME: the package, and the kernels by themselves.
+define build_sanitized
+NAMERNN_FAST_SANITIZE=$(2) $(BIN)/python setup.py -q build --build-lib build/$(1)/lib --build-temp build/$(1)
+$(CXX) -std=c++17 -O1 -g1 -fno-omit-frame-pointer -fsanitize=$(2) -fno-sanitize-recover=all -Icsrc \
+	tests/native/kernels.cpp build/$(1)/libnamernn_fast_*.a -pthread -o build/$(1)/kernels
+endef
+# What Python loads first, for its own executable is not instrumented.
+SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
+SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
+	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
+
+SANITIZED_TESTS = tests/test_kernel.py tests/test_rows.py tests/test_fuzz.py
+
+# Masked instructions hide from the sanitizers: the baseline has none.
+sanitize: setup
+	$(call build_sanitized,address,address$(comma)undefined)
+	build/address/kernels
+	$(SANITIZED) $(SANITIZED_TESTS)
+	ATEN_CPU_CAPABILITY=default $(SANITIZED) $(SANITIZED_TESTS)
+
+# Torch's own threads are not instrumented, so only the kernels by themselves.
+sanitize-threads: setup
+	$(call build_sanitized,thread,thread)
+	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
@@ -49,13 +78,13 @@ roofline: setup
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/*.cpp
 	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp tests/native/*.cpp
 
 clean:
 	rm -rf $(VENV) build *.egg-info namernn_fast/*.so

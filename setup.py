@@ -2,6 +2,7 @@
 
 Everything else about the package is in pyproject.toml. `NAMERNN_FAST_NO_EXT=1`, or a machine
 without a C++ compiler, gives a package without the extension, which says so when it is imported.
+`NAMERNN_FAST_SANITIZE=address,undefined` or `thread` builds for those sanitizers: see the Makefile.
 """
 
 import os
@@ -12,6 +13,11 @@ from setuptools import setup
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 COMPILE = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+LINK = [] if sys.platform == "darwin" else ["-Wl,--exclude-libs,ALL"]
+if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
+    LINK += [f"-fsanitize={SANITIZERS}"]
+    COMPILE += [*LINK[-1:], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
+    COMPILE += ["-DNAMERNN_FAST_SANITIZE"]
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # GCC's default tuning splits some multiply-adds in two, which would make a result depend on the
@@ -67,7 +73,7 @@ def extension_arguments() -> dict:
             ("TORCH_TARGET_VERSION", "0x020a000000000000"),
         ],
         extra_compile_args=COMPILE,
-        extra_link_args=[] if sys.platform == "darwin" else ["-Wl,--exclude-libs,ALL"],
+        extra_link_args=LINK,
         py_limited_api=True,
     )
     return {

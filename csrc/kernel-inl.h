@@ -309,9 +309,11 @@ inline void activate_backward(Activation activation, const Storage* h, const Sca
     if (grad_output) g += load_upto(grad_output + j, n);
     const Vec<Scalar> v = load_upto(h + j, n);
     const Vec<Scalar> zero = {};
+    // Bits, not numbers: a subnormal number is compared as zero here.
+    const auto is_zero = ((typename Simd<Scalar>::I)v << 1) == 0;
     store_upto(dz + j,
                activation == Activation::tanh ? g * (Scalar(1) - v * v)
-               : v <= zero                    ? zero
+               : is_zero                      ? zero
                                               : g,
                n);
   });
@@ -324,9 +326,8 @@ inline void activate_backward(Activation activation, const Storage* h, const Sca
 template <class Scalar>
 inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
-  constexpr int64_t max_steps = 16;
   return layer.steps.B == 1 && !layer.batch_invariant && !layer.resets.at &&
-         layer.steps.T <= max_steps && layer.steps.T * layer.D <= 4 * (layer.D + layer.H) &&
+         layer.steps.T <= kUnpackedSteps && layer.steps.T * layer.D <= 4 * (layer.D + layer.H) &&
          layer.D % lanes == 0 && layer.H % lanes == 0;
 }
 

@@ -119,6 +119,10 @@ struct Wave {
 
 enum class Pass { forward, backward };
 
+// Up to so many steps a single sequence may be computed from weights that nobody packs, with other
+// last bits: no wave, which packs them, so that bits do not depend on the number of threads.
+constexpr int64_t kUnpackedSteps = 16;
+
 Wave choose_wave(const Steps& steps, const Machine& machine, int64_t H, int64_t panels,
                  size_t scalar_bytes, int64_t layers, Pass pass);
 

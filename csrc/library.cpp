@@ -2,6 +2,8 @@
 // Schemas and fake kernels of these operators are in namernn_fast/ops.py.
 
 #include <Python.h>
+#include <pthread.h>
+#include <sys/stat.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -138,7 +140,11 @@ size_t near_cache_bytes() {
 class Scratch {
  public:
   static constexpr size_t kAlignment = 64;
+#if defined(NAMERNN_FAST_SANITIZE)
+  static constexpr size_t kKept = 0;  // pieces of one block would hide what runs over their ends
+#else
   static constexpr size_t kKept = size_t(16) << 20;
+#endif
 
   Scratch() = default;
   ~Scratch() {
@@ -198,7 +204,25 @@ class Call {
   Scratch scratch_;
 };
 
-Machine this_machine() { return {int64_t(torch::stable::get_num_threads()), near_cache_bytes()}; }
+// Whether this process was forked from one with threads, which are not in it: GCC's OpenMP would
+// wait for those of its pool for ever. What one thread computes alone needs no pool.
+bool pool_lost = false;
+
+#if defined(__linux__)
+[[maybe_unused]] const int fork_watched = [] {
+  static bool has_threads = false;
+  const auto before = [] {
+    struct stat tasks;  // two links, and one for each thread
+    has_threads = stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink != 3;
+  };
+  return pthread_atfork(before, nullptr, [] { pool_lost = pool_lost || has_threads; });
+}();
+#endif
+
+Machine this_machine() {
+  const int64_t threads = pool_lost ? 1 : int64_t(torch::stable::get_num_threads());
+  return {threads, near_cache_bytes()};
+}
 
 // ---- Tensors ----
 
@@ -216,9 +240,10 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
     strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  const AOTITorchError error =
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), 0, &handle);
+  check(error == AOTI_TORCH_SUCCESS, "no memory for a tensor of shape ", shape_text(sizes));
   return Tensor(handle);
 }
 

@@ -73,7 +73,7 @@ Wave choose_wave(const Steps& steps, const Machine& machine, int64_t H, int64_t 
                  size_t scalar_bytes, int64_t layers, Pass pass) {
   const Wave none{1, steps.T};
   const int64_t at_once = std::min(layers, machine.threads);
-  if (at_once < 2 || steps.T < 2) return none;
+  if (at_once < 2 || steps.T <= kUnpackedSteps) return none;
   double shared = choose_plan(steps, machine, H, H, panels, scalar_bytes).time;
   double alone = choose_plan(steps, {1, machine.near_bytes}, H, H, panels, scalar_bytes).time;
   double begin = kStretch;

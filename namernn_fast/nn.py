@@ -90,7 +90,10 @@ class FusedRNN(torch.nn.RNN):
         Returns:
             output: like input with num_directions * hidden_size features, and h_n: like hx.
 
-        Raises what `namernn_fast.rnn` raises, which has all of this in more detail.
+        Raises what `namernn_fast.rnn` raises, which has all of this in more detail. Ctrl-C during a
+        call raises KeyboardInterrupt when the call returns, as in `nn.RNN`: split a sequence that
+        takes minutes, and hand h_n on as hx. In a process forked from one with threads the kernel
+        runs on one thread.
         """
         weights = _current(self, self._flat_weights_names)
         # What is compiled reads the weights themselves: a tracer cannot see them change. A layer

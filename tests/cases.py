@@ -1,6 +1,8 @@
 """Runs a layer forward and backward on one case, ours, `nn.RNN` or the oracle, by named results."""
 
+import itertools
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import oracle
@@ -26,6 +28,45 @@ def exact(tensor, dtype):
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
 
 
+def nudge_by(unit, seed):
+    """Makes numbers one unit larger or smaller, relative to each, by chance."""
+    signs = np.random.default_rng(seed)
+    return lambda values: values * (1 + unit * (2 * signs.integers(2, size=values.shape) - 1))
+
+
+class Pieces:
+    """The parts of sequences between resets, each a sequence by itself."""
+
+    def __init__(self, lengths, reset, states, directions):
+        self.rows = []
+        begin, end = [], []  # for both directions
+        for b, length in enumerate(lengths):
+            cuts = [] if reset is None else reset[:length, b].nonzero().flatten().tolist()
+            for first, last in itertools.pairwise(sorted({0, *cuts, length})):
+                self.rows.append((b, first, last))
+                begin.append((first == 0 and 0 not in cuts, last == length))
+                end.append((last == length, first == 0))
+        direction = np.arange(states) % directions
+        self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
+        """(states, pieces), which of them begin with hx."""
+        self.end = np.array(end, bool).reshape(-1, 2).T[direction]
+        """(states, pieces), which of them end in h_n."""
+        self.sequence = np.array([b for b, *_ in self.rows], np.int64)
+
+    def of(self, rows):
+        return [rows[first:last, b] for b, first, last in self.rows]
+
+    def put(self, pieces, rows):
+        for (b, first, last), piece in zip(self.rows, pieces, strict=True):
+            rows[first:last, b] = piece[: last - first]
+        return rows
+
+    def places(self, which):
+        """Indices of states, sequences and pieces where `which` is true."""
+        states, pieces = np.nonzero(which)
+        return states, self.sequence[pieces], pieces
+
+
 @dataclass
 class Case:
     """A layer's options, sizes and random values in float64."""
@@ -38,6 +79,10 @@ class Case:
     layout: str = "dense"
     with_hx: bool = True
     seed: int = 0
+    scale: ClassVar[float] = 1.0
+    """The size of an ordinary value."""
+    reset: ClassVar[torch.Tensor | None] = None
+    """(T, B), where sequences begin anew."""
 
     def __post_init__(self):
         self.module = torch.nn.RNN(self.D, self.H, dtype=torch.float64, **self.options)
@@ -52,7 +97,7 @@ class Case:
         if not self.B:
             return False
         *_, tape = self._oracle_forward(torch.float32)
-        return oracle.distance_from_kinks(tape) < 8 * torch.finfo(torch.float32).eps
+        return oracle.distance_from_kinks(tape) < 8 * torch.finfo(torch.float32).eps * self.scale
 
     def _draw(self, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -132,37 +177,52 @@ class Case:
             results[f"grad_{name}"] = p.grad
         return {name: value.detach() for name, value in results.items()}
 
-    def _oracle_forward(self, dtype):
-        x = exact(self.x[..., ::2], dtype)
-        weights = [exact(w, dtype) for w in self.weights]
-        hx = exact(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx, dtype)
-        options = (self.module.nonlinearity, self.module.bidirectional)
-        sequences = [x[:length, b] for b, length in enumerate(self.lengths)]
-        return hx, weights, options, *oracle.rnn(sequences, hx, weights, *options)
+    @property
+    def pieces(self):
+        directions = 2 if self.module.bidirectional else 1
+        return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
-    def run_oracle(self, dtype) -> dict[str, np.ndarray]:
-        """The same from the NumPy oracle, with values first rounded to `dtype`."""
-        hx, weights, options, outputs, h_n, tape = self._oracle_forward(dtype)
-        grad_output = exact(self.grad_output, dtype)
-        grad_sequences, grad_hx, grad_weights = oracle.rnn_backward(
+    def _oracle_forward(self, dtype, nudge=oracle.unchanged):
+        x = nudge(exact(self.x[..., ::2], dtype))
+        weights = [nudge(exact(w, dtype)) for w in self.weights]
+        hx = nudge(exact(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx, dtype))
+        options = (self.module.nonlinearity, self.module.bidirectional)
+        pieces = self.pieces
+        initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)
+        ran = oracle.rnn(pieces.of(x), initial, weights, *options, nudge)
+        return hx, initial, weights, options, *ran
+
+    def run_oracle(self, dtype, nudge=oracle.unchanged) -> dict[str, np.ndarray]:
+        """The same from the NumPy oracle, with values first rounded to `dtype`.
+
+        `nudge` is applied to them, to every state and to its gradient before the activation.
+        """
+        hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, nudge)
+        pieces = self.pieces
+        grad_output, grad_h_n = exact(self.grad_output, dtype), exact(self.grad_h_n, dtype)
+        grad_sequences, grad_initial, grad_weights = oracle.rnn_backward(
             tape,
-            hx,
+            initial,
             weights,
             *options,
-            [grad_output[:length, b] for b, length in enumerate(self.lengths)],
-            exact(self.grad_h_n, dtype),
+            pieces.of(grad_output),
+            np.where(pieces.end[..., None], grad_h_n[:, pieces.sequence], 0),
+            nudge,
         )
-
-        def padded(rows, width):
-            result = np.zeros((self.T, self.B, width), h_n.dtype)
-            for b, row in enumerate(rows):
-                result[: len(row), b] = row
-            return result
+        # An empty sequence hands its state on.
+        h_n, grad_hx = hx.copy(), grad_h_n.copy()
+        states, b, ended = pieces.places(pieces.end)
+        h_n[states, b] = last[states, ended]
+        grad_hx[states, b] = 0
+        states, b, begun = pieces.places(pieces.begin)
+        grad_hx[states, b] += grad_initial[states, begun]
 
         results = {
-            "output": padded(outputs, grad_output.shape[-1]),
+            "output": pieces.put(outputs, np.zeros_like(grad_output)),
             "h_n": h_n,
-            "grad_input": padded(grad_sequences, self.D),
+            "grad_input": pieces.put(
+                grad_sequences, np.zeros((self.T, self.B, self.D), grad_output.dtype)
+            ),
         }
         if self.hx is not None:
             results["grad_hx"] = grad_hx

@@ -1,5 +1,10 @@
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("test", derandomize=True)
+settings.register_profile("fuzz", max_examples=2500, print_blob=True)
+settings.load_profile("test")
 
 
 @pytest.fixture(autouse=True)

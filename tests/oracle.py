@@ -6,21 +6,25 @@ It shares nothing with the library. Arrays of float64 or longdouble keep their p
 import numpy as np
 
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
-# In terms of h = act(z).
-DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: (h > 0).astype(h.dtype)}
+# In terms of h = act(z). That of relu at NaN is 1, as in torch.
+DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: 1 - (h <= 0).astype(h.dtype)}
 
 
-def direction(x, h, weights, nonlinearity):
+def unchanged(values):
+    return values
+
+
+def direction(x, h, weights, nonlinearity, nudge):
     """x (L, D), h (H) -> states (L, H)."""
     weight_ih, weight_hh, *biases = weights
     states = []
     for x_t in x:
-        h = ACTIVATIONS[nonlinearity](weight_ih @ x_t + weight_hh @ h + sum(biases))
+        h = nudge(ACTIVATIONS[nonlinearity](weight_ih @ x_t + weight_hh @ h + sum(biases)))
         states.append(h)
     return np.array(states)
 
 
-def direction_backward(x, hx, states, weights, nonlinearity, grad_states, grad_last):
+def direction_backward(x, hx, states, weights, nonlinearity, grad_states, grad_last, nudge):
     """Gradients of x, hx and the weights, given those of the states and of the last state again."""
     weight_ih, weight_hh, *biases = weights
     grad_x = np.zeros_like(x)
@@ -28,7 +32,7 @@ def direction_backward(x, hx, states, weights, nonlinearity, grad_states, grad_l
     grad_bias = np.zeros_like(weight_hh[0])
     grad_h = grad_last
     for t in reversed(range(len(x))):
-        dz = (grad_h + grad_states[t]) * DERIVATIVES[nonlinearity](states[t])
+        dz = nudge((grad_h + grad_states[t]) * DERIVATIVES[nonlinearity](states[t]))
         grad_x[t] = dz @ weight_ih
         grad_ih += np.outer(dz, x[t])
         grad_hh += np.outer(dz, states[t - 1] if t else hx)
@@ -37,9 +41,10 @@ def direction_backward(x, hx, states, weights, nonlinearity, grad_states, grad_l
     return grad_x, grad_h, [grad_ih, grad_hh, *[grad_bias] * len(biases)]
 
 
-def rnn(sequences, hx, weights, nonlinearity, bidirectional):
+def rnn(sequences, hx, weights, nonlinearity, bidirectional, nudge=unchanged):
     """Forward for a list of sequences (L_b, D), hx (layers * directions, B, H), flat weights.
 
+    `nudge` is what happens to every state, and in the backward pass to its gradient before act.
     Returns the outputs (L_b, directions * H), h_n like hx, and what `rnn_backward` needs.
     """
     directions = 2 if bidirectional else 1
@@ -53,7 +58,7 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional):
             for d in range(directions):
                 own = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
                 x = layer_input[::-1] if d else layer_input
-                h = direction(x, hx[k + d, b], own, nonlinearity)
+                h = direction(x, hx[k + d, b], own, nonlinearity, nudge)
                 records.append((x, hx[k + d, b], h, own))
                 h_n[k + d, b] = h[-1]
                 states.append(h[::-1] if d else h)
@@ -63,7 +68,9 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional):
     return outputs, h_n, tape
 
 
-def rnn_backward(tape, hx, weights, nonlinearity, bidirectional, grad_outputs, grad_h_n):
+def rnn_backward(
+    tape, hx, weights, nonlinearity, bidirectional, grad_outputs, grad_h_n, nudge=unchanged
+):
     """Gradients of the sequences (a list), hx and weights (a list)."""
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
@@ -85,6 +92,7 @@ def rnn_backward(tape, hx, weights, nonlinearity, bidirectional, grad_outputs, g
                     nonlinearity,
                     grad_states[::-1] if d else grad_states,
                     grad_h_n[k + d, b],
+                    nudge,
                 )
                 grad_input = grad_input + (grad_x[::-1] if d else grad_x)
                 for i, own_grad in enumerate(own_grads):
@@ -95,11 +103,15 @@ def rnn_backward(tape, hx, weights, nonlinearity, bidirectional, grad_outputs, g
 
 
 def distance_from_kinks(tape):
-    """The smallest |z| of any act(z): within rounding of a kink of relu, either side is right."""
+    """The smallest |z| of any act(z): within rounding of a kink of relu, either side is right.
+
+    Zero itself comes of zeros alone, and that without rounding.
+    """
     smallest = np.inf
     for records in tape:
         for x, hx, states, (weight_ih, weight_hh, *biases) in records:
             before = np.concatenate([hx[None], states[:-1]])
             z = x @ weight_ih.T + before @ weight_hh.T + sum(biases)
-            smallest = min(smallest, np.abs(z).min())
+            near = np.abs(z[np.isfinite(z) & (z != 0)])
+            smallest = min(smallest, near.min(initial=np.inf))
     return smallest

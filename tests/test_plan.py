@@ -68,5 +68,5 @@ def test_layers_run_at_once_where_one_has_little_to_share_out():
     assert cpu_plan([1] * 500, 64, 64, 2, num_layers=2).layers == 2
     assert cpu_plan([1] * 500, 64, 64, 8, num_layers=6).layers == 6
     assert cpu_plan([1] * 500, 64, 64, 1, num_layers=6).layers == 1
-    assert cpu_plan([1] * 4, 64, 64, 8, num_layers=6).layers == 1
+    assert cpu_plan([1] * 16, 64, 64, 8, num_layers=6).layers == 1
     assert cpu_plan([512] * 500, 64, 64, 2, num_layers=2).layers == 1

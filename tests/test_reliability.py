@@ -1,0 +1,211 @@
+"""Calls from many threads, after a fork, inside other work, interrupted, and without memory."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import namernn_fast
+from namernn_fast import FusedRNN
+
+SHAPES = [(16, 300, 30, 1), (16, 128, 20, 60), (64, 64, 8, 4)]  # D, H, T, B
+
+
+def run_program(program):
+    """What a program prints that imports this very package; an error if it fails or hangs."""
+    path = os.pathsep.join([str(Path(namernn_fast.__file__).parents[1]), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout.split()
+
+
+def results_of(module, x):
+    x = x.clone().requires_grad_()
+    output, h_n = module(x)
+    loss = output.square().sum() + h_n.sum()
+    return [output, h_n, *torch.autograd.grad(loss, [x, *module.parameters()])]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_calls_from_many_threads(shape, threads):
+    """On one module at once, forward and backward: the bits of one call after the other."""
+    D, H, T, B = shape  # noqa: N806 - the kernels' own legend
+    threads(2)
+    module = FusedRNN(D, H, bidirectional=True)
+    inputs = [torch.randn(T, B, D) for _ in range(8)]
+    alone = [results_of(module, x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda x: results_of(module, x), inputs * 3))
+    for got, wanted in zip(together, alone * 3, strict=True):
+        assert all(map(torch.equal, got, wanted))
+
+
+def test_threads_that_set_their_number_of_threads(threads):
+    """Between the calls of others: what belongs to one sequence keeps its bits."""
+    threads(2)
+    module = FusedRNN(16, 300)
+    x = torch.randn(30, 2, 16)
+    wanted = results_of(module, x)[:3]
+
+    def call(count):
+        torch.set_num_threads(count)
+        return results_of(module, x)[:3]
+
+    with ThreadPoolExecutor(8) as pool:
+        for got in pool.map(call, [1, 2, 3, 4] * 6):
+            assert all(map(torch.equal, got, wanted))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="knows the name of torch's library on Linux")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_calls_inside_a_parallel_region(shape, threads):
+    """Inside `at::parallel_for`, where a region of the layer's own has but one thread."""
+    D, H, T, B = shape  # noqa: N806
+    threads(2)
+    module = FusedRNN(D, H)
+    inputs = [torch.randn(T, B, D) for _ in range(8)]
+    with torch.no_grad():
+        wanted = [module(x) for x in inputs]
+    got = {}
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    def body(begin, end, context):
+        with torch.no_grad():
+            got.update((i, (threading.get_ident(), module(inputs[i]))) for i in range(begin, end))
+
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    sizes = map(ctypes.c_int64, (0, len(inputs), 1))
+    assert library.torch_parallel_for(*sizes, body, None) == 0
+    assert len({thread for thread, _ in got.values()}) == 2
+    for i, states in enumerate(wanted):
+        assert all(map(torch.equal, got[i][1], states))
+
+
+FORK = """
+import os, torch
+from namernn_fast import FusedRNN
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+module = FusedRNN(16, 300, bidirectional=True)
+inputs = [torch.randn(30, batch, 16) for batch in (1, 40)]
+
+def results():
+    values = []
+    for x in inputs:
+        x = x.clone().requires_grad_()
+        output, h_n = module(x)
+        values += [output.detach(), h_n.detach(), *torch.autograd.grad(h_n.sum(), x)]
+    # Bytes: an operator of torch's own may wait for its lost threads in a child.
+    return [value.numpy().tobytes() for value in values]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+@pytest.mark.parametrize("used", [True, False])
+def test_a_forked_child(used):
+    """It has none of the threads of its parent, whether they had been started or not."""
+    program = FORK + (
+        f"wanted = results() if {used} else None\n"
+        "pid = os.fork()\n"
+        "got = results()\n"  # in the child and in the parent
+        "if wanted and got != wanted: print('differs', flush=True)\n"
+        "if not pid: print('child', flush=True); os._exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+        "print('parent')"
+    )
+    assert run_program(program) == ["child", "parent"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+def test_a_forked_data_loader_worker():
+    program = FORK + (
+        "wanted = results()\n"
+        "class Data(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, i): return results()\n"
+        "loader = torch.utils.data.DataLoader(\n"
+        "    Data(), batch_size=None, num_workers=2, multiprocessing_context='fork')\n"
+        "print(*(got == wanted for got in loader))"
+    )
+    assert run_program(program) == ["True"] * 4
+
+
+def test_an_interrupt():
+    """It comes when the call under way returns, as with `nn.RNN`, and leaves all as it was."""
+    program = FORK + (
+        "import signal, threading\n"
+        "wanted = results()\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try:\n"
+        "    while True: module(inputs[1])\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+        "print(results() == wanted)"
+    )
+    assert run_program(program) == ["interrupted", "True"]
+
+
+def test_other_threads_run_during_a_call():
+    module = FusedRNN(256, 256)
+    x = torch.randn(1000, 64, 256)
+    inside, ticks, done = threading.Event(), 0, threading.Event()
+
+    def tick():
+        nonlocal ticks
+        inside.wait()
+        while not done.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    with torch.no_grad():
+        inside.set()
+        module(x)
+    counted = ticks
+    done.set()
+    thread.join()
+    assert counted > 2
+
+
+@pytest.mark.parametrize("shape", [(2**30, 2**20, 1), (2**40, 2**20, 1)], ids=str)
+def test_an_output_too_big_for_memory(shape):
+    module = FusedRNN(1, 4)
+    x = torch.randn(3, 2, 1)
+    wanted = results_of(module, x)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="no memory for a tensor of shape"):
+        module(torch.zeros(1, 1, 1).expand(shape))
+    assert all(map(torch.equal, results_of(module, x), wanted))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.parametrize("both_at_once", [True, False])
+def test_scratch_memory_that_cannot_be_had(both_at_once):
+    """An error in the thread that called, from whichever thread it was met in; then all is well."""
+    program = FORK + (
+        "import resource\n"
+        "def limit(extra):\n"
+        "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.RLIM_INFINITY))\n"
+        f"both_at_once = {both_at_once}\n"
+        "layer = FusedRNN(32, 64, bidirectional=True) if both_at_once else FusedRNN(512, 2048)\n"
+        "x = torch.randn(40, 4, layer.input_size)\n"
+        "torch.ones(10**6).sum()\n"  # so that the pool has its threads
+        "limit(10 * 2**20)\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        with torch.no_grad(): layer(x)\n"
+        "    except (MemoryError, RuntimeError): print('error')\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)\n"
+        "wanted = torch.nn.RNN.forward(layer, x)\n"
+        "torch.testing.assert_close(layer(x), wanted)\n"
+    )
+    assert run_program(program) == ["error", "error"]
