@@ -224,6 +224,8 @@ Machine this_machine() {
   return {threads, near_cache_bytes()};
 }
 
+Machine one_thread() { return {1, near_cache_bytes()}; }
+
 // ---- Tensors ----
 
 // torch's number for a dtype: cheaper to compare than its translation into a ScalarType.
@@ -502,7 +504,7 @@ void clear_padding(const Batch& batch, const Tensor& tensor) {
   const Steps& steps = batch.steps;
   constexpr int64_t worth_a_thread = int64_t(1) << 19;  // bytes
   const int64_t grain = std::max<int64_t>(1, worth_a_thread / (batch.B * int64_t(bytes) + 1));
-  torch::stable::parallel_for(0, batch.T, grain, [&](int64_t begin, int64_t end) {
+  const auto clear = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t alive = t >= steps.T ? 0 : steps.count ? steps.count[t] : steps.B;
       for (int64_t b = alive; b < batch.B; ++b) {
@@ -511,7 +513,9 @@ void clear_padding(const Batch& batch, const Tensor& tensor) {
         std::memset(rows.data + row * int64_t(element), 0, bytes);
       }
     }
-  });
+  };
+  if (this_machine().threads == 1) return clear(0, batch.T);
+  torch::stable::parallel_for(0, batch.T, grain, clear);
 }
 
 // ---- The stack: its checked arguments, layer by layer and direction by direction ----
@@ -681,7 +685,7 @@ void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) 
       choose_both_at_once(stack.batch.steps, machine, D, stack.H, panels_of(stack.H),
                           computed_bytes(stack))) {
     torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t d = begin; d < end; ++d) run(d, Call({1, machine.near_bytes}));
+      for (int64_t d = begin; d < end; ++d) run(d, Call(one_thread()));
     });
     return;
   }
@@ -754,7 +758,7 @@ void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
   };
   std::vector<Progress> progress(static_cast<size_t>(layers));
   std::atomic<int64_t> next{0};
-  const Runtime runtime = Call({1, 0}).runtime();
+  const Runtime runtime = Call(one_thread()).runtime();
   torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
     for (int64_t n; (n = next++) < layers;) {
       std::atomic<int64_t>& done = progress[size_t(n)].done;
@@ -790,7 +794,7 @@ Wave wave_of(const Stack& stack, Pass pass) {
 template <class Scalar>
 Tensor packed_for(const Packing<Scalar>& packing, const Layer<Scalar>& layer) {
   const Tensor packed = empty({int64_t(packing.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
-  packing.pack(layer, mutable_data<char>(packed), Call({1, near_cache_bytes()}).runtime());
+  packing.pack(layer, mutable_data<char>(packed), Call(one_thread()).runtime());
   return packed;
 }
 
@@ -839,19 +843,18 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
     stretches.select(i, args.layer,
                      {args.output.data, args.output.time_stride, args.output.row_stride});
     args.output = stretches.from(i, args.output);
-    own.forward(args, Call({1, near_cache_bytes()}).runtime());
+    own.forward(args, Call(one_thread()).runtime());
   });
 }
 
 template <class Scalar>
 void run_forward(const Stack& stack, ForwardTensors& results, bool want_hidden) {
-  const int64_t H = stack.H;
-  const Wave wave = wave_of(stack, Pass::forward);
   if constexpr (std::is_floating_point_v<Scalar>) {
-    if (wave.layers > 1) run_forward_wave<Scalar>(stack, wave, results);
+    const Wave wave = wave_of(stack, Pass::forward);
+    if (wave.layers > 1) return run_forward_wave<Scalar>(stack, wave, results);
   }
-  for (int64_t k = 0; wave.layers == 1 && k < stack.layers; ++k) {
-    results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * H, stack.dtype);
+  for (int64_t k = 0; k < stack.layers; ++k) {
+    results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * stack.H, stack.dtype);
     if (stack.batch.steps.N > 0) {
       run_directions(stack, input_size(stack, k), true, [&](int64_t d, const Call& call) {
         kernels().KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
@@ -860,6 +863,12 @@ void run_forward(const Stack& stack, ForwardTensors& results, bool want_hidden) 
     }
     if (k > 0 && !want_hidden) results.outputs[size_t(k - 1)].reset();
   }
+}
+
+// What no kernel writes: padding, and the states of sequences without rows.
+template <class Scalar>
+void finish_forward(const Stack& stack, const ForwardTensors& results, bool want_hidden) {
+  const int64_t H = stack.H;
   for (size_t k = want_hidden ? 0 : results.outputs.size() - 1; k < results.outputs.size(); ++k) {
     clear_padding(stack.batch, *results.outputs[k]);
   }
@@ -879,8 +888,10 @@ ForwardTensors forward_stack(const Stack& stack, bool want_hidden) {
   ForwardTensors results{
       empty({stack.layers * stack.directions, stack.batch.B, stack.H}, stack.dtype),
       std::vector<std::optional<Tensor>>(size_t(stack.layers))};
-  with_storage(stack.dtype,
-               [&](auto storage) { run_forward<decltype(storage)>(stack, results, want_hidden); });
+  with_storage(stack.dtype, [&](auto storage) {
+    run_forward<decltype(storage)>(stack, results, want_hidden);
+    finish_forward<decltype(storage)>(stack, results, want_hidden);
+  });
   return results;
 }
 
@@ -974,7 +985,7 @@ struct BackwardTensors {
   std::optional<Tensor> grad_h_n;
   std::optional<Tensor> grad_input;
   std::optional<Tensor> grad_hx;
-  std::vector<Tensor> grad_weights;  // one by one as in Stack; of layers not wanted, no tensors
+  std::vector<Tensor> grad_weights;  // one by one as in Stack; of layers not wanted, empty ones
   std::vector<bool> want_weights;    // of each layer
 };
 
@@ -1068,7 +1079,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     args.output = stretches.from(stretch, args.output);
     args.grad_output = stretches.from(stretch, args.grad_output);
     args.grad_input = stretches.from(stretch, args.grad_input);
-    own.backward(args, Call({1, near_cache_bytes()}).runtime());
+    own.backward(args, Call(one_thread()).runtime());
   });
 }
 
