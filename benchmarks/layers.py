@@ -100,10 +100,8 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 
 def report(document: dict[str, Any]) -> str:
-    lines = [f"{document['cpu']}, {document['threads']} thread(s); float32."]
-    for mode in MODES:
-        lines += [f"**{mode}**", table(document["rows"], mode)]
-    return "\n\n".join(lines)
+    introduction = f"{document['cpu']}, {document['threads']} thread(s); float32."
+    return page.by_mode(introduction, document["rows"], table)
 
 
 def main() -> None:

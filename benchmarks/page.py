@@ -3,13 +3,16 @@
 import argparse
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from benchmarks.grid import MODES
 from benchmarks.race import keep_freed_memory
 from benchmarks.report import RESULTS, ROOT, write_section
 
+Rows = list[dict[str, Any]]
 PAGE = ROOT / "docs" / "performance.md"
 
 
@@ -25,6 +28,14 @@ def parser(description: str, seconds: float) -> argparse.ArgumentParser:
 def settle(threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
+
+
+def by_mode(introduction: str, rows: Rows, table: Callable[[Rows, str], str]) -> str:
+    """The introduction, and under it a table of the rows for each mode."""
+    parts = [introduction]
+    for mode in MODES:
+        parts += [f"**{mode}**", table(rows, mode)]
+    return "\n\n".join(parts)
 
 
 def publish(name: str, document: dict[str, Any], text: str, write: bool) -> None:

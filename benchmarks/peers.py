@@ -331,15 +331,13 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 def report(document: dict[str, Any]) -> str:
     machine = document["machine"]
-    lines = [
+    introduction = (
         f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32. "
         f"A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
         f"{1e9 * machine['hop_median']:.0f} ns in the median of tries. "
         f"Others: {', '.join(document['others']) or 'none'}."
-    ]
-    for mode in (FORWARD, TRAINING):
-        lines += [f"**{mode}**", table(document["rows"], mode)]
-    return "\n\n".join(lines)
+    )
+    return page.by_mode(introduction, document["rows"], table)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import page
-from benchmarks.grid import BASELINE, FORWARD, FUSED, MODES, TRAINING, Cell
+from benchmarks.grid import BASELINE, FORWARD, FUSED, TRAINING, Cell
 from benchmarks.machine import cpu_name
 from benchmarks.peers import cells
 from benchmarks.race import Budget, Call, race
@@ -68,13 +68,11 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 
 def report(document: dict[str, Any]) -> str:
-    lines = [
+    introduction = (
         f"{document['cpu']}, {document['threads']} thread(s); bfloat16 on "
         f"`{document['bfloat16']}`. Speed-ups are over {FUSED} in float32."
-    ]
-    for mode in MODES:
-        lines += [f"**{mode}**", table(document["rows"], mode)]
-    return "\n\n".join(lines)
+    )
+    return page.by_mode(introduction, document["rows"], table)
 
 
 def main() -> None:

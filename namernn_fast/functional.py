@@ -168,7 +168,7 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
         input: what the layer would be called with. Nothing is computed.
 
     The paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused kernel in the best
-    instruction set of this processor, `cpu amx` and `cpu avx512_bf16` its forward pass in bfloat16;
+    instruction set of this processor, `cpu amx` and `cpu avx512_bf16` its products in bfloat16;
     `reference` is ATen operators, step by step.
     """
     from .nn import FusedRNN, FusedRNNCell
@@ -379,23 +379,23 @@ def rnn(
     arguments = (data, hx, weights, num_layers, *rows, *options)
     dropout = dropout if training and num_layers > 1 else 0.0
     if tracing and onnx.exporting():
-        _check(*checked)
-        output, h_n = _run(onnx.rnn_stack, dropout, *arguments)
+        run_stack = onnx.rnn_stack
     elif (why_not := _why_not_kernel(data)) is not None:
         if batch_invariant:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
-        _check(*checked)
-        output, h_n = _run(_reference_stack, dropout, *arguments)
+        run_stack = _reference_stack
     elif not tracing and torch._C._are_functorch_transforms_active():
-        _check(*checked)
-        output, h_n = _run(_mapped_stack, dropout, *arguments)
-    elif (
-        tracing  # what a tracer runs checks nothing, nor does what runs
+        run_stack = _mapped_stack
+    else:
+        run_stack = _fused_stack
+    if (
+        run_stack is not _fused_stack
+        or tracing  # what a tracer runs checks nothing, nor does what runs
         or not weights[0].is_cpu  # where one of the tensors is on the meta device
         or (hx is not None and not hx.is_cpu)
     ):
         _check(*checked)
-        output, h_n = _run(_fused_stack, dropout, *arguments)
+        output, h_n = _run(run_stack, dropout, *arguments)
     else:
         try:
             if prepacked is not None and not _wants_gradient(data, hx, weights):
@@ -464,19 +464,11 @@ def _run(run_stack, dropout, data, hx, weights, num_layers, *options):
     """All layers in one call, or, with dropout between them, in one call each."""
     if not dropout:
         return run_stack(data, hx, weights, num_layers, *options)
-    per_layer = len(weights) // num_layers
-    per_state = 1 if hx is None else hx.shape[0] // num_layers
     states = []
-    for k in range(num_layers):
-        data, h_n = run_stack(
-            data,
-            None if hx is None else hx[k * per_state : (k + 1) * per_state],
-            weights[k * per_layer : (k + 1) * per_layer],
-            1,
-            *options,
-        )
+    for own_hx, own_weights in ops.layers_of(hx, weights, num_layers):
+        data, h_n = run_stack(data, own_hx, own_weights, 1, *options)
         states.append(h_n)
-        if k < num_layers - 1:
+        if len(states) < num_layers:
             data = torch.nn.functional.dropout(data, dropout, training=True)
     return data, torch.cat(states)
 

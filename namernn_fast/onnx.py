@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .ops import layers_of
+
 
 def exporting() -> bool:
     """Whether torch.onnx.export is at work. To be asked while tracing only: it is slow."""
@@ -71,11 +73,8 @@ def rnn_stack(
     if batch_first:
         input = input.transpose(0, 1)
     states = []
-    for k in range(num_layers):
-        per_layer = len(weights) // num_layers
-        own = weights[k * per_layer : (k + 1) * per_layer]
-        own_hx = None if hx is None else hx[k * directions : (k + 1) * directions]
-        input, h_n = _layer(input, own_hx, own, lengths, nonlinearity, directions)
+    for own_hx, own_weights in layers_of(hx, weights, num_layers):
+        input, h_n = _layer(input, own_hx, own_weights, lengths, nonlinearity, directions)
         states.append(h_n)
     output = input.transpose(0, 1) if batch_first else input
     return output, states[0] if num_layers == 1 else torch.cat(states)

@@ -19,7 +19,7 @@ want_layers has the numbers of the layers whose weights' gradients are wanted.
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,8 +75,19 @@ rnn_forward_prepacked = torch.ops.namernn_fast.rnn_forward_prepacked.default
 
 def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """The instruction set that the CPU kernel uses here: avx512, avx2 or baseline, and for the
-    forward pass in bfloat16 avx512_bf16 or amx where the processor is faster with it."""
+    products in bfloat16 avx512_bf16 or amx where the processor is faster with it."""
     return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)
+
+
+def layers_of(
+    hx: Tensor | None, weights: Sequence[Tensor], num_layers: int
+) -> Iterator[tuple[Tensor | None, Sequence[Tensor]]]:
+    """The initial states and the weights of each layer of a stack."""
+    per_layer = len(weights) // num_layers
+    per_state = 0 if hx is None else hx.shape[0] // num_layers
+    for k in range(num_layers):
+        own_hx = None if hx is None else hx[k * per_state : (k + 1) * per_state]
+        yield own_hx, weights[k * per_layer : (k + 1) * per_layer]
 
 
 class Plan(NamedTuple):
