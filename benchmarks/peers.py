@@ -225,16 +225,15 @@ def calls(cell: Cell, threads: int, names: list[str]) -> dict[str, Call]:
     lengths = torch.randint(LENGTHS[0], LENGTHS[1] + 1, (cell.batch,))
 
     def layer_call(layer: nn.RNN) -> Call:
-        def pack() -> Any:
-            x = input.to(layer.weight_ih_l0.dtype)
-            if cell.family == DENSE:
-                return x
-            return pack_padded_sequence(x, lengths, enforce_sorted=False)
-
-        if cell.mode == FORWARD:
-            return lambda: layer(pack())
         parameters = tuple(layer.parameters())
-        return lambda: train(layer, parameters, pack())
+        x = input.to(parameters[0].dtype)
+
+        def run(given: Any) -> Any:
+            return layer(given) if cell.mode == FORWARD else train(layer, parameters, given)
+
+        if cell.family == DENSE:
+            return lambda: run(x)
+        return lambda: run(pack_padded_sequence(x, lengths, enforce_sorted=False))
 
     precise = nn.RNN(cell.input_size, cell.hidden_size, dtype=torch.float64)
     precise.load_state_dict(baseline.state_dict())

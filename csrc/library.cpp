@@ -65,6 +65,25 @@ std::string shape_text(const Sizes& sizes) {
   return text.str();
 }
 
+// ---- Options: the bits of an operator's argument of that name, as ops.py has them ----
+
+struct Options {
+  bool relu;
+  bool bias;
+  bool bidirectional;
+  bool batch_first;
+  bool packed;
+  bool jagged;
+  bool batch_invariant;
+  bool want_hidden;
+};
+
+Options read_options(int64_t bits) {
+  check(bits >> 8 == 0, "options must have 8 bits at most, got ", bits);
+  const auto has = [&](int place) { return (bits >> place & 1) != 0; };
+  return {has(0), has(1), has(2), has(3), has(4), has(5), has(6), has(7)};
+}
+
 // ---- The processor ----
 
 #if defined(__x86_64__)
@@ -245,7 +264,7 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   const AOTITorchError error =
       aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
                                aoti_torch_device_type_cpu(), 0, &handle);
-  check(error == AOTI_TORCH_SUCCESS, "no memory for a tensor of shape ", shape_text(sizes));
+  if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
   return Tensor(handle);
 }
 
@@ -420,8 +439,9 @@ void read_resets(const Tensor& reset, Batch& batch) {
   const std::vector<int64_t> shape =
       batch.batch_first ? std::vector{batch.B, batch.T} : std::vector{batch.T, batch.B};
   const auto got = reset.sizes();
-  check(got.size() == 2 && std::equal(shape.begin(), shape.end(), got.begin()),
-        "reset must have shape ", shape_text(shape), ", got ", shape_text(got));
+  if (got.size() != 2 || !std::equal(shape.begin(), shape.end(), got.begin())) {
+    fail("reset must have shape ", shape_text(shape), ", got ", shape_text(got));
+  }
   const bool* at = static_cast<const bool*>(reset.const_data_ptr());
   const int64_t time_stride = reset.stride(batch.batch_first ? 1 : 0);
   const int64_t stride = reset.stride(batch.batch_first ? 0 : 1);
@@ -438,39 +458,35 @@ void read_resets(const Tensor& reset, Batch& batch) {
   if (any) batch.resets = {batch.resets_in_order.get(), steps.B};
 }
 
-// The tensors that say which rows there are; each may be absent, and but one of the first three is
-// given.
-struct Rule {
-  const std::optional<Tensor>& batch_sizes;
-  const std::optional<Tensor>& lengths;
-  const std::optional<Tensor>& offsets;
-  const std::optional<Tensor>& reset;
-};
-
-Batch read_batch(const Tensor& input, const Rule& rule, bool batch_first) {
+// `rows` is of the kind that the options say: batch_sizes, offsets or lengths; or there is none.
+Batch read_batch(const Tensor& input, const std::optional<Tensor>& rows,
+                 const std::optional<Tensor>& reset, const Options& options) {
+  check(!(options.packed && options.jagged), "options must not say both packed and jagged");
   Batch batch{};
-  batch.layout = rule.batch_sizes ? Batch::Layout::packed
-                 : rule.offsets   ? Batch::Layout::jagged
+  batch.layout = options.packed   ? Batch::Layout::packed
+                 : options.jagged ? Batch::Layout::jagged
                                   : Batch::Layout::padded;
-  batch.batch_first = batch_first;
+  batch.batch_first = options.batch_first;
   const int64_t dimensions = batch.layout == Batch::Layout::padded ? 3 : 2;
   check(input.dim() == dimensions, "input must have ", dimensions, " dimensions, got ",
         input.dim());
-  check(rule.batch_sizes.has_value() + rule.lengths.has_value() + rule.offsets.has_value() <= 1,
-        "but one of batch_sizes, lengths and offsets may be given");
-  if (rule.batch_sizes) {
-    read_batch_sizes(*rule.batch_sizes, input.size(0), batch);
-  } else if (rule.offsets) {
-    read_offsets(*rule.offsets, input.size(0), batch);
+  if (batch.layout != Batch::Layout::padded) {
+    check(rows.has_value(), "rows must be the ", options.packed ? "batch_sizes" : "offsets",
+          " of input, got none");
+    if (options.packed) {
+      read_batch_sizes(*rows, input.size(0), batch);
+    } else {
+      read_offsets(*rows, input.size(0), batch);
+    }
   } else {
-    batch.T = input.size(batch_first ? 1 : 0);
-    batch.B = input.size(batch_first ? 0 : 1);
+    batch.T = input.size(options.batch_first ? 1 : 0);
+    batch.B = input.size(options.batch_first ? 0 : 1);
     batch.steps = {batch.T, batch.B, batch.T * batch.B, nullptr, nullptr, nullptr, nullptr};
   }
-  check(batch.T > 0 || rule.offsets, "Expected sequence length to be larger than 0 in RNN");
-  if (rule.lengths) read_lengths(*rule.lengths, batch);
+  check(batch.T > 0 || options.jagged, "Expected sequence length to be larger than 0 in RNN");
+  if (rows && batch.layout == Batch::Layout::padded) read_lengths(*rows, batch);
   if (!batch.origin.empty()) batch.steps.origin = batch.origin.data();
-  if (rule.reset) read_resets(*rule.reset, batch);
+  if (reset) read_resets(*reset, batch);
   return batch;
 }
 
@@ -559,13 +575,6 @@ struct PackedTensor {
   }
 };
 
-struct Options {
-  const std::string& nonlinearity;
-  bool bidirectional;
-  bool batch_first;
-  bool batch_invariant;
-};
-
 // All of a stack but its weights.
 Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t layers,
                   int64_t hidden_size, Batch batch, const Options& options) {
@@ -573,9 +582,8 @@ Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t 
   stack.layers = layers;
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
-  check(options.nonlinearity == "tanh" || options.nonlinearity == "relu",
-        "nonlinearity must be 'tanh' or 'relu', got '", options.nonlinearity, "'");
-  stack.activation = options.nonlinearity == "tanh" ? Activation::tanh : Activation::relu;
+  stack.per_direction = options.bias ? 4 : 2;
+  stack.activation = options.relu ? Activation::relu : Activation::tanh;
   check(input.is_cpu(), "input must be on the CPU");
   stack.dtype = dtype_of(input);
   stack.D = input.size(input.dim() - 1);
@@ -590,8 +598,7 @@ Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t 
 // `like` has the dtype and the device that the weights must have.
 void check_weights(Stack& stack, const Tensor& like, const std::vector<Tensor>& weights) {
   const int64_t H = stack.H;
-  const int64_t per_layer = int64_t(weights.size()) / stack.layers;
-  stack.per_direction = per_layer / stack.directions;
+  const int64_t per_layer = stack.directions * stack.per_direction;
   stack.weights.reserve(weights.size());
   for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
     const Tensor& weight = weights[size_t(i)];
@@ -612,21 +619,20 @@ void check_weights(Stack& stack, const Tensor& like, const std::vector<Tensor>& 
   }
 }
 
-int64_t hidden_size_of(const std::vector<Tensor>& weights, int64_t layers, bool bidirectional) {
-  const int64_t directions = bidirectional ? 2 : 1;
+// How many layers these weights are of.
+int64_t check_count(const std::vector<Tensor>& weights, int64_t per_layer) {
   const int64_t count = int64_t(weights.size());
-  check(layers > 0 && (count == 2 * directions * layers || count == 4 * directions * layers),
-        "weights must hold 2 or 4 tensors for each layer and direction, got ", count, " for ",
-        layers, " layer(s) of ", directions, " direction(s)");
-  check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  return weights[1].size(0);
+  check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
+        " tensors for each layer, got ", count);
+  return count / per_layer;
 }
 
 Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
-                  const std::vector<Tensor>& weights, int64_t layers, Batch batch,
-                  const Options& options) {
-  const int64_t hidden_size = hidden_size_of(weights, layers, options.bidirectional);
-  Stack stack = check_input(input, hx, layers, hidden_size, std::move(batch), options);
+                  const std::vector<Tensor>& weights, Batch batch, const Options& options) {
+  const int64_t per_layer = (options.bidirectional ? 2 : 1) * (options.bias ? 4 : 2);
+  const int64_t layers = check_count(weights, per_layer);
+  check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
+  Stack stack = check_input(input, hx, layers, weights[1].size(0), std::move(batch), options);
   check_weights(stack, input, weights);
   return stack;
 }
@@ -897,17 +903,13 @@ ForwardTensors forward_stack(const Stack& stack, bool want_hidden) {
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
     const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
-    int64_t num_layers, const std::optional<Tensor>& batch_sizes,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& offsets,
-    const std::optional<Tensor>& reset, const std::string& nonlinearity, bool bidirectional,
-    bool batch_first, bool batch_invariant, bool want_hidden) {
+    const std::optional<Tensor>& rows, const std::optional<Tensor>& reset, int64_t bits) {
+  const Options options = read_options(bits);
   const Stack stack =
-      check_stack(input, hx, weights, num_layers,
-                  read_batch(input, {batch_sizes, lengths, offsets, reset}, batch_first),
-                  {nonlinearity, bidirectional, batch_first, batch_invariant});
-  const ForwardTensors results = forward_stack(stack, want_hidden);
+      check_stack(input, hx, weights, read_batch(input, rows, reset, options), options);
+  const ForwardTensors results = forward_stack(stack, options.want_hidden);
   std::vector<Tensor> hidden;
-  for (int64_t k = 0; want_hidden && k + 1 < num_layers; ++k) {
+  for (int64_t k = 0; options.want_hidden && k + 1 < stack.layers; ++k) {
     hidden.push_back(*results.outputs[size_t(k)]);
   }
   return {*results.outputs.back(), results.h_n, hidden};
@@ -933,14 +935,17 @@ Tensor prepack(const Stack& stack) {
 }
 
 // Of one layer.
-Tensor rnn_prepack(const std::vector<Tensor>& weights, bool bidirectional) {
+Tensor rnn_prepack(const std::vector<Tensor>& weights, int64_t bits) {
+  const Options options = read_options(bits);
   Stack stack{};
   stack.layers = 1;
-  stack.directions = bidirectional ? 2 : 1;
-  stack.H = hidden_size_of(weights, 1, bidirectional);
+  stack.directions = options.bidirectional ? 2 : 1;
+  stack.per_direction = options.bias ? 4 : 2;
+  check_count(weights, stack.directions * stack.per_direction);
   check(weights[0].is_cpu(), "weight_ih must be on the CPU");
   check(weights[0].dim() == 2, "weight_ih must have 2 dimensions, got ", weights[0].dim());
   stack.D = weights[0].size(1);
+  stack.H = weights[0].size(0);
   stack.dtype = dtype_of(weights[0]);
   check_weights(stack, weights[0], weights);
   std::optional<Tensor> packed;
@@ -948,16 +953,16 @@ Tensor rnn_prepack(const std::vector<Tensor>& weights, bool bidirectional) {
   return *packed;
 }
 
-std::tuple<Tensor, Tensor> rnn_forward_prepacked(
-    const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& packed,
-    int64_t hidden_size, const std::optional<Tensor>& batch_sizes,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& offsets,
-    const std::optional<Tensor>& reset, const std::string& nonlinearity, bool bidirectional,
-    bool batch_first, bool batch_invariant) {
+std::tuple<Tensor, Tensor> rnn_forward_prepacked(const Tensor& input,
+                                                 const std::optional<Tensor>& hx,
+                                                 const std::vector<Tensor>& packed,
+                                                 int64_t hidden_size,
+                                                 const std::optional<Tensor>& rows,
+                                                 const std::optional<Tensor>& reset, int64_t bits) {
+  const Options options = read_options(bits);
   check(!packed.empty(), "packed must hold a tensor for each layer, got none");
   Stack stack = check_input(input, hx, int64_t(packed.size()), hidden_size,
-                            read_batch(input, {batch_sizes, lengths, offsets, reset}, batch_first),
-                            {nonlinearity, bidirectional, batch_first, batch_invariant});
+                            read_batch(input, rows, reset, options), options);
   for (int64_t k = 0; k < stack.layers; ++k) {
     const Tensor& of_layer = packed[size_t(k)];
     check(of_layer.is_cpu() && of_layer.is_contiguous() &&
@@ -1132,22 +1137,19 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
     const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
     const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
-    int64_t num_layers, const Tensor& output, const std::vector<Tensor>& hidden,
-    const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
-    const std::optional<Tensor>& offsets, const std::optional<Tensor>& reset,
-    const std::string& nonlinearity, bool bidirectional, bool batch_first, bool want_input,
-    bool want_hx, const std::vector<int64_t>& want_layers) {
+    const Tensor& output, const std::vector<Tensor>& hidden, const std::optional<Tensor>& rows,
+    const std::optional<Tensor>& reset, int64_t bits, bool want_input, bool want_hx,
+    const std::vector<int64_t>& want_layers) {
+  const Options options = read_options(bits);
   const Stack stack =
-      check_stack(input, hx, weights, num_layers,
-                  read_batch(input, {batch_sizes, lengths, offsets, reset}, batch_first),
-                  {nonlinearity, bidirectional, batch_first, false});
-  const std::vector<int64_t> state_shape{num_layers * stack.directions, stack.batch.B, stack.H};
+      check_stack(input, hx, weights, read_batch(input, rows, reset, options), options);
+  const std::vector<int64_t> state_shape{stack.layers * stack.directions, stack.batch.B, stack.H};
   std::vector<int64_t> output_shape(input.sizes().begin(), input.sizes().end());
   output_shape.back() = stack.directions * stack.H;
 
   BackwardTensors grads;
-  check(int64_t(hidden.size()) == num_layers - 1, "hidden must hold the outputs of ",
-        num_layers - 1, " layer(s), got ", hidden.size());
+  check(int64_t(hidden.size()) == stack.layers - 1, "hidden must hold the outputs of ",
+        stack.layers - 1, " layer(s), got ", hidden.size());
   for (const Tensor& of_layer : hidden) {
     check_tensor("hidden", of_layer, input, output_shape);
     grads.outputs.push_back(with_adjacent_features(of_layer));
@@ -1164,9 +1166,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   }
   if (want_input) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
   if (want_hx) grads.grad_hx = empty(state_shape, stack.dtype);
-  grads.want_weights.resize(size_t(num_layers), false);
+  grads.want_weights.resize(size_t(stack.layers), false);
   for (const int64_t k : want_layers) {
-    check(k >= 0 && k < num_layers, "want_layers must be from 0 to ", num_layers - 1, ", got ", k);
+    check(k >= 0 && k < stack.layers, "want_layers must be from 0 to ", stack.layers - 1, ", got ",
+          k);
     grads.want_weights[size_t(k)] = true;
   }
   const size_t per_layer = size_t(stack.directions * stack.per_direction);

@@ -6,6 +6,8 @@ import torch
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
+from . import ops
+
 
 def only_vmap_is_active() -> bool:
     """Whether the torch.func transforms that look on are `vmap`, each of them."""
@@ -27,27 +29,9 @@ class Mapped(torch.autograd.Function):
         raise AssertionError("its vmap rule takes every call")
 
     @staticmethod
-    def vmap(
-        info,
-        in_dims,
-        run_stack: Callable,
-        input,
-        hx,
-        num_layers,
-        batch_sizes,
-        lengths,
-        offsets,
-        reset,
-        nonlinearity,
-        bidirectional,
-        batch_first,
-        batch_invariant,
-        *weights,
-    ):
-        _, input_dim, hx_dim, _, sizes_dim, lengths_dim, offsets_dim, reset_dim, *_ = in_dims
-        weight_dims = in_dims[-len(weights) :]
-        options = (nonlinearity, bidirectional, batch_first, batch_invariant)
-        if sizes_dim is not None or offsets_dim is not None:
+    def vmap(info, in_dims, run_stack: Callable, input, hx, rows, reset, options, *weights):
+        _, input_dim, hx_dim, rows_dim, reset_dim, _, *weight_dims = in_dims
+        if rows_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
                 "vmap cannot map over the layout of packed or jagged sequences: map over padded "
                 "input and lengths"
@@ -58,11 +42,11 @@ class Mapped(torch.autograd.Function):
 
         if any(dim is not None for dim in weight_dims):  # a call for each model
             results = [
-                run_stack(x, h, ws, num_layers, batch_sizes, lens, offsets, cuts, *options)
-                for x, h, lens, cuts, *ws in zip(
+                run_stack(x, h, ws, own_rows, cuts, options)
+                for x, h, own_rows, cuts, *ws in zip(
                     of_each(input, input_dim),
                     of_each(hx, hx_dim),
-                    of_each(lengths, lengths_dim),
+                    of_each(rows, rows_dim),
                     of_each(reset, reset_dim),
                     *map(of_each, weights, weight_dims),
                     strict=True,
@@ -70,7 +54,7 @@ class Mapped(torch.autograd.Function):
             ]
             return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
 
-        if offsets is not None:
+        if options & ops.JAGGED:
             raise ValueError(
                 "vmap cannot map over a jagged tensor with weights that are not mapped over: map "
                 "over padded input and lengths"
@@ -90,17 +74,15 @@ class Mapped(torch.autograd.Function):
             return tensor.flatten(batch_dim, batch_dim + 1)
 
         # Rows of packed data are joined like sequences: one after the other for each time.
-        batch_dim = 0 if batch_first or batch_sizes is not None else 1
+        packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
+        batch_dim = 0 if batch_first or packed else 1
         output, h_n = run_stack(
             join(input, input_dim, batch_dim),
             join(hx, hx_dim, 1),
             weights,
-            num_layers,
-            None if batch_sizes is None else batch_sizes * info.batch_size,
-            join(lengths, lengths_dim, 0),
-            None,
+            rows * info.batch_size if packed else join(rows, rows_dim, 0),
             join(reset, reset_dim, 0 if batch_first else 1),
-            *options,
+            options,
         )
         split = (-1, info.batch_size)
         return (output.unflatten(batch_dim, split), h_n.unflatten(1, split)), (batch_dim + 1, 2)

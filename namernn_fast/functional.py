@@ -18,86 +18,73 @@ class _FusedStack(torch.autograd.Function):
     """The fused operator with a gradient. Of the forward pass only the outputs are kept."""
 
     @staticmethod
-    def forward(
-        ctx,
-        input,
-        hx,
-        num_layers,
-        batch_sizes,
-        lengths,
-        offsets,
-        reset,
-        nonlinearity,
-        bidirectional,
-        batch_first,
-        batch_invariant,
-        *weights,
-    ):
-        rows = (batch_sizes, lengths, offsets, reset)
-        options = (nonlinearity, bidirectional, batch_first)
-        output, h_n, hidden = ops.rnn_forward(
-            input, hx, weights, num_layers, *rows, *options, batch_invariant, True
-        )
-        ctx.save_for_backward(input, hx, *rows, output, *hidden, *weights)
-        ctx.num_layers, ctx.options = num_layers, options
+    def forward(ctx, input, hx, rows, reset, options, *weights):
+        options |= ops.WANT_HIDDEN
+        output, h_n, hidden = ops.rnn_forward(input, hx, weights, rows, reset, options)
+        ctx.save_for_backward(input, hx, rows, reset, output, *hidden, *weights)
+        ctx.options = options
         ctx.set_materialize_grads(False)
         return output, h_n
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):
-        num_layers, saved = ctx.num_layers, ctx.saved_tensors
-        input, hx, *rows = saved[:6]
-        output, hidden, weights = saved[6], saved[7 : 6 + num_layers], saved[6 + num_layers :]
-        needed = ctx.needs_input_grad
-        want_input, want_hx, want_weights = needed[0], needed[1], needed[-len(weights) :]
+        options, needed = ctx.options, ctx.needs_input_grad
+        want_input, want_hx, want_weights = needed[0], needed[1], needed[_GIVEN:]
+        input, hx, rows, reset, output, *hidden = ctx.saved_tensors
+        count = len(want_weights)
+        hidden, weights = hidden[:-count], hidden[-count:]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif torch.is_grad_enabled():  # create_graph: the gradient itself must have one
             grad_input, grad_hx, *grad_weights = _differentiable_backward(
-                ctx, input, hx, weights, rows, grad_output, grad_h_n
+                ctx, input, hx, weights, rows, reset, grad_output, grad_h_n
             )
         else:
-            per_layer = len(weights) // num_layers
+            per_layer = ops.weights_per_layer(options)
             grad_input, grad_hx, grad_weights = ops.rnn_backward(
                 grad_output,
                 grad_h_n,
                 input,
                 hx,
                 weights,
-                num_layers,
                 output,
                 hidden,
-                *rows,
-                *ctx.options,
+                rows,
+                reset,
+                options,
                 want_input,
                 want_hx,
                 [
-                    k
-                    for k in range(num_layers)
-                    if any(want_weights[k * per_layer : (k + 1) * per_layer])
+                    k // per_layer
+                    for k in range(0, count, per_layer)
+                    if any(want_weights[k : k + per_layer])
                 ],
             )
         return (
             grad_input if want_input else None,
             grad_hx if want_hx else None,
-            *(None,) * 9,
-            *(grad_weights or [None] * len(weights)),  # autograd drops what it did not ask for
+            *_NOT_DIFFERENTIABLE,
+            *(grad_weights or [None] * count),  # autograd drops what it did not ask for
         )
 
 
-def _differentiable_backward(ctx, input, hx, weights, rows, grad_output, grad_h_n):
+_NOT_DIFFERENTIABLE = (None,) * 3  # rows, reset and options
+_GIVEN = 2 + len(_NOT_DIFFERENTIABLE)  # before the weights
+
+
+def _differentiable_backward(ctx, input, hx, weights, rows, reset, grad_output, grad_h_n):
     """The gradients of input, hx and weights with a graph of their own, by way of the reference."""
     # A view of each, so that a tensor given in two places keeps two gradients.
     input, hx, *weights = (
         None if tensor is None else tensor.view_as(tensor) for tensor in (input, hx, *weights)
     )
-    results = reference.rnn_stack(input, hx, weights, ctx.num_layers, *rows, *ctx.options)
+    results = reference.rnn_stack(input, hx, weights, rows, reset, ctx.options)
     given = [
         (result, grad)
         for result, grad in zip(results, (grad_output, grad_h_n), strict=True)
         if grad is not None
     ]
-    needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[-len(weights) :])
+    needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[_GIVEN:])
     grads = iter(
         torch.autograd.grad(
             [result for result, _ in given],
@@ -214,15 +201,30 @@ class Prepacked(NamedTuple):
         )
 
 
-def prepack(weights: Sequence[Tensor], num_layers: int, bidirectional: bool = False) -> Prepacked:
+def _options_of_weights(weights, bias, bidirectional):
+    """The options that say how many weights a layer has, having checked that it has so many."""
+    options = (ops.BIAS if bias else 0) | (ops.BIDIRECTIONAL if bidirectional else 0)
+    per_layer = ops.weights_per_layer(options)
+    if not weights or len(weights) % per_layer:
+        raise ValueError(
+            f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
+            f"bidirectional={bidirectional}), got {len(weights)}"
+        )
+    return options
+
+
+def prepack(
+    weights: Sequence[Tensor], *, bias: bool = True, bidirectional: bool = False
+) -> Prepacked:
     """Packs the weights of `rnn` once, for calls of which no gradient is wanted.
 
     Args:
         weights: as for `rnn`, on the CPU, of a floating-point type.
-        num_layers: how many layers they are of.
+        bias: whether they hold biases.
         bidirectional: whether every layer has two directions.
 
     Raises:
+        ValueError: they do not fit the options.
         RuntimeError: the fused kernel is not installed or does not take these weights, or they are
             inference tensors, whose changes torch does not count.
     """
@@ -234,11 +236,11 @@ def prepack(weights: Sequence[Tensor], num_layers: int, bidirectional: bool = Fa
             "weights cannot be prepacked: they were made in inference mode, where torch does not "
             "count changes"
         )
-    per_layer = len(weights) // num_layers
+    options = _options_of_weights(weights, bias, bidirectional)
     with torch.no_grad():
         layers = [
-            ops.rnn_prepack(weights[k : k + per_layer], bidirectional)
-            for k in range(0, len(weights), per_layer)
+            ops.rnn_prepack(own_weights, options)
+            for _, own_weights in ops.layers_of(None, weights, options)
         ]
     return Prepacked(layers, [w.detach() for w in weights], [w._version for w in weights])
 
@@ -310,24 +312,23 @@ def rnn(
             of a packed sequence increase or do not sum to its rows; a length is not from 0 to
             seq_len; batch_invariant is wanted of ATen operators, which cannot promise it.
     """
-    directions = 2 if bidirectional else 1
-    per_layer = 4 * directions if bias else 2 * directions
-    num_layers, rest = divmod(len(weights), per_layer)
-    if rest or not num_layers:
-        raise ValueError(
-            f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
-            f"bidirectional={bidirectional}), got {len(weights)}"
-        )
-    if nonlinearity not in reference.ACTIVATIONS:
+    options = _options_of_weights(weights, bias, bidirectional)
+    if batch_first:
+        options |= ops.BATCH_FIRST
+    if batch_invariant or _batch_invariant:
+        options |= ops.BATCH_INVARIANT
+    if nonlinearity == "relu":
+        options |= ops.RELU
+    elif nonlinearity != "tanh":
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     if hx is not None and not isinstance(hx, Tensor):
         raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
 
-    packed = isinstance(input, PackedSequence)
-    batch_sizes = offsets = None
+    rows = None
     dim = 3
-    if packed:
-        data, batch_sizes, sorted_indices, unsorted_indices = input
+    if isinstance(input, PackedSequence):
+        data, rows, sorted_indices, unsorted_indices = input
+        options |= ops.PACKED
         if sorted_indices is not None:
             hx = None if hx is None else hx.index_select(1, sorted_indices)
             if reset is not None:
@@ -337,7 +338,8 @@ def rnn(
     elif not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     elif input.is_nested:
-        data, offsets = _jagged_parts(input)
+        data, rows = _jagged_parts(input)
+        options |= ops.JAGGED
     else:
         data = input
         dim = data.dim()
@@ -357,8 +359,10 @@ def rnn(
             raise RuntimeError(
                 f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
             )
-    if lengths is not None or reset is not None:
-        lengths = _check_rows(data, lengths, reset, packed, offsets is not None)
+    if reset is not None:
+        _check_reset(reset, options)
+    if lengths is not None:
+        rows = _as_rows(lengths, data, options)
 
     if torch._C._is_any_autocast_enabled():
         data = _autocast(data)
@@ -368,20 +372,17 @@ def rnn(
     if hx is not None and hx.dtype != data.dtype and {hx.dtype, data.dtype} <= _MIXED:
         hx = hx.to(data.dtype)
     tracing = torch.compiler.is_compiling()
-    if packed and hx is None and sorted_indices is not None and tracing:
+    if tracing and options & ops.PACKED and hx is None and sorted_indices is not None:
         # The batch as a size: what a tracer finds in batch_sizes is a value, which breaks graphs.
-        states = num_layers * directions
+        states = ops.layer_count(weights, options) * ops.directions_of(options)
         hx = data.new_zeros(states, sorted_indices.shape[0], weights[1].shape[0])
-    batch_invariant = batch_invariant or _batch_invariant
-    checked = (data, hx, weights, num_layers * directions, batch_sizes, offsets, reset, batch_first)
-    rows = (batch_sizes, lengths, offsets, reset)
-    options = (nonlinearity, bidirectional, batch_first, batch_invariant)
-    arguments = (data, hx, weights, num_layers, *rows, *options)
-    dropout = dropout if training and num_layers > 1 else 0.0
+    if dropout and (not training or ops.layer_count(weights, options) == 1):
+        dropout = 0.0
+    arguments = (data, hx, weights, rows, reset, options)
     if tracing and onnx.exporting():
         run_stack = onnx.rnn_stack
     elif (why_not := _why_not_kernel(data)) is not None:
-        if batch_invariant:
+        if options & ops.BATCH_INVARIANT:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
         run_stack = _reference_stack
     elif not tracing and torch._C._are_functorch_transforms_active():
@@ -394,26 +395,26 @@ def rnn(
         or not weights[0].is_cpu  # where one of the tensors is on the meta device
         or (hx is not None and not hx.is_cpu)
     ):
-        _check(*checked)
+        _check(*arguments)
         output, h_n = _run(run_stack, dropout, *arguments)
     else:
         try:
             if prepacked is not None and not _wants_gradient(data, hx, weights):
                 output, h_n = ops.rnn_forward_prepacked(
-                    data, hx, prepacked.layers, weights[1].shape[0], *rows, *options
+                    data, hx, prepacked.layers, weights[1].shape[0], rows, reset, options
                 )
             else:
                 output, h_n = _run(_fused_stack, dropout, *arguments)
         except RuntimeError:  # the operator checks its arguments; `nn.RNN` has words of its own
-            _check(*checked)
+            _check(*arguments)
             raise
 
-    if packed:
+    if options & ops.PACKED:
         if unsorted_indices is not None:
             h_n = h_n.index_select(1, unsorted_indices)
-        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
-    if offsets is not None:
-        return torch.nested.nested_tensor_from_jagged(output, offsets), h_n
+        return PackedSequence(output, rows, sorted_indices, unsorted_indices), h_n
+    if options & ops.JAGGED:
+        return torch.nested.nested_tensor_from_jagged(output, rows), h_n
     if dim == 2:
         return output.squeeze(0 if batch_first else 1), h_n.squeeze(1)
     return output, h_n
@@ -436,19 +437,20 @@ def _jagged_parts(input):
     return input.values(), input.offsets()
 
 
-def _check_rows(data, lengths, reset, packed, jagged):
-    """Checks the kinds of lengths and reset; returns lengths as the operator takes them."""
-    if reset is not None:
-        if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
-            kind = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
-            raise TypeError(f"reset must be a bool tensor, got {kind}")
-        if jagged:
-            raise ValueError(
-                "reset does not go with a jagged input: pad it and give its lengths, or split it"
-            )
-    if lengths is None:
-        return None
-    if packed or jagged:
+def _check_reset(reset, options):
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+        kind = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
+        raise TypeError(f"reset must be a bool tensor, got {kind}")
+    if options & ops.JAGGED:
+        raise ValueError(
+            "reset does not go with a jagged input: pad it and give its lengths, or split it"
+        )
+
+
+def _as_rows(lengths, data, options):
+    """lengths as the operator takes them: where the kernel runs, or on the device of input, so
+    that nothing waits for it."""
+    if options & (ops.PACKED | ops.JAGGED):
         raise ValueError(
             "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
         )
@@ -456,24 +458,23 @@ def _check_rows(data, lengths, reset, packed, jagged):
         lengths = torch.tensor(lengths, dtype=torch.int64 if lengths == [] else None)
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-    # Where the kernel runs, or on the device of input, so that nothing waits for it.
     return lengths.to(data.device, torch.int64, non_blocking=True)
 
 
-def _run(run_stack, dropout, data, hx, weights, num_layers, *options):
+def _run(run_stack, dropout, data, hx, weights, rows, reset, options):
     """All layers in one call, or, with dropout between them, in one call each."""
     if not dropout:
-        return run_stack(data, hx, weights, num_layers, *options)
+        return run_stack(data, hx, weights, rows, reset, options)
     states = []
-    for own_hx, own_weights in ops.layers_of(hx, weights, num_layers):
-        data, h_n = run_stack(data, own_hx, own_weights, 1, *options)
-        states.append(h_n)
-        if len(states) < num_layers:
+    for own_hx, own_weights in ops.layers_of(hx, weights, options):
+        if states:
             data = torch.nn.functional.dropout(data, dropout, training=True)
+        data, h_n = run_stack(data, own_hx, own_weights, rows, reset, options)
+        states.append(h_n)
     return data, torch.cat(states)
 
 
-def _check(data, hx, weights, states, batch_sizes, offsets, reset, batch_first):
+def _check(data, hx, weights, rows, reset, options):
     """Raises the errors of `nn.RNN` for input and hx that do not fit the weights."""
     weight_ih, weight_hh = weights[:2]
     if data.dtype != weight_ih.dtype:
@@ -492,7 +493,8 @@ def _check(data, hx, weights, states, batch_sizes, offsets, reset, batch_first):
             "input.size(-1) must be equal to input_size. "
             f"Expected {weight_ih.shape[1]}, got {data.shape[-1]}"
         )
-    padded = batch_sizes is None and offsets is None
+    padded = not options & (ops.PACKED | ops.JAGGED)
+    batch_first = options & ops.BATCH_FIRST
     if padded and data.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if padded and reset is not None and reset.shape != data.shape[:2]:
@@ -503,6 +505,7 @@ def _check(data, hx, weights, states, batch_sizes, offsets, reset, batch_first):
         return
     # The operator compares a packed batch with batch_sizes[0], which is no number while tracing.
     batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
+    states = ops.layer_count(weights, options) * ops.directions_of(options)
     expected = (states, batch, weight_hh.shape[0])
     if hx.shape != expected:
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
@@ -523,34 +526,33 @@ def _wants_gradient(data, hx, weights):
     )
 
 
-def _mapped_stack(data, hx, weights, *arguments):
+def _mapped_stack(data, hx, weights, rows, reset, options):
     """The fused stack under vmap, and perhaps another one below."""
     if torch._C._are_functorch_transforms_active():
-        return batching.Mapped.apply(_mapped_stack, data, hx, *arguments, *weights)
-    return _fused_stack(data, hx, weights, *arguments)
+        return batching.Mapped.apply(_mapped_stack, data, hx, rows, reset, options, *weights)
+    return _fused_stack(data, hx, weights, rows, reset, options)
 
 
-def _fused_stack(data, hx, weights, *arguments):
+def _fused_stack(data, hx, weights, rows, reset, options):
     if _wants_gradient(data, hx, weights):
-        return _FusedStack.apply(data, hx, *arguments, *weights)
-    output, h_n, _ = ops.rnn_forward(data, hx, weights, *arguments, False)
+        return _FusedStack.apply(data, hx, rows, reset, options, *weights)
+    output, h_n, _ = ops.rnn_forward(data, hx, weights, rows, reset, options)
     return output, h_n
 
 
-def _reference_stack(data, hx, weights, num_layers, *arguments):
-    batch_sizes, lengths, _, reset, _, bidirectional, batch_first, _ = arguments
-    _check_weights(data, weights, num_layers, 2 if bidirectional else 1)
-    if batch_sizes is not None:
-        _check_batch_sizes(data, hx, batch_sizes, reset, batch_first)
-    if lengths is not None:
-        _check_lengths(data, lengths, batch_first)
-    return reference.rnn_stack(data, hx, weights, num_layers, *arguments[:-1])
+def _reference_stack(data, hx, weights, rows, reset, options):
+    _check_weights(data, weights, options)
+    if options & ops.PACKED:
+        _check_batch_sizes(data, hx, rows, reset, options)
+    elif rows is not None and not options & ops.JAGGED:
+        _check_lengths(data, rows, options)
+    return reference.rnn_stack(data, hx, weights, rows, reset, options)
 
 
-def _check_weights(data, weights, num_layers, directions):
+def _check_weights(data, weights, options):
     """The operator's own checks of the weights, for the path that does not come by it."""
     hidden_size = weights[1].shape[0]
-    per_layer = len(weights) // num_layers
+    per_layer, directions = ops.weights_per_layer(options), ops.directions_of(options)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: per_layer // directions]
     for i, weight in enumerate(weights):
         name = names[i % len(names)]
@@ -561,8 +563,9 @@ def _check_weights(data, weights, num_layers, directions):
             raise RuntimeError(f"{name} must have shape {expected}, got {tuple(weight.shape)}")
 
 
-def _check_lengths(data, lengths, batch_first):
+def _check_lengths(data, lengths, options):
     """The operator's own checks of lengths, as far as no device must be waited for."""
+    batch_first = options & ops.BATCH_FIRST
     steps, batch = data.shape[1 if batch_first else 0], data.shape[0 if batch_first else 1]
     if lengths.shape != (batch,):
         raise RuntimeError(
@@ -579,7 +582,7 @@ def _check_lengths(data, lengths, batch_first):
             )
 
 
-def _check_batch_sizes(data, hx, batch_sizes, reset, batch_first):
+def _check_batch_sizes(data, hx, batch_sizes, reset, options):
     """The operator's own checks of a packed sequence, for the path that does not come by it."""
     sizes = batch_sizes.tolist()
     if not sizes:
@@ -599,6 +602,7 @@ def _check_batch_sizes(data, hx, batch_sizes, reset, batch_first):
         expected = (hx.shape[0], sizes[0], hx.shape[2])
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
     if reset is not None:
+        batch_first = options & ops.BATCH_FIRST
         shape = (sizes[0], len(sizes)) if batch_first else (len(sizes), sizes[0])
         if reset.shape != shape:
             raise RuntimeError(f"reset must have shape {shape}, got {tuple(reset.shape)}")

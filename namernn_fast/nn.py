@@ -144,7 +144,7 @@ class FusedRNN(torch.nn.RNN):
                 + ", ".join(computed)
             )
         weights = _current(self, self._flat_weights_names)
-        self._prepacked = prepack(weights, self.num_layers, self.bidirectional)
+        self._prepacked = prepack(weights, bias=self.bias, bidirectional=self.bidirectional)
         return self
 
     def __getstate__(self):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ops import layers_of
+from . import ops
 
 
 def exporting() -> bool:
@@ -29,58 +29,50 @@ def rnn_forward(*arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
     As a decomposition it prepares a program that torch.export made before:
     `torch.onnx.export(program.run_decompositions({ops.rnn_forward: onnx.rnn_forward}))`.
     """
-    return *rnn_stack(*arguments[:-1]), []
+    return *rnn_stack(*arguments), []
 
 
 def rnn_stack(
     input: Tensor,
     hx: Tensor | None,
     weights: Sequence[Tensor],
-    num_layers: int,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    offsets: Tensor | None,
+    rows: Tensor | None,
     reset: Tensor | None,
-    nonlinearity: str,
-    bidirectional: bool,
-    batch_first: bool,
-    batch_invariant: bool,
+    options: int,
 ) -> tuple[Tensor, Tensor]:
     """A stack of layers over whole sequences; arguments and results as in `namernn_fast.ops`.
 
     Args:
-        batch_sizes, offsets: None; ONNX has padded input only.
-        lengths: (batch), integers from 0 to seq_len in any order: the steps of each sequence of
-            padded input. output is zero past them, and h_n the state after the last of them, which
-            is hx where there is none. None: all sequences have seq_len steps.
+        rows: lengths (batch), integers from 0 to seq_len in any order: the steps of each sequence
+            of padded input, which is all that ONNX has. output is zero past them, and h_n the state
+            after the last of them, which is hx where there is none. None: all sequences have
+            seq_len steps.
         reset: None; ONNX has no such thing.
-        batch_invariant: not for us to promise of what runs the graph.
+        options: BATCH_INVARIANT is not for us to promise of what runs the graph.
 
     Raises:
-        ValueError: batch_sizes, offsets or reset is given.
+        ValueError: input is packed or jagged, or reset is given.
     """
-    if batch_sizes is not None or offsets is not None:
-        raise ValueError(
-            f"ONNX has no {'PackedSequence' if offsets is None else 'jagged tensor'}: export a "
-            "model that takes padded input and lengths="
-        )
+    if options & (ops.PACKED | ops.JAGGED):
+        kind = "PackedSequence" if options & ops.PACKED else "jagged tensor"
+        raise ValueError(f"ONNX has no {kind}: export a model that takes padded input and lengths=")
     if reset is not None:
         raise ValueError(
             "ONNX has no reset: export a model that takes the pieces between resets as sequences "
             "of their own, padded, with lengths="
         )
-    directions = 2 if bidirectional else 1
-    if batch_first:
+    if options & ops.BATCH_FIRST:
         input = input.transpose(0, 1)
     states = []
-    for own_hx, own_weights in layers_of(hx, weights, num_layers):
-        input, h_n = _layer(input, own_hx, own_weights, lengths, nonlinearity, directions)
+    for own_hx, own_weights in ops.layers_of(hx, weights, options):
+        input, h_n = _layer(input, own_hx, own_weights, rows, options)
         states.append(h_n)
-    output = input.transpose(0, 1) if batch_first else input
-    return output, states[0] if num_layers == 1 else torch.cat(states)
+    output = input.transpose(0, 1) if options & ops.BATCH_FIRST else input
+    return output, states[0] if len(states) == 1 else torch.cat(states)
 
 
-def _layer(input, hx, weights, lengths, nonlinearity, directions):
+def _layer(input, hx, weights, lengths, options):
+    directions = ops.directions_of(options)
     per_direction = len(weights) // directions
     weight_ih, weight_hh, *biases = (
         torch.stack(weights[k::per_direction]) for k in range(per_direction)
@@ -98,7 +90,7 @@ def _layer(input, hx, weights, lengths, nonlinearity, directions):
             hx,
         ),
         {
-            "activations": [nonlinearity.capitalize()] * directions,
+            "activations": ["Relu" if options & ops.RELU else "Tanh"] * directions,
             "direction": "forward" if directions == 1 else "bidirectional",
             "hidden_size": hidden_size,
         },

@@ -2,15 +2,16 @@
 
 An operator runs a stack of layers, both directions where there are two, over whole sequences:
 
-- input: (seq_len, batch, features), or (batch, seq_len, features) with batch_first. Which of its
-  rows exist, all if not said otherwise, one of these says, an int64 tensor on the CPU:
-  lengths (batch), of padded sequences in any order; batch_sizes (seq_len), and input is the data of
-  a PackedSequence (rows, features); offsets (batch + 1), and input has the sequences (rows,
-  features) one after the other, each with its own rows in turn.
-- reset: bool (seq_len, batch), (batch, seq_len) with batch_first, set where a state starts anew.
+- input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST.
+- rows: which of its rows exist, all if it is None: an int64 tensor on the CPU, lengths (batch) of
+  padded sequences in any order; with PACKED batch_sizes (seq_len), and input is the data of a
+  PackedSequence (rows, features); with JAGGED offsets (batch + 1), and input has the sequences
+  (rows, features) one after the other, each with its own rows in turn.
+- reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST, set where a state starts anew.
 - hx: (num_layers * directions, batch, hidden_size), or None for zeros.
-- weights: for each layer and direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh.
-- output: like input with directions * hidden_size features; h_n: like hx; hidden, where wanted:
+- weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh.
+- options: a sum of the bits below. A bit costs nothing, an argument a fifth of a microsecond.
+- output: like input with directions * hidden_size features; h_n: like hx; hidden: with WANT_HIDDEN
   the outputs of all layers but the last, which the backward pass needs.
 
 Backward returns the gradients of input, hx and weights; one that is not wanted is empty.
@@ -27,24 +28,33 @@ from torch import Tensor
 
 NAMESPACE = "namernn_fast"
 
+# The bits of `options`, in the order that csrc/library.cpp reads them.
+RELU = 1  # else tanh
+BIAS = 2
+BIDIRECTIONAL = 4
+BATCH_FIRST = 8
+PACKED = 16
+JAGGED = 32
+BATCH_INVARIANT = 64
+WANT_HIDDEN = 128
+
 _library = torch.library.Library(NAMESPACE, "DEF")
-_ROWS = "Tensor? batch_sizes, Tensor? lengths, Tensor? offsets, Tensor? reset"
-_OPTIONS = "str nonlinearity, bool bidirectional, bool batch_first"
+_ROWS = "Tensor? rows, Tensor? reset, int options"
 _library.define(
-    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, int num_layers, {_ROWS}, {_OPTIONS}, "
-    "bool batch_invariant, bool want_hidden) -> (Tensor output, Tensor h_n, Tensor[] hidden)",
+    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, {_ROWS}) -> "
+    "(Tensor output, Tensor h_n, Tensor[] hidden)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
     "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
-    f"Tensor[] weights, int num_layers, Tensor output, Tensor[] hidden, {_ROWS}, {_OPTIONS}, "
-    "bool want_input, bool want_hx, int[] want_layers) -> (Tensor, Tensor, Tensor[])",
+    f"Tensor[] weights, Tensor output, Tensor[] hidden, {_ROWS}, bool want_input, bool want_hx, "
+    "int[] want_layers) -> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.define("rnn_prepack(Tensor[] weights, bool bidirectional) -> Tensor")
+_library.define("rnn_prepack(Tensor[] weights, int options) -> Tensor")
 _library.define(
-    f"rnn_forward_prepacked(Tensor input, Tensor? hx, Tensor[] packed, int hidden_size, {_ROWS}, "
-    f"{_OPTIONS}, bool batch_invariant) -> (Tensor, Tensor)"
+    "rnn_forward_prepacked(Tensor input, Tensor? hx, Tensor[] packed, int hidden_size, "
+    f"{_ROWS}) -> (Tensor, Tensor)"
 )
 _library.define("cpu_kernel(bool bfloat16) -> str")
 _library.define(
@@ -79,15 +89,26 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)
 
 
+def directions_of(options: int) -> int:
+    return 2 if options & BIDIRECTIONAL else 1
+
+
+def weights_per_layer(options: int) -> int:
+    return directions_of(options) * (4 if options & BIAS else 2)
+
+
+def layer_count(weights: Sequence[Tensor], options: int) -> int:
+    return len(weights) // weights_per_layer(options)
+
+
 def layers_of(
-    hx: Tensor | None, weights: Sequence[Tensor], num_layers: int
+    hx: Tensor | None, weights: Sequence[Tensor], options: int
 ) -> Iterator[tuple[Tensor | None, Sequence[Tensor]]]:
     """The initial states and the weights of each layer of a stack."""
-    per_layer = len(weights) // num_layers
-    per_state = 0 if hx is None else hx.shape[0] // num_layers
-    for k in range(num_layers):
-        own_hx = None if hx is None else hx[k * per_state : (k + 1) * per_state]
-        yield own_hx, weights[k * per_layer : (k + 1) * per_layer]
+    states, count = directions_of(options), weights_per_layer(options)
+    for k in range(layer_count(weights, options)):
+        own_hx = None if hx is None else hx[k * states : (k + 1) * states]
+        yield own_hx, weights[k * count : (k + 1) * count]
 
 
 class Plan(NamedTuple):
@@ -126,36 +147,23 @@ def cpu_plan(
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_forward")
-def _(
-    input,
-    hx,
-    weights,
-    num_layers,
-    batch_sizes,
-    lengths,
-    offsets,
-    reset,
-    nonlinearity,
-    bidirectional,
-    batch_first,
-    batch_invariant,
-    want_hidden,
-):
-    directions = 2 if bidirectional else 1
+def _(input, hx, weights, rows, reset, options):
+    num_layers, directions = layer_count(weights, options), directions_of(options)
     hidden_size = weights[1].shape[0]
     if hx is not None:
         batch = hx.shape[1]
-    elif batch_sizes is not None:  # the batch is a value in batch_sizes, unknown to a tracer
+    elif options & PACKED:  # the batch is a value in batch_sizes, unknown to a tracer
         batch = torch.library.get_ctx().new_dynamic_size()
-    elif offsets is not None:
-        batch = offsets.shape[0] - 1
+    elif options & JAGGED:
+        batch = rows.shape[0] - 1
     else:
-        batch = input.shape[0 if batch_first else 1]
+        batch = input.shape[0 if options & BATCH_FIRST else 1]
     output_shape = (*input.shape[:-1], directions * hidden_size)
+    hidden = num_layers - 1 if options & WANT_HIDDEN else 0
     return (
         input.new_empty(output_shape),
         input.new_empty((num_layers * directions, batch, hidden_size)),
-        [input.new_empty(output_shape) for _ in range(num_layers - 1)] if want_hidden else [],
+        [input.new_empty(output_shape) for _ in range(hidden)],
     )
 
 
@@ -166,21 +174,16 @@ def _(
     input,
     hx,
     weights,
-    num_layers,
     output,
     hidden,
-    batch_sizes,
-    lengths,
-    offsets,
+    rows,
     reset,
-    nonlinearity,
-    bidirectional,
-    batch_first,
+    options,
     want_input,
     want_hx,
     want_layers,
 ):
-    per_layer = len(weights) // num_layers
+    per_layer = weights_per_layer(options)
     return (
         input.new_empty(input.shape if want_input else (0,)),
         input.new_empty(hx.shape if want_hx else (0,)),

@@ -8,58 +8,59 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+from . import ops
 
 
 def rnn_stack(
     input: Tensor,
     hx: Tensor | None,
     weights: Sequence[Tensor],
-    num_layers: int,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    offsets: Tensor | None,
+    rows: Tensor | None,
     reset: Tensor | None,
-    nonlinearity: str,
-    bidirectional: bool,
-    batch_first: bool,
+    options: int,
 ) -> tuple[Tensor, Tensor]:
     """A stack of layers over whole sequences; arguments and results as in `namernn_fast.ops`.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), the second direction from the end.
     lengths may be on any device; the values of those on an accelerator are not checked.
     """
-    if offsets is not None:
-        lengths, rows = offsets.diff(), _rows_of_jagged(offsets)
+    padded, lengths = not options & (ops.PACKED | ops.JAGGED), rows
+    batch_first = bool(options & ops.BATCH_FIRST)
+    places = alive = None
+    if options & ops.JAGGED:
+        assert rows is not None
+        lengths, places = rows.diff(), _rows_of_jagged(rows)
         longest = max([1, *lengths.tolist()])
-        padded = input.new_zeros(len(lengths), longest, input.shape[-1])
-        input, batch_first = padded.index_put(rows, input), True
+        input = input.new_zeros(len(lengths), longest, input.shape[-1]).index_put(places, input)
+        padded = batch_first = True
     if batch_first:
-        input = input.transpose(0, 1) if batch_sizes is None else input
+        input = input.transpose(0, 1) if padded else input
         reset = None if reset is None else reset.transpose(0, 1)
-    alive = None
-    if batch_sizes is None:
+    if not padded:
+        assert rows is not None
+        xs = list(input.split(rows.tolist()))
+    else:
         if lengths is not None:
             steps = torch.arange(input.shape[0], device=lengths.device)
             alive = (steps[:, None] < lengths).unsqueeze(-1)
             input = torch.where(alive, input, 0.0)  # padding is not to reach a gradient as NaN
         xs = list(input.unbind(0))
-    else:
-        xs = list(input.split(batch_sizes.tolist()))
-    directions = 2 if bidirectional else 1
+    directions = ops.directions_of(options)
+    per_direction = ops.weights_per_layer(options) // directions
+    activation = torch.relu if options & ops.RELU else torch.tanh
+    num_states = len(weights) // per_direction
     if hx is None:
-        hx = input.new_zeros(num_layers * directions, xs[0].shape[0], weights[1].shape[0])
+        hx = input.new_zeros(num_states, xs[0].shape[0], weights[1].shape[0])
     cuts = [None] * len(xs) if reset is None else list(reset.unsqueeze(-1).unbind(0))
 
     states = []
-    per_direction = len(weights) // len(hx)
-    for state in range(0, len(hx), directions):
+    for state in range(0, num_states, directions):
         outputs = []
         for d in range(directions):
             first = (state + d) * per_direction
             own = weights[first : first + per_direction]
             hidden, h_n = _direction(
-                xs, hx[state + d], own, ACTIVATIONS[nonlinearity], alive, cuts, reverse=d == 1
+                xs, hx[state + d], own, activation, alive, cuts, reverse=d == 1
             )
             outputs.append(hidden)
             states.append(h_n)
@@ -69,10 +70,10 @@ def rnn_stack(
             else [torch.cat(both, -1) for both in zip(*outputs, strict=True)]
         )
     h_n = torch.stack(states)
-    if batch_sizes is not None:
+    if not padded:
         return torch.cat(xs), h_n
     output = torch.stack(xs, 1 if batch_first else 0)
-    return (output if offsets is None else output[rows]), h_n
+    return (output if places is None else output[places]), h_n
 
 
 def _rows_of_jagged(offsets):

@@ -16,6 +16,10 @@ DTYPES = (torch.float32, torch.float64)
 ON_PAIRS = ("amx", "avx512_bf16")
 
 
+def options_of(nonlinearity):
+    return ops.BIAS | (ops.RELU if nonlinearity == "relu" else 0)
+
+
 def identity_layer(nonlinearity, dtype, size=1):
     """h = act(x): what the activation does to a value, and nothing else."""
     module = FusedRNN(size, size, nonlinearity=nonlinearity, bias=False, dtype=dtype)
@@ -81,18 +85,17 @@ def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
     module = FusedRNN(9, 70, bidirectional=True, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(2, 20, 70, dtype=dtype)
-    options = (None, None, None, None, nonlinearity, True, False)
-    output, h_n, _ = ops.rnn_forward(x, hx, weights, 1, *options, False, False)
+    rows = (None, None, options_of(nonlinearity) | ops.BIDIRECTIONAL)
+    output, h_n, _ = ops.rnn_forward(x, hx, weights, *rows)
     grads = (torch.randn_like(output), torch.randn_like(h_n))
     everything = (True, True, [0])
-    got = ops.rnn_backward(*grads, x, hx, weights, 1, output, [], *options, *everything)
+    got = ops.rnn_backward(*grads, x, hx, weights, output, [], *rows, *everything)
     wanted = ops.rnn_backward(
         *(g.float() for g in (*grads, x, hx)),
         [w.float() for w in weights],
-        1,
         output.float(),
         [],
-        *options,
+        *rows,
         *everything,
     )
     for mine, exact in zip((*got[:2], *got[2]), (*wanted[:2], *wanted[2]), strict=True):
@@ -130,11 +133,11 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(T, B, D, dtype=dtype), torch.randn(1, B, H, dtype=dtype)
-    options = (None, None, None, None, nonlinearity, False, False)
-    output, h_n, _ = ops.rnn_forward(x, hx, weights, 1, *options, False, False)
+    rows = (None, None, options_of(nonlinearity))
+    output, h_n, _ = ops.rnn_forward(x, hx, weights, *rows)
     grads = (torch.randn_like(output), torch.randn_like(h_n))
     grad_x, grad_hx, grad_weights = ops.rnn_backward(
-        *grads, x, hx, weights, 1, output, [], *options, True, True, [0]
+        *grads, x, hx, weights, output, [], *rows, True, True, [0]
     )
     tensors = (grads[0], grads[1][0], x, hx[0])
     theirs = backward_in_steps(*tensors, weights, output, nonlinearity)
@@ -158,10 +161,10 @@ def test_gradients_that_are_not_wanted_change_nothing(threads, bidirectional, dt
     module = FusedRNN(9, 70, bidirectional=bidirectional, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(len(weights) // 4, 20, 70, dtype=dtype)
-    options = (None, None, None, None, "tanh", bidirectional, False)
-    output, h_n, _ = ops.rnn_forward(x, hx, weights, 1, *options, False, False)
+    rows = (None, None, options_of("tanh") | (ops.BIDIRECTIONAL if bidirectional else 0))
+    output, h_n, _ = ops.rnn_forward(x, hx, weights, *rows)
     grads = (torch.randn_like(output), torch.randn_like(h_n))
-    given = (*grads, x, hx, weights, 1, output, [], *options)
+    given = (*grads, x, hx, weights, output, [], *rows)
     everything = ops.rnn_backward(*given, True, True, [0])
     for wanted in itertools.product((True, False), (True, False), ([0], [])):
         for is_wanted, got, full in zip(

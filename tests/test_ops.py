@@ -14,20 +14,25 @@ LAYOUTS = ("padded", "lengths", "packed", "jagged")
 
 
 def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True):
-    """The arguments of `rnn_forward` but for the last two."""
+    """The arguments of `rnn_forward`."""
     directions = 2 if bidirectional else 1
-    options = {"num_layers": num_layers, "bidirectional": bidirectional, "dtype": torch.float64}
-    weights = [p.detach() for p in torch.nn.RNN(4, 6, **options).parameters()]
+    parameters = torch.nn.RNN(
+        4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
+    ).parameters()
     padded = layout in ("padded", "lengths")
     x = torch.randn((5, 3, 4) if padded else (9, 4), dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
     hx = torch.randn(num_layers * directions, batch, 6, dtype=torch.float64) if with_hx else None
-    batch_sizes = BATCH_SIZES if layout == "packed" else None
-    lengths = torch.arange(batch) % (3 if batch_first else 5) if layout == "lengths" else None
-    offsets = OFFSETS if layout == "jagged" else None
+    rows = {
+        "packed": BATCH_SIZES,
+        "jagged": OFFSETS,
+        "lengths": torch.arange(batch) % (3 if batch_first else 5),
+    }.get(layout)
     reset = torch.rand(x.shape[:2]) < 0.3 if padded else None
-    rows = (batch_sizes, lengths, offsets, reset)
-    return x, hx, weights, num_layers, *rows, "tanh", bidirectional, batch_first
+    options = ops.BIAS | ops.WANT_HIDDEN
+    options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
+    options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
+    return x, hx, [p.detach() for p in parameters], rows, reset, options
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -40,13 +45,13 @@ def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
     # Without hx the batch of a packed sequence is a value, which opcheck compares.
     if layout != "packed" or with_hx:
         tests.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.rnn_forward, (*arguments, False, True), test_utils=tests)
-    output, h_n, hidden = ops.rnn_forward(*arguments, False, True)
+    torch.library.opcheck(ops.rnn_forward, arguments, test_utils=tests)
+    output, h_n, hidden = ops.rnn_forward(*arguments)
     for grads in ((output, h_n), (None, h_n), (output, None)):
         layers = list(range(num_layers))
         for want in (True, with_hx, layers), (False, False, layers[1:]), (True, False, []):
             torch.library.opcheck(
-                ops.rnn_backward, (*grads, *arguments[:4], output, hidden, *arguments[4:], *want)
+                ops.rnn_backward, (*grads, *arguments[:3], output, hidden, *arguments[3:], *want)
             )
 
 
@@ -129,7 +134,8 @@ def test_the_operator_checks_for_itself():
     """Called directly, past every check in Python, it still reads nothing out of bounds."""
     x = torch.randn(5, 2, 4)
     weights = [p.detach() for p in torch.nn.RNN(4, 5).parameters()]
-    good = (x, None, weights, 1, None, None, None, None, "tanh", False, False, False, True)
+    good = (x, None, weights, None, None, ops.BIAS | ops.WANT_HIDDEN)
+    packed, jagged = ops.BIAS | ops.PACKED, ops.BIAS | ops.JAGGED
     output, h_n, _ = ops.rnn_forward(*good)
     names = [argument.name for argument in ops.rnn_forward._schema.arguments]
 
@@ -139,15 +145,25 @@ def test_the_operator_checks_for_itself():
 
     def backward(grad_output, grad_h_n, output, hidden=(), layers=(0,)):
         return lambda: ops.rnn_backward(
-            grad_output, grad_h_n, *good[:4], output, list(hidden), *good[4:11], True, False, layers
+            grad_output, grad_h_n, *good[:3], output, list(hidden), *good[3:], True, False, layers
         )
 
     for call, text in (
         (
             forward_with(weights=weights[:3]),
-            r"weights must hold 2 or 4 tensors for each layer and direction, got 3 for 1 layer",
+            r"weights must hold 4 tensors for each layer, got 3",
         ),
-        (forward_with(num_layers=0), r"got 4 for 0 layer\(s\) of 1 direction"),
+        (forward_with(weights=[]), r"weights must hold 4 tensors for each layer, got 0"),
+        (
+            forward_with(weights=weights[:3], options=ops.BIDIRECTIONAL),
+            r"weights must hold 4 tensors for each layer, got 3",
+        ),
+        (forward_with(options=256), "options must have 8 bits at most, got 256"),
+        (forward_with(options=-1), "options must have 8 bits at most, got -1"),
+        (
+            forward_with(options=ops.PACKED | ops.JAGGED),
+            "options must not say both packed and jagged",
+        ),
         (
             forward_with(weights=[weights[1]] * 4),
             r"weight_ih must have shape \(5, 4\), got \(5, 5\)",
@@ -156,9 +172,8 @@ def test_the_operator_checks_for_itself():
         (forward_with(hx=torch.zeros(1, 3, 5)), r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)"),
         (forward_with(input=x[0]), "input must have 3 dimensions, got 2"),
         (forward_with(input=x[:0]), "Expected sequence length to be larger than 0 in RNN"),
-        (forward_with(nonlinearity="gelu"), "nonlinearity must be 'tanh' or 'relu', got 'gelu'"),
         (
-            forward_with(input=x[0], batch_sizes=torch.tensor([2], dtype=torch.int32)),
+            forward_with(input=x[0], rows=torch.tensor([2], dtype=torch.int32), options=packed),
             "batch_sizes must be a 1-D int64 tensor on the CPU",
         ),
         (backward(output[1:], None, output), r"grad_output must have shape \(5, 2, 5\), got \(4,"),
@@ -170,29 +185,33 @@ def test_the_operator_checks_for_itself():
         ),
         (backward(output, h_n, output, layers=[1]), "want_layers must be from 0 to 0, got 1"),
         (
-            forward_with(lengths=torch.tensor([2, 3], dtype=torch.int32)),
+            forward_with(rows=torch.tensor([2, 3], dtype=torch.int32)),
             "lengths must be a 1-D int64 tensor on the CPU",
         ),
-        (forward_with(lengths=torch.tensor([2])), "one length for each of the 2 sequences, got 1"),
+        (forward_with(rows=torch.tensor([2])), "one length for each of the 2 sequences, got 1"),
         (
-            forward_with(lengths=torch.tensor([2, 6])),
+            forward_with(rows=torch.tensor([2, 6])),
             "lengths must be from 0 to 5, the steps of input, got 6 for sequence 1",
         ),
-        (forward_with(lengths=torch.tensor([-1, 2])), "from 0 to 5, .*, got -1 for sequence 0"),
+        (forward_with(rows=torch.tensor([-1, 2])), "from 0 to 5, .*, got -1 for sequence 0"),
         (
-            forward_with(lengths=torch.tensor([2, 5]), batch_sizes=torch.tensor([2])),
+            forward_with(rows=torch.tensor([2]), options=packed),
             "input must have 2 dimensions, got 3",
         ),
         (
-            forward_with(input=x[0], batch_sizes=torch.tensor([2]), offsets=torch.tensor([0, 2])),
-            "but one of batch_sizes, lengths and offsets may be given",
+            forward_with(input=x[0], options=packed),
+            "rows must be the batch_sizes of input, got none",
         ),
         (
-            forward_with(input=x[0], offsets=torch.tensor([0, 1])),
+            forward_with(input=x[0], options=jagged),
+            "rows must be the offsets of input, got none",
+        ),
+        (
+            forward_with(input=x[0], rows=torch.tensor([0, 1]), options=jagged),
             "offsets must begin with 0 and end with 2, the rows of data, got 0 and 1",
         ),
         (
-            forward_with(input=x[0], offsets=torch.tensor([0, 3, 2])),
+            forward_with(input=x[0], rows=torch.tensor([0, 3, 2]), options=jagged),
             "offsets must not decrease, got 2 after 3 at 2",
         ),
         (forward_with(reset=torch.zeros(5, 2)), "reset must be a bool tensor on the CPU"),

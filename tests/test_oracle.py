@@ -7,7 +7,7 @@ import torch
 from cases import LAYOUTS, Case
 
 from benchmarks.gate import Budget
-from namernn_fast import FusedRNN, reference
+from namernn_fast import FusedRNN, ops, reference
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -97,7 +97,7 @@ def test_the_reference_is_the_equation():
     x = torch.randn(1, 2, 3, dtype=torch.float64)
     h = torch.randn(1, 2, 5, dtype=torch.float64)
     w_ih, w_hh, b_ih, b_hh = module.parameters()
-    weights, rows = [w_ih, w_hh, b_ih, b_hh], (None, None, None, None)
-    output, h_n = reference.rnn_stack(x, h, weights, 1, *rows, "tanh", False, False)
+    weights = [w_ih, w_hh, b_ih, b_hh]
+    output, h_n = reference.rnn_stack(x, h, weights, None, None, ops.BIAS)
     assert torch.equal(output, h_n)
     torch.testing.assert_close(h_n[0], torch.tanh(x[0] @ w_ih.T + b_ih + h[0] @ w_hh.T + b_hh))
