@@ -69,15 +69,19 @@ def hop() -> tuple[float, float]:
     return least.value, median.value
 
 
+def multiply_add_rate(threads: int, seconds: float) -> float:
+    """Floating-point operations a second on so many threads together, over so many seconds."""
+    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+        return sum(pool.map(_probe().multiply_add_rate, [seconds] * threads))
+
+
 def measure(threads: int) -> Machine:
     """Measure it; about a second and a half."""
     probe = _probe()
-    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
-        rates = list(pool.map(probe.multiply_add_rate, [2 * SECONDS] * threads))
     near = _near_size()
     return Machine(
         threads,
-        sum(rates),
+        multiply_add_rate(threads, 2 * SECONDS),
         probe.read_rate(near // 2, SECONDS),
         probe.read_rate(4 * near, SECONDS),
         near,
