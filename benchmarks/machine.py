@@ -13,6 +13,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("probe.cpp")
 SECONDS = 0.2
+MOMENT = 0.0002
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def multiply_add_rate(threads: int, seconds: float) -> float:
     """Floating-point operations a second on so many threads together, over so many seconds."""
     with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
         return sum(pool.map(_probe().multiply_add_rate, [seconds] * threads))
+
+
+def momentary_rate() -> float:
+    """The same on the calling thread, before its clock can change."""
+    return _probe().multiply_add_rate(MOMENT)
 
 
 def measure(threads: int) -> Machine:

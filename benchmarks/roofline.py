@@ -2,13 +2,15 @@
 
 First the roofs: the rate of multiply-adds on all threads, and the rate at which a core reads the
 weights from its own cache, each measured. Then the layer's cells, each with its floor, the least
-time that these roofs allow, and the fraction of the peak that it reaches. Clocks drift: each cell
-takes turns with a measurement of the peak. Writes `results/roofline.json` and
+time that these roofs allow, and the fraction of the peak that it reaches. A clock drifts, and is
+lower where multiply-adds are fed from memory than where they stay in registers: the peak of a cell
+is measured right behind each of its rounds. Writes `results/roofline.json` and
 `results/roofline.png`.
 """
 
 import dataclasses
 import statistics
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,17 @@ from matplotlib import pyplot
 
 from benchmarks import page
 from benchmarks.grid import FORWARD, FUSED, MODES, TRAINING, Cell
-from benchmarks.machine import Machine, cpu_name, measure, multiply_add_rate
+from benchmarks.machine import Machine, cpu_name, measure, momentary_rate
 from benchmarks.peers import cells
-from benchmarks.race import Budget, race
+from benchmarks.race import Budget, Call, timed, warm_up
 from benchmarks.report import COLOURS, MARKERS, RESULTS, duration, markdown, shape
 from benchmarks.workload import gated_calls
+from namernn_fast import FusedRNN
 
 FLOAT_BYTES = 4
-PEAK = "peak"
-PEAK_SECONDS = 0.02
+BOUND_BY_MULTIPLY_ADDS = 64  # sequences
+# Ever less beside the multiply-adds: relu costs next to nothing, packed weights need no packing.
+LESS = {"tanh": "as it is", "relu": "relu for tanh", "prepacked": "and prepacked"}
 
 
 def flops(cell: Cell) -> int:
@@ -46,8 +50,23 @@ def floor(cell: Cell, machine: Machine, peak: float) -> float:
     return max(flops(cell) / peak, weights / (machine.near_bytes * machine.threads))
 
 
-def _append_peak(peaks: list[float], threads: int) -> None:
-    peaks.append(multiply_add_rate(threads, PEAK_SECONDS))
+def race_peak(
+    calls: dict[str, Call], threads: int, seconds: float
+) -> tuple[dict[str, float], float]:
+    """The median seconds of each call, and the peak at the clock that they leave behind."""
+    budget = Budget(seconds)
+    counts = {
+        name: max(1, round(budget.round_seconds / warm_up(call, budget.warmup_seconds)))
+        for name, call in calls.items()
+    }
+    recorded: dict[str, list[float]] = {name: [] for name in calls}
+    peaks = []
+    deadline = time.perf_counter() + seconds
+    while len(peaks) < budget.min_rounds * len(calls) or time.perf_counter() < deadline:
+        for name, call in calls.items():
+            recorded[name].append(timed(call, counts[name]))
+            peaks.append(threads * momentary_rate())
+    return {name: statistics.median(s) for name, s in recorded.items()}, statistics.median(peaks)
 
 
 def run(machine: Machine, seconds: float) -> list[dict[str, Any]]:
@@ -57,19 +76,12 @@ def run(machine: Machine, seconds: float) -> list[dict[str, Any]]:
         input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
         known = torch.arange(min(cell.batch, 16))
         call = gated_calls(cell, input, known if len(known) < cell.batch else None)[FUSED]
-        peaks: list[float] = []
-        calls = {
-            FUSED: call,
-            PEAK: partial(_append_peak, peaks, machine.threads),
-        }
         with torch.inference_mode(cell.mode == FORWARD):
-            recorded = race(calls, Budget(seconds, max_rounds=20))[FUSED].seconds
-        peak = statistics.median(peaks)
+            medians, peak = race_peak({FUSED: call}, machine.threads, seconds)
         rows.append(
             {
                 **dataclasses.asdict(cell),
-                "median": statistics.median(recorded),
-                "best": min(recorded),
+                "median": medians[FUSED],
                 "flops": flops(cell),
                 "peak": peak,
                 "floor": floor(cell, machine, peak),
@@ -77,6 +89,44 @@ def run(machine: Machine, seconds: float) -> list[dict[str, Any]]:
         )
         print(cell, duration(rows[-1]["median"]))
     return rows
+
+
+def take_away(threads: int, seconds: float) -> list[dict[str, Any]]:
+    """Fractions of the peak in the cells where multiply-adds bound a layer, with less and less to
+    do beside them: what each step gains is what that work costs."""
+    rows = []
+    for cell in cells():
+        if cell.mode != FORWARD or cell.batch < BOUND_BY_MULTIPLY_ADDS:
+            continue
+        torch.manual_seed(1)
+        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+        shares = {}
+        for count in dict.fromkeys((threads, 1)):
+            torch.set_num_threads(count)
+            layers = {
+                act: FusedRNN(cell.input_size, cell.hidden_size, nonlinearity=act)
+                for act in ("tanh", "relu")
+            }
+            packed = FusedRNN(cell.input_size, cell.hidden_size, nonlinearity="relu").prepack()
+            calls = {name: partial(layer, input) for name, layer in layers.items()}
+            with torch.inference_mode():
+                medians, peak = race_peak(
+                    {**calls, "prepacked": partial(packed, input)}, count, seconds
+                )
+            for name in LESS:
+                shares[f"{name} {count}"] = flops(cell) / medians[name] / peak
+        torch.set_num_threads(threads)
+        rows.append({**dataclasses.asdict(cell), "shares": shares})
+    return rows
+
+
+def rest_table(rows: list[dict[str, Any]], threads: int) -> str:
+    counts = dict.fromkeys((threads, 1))
+    lines = [["(D, H, T)", "B", *(f"{LESS[n]}, {c} thread(s)" for c in counts for n in LESS)]]
+    for row in rows:
+        shares = (f"{row['shares'][f'{name} {count}']:.0%}" for count in counts for name in LESS)
+        lines.append([shape(Cell.of(row)), str(row["batch"]), *shares])
+    return markdown(lines)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -131,6 +181,7 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
 
 def report(document: dict[str, Any]) -> str:
     machine = Machine(**document["machine"])
+    rest = rest_table(document["rest"], machine.threads)
     peaks = [row["peak"] / 1e9 for row in document["rows"]]
     return (
         f"{document['cpu']}, {machine.threads} thread(s): {machine.flops / 1e9:.0f} GFLOP/s of "
@@ -138,9 +189,11 @@ def report(document: dict[str, Any]) -> str:
         f"cache of {machine.near_size >> 10} KiB and {machine.far_bytes / 1e9:.0f} GB/s from "
         f"beyond; a word goes from core to core in {machine.hop * 1e9:.0f} ns (median "
         f"{machine.hop_median * 1e9:.0f}). The floor is that of multiply-adds and of reading "
-        f"weight_hh; it has no tanh, no packing and no call in it. The peak is measured again in "
-        f"turns with each cell, {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s: the clock drifts."
-        f"\n\n{table(document['rows'])}"
+        f"weight_hh; it has no tanh, no packing and no call in it. The peak of a cell is what a "
+        f"core does in registers right behind it, at the clock that the layer leaves, times the "
+        f"threads: {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s."
+        f"\n\n{table(document['rows'])}\n\nOf the peak where multiply-adds bound the forward pass, "
+        f"with ever less to do beside them:\n\n{rest}"
     )
 
 
@@ -151,7 +204,9 @@ def main() -> None:
 
     machine = measure(options.threads)
     rows = run(machine, options.seconds)
-    document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine), "rows": rows}
+    rest = take_away(options.threads, options.seconds)
+    document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine)}
+    document.update(rows=rows, rest=rest)
     page.publish("roofline", document, report(document), options.write)
     draw(rows, machine, RESULTS / "roofline.png")
 
