@@ -767,7 +767,7 @@ struct BackwardWork {
   Scalar* tiles;        // [workers, kTaskRows, D], where grad_input is stored otherwise; or null
 };
 
-constexpr int64_t kMinBlockRows = 128;
+constexpr int64_t kMinBlockRows = 256;
 constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
 constexpr int64_t kTaskRows = 96;    // of C in one unit of work
 
