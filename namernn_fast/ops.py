@@ -3,10 +3,11 @@
 An operator runs a stack of layers, both directions where there are two, over whole sequences:
 
 - input: (seq_len, batch, features), or (batch, seq_len, features) with batch_first. Which of its
-  rows exist, all if not said otherwise, one of these says, an int64 tensor on the CPU:
+  rows exist, all if not said otherwise, one of these says, an int64 tensor:
   lengths (batch), of padded sequences in any order; batch_sizes (seq_len), and input is the data of
   a PackedSequence (rows, features); offsets (batch + 1), and input has the sequences (rows,
-  features) one after the other, each with its own rows in turn.
+  features) one after the other, each with its own rows in turn. It is on the device of input, but
+  batch_sizes, which is on the CPU.
 - reset: bool (seq_len, batch), (batch, seq_len) with batch_first, set where a state starts anew.
 - hx: (num_layers * directions, batch, hidden_size), or None for zeros.
 - weights: for each layer and direction weight_ih, weight_hh and, with biases, bias_ih, bias_hh.
@@ -17,6 +18,7 @@ Backward returns the gradients of input, hx and weights; one that is not wanted 
 want_layers has the numbers of the layers whose weights' gradients are wanted.
 """
 
+import functools
 import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
@@ -194,6 +196,18 @@ def _(
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not_kernel(input: Tensor) -> str | None:
+    """The reason why no fused kernel takes this input, or None: that of its device does."""
+    if not input.is_cuda:
+        return why_not_cpu_kernel(input)
+    if input.dtype not in _TRITON_DTYPES:
+        return f"the GPU kernels have floating-point types of 16 and 32 bits, not {input.dtype}"
+    return None
+
+
 def why_not_cpu_kernel(input: Tensor) -> str | None:
     """The reason why the CPU kernel does not take this input, or None: it does."""
     if not input.is_cpu:
@@ -203,3 +217,58 @@ def why_not_cpu_kernel(input: Tensor) -> str | None:
     if input.dtype not in _CPU_DTYPES:
         return f"the CPU kernel has floating-point types of 16 to 64 bits, not {input.dtype}"
     return None
+
+
+TRITON_MINIMUM = (3, 6)
+_CAPABILITY_MINIMUM = (8, 0)
+
+
+def _or_move(device: torch.device) -> str:
+    return f"or move the layer and its input from {device} to the CPU"
+
+
+def _require_triton(device: torch.device) -> None:
+    wanted = ".".join(map(str, TRITON_MINIMUM))
+    try:
+        import triton
+    except ImportError as error:
+        raise RuntimeError(
+            f"namernn_fast: on {device.type} devices it needs Triton, which cannot be imported "
+            f"({error}): pip install 'triton>={wanted}', {_or_move(device)}"
+        ) from error
+    found = triton.__version__
+    if tuple(int(part) for part in found.split(".")[:2]) < TRITON_MINIMUM:
+        raise RuntimeError(
+            f"namernn_fast: it needs Triton {wanted} or newer, found {found}: "
+            f"pip install --upgrade 'triton>={wanted}', {_or_move(device)}"
+        )
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _CAPABILITY_MINIMUM:
+            raise RuntimeError(
+                "namernn_fast: it needs a GPU of compute capability "
+                f"{_CAPABILITY_MINIMUM[0]}.{_CAPABILITY_MINIMUM[1]} or newer, {device} has "
+                f"{capability[0]}.{capability[1]}: use torch.nn.RNN there, {_or_move(device)}"
+            )
+
+
+@functools.cache
+def triton_kernels(device: torch.device):
+    """The implementations for GPUs, imported when the first tensor on one arrives.
+
+    Raises:
+        RuntimeError: Triton is missing or too old, or the device is.
+    """
+    _require_triton(device)
+    return importlib.import_module(f"{__package__}.triton_kernels")
+
+
+@torch.library.impl(_library, "rnn_forward", "CUDA")
+def _(input, *arguments):
+    return triton_kernels(input.device).rnn_forward(input, *arguments)
+
+
+@torch.library.impl(_library, "rnn_backward", "CUDA")
+def _(grad_output, grad_h_n, input, *arguments):
+    kernels = triton_kernels(input.device)
+    return kernels.rnn_backward(grad_output, grad_h_n, input, *arguments)
