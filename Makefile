@@ -11,8 +11,8 @@ endif
 comma := ,
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp) setup.py pyproject.toml
 
-.PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers bench-gpu gpu-model roofline \
-	check format clean
+.PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers bench-gpu gpu-model gpu-report \
+	roofline check format clean
 
 setup: $(VENV)/installed
 
@@ -80,6 +80,10 @@ build/metadata/namernn_fast-0.dist-info/METADATA:
 # With what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures nothing.
 bench-gpu: build/metadata/namernn_fast-0.dist-info/METADATA
 	PYTHONPATH=build/metadata:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
+
+# What the GPU kernels take of each architecture; no GPU is needed.
+gpu-report: setup
+	$(BIN)/python -m benchmarks.gpu_report
 
 gpu-model: setup
 	$(BIN)/python -m benchmarks.gpu_model --write

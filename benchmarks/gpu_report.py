@@ -6,22 +6,26 @@ docs/gpu_report.md.
 """
 
 import itertools
+import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.report import RESULTS, ROOT, markdown, write_section
 from namernn_fast import triton_kernels
 from namernn_fast.triton_kernels import Config, Device
 
-PAGE = Path(__file__).parents[1] / "docs" / "gpu_report.md"
+PAGE = ROOT / "docs" / "gpu_report.md"
+RAW = RESULTS / "gpu_report.json"
 
 # As the makers' manuals have them: what one program can have of shared memory, and how many
 # processors there are (A100, H100 SXM, B200, MI300X).
@@ -31,8 +35,8 @@ DEVICES = (
     Device("cuda", "sm_100", 227 * 1024, 148),
     Device("hip", "gfx942", 64 * 1024, 304),
 )
-HIDDEN_SIZES = (16, 64, 128, 256, 512, 1024, 2048, 4096)
-BATCHES = (1, 64, 1024, 16384)
+HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+BATCHES = (1, 64, 1024)
 # dtype, whether float32 may be rounded to TF32
 PRECISIONS = (
     (torch.float32, False),
@@ -85,52 +89,62 @@ def builds() -> Iterator[tuple[Build, list[int]]]:
 
 
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-_ABSENT = (
-    *("weight_hh_reverse", "bias_hh_reverse", "lengths", "offsets", "starts", "reset"),
-    "reset_time",
-    "reset_batch",
-)
+_INDICES = {"lengths": "*i64", "offsets": "*i64", "starts": "*i64", "reset": "*u8"}
+_OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_hh_reverse"}
 
 
-def compile_kernel(kernel, build: Build) -> Resources:
-    """Compiles a kernel for dense input of one direction with biases and hx."""
+def compile_kernel(
+    kernel,
+    build: Build,
+    *,
+    directions: int = 1,
+    tanh: bool = True,
+    rows: Collection[str] = (),
+    absent: Collection[str] = (),
+) -> Resources:
+    """Compiles a kernel.
+
+    Args:
+        kernel: one of `KERNELS`.
+        build: what for.
+        directions, tanh: of the layer.
+        rows: those of lengths, offsets, starts and reset that are given.
+        absent: optional arguments that are not.
+    """
     config, device = build.config, build.device
     constants = {
         "H": build.hidden_size,
-        "DIRECTIONS": 1,
-        "PADDED": False,
-        "TANH": True,
+        "DIRECTIONS": directions,
+        "PADDED": "lengths" in rows and "starts" not in rows,
+        "TANH": tanh,
         **triton_kernels.constants_of(config),
     }
-    signature = {}
-    attributes = {}
+    not_given = {*absent, *(_INDICES.keys() - rows)}
+    not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
+    not_given |= {"arrivals"} if config.members == 1 else set()
+    signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
-        if name in constants or name in _ABSENT or (name == "arrivals" and config.members == 1):
-            constants.setdefault(name, None)
+        if name in not_given:
+            constants[name] = None
+        if name in constants:
             signature[name] = "constexpr"
         elif name in triton_kernels.VARYING:
             signature[name] = "i32"
         else:
-            signature[name] = "*i32" if name == "arrivals" else _POINTERS[build.dtype]
+            pointers = {**_INDICES, "arrivals": "*i32"}
+            signature[name] = pointers.get(name, _POINTERS[build.dtype])
             attributes[(i,)] = [["tt.divisibility", 16]]
-    arch, lanes = (
-        (int(device.arch.removeprefix("sm_")), 32)
-        if device.backend == "cuda"
-        else (device.arch, 64)
-    )
+    arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget(device.backend, arch, lanes),
+        target=GPUTarget(device.backend, arch, device.lanes),
         options=triton_kernels.options_of(config, device),
     )
     shared = compiled.metadata.shared
     if device.backend == "hip":
         text = compiled.asm["amdgcn"]
-        read = {
-            name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
-            for name in ("vgpr_count", "agpr_count", "private_segment_fixed_size")
-        }
-        return Resources(read["vgpr_count"], read["private_segment_fixed_size"], shared)
+        names = ("vgpr_count", "private_segment_fixed_size")
+        return Resources(*(_number(rf"\.{name}:\s+(\d+)", text) for name in names), shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -138,5 +152,91 @@ def compile_kernel(kernel, build: Build) -> Resources:
         text = subprocess.run(
             [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
-    read = {name: int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}
-    return Resources(read["REG"], read["STACK"] + read["LOCAL"], shared)
+    registers, stack, local = (
+        _number(rf"{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")
+    )
+    return Resources(registers, stack + local, shared)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"{pattern} is not in {text}")
+    return int(found[1])
+
+
+def occupancy(device: Device, config: Config, taken: Resources) -> float:
+    """The part of a processor's warps that can be at work at once, as registers, shared memory and
+    the warps themselves allow."""
+    warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
+    programs = min(
+        warps // config.warps,
+        registers // (-(-taken.registers // 8) * 8 * config.warps),
+        (device.shared + 1024) // (taken.shared + 1024),
+    )
+    return programs * config.warps / warps
+
+
+def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
+    """A row of the table."""
+    build, batches = job
+    row: dict[str, Any] = {
+        "arch": build.device.arch,
+        "dtype": build.precision,
+        "hidden_size": build.hidden_size,
+        "batches": batches,
+        "config": build.config._asdict(),
+    }
+    for name, kernel in KERNELS.items():
+        taken = compile_kernel(kernel, build)
+        row[name] = {
+            **taken._asdict(),
+            "occupancy": occupancy(build.device, build.config, taken),
+        }
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    heads = ["", "dtype", "H", "B", "regime", "members", "B x N x K", "warps"]
+    heads += ["registers", "spilled", "shared", "occupancy"]
+    lines = [heads]
+    for row in rows:
+        config = Config(**row["config"])
+        taken = [row[name] for name in KERNELS]
+        lines.append(
+            [
+                *(row["arch"], row["dtype"], str(row["hidden_size"])),
+                ", ".join(map(str, row["batches"])),
+                config.regime,
+                str(config.members),
+                f"{config.block_b} x {config.block_n} x {config.block_k}",
+                str(config.warps),
+                *(", ".join(str(of[name]) for of in taken) for name in ("registers", "spilled")),
+                ", ".join(f"{of['shared'] / 1024:.1f}" for of in taken),
+                ", ".join(f"{of['occupancy']:.0%}" for of in taken),
+            ]
+        )
+    return markdown(lines)
+
+
+def text(document: dict[str, Any]) -> str:
+    introduction = (
+        f"Compiled by Triton {document['triton']}, forward and backward: registers of a thread, "
+        "bytes of it that are spilled, KiB of shared memory of a program, and, by estimate, the "
+        "part of a processor's warps that can be at work. B: batches that the rule chooses this "
+        "for; B x N x K: the block of a program, in sequences, hidden units, and hidden units "
+        "that are summed over."
+    )
+    return f"{introduction}\n\n{table(document['rows'])}"
+
+
+def main() -> None:
+    with ProcessPoolExecutor() as pool:
+        rows = list(pool.map(measure, builds()))
+    document = {"triton": triton.__version__, "rows": rows}
+    RAW.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    write_section(PAGE, "resources", text(document))
+
+
+if __name__ == "__main__":
+    main()

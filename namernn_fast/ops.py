@@ -86,9 +86,8 @@ def layers_of(
 ) -> Iterator[tuple[Tensor | None, Sequence[Tensor]]]:
     """The initial states and the weights of each layer of a stack."""
     per_layer = len(weights) // num_layers
-    per_state = 0 if hx is None else hx.shape[0] // num_layers
-    for k in range(num_layers):
-        own_hx = None if hx is None else hx[k * per_state : (k + 1) * per_state]
+    states = [None] * num_layers if hx is None else hx.chunk(num_layers)
+    for k, own_hx in enumerate(states):
         yield own_hx, weights[k * per_layer : (k + 1) * per_layer]
 
 
@@ -196,14 +195,14 @@ def _(
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not_kernel(input: Tensor) -> str | None:
     """The reason why no fused kernel takes this input, or None: that of its device does."""
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
-    if input.dtype not in _TRITON_DTYPES:
+    if input.dtype not in TRITON_DTYPES:
         return f"the GPU kernels have floating-point types of 16 and 32 bits, not {input.dtype}"
     return None
 

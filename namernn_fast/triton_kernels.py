@@ -576,6 +576,15 @@ class Device(NamedTuple):
     """Streaming multiprocessors, or compute units."""
 
     @property
+    def meeting(self) -> int:
+        """How many programs may wait for each other.
+
+        One on AMD, where Triton's barrier within a program does not wait for what all of its warps
+        have stored: those of other programs could miss it.
+        """
+        return self.processors if self.backend == "cuda" else 1
+
+    @property
     def lanes(self) -> int:
         """Threads of a warp."""
         return 32 if self.backend == "cuda" else 64
@@ -627,7 +636,7 @@ def choose(
     directions: int = 1,
     tf32: bool = False,
 ) -> Config:
-    """The rule: how a layer of this size runs on this device, if nothing was tuned.
+    """The rule: how a layer of this size runs on this device, if nothing was tuned for it.
 
     - weight_hh stays on chip across time if one program can hold it: in shared memory, for tensor
       cores; in float32 without TF32 in the registers of a program that has one sequence.
@@ -660,10 +669,10 @@ def choose(
             return Config(block_b, whole, whole, 1, 1, 1, warps, 1, precision)
     for block_b, block_n in ((16, 16), (16, 32), (16, 64), (32, 16), (32, 32)):
         kept, rows = whole * block_n * size, block_b * whole * size
-        members = triton.cdiv(hidden_size, block_n)
-        if members * triton.cdiv(
-            batch, block_b
-        ) * directions <= device.processors and kept + rows <= min(_KEPT_WITH_ROWS, device.shared):
+        members, blocks = triton.cdiv(hidden_size, block_n), triton.cdiv(batch, block_b)
+        if kept + rows > min(_KEPT_WITH_ROWS, device.shared):
+            continue
+        if members * blocks * directions <= device.meeting:
             warps = min(8, whole // 32)
             return Config(block_b, block_n, whole, members, 1, warps, warps, 1, precision)
     return _choose_streamed(hidden_size, batch, directions, precision, size, device)
@@ -680,7 +689,7 @@ def _choose_without_tensor_cores(hidden_size, sequences, whole, device) -> Confi
         if block_n == 0 or (block_n < whole and threads == 128):
             continue
         members = triton.cdiv(hidden_size, block_n)
-        if members == 1 or members * sequences <= device.processors:
+        if members == 1 or members * sequences <= device.meeting:
             return Config(1, block_n, whole, members, 1, 1, threads // device.lanes, 1, "ieee")
     return None
 
@@ -691,7 +700,7 @@ def _choose_streamed(hidden_size, batch, directions, precision, itemsize, device
     block_n, block_k = 64, 16 if without_cores else 128 // itemsize
     tiles = triton.cdiv(hidden_size, block_n)
     blocks = triton.cdiv(batch, block_b) * directions
-    members = min(tiles, max(1, device.processors // blocks))
+    members = min(tiles, max(1, device.meeting // blocks))
     members = triton.next_power_of_2(members + 1) // 2  # so that tiles come out even
     tiles = triton.cdiv(tiles, members)
     warps = 8 if block_b == 64 or itemsize == 4 else 4
@@ -804,73 +813,66 @@ def _run(kernel, grid, arguments, constants, options) -> None:
 @contextlib.contextmanager
 def _on_device_of(tensor: Tensor):
     """Kernels go to the device of the tensor, and torch's own operators do but what they say."""
-    with (
-        torch.no_grad(),
-        torch.autocast(tensor.device.type, enabled=False),
-        torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext(),
-    ):
+    device = tensor.device
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if tensor.is_cuda:
+            stack.enter_context(torch.cuda.device(device))
         yield
 
 
-def _forward_layer(stack: _Stack, x, hx, weights) -> tuple[Tensor, Tensor]:
-    """output (rows, directions * hidden_size) and h_n of a layer, from its input's rows."""
-    H, directions = stack.hidden_size, stack.directions
-    projected = x.new_empty(x.shape[0], directions * H)
-    for d, (weight_ih, _, *biases) in enumerate(weights):
-        own = projected[:, d * H : (d + 1) * H]
-        if biases:
-            torch.addmm(biases[0], x, weight_ih.T, out=own)
-        else:
-            torch.mm(x, weight_ih.T, out=own)
-    output = torch.empty_like(projected)
-    h_n = x.new_empty(directions, stack.rows.B, H)
-    weights_hh = [own[1] for own in weights]
-    biases_hh = [own[3] if len(own) == 4 else None for own in weights]
-    _launch(
-        forward_kernel,
-        stack,
-        x,
-        (projected, *_pair(weights_hh), *_pair(biases_hh), hx, output, h_n),
-    )
-    return output, h_n
+def _of_directions(rows: Tensor, stack: _Stack) -> Sequence[Tensor]:
+    """The part (rows, hidden_size) of each direction."""
+    return rows.unflatten(1, (stack.directions, stack.hidden_size)).unbind(1)
 
 
 def _pair(of_each_direction):
     return of_each_direction if len(of_each_direction) == 2 else (*of_each_direction, None)
 
 
+def _join(of_each_direction: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
+
+
+def _forward_layer(stack: _Stack, x, hx, weights) -> tuple[Tensor, Tensor]:
+    """output (rows, directions * hidden_size) and h_n of a layer, from its input's rows."""
+    weights_ih, weights_hh, *biases = zip(*weights, strict=True)
+    bias_ih, biases_hh = (_join(biases[0]), biases[1]) if biases else (None, [None] * len(weights))
+    projected = torch.nn.functional.linear(x, _join(weights_ih), bias_ih)
+    # Apart from the projection: a program may read a row ahead of the one that it writes.
+    output = torch.empty_like(projected)
+    h_n = x.new_empty(stack.directions, stack.rows.B, stack.hidden_size)
+    tensors = (projected, *_pair(weights_hh), *_pair(biases_hh), hx, output, h_n)
+    _launch(forward_kernel, stack, x, tensors)
+    return output, h_n
+
+
 def _backward_layer(
     stack: _Stack, x, hx, weights, output, grad_output, grad_h_n, grad_hx, want_input, want_weights
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The gradients of a layer's input rows and weights; that of hx is written to `grad_hx`."""
-    H = stack.hidden_size
     dz = torch.empty_like(output)
     previous = torch.empty_like(output) if want_weights else None
     dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
-    _launch(
-        backward_kernel,
-        stack,
-        x,
-        (
-            *(grad_output, grad_h_n, *_pair([own[1].T.contiguous() for own in weights]), hx),
-            *(output, dz, previous, dz_last, grad_hx),
-        ),
-    )
+    # Transposed once, so that both kernels read a weight the same way.
+    weights_hh = _pair([own[1].t().contiguous() for own in weights])
+    tensors = (grad_output, grad_h_n, *weights_hh, hx, output, dz, previous, dz_last, grad_hx)
+    _launch(backward_kernel, stack, x, tensors)
+
     grad_input = None
+    if want_input:
+        grad_input = dz @ _join([own[0] for own in weights])
+    if grad_hx is not None and dz_last is not None:
+        for grad, last, own in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
+            grad.addmm_(last, own[1])
     grad_weights = []
-    for d, (weight_ih, weight_hh, *biases) in enumerate(weights):
-        own = dz[:, d * H : (d + 1) * H]
-        if dz_last is not None:
-            torch.addmm(grad_hx[d], dz_last[d], weight_hh, out=grad_hx[d])
-        if want_input:
-            grad_input = (
-                own @ weight_ih
-                if grad_input is None
-                else torch.addmm(grad_input, own, weight_ih, out=grad_input)
-            )
-        if previous is not None:
-            grad_weights += [own.T @ x, own.T @ previous[:, d * H : (d + 1) * H]]
-            grad_weights += [own.sum(0) for _ in biases]
+    if previous is not None:
+        parts = (_of_directions(dz, stack), _of_directions(previous, stack), weights)
+        for own_dz, before, own in zip(*parts, strict=True):
+            grad_weights += [own_dz.t() @ x, own_dz.t() @ before]
+            grad_weights += [own_dz.sum(0) for _ in own[2:]]
     return grad_input, grad_weights
 
 
@@ -906,7 +908,7 @@ def rnn_forward(
     with _on_device_of(input):
         for own_hx, own_weights in stack.layers():
             x, h_n = _forward_layer(stack, x, own_hx, own_weights)
-            outputs.append(x.view(*input.shape[:-1], -1))
+            outputs.append(x.view(*input.shape[:-1], x.shape[1]))
             states.append(h_n)
         h_n = states[0] if num_layers == 1 else torch.cat(states)
     return outputs[-1], h_n, outputs[:-1] if want_hidden else []
@@ -961,43 +963,38 @@ def rnn_backward(
         if rows.padded and 0 in want_layers:
             # What lies past the end of a sequence may be NaN, which zeros of dz would not hide.
             steps = torch.arange(rows.T, device=input.device)
-            past = steps >= lengths[:, None] if batch_first else steps[:, None] >= lengths
-            x = input.masked_fill(past.unsqueeze(-1), 0.0).reshape(x.shape)
-        layer_outputs = [layer.reshape(-1, width) for layer in (*hidden, output)]
-        grad = None if grad_output is None else grad_output.reshape(-1, width).contiguous()
-        grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
-        grad_hx = torch.empty_like(stack.hx) if want_hx else None
-        grad_weights: list[list[Tensor]] = []
+            past = steps >= lengths.unsqueeze(1)
+            x = input.masked_fill((past if batch_first else past.t()).unsqueeze(2), 0.0)
+            x = x.flatten(0, 1)
+        outputs = [layer.flatten(0, -2).contiguous() for layer in (*hidden, output)]
+        grad = None if grad_output is None else grad_output.flatten(0, -2).contiguous()
+        none = [None] * num_layers
+        grads_h_n = none if grad_h_n is None else grad_h_n.contiguous().chunk(num_layers)
+        grad_hx = torch.empty_like(stack.hx) if want_hx else input.new_empty(0)
+        grads_hx = grad_hx.chunk(num_layers) if want_hx else none
+        grad_weights = [
+            [w.new_empty(0) for w in own] for _, own in ops.layers_of(None, weights, num_layers)
+        ]
         layers = list(stack.layers())
         lowest = 0 if want_input or want_hx else min(want_layers, default=num_layers)
-        for k in reversed(range(num_layers)):
-            if k < lowest:
-                grad_weights.append([])
-                continue
-            own_states = slice(k * directions, (k + 1) * directions)
+        for k in reversed(range(lowest, num_layers)):
             grad, own_grads = _backward_layer(
                 stack,
-                x if k == 0 else layer_outputs[k - 1],
+                outputs[k - 1] if k else x,
                 *layers[k],
-                layer_outputs[k].contiguous(),
+                outputs[k],
                 grad,
-                None if grad_h_n is None else grad_h_n[own_states],
-                None if grad_hx is None else grad_hx[own_states],
+                grads_h_n[k],
+                grads_hx[k],
                 want_input or k > lowest,
                 k in want_layers,
             )
-            grad_weights.append(own_grads)
-    per_layer = len(weights) // num_layers
+            if own_grads:
+                grad_weights[k] = own_grads
     return (
         grad.view(input.shape) if want_input else input.new_empty(0),
-        grad_hx if want_hx else input.new_empty(0),
-        [
-            grad
-            for own_grads in reversed(grad_weights)
-            for grad in own_grads or [input.new_empty(0) for _ in range(per_layer)]
-        ]
-        if want_layers
-        else [],
+        grad_hx,
+        [grad for own_grads in grad_weights for grad in own_grads] if want_layers else [],
     )
 
 
@@ -1034,7 +1031,10 @@ def _checked_stack(input, hx, weights, num_layers, rows, options) -> tuple[_Stac
         f"nonlinearity must be 'tanh' or 'relu', got '{nonlinearity}'",
     )
     _require(weights[1].dim() == 2, f"weight_hh must have 2 dimensions, got {weights[1].dim()}")
-    _require(input.dtype in DTYPES, f"input must be one of {DTYPES}, got {input.dtype}")
+    _require(
+        input.dtype in ops.TRITON_DTYPES,
+        f"input must be of one of {ops.TRITON_DTYPES}, got {input.dtype}",
+    )
     batch_sizes, lengths, offsets, reset = rows
     read = _read_rows(input, batch_sizes, lengths, offsets, reset, batch_first)
     hidden_size = weights[1].shape[0]
@@ -1054,7 +1054,7 @@ def _checked_stack(input, hx, weights, num_layers, rows, options) -> tuple[_Stac
         directions,
         nonlinearity == "tanh",
     )
-    return stack, input.reshape(-1, input.shape[-1])
+    return stack, input.flatten(0, -2)
 
 
 def _read_rows(input, batch_sizes, lengths, offsets, reset, batch_first) -> _Rows:
@@ -1134,7 +1134,8 @@ def _read_batch_sizes(batch_sizes, input, N) -> _Rows:
         if torch.cuda.is_current_stream_capturing():
             _captured.append(table)
         table = table.to(input.device, non_blocking=True)
-    return _Rows(table[T:], None, table[:T], None, T, B, N, 0, 1)
+    starts, lengths = table.split([T, B])
+    return _Rows(lengths, None, starts, None, T, B, N, 0, 1)
 
 
 _captured: list[Tensor] = []
@@ -1142,10 +1143,6 @@ _captured: list[Tensor] = []
 
 
 # ---- This machine ----
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-_tuned: dict[tuple, Config] = {}
 
 
 @functools.cache
@@ -1173,11 +1170,94 @@ def may_round_to_tf32(device: Device) -> bool:
     return device.backend == "cuda" and rnn.fp32_precision == "tf32"
 
 
-def configuration(hidden_size: int, batch: int, like: Tensor, directions: int) -> Config:
-    """What was tuned for a layer of this size, else what the rule says."""
+class _Size(NamedTuple):
+    """What a configuration is chosen by."""
+
+    hidden_size: int
+    batch: int
+    dtype: torch.dtype
+    device: Device
+    directions: int
+    tf32: bool
+
+    def choose(self) -> Config:
+        return choose(
+            *(self.hidden_size, self.batch, self.dtype, self.device),
+            directions=self.directions,
+            tf32=self.tf32,
+        )
+
+
+_tuned: dict[_Size, Config] = {}
+
+
+def _size(hidden_size: int, batch: int, like: Tensor, directions: int) -> _Size:
     device = device_of(like)
     tf32 = may_round_to_tf32(device)
-    key = (hidden_size, batch, like.dtype, directions, tf32, device)
-    return _tuned.get(key) or choose(
-        hidden_size, batch, like.dtype, device, directions=directions, tf32=tf32
+    return _Size(hidden_size, batch, like.dtype, device, directions, tf32)
+
+
+def configuration(hidden_size: int, batch: int, like: Tensor, directions: int) -> Config:
+    """What `autotune` found for a layer of this size, else what the rule says."""
+    size = _size(hidden_size, batch, like, directions)
+    return _tuned.get(size) or size.choose()
+
+
+def autotune(
+    input: Tensor, hidden_size: int, *, bidirectional: bool = False, measure=None
+) -> Config:
+    """Times the configurations that may suit a layer and keeps the best one for this process.
+
+    Nothing else times anything: without it the rule alone decides.
+
+    Args:
+        input: (seq_len, batch, features), on a GPU, of the sizes and the dtype to tune for.
+        hidden_size, bidirectional: of the layer.
+        measure: what to time, in place of a forward and a backward pass: milliseconds of `call()`.
+
+    Returns:
+        What calls with this batch, dtype and hidden size run by from now on.
+    """
+    directions = 2 if bidirectional else 1
+    layer = torch.nn.RNN(
+        input.shape[2],
+        hidden_size,
+        bidirectional=bidirectional,
+        device=input.device,
+        dtype=input.dtype,
     )
+    weights = [p.detach() for p in layer.parameters()]
+    rows_and_options = (None, None, None, None, "tanh", bidirectional, False)
+
+    def call():
+        output, h_n, _ = rnn_forward(input, None, weights, 1, *rows_and_options, False, False)
+        rnn_backward(
+            *(output, h_n, input, None, weights, 1, output, [], *rows_and_options),
+            *(True, False, [0]),
+        )
+
+    size = _size(hidden_size, input.shape[1], input, directions)
+    taken: dict[Config, float] = {}
+    for config in _candidates(size):
+        _tuned[size] = config
+        try:
+            taken[config] = (measure or triton.testing.do_bench)(call)
+        except triton.runtime.errors.OutOfResources:  # it does not fit: no candidate
+            continue
+        finally:
+            del _tuned[size]
+    _tuned[size] = min(taken, key=lambda config: taken[config])
+    return _tuned[size]
+
+
+def _candidates(size: _Size) -> list[Config]:
+    """What the rule says for this size and for other batches, with more warps and with fewer."""
+    chosen = [size.choose()]
+    chosen += [size._replace(batch=batch).choose() for batch in (1, 16, 64, 256, 1024, 4096)]
+    found = []
+    for config in chosen:
+        blocks = triton.cdiv(size.batch, config.block_b) * size.directions
+        if config.members > 1 and config.members * blocks > size.device.meeting:
+            continue
+        found += [config._replace(warps=warps) for warps in (4, 8, 16)]
+    return list(dict.fromkeys(found))

@@ -14,10 +14,10 @@ from test_fuzz import test_any_call as compare_any_call
 from test_parity import draws
 
 from benchmarks.gate import Budget
-from namernn_fast import FusedRNN, triton_kernels
+from namernn_fast import FusedRNN, ops, triton_kernels
 from namernn_fast.triton_kernels import Config
 
-DTYPES = triton_kernels.DTYPES
+DTYPES = ops.TRITON_DTYPES
 
 
 def resident(hidden_size):
@@ -64,7 +64,7 @@ SHAPES = [
     (5, 17, 6, 3),
     (3, 33, 5, 18),
     (4, 65, 3, 5),
-    (2, 130, 4, 2),
+    (2, 130, 4, 9),
     (3, 20, 5, 2),
 ]
 OPTIONS = [
