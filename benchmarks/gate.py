@@ -68,12 +68,19 @@ class Budget:
             raise GateError("no results were compared")
         red = []
         for name, seen in self.results.items():
-            last_place = self.eps * max(seen.reference, self.tiny)
-            allowed = 2 * seen.theirs + last_place + self.floor
+            allowed = self._allowed(seen)
             if not seen.ours <= allowed:
                 red.append(f"{name}: error {seen.ours:.3g} exceeds its budget {allowed:.3g}")
         if red:
             raise GateError("; ".join(red))
+
+    def shares(self) -> dict[Hashable, float]:
+        """How much of its budget each name has taken, up to 1 where it is kept."""
+        return {name: seen.ours / self._allowed(seen) for name, seen in self.results.items()}
+
+    def _allowed(self, seen: Extremes) -> float:
+        last_place = self.eps * max(seen.reference, self.tiny)
+        return 2 * seen.theirs + last_place + self.floor
 
 
 def max_error(actual: Tensor, reference: np.ndarray) -> float:

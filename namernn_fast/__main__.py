@@ -17,11 +17,20 @@ def main() -> None:
         "CPU capability (ATen)": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "fused kernel": kernel,
+        "fused kernel on GPUs": _triton(),
         "other devices and dtypes": "reference (ATen operators)",
     }
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _triton() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none (Triton is not installed)"
+    return f"triton {triton.__version__}"
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def _why_not_kernel(input: Tensor) -> str | None:
         or (torch._C._are_functorch_transforms_active() and not batching.only_vmap_is_active())
     ):
         return "a torch.func transform but vmap, or forward-mode differentiation, is active"
-    return ops.why_not_cpu_kernel(input)
+    return ops.why_not_kernel(input)
 
 
 _batch_invariant = False
@@ -138,7 +138,7 @@ class Explanation(NamedTuple):
     """What `explain` returns; `str()` of it is a sentence."""
 
     path: str
-    """`cpu` and an instruction set, or `reference`."""
+    """`cpu` and an instruction set, `triton` and an architecture, or `reference`."""
     why_not: dict[str, str]
     """For every path not taken, the reason."""
 
@@ -156,7 +156,10 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
 
     The paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused kernel in the best
     instruction set of this processor, `cpu amx` and `cpu avx512_bf16` its products in bfloat16;
-    `reference` is ATen operators, step by step.
+    `triton sm_90`, say, is the fused kernel of a GPU; `reference` is ATen operators, step by step.
+
+    Raises:
+        RuntimeError: the input is on a GPU, and Triton or the GPU is not what the kernel needs.
     """
     from .nn import FusedRNN, FusedRNNCell
 
@@ -168,11 +171,14 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
     if torch._C._is_any_autocast_enabled():
         data = _autocast(data)
     reason = _why_not_kernel(data)
-    if reason is None:
-        return Explanation(
-            f"cpu {ops.cpu_kernel(data.dtype)}", {"reference": "the fused kernel is faster"}
-        )
-    return Explanation("reference", {"cpu": reason})
+    device = "triton" if data.is_cuda else "cpu"
+    if reason is not None:
+        return Explanation("reference", {device: reason})
+    if data.is_cuda:
+        kernel, better = ops.triton_kernels(data.device).device_of(data).arch, "runs here"
+    else:
+        kernel, better = ops.cpu_kernel(data.dtype), "is faster"
+    return Explanation(f"{device} {kernel}", {"reference": f"the fused kernel {better}"})
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -310,7 +316,8 @@ def rnn(
             lengths or reset come with an input that they do not go with.
         RuntimeError: a size, device or the dtype of hx does not fit; seq_len is 0; the batch_sizes
             of a packed sequence increase or do not sum to its rows; a length is not from 0 to
-            seq_len; batch_invariant is wanted of ATen operators, which cannot promise it.
+            seq_len; batch_invariant is wanted of ATen operators or on a GPU, which cannot promise
+            it; on a GPU, Triton is missing or too old, or the GPU is.
     """
     options = _options_of_weights(weights, bias, bidirectional)
     if batch_first:

@@ -43,8 +43,9 @@ class FusedRNN(torch.nn.RNN):
         batch_first: whether input and output are (batch, seq_len, features).
         dropout: probability for dropout between layers while training.
         bidirectional: whether every layer also runs from the end of the sequences.
-        device, dtype: of the parameters. Floating-point types on a CPU take the fused kernel,
-            everything else ATen operators; `namernn_fast.explain` tells.
+        device, dtype: of the parameters. Floating-point types on a CPU, and those of 16 and 32
+            bits on a GPU, take the fused kernels, everything else ATen operators;
+            `namernn_fast.explain` tells.
         batch_invariant: whether the bits of a sequence's results are not to depend on how it is
             batched, as within `namernn_fast.batch_invariant()`.
     """

@@ -3,10 +3,11 @@
 An operator runs a stack of layers, both directions where there are two, over whole sequences:
 
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST.
-- rows: which of its rows exist, all if it is None: an int64 tensor on the CPU, lengths (batch) of
-  padded sequences in any order; with PACKED batch_sizes (seq_len), and input is the data of a
+- rows: which of its rows exist, all if it is None: an int64 tensor, lengths (batch) of padded
+  sequences in any order; with PACKED batch_sizes (seq_len), and input is the data of a
   PackedSequence (rows, features); with JAGGED offsets (batch + 1), and input has the sequences
-  (rows, features) one after the other, each with its own rows in turn.
+  (rows, features) one after the other, each with its own rows in turn. It is on the device of
+  input, but batch_sizes, which is on the CPU.
 - reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST, set where a state starts anew.
 - hx: (num_layers * directions, batch, hidden_size), or None for zeros.
 - weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh.
@@ -18,6 +19,7 @@ Backward returns the gradients of input, hx and weights; one that is not wanted 
 want_layers has the numbers of the layers whose weights' gradients are wanted.
 """
 
+import functools
 import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
@@ -105,9 +107,9 @@ def layers_of(
     hx: Tensor | None, weights: Sequence[Tensor], options: int
 ) -> Iterator[tuple[Tensor | None, Sequence[Tensor]]]:
     """The initial states and the weights of each layer of a stack."""
-    states, count = directions_of(options), weights_per_layer(options)
-    for k in range(layer_count(weights, options)):
-        own_hx = None if hx is None else hx[k * states : (k + 1) * states]
+    count, layers = weights_per_layer(options), layer_count(weights, options)
+    states = [None] * layers if hx is None else hx.chunk(layers)
+    for k, own_hx in enumerate(states):
         yield own_hx, weights[k * count : (k + 1) * count]
 
 
@@ -197,6 +199,18 @@ def _(
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not_kernel(input: Tensor) -> str | None:
+    """The reason why no fused kernel takes this input, or None: that of its device does."""
+    if not input.is_cuda:
+        return why_not_cpu_kernel(input)
+    if input.dtype not in TRITON_DTYPES:
+        return f"the GPU kernels have floating-point types of 16 and 32 bits, not {input.dtype}"
+    return None
+
+
 def why_not_cpu_kernel(input: Tensor) -> str | None:
     """The reason why the CPU kernel does not take this input, or None: it does."""
     if not input.is_cpu:
@@ -206,3 +220,58 @@ def why_not_cpu_kernel(input: Tensor) -> str | None:
     if input.dtype not in _CPU_DTYPES:
         return f"the CPU kernel has floating-point types of 16 to 64 bits, not {input.dtype}"
     return None
+
+
+TRITON_MINIMUM = (3, 6)
+_CAPABILITY_MINIMUM = (8, 0)
+
+
+def _or_move(device: torch.device) -> str:
+    return f"or move the layer and its input from {device} to the CPU"
+
+
+def _require_triton(device: torch.device) -> None:
+    wanted = ".".join(map(str, TRITON_MINIMUM))
+    try:
+        import triton
+    except ImportError as error:
+        raise RuntimeError(
+            f"namernn_fast: on {device.type} devices it needs Triton, which cannot be imported "
+            f"({error}): pip install 'triton>={wanted}', {_or_move(device)}"
+        ) from error
+    found = triton.__version__
+    if tuple(int(part) for part in found.split(".")[:2]) < TRITON_MINIMUM:
+        raise RuntimeError(
+            f"namernn_fast: it needs Triton {wanted} or newer, found {found}: "
+            f"pip install --upgrade 'triton>={wanted}', {_or_move(device)}"
+        )
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _CAPABILITY_MINIMUM:
+            raise RuntimeError(
+                "namernn_fast: it needs a GPU of compute capability "
+                f"{_CAPABILITY_MINIMUM[0]}.{_CAPABILITY_MINIMUM[1]} or newer, {device} has "
+                f"{capability[0]}.{capability[1]}: use torch.nn.RNN there, {_or_move(device)}"
+            )
+
+
+@functools.cache
+def triton_kernels(device: torch.device):
+    """The implementations for GPUs, imported when the first tensor on one arrives.
+
+    Raises:
+        RuntimeError: Triton is missing or too old, or the device is.
+    """
+    _require_triton(device)
+    return importlib.import_module(f"{__package__}.triton_kernels")
+
+
+@torch.library.impl(_library, "rnn_forward", "CUDA")
+def _(input, *arguments):
+    return triton_kernels(input.device).rnn_forward(input, *arguments)
+
+
+@torch.library.impl(_library, "rnn_backward", "CUDA")
+def _(grad_output, grad_h_n, input, *arguments):
+    kernels = triton_kernels(input.device)
+    return kernels.rnn_backward(grad_output, grad_h_n, input, *arguments)

@@ -1,0 +1,242 @@
+"""What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
+
+Every configuration that the rule in `namernn_fast/triton_kernels.py` chooses for the sizes below is
+compiled for every architecture, and the registers, spills and shared memory of the result go into
+docs/gpu_report.md.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.report import RESULTS, ROOT, markdown, write_section
+from namernn_fast import triton_kernels
+from namernn_fast.triton_kernels import Config, Device
+
+PAGE = ROOT / "docs" / "gpu_report.md"
+RAW = RESULTS / "gpu_report.json"
+
+# As the makers' manuals have them: what one program can have of shared memory, and how many
+# processors there are (A100, H100 SXM, B200, MI300X).
+DEVICES = (
+    Device("cuda", "sm_80", 163 * 1024, 108),
+    Device("cuda", "sm_90", 227 * 1024, 132),
+    Device("cuda", "sm_100", 227 * 1024, 148),
+    Device("hip", "gfx942", 64 * 1024, 304),
+)
+HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+BATCHES = (1, 64, 1024)
+# dtype, whether float32 may be rounded to TF32
+PRECISIONS = (
+    (torch.float32, False),
+    (torch.float32, True),
+    (torch.bfloat16, False),
+)
+KERNELS = {
+    "forward": triton_kernels.forward_kernel,
+    "backward": triton_kernels.backward_kernel,
+}
+
+
+class Build(NamedTuple):
+    """One configuration on one device, for one hidden size."""
+
+    device: Device
+    hidden_size: int
+    dtype: torch.dtype
+    config: Config
+
+    @property
+    def precision(self) -> str:
+        if self.dtype != torch.float32:
+            return str(self.dtype).removeprefix("torch.")
+        return "TF32" if self.config.precision == "tf32" else "float32"
+
+
+class Resources(NamedTuple):
+    """What one kernel takes."""
+
+    registers: int
+    """Of a thread."""
+    spilled: int
+    """Bytes of a thread."""
+    shared: int
+    """Bytes of a program."""
+
+
+def builds() -> Iterator[tuple[Build, list[int]]]:
+    """Everything the rule chooses for the sizes above, with the batches that it is chosen for."""
+    found: dict[Build, list[int]] = {}
+    for device, (dtype, tf32), hidden_size, batch in itertools.product(
+        DEVICES, PRECISIONS, HIDDEN_SIZES, BATCHES
+    ):
+        if tf32 and device.backend != "cuda":
+            continue
+        config = triton_kernels.choose(hidden_size, batch, dtype, device, tf32=tf32)
+        found.setdefault(Build(device, hidden_size, dtype, config), []).append(batch)
+    yield from found.items()
+
+
+_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_INDICES = {"lengths": "*i64", "offsets": "*i64", "starts": "*i64", "reset": "*u8"}
+_OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_hh_reverse"}
+
+
+def compile_kernel(
+    kernel,
+    build: Build,
+    *,
+    directions: int = 1,
+    tanh: bool = True,
+    rows: Collection[str] = (),
+    absent: Collection[str] = (),
+) -> Resources:
+    """Compiles a kernel.
+
+    Args:
+        kernel: one of `KERNELS`.
+        build: what for.
+        directions, tanh: of the layer.
+        rows: those of lengths, offsets, starts and reset that are given.
+        absent: optional arguments that are not.
+    """
+    config, device = build.config, build.device
+    constants = {
+        "H": build.hidden_size,
+        "DIRECTIONS": directions,
+        "PADDED": "lengths" in rows and "starts" not in rows,
+        "TANH": tanh,
+        **triton_kernels.constants_of(config),
+    }
+    not_given = {*absent, *(_INDICES.keys() - rows)}
+    not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
+    not_given |= {"arrivals"} if config.members == 1 else set()
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in not_given:
+            constants[name] = None
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in triton_kernels.VARYING:
+            signature[name] = "i32"
+        else:
+            pointers = {**_INDICES, "arrivals": "*i32"}
+            signature[name] = pointers.get(name, _POINTERS[build.dtype])
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget(device.backend, arch, device.lanes),
+        options=triton_kernels.options_of(config, device),
+    )
+    shared = compiled.metadata.shared
+    if device.backend == "hip":
+        text = compiled.asm["amdgcn"]
+        names = ("vgpr_count", "private_segment_fixed_size")
+        return Resources(*(_number(rf"\.{name}:\s+(\d+)", text) for name in names), shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = Path(triton.backends.__file__).parent / "nvidia/bin/cuobjdump"
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    registers, stack, local = (
+        _number(rf"{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")
+    )
+    return Resources(registers, stack + local, shared)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"{pattern} is not in {text}")
+    return int(found[1])
+
+
+def occupancy(device: Device, config: Config, taken: Resources) -> float:
+    """The part of a processor's warps that can be at work at once, as registers, shared memory and
+    the warps themselves allow."""
+    warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
+    programs = min(
+        warps // config.warps,
+        registers // (-(-taken.registers // 8) * 8 * config.warps),
+        (device.shared + 1024) // (taken.shared + 1024),
+    )
+    return programs * config.warps / warps
+
+
+def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
+    """A row of the table."""
+    build, batches = job
+    row: dict[str, Any] = {
+        "arch": build.device.arch,
+        "dtype": build.precision,
+        "hidden_size": build.hidden_size,
+        "batches": batches,
+        "config": build.config._asdict(),
+    }
+    for name, kernel in KERNELS.items():
+        taken = compile_kernel(kernel, build)
+        row[name] = {
+            **taken._asdict(),
+            "occupancy": occupancy(build.device, build.config, taken),
+        }
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    heads = ["", "dtype", "H", "B", "regime", "members", "B x N x K", "warps"]
+    heads += ["registers", "spilled", "shared", "occupancy"]
+    lines = [heads]
+    for row in rows:
+        config = Config(**row["config"])
+        taken = [row[name] for name in KERNELS]
+        lines.append(
+            [
+                *(row["arch"], row["dtype"], str(row["hidden_size"])),
+                ", ".join(map(str, row["batches"])),
+                config.regime,
+                str(config.members),
+                f"{config.block_b} x {config.block_n} x {config.block_k}",
+                str(config.warps),
+                *(", ".join(str(of[name]) for of in taken) for name in ("registers", "spilled")),
+                ", ".join(f"{of['shared'] / 1024:.1f}" for of in taken),
+                ", ".join(f"{of['occupancy']:.0%}" for of in taken),
+            ]
+        )
+    return markdown(lines)
+
+
+def text(document: dict[str, Any]) -> str:
+    introduction = (
+        f"Compiled by Triton {document['triton']}, forward and backward: registers of a thread, "
+        "bytes of it that are spilled, KiB of shared memory of a program, and, by estimate, the "
+        "part of a processor's warps that can be at work. B: batches that the rule chooses this "
+        "for; B x N x K: the block of a program, in sequences, hidden units, and hidden units "
+        "that are summed over."
+    )
+    return f"{introduction}\n\n{table(document['rows'])}"
+
+
+def main() -> None:
+    with ProcessPoolExecutor() as pool:
+        rows = list(pool.map(measure, builds()))
+    document = {"triton": triton.__version__, "rows": rows}
+    RAW.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    write_section(PAGE, "resources", text(document))
+
+
+if __name__ == "__main__":
+    main()

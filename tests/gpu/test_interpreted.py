@@ -1,0 +1,136 @@
+"""The GPU's kernels against the float64 oracle, through the modules: every regime and type."""
+
+import itertools
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from cases import LAYOUTS, Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fuzz import drawn_cases
+from test_fuzz import test_any_call as compare_any_call
+from test_parity import draws
+
+from benchmarks.gate import Budget
+from namernn_fast import FusedRNN, ops, triton_kernels
+from namernn_fast.triton_kernels import Config
+
+DTYPES = ops.TRITON_DTYPES
+
+
+def resident(hidden_size):
+    whole = max(16, triton.next_power_of_2(hidden_size))
+    return Config(16, whole, whole, 1, 1, 1, 4, 1, "tf32")
+
+
+def resident_one_sequence(hidden_size):
+    return resident(hidden_size)._replace(block_b=1)
+
+
+def cooperative(hidden_size):
+    """Two members, where one block of hidden units is not enough; their products in two parts."""
+    whole = resident(hidden_size).block_k
+    half = max(16, whole // 2)
+    members = triton.cdiv(hidden_size, half)
+    return Config(16, half, whole, members, 1, min(2, members), 4, 1, "ieee")
+
+
+def cooperative_one_sequence(hidden_size):
+    return cooperative(hidden_size)._replace(block_b=1, parts=1)
+
+
+def streamed(hidden_size):
+    return Config(16, 16, 16, 1, triton.cdiv(hidden_size, 16), 1, 4, 2, "ieee")
+
+
+def streamed_by_two(hidden_size):
+    tiles = triton.cdiv(hidden_size, 16)
+    members = min(2, tiles)
+    return Config(16, 16, 16, members, triton.cdiv(tiles, members), 1, 4, 2, "ieee")
+
+
+REGIMES = {
+    regime.__name__: regime
+    for regime in (
+        *(resident, resident_one_sequence, cooperative, cooperative_one_sequence),
+        *(streamed, streamed_by_two),
+    )
+}
+# (D, H, T, B): remainders in every block, and more than one block of sequences.
+SHAPES = [
+    (5, 9, 3, 17),
+    (5, 17, 6, 3),
+    (3, 33, 5, 18),
+    (4, 65, 3, 5),
+    (2, 130, 4, 9),
+    (3, 20, 5, 2),
+]
+OPTIONS = [
+    {"bidirectional": True},
+    {"num_layers": 2, "batch_first": True, "bias": False},
+    {"nonlinearity": "relu", "batch_first": True},
+]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_regime(regime, dtype, monkeypatch):
+    choose = REGIMES[regime]
+    monkeypatch.setattr(triton_kernels, "configuration", lambda H, *_: choose(H))
+    budget = Budget(dtype)
+    options = itertools.cycle(OPTIONS)
+    for seed, (layout, shape) in enumerate(zip(LAYOUTS, SHAPES, strict=True)):
+        if dtype.itemsize == 2 and seed % 2 == (dtype == torch.float16):
+            continue
+        D, H, T, B = shape
+        B = B if choose(H).block_b > 1 else min(B, 3)
+        case = Case(D, H, T, B, next(options), layout, seed % 3 > 0, seed)
+        case.add_to(budget, FusedRNN, dtype)
+    budget.check()
+
+
+@given(drawn_cases(), st.sampled_from(list(REGIMES.values())))
+@settings(deadline=None, max_examples=30)
+def test_any_call(case, choose):
+    """Resets, empty sequences and batches, saturated and non-finite values, anything left out."""
+    case.dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
+    case.T = min(case.T, 9)
+    case.__post_init__()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernels, "configuration", lambda H, *_: choose(H))
+        patch.setattr(FusedRNN, "prepack", lambda self: self)  # it is for the CPU's kernel
+        compare_any_call.hypothesis.inner_test(case)
+
+
+@pytest.mark.parametrize("hidden_size", [1, 3, 130])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+    budget = Budget(torch.float32)
+    for seed in range(draws((3, hidden_size))):
+        Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+@triton.jit
+def _tanh_kernel(x, y, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, triton_kernels._tanh(tl.load(x + at)))
+
+
+def test_tanh():
+    """Over the whole range, to two units in the last place."""
+    magnitudes = torch.cat(
+        [torch.logspace(-38, 4, 2**15 - 8), torch.tensor([0.0] * 7 + [torch.inf])]
+    )
+    x = torch.cat([magnitudes, -magnitudes])
+    y = torch.empty_like(x)
+    _tanh_kernel[(1,)](x, y, BLOCK=len(x))
+    exact = x.double().tanh()
+    unit = torch.finfo(torch.float32).eps * exact.abs().clamp(torch.finfo(torch.float32).tiny)
+    assert ((y - exact).abs() <= 2 * unit).all()
+    at = torch.full((16,), torch.nan)
+    _tanh_kernel[(1,)](at, at, BLOCK=16)
+    assert at.isnan().all()
