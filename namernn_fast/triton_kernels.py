@@ -90,7 +90,7 @@ def _row(t, first, starts, time_step):
 def _is_cut(border, b, length, reset, reset_time, reset_batch):
     """Whether a state is dropped between the times border - 1 and border [B]."""
     place = border * reset_time + b * reset_batch
-    return tl.load(reset + place, mask=(border >= 0) & (border < length), other=0) != 0
+    return tl.load(reset + place, mask=border < length, other=0) != 0
 
 
 @triton.jit

@@ -136,19 +136,19 @@ def test_nothing_is_spilled_anywhere():
             assert within_limits(build.device, gpu_report.compile_kernel(kernel, build)), build
 
 
-CALLS = [
-    {"directions": 2, "rows": {"lengths", "reset"}, "tanh": False},
-    {"rows": {"starts", "lengths", "reset"}, "absent": {"hx", "grad_h_n", "bias_hh"}},
-    {
+CALLS = {
+    "lengths": {"directions": 2, "rows": {"lengths", "reset"}, "tanh": False},
+    "packed": {"rows": {"starts", "lengths", "reset"}, "absent": {"hx", "grad_h_n", "bias_hh"}},
+    "jagged": {
         "directions": 2,
         "rows": {"offsets"},
         "absent": {"hx", "grad_output", "previous", "dz_last", "grad_hx", "bias_hh"}
         | {"bias_hh_reverse"},
     },
-]
+}
 
 
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
 def test_whatever_is_given_compiles(call, case):
     """All kinds of rows, in each regime, with sizes that leave remainders."""

@@ -5,6 +5,8 @@ cannot run like that, so each member of a block gets a process of its own.
 """
 
 import os
+import signal
+import traceback
 
 import numpy as np
 import pytest
@@ -73,17 +75,24 @@ def _run(kernel, grid, arguments, constants, options):
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             argument.untyped_storage().share_memory_()
-    children = []
+    running = set()
     for member in range(members):
         child = os.fork()
         if child == 0:
             try:
                 _run_member(member, kernel, grid, arguments, constants)
-            finally:
-                os._exit(1)
-        children.append(child)
-    failed = [child for child in children if os.waitpid(child, 0)[1]]
-    assert not failed, f"{len(failed)} of {members} members failed"
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        running.add(child)
+    while running:
+        child, status = os.wait()
+        running.discard(child)
+        if status:  # the others would wait for it for ever
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+            raise AssertionError("a member of a block failed: its traceback is above")
 
 
 def _run_member(member, kernel, grid, arguments, constants):

@@ -92,11 +92,13 @@ def test_every_regime(regime, dtype, monkeypatch):
 
 
 @given(drawn_cases(), st.sampled_from(list(REGIMES.values())))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 def test_any_call(case, choose):
     """Resets, empty sequences and batches, saturated and non-finite values, anything left out."""
     case.dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
-    case.T = min(case.T, 9)
+    # Small, since the interpreter takes long, but of more than one block of hidden units.
+    case.H, case.T, case.B = 17 + case.H % 20, min(case.T, 4), min(case.B, 5)
+    case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_kernels, "configuration", lambda H, *_: choose(H))
