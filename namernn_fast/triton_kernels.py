@@ -1190,14 +1190,12 @@ def autotune(
         dtype=input.dtype,
     )
     weights = [p.detach() for p in layer.parameters()]
-    rows_and_options = (None, None, None, None, "tanh", bidirectional, False)
+    options = ops.BIAS | ops.WANT_HIDDEN | (ops.BIDIRECTIONAL if bidirectional else 0)
+    rows = (None, None, options)  # all of them, without a reset
 
     def call():
-        output, h_n, _ = rnn_forward(input, None, weights, 1, *rows_and_options, False, False)
-        rnn_backward(
-            *(output, h_n, input, None, weights, 1, output, [], *rows_and_options),
-            *(True, False, [0]),
-        )
+        output, h_n, _ = rnn_forward(input, None, weights, *rows)
+        rnn_backward(output, h_n, input, None, weights, output, [], *rows, True, False, [0])
 
     size = _size(hidden_size, input.shape[1], input, directions)
     taken: dict[Config, float] = {}

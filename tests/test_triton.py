@@ -191,17 +191,15 @@ def test_the_host_reads_no_tensor_of_the_device(layout, monkeypatch):
     with FakeTensorMode() as mode:
         weights = [mode.from_tensor(w) for w in weights]
         x = torch.empty((9, 4) if layout == "jagged" else (5, 3, 4))
-        lengths = torch.empty(3, dtype=torch.int64) if layout == "lengths" else None
-        offsets = torch.empty(4, dtype=torch.int64) if layout == "jagged" else None
+        numbers = {"lengths": 3, "jagged": 4}.get(layout)
+        rows = None if numbers is None else torch.empty(numbers, dtype=torch.int64)
         reset = None if layout == "jagged" else torch.empty(5, 3, dtype=torch.bool)
         hx = torch.empty(4, 3, 6)
-        rows, options = (None, lengths, offsets, reset), ("tanh", True, False)
-        output, h_n, hidden = triton_kernels.rnn_forward(
-            x, hx, weights, 2, *rows, *options, False, True
-        )
+        options = ops.BIAS | ops.BIDIRECTIONAL | ops.WANT_HIDDEN
+        given = (rows, reset, options | (ops.JAGGED if layout == "jagged" else 0))
+        output, h_n, hidden = triton_kernels.rnn_forward(x, hx, weights, *given)
         grad_input, grad_hx, grad_weights = triton_kernels.rnn_backward(
-            *(output, h_n, x, hx, weights, 2, output, hidden, *rows, *options),
-            *(True, True, [0, 1]),
+            output, h_n, x, hx, weights, output, hidden, *given, True, True, [0, 1]
         )
     assert output.shape == (*x.shape[:-1], 12)
     assert (grad_input.shape, grad_hx.shape) == (x.shape, hx.shape)
@@ -249,17 +247,13 @@ def test_tensors_on_two_devices(elsewhere):
         for name, tensor in (("hx", hx), ("lengths", lengths), ("reset", reset))
     )
     with pytest.raises(RuntimeError, match=rf"{elsewhere} must be .*on the device of input"):
-        triton_kernels.rnn_forward(
-            x, hx, weights, 1, None, lengths, None, reset, "tanh", False, False, False, True
-        )
+        triton_kernels.rnn_forward(x, hx, weights, lengths, reset, ops.BIAS)
 
 
 def test_batch_invariance_is_not_promised():
     x, weights = torch.randn(5, 2, 4), [p.detach() for p in torch.nn.RNN(4, 6).parameters()]
     with pytest.raises(RuntimeError, match="batch_invariant is not promised on a GPU"):
-        triton_kernels.rnn_forward(
-            x, None, weights, 1, None, None, None, None, "tanh", False, False, True, True
-        )
+        triton_kernels.rnn_forward(x, None, weights, None, None, ops.BIAS | ops.BATCH_INVARIANT)
 
 
 def test_explain_tells_of_the_gpu(monkeypatch):

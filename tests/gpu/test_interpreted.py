@@ -116,6 +116,24 @@ def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
     budget.check()
 
 
+def test_autotune_times_both_passes(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "_tuned", {})
+    launched = []
+    launch = triton_kernels._run
+    monkeypatch.setattr(
+        triton_kernels,
+        "_run",
+        lambda kernel, *more: launched.append(kernel) or launch(kernel, *more),
+    )
+
+    def measure(call):
+        call()
+        return 1.0
+
+    triton_kernels.autotune(torch.randn(2, 3, 4), 5, bidirectional=True, measure=measure)
+    assert set(launched) == {triton_kernels.forward_kernel, triton_kernels.backward_kernel}
+
+
 @triton.jit
 def _tanh_kernel(x, y, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
