@@ -329,8 +329,25 @@ LUCKY = Drawn(
 )
 
 
+# One input, which is often zero, no bias and no hx: states fade towards the kink of relu.
+FADING = replace(
+    LUCKY,
+    H=120,
+    T=39,
+    B=12,
+    options=dict(LUCKY.options, nonlinearity="relu", bias=False, num_layers=1),
+    layout="packed unsorted",
+    with_hx=False,
+    seed=721,
+    dtype=torch.float32,
+    values="zeros",
+    D=1,
+)
+
+
 @given(drawn_cases())
 @example(LUCKY)
+@example(FADING)
 @settings(deadline=None)
 def test_any_call(case):
     """Results are within their budgets, and not finite where those of `nn.RNN` are not.
