@@ -102,16 +102,19 @@ def rnn_backward(
     return grad_sequences, grad_hx, grad_weights
 
 
-def distance_from_kinks(tape):
-    """The smallest |z| of any act(z): within rounding of a kink of relu, either side is right.
+def near_a_kink(tape, unit, tiny):
+    """Whether rounding may put any z on the other side of a kink of relu at zero.
 
+    That is where |z| is within `unit` of what the terms of its sum come to, their root sum of
+    squares and no less than `tiny`: states fade where the input is zero, and rounding with them.
     Zero itself comes of zeros alone, and that without rounding.
     """
-    smallest = np.inf
     for records in tape:
         for x, hx, states, (weight_ih, weight_hh, *biases) in records:
             before = np.concatenate([hx[None], states[:-1]])
             z = x @ weight_ih.T + before @ weight_hh.T + sum(biases)
-            near = np.abs(z[np.isfinite(z) & (z != 0)])
-            smallest = min(smallest, near.min(initial=np.inf))
-    return smallest
+            squares = x**2 @ weight_ih.T**2 + before**2 @ weight_hh.T**2 + sum(b**2 for b in biases)
+            near = np.abs(z) <= unit * np.maximum(np.sqrt(squares), tiny)
+            if (near & np.isfinite(z) & (z != 0)).any():
+                return True
+    return False

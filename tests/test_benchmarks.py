@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import peers, roofline
-from benchmarks.gate import GateError
+from benchmarks.gate import Budget, GateError
 from benchmarks.grid import DENSE, FORWARD, MODES, PACKED, TRAINING, Cell
 from benchmarks.report import write_section
 
@@ -24,6 +24,19 @@ def test_a_peer_that_is_wrong_is_not_timed(monkeypatch):
     monkeypatch.setitem(peers.PEERS, "NumPy", ("numpy", wrong))
     with pytest.raises(GateError, match="NumPy is off by 1"):
         peers.calls(Cell(DENSE, FORWARD, 3, 4, 5, 6), 1, ["NumPy"])
+
+
+def test_a_budget_counts_what_nudges_do():
+    """The root mean square over samples of the largest distance over draws."""
+    exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
+    budget = Budget(ours.dtype)
+    budget.add("h", ours, torch.zeros_like(ours), exact)
+    for sample, distance in [(0, 1.0), (0, 0.5), (1, 2.0)]:
+        budget.add_nearby("h", sample, exact + np.array([0, distance]), exact)
+    with pytest.raises(GateError, match=r"h: error 6 exceeds its budget 3\.16"):
+        budget.check()
+    budget.add_nearby("h", 2, exact - 5, exact)
+    budget.check()
 
 
 def test_flops_are_those_of_the_formula():
