@@ -72,14 +72,9 @@ bench-peers: setup
 	$(BIN)/python -m benchmarks.sixteen_bits --write
 	$(BIN)/python -m benchmarks.layers --write
 
-# A checkout that was not installed has no version, which the package asks for.
-build/metadata/namernn_fast-0.dist-info/METADATA:
-	mkdir -p $(@D)
-	printf 'Metadata-Version: 2.1\nName: namernn_fast\nVersion: 0+checkout\n' > $@
-
 # With what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures nothing.
-bench-gpu: build/metadata/namernn_fast-0.dist-info/METADATA
-	PYTHONPATH=build/metadata:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
 
 # What the GPU kernels take of each architecture; no GPU is needed.
 gpu-report: setup

@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from triton.testing import do_bench
 from benchmarks import gate, surnames
 from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
 from benchmarks.race import Call, timed
+from benchmarks.tables import SLOWER, markdown, ratio, shape
 from benchmarks.workload import Input, train
 from namernn_fast import FusedRNN, explain, ops, triton_kernels
 from namernn_fast.names import NamesData, encode_names
@@ -82,7 +83,6 @@ MEASURED, RED, FAILED, LATE = "measured", "red gate", "failed", "not measured"
 # The gate looks at the states of so many sequences of a dense batch, and at all gradients.
 GATE_ROWS = 64
 MILLISECONDS = {"warmup": 5, "rep": 10}
-SLOWER = "▼"
 NOTHING = ("", "", "")
 
 Row = dict[str, Any]
@@ -334,24 +334,6 @@ def speed_up(row: Row) -> float:
     return row["medians"][row["rival"]] / row["medians"][FUSED]
 
 
-def ratio(value: float) -> str:
-    return f"{value:.2f}" + (f" {SLOWER}" if value < 1 else "")
-
-
-def markdown(lines: Iterable[Iterable[str]]) -> str:
-    """Lines of a Markdown table, the first of them its head; columns are aligned for a terminal."""
-    columns = [[*column] for column in zip(*lines, strict=True)]
-    for column in columns:
-        column.insert(1, "--:")
-        width = max(map(len, column))
-        column[:] = [entry.rjust(width, "-" if entry == "--:" else " ") for entry in column]
-    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
-
-
-def shape(row: Row) -> str:
-    return f"({row['input_size']}, {row['hidden_size']}, {row['seq_len'] or 'names'})"
-
-
 def title(row: Row) -> str:
     return f"{Cell.of(row)} {row['precision']} {row['launch']}"
 
@@ -373,7 +355,7 @@ def table(rows: list[Row], rival: str) -> str:
         head += [mode, FUSED, "speed-up"]
     lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
-        place = (shape(row), str(row["batch"]), row["precision"], row["launch"])
+        place = (shape(Cell.of(row)), str(row["batch"]), row["precision"], row["launch"])
         lines.setdefault(place, {})[row["mode"]] = entries(row)
     return markdown(
         [
@@ -468,7 +450,7 @@ def plot(rows: list[Row], folder: Path) -> list[Path]:
     for row in rows:
         if row["status"] == MEASURED and row["rival"] == BASELINE:
             panels = figures.setdefault((row["mode"], row["launch"]), {})
-            lines = panels.setdefault(shape(row), {})
+            lines = panels.setdefault(shape(Cell.of(row)), {})
             lines.setdefault(row["precision"], {})[Cell.of(row)] = row["medians"]
     paths = []
     for (mode, launch), panels in figures.items():

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import CELLS, markdown, ratio
+from benchmarks.gpu import CELLS
 from benchmarks.grid import FORWARD, MODES, TRAINING, Cell
+from benchmarks.tables import markdown, ratio
 from namernn_fast.names import encode_names
 from namernn_fast.names.data import embedded_sample
 from namernn_fast.triton_kernels import Device, choose

@@ -20,7 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.report import RESULTS, ROOT, markdown, write_section
+from benchmarks.report import RESULTS, ROOT, write_section
+from benchmarks.tables import markdown
 from namernn_fast import triton_kernels
 from namernn_fast.triton_kernels import Config, Device
 

@@ -16,7 +16,7 @@ from benchmarks import page
 from benchmarks.grid import BASELINE, FORWARD, FUSED, MODES
 from benchmarks.machine import cpu_name
 from benchmarks.race import Budget, Call, race
-from benchmarks.report import duration, markdown, ratio
+from benchmarks.tables import duration, markdown, ratio
 from benchmarks.workload import train
 from namernn_fast import FusedRNN, ops
 

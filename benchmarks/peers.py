@@ -22,7 +22,7 @@ from benchmarks import gate, page
 from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
 from benchmarks.machine import cpu_name, hop
 from benchmarks.race import Budget, Call, race
-from benchmarks.report import duration, markdown, ratio, shape
+from benchmarks.tables import duration, markdown, ratio, shape
 from benchmarks.workload import train
 from namernn_fast import FusedRNN
 

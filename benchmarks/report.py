@@ -18,7 +18,6 @@ from benchmarks.grid import (
     BASELINE,
     BATCHES,
     DENSE,
-    EPOCH,
     FAMILIES,
     FUSED,
     LAYERS,
@@ -26,6 +25,7 @@ from benchmarks.grid import (
     PACKED,
     Cell,
 )
+from benchmarks.tables import TIMES, duration, markdown, ratio, shape
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,9 +37,6 @@ MARKERS = ("o", "s", "^", "D")
 
 Medians = dict[str, float]
 Timings = dict[Cell, Medians]
-UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
-SLOWER = "▼"
-TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def load(raw: Mapping[str, Any]) -> Timings:
@@ -62,24 +59,6 @@ def select(timings: Timings, **wanted: object) -> Timings:
 
 def speed_up(medians: Medians) -> float:
     return medians[BASELINE] / medians[FUSED]
-
-
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    unit, scale = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
-    value = seconds / scale
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {unit}"
-
-
-def ratio(value: float) -> str:
-    return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
-
-
-def shape(cell: Cell) -> str:
-    """(D, H, T), with the names in the place of T where they decide it."""
-    sizes = f"{cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'}"
-    return f"epoch ({sizes})" if cell.family == EPOCH else f"({sizes})"
 
 
 def table_rows(timings: Timings) -> Iterator[list[str]]:
@@ -118,21 +97,6 @@ def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
             ratios = [*map(speed_up, select(timings, mode=mode).values())]
             row += ["", "", ratio(summarise(ratios)) if ratios else ""]
         yield row
-
-
-def markdown(rows: Iterable[list[str]]) -> str:
-    """A Markdown table, padded so that it reads as well in a terminal."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in (rows[0], rule, *rows[1:]):
-        first, *rest = (
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("| " + " | ".join((first, *rest)) + " |")
-    return "\n".join(lines)
 
 
 def caption(raw: Mapping[str, Any]) -> str:

@@ -23,7 +23,8 @@ from benchmarks.grid import FORWARD, FUSED, MODES, TRAINING, Cell
 from benchmarks.machine import Machine, cpu_name, measure, momentary_rate
 from benchmarks.peers import cells
 from benchmarks.race import Budget, Call, timed, warm_up
-from benchmarks.report import COLOURS, MARKERS, RESULTS, duration, markdown, shape
+from benchmarks.report import COLOURS, MARKERS, RESULTS
+from benchmarks.tables import duration, markdown, shape
 from benchmarks.workload import gated_calls
 from namernn_fast import FusedRNN
 

@@ -17,7 +17,7 @@ from benchmarks.grid import BASELINE, FORWARD, FUSED, TRAINING, Cell
 from benchmarks.machine import cpu_name
 from benchmarks.peers import cells
 from benchmarks.race import Budget, Call, race
-from benchmarks.report import duration, markdown, ratio, shape
+from benchmarks.tables import duration, markdown, ratio, shape
 from benchmarks.workload import train
 from namernn_fast import FusedRNN, ops
 

@@ -8,7 +8,8 @@ import argparse
 
 from benchmarks.page import PAGE
 from benchmarks.peers import SHAPES
-from benchmarks.report import duration, markdown, write_section
+from benchmarks.report import write_section
+from benchmarks.tables import duration, markdown
 from namernn_fast.ops import cpu_plan
 
 THREADS = (1, 2, 8, 32, 96)

@@ -1,0 +1,42 @@
+"""How tables put numbers and cells, here and on the pages: needs nothing but Python."""
+
+from collections.abc import Iterable
+
+from benchmarks.grid import EPOCH, Cell
+
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+SLOWER = "▼"
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    unit, scale = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
+    value = seconds / scale
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
+
+
+def shape(cell: Cell) -> str:
+    """(D, H, T), with the names in the place of T where they decide it."""
+    sizes = f"{cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'}"
+    return f"epoch ({sizes})" if cell.family == EPOCH else f"({sizes})"
+
+
+def markdown(rows: Iterable[list[str]]) -> str:
+    """A Markdown table, padded so that it reads as well in a terminal."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        first, *rest = (
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("| " + " | ".join((first, *rest)) + " |")
+    return "\n".join(lines)
