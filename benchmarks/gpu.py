@@ -98,8 +98,9 @@ class Precision:
 
     def enter(self) -> None:
         """Set the process to it."""
-        torch.backends.cuda.matmul.allow_tf32 = self.tf32
-        torch.backends.cudnn.allow_tf32 = self.tf32
+        precision = "tf32" if self.tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.rnn.fp32_precision = precision
 
 
 FLOAT32 = Precision("float32", torch.float32)
