@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,11 +97,18 @@ class Precision:
     dtype: torch.dtype
     tf32: bool = False
 
-    def enter(self) -> None:
-        """Set the process to it."""
-        precision = "tf32" if self.tf32 else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = precision
-        torch.backends.cudnn.rnn.fp32_precision = precision
+    @contextmanager
+    def of_the_process(self) -> Iterator[None]:
+        """Products and recurrences in it; afterwards as before."""
+        knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+        before = [knob.fp32_precision for knob in knobs]
+        try:
+            for knob in knobs:
+                knob.fp32_precision = "tf32" if self.tf32 else "ieee"
+            yield
+        finally:
+            for knob, precision in zip(knobs, before, strict=True):
+                knob.fp32_precision = precision
 
 
 FLOAT32 = Precision("float32", torch.float32)
@@ -237,8 +245,10 @@ def baseline_path(input: Input) -> str:
 def race_cell(
     cell: Cell, precision: Precision, platform: Platform, rival: str = BASELINE
 ) -> Iterator[Row]:
-    """A row for every way to launch. GateError or the GPU's own error where none can be timed."""
-    precision.enter()
+    """A row for every way to launch. GateError or the GPU's own error where none can be timed.
+
+    TF32 is as the process has it.
+    """
     input = draw_input(cell, precision.dtype, platform.device)
     kinds = {BASELINE: nn.RNN, FUSED: FusedRNN} | ({FLASH: FlashElman} if rival == FLASH else {})
     torch.manual_seed(0)
@@ -321,7 +331,8 @@ def run(platform: Platform, deadline: float) -> Iterator[Row]:
         found: list[Row] = []
         try:
             if not late:
-                found = list(race_cell(cell, precision, platform, rival))
+                with precision.of_the_process():
+                    found = list(race_cell(cell, precision, platform, rival))
         except (RuntimeError, TritonError) as error:
             outcome = {"status": FAILED, "why": str(error)}
         found = found or [

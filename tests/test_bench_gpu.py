@@ -29,9 +29,11 @@ NOW = math.inf
 
 
 @pytest.fixture(autouse=True)
-def _precision_of_this_process_stays(monkeypatch):
-    """Torch's exporter cannot read it once it is set; the dry run sets it in its own process."""
-    monkeypatch.setattr(gpu.Precision, "enter", lambda self: None)
+def _precision_of_the_process_stays():
+    knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    before = [knob.fp32_precision for knob in knobs]
+    yield
+    assert [knob.fp32_precision for knob in knobs] == before
 
 
 def run(platform, deadline=NOW):
