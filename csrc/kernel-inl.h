@@ -469,11 +469,13 @@ inline void forward_part(const Forward<Scalar>& args, const ForwardWork<Scalar>&
       (width < Shape<Scalar>::max_rows && (!steps.count || width == steps.B)) ||
       weights > runtime.machine.near_bytes / 2;
   const int64_t projected_steps = max64(1, kProjectedRows / width);
+  const Scalar* weight_hh = work.weights + layer.D * w;
   const auto projection = [&](const Scalar* x, int64_t stride) {
-    return Operand<Scalar>{x, stride, 1, work.weights, panel_size, layer.D};
+    return Operand<Scalar>{
+        x, stride, 1, work.weights, panel_size, layer.D, layer.chains.projection};
   };
   const auto recurrence = [&](const Scalar* h, int64_t stride) {
-    return Operand<Scalar>{h, stride, 1, work.weights + layer.D * w, panel_size, layer.H};
+    return Operand<Scalar>{h, stride, 1, weight_hh, panel_size, layer.H, layer.chains.recurrence};
   };
 
   for (int64_t s = 0; s < steps.T; ++s) {
@@ -630,6 +632,7 @@ inline void forward_copied_part(const Forward<Storage>& args, const ForwardWork<
     inner.layer.H = H;
     inner.layer.reverse = layer.reverse;
     inner.layer.activation = layer.activation;
+    inner.layer.chains = layer.chains;
     inner.layer.input = {copies.input, steps.B * D, D};
     inner.layer.hx = s == 0 && !layer.hx && work.finite ? nullptr : copies.state;
     inner.layer.hx_stride = H;

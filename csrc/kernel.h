@@ -48,6 +48,27 @@ struct Resets {
   int64_t time_stride;
 };
 
+// A chain of so many multiply-adds at most ends in one addition to the sum so far: the rounding
+// error of a long product grows with the chain, and this keeps it at that of other BLAS kernels.
+constexpr int64_t kChain = 64;
+
+// Those of the forward pass.
+struct Chains {
+  int64_t projection = kChain;
+  int64_t recurrence = kChain;
+};
+
+// For few rows or columns other kernels sum in lanes, in chains of a few, and chain ends take
+// little of the time. All rows count, whoever computes them: bits do not depend on how work is
+// shared.
+inline Chains choose_chains(const Steps& steps, int64_t H) {
+  const auto chain = [H](int64_t rows) {
+    const int64_t few = rows < H ? rows : H;
+    return few <= 2 ? kChain / 4 : few <= 12 ? kChain / 2 : kChain;
+  };
+  return {chain(steps.N), chain(steps.B)};
+}
+
 // One direction of one layer: what forward and backward share.
 template <class Scalar>
 struct Layer {
@@ -66,6 +87,7 @@ struct Layer {
   const void* packed;       // what forward or backward reads in their place, from `pack`; or null
   Resets resets;
   bool batch_invariant;  // a sequence's results are not to depend on the others of its batch
+  Chains chains;
 };
 
 template <class Scalar>

@@ -659,6 +659,7 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   layer.activation = stack.activation;
   layer.resets = stack.batch.resets;
   layer.batch_invariant = stack.batch_invariant;
+  if (!stack.batch_invariant) layer.chains = choose_chains(stack.batch.steps, stack.H);
   layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
   if (stack.hx) {
     layer.hx = const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0);

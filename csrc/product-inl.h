@@ -44,6 +44,7 @@ struct Operand {
   const Scalar* panels;
   int64_t panel_size;  // elements from one panel to the next
   int64_t K;
+  int64_t chain = kChain;
 };
 
 // What an accumulator starts from and where it ends.
@@ -55,10 +56,6 @@ struct Target {
   int64_t start_row;
   bool add;  // add to C instead of writing it
 };
-
-// A chain of this many multiply-adds at most ends in one addition to the sum so far: the rounding
-// error of a long product grows with the chain, and this keeps it at that of other BLAS kernels.
-constexpr int64_t kChain = 64;
 
 // The products over k in first .. last, from zero.
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
@@ -134,10 +131,10 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
   };
   for (int o = 0; o < count; ++o) {
     const Operand<Scalar>& operand = operands[o];
-    for (int64_t k = 0; k < operand.K; k += kChain) {
+    for (int64_t k = 0; k < operand.K; k += operand.chain) {
       Vec<Scalar> acc[kRows][kVectors];
-      chain<Scalar, kRows, kVectors, kByColumn>(acc, operand, i, j, k,
-                                                k + kChain < operand.K ? k + kChain : operand.K);
+      const int64_t end = k + operand.chain < operand.K ? k + operand.chain : operand.K;
+      chain<Scalar, kRows, kVectors, kByColumn>(acc, operand, i, j, k, end);
       end_chain(acc);
     }
   }

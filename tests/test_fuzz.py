@@ -383,9 +383,24 @@ INFINITE = replace(
     wanted=frozenset(),
 )
 
+# One sequence by itself, whose products `nn.RNN` sums in lanes.
+ALONE = replace(
+    LUCKY,
+    D=21,
+    H=140,
+    T=21,
+    options=dict(LUCKY.options, num_layers=1),
+    layout="unbatched",
+    seed=1,
+    dtype=torch.float32,
+    values="ordinary",
+    wanted=frozenset(),
+)
+
 
 @given(drawn_cases())
 @example(LUCKY)
+@example(ALONE)
 @example(FADING)
 @example(INFINITE)
 @example(FLUSHED)
