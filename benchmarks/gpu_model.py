@@ -7,6 +7,7 @@ bytes of a value.
 
 import argparse
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -75,6 +76,8 @@ BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2}
 # A tile of the tensor cores has 16 rows, used or not, and reads a weight once for 64 of them.
 TILE_ROWS = 16
 READ_ROWS = 64
+# Of the tiles in which programs share out a step.
+TILE_COLUMNS = (16, 32, 64, 128)
 # The tiles of a product that runs by itself, for what it reads of L2.
 PRODUCT_TILE = 128
 # Projection and recurrence; then the recurrence backwards, two products and the bias.
@@ -159,19 +162,21 @@ def resident(batch: int, hidden: int, precision: str) -> Iterator[Step]:
 
 
 def streamed(batch: int, hidden: int, precision: str) -> Iterator[Step]:
-    """One program for a block of sequences, weight_hh from L2 at every step."""
-    weight = BYTES[precision] * hidden**2
-    for rows in blocks(precision):
-        programs = math.ceil(batch / rows)
-        waves = math.ceil(programs / of("sms"))
-        together = min(programs, of("sms"))
+    """weight_hh from L2 at every step, by one program for a block of sequences, or in tiles that
+    all programs share out, with one barrier of the grid a step."""
+    width, sms = BYTES[precision], of("sms")
+    for rows, columns in itertools.product(blocks(precision), (*TILE_COLUMNS, hidden)):
+        programs = math.ceil(batch / rows) * math.ceil(hidden / columns)
+        turns, together = math.ceil(programs / sms), min(programs, sms)
+        read = width * hidden * (columns + (rows if columns < hidden else 0))
         yield Step(
             {
-                "multiply-adds": 2 * rows * hidden**2 * of("sms") / of(precision),
-                "L2": max(weight * together / of("l2"), weight / per_second("l2_port")),
-                "device memory": rows_in_and_out(batch, hidden, BYTES[precision]) / waves,
+                "multiply-adds": turns * 2 * rows * columns * hidden * sms / of(precision),
+                "L2": turns * max(read * together / of("l2"), read / per_second("l2_port")),
+                "device memory": rows_in_and_out(batch, hidden, width),
             },
-            waves=waves,
+            {"the step's own chain": cycles("chain") * (turns if columns == hidden else 1)}
+            | ({"the barrier": of("barrier")} if columns < hidden else {}),
         )
 
 
@@ -200,11 +205,30 @@ def cooperative(batch: int, hidden: int, precision: str) -> Iterator[Step]:
 H100 = Device("cuda", "sm_90", int(of("on_chip")), int(of("sms")))
 
 
-def ruled(cell: Cell, precision: str) -> str:
-    """The regime that the kernels' own rule takes on this device."""
+def ruled(cell: Cell, precision: str) -> tuple[str, Step]:
+    """The regime that the kernels' own rule takes on this device, and a step of it."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    tf32 = precision == "tf32"
-    return choose(cell.hidden_size, cell.batch, dtype, H100, tf32=tf32).regime
+    config = choose(cell.hidden_size, cell.batch, dtype, H100, tf32=precision == "tf32")
+    hidden, width, sms = cell.hidden_size, BYTES[precision], of("sms")
+    programs = config.members * math.ceil(cell.batch / config.block_b)
+    waves = math.ceil(programs / sms)
+    rows, columns = config.block_b, config.tiles * min(config.block_n, hidden)
+    resources = {
+        "multiply-adds": 2 * rows * columns * hidden * sms / of(precision),
+        "device memory": rows_in_and_out(cell.batch, hidden, width) / waves,
+    }
+    if config.regime != "streamed":
+        resources["shared memory"] = from_shared(rows, hidden, columns, precision)
+    if config.regime != "resident":
+        read = width * rows * hidden
+        if config.regime == "streamed":
+            read = width * hidden * (rows * config.tiles + columns)
+        together = min(programs, sms)
+        resources["L2"] = max(read * together / of("l2"), read / per_second("l2_port"))
+    latency = {"the step's own chain": cycles("chain")}
+    if config.members > 1:
+        latency["the barrier"] = of("barrier")
+    return config.regime, Step(resources, latency, waves)
 
 
 Regime = Callable[[int, int, str], Iterator[Step]]
@@ -301,7 +325,7 @@ def microseconds(seconds: float) -> str:
 
 
 def table(precision: str) -> str:
-    lines = [["(D, H, T)", "B", "fastest", "rule", "a step", "bound by"]]
+    lines = [["(D, H, T)", "B", "fastest", "a step", "bound by", "rule", "its step"]]
     for mode in MODES:
         lines[0] += [f"{mode}: graph", "eager", "two kernels a step", "over graph"]
     for cell in CELLS:
@@ -309,8 +333,10 @@ def table(precision: str) -> str:
             continue
         found = recurrence(cell, precision)
         sizes = f"({cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'})"
-        line = [sizes, str(cell.batch), found.regime, ruled(cell, precision)]
-        line += [microseconds(found.first.seconds), found.first.bound]
+        line = [sizes, str(cell.batch)]
+        line += [found.regime, microseconds(found.first.seconds), found.first.bound]
+        regime, step = ruled(cell, precision)
+        line += [regime, microseconds(step.seconds)]
         for mode in MODES:
             same = dataclasses.replace(cell, mode=mode)
             graph, stepwise = graph_seconds(same, precision), stepwise_seconds(same, precision)
@@ -376,8 +402,10 @@ There are three regimes, of which a cell takes the fastest:
   A step costs its chain of dependent instructions, and for tensor cores H²·w bytes from shared
   memory for every {read_rows} rows and at least {tile_rows} rows of operations, however few the
   sequences. Without tensor cores multiply-adds bind it.
-- **streamed**: the same with H²·w bytes from L2 for every block and step. L2 binds it: the port of
-  one multiprocessor while there are few blocks, all of L2 when there are many.
+- **streamed**: the same with H²·w bytes from L2 for every block and step, or in tiles of up to
+  {tile_columns} hidden units, which all programs share out and which cost a barrier of the grid a
+  step. L2 binds it: the port of one multiprocessor while there are few tiles, all of L2 when there
+  are many.
 - **cooperative**: weight_hh cut over the programs of a group, each with its part on chip. Every
   program reads the states of its group from L2, B·H·w bytes, and waits at one barrier of the grid
   a step. The barrier binds it for few sequences and makes T times {barrier} µs its floor; for many
@@ -408,9 +436,10 @@ waits for whenever it has less to do.
 
 ## Predictions
 
-`fastest` is the model's regime, and all figures are its; `rule` is what `choose` in
-`namernn_fast/triton_kernels.py` takes for that layer. `a step` is the first, with all sequences
-alive. Names have the lengths of the embedded sample.
+`fastest` is the model's regime, and all figures are its, but for `rule`, which is what `choose` in
+`namernn_fast/triton_kernels.py` takes for that layer, and `its step`: what the model says of that
+configuration, with the blocks that it has. A step is the first, with all sequences alive. Names
+have the lengths of the embedded sample.
 `over graph` compares the model of two kernels a step with ours, both without Python.
 """
 
@@ -437,6 +466,7 @@ def page() -> str:
             largest=" and ".join(largest_resident(precision) for precision in BYTES),
             read_rows=READ_ROWS,
             tile_rows=TILE_ROWS,
+            tile_columns=max(TILE_COLUMNS),
             product_tile=PRODUCT_TILE,
             barrier=f"{1e6 * of('barrier'):g}",
             forward_kernels=KERNELS[FORWARD],

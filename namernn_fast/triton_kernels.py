@@ -34,7 +34,7 @@ from . import ops
 
 @triton.jit
 def _tanh(x):
-    """The formula of csrc/simd-inl.h: expm1 by a polynomial, then e / (e + 1)."""
+    """The formula of csrc/simd-inl.h: expm1 by a polynomial, then e / (e + 1); -0 stays -0."""
     a = tl.abs(x)
     a = tl.where(a > 10.0, 10.0, a)  # NaN stays
     n = tl.floor(a * 2.885390043258667 + 0.5)  # 2 / ln 2
@@ -45,7 +45,8 @@ def _tanh(x):
     c = tl.fma(s, c, 1.00000001239)
     power = tl.exp2(n)
     e = tl.fma(power, tl.fma(c, s * s, s), 0.5 * power - 0.5)
-    return tl.where(x < 0, -e / (e + 1), e / (e + 1))
+    sign = x.to(tl.int32, bitcast=True) & -0x80000000
+    return ((e / (e + 1)).to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -146,81 +147,47 @@ def _tile_in_parts(weight, n, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.
 
 
 @triton.jit
-def _load_parts(
-    data,
-    row,
-    mask,
-    WIDTH: tl.constexpr,
-    H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """All units of rows [PARTS, B, K / PARTS], otherwise as `_load_rows`."""
-    part = tl.arange(0, PARTS) * (BLOCK_K // PARTS)
-    k = part[:, None, None] + tl.arange(0, BLOCK_K // PARTS)[None, None, :]
-    mask = mask[None, :, None]
+def _load_states(states, mask, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
+    """All units of states [B, K], in parts [PARTS, B, K / PARTS] if there are several."""
+    if PARTS == 1:
+        k = tl.arange(0, BLOCK_K)[None, :]
+        place, mask = states[:, None] + k, mask[:, None]
+    else:
+        part = tl.arange(0, PARTS) * (BLOCK_K // PARTS)
+        k = part[:, None, None] + tl.arange(0, BLOCK_K // PARTS)[None, None, :]
+        place, mask = states[None, :, None] + k, mask[None, :, None]
     if H % BLOCK_K != 0:
         mask = mask & (k < H)
-    place = row[None, :, None] * WIDTH + k
-    return tl.load(data + place, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
-def _kept_product(
-    sum,
-    right,  # a tile, in parts if there are several
-    rows,
-    row,
-    mask,
-    initial,  # in place of rows where mask_initial is set, or None: zeros
-    mask_initial,
-    b,
-    H: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """sum [B, N] + the rows before times a tile of weight_hh that is on chip."""
+def _kept_product(left, right, sum, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+    """sum [B, N] + states times a tile of weight_hh that is on chip, both in parts or neither."""
     if PARTS == 1:
-        LIMIT_K: tl.constexpr = None if H % BLOCK_K == 0 else H
-        k = tl.arange(0, BLOCK_K)
-        left = _load_rows(rows, row, k, mask, WIDTH, LIMIT_K)
-        if initial is not None:
-            left += _load_rows(initial, b, k, mask_initial, H, LIMIT_K)
         sum = _product(left, right, sum, PRECISION)
     else:
-        left = _load_parts(rows, row, mask, WIDTH, H, BLOCK_K, PARTS)
-        if initial is not None:
-            left += _load_parts(initial, b, mask_initial, H, H, BLOCK_K, PARTS)
         sum += tl.sum(tl.dot(left, right, input_precision=PRECISION), axis=0)
     return sum
 
 
 @triton.jit
 def _streamed_product(
-    sum,
-    rows,
-    row,
+    states,
     mask,
-    initial,  # in place of rows where mask_initial is set, or None: zeros
-    mask_initial,
-    b,
     weight,
     n,
+    sum,
     H: tl.constexpr,
-    WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """sum [B, N] + the rows before times weight_hh, both read block by block."""
-    LIMIT_K: tl.constexpr = None if H % BLOCK_K == 0 else H
+    """sum [B, N] + the states before [B, H] times weight_hh, both read block by block."""
     for start in tl.range(0, H, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
-        left = _load_rows(rows, row, k, mask, WIDTH, LIMIT_K)
-        if initial is not None:
-            left += _load_rows(initial, b, k, mask_initial, H, LIMIT_K)
+        some = mask[:, None] if H % BLOCK_K == 0 else mask[:, None] & (k[None, :] < H)
+        left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
         sum = _product(left, _tile(weight, k, n, H), sum, PRECISION)
     return sum
 
@@ -328,6 +295,10 @@ def forward_kernel(
             is_cut = _is_cut(t + back, b, length, reset, reset_time, reset_batch)
             goes_on = goes_on & ~is_cut
             begins = begins & ~is_cut
+        before = output + row_before * WIDTH
+        if hx is not None:
+            initial = hx + b * H
+            some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
         t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
         row_after = _row(t_after, first, starts, time_step)
         for i in range(TILES):
@@ -344,15 +315,16 @@ def forward_kernel(
                     state = tl.where(is_cut[:, None], 0.0, state).to(dtype)
                 z = _product(state, right, z, PRECISION)
             elif KEEP_WEIGHT:
-                z = _kept_product(
-                    *(z, right, output, row_before, goes_on, hx, begins, b),
-                    *(H, WIDTH, BLOCK_K, PARTS, PRECISION),
-                )
+                left = _load_states(before, goes_on, H, BLOCK_K, PARTS)
+                if hx is not None and some_begin:
+                    left += _load_states(initial, begins, H, BLOCK_K, PARTS)
+                z = _kept_product(left, right, z, PARTS, PRECISION)
             else:
-                z = _streamed_product(
-                    *(z, output, row_before, goes_on, hx, begins, b, weight, n),
-                    *(H, WIDTH, BLOCK_K, STAGES, PRECISION),
-                )
+                z = _streamed_product(before, goes_on, weight, n, z, H, BLOCK_K, STAGES, PRECISION)
+                if hx is not None and some_begin:
+                    z = _streamed_product(
+                        initial, begins, weight, n, z, H, BLOCK_K, STAGES, PRECISION
+                    )
             h = _activation(z, TANH).to(dtype)
             if KEEP_STATE:
                 state = tl.where(alive[:, None], h, state)
@@ -474,6 +446,7 @@ def backward_kernel(
         receives = goes_on
         if reset is not None:
             receives = goes_on & ~_is_cut(t + back, b, length, reset, reset_time, reset_batch)
+        before = dz + row_before * WIDTH  # its gradients, of the step before
         t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
         row_after = _row(t_after, first, starts, time_step)
         for i in range(TILES):
@@ -498,14 +471,11 @@ def backward_kernel(
                 left = tl.where(receives[:, None], state, 0.0).to(dtype)
                 grad = _product(left, right, grad, PRECISION)
             elif KEEP_WEIGHT:
-                grad = _kept_product(
-                    *(grad, right, dz, row_before, receives, None, receives, b),
-                    *(H, WIDTH, BLOCK_K, PARTS, PRECISION),
-                )
+                left = _load_states(before, receives, H, BLOCK_K, PARTS)
+                grad = _kept_product(left, right, grad, PARTS, PRECISION)
             else:
                 grad = _streamed_product(
-                    *(grad, dz, row_before, receives, None, receives, b, weight, n),
-                    *(H, WIDTH, BLOCK_K, STAGES, PRECISION),
+                    before, receives, weight, n, grad, H, BLOCK_K, STAGES, PRECISION
                 )
             own = _activation_backward(grad, h.to(tl.float32), TANH).to(dtype)
             if KEEP_STATE:
@@ -643,7 +613,8 @@ def choose(
     - If not, but several can, and all programs of the grid can run at once, they do, and meet at a
       barrier in every step.
     - If not, it is read at every step, by as many programs for each block of sequences as can run
-      at once.
+      at once, in the tiles for which reads and multiply-adds are estimated to take the fewest
+      cycles.
 
     Args:
         hidden_size, batch, directions: of the layer.
@@ -694,17 +665,57 @@ def _choose_without_tensor_cores(hidden_size, sequences, whole, device) -> Confi
     return None
 
 
+class _Tile(NamedTuple):
+    """One where weight_hh is streamed; names as in `Config`."""
+
+    block_b: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+_TILES = {
+    "CUDA cores": (_Tile(16, 32, 16, 4, 3), _Tile(32, 32, 16, 4, 3), _Tile(32, 64, 16, 8, 3)),
+    "tf32": (
+        *(_Tile(16, 32, 32, 4, 3), _Tile(16, 64, 32, 4, 3), _Tile(32, 64, 32, 4, 3)),
+        _Tile(64, 64, 32, 8, 2),
+    ),
+    "16 bits": (
+        *(_Tile(16, 32, 64, 4, 3), _Tile(16, 64, 64, 4, 3), _Tile(32, 64, 64, 4, 3)),
+        *(_Tile(64, 64, 64, 8, 2), _Tile(64, 128, 64, 8, 2)),
+    ),
+}
+# What is known of an H100, in bytes and cycles: what a processor reads of L2 in one, the part of
+# all processors that can at the same time, and a barrier among programs.
+_PORT = 64
+_READING = 0.6
+_BARRIER = 2600
+
+
 def _choose_streamed(hidden_size, batch, directions, precision, itemsize, device) -> Config:
+    """The tiles with which a step takes the fewest cycles, by estimate."""
     without_cores = itemsize == 4 and precision == "ieee"
-    block_b = min(32 if itemsize == 4 else 64, max(16, triton.next_power_of_2(batch)))
-    block_n, block_k = 64, 16 if without_cores else 128 // itemsize
-    tiles = triton.cdiv(hidden_size, block_n)
-    blocks = triton.cdiv(batch, block_b) * directions
-    members = min(tiles, max(1, device.meeting // blocks))
-    members = triton.next_power_of_2(members + 1) // 2  # so that tiles come out even
-    tiles = triton.cdiv(tiles, members)
-    warps = 8 if block_b == 64 or itemsize == 4 else 4
-    return Config(block_b, block_n, block_k, members, tiles, 1, warps, 2, precision)
+    kind = "CUDA cores" if without_cores else "tf32" if itemsize == 4 else "16 bits"
+    found: dict[Config, float] = {}
+    for block_b, block_n, block_k, warps, stages in _TILES[kind]:
+        read = (block_b + block_n) * itemsize  # for each unit that is summed over
+        if stages * read * block_k > device.shared:
+            continue
+        blocks = triton.cdiv(batch, block_b) * directions
+        tiles = triton.cdiv(hidden_size, block_n)
+        members = min(tiles, max(1, device.meeting // blocks))
+        members = triton.next_power_of_2(members + 1) // 2  # so that tiles come out even
+        tiles = triton.cdiv(tiles, members)
+        programs = members * blocks
+        busy = min(1, programs / device.processors)
+        cycles = read / _PORT * max(1, busy / _READING)
+        if without_cores:  # by the instructions of the compiled loops, four a cycle
+            cycles = max(cycles, (block_b * block_n + 180) / 90)
+        cycles *= hidden_size * tiles * triton.cdiv(programs, device.processors)
+        config = Config(block_b, block_n, block_k, members, tiles, 1, warps, stages, precision)
+        found[config] = cycles + (_BARRIER if members > 1 else 0)
+    return min(found, key=lambda config: found[config])
 
 
 # ---- Launchers ----

@@ -82,6 +82,23 @@ def test_the_regime_follows_the_size():
     assert regime(256, 1, dtype=torch.float32, tf32=True) == "cooperative"
 
 
+def test_streamed_tiles_grow_with_the_work():
+    h100 = DEVICES["sm_90"]
+
+    def tile(hidden_size, batch, dtype, **more):
+        config = choose(hidden_size, batch, dtype, h100, **more)
+        assert config.regime == "streamed"
+        return config.block_b, config.block_n, config.members, config.tiles
+
+    # As many programs as there are processors, rather than large tiles.
+    assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
+    assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
+    # With more work than that, those that read the least, or have the least overhead.
+    assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
+    assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
+    assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
+
+
 def test_autotune_keeps_the_fastest(monkeypatch):
     monkeypatch.setattr(triton_kernels, "device_of", lambda tensor: DEVICES["sm_90"])
     monkeypatch.setattr(triton_kernels, "_tuned", {})

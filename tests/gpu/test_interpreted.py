@@ -151,6 +151,7 @@ def test_tanh():
     exact = x.double().tanh()
     unit = torch.finfo(torch.float32).eps * exact.abs().clamp(torch.finfo(torch.float32).tiny)
     assert ((y - exact).abs() <= 2 * unit).all()
+    assert torch.equal(y.signbit(), x.signbit())
     at = torch.full((16,), torch.nan)
     _tanh_kernel[(1,)](at, at, BLOCK=16)
     assert at.isnan().all()
