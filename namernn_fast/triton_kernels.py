@@ -748,28 +748,17 @@ class _Stack(NamedTuple):
     hx: Tensor | None
     weights: Sequence[Tensor]
     options: int
-
-    @property
-    def directions(self) -> int:
-        return ops.directions_of(self.options)
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weights[1].shape[0]
+    directions: int
+    hidden_size: int
 
     def layers(self):
         """The initial states of each layer, and the weights of each of its directions."""
         for hx, weights in ops.layers_of(self.hx, self.weights, self.options):
-            per_direction = len(weights) // self.directions
-            yield (
-                hx,
-                [
-                    weights[d * per_direction : (d + 1) * per_direction]
-                    for d in range(self.directions)
-                ],
-            )
+            count = len(weights) // self.directions
+            yield hx, [weights[i : i + count] for i in range(0, len(weights), count)]
 
 
+@functools.cache
 def constants_of(config: Config) -> dict[str, Any]:
     """What a kernel is compiled for, of a configuration."""
     return {
@@ -784,6 +773,7 @@ def constants_of(config: Config) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def options_of(config: Config, device: Device) -> dict[str, Any]:
     """How Triton is to compile and launch it."""
     options = {
@@ -803,7 +793,7 @@ def _launch(kernel, stack: _Stack, like: Tensor, tensors: Sequence[Tensor | None
     if rows.B == 0:
         return
     config = configuration(stack.hidden_size, rows.B, like, stack.directions)
-    blocks = triton.cdiv(rows.B, config.block_b)
+    blocks = -(-rows.B // config.block_b)
     arrivals = None
     if config.members > 1:
         arrivals = like.new_zeros(stack.directions * blocks, dtype=torch.int32)
@@ -823,17 +813,17 @@ def _run(kernel, grid, arguments, constants, options) -> None:
     kernel[grid](*arguments, **constants, **options)
 
 
-@contextlib.contextmanager
-def _on_device_of(tensor: Tensor):
+def _on_device_of(tensor: Tensor) -> contextlib.ExitStack:
     """Kernels go to the device of the tensor, and torch's own operators do but what they say."""
     device = tensor.device
-    with contextlib.ExitStack() as stack:
+    stack = contextlib.ExitStack()
+    if torch.is_grad_enabled():
         stack.enter_context(torch.no_grad())
-        if torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        if tensor.is_cuda:
-            stack.enter_context(torch.cuda.device(device))
-        yield
+    if torch.is_autocast_enabled(device.type):
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+    if tensor.is_cuda and device.index != torch.cuda.current_device():
+        stack.enter_context(torch.cuda.device(device))
+    return stack
 
 
 def _of_directions(rows: Tensor, stack: _Stack) -> Sequence[Tensor]:
@@ -884,8 +874,11 @@ def _backward_layer(
     if previous is not None:
         parts = (_of_directions(dz, stack), _of_directions(previous, stack), weights)
         for own_dz, before, own in zip(*parts, strict=True):
-            grad_weights += [own_dz.t() @ x, own_dz.t() @ before]
-            grad_weights += [own_dz.sum(0) for _ in own[2:]]
+            transposed = own_dz.t()
+            grad_weights += [transposed @ x, transposed @ before]
+            if own[2:]:
+                grad_bias = own_dz.sum(0)
+                grad_weights += [grad_bias, grad_bias.clone()]
     return grad_input, grad_weights
 
 
@@ -927,7 +920,8 @@ def rnn_backward(
     width = stack.directions * stack.hidden_size
     _require(
         len(hidden) == num_layers - 1,
-        f"hidden must hold the outputs of {num_layers - 1} layer(s), got {len(hidden)}",
+        "hidden must hold the outputs of {} layer(s), got {}",
+        *(num_layers - 1, len(hidden)),
     )
     for name, tensor in (
         ("output", output),
@@ -938,7 +932,7 @@ def rnn_backward(
     states = (num_layers * stack.directions, stack.rows.B, stack.hidden_size)
     _check_tensor("grad_h_n", grad_h_n, input, states)
     for k in want_layers:
-        _require(0 <= k < num_layers, f"want_layers must be from 0 to {num_layers - 1}, got {k}")
+        _require(0 <= k < num_layers, "want_layers must be from 0 to {}, got {}", num_layers - 1, k)
     with _on_device_of(input):
         if stack.rows.padded and 0 in want_layers:
             # What lies past the end of a sequence may be NaN, which zeros of dz would not hide.
@@ -979,9 +973,10 @@ def rnn_backward(
     )
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, message: str, *values: Any) -> None:
+    """The text is made where there is an error only: it would take longer than all checks."""
     if not condition:
-        raise RuntimeError(f"namernn_fast: {message}")
+        raise RuntimeError("namernn_fast: " + message.format(*values))
 
 
 def _check_tensor(name: str, tensor: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> None:
@@ -989,12 +984,21 @@ def _check_tensor(name: str, tensor: Tensor | None, like: Tensor, shape: tuple[i
         return
     _require(
         tensor.device == like.device,
-        f"{name} must be on the device of input, {like.device}, got {tensor.device}: move one of "
-        f"them with .to()",
+        "{} must be on the device of input, {}, got {}: move one of them with .to()",
+        *(name, like.device, tensor.device),
     )
-    _require(tensor.dtype == like.dtype, f"{name} must have the dtype of input")
-    got = tuple(tensor.shape)
-    _require(got == shape, f"{name} must have shape {shape}, got {got}")
+    _require(tensor.dtype == like.dtype, "{} must have the dtype of input", name)
+    _require(tensor.shape == shape, "{} must have shape {}, got {}", name, shape, _Shape(tensor))
+
+
+class _Shape:
+    """Of a tensor, as an error shows it."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+    def __str__(self) -> str:
+        return str(tuple(self.tensor.shape))
 
 
 def _checked_stack(input, hx, weights, rows, reset, options) -> tuple[_Stack, Tensor]:
@@ -1002,21 +1006,29 @@ def _checked_stack(input, hx, weights, rows, reset, options) -> tuple[_Stack, Te
     directions, per_layer = ops.directions_of(options), ops.weights_per_layer(options)
     _require(
         len(weights) > 0 and len(weights) % per_layer == 0,
-        f"weights must hold {per_layer} tensors for each layer, got {len(weights)}",
+        "weights must hold {} tensors for each layer, got {}",
+        *(per_layer, len(weights)),
     )
-    _require(weights[1].dim() == 2, f"weight_hh must have 2 dimensions, got {weights[1].dim()}")
+    _require(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got {}", weights[1].dim())
     _require(
         input.dtype in ops.TRITON_DTYPES,
-        f"input must be of one of {ops.TRITON_DTYPES}, got {input.dtype}",
+        "input must be of one of {}, got {}",
+        *(ops.TRITON_DTYPES, input.dtype),
     )
     read = _read_rows(input, rows, reset, options)
     hidden_size = weights[1].shape[0]
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: per_layer // directions]
+    count = per_layer // directions
+    due = (
+        ("weight_ih", (hidden_size, input.shape[-1])),
+        ("weight_hh", (hidden_size, hidden_size)),
+        ("bias_ih", (hidden_size,)),
+        ("bias_hh", (hidden_size,)),
+    )
     for i, weight in enumerate(weights):
-        features = input.shape[-1] if i < per_layer else directions * hidden_size
-        name = names[i % len(names)]
-        columns = {"weight_ih": (features,), "weight_hh": (hidden_size,)}.get(name, ())
-        _check_tensor(name, weight, input, (hidden_size, *columns))
+        name, shape = due[i % count]
+        if i >= per_layer and i % count == 0:
+            shape = (hidden_size, directions * hidden_size)
+        _check_tensor(name, weight, input, shape)
     states = ops.layer_count(weights, options) * directions
     _check_tensor("hx", hx, input, (states, read.B, hidden_size))
     stack = _Stack(
@@ -1024,6 +1036,8 @@ def _checked_stack(input, hx, weights, rows, reset, options) -> tuple[_Stack, Te
         None if hx is None else hx.contiguous(),
         [weight.contiguous() for weight in weights],
         options,
+        directions,
+        hidden_size,
     )
     return stack, input.flatten(0, -2)
 
@@ -1036,15 +1050,17 @@ def _read_rows(input, rows, reset, options) -> _Rows:
     dimensions = 2 if packed or jagged else 3
     _require(
         input.dim() == dimensions,
-        f"input must have {dimensions} dimensions, got {input.dim()}",
+        "input must have {} dimensions, got {}",
+        *(dimensions, input.dim()),
     )
     name = "batch_sizes" if packed else "offsets" if jagged else "lengths"
-    _require(rows is not None or dimensions == 3, f"rows must be the {name} of input, got none")
+    _require(rows is not None or dimensions == 3, "rows must be the {} of input, got none", name)
     _require(
         rows is None
         or packed
         or (rows.device == input.device and rows.dtype == torch.int64 and rows.dim() == 1),
-        f"{name} must be a 1-D int64 tensor on the device of input",
+        "{} must be a 1-D int64 tensor on the device of input",
+        name,
     )
     N = input.shape[0] if dimensions == 2 else input.shape[0] * input.shape[1]
     if packed:
@@ -1058,7 +1074,8 @@ def _read_rows(input, rows, reset, options) -> _Rows:
         if rows is not None:
             _require(
                 len(rows) == B,
-                f"lengths must have one length for each of the {B} sequences, got {len(rows)}",
+                "lengths must have one length for each of the {} sequences, got {}",
+                *(B, len(rows)),
             )
             rows = rows.contiguous()
         steps = (1, T) if batch_first else (B, 1)
@@ -1070,8 +1087,7 @@ def _read_rows(input, rows, reset, options) -> _Rows:
         reset.device == input.device and reset.dtype == torch.bool,
         "reset must be a bool tensor on the device of input",
     )
-    got = tuple(reset.shape)
-    _require(got == shape, f"reset must have shape {shape}, got {got}")
+    _require(reset.shape == shape, "reset must have shape {}, got {}", shape, _Shape(reset))
     strides = reset.stride()
     return read._replace(
         reset=reset.view(torch.uint8),
@@ -1089,14 +1105,16 @@ def _read_batch_sizes(batch_sizes, input, N) -> _Rows:
     sizes = batch_sizes.tolist()
     _require(bool(sizes), "Expected sequence length to be larger than 0 in RNN")
     for t, size in enumerate(sizes):
-        _require(size >= 1, f"batch_sizes must be positive, got {size} at step {t}")
+        _require(size >= 1, "batch_sizes must be positive, got {} at step {}", size, t)
         _require(
             t == 0 or size <= sizes[t - 1],
-            f"batch_sizes must not increase, got {size} after {sizes[t - 1]} at step {t}",
+            "batch_sizes must not increase, got {} after {} at step {}",
+            *(size, sizes[t - 1], t),
         )
     _require(
         sum(sizes) == N,
-        f"batch_sizes must sum to the rows of data, {N}, got a sum of {sum(sizes)}",
+        "batch_sizes must sum to the rows of data, {}, got a sum of {}",
+        *(N, sum(sizes)),
     )
     T, B = len(sizes), sizes[0]
     starts = batch_sizes.cumsum(0) - batch_sizes
@@ -1154,6 +1172,7 @@ class _Size(NamedTuple):
     directions: int
     tf32: bool
 
+    @functools.cache  # noqa: B019 - it keeps a few numbers for each size
     def choose(self) -> Config:
         return choose(
             *(self.hidden_size, self.batch, self.dtype, self.device),
@@ -1167,7 +1186,7 @@ _tuned: dict[_Size, Config] = {}
 
 def _size(hidden_size: int, batch: int, like: Tensor, directions: int) -> _Size:
     device = device_of(like)
-    tf32 = may_round_to_tf32(device)
+    tf32 = like.dtype == torch.float32 and may_round_to_tf32(device)
     return _Size(hidden_size, batch, like.dtype, device, directions, tf32)
 
 
