@@ -13,7 +13,7 @@ are computed.
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -839,47 +839,241 @@ def _join(of_each_direction: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
-def _forward_layer(stack: _Stack, x, hx, weights) -> tuple[Tensor, Tensor]:
-    """output (rows, directions * hidden_size) and h_n of a layer, from its input's rows."""
+def _forward_layer(stack: _Stack, x, hx, weights, output, h_n) -> None:
+    """A layer from its input's rows: output (rows, directions * hidden_size), and h_n."""
     weights_ih, weights_hh, *biases = zip(*weights, strict=True)
     bias_ih, biases_hh = (_join(biases[0]), biases[1]) if biases else (None, [None] * len(weights))
+    # Apart from the output: a program may read a row ahead of the one that it writes.
     projected = torch.nn.functional.linear(x, _join(weights_ih), bias_ih)
-    # Apart from the projection: a program may read a row ahead of the one that it writes.
-    output = torch.empty_like(projected)
-    h_n = x.new_empty(stack.directions, stack.rows.B, stack.hidden_size)
     tensors = (projected, *_pair(weights_hh), *_pair(biases_hh), hx, output, h_n)
     _launch(forward_kernel, stack, x, tensors)
-    return output, h_n
 
 
 def _backward_layer(
-    stack: _Stack, x, hx, weights, output, grad_output, grad_h_n, grad_hx, want_input, want_weights
-) -> tuple[Tensor | None, list[Tensor]]:
-    """The gradients of a layer's input rows and weights; that of hx is written to `grad_hx`."""
-    dz = torch.empty_like(output)
-    previous = torch.empty_like(output) if want_weights else None
+    stack: _Stack, hx, weights, output, grad_output, grad_h_n, dz, previous, grad_hx, grad_input
+) -> None:
+    """The recurrence of a layer, and from its dz the gradients of hx and input, where wanted."""
     dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
     # Transposed once, so that both kernels read a weight the same way.
     weights_hh = _pair([own[1].t().contiguous() for own in weights])
     tensors = (grad_output, grad_h_n, *weights_hh, hx, output, dz, previous, dz_last, grad_hx)
-    _launch(backward_kernel, stack, x, tensors)
-
-    grad_input = None
-    if want_input:
-        grad_input = dz @ _join([own[0] for own in weights])
+    _launch(backward_kernel, stack, output, tensors)
     if grad_hx is not None and dz_last is not None:
         for grad, last, own in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
             grad.addmm_(last, own[1])
-    grad_weights = []
-    if previous is not None:
-        parts = (_of_directions(dz, stack), _of_directions(previous, stack), weights)
-        for own_dz, before, own in zip(*parts, strict=True):
-            transposed = own_dz.t()
-            grad_weights += [transposed @ x, transposed @ before]
-            if own[2:]:
-                grad_bias = own_dz.sum(0)
-                grad_weights += [grad_bias, grad_bias.clone()]
-    return grad_input, grad_weights
+    if grad_input is not None:
+        torch.mm(dz, _join([own[0] for own in weights]), out=grad_input)
+
+
+def _weight_gradients(stack: _Stack, x, weights, dz, previous) -> list[Tensor]:
+    """Those of a layer, in the order of its weights."""
+    gradients = []
+    parts = (_of_directions(dz, stack), _of_directions(previous, stack), weights)
+    for own_dz, before, own in zip(*parts, strict=True):
+        transposed = own_dz.t()
+        gradients += [transposed @ x, transposed @ before]
+        if own[2:]:
+            grad_bias = own_dz.sum(0)
+            gradients += [grad_bias, grad_bias.clone()]
+    return gradients
+
+
+# ---- Layers at the same time ----
+#
+# A stretch of steps of one layer waits for that stretch of the layer below, backward above, and for
+# the stretch before of its own. So layers of one direction can run at the same time, a stretch
+# apart, each on a stream of its own.
+
+_STRETCH = 128  # steps, at least: fewer take less time than launching them
+_STRETCHES = 8  # at most
+
+
+class _Stretch(NamedTuple):
+    rows: _Rows
+    begin: int
+    """Its first row."""
+    end: int
+
+    def of(self, tensor: Tensor | None) -> Tensor | None:
+        """Its part of all rows."""
+        if tensor is None or self.end - self.begin == len(tensor):
+            return tensor
+        return tensor[self.begin : self.end]
+
+
+def _stretches(stack: _Stack, num_layers: int, like: Tensor) -> list[_Stretch]:
+    """One of all steps, unless there are layers that can run at the same time."""
+    rows, uneven = stack.rows, ops.BATCH_FIRST | ops.PACKED | ops.JAGGED | ops.BIDIRECTIONAL
+    count = 1
+    if num_layers > 1 and rows.T >= 2 * _STRETCH and rows.B and not stack.options & uneven:
+        config = configuration(stack.hidden_size, rows.B, like, stack.directions)
+        programs = config.members * -(-rows.B // config.block_b)
+        if num_layers * programs <= device_of(like).processors:
+            count = min(_STRETCHES, rows.T // _STRETCH)
+    return _cut(rows, count)
+
+
+def _cut(rows: _Rows, count: int) -> list[_Stretch]:
+    """Time-major rows in stretches of as many steps, give or take one."""
+    if count == 1:
+        return [_Stretch(rows, 0, rows.N)]
+    found = []
+    for i in range(count):
+        first, last = rows.T * i // count, rows.T * (i + 1) // count
+        steps, lengths = last - first, rows.lengths
+        if lengths is not None:
+            lengths = (lengths - first).clamp(0, steps)
+        reset = None if rows.reset is None else rows.reset[first:last]
+        part = rows._replace(lengths=lengths, reset=reset, T=steps, N=steps * rows.B)
+        found.append(_Stretch(part, first * rows.B, last * rows.B))
+    return found
+
+
+class _InTurn:
+    """Runs tasks on the stream that there is, in the order in which they come."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised) -> None:
+        pass
+
+    def run(self, layer: int, after: int | None, task: Callable[[], object]) -> None:
+        """Behind the last task of this layer, and that of the layer `after`."""
+        task()
+
+    def finish(self, task: Callable[[], object]) -> None:
+        """Behind all tasks so far; its memory is that of the stream that there is."""
+        task()
+
+
+class _AtOnce(_InTurn):
+    """Runs tasks on a stream for each layer. What they leave must not be allocated in them."""
+
+    def __init__(self, like: Tensor, num_layers: int):
+        self.main = torch.cuda.current_stream(like.device)
+        self.streams = _streams(like.device, num_layers)
+        self.done: dict[int, torch.cuda.Event] = {}
+        self.last: list[Callable[[], object]] = []
+
+    def __enter__(self):
+        for stream in self.streams:
+            stream.wait_stream(self.main)
+        return self
+
+    def __exit__(self, *raised) -> None:
+        for stream in self.streams:
+            self.main.wait_stream(stream)
+        if raised == (None, None, None):
+            for task in self.last:
+                task()
+
+    def run(self, layer: int, after: int | None, task: Callable[[], object]) -> None:
+        stream = self.streams[layer]
+        if after is not None:
+            stream.wait_event(self.done[after])
+        with torch.cuda.stream(stream):
+            task()
+        self.done[layer] = stream.record_event()
+
+    def finish(self, task: Callable[[], object]) -> None:
+        self.last.append(task)
+
+
+@functools.cache
+def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(count)]
+
+
+def _lanes(stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
+    return _AtOnce(like, num_layers) if len(stretches) > 1 else _InTurn()
+
+
+def _forward_stack(stack: _Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The outputs of all layers (rows, directions * hidden_size), and h_n."""
+    layers = list(stack.layers())
+    stretches = _stretches(stack, len(layers), x)
+    outputs = [x.new_empty(len(x), stack.directions * stack.hidden_size) for _ in layers]
+    h_n = x.new_empty(len(layers) * stack.directions, stack.rows.B, stack.hidden_size)
+    into = h_n.chunk(len(layers))
+    # The states between stretches go from one tensor to the other, and end in h_n.
+    out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
+    if len(stretches) % 2 == 0:
+        into, out_of = out_of, into
+    with _lanes(stretches, len(layers), x) as lanes:
+        for i, stretch in enumerate(stretches):
+            for k, (hx, weights) in enumerate(layers):
+                task = functools.partial(
+                    _forward_layer,
+                    stack._replace(rows=stretch.rows),
+                    stretch.of(outputs[k - 1] if k else x),
+                    out_of[k] if i else hx,
+                    weights,
+                    stretch.of(outputs[k]),
+                    into[k],
+                )
+                lanes.run(k, k - 1 if k else None, task)
+            into, out_of = out_of, into
+    return outputs, h_n
+
+
+def _backward_stack(
+    stack: _Stack, x, outputs, grad_output, grad_h_n, grad_hx, want_input, want_layers
+) -> tuple[Tensor | None, dict[int, list[Tensor]]]:
+    """The gradients of the input's rows and, by layer, of weights; that of hx into `grad_hx`."""
+    layers = list(stack.layers())
+    lowest = 0 if want_input or grad_hx is not None else min(want_layers, default=len(layers))
+    stretches = _stretches(stack, len(layers), x)
+    none = [None] * len(layers)
+    # Of the initial and the last states: of all steps, and of a stretch, which hands them on.
+    grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
+    grads_h_n = none if grad_h_n is None else grad_h_n.chunk(len(layers))
+    states = (len(layers), stack.rows.B, stack.hidden_size)
+    into, out_of = none, none
+    if len(stretches) > 1:
+        into, out_of = (x.new_empty(states).chunk(len(layers)) for _ in range(2))
+    grads = [*none, grad_output]  # of the input of each layer, and of the output
+    work: dict[int, tuple[Tensor, Tensor | None]] = {}  # dz, and the states before
+    grad_weights = {}
+
+    def finish(k):
+        dz, previous = work.pop(k)
+        grads[k + 1] = None
+        if previous is not None:
+            below = outputs[k - 1] if k else x
+            grad_weights[k] = _weight_gradients(stack, below, layers[k][1], dz, previous)
+
+    with _lanes(stretches, len(layers), x) as lanes:
+        for i, stretch in reversed(list(enumerate(stretches))):
+            is_last = i == len(stretches) - 1
+            for k in reversed(range(lowest, len(layers))):
+                hx, weights = layers[k]
+                if is_last:
+                    previous = torch.empty_like(outputs[k]) if k in want_layers else None
+                    work[k] = torch.empty_like(outputs[k]), previous
+                    if want_input or k > lowest:
+                        grads[k] = torch.empty_like(outputs[k - 1] if k else x)
+                if i:
+                    hx = outputs[k][stretch.begin - stack.rows.B : stretch.begin].unsqueeze(0)
+                dz, previous = work[k]
+                task = functools.partial(
+                    _backward_layer,
+                    stack._replace(rows=stretch.rows),
+                    hx,
+                    weights,
+                    stretch.of(outputs[k]),
+                    stretch.of(grads[k + 1]),
+                    grads_h_n[k] if is_last else out_of[k],
+                    stretch.of(dz),
+                    stretch.of(previous),
+                    into[k] if i else grads_hx[k],
+                    stretch.of(grads[k]),
+                )
+                lanes.run(k, k + 1 if k + 1 < len(layers) else None, task)
+                if i == 0:
+                    lanes.finish(functools.partial(finish, k))
+            into, out_of = out_of, into
+    return grads[0], grad_weights
 
 
 # ---- The operators ----
@@ -889,13 +1083,9 @@ def rnn_forward(input, hx, weights, rows, reset, options):
     """`namernn_fast::rnn_forward` on a GPU; arguments and results as in `namernn_fast.ops`."""
     _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not promised on a GPU")
     stack, x = _checked_stack(input, hx, weights, rows, reset, options)
-    outputs, states = [], []
     with _on_device_of(input):
-        for own_hx, own_weights in stack.layers():
-            x, h_n = _forward_layer(stack, x, own_hx, own_weights)
-            outputs.append(x.view(*input.shape[:-1], x.shape[1]))
-            states.append(h_n)
-        h_n = states[0] if len(states) == 1 else torch.cat(states)
+        outputs, h_n = _forward_stack(stack, x)
+    outputs = [output.view(*input.shape[:-1], output.shape[1]) for output in outputs]
     return outputs[-1], h_n, outputs[:-1] if options & ops.WANT_HIDDEN else []
 
 
@@ -943,33 +1133,19 @@ def rnn_backward(
             x = x.flatten(0, 1)
         outputs = [layer.flatten(0, -2).contiguous() for layer in (*hidden, output)]
         grad = None if grad_output is None else grad_output.flatten(0, -2).contiguous()
-        none = [None] * num_layers
-        grads_h_n = none if grad_h_n is None else grad_h_n.contiguous().chunk(num_layers)
-        grad_hx = torch.empty_like(stack.hx) if want_hx else input.new_empty(0)
-        grads_hx = grad_hx.chunk(num_layers) if want_hx else none
-        grad_weights = [
-            [w.new_empty(0) for w in own] for _, own in ops.layers_of(None, weights, options)
-        ]
-        layers = list(stack.layers())
-        lowest = 0 if want_input or want_hx else min(want_layers, default=num_layers)
-        for k in reversed(range(lowest, num_layers)):
-            grad, own_grads = _backward_layer(
-                stack,
-                outputs[k - 1] if k else x,
-                *layers[k],
-                outputs[k],
-                grad,
-                grads_h_n[k],
-                grads_hx[k],
-                want_input or k > lowest,
-                k in want_layers,
-            )
-            if own_grads:
-                grad_weights[k] = own_grads
+        grad_hx = torch.empty_like(stack.hx) if want_hx else None
+        grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
+        grad_input, found = _backward_stack(
+            stack, x, outputs, grad, grad_h_n, grad_hx, want_input, want_layers
+        )
+    nothing = input.new_empty(0)
+    grad_weights = []
+    for k, (_, own) in enumerate(ops.layers_of(None, weights, options)):
+        grad_weights += found.get(k) or [w.new_empty(0) for w in own]
     return (
-        grad.view(input.shape) if want_input else input.new_empty(0),
-        grad_hx,
-        [grad for own_grads in grad_weights for grad in own_grads] if want_layers else [],
+        grad_input.view(input.shape) if want_input else nothing,
+        grad_hx if want_hx else nothing,
+        grad_weights if want_layers else [],
     )
 
 

@@ -1,5 +1,7 @@
 """GPUs, without one: the kernels interpreted and compiled, the rule, and what is refused."""
 
+import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -118,6 +120,91 @@ def test_autotune_keeps_the_fastest(monkeypatch):
     assert len(set(tried)) == len(tried) > 2
     assert triton_kernels.configuration(128, 64, input, 1) == best
     assert triton_kernels.configuration(128, 65, input, 1) == rule
+
+
+# ---- Layers at the same time ----
+
+
+def stretches(num_layers=2, seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
+    rows = triton_kernels._Rows(
+        *(None, None, None, None, seq_len, batch, seq_len * batch, batch, 1)
+    )
+    stack = triton_kernels._Stack(rows, None, [], options, 1, hidden_size)
+    return triton_kernels._stretches(stack, num_layers, torch.empty(0))
+
+
+def test_long_layers_that_leave_room_run_at_once(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "device_of", lambda tensor: DEVICES["sm_90"])
+    found = stretches()
+    assert len(found) == 8
+    assert [(s.begin, s.end, s.rows.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
+    assert found[-1].end == 1024 * 16
+    assert [s.rows.T for s in stretches(seq_len=300)] == [150, 150]
+    for alone in (
+        {"num_layers": 1},
+        {"seq_len": 255},
+        {"batch": 2000},  # of which one layer fills the device
+        {"batch": 0},
+        *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
+    ):
+        (whole,) = stretches(**alone)
+        assert (whole.begin, whole.end) == (0, whole.rows.N)
+
+
+class Stream:
+    """What a stream is told, in the order of the telling."""
+
+    def __init__(self, name):
+        self.name, self.told = name, []
+
+    def wait_stream(self, other):
+        self.told.append(("wait", other.name, len(other.told)))
+
+    def wait_event(self, event):
+        self.told.append(("wait", *event))
+
+    def record_event(self):
+        return self.name, len(self.told)
+
+
+def test_streams_wait_for_each_other(monkeypatch):
+    main, below, above = streams = [Stream(name) for name in ("main", "below", "above")]
+    current = [main]
+
+    @contextlib.contextmanager
+    def entered(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(triton_kernels, "_streams", lambda device, count: streams[1:])
+
+    def task(name):
+        current[-1].told.append(name)
+
+    def run(then):
+        with triton_kernels._AtOnce(torch.empty(0), 2) as lanes:
+            for stretch in ("first", "second"):
+                lanes.run(0, None, functools.partial(task, stretch))
+                lanes.run(1, 0, functools.partial(task, stretch))
+            lanes.finish(functools.partial(task, "at last"))
+            then()
+
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(fail)
+    assert below.told == [("wait", "main", 0), "first", "second"]
+    assert above.told == [
+        *(("wait", "main", 0), ("wait", "below", 2), "first"),
+        *(("wait", "below", 3), "second"),
+    ]
+    assert main.told == [("wait", "below", 3), ("wait", "above", 5)]
+    run(lambda: None)
+    assert main.told[-1] == "at last"
 
 
 # ---- Compiled ahead of time ----

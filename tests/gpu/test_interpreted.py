@@ -1,6 +1,8 @@
 """The GPU's kernels against the float64 oracle, through the modules: every regime and type."""
 
 import itertools
+import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import triton.language as tl
 from cases import LAYOUTS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fuzz import drawn_cases
+from test_fuzz import LUCKY, drawn_cases
 from test_fuzz import test_any_call as compare_any_call
 from test_parity import draws
 
@@ -104,6 +106,57 @@ def test_any_call(case, choose):
         patch.setattr(triton_kernels, "configuration", lambda H, *_: choose(H))
         patch.setattr(FusedRNN, "prepack", lambda self: self)  # it is for the CPU's kernel
         compare_any_call.hypothesis.inner_test(case)
+
+
+class AnyOrder(triton_kernels._InTurn):
+    """Runs tasks by chance in any order that the streams of layers and their events allow."""
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        self.tasks, self.last, self.finishing = [], {}, []
+
+    def run(self, layer, after, task):
+        awaited = {self.last.get(layer), self.last.get(after)} - {None}
+        self.last[layer] = len(self.tasks)
+        self.tasks.append((awaited, task))
+
+    def finish(self, task):
+        self.finishing.append(task)
+
+    def __exit__(self, *raised):
+        waiting = dict(enumerate(self.tasks))
+        while waiting:
+            ready = [i for i, (awaited, _) in waiting.items() if not awaited & waiting.keys()]
+            waiting.pop(self.chance.choice(ready))[1]()
+        for task in self.finishing:
+            task()
+
+
+@pytest.mark.parametrize("layout", ["dense", "lengths"])
+@pytest.mark.parametrize("resets", [0.0, 0.4])
+@pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",)], ids=str)
+def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
+    stretches = []
+
+    def cut(stack, num_layers, like):
+        stretches.append(num_layers)
+        return triton_kernels._cut(stack.rows, 3)
+
+    monkeypatch.setattr(triton_kernels, "_stretches", cut)
+    seeds = itertools.count()
+    monkeypatch.setattr(triton_kernels, "_lanes", lambda *_: AnyOrder(next(seeds)))
+    case = replace(
+        LUCKY,
+        **{"D": 3, "H": 17, "T": 7, "B": 3, "dtype": torch.float32, "values": "ordinary"},
+        options=LUCKY.options | {"num_layers": 3, "bias": resets > 0},
+        layout=layout,
+        with_hx="hx" in wanted,
+        wanted=frozenset(wanted),
+        resets=resets,
+    )
+    compare_any_call.hypothesis.inner_test(case)
+    assert stretches
+    assert set(stretches) == {3}
 
 
 @pytest.mark.parametrize("hidden_size", [1, 3, 130])
