@@ -61,16 +61,6 @@ CONSTANTS = {
     ),
     "barrier": Constant(1.5e-6, "s", "a barrier of the whole grid", f"{ASSUMED}: 1 to 2 µs"),
     "node": Constant(1e-6, "s", "from one kernel of a CUDA graph to the next", ASSUMED),
-    "launch": Constant(
-        5e-6,
-        "s",
-        "launching a kernel from the CPU",
-        "susun-blog.com/posts/pegainfer-3-cuda-graph: 4 to 6 µs, on another GPU",
-    ),
-    "call": Constant(7e-6, "s", "Python and operator, forward", "docs/performance.md, on that CPU"),
-    "engine": Constant(
-        40e-6, "s", "autograd engine, in training", "docs/performance.md, on that CPU"
-    ),
 }
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2}
 # A tile of the tensor cores has 16 rows, used or not, and reads a weight once for 64 of them.
@@ -297,13 +287,6 @@ def graph_seconds(cell: Cell, precision: str) -> float:
     return through_time + products(cell, precision) + KERNELS[cell.mode] * of("node")
 
 
-def eager_seconds(cell: Cell, precision: str) -> float:
-    """Predicted for one call from Python, of which the GPU waits for the slower of the two."""
-    engine = of("engine") if cell.mode == TRAINING else 0
-    python = of("call") + engine + KERNELS[cell.mode] * of("launch")
-    return max(graph_seconds(cell, precision), python)
-
-
 def stepwise_seconds(cell: Cell, precision: str) -> float:
     """Predicted for an implementation with two kernels a step, a product and the nonlinearity:
     the model of cuDNN's standard algorithm and of FlashRNN's alternating kernels."""
@@ -327,7 +310,7 @@ def microseconds(seconds: float) -> str:
 def table(precision: str) -> str:
     lines = [["(D, H, T)", "B", "fastest", "a step", "bound by", "rule", "its step"]]
     for mode in MODES:
-        lines[0] += [f"{mode}: graph", "eager", "two kernels a step", "over graph"]
+        lines[0] += [f"{mode}: graph", "two kernels a step", "over graph"]
     for cell in CELLS:
         if cell.mode != FORWARD:
             continue
@@ -340,7 +323,7 @@ def table(precision: str) -> str:
         for mode in MODES:
             same = dataclasses.replace(cell, mode=mode)
             graph, stepwise = graph_seconds(same, precision), stepwise_seconds(same, precision)
-            line += map(microseconds, (graph, eager_seconds(same, precision), stepwise))
+            line += map(microseconds, (graph, stepwise))
             line.append(ratio(stepwise / graph))
         lines.append(line)
     return markdown(lines)
@@ -413,8 +396,8 @@ There are three regimes, of which a cell takes the fastest:
   times only, or, in float32, the multiply-adds.
 
 Around it, a CUDA graph costs a gap for each kernel: {forward_kernels} forward, {training_kernels}
-in training. A call from Python costs at least the launches and the host's own time, which the GPU
-waits for whenever it has less to do.
+in training. A call from Python costs what its host needs, and the GPU waits wherever it has less to
+do: that is no property of the GPU, so it is not in the model.
 
 ## What others do
 
@@ -440,7 +423,7 @@ waits for whenever it has less to do.
 `namernn_fast/triton_kernels.py` takes for that layer, and `its step`: what the model says of that
 configuration, with the blocks that it has. A step is the first, with all sequences alive. Names
 have the lengths of the embedded sample.
-`over graph` compares the model of two kernels a step with ours, both without Python.
+`over graph` compares the model of two kernels a step with ours, both in a CUDA graph.
 """
 
 
