@@ -38,7 +38,8 @@ from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAI
 from benchmarks.race import Call, timed
 from benchmarks.tables import SLOWER, markdown, ratio, shape
 from benchmarks.workload import Input, train
-from namernn_fast import FusedRNN, explain, ops, triton_kernels
+from namernn_fast import FusedRNN, explain, gpu, ops
+from namernn_fast.gpu import device as gpu_device
 from namernn_fast.names import NamesData, encode_names
 from namernn_fast.names.data import embedded_sample
 
@@ -485,7 +486,7 @@ class Interpreted:
     """
 
     # What the rule is told: any GPU would do.
-    DEVICE = triton_kernels.Device("cuda", "sm_90", 227 * 1024, 132)
+    DEVICE = gpu_device.Device("cuda", "sm_90", 227 * 1024, 132)
 
     def __init__(self) -> None:
         self.calls = dict.fromkeys(("rnn_forward", "rnn_backward"), 0)
@@ -493,12 +494,12 @@ class Interpreted:
         for name in self.calls:
             self.library.impl(name, partial(self.run, name), "CPU")
         # Neither asks a device that is none, nor for the C++ extension.
-        triton_kernels.device_of = lambda tensor: self.DEVICE
+        gpu_device.find_device = lambda index: self.DEVICE
         ops.why_not_cpu_kernel = lambda input: None
 
     def run(self, name: str, *arguments: Any) -> Any:
         self.calls[name] += 1
-        return getattr(triton_kernels, name)(*arguments)
+        return getattr(gpu, name)(*arguments)
 
     def path(self, layer: nn.RNN, input: Input) -> str:
         """`triton` if training calls both of its operators once, or GateError."""

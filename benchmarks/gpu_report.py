@@ -1,6 +1,6 @@
 """What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
 
-Every configuration that the rule in `namernn_fast/triton_kernels.py` chooses for the sizes below is
+Every configuration that the rule in `namernn_fast/gpu/rule.py` chooses for the sizes below is
 compiled for every architecture, and the registers, spills and shared memory of the result go into
 docs/gpu_report.md.
 """
@@ -22,8 +22,10 @@ from triton.compiler import ASTSource
 
 from benchmarks.report import RESULTS, ROOT, write_section
 from benchmarks.tables import markdown
-from namernn_fast import triton_kernels
-from namernn_fast.triton_kernels import Config, Device
+from namernn_fast.gpu.device import Device
+from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
+from namernn_fast.gpu.layer import constants_of, options_of
+from namernn_fast.gpu.rule import Config, choose
 
 PAGE = ROOT / "docs" / "gpu_report.md"
 RAW = RESULTS / "gpu_report.json"
@@ -45,8 +47,8 @@ PRECISIONS = (
     (torch.bfloat16, False),
 )
 KERNELS = {
-    "forward": triton_kernels.forward_kernel,
-    "backward": triton_kernels.backward_kernel,
+    "forward": forward_kernel,
+    "backward": backward_kernel,
 }
 
 
@@ -84,7 +86,7 @@ def builds() -> Iterator[tuple[Build, list[int]]]:
     ):
         if tf32 and device.backend != "cuda":
             continue
-        config = triton_kernels.choose(hidden_size, batch, dtype, device, tf32=tf32)
+        config = choose(hidden_size, batch, dtype, device, tf32=tf32)
         found.setdefault(Build(device, hidden_size, dtype, config), []).append(batch)
     yield from found.items()
 
@@ -118,7 +120,7 @@ def compile_kernel(
         "DIRECTIONS": directions,
         "PADDED": "lengths" in rows and "starts" not in rows,
         "TANH": tanh,
-        **triton_kernels.constants_of(config),
+        **constants_of(config),
     }
     not_given = {*absent, *(_INDICES.keys() - rows)}
     not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
@@ -129,7 +131,7 @@ def compile_kernel(
             constants[name] = None
         if name in constants:
             signature[name] = "constexpr"
-        elif name in triton_kernels.VARYING:
+        elif name in VARYING:
             signature[name] = "i32"
         else:
             pointers = {**_INDICES, "arrivals": "*i32"}
@@ -139,7 +141,7 @@ def compile_kernel(
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget(device.backend, arch, device.lanes),
-        options=triton_kernels.options_of(config, device),
+        options=options_of(config, device),
     )
     shared = compiled.metadata.shared
     if device.backend == "hip":

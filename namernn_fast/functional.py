@@ -175,7 +175,7 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
     if reason is not None:
         return Explanation("reference", {device: reason})
     if data.is_cuda:
-        kernel, better = ops.triton_kernels(data.device).device_of(data).arch, "runs here"
+        kernel, better = ops.gpu_backend(data.device).device_of(data).arch, "runs here"
     else:
         kernel, better = ops.cpu_kernel(data.dtype), "is faster"
     return Explanation(f"{device} {kernel}", {"reference": f"the fused kernel {better}"})

@@ -256,22 +256,22 @@ def _require_triton(device: torch.device) -> None:
 
 
 @functools.cache
-def triton_kernels(device: torch.device):
+def gpu_backend(device: torch.device):
     """The implementations for GPUs, imported when the first tensor on one arrives.
 
     Raises:
         RuntimeError: Triton is missing or too old, or the device is.
     """
     _require_triton(device)
-    return importlib.import_module(f"{__package__}.triton_kernels")
+    return importlib.import_module(f"{__package__}.gpu")
 
 
 @torch.library.impl(_library, "rnn_forward", "CUDA")
 def _(input, *arguments):
-    return triton_kernels(input.device).rnn_forward(input, *arguments)
+    return gpu_backend(input.device).rnn_forward(input, *arguments)
 
 
 @torch.library.impl(_library, "rnn_backward", "CUDA")
 def _(grad_output, grad_h_n, input, *arguments):
-    kernels = triton_kernels(input.device)
-    return kernels.rnn_backward(grad_output, grad_h_n, input, *arguments)
+    backend = gpu_backend(input.device)
+    return backend.rnn_backward(grad_output, grad_h_n, input, *arguments)

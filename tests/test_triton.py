@@ -18,8 +18,9 @@ from namernn_fast import FusedRNN, explain, ops
 triton = pytest.importorskip("triton")
 
 from benchmarks import gpu_report  # noqa: E402
-from namernn_fast import triton_kernels  # noqa: E402
-from namernn_fast.triton_kernels import choose  # noqa: E402
+from namernn_fast import gpu  # noqa: E402
+from namernn_fast.gpu import kernels, layer, rule, stack  # noqa: E402
+from namernn_fast.gpu.rule import choose  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 GPU = torch.device("cuda", 0)
@@ -27,9 +28,9 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known_of_a_gpu():
-    ops.triton_kernels.cache_clear()
+    ops.gpu_backend.cache_clear()
     yield
-    ops.triton_kernels.cache_clear()
+    ops.gpu_backend.cache_clear()
 
 
 def test_interpreted_kernels():
@@ -101,40 +102,44 @@ def test_streamed_tiles_grow_with_the_work():
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
 
 
-def test_autotune_keeps_the_fastest(monkeypatch):
-    monkeypatch.setattr(triton_kernels, "device_of", lambda tensor: DEVICES["sm_90"])
-    monkeypatch.setattr(triton_kernels, "_tuned", {})
+@pytest.fixture
+def nothing_tuned():
+    rule.tuned.clear()
+    yield
+    rule.tuned.clear()
+
+
+def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     input = torch.empty(5, 64, 8)
-    rule = triton_kernels.configuration(128, 64, input, 1)
+    chosen = rule.configuration(128, 64, input, 1)
     tried = []
 
     def measure(call):
-        tried.append(triton_kernels.configuration(128, 64, input, 1))
+        tried.append(rule.configuration(128, 64, input, 1))
         if len(tried) == 1:
             raise triton.runtime.errors.OutOfResources(300, 200, "shared memory")
         return 1.0 if tried[-1].warps == 16 else 2.0
 
-    best = triton_kernels.autotune(input, 128, measure=measure)
+    best = gpu.autotune(input, 128, measure=measure)
     assert best in tried[1:]
     assert best.warps == 16
     assert len(set(tried)) == len(tried) > 2
-    assert triton_kernels.configuration(128, 64, input, 1) == best
-    assert triton_kernels.configuration(128, 65, input, 1) == rule
+    assert rule.configuration(128, 64, input, 1) == best
+    assert rule.configuration(128, 65, input, 1) == chosen
 
 
 # ---- Layers at the same time ----
 
 
 def stretches(num_layers=2, seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
-    rows = triton_kernels._Rows(
-        *(None, None, None, None, seq_len, batch, seq_len * batch, batch, 1)
-    )
-    stack = triton_kernels._Stack(rows, None, [], options, 1, hidden_size)
-    return triton_kernels._stretches(stack, num_layers, torch.empty(0))
+    rows = layer.Rows(*(None, None, None, None, seq_len, batch, seq_len * batch, batch, 1))
+    layers = layer.Stack(rows, None, [], options, 1, hidden_size)
+    return stack._stretches(layers, num_layers, torch.empty(0))
 
 
 def test_long_layers_that_leave_room_run_at_once(monkeypatch):
-    monkeypatch.setattr(triton_kernels, "device_of", lambda tensor: DEVICES["sm_90"])
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     found = stretches()
     assert len(found) == 8
     assert [(s.begin, s.end, s.rows.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
@@ -179,13 +184,13 @@ def test_streams_wait_for_each_other(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
     monkeypatch.setattr(torch.cuda, "stream", entered)
-    monkeypatch.setattr(triton_kernels, "_streams", lambda device, count: streams[1:])
+    monkeypatch.setattr(stack, "_streams", lambda device, count: streams[1:])
 
     def task(name):
         current[-1].told.append(name)
 
     def run(then):
-        with triton_kernels._AtOnce(torch.empty(0), 2) as lanes:
+        with stack._AtOnce(torch.empty(0), 2) as lanes:
             for stretch in ("first", "second"):
                 lanes.run(0, None, functools.partial(task, stretch))
                 lanes.run(1, 0, functools.partial(task, stretch))
@@ -288,9 +293,9 @@ def test_the_kept_table_is_of_these_kernels():
 @pytest.mark.parametrize("layout", ["padded", "lengths", "jagged"])
 def test_the_host_reads_no_tensor_of_the_device(layout, monkeypatch):
     """Tensors without values, of which none can be read."""
-    monkeypatch.setattr(triton_kernels, "device_of", lambda tensor: DEVICES["sm_90"])
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     launched = []
-    monkeypatch.setattr(triton_kernels, "_run", lambda kernel, *_: launched.append(kernel))
+    monkeypatch.setattr(layer, "_run", lambda kernel, *_: launched.append(kernel))
     weights = [p.detach() for p in torch.nn.RNN(4, 6, 2, bidirectional=True).parameters()]
     with FakeTensorMode() as mode:
         weights = [mode.from_tensor(w) for w in weights]
@@ -301,14 +306,14 @@ def test_the_host_reads_no_tensor_of_the_device(layout, monkeypatch):
         hx = torch.empty(4, 3, 6)
         options = ops.BIAS | ops.BIDIRECTIONAL | ops.WANT_HIDDEN
         given = (rows, reset, options | (ops.JAGGED if layout == "jagged" else 0))
-        output, h_n, hidden = triton_kernels.rnn_forward(x, hx, weights, *given)
-        grad_input, grad_hx, grad_weights = triton_kernels.rnn_backward(
+        output, h_n, hidden = gpu.rnn_forward(x, hx, weights, *given)
+        grad_input, grad_hx, grad_weights = gpu.rnn_backward(
             output, h_n, x, hx, weights, output, hidden, *given, True, True, [0, 1]
         )
     assert output.shape == (*x.shape[:-1], 12)
     assert (grad_input.shape, grad_hx.shape) == (x.shape, hx.shape)
     assert [g.shape for g in grad_weights] == [w.shape for w in weights]
-    assert launched == [triton_kernels.forward_kernel] * 2 + [triton_kernels.backward_kernel] * 2
+    assert launched == [kernels.forward_kernel] * 2 + [kernels.backward_kernel] * 2
 
 
 # ---- What is refused ----
@@ -317,7 +322,7 @@ def test_the_host_reads_no_tensor_of_the_device(layout, monkeypatch):
 def test_no_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RuntimeError, match=r"needs Triton, which cannot be imported .*pip install"):
-        ops.triton_kernels(GPU)
+        ops.gpu_backend(GPU)
 
 
 def test_a_triton_too_old(monkeypatch):
@@ -326,7 +331,7 @@ def test_a_triton_too_old(monkeypatch):
         RuntimeError,
         match=r"needs Triton 3.6 or newer, found 3.1.0: pip install --upgrade 'triton>",
     ):
-        ops.triton_kernels(GPU)
+        ops.gpu_backend(GPU)
 
 
 def test_a_gpu_too_old(monkeypatch):
@@ -334,9 +339,9 @@ def test_a_gpu_too_old(monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"compute capability 8.0 or newer, cuda:0 has 7.5: use torch.nn.RNN the"
     ):
-        ops.triton_kernels(GPU)
+        ops.gpu_backend(GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert ops.triton_kernels(GPU) is triton_kernels
+    assert ops.gpu_backend(GPU) is gpu
 
 
 @pytest.mark.parametrize("elsewhere", ["weight_hh", "hx", "lengths", "reset"])
@@ -351,18 +356,18 @@ def test_tensors_on_two_devices(elsewhere):
         for name, tensor in (("hx", hx), ("lengths", lengths), ("reset", reset))
     )
     with pytest.raises(RuntimeError, match=rf"{elsewhere} must be .*on the device of input"):
-        triton_kernels.rnn_forward(x, hx, weights, lengths, reset, ops.BIAS)
+        gpu.rnn_forward(x, hx, weights, lengths, reset, ops.BIAS)
 
 
 def test_batch_invariance_is_not_promised():
     x, weights = torch.randn(5, 2, 4), [p.detach() for p in torch.nn.RNN(4, 6).parameters()]
     with pytest.raises(RuntimeError, match="batch_invariant is not promised on a GPU"):
-        triton_kernels.rnn_forward(x, None, weights, None, None, ops.BIAS | ops.BATCH_INVARIANT)
+        gpu.rnn_forward(x, None, weights, None, None, ops.BIAS | ops.BATCH_INVARIANT)
 
 
 def test_explain_tells_of_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(triton_kernels, "device_of", lambda tensor: DEVICES["sm_90"])
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     with FakeTensorMode():
         x = torch.empty(5, 2, 4, device="cuda")
         assert explain(FusedRNN(4, 6), x).path == "triton sm_90"

@@ -16,23 +16,23 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from benchmarks import gate
-from namernn_fast import triton_kernels
-from namernn_fast.triton_kernels import Device
+from namernn_fast import gpu
+from namernn_fast.gpu import device, kernels, layer
 
 if not triton.knobs.runtime.interpret:
     raise RuntimeError("set TRITON_INTERPRET=1")
 
-H100 = Device("cuda", "sm_90", 227 * 1024, 132)
+H100 = device.Device("cuda", "sm_90", 227 * 1024, 132)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _gpu_operators_on_the_cpu():
     library = torch.library.Library("namernn_fast", "IMPL", "CPU")
     for name in ("rnn_forward", "rnn_backward"):
-        library.impl(name, getattr(triton_kernels, name), allow_override=True)
+        library.impl(name, getattr(gpu, name), allow_override=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_kernels, "device_of", lambda tensor: H100)
-        patch.setattr(triton_kernels, "_run", _run)
+        patch.setattr(device, "find_device", lambda index: H100)
+        patch.setattr(layer, "_run", _run)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
         patch.setattr(interpreter.ReduceOps, "sum", _sum)
         patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
@@ -58,7 +58,7 @@ def _sum(self, input):
 
 def _call(self, *arguments, **options):
     """A call within a kernel, for which the interpreter would prepare the language once more."""
-    if self.fn.__module__ == triton_kernels.__name__:
+    if self.fn.__module__ == kernels.__name__:
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
 

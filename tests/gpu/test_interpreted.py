@@ -16,8 +16,9 @@ from test_fuzz import test_any_call as compare_any_call
 from test_parity import draws
 
 from benchmarks.gate import Budget
-from namernn_fast import FusedRNN, ops, triton_kernels
-from namernn_fast.triton_kernels import Config
+from namernn_fast import FusedRNN, gpu, ops
+from namernn_fast.gpu import kernels, layer, rule, stack
+from namernn_fast.gpu.rule import Config
 
 DTYPES = ops.TRITON_DTYPES
 
@@ -80,7 +81,7 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_regime(regime, dtype, monkeypatch):
     choose = REGIMES[regime]
-    monkeypatch.setattr(triton_kernels, "configuration", lambda H, *_: choose(H))
+    monkeypatch.setattr(layer, "configuration", lambda H, *_: choose(H))
     budget = Budget(dtype)
     options = itertools.cycle(OPTIONS)
     for seed, (layout, shape) in enumerate(zip(LAYOUTS, SHAPES, strict=True)):
@@ -103,12 +104,12 @@ def test_any_call(case, choose):
     case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_kernels, "configuration", lambda H, *_: choose(H))
+        patch.setattr(layer, "configuration", lambda H, *_: choose(H))
         patch.setattr(FusedRNN, "prepack", lambda self: self)  # it is for the CPU's kernel
         compare_any_call.hypothesis.inner_test(case)
 
 
-class AnyOrder(triton_kernels._InTurn):
+class AnyOrder(stack._InTurn):
     """Runs tasks by chance in any order that the streams of layers and their events allow."""
 
     def __init__(self, seed):
@@ -138,13 +139,13 @@ class AnyOrder(triton_kernels._InTurn):
 def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
     stretches = []
 
-    def cut(stack, num_layers, like):
+    def cut(given, num_layers, like):
         stretches.append(num_layers)
-        return triton_kernels._cut(stack.rows, 3)
+        return stack._cut(given.rows, 3)
 
-    monkeypatch.setattr(triton_kernels, "_stretches", cut)
+    monkeypatch.setattr(stack, "_stretches", cut)
     seeds = itertools.count()
-    monkeypatch.setattr(triton_kernels, "_lanes", lambda *_: AnyOrder(next(seeds)))
+    monkeypatch.setattr(stack, "_lanes", lambda *_: AnyOrder(next(seeds)))
     case = replace(
         LUCKY,
         **{"D": 3, "H": 17, "T": 7, "B": 3, "dtype": torch.float32, "values": "ordinary"},
@@ -169,28 +170,32 @@ def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
     budget.check()
 
 
-def test_autotune_times_both_passes(monkeypatch):
-    monkeypatch.setattr(triton_kernels, "_tuned", {})
+@pytest.fixture
+def nothing_tuned():
+    rule.tuned.clear()
+    yield
+    rule.tuned.clear()
+
+
+def test_autotune_times_both_passes(monkeypatch, nothing_tuned):
     launched = []
-    launch = triton_kernels._run
+    launch = layer._run
     monkeypatch.setattr(
-        triton_kernels,
-        "_run",
-        lambda kernel, *more: launched.append(kernel) or launch(kernel, *more),
+        layer, "_run", lambda kernel, *more: launched.append(kernel) or launch(kernel, *more)
     )
 
     def measure(call):
         call()
         return 1.0
 
-    triton_kernels.autotune(torch.randn(2, 3, 4), 5, bidirectional=True, measure=measure)
-    assert set(launched) == {triton_kernels.forward_kernel, triton_kernels.backward_kernel}
+    gpu.autotune(torch.randn(2, 3, 4), 5, bidirectional=True, measure=measure)
+    assert set(launched) == {kernels.forward_kernel, kernels.backward_kernel}
 
 
 @triton.jit
 def _tanh_kernel(x, y, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
-    tl.store(y + at, triton_kernels._tanh(tl.load(x + at)))
+    tl.store(y + at, kernels._tanh(tl.load(x + at)))
 
 
 def test_tanh():

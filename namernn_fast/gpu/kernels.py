@@ -1,0 +1,512 @@
+"""The recurrence of a layer in one kernel, forward and backward.
+
+Beside a value stands its shape, in which B is the block of sequences that a program has, K a block
+of the units that are summed over, and N one of those that are computed.
+"""
+
+import triton
+import triton.language as tl
+
+# Programs lie in a grid (members, blocks of sequences, directions). The members of a block share
+# out its hidden units, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ... A program
+# with a single tile, in a single block of K, keeps its part of weight_hh on chip across time; one
+# without other members keeps the state as well. Otherwise the state of a step is read back from
+# the rows that the step before has written, with a barrier in between.
+
+
+@triton.jit
+def _tanh(x):
+    """The formula of csrc/simd-inl.h: expm1 by a polynomial, then e / (e + 1); -0 stays -0."""
+    a = tl.abs(x)
+    a = tl.where(a > 10.0, 10.0, a)  # NaN stays
+    n = tl.floor(a * 2.885390043258667 + 0.5)  # 2 / ln 2
+    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, in so few bits that n times it is exact
+    c = tl.fma(s, 0.0446286706909, 0.133865452122)
+    c = tl.fma(s, c, 0.333330255182)
+    c = tl.fma(s, c, 0.666661717641)
+    c = tl.fma(s, c, 1.00000001239)
+    power = tl.exp2(n)
+    e = tl.fma(power, tl.fma(c, s * s, s), 0.5 * power - 0.5)
+    sign = x.to(tl.int32, bitcast=True) & -0x80000000
+    return ((e / (e + 1)).to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _activation(z, TANH: tl.constexpr):
+    # As torch has it, relu of NaN is NaN.
+    return _tanh(z) if TANH else tl.where(z <= 0, 0.0, z)
+
+
+@triton.jit
+def _activation_backward(grad, h, TANH: tl.constexpr):
+    return grad * (1 - h * h) if TANH else tl.where(h <= 0, 0.0, grad)
+
+
+@triton.jit
+def _sequences(b, B, lengths, offsets, T, N, batch_step):
+    """The number of steps of each sequence, and the place of its first row: [B] each.
+
+    Values from the device are kept within the tensors, for nobody has checked them.
+    """
+    mask = b < B
+    if offsets is not None:
+        first = tl.load(offsets + b, mask=mask, other=0)
+        first = tl.minimum(tl.maximum(first, 0), N)
+        length = tl.load(offsets + b + 1, mask=mask, other=0) - first
+        return tl.minimum(tl.maximum(length, 0), N - first), first
+    if lengths is not None:
+        length = tl.minimum(tl.maximum(tl.load(lengths + b, mask=mask, other=0), 0), T)
+    else:
+        length = tl.where(mask, T, 0).to(tl.int64)
+    return length, b * batch_step
+
+
+@triton.jit
+def _row(t, first, starts, time_step):
+    """The rows at time t, one number or [B], of the sequences that are alive then [B]."""
+    if starts is not None:
+        return first + tl.load(starts + t)
+    return first + t * time_step
+
+
+@triton.jit
+def _is_cut(border, b, length, reset, reset_time, reset_batch):
+    """Whether a state is dropped between the times border - 1 and border [B]."""
+    place = border * reset_time + b * reset_batch
+    return tl.load(reset + place, mask=border < length, other=0) != 0
+
+
+@triton.jit
+def _load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
+    """Units n of rows [B, N], zeros where the mask [B] is not set, and from LIMIT on, if any.
+
+    Past the first-level cache, which does not have what other programs wrote.
+    """
+    place = row[:, None] * WIDTH + n[None, :]
+    mask = mask[:, None]
+    if LIMIT is not None:
+        mask = mask & (n[None, :] < LIMIT)
+    return tl.load(data + place, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def _store_rows(data, row, n, values, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
+    place = row[:, None] * WIDTH + n[None, :]
+    mask = mask[:, None]
+    if LIMIT is not None:
+        mask = mask & (n[None, :] < LIMIT)
+    tl.store(data + place, values, mask=mask)
+
+
+@triton.jit
+def _tile(weight, k, n, H: tl.constexpr):
+    """The transpose of a weight (H, H), for the units k and n [K, N]."""
+    return tl.load(
+        weight + n[None, :] * H + k[:, None], mask=(k[:, None] < H) & (n[None, :] < H), other=0.0
+    )
+
+
+@triton.jit
+def _product(left, right, sum, PRECISION: tl.constexpr):
+    """sum [B, N] + left [B, K] right [K, N], a single sequence without tensor cores."""
+    if left.shape[0] == 1:
+        terms = tl.trans(left).to(tl.float32) * right.to(tl.float32)
+        return sum + tl.sum(terms, axis=0)[None, :]
+    return tl.dot(left, right, sum, input_precision=PRECISION)
+
+
+# A slice of weight_hh with few units n would lie in every warp anew, if warps could not share out
+# the units k that are summed over: so these come in PARTS, a dimension of their own.
+
+
+@triton.jit
+def _tile_in_parts(weight, n, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
+    """The same for all units k [PARTS, K / PARTS, N]."""
+    part = tl.arange(0, PARTS) * (BLOCK_K // PARTS)
+    k = part[:, None, None] + tl.arange(0, BLOCK_K // PARTS)[None, :, None]
+    n = n[None, None, :]
+    return tl.load(weight + n * H + k, mask=(k < H) & (n < H), other=0.0)
+
+
+@triton.jit
+def _load_states(states, mask, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
+    """All units of states [B, K], in parts [PARTS, B, K / PARTS] if there are several."""
+    if PARTS == 1:
+        k = tl.arange(0, BLOCK_K)[None, :]
+        place, mask = states[:, None] + k, mask[:, None]
+    else:
+        part = tl.arange(0, PARTS) * (BLOCK_K // PARTS)
+        k = part[:, None, None] + tl.arange(0, BLOCK_K // PARTS)[None, None, :]
+        place, mask = states[None, :, None] + k, mask[None, :, None]
+    if H % BLOCK_K != 0:
+        mask = mask & (k < H)
+    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def _kept_product(left, right, sum, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+    """sum [B, N] + states times a tile of weight_hh that is on chip, both in parts or neither."""
+    if PARTS == 1:
+        sum = _product(left, right, sum, PRECISION)
+    else:
+        sum += tl.sum(tl.dot(left, right, input_precision=PRECISION), axis=0)
+    return sum
+
+
+@triton.jit
+def _streamed_product(
+    states,
+    mask,
+    weight,
+    n,
+    sum,
+    H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """sum [B, N] + the states before [B, H] times weight_hh, both read block by block."""
+    for start in tl.range(0, H, BLOCK_K, num_stages=STAGES):
+        k = start + tl.arange(0, BLOCK_K)
+        some = mask[:, None] if H % BLOCK_K == 0 else mask[:, None] & (k[None, :] < H)
+        left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
+        sum = _product(left, _tile(weight, k, n, H), sum, PRECISION)
+    return sum
+
+
+@triton.jit
+def _meet(arrivals, arrived, MEMBERS: tl.constexpr):
+    """Returns when all members of a block have arrived and what they stored can be read."""
+    tl.debug_barrier()
+    if MEMBERS > 1:
+        tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
+        while tl.load(arrivals, volatile=True) < arrived:
+            pass
+        tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
+        tl.debug_barrier()
+
+
+# Sizes that vary from call to call, for which nothing is compiled anew.
+VARYING = ["T", "B", "N", "time_step", "batch_step", "reset_time", "reset_batch"]
+
+
+@triton.jit(do_not_specialize=VARYING)
+def forward_kernel(
+    projected,  # (N, directions * H)
+    weight_hh,  # (H, H)
+    weight_hh_reverse,  # of the second direction, or None
+    bias_hh,  # (H), or None
+    bias_hh_reverse,
+    hx,  # (directions, B, H), or None: zeros
+    output,  # (N, directions * H)
+    h_n,  # (directions, B, H)
+    lengths,  # (B), or None: T each
+    offsets,  # (B + 1), or None
+    starts,  # (T), the number of rows before each time, or None
+    reset,  # at (t * reset_time + b * reset_batch), or None
+    arrivals,  # (directions, blocks), zeros, or None: there is one member
+    T,
+    B,
+    N,
+    time_step,  # in rows
+    batch_step,
+    reset_time,
+    reset_batch,
+    H: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
+    PADDED: tl.constexpr,  # whether there are rows past the end of sequences
+    TANH: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    TILES: tl.constexpr,  # of each member
+    PARTS: tl.constexpr,  # of what is summed over, for other warps each
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """output and h_n of one layer: h_t = act(projected_t + b_hh + h_{t-1} W_hh^T)."""
+    KEEP_WEIGHT: tl.constexpr = TILES == 1 and BLOCK_K >= H
+    KEEP_STATE: tl.constexpr = KEEP_WEIGHT and MEMBERS == 1
+    WIDTH: tl.constexpr = DIRECTIONS * H
+    LIMIT_N: tl.constexpr = None if MEMBERS * TILES * BLOCK_N == H else H
+    dtype: tl.constexpr = output.dtype.element_ty
+    member, block = tl.program_id(0), tl.program_id(1)
+    back = tl.program_id(2)  # the direction: the second goes back in time
+    weight, bias = weight_hh, bias_hh
+    if DIRECTIONS == 2:  # noqa: SIM102 - known when it is compiled
+        if back == 1:
+            weight = weight_hh_reverse
+            if bias is not None:
+                bias = bias_hh_reverse
+    projected += back * H
+    output += back * H
+    h_n += back.to(tl.int64) * B * H
+    if hx is not None:
+        hx += back.to(tl.int64) * B * H
+    if MEMBERS > 1:
+        arrivals += back * tl.num_programs(1) + block
+
+    b = (block * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+    length, first = _sequences(b, B, lengths, offsets, T, N, batch_step)
+    steps = tl.max(length, axis=0)
+    begin = tl.where(back == 1, length - 1, 0)
+    end = tl.where(back == 1, 0, length - 1)
+    t = tl.maximum(back * (steps - 1), 0)
+    row = _row(t, first, starts, time_step)
+    row_before = row
+    n = member * BLOCK_N + tl.arange(0, BLOCK_N)
+    if KEEP_WEIGHT:
+        if PARTS == 1:
+            right = _tile(weight, tl.arange(0, BLOCK_K), n, H)
+        else:
+            right = _tile_in_parts(weight, n, H, BLOCK_K, PARTS)
+        upcoming = _load_rows(projected, row, n, t < length, WIDTH, LIMIT_N)
+    if KEEP_STATE:
+        if hx is None:
+            state = tl.zeros((BLOCK_B, BLOCK_N), dtype)
+        else:
+            state = _load_rows(hx, b, n, b < B, H, LIMIT_N)
+
+    for s in tl.range(0, steps, num_stages=1):
+        t = s + back * (steps - 1 - 2 * s)
+        alive = t < length
+        goes_on = alive & (t != begin)
+        begins = alive & (t == begin)
+        if reset is not None:
+            is_cut = _is_cut(t + back, b, length, reset, reset_time, reset_batch)
+            goes_on = goes_on & ~is_cut
+            begins = begins & ~is_cut
+        before = output + row_before * WIDTH
+        if hx is not None:
+            initial = hx + b * H
+            some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
+        t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
+        row_after = _row(t_after, first, starts, time_step)
+        for i in range(TILES):
+            n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
+            if KEEP_WEIGHT:
+                z = upcoming.to(tl.float32)
+                upcoming = _load_rows(projected, row_after, n, t_after < length, WIDTH, LIMIT_N)
+            else:
+                z = _load_rows(projected, row, n, alive, WIDTH, LIMIT_N).to(tl.float32)
+            if bias is not None:
+                z += tl.load(bias + n, mask=n < H, other=0.0).to(tl.float32)[None, :]
+            if KEEP_STATE:
+                if reset is not None:
+                    state = tl.where(is_cut[:, None], 0.0, state).to(dtype)
+                z = _product(state, right, z, PRECISION)
+            elif KEEP_WEIGHT:
+                left = _load_states(before, goes_on, H, BLOCK_K, PARTS)
+                if hx is not None and some_begin:
+                    left += _load_states(initial, begins, H, BLOCK_K, PARTS)
+                z = _kept_product(left, right, z, PARTS, PRECISION)
+            else:
+                z = _streamed_product(before, goes_on, weight, n, z, H, BLOCK_K, STAGES, PRECISION)
+                if hx is not None and some_begin:
+                    z = _streamed_product(
+                        initial, begins, weight, n, z, H, BLOCK_K, STAGES, PRECISION
+                    )
+            h = _activation(z, TANH).to(dtype)
+            if KEEP_STATE:
+                state = tl.where(alive[:, None], h, state)
+            if PADDED:
+                h = tl.where(alive[:, None], h, 0.0).to(dtype)
+                _store_rows(output, row, n, h, b < B, WIDTH, LIMIT_N)
+            else:
+                _store_rows(output, row, n, h, alive, WIDTH, LIMIT_N)
+        row_before = row
+        row = row_after
+        if not KEEP_STATE:
+            _meet(arrivals, MEMBERS * (s + 1), MEMBERS)
+
+    row = _row(tl.maximum(end, 0), first, starts, time_step)
+    for i in range(TILES):
+        n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
+        if not KEEP_STATE:
+            state = _load_rows(output, row, n, length > 0, WIDTH, LIMIT_N)
+            if hx is not None:
+                state += _load_rows(hx, b, n, (b < B) & (length == 0), H, LIMIT_N)
+        _store_rows(h_n, b, n, state, b < B, H, LIMIT_N)
+        if PADDED:
+            zeros = tl.zeros((BLOCK_B, BLOCK_N), dtype)
+            for u in range(steps, T):
+                row_u = _row(u, first, starts, time_step)
+                _store_rows(output, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def backward_kernel(
+    grad_output,  # (N, directions * H), or None: zeros
+    grad_h_n,  # (directions, B, H), or None: zeros
+    weight_hh,  # (H, H), transposed
+    weight_hh_reverse,  # of the second direction, or None
+    hx,  # (directions, B, H), or None: zeros
+    output,  # (N, directions * H)
+    dz,  # (N, directions * H): the gradient before the activation
+    previous,  # (N, directions * H): the state that each row came from, or None: not wanted
+    dz_last,  # (directions, B, H): what grad_hx lacks but for a product with weight_hh
+    grad_hx,  # (directions, B, H), or None: neither is wanted
+    lengths,  # from here on as in forward_kernel
+    offsets,
+    starts,
+    reset,
+    arrivals,
+    T,
+    B,
+    N,
+    time_step,
+    batch_step,
+    reset_time,
+    reset_batch,
+    H: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
+    PADDED: tl.constexpr,
+    TANH: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    TILES: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The recurrence the other way: dz_t = (grad_output_t + dz_{t+1} W_hh) act'(h_t)."""
+    KEEP_WEIGHT: tl.constexpr = TILES == 1 and BLOCK_K >= H
+    KEEP_STATE: tl.constexpr = KEEP_WEIGHT and MEMBERS == 1
+    WIDTH: tl.constexpr = DIRECTIONS * H
+    LIMIT_N: tl.constexpr = None if MEMBERS * TILES * BLOCK_N == H else H
+    dtype: tl.constexpr = output.dtype.element_ty
+    member, block, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    back = 1 - direction
+    weight = weight_hh
+    if DIRECTIONS == 2:  # noqa: SIM102 - known when it is compiled
+        if direction == 1:
+            weight = weight_hh_reverse
+    state_place = direction.to(tl.int64) * B * H
+    output += direction * H
+    dz += direction * H
+    if previous is not None:
+        previous += direction * H
+    if grad_output is not None:
+        grad_output += direction * H
+    if grad_h_n is not None:
+        grad_h_n += state_place
+    if hx is not None:
+        hx += state_place
+    if grad_hx is not None:
+        dz_last += state_place
+        grad_hx += state_place
+    if MEMBERS > 1:
+        arrivals += direction * tl.num_programs(1) + block
+
+    b = (block * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+    length, first = _sequences(b, B, lengths, offsets, T, N, batch_step)
+    steps = tl.max(length, axis=0)
+    begin = tl.where(back == 1, length - 1, 0)
+    end = tl.where(back == 1, 0, length - 1)
+    t = tl.maximum(back * (steps - 1), 0)
+    row = _row(t, first, starts, time_step)
+    row_before = row
+    n = member * BLOCK_N + tl.arange(0, BLOCK_N)
+    if KEEP_WEIGHT:
+        if PARTS == 1:
+            right = _tile(weight, tl.arange(0, BLOCK_K), n, H)
+        else:
+            right = _tile_in_parts(weight, n, H, BLOCK_K, PARTS)
+        upcoming_h = _load_rows(output, row, n, t < length, WIDTH, LIMIT_N)
+        if grad_output is not None:
+            upcoming_grad = _load_rows(grad_output, row, n, t < length, WIDTH, LIMIT_N)
+    if KEEP_STATE:
+        state = tl.zeros((BLOCK_B, BLOCK_N), dtype)  # dz of the step before
+
+    for s in tl.range(0, steps, num_stages=1):
+        t = s + back * (steps - 1 - 2 * s)
+        alive = t < length
+        goes_on = alive & (t != begin)
+        receives = goes_on
+        if reset is not None:
+            receives = goes_on & ~_is_cut(t + back, b, length, reset, reset_time, reset_batch)
+        before = dz + row_before * WIDTH  # its gradients, of the step before
+        t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
+        row_after = _row(t_after, first, starts, time_step)
+        for i in range(TILES):
+            n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
+            grad = tl.zeros((BLOCK_B, BLOCK_N), tl.float32)
+            if KEEP_WEIGHT:
+                h = upcoming_h
+                upcoming_h = _load_rows(output, row_after, n, t_after < length, WIDTH, LIMIT_N)
+                if grad_output is not None:
+                    grad += upcoming_grad.to(tl.float32)
+                    upcoming_grad = _load_rows(
+                        grad_output, row_after, n, t_after < length, WIDTH, LIMIT_N
+                    )
+            else:
+                h = _load_rows(output, row, n, alive, WIDTH, LIMIT_N)
+                if grad_output is not None:
+                    grad += _load_rows(grad_output, row, n, alive, WIDTH, LIMIT_N).to(tl.float32)
+            if grad_h_n is not None:
+                begins = alive & (t == begin)
+                grad += _load_rows(grad_h_n, b, n, begins, H, LIMIT_N).to(tl.float32)
+            if KEEP_STATE:
+                left = tl.where(receives[:, None], state, 0.0).to(dtype)
+                grad = _product(left, right, grad, PRECISION)
+            elif KEEP_WEIGHT:
+                left = _load_states(before, receives, H, BLOCK_K, PARTS)
+                grad = _kept_product(left, right, grad, PARTS, PRECISION)
+            else:
+                grad = _streamed_product(
+                    before, receives, weight, n, grad, H, BLOCK_K, STAGES, PRECISION
+                )
+            own = _activation_backward(grad, h.to(tl.float32), TANH).to(dtype)
+            if KEEP_STATE:
+                state = tl.where(alive[:, None], own, state)
+            h = tl.where(receives[:, None], h, 0.0).to(dtype)
+            if previous is not None:
+                _store_rows(previous, row_before, n, h, goes_on, WIDTH, LIMIT_N)
+            if PADDED:
+                own = tl.where(alive[:, None], own, 0.0).to(dtype)
+                _store_rows(dz, row, n, own, b < B, WIDTH, LIMIT_N)
+                if previous is not None:
+                    zeros = tl.zeros((BLOCK_B, BLOCK_N), dtype)
+                    _store_rows(previous, row, n, zeros, (b < B) & ~alive, WIDTH, LIMIT_N)
+            else:
+                _store_rows(dz, row, n, own, alive, WIDTH, LIMIT_N)
+        row_before = row
+        row = row_after
+        if not KEEP_STATE:
+            _meet(arrivals, MEMBERS * (s + 1), MEMBERS)
+
+    row = _row(tl.maximum(end, 0), first, starts, time_step)
+    receives = length > 0
+    if reset is not None:
+        border = tl.where(back == 1, 0, length)
+        receives = receives & ~_is_cut(border, b, length, reset, reset_time, reset_batch)
+    for i in range(TILES):
+        n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
+        if hx is not None:
+            initial = _load_rows(hx, b, n, receives, H, LIMIT_N)
+        else:
+            initial = tl.zeros((BLOCK_B, BLOCK_N), dtype)
+        if previous is not None:
+            _store_rows(previous, row, n, initial, length > 0, WIDTH, LIMIT_N)
+        if grad_hx is not None:
+            if KEEP_STATE:
+                last = tl.where(receives[:, None], state, 0.0).to(dtype)
+            else:
+                last = _load_rows(dz, row, n, receives, WIDTH, LIMIT_N)
+            _store_rows(dz_last, b, n, last, b < B, H, LIMIT_N)
+            if grad_h_n is None:
+                handed_on = tl.zeros((BLOCK_B, BLOCK_N), dtype)
+            else:
+                empty = (b < B) & (length == 0)
+                handed_on = _load_rows(grad_h_n, b, n, empty, H, LIMIT_N)
+            _store_rows(grad_hx, b, n, handed_on, b < B, H, LIMIT_N)
+        if PADDED:
+            zeros = tl.zeros((BLOCK_B, BLOCK_N), dtype)
+            for u in range(steps, T):
+                row_u = _row(u, first, starts, time_step)
+                _store_rows(dz, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
+                if previous is not None:
+                    _store_rows(previous, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
