@@ -6,12 +6,26 @@ from typing import ClassVar
 
 import numpy as np
 import oracle
+import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from namernn_fast import FusedRNN
 
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
+
+
+def every_other(*choices):
+    """Parameters of a test: all combinations, every other one slow.
+
+    Those that are left have every combination of all but one of the choices.
+    """
+    found = []
+    for places in itertools.product(*(range(len(values)) for values in choices)):
+        values = [of[place] for of, place in zip(choices, places, strict=True)]
+        marks = [pytest.mark.slow] if sum(places) % 2 else []
+        found.append(pytest.param(*values, marks=marks, id="-".join(map(str, values))))
+    return found
 
 
 def twins(*args, **options):

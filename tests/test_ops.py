@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from cases import every_other
 from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import FusedRNN, FusedRNNCell, ops
 
 BATCH_SIZES = torch.tensor([3, 3, 2, 1])
-
-
 OFFSETS = torch.tensor([0, 4, 6, 9])
 LAYOUTS = ("padded", "lengths", "packed", "jagged")
 
@@ -35,10 +34,10 @@ def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False
     return x, hx, [p.detach() for p in parameters], rows, reset, options
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (1, True), (2, True)])
-@pytest.mark.parametrize("with_hx", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "batch_first", "num_layers", "bidirectional", "with_hx"),
+    every_other(LAYOUTS, (False, True), (1, 2), (False, True), (False, True)),
+)
 def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
     arguments = stack_arguments(layout, num_layers, bidirectional, batch_first, with_hx)
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]

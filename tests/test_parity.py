@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import LAYOUTS, Case
+from cases import LAYOUTS, Case, every_other
 
 from benchmarks.gate import Budget
 from namernn_fast import FusedRNN
@@ -34,18 +34,6 @@ SHAPES = {
     torch.bfloat16: [(1, 1, 4, 3), (5, 7, 6, 3), (16, 48, 5, 1), (33, 70, 9, 40)],
     torch.float16: [(1, 1, 4, 3), (5, 7, 6, 3), (33, 70, 9, 40)],
 }
-OPTIONS = [
-    dict(
-        zip(
-            ("nonlinearity", "bias", "batch_first", "bidirectional", "num_layers"),
-            values,
-            strict=True,
-        )
-    )
-    for values in itertools.product(
-        ("tanh", "relu"), (True, False), (False, True), (False, True), (1, 2)
-    )
-]
 
 
 def draws(shape):
@@ -54,13 +42,20 @@ def draws(shape):
     return 16 if H == 1 else 4 if H < 8 else 1
 
 
-def name_of(options):
-    return "-".join(f"{value}" for value in options.values())
-
-
-@pytest.mark.parametrize("dtype", SHAPES, ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
-def test_every_option(options, dtype):
+@pytest.mark.parametrize(
+    ("nonlinearity", "bias", "batch_first", "bidirectional", "num_layers", "dtype"),
+    every_other(
+        ("tanh", "relu"), (True, False), (False, True), (False, True), (1, 2), list(SHAPES)
+    ),
+)
+def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers, dtype):
+    options = {
+        "nonlinearity": nonlinearity,
+        "bias": bias,
+        "batch_first": batch_first,
+        "bidirectional": bidirectional,
+        "num_layers": num_layers,
+    }
     budget = Budget(dtype)
     seeds = itertools.count()
     # Without hx where that is another path.
