@@ -120,14 +120,15 @@ def _(layer_class):
     assert any(node.op_type == "RNN" for node in graph.node), "unrolled for one length"
 
 
-@row("`lengths=` in place of packing")
+@row("`lengths=` in place of packing, also of sequences without a step")
 def _(layer_class):
     layer = layer_class(4, 5)
-    x, lengths = torch.randn(6, 3, 4), torch.tensor([2, 6, 3])
-    output, h_n = layer(x, lengths=lengths)
-    for b, length in enumerate(lengths):
-        wanted, last = layer(x[:length, b : b + 1])
+    x, hx = torch.randn(6, 3, 4), torch.randn(1, 3, 5)
+    output, h_n = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
+    for b, length in ((0, 2), (1, 6)):
+        wanted, last = layer(x[:length, b : b + 1], hx[:, b : b + 1])
         same((output[:length, b : b + 1], h_n[:, b : b + 1]), (wanted, last))
+    same((output[:, 2], h_n[:, 2]), (torch.zeros(6, 5), hx[:, 2]))
 
 
 @row("`reset=`: a fresh state within a sequence")
@@ -202,6 +203,28 @@ def _(layer_class):
         gradient.square().sum().backward()
 
 
+@row("gradients in `eval()`, those of `train()`")
+def _(layer_class):
+    layer = layer_class(4, 5, num_layers=2)
+    found = []
+    for training in (True, False):
+        x = torch.ones(6, 3, 4, requires_grad=True)
+        loss_of(layer.train(training)(x)).backward()
+        found.append(x.grad)
+    same(*found)
+
+
+@row("`torch.autocast`, bfloat16 and float16 layers")
+def _(layer_class):
+    x = torch.randn(6, 3, 4)
+    layers = [layer_class(4, 5, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]
+    losses = [loss_of(layer(x.to(layer.weight_ih_l0.dtype))) for layer in layers]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses.append(loss_of(layer_class(4, 5)(x)))
+    for loss in losses:
+        loss.backward()
+
+
 @row("float32 `hx` with a bfloat16 layer, and the reverse")
 def _(layer_class):
     for own, other in (
@@ -233,12 +256,29 @@ def _(layer_class):
     return f"one short sequence by itself takes {invariant / usual:.1f} times as long"
 
 
+@row("a sequence of 200,000 steps")
+def _(layer_class):
+    layer, x = layer_class(1, 1).requires_grad_(False), torch.randn(200_000, 1, 1)
+    output, _ = layer(x)
+    _, halfway = layer(x[:100_000])
+    same(layer(x[100_000:], halfway)[0], output[100_000:])
+
+
+@row("construction on `meta`, then `to_empty`")
+def _(layer_class):
+    with torch.device("meta"):
+        layer = layer_class(4, 5)
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    layer(torch.randn(6, 3, 4))
+
+
 @row("construction by `skip_init`")
 def _(layer_class):
     torch.nn.utils.skip_init(layer_class, 4, 5)
 
 
-@row("`weight_norm`, `spectral_norm`, pruning, tied weights")
+@row("`weight_norm`, `spectral_norm`, pruning, tied weights, writes to `.data`")
 def _(layer_class):
     def rescale_norm(layer):
         parametrizations.weight_norm(layer, "weight_hh_l0")
@@ -250,6 +290,7 @@ def _(layer_class):
         lambda layer: parametrizations.spectral_norm(layer, "weight_hh_l0"),
         lambda layer: prune.l1_unstructured(layer, "weight_hh_l0", 0.5),
         lambda layer: setattr(layer, "weight_ih_l0", layer.weight_hh_l0),
+        lambda layer: layer.weight_hh_l0.data.mul_(2),
     ):
         layer = layer_class(5, 5)
         before = layer(x)[0]
