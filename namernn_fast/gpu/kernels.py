@@ -62,6 +62,17 @@ def _sequences(b, B, lengths, offsets, T, N, batch_step):
 
 
 @triton.jit
+def _times(length, back):
+    """How many steps the longest sequence has, the time that a pass begins at, and those of the
+    first and the last step of each sequence [B]."""
+    steps = tl.max(length, axis=0)
+    t = tl.maximum(back * (steps - 1), 0)
+    begin = tl.where(back == 1, length - 1, 0)
+    end = tl.where(back == 1, 0, length - 1)
+    return steps, t, begin, end
+
+
+@triton.jit
 def _row(t, first, starts, time_step):
     """The rows at time t, one number or [B], of the sequences that are alive then [B]."""
     if starts is not None:
@@ -120,12 +131,16 @@ def _product(left, right, sum, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _tile_in_parts(weight, n, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
-    """The same for all units k [PARTS, K / PARTS, N]."""
-    part = tl.arange(0, PARTS) * (BLOCK_K // PARTS)
-    k = part[:, None, None] + tl.arange(0, BLOCK_K // PARTS)[None, :, None]
-    n = n[None, None, :]
-    return tl.load(weight + n * H + k, mask=(k < H) & (n < H), other=0.0)
+def _kept_tile(weight, n, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
+    """The same for all units k [K, N], in parts [PARTS, K / PARTS, N] if there are several."""
+    if PARTS == 1:
+        tile = _tile(weight, tl.arange(0, BLOCK_K), n, H)
+    else:
+        part = tl.arange(0, PARTS) * (BLOCK_K // PARTS)
+        k = part[:, None, None] + tl.arange(0, BLOCK_K // PARTS)[None, :, None]
+        n = n[None, None, :]
+        tile = tl.load(weight + n * H + k, mask=(k < H) & (n < H), other=0.0)
+    return tile
 
 
 @triton.jit
@@ -249,18 +264,12 @@ def forward_kernel(
 
     b = (block * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
     length, first = _sequences(b, B, lengths, offsets, T, N, batch_step)
-    steps = tl.max(length, axis=0)
-    begin = tl.where(back == 1, length - 1, 0)
-    end = tl.where(back == 1, 0, length - 1)
-    t = tl.maximum(back * (steps - 1), 0)
+    steps, t, begin, end = _times(length, back)
     row = _row(t, first, starts, time_step)
     row_before = row
     n = member * BLOCK_N + tl.arange(0, BLOCK_N)
     if KEEP_WEIGHT:
-        if PARTS == 1:
-            right = _tile(weight, tl.arange(0, BLOCK_K), n, H)
-        else:
-            right = _tile_in_parts(weight, n, H, BLOCK_K, PARTS)
+        right = _kept_tile(weight, n, H, BLOCK_K, PARTS)
         upcoming = _load_rows(projected, row, n, t < length, WIDTH, LIMIT_N)
     if KEEP_STATE:
         if hx is None:
@@ -403,18 +412,12 @@ def backward_kernel(
 
     b = (block * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
     length, first = _sequences(b, B, lengths, offsets, T, N, batch_step)
-    steps = tl.max(length, axis=0)
-    begin = tl.where(back == 1, length - 1, 0)
-    end = tl.where(back == 1, 0, length - 1)
-    t = tl.maximum(back * (steps - 1), 0)
+    steps, t, begin, end = _times(length, back)
     row = _row(t, first, starts, time_step)
     row_before = row
     n = member * BLOCK_N + tl.arange(0, BLOCK_N)
     if KEEP_WEIGHT:
-        if PARTS == 1:
-            right = _tile(weight, tl.arange(0, BLOCK_K), n, H)
-        else:
-            right = _tile_in_parts(weight, n, H, BLOCK_K, PARTS)
+        right = _kept_tile(weight, n, H, BLOCK_K, PARTS)
         upcoming_h = _load_rows(output, row, n, t < length, WIDTH, LIMIT_N)
         if grad_output is not None:
             upcoming_grad = _load_rows(grad_output, row, n, t < length, WIDTH, LIMIT_N)
