@@ -726,6 +726,10 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
 // Where the plan has groups of sequences, each goes its own way through time with parameter
 // gradients of its own, which are summed in the end: no row has to travel between cores.
 //
+// Each addition to a large sum rounds it, and a parameter's gradient is the sum of a product for
+// every kChunkRows rows. So those of kRowsApart rows gather apart, and what rounding takes from
+// them when they are added stays there, for the next time.
+//
 // How the products are computed depends on the type of the work, on which are overloaded:
 // block_rows, prepare_input_gradient, pack_input_panel, prepare_rows, keep_row, step_back,
 // end_recurrence, backward_weight, backward_input, gradient_size and deliver_gradient.
@@ -745,6 +749,14 @@ struct PackedRecurrence {
   }
 };
 
+// Gradients of the parameters, or those of some rows.
+template <class Scalar>
+struct Gradients {
+  Scalar* weight_ih;
+  Scalar* weight_hh;
+  Scalar* bias;
+};
+
 // What belongs to one group.
 template <class Storage, class Operands = Compute<Storage>>
 struct BackwardWork {
@@ -753,11 +765,11 @@ struct BackwardWork {
   using Recurrence = PackedRecurrence<Storage>;
 
   Slice slice;
-  const int64_t* start;    // [T + 1], rows of the slice before time t; null: all sequences alive
-  Scalar* grad_weight_ih;  // where the sums gather, if parameter gradients are wanted
-  Scalar* grad_weight_hh;
-  Scalar* grad_bias;
-  bool accumulate;   // to what they hold from before
+  const int64_t* start;     // [T + 1], rows of the slice before time t; null: all sequences alive
+  Gradients<Scalar> sums;   // if parameter gradients are wanted
+  bool accumulate;          // to what they hold from before
+  Gradients<Scalar> apart;  // what is not in the sums yet
+  bool gathers_apart;
   int64_t capacity;  // rows of a block at most
   Element* dz;       // [capacity, dz_stride], rows of the slice in the order of time
   int64_t dz_stride;
@@ -773,6 +785,7 @@ struct BackwardWork {
 constexpr int64_t kMinBlockRows = 256;
 constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
 constexpr int64_t kTaskRows = 96;    // of C in one unit of work
+constexpr int64_t kRowsApart = 4096;
 
 // Rows of a block, about: they fill half of a core's own cache.
 template <class Storage>
@@ -1002,18 +1015,44 @@ inline void backward_input(const Backward<Storage>& args, const BackwardWork<Sto
       });
 }
 
+// Where the parameter gradients of the next rows gather.
+struct Gathering {
+  bool apart = false;
+  bool empty = true;  // nothing has gathered there
+  int64_t rows = 0;   // that have, since the last time they were added
+};
+
+template <class Work>
+inline int64_t count_rows(const Work& work, const Block& block) {
+  return local_row(work, block.last) - local_row(work, block.first);
+}
+
+// Counts a block's rows, and calls `join` where what gathers apart is to be added.
+template <class Storage, class Work, class Join>
+inline void gather(const Layer<Storage>& layer, const Work& work, const Block& block,
+                   Gathering& gathering, Join&& join) {
+  const int64_t rows = count_rows(work, block);
+  gathering.rows += rows;
+  gathering.empty &= rows == 0;
+  const bool is_last = layer.reverse ? block.last == layer.steps.T : block.first == 0;
+  if (!work.gathers_apart || (gathering.rows < kRowsApart && !is_last)) return;
+  if (gathering.apart && !gathering.empty) join();
+  gathering = {true, gathering.empty || !gathering.apart, 0};
+}
+
 // The products over a block's rows, as far as they fall to this share.
 template <class Storage, class Work>
 inline void backward_products(const Backward<Storage>& args, const Work& work, const Block& block,
-                              Share share, int64_t worker) {
+                              const Gathering& gathering, Share share, int64_t worker) {
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
-  const int64_t rows = local_row(work, block.last) - local_row(work, block.first);
-  const bool initial = block.initial && !work.accumulate;
+  const int64_t rows = count_rows(work, block);
   if (args.grad_weight_ih) {
-    backward_weight(work, initial, share, H, rows, work.previous, H, work.grad_weight_hh);
-    backward_weight(work, initial, share, H, rows, work.input, D, work.grad_weight_ih);
-    if (args.grad_bias) backward_bias(work, initial, share, H, rows, work.grad_bias);
+    const auto& grad = gathering.apart ? work.apart : work.sums;
+    const bool initial = gathering.empty && (gathering.apart || !work.accumulate);
+    backward_weight(work, initial, share, H, rows, work.previous, H, grad.weight_hh);
+    backward_weight(work, initial, share, H, rows, work.input, D, grad.weight_ih);
+    if (args.grad_bias) backward_bias(work, initial, share, H, rows, grad.bias);
   }
   if (args.grad_input.data) {
     auto* tile = work.tiles ? work.tiles + worker * kTaskRows * D : nullptr;
@@ -1114,22 +1153,41 @@ inline void prepare_rows(BackwardWork<Storage>& work, const Backward<Storage>& a
   }
 }
 
+// Shares begin .. end of n elements, in whole vectors.
+template <class Scalar>
+inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  const int64_t vectors = (n + lanes - 1) / lanes;
+  return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
+}
+
 // result += parts[0] + parts[1] + ..., for n elements each.
 template <class Scalar>
 inline void add_up(Scalar* result, Scalar* const* parts, int64_t count, int64_t n,
                    const Runtime& runtime) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr double cost = 16;  // of an element, in multiply-adds
-  const int64_t vectors = (n + lanes - 1) / lanes;
   const int64_t workers = choose_workers(cost * double(n) * double(count), runtime.machine);
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-    const int64_t first = vectors * begin / workers * lanes;
-    const int64_t last = min64(n, vectors * end / workers * lanes);
-    for_each_vector<Scalar>(last - first, [&](int64_t i, int64_t m) {
-      Vec<Scalar> sum = load_upto(result + first + i, m);
-      for (int64_t p = 0; p < count; ++p) sum += load_upto(parts[p] + first + i, m);
-      store_upto(result + first + i, sum, m);
+    const Columns own = elements_of<Scalar>(n, begin, end, workers);
+    for_each_vector<Scalar>(own.last - own.first, [&](int64_t i, int64_t m) {
+      Vec<Scalar> sum = load_upto(result + own.first + i, m);
+      for (int64_t p = 0; p < count; ++p) sum += load_upto(parts[p] + own.first + i, m);
+      store_upto(result + own.first + i, sum, m);
     });
+  });
+}
+
+// sums += apart, and in `apart` what that lost: exact, by Knuth's TwoSum, for what is finite.
+template <class Scalar>
+inline void join(Scalar* sums, Scalar* apart, const Columns& elements) {
+  for_each_vector<Scalar>(elements.last - elements.first, [&](int64_t i, int64_t n) {
+    const Vec<Scalar> a = load_upto(sums + elements.first + i, n);
+    const Vec<Scalar> b = load_upto(apart + elements.first + i, n);
+    const Vec<Scalar> sum = a + b;
+    const Vec<Scalar> added = sum - a;
+    const Vec<Scalar> lost = (a - (sum - added)) + (b - added);
+    store_upto(sums + elements.first + i, sum, n);
+    store_upto(apart + elements.first + i, lost == lost ? lost : Vec<Scalar>{}, n);
   });
 }
 
@@ -1179,34 +1237,47 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
     prepare_rows(work, args, runtime);
     if (args.grad_weight_ih) {
       // The first group gathers where the sum over all groups will be.
-      work.grad_weight_ih =
-          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_ih, size_ih);
-      work.grad_weight_hh =
-          gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_hh, size_hh);
-      work.grad_bias = gathering_place<Scalar>(runtime, g ? nullptr : args.grad_bias, H);
+      work.sums = {gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_ih, size_ih),
+                   gathering_place<Scalar>(runtime, g ? nullptr : args.grad_weight_hh, size_hh),
+                   gathering_place<Scalar>(runtime, g ? nullptr : args.grad_bias, H)};
       work.accumulate = args.accumulate_weights && g == 0;
       if (width == 0 && !work.accumulate) {  // a long sequence may leave its neighbours nothing
-        std::memset(work.grad_weight_ih, 0, size_ih * sizeof(Scalar));
-        std::memset(work.grad_weight_hh, 0, size_hh * sizeof(Scalar));
-        std::memset(work.grad_bias, 0, H * sizeof(Scalar));
+        std::memset(work.sums.weight_ih, 0, size_ih * sizeof(Scalar));
+        std::memset(work.sums.weight_hh, 0, size_hh * sizeof(Scalar));
+        std::memset(work.sums.bias, 0, H * sizeof(Scalar));
+      }
+      work.gathers_apart = local_row(work, steps.T) > 2 * kRowsApart;
+      if (work.gathers_apart) {
+        work.apart = {scratch<Scalar>(runtime, size_ih), scratch<Scalar>(runtime, size_hh),
+                      scratch<Scalar>(runtime, H)};
       }
     }
     works[g] = work;
-    sums_ih[g] = work.grad_weight_ih;
-    sums_hh[g] = work.grad_weight_hh;
-    sums_bias[g] = work.grad_bias;
+    sums_ih[g] = work.sums.weight_ih;
+    sums_hh[g] = work.sums.weight_hh;
+    sums_bias[g] = work.sums.bias;
   }
+  const auto join_shares = [&](const Work& work, int64_t begin, int64_t end, int64_t shares) {
+    const auto elements = [&](int64_t n) { return elements_of<Scalar>(n, begin, end, shares); };
+    join(work.sums.weight_ih, work.apart.weight_ih, elements(size_ih));
+    join(work.sums.weight_hh, work.apart.weight_hh, elements(size_hh));
+    if (args.grad_bias) join(work.sums.bias, work.apart.bias, elements(H));
+  };
 
   if (plan.groups > 1) {
     run_plan(plan, layer, runtime, teams, [&](const Part& part) {
       const FlushSubnormals flush;
       const Work& work = works[part.group];
       const int64_t worker = part.group * plan.members + part.member;
+      Gathering gathering;
       for (Block block = block_before_all(layer); next_block(layer, work, rows, block);) {
         backward_recurrence(args, work, block, part, runtime);
         if (part.team) barrier(*part.team, runtime);
-        backward_products(args, work, block, fixed_share(part.member, part.members), worker);
+        backward_products(args, work, block, gathering, fixed_share(part.member, part.members),
+                          worker);
         if (part.team) barrier(*part.team, runtime);
+        gather(layer, work, block, gathering,
+               [&] { join_shares(work, part.member, part.member + 1, part.members); });
       }
     });
   } else {
@@ -1214,18 +1285,25 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
     const double per_row = double(element) / sizeof(Scalar) * double(H) *
                            ((args.grad_weight_ih ? 1 : 0) * double(H + D) +
                             (args.grad_input.data ? 1 : 0) * double(D));
+    Gathering gathering;
     for (Block block = block_before_all(layer); next_block(layer, *works, rows, block);) {
       run_plan(plan, layer, runtime, teams, [&](const Part& part) {
         const FlushSubnormals flush;
         backward_recurrence(args, *works, block, part, runtime);
       });
-      const int64_t count = local_row(*works, block.last) - local_row(*works, block.first);
+      const double cost = per_row * double(count_rows(*works, block));
+      const int64_t workers = choose_workers(cost, runtime.machine);
       int64_t counter = 0;
-      run_parallel(runtime, choose_workers(per_row * double(count), runtime.machine),
-                   [&](int64_t begin, int64_t) {
-                     const FlushSubnormals flush;
-                     backward_products(args, *works, block, dynamic_share(&counter), begin);
-                   });
+      run_parallel(runtime, workers, [&](int64_t begin, int64_t) {
+        const FlushSubnormals flush;
+        backward_products(args, *works, block, gathering, dynamic_share(&counter), begin);
+      });
+      gather(layer, *works, block, gathering, [&] {
+        run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+          const FlushSubnormals flush;
+          join_shares(*works, begin, end, workers);
+        });
+      });
     }
   }
 

@@ -1,12 +1,15 @@
 """`FusedRNN` against `nn.RNN` and the oracle: every combination of options, every result."""
 
+import copy
 import itertools
 
 import pytest
 import torch
-from cases import LAYOUTS, Case, every_other
+from cases import LAYOUTS, Case, every_other, twins
 
 from benchmarks.gate import Budget
+from benchmarks.grid import TRAINING
+from benchmarks.workload import look
 from namernn_fast import FusedRNN
 
 # (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and
@@ -76,6 +79,22 @@ def test_many_steps(layout, bidirectional):
         for seed in range(4):
             case = Case(*shape, {"bidirectional": bidirectional}, layout, seed=seed)
             case.add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gradients_of_many_rows(bidirectional, count, threads):
+    """From the last states: their steps make the sums large, and what the others add is small."""
+    threads(count)
+    budget = Budget(torch.float32)
+    for _ in range(3):
+        ours, theirs = twins(16, 16, bidirectional=bidirectional)
+        x = torch.randn(64, 4096, 16)
+        exact = look(copy.deepcopy(theirs).double(), x.double(), TRAINING)
+        mine, his = (look(layer, x, TRAINING) for layer in (ours, theirs))
+        for name, reference in exact.items():
+            budget.add(name, mine[name], his[name], reference.numpy())
     budget.check()
 
 

@@ -311,8 +311,10 @@ Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const
 
 template <class Storage>
 void check(const char* name, const KernelsFor<Storage>& kernels) {
+  // The last has rows enough for two groups to gather some of their gradients apart.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},    {16, 48, 5, 1},
-                                      {9, 130, 4, 7}, {3, 200, 70, 3}, {20, 33, 40, 30}};
+                                      {9, 130, 4, 7}, {3, 200, 70, 3}, {20, 33, 40, 30},
+                                      {2, 3, 260, 65}};
   static const Plan plans[] = {{2, 1, 0}, {1, 2, 0}, {3, 1, 0}, {1, 3, 0}, {2, 2, 0}, {2, 3, 0}};
   unsigned round = 0;
   for (const auto& [D, H, T, B] : shapes) {
