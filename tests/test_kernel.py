@@ -227,6 +227,25 @@ def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_
             torch.testing.assert_close(got[finite], wanted[finite])
 
 
+@pytest.mark.parametrize("t", range(0, 8, 7))
+def test_an_infinite_gradient_among_many_rows(t, threads):
+    """It stays infinite, whatever is added to it later, and spoils no other hidden unit's."""
+    threads(1)
+    layer = FusedRNN(3, 5)
+    x, reset = torch.randn(8, 4096, 3), torch.zeros(8, 4096, dtype=torch.bool)
+    reset[t, 7] = True  # no state leads back to other times
+    output, _ = layer(x, reset=reset)
+    grad = torch.ones_like(output)
+    grad[t, 7, 2] = torch.inf
+    output.backward(grad)
+    assert torch.equal(layer.weight_ih_l0.grad[2], torch.inf * x[t, 7].sign())
+    assert layer.bias_hh_l0.grad[2] == torch.inf
+    for p in layer.parameters():
+        others = torch.cat([p.grad[:2], p.grad[3:]])
+        assert others.isfinite().all()
+        assert (others != 0).all()
+
+
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_empty_batch(options, batch_first):
