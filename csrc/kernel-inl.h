@@ -783,9 +783,9 @@ struct BackwardWork {
 };
 
 constexpr int64_t kMinBlockRows = 256;
-constexpr int64_t kChunkRows = 256;  // of a product over a block's rows, per pass over C
-constexpr int64_t kTaskRows = 96;    // of C in one unit of work
-constexpr int64_t kRowsApart = 4096;
+constexpr int64_t kChunkRows = 256;   // of a product over a block's rows, per pass over C
+constexpr int64_t kTaskRows = 96;     // of C in one unit of work
+constexpr int64_t kRowsApart = 4096;  // of a group that has more than twice as many
 
 // Rows of a block, about: they fill half of a core's own cache.
 template <class Storage>
@@ -1018,8 +1018,8 @@ inline void backward_input(const Backward<Storage>& args, const BackwardWork<Sto
 // Where the parameter gradients of the next rows gather.
 struct Gathering {
   bool apart = false;
-  bool empty = true;  // nothing has gathered there
-  int64_t rows = 0;   // that have, since the last time they were added
+  bool empty = true;  // it holds nothing yet
+  int64_t rows = 0;   // that gathered since it was last added to the sums
 };
 
 template <class Work>
