@@ -252,6 +252,13 @@ inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
   return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
 }
 
+template <class Scalar>
+inline Scalar* zeros(const Runtime& runtime, int64_t elements) {
+  Scalar* memory = scratch<Scalar>(runtime, elements);
+  std::memset(memory, 0, elements * sizeof(Scalar));
+  return memory;
+}
+
 // While one lives, its thread takes subnormal numbers for zero and makes none. Gradients that fade
 // away over many steps pass through them, and there some processors are a hundred times slower.
 class FlushSubnormals {
@@ -577,13 +584,6 @@ inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
                      panel_count<Compute<Storage>>(layer.H), sizeof(Compute<Storage>));
 }
 
-template <class Scalar>
-inline const Scalar* zeros(const Runtime& runtime, int64_t elements) {
-  Scalar* p = scratch<Scalar>(runtime, elements);
-  std::memset(p, 0, elements * sizeof(Scalar));
-  return p;
-}
-
 // ---- Forward on copies, block by block through time: of rows that are stored in 16 bits, or in an
 // order that a product cannot follow ----
 
@@ -768,10 +768,9 @@ struct BackwardWork {
   const int64_t* start;     // [T + 1], rows of the slice before time t; null: all sequences alive
   Gradients<Scalar> sums;   // if parameter gradients are wanted
   bool accumulate;          // to what they hold from before
-  Gradients<Scalar> apart;  // what is not in the sums yet
-  bool gathers_apart;
-  int64_t capacity;  // rows of a block at most
-  Element* dz;       // [capacity, dz_stride], rows of the slice in the order of time
+  Gradients<Scalar> apart;  // what is not in the sums yet; null: all is
+  int64_t capacity;         // rows of a block at most
+  Element* dz;              // [capacity, dz_stride], rows of the slice in the order of time
   int64_t dz_stride;
   Element* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
   Element* input;     // panels of x [capacity, D], likewise
@@ -1015,11 +1014,10 @@ inline void backward_input(const Backward<Storage>& args, const BackwardWork<Sto
       });
 }
 
-// Where the parameter gradients of the next rows gather.
+// Where the parameter gradients of the next rows gather, and how many rows already have.
 struct Gathering {
   bool apart = false;
-  bool empty = true;  // it holds nothing yet
-  int64_t rows = 0;   // that gathered since it was last added to the sums
+  int64_t rows = 0;  // since they were last added to the sums
 };
 
 template <class Work>
@@ -1027,17 +1025,13 @@ inline int64_t count_rows(const Work& work, const Block& block) {
   return local_row(work, block.last) - local_row(work, block.first);
 }
 
-// Counts a block's rows, and calls `join` where what gathers apart is to be added.
-template <class Storage, class Work, class Join>
-inline void gather(const Layer<Storage>& layer, const Work& work, const Block& block,
-                   Gathering& gathering, Join&& join) {
-  const int64_t rows = count_rows(work, block);
-  gathering.rows += rows;
-  gathering.empty &= rows == 0;
-  const bool is_last = layer.reverse ? block.last == layer.steps.T : block.first == 0;
-  if (!work.gathers_apart || (gathering.rows < kRowsApart && !is_last)) return;
-  if (gathering.apart && !gathering.empty) join();
-  gathering = {true, gathering.empty || !gathering.apart, 0};
+// Counts a block's rows, and calls `join` where enough have gathered apart.
+template <class Work, class Join>
+inline void gather(const Work& work, const Block& block, Gathering& gathering, Join&& join) {
+  gathering.rows += count_rows(work, block);
+  if (!work.apart.weight_ih || gathering.rows < kRowsApart) return;
+  if (gathering.apart) join();
+  gathering = {true, 0};
 }
 
 // The products over a block's rows, as far as they fall to this share.
@@ -1049,7 +1043,7 @@ inline void backward_products(const Backward<Storage>& args, const Work& work, c
   const int64_t rows = count_rows(work, block);
   if (args.grad_weight_ih) {
     const auto& grad = gathering.apart ? work.apart : work.sums;
-    const bool initial = gathering.empty && (gathering.apart || !work.accumulate);
+    const bool initial = block.initial && !work.accumulate;
     backward_weight(work, initial, share, H, rows, work.previous, H, grad.weight_hh);
     backward_weight(work, initial, share, H, rows, work.input, D, grad.weight_ih);
     if (args.grad_bias) backward_bias(work, initial, share, H, rows, grad.bias);
@@ -1153,6 +1147,8 @@ inline void prepare_rows(BackwardWork<Storage>& work, const Backward<Storage>& a
   }
 }
 
+constexpr double kAddingCost = 16;  // of an element, in multiply-adds
+
 // Shares begin .. end of n elements, in whole vectors.
 template <class Scalar>
 inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares) {
@@ -1161,18 +1157,19 @@ inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares
   return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
 }
 
-// result += parts[0] + parts[1] + ..., for n elements each.
-template <class Scalar>
-inline void add_up(Scalar* result, Scalar* const* parts, int64_t count, int64_t n,
-                   const Runtime& runtime) {
-  constexpr double cost = 16;  // of an element, in multiply-adds
-  const int64_t workers = choose_workers(cost * double(n) * double(count), runtime.machine);
+// The n elements of one gradient of all groups, added up in the place of the first group's.
+template <class Scalar, class Work>
+inline void add_up(const Work* works, int64_t groups, Scalar* Gradients<Scalar>::* gradient,
+                   int64_t n, const Runtime& runtime) {
+  const double cost = kAddingCost * double(n) * double(groups - 1);
+  const int64_t workers = choose_workers(cost, runtime.machine);
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
     const Columns own = elements_of<Scalar>(n, begin, end, workers);
     for_each_vector<Scalar>(own.last - own.first, [&](int64_t i, int64_t m) {
-      Vec<Scalar> sum = load_upto(result + own.first + i, m);
-      for (int64_t p = 0; p < count; ++p) sum += load_upto(parts[p] + own.first + i, m);
-      store_upto(result + own.first + i, sum, m);
+      const auto part = [&](int64_t g) { return works[g].sums.*gradient + own.first + i; };
+      Vec<Scalar> sum = load_upto(part(0), m);
+      for (int64_t g = 1; g < groups; ++g) sum += load_upto(part(g), m);
+      store_upto(part(0), sum, m);
     });
   });
 }
@@ -1218,9 +1215,6 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
   const int64_t size_hh = gradient_size(common, H, H);
 
   auto* works = scratch<Work>(runtime, plan.groups);
-  Scalar** sums_ih = scratch<Scalar*>(runtime, plan.groups);
-  Scalar** sums_hh = scratch<Scalar*>(runtime, plan.groups);
-  Scalar** sums_bias = scratch<Scalar*>(runtime, plan.groups);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Work work = common;
     work.slice = slice_of(steps, g, plan.groups);
@@ -1246,16 +1240,12 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
         std::memset(work.sums.weight_hh, 0, size_hh * sizeof(Scalar));
         std::memset(work.sums.bias, 0, H * sizeof(Scalar));
       }
-      work.gathers_apart = local_row(work, steps.T) > 2 * kRowsApart;
-      if (work.gathers_apart) {
-        work.apart = {scratch<Scalar>(runtime, size_ih), scratch<Scalar>(runtime, size_hh),
-                      scratch<Scalar>(runtime, H)};
+      if (local_row(work, steps.T) > 2 * kRowsApart) {
+        work.apart = {zeros<Scalar>(runtime, size_ih), zeros<Scalar>(runtime, size_hh),
+                      zeros<Scalar>(runtime, H)};
       }
     }
     works[g] = work;
-    sums_ih[g] = work.sums.weight_ih;
-    sums_hh[g] = work.sums.weight_hh;
-    sums_bias[g] = work.sums.bias;
   }
   const auto join_shares = [&](const Work& work, int64_t begin, int64_t end, int64_t shares) {
     const auto elements = [&](int64_t n) { return elements_of<Scalar>(n, begin, end, shares); };
@@ -1269,6 +1259,7 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
       const FlushSubnormals flush;
       const Work& work = works[part.group];
       const int64_t worker = part.group * plan.members + part.member;
+      const auto join_own = [&] { join_shares(work, part.member, part.member + 1, part.members); };
       Gathering gathering;
       for (Block block = block_before_all(layer); next_block(layer, work, rows, block);) {
         backward_recurrence(args, work, block, part, runtime);
@@ -1276,15 +1267,23 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
         backward_products(args, work, block, gathering, fixed_share(part.member, part.members),
                           worker);
         if (part.team) barrier(*part.team, runtime);
-        gather(layer, work, block, gathering,
-               [&] { join_shares(work, part.member, part.member + 1, part.members); });
+        gather(work, block, gathering, join_own);
       }
+      if (gathering.apart) join_own();
     });
   } else {
     // The products have more to share out than the recurrence.
     const double per_row = double(element) / sizeof(Scalar) * double(H) *
                            ((args.grad_weight_ih ? 1 : 0) * double(H + D) +
                             (args.grad_input.data ? 1 : 0) * double(D));
+    const auto join_own = [&] {
+      const int64_t workers =
+          choose_workers(kAddingCost * double(size_ih + size_hh), runtime.machine);
+      run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+        const FlushSubnormals flush;
+        join_shares(*works, begin, end, workers);
+      });
+    };
     Gathering gathering;
     for (Block block = block_before_all(layer); next_block(layer, *works, rows, block);) {
       run_plan(plan, layer, runtime, teams, [&](const Part& part) {
@@ -1292,19 +1291,14 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
         backward_recurrence(args, *works, block, part, runtime);
       });
       const double cost = per_row * double(count_rows(*works, block));
-      const int64_t workers = choose_workers(cost, runtime.machine);
       int64_t counter = 0;
-      run_parallel(runtime, workers, [&](int64_t begin, int64_t) {
+      run_parallel(runtime, choose_workers(cost, runtime.machine), [&](int64_t begin, int64_t) {
         const FlushSubnormals flush;
         backward_products(args, *works, block, gathering, dynamic_share(&counter), begin);
       });
-      gather(layer, *works, block, gathering, [&] {
-        run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-          const FlushSubnormals flush;
-          join_shares(*works, begin, end, workers);
-        });
-      });
+      gather(*works, block, gathering, join_own);
     }
+    if (gathering.apart) join_own();
   }
 
   if (!std::is_same_v<Storage, Scalar> || steps.order) {
@@ -1313,14 +1307,16 @@ void backward_with(const Backward<Storage>& args, const Runtime& runtime) {
     }
   }
   if (args.grad_weight_ih) {
+    const Gradients<Scalar>& sums = works[0].sums;
     if (plan.groups > 1) {
-      add_up(sums_ih[0], sums_ih + 1, plan.groups - 1, size_ih, runtime);
-      add_up(sums_hh[0], sums_hh + 1, plan.groups - 1, size_hh, runtime);
-      if (args.grad_bias) add_up(sums_bias[0], sums_bias + 1, plan.groups - 1, H, runtime);
+      using All = Gradients<Scalar>;
+      add_up(works, plan.groups, &All::weight_ih, size_ih, runtime);
+      add_up(works, plan.groups, &All::weight_hh, size_hh, runtime);
+      if (args.grad_bias) add_up(works, plan.groups, &All::bias, H, runtime);
     }
-    deliver_gradient(common, sums_ih[0], args.grad_weight_ih, H, D, runtime);
-    deliver_gradient(common, sums_hh[0], args.grad_weight_hh, H, H, runtime);
-    deliver(sums_bias[0], args.grad_bias, H);
+    deliver_gradient(common, sums.weight_ih, args.grad_weight_ih, H, D, runtime);
+    deliver_gradient(common, sums.weight_hh, args.grad_weight_hh, H, H, runtime);
+    deliver(sums.bias, args.grad_bias, H);
   }
 }
 

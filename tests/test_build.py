@@ -76,7 +76,7 @@ LEVELS = ("default", "avx2", "avx512")
 
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_capability_passes_parity(level):
+def test_every_cpu_capability_passes_parity(level, pytestconfig):
     """The parity and kernel tests again with ATen's own switch set to each level."""
     if LEVELS.index(level) > LEVELS.index(highest_level()):
         pytest.skip(f"this processor has no {level}")
@@ -92,23 +92,18 @@ def test_every_cpu_capability_passes_parity(level):
     assert told.stdout.strip() == names.get(level, level)
     if told.stdout.strip() == ops.cpu_kernel():
         return  # the suite that runs this test has already shown it
-    tests = Path(__file__).parent
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        + [str(tests / name) for name in ("test_parity.py", "test_kernel.py")]
-        # Of all combinations of options those with two layers, which do what one does. In 16 bits
-        # `nn.RNN` takes minutes on the lower levels.
-        + ["-k", "test_kernel or not (bfloat16 or torch.float16 or every_option and -1-torch)"],
-        env=environment,
-        capture_output=True,
-        text=True,
+    # Of all combinations of options those with two layers, which do what one does. In 16 bits
+    # `nn.RNN` takes minutes on the lower levels.
+    run_kernel_tests(
+        environment,
+        pytestconfig,
+        "test_kernel or not (bfloat16 or torch.float16 or every_option and -1-torch)",
     )
-    assert ran.returncode == 0, ran.stdout
 
 
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
-def test_every_bfloat16_kernel_passes_parity(level):
+def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
     """These three differ in bfloat16 alone; ATen does not know the last two and says so."""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
     program = "import torch, namernn_fast.ops as o; print(o.cpu_kernel(torch.bfloat16))"
@@ -119,9 +114,15 @@ def test_every_bfloat16_kernel_passes_parity(level):
         pytest.skip(f"this processor has no {level}")
     if told == ops.cpu_kernel(torch.bfloat16):
         return  # the suite that runs this test has already shown it
+    run_kernel_tests(environment, pytestconfig, "bfloat16")
+
+
+def run_kernel_tests(environment, config, selection):
+    """Some of the parity and kernel tests in a process of its own, the slow ones too if asked."""
     tests = Path(__file__).parent
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "bfloat16"]
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
+        + ["-m", config.option.markexpr]
         + [str(tests / name) for name in ("test_parity.py", "test_kernel.py")],
         env=environment,
         capture_output=True,

@@ -227,7 +227,7 @@ def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_
             torch.testing.assert_close(got[finite], wanted[finite])
 
 
-@pytest.mark.parametrize("t", range(0, 8, 7))
+@pytest.mark.parametrize("t", [0, 7])
 def test_an_infinite_gradient_among_many_rows(t, threads):
     """It stays infinite, whatever is added to it later, and spoils no other hidden unit's."""
     threads(1)

@@ -102,13 +102,6 @@ def test_streamed_tiles_grow_with_the_work():
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
 
 
-@pytest.fixture
-def nothing_tuned():
-    rule.tuned.clear()
-    yield
-    rule.tuned.clear()
-
-
 def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
     monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     input = torch.empty(5, 64, 8)

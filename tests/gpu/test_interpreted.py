@@ -17,7 +17,7 @@ from test_parity import draws
 
 from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, gpu, ops
-from namernn_fast.gpu import kernels, layer, rule, stack
+from namernn_fast.gpu import kernels, layer, stack
 from namernn_fast.gpu.rule import Config
 
 DTYPES = ops.TRITON_DTYPES
@@ -168,13 +168,6 @@ def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
     for seed in range(draws((3, hidden_size))):
         Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
     budget.check()
-
-
-@pytest.fixture
-def nothing_tuned():
-    rule.tuned.clear()
-    yield
-    rule.tuned.clear()
 
 
 def test_autotune_times_both_passes(monkeypatch, nothing_tuned):
