@@ -21,7 +21,9 @@ $(VENV)/torch:
 	$(BIN)/pip install --quiet "setuptools>=77" "torch>=2.10"
 	touch $@
 
+# Without the library of before, so that a build that fails is seen.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
+	rm -f namernn_fast/*.so
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench,check,test]"
 	touch $@
 

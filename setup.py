@@ -46,6 +46,8 @@ def extension_arguments() -> dict:
             try:
                 super().run()
             except (CCompilerError, ExecError, PlatformError, RuntimeError) as error:
+                if SANITIZERS:
+                    raise
                 print(f"namernn_fast: no C++ extension ({error}); ATen operators will be used.")
                 print("namernn_fast: NAMERNN_FAST_NO_EXT=1 chooses this without a try.")
 
