@@ -34,7 +34,7 @@ test-all: setup
 	$(BIN)/python -m pytest -m ""
 
 fuzz: setup
-	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/test_fuzz.py
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
 
 # A build for sanitizers, in build/NAME: the package, and the kernels by themselves.
 define build_sanitized
@@ -47,7 +47,7 @@ SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=li
 SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
 
-SANITIZED_TESTS = tests/test_kernel.py tests/test_rows.py tests/test_fuzz.py
+SANITIZED_TESTS = $(addprefix tests/kernel/,test_kernel.py test_rows.py test_fuzz.py)
 
 # Masked instructions hide from the sanitizers: the baseline has none.
 sanitize: setup

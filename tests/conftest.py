@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-# For a process of its own, whose Triton interprets: tests/test_triton.py starts it.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu"]
+# These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
 
 settings.register_profile("test", derandomize=True)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True)

@@ -21,7 +21,7 @@ from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
 from benchmarks.tables import ratio
 from namernn_fast import FusedRNN
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # What `pip install torch triton numpy` brings.
 BARE = ("torch", "triton", "numpy", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2")
 BARE += ("markupsafe", "filelock", "fsspec", "setuptools", "functorch", "torchgen")

@@ -1,4 +1,4 @@
-"""Runs the GPU's operators on the CPU, in Triton's interpreter: `tests/test_triton.py` starts this.
+"""Runs the GPU operators on the CPU in Triton's interpreter; `tests/gpu/test_triton.py` starts it.
 
 The interpreter runs the programs of a kernel one after the other. Programs that wait for each other
 cannot run like that, so each member of a block gets a process of its own.

@@ -119,7 +119,7 @@ def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
 
 def run_kernel_tests(environment, config, selection):
     """Some of the parity and kernel tests in a process of its own, the slow ones too if asked."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1] / "kernel"
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
         + ["-m", config.option.markexpr]
