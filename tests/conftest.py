@@ -7,6 +7,9 @@ from hypothesis import settings
 # These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
 
+# Pytest shows the values in a failed `assert` of test files alone; tests/drawn.py asserts as well.
+pytest.register_assert_rewrite("drawn")
+
 settings.register_profile("test", derandomize=True)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True)
 settings.load_profile("test")

@@ -8,12 +8,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import LAYOUTS, Case
+from cases import LAYOUTS, Case, draws
+from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fuzz import LUCKY, drawn_cases
-from test_fuzz import test_any_call as compare_any_call
-from test_parity import draws
 
 from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, gpu, ops
@@ -106,7 +104,7 @@ def test_any_call(case, choose):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer, "configuration", lambda H, *_: choose(H))
         patch.setattr(FusedRNN, "prepack", lambda self: self)  # it is for the CPU's kernel
-        compare_any_call.hypothesis.inner_test(case)
+        check_results(case)
 
 
 class AnyOrder(stack._InTurn):
@@ -155,7 +153,7 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
         wanted=frozenset(wanted),
         resets=resets,
     )
-    compare_any_call.hypothesis.inner_test(case)
+    check_results(case)
     assert stretches
     assert set(stretches) == {3}
 
@@ -165,7 +163,7 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
 def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
     budget = Budget(torch.float32)
-    for seed in range(draws((3, hidden_size))):
+    for seed in range(draws(hidden_size)):
         Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
     budget.check()
 
