@@ -9,7 +9,8 @@ export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
 
 comma := ,
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp) setup.py pyproject.toml
+NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.cpp)
+SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers bench-gpu gpu-model gpu-report \
 	roofline check format clean
@@ -21,9 +22,7 @@ $(VENV)/torch:
 	$(BIN)/pip install --quiet "setuptools>=77" "torch>=2.10"
 	touch $@
 
-# Without the library of before, so that a build that fails is seen.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	rm -f namernn_fast/*.so
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench,check,test]"
 	touch $@
 
@@ -92,13 +91,14 @@ roofline: setup
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/*.cpp
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
+	$(BIN)/python .ci/structure.py
 
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp tests/native/*.cpp
+	$(BIN)/clang-format -i $(NATIVE)
 
 clean:
-	rm -rf $(VENV) build *.egg-info namernn_fast/*.so
+	rm -rf $(VENV) build dist *.egg-info namernn_fast/*.so
