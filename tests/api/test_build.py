@@ -21,6 +21,9 @@ needs_objdump = pytest.mark.skipif(
     not X86 or shutil.which("objdump") is None, reason="needs an x86-64 build and objdump"
 )
 
+# The source files in csrc/isa, each compiled with the flags of one instruction set.
+ISA_FILES = {f"{isa}.cpp" for isa in ("baseline", "avx2", "avx512", "avx512_bf16", "amx")}
+
 
 def run_tool(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -47,8 +50,8 @@ def test_wide_instructions_only_in_their_isa_objects():
     """
     functions = functions_by_source()
     starts = [start for start, *_ in functions]
-    avx512 = {"kernel_avx512.cpp", "kernel_avx512_bf16.cpp", "kernel_amx.cpp"}
-    allowed = {"y": {"kernel_avx2.cpp", *avx512}, "z": avx512}
+    avx512 = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp"}
+    allowed = {"y": {"avx2.cpp", *avx512}, "z": avx512}
     seen = {"y": set(), "z": set()}
     for line in run_tool("objdump", "-d", "--no-show-raw-insn", EXTENSION).splitlines():
         instruction = re.match(r"\s+([0-9a-f]+):", line)
@@ -66,9 +69,17 @@ def test_wide_instructions_only_in_their_isa_objects():
 
 @needs_objdump
 def test_kernels_run_nothing_at_load():
-    """No constructor of theirs, so that loading the library runs no instruction of a wide ISA."""
-    sources = {source for *_, source, name in functions_by_source() if name.startswith("_GLOBAL_")}
-    assert not any(source.startswith("kernel_") for source in sources)
+    """An ISA's file has no constructor, so loading the library runs no instruction of a wide ISA."""
+    functions = functions_by_source()
+    assert {source for *_, source, _ in functions} >= ISA_FILES
+    constructors = {source for *_, source, name in functions if name.startswith("_GLOBAL_")}
+    assert not constructors & ISA_FILES
+
+
+@needs_objdump
+def test_no_debug_information():
+    """Python's own flags ask for it, and it was seven eighths of the library's size."""
+    assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 
 LEVELS = ("default", "avx2", "avx512")
