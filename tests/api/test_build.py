@@ -69,7 +69,7 @@ def test_wide_instructions_only_in_their_isa_objects():
 
 @needs_objdump
 def test_kernels_run_nothing_at_load():
-    """An ISA's file has no constructor, so loading the library runs no instruction of a wide ISA."""
+    """No file of an ISA has a constructor, so that loading the library runs no wide instruction."""
     functions = functions_by_source()
     assert {source for *_, source, _ in functions} >= ISA_FILES
     constructors = {source for *_, source, name in functions if name.startswith("_GLOBAL_")}
