@@ -87,7 +87,7 @@ def cpp_functions(text: str) -> Iterator[tuple[str, int, int]]:
     """
     code = without_comments(text)
     header = 0  # where the text before the next brace begins
-    open_braces: list[tuple[str, int] | None | str] = []  # a function's name and where it begins
+    open_braces: list[tuple[str, int] | str | None] = []  # a function's name and where it begins
     for brace in re.finditer(r"[{};]", code):
         at = brace.start()
         if brace[0] == "{":
