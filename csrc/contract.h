@@ -4,16 +4,17 @@
 // features that belongs to one (time, sequence) pair; N is the number of rows, T * B where nothing
 // is padded.
 //
-// Glossary of the native code:
-//   step, time      an index along the sequence (never a distance in memory, which is a stride)
-//   layout          which rows exist and in what order: SequenceLayout
-//   panel           a stretch of columns of a matrix, in the order in which a register tile reads
-//   it tile            the block of a product that one call computes in registers time block the
-//   stretch of time whose rows the backward pass keeps in cache together group, member   threads:
-//   groups share out the sequences, members of a group the hidden units slice, columns  a range of
-//   sequences, a range of hidden units; a part is a slice x columns wave, stretch   layers that run
-//   at once, a thread each; the steps that one does at a time lane            one element of a SIMD
-//   vector plan            whatever is decided from sizes alone: plan.h
+// Glossary of the native code (docs/architecture.md has that of the whole project):
+// - step, time: an index along the sequence, never a distance in memory, which is a stride;
+// - layout: which rows exist and in what order, a SequenceLayout;
+// - panel: columns of a matrix in the order in which a register tile reads them;
+// - tile: the piece of a product that one call computes in registers;
+// - time block: the stretch of time whose rows a pass keeps in cache together;
+// - group, member: threads; groups share out the sequences, the members of a group hidden units;
+// - slice, columns: a range of sequences, a range of hidden units; a part is a slice x columns;
+// - wave, stretch: layers that run at once, a thread each; the steps that each does at a time;
+// - lane: one element of a SIMD vector;
+// - plan: whatever is decided from sizes alone, in plan.h.
 //
 // This header is compiled into the objects of every instruction set, and the linker may merge an
 // inline function across them: so there are only plain structs here, without member functions or

@@ -1,23 +1,23 @@
-// The backward pass: one block of time steps after the other, last step first.
+// The backward pass: one time block after the other, last step first.
 //
 // First the recurrence dz_t = (grad_output_t + grad_h_t) act'(z_t), grad_h_{t-1} = dz_t W_hh; then,
-// over all rows of the block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and
-// dz W_ih. The rows of a block fit in cache together. Where the plan has groups of sequences, each
-// goes its own way through time with parameter gradients of its own, which are added up in the end:
-// no row travels between cores.
+// over all rows of the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and
+// dz W_ih. The rows of a time block fit in cache together. Where the plan has groups of sequences,
+// each goes its own way through time with parameter gradients of its own, which are added up in the
+// end: no row travels between cores.
 //
 // How these products are computed is a type, FloatProducts or PairProducts, with the members:
-//   Storage, Scalar      the type of the layer, and the type of its sums
-//   Element, Recurrence  the type of the operands, and the panels of weight_hh
-//   block_rows           rows of a time block, about
-//   gradient_size, deliver_gradient       the sums of a gradient [H, width], their way to the
-//   caller prepare_input_gradient, pack_input_panel   weight_ih in panels, where grad_input is
-//   wanted prepare_rows         memory for the rows of a group's time blocks keep_row keeps h_{t-1}
-//   (null: zeros) and x_t of a row for the products over the block step_back            grad_h = dz
-//   W_hh for rows of one time, and the columns given end_recurrence       what is left to prepare
-//   once the block's rows are known add_weight_gradient  grad [H, width] (+)= dz^T X over the
-//   block's rows, with X in panels write_input_gradient grad_input (+)= dz W_ih over the block's
-//   rows
+// - Storage, Scalar: the type of the layer, and the type of its sums;
+// - Element, Recurrence: the type of the products' operands, and the panels of weight_hh;
+// - block_rows: rows of a time block, about;
+// - gradient_size, deliver_gradient: sums of a gradient [H, width], and their way to the caller;
+// - prepare_input_gradient, pack_input_panel: weight_ih in panels, where grad_input is wanted;
+// - prepare_rows: memory for the rows of a group's time blocks;
+// - keep_row: keeps h_{t-1} (null: zeros) and x_t of a row for the products over the time block;
+// - step_back: grad_h = dz W_hh for rows of one time, and the columns given;
+// - end_recurrence: what is left to prepare once the rows of the time block are known;
+// - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels;
+// - write_input_gradient: grad_input (+)= dz W_ih over the time block's rows.
 #pragma once
 
 #include "kernel/float_products.h"
@@ -150,7 +150,8 @@ inline void read_last_gradients(const Backward<Storage>& args, const Part& part,
   }
 }
 
-// One step of the recurrence, at time t. `row`: the number in the block that sequence 0 would have.
+// One step of the recurrence, at time t. `row`: the number in the time block that sequence 0 would
+// have.
 template <class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,

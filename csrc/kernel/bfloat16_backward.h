@@ -70,7 +70,7 @@ struct PairRow {
 };
 
 constexpr int64_t kMinPairRows = 512;    // of a time block: gradients are read and written once
-constexpr int64_t kPairChunkRows = 256;  // of a product over a block's rows, per pass over C
+constexpr int64_t kPairChunkRows = 256;  // of a product over a time block's rows, per pass over C
 
 struct PairProducts {
   using Storage = BFloat16;
@@ -154,8 +154,8 @@ struct PairProducts {
                    });
   }
 
-  // Transposes dz and packs the rows of the block, kGranule of them at once, for the gradients of
-  // the weights.
+  // Transposes dz and packs the rows of the time block, kGranule of them at once, for the gradients
+  // of the weights.
   void end_recurrence(const Backward<BFloat16>& args, int64_t count, const Part& part) const {
     if (!args.grad_weight_ih) return;
     for (int64_t first = part.member * kGranule; first < count; first += part.members * kGranule) {

@@ -13,7 +13,7 @@ namespace namernn_fast {
 namespace {
 
 constexpr int64_t kMinBlockRows = 256;  // of a time block
-constexpr int64_t kChunkRows = 256;     // of a product over a block's rows, per pass over C
+constexpr int64_t kChunkRows = 256;     // of a product over a time block's rows, per pass over C
 constexpr int64_t kTaskRows = 96;       // of C in one unit of work
 
 template <class StorageType>

@@ -1,4 +1,4 @@
-// The forward pass on copies, one block of steps after the other: of rows that are stored in 16
+// The forward pass on copies, one time block after the other: of rows that are stored in 16
 // bits, or that lie in an order which a product cannot follow. And the entry point of the forward
 // pass in float and double, which chooses.
 #pragma once
@@ -10,14 +10,14 @@ namespace {
 
 constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 
-// Copies of the rows of one block of steps, for all parts.
+// Copies of the rows of one time block, for all parts.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;   // of a block
+  int64_t steps;   // of a time block
   Scalar* input;   // [steps, B, D]
   Scalar* output;  // [steps, B, H]
-  Scalar* state;   // [B, H], at the block's begin
-  Scalar* h_n;     // [B, H], at its end
+  Scalar* state;   // [B, H], at the begin of the time block
+  Scalar* h_n;     // [B, H], at the end of the time block
 };
 
 // The forward pass of one part on copies.
@@ -33,7 +33,7 @@ struct CopiedPart {
   int64_t width() const { return part.columns.last - part.columns.first; }
   // The part's columns of the state of sequence b.
   int64_t state_at(int64_t b) const { return b * args.layer.H + part.columns.first; }
-  // Row (t, b) in a copy of `features` a row, of a block whose first time is `first`.
+  // Row (t, b) in a copy of `features` a row, of a time block whose first time is `first`.
   Scalar* copy_at(Scalar* rows, int64_t first, int64_t t, int64_t b, int64_t features) const {
     return rows + ((t - first) * args.layer.layout.B + b) * features;
   }
@@ -49,35 +49,35 @@ struct CopiedPart {
     }
   }
 
-  // The arguments of the forward pass over the copied block of times first .. last.
-  Forward<Scalar> block_of(int64_t first, int64_t last, bool initial) const {
+  // The arguments of the forward pass over the copied rows of times first .. last.
+  Forward<Scalar> arguments_of(int64_t first, int64_t last, bool initial) const {
     const Layer<Storage>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
-    Forward<Scalar> block{};
-    block.layer.layout.T = last - first;
-    block.layer.layout.B = count_at(layout, first);
-    block.layer.layout.N = (last - first) * block.layer.layout.B;
-    if (layout.count) block.layer.layout.count = layout.count + first;
-    block.layer.D = layer.D;
-    block.layer.H = layer.H;
-    block.layer.reverse = layer.reverse;
-    block.layer.activation = layer.activation;
-    block.layer.chains = layer.chains;
-    block.layer.input = {copies.input, layout.B * layer.D, layer.D};
-    block.layer.hx = initial && !layer.hx && weights.finite ? nullptr : copies.state;
-    block.layer.hx_stride = layer.H;
+    Forward<Scalar> copied{};
+    copied.layer.layout.T = last - first;
+    copied.layer.layout.B = count_at(layout, first);
+    copied.layer.layout.N = (last - first) * copied.layer.layout.B;
+    if (layout.count) copied.layer.layout.count = layout.count + first;
+    copied.layer.D = layer.D;
+    copied.layer.H = layer.H;
+    copied.layer.reverse = layer.reverse;
+    copied.layer.activation = layer.activation;
+    copied.layer.chains = layer.chains;
+    copied.layer.input = {copies.input, layout.B * layer.D, layer.D};
+    copied.layer.hx = initial && !layer.hx && weights.finite ? nullptr : copies.state;
+    copied.layer.hx_stride = layer.H;
     if (layer.resets.at) {
-      block.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
-                            layer.resets.time_stride};
+      copied.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
+                             layer.resets.time_stride};
     }
-    block.output = {copies.output, layout.B * layer.H, layer.H};
-    block.h_n = copies.h_n;
-    return block;
+    copied.output = {copies.output, layout.B * layer.H, layer.H};
+    copied.h_n = copies.h_n;
+    return copied;
   }
 
   // Copies the inputs of times first .. last, and clears the states that a cut keeps from t_begin,
-  // the time at which the block begins. Cuts within the block are seen there.
-  void read_block(int64_t first, int64_t last, int64_t t_begin) const {
+  // the time at which the time block begins. Cuts within the time block are seen there.
+  void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
     for (int64_t t = first; t < last; ++t) {
@@ -93,7 +93,7 @@ struct CopiedPart {
     }
   }
 
-  void write_block(int64_t first, int64_t last) const {
+  void write_time_block(int64_t first, int64_t last) const {
     const Layer<Storage>& layer = args.layer;
     for (int64_t t = first; t < last; ++t) {
       for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
@@ -112,13 +112,13 @@ struct CopiedPart {
       const int64_t first = min64(time_of(layer, s), time_of(layer, s_end - 1));
       const int64_t last = first + (s_end - s);
       const int64_t alive = count_at(layout, first);
-      read_block(first, last, time_of(layer, s));
+      read_time_block(first, last, time_of(layer, s));
       if (part.team) barrier(*part.team, runtime);
       Part inside = part;
       inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
-      const Forward<Scalar> block = block_of(first, last, s == 0);
-      ForwardPart<Scalar>(block, weights, inside, runtime).run(runtime);
-      write_block(first, last);
+      const Forward<Scalar> copied = arguments_of(first, last, s == 0);
+      ForwardPart<Scalar>(copied, weights, inside, runtime).run(runtime);
+      write_time_block(first, last);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
         std::memcpy(copies.state + state_at(b), copies.h_n + state_at(b), width() * sizeof(Scalar));

@@ -79,7 +79,7 @@ inline void add_apart(const GradientSums<Scalar>& own, int64_t begin, int64_t en
   if (own.sizes.bias) add_apart(own.sums.bias, own.apart.bias, elements(own.sizes.bias));
 }
 
-// Counts the rows of a block, and calls `add` where enough have gathered apart.
+// Counts the rows of a time block, and calls `add` where enough have gathered apart.
 template <class Scalar, class Add>
 inline void gather(const GradientSums<Scalar>& own, int64_t rows, Gathering& gathering, Add&& add) {
   gathering.rows += rows;

@@ -154,7 +154,7 @@ struct Nothing {
 
 // Columns [first, last) of C, both multiples of the panel width or the end. M rows are cut into
 // tiles of equal height, give or take one, so no thin tile is left over. `finish(i, j, rows,
-// columns)` is called on every block of C while it is in the nearest cache.
+// columns)` is called on every tile of C while it is in the nearest cache.
 template <class Scalar, bool kByColumn, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {
