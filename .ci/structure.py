@@ -21,7 +21,8 @@ EXCEPTIONS = {
 }
 
 # Where words are looked for, as prefixes of paths.
-EVERYWHERE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "docs/", "README", "CONTRIBUTING")
+CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "README", "CONTRIBUTING")
+EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
 GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/")
 # (pattern, what to write in its place, where)
@@ -32,14 +33,14 @@ BANNED = [
     (r"\bkStep\b", "kGranule", EVERYWHERE),
     (r"(?i)regime", "plan", EVERYWHERE),
     (r"(?i)threading rule|\bgpu[./]rule\b|\bimport rule\b|\bthe rule's\b", "plan", EVERYWHERE),
-    (r"(?i)prepack", "nothing: prepack() was removed", EVERYWHERE),
+    (r"(?i)prepack", "nothing: prepack() was removed", (*CODE, "docs/performance")),
     (
         r"(?i)\bpacked (weight|cop|panel|matri)\w*|\b(weights?|copies) packed\b",
         "panels",
         EVERYWHERE,
     ),
     (r"\bPacked(Weights|Recurrence|Tensor)\b|\bpacked_for\b", "panels", EVERYWHERE),
-    (r"(\.|->)packed\b(?! *\?)(?<!options\.packed)(?<!Layout::packed)", "panels", NATIVE),
+    (r"\blayer(\.|->)packed\b", "panels", NATIVE),
     (r"\bSteps\b", "SequenceLayout", NATIVE),
     (r"\bRows\b(<|&| \w+[;,)])", "RowStrides", NATIVE),
     (r"\bRows\b", "SequenceLayout", GPU[:2]),

@@ -2,12 +2,14 @@
 // float multiply-adds.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
-#include "kernel-inl.h"
+#include <cstring>
+
+#include "kernel/simd.h"
 
 namespace namernn_fast {
 namespace {
 
-struct PairProduct {
+struct PairTile {
   static constexpr int64_t rows = 6;
 
   template <bool kAdd, int kRows>
@@ -54,7 +56,7 @@ struct PairProduct {
 }  // namespace
 }  // namespace namernn_fast
 
-#include "pairs-backward-inl.h"
+#include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
 const KernelsFor<BFloat16> kernels_avx512_bf16 = kernels_on_pairs();

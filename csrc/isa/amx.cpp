@@ -1,16 +1,16 @@
 // bfloat16 on AMX: tiles of 16 rows of 64 bytes.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
-#include "kernel-inl.h"
+#include "kernel/simd.h"
 
 namespace namernn_fast {
 namespace {
 
 // Tiles 0 to 3 are C, 2 x 2 of them; 4 and 5 are rows of A, 6 and 7 columns of the panel.
-struct PairProduct {
+struct PairTile {
   static constexpr int64_t rows = 32;
 
-  PairProduct() {
+  PairTile() {
     struct {
       uint8_t palette = 1;
       uint8_t start_row = 0;
@@ -24,9 +24,9 @@ struct PairProduct {
     }
     _tile_loadconfig(&configuration);
   }
-  ~PairProduct() { _tile_release(); }
-  PairProduct(const PairProduct&) = delete;
-  PairProduct& operator=(const PairProduct&) = delete;
+  ~PairTile() { _tile_release(); }
+  PairTile(const PairTile&) = delete;
+  PairTile& operator=(const PairTile&) = delete;
 
   template <bool kAdd>
   void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
@@ -84,7 +84,7 @@ struct PairProduct {
 }  // namespace
 }  // namespace namernn_fast
 
-#include "pairs-backward-inl.h"
+#include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
 const KernelsFor<BFloat16> kernels_amx = kernels_on_pairs();

@@ -1,40 +1,15 @@
 // Matrix products on register tiles: C[M, width] = start + sum over operands of A[M, K] B[K,
 // width].
 //
-// B is packed in panels: panel p holds columns p * panel_width .. of all K rows, row after row, the
-// last one padded with zeros. A is read in place by two strides, so it may be rows of an output
-// tensor or, with the strides exchanged, their transpose. Every element of C is summed in the same
-// order, whatever the tile shape: results do not depend on how the work is split.
+// B lies in panels. A is read in place by two strides, so A may be rows of an output tensor or,
+// with the strides exchanged, their transpose. Every element of C is summed in the same order,
+// whatever the tile shape: results do not depend on how the work is split.
 #pragma once
 
-#include "simd-inl.h"
+#include "kernel/panels.h"
 
 namespace namernn_fast {
 namespace {
-
-template <class Scalar>
-struct Shape {
-  static constexpr int lanes = Simd<Scalar>::lanes;
-  static constexpr int panel_vectors = NAMERNN_REGISTERS >= 32 ? 4 : 2;
-  static constexpr int panel_width = panel_vectors * lanes;
-  static constexpr int max_rows = 6;
-  // Few rows leave registers for more columns, which hides the multiply-add's latency.
-  static constexpr int max_vectors(int rows) {
-    return rows == 1 ? 8 : rows == 2 && NAMERNN_REGISTERS >= 32 ? 8 : rows == 2 ? 4 : panel_vectors;
-  }
-};
-
-template <class Scalar>
-inline int64_t panel_count(int64_t width) {
-  constexpr int64_t w = Shape<Scalar>::panel_width;
-  return (width + w - 1) / w;
-}
-
-// Elements of the panels of a [K, width] matrix.
-template <class Scalar>
-inline int64_t panels_size(int64_t K, int64_t width) {
-  return panel_count<Scalar>(width) * K * Shape<Scalar>::panel_width;
-}
 
 template <class Scalar>
 struct Operand {
@@ -179,7 +154,7 @@ struct Nothing {
 
 // Columns [first, last) of C, both multiples of the panel width or the end. M rows are cut into
 // tiles of equal height, give or take one, so no thin tile is left over. `finish(i, j, rows,
-// columns)` is called on every block of C while it is in the nearest cache.
+// columns)` is called on every tile of C while it is in the nearest cache.
 template <class Scalar, bool kByColumn, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {
@@ -189,9 +164,9 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
   const int64_t tiles = (M + S::max_rows - 1) / S::max_rows;
   const int64_t low = M / tiles;
   const int64_t tall = M % tiles;  // the first `tall` tiles have low + 1 rows
-  const int64_t step = S::max_vectors(low + (tall > 0)) * S::lanes;
-  for (int64_t j = first; j < last; j += step) {
-    const int64_t width = last - j < step ? last - j : step;
+  const int64_t tile_width = S::max_vectors(low + (tall > 0)) * S::lanes;
+  for (int64_t j = first; j < last; j += tile_width) {
+    const int64_t width = last - j < tile_width ? last - j : tile_width;
     const int64_t vectors = (width + S::lanes - 1) / S::lanes;
     const Tile<Scalar> low_tile = pick_tile<Scalar, kByColumn>(low, vectors, row_sizes);
     const Tile<Scalar> tall_tile =
@@ -202,62 +177,6 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
       finish(i, j, rows, width);
       i += rows;
     }
-  }
-}
-
-// The transpose of the first `rows` rows and n columns of W, as n rows of a panel. With constant
-// arguments all of it stays in registers.
-template <class Scalar, class Storage>
-inline void pack_block(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* panel) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
-  Vec<Scalar> block[lanes];
-#pragma GCC unroll 16
-  for (int64_t r = 0; r < lanes; ++r) {
-    block[r] = r < rows ? load_upto(w + r * w_row, n) : Vec<Scalar>{};
-  }
-  transpose<Scalar>(block);
-#pragma GCC unroll 16
-  for (int64_t r = 0; r < lanes; ++r) {
-    if (r < n) store(panel + r * Shape<Scalar>::panel_width, block[r]);
-  }
-}
-
-// Panel of W^T for columns first .. of a row-major W [width, K].
-template <class Scalar, class Storage>
-inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
-                            Scalar* panel) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
-  constexpr int64_t panel_width = Shape<Scalar>::panel_width;
-  for (int64_t j = 0; j < panel_width; j += lanes) {
-    const int64_t rows = width - (first + j);
-    const Storage* source = w + (first + j) * K;
-    for_each_vector<Scalar>(K, [&](int64_t k, int64_t n) {
-      Scalar* target = panel + k * panel_width + j;
-      if (rows >= lanes && n == lanes) {
-        pack_block(source + k, K, lanes, lanes, target);
-      } else {
-        pack_block(source + k, K, rows, n, target);
-      }
-    });
-  }
-}
-
-// One row of a panel: columns first .. of a row of `width` elements, zero past its end.
-template <class Scalar, class Storage>
-inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* panel_row) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
-  for (int64_t j = 0; j < Shape<Scalar>::panel_width; j += lanes) {
-    const int64_t n = width - (first + j);
-    store(panel_row + j,
-          !row || n <= 0 ? Vec<Scalar>{} : load_upto(row + first + j, n < lanes ? n : lanes));
-  }
-}
-
-// Panel of W for columns first .. of a row-major W [K, width].
-template <class Scalar, class Storage>
-inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scalar* panel) {
-  for (int64_t k = 0; k < K; ++k) {
-    pack_row(w + k * width, width, first, panel + k * Shape<Scalar>::panel_width);
   }
 }
 
@@ -286,15 +205,6 @@ inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
     for (int r = 0; r < distance; ++r) acc[r] += acc[r + distance];
   }
   return acc[0];
-}
-
-template <class Storage, class Scalar = Compute<Storage>>
-inline bool all_finite(const Storage* p, int64_t n) {
-  Vec<Scalar> sum = {};
-  for_each_vector<Scalar>(n, [&](int64_t i, int64_t m) { sum += load_upto(p + i, m) * Scalar(0); });
-  bool finite = true;  // zero times a finite number is zero, and NaN otherwise
-  for (int l = 0; l < Simd<Scalar>::lanes; ++l) finite &= sum[l] == Scalar(0);
-  return finite;
 }
 
 }  // namespace

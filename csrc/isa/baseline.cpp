@@ -5,7 +5,7 @@
 #else
 #define NAMERNN_REGISTERS 16
 #endif
-#include "kernel-inl.h"
+#include "kernel/table.h"
 
 namespace namernn_fast {
 constexpr Kernels kernels_baseline = kernels_named("baseline");

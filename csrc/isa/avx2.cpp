@@ -1,6 +1,6 @@
 #define NAMERNN_VECTOR_BYTES 32
 #define NAMERNN_REGISTERS 16
-#include "kernel-inl.h"
+#include "kernel/table.h"
 
 namespace namernn_fast {
 constexpr Kernels kernels_avx2 = kernels_named("avx2");
