@@ -189,24 +189,6 @@ def _autocast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(device))
 
 
-class Prepacked(NamedTuple):
-    """The weights of a stack of layers as the forward kernel reads them, from `prepack`."""
-
-    layers: list[Tensor]
-    """One opaque tensor for each layer, of use in this process only."""
-    weights: list[Tensor]
-    """Aliases of what it was made of: while they live, no other tensor can come to lie there."""
-    versions: list[int]
-    """The version that each of them had."""
-
-    def is_of(self, weights: Sequence[Tensor]) -> bool:
-        """Whether these are the weights it was made of, unchanged as far as torch knows."""
-        return all(
-            w.data_ptr() == own.data_ptr() and w._version == version
-            for w, own, version in zip(weights, self.weights, self.versions, strict=True)
-        )
-
-
 def _options_of_weights(weights, bias, bidirectional):
     """The options that say how many weights a layer has, having checked that it has so many."""
     options = (ops.BIAS if bias else 0) | (ops.BIDIRECTIONAL if bidirectional else 0)
@@ -217,38 +199,6 @@ def _options_of_weights(weights, bias, bidirectional):
             f"bidirectional={bidirectional}), got {len(weights)}"
         )
     return options
-
-
-def prepack(
-    weights: Sequence[Tensor], *, bias: bool = True, bidirectional: bool = False
-) -> Prepacked:
-    """Packs the weights of `rnn` once, for calls of which no gradient is wanted.
-
-    Args:
-        weights: as for `rnn`, on the CPU, of a floating-point type.
-        bias: whether they hold biases.
-        bidirectional: whether every layer has two directions.
-
-    Raises:
-        ValueError: they do not fit the options.
-        RuntimeError: the fused kernel is not installed or does not take these weights, or they are
-            inference tensors, whose changes torch does not count.
-    """
-    reason = ops.why_not_cpu_kernel(weights[0])
-    if reason is not None:
-        raise RuntimeError(f"weights cannot be prepacked: {reason}")
-    if any(w.is_inference() for w in weights):
-        raise RuntimeError(
-            "weights cannot be prepacked: they were made in inference mode, where torch does not "
-            "count changes"
-        )
-    options = _options_of_weights(weights, bias, bidirectional)
-    with torch.no_grad():
-        layers = [
-            ops.rnn_prepack(own_weights, options)
-            for _, own_weights in ops.layers_of(None, weights, options)
-        ]
-    return Prepacked(layers, [w.detach() for w in weights], [w._version for w in weights])
 
 
 def rnn(
@@ -265,7 +215,6 @@ def rnn(
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     batch_invariant: bool = False,
-    prepacked: Prepacked | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Applies a vanilla RNN of one or more layers to whole sequences; `FusedRNN` calls this.
 
@@ -300,8 +249,6 @@ def rnn(
             direction runs each from its own end. Of a PackedSequence in the order of its padded
             form; not with a jagged tensor.
         batch_invariant: as within `namernn_fast.batch_invariant()`.
-        prepacked: what `prepack` made of these very weights, to be read in their place where no
-            gradient is wanted and autocast is off.
 
     Returns:
         output: the last layer's states at every step, like input with num_directions * hidden_size
@@ -375,7 +322,6 @@ def rnn(
         data = _autocast(data)
         hx = None if hx is None else _autocast(hx)
         weights = [_autocast(w) for w in weights]
-        prepacked = None
     if hx is not None and hx.dtype != data.dtype and {hx.dtype, data.dtype} <= _MIXED:
         hx = hx.to(data.dtype)
     tracing = torch.compiler.is_compiling()
@@ -406,12 +352,7 @@ def rnn(
         output, h_n = _run(run_stack, dropout, *arguments)
     else:
         try:
-            if prepacked is not None and not _wants_gradient(data, hx, weights):
-                output, h_n = ops.rnn_forward_prepacked(
-                    data, hx, prepacked.layers, weights[1].shape[0], rows, reset, options
-                )
-            else:
-                output, h_n = _run(_fused_stack, dropout, *arguments)
+            output, h_n = _run(_fused_stack, dropout, *arguments)
         except RuntimeError:  # the operator checks its arguments; `nn.RNN` has words of its own
             _check(*arguments)
             raise

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import tracing
-from .functional import Prepacked, prepack, rnn
+from .functional import rnn
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -21,10 +21,6 @@ def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
         return [parameters[name] for name in names]  # type: ignore[misc]
     except KeyError:
         return [getattr(module, name) for name in names]
-
-
-def _in_training(weights: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(w.requires_grad for w in weights)
 
 
 class FusedRNN(torch.nn.RNN):
@@ -51,7 +47,6 @@ class FusedRNN(torch.nn.RNN):
     """
 
     batch_invariant: bool = False
-    _prepacked: Prepacked | None = None
 
     # `torch.nn.utils.skip_init` takes modules that name `device`; `nn.RNN` does not.
     def __init__(self, *args, batch_invariant: bool = False, device=None, dtype=None, **kwargs):
@@ -96,19 +91,10 @@ class FusedRNN(torch.nn.RNN):
         takes minutes, and hand h_n on as hx. In a process forked from one with threads the kernel
         runs on one thread.
         """
-        weights = _current(self, self._flat_weights_names)
-        # What is compiled reads the weights themselves: a tracer cannot see them change. A layer
-        # in training is about to change, and fused optimizers do not count that as one.
-        if (
-            self._prepacked is not None
-            and not torch.compiler.is_compiling()
-            and (_in_training(weights) or not self._prepacked.is_of(weights))
-        ):
-            self._prepacked = None
         return rnn(
             input,
             hx,
-            weights,
+            _current(self, self._flat_weights_names),
             nonlinearity=self.nonlinearity,
             bias=self.bias,
             batch_first=self.batch_first,
@@ -118,40 +104,7 @@ class FusedRNN(torch.nn.RNN):
             lengths=lengths,
             reset=reset,
             batch_invariant=self.batch_invariant,
-            prepacked=self._prepacked,
         )
-
-    def prepack(self) -> "FusedRNN":
-        """Keeps a second copy of the weights in the kernel's own order, for inference.
-
-        Calls of which no gradient is wanted then read that copy, which saves each of them the time
-        to order the weights anew: much of a call where there are few rows. The copy is dropped, and
-        everything is as before, once a parameter is another tensor, was changed in place, or a call
-        wants its gradient. A write that torch does not count escapes this: one through
-        `parameter.data`, NumPy or a pointer. Call `prepack` again after such a write. It is no part
-        of `state_dict`, copies or pickles.
-
-        Returns:
-            The layer itself.
-
-        Raises:
-            RuntimeError: the parameters are not on the CPU, were made in inference mode, or are
-                computed at every call, as parametrized and pruned ones are.
-        """
-        computed = [name for name in self._flat_weights_names if name not in self._parameters]
-        if computed:
-            raise RuntimeError(
-                "weights cannot be prepacked: computed anew at every call are "
-                + ", ".join(computed)
-            )
-        weights = _current(self, self._flat_weights_names)
-        self._prepacked = prepack(weights, bias=self.bias, bidirectional=self.bidirectional)
-        return self
-
-    def __getstate__(self):
-        state = super().__getstate__()
-        state.pop("_prepacked", None)
-        return state
 
 
 tracing.allow(FusedRNN)

@@ -53,11 +53,6 @@ _library.define(
     "int[] want_layers) -> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.define("rnn_prepack(Tensor[] weights, int options) -> Tensor")
-_library.define(
-    "rnn_forward_prepacked(Tensor input, Tensor? hx, Tensor[] packed, int hidden_size, "
-    f"{_ROWS}) -> (Tensor, Tensor)"
-)
 _library.define("cpu_kernel(bool bfloat16) -> str")
 _library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
@@ -81,8 +76,6 @@ HAS_EXTENSION = _load_extension()
 
 rnn_forward = torch.ops.namernn_fast.rnn_forward.default
 rnn_backward = torch.ops.namernn_fast.rnn_backward.default
-rnn_prepack = torch.ops.namernn_fast.rnn_prepack.default
-rnn_forward_prepacked = torch.ops.namernn_fast.rnn_forward_prepacked.default
 
 
 def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:

@@ -105,7 +105,6 @@ def test_any_call(case, choose):
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer, "configuration", lambda H, *_: choose(H))
-        patch.setattr(FusedRNN, "prepack", lambda self: self)  # it is for the CPU's kernel
         compare_any_call.hypothesis.inner_test(case)
 
 
