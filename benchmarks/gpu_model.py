@@ -21,7 +21,7 @@ from benchmarks.gpu import CELLS
 from benchmarks.grid import FORWARD, MODES, TRAINING, Cell
 from benchmarks.tables import markdown, ratio
 from namernn_fast.gpu.device import Device
-from namernn_fast.gpu.rule import choose
+from namernn_fast.gpu.plan import choose
 from namernn_fast.names import encode_names
 from namernn_fast.names.data import embedded_sample
 
@@ -421,7 +421,7 @@ do: that is no property of the GPU, so it is not in the model.
 ## Predictions
 
 `fastest` is the model's regime, and all figures are its, but for `rule`, which is what `choose` in
-`namernn_fast/gpu/rule.py` takes for that layer, and `its step`: what the model says of that
+`namernn_fast/gpu/plan.py` takes for that layer, and `its step`: what the model says of that
 configuration, with the blocks that it has. A step is the first, with all sequences alive. Names
 have the lengths of the embedded sample.
 `over graph` compares the model of two kernels a step with ours, both in a CUDA graph.

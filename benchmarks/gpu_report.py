@@ -1,6 +1,6 @@
 """What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
 
-Every configuration that the rule in `namernn_fast/gpu/rule.py` chooses for the sizes below is
+Every configuration that the rule in `namernn_fast/gpu/plan.py` chooses for the sizes below is
 compiled for every architecture, and the registers, spills and shared memory of the result go into
 docs/gpu_report.md.
 """
@@ -25,7 +25,7 @@ from benchmarks.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
 from namernn_fast.gpu.layer import constants_of, options_of
-from namernn_fast.gpu.rule import Config, choose
+from namernn_fast.gpu.plan import Config, choose
 
 PAGE = ROOT / "docs" / "gpu_report.md"
 RAW = RESULTS / "gpu_report.json"

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import batching, onnx, ops, reference
+from . import ops, reference
+from .integrations import onnx, vmap
 
 _MIXED = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -102,7 +103,7 @@ def _why_not_kernel(input: Tensor) -> str | None:
     path, or None: the fused kernel takes it."""
     if not torch.compiler.is_compiling() and (
         forward_ad._current_level >= 0
-        or (torch._C._are_functorch_transforms_active() and not batching.only_vmap_is_active())
+        or (torch._C._are_functorch_transforms_active() and not vmap.only_vmap_is_active())
     ):
         return "a torch.func transform but vmap, or forward-mode differentiation, is active"
     return ops.why_not_kernel(input)
@@ -477,7 +478,7 @@ def _wants_gradient(data, hx, weights):
 def _mapped_stack(data, hx, weights, rows, reset, options):
     """The fused stack under vmap, and perhaps another one below."""
     if torch._C._are_functorch_transforms_active():
-        return batching.Mapped.apply(_mapped_stack, data, hx, rows, reset, options, *weights)
+        return vmap.Mapped.apply(_mapped_stack, data, hx, rows, reset, options, *weights)
     return _fused_stack(data, hx, weights, rows, reset, options)
 
 

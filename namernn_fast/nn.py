@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import tracing
 from .functional import rnn
+from .integrations.compile import allow_tracing
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -107,7 +107,7 @@ class FusedRNN(torch.nn.RNN):
         )
 
 
-tracing.allow(FusedRNN)
+allow_tracing(FusedRNN)
 
 
 class FusedRNNCell(torch.nn.RNNCell):

@@ -19,8 +19,8 @@ triton = pytest.importorskip("triton")
 
 from benchmarks import gpu_report  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
-from namernn_fast.gpu import kernels, layer, rule, stack  # noqa: E402
-from namernn_fast.gpu.rule import choose  # noqa: E402
+from namernn_fast.gpu import kernels, layer, plan, stack  # noqa: E402
+from namernn_fast.gpu.plan import choose  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 GPU = torch.device("cuda", 0)
@@ -105,11 +105,11 @@ def test_streamed_tiles_grow_with_the_work():
 def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
     monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     input = torch.empty(5, 64, 8)
-    chosen = rule.configuration(128, 64, input, 1)
+    chosen = plan.configuration(128, 64, input, 1)
     tried = []
 
     def measure(call):
-        tried.append(rule.configuration(128, 64, input, 1))
+        tried.append(plan.configuration(128, 64, input, 1))
         if len(tried) == 1:
             raise triton.runtime.errors.OutOfResources(300, 200, "shared memory")
         return 1.0 if tried[-1].warps == 16 else 2.0
@@ -118,8 +118,8 @@ def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
     assert best in tried[1:]
     assert best.warps == 16
     assert len(set(tried)) == len(tried) > 2
-    assert rule.configuration(128, 64, input, 1) == best
-    assert rule.configuration(128, 65, input, 1) == chosen
+    assert plan.configuration(128, 64, input, 1) == best
+    assert plan.configuration(128, 65, input, 1) == chosen
 
 
 # ---- Layers at the same time ----

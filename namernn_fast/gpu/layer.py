@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from .device import Device, device_of
 from .kernels import backward_kernel, forward_kernel
-from .rule import Config, configuration
+from .plan import Config, configuration
 
 
 class Rows(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from .device import device_of
 from .layer import Rows, Stack, backward_layer, forward_layer, weight_gradients
-from .rule import configuration
+from .plan import configuration
 
 # A stretch of steps of one layer waits for that stretch of the layer below, backward above, and for
 # the stretch before of its own. So layers of one direction can run at the same time, a stretch

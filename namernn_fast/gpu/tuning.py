@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import ops
 from .operators import rnn_backward, rnn_forward
-from .rule import Config, Size, size_of, tuned
+from .plan import Config, Size, size_of, tuned
 
 
 def autotune(

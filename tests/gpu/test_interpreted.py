@@ -18,7 +18,7 @@ from test_parity import draws
 from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, gpu, ops
 from namernn_fast.gpu import kernels, layer, stack
-from namernn_fast.gpu.rule import Config
+from namernn_fast.gpu.plan import Config
 
 DTYPES = ops.TRITON_DTYPES
 

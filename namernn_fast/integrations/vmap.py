@@ -6,7 +6,7 @@ import torch
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from . import ops
+from .. import ops
 
 
 def only_vmap_is_active() -> bool:

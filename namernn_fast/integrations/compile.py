@@ -16,7 +16,7 @@ from typing import Any
 BUILDER = "torch._dynamo.variables.builder"
 
 
-def allow(module_class: type) -> None:
+def allow_tracing(module_class: type) -> None:
     """Has Dynamo trace instances of the class as it would any other module."""
     if BUILDER in sys.modules:
         _patch(sys.modules[BUILDER], module_class)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import ops
+from .. import ops
 
 
 def exporting() -> bool:
