@@ -2,7 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .functional import batch_invariant, explain, rnn
+from .explaining import explain
+from .functional import batch_invariant, rnn
 from .nn import FusedRNN, FusedRNNCell, replace_rnn
 
 try:

@@ -4,11 +4,12 @@ import platform
 
 import torch
 
-from . import __version__, ops
+from . import __version__, availability, ops
 
 
 def main() -> None:
-    kernel = f"cpu {ops.cpu_kernel()}" if ops.HAS_EXTENSION else "none (built without a compiler)"
+    has_kernel = availability.HAS_EXTENSION
+    kernel = f"cpu {ops.cpu_kernel()}" if has_kernel else "none (built without a compiler)"
     lines = {
         "namernn_fast": __version__,
         "torch": torch.__version__,

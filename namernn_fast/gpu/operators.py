@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import availability, ops
 from .layer import Rows, Stack, on_device_of
 from .stack import backward_stack, forward_stack
 
@@ -118,9 +118,9 @@ def _checked_stack(input, hx, weights, rows, reset, options) -> tuple[Stack, Ten
     )
     _require(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got {}", weights[1].dim())
     _require(
-        input.dtype in ops.TRITON_DTYPES,
+        input.dtype in availability.TRITON_DTYPES,
         "input must be of one of {}, got {}",
-        *(ops.TRITON_DTYPES, input.dtype),
+        *(availability.TRITON_DTYPES, input.dtype),
     )
     read = _read_rows(input, rows, reset, options)
     hidden_size = weights[1].shape[0]
