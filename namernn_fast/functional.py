@@ -105,26 +105,15 @@ def rnn(
             seq_len; batch_invariant is wanted of ATen operators or on a GPU, which cannot promise
             it; on a GPU, Triton is missing or too old, or the GPU is.
     """
-    per_layer = (4 if bias else 2) * (2 if bidirectional else 1)
+    options = _option_bits(nonlinearity, bias, bidirectional, batch_first, batch_invariant)
+    per_layer = ops.weights_per_layer(options)
     if not weights or len(weights) % per_layer:
         raise ValueError(
             f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
             f"bidirectional={bidirectional}), got {len(weights)}"
         )
-    options = ops.BIAS if bias else 0
-    if bidirectional:
-        options |= ops.BIDIRECTIONAL
-    if batch_first:
-        options |= ops.BATCH_FIRST
-    if batch_invariant or _batch_invariant:
-        options |= ops.BATCH_INVARIANT
-    if nonlinearity == "relu":
-        options |= ops.RELU
-    elif nonlinearity != "tanh":
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     if hx is not None and not isinstance(hx, Tensor):
         raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
-
     data, hx, sequence_layout, reset, options = _normalise(input, hx, weights, reset, options)
     if lengths is not None:
         sequence_layout = _as_sequence_layout(lengths, data, options)
@@ -136,9 +125,23 @@ def rnn(
         hx = hx.to(data.dtype)
     if dropout and (not training or len(weights) == per_layer):
         dropout = 0.0
-
     output, h_n = dispatch.run(data, hx, weights, sequence_layout, reset, options, dropout)
     return _restore(input, output, h_n, options)
+
+
+def _option_bits(nonlinearity, bias, bidirectional, batch_first, batch_invariant) -> int:
+    options = ops.BIAS if bias else 0
+    if bidirectional:
+        options |= ops.BIDIRECTIONAL
+    if batch_first:
+        options |= ops.BATCH_FIRST
+    if batch_invariant or _batch_invariant:
+        options |= ops.BATCH_INVARIANT
+    if nonlinearity == "relu":
+        options |= ops.RELU
+    elif nonlinearity != "tanh":
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    return options
 
 
 def _normalise(input, hx, weights, reset, options):
