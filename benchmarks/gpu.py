@@ -41,7 +41,7 @@ from benchmarks.workload import Input, train
 from namernn_fast import FusedRNN, availability, explain, gpu, ops
 from namernn_fast.gpu import device as gpu_device
 from namernn_fast.names import NamesData, encode_names
-from namernn_fast.names.data import embedded_sample
+from namernn_fast.names.dataset import embedded_sample
 
 RESULTS = Path(__file__).with_name("results")
 

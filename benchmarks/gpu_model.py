@@ -23,7 +23,7 @@ from benchmarks.tables import markdown, ratio
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.plan import choose
 from namernn_fast.names import encode_names
-from namernn_fast.names.data import embedded_sample
+from namernn_fast.names.dataset import embedded_sample
 
 PAGE = Path(__file__).with_name("gpu_model.md")
 

@@ -132,7 +132,7 @@ def _product(left, right, sum, PRECISION: tl.constexpr):
 
 
 # Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
-# of the tile; so the sum over the units k is split into PARTS, a dimension that warps share out too.
+# of the tile; so the sum over the units k is split into PARTS, which warps share out as well.
 
 
 @triton.jit
