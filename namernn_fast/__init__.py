@@ -8,7 +8,7 @@ from .nn import FusedRNN, FusedRNNCell, replace_rnn
 
 try:
     __version__ = version("namernn_fast")
-except PackageNotFoundError:  # a checkout, as `make bench-gpu` runs it
+except PackageNotFoundError:  # a checkout that was not installed, as `make bench-gpu` runs it
     __version__ = "0+checkout"
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`python -m namernn_fast`: versions, the processor's capability and the paths available."""
+"""`python -m namernn_fast`: prints versions, the processor's capability and the paths available."""
 
 import platform
 
@@ -8,6 +8,7 @@ from . import __version__, availability, ops
 
 
 def main() -> None:
+    """Prints one line for each fact."""
     has_kernel = availability.HAS_EXTENSION
     kernel = f"cpu {ops.cpu_kernel()}" if has_kernel else "none (built without a compiler)"
     lines = {
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 def _triton() -> str:
+    """Returns Triton's version, or that there is none."""
     try:
         import triton
     except ImportError:

@@ -31,7 +31,9 @@ def check_reset(reset: Tensor, is_jagged: bool) -> None:
 def check_like_nn_rnn(data, hx, weights, sequence_layout, reset, options) -> None:
     """Raises the errors of `nn.RNN` for input and hx that do not fit the weights.
 
-    Args: as of `namernn_fast.ops`; for a PackedSequence whatever its batch_sizes are.
+    Args:
+        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`. The values of
+            batch_sizes are not checked.
 
     Raises:
         ValueError: the dtype of input is not that of the weights.
@@ -83,6 +85,9 @@ def check_like_nn_rnn(data, hx, weights, sequence_layout, reset, options) -> Non
 def check_reference_arguments(data, hx, weights, sequence_layout, reset, options) -> None:
     """Checks for the reference path what the operators check for the kernels.
 
+    Args:
+        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`.
+
     Raises:
         RuntimeError: a shape does not fit, or lengths or batch_sizes are impossible.
     """
@@ -106,9 +111,9 @@ def weights_and_shapes(
     """Yields the name of each weight, the weight, and the shape that it must have.
 
     Args:
-        weights: as of the operators.
-        features: of the stack's input.
-        options: as of the operators.
+        weights: the flat list of weights.
+        features: features of the stack's input.
+        options: the option bits.
     """
     hidden_size = weights[1].shape[0]
     for layer in ops.layers_of(weights, options):

@@ -35,7 +35,7 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
 
     Args:
         layer: a FusedRNN or FusedRNNCell.
-        input: what the layer would be called with.
+        input: the input of the call in question.
 
     Raises:
         TypeError: layer or input is something else.

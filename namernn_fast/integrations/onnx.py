@@ -43,7 +43,8 @@ def rnn_stack(
 ) -> tuple[Tensor, Tensor]:
     """Runs a stack of layers over whole sequences, each layer as an ONNX node.
 
-    Args: as of the operators in `namernn_fast.ops`, but
+    Args:
+        input, hx, weights: as of `namernn_fast.ops`.
         sequence_layout: lengths (batch) of padded sequences, which is all that ONNX has, or None.
             output is zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
         reset: None; ONNX has no resets.

@@ -34,8 +34,13 @@ class Mapped(torch.autograd.Function):
     ):
         """Folds the mapped dimension into the batch, or calls once for each mapped set of weights.
 
-        Args: `info` and `in_dims` as of `torch.autograd.Function.vmap`, the others as of the
-            operators.
+        Args:
+            info, in_dims: as of `torch.autograd.Function.vmap`.
+            run_stack: the function that runs a stack of layers one level below.
+            input, hx, sequence_layout, reset, options, weights: as of `namernn_fast.ops`.
+
+        Returns:
+            output and h_n, and their mapped dimensions.
 
         Raises:
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over and
