@@ -38,10 +38,10 @@ from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAI
 from benchmarks.race import Call, timed
 from benchmarks.tables import SLOWER, markdown, ratio, shape
 from benchmarks.workload import Input, train
-from namernn_fast import FusedRNN, explain, gpu, ops
+from namernn_fast import FusedRNN, availability, explain, gpu, ops
 from namernn_fast.gpu import device as gpu_device
 from namernn_fast.names import NamesData, encode_names
-from namernn_fast.names.data import embedded_sample
+from namernn_fast.names.dataset import embedded_sample
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -495,7 +495,7 @@ class Interpreted:
             self.library.impl(name, partial(self.run, name), "CPU")
         # Neither asks a device that is none, nor for the C++ extension.
         gpu_device.find_device = lambda index: self.DEVICE
-        ops.why_not_cpu_kernel = lambda input: None
+        availability.why_not_cpu_kernel = lambda input: None
 
     def run(self, name: str, *arguments: Any) -> Any:
         self.calls[name] += 1

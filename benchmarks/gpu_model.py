@@ -21,9 +21,9 @@ from benchmarks.gpu import CELLS
 from benchmarks.grid import FORWARD, MODES, TRAINING, Cell
 from benchmarks.tables import markdown, ratio
 from namernn_fast.gpu.device import Device
-from namernn_fast.gpu.rule import choose
+from namernn_fast.gpu.plan import choose
 from namernn_fast.names import encode_names
-from namernn_fast.names.data import embedded_sample
+from namernn_fast.names.dataset import embedded_sample
 
 PAGE = Path(__file__).with_name("gpu_model.md")
 
@@ -208,18 +208,18 @@ def ruled(cell: Cell, precision: str) -> tuple[str, Step]:
         "multiply-adds": 2 * rows * columns * hidden * sms / of(precision),
         "device memory": rows_in_and_out(cell.batch, hidden, width) / waves,
     }
-    if config.regime != "streamed":
+    if config.kind != "streamed":
         resources["shared memory"] = from_shared(rows, hidden, columns, precision)
-    if config.regime != "resident":
+    if config.kind != "resident":
         read = width * rows * hidden
-        if config.regime == "streamed":
+        if config.kind == "streamed":
             read = width * hidden * (rows * config.tiles + columns)
         together = min(programs, sms)
         resources["L2"] = max(read * together / of("l2"), read / per_second("l2_port"))
     latency = {"the step's own chain": cycles("chain")}
     if config.members > 1:
         latency["the barrier"] = of("barrier")
-    return config.regime, Step(resources, latency, waves)
+    return config.kind, Step(resources, latency, waves)
 
 
 Regime = Callable[[int, int, str], Iterator[Step]]
@@ -318,7 +318,7 @@ def table(precision: str) -> str:
         found = recurrence(cell, precision)
         sizes = f"({cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'})"
         line = [sizes, str(cell.batch)]
-        line += [found.regime, microseconds(found.first.seconds), found.first.bound]
+        line += [found.kind, microseconds(found.first.seconds), found.first.bound]
         regime, step = ruled(cell, precision)
         line += [regime, microseconds(step.seconds)]
         for mode in MODES:
@@ -336,7 +336,7 @@ def bounds(precision: str) -> str:
     for cell in CELLS:
         if cell.mode == FORWARD:
             found = recurrence(cell, precision)
-            by_bound = counts.setdefault(found.regime, {})
+            by_bound = counts.setdefault(found.kind, {})
             by_bound[found.first.bound] = by_bound.get(found.first.bound, 0) + 1
     parts = []
     for regime, by_bound in counts.items():
@@ -421,7 +421,7 @@ do: that is no property of the GPU, so it is not in the model.
 ## Predictions
 
 `fastest` is the model's regime, and all figures are its, but for `rule`, which is what `choose` in
-`namernn_fast/gpu/rule.py` takes for that layer, and `its step`: what the model says of that
+`namernn_fast/gpu/plan.py` takes for that layer, and `its step`: what the model says of that
 configuration, with the blocks that it has. A step is the first, with all sequences alive. Names
 have the lengths of the embedded sample.
 `over graph` compares the model of two kernels a step with ours, both in a CUDA graph.

@@ -1,6 +1,6 @@
 """What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
 
-Every configuration that the rule in `namernn_fast/gpu/rule.py` chooses for the sizes below is
+Every configuration that the rule in `namernn_fast/gpu/plan.py` chooses for the sizes below is
 compiled for every architecture, and the registers, spills and shared memory of the result go into
 docs/gpu_report.md.
 """
@@ -24,8 +24,8 @@ from benchmarks.report import RESULTS, ROOT, write_section
 from benchmarks.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
-from namernn_fast.gpu.layer import constants_of, options_of
-from namernn_fast.gpu.rule import Config, choose
+from namernn_fast.gpu.layer import constants_of, launch_settings_of
+from namernn_fast.gpu.plan import Plan, choose
 
 PAGE = ROOT / "docs" / "gpu_report.md"
 RAW = RESULTS / "gpu_report.json"
@@ -58,7 +58,7 @@ class Build(NamedTuple):
     device: Device
     hidden_size: int
     dtype: torch.dtype
-    config: Config
+    config: Plan
 
     @property
     def precision(self) -> str:
@@ -141,7 +141,7 @@ def compile_kernel(
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget(device.backend, arch, device.lanes),
-        options=options_of(config, device),
+        options=launch_settings_of(config, device),
     )
     shared = compiled.metadata.shared
     if device.backend == "hip":
@@ -168,7 +168,7 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1])
 
 
-def occupancy(device: Device, config: Config, taken: Resources) -> float:
+def occupancy(device: Device, config: Plan, taken: Resources) -> float:
     """The part of a processor's warps that can be at work at once, as registers, shared memory and
     the warps themselves allow."""
     warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
@@ -204,13 +204,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     heads += ["registers", "spilled", "shared", "occupancy"]
     lines = [heads]
     for row in rows:
-        config = Config(**row["config"])
+        config = Plan(**row["config"])
         taken = [row[name] for name in KERNELS]
         lines.append(
             [
                 *(row["arch"], row["dtype"], str(row["hidden_size"])),
                 ", ".join(map(str, row["batches"])),
-                config.regime,
+                config.kind,
                 str(config.members),
                 f"{config.block_b} x {config.block_n} x {config.block_k}",
                 str(config.warps),

@@ -44,7 +44,6 @@ ODD_SHAPES = (
 )
 PACKED_BATCHES = (16, 64, 256, 1024)
 LENGTHS = (2, 12)
-PREPACKED = "FusedRNN.prepack()"
 # Other implementations round in their own ways; a wrong formula is off by far more.
 PEER_ERROR = 1e-4
 
@@ -244,11 +243,6 @@ def calls(cell: Cell, threads: int, names: list[str]) -> dict[str, Call]:
     gate.check(
         *({str(i): torch.from_numpy(v) for i, v in enumerate(r)} for r in (ours, theirs, oracle))
     )
-    if cell.mode == FORWARD and cell.family == DENSE:
-        prepacked = FusedRNN(cell.input_size, cell.hidden_size)
-        prepacked.load_state_dict(baseline.state_dict())
-        found[PREPACKED] = layer_call(prepacked.prepack())
-        check_peer(PREPACKED, results(cell, found[PREPACKED], prepacked), oracle)
     problem = Problem(cell, baseline, input)
     for name in names if cell.family == DENSE else ():
         call = PEERS[name][1](problem, threads)
@@ -294,14 +288,14 @@ def by_cell(rows: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
     """A row a cell: nn.RNN, ours, their ratio, and the best of the others."""
-    lines = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", PREPACKED, "best other", "its time"]]
+    lines = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "best other", "its time"]]
     ratios, beaten = [], []
     for cell, medians in by_cell(rows).items():
         if cell.mode != mode:
             continue
         ours = medians[FUSED]
         ratios.append(medians[BASELINE] / ours)
-        others = {n: m for n, m in medians.items() if n not in (BASELINE, FUSED, PREPACKED)}
+        others = {n: m for n, m in medians.items() if n in PEERS}
         best = min(others, key=others.__getitem__, default="")
         label = shape(cell)
         if cell.family == PACKED:
@@ -310,7 +304,6 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
             [
                 *(label, str(cell.batch), duration(medians[BASELINE]), duration(ours)),
                 ratio(ratios[-1]),
-                duration(medians[PREPACKED]) if PREPACKED in medians else "",
                 best,
                 duration(others[best]) + (" ▼" if others[best] < ours else "") if best else "",
             ]

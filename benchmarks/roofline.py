@@ -30,8 +30,8 @@ from namernn_fast import FusedRNN
 
 FLOAT_BYTES = 4
 BOUND_BY_MULTIPLY_ADDS = 64  # sequences
-# Ever less beside the multiply-adds: relu costs next to nothing, packed weights need no packing.
-LESS = {"tanh": "as it is", "relu": "relu for tanh", "prepacked": "and prepacked"}
+# Less beside the multiply-adds: relu costs next to nothing.
+LESS = {"tanh": "as it is", "relu": "relu for tanh"}
 
 
 def flops(cell: Cell) -> int:
@@ -108,12 +108,9 @@ def take_away(threads: int, seconds: float) -> list[dict[str, Any]]:
                 act: FusedRNN(cell.input_size, cell.hidden_size, nonlinearity=act)
                 for act in ("tanh", "relu")
             }
-            packed = FusedRNN(cell.input_size, cell.hidden_size, nonlinearity="relu").prepack()
             calls = {name: partial(layer, input) for name, layer in layers.items()}
             with torch.inference_mode():
-                medians, peak = race_peak(
-                    {**calls, "prepacked": partial(packed, input)}, count, seconds
-                )
+                medians, peak = race_peak(calls, count, seconds)
             for name in LESS:
                 shares[f"{name} {count}"] = flops(cell) / medians[name] / peak
         torch.set_num_threads(threads)

@@ -58,7 +58,7 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """Those of input, hx and weights that want a gradient; with none the weights are prepacked."""
+    """Those of input, hx and weights that want a gradient."""
     given: frozenset[str] = frozenset()
     """Those of output and h_n that a gradient is given of."""
     threads: int = 1
@@ -116,8 +116,6 @@ class Drawn(Case):
             for p, value in zip(module.parameters(), self.weights, strict=True):
                 p.copy_(value)
         module.requires_grad_("weights" in self.wanted)
-        if layer_class is FusedRNN and not self.wanted:
-            module.prepack()
 
         unbatched = self.layout == "unbatched"
 

@@ -139,12 +139,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize("prepacked", [False, True])
-def test_the_next_call_sees_changed_weights(change, prepacked):
+def test_the_next_call_sees_changed_weights(change):
     modules = twins(4, 4, num_layers=2, dtype=torch.float64)
     x = torch.randn(5, 2, 4, dtype=torch.float64)
-    if prepacked:
-        modules[0].prepack()
     results = []
     for module in modules:
         with torch.no_grad():

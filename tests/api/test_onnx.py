@@ -12,7 +12,7 @@ from cases import exact
 
 from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, FusedRNNCell, ops, replace_rnn
-from namernn_fast.onnx import rnn_forward
+from namernn_fast.integrations.onnx import rnn_forward
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

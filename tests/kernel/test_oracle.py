@@ -58,7 +58,7 @@ def test_nn_rnn_agrees(layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_reference_path(layout, dtype, monkeypatch):
     """The path of other devices and dtypes, taken here by force, keeps the same budget."""
-    monkeypatch.setattr("namernn_fast.ops.why_not_cpu_kernel", lambda input: "told so")
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
     budget = Budget(dtype)
     for seed in range(3):
         options = {"num_layers": 2, "bidirectional": seed > 0, "batch_first": seed > 1}
@@ -69,7 +69,7 @@ def test_reference_path(layout, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_reference_path_in_half_precision(dtype, monkeypatch):
     """Judged like everything else: against `nn.RNN` of the same dtype and a float64 oracle."""
-    monkeypatch.setattr("namernn_fast.ops.why_not_cpu_kernel", lambda input: "told so")
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
     budget = Budget(dtype)
     for seed in range(4):
         Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed).add_to(budget, FusedRNN, dtype)

@@ -1,10 +1,10 @@
 """Lets `torch.compile` trace FusedRNN.
 
-Dynamo breaks the graph at `nn.RNN` and every subclass of it, unless its option `allow_rnn` is set,
-which would let it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM` too. So the rule is lifted
-while Dynamo looks at a FusedRNN, and only then. Dynamo takes long to import and most programs never
-need it: the change waits until something else imports it. Should a torch version have moved the
-place, Dynamo's own message appears, which says how to set the option.
+Dynamo breaks the graph at `nn.RNN` and its subclasses unless Dynamo's option `allow_rnn` is set,
+which would also let it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM`. So the option is set
+only while Dynamo looks at a FusedRNN. Dynamo takes long to import, and most programs never use it:
+the patch waits until something else imports Dynamo. If a torch version has no such place to patch,
+Dynamo's own message appears, which says how to set the option.
 """
 
 import functools
@@ -16,8 +16,12 @@ from typing import Any
 BUILDER = "torch._dynamo.variables.builder"
 
 
-def allow(module_class: type) -> None:
-    """Has Dynamo trace instances of the class as it would any other module."""
+def allow_tracing(module_class: type) -> None:
+    """Makes Dynamo trace instances of `module_class` like any other module.
+
+    Args:
+        module_class: a subclass of `nn.RNN`.
+    """
     if BUILDER in sys.modules:
         _patch(sys.modules[BUILDER], module_class)
     else:
@@ -25,6 +29,7 @@ def allow(module_class: type) -> None:
 
 
 def _patch(builder, module_class: type) -> None:
+    """Wraps Dynamo's `VariableBuilder.wrap_module`, if there is such a method."""
     variable_builder: Any = getattr(builder, "VariableBuilder", None)
     original = getattr(variable_builder, "wrap_module", None)
     if original is None:
@@ -41,7 +46,7 @@ def _patch(builder, module_class: type) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds nothing itself, but patches Dynamo's builder as soon as it has been executed."""
+    """Finds no module itself, but patches Dynamo's builder once that module has been executed."""
 
     def __init__(self, module_class: type):
         self.module_class = module_class
