@@ -62,32 +62,32 @@ sanitize-threads: setup
 	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels
 
 bench: setup
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.cpu.run
 
 # What docs/performance.md shows, measured anew; others are raced where pip can install them.
 bench-peers: setup
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench-peers]"
-	$(BIN)/python -m benchmarks.peers --write
-	$(BIN)/python -m benchmarks.peers --write --threads 1
-	$(BIN)/python -m benchmarks.peers --write --odd
-	$(BIN)/python -m benchmarks.peers --write --odd --threads 1
-	$(BIN)/python -m benchmarks.sixteen_bits --write
-	$(BIN)/python -m benchmarks.layers --write
+	$(BIN)/python -m benchmarks.cpu.peers --write
+	$(BIN)/python -m benchmarks.cpu.peers --write --threads 1
+	$(BIN)/python -m benchmarks.cpu.peers --write --odd
+	$(BIN)/python -m benchmarks.cpu.peers --write --odd --threads 1
+	$(BIN)/python -m benchmarks.cpu.sixteen_bits --write
+	$(BIN)/python -m benchmarks.cpu.layers --write
 
 # With what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures nothing.
 bench-gpu:
-	$(PYTHON) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
+	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run)
 
 # What the GPU kernels take of each architecture; no GPU is needed.
 gpu-report: setup
-	$(BIN)/python -m benchmarks.gpu_report
+	$(BIN)/python -m benchmarks.gpu.resources
 
 gpu-model: setup
-	$(BIN)/python -m benchmarks.gpu_model --write
+	$(BIN)/python -m benchmarks.gpu.model --write
 
 roofline: setup
-	$(BIN)/python -m benchmarks.roofline --write
-	$(BIN)/python -m benchmarks.threads --write
+	$(BIN)/python -m benchmarks.cpu.roofline --write
+	$(BIN)/python -m benchmarks.cpu.threads --write
 
 check: setup
 	$(BIN)/ruff check

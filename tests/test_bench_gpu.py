@@ -16,9 +16,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import gpu, gpu_model
-from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
-from benchmarks.tables import ratio
+from benchmarks.gpu import cudnn as gpu
+from benchmarks.gpu import model as gpu_model
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
+from benchmarks.harness.tables import ratio
 from namernn_fast import FusedRNN
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +81,7 @@ def test_the_dry_run_needs_no_more_than_torch_triton_and_numpy(bare):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the plots are left out" in done.stdout
-    results = checkout / "benchmarks" / "results" / "scratch"
+    results = checkout / "build" / "bench"
     assert {path.name for path in results.iterdir()} == {"gpu.json", "gpu.md"}
     rows = json.loads((results / "gpu.json").read_text())["rows"]
     assert [Cell.of(row) for row in rows] == list(gpu.DRY_CELLS)
@@ -97,7 +98,7 @@ def test_the_dry_run_fails_where_triton_was_not_what_ran(tmp_path):
     script = (
         "import sys, torch\n"
         "torch.library.Library.impl = lambda *arguments, **options: None\n"
-        "from benchmarks import gpu\n"
+        "from benchmarks.gpu import cudnn as gpu\n"
         f"sys.argv = ['gpu', '--dry-run', '--output', {str(tmp_path)!r}]\n"
         "sys.exit(gpu.main())\n"
     )
@@ -233,7 +234,7 @@ def test_the_grid_has_the_extremes():
 
 
 def test_the_page_of_the_model_is_up_to_date():
-    assert gpu_model.PAGE.read_text(encoding="utf-8") == gpu_model.page(), "run make gpu-model"
+    assert gpu_model.GPU_MODEL.read_text(encoding="utf-8") == gpu_model.page(), "run make gpu-model"
 
 
 def test_the_model_keeps_weights_on_chip_where_they_fit():

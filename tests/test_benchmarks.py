@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import peers, roofline
-from benchmarks.gate import Budget, GateError
-from benchmarks.grid import DENSE, FORWARD, MODES, PACKED, TRAINING, Cell
-from benchmarks.report import write_section
+from benchmarks.cpu import peers, roofline
+from benchmarks.harness.gate import Budget, GateError
+from benchmarks.harness.grid import DENSE, FORWARD, MODES, PACKED, TRAINING, Cell
+from benchmarks.harness.pages import write_section
 
 
 @pytest.mark.parametrize("mode", MODES)

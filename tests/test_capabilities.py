@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.capabilities import LAYERS, ROWS, cell
-from benchmarks.grid import FUSED
-from benchmarks.report import README
+from benchmarks.harness.grid import FUSED
+from benchmarks.harness.paths import README
+from benchmarks.report.capabilities import LAYERS, ROWS, cell
 
 
 def published():

@@ -8,7 +8,7 @@ from cases import twins
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN
 
 STACK = {"num_layers": 2, "bidirectional": True}

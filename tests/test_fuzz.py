@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import (
     pad_sequence,
 )
 
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, ops
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

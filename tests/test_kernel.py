@@ -8,7 +8,7 @@ import torch
 from cases import twins
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, ops
 
 DTYPES = (torch.float32, torch.float64)

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 import namernn_fast
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, FusedRNNCell, explain, replace_rnn, rnn
 
 FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import exact
 
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, FusedRNNCell, ops, replace_rnn
 from namernn_fast.onnx import rnn_forward
 

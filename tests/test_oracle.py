@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import LAYOUTS, Case
 
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, ops, reference
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from cases import LAYOUTS, Case, every_other, twins
 
-from benchmarks.gate import Budget
-from benchmarks.grid import TRAINING
-from benchmarks.workload import look
+from benchmarks.harness.gate import Budget
+from benchmarks.harness.grid import TRAINING
+from benchmarks.harness.workload import look
 from namernn_fast import FusedRNN
 
 # (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and

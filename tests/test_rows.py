@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, ops
 
 ONE_LAYER = {}

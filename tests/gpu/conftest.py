@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from benchmarks import gate
+from benchmarks.harness import gate
 from namernn_fast import gpu
 from namernn_fast.gpu import device, kernels, layer
 

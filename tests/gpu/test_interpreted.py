@@ -15,7 +15,7 @@ from test_fuzz import LUCKY, drawn_cases
 from test_fuzz import test_any_call as compare_any_call
 from test_parity import draws
 
-from benchmarks.gate import Budget
+from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, gpu, ops
 from namernn_fast.gpu import kernels, layer, stack
 from namernn_fast.gpu.rule import Config

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gate
+from benchmarks.harness import gate
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("NAMERNN_FAST_DATA") or ROOT.parent / "shared" / "data" / "names")

@@ -2,12 +2,12 @@
 
 import functools
 import os
-from pathlib import Path
 
+from benchmarks.harness.paths import ROOT
 from namernn_fast.names import NamesData, load_names
 
 VARIABLE = "NAMERNN_FAST_DATA"
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "names"
+SHARED = ROOT.parent / "shared" / "data" / "names"
 
 
 @functools.cache

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from benchmarks import page
-from benchmarks.grid import FORWARD, FUSED, MODES, TRAINING, Cell
-from benchmarks.machine import Machine, cpu_name, measure, momentary_rate
-from benchmarks.peers import cells
-from benchmarks.race import Budget, Call, timed, warm_up
-from benchmarks.report import COLOURS, MARKERS, RESULTS
-from benchmarks.tables import duration, markdown, shape
-from benchmarks.workload import gated_calls
+from benchmarks.cpu.peers import cells
+from benchmarks.harness import pages
+from benchmarks.harness.grid import FORWARD, FUSED, MODES, TRAINING, Cell
+from benchmarks.harness.machine import Machine, cpu_name, measure, momentary_rate
+from benchmarks.harness.paths import RESULTS
+from benchmarks.harness.race import Budget, Call, timed, warm_up
+from benchmarks.harness.tables import duration, markdown, shape
+from benchmarks.harness.workload import gated_calls
+from benchmarks.report.speed import COLOURS, MARKERS
 from namernn_fast import FusedRNN
 
 FLOAT_BYTES = 4
@@ -199,8 +200,8 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = page.parser(__doc__, seconds=0.5).parse_args()
-    page.settle(options.threads)
+    options = pages.parser(__doc__, seconds=0.5).parse_args()
+    pages.settle(options.threads)
     pyplot.switch_backend("Agg")
 
     machine = measure(options.threads)
@@ -208,7 +209,7 @@ def main() -> None:
     rest = take_away(options.threads, options.seconds)
     document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine)}
     document.update(rows=rows, rest=rest)
-    page.publish("roofline", document, report(document), options.write)
+    pages.publish("roofline", document, report(document), options.write)
     draw(rows, machine, RESULTS / "roofline.png")
 
 

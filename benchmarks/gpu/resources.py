@@ -20,14 +20,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.report import RESULTS, ROOT, write_section
-from benchmarks.tables import markdown
+from benchmarks.harness.pages import write_section
+from benchmarks.harness.paths import GPU_REPORT, RESULTS
+from benchmarks.harness.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
 from namernn_fast.gpu.layer import constants_of, options_of
 from namernn_fast.gpu.rule import Config, choose
 
-PAGE = ROOT / "docs" / "gpu_report.md"
 RAW = RESULTS / "gpu_report.json"
 
 # As the makers' manuals have them: what one program can have of shared memory, and how many
@@ -238,7 +238,7 @@ def main() -> None:
         rows = list(pool.map(measure, builds()))
     document = {"triton": triton.__version__, "rows": rows}
     RAW.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    write_section(PAGE, "resources", text(document))
+    write_section(GPU_REPORT, "resources", text(document))
 
 
 if __name__ == "__main__":

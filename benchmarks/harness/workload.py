@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks import gate
-from benchmarks.grid import BASELINE, FORWARD, FUSED, Cell
-from benchmarks.race import Call
+from benchmarks.harness import gate
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, Cell
+from benchmarks.harness.race import Call
 from namernn_fast import FusedRNN
 
 Input = Tensor | PackedSequence

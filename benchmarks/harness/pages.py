@@ -4,16 +4,16 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.grid import MODES
-from benchmarks.race import keep_freed_memory
-from benchmarks.report import RESULTS, ROOT, write_section
+from benchmarks.harness.grid import MODES
+from benchmarks.harness.paths import PERFORMANCE, RESULTS
+from benchmarks.harness.race import keep_freed_memory
 
 Rows = list[dict[str, Any]]
-PAGE = ROOT / "docs" / "performance.md"
 
 
 def parser(description: str, seconds: float) -> argparse.ArgumentParser:
@@ -44,4 +44,14 @@ def publish(name: str, document: dict[str, Any], text: str, write: bool) -> None
     (RESULTS / f"{name}.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     print(text)
     if write:
-        write_section(PAGE, name, text)
+        write_section(PERFORMANCE, name, text)
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a section's markers on a page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise SystemExit(f"{page.name} has no section between {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

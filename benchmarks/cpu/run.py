@@ -8,11 +8,8 @@ import argparse
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-SCRATCH = RESULTS / "scratch"
+from benchmarks.harness.paths import RESULTS, ROOT, SCRATCH
 
 
 def python(module: str, *arguments: str) -> int:
@@ -34,7 +31,7 @@ def main() -> int:
     raw.unlink(missing_ok=True)
     status = python(
         "pytest",
-        "benchmarks",
+        "benchmarks/cpu",
         "--override-ini=python_files=bench_*.py",
         "--override-ini=addopts=",
         f"--threads={options.threads}",
@@ -48,7 +45,7 @@ def main() -> int:
         return status or 1
     if status == 0 and not options.quick:
         raw = raw.replace(RESULTS / "latest.json")
-    report = ["benchmarks.report", str(raw)]
+    report = ["benchmarks.report.speed", str(raw)]
     if options.write_readme and status == 0:
         report.append("--write-readme")
     return python(*report) or status

@@ -17,9 +17,10 @@ from torch.func import functional_call, grad, hessian, jacfwd, stack_module_stat
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from benchmarks.grid import BASELINE, FUSED
-from benchmarks.race import Budget, race
-from benchmarks.report import README, write_section
+from benchmarks.harness.grid import BASELINE, FUSED
+from benchmarks.harness.pages import write_section
+from benchmarks.harness.paths import README
+from benchmarks.harness.race import Budget, race
 from namernn_fast import FusedRNN, reference
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.grid import LAYERS, PACKED_CELLS, Cell
-from benchmarks.race import Call
-from benchmarks.surnames import names
-from benchmarks.workload import gated_calls
+from benchmarks.harness.grid import LAYERS, PACKED_CELLS, Cell
+from benchmarks.harness.race import Call
+from benchmarks.harness.surnames import names
+from benchmarks.harness.workload import gated_calls
 from namernn_fast.names import encode_names
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import page
-from benchmarks.grid import BASELINE, FORWARD, FUSED, TRAINING, Cell
-from benchmarks.machine import cpu_name
-from benchmarks.peers import cells
-from benchmarks.race import Budget, Call, race
-from benchmarks.tables import duration, markdown, ratio, shape
-from benchmarks.workload import train
+from benchmarks.cpu.peers import cells
+from benchmarks.harness import pages
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, TRAINING, Cell
+from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.race import Budget, Call, race
+from benchmarks.harness.tables import duration, markdown, ratio, shape
+from benchmarks.harness.workload import train
 from namernn_fast import FusedRNN, ops
 
 LAYERS = {
@@ -72,17 +72,17 @@ def report(document: dict[str, Any]) -> str:
         f"{document['cpu']}, {document['threads']} thread(s); bfloat16 on "
         f"`{document['bfloat16']}`. Speed-ups are over {FUSED} in float32."
     )
-    return page.by_mode(introduction, document["rows"], table)
+    return pages.by_mode(introduction, document["rows"], table)
 
 
 def main() -> None:
-    options = page.parser(__doc__, seconds=0.5).parse_args()
-    page.settle(options.threads)
+    options = pages.parser(__doc__, seconds=0.5).parse_args()
+    pages.settle(options.threads)
 
     rows = run(options.seconds)
     document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
     document["bfloat16"] = f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-    page.publish("sixteen_bits", document, report(document), options.write)
+    pages.publish("sixteen_bits", document, report(document), options.write)
 
 
 if __name__ == "__main__":

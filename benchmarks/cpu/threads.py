@@ -6,10 +6,10 @@ Nothing is timed: it is the model's own table.
 
 import argparse
 
-from benchmarks.page import PAGE
-from benchmarks.peers import SHAPES
-from benchmarks.report import write_section
-from benchmarks.tables import duration, markdown
+from benchmarks.cpu.peers import SHAPES
+from benchmarks.harness.pages import write_section
+from benchmarks.harness.paths import PERFORMANCE
+from benchmarks.harness.tables import duration, markdown
 from namernn_fast.ops import cpu_plan
 
 THREADS = (1, 2, 8, 32, 96)
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     print(table())
     if options.write:
-        write_section(PAGE, "threads", table())
+        write_section(PERFORMANCE, "threads", table())
 
 
 if __name__ == "__main__":

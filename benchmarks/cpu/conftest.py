@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import surnames
-from benchmarks.grid import FORWARD, Cell
-from benchmarks.race import QUICK, TAPE, Budget, Call, Rounds, keep_freed_memory, race
+from benchmarks.harness import surnames
+from benchmarks.harness.grid import FORWARD, Cell
+from benchmarks.harness.race import QUICK, TAPE, Budget, Call, Rounds, keep_freed_memory, race
 from namernn_fast import FusedRNN, explain
 
 # A quick run times only cells of at most so many multiply-adds a call.

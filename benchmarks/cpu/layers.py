@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import page
-from benchmarks.grid import BASELINE, FORWARD, FUSED, MODES
-from benchmarks.machine import cpu_name
-from benchmarks.race import Budget, Call, race
-from benchmarks.tables import duration, markdown, ratio
-from benchmarks.workload import train
+from benchmarks.harness import pages
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES
+from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.race import Budget, Call, race
+from benchmarks.harness.tables import duration, markdown, ratio
+from benchmarks.harness.workload import train
 from namernn_fast import FusedRNN, ops
 
 SHAPES = [  # hidden_size, which is the input_size too, seq_len, batch
@@ -101,16 +101,16 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 def report(document: dict[str, Any]) -> str:
     introduction = f"{document['cpu']}, {document['threads']} thread(s); float32."
-    return page.by_mode(introduction, document["rows"], table)
+    return pages.by_mode(introduction, document["rows"], table)
 
 
 def main() -> None:
-    options = page.parser(__doc__, seconds=0.4).parse_args()
-    page.settle(options.threads)
+    options = pages.parser(__doc__, seconds=0.4).parse_args()
+    pages.settle(options.threads)
 
     rows = run(options.seconds)
     document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
-    page.publish("layers", document, report(document), options.write)
+    pages.publish("layers", document, report(document), options.write)
 
 
 if __name__ == "__main__":

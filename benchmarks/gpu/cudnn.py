@@ -33,17 +33,16 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from triton.errors import TritonError
 from triton.testing import do_bench
 
-from benchmarks import gate, surnames
-from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
-from benchmarks.race import Call, timed
-from benchmarks.tables import SLOWER, markdown, ratio, shape
-from benchmarks.workload import Input, train
+from benchmarks.harness import gate, surnames
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
+from benchmarks.harness.paths import RESULTS, SCRATCH
+from benchmarks.harness.race import Call, timed
+from benchmarks.harness.tables import SLOWER, markdown, ratio, shape
+from benchmarks.harness.workload import Input, train
 from namernn_fast import FusedRNN, explain, gpu, ops
 from namernn_fast.gpu import device as gpu_device
 from namernn_fast.names import NamesData, encode_names
 from namernn_fast.names.data import embedded_sample
-
-RESULTS = Path(__file__).with_name("results")
 
 # By (input_size, hidden_size, seq_len), in the order in which they are timed.
 BATCHES = {
@@ -456,7 +455,7 @@ def plot(rows: list[Row], folder: Path) -> list[Path]:
     """Speed-up against batch size: a figure a mode and launch, a panel a shape."""
     from matplotlib import pyplot
 
-    from benchmarks.report import save_figure
+    from benchmarks.report.speed import save_figure
 
     pyplot.switch_backend("Agg")
     figures: dict[tuple[str, str], dict[str, dict[str, dict[Cell, dict[str, float]]]]] = {}
@@ -554,7 +553,7 @@ def main() -> int:
     try:
         rows.extend(run(platform, begun + 60 * options.minutes))
     finally:  # what is measured is kept, whatever ended it
-        publish(document, options.output or (RESULTS / "scratch" if options.dry_run else RESULTS))
+        publish(document, options.output or (SCRATCH if options.dry_run else RESULTS))
     return exit_status(rows)
 
 

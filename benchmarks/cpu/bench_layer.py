@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.grid import DENSE_CELLS, LAYERS, Cell
-from benchmarks.race import Call
-from benchmarks.workload import gated_calls
+from benchmarks.harness.grid import DENSE_CELLS, LAYERS, Cell
+from benchmarks.harness.race import Call
+from benchmarks.harness.workload import gated_calls
 
 # The oracle computes at most so many multiply-adds, or this many sequences, spread over the batch.
 ORACLE_WORK = 2**28

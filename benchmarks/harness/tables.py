@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from benchmarks.grid import EPOCH, Cell
+from benchmarks.harness.grid import EPOCH, Cell
 
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 SLOWER = "▼"

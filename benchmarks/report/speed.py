@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib import pyplot
 
-from benchmarks.grid import (
+from benchmarks.harness.grid import (
     BASELINE,
     BATCHES,
     DENSE,
@@ -25,11 +25,9 @@ from benchmarks.grid import (
     PACKED,
     Cell,
 )
-from benchmarks.tables import TIMES, duration, markdown, ratio, shape
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+from benchmarks.harness.pages import write_section
+from benchmarks.harness.paths import README, RESULTS, ROOT
+from benchmarks.harness.tables import TIMES, duration, markdown, ratio, shape
 
 # Okabe and Ito's colours, apart to colour-blind eyes too; the markers tell lines apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -192,16 +190,6 @@ def save_figure(
     figure.savefig(path, dpi=150, metadata={"Software": None})
     pyplot.close(figure)
     return path
-
-
-def write_section(page: Path, name: str, text: str) -> None:
-    """Replace what stands between a section's markers on a page."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, ended, after = rest.partition(end)
-    if not (found and ended):
-        raise SystemExit(f"{page.name} has no section between {begin} and {end}")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks import gate, page
-from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
-from benchmarks.machine import cpu_name, hop
-from benchmarks.race import Budget, Call, race
-from benchmarks.tables import duration, markdown, ratio, shape
-from benchmarks.workload import train
+from benchmarks.harness import gate, pages
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
+from benchmarks.harness.machine import cpu_name, hop
+from benchmarks.harness.race import Budget, Call, race
+from benchmarks.harness.tables import duration, markdown, ratio, shape
+from benchmarks.harness.workload import train
 from namernn_fast import FusedRNN
 
 # (input_size, hidden_size, seq_len, batch)
@@ -336,14 +336,14 @@ def report(document: dict[str, Any]) -> str:
         f"{1e9 * machine['hop_median']:.0f} ns in the median of tries. "
         f"Others: {', '.join(document['others']) or 'none'}."
     )
-    return page.by_mode(introduction, document["rows"], table)
+    return pages.by_mode(introduction, document["rows"], table)
 
 
 def main() -> None:
-    parser = page.parser(__doc__, seconds=1.0)
+    parser = pages.parser(__doc__, seconds=1.0)
     parser.add_argument("--odd", action="store_true", help="odd shapes, against nn.RNN alone")
     options = parser.parse_args()
-    page.settle(options.threads)
+    pages.settle(options.threads)
 
     rows = run(options)
     others = [n for n in PEERS if any(row["peer"] == n for row in rows)]
@@ -351,7 +351,7 @@ def main() -> None:
     machine["hop"], machine["hop_median"] = hop()
     document = {"machine": machine, "others": others, "rows": rows}
     name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
-    page.publish(name, document, report(document), options.write)
+    pages.publish(name, document, report(document), options.write)
 
 
 if __name__ == "__main__":

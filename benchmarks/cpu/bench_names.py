@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks import gate
-from benchmarks.grid import BASELINE, EPOCH_CELLS, FUSED, LAYERS, Cell
-from benchmarks.race import Budget, Call
-from benchmarks.surnames import names
+from benchmarks.harness import gate
+from benchmarks.harness.grid import BASELINE, EPOCH_CELLS, FUSED, LAYERS, Cell
+from benchmarks.harness.race import Budget, Call
+from benchmarks.harness.surnames import names
 from namernn_fast import FusedRNN
 from namernn_fast.names import LabelledNames, NameClassifier, batches, split, train_epoch
 

@@ -13,19 +13,17 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import CELLS
-from benchmarks.grid import FORWARD, MODES, TRAINING, Cell
-from benchmarks.tables import markdown, ratio
+from benchmarks.gpu.cudnn import CELLS
+from benchmarks.harness.grid import FORWARD, MODES, TRAINING, Cell
+from benchmarks.harness.paths import GPU_MODEL
+from benchmarks.harness.tables import markdown, ratio
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.rule import choose
 from namernn_fast.names import encode_names
 from namernn_fast.names.data import embedded_sample
-
-PAGE = Path(__file__).with_name("gpu_model.md")
 
 DATASHEET = "NVIDIA's datasheet, as glennklockwood.com/garden/processors/h100 gives it"
 TABLE = "table 3 of doi 10.1016/j.ultsonch.2023.106546"
@@ -473,7 +471,7 @@ def main() -> None:
     options = parser.parse_args()
     print(page())
     if options.write:
-        PAGE.write_text(page(), encoding="utf-8")
+        GPU_MODEL.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
