@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from benchmarks.cpu import peers, roofline
-from benchmarks.harness.gate import Budget, GateError
 from benchmarks.harness.grid import DENSE, FORWARD, MODES, PACKED, TRAINING, Cell
 from benchmarks.harness.pages import write_section
+from namernn_fast.testing import BudgetError, ErrorBudget
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -22,18 +22,18 @@ def test_a_peer_that_is_wrong_is_not_timed(monkeypatch):
         return lambda: torch.zeros(problem.cell.batch, problem.cell.hidden_size)
 
     monkeypatch.setitem(peers.PEERS, "NumPy", ("numpy", wrong))
-    with pytest.raises(GateError, match="NumPy is off by 1"):
+    with pytest.raises(BudgetError, match="NumPy is off by 1"):
         peers.calls(Cell(DENSE, FORWARD, 3, 4, 5, 6), 1, ["NumPy"])
 
 
 def test_a_budget_counts_what_nudges_do():
     """The root mean square over samples of the largest distance over draws."""
     exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
-    budget = Budget(ours.dtype)
+    budget = ErrorBudget(ours.dtype)
     budget.add("h", ours, torch.zeros_like(ours), exact)
     for sample, distance in [(0, 1.0), (0, 0.5), (1, 2.0)]:
         budget.add_nearby("h", sample, exact + np.array([0, distance]), exact)
-    with pytest.raises(GateError, match=r"h: error 6 exceeds its budget 3\.16"):
+    with pytest.raises(BudgetError, match=r"h: error 6 exceeds its budget 3\.16"):
         budget.check()
     budget.add_nearby("h", 2, exact - 5, exact)
     budget.check()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from cases import LAYOUTS, Case, every_other, twins
 
-from benchmarks.harness.gate import Budget
 from benchmarks.harness.grid import TRAINING
 from benchmarks.harness.workload import look
 from namernn_fast import FusedRNN
+from namernn_fast.testing import ErrorBudget
 
 # (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and
 # thin batches, one short sequence of whole vectors, whose weights are not packed.
@@ -59,7 +59,7 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
         "bidirectional": bidirectional,
         "num_layers": num_layers,
     }
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     seeds = itertools.count()
     # Without hx where that is another path.
     kinds = [*((layout, True) for layout in LAYOUTS), ("dense", False), ("packed", False)]
@@ -74,7 +74,7 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps(layout, bidirectional):
     """More steps than the projection and the backward pass take at once."""
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for shape in [(16, 32, 700, 2), (8, 24, 700, 1), (4, 200, 300, 5)]:
         for seed in range(4):
             case = Case(*shape, {"bidirectional": bidirectional}, layout, seed=seed)
@@ -87,7 +87,7 @@ def test_many_steps(layout, bidirectional):
 def test_gradients_of_many_rows(bidirectional, count, threads):
     """From the last states: their steps make the sums large, and what the others add is small."""
     threads(count)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for _ in range(3):
         ours, theirs = twins(16, 16, bidirectional=bidirectional)
         x = torch.randn(64, 4096, 16)
@@ -105,7 +105,7 @@ def test_many_steps_in_16_bits(layout, dtype, threads):
 
     Hidden units of few sequences, and of enough for products on pairs, if there are any.
     """
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     shapes = [(8, 40, 150, 90), (8, 40, 150, 90), (8, 700, 120, 3), (8, 1100, 70, 9)]
     for count, shape in zip((1, 2, 2, 2), shapes, strict=True):
         threads(count)
@@ -119,7 +119,7 @@ def test_many_steps_in_16_bits(layout, dtype, threads):
 def test_threads(threads, layout, count):
     """However many threads share the work, and however they share it."""
     threads(count)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     # Few sequences share the hidden units out, many the batch, and the last runs on one thread.
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
@@ -143,7 +143,7 @@ def test_dropout(training):
     precise = torch.nn.RNN(5, 8, num_layers=3, dropout=0.5, dtype=torch.float64).train(training)
     precise.load_state_dict(theirs.state_dict())
     torch.manual_seed(1)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     exact = precise(x.double())
     for name, mine, his, reference in zip(("output", "h_n"), *results, exact, strict=True):
         budget.add(name, mine, his, reference.detach().numpy())

@@ -15,10 +15,10 @@ from test_fuzz import LUCKY, drawn_cases
 from test_fuzz import test_any_call as compare_any_call
 from test_parity import draws
 
-from benchmarks.harness.gate import Budget
 from namernn_fast import FusedRNN, gpu, ops
 from namernn_fast.gpu import kernels, layer, stack
 from namernn_fast.gpu.rule import Config
+from namernn_fast.testing import ErrorBudget
 
 DTYPES = ops.TRITON_DTYPES
 
@@ -82,7 +82,7 @@ OPTIONS = [
 def test_every_regime(regime, dtype, monkeypatch):
     choose = REGIMES[regime]
     monkeypatch.setattr(layer, "configuration", lambda H, *_: choose(H))
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     options = itertools.cycle(OPTIONS)
     for seed, (layout, shape) in enumerate(zip(LAYOUTS, SHAPES, strict=True)):
         if dtype.itemsize == 2 and seed % 2 == (dtype == torch.float16):
@@ -164,7 +164,7 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for seed in range(draws((3, hidden_size))):
         Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
     budget.check()
