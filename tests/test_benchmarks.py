@@ -21,7 +21,7 @@ def test_a_peer_that_is_wrong_is_not_timed(monkeypatch):
     def wrong(problem, threads):
         return lambda: torch.zeros(problem.cell.batch, problem.cell.hidden_size)
 
-    monkeypatch.setitem(peers.PEERS, "NumPy", ("numpy", wrong))
+    monkeypatch.setitem(peers.RIVALS, "NumPy", ("numpy", wrong))
     with pytest.raises(BudgetError, match="NumPy is off by 1"):
         peers.calls(Cell(DENSE, FORWARD, 3, 4, 5, 6), 1, ["NumPy"])
 
@@ -67,4 +67,4 @@ def test_a_section_of_a_page(tmp_path):
 def test_results_of_a_call():
     cell = Cell(DENSE, FORWARD, 2, 1, 3, 1)
     got = peers.results(cell, lambda: torch.ones(1, 2, 3))
-    assert np.array_equal(got[0], np.ones((2, 3)))
+    assert torch.equal(got["h_n"], torch.ones(2, 3))

@@ -18,6 +18,7 @@ from namernn_fast import FusedRNN, explain, ops
 triton = pytest.importorskip("triton")
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
+from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
 from namernn_fast.gpu import kernels, layer, rule, stack  # noqa: E402
 from namernn_fast.gpu.rule import choose  # noqa: E402
@@ -277,7 +278,7 @@ def test_the_kept_table_is_of_these_kernels():
         for name in gpu_report.KERNELS:
             assert row[name]["spilled"] == 0
             assert row[name]["shared"] <= DEVICES[row["arch"]].shared
-    assert gpu_report.text(document) in gpu_report.GPU_REPORT.read_text(encoding="utf-8")
+    assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
 
 
 # ---- What the host does ----

@@ -1,4 +1,4 @@
-"""Layer cells on dense time-major input: forward, and forward + backward."""
+"""Cells of the layer on dense time-major input: forward, and forward + backward."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from benchmarks.harness.grid import DENSE_CELLS, LAYERS, Cell
 from benchmarks.harness.race import Call
 from benchmarks.harness.workload import gated_calls
 
-# The oracle computes at most so many multiply-adds, or this many sequences, spread over the batch.
+# The oracle computes at most so many multiply-adds, and at least so many sequences of the batch.
 ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
 

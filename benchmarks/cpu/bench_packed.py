@@ -1,7 +1,7 @@
-"""Layer cells on packed batches with the lengths of surnames.
+"""Cells of the layer on packed batches with the lengths of surnames.
 
-The batch is packed once, outside of what is timed, for both layers: packing costs them the same,
-and would only draw the ratio towards one. The epoch of `bench_names.py` has it inside.
+The batch is packed once, outside of what is timed: packing costs both layers the same time and
+would only draw the ratio towards one. The epoch of `bench_names.py` times the packing too.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Options, the machine's description, and the way from a cell's gated calls to its benchmarks."""
+"""Options, the description of the machine, and the fixtures that time the calls of a cell."""
 
 import dataclasses
 import gc
@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness import surnames
+from benchmarks.harness import pages, surnames
 from benchmarks.harness.grid import FORWARD, Cell
-from benchmarks.harness.race import QUICK, TAPE, Budget, Call, Rounds, keep_freed_memory, race
+from benchmarks.harness.race import QUICK, TAPE, Call, Rounds, TimeBudget, race
 from namernn_fast import FusedRNN, explain
-
-# A quick run times only cells of at most so many multiply-adds a call.
-QUICK_WORK = 4 * 10**8
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.addoption("--seconds", type=float, default=2.0, help="for each cell")
     parser.addoption("--quick", action="store_true", help="small cells only, a few short rounds")
 
 
@@ -31,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=TAPE.now))
     if config.getoption("--quick"):
-        big = [item for item in items if item.callspec.params["cell"].work > QUICK_WORK]
+        big = [item for item in items if not item.callspec.params["cell"].is_small]
         config.hook.pytest_deselected(items=big)
         items[:] = [item for item in items if item not in big]
 
@@ -51,41 +49,43 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     for entry in output_json["benchmarks"]:
-        # `extra_info` says all of it, as plain values; the options were made for pytest-benchmark's
-        # own way of timing and would be false here.
+        # `extra_info` has the parameters as plain values; the options describe pytest-benchmark's
+        # own way of timing, which is not used.
         del entry["params"], entry["options"]
     output_json["names"] = surnames.description()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def settled_process() -> None:
-    """Bring the process to the state of one that has run for long, before any cell is timed."""
-    keep_freed_memory()
-    # The collector stays on, as in use, but need not walk all of torch in some timed round.
+    """Brings the process to the state of one that has run for long, before any cell is timed."""
+    pages.settle(torch.get_num_threads())
+    # The collector stays on, as in a user's program, but does not walk all of torch while a round
+    # is timed.
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module")
-def budget(request: pytest.FixtureRequest) -> Budget:
-    return QUICK if request.config.getoption("--quick") else Budget()
+def budget(request: pytest.FixtureRequest) -> TimeBudget:
+    options = request.config
+    return QUICK if options.getoption("--quick") else TimeBudget(options.getoption("--seconds"))
 
 
 @pytest.fixture(scope="module")
 def rounds(
-    cell: Cell, calls: dict[str, Call], budget: Budget, request: pytest.FixtureRequest
+    cell: Cell, calls: dict[str, Call], budget: TimeBudget, request: pytest.FixtureRequest
 ) -> dict[str, Rounds]:
-    """The rounds of both layers, run once a cell; `calls` is the module's own, and gated."""
+    """The rounds of both layers, timed once for each cell; every module has its gated `calls`."""
     if request.config.getoption("--benchmark-disable"):
         return {name: Rounds(0, ()) for name in calls}
-    # Entered once and not in each call: it costs as much as a tenth of the shortest calls.
+    # Inference mode is entered once: entering it in each call costs a tenth of the shortest calls.
     with torch.inference_mode(cell.mode == FORWARD):
         return race(calls, budget)
 
 
 @pytest.fixture
 def publish(benchmark: Any, rounds: dict[str, Rounds]) -> Callable[[Cell, str], None]:
-    """Enter the recorded rounds of one layer as this test's benchmark."""
+    """Returns a function that enters the recorded rounds of one layer as this test's benchmark."""
 
     def enter(cell: Cell, layer: str) -> None:
         recorded = rounds[layer]

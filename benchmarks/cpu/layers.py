@@ -1,11 +1,11 @@
-"""Several layers in one call against one after the other: `python -m benchmarks.layers [--write]`.
+"""Times several layers in one call: `python -m benchmarks.cpu.layers [--record]`.
 
-`FusedRNN` with several layers, as many of one layer that feed each other, and `nn.RNN` take turns.
-The column `at once` is how many layers the rule in `csrc/plan.cpp` runs at the same time.
+`FusedRNN` with several layers, as many `FusedRNN` of one layer that feed each other, and `nn.RNN`
+take turns. The column `at once` is how many layers the plan in `csrc/plan.cpp` runs at one time.
 """
 
+import argparse
 import statistics
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import nn
 from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES
 from benchmarks.harness.machine import cpu_name
-from benchmarks.harness.race import Budget, Call, race
+from benchmarks.harness.race import Call, race
 from benchmarks.harness.tables import duration, markdown, ratio
-from benchmarks.harness.workload import train
+from benchmarks.harness.workload import call_of, draw_gradients
 from namernn_fast import FusedRNN, ops
 
 SHAPES = [  # hidden_size, which is the input_size too, seq_len, batch
@@ -36,40 +36,53 @@ LAYERS = (2, 4)
 
 
 class Chain(nn.Module):
-    """One layer after the other."""
+    """Layers that run one after the other, each in a call of its own."""
 
     def __init__(self, hidden_size: int, num_layers: int):
         super().__init__()
         self.layers = nn.ModuleList(FusedRNN(hidden_size, hidden_size) for _ in range(num_layers))
 
     def forward(self, x):
+        states = []
         for layer in self.layers:
             x, h_n = layer(x)
-        return x, h_n
+            states.append(h_n)
+        return x, *states
 
 
 def calls(mode: str, num_layers: int, hidden_size: int, input: torch.Tensor) -> dict[str, Call]:
+    """Returns the calls of `nn.RNN`, of single layers and of a stack, with gradients at the output
+    and at the last state of every layer."""
+    baseline = nn.RNN(hidden_size, hidden_size, num_layers)
     modules: dict[str, nn.Module] = {
-        BASELINE: nn.RNN(hidden_size, hidden_size, num_layers),
+        BASELINE: baseline,
         "one by one": Chain(hidden_size, num_layers),
         FUSED: FusedRNN(hidden_size, hidden_size, num_layers),
     }
-    if mode == FORWARD:
-        return {name: partial(module, input) for name, module in modules.items()}
+    grad_output, grad_h_n = draw_gradients(baseline, input)
+    of_each_layer = (grad_output, *grad_h_n.split(1))
     return {
-        name: partial(train, module, tuple(module.parameters()), input)
+        name: call_of(
+            module,
+            input,
+            mode,
+            of_each_layer if isinstance(module, Chain) else (grad_output, grad_h_n),
+        )
         for name, module in modules.items()
     }
 
 
-def run(seconds: float) -> list[dict[str, Any]]:
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times every shape; returns a row for each mode, number of layers and shape."""
     rows = []
-    for mode, num_layers, (hidden_size, seq_len, batch) in product(MODES, LAYERS, SHAPES):
+    budget = pages.time_budget(options, max_rounds=20)
+    shapes = SHAPES[:3] if options.quick else SHAPES
+    for mode, num_layers, (hidden_size, seq_len, batch) in product(MODES, LAYERS, shapes):
         torch.manual_seed(0)
         input = torch.randn(seq_len, batch, hidden_size)
         with torch.inference_mode(mode == FORWARD):
             raced = calls(mode, num_layers, hidden_size, input)
-            rounds = race(raced, Budget(seconds, max_rounds=20, round_seconds=0.01))
+            rounds = race(raced, budget)
         plan = ops.cpu_plan(
             [batch] * seq_len,
             hidden_size,
@@ -86,6 +99,7 @@ def run(seconds: float) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
+    """Returns a line for each number of layers and shape."""
     heads = ["layers", "(H, T, B)", "at once", BASELINE, "one by one", FUSED]
     lines = [[*heads, f"over {BASELINE}", "over one by one"]]
     for row in rows:
@@ -100,17 +114,18 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 
 def report(document: dict[str, Any]) -> str:
+    """Returns the tables of a run."""
     introduction = f"{document['cpu']}, {document['threads']} thread(s); float32."
     return pages.by_mode(introduction, document["rows"], table)
 
 
 def main() -> None:
-    options = pages.parser(__doc__, seconds=0.4).parse_args()
+    options = pages.parse(pages.parser(__doc__, seconds=0.4))
     pages.settle(options.threads)
 
-    rows = run(options.seconds)
+    rows = run(options)
     document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
-    pages.publish("layers", document, report(document), options.write)
+    pages.publish("layers", document, report(document), options.record)
 
 
 if __name__ == "__main__":

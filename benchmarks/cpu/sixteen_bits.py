@@ -1,12 +1,12 @@
-"""The 16-bit types against float32: `python -m benchmarks.sixteen_bits [--write]`.
+"""Times the 16-bit types against float32: `python -m benchmarks.cpu.sixteen_bits [--record]`.
 
-The same layer in three dtypes and `nn.RNN` in bfloat16 take turns. What they compute is checked by
-the tests, against the error budget of each dtype.
+`FusedRNN` in three dtypes and `nn.RNN` in bfloat16 take turns. The tests check their results
+against the error budget of each dtype.
 """
 
+import argparse
 import dataclasses
 import statistics
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from torch import nn
 
 from benchmarks.cpu.peers import cells
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, TRAINING, Cell
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, Cell
 from benchmarks.harness.machine import cpu_name
-from benchmarks.harness.race import Budget, Call, race
+from benchmarks.harness.race import Call, race
 from benchmarks.harness.tables import duration, markdown, ratio, shape
-from benchmarks.harness.workload import train
+from benchmarks.harness.workload import call_of, draw_gradients
 from namernn_fast import FusedRNN, ops
 
 LAYERS = {
@@ -30,23 +30,23 @@ LAYERS = {
 
 
 def calls(cell: Cell) -> dict[str, Call]:
+    """Returns the calls of every layer and dtype in one cell."""
     found: dict[str, Call] = {}
     for name, (layer_class, dtype) in LAYERS.items():
         torch.manual_seed(0)
         layer = layer_class(cell.input_size, cell.hidden_size, dtype=dtype)
         input = torch.randn(cell.seq_len, cell.batch, cell.input_size, dtype=dtype)
-        if cell.mode == TRAINING:
-            found[name] = partial(train, layer, tuple(layer.parameters()), input)
-        else:
-            found[name] = partial(layer, input)
+        found[name] = call_of(layer, input, cell.mode, draw_gradients(layer, input))
     return found
 
 
-def run(seconds: float) -> list[dict[str, Any]]:
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times every cell; returns a row for each."""
     rows = []
-    for cell in cells():
+    budget = pages.time_budget(options, max_rounds=20)
+    for cell in pages.chosen(cells(), options):
         with torch.inference_mode(cell.mode == FORWARD):
-            rounds = race(calls(cell), Budget(seconds, max_rounds=20, round_seconds=0.01))
+            rounds = race(calls(cell), budget)
         medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
         rows.append({**dataclasses.asdict(cell), "medians": medians})
         print(cell, *(f"{name} {duration(value)}" for name, value in medians.items()))
@@ -54,6 +54,7 @@ def run(seconds: float) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
+    """Returns a line for each cell of a mode."""
     single, *others = LAYERS
     lines = [["(D, H, T)", "B", single, *(x for name in others for x in (name, "speed-up"))]]
     for row in rows:
@@ -68,6 +69,7 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 
 def report(document: dict[str, Any]) -> str:
+    """Returns the tables of a run."""
     introduction = (
         f"{document['cpu']}, {document['threads']} thread(s); bfloat16 on "
         f"`{document['bfloat16']}`. Speed-ups are over {FUSED} in float32."
@@ -76,13 +78,13 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = pages.parser(__doc__, seconds=0.5).parse_args()
+    options = pages.parse(pages.parser(__doc__, seconds=0.5))
     pages.settle(options.threads)
 
-    rows = run(options.seconds)
+    rows = run(options)
     document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
     document["bfloat16"] = f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-    pages.publish("sixteen_bits", document, report(document), options.write)
+    pages.publish("sixteen_bits", document, report(document), options.record)
 
 
 if __name__ == "__main__":

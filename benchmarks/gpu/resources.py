@@ -1,12 +1,10 @@
 """What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
 
-Every configuration that the rule in `namernn_fast/gpu/rule.py` chooses for the sizes below is
-compiled for every architecture, and the registers, spills and shared memory of the result go into
-docs/gpu_report.md.
+Every plan that the layer makes for the sizes below is compiled for every architecture. With
+`--record` the registers, spills and shared memory of the results go into `docs/gpu_report.md`.
 """
 
 import itertools
-import json
 import re
 import subprocess
 import tempfile
@@ -20,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.harness.pages import write_section
+from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_REPORT, RESULTS
 from benchmarks.harness.tables import markdown
 from namernn_fast.gpu.device import Device
@@ -28,10 +26,10 @@ from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
 from namernn_fast.gpu.layer import constants_of, options_of
 from namernn_fast.gpu.rule import Config, choose
 
-RAW = RESULTS / "gpu_report.json"
+RAW = RESULTS / "resources.json"
 
-# As the makers' manuals have them: what one program can have of shared memory, and how many
-# processors there are (A100, H100 SXM, B200, MI300X).
+# The shared memory that one program can have and the number of processors, from the makers' manuals
+# (A100, H100 SXM, B200, MI300X).
 DEVICES = (
     Device("cuda", "sm_80", 163 * 1024, 108),
     Device("cuda", "sm_90", 227 * 1024, 132),
@@ -53,7 +51,7 @@ KERNELS = {
 
 
 class Build(NamedTuple):
-    """One configuration on one device, for one hidden size."""
+    """One plan on one device, for one hidden size."""
 
     device: Device
     hidden_size: int
@@ -62,24 +60,25 @@ class Build(NamedTuple):
 
     @property
     def precision(self) -> str:
+        """The name of the precision."""
         if self.dtype != torch.float32:
             return str(self.dtype).removeprefix("torch.")
         return "TF32" if self.config.precision == "tf32" else "float32"
 
 
 class Resources(NamedTuple):
-    """What one kernel takes."""
+    """The resources that one kernel takes."""
 
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     spilled: int
-    """Bytes of a thread."""
+    """Bytes that a thread spills."""
     shared: int
-    """Bytes of a program."""
+    """Bytes of shared memory of a program."""
 
 
 def builds() -> Iterator[tuple[Build, list[int]]]:
-    """Everything the rule chooses for the sizes above, with the batches that it is chosen for."""
+    """Yields every plan for the sizes above, with the batches that it is made for."""
     found: dict[Build, list[int]] = {}
     for device, (dtype, tf32), hidden_size, batch in itertools.product(
         DEVICES, PRECISIONS, HIDDEN_SIZES, BATCHES
@@ -105,14 +104,15 @@ def compile_kernel(
     rows: Collection[str] = (),
     absent: Collection[str] = (),
 ) -> Resources:
-    """Compiles a kernel.
+    """Compiles a kernel and returns the resources that it takes.
 
     Args:
-        kernel: one of `KERNELS`.
-        build: what for.
-        directions, tanh: of the layer.
-        rows: those of lengths, offsets, starts and reset that are given.
-        absent: optional arguments that are not.
+        kernel: One of `KERNELS`.
+        build: The plan, the device and the hidden size.
+        directions: The number of directions of the layer.
+        tanh: Whether the nonlinearity is tanh.
+        rows: Which of lengths, offsets, starts and reset are given.
+        absent: Which optional arguments are not given.
     """
     config, device = build.config, build.device
     constants = {
@@ -169,8 +169,8 @@ def _number(pattern: str, text: str) -> int:
 
 
 def occupancy(device: Device, config: Config, taken: Resources) -> float:
-    """The part of a processor's warps that can be at work at once, as registers, shared memory and
-    the warps themselves allow."""
+    """Returns the share of a processor's warps that can be at work at the same time, as registers,
+    shared memory and the number of warps allow."""
     warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
     programs = min(
         warps // config.warps,
@@ -181,7 +181,7 @@ def occupancy(device: Device, config: Config, taken: Resources) -> float:
 
 
 def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
-    """A row of the table."""
+    """Compiles the kernels of one plan and returns a row of the table."""
     build, batches = job
     row: dict[str, Any] = {
         "arch": build.device.arch,
@@ -200,7 +200,8 @@ def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    heads = ["", "dtype", "H", "B", "regime", "members", "B x N x K", "warps"]
+    """Returns a line for each plan."""
+    heads = ["", "dtype", "H", "B", "plan", "members", "B x N x K", "warps"]
     heads += ["registers", "spilled", "shared", "occupancy"]
     lines = [heads]
     for row in rows:
@@ -223,10 +224,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def text(document: dict[str, Any]) -> str:
+    """Returns the introduction and the table."""
     introduction = (
         f"Compiled by Triton {document['triton']}, forward and backward: registers of a thread, "
-        "bytes of it that are spilled, KiB of shared memory of a program, and, by estimate, the "
-        "part of a processor's warps that can be at work. B: batches that the rule chooses this "
+        "bytes that a thread spills, KiB of shared memory of a program, and, by estimate, the "
+        "share of a processor's warps that can be at work. B: the batches that the plan is made "
         "for; B x N x K: the block of a program, in sequences, hidden units, and hidden units "
         "that are summed over."
     )
@@ -234,11 +236,13 @@ def text(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="the first plans alone: a trial run")
+    options = pages.parse(parser)
     with ProcessPoolExecutor() as pool:
-        rows = list(pool.map(measure, builds()))
+        rows = list(pool.map(measure, itertools.islice(builds(), 2 if options.quick else None)))
     document = {"triton": triton.__version__, "rows": rows}
-    RAW.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    write_section(GPU_REPORT, "resources", text(document))
+    pages.publish("resources", document, text(document), options.record, GPU_REPORT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one grid: every cell that is timed, in the order in which it is timed and reported."""
+"""The grid of `make bench`: every cell, in the order in which it is timed and reported."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -22,11 +22,13 @@ SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 128))
 PACKED_SHAPE = (64, 256)
 LONGEST_NAME = 20
 EPOCH_BATCH = 64
+# Multiply-adds of the largest training step of a quick run.
+QUICK_WORK = 4 * 10**8
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison of the two layers; `seq_len` is None where the names decide the lengths."""
+    """One comparison of two layers; `seq_len` is None where names determine the lengths."""
 
     family: str
     mode: str
@@ -37,7 +39,7 @@ class Cell:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Cell":
-        """The cell of a row of raw results, which has its fields among others."""
+        """Returns the cell of a row of raw results, which has the cell's fields among others."""
         return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     def __str__(self) -> str:
@@ -47,15 +49,15 @@ class Cell:
 
     @property
     def row_work(self) -> int:
-        """Multiply-adds of one sequence's forward pass, at most."""
+        """Multiply-adds of the forward pass of one sequence, at most."""
         return (
             (self.seq_len or LONGEST_NAME) * self.hidden_size * (self.input_size + self.hidden_size)
         )
 
     @property
-    def work(self) -> int:
-        """Multiply-adds of one batch, about: a backward pass does the forward's work twice over."""
-        return self.batch * self.row_work * (3 if self.mode == TRAINING else 1)
+    def is_small(self) -> bool:
+        """Whether a quick run times this cell, in either mode."""
+        return 3 * self.batch * self.row_work <= QUICK_WORK
 
 
 DENSE_CELLS = tuple(

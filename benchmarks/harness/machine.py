@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: the roofs of roofline.py, and a barrier's price."""
+"""Measures what this machine can do at most, for roofline.py, and the price of a barrier."""
 
 import ctypes
 import os
@@ -18,24 +18,27 @@ MOMENT = 0.0002
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates per second, in a process that has the machine to itself or nearly so."""
+    """Rates per second, measured in a process that has the machine to itself or nearly so."""
 
     threads: int
     flops: float
-    """Of float multiply-adds, two operations each, on all threads together."""
-    near_bytes: float
-    """Read from a block that half fills a core's second-level cache, by one core."""
-    far_bytes: float
-    """Read from a block of four times the size of that cache, by one core."""
-    near_size: int
-    """Bytes of that cache."""
+    """Operations of float multiply-adds, two each, on all threads together."""
+    l2_rate: float
+    """Bytes that one core reads from a block that half fills its L2 cache."""
+    beyond_l2_rate: float
+    """Bytes that one core reads from a block of four times the size of its L2 cache."""
+    l2_bytes: int
+    """Size of a core's L2 cache in bytes."""
     hop: float
+    """The least seconds that a word takes from core to core, of which the barrier of a step takes
+    two; 0 on one thread."""
     hop_median: float
-    """Seconds for a word from core to core; a step's barrier takes two. 0 on one thread."""
+    """The median seconds that a word takes from core to core; 0 on one thread."""
 
 
 def cpu_name() -> str:
-    from cpuinfo import get_cpu_info  # it comes with pytest-benchmark
+    """Returns the name of the processor."""
+    from cpuinfo import get_cpu_info  # pytest-benchmark depends on it
 
     return str(get_cpu_info().get("brand_raw", "unknown CPU"))
 
@@ -56,7 +59,7 @@ def _probe() -> ctypes.CDLL:
     return probe
 
 
-def _near_size() -> int:
+def _l2_bytes() -> int:
     try:
         return os.sysconf("SC_LEVEL2_CACHE_SIZE") or 2**20
     except (OSError, ValueError):
@@ -64,32 +67,32 @@ def _near_size() -> int:
 
 
 def hop() -> tuple[float, float]:
-    """Seconds for a word from core to core: the least, and the median."""
+    """Returns the seconds that a word takes from core to core: the least, and the median."""
     least, median = ctypes.c_double(), ctypes.c_double()
     _probe().hop_seconds(ctypes.byref(least), ctypes.byref(median))
     return least.value, median.value
 
 
 def multiply_add_rate(threads: int, seconds: float) -> float:
-    """Floating-point operations a second on so many threads together, over so many seconds."""
-    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+    """Returns the floating-point operations per second of so many threads together."""
+    with ThreadPoolExecutor(threads) as pool:  # ctypes releases the interpreter's lock
         return sum(pool.map(_probe().multiply_add_rate, [seconds] * threads))
 
 
 def momentary_rate() -> float:
-    """The same on the calling thread, before its clock can change."""
+    """Returns the operations per second of the calling thread, before its clock can change."""
     return _probe().multiply_add_rate(MOMENT)
 
 
 def measure(threads: int) -> Machine:
-    """Measure it; about a second and a half."""
+    """Measures this machine in about a second and a half."""
     probe = _probe()
-    near = _near_size()
+    l2_bytes = _l2_bytes()
     return Machine(
         threads,
         multiply_add_rate(threads, 2 * SECONDS),
-        probe.read_rate(near // 2, SECONDS),
-        probe.read_rate(4 * near, SECONDS),
-        near,
+        probe.read_rate(l2_bytes // 2, SECONDS),
+        probe.read_rate(4 * l2_bytes, SECONDS),
+        l2_bytes,
         *(hop() if threads > 1 else (0.0, 0.0)),
     )

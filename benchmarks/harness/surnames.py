@@ -1,4 +1,4 @@
-"""The names that packed batches and the training epoch are drawn from, and where they are found."""
+"""Finds the names that packed batches and the training epoch are drawn from."""
 
 import functools
 import os
@@ -12,12 +12,13 @@ SHARED = ROOT.parent / "shared" / "data" / "names"
 
 @functools.cache
 def names() -> NamesData:
-    """The data set that the variable names, else the one beside the repository, else any found."""
+    """Returns the data set that `NAMERNN_FAST_DATA` names, else the one beside the repository, else
+    any that `load_names` finds."""
     beside = not os.environ.get(VARIABLE) and SHARED.is_dir()
     return load_names(SHARED if beside else None)
 
 
 def description() -> str:
-    """What `names` found, in words that name no path."""
+    """Describes the data set that `names` returns, without a path."""
     kind = "the small embedded sample of names" if names().is_sample else "the names data set"
     return f"{kind}, {len(names().rows):,} rows"

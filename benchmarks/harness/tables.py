@@ -1,4 +1,4 @@
-"""How tables put numbers and cells, here and on the pages: needs nothing but Python."""
+"""How numbers, cells and tables are written, in the terminal and in the documents."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Returns a duration with three digits and a unit."""
     unit, scale = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
     value = seconds / scale
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
@@ -18,17 +18,18 @@ def duration(seconds: float) -> str:
 
 
 def ratio(value: float) -> str:
+    """Returns a speed-up, marked if it is a loss."""
     return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
 
 
 def shape(cell: Cell) -> str:
-    """(D, H, T), with the names in the place of T where they decide it."""
+    """Returns `(D, H, T)`, with `names` in the place of T where the names determine it."""
     sizes = f"{cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'}"
     return f"epoch ({sizes})" if cell.family == EPOCH else f"({sizes})"
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
-    """A Markdown table, padded so that it reads as well in a terminal."""
+    """Returns a Markdown table, padded so that it is readable in a terminal too."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

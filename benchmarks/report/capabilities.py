@@ -1,15 +1,18 @@
-"""What `nn.RNN` and `FusedRNN` can do on the CPU: every row of the table is tried, not claimed.
+"""What `nn.RNN` and `FusedRNN` can do on a CPU: every row of the table is tried.
 
-python -m benchmarks.capabilities [--write]
+    python -m benchmarks.report.capabilities [--record]
+
+Whether a row says yes or no is what its try finds. The reason for a no is written beside the try,
+in words, because the text of an exception rarely says it.
 """
 
-import argparse
 import multiprocessing
 import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,36 +20,51 @@ from torch.func import functional_call, grad, hessian, jacfwd, stack_module_stat
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, FUSED
-from benchmarks.harness.pages import write_section
-from benchmarks.harness.paths import README
-from benchmarks.harness.race import Budget, race
+from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.paths import CAPABILITIES
+from benchmarks.harness.race import TimeBudget, race
 from namernn_fast import FusedRNN, reference
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
 SECONDS = 120
-WORDS = 48  # letters of a reason
+YES, NO = "yes", "no"
 
 Try = Callable[[type[torch.nn.RNN]], str | None]
 
 
 @dataclass
 class Row:
+    """A row of the table."""
+
     attempt: Try
+    why_not: dict[str, str]
+    """Why a layer class cannot do it, by its name."""
     slow: bool
+    """Whether the try takes long."""
 
 
 ROWS: dict[str, Row] = {}
 
 
-def row(label: str, slow: bool = False) -> Callable[[Try], Try]:
-    """Registers a try: it raises, or asserts a wrong result, where a layer class cannot do it.
+def row(
+    label: str, without: str = "", *, ours: str = "", slow: bool = False
+) -> Callable[[Try], Try]:
+    """Registers a try, which raises where a layer class cannot do what the row says.
 
-    What it returns, if anything, is worth knowing where it can.
+    A text that the try returns is worth knowing where a layer class can.
+
+    Args:
+        label: The first cell of the row.
+        without: Why `nn.RNN` cannot.
+        ours: Why `FusedRNN` cannot.
+        slow: Whether the try takes long.
     """
 
     def register(attempt: Try) -> Try:
-        ROWS[label] = Row(attempt, slow)
+        why_not = {BASELINE: without, FUSED: ours}
+        ROWS[label] = Row(attempt, {name: text for name, text in why_not.items() if text}, slow)
         return attempt
 
     return register
@@ -66,7 +84,7 @@ def loss_of(result) -> Tensor:
     return output.square().sum() + h_n.sum()
 
 
-@row("`torch.compile(fullgraph=True)`, forward and backward")
+@row("`torch.compile(fullgraph=True)`, forward and backward", "`torch.compile` does not trace it")
 def _(layer_class):
     layer = layer_class(4, 5)
     x = torch.randn(6, 3, 4)
@@ -75,7 +93,7 @@ def _(layer_class):
     same(loss, loss_of(layer(x)))
 
 
-@row("one compilation for all lengths and batches, packed too")
+@row("one compilation for all lengths and batches, packed too", "`torch.compile` does not trace it")
 def _(layer_class):
     layer = layer_class(4, 5)
     for make in (lambda n: torch.randn(n, n + 1, 4), lambda n: packed(*range(1, n + 1))):
@@ -93,14 +111,14 @@ def exported(layer: torch.nn.Module) -> torch.export.ExportedProgram:
     return torch.export.export(layer, (torch.randn(6, 3, 4),), dynamic_shapes=(dims,))
 
 
-@row("`torch.export` with any length and batch")
+@row("`torch.export` with any length and batch", "the program has one fixed length")
 def _(layer_class):
     layer = layer_class(4, 5)
     x = torch.randn(9, 7, 4)
     same(exported(layer).module()(x), layer(x))
 
 
-@row("AOTInductor package of the same", slow=True)
+@row("AOTInductor package of that program", "the program has one fixed length", slow=True)
 def _(layer_class):
     layer = layer_class(4, 5).requires_grad_(False)
     x = torch.randn(9, 7, 4)
@@ -111,7 +129,10 @@ def _(layer_class):
         same(tuple(torch._inductor.aoti_load_package(package)(x)), layer(x))
 
 
-@row("ONNX `RNN` nodes, any length and batch (`dynamo=True`)")
+@row(
+    "ONNX `RNN` nodes, any length and batch (`dynamo=True`)",
+    "the steps are unrolled for one fixed length",
+)
 def _(layer_class):
     dims = {0: torch.export.Dim("seq_len"), 1: torch.export.Dim("batch")}
     program = torch.onnx.export(
@@ -121,7 +142,7 @@ def _(layer_class):
     assert any(node.op_type == "RNN" for node in graph.node), "unrolled for one length"
 
 
-@row("`lengths=` in place of packing, also of sequences without a step")
+@row("`lengths=` in place of packing, also of sequences without a step", "no such argument")
 def _(layer_class):
     layer = layer_class(4, 5)
     x, hx = torch.randn(6, 3, 4), torch.randn(1, 3, 5)
@@ -132,7 +153,7 @@ def _(layer_class):
     same((output[:, 2], h_n[:, 2]), (torch.zeros(6, 5), hx[:, 2]))
 
 
-@row("`reset=`: a fresh state within a sequence")
+@row("`reset=`: a fresh state within a sequence", "no such argument")
 def _(layer_class):
     layer = layer_class(4, 5)
     x, reset = torch.randn(6, 3, 4), torch.zeros(6, 3, dtype=torch.bool)
@@ -141,7 +162,7 @@ def _(layer_class):
     same(output[2:, 1:2], layer(x[2:, 1:2])[0])
 
 
-@row("jagged nested tensors")
+@row("jagged nested tensors", "its operator does not take nested tensors")
 def _(layer_class):
     layer = layer_class(4, 5, batch_first=True)
     parts = [torch.randn(n, 4) for n in (3, 6, 2)]
@@ -150,14 +171,14 @@ def _(layer_class):
         same(got, layer(part)[0])
 
 
-@row("`vmap` over inputs")
+@row("`vmap` over inputs", "its operator has no batching rule")
 def _(layer_class):
     layer = layer_class(4, 5)
     x = torch.randn(2, 6, 3, 4)
     same(vmap(lambda x: layer(x)[0])(x), torch.stack([layer(own)[0] for own in x]))
 
 
-@row("`vmap` over models (`stack_module_state`)")
+@row("`vmap` over models (`stack_module_state`)", "its operator has no batching rule")
 def _(layer_class):
     layers = [layer_class(4, 5) for _ in range(3)]
     weights, _ = stack_module_state(layers)
@@ -166,7 +187,10 @@ def _(layer_class):
     same(got, torch.stack([layer(x)[0] for layer in layers]))
 
 
-@row("per-sample gradients, `vmap(grad(...))`")
+@row(
+    "per-sample gradients, `vmap(grad(...))`",
+    "its operator writes in place where `vmap` cannot",
+)
 def _(layer_class):
     layer = layer_class(4, 5)
     weights = {name: p.detach() for name, p in layer.named_parameters()}
@@ -188,7 +212,10 @@ def _(layer_class):
     hessian(lambda x: loss_of(layer(x)))(x)
 
 
-@row("forward mode of packed sequences")
+@row(
+    "forward mode of packed sequences",
+    "its operator for packed sequences needs the memory of its input, which a transform hides",
+)
 def _(layer_class):
     layer = layer_class(4, 5)
     data, *rest = packed(3, 6, 2)
@@ -204,7 +231,7 @@ def _(layer_class):
         gradient.square().sum().backward()
 
 
-@row("gradients in `eval()`, those of `train()`")
+@row("gradients in `eval()`, equal to those in `train()`")
 def _(layer_class):
     layer = layer_class(4, 5, num_layers=2)
     found = []
@@ -226,7 +253,10 @@ def _(layer_class):
         loss.backward()
 
 
-@row("float32 `hx` with a bfloat16 layer, and the reverse")
+@row(
+    "float32 `hx` with a bfloat16 layer, and the reverse",
+    "`hx` must have the dtype of the layer",
+)
 def _(layer_class):
     for own, other in (
         (torch.bfloat16, torch.float32),
@@ -238,7 +268,7 @@ def _(layer_class):
         same(layer(x, hx), layer(x, hx.to(own)))
 
 
-@row("batch-invariant bits (`batch_invariant=True`)")
+@row("batch-invariant bits (`batch_invariant=True`)", "no such argument")
 def _(layer_class):
     for dtype in (torch.float32, torch.bfloat16):
         layer = layer_class(64, 100, batch_invariant=True, dtype=dtype)
@@ -251,7 +281,7 @@ def _(layer_class):
     with torch.inference_mode():
         rounds = race(
             {str(flag): lambda layer=layer: layer(x) for flag, layer in layers.items()},
-            Budget(0.5, max_rounds=50, round_seconds=0.005),
+            TimeBudget(0.5, max_rounds=50, round_seconds=0.005),
         )
     usual, invariant = (statistics.median(r.seconds) for r in rounds.values())
     return f"one short sequence by itself takes {invariant / usual:.1f} times as long"
@@ -274,7 +304,7 @@ def _(layer_class):
     layer(torch.randn(6, 3, 4))
 
 
-@row("construction by `skip_init`")
+@row("construction by `skip_init`", "its signature does not show the argument `device`")
 def _(layer_class):
     torch.nn.utils.skip_init(layer_class, 4, 5)
 
@@ -317,39 +347,33 @@ def _(layer_class):
         destroy_process_group()
 
 
-@row("`torch.jit.script`")
+@row("`torch.jit.script`", ours="TorchScript takes no function with a variable number of arguments")
 def _(layer_class):
     torch.jit.script(layer_class(4, 5))
 
 
-def reason(error: BaseException) -> str:
-    """The first words of an error, fit for a cell."""
-    words = " ".join(str(error).split()).replace("|", "/").replace("<", "&lt;")
-    if len(words) > WORDS:
-        words = words[:WORDS].rsplit(" ", 1)[0].rstrip(",.:;") + " …"
-    if isinstance(error, AssertionError):
-        return words
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-def child(label: str, name: str, answers) -> None:
+def child(label: str, name: str, answers: Any) -> None:
+    """Makes a try and sends whether it succeeded, and the text of its note or of its error."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    steps = []  # calls of ours that went through ATen operators, step by step
-    by_steps = reference.rnn_stack
-    reference.rnn_stack = lambda *arguments: steps.append(label) or by_steps(*arguments)
+    calls = []  # calls of FusedRNN that went through ATen operators
+    rnn_stack = reference.rnn_stack
+    reference.rnn_stack = lambda *arguments: calls.append(label) or rnn_stack(*arguments)
     try:
         note = ROWS[label].attempt(LAYERS[name])
     except Exception as error:
-        answers.send(f"no ({reason(error)})")
+        answers.send((NO, f"{type(error).__name__}: {error}"))
     else:
-        note = "ATen operators, step by step" if steps else note
-        answers.send(f"yes ({note})" if note else "yes")
+        answers.send((YES, "ATen operators, step by step" if calls else note or ""))
 
 
-def cell(label: str, name: str) -> str:
-    """`yes` or `no`, and what there is to say of it, from a try in a process of its own."""
+def attempt(label: str, name: str) -> tuple[str, str]:
+    """Makes the try of a row for one layer class, in a process of its own.
+
+    Returns:
+        `yes` and what is worth knowing, or `no` and the text of the error.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast"])
     receiver, sender = context.Pipe(duplex=False)
@@ -358,30 +382,43 @@ def cell(label: str, name: str) -> str:
     sender.close()
     try:
         if not receiver.poll(SECONDS):
-            return f"no (not within {SECONDS} s)"
+            return NO, f"not within {SECONDS} s"
         return receiver.recv()
     except EOFError:
         process.join()
-        return f"no (the process ended with {process.exitcode})"
+        return NO, f"the process ended with {process.exitcode}"
     finally:
         process.kill()
 
 
+def cell(label: str, name: str) -> str:
+    """Returns the cell of the table for one row and layer class."""
+    verdict, text = attempt(label, name)
+    if verdict == NO:
+        why_not = ROWS[label].why_not.get(name)
+        if why_not is None:
+            raise SystemExit(f"{label}: {name} has no written reason for its error: {text}")
+        text = why_not
+    return f"{verdict} ({text})" if text else verdict
+
+
 def table(labels: list[str]) -> str:
-    lines = [f"| on a CPU | {BASELINE} | {FUSED} |", "| --- | --- | --- |"]
+    """Returns the machine and a table of the rows that `labels` names."""
+    lines = [f"{cpu_name()}; torch {torch.__version__}.", ""]
+    lines += [f"| on a CPU | {BASELINE} | {FUSED} |", "| --- | --- | --- |"]
     for label in labels:
         lines.append("| " + " | ".join((label, *(cell(label, name) for name in LAYERS))) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.capabilities")
-    parser.add_argument("--write", action="store_true", help="into README.md")
-    options = parser.parse_args()
-    text = table([*ROWS])
+    parser = pages.parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="the first rows alone: a trial run")
+    options = pages.parse(parser)
+    text = table([*ROWS][:3] if options.quick else [*ROWS])
     print(text)
-    if options.write:
-        write_section(README, "capabilities", text)
+    folder = pages.folder_of(record=False)
+    pages.announce(pages.write_text(folder, "capabilities", text, options.record, CAPABILITIES))
 
 
 if __name__ == "__main__":

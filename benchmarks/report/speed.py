@@ -1,11 +1,12 @@
-"""Turn a run's raw JSON into its table, its plots and the README's section.
+"""Makes the table, the plots and the README's summary from the raw JSON of a run.
 
-    python -m benchmarks.report [JSON] [--write-readme]
+    python -m benchmarks.report.speed [JSON] [--record]
 
-Every figure comes from the JSON; the plots are written beside it.
+Without `--record` everything is written beside the JSON in `build/bench/`. With `--record` the JSON
+and the plots replace those in `benchmarks/results/`, and the texts replace their sections in
+`docs/performance.md` and the README.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,31 +15,32 @@ from typing import Any
 
 from matplotlib import pyplot
 
+from benchmarks.harness import pages
 from benchmarks.harness.grid import (
     BASELINE,
-    BATCHES,
     DENSE,
+    DENSE_CELLS,
+    EPOCH_CELLS,
     FAMILIES,
+    FORWARD,
     FUSED,
     LAYERS,
     MODES,
     PACKED,
+    PACKED_CELLS,
+    TRAINING,
     Cell,
 )
-from benchmarks.harness.pages import write_section
-from benchmarks.harness.paths import README, RESULTS, ROOT
+from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
 from benchmarks.harness.tables import TIMES, duration, markdown, ratio, shape
+from benchmarks.report.plots import Medians, Timings, save_figure, speed_up
 
-# Okabe and Ito's colours, apart to colour-blind eyes too; the markers tell lines apart in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-MARKERS = ("o", "s", "^", "D")
-
-Medians = dict[str, float]
-Timings = dict[Cell, Medians]
+RAW = "latest.json"
+SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}
 
 
 def load(raw: Mapping[str, Any]) -> Timings:
-    """The median seconds per call of each layer in each cell."""
+    """Returns the median seconds per call of each layer in each cell."""
     timings: Timings = {}
     for entry in raw["benchmarks"]:
         info = entry["extra_info"]
@@ -47,7 +49,7 @@ def load(raw: Mapping[str, Any]) -> Timings:
 
 
 def select(timings: Timings, **wanted: object) -> Timings:
-    """The cells that have the wanted attributes."""
+    """Returns the cells that have the wanted attributes."""
     return {
         cell: medians
         for cell, medians in timings.items()
@@ -55,12 +57,8 @@ def select(timings: Timings, **wanted: object) -> Timings:
     }
 
 
-def speed_up(medians: Medians) -> float:
-    return medians[BASELINE] / medians[FUSED]
-
-
 def table_rows(timings: Timings) -> Iterator[list[str]]:
-    """A row for each shape and batch size, and the worst and mean of each family and of all."""
+    """Yields a row for each shape and batch size, and the worst case and mean of each family."""
     header = ["(D, H, T)", "B"]
     for mode in MODES:
         header += [f"{mode}: {BASELINE}", FUSED, "speed-up"]
@@ -82,14 +80,15 @@ def table_rows(timings: Timings) -> Iterator[list[str]]:
 
 
 def timing_columns(found: Iterable[Medians]) -> list[str]:
-    """Both medians and their ratio, or blanks for what was not timed."""
+    """Returns both medians and their ratio, or blanks for what was not timed."""
     for medians in found:
         return [*(duration(medians[layer]) for layer in LAYERS), ratio(speed_up(medians))]
     return ["", "", ""]
 
 
 def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
-    for label, summarise in (("worst", min), ("geometric mean", statistics.geometric_mean)):
+    """Yields the worst speed-up and the geometric mean of `timings`, in rows of the table."""
+    for label, summarise in SUMMARIES.items():
         row = [f"{title}: {label}", ""]
         for mode in MODES:
             ratios = [*map(speed_up, select(timings, mode=mode).values())]
@@ -98,6 +97,7 @@ def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
 
 
 def caption(raw: Mapping[str, Any]) -> str:
+    """Says on which machine and how the results of a run were measured."""
     machine = raw["machine_info"]
     counts = [entry["stats"]["rounds"] for entry in raw["benchmarks"]]
     return (
@@ -105,14 +105,15 @@ def caption(raw: Mapping[str, Any]) -> str:
         f"{machine['cpu_capability']}; torch {machine['torch']}; "
         f"{FUSED} on `{machine['fused_path']}`; float32. "
         f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate. "
-        "`forward` is under `inference_mode`; `forward + backward` has the gradients of all "
-        "parameters from `h_n.sum()`. "
+        "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
+        "parameters from fixed random gradients at `output` and `h_n`. "
         f"Packed batches have lengths from {raw['names']}, and are packed outside of what is "
-        "timed, for both layers. An epoch of the classifier is its batching and its steps of Adam."
+        "timed. An epoch of the classifier times its batching and its steps of Adam too."
     )
 
 
 def losses(timings: Timings) -> str:
+    """Names the cells in which the fused layer is slower."""
     slower = [
         f"{shape(cell)} B={cell.batch} {cell.mode} {speed_up(medians):.2f}{TIMES}"
         for cell, medians in timings.items()
@@ -124,11 +125,30 @@ def losses(timings: Timings) -> str:
 
 
 def section(raw: Mapping[str, Any], timings: Timings) -> str:
+    """Returns the caption, the table and the losses of a run."""
     return "\n\n".join((caption(raw), markdown(table_rows(timings)), losses(timings)))
 
 
+def summary(raw: Mapping[str, Any], timings: Timings) -> str:
+    """Returns the sentence of the README: the mean and the worst speed-up of each mode."""
+    machine = raw["machine_info"]
+    parts = []
+    for name, mode in (("inference", FORWARD), ("training", TRAINING)):
+        ratios = [*map(speed_up, select(timings, mode=mode).values())]
+        worst, mean = (ratio(summarise(ratios)) for summarise in SUMMARIES.values())
+        parts.append(f"{mean} in {name} (worst {worst})")
+    return (
+        f"Geometric mean of the speed-up over `{BASELINE}`: {' and '.join(parts)}, over the "
+        f"{len(timings)} cells of [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "
+        f"{machine['cpu']}, {machine['threads']} thread(s), float32."
+    )
+
+
 def draw(timings: Timings, folder: Path) -> dict[str, Path]:
-    """Draw the speed-up against the batch size: a panel a mode, or a packed shape."""
+    """Draws the speed-up against the batch size; returns the file of each family.
+
+    The figure of dense input has a panel for each mode, the figure of packed input for each shape.
+    """
     dense, packed = select(timings, family=DENSE), select(timings, family=PACKED)
     dense_panels = {
         mode: {
@@ -151,67 +171,43 @@ def draw(timings: Timings, folder: Path) -> dict[str, Path]:
     }
 
 
-def save_figure(
-    path: Path, title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | None
-) -> Path:
-    """Save one figure: panels by their titles, in each the lines by their labels."""
-    figure, axes = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(2.2 + 3.6 * len(panels), 3.8),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+def publish(raw: Mapping[str, Any], record: bool) -> None:
+    """Writes the raw JSON, the table, the summary and the plots of a run, and prints the texts."""
+    timings = load(raw)
+    if not timings:
+        raise SystemExit("the run holds no cell in which both layers were timed")
+    if record and timings.keys() != {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS}:
+        raise SystemExit("the run lacks cells of the grid: it cannot be recorded")
+    table, sentence = section(raw, timings), summary(raw, timings)
+    print(f"{table}\n\n{sentence}")
+    folder = pages.folder_of(record)
+    pyplot.switch_backend("Agg")
+    plots = draw(timings, folder)
+    if record:
+        table = "\n\n".join((table, *(link(path, family, "../") for family, path in plots.items())))
+        sentence = f"{link(plots[DENSE], DENSE)}\n\n{sentence}"
+    file = folder / RAW
+    file.write_text(json.dumps(raw) + "\n", encoding="utf-8")
+    pages.announce(
+        file,
+        pages.write_text(folder, "benchmark table", table, record, PERFORMANCE),
+        pages.write_text(folder, "speed", sentence, record, README),
+        *plots.values(),
     )
-    for panel, (subtitle, lines) in zip(axes[0], panels.items(), strict=True):
-        for (label, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
-            points = {cell.batch: speed_up(medians) for cell, medians in line.items()}
-            panel.plot([*points], [*points.values()], color=colour, marker=marker, label=label)
-        panel.axhline(1, color="0.3", linewidth=1, linestyle="--")
-        panel.set(title=subtitle, xlabel="batch size", xscale="log", yscale="log")
-        panel.set_xticks(BATCHES, labels=map(str, BATCHES))
-        panel.minorticks_off()
-        panel.grid(color="0.9")
-        panel.spines[["top", "right"]].set_visible(False)
-    first = axes[0, 0]
-    # From a little below one, so that a loss shows as one, and to one tick above it at least.
-    low, high = min(first.get_ylim()[0], 0.8), max(first.get_ylim()[1], 2.2)
-    ticks = [2.0**power for power in range(-5, 8) if low <= 2.0**power <= high]
-    first.set(ylim=(low, high), ylabel=f"{BASELINE} time / {FUSED} time")
-    first.set_yticks(ticks, labels=[f"{tick:g}{TIMES}" for tick in ticks])
-    figure.suptitle(f"Speed-up of {FUSED} over {BASELINE}: {title}")
-    figure.legend(
-        *first.get_legend_handles_labels(),
-        title=legend,
-        loc="outside right center",
-        frameon=False,
-    )
-    # Without the version of matplotlib the same figures give the same bytes.
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    pyplot.close(figure)
-    return path
+
+
+def link(path: Path, family: str, up: str = "") -> str:
+    """Returns the Markdown of a plot on a page from which `up` leads to the repository's root."""
+    place = f"{up}{path.relative_to(ROOT).as_posix()}"
+    return f"![Speed-up against batch size, {family} input]({place})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report")
-    parser.add_argument("json", type=Path, nargs="?", default=RESULTS / "latest.json")
-    parser.add_argument("--write-readme", action="store_true")
-    options = parser.parse_args()
-
-    raw = json.loads(options.json.read_text(encoding="utf-8"))
-    timings = load(raw)
-    if not timings:
-        raise SystemExit(f"{options.json.name} holds no cell in which both layers were timed")
-    text = section(raw, timings)
-    print(text)
-    pyplot.switch_backend("Agg")
-    drawn = draw(timings, options.json.resolve().parent)
-    if options.write_readme:
-        images = (
-            f"![Speed-up against batch size, {family} input]({path.relative_to(ROOT).as_posix()})"
-            for family, path in drawn.items()
-        )
-        write_section(README, "benchmark table", "\n\n".join((text, *images)))
+    parser = pages.parser(__doc__)
+    parser.add_argument("json", type=Path, nargs="?", help="the raw JSON of a run")
+    options = pages.parse(parser)
+    path = options.json or (RESULTS if options.record else SCRATCH) / RAW
+    publish(json.loads(path.read_text(encoding="utf-8")), options.record)
 
 
 if __name__ == "__main__":
