@@ -1,7 +1,7 @@
 """Times gradients that fade to subnormal numbers: `python -m benchmarks.cpu.fading [--record]`.
 
 With a gradient at `h_n` alone, the gradient of the state shrinks with every step back in time, and
-after about a hundred steps `nn.RNN` computes in subnormal numbers, which many processors do ten
+after about a hundred steps `nn.RNN` computes in subnormal numbers, which some processors do ten
 times slower or more. The fused layer takes numbers below the smallest normal one for zero in its
 backward pass. `torch.set_flush_denormal(True)` makes the processor do that for every operator. No
 other benchmark has gradients that fade.
@@ -101,9 +101,9 @@ def report(document: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32.\n\n"
         f"{markdown(lines)}\n\n"
         f"With a gradient at `h_n` alone, gradients shrink with every step back in time until "
-        f"`{BASELINE}` computes in subnormal numbers, which is slow; the fused layer takes them "
-        f"for zero. This weakness of `{BASELINE}` is shown here alone: these rows are in no mean "
-        f"and no worst case."
+        f"`{BASELINE}` computes in subnormal numbers; the fused layer takes them for zero. The "
+        f"last two rows differ in what subnormal numbers cost on this processor: nothing on some, "
+        f"ten times the time or more on others. These rows are in no mean and no worst case."
     )
 
 

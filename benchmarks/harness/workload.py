@@ -2,9 +2,9 @@
 
 The gate of a cell looks at the results of the very calls that are timed. Every training step gives
 gradients to both `output` and `h_n`. With a gradient at `h_n` alone, the gradient of the state
-fades over a hundred steps to subnormal numbers, in which `nn.RNN` is many times slower: a benchmark
-would measure that weakness in place of the work. `benchmarks/cpu/fading.py` shows the fading case
-by itself.
+fades over a hundred steps to subnormal numbers, in which some processors are many times slower: a
+benchmark would measure that weakness in place of the work. `benchmarks/cpu/fading.py` shows the
+fading case by itself.
 """
 
 import copy
