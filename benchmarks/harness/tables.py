@@ -32,9 +32,9 @@ def markdown(rows: Iterable[list[str]]) -> str:
     """Returns a Markdown table, padded so that it is readable in a terminal too."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    divider = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
-    for row in (rows[0], rule, *rows[1:]):
+    for row in (rows[0], divider, *rows[1:]):
         first, *rest = (
             cell.ljust(width) if place == 0 else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
