@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 import namernn_fast
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, FusedRNNCell, explain, replace_rnn, rnn
+from namernn_fast.testing import ErrorBudget
 
 FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
 ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
@@ -88,7 +88,7 @@ def test_torch_module_error_inputs(base):
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell(nonlinearity, bias):
     """One step at a time leads where the layer leads, and where `nn.RNNCell` leads."""
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for _ in range(4):
         exact = torch.nn.RNNCell(5, 37, bias, nonlinearity, dtype=torch.float64)
         inputs = torch.randn(6, 3, 5)

@@ -17,7 +17,8 @@ from namernn_fast import FusedRNN, availability, explain, ops
 
 triton = pytest.importorskip("triton")
 
-from benchmarks import gpu_report  # noqa: E402
+from benchmarks.gpu import resources as gpu_report  # noqa: E402
+from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
 from namernn_fast.gpu import kernels, layer, plan, problem, stack  # noqa: E402
 from namernn_fast.gpu.plan import choose  # noqa: E402
@@ -279,7 +280,7 @@ def test_the_kept_table_is_of_these_kernels():
         for name in gpu_report.KERNELS:
             assert row[name]["spilled"] == 0
             assert row[name]["shared"] <= DEVICES[row["arch"]].shared
-    assert gpu_report.text(document) in gpu_report.PAGE.read_text(encoding="utf-8")
+    assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
 
 
 # ---- What the host does ----

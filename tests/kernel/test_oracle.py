@@ -6,8 +6,8 @@ import pytest
 import torch
 from cases import LAYOUTS, Case
 
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, ops, reference
+from namernn_fast.testing import ErrorBudget
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -59,7 +59,7 @@ def test_nn_rnn_agrees(layout):
 def test_reference_path(layout, dtype, monkeypatch):
     """The path of other devices and dtypes, taken here by force, keeps the same budget."""
     monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     for seed in range(3):
         options = {"num_layers": 2, "bidirectional": seed > 0, "batch_first": seed > 1}
         Case(5, 9, 6, 4, options, layout, seed=seed).add_to(budget, FusedRNN, dtype)
@@ -70,7 +70,7 @@ def test_reference_path(layout, dtype, monkeypatch):
 def test_reference_path_in_half_precision(dtype, monkeypatch):
     """Judged like everything else: against `nn.RNN` of the same dtype and a float64 oracle."""
     monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     for seed in range(4):
         Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed).add_to(budget, FusedRNN, dtype)
     budget.check()

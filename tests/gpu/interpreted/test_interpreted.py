@@ -13,10 +13,10 @@ from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, availability, gpu
 from namernn_fast.gpu import kernels, layer, stack
 from namernn_fast.gpu.plan import Plan
+from namernn_fast.testing import ErrorBudget
 
 DTYPES = availability.TRITON_DTYPES
 
@@ -80,7 +80,7 @@ OPTIONS = [
 def test_every_regime(regime, dtype, monkeypatch):
     choose = REGIMES[regime]
     monkeypatch.setattr(layer, "plan_of", lambda H, *_: choose(H))
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     options = itertools.cycle(OPTIONS)
     for seed, (layout, shape) in enumerate(zip(LAYOUTS, SHAPES, strict=True)):
         if dtype.itemsize == 2 and seed % 2 == (dtype == torch.float16):
@@ -161,7 +161,7 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for seed in range(draws(hidden_size)):
         Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
     budget.check()
