@@ -102,3 +102,10 @@ format: setup
 
 clean:
 	rm -rf $(VENV) build *.egg-info namernn_fast/*.so
+
+# Whether the working tree computes the same bits as a revision, and is as fast: make compare BASE=<revision>.
+BASE ?= HEAD~1
+.PHONY: compare
+compare: setup
+	$(BIN)/python -m benchmarks.revisions bits $(BASE)
+	$(BIN)/python -m benchmarks.revisions speed $(BASE)
