@@ -66,11 +66,17 @@ def differences(one: Digests, other: Digests) -> dict[str, list[str]]:
 
 
 def compare(base: Digests, new: Digests, again: Digests) -> Comparison:
-    """Compares the digests of two revisions, and those of two runs of the newer one."""
+    """Compares the digests of two revisions, and those of two runs of the newer one.
+
+    Args:
+        base: the digests of the older revision.
+        new: the digests of the newer revision.
+        again: the digests of a second run of the newer revision, perhaps of a part of the cases.
+    """
     return Comparison(
         cases=len(new),
         differing=differences(base, new),
-        unstable=differences(new, again),
+        unstable=differences({case: new[case] for case in again if case in new}, again),
         raised={
             case: results["raised"]
             for case, results in new.items()
@@ -79,12 +85,13 @@ def compare(base: Digests, new: Digests, again: Digests) -> Comparison:
     )
 
 
-def run(build: Build, level: Level) -> Digests:
+def run(build: Build, level: Level, threads: tuple[int, ...] = (1, 2)) -> Digests:
     """Runs the digest program for a build in a fresh process.
 
     Args:
         build: the build to run.
         level: the instruction set to run with.
+        threads: the numbers of threads to run with.
 
     Returns:
         The digests.
@@ -93,7 +100,8 @@ def run(build: Build, level: Level) -> Digests:
         MissingError: the processor does not have the instruction set.
         RuntimeError: the program failed.
     """
-    arguments = ("--kernels", *level.kernels, "--dtypes", *level.dtypes)
+    arguments = ["--kernels", *level.kernels, "--dtypes", *level.dtypes]
+    arguments += ["--threads", *map(str, threads)]
     # Threads that wait asleep change no result, and let others run on a busy machine.
     environment = environment_of(build, ATEN_CPU_CAPABILITY=level.name, OMP_WAIT_POLICY="passive")
     start = time.perf_counter()
@@ -142,7 +150,7 @@ def compare_builds(base: Build, new: Build) -> bool:
     for level in LEVELS:
         print(f"ATEN_CPU_CAPABILITY={level.name}:", flush=True)
         try:
-            comparison = compare(run(base, level), run(new, level), run(new, level))
+            comparison = compare(run(base, level), run(new, level), run(new, level, (2,)))
         except MissingError as error:
             print(f"  not compared: this machine runs {error} instead")
             continue

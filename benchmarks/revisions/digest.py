@@ -58,7 +58,7 @@ class Draws:
 
     def lengths(self, least: int) -> Tensor:
         """Lengths of the batch's sequences, of which one has all steps."""
-        *_, steps, batch = self.case.sizes
+        steps, batch = self.case.sizes[2:]
         lengths = torch.randint(least, steps + 1, (batch,), generator=self.generator)
         lengths[batch // 2] = steps
         return lengths
@@ -74,7 +74,7 @@ class Draws:
 
     def resets(self) -> Tensor:
         """Resets (steps, batch), of which a fifth is set."""
-        *_, steps, batch = self.case.sizes
+        steps, batch = self.case.sizes[2:]
         return torch.rand(steps, batch, generator=self.generator) < 0.2
 
 
@@ -91,15 +91,13 @@ class Call:
 
 def prepare_input(case: Case, draws: Draws) -> Call:
     """Draws the input of a case, in the case's layout."""
-    D, _, T, B = case.sizes
+    input_size, _, steps, batch = case.sizes
     wants_input = case.wanted in ("all", "input", SECOND_ORDER)
     if case.layout == "jagged":
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), draws.lengths(0).cumsum(0)])
-        rows = draws.input(int(offsets[-1]), 1, D)[:, 0].requires_grad_(wants_input)
+        rows = draws.input(int(offsets[-1]), 1, input_size)[:, 0].requires_grad_(wants_input)
         return Call(rows, torch.nested.nested_tensor_from_jagged(rows, offsets), {})
-    if case.layout == "unbatched":
-        B = 1
-    leaf = draws.input(T, B, D)
+    leaf = draws.input(steps, batch, input_size)
     if case.layout == "unbatched":
         leaf = leaf[:, 0]
     elif case.batch_first:
@@ -125,13 +123,12 @@ def prepare_input(case: Case, draws: Draws) -> Call:
 
 def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
     """Makes the layer of a case, with drawn parameters."""
-    D, H, _, _ = case.sizes
+    sizes = case.sizes[:2]
     if case.call == "cell":
-        layer = FusedRNNCell(D, H, case.bias, case.nonlinearity, dtype=draws.dtype)
+        layer = FusedRNNCell(*sizes, case.bias, case.nonlinearity, dtype=draws.dtype)
     else:
         layer = FusedRNN(
-            D,
-            H,
+            *sizes,
             case.num_layers,
             case.nonlinearity,
             case.bias,
@@ -143,7 +140,7 @@ def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
         )
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.copy_(draws.weight(parameter.shape, H))
+            parameter.copy_(draws.weight(parameter.shape, case.sizes.hidden_size))
     return layer.requires_grad_(case.wanted in ("all", "weights", SECOND_ORDER))
 
 
@@ -192,17 +189,19 @@ def run(case: Case) -> dict[str, str]:
 def results(case: Case) -> dict[str, Tensor]:
     """Returns the results of a case by name."""
     draws = Draws(case)
-    layer, H = prepare_layer(case, draws), case.sizes[1]
+    layer, hidden_size = prepare_layer(case, draws), case.sizes.hidden_size
     call = prepare_input(case, draws)
     wants_hx = case.wanted in ("all", "hx", SECOND_ORDER)
     if case.call == "cell":
         call.leaf = call.input = call.leaf.detach()[0].requires_grad_(call.leaf.requires_grad)
-        hx = draws.normal(*call.input.shape[:-1], H).requires_grad_(wants_hx) if case.hx else None
-        found = {"h_n": layer(call.input, hx)}
+        outer = call.input.shape[:-1]
     else:
         states = case.num_layers * (1 + case.bidirectional)
-        batch = () if case.layout == "unbatched" else (case.sizes[3],)
-        hx = draws.normal(states, *batch, H).requires_grad_(wants_hx) if case.hx else None
+        outer = (states,) if case.layout == "unbatched" else (states, case.sizes.batch)
+    hx = draws.normal(*outer, hidden_size).requires_grad_(wants_hx) if case.hx else None
+    if case.call == "cell":
+        found = {"h_n": layer(call.input, hx)}
+    else:
         found = forward(case, layer, call, hx)
     leaves = {"input": call.leaf, "hx": hx, **dict(layer.named_parameters())}
     leaves = {k: v for k, v in leaves.items() if v is not None and v.requires_grad}
@@ -236,7 +235,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True, help="folder of the library")
     parser.add_argument("--kernels", nargs=2, required=True, help="for float32 and bfloat16")
     parser.add_argument("--dtypes", nargs="+", required=True)
-    parser.add_argument("--threads", type=int, nargs="+", default=(1, 2))
+    parser.add_argument("--threads", type=int, nargs="+", required=True)
     options = parser.parse_args()
     own = Path(namernn_fast.__file__).resolve().parent
     if own != (options.library / "namernn_fast").resolve():
