@@ -12,6 +12,9 @@ from benchmarks.revisions.cases import DTYPES, LAYOUTS, all_cases
 from benchmarks.revisions.cells import CELLS
 from benchmarks.revisions.intervals import interval, student_t
 
+CHECKOUT = pytest.mark.skipif(
+    not (builds.ROOT / ".git").exists(), reason="needs a checkout of the repository"
+)
 SAME = {"a": {"output": "1", "h_n": "2"}, "b": {"output": "3"}}
 
 
@@ -174,11 +177,27 @@ def test_the_grid_has_20_dense_and_5_packed_shapes_in_two_modes():
     assert sum(cell.seq_len == 0 for cell in CELLS.values()) == 10
 
 
+@CHECKOUT
+def test_the_working_tree_is_a_tree_of_its_own_and_the_index_stays_as_it_is():
+    before = builds.git("status", "--porcelain")
+    tree = builds.tree_of(builds.WORKING_TREE)
+    assert builds.git("cat-file", "-t", tree) == "tree"
+    assert builds.git("status", "--porcelain") == before
+    assert (tree == builds.tree_of("HEAD")) == (not before)
+
+
+@CHECKOUT
+def test_an_unknown_revision_is_an_error():
+    with pytest.raises(builds.BuildError, match="no-such-revision"):
+        builds.tree_of("no-such-revision")
+
+
+@CHECKOUT
 @pytest.mark.slow
-@pytest.mark.parametrize("revision", ["HEAD"])
-def test_a_planted_change_of_one_last_place_is_noticed(revision):
+def test_a_planted_change_of_one_last_place_is_noticed():
     """Builds HEAD with and without the plant, or finds both in build/revisions."""
-    command = [sys.executable, "-m", "benchmarks.revisions", "bits", revision, revision, "--plant"]
+    command = [sys.executable, "-m", "benchmarks.revisions", "bits", "HEAD", "HEAD", "--plant"]
+    command += ["--levels", "default"]
     ran = subprocess.run(command, cwd=builds.ROOT, capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     differing = [line for line in ran.stdout.splitlines() if ": differs in " in line]

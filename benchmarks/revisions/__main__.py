@@ -1,8 +1,8 @@
 """Compares two revisions of the library that are built on this machine.
 
-    python -m benchmarks.revisions bits BASE [REVISION]
-    python -m benchmarks.revisions speed BASE [REVISION]
-    python -m benchmarks.revisions build BASE [REVISION]
+    python -m benchmarks.revisions bits BASE [REVISION] [options]
+    python -m benchmarks.revisions speed BASE [REVISION] [options]
+    python -m benchmarks.revisions build BASE [REVISION] [options]
 
 REVISION is the working tree as it stands, if it is not given. `bits` compares the bits of results
 and gradients; `speed` times both revisions in turns; `build` builds them and does no more. A
@@ -35,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("bits", parents=[common], help="compare results and gradients bit for bit")
+    exact = commands.add_parser("bits", parents=[common], help="compare results bit for bit")
+    names = [level.name for level in bits.LEVELS]
+    exact.add_argument(
+        "--levels", nargs="+", choices=names, default=names, help="values of ATEN_CPU_CAPABILITY"
+    )
     commands.add_parser("build", parents=[common], help="build both revisions")
     timed = commands.add_parser("speed", parents=[common], help="time both revisions in turns")
     timed.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -52,7 +56,7 @@ def main() -> int:
         base = builds.build(options.base, options.cache)
         new = builds.build(options.revision, options.cache, options.plant)
         if options.command == "bits":
-            return 0 if bits.compare_builds(base, new) else 1
+            return 0 if bits.compare_builds(base, new, options.levels) else 1
         if options.command == "speed":
             return 0 if speed.compare_builds(base, new, options) else 1
         for build in (base, new):

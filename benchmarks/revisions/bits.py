@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from benchmarks.revisions.builds import Build, command, environment_of
@@ -140,14 +141,16 @@ def report(comparison: Comparison) -> None:
     )
 
 
-def compare_builds(base: Build, new: Build) -> bool:
-    """Compares two builds at every instruction set of the processor.
+def compare_builds(base: Build, new: Build, levels: Collection[str]) -> bool:
+    """Compares two builds at the instruction sets of these names that the processor has.
 
     Returns:
         Whether all bits are the same.
     """
     same, compared = True, []
     for level in LEVELS:
+        if level.name not in levels:
+            continue
         print(f"ATEN_CPU_CAPABILITY={level.name}:", flush=True)
         try:
             comparison = compare(run(base, level), run(new, level), run(new, level, (2,)))
@@ -157,5 +160,6 @@ def compare_builds(base: Build, new: Build) -> bool:
         report(comparison)
         same = same and not comparison.failed
         compared.append(level.name)
-    print(f"{'Same bits' if same else 'NOT the same bits'}: {base} and {new}, {compared}")
+    print(f"{'Same bits' if same else 'NOT the same bits'}: {base} and {new}")
+    print(f"Instruction sets compared: {', '.join(compared) or 'none'}.")
     return same and bool(compared)
