@@ -150,6 +150,12 @@ def test_a_verdict(ratio, cells, mean):
     assert any("geometric mean" in sentence for sentence in wrong) == mean
 
 
+def test_a_wide_interval_is_not_called_as_fast():
+    narrow, wide = interval([0.0, 0.001] * 4), interval([-0.3, 0.3] * 4)
+    assert speed.conclusion({"cell": narrow}) == "As fast."
+    assert "1 of 2 intervals" in speed.conclusion({"cell": narrow, "other": wide})
+
+
 def test_drift_cancels_over_turns():
     for turns in (1, 2):
         orders = [speed.order_of(number, 0, turns) for number in range(2)]

@@ -54,10 +54,10 @@ SHORT = tuple(
     for features in ((8, 12), (16, 16), (32, 48), (64, 64), (64, 256))
     for steps in (1, 2, 8, 16, 17)
 )
-# Layers that may run as a wave, one thread each.
+# Stacks of layers, of which two threads run about half as waves.
 STACKS = (
-    *(Sizes(32, 32, 64, 1), Sizes(32, 32, 300, 3), Sizes(64, 128, 64, 3), Sizes(64, 128, 300, 1)),
-    *(Sizes(32, 32, 300, 16), Sizes(64, 256, 64, 1), Sizes(48, 60, 100, 5)),
+    *(Sizes(32, 32, 64, 1), Sizes(32, 32, 300, 1), Sizes(20, 36, 250, 2), Sizes(64, 80, 250, 3)),
+    *(Sizes(128, 96, 200, 1), Sizes(64, 128, 64, 3), Sizes(64, 256, 64, 1), Sizes(48, 60, 100, 5)),
 )
 
 

@@ -164,6 +164,17 @@ def verdict(cells: dict[str, Interval], mean: Interval) -> list[str]:
     return wrong + ([f"the geometric mean is slower: {mean}"] if mean.slower else [])
 
 
+def conclusion(cells: dict[str, Interval]) -> str:
+    """Returns what can be said of a newer revision that is not shown to be slower."""
+    unsettled = sum(not found.settled for found in cells.values())
+    if not unsettled:
+        return "As fast."
+    return (
+        f"Not shown to be slower, but {unsettled} of {len(cells)} intervals reach beyond "
+        f"{TOLERANCE - 1:.0%} slower: measure for more --minutes, or on a quieter machine."
+    )
+
+
 def report_costs(base: Build, new: Build, imports: dict[str, list[float]]) -> None:
     """Prints what building and importing cost before and after, and how large the library is."""
     for side, build in (("base", base), ("new", new)):
@@ -203,6 +214,6 @@ def compare_builds(base: Build, new: Build, options: argparse.Namespace) -> bool
         print(f"  {cell:<{width}}  {ratio}{'' if ratio.settled else '  not settled'}")
     print(f"  {'geometric mean':<{width}}  {mean}")
     wrong = verdict(found, mean)
-    print("\n".join(wrong) if wrong else "As fast.")
+    print("\n".join(wrong) if wrong else conclusion(found))
     print(f"Every pair of times is in {path}.")
     return not wrong
