@@ -13,7 +13,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
-	bench-gpu gpu-model gpu-report check format clean
+	bench-gpu gpu-model gpu-report check format clean compare
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
 
@@ -89,6 +89,7 @@ capabilities: setup
 # Measures every table and plot of README.md, docs/performance.md and docs/capabilities.md anew.
 record: RECORD = 1
 record: bench bench-peers roofline capabilities
+	$(BIN)/python -m benchmarks.report.picture
 
 # Runs with what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures
 # nothing.
@@ -101,6 +102,12 @@ gpu-report: setup
 
 gpu-model: setup
 	$(BIN)/python -m benchmarks.gpu.model_page $(RECORDING)
+
+# Does the working tree compute the same bits as a revision, and as fast? make compare BASE=<revision>
+BASE ?= HEAD~1
+compare: setup
+	$(BIN)/python -m benchmarks.revisions bits $(BASE)
+	$(BIN)/python -m benchmarks.revisions speed $(BASE)
 
 check: setup
 	$(BIN)/ruff check
