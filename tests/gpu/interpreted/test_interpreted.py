@@ -4,6 +4,7 @@ import itertools
 import random
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
 import triton
@@ -92,6 +93,7 @@ def test_every_regime(regime, dtype, monkeypatch):
     budget.check()
 
 
+@hypothesis.seed(0)  # without it, the examples change with every edit of this function
 @given(drawn_cases(), st.sampled_from(list(REGIMES.values())))
 @settings(deadline=None, max_examples=12)
 def test_any_call(case, choose):
