@@ -12,8 +12,10 @@ comma := ,
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.cpp)
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
-.PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers bench-gpu gpu-model gpu-report \
-	roofline check format clean
+.PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
+	bench-gpu gpu-model gpu-report check format clean compare
+# What is timed must not share the machine with another target.
+.NOTPARALLEL:
 
 setup: $(VENV)/installed
 
@@ -60,33 +62,52 @@ sanitize-threads: setup
 	$(call build_sanitized,thread,thread)
 	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels
 
-bench: setup
-	$(BIN)/python benchmarks/run.py
+# Benchmarks write to build/bench, which git ignores. RECORD=1 makes them replace the recorded results in
+# benchmarks/results and the tables in the documents instead.
+RECORDING = $(if $(RECORD),--record)
 
-# What docs/performance.md shows, measured anew; others are raced where pip can install them.
+bench: setup
+	$(BIN)/python -m benchmarks.cpu.run $(RECORDING)
+
+# Races others that compute the same, as far as pip can install them.
 bench-peers: setup
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench-peers]"
-	$(BIN)/python -m benchmarks.peers --write
-	$(BIN)/python -m benchmarks.peers --write --threads 1
-	$(BIN)/python -m benchmarks.peers --write --odd
-	$(BIN)/python -m benchmarks.peers --write --odd --threads 1
-	$(BIN)/python -m benchmarks.sixteen_bits --write
-	$(BIN)/python -m benchmarks.layers --write
+	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --threads 1
+	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd
+	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd --threads 1
+	$(BIN)/python -m benchmarks.cpu.sixteen_bits $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
-# With what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures nothing.
+roofline: setup
+	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.threads $(RECORDING)
+
+capabilities: setup
+	$(BIN)/python -m benchmarks.report.capabilities $(RECORDING)
+
+# Measures every table and plot of README.md, docs/performance.md and docs/capabilities.md anew.
+record: RECORD = 1
+record: bench bench-peers roofline capabilities
+	$(BIN)/python -m benchmarks.report.picture
+
+# Runs with what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures
+# nothing.
 bench-gpu:
-	$(PYTHON) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
+	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run) $(RECORDING)
 
 # What the GPU kernels take of each architecture; no GPU is needed.
 gpu-report: setup
-	$(BIN)/python -m benchmarks.gpu_report
+	$(BIN)/python -m benchmarks.gpu.resources $(RECORDING)
 
 gpu-model: setup
-	$(BIN)/python -m benchmarks.gpu_model --write
+	$(BIN)/python -m benchmarks.gpu.model_page $(RECORDING)
 
-roofline: setup
-	$(BIN)/python -m benchmarks.roofline --write
-	$(BIN)/python -m benchmarks.threads --write
+# Does the working tree compute the same bits as a revision, and as fast? make compare BASE=<revision>
+BASE ?= HEAD~1
+compare: setup
+	$(BIN)/python -m benchmarks.revisions bits $(BASE)
+	$(BIN)/python -m benchmarks.revisions speed $(BASE)
 
 check: setup
 	$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""FusedRNN against torch.nn.RNN: `python benchmarks/run.py` times, prints and plots every cell."""
+"""Benchmarks of FusedRNN: `make bench` races it against torch.nn.RNN, times, prints and plots."""

@@ -36,8 +36,8 @@ def threads():
 @pytest.fixture
 def nothing_tuned():
     """No configuration of a GPU's kernels, before one test and after it."""
-    from namernn_fast.gpu import rule  # which needs Triton
+    from namernn_fast.gpu import plan  # which needs Triton
 
-    rule.tuned.clear()
+    plan.tuned.clear()
     yield
-    rule.tuned.clear()
+    plan.tuned.clear()

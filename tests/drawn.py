@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import (
     pad_sequence,
 )
 
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, ops
+from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that `nn.RNN` does not take
@@ -58,7 +58,7 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """Those of input, hx and weights that want a gradient; with none the weights are prepacked."""
+    """Those of input, hx and weights that want a gradient."""
     given: frozenset[str] = frozenset()
     """Those of output and h_n that a gradient is given of."""
     threads: int = 1
@@ -116,8 +116,6 @@ class Drawn(Case):
             for p, value in zip(module.parameters(), self.weights, strict=True):
                 p.copy_(value)
         module.requires_grad_("weights" in self.wanted)
-        if layer_class is FusedRNN and not self.wanted:
-            module.prepack()
 
         unbatched = self.layout == "unbatched"
 
@@ -348,7 +346,7 @@ def check_results(case):
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
     flushed = compute.tiny * case.T * max(1, case.B) * max(case.D, 2 * case.H)
     pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
-    forward, backward = Budget(case.dtype), Budget(case.dtype)
+    forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)
     smallest = case.H
     if "input" in case.wanted:
         smallest = min(smallest, case.T * max(1, case.B) * case.D)
@@ -358,7 +356,7 @@ def check_results(case):
             draw.compare(forward, backward)
     backward.floor = flushed * max(draw.largest for draw in draws)
     forward.floor = backward.floor if pairs else 0.0
-    if forward.in_the_red() or backward.in_the_red():
+    if forward.exceeded() or backward.exceeded():
         for draw, sample in itertools.product(draws, range(1, SAMPLES)):
             draw.weigh(sample)
     forward.check()

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import namernn_fast
-from namernn_fast import ops
+from namernn_fast import availability, ops
 
 PACKAGE = Path(namernn_fast.__file__).parent
 EXTENSION = next(PACKAGE.glob("_C*.so"), None)
-X86 = ops.HAS_EXTENSION and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512", "DEFAULT")
+CAPABILITIES = ("AVX2", "AVX512", "DEFAULT")
+X86 = availability.HAS_EXTENSION and torch.backends.cpu.get_cpu_capability() in CAPABILITIES
 needs_objdump = pytest.mark.skipif(
     not X86 or shutil.which("objdump") is None, reason="needs an x86-64 build and objdump"
 )

@@ -229,17 +229,6 @@ torch.testing.assert_close(tuple(loaded(x)), wanted)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_prepacked_weights_and_compile():
-    """A compiled layer reads the weights themselves, and can be compiled all the same."""
-    module = FusedRNN(3, 4).prepack()
-    x = torch.randn(5, 2, 3)
-    with torch.no_grad():
-        compiled = torch.compile(module, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=0)
-        torch.nn.init.ones_(module.bias_hh_l0)
-        torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("dynamo_first", [True, False])
 def test_only_ours_is_traced(dynamo_first):
     """Whichever is imported first, FusedRNN is traced and `nn.RNN` breaks the graph as before."""

@@ -10,7 +10,7 @@ from namernn_fast import FusedRNN, FusedRNNCell, replace_rnn
 @pytest.fixture(params=["kernel", "reference"], autouse=True)
 def _path(request, monkeypatch):
     if request.param == "reference":
-        monkeypatch.setattr("namernn_fast.ops.why_not_kernel", lambda input: "told so")
+        monkeypatch.setattr("namernn_fast.availability.why_not_kernel", lambda input: "told so")
 
 
 def packed(rows, sizes):

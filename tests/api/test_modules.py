@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 import namernn_fast
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, FusedRNNCell, explain, replace_rnn, rnn
+from namernn_fast.testing import ErrorBudget
 
 FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
 ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
@@ -88,7 +88,7 @@ def test_torch_module_error_inputs(base):
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell(nonlinearity, bias):
     """The cell, one step at a time, gives the results of the layer and of `nn.RNNCell`."""
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for _ in range(4):
         exact = torch.nn.RNNCell(5, 37, bias, nonlinearity, dtype=torch.float64)
         inputs = torch.randn(6, 3, 5)
@@ -161,73 +161,6 @@ def test_state_dict_initialisation_and_copies():
         before = ours(x)[0]
         ours.weight_hh_l1.zero_()
         assert not torch.equal(ours(x)[0], before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
-def test_prepacked_weights(dtype, options):
-    module = FusedRNN(9, 70, dtype=dtype, **options)
-    packed = pack_padded_sequence(torch.randn(6, 20, 9, dtype=dtype), [6] * 3 + [2] * 17)
-    with torch.no_grad():
-        plain = module(packed)
-        assert module.prepack() is module
-        prepacked = module(packed)
-    assert torch.equal(plain[0].data, prepacked[0].data)
-    assert torch.equal(plain[1], prepacked[1])
-    output, _ = module(packed)  # here a gradient is wanted
-    assert output.data.requires_grad
-
-
-def test_prepacked_weights_are_dropped_when_a_parameter_changes():
-    module, other = FusedRNN(3, 4).prepack(), FusedRNN(3, 4)
-    x = torch.randn(5, 2, 3)
-    changes = [
-        lambda: module.load_state_dict(other.state_dict()),
-        lambda: torch.nn.init.ones_(module.bias_hh_l0),
-        lambda: setattr(module, "weight_hh_l0", torch.nn.Parameter(torch.zeros(4, 4))),
-        lambda: module.double().float(),
-        # Where the first one lay, the last one may come to lie.
-        lambda: [
-            setattr(module.weight_hh_l0, "data", torch.full((4, 4), v)) for v in (1.0, 2.0, 3.0)
-        ],
-    ]
-    with torch.no_grad():
-        for change in changes:
-            module(x)
-            assert module._prepacked is not None
-            change()
-            assert torch.equal(module(x)[1], rnn(x, None, list(module.parameters()))[1])
-            assert module._prepacked is None
-            module.prepack()
-    assert "_prepacked" not in copy.deepcopy(module).__dict__
-    assert "_prepacked" not in pickle.loads(pickle.dumps(module)).__dict__
-
-
-def test_prepacked_weights_are_dropped_in_training():
-    """Before the optimizer's step, which torch need not count as a change."""
-    module = FusedRNN(3, 4).prepack()
-    x = torch.randn(5, 2, 3)
-    module.requires_grad_(False)(x)
-    assert module._prepacked is not None
-    module.requires_grad_(True)(x)
-    assert module._prepacked is None
-
-
-def test_prepacking_refuses_what_it_cannot_keep():
-    with torch.device("meta"):
-        module = FusedRNN(3, 4)
-    with pytest.raises(RuntimeError, match="prepacked: the CPU kernel does not run on meta"):
-        module.prepack()
-    with torch.inference_mode():
-        module = FusedRNN(3, 4)
-    with pytest.raises(RuntimeError, match="prepacked: they were made in inference mode"):
-        module.prepack()
-    module = torch.nn.utils.parametrizations.weight_norm(FusedRNN(3, 4), "weight_hh_l0")
-    with pytest.raises(RuntimeError, match="computed anew at every call are weight_hh_l0"):
-        module.prepack()
-    module = FusedRNN(3, 4).prepack()
-    with pytest.raises(RuntimeError, match="Expected 3, got 5"), torch.no_grad():
-        module(torch.randn(2, 2, 5))
 
 
 def test_construction_on_meta():

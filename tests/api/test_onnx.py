@@ -10,9 +10,9 @@ import pytest
 import torch
 from cases import exact
 
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, FusedRNNCell, ops, replace_rnn
-from namernn_fast.onnx import rnn_forward
+from namernn_fast.integrations.onnx import rnn_forward
+from namernn_fast.testing import ErrorBudget
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -103,7 +103,7 @@ def test_one_node_a_layer_at_any_length_and_batch(options, with_hx):
         assert bool(initial_h) == with_hx
         assert not sequence_lens
     run = with_onnxruntime(proto)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for seq_len, batch in UNSEEN:
         for _ in range(4):
             compare(budget, run, layer, *inputs(seq_len, batch))
@@ -116,7 +116,7 @@ def test_without_a_batch(hx):
     inputs = (torch.randn(5, D),) if hx is None else (torch.randn(5, D), hx)
     shapes = ({0: DYNAMIC}, {})
     run = with_onnxruntime(export(layer, inputs, dynamic_shapes=shapes[: len(inputs)]))
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for seq_len, _ in UNSEEN:
         for _ in range(4):
             compare(budget, run, layer, torch.randn(seq_len, D), *inputs[1:])
@@ -129,7 +129,7 @@ def test_cell():
     proto = export(cell, (torch.randn(3, D), torch.randn(3, H)), dynamic_shapes=shapes)
     assert len(nodes(proto, "RNN")) == 1
     run = with_onnxruntime(proto)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for _, batch in UNSEEN:
         for _ in range(4):
             compare(budget, run, cell, torch.randn(batch, D), torch.randn(batch, H))
@@ -171,7 +171,7 @@ def test_lengths(bidirectional, with_hx):
     run = with_onnxruntime(
         export(model, inputs(5, [2, 5, 0]), dynamic_shapes=shapes[: 2 + with_hx])
     )
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for seq_len, lengths in ((9, [4, 0, 9, 1]), (7, [3, 6]), (4, [0, 0, 0])):
         for _ in range(4):
             x, _, *hx = given = inputs(seq_len, lengths)
@@ -213,7 +213,7 @@ def test_other_dtypes(dtype):
     weights = [exact(w.detach(), dtype) for w in layer.parameters()]
     hx = exact(torch.zeros(1, 4, H), dtype)
     outputs, h_n, _ = oracle.rnn(list(exact(x, dtype).swapaxes(0, 1)), hx, weights, "tanh", False)
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     budget.add("h_n", results[1], theirs[1], h_n)
     for b, output in enumerate(outputs):
         budget.add("output", results[0][:, b], theirs[0][:, b], output)
@@ -277,7 +277,7 @@ def test_plain_torch_export_keeps_the_operator(strict):
     assert not any("onnx" in str(target) for target in targets)
     proto = export(program.run_decompositions({ops.rnn_forward: rnn_forward}))
     run = with_onnxruntime(proto)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for _ in range(4):
         compare(budget, run, layer, torch.randn(9, 2, D))
     budget.check()

@@ -22,7 +22,7 @@ def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False
     x = torch.randn((5, 3, 4) if padded else (9, 4), dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
     hx = torch.randn(num_layers * directions, batch, 6, dtype=torch.float64) if with_hx else None
-    rows = {
+    sequence_layout = {
         "packed": BATCH_SIZES,
         "jagged": OFFSETS,
         "lengths": torch.arange(batch) % (3 if batch_first else 5),
@@ -31,7 +31,7 @@ def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False
     options = ops.BIAS | ops.WANT_HIDDEN
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
-    return x, hx, [p.detach() for p in parameters], rows, reset, options
+    return x, hx, [p.detach() for p in parameters], sequence_layout, reset, options
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,9 @@ def test_the_operator_checks_for_itself():
         (forward_with(input=x[0]), "input must have 3 dimensions, got 2"),
         (forward_with(input=x[:0]), "Expected sequence length to be larger than 0 in RNN"),
         (
-            forward_with(input=x[0], rows=torch.tensor([2], dtype=torch.int32), options=packed),
+            forward_with(
+                input=x[0], sequence_layout=torch.tensor([2], dtype=torch.int32), options=packed
+            ),
             "batch_sizes must be a 1-D int64 tensor on the CPU",
         ),
         (backward(output[1:], None, output), r"grad_output must have shape \(5, 2, 5\), got \(4,"),
@@ -184,33 +186,39 @@ def test_the_operator_checks_for_itself():
         ),
         (backward(output, h_n, output, layers=[1]), "want_layers must be from 0 to 0, got 1"),
         (
-            forward_with(rows=torch.tensor([2, 3], dtype=torch.int32)),
+            forward_with(sequence_layout=torch.tensor([2, 3], dtype=torch.int32)),
             "lengths must be a 1-D int64 tensor on the CPU",
         ),
-        (forward_with(rows=torch.tensor([2])), "one length for each of the 2 sequences, got 1"),
         (
-            forward_with(rows=torch.tensor([2, 6])),
+            forward_with(sequence_layout=torch.tensor([2])),
+            "one length for each of the 2 sequences, got 1",
+        ),
+        (
+            forward_with(sequence_layout=torch.tensor([2, 6])),
             "lengths must be from 0 to 5, the steps of input, got 6 for sequence 1",
         ),
-        (forward_with(rows=torch.tensor([-1, 2])), "from 0 to 5, .*, got -1 for sequence 0"),
         (
-            forward_with(rows=torch.tensor([2]), options=packed),
+            forward_with(sequence_layout=torch.tensor([-1, 2])),
+            "from 0 to 5, .*, got -1 for sequence 0",
+        ),
+        (
+            forward_with(sequence_layout=torch.tensor([2]), options=packed),
             "input must have 2 dimensions, got 3",
         ),
         (
             forward_with(input=x[0], options=packed),
-            "rows must be the batch_sizes of input, got none",
+            "sequence_layout must be the batch_sizes of input, got none",
         ),
         (
             forward_with(input=x[0], options=jagged),
-            "rows must be the offsets of input, got none",
+            "sequence_layout must be the offsets of input, got none",
         ),
         (
-            forward_with(input=x[0], rows=torch.tensor([0, 1]), options=jagged),
+            forward_with(input=x[0], sequence_layout=torch.tensor([0, 1]), options=jagged),
             "offsets must begin with 0 and end with 2, the rows of data, got 0 and 1",
         ),
         (
-            forward_with(input=x[0], rows=torch.tensor([0, 3, 2]), options=jagged),
+            forward_with(input=x[0], sequence_layout=torch.tensor([0, 3, 2]), options=jagged),
             "offsets must not decrease, got 2 after 3 at 2",
         ),
         (forward_with(reset=torch.zeros(5, 2)), "reset must be a bool tensor on the CPU"),

@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN, FusedRNNCell, ops
+from namernn_fast import FusedRNN, FusedRNNCell, availability, ops
 
 K = 3
 STACK = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
@@ -36,7 +36,7 @@ def test_over_inputs_and_states(batch_first, in_dims, out_dims, monkeypatch):
         tensor.requires_grad_()
     calls = count_calls(monkeypatch)
     got = vmap(module, in_dims, out_dims)(*pairs)
-    assert len(calls) == (1 if ops.HAS_EXTENSION else 0)
+    assert len(calls) == (1 if availability.HAS_EXTENSION else 0)
     each = [
         module(*(t if dim is None else t[k] for t, dim in zip(pairs, in_dims, strict=True)))
         for k in range(K)
@@ -99,7 +99,7 @@ def test_over_models(of_each, monkeypatch):
 
     dims = (0, 0, 0) if of_each else (0, None, None)
     got = vmap(run, dims)(params, x, hx)
-    assert len(calls) == (K if ops.HAS_EXTENSION else 0)
+    assert len(calls) == (K if availability.HAS_EXTENSION else 0)
     each = [m(x[k], hx[k]) if of_each else m(x, hx) for k, m in enumerate(models)]
     wanted = tuple(map(torch.stack, zip(*each, strict=True)))
     torch.testing.assert_close(got, wanted)
@@ -140,7 +140,7 @@ def test_gradients_of_each_sample(with_hx):
 
 
 def test_what_cannot_be_folded_says_what_to_do():
-    if not ops.HAS_EXTENSION:
+    if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     module = FusedRNN(3, 5, **STACK)
     text = "vmap cannot map over the layout of packed or jagged sequences: map over padded input"

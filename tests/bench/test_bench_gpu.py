@@ -16,9 +16,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import gpu, gpu_model
-from benchmarks.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
-from benchmarks.tables import ratio
+from benchmarks.gpu import cudnn, grid, model, model_page, race
+from benchmarks.gpu import report as page
+from benchmarks.gpu.flash import FLASH
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
+from benchmarks.harness.paths import GPU_MODEL
+from benchmarks.harness.tables import ratio
 from namernn_fast import FusedRNN
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +40,12 @@ def _precision_of_the_process_stays():
 
 
 def run(platform, deadline=NOW):
-    return list(gpu.run(platform, deadline))
+    return list(race.run(platform, deadline))
 
 
 def report(rows):
-    document = {"machine": gpu.describe(gpu.DRY), "measurement": False, "rows": rows}
-    return gpu.report(json.loads(json.dumps(document)))
+    document = {"machine": page.describe(race.DRY), "measurement": False, "rows": rows}
+    return page.report(json.loads(json.dumps(document)))
 
 
 @pytest.fixture
@@ -80,12 +83,12 @@ def test_the_dry_run_needs_no_more_than_torch_triton_and_numpy(bare):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the plots are left out" in done.stdout
-    results = checkout / "benchmarks" / "results" / "scratch"
+    results = checkout / "build" / "bench"
     assert {path.name for path in results.iterdir()} == {"gpu.json", "gpu.md"}
     rows = json.loads((results / "gpu.json").read_text())["rows"]
-    assert [Cell.of(row) for row in rows] == list(gpu.DRY_CELLS)
+    assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
     for row in rows:
-        assert row["status"] == gpu.MEASURED
+        assert row["status"] == race.MEASURED
         assert row["fused_path"].startswith("triton")
         assert all(len(row["seconds"][layer]) == 4 for layer in (BASELINE, FUSED))
     text = (results / "gpu.md").read_text()
@@ -97,9 +100,9 @@ def test_the_dry_run_fails_where_triton_was_not_what_ran(tmp_path):
     script = (
         "import sys, torch\n"
         "torch.library.Library.impl = lambda *arguments, **options: None\n"
-        "from benchmarks import gpu\n"
+        "from benchmarks.gpu import cudnn\n"
         f"sys.argv = ['gpu', '--dry-run', '--output', {str(tmp_path)!r}]\n"
-        "sys.exit(gpu.main())\n"
+        "sys.exit(cudnn.main())\n"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
@@ -115,19 +118,19 @@ def test_a_red_cell_is_not_timed(monkeypatch):
             output, h_n = super().forward(*arguments, **options)
             return output, h_n + 1e-3
 
-    rows = run(gpu.DRY)
-    assert [row["status"] for row in rows] == [gpu.MEASURED] * len(gpu.DRY_CELLS)
-    assert gpu.exit_status(rows) == 0
-    monkeypatch.setattr(gpu, "FusedRNN", Wrong)
-    rows = run(gpu.DRY)
+    rows = run(race.DRY)
+    assert [row["status"] for row in rows] == [race.MEASURED] * len(grid.DRY_CELLS)
+    assert cudnn.exit_status(rows) == 0
+    monkeypatch.setattr(race, "FusedRNN", Wrong)
+    rows = run(race.DRY)
     for row in rows:
-        assert row["status"] == gpu.RED
+        assert row["status"] == race.RED
         assert "h_n: error" in row["why"]
         assert "medians" not in row
-    assert gpu.exit_status(rows) == 1
+    assert cudnn.exit_status(rows) == 1
     text = report(rows)
-    assert f"{gpu.RED}: {len(rows)}\n- {gpu.title(rows[0])}: h_n: error" in text
-    assert text.count(f"| {gpu.RED} |") == len(rows)
+    assert f"{race.RED}: {len(rows)}\n- {page.title(rows[0])}: h_n: error" in text
+    assert text.count(f"| {race.RED} |") == len(rows)
 
 
 def test_the_error_of_a_capture_is_recorded():
@@ -136,17 +139,17 @@ def test_the_error_of_a_capture_is_recorded():
             return call
         raise RuntimeError("cannot be captured\nmore of it")
 
-    rows = run(replace(gpu.DRY, launches={gpu.EAGER: gpu.eager, gpu.GRAPH: captured}))
+    rows = run(replace(race.DRY, launches={race.EAGER: race.eager, race.GRAPH: captured}))
     assert {(row["launch"], row["status"]) for row in rows} == {
-        (gpu.EAGER, gpu.MEASURED),
-        (gpu.GRAPH, gpu.FAILED),
+        (race.EAGER, race.MEASURED),
+        (race.GRAPH, race.FAILED),
     }
     assert rows[1]["why"] == "nn.RNN: cannot be captured\nmore of it"
     assert [*rows[1]["medians"]] == [FUSED]
     text = report(rows)
-    assert f"{gpu.title(rows[1])}: nn.RNN: cannot be captured\n" in text
+    assert f"{page.title(rows[1])}: nn.RNN: cannot be captured\n" in text
     assert f"| {1e6 * rows[1]['medians'][FUSED]:.1f} |" in text.replace("  ", "")
-    assert gpu.exit_status(rows) == 0
+    assert cudnn.exit_status(rows) == 0
 
 
 def test_a_call_that_fails_is_an_error(monkeypatch):
@@ -154,24 +157,24 @@ def test_a_call_that_fails_is_an_error(monkeypatch):
         def forward(self, *arguments, **options):
             raise RuntimeError("out of something")
 
-    monkeypatch.setattr(gpu, "FusedRNN", Failing)
-    rows = run(gpu.DRY)
-    assert {(row["status"], row["why"]) for row in rows} == {(gpu.FAILED, "out of something")}
-    assert gpu.exit_status(rows) == 1
+    monkeypatch.setattr(race, "FusedRNN", Failing)
+    rows = run(race.DRY)
+    assert {(row["status"], row["why"]) for row in rows} == {(race.FAILED, "out of something")}
+    assert cudnn.exit_status(rows) == 1
 
 
 def test_what_is_too_late_stands_in_the_table():
-    rows = run(gpu.DRY, deadline=0)
-    assert [Cell.of(row) for row in rows] == list(gpu.DRY_CELLS)
-    assert {row["status"] for row in rows} == {gpu.LATE}
+    rows = run(race.DRY, deadline=0)
+    assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
+    assert {row["status"] for row in rows} == {race.LATE}
     text = report(rows)
-    assert text.count(f"| {gpu.LATE} |") == len(rows)
-    assert f"{gpu.LATE}: {len(rows)}\n- {gpu.title(rows[0])}" in text
+    assert text.count(f"| {race.LATE} |") == len(rows)
+    assert f"{race.LATE}: {len(rows)}\n- {page.title(rows[0])}" in text
 
 
-def measured(cell, baseline, fused, launch=gpu.EAGER):
-    return gpu.label(cell, gpu.FLOAT32, launch, BASELINE) | {
-        "status": gpu.MEASURED,
+def measured(cell, baseline, fused, launch=race.EAGER):
+    return race.label(cell, grid.FLOAT32, launch, BASELINE) | {
+        "status": race.MEASURED,
         "medians": {BASELINE: baseline, FUSED: fused},
         "fused_path": "triton",
         "nn.RNN_path": "cuDNN",
@@ -183,9 +186,9 @@ def test_losses_stand_beside_wins():
     rows = [measured(win, 8e-6, 1e-6), measured(loss, 1e-6, 2e-6), measured(loss, 9e-6, 1e-6)]
     rows[2]["mode"] = TRAINING
     text = report(rows)
-    assert f"{FUSED} under 1.0x: 1\n- {gpu.title(rows[1])} 0.50\n" in text
+    assert f"{FUSED} under 1.0x: 1\n- {page.title(rows[1])} 0.50\n" in text
     lines = [[*map(str.strip, line.strip("|").split("|"))] for line in text.splitlines()]
-    whole = [FORWARD, "all", "all", "2", ratio(2.0), ratio(0.5), gpu.title(rows[1])]
+    whole = [FORWARD, "all", "all", "2", ratio(2.0), ratio(0.5), page.title(rows[1])]
     assert whole in lines
     assert ["(8, 16, 4)", "1", "float32", "eager", "8.0", "1.0", ratio(8.0), "", "", ""] in lines
     both = ["1.0", "2.0", ratio(0.5), "9.0", "1.0", ratio(9.0)]
@@ -196,15 +199,15 @@ def test_plots(tmp_path):
     pytest.importorskip("matplotlib")
     cells = [Cell(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64)]
     rows = [
-        measured(cell, 2e-6, 1e-6, launch) for cell in cells for launch in (gpu.EAGER, gpu.GRAPH)
+        measured(cell, 2e-6, 1e-6, launch) for cell in cells for launch in (race.EAGER, race.GRAPH)
     ]
-    paths = gpu.plot(rows, tmp_path)
+    paths = page.plot(rows, tmp_path)
     assert {path.name for path in paths} == {"gpu_forward_eager.png", "gpu_forward_cuda_graph.png"}
     assert all(path.stat().st_size for path in paths)
 
 
 @pytest.mark.parametrize(
-    ("activation", "status"), [(torch.tanh, gpu.MEASURED), (torch.sigmoid, gpu.RED)]
+    ("activation", "status"), [(torch.tanh, race.MEASURED), (torch.sigmoid, race.RED)]
 )
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING])
 def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
@@ -220,27 +223,27 @@ def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
     stub = types.SimpleNamespace(flashrnn=elman)
     monkeypatch.setitem(sys.modules, "flashrnn", stub)
     cell = Cell(DENSE, mode, 3, 4, 5, 6)
-    (row,) = gpu.race_cell(cell, gpu.BFLOAT16, gpu.DRY, gpu.FLASH)
+    (row,) = race.race_cell(cell, grid.BFLOAT16, race.DRY, FLASH)
     assert row["status"] == status, row
-    assert ("medians" in row) == (status == gpu.MEASURED)
+    assert ("medians" in row) == (status == race.MEASURED)
 
 
 def test_the_grid_has_the_extremes():
     for size, least, most in (("batch", 1, 4096), ("hidden_size", 64, 2048), ("seq_len", 8, 1024)):
-        sizes = [getattr(cell, size) for cell in gpu.CELLS if cell.seq_len is not None]
+        sizes = [getattr(cell, size) for cell in grid.CELLS if cell.seq_len is not None]
         assert (min(sizes), max(sizes)) == (least, most)
-    assert len(set(gpu.CELLS)) == len(gpu.CELLS)
+    assert len(set(grid.CELLS)) == len(grid.CELLS)
 
 
 def test_the_page_of_the_model_is_up_to_date():
-    assert gpu_model.PAGE.read_text(encoding="utf-8") == gpu_model.page(), "run make gpu-model"
+    assert GPU_MODEL.read_text(encoding="utf-8") == model_page.page(), "run make gpu-model RECORD=1"
 
 
 def test_the_model_keeps_weights_on_chip_where_they_fit():
-    assert not list(gpu_model.resident(1, 512, "bfloat16"))
-    assert list(gpu_model.resident(1, 256, "bfloat16"))
+    assert not list(model.resident(1, 512, "bfloat16"))
+    assert list(model.resident(1, 256, "bfloat16"))
     long = Cell(DENSE, FORWARD, 1, 2048, 2048, 100)
-    found = gpu_model.recurrence(long, "float32")
-    assert found.regime == "cooperative"
-    assert found.seconds >= 100 * gpu_model.of("barrier")
-    assert gpu_model.graph_seconds(replace(long, mode=TRAINING), "float32") > 2 * found.seconds
+    found = model.recurrence(long, "float32")
+    assert found.kind == "cooperative"
+    assert found.seconds >= 100 * model.of("barrier")
+    assert model.graph_seconds(replace(long, mode=TRAINING), "float32") > 2 * found.seconds

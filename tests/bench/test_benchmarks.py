@@ -1,13 +1,79 @@
-"""The benchmarks' own arithmetic, and that peers are checked before they are timed."""
+"""The benchmarks' own arithmetic, what they time and check, and where they write."""
+
+import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
-from benchmarks import peers, roofline
-from benchmarks.gate import Budget, GateError
-from benchmarks.grid import DENSE, FORWARD, MODES, PACKED, TRAINING, Cell
-from benchmarks.report import write_section
+from benchmarks.cpu import fading, layers, peers, roofline
+from benchmarks.harness import pages, workload
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
+from benchmarks.harness.pages import write_section
+from benchmarks.harness.race import QUICK
+from benchmarks.harness.tables import ratio
+from benchmarks.report import speed
+from namernn_fast import FusedRNN
+from namernn_fast.testing import BudgetError, ErrorBudget
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_training_step_has_gradients_at_output_and_h_n(packed):
+    layer = torch.nn.RNN(4, 5, num_layers=2, bidirectional=True)
+    x = torch.randn(6, 3, 4)
+    if packed:
+        x = pack_sequence([x[:n, 0] for n in (6, 2, 5)], enforce_sorted=False)
+    grad_output, grad_h_n = gradients = workload.draw_gradients(layer, x)
+    workload.call_of(layer, x, TRAINING, gradients)()
+    output, h_n = layer(x)
+    output = output.data if packed else output
+    loss = (output * grad_output).sum() + (h_n * grad_h_n).sum()
+    wanted = torch.autograd.grad(loss, [*layer.parameters()])
+    for parameter, gradient in zip(layer.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gate_looks_at_some_sequences_of_a_batch(mode, monkeypatch):
+    cell = Cell(DENSE, mode, 5, 4, 3, 6)
+    x, rows = torch.randn(6, 5, 4), torch.tensor([0, 3])
+    calls = workload.gated_calls(cell, x, rows)
+    assert set(calls) == {BASELINE, FUSED}
+    for call in calls.values():
+        call()
+
+    class Wrong(FusedRNN):
+        def forward(self, *arguments, **options):
+            output, h_n = super().forward(*arguments, **options)
+            return output + 1e-3, h_n
+
+    monkeypatch.setattr(workload, "FusedRNN", Wrong)
+    with pytest.raises(BudgetError, match="output: error"):
+        workload.gated_calls(cell, x, rows)
+
+
+def test_single_layers_get_the_gradients_of_a_stack():
+    x = torch.randn(6, 3, 4)
+    calls = layers.calls(TRAINING, 2, 4, x)
+    for call in calls.values():
+        call()
+    chain, stack = (calls[name].args[0] for name in ("one by one", FUSED))
+    for own, of_stack in zip(chain.parameters(), stack.parameters(), strict=True):
+        own.data.copy_(of_stack.data)
+    for name in ("one by one", FUSED):
+        calls[name]()
+    for own, of_stack in zip(chain.parameters(), stack.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, of_stack.grad)
+
+
+def test_subnormal_numbers_are_flushed_for_one_row_alone():
+    threads = torch.get_num_threads()
+    for name in fading.CASES:
+        medians = fading.measure(name, fading.QUICK_CELL, threads, QUICK)
+        assert medians is None or set(medians) == {BASELINE, FUSED}
+        assert torch.tensor([1e-39]) * 1 != 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -21,19 +87,19 @@ def test_a_peer_that_is_wrong_is_not_timed(monkeypatch):
     def wrong(problem, threads):
         return lambda: torch.zeros(problem.cell.batch, problem.cell.hidden_size)
 
-    monkeypatch.setitem(peers.PEERS, "NumPy", ("numpy", wrong))
-    with pytest.raises(GateError, match="NumPy is off by 1"):
+    monkeypatch.setitem(peers.RIVALS, "NumPy", ("numpy", wrong))
+    with pytest.raises(BudgetError, match="NumPy is off by 1"):
         peers.calls(Cell(DENSE, FORWARD, 3, 4, 5, 6), 1, ["NumPy"])
 
 
 def test_a_budget_counts_what_nudges_do():
     """The root mean square over samples of the largest distance over draws."""
     exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
-    budget = Budget(ours.dtype)
+    budget = ErrorBudget(ours.dtype)
     budget.add("h", ours, torch.zeros_like(ours), exact)
     for sample, distance in [(0, 1.0), (0, 0.5), (1, 2.0)]:
         budget.add_nearby("h", sample, exact + np.array([0, distance]), exact)
-    with pytest.raises(GateError, match=r"h: error 6 exceeds its budget 3\.16"):
+    with pytest.raises(BudgetError, match=r"h: error 6 exceeds its budget 3\.16"):
         budget.check()
     budget.add_nearby("h", 2, exact - 5, exact)
     budget.check()
@@ -67,4 +133,74 @@ def test_a_section_of_a_page(tmp_path):
 def test_results_of_a_call():
     cell = Cell(DENSE, FORWARD, 2, 1, 3, 1)
     got = peers.results(cell, lambda: torch.ones(1, 2, 3))
-    assert np.array_equal(got[0], np.ones((2, 3)))
+    assert torch.equal(got["h_n"], torch.ones(2, 3))
+
+
+def raw_run(cells):
+    """What pytest-benchmark writes, in part, with a speed-up of two everywhere."""
+    machine = {"cpu": "a CPU", "cores": 2, "threads": 2, "cpu_capability": "AVX2"}
+    machine |= {"torch": "2.13", "fused_path": "cpu avx2"}
+    benchmarks = [
+        {
+            "extra_info": dataclasses.asdict(cell) | {"layer": layer},
+            "stats": {"median": median, "rounds": 3},
+        }
+        for cell in cells
+        for layer, median in ((BASELINE, 2e-3), (FUSED, 1e-3))
+    ]
+    return {"machine_info": machine, "names": "names", "benchmarks": benchmarks}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """The folders and pages that a run may write to."""
+    for module, name in ((pages, "RESULTS"), (pages, "SCRATCH")):
+        monkeypatch.setattr(module, name, tmp_path / name.lower())
+    for module, name in ((speed, "README"), (speed, "PERFORMANCE")):
+        page = tmp_path / f"{name}.md"
+        sections = ("speed", "benchmark table")
+        page.write_text("".join(f"<!-- {s}: begin -->\n<!-- {s}: end -->\n" for s in sections))
+        monkeypatch.setattr(module, name, page)
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_run_is_recorded_on_request_alone(repository):
+    cells = [*speed.DENSE_CELLS, *speed.PACKED_CELLS, *speed.EPOCH_CELLS]
+    before = speed.README.read_text(), speed.PERFORMANCE.read_text()
+    speed.publish(raw_run(cells), record=False)
+    names = {"latest.json", "speed.md", "benchmark_table.md"}
+    names |= {"speedup_dense.png", "speedup_packed.png"}
+    assert {path.name for path in (repository / "scratch").iterdir()} == names
+    assert not (repository / "results").exists()
+    assert (speed.README.read_text(), speed.PERFORMANCE.read_text()) == before
+
+    speed.publish(raw_run(cells), record=True)
+    assert (repository / "results" / "latest.json").exists()
+    text = speed.README.read_text()
+    two = ratio(2.0)
+    assert f"{two} in inference (worst {two}) and {two} in training (worst {two})" in text
+    assert "(results/speedup_dense.png)" in text
+    assert "a CPU" in text
+    assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text()
+
+
+def test_a_run_that_lacks_cells_is_not_recorded(repository):
+    with pytest.raises(SystemExit, match="lacks cells of the grid"):
+        speed.publish(raw_run(speed.DENSE_CELLS), record=True)
+    assert not (repository / "results").exists()
+
+
+def test_a_quick_run_is_not_recorded(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program", "--quick", "--record"])
+    with pytest.raises(SystemExit):
+        pages.parse(pages.parser("A program.", seconds=1.0))
+
+
+def test_what_a_program_publishes(repository, capsys):
+    pages.publish("one", {"rows": []}, "a table", record=False)
+    assert json.loads((repository / "scratch" / "one.json").read_text()) == {"rows": []}
+    assert (repository / "scratch" / "one.md").read_text() == "a table\n"
+    printed = capsys.readouterr().out
+    assert "a table\n\nWritten: " in printed
+    assert "one.json" in printed

@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from namernn_fast import FusedRNN, explain, ops
+from namernn_fast import FusedRNN, availability, explain, ops
 
 triton = pytest.importorskip("triton")
 
-from benchmarks import gpu_report  # noqa: E402
+from benchmarks.gpu import resources as gpu_report  # noqa: E402
+from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
-from namernn_fast.gpu import kernels, layer, rule, stack  # noqa: E402
-from namernn_fast.gpu.rule import choose  # noqa: E402
+from namernn_fast.gpu import kernels, layer, plan, problem, stack  # noqa: E402
+from namernn_fast.gpu.plan import choose  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 GPU = torch.device("cuda", 0)
@@ -50,7 +51,7 @@ def test_interpreted_kernels():
 
 
 @pytest.mark.parametrize("arch", DEVICES)
-@pytest.mark.parametrize("dtype", ops.TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", availability.TRITON_DTYPES, ids=str)
 @pytest.mark.parametrize("tf32", [False, True])
 def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32):
     device = DEVICES[arch]
@@ -61,7 +62,7 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
             blocks = -(-batch // config.block_b) * directions
             if config.members > 1:  # they wait for each other
                 assert config.members * blocks <= device.meeting
-            if config.regime != "streamed":
+            if config.kind != "streamed":
                 assert config.tiles == 1
                 assert config.block_k >= hidden_size
             assert config.block_k % config.parts == 0
@@ -72,7 +73,7 @@ def test_the_regime_follows_the_size():
     h100, mi300 = DEVICES["sm_90"], DEVICES["gfx942"]
 
     def regime(hidden_size, batch, device=h100, dtype=torch.bfloat16, **more):
-        return choose(hidden_size, batch, dtype, device, **more).regime
+        return choose(hidden_size, batch, dtype, device, **more).kind
 
     assert regime(256, 1) == "resident"
     assert regime(256, 5000) == "resident"
@@ -90,7 +91,7 @@ def test_streamed_tiles_grow_with_the_work():
 
     def tile(hidden_size, batch, dtype, **more):
         config = choose(hidden_size, batch, dtype, h100, **more)
-        assert config.regime == "streamed"
+        assert config.kind == "streamed"
         return config.block_b, config.block_n, config.members, config.tiles
 
     # As many programs as there are processors, rather than large tiles.
@@ -105,11 +106,11 @@ def test_streamed_tiles_grow_with_the_work():
 def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
     monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     input = torch.empty(5, 64, 8)
-    chosen = rule.configuration(128, 64, input, 1)
+    chosen = plan.plan_of(128, 64, input, 1)
     tried = []
 
     def measure(call):
-        tried.append(rule.configuration(128, 64, input, 1))
+        tried.append(plan.plan_of(128, 64, input, 1))
         if len(tried) == 1:
             raise triton.runtime.errors.OutOfResources(300, 200, "shared memory")
         return 1.0 if tried[-1].warps == 16 else 2.0
@@ -118,16 +119,18 @@ def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
     assert best in tried[1:]
     assert best.warps == 16
     assert len(set(tried)) == len(tried) > 2
-    assert rule.configuration(128, 64, input, 1) == best
-    assert rule.configuration(128, 65, input, 1) == chosen
+    assert plan.plan_of(128, 64, input, 1) == best
+    assert plan.plan_of(128, 65, input, 1) == chosen
 
 
 # ---- Layers at the same time ----
 
 
 def stretches(num_layers=2, seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
-    rows = layer.Rows(*(None, None, None, None, seq_len, batch, seq_len * batch, batch, 1))
-    layers = layer.Stack(rows, None, [], options, 1, hidden_size)
+    layout = problem.SequenceLayout(
+        *(None, None, None, None, seq_len, batch, seq_len * batch, batch, 1)
+    )
+    layers = problem.Stack(layout, None, [], options, 1, hidden_size)
     return stack._stretches(layers, num_layers, torch.empty(0))
 
 
@@ -135,9 +138,9 @@ def test_long_layers_that_leave_room_run_at_once(monkeypatch):
     monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     found = stretches()
     assert len(found) == 8
-    assert [(s.begin, s.end, s.rows.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
+    assert [(s.begin, s.end, s.layout.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
     assert found[-1].end == 1024 * 16
-    assert [s.rows.T for s in stretches(seq_len=300)] == [150, 150]
+    assert [s.layout.T for s in stretches(seq_len=300)] == [150, 150]
     for alone in (
         {"num_layers": 1},
         {"seq_len": 255},
@@ -146,7 +149,7 @@ def test_long_layers_that_leave_room_run_at_once(monkeypatch):
         *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
     ):
         (whole,) = stretches(**alone)
-        assert (whole.begin, whole.end) == (0, whole.rows.N)
+        assert (whole.begin, whole.end) == (0, whole.layout.N)
 
 
 class Stream:
@@ -183,11 +186,11 @@ def test_streams_wait_for_each_other(monkeypatch):
         current[-1].told.append(name)
 
     def run(then):
-        with stack._AtOnce(torch.empty(0), 2) as lanes:
+        with stack._AtOnce(torch.empty(0), 2) as schedule:
             for stretch in ("first", "second"):
-                lanes.run(0, None, functools.partial(task, stretch))
-                lanes.run(1, 0, functools.partial(task, stretch))
-            lanes.finish(functools.partial(task, "at last"))
+                schedule.run(0, None, functools.partial(task, stretch))
+                schedule.run(1, 0, functools.partial(task, stretch))
+            schedule.finish(functools.partial(task, "at last"))
             then()
 
     def fail():
@@ -277,7 +280,7 @@ def test_the_kept_table_is_of_these_kernels():
         for name in gpu_report.KERNELS:
             assert row[name]["spilled"] == 0
             assert row[name]["shared"] <= DEVICES[row["arch"]].shared
-    assert gpu_report.text(document) in gpu_report.PAGE.read_text(encoding="utf-8")
+    assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
 
 
 # ---- What the host does ----

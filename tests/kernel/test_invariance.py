@@ -5,13 +5,15 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import namernn_fast
-from namernn_fast import FusedRNN, ops
+from namernn_fast import FusedRNN, availability
 
 T, MANY = 9, 257
 SIZES = (1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100, 256, 257)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-pytestmark = pytest.mark.skipif(not ops.HAS_EXTENSION, reason="the C++ extension was not built")
+pytestmark = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,8 +8,8 @@ import torch
 from cases import twins
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, ops
+from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
 # Kernels that multiply pairs of bfloat16. Others compute in float, as all do for few rows.
@@ -144,7 +144,7 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
     exact = backward_in_steps(
         *(t.double() for t in tensors), [w.double() for w in weights], output.double(), nonlinearity
     )
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     names = ("input", "hx", "weight_ih", "weight_hh", "bias")
     ours = (grad_x, grad_hx[0], *grad_weights[:3])
     for name, mine, his, reference in zip(names, ours, theirs, exact, strict=True):
@@ -343,7 +343,7 @@ def test_long_sequences_that_leave_some_threads_nothing(threads):
     assert ops.cpu_plan(packed.batch_sizes.tolist(), 0, 64, 8).groups == 8
     for module in (ours, theirs, precise):
         module(packed.to(module.weight_ih_l0.dtype))[0].data.sum().backward()
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for name, exact in precise.named_parameters():
         mine, his = ours.get_parameter(name), theirs.get_parameter(name)
         budget.add(name, mine.grad, his.grad, exact.grad.numpy())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from cases import LAYOUTS, Case
 
-from benchmarks.gate import Budget
 from namernn_fast import FusedRNN, ops, reference
+from namernn_fast.testing import ErrorBudget
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -58,8 +58,8 @@ def test_nn_rnn_agrees(layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_reference_path(layout, dtype, monkeypatch):
     """The reference path, taken here by force, keeps the budget of the kernel."""
-    monkeypatch.setattr("namernn_fast.ops.why_not_cpu_kernel", lambda input: "told so")
-    budget = Budget(dtype)
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
+    budget = ErrorBudget(dtype)
     for seed in range(3):
         options = {"num_layers": 2, "bidirectional": seed > 0, "batch_first": seed > 1}
         Case(5, 9, 6, 4, options, layout, seed=seed).add_to(budget, FusedRNN, dtype)
@@ -69,8 +69,8 @@ def test_reference_path(layout, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_reference_path_in_half_precision(dtype, monkeypatch):
     """The reference path in 16 bits is judged against `nn.RNN` in 16 bits and the oracle."""
-    monkeypatch.setattr("namernn_fast.ops.why_not_cpu_kernel", lambda input: "told so")
-    budget = Budget(dtype)
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
+    budget = ErrorBudget(dtype)
     for seed in range(4):
         Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed).add_to(budget, FusedRNN, dtype)
     budget.check()

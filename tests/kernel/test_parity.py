@@ -7,10 +7,8 @@ import pytest
 import torch
 from cases import LAYOUTS, Case, draws, every_other, twins
 
-from benchmarks.gate import Budget
-from benchmarks.grid import TRAINING
-from benchmarks.workload import look
 from namernn_fast import FusedRNN
+from namernn_fast.testing import ErrorBudget
 
 # (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and
 # thin batches, one short sequence of whole vectors, whose weights are not packed.
@@ -53,7 +51,7 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
         "bidirectional": bidirectional,
         "num_layers": num_layers,
     }
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     seeds = itertools.count()
     # Layouts for which an absent hx takes a path of its own.
     kinds = [*((layout, True) for layout in LAYOUTS), ("dense", False), ("packed", False)]
@@ -68,7 +66,7 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps(layout, bidirectional):
     """There are more steps than the projection and the backward pass take at once."""
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for shape in [(16, 32, 700, 2), (8, 24, 700, 1), (4, 200, 300, 5)]:
         for seed in range(4):
             case = Case(*shape, {"bidirectional": bidirectional}, layout, seed=seed)
@@ -76,17 +74,25 @@ def test_many_steps(layout, bidirectional):
     budget.check()
 
 
+def look(layer, x):
+    """The results of a layer, and the gradients of its parameters from the last states."""
+    output, h_n = layer(x)
+    h_n.sum().backward()
+    gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}
+    return {"output": output.detach(), "h_n": h_n.detach()} | gradients
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_of_many_rows(bidirectional, count, threads):
     """Gradients come from the last states, so that late steps add much and early steps little."""
     threads(count)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for _ in range(3):
         ours, theirs = twins(16, 16, bidirectional=bidirectional)
         x = torch.randn(64, 4096, 16)
-        exact = look(copy.deepcopy(theirs).double(), x.double(), TRAINING)
-        mine, his = (look(layer, x, TRAINING) for layer in (ours, theirs))
+        exact = look(copy.deepcopy(theirs).double(), x.double())
+        mine, his = (look(layer, x) for layer in (ours, theirs))
         for name, reference in exact.items():
             budget.add(name, mine[name], his[name], reference.numpy())
     budget.check()
@@ -100,7 +106,7 @@ def test_many_steps_in_16_bits(layout, dtype, threads):
     Two threads share sequences, the hidden units of few sequences, or the hidden units of enough
     sequences for products on pairs of bfloat16.
     """
-    budget = Budget(dtype)
+    budget = ErrorBudget(dtype)
     shapes = [(8, 40, 150, 90), (8, 40, 150, 90), (8, 700, 120, 3), (8, 1100, 70, 9)]
     for count, shape in zip((1, 2, 2, 2), shapes, strict=True):
         threads(count)
@@ -114,7 +120,7 @@ def test_many_steps_in_16_bits(layout, dtype, threads):
 def test_threads(threads, layout, count):
     """Results keep their budget for any number of threads and any way to share the work."""
     threads(count)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     # Few sequences share the hidden units out, many the batch, and the last runs on one thread.
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
@@ -138,7 +144,7 @@ def test_dropout(training):
     precise = torch.nn.RNN(5, 8, num_layers=3, dropout=0.5, dtype=torch.float64).train(training)
     precise.load_state_dict(theirs.state_dict())
     torch.manual_seed(1)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     exact = precise(x.double())
     for name, mine, his, reference in zip(("output", "h_n"), *results, exact, strict=True):
         budget.add(name, mine, his, reference.detach().numpy())

@@ -50,8 +50,8 @@ def test_few_sequences_on_many_threads_share_out_both():
 
 def test_weights_beyond_the_near_cache_are_split():
     """Threads split weights of which half fits in a core's L2 cache and the whole does not."""
-    assert cpu_plan([64] * 64, 512, 512, 2, near_bytes=3 * 2**19).members == 2
-    assert cpu_plan([64] * 64, 512, 512, 2, near_bytes=2**23).members == 1
+    assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=3 * 2**19).members == 2
+    assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=2**23).members == 1
 
 
 def test_a_packed_batch_counts_the_rows_that_exist():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.gate import Budget
-from namernn_fast import FusedRNN, ops
+from namernn_fast import FusedRNN, availability, ops
+from namernn_fast.testing import ErrorBudget
 
 ONE_LAYER = {}
 STACK = {"num_layers": 2, "bidirectional": True}
@@ -19,8 +19,8 @@ PATHS = ("kernel", "reference")
 def path(request, monkeypatch):
     """Runs a test through the kernel and through ATen operators."""
     if request.param == "reference":
-        monkeypatch.setattr(ops, "HAS_EXTENSION", False)
-    elif not ops.HAS_EXTENSION:
+        monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    elif not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     return request.param
 
@@ -258,7 +258,7 @@ def test_layers_that_run_at_once_compute_the_same(layout, batch, threads):
 
 
 def within_budget(ours, theirs, exact):
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for name, tensors in enumerate(zip(ours, theirs, exact, strict=True)):
         budget.add(name, *tensors[:2], tensors[2].numpy())
     budget.check()

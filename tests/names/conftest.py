@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gate
+from namernn_fast import testing
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("NAMERNN_FAST_DATA") or ROOT.parent / "shared" / "data" / "names")
@@ -108,6 +108,6 @@ def within_budget():
     """Check that ours is about as near to the float64 oracle as nn.RNN is."""
 
     def check(ours, nn_rnn, oracle):
-        gate.check({"result": ours}, {"result": nn_rnn}, {"result": oracle})
+        testing.assert_within_budget({"result": ours}, {"result": nn_rnn}, {"result": oracle})
 
     return check

@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from benchmarks import gate
-from namernn_fast import gpu
+from namernn_fast import gpu, testing
 from namernn_fast.gpu import device, kernels, layer
 
 if not triton.knobs.runtime.interpret:
@@ -118,7 +117,7 @@ class Worst:
 
 @pytest.fixture(autouse=True)
 def _watch_budgets(monkeypatch):
-    check = gate.Budget.check
+    check = testing.ErrorBudget.check
 
     def watch(budget):
         for name, share in budget.shares().items():
@@ -127,7 +126,7 @@ def _watch_budgets(monkeypatch):
                 Worst.share, Worst.name = share, name
         check(budget)
 
-    monkeypatch.setattr(gate.Budget, "check", watch)
+    monkeypatch.setattr(testing.ErrorBudget, "check", watch)
 
 
 def pytest_terminal_summary(terminalreporter):

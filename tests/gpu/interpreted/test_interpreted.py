@@ -14,17 +14,17 @@ from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.gate import Budget
-from namernn_fast import FusedRNN, gpu, ops
+from namernn_fast import FusedRNN, availability, gpu
 from namernn_fast.gpu import kernels, layer, stack
-from namernn_fast.gpu.rule import Config
+from namernn_fast.gpu.plan import Plan
+from namernn_fast.testing import ErrorBudget
 
-DTYPES = ops.TRITON_DTYPES
+DTYPES = availability.TRITON_DTYPES
 
 
 def resident(hidden_size):
     whole = max(16, triton.next_power_of_2(hidden_size))
-    return Config(16, whole, whole, 1, 1, 1, 4, 1, "tf32")
+    return Plan(16, whole, whole, 1, 1, 1, 4, 1, "tf32")
 
 
 def resident_one_sequence(hidden_size):
@@ -36,7 +36,7 @@ def cooperative(hidden_size):
     whole = resident(hidden_size).block_k
     half = max(16, whole // 2)
     members = triton.cdiv(hidden_size, half)
-    return Config(16, half, whole, members, 1, min(2, members), 4, 1, "ieee")
+    return Plan(16, half, whole, members, 1, min(2, members), 4, 1, "ieee")
 
 
 def cooperative_one_sequence(hidden_size):
@@ -44,13 +44,13 @@ def cooperative_one_sequence(hidden_size):
 
 
 def streamed(hidden_size):
-    return Config(16, 16, 16, 1, triton.cdiv(hidden_size, 16), 1, 4, 2, "ieee")
+    return Plan(16, 16, 16, 1, triton.cdiv(hidden_size, 16), 1, 4, 2, "ieee")
 
 
 def streamed_by_two(hidden_size):
     tiles = triton.cdiv(hidden_size, 16)
     members = min(2, tiles)
-    return Config(16, 16, 16, members, triton.cdiv(tiles, members), 1, 4, 2, "ieee")
+    return Plan(16, 16, 16, members, triton.cdiv(tiles, members), 1, 4, 2, "ieee")
 
 
 REGIMES = {
@@ -80,8 +80,8 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_regime(regime, dtype, monkeypatch):
     choose = REGIMES[regime]
-    monkeypatch.setattr(layer, "configuration", lambda H, *_: choose(H))
-    budget = Budget(dtype)
+    monkeypatch.setattr(layer, "plan_of", lambda H, *_: choose(H))
+    budget = ErrorBudget(dtype)
     options = itertools.cycle(OPTIONS)
     for seed, (layout, shape) in enumerate(zip(LAYOUTS, SHAPES, strict=True)):
         if dtype.itemsize == 2 and seed % 2 == (dtype == torch.float16):
@@ -104,8 +104,7 @@ def test_any_call(case, choose):
     case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "configuration", lambda H, *_: choose(H))
-        patch.setattr(FusedRNN, "prepack", lambda self: self)  # it is for the CPU's kernel
+        patch.setattr(layer, "plan_of", lambda H, *_: choose(H))
         check_results(case)
 
 
@@ -141,11 +140,11 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
 
     def cut(given, num_layers, like):
         stretches.append(num_layers)
-        return stack._cut(given.rows, 3)
+        return stack._cut(given.layout, 3)
 
     monkeypatch.setattr(stack, "_stretches", cut)
     seeds = itertools.count()
-    monkeypatch.setattr(stack, "_lanes", lambda *_: AnyOrder(next(seeds)))
+    monkeypatch.setattr(stack, "_schedule", lambda *_: AnyOrder(next(seeds)))
     case = replace(
         LUCKY,
         **{"D": 3, "H": 17, "T": 7, "B": 3, "dtype": torch.float32, "values": "ordinary"},
@@ -164,7 +163,7 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
-    budget = Budget(torch.float32)
+    budget = ErrorBudget(torch.float32)
     for seed in range(draws(hidden_size)):
         Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
     budget.check()

@@ -1,0 +1,67 @@
+"""One training epoch of the surname classifier, a user's program: batches and steps of Adam."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from benchmarks.harness.grid import BASELINE, EPOCH_CELLS, FUSED, LAYERS, Cell
+from benchmarks.harness.race import Call, TimeBudget
+from benchmarks.harness.surnames import names
+from namernn_fast import FusedRNN
+from namernn_fast.names import LabelledNames, NameClassifier, batches, split, train_epoch
+from namernn_fast.testing import assert_within_budget
+
+
+@pytest.fixture(scope="module")
+def budget(budget: TimeBudget) -> TimeBudget:
+    """The time budget of an epoch, which is long and needs more time for as many rounds."""
+    return dataclasses.replace(budget, seconds=5 * budget.seconds)
+
+
+def classifier(cell: Cell, rnn_class: type[nn.RNN]) -> NameClassifier:
+    """Returns a classifier of the cell's sizes, with the same weights for every class of layer."""
+    torch.manual_seed(0)
+    return NameClassifier(
+        len(names().languages), cell.input_size, cell.hidden_size, rnn_class=rnn_class
+    )
+
+
+def look(model: NameClassifier, batch: tuple[PackedSequence, Tensor]) -> dict[str, Tensor]:
+    """Returns the scores and gradients of one batch, before any step of the optimizer."""
+    packed, labels = batch
+    scores = model(packed)
+    F.cross_entropy(scores, labels).backward()
+    gradients = {f"grad {name}": value.grad for name, value in model.named_parameters()}
+    return {"scores": scores.detach(), **gradients}
+
+
+def epoch(model: NameClassifier, train: LabelledNames, batch_size: int) -> Call:
+    """Returns a call that trains for one epoch and continues where the previous call ended."""
+    optimizer = torch.optim.Adam(model.parameters())
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    return lambda: train_epoch(model, optimizer, batches(train, order, batch_size))
+
+
+@pytest.fixture(scope="module")
+def calls(cell: Cell) -> dict[str, Call]:
+    train, _ = split(names())
+    build = partial(classifier, cell)
+    models = {BASELINE: build(nn.RNN), FUSED: build(FusedRNN)}
+    # Weights drift apart once the optimizer divides by tiny gradients, so the gate looks at the
+    # first batch alone.
+    first = next(iter(batches(train, torch.arange(len(train)), cell.batch)))
+    oracle = look(build(nn.RNN).double(), first)
+    assert_within_budget(look(models[FUSED], first), look(models[BASELINE], first), oracle)
+    return {name: epoch(model, train, cell.batch) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("cell", EPOCH_CELLS, ids=str, scope="module")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_epoch(cell: Cell, layer: str, publish: Callable[[Cell, str], None]) -> None:
+    publish(cell, layer)

@@ -1,0 +1,99 @@
+"""Options, the description of the machine, and the fixtures that time the calls of a cell."""
+
+import dataclasses
+import gc
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.harness import pages, surnames
+from benchmarks.harness.grid import FORWARD, Cell
+from benchmarks.harness.race import QUICK, TAPE, Call, Rounds, TimeBudget, race
+from namernn_fast import FusedRNN, explain
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.addoption("--seconds", type=float, default=2.0, help="for each cell")
+    parser.addoption("--quick", action="store_true", help="small cells only, a few short rounds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(config.getoption("--threads"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=TAPE.now))
+    if config.getoption("--quick"):
+        big = [item for item in items if not item.callspec.params["cell"].is_small]
+        config.hook.pytest_deselected(items=big)
+        items[:] = [item for item in items if item not in big]
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    cpu = machine_info["cpu"]
+    machine_info.clear()
+    machine_info.update(
+        cpu=cpu.get("brand_raw", "unknown CPU"),
+        cores=os.cpu_count(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        fused_path=explain(FusedRNN(1, 1), torch.zeros(1, 1, 1)).path,
+    )
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    for entry in output_json["benchmarks"]:
+        # `extra_info` has the parameters as plain values; the options describe pytest-benchmark's
+        # own way of timing, which is not used.
+        del entry["params"], entry["options"]
+    output_json["names"] = surnames.description()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settled_process() -> None:
+    """Brings the process to the state of one that has run for long, before any cell is timed."""
+    pages.settle(torch.get_num_threads())
+    # The collector stays on, as in a user's program, but does not walk all of torch while a round
+    # is timed.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def budget(request: pytest.FixtureRequest) -> TimeBudget:
+    options = request.config
+    return QUICK if options.getoption("--quick") else TimeBudget(options.getoption("--seconds"))
+
+
+@pytest.fixture(scope="module")
+def rounds(
+    cell: Cell, calls: dict[str, Call], budget: TimeBudget, request: pytest.FixtureRequest
+) -> dict[str, Rounds]:
+    """The rounds of both layers, timed once for each cell; every module has its gated `calls`."""
+    if request.config.getoption("--benchmark-disable"):
+        return {name: Rounds(0, ()) for name in calls}
+    # Inference mode is entered once: entering it in each call costs a tenth of the shortest calls.
+    with torch.inference_mode(cell.mode == FORWARD):
+        return race(calls, budget)
+
+
+@pytest.fixture
+def publish(benchmark: Any, rounds: dict[str, Rounds]) -> Callable[[Cell, str], None]:
+    """Returns a function that enters the recorded rounds of one layer as this test's benchmark."""
+
+    def enter(cell: Cell, layer: str) -> None:
+        recorded = rounds[layer]
+        benchmark.group = str(cell)
+        benchmark.extra_info.update(
+            dataclasses.asdict(cell), layer=layer, iterations=recorded.iterations
+        )
+        TAPE.load(recorded.seconds)
+        benchmark.pedantic(TAPE.step, setup=TAPE.rewind, rounds=max(1, len(recorded.seconds)))
+
+    return enter

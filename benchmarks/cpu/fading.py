@@ -1,0 +1,120 @@
+"""Times gradients that fade to subnormal numbers: `python -m benchmarks.cpu.fading [--record]`.
+
+With a gradient at `h_n` alone, the gradient of the state shrinks with every step back in time, and
+after about a hundred steps `nn.RNN` computes in subnormal numbers, which some processors do ten
+times slower or more. The fused layer takes numbers below the smallest normal one for zero in its
+backward pass. `torch.set_flush_denormal(True)` makes the processor do that for every operator. No
+other benchmark has gradients that fade.
+"""
+
+import dataclasses
+import multiprocessing
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import pages
+from benchmarks.harness.grid import BASELINE, DENSE, FUSED, TRAINING, Cell
+from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.race import TimeBudget, race
+from benchmarks.harness.tables import duration, markdown, ratio, shape
+from benchmarks.harness.workload import Gradients, Input, Parameters, gated_calls, train
+
+CELL = Cell(DENSE, TRAINING, 16, 512, 512, 128)
+QUICK_CELL = Cell(DENSE, TRAINING, 2, 8, 8, 128)
+
+
+def train_on_last_state(
+    module: nn.Module, parameters: Parameters, input: Input, gradients: Gradients
+) -> tuple[Input, Tensor]:
+    """Runs a layer forward, and backward from `h_n.sum()`; `gradients` is not used."""
+    for parameter in parameters:
+        parameter.grad = None
+    output, h_n = module(input)
+    h_n.sum().backward()
+    return output, h_n
+
+
+CASES = {
+    "gradients at `output` and `h_n`, as in every other table": (train, False),
+    "`h_n.sum().backward()`: gradients fade to subnormal numbers": (train_on_last_state, False),
+    "`h_n.sum().backward()` with `torch.set_flush_denormal(True)`": (train_on_last_state, True),
+}
+"""Each row by its name: the training step, and whether subnormal numbers are flushed to zero."""
+
+
+@contextmanager
+def flushed(flush: bool) -> Iterator[bool]:
+    """Flushes subnormal numbers to zero if `flush`; yields whether the processor does as asked."""
+    try:
+        yield not flush or torch.set_flush_denormal(True)
+    finally:
+        if flush:
+            torch.set_flush_denormal(False)
+
+
+def measure(name: str, cell: Cell, threads: int, budget: TimeBudget) -> dict[str, float] | None:
+    """Returns the median seconds of both layers, or None where the processor cannot flush.
+
+    Only the calling thread and threads that it starts afterwards flush, so each case needs a
+    process of its own whose threads have not been started.
+    """
+    step, flush = CASES[name]
+    with flushed(flush) as possible:
+        if not possible:
+            return None
+        pages.settle(threads)
+        torch.manual_seed(1)
+        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+        rounds = race(gated_calls(cell, input, step=step), budget)
+    return {layer: statistics.median(recorded.seconds) for layer, recorded in rounds.items()}
+
+
+def run(cell: Cell, threads: int, budget: TimeBudget) -> list[dict[str, Any]]:
+    """Times every case, each in a process of its own; returns a row for each."""
+    rows = []
+    for name in CASES:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            medians = pool.submit(measure, name, cell, threads, budget).result()
+        rows.append({"case": name, "medians": medians})
+    return rows
+
+
+def report(document: dict[str, Any]) -> str:
+    """Returns the table of a run and the sentences that explain it."""
+    cell, machine = Cell.of(document["cell"]), document["machine"]
+    lines = [[f"{TRAINING}, {shape(cell)}, B = {cell.batch}", BASELINE, FUSED, "speed-up"]]
+    for row in document["rows"]:
+        medians = row["medians"]
+        if medians is None:
+            lines.append([row["case"], "not on this processor", "", ""])
+            continue
+        times = (duration(medians[layer]) for layer in (BASELINE, FUSED))
+        lines.append([row["case"], *times, ratio(medians[BASELINE] / medians[FUSED])])
+    return (
+        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32.\n\n"
+        f"{markdown(lines)}\n\n"
+        f"With a gradient at `h_n` alone, gradients shrink with every step back in time until "
+        f"`{BASELINE}` computes in subnormal numbers; the fused layer takes them for zero. The "
+        f"last two rows differ in what subnormal numbers cost on this processor: nothing on some, "
+        f"ten times the time or more on others. These rows are in no mean and no worst case."
+    )
+
+
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__, seconds=4.0))
+    cell = QUICK_CELL if options.quick else CELL
+    rows = run(cell, options.threads, pages.time_budget(options, max_rounds=30))
+    machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
+    document = {"machine": machine, "cell": dataclasses.asdict(cell), "rows": rows}
+    pages.publish("fading", document, report(document), options.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Races the layer against others that compute the same: `python -m benchmarks.cpu.peers [options]`.
+
+Every rival that is installed gets the same weights, input and gradients, must agree with a float64
+oracle, and then takes turns with the others, round by round, in one process.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from benchmarks.cpu.rivals import RIVALS, Problem
+from benchmarks.harness import pages
+from benchmarks.harness.gate import check_rival
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
+from benchmarks.harness.machine import cpu_name, hop
+from benchmarks.harness.race import Call, race
+from benchmarks.harness.tables import SLOWER, duration, markdown, ratio, shape
+from benchmarks.harness.workload import draw_gradients, train
+from namernn_fast import FusedRNN
+from namernn_fast.testing import assert_within_budget
+
+# (input_size, hidden_size, seq_len, batch)
+SHAPES = (
+    *((64, 64, 8, batch) for batch in (1, 16)),
+    *((64, 256, 8, batch) for batch in (1, 16, 64, 256, 1024)),
+    *((128, 128, 128, batch) for batch in (1, 16, 64, 256)),
+    *((512, 512, 128, batch) for batch in (1, 32)),
+    (1024, 1024, 64, 64),
+)
+ODD_SHAPES = (
+    *((64, hidden, 8, 64) for hidden in (100, 200, 300, 384)),
+    *((size, 256, 8, 64) for size in (1, 57, 300)),
+    *((64, 256, 8, batch) for batch in (3, 7, 48, 100)),
+    *((64, 256, steps, 16) for steps in (1, 3, 1000)),
+    (57, 100, 3, 7),
+    (1, 300, 1000, 3),
+)
+PACKED_BATCHES = (16, 64, 256, 1024)
+LENGTHS = (2, 12)
+# Other implementations round in ways of their own; a wrong formula is off by far more.
+RIVAL_ERROR = 1e-4
+
+
+def cells(odd: bool = False, packed: bool = False) -> Iterator[Cell]:
+    """Yields the cells of both modes, with sizes that are odd or not, and with packed batches."""
+    for mode in (FORWARD, TRAINING):
+        for size, hidden, steps, batch in ODD_SHAPES if odd else SHAPES:
+            yield Cell(DENSE, mode, batch, size, hidden, steps)
+        for batch in PACKED_BATCHES if packed else ():
+            yield Cell(PACKED, mode, batch, 64, 256, LENGTHS[1])
+
+
+def results(cell: Cell, call: Call, layer: nn.RNN | None = None) -> dict[str, Tensor]:
+    """Makes a call and returns what a rival returns: h_n, or the gradients of weight_ih, weight_hh
+    and the sum of the biases.
+
+    Args:
+        cell: The cell of the call.
+        call: The call of a layer or of a rival.
+        layer: The layer, if the call is a layer's.
+    """
+    with torch.inference_mode(cell.mode == FORWARD):
+        returned: Any = call()
+    if layer is not None:
+        # Both biases of a layer have the gradient of their sum.
+        training = cell.mode == TRAINING
+        returned = [p.grad for p in layer.parameters()][:3] if training else returned[1]
+    names = ("grad weight_ih", "grad weight_hh", "grad bias") if cell.mode == TRAINING else ("h_n",)
+    values = returned if cell.mode == TRAINING else (returned,)
+    return {
+        name: torch.from_numpy(
+            np.array(value.detach().numpy() if isinstance(value, Tensor) else value)
+        ).squeeze()
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def calls(cell: Cell, threads: int, rivals: list[str]) -> dict[str, Call]:
+    """Returns the calls of one cell, each checked: both layers' and those of the named rivals."""
+    torch.manual_seed(0)
+    baseline = nn.RNN(cell.input_size, cell.hidden_size)
+    fused = FusedRNN(cell.input_size, cell.hidden_size)
+    fused.load_state_dict(baseline.state_dict())
+    input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+    lengths = torch.randint(LENGTHS[0], LENGTHS[1] + 1, (cell.batch,))
+
+    def batch_of(input: Tensor) -> Tensor | PackedSequence:
+        if cell.family == DENSE:
+            return input
+        return pack_padded_sequence(input, lengths, enforce_sorted=False)
+
+    gradients = draw_gradients(baseline, batch_of(input)) if cell.mode == TRAINING else ()
+
+    def layer_call(layer: nn.RNN) -> Call:
+        parameters = tuple(layer.parameters())
+        x, *given = (value.to(parameters[0].dtype) for value in (input, *gradients))
+        if cell.mode == FORWARD:
+            return lambda: layer(batch_of(x))
+        return lambda: train(layer, parameters, batch_of(x), tuple(given))
+
+    precise = nn.RNN(cell.input_size, cell.hidden_size, dtype=torch.float64)
+    precise.load_state_dict(baseline.state_dict())
+    oracle = results(cell, layer_call(precise), precise)
+    layers = {BASELINE: baseline, FUSED: fused}
+    found = {name: layer_call(layer) for name, layer in layers.items()}
+    theirs, ours = (results(cell, found[name], layer) for name, layer in layers.items())
+    assert_within_budget(ours, theirs, oracle)
+    problem = Problem(cell, baseline, input, gradients)
+    for name in rivals if cell.family == DENSE else ():
+        call = RIVALS[name][1](problem, threads)
+        if call is not None:
+            check_rival(name, results(cell, call), oracle, RIVAL_ERROR)
+            found[name] = call
+    return found
+
+
+def installed() -> list[str]:
+    """Returns the rivals that are installed, and says which are not."""
+    found = [name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package)]
+    if missing := [name for name in RIVALS if name not in found]:
+        print(f"Not installed, so not raced: {', '.join(missing)}.")
+    return found
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Races every cell; returns a row for each implementation in each cell."""
+    rivals = [] if options.odd else installed()
+    budget = pages.time_budget(options, max_rounds=30)
+    rows = []
+    for cell in pages.chosen(cells(options.odd, not options.odd), options):
+        found = calls(cell, options.threads, rivals)
+        with torch.inference_mode(cell.mode == FORWARD):
+            rounds = race(found, budget)
+        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
+        print(cell, *(f"{name} {duration(value)}" for name, value in medians.items()), sep="  ")
+        for name, recorded in rounds.items():
+            rows.append(
+                {
+                    **dataclasses.asdict(cell),
+                    "implementation": name,
+                    "iterations": recorded.iterations,
+                    "median": medians[name],
+                    "seconds": [float(f"{s:.6g}") for s in recorded.seconds],
+                }
+            )
+    return rows
+
+
+def by_cell(rows: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
+    """Returns the median of each implementation in each cell."""
+    found: dict[Cell, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(Cell.of(row), {})[row["implementation"]] = row["median"]
+    return found
+
+
+def table(rows: list[dict[str, Any]], mode: str) -> str:
+    """Returns a line for each cell: nn.RNN, FusedRNN, their ratio, and the best of the others."""
+    lines = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "best other", "its time"]]
+    ratios, beaten = [], []
+    for cell, medians in by_cell(rows).items():
+        if cell.mode != mode:
+            continue
+        ours = medians[FUSED]
+        ratios.append(medians[BASELINE] / ours)
+        others = {n: m for n, m in medians.items() if n not in (BASELINE, FUSED)}
+        best = min(others, key=others.__getitem__, default="")
+        label = shape(cell)
+        if cell.family == PACKED:
+            label = f"({cell.input_size}, {cell.hidden_size}, {LENGTHS[0]}..{LENGTHS[1]})"
+        its_time = ""
+        if best:
+            beaten.append(others[best] > ours)
+            its_time = duration(others[best]) + ("" if beaten[-1] else f" {SLOWER}")
+        times = (duration(medians[BASELINE]), duration(ours), ratio(ratios[-1]))
+        lines.append([label, str(cell.batch), *times, best, its_time])
+    if not beaten:
+        lines = [line[:5] for line in lines]
+    text = markdown(lines)
+    text += (
+        f"\n\nGeometric mean {ratio(statistics.geometric_mean(ratios))}, worst "
+        f"{ratio(min(ratios))} of {BASELINE}."
+    )
+    if beaten:
+        text += f" Faster than the best other in {sum(beaten)} of {len(beaten)} cells."
+    return text
+
+
+def report(document: dict[str, Any]) -> str:
+    """Returns the tables of a run."""
+    machine = document["machine"]
+    introduction = (
+        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32. "
+        f"A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
+        f"{1e9 * machine['hop_median']:.0f} ns in the median of tries. "
+        f"Others: {', '.join(document['others']) or 'none'}."
+    )
+    return pages.by_mode(introduction, document["rows"], table)
+
+
+def main() -> None:
+    parser = pages.parser(__doc__, seconds=1.0)
+    parser.add_argument("--odd", action="store_true", help="odd shapes, against nn.RNN alone")
+    options = pages.parse(parser)
+    pages.settle(options.threads)
+
+    rows = run(options)
+    others = [name for name in RIVALS if any(row["implementation"] == name for row in rows)]
+    machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
+    machine["hop"], machine["hop_median"] = hop()
+    document = {"machine": machine, "others": others, "rows": rows}
+    name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
+    pages.publish(name, document, report(document), options.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Other implementations of the layer, each over the weights of an `nn.RNN`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness.grid import FORWARD, TRAINING, Cell
+from benchmarks.harness.race import Call
+from benchmarks.harness.workload import Gradients
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The weights, the input and the gradients of one cell."""
+
+    cell: Cell
+    baseline: nn.RNN
+    input: Tensor
+    gradients: Gradients
+    """The gradients of `output` and `h_n`, in training."""
+
+    @property
+    def weights(self) -> list[np.ndarray]:
+        """The weights as arrays, in the order of `nn.RNN`."""
+        return [p.detach().numpy() for p in self.baseline.parameters()]
+
+
+Rival = Callable[[Problem, int], Call | None]
+"""Makes a call from a problem and a number of threads: in inference the call returns h_n, in
+training the gradients of weight_ih, weight_hh and the sum of the biases. None if the rival has no
+such mode."""
+
+
+def in_place_loop(problem: Problem, threads: int) -> Call | None:
+    """A loop over PyTorch's operators with as little overhead as a user can reach."""
+    if problem.cell.mode == TRAINING:
+        return None
+    weight_ih, weight_hh, bias_ih, bias_hh = problem.baseline.parameters()
+    w_x, w_h, bias = weight_ih.t(), weight_hh.t(), (bias_ih + bias_hh).detach()
+    steps, batch, _ = problem.input.shape
+
+    def call() -> Tensor:
+        z = torch.addmm(bias, problem.input.flatten(0, 1), w_x).view(steps, batch, -1)
+        h = z[0].tanh_()
+        for t in range(1, steps):
+            h = z[t].addmm_(h, w_h).tanh_()
+        return h
+
+    return call
+
+
+def numpy_loop(problem: Problem, threads: int) -> Call | None:
+    """A loop over NumPy's operators, in place."""
+    if problem.cell.mode == TRAINING:
+        return None
+    weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
+    x, w_x, w_h, bias = problem.input.numpy(), weight_ih.T, weight_hh.T, bias_ih + bias_hh
+
+    def call() -> np.ndarray:
+        z = x @ w_x + bias
+        h = np.tanh(z[0], out=z[0])
+        for t in range(1, len(x)):
+            z[t] += h @ w_h
+            h = np.tanh(z[t], out=z[t])
+        return h
+
+    return call
+
+
+def jax_scan(problem: Problem, threads: int) -> Call | None:
+    """`jax.lax.scan`, compiled; in training its vector-Jacobian product with the gradients."""
+    import jax
+    import jax.numpy as jnp
+
+    weight_ih, weight_hh, bias_ih, bias_hh = map(jnp.asarray, problem.weights)
+    x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, bias_ih + bias_hh)
+    start = jnp.zeros((problem.cell.batch, problem.cell.hidden_size))
+
+    def run(parameters, x):
+        w_x, w_h, bias = parameters
+        z = x @ w_x.T + bias
+
+        def step(h, z):
+            h = jnp.tanh(z + h @ w_h.T)
+            return h, h
+
+        return jax.lax.scan(step, start, z, unroll=min(8, len(x)))
+
+    def train(parameters, x, gradients):
+        _, pull_back = jax.vjp(lambda parameters: run(parameters, x), parameters)
+        return pull_back(gradients)[0]
+
+    if problem.cell.mode == FORWARD:
+        forward = jax.jit(run)
+        return lambda: jax.block_until_ready(forward(parameters, x))[0]
+    grad_output, (grad_h_n,) = (jnp.asarray(value.numpy()) for value in problem.gradients)
+    backward = jax.jit(train)
+    return lambda: jax.block_until_ready(backward(parameters, x, (grad_h_n, grad_output)))
+
+
+def _onnx_model(problem: Problem) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
+    steps, batch, size = problem.input.shape
+    hidden = len(weight_hh)
+    initializers = {"W": weight_ih[None], "R": weight_hh[None]}
+    initializers["B"] = np.concatenate([bias_ih, bias_hh])[None]
+    graph = helper.make_graph(
+        [helper.make_node("RNN", ["X", "W", "R", "B"], ["Y", "Y_h"], hidden_size=hidden)],
+        "rnn",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [steps, batch, size])],
+        [
+            helper.make_tensor_value_info("Y", TensorProto.FLOAT, [steps, 1, batch, hidden]),
+            helper.make_tensor_value_info("Y_h", TensorProto.FLOAT, [1, batch, hidden]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in initializers.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+def onnxruntime(problem: Problem, threads: int) -> Call | None:
+    """onnxruntime on an `RNN` node."""
+    if problem.cell.mode == TRAINING:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(_onnx_model(problem), options)
+    feed = {"X": problem.input.numpy()}
+    return lambda: session.run(None, feed)[1]
+
+
+def openvino(problem: Problem, threads: int) -> Call | None:
+    """OpenVINO on an `RNN` node, in float32."""
+    if problem.cell.mode == TRAINING:
+        return None
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    model = core.compile_model(core.read_model(_onnx_model(problem), b""), "CPU", settings)
+    request, x = model.create_infer_request(), problem.input.numpy()
+    return lambda: request.infer([x], share_inputs=True)[1]
+
+
+RIVALS: dict[str, tuple[str, Rival]] = {
+    "PyTorch in place": ("torch", in_place_loop),
+    "NumPy": ("numpy", numpy_loop),
+    "JAX": ("jax", jax_scan),
+    "onnxruntime": ("onnxruntime", onnxruntime),
+    "OpenVINO": ("openvino", openvino),
+}
+"""Each rival by its name: the package that it needs, and how its call is made."""

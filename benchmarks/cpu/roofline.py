@@ -1,0 +1,222 @@
+"""How near the layer comes to what the machine can do: `python -m benchmarks.cpu.roofline`.
+
+The roofs are measured first: the rate of multiply-adds on all threads, and the rate at which a core
+reads the weights from its own L2 cache. Each cell of the layer has a floor, the least time that the
+roofs allow, and a fraction of the peak that the layer reaches. The clock of a core drifts, and is
+lower where multiply-adds are fed from memory than where their operands stay in registers. Therefore
+the peak of a cell is measured right behind each of its rounds.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import pyplot
+
+from benchmarks.cpu.peers import cells
+from benchmarks.harness import pages
+from benchmarks.harness.grid import FORWARD, FUSED, MODES, TRAINING, Cell
+from benchmarks.harness.machine import Machine, cpu_name, measure, momentary_rate
+from benchmarks.harness.race import QUICK, Call, TimeBudget, timed, warm_up
+from benchmarks.harness.tables import duration, markdown, shape
+from benchmarks.harness.workload import gated_calls
+from benchmarks.report.plots import COLOURS, MARKERS, save
+from namernn_fast import FusedRNN
+
+FLOAT_BYTES = 4
+BOUND_BY_MULTIPLY_ADDS = 64  # sequences
+# The activation function is what the forward pass has to do beside multiply-adds; relu costs next
+# to nothing.
+ACTIVATIONS = ("tanh", "relu")
+
+
+def flops(cell: Cell) -> int:
+    """Returns the operations that the results need, two for each multiply-add; the first step has
+    no state to multiply."""
+    size, hidden, batch = cell.input_size, cell.hidden_size, cell.batch
+    rows = cell.seq_len * batch
+    forward = rows * size + (rows - batch) * hidden
+    backward = rows * size + 2 * (rows - batch) * hidden
+    return 2 * hidden * (forward + (backward if cell.mode == TRAINING else 0))
+
+
+def floor(cell: Cell, machine: Machine, peak: float) -> float:
+    """Returns the least seconds of a cell: the multiply-adds at the peak rate, or, if that takes
+    longer, reading weight_hh at every step and pass, each core its share from its own L2 cache."""
+    passes = 2 if cell.mode == TRAINING else 1
+    weights = FLOAT_BYTES * cell.hidden_size**2 * cell.seq_len * passes
+    return max(flops(cell) / peak, weights / (machine.l2_rate * machine.threads))
+
+
+def race_peak(
+    calls: dict[str, Call], threads: int, budget: TimeBudget
+) -> tuple[dict[str, float], float]:
+    """Returns the median seconds of each call, and the peak at the clock that the calls leave."""
+    counts = {
+        name: max(1, round(budget.round_seconds / warm_up(call, budget.warmup_seconds)))
+        for name, call in calls.items()
+    }
+    recorded: dict[str, list[float]] = {name: [] for name in calls}
+    peaks = []
+    deadline = time.perf_counter() + budget.seconds
+    while len(peaks) < budget.min_rounds * len(calls) or time.perf_counter() < deadline:
+        for name, call in calls.items():
+            recorded[name].append(timed(call, counts[name]))
+            peaks.append(threads * momentary_rate())
+    return {name: statistics.median(s) for name, s in recorded.items()}, statistics.median(peaks)
+
+
+def budget_of(options: argparse.Namespace) -> TimeBudget:
+    """Returns the time budget of a cell; a round lasts longer here than in other programs."""
+    return QUICK if options.quick else TimeBudget(options.seconds)
+
+
+def run(machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times every cell beside the peak; returns a row for each."""
+    rows = []
+    for cell in pages.chosen(cells(), options):
+        torch.manual_seed(1)
+        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+        known = torch.arange(min(cell.batch, 16))
+        call = gated_calls(cell, input, known if len(known) < cell.batch else None)[FUSED]
+        with torch.inference_mode(cell.mode == FORWARD):
+            medians, peak = race_peak({FUSED: call}, machine.threads, budget_of(options))
+        rows.append(
+            {
+                **dataclasses.asdict(cell),
+                "median": medians[FUSED],
+                "flops": flops(cell),
+                "peak": peak,
+                "floor": floor(cell, machine, peak),
+            }
+        )
+        print(cell, duration(rows[-1]["median"]))
+    return rows
+
+
+def race_activations(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns the fractions of the peak with tanh and with relu, in the cells that multiply-adds
+    bound: the difference is what tanh costs."""
+    rows = []
+    for cell in pages.chosen(cells(), options):
+        if cell.mode != FORWARD or cell.batch < BOUND_BY_MULTIPLY_ADDS:
+            continue
+        torch.manual_seed(1)
+        input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+        shares = {}
+        for threads in dict.fromkeys((options.threads, 1)):
+            torch.set_num_threads(threads)
+            calls = {
+                name: partial(FusedRNN(cell.input_size, cell.hidden_size, nonlinearity=name), input)
+                for name in ACTIVATIONS
+            }
+            with torch.inference_mode():
+                medians, peak = race_peak(calls, threads, budget_of(options))
+            for name in ACTIVATIONS:
+                shares[f"{name} {threads}"] = flops(cell) / medians[name] / peak
+        torch.set_num_threads(options.threads)
+        rows.append({**dataclasses.asdict(cell), "shares": shares})
+    return rows
+
+
+def activation_table(rows: list[dict[str, Any]], threads: int) -> str:
+    """Returns a line for each cell, with a column for each activation and number of threads."""
+    columns = [(name, count) for count in dict.fromkeys((threads, 1)) for name in ACTIVATIONS]
+    lines = [["(D, H, T)", "B", *(f"{name}, {count} thread(s)" for name, count in columns)]]
+    for row in rows:
+        shares = (f"{row['shares'][f'{name} {count}']:.0%}" for name, count in columns)
+        lines.append([shape(Cell.of(row)), str(row["batch"]), *shares])
+    return markdown(lines)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a line for each cell, with both modes side by side."""
+    lines = [
+        ["(D, H, T)", "B", *(f"{m}: {x}" for m in MODES for x in ("time", "floor", "of peak"))]
+    ]
+    by_mode = [[row for row in rows if row["mode"] == mode] for mode in MODES]
+    for pair in zip(*by_mode, strict=True):
+        cell = Cell.of(pair[0])
+        line = [shape(cell), str(cell.batch)]
+        for row in pair:
+            share = row["flops"] / row["median"] / row["peak"]
+            line += [duration(row["median"]), duration(row["floor"]), f"{share:.0%}"]
+        lines.append(line)
+    return markdown(lines)
+
+
+def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
+    """Draws the rate against the number of sequences that share a weight once it is read."""
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    batches = [2**power for power in range(11)]
+    l2_rate = machine.l2_rate * machine.threads
+    roofs = [min(machine.flops, 2 * batch / FLOAT_BYTES * l2_rate) for batch in batches]
+    axes.plot(batches, roofs, color="0.3", label="roof: L2 cache, multiply-adds")
+    for mode, marker in zip(MODES, MARKERS, strict=False):
+        labels = dict.fromkeys(shape(Cell.of(row)) for row in rows)
+        for label, colour in zip(labels, (*COLOURS, "#56B4E9"), strict=False):
+            points = {
+                row["batch"]: row["flops"] / row["median"]
+                for row in rows
+                if row["mode"] == mode and shape(Cell.of(row)) == label
+            }
+            axes.plot(
+                [*points],
+                [*points.values()],
+                color=colour,
+                marker=marker,
+                linestyle="-" if mode == FORWARD else ":",
+                label=f"{label} {mode}",
+            )
+    axes.set(
+        xscale="log", yscale="log", xlabel="batch size", ylabel="floating-point operations / s"
+    )
+    axes.set_xticks(batches, labels=map(str, batches))
+    axes.minorticks_off()
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    save(figure, path)
+
+
+def report(document: dict[str, Any]) -> str:
+    """Returns the tables of a run."""
+    machine = Machine(**document["machine"])
+    activations = activation_table(document["activations"], machine.threads)
+    peaks = [row["peak"] / 1e9 for row in document["rows"]]
+    return (
+        f"{document['cpu']}, {machine.threads} thread(s): {machine.flops / 1e9:.0f} GFLOP/s of "
+        f"float multiply-adds; a core reads {machine.l2_rate / 1e9:.0f} GB/s from half its own "
+        f"L2 cache of {machine.l2_bytes >> 10} KiB and {machine.beyond_l2_rate / 1e9:.0f} GB/s "
+        f"from beyond; a word goes from core to core in {machine.hop * 1e9:.0f} ns (median "
+        f"{machine.hop_median * 1e9:.0f}). The floor counts multiply-adds and reading weight_hh, "
+        f"and leaves out tanh, packing and the call. The peak of a cell is what a core does in "
+        f"registers right behind the cell's rounds, at the clock that the layer leaves, times the "
+        f"threads: {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s."
+        f"\n\n{table(document['rows'])}\n\nFractions of the peak that the forward pass reaches "
+        f"with tanh and with relu, where multiply-adds bound it:\n\n{activations}"
+    )
+
+
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__, seconds=0.5))
+    pages.settle(options.threads)
+    pyplot.switch_backend("Agg")
+
+    machine = measure(options.threads)
+    rows = run(machine, options)
+    document = {"cpu": cpu_name(), "machine": dataclasses.asdict(machine), "rows": rows}
+    document["activations"] = race_activations(options)
+    pages.publish("roofline", document, report(document), options.record)
+    plot = pages.folder_of(options.record) / "roofline.png"
+    draw(rows, machine, plot)
+    pages.announce(plot)
+
+
+if __name__ == "__main__":
+    main()

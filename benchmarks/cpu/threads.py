@@ -1,0 +1,51 @@
+"""The plan for machines with more threads than this one: `python -m benchmarks.cpu.threads`.
+
+The table shows groups x members that the plan in `csrc/plan.cpp` chooses for each number of
+threads, and the time that its cost model expects. Nothing is timed.
+"""
+
+from typing import Any
+
+from benchmarks.cpu.peers import SHAPES
+from benchmarks.harness import pages
+from benchmarks.harness.tables import duration, markdown
+from namernn_fast.ops import cpu_plan
+
+THREADS = (1, 2, 8, 32, 96)
+
+
+def run() -> list[dict[str, Any]]:
+    """Asks for the plan of every shape and number of threads; returns a row for each shape."""
+    rows = []
+    for size, hidden, steps, batch in SHAPES:
+        plans = [cpu_plan([batch] * steps, size, hidden, threads) for threads in THREADS]
+        rows.append(
+            {
+                "shape": [size, hidden, steps],
+                "batch": batch,
+                "plans": [[plan.groups, plan.members, plan.nanoseconds] for plan in plans],
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a line for each shape."""
+    lines = [["(D, H, T)", "B", *(f"{threads} threads" for threads in THREADS)]]
+    for row in rows:
+        plans = [
+            f"{groups} x {members}, {duration(nanoseconds * 1e-9)}"
+            for groups, members, nanoseconds in row["plans"]
+        ]
+        lines.append([str(tuple(row["shape"])), str(row["batch"]), *plans])
+    return markdown(lines)
+
+
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__))
+    rows = run()
+    pages.publish("threads", {"threads": THREADS, "rows": rows}, table(rows), options.record)
+
+
+if __name__ == "__main__":
+    main()

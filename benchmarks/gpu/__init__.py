@@ -1,0 +1,1 @@
+"""Benchmarks on GPUs, the model of one on paper, and what compiled kernels take."""

@@ -1,0 +1,61 @@
+"""Races the layer against cuDNN on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.cudnn`.
+
+It needs a GPU, torch, Triton and NumPy, but no installed package, extension, network or matplotlib,
+without which the plots are left out. `--dry-run` runs the same code on the CPU, with kernels under
+Triton's interpreter, on tiny cells: it shows that everything works, and measures nothing.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import torch
+import triton
+
+from benchmarks.gpu.dry_run import Interpreted, restart_interpreted
+from benchmarks.gpu.race import DRY, EAGER, FAILED, GPU, RED, Row, run
+from benchmarks.gpu.report import describe, publish
+from benchmarks.harness import pages
+
+
+def check_gpu() -> None:
+    """Ends the program if nothing can be measured."""
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU that torch can use; --dry-run needs none")
+    if triton.knobs.runtime.interpret:
+        raise SystemExit("TRITON_INTERPRET is set: nothing would be measured")
+
+
+def exit_status(rows: list[Row]) -> int:
+    """Returns 1 if a call failed or was wrong; a graph that cannot be captured is a result."""
+    bad = [r for r in rows if r["status"] == RED or (r["status"], r["launch"]) == (FAILED, EAGER)]
+    return 1 if bad else 0
+
+
+def main() -> int:
+    begun = time.monotonic()
+    parser = pages.parser(__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="tiny cells under the interpreter")
+    parser.add_argument("--minutes", type=float, default=7.0, help="no cell is begun after so many")
+    parser.add_argument("--output", type=Path, help="the folder for table, JSON and plots")
+    options = pages.parse(parser)
+    if options.dry_run and options.record:
+        parser.error("a dry run is no measurement: it cannot be recorded")
+    if not options.dry_run:
+        check_gpu()
+    elif not triton.knobs.runtime.interpret:
+        restart_interpreted()
+    platform = dataclasses.replace(DRY, path=Interpreted().path) if options.dry_run else GPU
+
+    rows: list[Row] = []
+    document = {"machine": describe(platform), "measurement": platform is GPU, "rows": rows}
+    try:
+        rows.extend(run(platform, begun + 60 * options.minutes))
+    finally:  # what was measured is kept, whatever ended the run
+        publish(document, options.output or pages.folder_of(options.record))
+    return exit_status(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The dry run: the benchmark's own code on a CPU, with kernels under Triton's interpreter."""
+
+import os
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.harness.grid import TRAINING
+from benchmarks.harness.workload import Input, call_of, draw_gradients
+from namernn_fast import availability, gpu, ops
+from namernn_fast.gpu import device as gpu_device
+from namernn_fast.testing import BudgetError
+
+
+def restart_interpreted() -> None:
+    """Starts this command again with the interpreter, which Triton chooses when it is imported."""
+    sys.stdout.flush()
+    command = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, command, os.environ | {"TRITON_INTERPRET": "1"})
+
+
+class Interpreted:
+    """Puts the Triton operators in the place of the CPU operators, and counts their calls.
+
+    The change lasts as long as the process.
+    """
+
+    # The device that the plan is made for: any GPU would do.
+    DEVICE = gpu_device.Device("cuda", "sm_90", 227 * 1024, 132)
+
+    def __init__(self) -> None:
+        self.calls = dict.fromkeys(("rnn_forward", "rnn_backward"), 0)
+        self.library = torch.library.Library(ops.NAMESPACE, "IMPL")
+        for name in self.calls:
+            self.library.impl(name, partial(self.run, name), "CPU")
+        # There is no GPU to ask for its properties, and the C++ extension need not be built.
+        gpu_device.find_device = lambda index: self.DEVICE
+        availability.why_not_cpu_kernel = lambda input: None
+
+    def run(self, name: str, *arguments: Any) -> Any:
+        """Counts and makes a call of an operator."""
+        self.calls[name] += 1
+        return getattr(gpu, name)(*arguments)
+
+    def path(self, layer: nn.RNN, input: Input) -> str:
+        """Names the path if a training step calls both Triton operators once.
+
+        Raises:
+            BudgetError: if it does not.
+        """
+        before = dict(self.calls)
+        call_of(layer, input, TRAINING, draw_gradients(layer, input))()
+        if any(self.calls[name] != before[name] + 1 for name in self.calls):
+            raise BudgetError(f"Triton was not what ran: {before}, then {self.calls}")
+        return "triton, interpreted"

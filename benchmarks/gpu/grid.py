@@ -1,0 +1,68 @@
+"""The cells that are raced on a GPU, and the precisions in which they are computed.
+
+The grid is a cut: batch sizes from 1 to 4096, hidden sizes from 64 to 2048 and 8 to 1024 steps all
+occur, but not every combination of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.harness.grid import DENSE, MODES, PACKED, Cell
+
+# By (input_size, hidden_size, seq_len), in the order in which they are timed.
+BATCHES = {
+    (64, 64, 8): (1, 64, 1024, 4096),
+    (64, 256, 8): (1, 16, 64, 256, 1024, 4096),
+    (128, 128, 128): (1, 16, 64, 256, 1024, 4096),
+    (512, 512, 128): (1, 16, 64, 256, 1024),
+    (1024, 1024, 64): (1, 64, 1024),
+    (2048, 2048, 32): (1, 64, 512),
+    (64, 64, 1024): (1, 64),
+    (256, 256, 1024): (1, 64),
+}
+PACKED_SHAPE = (64, 256)
+PACKED_BATCHES = (1, 16, 64, 256, 1024, 4096)
+CELLS = (
+    *(
+        Cell(DENSE, mode, batch, *shape)
+        for shape, batches in BATCHES.items()
+        for batch in batches
+        for mode in MODES
+    ),
+    *(Cell(PACKED, mode, batch, *PACKED_SHAPE) for batch in PACKED_BATCHES for mode in MODES),
+)
+DRY_CELLS = tuple(
+    Cell(family, mode, 3, 4, 5, seq_len)
+    for family, seq_len in ((DENSE, 3), (PACKED, None))
+    for mode in MODES
+)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The precision of a cell; `tf32` lets products of float32 round their factors."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+    @contextmanager
+    def of_the_process(self) -> Iterator[None]:
+        """Sets the precision of products and recurrences, and restores it afterwards."""
+        knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+        before = [knob.fp32_precision for knob in knobs]
+        try:
+            for knob in knobs:
+                knob.fp32_precision = "tf32" if self.tf32 else "ieee"
+            yield
+        finally:
+            for knob, precision in zip(knobs, before, strict=True):
+                knob.fp32_precision = precision
+
+
+FLOAT32 = Precision("float32", torch.float32)
+BFLOAT16 = Precision("bfloat16", torch.bfloat16)
+PRECISIONS = (FLOAT32, BFLOAT16, Precision("tf32", torch.float32, tf32=True))

@@ -1,0 +1,241 @@
+"""Races one cell on a GPU: its input, its gate, the ways to launch it, and its clock.
+
+No cell is timed before its results have passed the gate, and no cell is dropped: what is wrong,
+failed or came too late has its place in the table and in the JSON.
+"""
+
+import copy
+import dataclasses
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from triton.errors import TritonError
+from triton.testing import do_bench
+
+from benchmarks.gpu.flash import FLASH, FLASH_COMPILES, FLASH_ERROR, FlashElman
+from benchmarks.gpu.grid import BFLOAT16, CELLS, DRY_CELLS, FLOAT32, PRECISIONS, Precision
+from benchmarks.harness import surnames
+from benchmarks.harness.gate import check_rival
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
+from benchmarks.harness.race import Call, timed
+from benchmarks.harness.workload import Input, call_of, draw_gradients, results
+from namernn_fast import FusedRNN, explain
+from namernn_fast.names import NamesData, encode_names
+from namernn_fast.names.dataset import embedded_sample
+from namernn_fast.testing import BudgetError, assert_within_budget
+
+EAGER, GRAPH = "eager", "CUDA graph"
+MEASURED, RED, FAILED, LATE = "measured", "red gate", "failed", "not measured"
+
+# The gate looks at the states of so many sequences of a dense batch, and at all gradients.
+GATE_ROWS = 64
+MILLISECONDS = {"warmup": 5, "rep": 10}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where the cells run, how their calls are launched and timed, and which path they take."""
+
+    device: str
+    cells: tuple[Cell, ...]
+    precisions: tuple[Precision, ...]
+    launches: Mapping[str, Callable[[Call], Call]]
+    clock: Callable[[Call], list[float]]
+    """Returns the seconds of each round of a call."""
+    path: Callable[[nn.RNN, Input], str]
+    """Returns the path that the fused layer takes for an input."""
+
+
+def captured(call: Call) -> Call:
+    """Returns a call that replays `call` as a CUDA graph, into the tensors of the capture."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # lazy initialisation is not to be captured
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        returned = call()
+
+    def replay() -> object:
+        graph.replay()
+        return returned
+
+    return replay
+
+
+def event_clock(call: Call) -> list[float]:
+    """Times a call by the GPU's events."""
+    return [1e-3 * ms for ms in do_bench(call, **MILLISECONDS, return_mode="all")]
+
+
+def wall_clock(call: Call) -> list[float]:
+    """Times a call by the host's clock."""
+    return [timed(call) for _ in range(2)]
+
+
+def eager(call: Call) -> Call:
+    """Returns the call itself: every operator is launched from Python."""
+    return call
+
+
+def explained_path(layer: nn.RNN, input: Input) -> str:
+    """Returns the path that `explain` names."""
+    return explain(layer, input).path
+
+
+GPU = Platform(
+    "cuda", CELLS, PRECISIONS, {EAGER: eager, GRAPH: captured}, event_clock, explained_path
+)
+DRY = Platform("cpu", DRY_CELLS, (FLOAT32,), {EAGER: eager}, wall_clock, explained_path)
+
+
+def known_names() -> NamesData:
+    """Returns the names that are at hand, else the embedded sample: nothing is downloaded."""
+    at_hand = os.environ.get(surnames.VARIABLE) or surnames.SHARED.is_dir()
+    return surnames.names() if at_hand else embedded_sample()
+
+
+def draw_input(cell: Cell, dtype: torch.dtype, device: str) -> Input:
+    """Returns a dense time-major input, or an input packed with the lengths of names."""
+    torch.manual_seed(1)
+    lengths = None
+    if cell.family == PACKED:
+        known = encode_names([name for name, _ in known_names().rows]).lengths
+        lengths = known[torch.randint(len(known), (cell.batch,))]
+    steps = cell.seq_len or int(lengths.max())
+    input = torch.randn(steps, cell.batch, cell.input_size).to(device, dtype)
+    return input if lengths is None else pack_padded_sequence(input, lengths, enforce_sorted=False)
+
+
+def gate_rows(cell: Cell) -> Tensor | None:
+    """Returns the sequences whose states the gate looks at: all of a packed batch."""
+    if cell.family == PACKED:
+        return None
+    return torch.linspace(0, cell.batch - 1, min(cell.batch, GATE_ROWS)).long()
+
+
+def baseline_path(input: Input) -> str:
+    """Returns what `nn.RNN` runs for an input."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    return "cuDNN" if torch.backends.cudnn.is_acceptable(data) else "ATen"
+
+
+def race_cell(
+    cell: Cell, precision: Precision, platform: Platform, rival: str = BASELINE
+) -> Iterator[Row]:
+    """Yields a row for every way to launch a cell, in the precision of the process.
+
+    Raises:
+        BudgetError: if the oracle and `nn.RNN` cannot be compared.
+        RuntimeError, TritonError: if no call can be timed.
+    """
+    input = draw_input(cell, precision.dtype, platform.device)
+    kinds = {BASELINE: nn.RNN, FUSED: FusedRNN} | ({FLASH: FlashElman} if rival == FLASH else {})
+    torch.manual_seed(0)
+    layers = {
+        name: kind(cell.input_size, cell.hidden_size, device=platform.device, dtype=precision.dtype)
+        for name, kind in kinds.items()
+    }
+    for layer in layers.values():
+        layer.load_state_dict(layers[BASELINE].state_dict())
+    paths = {
+        "fused_path": platform.path(layers[FUSED], input),
+        "nn.RNN_path": baseline_path(input),
+    }
+
+    with torch.inference_mode(cell.mode == FORWARD):
+        look = partial(results, mode=cell.mode, rows=gate_rows(cell))
+        gradients = draw_gradients(layers[BASELINE], input) if cell.mode == TRAINING else ()
+        exact_gradients = tuple(value.double() for value in gradients)
+        precise = copy.deepcopy(layers[BASELINE]).double()
+        exact_input = input.to(torch.float64)
+        oracle = look(precise, call_of(precise, exact_input, cell.mode, exact_gradients))
+        calls = {
+            name: call_of(layer, input, cell.mode, gradients) for name, layer in layers.items()
+        }
+        theirs = look(layers[BASELINE], calls[BASELINE])
+        for launch, launched in platform.launches.items():
+            row = {**label(cell, precision, launch, rival), **paths}
+            raced, failures = launch_calls({name: calls[name] for name in (rival, FUSED)}, launched)
+            try:
+                if FUSED in raced:
+                    assert_within_budget(look(layers[FUSED], raced[FUSED]), theirs, oracle)
+                if FLASH in raced:
+                    check_rival(FLASH, look(layers[FLASH], raced[FLASH]), oracle, FLASH_ERROR)
+                row |= time_calls(raced, platform) | {"status": MEASURED}
+            except (RuntimeError, TritonError) as error:
+                failures.append(str(error))
+            except BudgetError as error:
+                yield row | {"status": RED, "why": str(error)}
+                continue
+            yield row | ({"status": FAILED, "why": "; ".join(failures)} if failures else {})
+
+
+def launch_calls(
+    calls: Mapping[str, Call], launched: Callable[[Call], Call]
+) -> tuple[dict[str, Call], list[str]]:
+    """Returns the launched calls by name, and the errors of calls that cannot be launched."""
+    raced, failures = {}, []
+    for name, call in calls.items():
+        try:
+            raced[name] = launched(call)
+        except (RuntimeError, TritonError) as error:
+            failures.append(f"{name}: {error}")
+    return raced, failures
+
+
+def time_calls(calls: Mapping[str, Call], platform: Platform) -> Row:
+    """Times every call in two laps of opposite order, so that no call always follows another."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for name in (*calls, *reversed([*calls])):
+        seconds[name] += platform.clock(calls[name])
+    return {
+        "medians": {name: statistics.median(found) for name, found in seconds.items()},
+        "seconds": {name: [float(f"{s:.4g}") for s in found] for name, found in seconds.items()},
+    }
+
+
+def label(cell: Cell, precision: Precision, launch: str, rival: str) -> Row:
+    """Returns the fields of a row that say what was to be timed."""
+    return {
+        **dataclasses.asdict(cell),
+        "precision": precision.name,
+        "launch": launch,
+        "rival": rival,
+    }
+
+
+def run(platform: Platform, deadline: float) -> Iterator[Row]:
+    """Yields all rows of the grid in order; cells after the deadline come as not measured."""
+    plan = [(cell, p, BASELINE) for p in platform.precisions for cell in platform.cells]
+    if platform is GPU and importlib.util.find_spec("flashrnn") is not None:
+        # FlashRNN comes last, because it is compiled at its first call.
+        plan += [(cell, BFLOAT16, FLASH) for cell in platform.cells if cell.family == DENSE]
+    for cell, precision, rival in plan:
+        late = time.monotonic() > deadline - (FLASH_COMPILES if rival == FLASH else 0)
+        outcome = {"status": LATE, "why": "the deadline had passed"}
+        found: list[Row] = []
+        try:
+            if not late:
+                with precision.of_the_process():
+                    found = list(race_cell(cell, precision, platform, rival))
+        except (RuntimeError, TritonError) as error:
+            outcome = {"status": FAILED, "why": str(error)}
+        found = found or [
+            label(cell, precision, launch, rival) | outcome for launch in platform.launches
+        ]
+        print(f"{cell} {precision.name} against {rival}: {found[-1]['status']}", flush=True)
+        yield from found

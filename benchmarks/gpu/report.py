@@ -1,0 +1,166 @@
+"""Tables and plots of a race on a GPU."""
+
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks.gpu.race import FAILED, GPU, LATE, MEASURED, RED, Platform, Row, known_names
+from benchmarks.harness import pages
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES, TRAINING, Cell
+from benchmarks.harness.tables import SLOWER, markdown, ratio, shape
+
+NOTHING = ("", "", "")
+
+
+def speed_up(row: Row) -> float:
+    """Returns how many times faster than its rival the fused layer is."""
+    return row["medians"][row["rival"]] / row["medians"][FUSED]
+
+
+def title(row: Row) -> str:
+    """Names the cell, the precision and the launch of a row."""
+    return f"{Cell.of(row)} {row['precision']} {row['launch']}"
+
+
+def entries(row: Row) -> list[str]:
+    """Returns the microseconds of both layers and their ratio, or why there is no ratio."""
+    medians = row.get("medians", {})
+    times = [
+        f"{1e6 * medians[layer]:.1f}" if layer in medians else "" for layer in (row["rival"], FUSED)
+    ]
+    return [*times, ratio(speed_up(row)) if row["status"] == MEASURED else row["status"]]
+
+
+def table(rows: list[Row], rival: str) -> str:
+    """Returns a line for each shape, batch size, precision and launch, modes side by side."""
+    modes = [f"{mode}: {rival}" for mode in MODES]
+    head = ["(D, H, T)", "B", "precision", "launch"]
+    for mode in modes:
+        head += [mode, FUSED, "speed-up"]
+    lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for row in rows:
+        place = (shape(Cell.of(row)), str(row["batch"]), row["precision"], row["launch"])
+        lines.setdefault(place, {})[row["mode"]] = entries(row)
+    return markdown(
+        [
+            head,
+            *(
+                [*place, *(entry for mode in MODES for entry in found.get(mode, NOTHING))]
+                for place, found in lines.items()
+            ),
+        ]
+    )
+
+
+def summary(rows: list[Row]) -> str:
+    """Returns the mean and the worst cell of each mode, precision and launch, and of each mode."""
+    lines = [["mode", "precision", "launch", "cells", "geometric mean", "worst", "its cell"]]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["mode"], row["precision"], row["launch"]), []).append(row)
+        groups.setdefault((row["mode"], "all", "all"), []).append(row)
+    for group, members in sorted(groups.items()):
+        ratios = {title(row): speed_up(row) for row in members}
+        worst = min(ratios, key=ratios.__getitem__)
+        mean = statistics.geometric_mean(ratios.values())
+        lines.append([*group, str(len(ratios)), ratio(mean), ratio(ratios[worst]), worst])
+    return markdown(lines)
+
+
+def listed(what: str, rows: list[str]) -> str:
+    """Returns a heading with a count, and a list."""
+    return "\n".join((f"{what}: {len(rows)}", *(f"- {row}" for row in rows)))
+
+
+def section(rows: list[Row], rival: str) -> str:
+    """Returns everything about the race against one rival."""
+    rows = [row for row in rows if row["rival"] == rival]
+    measured = [row for row in rows if row["status"] == MEASURED]
+    parts = [f"## Against {rival}", summary(measured) if measured else "Nothing was measured."]
+    slower = [f"{title(row)} {speed_up(row):.2f}" for row in measured if speed_up(row) < 1]
+    parts.append(listed(f"{FUSED} under 1.0x", slower))
+    for status in (RED, FAILED):
+        found = [f"{title(r)}: {r['why'].splitlines()[0]}" for r in rows if r["status"] == status]
+        parts.append(listed(status, found))
+    parts.append(listed(LATE, [title(row) for row in rows if row["status"] == LATE]))
+    elsewhere = [row for row in measured if not row["fused_path"].startswith("triton")]
+    parts.append(listed(f"{FUSED} not on Triton", [title(row) for row in elsewhere]))
+    not_cudnn = [row for row in measured if row["nn.RNN_path"] != "cuDNN"]
+    parts.append(listed(f"{BASELINE} not on cuDNN", [title(row) for row in not_cudnn]))
+    return "\n\n".join((*parts, table(rows, rival)))
+
+
+def describe(platform: Platform) -> dict[str, Any]:
+    """Describes the machine and the libraries, as far as a reader needs them to compare."""
+    on_gpu, names = platform is GPU, known_names()
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else "Triton's interpreter",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "triton": triton.__version__,
+        "names": f"{len(names.rows):,} {'of the embedded sample' if names.is_sample else 'names'}",
+    }
+
+
+def report(document: dict[str, Any]) -> str:
+    """Returns the page of a race."""
+    machine = document["machine"]
+    how = (
+        "Medians in microseconds of `triton.testing.do_bench`, which empties the L2 cache before "
+        "every call; each layer has two laps, in opposite order. `eager` is a call from Python: "
+        "emptying the cache takes the GPU a while, and hides as much of the launching. "
+        "`CUDA graph` is one replay."
+        if document["measurement"]
+        else "A dry run under Triton's interpreter: its times mean nothing."
+    )
+    introduction = (
+        f"{machine['device']}; torch {machine['torch']}, CUDA {machine['cuda']}, cuDNN "
+        f"{machine['cudnn']}, Triton {machine['triton']}. {how} `{FORWARD}` is under "
+        f"`inference_mode`; `{TRAINING}` computes the gradients of all parameters from fixed "
+        "random gradients at `output` and `h_n`. "
+        f"Packed batches have the lengths of names, drawn from {machine['names']}, and are "
+        "packed outside of what is timed. Every cell passed the gate, in every precision and "
+        f"launch, before it was timed. {SLOWER} marks a loss."
+    )
+    rivals = dict.fromkeys(row["rival"] for row in document["rows"])
+    return "\n\n".join((introduction, *(section(document["rows"], r) for r in rivals))) + "\n"
+
+
+def plot(rows: list[Row], folder: Path) -> list[Path]:
+    """Draws the speed-up against batch size: a figure for each mode and launch, a panel a shape."""
+    from matplotlib import pyplot
+
+    from benchmarks.report.plots import save_figure
+
+    pyplot.switch_backend("Agg")
+    figures: dict[tuple[str, str], dict[str, dict[str, dict[Cell, dict[str, float]]]]] = {}
+    for row in rows:
+        if row["status"] == MEASURED and row["rival"] == BASELINE:
+            panels = figures.setdefault((row["mode"], row["launch"]), {})
+            lines = panels.setdefault(shape(Cell.of(row)), {})
+            lines.setdefault(row["precision"], {})[Cell.of(row)] = row["medians"]
+    paths = []
+    for (mode, launch), panels in figures.items():
+        file = "_".join(("gpu", *f"{mode} {launch}".lower().replace("+", "and").split()))
+        paths.append(save_figure(folder / f"{file}.png", f"{mode}, {launch}", panels, "precision"))
+    return paths
+
+
+def publish(document: dict[str, Any], folder: Path) -> None:
+    """Writes raw rows, the table and, with matplotlib, the plots; says where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
+    text = report(document)
+    (folder / "gpu.md").write_text(text, encoding="utf-8")
+    print(text)
+    pages.announce(folder)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("matplotlib is not installed: the plots are left out")
+    else:
+        plot(document["rows"], folder)

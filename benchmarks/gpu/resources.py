@@ -1,0 +1,249 @@
+"""What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
+
+Every plan that the layer makes for the sizes below is compiled for every architecture. With
+`--record` the registers, spills and shared memory of the results go into `docs/gpu_report.md`.
+"""
+
+import itertools
+import re
+import subprocess
+import tempfile
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.harness import pages
+from benchmarks.harness.paths import GPU_REPORT, RESULTS
+from benchmarks.harness.tables import markdown
+from namernn_fast.gpu.device import Device
+from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
+from namernn_fast.gpu.layer import constants_of, launch_settings_of
+from namernn_fast.gpu.plan import Plan, choose
+
+RAW = RESULTS / "resources.json"
+
+# The shared memory that one program can have and the number of processors, from the makers' manuals
+# (A100, H100 SXM, B200, MI300X).
+DEVICES = (
+    Device("cuda", "sm_80", 163 * 1024, 108),
+    Device("cuda", "sm_90", 227 * 1024, 132),
+    Device("cuda", "sm_100", 227 * 1024, 148),
+    Device("hip", "gfx942", 64 * 1024, 304),
+)
+HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+BATCHES = (1, 64, 1024)
+# dtype, whether float32 may be rounded to TF32
+PRECISIONS = (
+    (torch.float32, False),
+    (torch.float32, True),
+    (torch.bfloat16, False),
+)
+KERNELS = {
+    "forward": forward_kernel,
+    "backward": backward_kernel,
+}
+
+
+class Build(NamedTuple):
+    """One plan on one device, for one hidden size."""
+
+    device: Device
+    hidden_size: int
+    dtype: torch.dtype
+    plan: Plan
+
+    @property
+    def precision(self) -> str:
+        """The name of the precision."""
+        if self.dtype != torch.float32:
+            return str(self.dtype).removeprefix("torch.")
+        return "TF32" if self.plan.precision == "tf32" else "float32"
+
+
+class Resources(NamedTuple):
+    """The resources that one kernel takes."""
+
+    registers: int
+    """Registers of a thread."""
+    spilled: int
+    """Bytes that a thread spills."""
+    shared: int
+    """Bytes of shared memory of a program."""
+
+
+def builds() -> Iterator[tuple[Build, list[int]]]:
+    """Yields every plan for the sizes above, with the batches that it is made for."""
+    found: dict[Build, list[int]] = {}
+    for device, (dtype, tf32), hidden_size, batch in itertools.product(
+        DEVICES, PRECISIONS, HIDDEN_SIZES, BATCHES
+    ):
+        if tf32 and device.backend != "cuda":
+            continue
+        plan = choose(hidden_size, batch, dtype, device, tf32=tf32)
+        found.setdefault(Build(device, hidden_size, dtype, plan), []).append(batch)
+    yield from found.items()
+
+
+_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_INDICES = {"lengths": "*i64", "offsets": "*i64", "starts": "*i64", "reset": "*u8"}
+_OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_hh_reverse"}
+
+
+def compile_kernel(
+    kernel,
+    build: Build,
+    *,
+    directions: int = 1,
+    tanh: bool = True,
+    rows: Collection[str] = (),
+    absent: Collection[str] = (),
+) -> Resources:
+    """Compiles a kernel and returns the resources that it takes.
+
+    Args:
+        kernel: One of `KERNELS`.
+        build: The plan, the device and the hidden size.
+        directions: The number of directions of the layer.
+        tanh: Whether the nonlinearity is tanh.
+        rows: Which of lengths, offsets, starts and reset are given.
+        absent: Which optional arguments are not given.
+    """
+    plan, device = build.plan, build.device
+    constants = {
+        "H": build.hidden_size,
+        "DIRECTIONS": directions,
+        "PADDED": "lengths" in rows and "starts" not in rows,
+        "TANH": tanh,
+        **constants_of(plan),
+    }
+    not_given = {*absent, *(_INDICES.keys() - rows)}
+    not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
+    not_given |= {"arrivals"} if plan.members == 1 else set()
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in not_given:
+            constants[name] = None
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in VARYING:
+            signature[name] = "i32"
+        else:
+            pointers = {**_INDICES, "arrivals": "*i32"}
+            signature[name] = pointers.get(name, _POINTERS[build.dtype])
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget(device.backend, arch, device.lanes),
+        options=launch_settings_of(plan, device),
+    )
+    shared = compiled.metadata.shared
+    if device.backend == "hip":
+        text = compiled.asm["amdgcn"]
+        names = ("vgpr_count", "private_segment_fixed_size")
+        return Resources(*(_number(rf"\.{name}:\s+(\d+)", text) for name in names), shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = Path(triton.backends.__file__).parent / "nvidia/bin/cuobjdump"
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    registers, stack, local = (
+        _number(rf"{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")
+    )
+    return Resources(registers, stack + local, shared)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"{pattern} is not in {text}")
+    return int(found[1])
+
+
+def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
+    """Returns the share of a processor's warps that can be at work at the same time, as registers,
+    shared memory and the number of warps allow."""
+    warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
+    programs = min(
+        warps // plan.warps,
+        registers // (-(-taken.registers // 8) * 8 * plan.warps),
+        (device.shared + 1024) // (taken.shared + 1024),
+    )
+    return programs * plan.warps / warps
+
+
+def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
+    """Compiles the kernels of one plan and returns a row of the table."""
+    build, batches = job
+    row: dict[str, Any] = {
+        "arch": build.device.arch,
+        "dtype": build.precision,
+        "hidden_size": build.hidden_size,
+        "batches": batches,
+        "plan": build.plan._asdict(),
+    }
+    for name, kernel in KERNELS.items():
+        taken = compile_kernel(kernel, build)
+        row[name] = {
+            **taken._asdict(),
+            "occupancy": occupancy(build.device, build.plan, taken),
+        }
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a line for each plan."""
+    heads = ["", "dtype", "H", "B", "plan", "members", "B x N x K", "warps"]
+    heads += ["registers", "spilled", "shared", "occupancy"]
+    lines = [heads]
+    for row in rows:
+        plan = Plan(**row["plan"])
+        taken = [row[name] for name in KERNELS]
+        lines.append(
+            [
+                *(row["arch"], row["dtype"], str(row["hidden_size"])),
+                ", ".join(map(str, row["batches"])),
+                plan.kind,
+                str(plan.members),
+                f"{plan.block_b} x {plan.block_n} x {plan.block_k}",
+                str(plan.warps),
+                *(", ".join(str(of[name]) for of in taken) for name in ("registers", "spilled")),
+                ", ".join(f"{of['shared'] / 1024:.1f}" for of in taken),
+                ", ".join(f"{of['occupancy']:.0%}" for of in taken),
+            ]
+        )
+    return markdown(lines)
+
+
+def text(document: dict[str, Any]) -> str:
+    """Returns the introduction and the table."""
+    introduction = (
+        f"Compiled by Triton {document['triton']}, forward and backward: registers of a thread, "
+        "bytes that a thread spills, KiB of shared memory of a program, and, by estimate, the "
+        "share of a processor's warps that can be at work. B: the batches that the plan is made "
+        "for; B x N x K: the block of a program, in sequences, hidden units, and hidden units "
+        "that are summed over."
+    )
+    return f"{introduction}\n\n{table(document['rows'])}"
+
+
+def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="the first plans alone: a trial run")
+    options = pages.parse(parser)
+    with ProcessPoolExecutor() as pool:
+        rows = list(pool.map(measure, itertools.islice(builds(), 2 if options.quick else None)))
+    document = {"triton": triton.__version__, "rows": rows}
+    pages.publish("resources", document, text(document), options.record, GPU_REPORT)
+
+
+if __name__ == "__main__":
+    main()

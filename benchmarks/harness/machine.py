@@ -1,0 +1,98 @@
+"""Measures what this machine can do at most, for roofline.py, and the price of a barrier."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("probe.cpp")
+SECONDS = 0.2
+MOMENT = 0.0002
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates per second, measured in a process that has the machine to itself or nearly so."""
+
+    threads: int
+    flops: float
+    """Operations of float multiply-adds, two each, on all threads together."""
+    l2_rate: float
+    """Bytes that one core reads from a block that half fills its L2 cache."""
+    beyond_l2_rate: float
+    """Bytes that one core reads from a block of four times the size of its L2 cache."""
+    l2_bytes: int
+    """Size of a core's L2 cache in bytes."""
+    hop: float
+    """The least seconds that a word takes from core to core, of which the barrier of a step takes
+    two; 0 on one thread."""
+    hop_median: float
+    """The median seconds that a word takes from core to core; 0 on one thread."""
+
+
+def cpu_name() -> str:
+    """Returns the name of the processor."""
+    from cpuinfo import get_cpu_info  # pytest-benchmark depends on it
+
+    return str(get_cpu_info().get("brand_raw", "unknown CPU"))
+
+
+@cache
+def _probe() -> ctypes.CDLL:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    library = Path(tempfile.mkdtemp()) / "probe.so"
+    flags = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", native]
+    if platform.machine() == "x86_64":
+        flags.append("-mprefer-vector-width=512")
+    subprocess.run([compiler, *flags, SOURCE, "-o", library], check=True)
+    probe = ctypes.CDLL(str(library))
+    probe.multiply_add_rate.restype = probe.read_rate.restype = ctypes.c_double
+    probe.multiply_add_rate.argtypes = [ctypes.c_double]
+    probe.read_rate.argtypes = [ctypes.c_int64, ctypes.c_double]
+    return probe
+
+
+def _l2_bytes() -> int:
+    try:
+        return os.sysconf("SC_LEVEL2_CACHE_SIZE") or 2**20
+    except (OSError, ValueError):
+        return 2**20
+
+
+def hop() -> tuple[float, float]:
+    """Returns the seconds that a word takes from core to core: the least, and the median."""
+    least, median = ctypes.c_double(), ctypes.c_double()
+    _probe().hop_seconds(ctypes.byref(least), ctypes.byref(median))
+    return least.value, median.value
+
+
+def multiply_add_rate(threads: int, seconds: float) -> float:
+    """Returns the floating-point operations per second of so many threads together."""
+    with ThreadPoolExecutor(threads) as pool:  # ctypes releases the interpreter's lock
+        return sum(pool.map(_probe().multiply_add_rate, [seconds] * threads))
+
+
+def momentary_rate() -> float:
+    """Returns the operations per second of the calling thread, before its clock can change."""
+    return _probe().multiply_add_rate(MOMENT)
+
+
+def measure(threads: int) -> Machine:
+    """Measures this machine in about a second and a half."""
+    probe = _probe()
+    l2_bytes = _l2_bytes()
+    return Machine(
+        threads,
+        multiply_add_rate(threads, 2 * SECONDS),
+        probe.read_rate(l2_bytes // 2, SECONDS),
+        probe.read_rate(4 * l2_bytes, SECONDS),
+        l2_bytes,
+        *(hop() if threads > 1 else (0.0, 0.0)),
+    )

@@ -1,0 +1,127 @@
+"""What the programs that measure share: options, a settled process, and where results are written.
+
+Without `--record` a program writes its raw rows, its tables and its plots to `build/bench/`, which
+git ignores. With `--record` it replaces the results in `benchmarks/results/` and the tables in the
+documents.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness.grid import MODES, Cell
+from benchmarks.harness.paths import PERFORMANCE, RESULTS, ROOT, SCRATCH
+from benchmarks.harness.race import QUICK, TimeBudget, keep_freed_memory
+
+Rows = list[dict[str, Any]]
+
+
+def parser(description: str, seconds: float | None = None) -> argparse.ArgumentParser:
+    """Returns a parser of the options that all programs share.
+
+    Args:
+        description: The docstring of the program, of which the first line is shown.
+        seconds: The time for each cell by default; None for a program that times nothing.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument(
+        "--record", action="store_true", help="replace the recorded results and the tables in docs"
+    )
+    if seconds is not None:
+        parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+        parser.add_argument("--seconds", type=float, default=seconds, help="for each cell")
+        parser.add_argument(
+            "--quick", action="store_true", help="small cells and few short rounds: a trial run"
+        )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Returns the options, and refuses to record a trial run."""
+    options = parser.parse_args()
+    if options.record and getattr(options, "quick", False):
+        parser.error("a quick run is no measurement: it cannot be recorded")
+    return options
+
+
+def settle(threads: int) -> None:
+    """Brings the process to the state of one that has run for long, on so many threads."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
+def time_budget(options: argparse.Namespace, max_rounds: int) -> TimeBudget:
+    """Returns the time budget of a cell for the options `--seconds` and `--quick`."""
+    if options.quick:
+        return QUICK
+    return TimeBudget(options.seconds, max_rounds=max_rounds, round_seconds=0.01)
+
+
+def chosen(cells: Iterable[Cell], options: argparse.Namespace) -> list[Cell]:
+    """Returns the cells to run: with `--quick` only the small ones."""
+    return [cell for cell in cells if cell.is_small or not options.quick]
+
+
+def by_mode(introduction: str, rows: Rows, table: Callable[[Rows, str], str]) -> str:
+    """Returns the introduction, and under it a table of the rows for each mode."""
+    parts = [introduction]
+    for mode in MODES:
+        parts += [f"**{mode}**", table(rows, mode)]
+    return "\n\n".join(parts)
+
+
+def folder_of(record: bool) -> Path:
+    """Returns the folder for the results of a run, which exists afterwards."""
+    folder = RESULTS if record else SCRATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def publish(
+    name: str, document: dict[str, Any], text: str, record: bool, page: Path = PERFORMANCE
+) -> None:
+    """Writes the raw rows and the text of a run, prints the text, and says where both are.
+
+    Args:
+        name: The name of the files, and of the section of `page`.
+        document: What goes into the JSON file.
+        text: The tables, in Markdown.
+        record: Whether the text replaces the section of `page`; otherwise it gets a file by itself.
+        page: The document with the section.
+    """
+    folder = folder_of(record)
+    raw = folder / f"{name}.json"
+    raw.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    print(text)
+    announce(raw, write_text(folder, name, text, record, page))
+
+
+def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> Path:
+    """Writes the text to its section of `page` if it is recorded, else to a file in `folder`."""
+    if record:
+        write_section(page, name, text)
+        return page
+    path = folder / f"{name.replace(' ', '_')}.md"
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def announce(*paths: Path) -> None:
+    """Prints where a run has written."""
+    shown = (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in paths)
+    print(f"\nWritten: {', '.join(map(str, shown))}")
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replaces what stands between a section's markers on a page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise SystemExit(f"{page.name} has no section between {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

@@ -1,0 +1,117 @@
+"""Times several calls against each other on a machine whose speed drifts.
+
+pytest-benchmark times one function at a time, and seconds later the machine has another speed. Here
+the calls of a cell alternate round by round, tens of milliseconds apart, in one process: A B, B A,
+A B, … Whatever slows the machine for a while slows every call, so their medians can be compared.
+
+The rounds are recorded first and handed to pytest-benchmark afterwards, by its documented means
+alone: each call has a test of its own in the cell's group, whose clock is a `Tape` of the recorded
+rounds. Statistics, JSON and comparison tables are therefore pytest-benchmark's own, and every round
+in the JSON is a measured one, in seconds per call. The number of calls in a round differs between
+the calls, so that a round of each lasts equally long; it is kept as `iterations` in `extra_info`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+# Just below the 32 MiB at which glibc's threshold stops growing.
+LARGEST_KEPT_BYTES = 31 * 2**20
+
+
+@dataclass(frozen=True)
+class TimeBudget:
+    """How long one cell may take, all of its calls together, and into how many rounds."""
+
+    seconds: float = 2.0
+    warmup_seconds: float = 0.05
+    round_seconds: float = 0.02
+    min_rounds: int = 3
+    max_rounds: int = 50
+
+
+QUICK = TimeBudget(0.02, warmup_seconds=0.002, round_seconds=0.002, min_rounds=2, max_rounds=5)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of one call: seconds per call, one number for each round of `iterations` calls."""
+
+    iterations: int
+    seconds: tuple[float, ...]
+
+
+def keep_freed_memory() -> None:
+    """Brings the allocator to the state of a process that has run for long.
+
+    glibc keeps freed memory for reuse up to a threshold that grows with the largest block freed so
+    far. A process that has freed none pays the kernel for fresh pages in each call, and nn.RNN's
+    forward takes up to twice as long: the first cells would flatter the fused layer.
+    """
+    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
+
+
+def timed(call: Call, iterations: int = 1) -> float:
+    """Returns the seconds per call over one round."""
+    start = time.perf_counter()
+    for _ in range(iterations):
+        call()
+    return (time.perf_counter() - start) / iterations
+
+
+def warm_up(call: Call, seconds: float) -> float:
+    """Calls for about `seconds`, at least once; returns the seconds of the fastest call."""
+    deadline = time.perf_counter() + seconds
+    fastest = timed(call)
+    while time.perf_counter() < deadline:
+        fastest = min(fastest, timed(call))
+    return fastest
+
+
+def race(calls: Mapping[str, Call], budget: TimeBudget) -> dict[str, Rounds]:
+    """Alternates rounds of the calls until the budget is spent or `max_rounds` are run."""
+    fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
+    iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    deadline = time.perf_counter() + budget.seconds
+    for lap in range(budget.max_rounds):
+        if lap >= budget.min_rounds and time.perf_counter() > deadline:
+            break
+        for name in order:
+            seconds[name].append(timed(calls[name], iterations[name]))
+        # No call always follows the same other call, whatever that one leaves in the caches.
+        order.reverse()
+    return {name: Rounds(iterations[name], tuple(seconds[name])) for name in calls}
+
+
+class Tape:
+    """A clock that shows recorded durations: a `step` after a `rewind` lasts as its round did."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+        self._rounds: Iterator[float] = iter(())
+
+    def load(self, seconds: Iterable[float]) -> None:
+        """Takes the durations that the clock shows from now on."""
+        # Six digits are finer than any timer here and keep the raw data small.
+        self._rounds = (float(f"{duration:.6g}") for duration in seconds)
+
+    def now(self) -> float:
+        """Returns the time that the clock shows."""
+        return self._shown
+
+    def rewind(self) -> None:
+        """Sets the clock to zero."""
+        self._shown = 0.0
+
+    def step(self) -> None:
+        """Moves the clock on by the next recorded duration."""
+        self._shown = next(self._rounds, 0.0)
+
+
+TAPE = Tape()

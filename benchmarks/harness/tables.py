@@ -1,0 +1,43 @@
+"""How numbers, cells and tables are written, in the terminal and in the documents."""
+
+from collections.abc import Iterable
+
+from benchmarks.harness.grid import EPOCH, Cell
+
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+SLOWER = "▼"
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration with three digits and a unit."""
+    unit, scale = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
+    value = seconds / scale
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+def ratio(value: float) -> str:
+    """Returns a speed-up, marked if it is a loss."""
+    return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
+
+
+def shape(cell: Cell) -> str:
+    """Returns `(D, H, T)`, with `names` in the place of T where the names determine it."""
+    sizes = f"{cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'}"
+    return f"epoch ({sizes})" if cell.family == EPOCH else f"({sizes})"
+
+
+def markdown(rows: Iterable[list[str]]) -> str:
+    """Returns a Markdown table, padded so that it is readable in a terminal too."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    divider = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in (rows[0], divider, *rows[1:]):
+        first, *rest = (
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("| " + " | ".join((first, *rest)) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""What is timed in a cell: a forward pass, or a training step with fixed random gradients.
+
+The gate of a cell looks at the results of the very calls that are timed. Every training step gives
+gradients to both `output` and `h_n`. With a gradient at `h_n` alone, the gradient of the state
+fades over a hundred steps to subnormal numbers, in which some processors are many times slower: a
+benchmark would measure that weakness in place of the work. `benchmarks/cpu/fading.py` shows the
+fading case by itself.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, TRAINING, Cell
+from benchmarks.harness.race import Call
+from namernn_fast import FusedRNN
+from namernn_fast.testing import assert_within_budget
+
+Input = Tensor | PackedSequence
+Parameters = tuple[nn.Parameter, ...]
+Gradients = tuple[Tensor, ...]
+"""The gradient of `output`, or of its data if it is packed, and the gradient of each state."""
+TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple]
+
+
+def draw_gradients(layer: nn.RNN, input: Input) -> Gradients:
+    """Returns fixed random gradients of `output` and `h_n`, to be drawn outside what is timed.
+
+    Args:
+        layer: A time-major layer.
+        input: Its input, `(seq_len, batch, input_size)` or packed, on the layer's device and in the
+            layer's dtype.
+    """
+    packed = isinstance(input, PackedSequence)
+    batch = int(input.batch_sizes[0]) if packed else input.shape[1]
+    data = input.data if packed else input
+    directions = 2 if layer.bidirectional else 1
+    shapes = (
+        (*data.shape[:-1], directions * layer.hidden_size),
+        (directions * layer.num_layers, batch, layer.hidden_size),
+    )
+    generator = torch.Generator().manual_seed(2)
+    return tuple(torch.randn(shape, generator=generator).to(data) for shape in shapes)
+
+
+def train(
+    module: nn.Module, parameters: Parameters, input: Input, gradients: Gradients
+) -> tuple[Input, Tensor]:
+    """Runs a module forward, and backward from `gradients` at its output and its states.
+
+    The parameters receive gradients and the input receives none, as in a first layer.
+
+    Args:
+        module: A layer, or any module that returns an output and one or more states.
+        parameters: The parameters of `module`, whose gradients are dropped first.
+        input: The input of `module`.
+        gradients: The gradients of what `module` returns, from `draw_gradients`.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+    output, *states = returned = module(input)
+    data = output.data if isinstance(output, PackedSequence) else output
+    torch.autograd.backward((data, *states), gradients)
+    return returned
+
+
+def call_of(
+    module: nn.Module,
+    input: Input,
+    mode: str,
+    gradients: Gradients = (),
+    step: TrainingStep = train,
+) -> Call:
+    """Returns the call that is timed: `module(input)`, or a training step from `gradients`."""
+    if mode == FORWARD:
+        return partial(module, input)
+    return partial(step, module, tuple(module.parameters()), input, gradients)
+
+
+def results(layer: nn.RNN, call: Call, mode: str, rows: Tensor | None = None) -> dict[str, Tensor]:
+    """Makes a call and returns its output, its last state and, in training, all gradients.
+
+    Args:
+        layer: The layer whose parameters the call trains.
+        call: The call, from `call_of`.
+        mode: The mode of the call.
+        rows: The sequences of a dense batch whose output and last state are wanted; all by default.
+    """
+    output, h_n = call()
+    named = {"output": output.data if isinstance(output, PackedSequence) else output, "h_n": h_n}
+    if rows is not None:
+        named = {name: value[:, rows] for name, value in named.items()}
+    if mode == TRAINING:
+        named |= {f"grad {name}": value.grad for name, value in layer.named_parameters()}
+    return {name: value.detach().cpu() for name, value in named.items()}
+
+
+def gated_calls(
+    cell: Cell, input: Input, rows: Tensor | None = None, step: TrainingStep = train
+) -> dict[str, Call]:
+    """Returns the calls of both layers, over equal parameters, after both passed the gate.
+
+    Args:
+        cell: The sizes of the layers, and the mode.
+        input: The input of both.
+        rows: The sequences of a dense batch that the float64 oracle computes; all by default. In
+            training the gate then gives no gradient to the other sequences, so that the oracle
+            knows the gradients of the parameters, though the layers run the whole batch.
+        step: The training step.
+    """
+    torch.manual_seed(0)
+    baseline = nn.RNN(cell.input_size, cell.hidden_size)
+    fused = FusedRNN(cell.input_size, cell.hidden_size)
+    fused.load_state_dict(baseline.state_dict())
+    layers = {BASELINE: baseline, FUSED: fused}
+    gradients = draw_gradients(baseline, input) if cell.mode == TRAINING else ()
+    known, seen, seen_by_oracle = input, gradients, gradients
+    if rows is not None:
+        known, seen_by_oracle = input[:, rows], tuple(value[:, rows] for value in gradients)
+        seen = tuple(torch.zeros_like(value) for value in gradients)
+        for value, exact in zip(seen, seen_by_oracle, strict=True):
+            value[:, rows] = exact
+
+    with torch.inference_mode(cell.mode == FORWARD):
+        precise = copy.deepcopy(baseline).double()
+        exact_gradients = tuple(value.double() for value in seen_by_oracle)
+        call = call_of(precise, known.to(torch.float64), cell.mode, exact_gradients, step)
+        oracle = results(precise, call, cell.mode)
+        found = {
+            name: results(layer, call_of(layer, input, cell.mode, seen, step), cell.mode, rows)
+            for name, layer in layers.items()
+        }
+    assert_within_budget(found[FUSED], found[BASELINE], oracle)
+    return {
+        name: call_of(layer, input, cell.mode, gradients, step) for name, layer in layers.items()
+    }

@@ -1,0 +1,428 @@
+"""What `nn.RNN` and `FusedRNN` can do on a CPU: every row of the table is tried.
+
+    python -m benchmarks.report.capabilities [--record]
+
+Whether a row says yes or no is what its try finds. The reason for a no is written beside the try,
+in words, because the text of an exception rarely says it.
+"""
+
+import multiprocessing
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jacfwd, stack_module_state, vmap
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from benchmarks.harness import pages
+from benchmarks.harness.grid import BASELINE, FUSED
+from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.paths import CAPABILITIES
+from benchmarks.harness.race import TimeBudget, race
+from namernn_fast import FusedRNN, reference
+
+LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
+# The longest that a try may take, and one that compiles C++.
+SECONDS = 120
+SLOW_SECONDS = 400
+YES, NO = "yes", "no"
+
+Try = Callable[[type[torch.nn.RNN]], str | None]
+
+
+@dataclass
+class Row:
+    """A row of the table."""
+
+    attempt: Try
+    why_not: dict[str, str]
+    """Why a layer class cannot do it, by its name."""
+    slow: bool
+    """Whether the try takes long."""
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(
+    label: str, without: str = "", *, ours: str = "", slow: bool = False
+) -> Callable[[Try], Try]:
+    """Registers a try, which raises where a layer class cannot do what the row says.
+
+    A text that the try returns is worth knowing where a layer class can.
+
+    Args:
+        label: The first cell of the row.
+        without: Why `nn.RNN` cannot.
+        ours: Why `FusedRNN` cannot.
+        slow: Whether the try takes long.
+    """
+
+    def register(attempt: Try) -> Try:
+        why_not = {BASELINE: without, FUSED: ours}
+        ROWS[label] = Row(attempt, {name: text for name, text in why_not.items() if text}, slow)
+        return attempt
+
+    return register
+
+
+def same(actual, wanted) -> None:
+    torch.testing.assert_close(actual, wanted, msg="wrong results")
+
+
+def packed(*lengths: int) -> PackedSequence:
+    return pack_sequence([torch.randn(n, 4) for n in lengths], enforce_sorted=False)
+
+
+def loss_of(result) -> Tensor:
+    output, h_n = result
+    output = output.data if isinstance(output, PackedSequence) else output
+    return output.square().sum() + h_n.sum()
+
+
+@row("`torch.compile(fullgraph=True)`, forward and backward", "`torch.compile` does not trace it")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    x = torch.randn(6, 3, 4)
+    loss = loss_of(torch.compile(layer, fullgraph=True, backend="aot_eager")(x))
+    loss.backward()
+    same(loss, loss_of(layer(x)))
+
+
+@row("one compilation for all lengths and batches, packed too", "`torch.compile` does not trace it")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    for make in (lambda n: torch.randn(n, n + 1, 4), lambda n: packed(*range(1, n + 1))):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+        for n in range(2, 12):
+            loss_of(compiled(make(n))).backward()
+        compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert compilations == 1, f"{compilations} compilations"
+
+
+def exported(layer: torch.nn.Module) -> torch.export.ExportedProgram:
+    dims = {0: torch.export.Dim("seq_len"), 1: torch.export.Dim("batch")}
+    return torch.export.export(layer, (torch.randn(6, 3, 4),), dynamic_shapes=(dims,))
+
+
+@row("`torch.export` with any length and batch", "the program has one fixed length")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    x = torch.randn(9, 7, 4)
+    same(exported(layer).module()(x), layer(x))
+
+
+@row("AOTInductor package of that program", "the program has one fixed length", slow=True)
+def _(layer_class):
+    layer = layer_class(4, 5).requires_grad_(False)
+    x = torch.randn(9, 7, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        package = torch._inductor.aoti_compile_and_package(
+            exported(layer), package_path=f"{folder}/rnn.pt2"
+        )
+        same(tuple(torch._inductor.aoti_load_package(package)(x)), layer(x))
+
+
+@row(
+    "ONNX `RNN` nodes, any length and batch (`dynamo=True`)",
+    "the steps are unrolled for one fixed length",
+)
+def _(layer_class):
+    dims = {0: torch.export.Dim("seq_len"), 1: torch.export.Dim("batch")}
+    program = torch.onnx.export(
+        layer_class(4, 5), (torch.randn(6, 3, 4),), dynamo=True, dynamic_shapes=(dims,)
+    )
+    graph = program.model_proto.graph
+    assert any(node.op_type == "RNN" for node in graph.node), "unrolled for one length"
+
+
+@row("`lengths=` in place of packing, also of sequences without a step", "no such argument")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    x, hx = torch.randn(6, 3, 4), torch.randn(1, 3, 5)
+    output, h_n = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
+    for b, length in ((0, 2), (1, 6)):
+        wanted, last = layer(x[:length, b : b + 1], hx[:, b : b + 1])
+        same((output[:length, b : b + 1], h_n[:, b : b + 1]), (wanted, last))
+    same((output[:, 2], h_n[:, 2]), (torch.zeros(6, 5), hx[:, 2]))
+
+
+@row("`reset=`: a fresh state within a sequence", "no such argument")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    x, reset = torch.randn(6, 3, 4), torch.zeros(6, 3, dtype=torch.bool)
+    reset[2, 1] = True
+    output, _ = layer(x, reset=reset)
+    same(output[2:, 1:2], layer(x[2:, 1:2])[0])
+
+
+@row("jagged nested tensors", "its operator does not take nested tensors")
+def _(layer_class):
+    layer = layer_class(4, 5, batch_first=True)
+    parts = [torch.randn(n, 4) for n in (3, 6, 2)]
+    output, _ = layer(torch.nested.nested_tensor(parts, layout=torch.jagged))
+    for got, part in zip(output.unbind(), parts, strict=True):
+        same(got, layer(part)[0])
+
+
+@row("`vmap` over inputs", "its operator has no batching rule")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    x = torch.randn(2, 6, 3, 4)
+    same(vmap(lambda x: layer(x)[0])(x), torch.stack([layer(own)[0] for own in x]))
+
+
+@row("`vmap` over models (`stack_module_state`)", "its operator has no batching rule")
+def _(layer_class):
+    layers = [layer_class(4, 5) for _ in range(3)]
+    weights, _ = stack_module_state(layers)
+    x = torch.randn(6, 3, 4)
+    got = vmap(lambda weights: functional_call(layers[0], weights, (x,))[0])(weights)
+    same(got, torch.stack([layer(x)[0] for layer in layers]))
+
+
+@row(
+    "per-sample gradients, `vmap(grad(...))`",
+    "its operator writes in place where `vmap` cannot",
+)
+def _(layer_class):
+    layer = layer_class(4, 5)
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(weights, x):
+        return loss_of(functional_call(layer, weights, (x,)))
+
+    x = torch.randn(3, 6, 4)
+    got = vmap(grad(loss), (None, 0))(weights, x)
+    wanted = [grad(loss)(weights, own) for own in x]
+    same(got, {name: torch.stack([each[name] for each in wanted]) for name in weights})
+
+
+@row("forward mode: `jacfwd`, `hessian`")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    x = torch.randn(6, 3, 4)
+    jacfwd(lambda x: layer(x)[0])(x)
+    hessian(lambda x: loss_of(layer(x)))(x)
+
+
+@row(
+    "forward mode of packed sequences",
+    "its operator for packed sequences needs the memory of its input, which a transform hides",
+)
+def _(layer_class):
+    layer = layer_class(4, 5)
+    data, *rest = packed(3, 6, 2)
+    jacfwd(lambda data: layer(PackedSequence(data, *rest))[1])(data)
+
+
+@row("double backward, dense and packed")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    for x in (torch.randn(6, 3, 4), packed(3, 6, 2)):
+        data = (x.data if isinstance(x, PackedSequence) else x).requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(layer(x)), data, create_graph=True)
+        gradient.square().sum().backward()
+
+
+@row("gradients in `eval()`, equal to those in `train()`")
+def _(layer_class):
+    layer = layer_class(4, 5, num_layers=2)
+    found = []
+    for training in (True, False):
+        x = torch.ones(6, 3, 4, requires_grad=True)
+        loss_of(layer.train(training)(x)).backward()
+        found.append(x.grad)
+    same(*found)
+
+
+@row("`torch.autocast`, bfloat16 and float16 layers")
+def _(layer_class):
+    x = torch.randn(6, 3, 4)
+    layers = [layer_class(4, 5, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]
+    losses = [loss_of(layer(x.to(layer.weight_ih_l0.dtype))) for layer in layers]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses.append(loss_of(layer_class(4, 5)(x)))
+    for loss in losses:
+        loss.backward()
+
+
+@row(
+    "float32 `hx` with a bfloat16 layer, and the reverse",
+    "`hx` must have the dtype of the layer",
+)
+def _(layer_class):
+    for own, other in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+    ):
+        layer = layer_class(4, 5, dtype=own)
+        hx = torch.randn(1, 3, 5, dtype=other)
+        x = torch.randn(6, 3, 4, dtype=own)
+        same(layer(x, hx), layer(x, hx.to(own)))
+
+
+@row("batch-invariant bits (`batch_invariant=True`)", "no such argument")
+def _(layer_class):
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = layer_class(64, 100, batch_invariant=True, dtype=dtype)
+        x = torch.randn(8, 50, 64, dtype=dtype)
+        output, _ = layer(x)
+        for b in (1, 3):
+            assert torch.equal(output[:, :b], layer(x[:, :b])[0]), "other bits in another batch"
+    x = torch.randn(8, 1, 64)
+    layers = {flag: layer_class(64, 256, batch_invariant=flag) for flag in (False, True)}
+    with torch.inference_mode():
+        rounds = race(
+            {str(flag): lambda layer=layer: layer(x) for flag, layer in layers.items()},
+            TimeBudget(0.5, max_rounds=50, round_seconds=0.005),
+        )
+    usual, invariant = (statistics.median(r.seconds) for r in rounds.values())
+    return f"one short sequence by itself takes {invariant / usual:.1f} times as long"
+
+
+@row("a sequence of 200,000 steps")
+def _(layer_class):
+    layer, x = layer_class(1, 1).requires_grad_(False), torch.randn(200_000, 1, 1)
+    output, _ = layer(x)
+    _, halfway = layer(x[:100_000])
+    same(layer(x[100_000:], halfway)[0], output[100_000:])
+
+
+@row("construction on `meta`, then `to_empty`")
+def _(layer_class):
+    with torch.device("meta"):
+        layer = layer_class(4, 5)
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    layer(torch.randn(6, 3, 4))
+
+
+@row("construction by `skip_init`", "its signature does not show the argument `device`")
+def _(layer_class):
+    torch.nn.utils.skip_init(layer_class, 4, 5)
+
+
+@row("`weight_norm`, `spectral_norm`, pruning, tied weights, writes to `.data`")
+def _(layer_class):
+    def rescale_norm(layer):
+        parametrizations.weight_norm(layer, "weight_hh_l0")
+        layer.parametrizations.weight_hh_l0.original0.data.mul_(2)
+
+    x = torch.randn(6, 3, 5)
+    for change in (
+        rescale_norm,
+        lambda layer: parametrizations.spectral_norm(layer, "weight_hh_l0"),
+        lambda layer: prune.l1_unstructured(layer, "weight_hh_l0", 0.5),
+        lambda layer: setattr(layer, "weight_ih_l0", layer.weight_hh_l0),
+        lambda layer: layer.weight_hh_l0.data.mul_(2),
+    ):
+        layer = layer_class(5, 5)
+        before = layer(x)[0]
+        change(layer)
+        result = layer(x)
+        assert not torch.equal(result[0], before), "the old weights are used"
+        loss_of(result).backward()
+
+
+@row("`DistributedDataParallel`, `fully_shard`")
+def _(layer_class):
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    with tempfile.TemporaryDirectory() as folder:
+        init_process_group("gloo", f"file://{folder}/rendezvous", rank=0, world_size=1)
+        sharded = fully_shard(layer_class(4, 5), mesh=init_device_mesh("cpu", (1,)))
+        for layer in (DistributedDataParallel(layer_class(4, 5)), sharded):
+            loss_of(layer(torch.randn(6, 3, 4))).backward()
+            torch.optim.SGD(layer.parameters()).step()
+        destroy_process_group()
+
+
+@row("`torch.jit.script`", ours="TorchScript takes no function with a variable number of arguments")
+def _(layer_class):
+    torch.jit.script(layer_class(4, 5))
+
+
+def child(label: str, name: str, answers: Any) -> None:
+    """Makes a try and sends whether it succeeded, and the text of its note or of its error."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    calls = []  # calls of FusedRNN that went through ATen operators
+    rnn_stack = reference.rnn_stack
+    reference.rnn_stack = lambda *arguments: calls.append(label) or rnn_stack(*arguments)
+    try:
+        note = ROWS[label].attempt(LAYERS[name])
+    except Exception as error:
+        answers.send((NO, f"{type(error).__name__}: {error}"))
+    else:
+        answers.send((YES, "ATen operators, step by step" if calls else note or ""))
+
+
+def attempt(label: str, name: str) -> tuple[str, str]:
+    """Makes the try of a row for one layer class, in a process of its own.
+
+    Returns:
+        `yes` and what is worth knowing, or `no` and the text of the error.
+    """
+    seconds = SLOW_SECONDS if ROWS[label].slow else SECONDS
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["namernn_fast"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(label, name, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return NO, f"not within {seconds} s"
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return NO, f"the process ended with {process.exitcode}"
+    finally:
+        process.kill()
+
+
+def cell(label: str, name: str) -> str:
+    """Returns the cell of the table for one row and layer class."""
+    verdict, text = attempt(label, name)
+    if verdict == NO:
+        why_not = ROWS[label].why_not.get(name)
+        if why_not is None:
+            raise SystemExit(f"{label}: {name} has no written reason for its error: {text}")
+        text = why_not
+    return f"{verdict} ({text})" if text else verdict
+
+
+def table(labels: list[str]) -> str:
+    """Returns the machine and a table of the rows that `labels` names."""
+    lines = [f"{cpu_name()}; torch {torch.__version__}.", ""]
+    lines += [f"| on a CPU | {BASELINE} | {FUSED} |", "| --- | --- | --- |"]
+    for label in labels:
+        lines.append("| " + " | ".join((label, *(cell(label, name) for name in LAYERS))) + " |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="the first rows alone: a trial run")
+    options = pages.parse(parser)
+    text = table([*ROWS][:3] if options.quick else [*ROWS])
+    folder = pages.folder_of(record=False)
+    pages.announce(pages.write_text(folder, "capabilities", text, options.record, CAPABILITIES))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Makes the table, the plots and the README's summary from the raw JSON of a run.
+
+    python -m benchmarks.report.speed [JSON] [--record]
+
+Without `--record` everything is written beside the JSON in `build/bench/`. With `--record` the JSON
+and the plots replace those in `benchmarks/results/`, and the texts replace their sections in
+`docs/performance.md` and the README.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot
+
+from benchmarks.harness import pages
+from benchmarks.harness.grid import (
+    BASELINE,
+    DENSE,
+    DENSE_CELLS,
+    EPOCH_CELLS,
+    FAMILIES,
+    FORWARD,
+    FUSED,
+    LAYERS,
+    MODES,
+    PACKED,
+    PACKED_CELLS,
+    TRAINING,
+    Cell,
+)
+from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
+from benchmarks.harness.tables import TIMES, duration, markdown, ratio, shape
+from benchmarks.report.plots import Medians, Timings, save_figure, speed_up
+
+RAW = "latest.json"
+SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}
+
+
+def load(raw: Mapping[str, Any]) -> Timings:
+    """Returns the median seconds per call of each layer in each cell."""
+    timings: Timings = {}
+    for entry in raw["benchmarks"]:
+        info = entry["extra_info"]
+        timings.setdefault(Cell.of(info), {})[info["layer"]] = entry["stats"]["median"]
+    return {cell: medians for cell, medians in timings.items() if len(medians) == 2}
+
+
+def select(timings: Timings, **wanted: object) -> Timings:
+    """Returns the cells that have the wanted attributes."""
+    return {
+        cell: medians
+        for cell, medians in timings.items()
+        if all(getattr(cell, name) == value for name, value in wanted.items())
+    }
+
+
+def table_rows(timings: Timings) -> Iterator[list[str]]:
+    """Yields a row for each shape and batch size, and the worst case and mean of each family."""
+    header = ["(D, H, T)", "B"]
+    for mode in MODES:
+        header += [f"{mode}: {BASELINE}", FUSED, "speed-up"]
+    yield header
+    for family in FAMILIES:
+        section = select(timings, family=family)
+        for label, batch in dict.fromkeys((shape(cell), cell.batch) for cell in section):
+            row = [label, str(batch)]
+            for mode in MODES:
+                row += timing_columns(
+                    medians
+                    for cell, medians in select(section, batch=batch, mode=mode).items()
+                    if shape(cell) == label
+                )
+            yield row
+        if len(section) > 1:
+            yield from summary_rows(family, section)
+    yield from summary_rows("all", timings)
+
+
+def timing_columns(found: Iterable[Medians]) -> list[str]:
+    """Returns both medians and their ratio, or blanks for what was not timed."""
+    for medians in found:
+        return [*(duration(medians[layer]) for layer in LAYERS), ratio(speed_up(medians))]
+    return ["", "", ""]
+
+
+def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
+    """Yields the worst speed-up and the geometric mean of `timings`, in rows of the table."""
+    for label, summarise in SUMMARIES.items():
+        row = [f"{title}: {label}", ""]
+        for mode in MODES:
+            ratios = [*map(speed_up, select(timings, mode=mode).values())]
+            row += ["", "", ratio(summarise(ratios)) if ratios else ""]
+        yield row
+
+
+def caption(raw: Mapping[str, Any]) -> str:
+    """Says on which machine and how the results of a run were measured."""
+    machine = raw["machine_info"]
+    counts = [entry["stats"]["rounds"] for entry in raw["benchmarks"]]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['cpu_capability']}; torch {machine['torch']}; "
+        f"{FUSED} on `{machine['fused_path']}`; float32. "
+        f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate. "
+        "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
+        "parameters from fixed random gradients at `output` and `h_n`. "
+        f"Packed batches have lengths from {raw['names']}, and are packed outside of what is "
+        "timed. An epoch of the classifier times its batching and its steps of Adam too."
+    )
+
+
+def losses(timings: Timings) -> str:
+    """Names the cells in which the fused layer is slower."""
+    slower = [
+        f"{shape(cell)} B={cell.batch} {cell.mode} {speed_up(medians):.2f}{TIMES}"
+        for cell, medians in timings.items()
+        if speed_up(medians) < 1
+    ]
+    if not slower:
+        return f"{FUSED} is faster in all of the {len(timings)} cells."
+    return f"{FUSED} is slower in {len(slower)} of {len(timings)} cells: {'; '.join(slower)}."
+
+
+def section(raw: Mapping[str, Any], timings: Timings) -> str:
+    """Returns the caption, the table and the losses of a run."""
+    return "\n\n".join((caption(raw), markdown(table_rows(timings)), losses(timings)))
+
+
+def summary(raw: Mapping[str, Any], timings: Timings) -> str:
+    """Returns the sentence of the README: the mean and the worst speed-up of each mode."""
+    machine = raw["machine_info"]
+    parts = []
+    for name, mode in (("inference", FORWARD), ("training", TRAINING)):
+        ratios = [*map(speed_up, select(timings, mode=mode).values())]
+        worst, mean = (ratio(summarise(ratios)) for summarise in SUMMARIES.values())
+        parts.append(f"{mean} in {name} (worst {worst})")
+    return (
+        f"Geometric mean of the speed-up over `{BASELINE}`: {' and '.join(parts)}, over the "
+        f"{len(timings)} cells of [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "
+        f"{machine['cpu']}, {machine['threads']} thread(s), float32."
+    )
+
+
+def draw(timings: Timings, folder: Path) -> dict[str, Path]:
+    """Draws the speed-up against the batch size; returns the file of each family.
+
+    The figure of dense input has a panel for each mode, the figure of packed input for each shape.
+    """
+    dense, packed = select(timings, family=DENSE), select(timings, family=PACKED)
+    dense_panels = {
+        mode: {
+            label: {c: m for c, m in select(dense, mode=mode).items() if shape(c) == label}
+            for label in dict.fromkeys(map(shape, dense))
+        }
+        for mode in MODES
+    }
+    packed_panels = {
+        f"(D, H, T) = {label}": {mode: select(packed, mode=mode) for mode in MODES}
+        for label in dict.fromkeys(map(shape, packed))
+    }
+    return {
+        family: save_figure(folder / f"speedup_{family}.png", f"{family} input", panels, legend)
+        for family, panels, legend in (
+            (DENSE, dense_panels, "(D, H, T)"),
+            (PACKED, packed_panels, None),
+        )
+        if panels
+    }
+
+
+def publish(raw: Mapping[str, Any], record: bool) -> None:
+    """Writes the raw JSON, the table, the summary and the plots of a run, and prints the texts."""
+    timings = load(raw)
+    if not timings:
+        raise SystemExit("the run holds no cell in which both layers were timed")
+    if record and timings.keys() != {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS}:
+        raise SystemExit("the run lacks cells of the grid: it cannot be recorded")
+    table, sentence = section(raw, timings), summary(raw, timings)
+    print(f"{table}\n\n{sentence}")
+    folder = pages.folder_of(record)
+    pyplot.switch_backend("Agg")
+    plots = draw(timings, folder)
+    if record:
+        table = "\n\n".join((table, *(link(path, family, "../") for family, path in plots.items())))
+        sentence = f"{link(plots[DENSE], DENSE)}\n\n{sentence}"
+    file = folder / RAW
+    file.write_text(json.dumps(raw) + "\n", encoding="utf-8")
+    pages.announce(
+        file,
+        pages.write_text(folder, "benchmark table", table, record, PERFORMANCE),
+        pages.write_text(folder, "speed", sentence, record, README),
+        *plots.values(),
+    )
+
+
+def link(path: Path, family: str, up: str = "") -> str:
+    """Returns the Markdown of a plot on a page from which `up` leads to the repository's root."""
+    place = f"{up}{path.relative_to(ROOT).as_posix()}"
+    return f"![Speed-up against batch size, {family} input]({place})"
+
+
+def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("json", type=Path, nargs="?", help="the raw JSON of a run")
+    options = pages.parse(parser)
+    path = options.json or (RESULTS if options.record else SCRATCH) / RAW
+    publish(json.loads(path.read_text(encoding="utf-8")), options.record)
+
+
+if __name__ == "__main__":
+    main()

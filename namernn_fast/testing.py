@@ -1,0 +1,181 @@
+"""The error budget: how far a result may lie from a more precise oracle.
+
+A fused kernel sums in another order than `torch.nn.RNN`, so the bits of the two differ, and a fixed
+tolerance is too loose for a short sequence and too tight for a long one. The budget asks instead
+that the fused result is about as accurate as the result of `torch.nn.RNN`. The error of a result is
+its largest absolute distance from an oracle that computes in a higher precision:
+
+    err(ours) <= 2 * err(nn.RNN) + eps * max|ref|
+
+`eps` is the unit in the last place of 1 in the dtype of the results, and `ref` the oracle's result.
+For a single comparison, `assert_within_budget` takes the results of all three by name:
+
+    precise = copy.deepcopy(baseline).double()
+    names = ("output", "h_n")
+    assert_within_budget(
+        dict(zip(names, fused(input))),
+        dict(zip(names, baseline(input))),
+        dict(zip(names, precise(input.double()))),
+    )
+
+`ErrorBudget` collects many comparisons before it decides.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["BudgetError", "ErrorBudget", "assert_within_budget", "max_error"]
+
+
+class BudgetError(AssertionError):
+    """A result lies further from the oracle than its error budget allows."""
+
+
+@dataclass
+class _Extremes:
+    """The largest absolute errors and the largest value of one named result, over its draws."""
+
+    ours: float = 0.0
+    theirs: float = 0.0
+    reference: float = 0.0
+    nearby: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """The largest distance of each sample of slightly different values."""
+
+
+class ErrorBudget:
+    """Collects the errors of named results and checks the error budget of each name.
+
+    The budget of a name is `err(ours) <= 2 * err(nn.RNN) + eps * max|ref|`.
+
+    All draws of one name count as one tensor: a single tensor of few elements can find `nn.RNN`
+    exact by luck.
+
+    Args:
+        dtype: The floating-point type of the results, which determines `eps`. Below the smallest
+            normal number of `dtype`, the unit in the last place is the one of that number.
+        floor: An absolute error that is allowed in any case.
+    """
+
+    def __init__(self, dtype: torch.dtype, floor: float = 0.0):
+        self.eps = torch.finfo(dtype).eps
+        self.tiny = torch.finfo(dtype).tiny
+        self.floor = floor
+        self.results: dict[Hashable, _Extremes] = defaultdict(_Extremes)
+
+    def add(
+        self, name: Hashable, ours: Tensor, theirs: Tensor, reference: Tensor | np.ndarray
+    ) -> None:
+        """Adds one draw of the result `name`.
+
+        Args:
+            name: The result that the draw belongs to.
+            ours, theirs: The result under test and the result of `nn.RNN`.
+            reference: The oracle's result, in a precision above `dtype`: a tensor, or a NumPy array
+                where float64 is not precise enough.
+
+        Raises:
+            BudgetError: if the shapes differ, or if there is a NaN in a result.
+        """
+        seen = self.results[name]
+        seen.ours = max(seen.ours, max_error(ours, reference))
+        seen.theirs = max(seen.theirs, max_error(theirs, reference))
+        seen.reference = max(seen.reference, _largest(reference))
+
+    def add_nearby(
+        self,
+        name: Hashable,
+        sample: int,
+        nearby: Tensor | np.ndarray,
+        reference: Tensor | np.ndarray,
+    ) -> None:
+        """Adds one draw of what the oracle computes from inputs that are nudged at random.
+
+        The error of `nn.RNN` counts as no smaller than the distance that a nudge of the inputs by
+        their last place makes: the root mean square over the samples, because the distance of a
+        single sample may be small or large by luck.
+        """
+        distances = self.results[name].nearby
+        distances[sample] = max(distances[sample], _largest(nearby - reference))
+
+    def exceeded(self) -> list[str]:
+        """Returns a sentence for each name whose error exceeds its budget."""
+        return [
+            f"{name}: error {seen.ours:.3g} exceeds its budget {self._allowed(seen):.3g}"
+            for name, seen in self.results.items()
+            if not seen.ours <= self._allowed(seen)
+        ]
+
+    def check(self) -> None:
+        """Raises `BudgetError` if an error exceeds its budget, or if nothing was added."""
+        if not self.results:
+            raise BudgetError("no results were compared")
+        if exceeded := self.exceeded():
+            raise BudgetError("; ".join(exceeded))
+
+    def shares(self) -> dict[Hashable, float]:
+        """Returns the share of its budget that each name has taken: at most 1 where it is kept."""
+        return {name: seen.ours / self._allowed(seen) for name, seen in self.results.items()}
+
+    def _allowed(self, seen: _Extremes) -> float:
+        squares = [distance * distance for distance in seen.nearby.values()]
+        nudged = math.sqrt(statistics.fmean(squares or [0.0]))
+        last_place = self.eps * max(seen.reference, self.tiny)
+        return 2 * max(seen.theirs, nudged) + last_place + self.floor
+
+
+def assert_within_budget(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+) -> None:
+    """Checks the error budget of named results, one draw of each.
+
+    Args:
+        ours, theirs: The results under test and the results of `nn.RNN`, in one dtype.
+        reference: The oracle's results, in a precision above that dtype.
+
+    Raises:
+        BudgetError: if an error exceeds its budget, or if names or shapes differ.
+    """
+    if not ours.keys() == theirs.keys() == reference.keys():
+        raise BudgetError(f"results {[*ours]} and {[*theirs]} where {[*reference]} were due")
+    budget = ErrorBudget(next(iter(theirs.values())).dtype)
+    for name, exact in reference.items():
+        budget.add(name, ours[name], theirs[name], exact)
+    budget.check()
+
+
+def max_error(actual: Tensor, reference: Tensor | np.ndarray) -> float:
+    """Returns the largest absolute distance of `actual` from `reference`.
+
+    Raises:
+        BudgetError: if the shapes differ, or if there is a NaN in `actual` or `reference`.
+    """
+    if actual.shape != reference.shape:
+        raise BudgetError(f"shape {tuple(actual.shape)} where {tuple(reference.shape)} was due")
+    # float32 holds every value of the 16-bit types, and NumPy knows no bfloat16.
+    actual = actual.detach().to("cpu", torch.promote_types(actual.dtype, torch.float32))
+    if isinstance(reference, Tensor):
+        error = _largest(actual.to(reference.dtype) - reference.detach().cpu())
+    else:
+        error = _largest(actual.numpy().astype(reference.dtype) - reference)
+    if math.isnan(error):
+        raise BudgetError("NaN in a result or in its reference")
+    return error
+
+
+def _largest(values: Tensor | np.ndarray) -> float:
+    """Returns the largest absolute value, NaN if there is one, and 0 if there are no values."""
+    if isinstance(values, Tensor):
+        return float(values.detach().abs().max()) if values.numel() else 0.0
+    return float(abs(values).max(initial=0))
