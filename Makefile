@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The real names, where they lie beside the checkout; else a download, else the sample.
+# The names data set beside the checkout, if there is one; else it is downloaded, else a sample.
 ifneq ($(wildcard ../shared/data/names),)
 export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
@@ -37,27 +37,27 @@ test-all: setup
 fuzz: setup
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
 
-# A build for sanitizers, in build/NAME: the package, and the kernels by themselves.
+# Builds the package and the kernels by themselves for sanitizers, in build/NAME.
 define build_sanitized
 NAMERNN_FAST_SANITIZE=$(2) $(BIN)/python setup.py -q build --build-lib build/$(1)/lib --build-temp build/$(1)
 $(CXX) -std=c++17 -O1 -g1 -fno-omit-frame-pointer -fsanitize=$(2) -fno-sanitize-recover=all -Icsrc \
 	tests/native/kernels.cpp build/$(1)/libnamernn_fast_*.a -pthread -o build/$(1)/kernels
 endef
-# What Python loads first, for its own executable is not instrumented.
+# Libraries that Python must load first, because its own executable is not instrumented.
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
 SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
 
 SANITIZED_TESTS = $(addprefix tests/kernel/,test_kernel.py test_rows.py test_fuzz.py)
 
-# Masked instructions hide from the sanitizers: the baseline has none.
+# Sanitizers do not see masked instructions, so the tests run on the baseline as well.
 sanitize: setup
 	$(call build_sanitized,address,address$(comma)undefined)
 	build/address/kernels
 	$(SANITIZED) $(SANITIZED_TESTS)
 	ATEN_CPU_CAPABILITY=default $(SANITIZED) $(SANITIZED_TESTS)
 
-# Torch's own threads are not instrumented, so only the kernels by themselves.
+# torch's own threads are not instrumented, so this runs the kernels by themselves.
 sanitize-threads: setup
 	$(call build_sanitized,thread,thread)
 	TSAN_OPTIONS=halt_on_error=1 build/thread/kernels

@@ -72,7 +72,6 @@ class CompleteSdist(sdist):
             self.filelist.include(pattern)
         for pattern in ("*.py[cod]", "*.so"):
             self.filelist.global_exclude(pattern)
-        self.filelist.prune("benchmarks/results/scratch")
         super().make_distribution()
 
 

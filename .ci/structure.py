@@ -43,7 +43,7 @@ BANNED = [
     (r"\blayer(\.|->)packed\b", "panels", NATIVE),
     (r"\bSteps\b", "SequenceLayout", NATIVE),
     (r"\bRows\b(<|&| \w+[;,)])", "RowStrides", NATIVE),
-    (r"\bRows\b", "SequenceLayout", GPU[:2]),
+    (r"(class|:|->|import) Rows\b|\bRows\(", "SequenceLayout", GPU),
     (r"\bTensor\? rows\b", "sequence_layout", EVERYWHERE),
     (r"\b(grad_)?(h_n|hx|input|output|row|unit|feature|column)_step\b", "…_stride", EVERYWHERE),
     (r"\b(time|batch)_step\b", "…_stride", GPU),

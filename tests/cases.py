@@ -1,4 +1,4 @@
-"""Runs a layer forward and backward on one case, ours, `nn.RNN` or the oracle, by named results."""
+"""Runs one case, forward and backward, on `FusedRNN`, on `nn.RNN` or on the oracle."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
 
 
 def every_other(*choices):
-    """Parameters of a test: all combinations, every other one slow.
+    """Returns all combinations of the choices, every other one marked as slow.
 
-    Those that are left have every combination of all but one of the choices.
+    The unmarked combinations contain every combination of all choices but one.
     """
     found = []
     for places in itertools.product(*(range(len(values)) for values in choices)):
@@ -34,7 +34,7 @@ def draws(hidden_size):
 
 
 def twins(*args, **options):
-    """Ours and `nn.RNN`, with the same weights."""
+    """Returns a `FusedRNN` and an `nn.RNN` with equal weights."""
     theirs = torch.nn.RNN(*args, **options)
     ours = FusedRNN(*args, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -42,19 +42,19 @@ def twins(*args, **options):
 
 
 def exact(tensor, dtype):
-    """The values rounded to `dtype`, in a precision well above it."""
+    """Returns the values of `tensor` rounded to `dtype`, in a precision well above `dtype`."""
     precise = np.float64 if dtype.itemsize < 8 else np.longdouble
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
 
 
 def nudge_by(unit, seed):
-    """Makes numbers one unit larger or smaller, relative to each, by chance."""
+    """Returns a function that makes each number larger or smaller by `unit` of it, by chance."""
     signs = np.random.default_rng(seed)
     return lambda values: values * (1 + unit * (2 * signs.integers(2, size=values.shape) - 1))
 
 
 class Pieces:
-    """The parts of sequences between resets, each a sequence by itself."""
+    """The parts of sequences between resets; each part is a sequence of its own."""
 
     def __init__(self, lengths, reset, states, directions):
         self.rows = []
@@ -81,7 +81,7 @@ class Pieces:
         return rows
 
     def places(self, which):
-        """Indices of states, sequences and pieces where `which` is true."""
+        """Returns the indices of states, sequences and pieces where `which` is true."""
         states, pieces = np.nonzero(which)
         return states, self.sequence[pieces], pieces
 
@@ -146,9 +146,9 @@ class Case:
         self.grad_h_n = randn(states, self.B, self.H)
 
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
-        """Outputs padded to (T, B, ...) and every gradient.
+        """Returns the outputs, padded to (T, B, ...), and every gradient.
 
-        Lengths and jagged tensors become a packed sequence for a layer that does not take them.
+        A layer that takes neither lengths nor jagged tensors gets a packed sequence in their place.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
@@ -212,9 +212,9 @@ class Case:
         return hx, initial, weights, options, *ran
 
     def run_oracle(self, dtype, nudge=oracle.unchanged) -> dict[str, np.ndarray]:
-        """The same from the NumPy oracle, with values first rounded to `dtype`.
+        """Returns the results of the NumPy oracle, whose inputs are first rounded to `dtype`.
 
-        `nudge` is applied to them, to every state and to its gradient before the activation.
+        `nudge` is applied to the inputs, to every state and to its gradient before the activation.
         """
         hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, nudge)
         pieces = self.pieces
@@ -251,7 +251,7 @@ class Case:
         return results
 
     def add_to(self, budget, layer_class, dtype) -> None:
-        """Runs the case on all three and adds every result to the budget.
+        """Runs the case on both layers and the oracle, and adds every result to the budget.
 
         Rounded to 16 bits, a state of one layer may put a relu of the next on the other side of its
         kink: there the outputs alone are compared.

@@ -17,7 +17,7 @@ settings.load_profile("test")
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Every `torch.empty` comes filled with NaN, so that a result left unwritten is seen."""
+    """Fills every `torch.empty` with NaN, so that a result that nobody wrote is seen."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Cases drawn by hypothesis, run on `FusedRNN`, `nn.RNN` and the oracle, and judged."""
+"""Cases that hypothesis draws, and how the results of `FusedRNN` on them are judged."""
 
 import itertools
 from contextlib import contextmanager
@@ -20,38 +20,38 @@ from namernn_fast import FusedRNN, ops
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-FUSED_LAYOUTS = ("lengths", "jagged")  # that `nn.RNN` does not take
+FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that `nn.RNN` does not take
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
-SATURATING = 30  # times an ordinary value: tanh is 1 there
-FEW = 24  # numbers of a result, too few to know the error of `nn.RNN` by
-SAMPLES = 16  # of what a unit in the last place does to a result that one sample says is wrong
+SATURATING = 30  # a factor: tanh is 1 for an ordinary value times this
+FEW = 24  # a result of fewer numbers is too small a sample of the error of `nn.RNN`
+SAMPLES = 16  # nudges of the last place, for a result that is wrong by one nudge
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's elements lie: in a part of a bigger one, in any order of its dimensions."""
+    """A tensor's place in memory: a part of a bigger tensor, with its dimensions in any order."""
 
     order: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
-    step: tuple[int, ...]
+    stride: tuple[int, ...]
 
     def __call__(self, tensor):
-        """The same values there, among NaN."""
+        """Returns a copy of `tensor` in this place, surrounded by NaN."""
         dims = range(tensor.dim())
         order = [d for d in self.order if d in dims]
-        ends = [self.before[d] + self.step[d] * tensor.shape[d] for d in dims]
+        ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
         whole = torch.full([ends[d] + self.after[d] for d in order], torch.nan, dtype=tensor.dtype)
         whole = whole.permute([order.index(d) for d in dims])
-        part = whole[tuple(slice(self.before[d], ends[d], self.step[d]) for d in dims)]
+        part = whole[tuple(slice(self.before[d], ends[d], self.stride[d]) for d in dims)]
         return part.copy_(tensor)
 
 
 @dataclass
 class Drawn(Case):
-    """A case with all else that a call may have."""
+    """A case with a dtype, places in memory, special values, resets and a choice of gradients."""
 
     dtype: torch.dtype = torch.float32
     values: str = "ordinary"
@@ -66,7 +66,7 @@ class Drawn(Case):
     """The part of the steps that begin anew."""
 
     def __post_init__(self):
-        # What rounding to 16 bits may put on either side of a kink has two right gradients.
+        # A value that rounding to 16 bits may put on either side of a kink has two right gradients.
         self.gradients_comparable = (
             self.options["nonlinearity"] == "tanh" or self.dtype.itemsize > 2
         )
@@ -79,7 +79,7 @@ class Drawn(Case):
     def _draw(self, seed):
         super()._draw(seed)
         generator = torch.Generator().manual_seed(seed)
-        if self.layout in FUSED_LAYOUTS:  # some are empty, but never all
+        if self.layout in FUSED_LAYOUTS:  # some sequences are empty, but never all
             empty = torch.rand(self.B, generator=generator) < 0.2
             self.lengths = [
                 0 if is_empty and length < self.T else length
@@ -95,7 +95,7 @@ class Drawn(Case):
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
         elif self.values in NON_FINITE:
-            # Multiplied by a weight, either side of a kink would tell.
+            # A non-finite value times a weight would show which side of a kink was taken.
             more = [*self.weights, *grads.values()] if self.gradients_comparable else []
             for value in NON_FINITE[self.values]:
                 tensor = self._choice([*inputs, *more], generator)
@@ -110,7 +110,7 @@ class Drawn(Case):
         return items[int(torch.randint(len(items), (), generator=generator))]
 
     def run(self, layer_class, dtype):
-        """Outputs padded to (T, B, ...) and the gradients that are wanted."""
+        """Returns the outputs, padded to (T, B, ...), and the gradients that are wanted."""
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
             for p, value in zip(module.parameters(), self.weights, strict=True):
@@ -162,7 +162,7 @@ class Drawn(Case):
         return {name: value.detach() for name, value in results.items()}
 
     def _arguments(self, x, with_layout):
-        """The input in its layout, and what else says which rows there are."""
+        """Returns the input in its layout, and the keyword arguments that say which rows exist."""
         more = {}
         if self.reset is not None:
             more["reset"] = with_layout(self.reset.unsqueeze(-1)).squeeze(-1)
@@ -183,7 +183,7 @@ class Drawn(Case):
         return x, more
 
     def _run_pieces(self, module, x, hx):
-        """Rows (T, B, ...) of a layer that takes whole sequences only."""
+        """Returns output (T, B, ...) and h_n of a layer that takes neither resets nor lengths."""
         pieces = self.pieces
         if hx is None:
             hx = torch.zeros(len(self.grad_h_n), self.B, self.H, dtype=x.dtype)
@@ -207,7 +207,7 @@ class Drawn(Case):
         - Gradients that `gradients_comparable` excludes.
         """
         self.compared = {}
-        self.largest = 1.0  # of what is multiplied
+        self.largest = 1.0  # the largest absolute value that is multiplied
         ours, theirs = self.run(FusedRNN, self.dtype), self.run(torch.nn.RNN, self.dtype)
         with np.errstate(all="ignore"):
             reference = self.run_oracle(self.dtype, self._look_at)
@@ -244,14 +244,14 @@ class Drawn(Case):
         return values
 
     def weigh(self, sample):
-        """Adds another sample of the conditioning of what was compared to its budgets."""
+        """Adds one more sample of the conditioning of each compared result to its budget."""
         nearby = self._nearby(sample)
         for name, (budget, exact, compared) in self.compared.items():
             kept = compared & np.isfinite(nearby[name])
             budget.add_nearby(name, sample, nearby[name][kept], exact[kept])
 
     def _nearby(self, sample):
-        """The oracle's results for values a unit in the last place away."""
+        """Returns the oracle's results for inputs and states a unit in the last place away."""
         last_place = nudge_by(torch.finfo(self.dtype).eps, [self.seed, sample])
         with np.errstate(all="ignore"):
             return self.run_oracle(self.dtype, last_place)
@@ -263,8 +263,8 @@ places = st.builds(
     *[st.tuples(*[st.integers(0, 2)] * 3)] * 2,
     st.tuples(*[st.integers(1, 2)] * 3),
 )
-PLACE = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))  # that of a tensor by itself
-sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # past two panels of every type
+PLACE = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))  # the place of a contiguous tensor
+sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # over two panels of every dtype
 
 
 @st.composite
@@ -308,7 +308,7 @@ def threads(count):
     torch.set_num_threads(before)
 
 
-# Right by chance: `nn.RNN` to 2e-15 and one nudge to 4e-15, where others are off by up to 6e-14.
+# By chance `nn.RNN` is off by 2e-15 here and one nudge by 4e-15; other nudges are off by 6e-14.
 LUCKY = Drawn(
     D=63,
     H=1,
@@ -333,11 +333,11 @@ LUCKY = Drawn(
 
 
 def check_results(case):
-    """Results are within their budgets, and not finite where those of `nn.RNN` are not.
+    """Checks that results keep their budgets, and are non-finite where those of `nn.RNN` are.
 
     The backward pass takes subnormal numbers for zero, and so does the forward pass in bfloat16 on
-    the instructions that multiply it: each product may be off by as much, times its other factor,
-    and their sum likewise.
+    the instructions that multiply it: each product may be off by the smallest normal number times
+    its other factor, and the sum of products by the sum of those errors.
 
     Where few units are not saturated, what rounding does hangs on few numbers, pooled draws or not:
     from one nudge of the last place to another it differs by a factor of ten. So a result that one

@@ -6,7 +6,7 @@ It shares nothing with the library. Arrays of float64 or longdouble keep their p
 import numpy as np
 
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
-# In terms of h = act(z). That of relu at NaN is 1, as in torch.
+# Derivatives in terms of h = act(z). The derivative of relu at NaN is 1, as in torch.
 DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: 1 - (h <= 0).astype(h.dtype)}
 
 
@@ -15,7 +15,7 @@ def unchanged(values):
 
 
 def direction(x, h, weights, nonlinearity, nudge):
-    """x (L, D), h (H) -> states (L, H)."""
+    """Returns the states (L, H) for an input x (L, D) and an initial state h (H)."""
     weight_ih, weight_hh, *biases = weights
     states = []
     for x_t in x:
@@ -25,7 +25,7 @@ def direction(x, h, weights, nonlinearity, nudge):
 
 
 def direction_backward(x, hx, states, weights, nonlinearity, grad_states, grad_last, nudge):
-    """Gradients of x, hx and the weights, given those of the states and of the last state again."""
+    """Returns gradients of x, hx and weights from those of all states and of the last state."""
     weight_ih, weight_hh, *biases = weights
     grad_x = np.zeros_like(x)
     grad_ih, grad_hh = np.zeros_like(weight_ih), np.zeros_like(weight_hh)
@@ -71,7 +71,7 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional, nudge=unchanged):
 def rnn_backward(
     tape, hx, weights, nonlinearity, bidirectional, grad_outputs, grad_h_n, nudge=unchanged
 ):
-    """Gradients of the sequences (a list), hx and weights (a list)."""
+    """Returns the gradients of the sequences (a list), of hx and of the weights (a list)."""
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
     grad_hx = np.zeros_like(hx)

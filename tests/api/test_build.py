@@ -31,7 +31,7 @@ def run_tool(*command):
 
 
 def functions_by_source():
-    """(start, end, source file, name) of every local function, in the order of address."""
+    """Returns (start, end, source file, name) of every local function, by address."""
     functions, source = [], None
     for line in run_tool("objdump", "-t", "-C", EXTENSION).splitlines():
         if file := re.match(r"[0-9a-f]+ l +df \*ABS\*\s+[0-9a-f]+ (.*)$", line):
@@ -44,7 +44,7 @@ def functions_by_source():
 
 @needs_objdump
 def test_wide_instructions_only_in_their_isa_objects():
-    """ymm is named in the AVX2 and AVX-512 objects' own functions alone, zmm in the latters'.
+    """Only local functions of AVX2 and AVX-512 files name ymm, only those of AVX-512 files zmm.
 
     The linker merges functions of one name with linkage: an inline one compiled for AVX-512 could
     come to serve the baseline and die on a lesser processor. So nothing else may name a register.
@@ -79,7 +79,7 @@ def test_kernels_run_nothing_at_load():
 
 @needs_objdump
 def test_no_debug_information():
-    """Python's own flags ask for it, and it was seven eighths of the library's size."""
+    """Python's own compiler flags include -g, and debug information was most of the library."""
     assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 
@@ -89,7 +89,7 @@ LEVELS = ("default", "avx2", "avx512")
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_cpu_capability_passes_parity(level, pytestconfig):
-    """The parity and kernel tests again with ATen's own switch set to each level."""
+    """The parity and kernel tests pass with ATen's own switch set to each level."""
     if LEVELS.index(level) > LEVELS.index(highest_level()):
         pytest.skip(f"this processor has no {level}")
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
@@ -104,8 +104,8 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
     assert told.stdout.strip() == names.get(level, level)
     if told.stdout.strip() == ops.cpu_kernel():
         return  # the suite that runs this test has already shown it
-    # Of all combinations of options those with two layers, which do what one does. In 16 bits
-    # `nn.RNN` takes minutes on the lower levels.
+    # Combinations of options run with two layers only, which do all that one layer does. In 16
+    # bits `nn.RNN` takes minutes on the lower levels.
     run_kernel_tests(
         environment,
         pytestconfig,
@@ -116,7 +116,7 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
-    """These three differ in bfloat16 alone; ATen does not know the last two and says so."""
+    """The three AVX-512 kernels differ in bfloat16 alone; ATen warns that two are unknown to it."""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
     program = "import torch, namernn_fast.ops as o; print(o.cpu_kernel(torch.bfloat16))"
     told = subprocess.run(
@@ -130,7 +130,7 @@ def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
 
 
 def run_kernel_tests(environment, config, selection):
-    """Some of the parity and kernel tests in a process of its own, the slow ones too if asked."""
+    """Runs selected parity and kernel tests in a new process, slow ones too if this run does."""
     tests = Path(__file__).parents[1] / "kernel"
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
@@ -144,7 +144,7 @@ def run_kernel_tests(environment, config, selection):
 
 
 def highest_level():
-    """What this processor has, whatever this process was told to use."""
+    """Returns the highest level of this processor, whatever this process was told to use."""
     environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
     program = "import torch; print(torch.backends.cpu.get_cpu_capability())"
     ran = subprocess.run(
@@ -154,7 +154,7 @@ def highest_level():
 
 
 def test_without_the_extension(tmp_path):
-    """The package alone, as a build without a compiler leaves it: told once, and all works."""
+    """The package as a build without a compiler leaves it warns once, and everything works."""
     shutil.copytree(
         PACKAGE, tmp_path / "namernn_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )

@@ -22,7 +22,7 @@ def _nothing_compiled():
 
 
 class Net(torch.nn.Module):
-    """A layer in company, to be traced in one graph."""
+    """A layer and a linear head, to be traced in one graph."""
 
     def __init__(self, **options):
         super().__init__()
@@ -45,7 +45,7 @@ def packed(lengths, in_order=True):
 
 
 def check(compiled, net, x, hx=None):
-    """The same loss and gradients from the compiled and the plain network."""
+    """Checks that the compiled and the plain network give the same loss and gradients."""
     data = (x.data if isinstance(x, PackedSequence) else x).requires_grad_()
     results = []
     for run in (net, compiled):
@@ -98,7 +98,7 @@ def test_compile_packed(in_order, with_hx):
     check(compiled, net, packed([2, 5, 3], in_order), torch.randn(4, 3, 6) if with_hx else None)
 
 
-# From 2 on: torch itself compiles anew for a size of 1.
+# Sizes begin at 2, because torch itself compiles anew for a size of 1.
 SIZES = [(2 + i, 21 - i) for i in range(20)]
 INPUTS = {
     "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
@@ -113,7 +113,7 @@ INPUTS = {
 @pytest.mark.parametrize("with_hx", [True, False])
 @pytest.mark.parametrize(("dynamic", "compilations"), [(True, 1), (None, 2)])
 def test_one_compilation_serves_every_shape(make, with_hx, dynamic, compilations):
-    """By default, the second shape that is met."""
+    """The first shape compiles for all shapes with `dynamic=True`, the second one by default."""
     net = Net(**STACK)
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:
@@ -128,7 +128,7 @@ def test_one_compilation_serves_every_shape(make, with_hx, dynamic, compilations
     [("dense", True), ("dense", False), ("packed", True), ("packed unsorted", False)],
 )
 def test_nothing_breaks_the_graph(make, with_hx):
-    """Nor without `fullgraph`."""
+    """The graph is whole without `fullgraph=True` as well."""
     hx = torch.randn(4, 8, 6) if with_hx else None
     found = torch._dynamo.explain(FusedRNN(4, 6, **STACK))(
         INPUTS[make](6, 8 if make == "dense" else 3), hx
@@ -155,7 +155,7 @@ def test_the_graph_does_not_grow_with_the_sequence():
 
 
 def exported(module, with_hx):
-    """Exported at one shape, with the batch and the time left open."""
+    """Returns `module` exported at one shape, with batch and time left open."""
     seq_len, batch = Dim("seq_len"), Dim("batch")
     x = {0: batch, 1: seq_len} if module.batch_first else {0: seq_len, 1: batch}
     arguments, dims = (torch.randn(5, 3, 4),), (x,)
@@ -183,7 +183,7 @@ def test_export(options, with_hx, training, tmp_path):
 
 
 class OnRows(torch.nn.Module):
-    """A packed sequence by its parts, which `torch.export` takes."""
+    """A layer on the parts of a packed sequence, which `torch.export` takes."""
 
     def __init__(self, rnn):
         super().__init__()
@@ -209,7 +209,7 @@ def test_export_packed():
 
 
 def test_aot_inductor(tmp_path):
-    """Compiled ahead of time, it finds the operators where `namernn_fast` was imported."""
+    """A network compiled ahead of time runs in a process that imported `namernn_fast`."""
     module = FusedRNN(4, 6, **STACK).eval().requires_grad_(False)
     package = torch._inductor.aoti_compile_and_package(
         exported(module, with_hx=False), package_path=str(tmp_path / "rnn.pt2")

@@ -16,7 +16,7 @@ LENGTHS = torch.tensor([3, 5, 1])
 
 
 def run(module, x, packed):
-    """output and h_n of a batch with or without padding."""
+    """Returns output and h_n of a batch with or without padding."""
     input = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
     output, h_n = module(input)
     return (output.data if packed else output), h_n
@@ -47,7 +47,7 @@ def test_training_step_with_a_gradient_penalty(packed):
 
 
 def test_forward_mode_and_mixed_mode():
-    """Jacobians and Hessians by `torch.func`, with respect to input and weights."""
+    """`torch.func` gives Jacobians and Hessians with respect to input and weights."""
     modules = twins(3, 4, dtype=torch.float64, **STACK)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     results = []
@@ -71,7 +71,7 @@ def test_forward_mode_and_mixed_mode():
 
 
 def test_forward_mode_of_a_packed_sequence():
-    """`nn.RNN` has none on the CPU; backward and forward mode must agree."""
+    """Backward and forward mode agree; `nn.RNN` has no forward mode on the CPU."""
     module = FusedRNN(3, 4, dtype=torch.float64, **STACK)
     packed = pack_padded_sequence(
         torch.randn(5, 3, 3, dtype=torch.float64), LENGTHS, enforce_sorted=False
@@ -146,7 +146,7 @@ def test_the_next_call_sees_changed_weights(change):
     for module in modules:
         with torch.no_grad():
             before = module(x)[0]
-        torch.manual_seed(0)  # spectral_norm draws
+        torch.manual_seed(0)  # spectral_norm draws random numbers
         change(module)
         with torch.no_grad():
             after = module.eval()(x)
@@ -168,7 +168,7 @@ def test_a_write_to_data_is_seen():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast(dtype, packed):
-    """Results in 16 bits and gradients in float32, none worse than those of `nn.RNN`."""
+    """Results are in 16 bits, gradients in float32, and none is worse than that of `nn.RNN`."""
     budget = ErrorBudget(dtype)
     for _ in range(4):
         modules = twins(3, 40, **STACK)
@@ -192,7 +192,7 @@ def test_autocast(dtype, packed):
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_hx_of_another_precision(own, other):
-    """Converted to that of the input, with a gradient in its own."""
+    """hx is converted to the dtype of the input; its gradient has the dtype of hx."""
     module = FusedRNN(3, 4, dtype=own)
     x = torch.randn(5, 2, 3, dtype=own)
     hx = torch.randn(1, 2, 4, dtype=other, requires_grad=True)
@@ -207,7 +207,7 @@ def test_hx_of_another_precision(own, other):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sums_of_16_bits_are_in_float(dtype):
-    """1024 terms of 2**-10 make 1: a sum in bfloat16 would stand still at 1/4."""
+    """1024 terms of 2**-10 add up to 1, while a sum in bfloat16 would stand still at 1/4."""
     size, small = 1024, 2.0**-10
     module = FusedRNN(size, size, nonlinearity="relu", bias=False, dtype=dtype)
     for p in module.parameters():
@@ -222,7 +222,7 @@ def test_sums_of_16_bits_are_in_float(dtype):
 
 
 def test_a_sequence_of_200_000_steps():
-    """What one call computes is, bit for bit, what a chain of short ones does."""
+    """One call computes, bit for bit, what a chain of short calls computes."""
     seq_len = 200_000
     module = FusedRNN(3, 8)
     x = torch.randn(seq_len, 1, 3)
@@ -254,7 +254,7 @@ def test_gradients_of_200_000_steps():
 
 @pytest.mark.slow
 def test_more_elements_than_32_bits_count():
-    """5 GiB: the sequences at both ends have the bits they have among few."""
+    """In a tensor of 5 GiB the sequences at both ends have the bits they have in a small batch."""
     module = FusedRNN(1, 32, dtype=torch.float16)
     x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)
     ends = [0, 1, -2, -1]

@@ -1,4 +1,4 @@
-"""Bad input: an error that names the argument, what it got and what it takes. On both paths."""
+"""Errors on bad input name the argument, what it got and what it takes, on both paths."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_bad_input(input, hx, error, text, requires_grad):
     module = FusedRNN(4, 5).requires_grad_(requires_grad)
     with pytest.raises(error, match=text):
         module(input, hx)
-    module(X)  # and nothing is broken by it
+    module(X)  # the layer still works after the error
 
 
 def test_replaced_weights_of_another_shape():

@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def own_copy(value):
-    """Fresh leaves, so that two modules do not add into one gradient."""
+    """Returns new leaf tensors, so that two modules do not add into one gradient."""
     if isinstance(value, PackedSequence):
         return PackedSequence(own_copy(value.data), *value[1:])
     return value.detach().clone().requires_grad_(value.requires_grad)
@@ -36,7 +36,7 @@ def tensors_of(result):
 @pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("training", [True, False])
 def test_torch_module_inputs(base, dtype, training):
-    """torch's own samples, among them its reference functions for input without a batch."""
+    """torch's own samples pass, with its reference functions for input without a batch."""
     info = ENTRIES[base]
     extra = {"with_packed_sequence": True} if base is torch.nn.RNN else {}
     samples = info.module_inputs_func(
@@ -66,7 +66,7 @@ def test_torch_module_inputs(base, dtype, training):
 
 @pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
 def test_torch_module_error_inputs(base):
-    """The same mistakes meet the same errors."""
+    """torch's own samples of mistakes raise the errors that `nn.RNN` raises."""
     info = ENTRIES[base]
     samples = info.module_error_inputs_func(
         info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
@@ -87,7 +87,7 @@ def test_torch_module_error_inputs(base):
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell(nonlinearity, bias):
-    """One step at a time leads where the layer leads, and where `nn.RNNCell` leads."""
+    """The cell, one step at a time, gives the results of the layer and of `nn.RNNCell`."""
     budget = ErrorBudget(torch.float32)
     for _ in range(4):
         exact = torch.nn.RNNCell(5, 37, bias, nonlinearity, dtype=torch.float64)

@@ -40,7 +40,7 @@ def attributes_of(node):
 
 
 def with_onnxruntime(proto):
-    """The results of the graph as a function of tensors, in the order of its inputs."""
+    """Returns a function that runs the graph on tensors, in the order of the graph's inputs."""
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     names = [value.name for value in session.get_inputs()]
 
@@ -52,7 +52,7 @@ def with_onnxruntime(proto):
 
 
 def as_nn(layer, dtype):
-    """The layer of torch with these weights."""
+    """Returns an `nn.RNN` with the weights of `layer`."""
     twin = copy.deepcopy(layer).to(dtype)
     twin.__class__ = type(layer).__base__
     return twin
@@ -148,7 +148,7 @@ class Padded(torch.nn.Module):
 
 
 def one_by_one(layer, x, lengths, hx):
-    """Each sequence by itself; one without a step leaves zero output and the state it found."""
+    """Runs each sequence by itself; an empty one gives zero output and keeps its state."""
     h_n = hx.clone()
     output = x.new_zeros(*x.shape[:2], len(hx) * H)
     for b, n in enumerate(lengths):
@@ -195,7 +195,7 @@ def test_dropout_between_layers_is_there_while_training():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_dtypes(dtype):
-    """Valid ONNX, for bfloat16 from opset 22 on; onnxruntime has float16, onnx itself float64."""
+    """The graph is valid ONNX in every dtype; onnxruntime runs float16, onnx itself float64."""
     layer = FusedRNN(D, H, dtype=dtype)
     x = torch.randn(9, 4, D, dtype=dtype)
     proto = export(layer, (x,), opset_version=22 if dtype == torch.bfloat16 else None)
@@ -221,7 +221,7 @@ def test_other_dtypes(dtype):
 
 
 def test_a_model_that_is_not_on_the_cpu():
-    """What stands for the node in torch's graph is on the device of the input."""
+    """The tensor that stands for the node in torch's graph is on the device of the input."""
     model = replace_rnn(torch.nn.Sequential(torch.nn.RNN(D, H))).append(Head()).to("meta")
     x = torch.randn(5, 3, D, device="meta")
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)
@@ -267,7 +267,7 @@ def test_what_onnx_does_not_have_is_refused():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_plain_torch_export_keeps_the_operator(strict):
-    """And what it made can still become ONNX, by the layer's decomposition."""
+    """The exported program can still become ONNX, by the operator's decomposition."""
     layer = FusedRNN(D, H).requires_grad_(False)
     shapes = ({0: DYNAMIC, 1: DYNAMIC},)
     x = torch.randn(5, 3, D)
@@ -292,7 +292,7 @@ def test_onnx_is_not_imported():
 
 
 def onnx_cases():
-    """What the onnx package expects of an RNN node; nn.RNN has none that is reverse alone."""
+    """Returns the onnx package's cases of an RNN node; nn.RNN cannot run backwards alone."""
     cases = []
 
     def expect(node, inputs, outputs, name):

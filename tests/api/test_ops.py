@@ -13,7 +13,7 @@ LAYOUTS = ("padded", "lengths", "packed", "jagged")
 
 
 def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True):
-    """The arguments of `rnn_forward`."""
+    """Returns arguments of `rnn_forward`."""
     directions = 2 if bidirectional else 1
     parameters = torch.nn.RNN(
         4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
@@ -58,7 +58,7 @@ def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradcheck(nonlinearity, bidirectional, packed):
-    """First and second derivatives in float64, with respect to everything at once."""
+    """First and second derivatives are right in float64, with respect to all inputs at once."""
     options = {"nonlinearity": nonlinearity, "bidirectional": bidirectional, "num_layers": 2}
     module = FusedRNN(2, 3, dtype=torch.float64, **options)
     names = [name for name, _ in module.named_parameters()]
@@ -73,13 +73,13 @@ def test_gradcheck(nonlinearity, bidirectional, packed):
         output, h_n = torch.func.functional_call(module, parameters, (input, hx))
         return output.data if packed else output, h_n
 
-    # Without a flag torch's own check of undefined gradients, of determinism, all is on.
+    # Without a flag, all of torch's own checks are on: undefined gradients, determinism.
     assert torch.autograd.gradcheck(run, (x, hx, *values))
     assert torch.autograd.gradgradcheck(run, (x, hx, *values), fast_mode=True)
 
 
 def test_a_tensor_given_twice_has_one_whole_second_derivative():
-    """weight_ih and weight_hh tied: each place has its own gradient, also of the gradient."""
+    """A tensor that is weight_ih and weight_hh gets the derivative of both, also the second."""
     square = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     module = FusedRNN(3, 3, bias=False, dtype=torch.float64)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_only_what_is_asked_for_has_a_gradient():
 
 @pytest.mark.parametrize("layer", [FusedRNN, FusedRNNCell])
 def test_torch_func_transforms_agree_with_nn(layer):
-    """They take the reference path: right, if not fast."""
+    """Transforms that differentiate take the reference path and give the results of `nn.RNN`."""
     base = torch.nn.RNN if layer is FusedRNN else torch.nn.RNNCell
     ours, theirs = layer(3, 4, dtype=torch.float64), base(3, 4, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())
@@ -130,7 +130,7 @@ def test_torch_func_transforms_agree_with_nn(layer):
 
 
 def test_the_operator_checks_for_itself():
-    """Called directly, past every check in Python, it still reads nothing out of bounds."""
+    """An operator that is called directly, past all checks in Python, reads in bounds only."""
     x = torch.randn(5, 2, 4)
     weights = [p.detach() for p in torch.nn.RNN(4, 5).parameters()]
     good = (x, None, weights, None, None, ops.BIAS | ops.WANT_HIDDEN)

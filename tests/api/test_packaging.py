@@ -90,7 +90,7 @@ needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++
 
 @needs_compiler
 def test_sdist_to_wheel_to_import(tree, quick_compiler, tmp_path):
-    """The sdist has every file of git; its wheel has every module and the extension, and runs."""
+    """The sdist has every file of git; the wheel built from it is complete, installs and runs."""
     expected = git_files("--cached") or files_below(tree)
     run_hook("build_sdist", tree, tmp_path / "sdist")
     (sdist,) = (tmp_path / "sdist").iterdir()
@@ -135,7 +135,7 @@ def plant_leftovers(tree):
 
 @pytest.mark.parametrize("reason", ["asked for", "no compiler"])
 def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
-    """With NAMERNN_FAST_NO_EXT=1 or without a compiler; what earlier builds left is not packed."""
+    """The wheel fits every platform, and packs nothing that earlier builds left behind."""
     environment = {"NAMERNN_FAST_NO_EXT": "1"}
     if reason == "no compiler":
         environment = {"PATH": str(tmp_path)}
@@ -150,7 +150,7 @@ def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
 @needs_compiler
 @pytest.mark.parametrize(("fault", "message"), [("compiler", "'false'"), ("source", "planted")])
 def test_a_build_that_fails_is_an_error(fault, message, tree, quick_compiler, tmp_path):
-    """No wheel, and an exit status that says so, although an earlier build left its library."""
+    """A failing build makes no wheel out of the library that an earlier build left behind."""
     plant_leftovers(tree)
     if fault == "source":
         with (tree / "csrc" / "isa" / "baseline.cpp").open("a") as source:

@@ -18,7 +18,7 @@ def inputs(batch_first=False, mapped=K):
 
 
 def count_calls(monkeypatch):
-    """The operator's calls from now on."""
+    """Returns a list that grows with every call of the operator from now on."""
     calls = []
     original = ops.rnn_forward
     monkeypatch.setattr(ops, "rnn_forward", lambda *a: calls.append(a) or original(*a))
@@ -29,7 +29,7 @@ def count_calls(monkeypatch):
 @pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
 @pytest.mark.parametrize("out_dims", [0, 1])
 def test_over_inputs_and_states(batch_first, in_dims, out_dims, monkeypatch):
-    """One fused call for all of them."""
+    """Mapped inputs and states take one fused call."""
     module = FusedRNN(3, 5, batch_first=batch_first, **STACK)
     pairs = [inputs(batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
     for tensor in pairs:
@@ -88,7 +88,7 @@ def test_over_the_data_of_a_packed_sequence():
 
 @pytest.mark.parametrize("of_each", [False, True])
 def test_over_models(of_each, monkeypatch):
-    """An ensemble takes a fused call for each model, and trains like the models one by one."""
+    """An ensemble takes one fused call for each model, and trains as its models do alone."""
     models = [FusedRNN(3, 5, **STACK) for _ in range(K)]
     params, buffers = stack_module_state(models)
     x, hx = inputs(mapped=K if of_each else None)

@@ -1,4 +1,4 @@
-"""GPUs, without one: the kernels interpreted and compiled, the rule, and what is refused."""
+"""GPUs, without one: the kernels interpreted and compiled, the plan, and what is refused."""
 
 import contextlib
 import functools
@@ -47,7 +47,7 @@ def test_interpreted_kernels():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-# ---- The rule ----
+# ---- The plan ----
 
 
 @pytest.mark.parametrize("arch", DEVICES)
@@ -69,21 +69,21 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
             assert config.warps * device.lanes <= 1024
 
 
-def test_the_regime_follows_the_size():
+def test_the_kind_of_plan_follows_the_size():
     h100, mi300 = DEVICES["sm_90"], DEVICES["gfx942"]
 
-    def regime(hidden_size, batch, device=h100, dtype=torch.bfloat16, **more):
+    def kind(hidden_size, batch, device=h100, dtype=torch.bfloat16, **more):
         return choose(hidden_size, batch, dtype, device, **more).kind
 
-    assert regime(256, 1) == "resident"
-    assert regime(256, 5000) == "resident"
-    assert regime(256, 1, mi300) == "streamed"  # it has less memory, and no program waits there
-    assert regime(1024, 1) == "cooperative"
-    assert regime(1024, 5000) == "streamed"  # more programs than can run at once
-    assert regime(4096, 1) == "streamed"
-    assert regime(128, 1, dtype=torch.float32) == "resident"
-    assert regime(256, 1, dtype=torch.float32) == "cooperative"
-    assert regime(256, 1, dtype=torch.float32, tf32=True) == "cooperative"
+    assert kind(256, 1) == "resident"
+    assert kind(256, 5000) == "resident"
+    assert kind(256, 1, mi300) == "streamed"  # MI300 has less memory, and no program waits there
+    assert kind(1024, 1) == "cooperative"
+    assert kind(1024, 5000) == "streamed"  # more programs than the GPU can run at once
+    assert kind(4096, 1) == "streamed"
+    assert kind(128, 1, dtype=torch.float32) == "resident"
+    assert kind(256, 1, dtype=torch.float32) == "cooperative"
+    assert kind(256, 1, dtype=torch.float32, tf32=True) == "cooperative"
 
 
 def test_streamed_tiles_grow_with_the_work():
@@ -210,7 +210,7 @@ def test_streams_wait_for_each_other(monkeypatch):
 
 # ---- Compiled ahead of time ----
 
-# The regimes, with and without tensor cores: (hidden size, batch, dtype).
+# Every kind of plan, with and without tensor cores: (hidden size, batch, dtype).
 SAMPLE = [
     (64, 64, torch.float32),
     (1024, 1, torch.float32),
@@ -256,7 +256,7 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
 def test_whatever_is_given_compiles(call, case):
-    """All kinds of rows, in each regime, with sizes that leave remainders."""
+    """All layouts, in each kind of plan, with sizes that leave remainders."""
     hidden_size, batch = case
     device = DEVICES["sm_90"]
     build = gpu_report.Build(

@@ -9,7 +9,7 @@ import torch
 from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import example, given, settings
 
-# One input, which is often zero, no bias and no hx: states fade towards the kink of relu.
+# One input feature, often zero, without bias and hx: states fade towards the kink of relu.
 FADING = replace(
     LUCKY,
     H=120,
@@ -25,7 +25,7 @@ FADING = replace(
 )
 
 
-# The input is below the smallest normal number, and its product with a gradient above.
+# The input is below the smallest normal number, and its product with a gradient is above it.
 FLUSHED = replace(
     LUCKY,
     D=2,
@@ -38,7 +38,7 @@ FLUSHED = replace(
     wanted=frozenset(("weights",)),
 )
 
-# An infinite state where `nn.RNN` on AMX has NaN, out of the row of another sequence.
+# A state is infinite where `nn.RNN` on AMX has NaN, which comes from another sequence's row.
 INFINITE = replace(
     LUCKY,
     D=76,
@@ -54,7 +54,7 @@ INFINITE = replace(
     wanted=frozenset(),
 )
 
-# One sequence by itself, whose products `nn.RNN` sums in lanes.
+# `nn.RNN` sums the products of one sequence by itself in SIMD lanes.
 ALONE = replace(
     LUCKY,
     D=21,

@@ -47,7 +47,7 @@ def test_a_sequence_has_the_same_bits_in_every_batch(dtype, options, features, t
 
 
 def test_it_is_asked_for_by_module_or_context():
-    """Where few sequences are summed in a way of their own, it makes a difference."""
+    """The option changes bits where the products of few sequences are summed differently."""
     plain = FusedRNN(64, 64)
     invariant = FusedRNN(64, 64, batch_invariant=True)
     invariant.load_state_dict(plain.state_dict())

@@ -12,7 +12,7 @@ from namernn_fast import FusedRNN, ops
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
-# These compute bfloat16 on pairs of it; others, and all for few rows, in float.
+# Kernels that multiply pairs of bfloat16. Others compute in float, as all do for few rows.
 ON_PAIRS = ("amx", "avx512_bf16")
 
 
@@ -21,7 +21,7 @@ def options_of(nonlinearity):
 
 
 def identity_layer(nonlinearity, dtype, size=1):
-    """h = act(x): what the activation does to a value, and nothing else."""
+    """Returns a layer that computes h = act(x): the activation and nothing else."""
     module = FusedRNN(size, size, nonlinearity=nonlinearity, bias=False, dtype=dtype)
     with torch.no_grad():
         module.weight_ih_l0.copy_(torch.eye(size))
@@ -44,7 +44,7 @@ def test_special_values(nonlinearity, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tanh_everywhere(dtype):
-    """Within 3 units in the last place of the exact value, odd, and never past 1."""
+    """tanh is within 3 units in the last place, is an odd function and never exceeds 1."""
     import numpy as np
 
     x = torch.cat([torch.logspace(-30, 2, 100_001, dtype=dtype), torch.linspace(0, 12, 100_001)])
@@ -61,9 +61,9 @@ def test_tanh_everywhere(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_16_bit_value(dtype):
-    """What is read and written back is the value itself.
+    """Every 16-bit value is read and written back unchanged, but for subnormal numbers.
 
-    But for subnormal numbers: the instructions that multiply bfloat16 take them for zero.
+    The instructions that multiply bfloat16 take subnormal numbers for zero.
     """
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
     x = bits.view(dtype).view(1, -1, 1)
@@ -79,7 +79,7 @@ def test_every_16_bit_value(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
-    """From the same output it differs by the rounding of its results, and by nothing else."""
+    """From one output, gradients in 16 bits are those in float, rounded at the end."""
     if ops.cpu_kernel(dtype) in ON_PAIRS:
         pytest.skip("rounds dz for its products")
     module = FusedRNN(9, 70, bidirectional=True, nonlinearity=nonlinearity, dtype=dtype)
@@ -107,7 +107,7 @@ def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
 
 
 def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity):
-    """The backward pass of one direction in ATen operators, all of them in the tensors' dtype."""
+    """Runs the backward pass of one direction in ATen operators, in the dtype of the tensors."""
     weight_ih, weight_hh = weights[:2]
     grad_ih, grad_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
     grad_bias, grad_x = torch.zeros_like(weights[2]), torch.empty_like(x)
@@ -122,13 +122,13 @@ def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity)
     return grad_x, grad_h, grad_ih, grad_hh, grad_bias
 
 
-# One block of rows, or several that take turns in the sums of the gradients, the last one of them
-# odd; whole tiles and remainders.
+# One block of rows, or several that take turns in the sums of the gradients, with an odd last
+# block; whole tiles and remainders.
 @pytest.mark.parametrize("shape", [(9, 70, 6, 20), (5, 700, 31, 37), (64, 256, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, shape):
-    """No kink of relu is on another side for one than for the other."""
+    """Both backward passes get one output, so no kink of relu lies on different sides of zero."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
@@ -156,8 +156,8 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_that_are_not_wanted_change_nothing(threads, bidirectional, dtype):
-    """The same bits, whichever others are asked for."""
-    threads(1)  # more may share out each direction or take one each
+    """A gradient has the same bits whichever other gradients are asked for."""
+    threads(1)  # more threads may share out each direction or take one each
     module = FusedRNN(9, 70, bidirectional=bidirectional, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(len(weights) // 4, 20, 70, dtype=dtype)
@@ -175,7 +175,7 @@ def test_gradients_that_are_not_wanted_change_nothing(threads, bidirectional, dt
 
 
 def test_gradients_too_small_to_be_normal_are_zero():
-    """They fade over the steps; on the way down some processors compute them very slowly."""
+    """Subnormal gradients become zero: some processors compute with them very slowly."""
     module = FusedRNN(3, 20)
     x = torch.randn(600, 2, 3, requires_grad=True)
     module(x)[1].sum().backward()
@@ -183,7 +183,7 @@ def test_gradients_too_small_to_be_normal_are_zero():
     assert size[-1] > 1e-3
     assert size[0] == 0
     assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
-    # The caller's own arithmetic is as it was.
+    # The caller's own arithmetic still has subnormal numbers.
     assert torch.tensor(1e-40) * torch.tensor(1.0) > 0
 
 
@@ -200,7 +200,7 @@ def test_gradients_too_small_to_be_normal_are_zero():
     ],
 )
 def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_hx, dtype):
-    """Outputs and gradients are non-finite in the same places, and alike elsewhere."""
+    """Outputs and gradients are non-finite where those of `nn.RNN` are, and close elsewhere."""
     ours, theirs = twins(5, 20, nonlinearity=nonlinearity, dtype=dtype)
     x = torch.randn(4, 9, 5, dtype=dtype)
     hx = torch.randn(1, 9, 20, dtype=dtype)
@@ -229,7 +229,7 @@ def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_
 
 @pytest.mark.parametrize("t", [0, 7])
 def test_an_infinite_gradient_among_many_rows(t, threads):
-    """It stays infinite, whatever is added to it later, and spoils no other hidden unit's."""
+    """An infinite gradient stays infinite, and spoils the gradient of no other hidden unit."""
     threads(1)
     layer = FusedRNN(3, 5)
     x, reset = torch.randn(8, 4096, 3), torch.zeros(8, 4096, dtype=torch.bool)
@@ -262,7 +262,7 @@ def test_empty_batch(options, batch_first):
 
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_output_layout(batch_first):
-    """Contiguous in the layout of the input, so that `view` works on it."""
+    """The output is contiguous in the layout of the input, so that `view` works on it."""
     module = FusedRNN(3, 5, batch_first=batch_first, bidirectional=True)
     output, h_n = module(torch.randn(4, 6, 3))
     assert output.is_contiguous()
@@ -271,7 +271,7 @@ def test_output_layout(batch_first):
 
 
 def test_strange_strides():
-    """Expanded, transposed, flipped-by-index and single-row inputs read what they say."""
+    """Expanded, transposed, flipped and single-row inputs give the results of contiguous ones."""
     ours, theirs = twins(4, 6)
     wide = torch.randn(7, 9, 3, 8)
     inputs = [
@@ -292,7 +292,7 @@ def test_strange_strides():
 
 
 def test_gradients_with_strange_strides():
-    """An expanded gradient, as `sum` makes it, and one that is a slice."""
+    """A gradient may be expanded, as `sum` makes it, or a slice."""
     for take in (lambda o, h: h.sum(), lambda o, h: o.sum(), lambda o, h: o[1:-1, :, ::2].sum()):
         ours, theirs = twins(4, 6)
         x = torch.randn(7, 3, 4)
@@ -328,7 +328,7 @@ def test_the_same_bits_again_and_with_other_threads(threads, shape, packed, dtyp
         threads(count)
         bits = bits_of(module, x, lengths)
         assert all(map(torch.equal, bits, bits_of(module, x, lengths)))
-        # The gradients of output, h_n and input are each sequence's own; those of the parameters
+        # Each sequence has its own output, h_n and gradient of the input; gradients of parameters
         # are sums over sequences, which as many threads as there are share out.
         of_sequences = 3 if count != 2 else len(bits)
         assert all(map(torch.equal, first[:of_sequences], bits[:of_sequences]))
@@ -351,7 +351,7 @@ def test_long_sequences_that_leave_some_threads_nothing(threads):
 
 
 def test_a_call_inside_a_parallel_region_of_threads():
-    """Python threads that call at once get each their own result."""
+    """Python threads that call at the same time each get their own result."""
     from concurrent.futures import ThreadPoolExecutor
 
     module = FusedRNN(16, 300)

@@ -38,7 +38,7 @@ def test_hand_written_gradients_are_those_of_finite_differences(nonlinearity):
             below = loss()
             array[index] = value
             difference = (above - below) / (2 * step)
-            # The truncation error of a central difference is of the order of step squared.
+            # The truncation error of a central difference grows with the square of the difference.
             assert abs(difference - grad[index]) < 1000 * step**2 * max(1, abs(difference))
 
 
@@ -57,7 +57,7 @@ def test_nn_rnn_agrees(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_reference_path(layout, dtype, monkeypatch):
-    """The path of other devices and dtypes, taken here by force, keeps the same budget."""
+    """The reference path, taken here by force, keeps the budget of the kernel."""
     monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
     budget = ErrorBudget(dtype)
     for seed in range(3):
@@ -68,7 +68,7 @@ def test_reference_path(layout, dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_reference_path_in_half_precision(dtype, monkeypatch):
-    """Judged like everything else: against `nn.RNN` of the same dtype and a float64 oracle."""
+    """The reference path in 16 bits is judged against `nn.RNN` in 16 bits and the oracle."""
     monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
     budget = ErrorBudget(dtype)
     for seed in range(4):
@@ -77,14 +77,14 @@ def test_reference_path_in_half_precision(dtype, monkeypatch):
 
 
 def test_order_matters():
-    """The same steps in another order lead to another state: it is no bag of inputs."""
+    """The same steps in another order lead to another state: the layer is no bag of inputs."""
     module = FusedRNN(3, 5, dtype=torch.float64)
     x = torch.randn(6, 1, 3, dtype=torch.float64)
     shuffled = x[[1, 0, 2, 3, 5, 4]]
     _, h_n = module(x)
     _, other = module(shuffled)
     assert (h_n - other).abs().max() > 0.01 * h_n.abs().max()
-    # It is the recurrence that sees the order: without it the last state is that of the last step.
+    # Without the recurrence, the last state depends on the last step alone.
     with torch.no_grad():
         module.weight_hh_l0.zero_()
     swapped_before_the_end = x[[1, 0, 2, 3, 4, 5]]
@@ -92,7 +92,7 @@ def test_order_matters():
 
 
 def test_the_reference_is_the_equation():
-    """One step, spelled out."""
+    """The reference path computes the equation of one step."""
     module = torch.nn.RNN(3, 5, dtype=torch.float64)
     x = torch.randn(1, 2, 3, dtype=torch.float64)
     h = torch.randn(1, 2, 5, dtype=torch.float64)

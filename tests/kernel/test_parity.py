@@ -53,7 +53,7 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
     }
     budget = ErrorBudget(dtype)
     seeds = itertools.count()
-    # Without hx where that is another path.
+    # Layouts for which an absent hx takes a path of its own.
     kinds = [*((layout, True) for layout in LAYOUTS), ("dense", False), ("packed", False)]
     for layout, with_hx in kinds:
         for shape in SHAPES[dtype]:
@@ -65,7 +65,7 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps(layout, bidirectional):
-    """More steps than the projection and the backward pass take at once."""
+    """There are more steps than the projection and the backward pass take at once."""
     budget = ErrorBudget(torch.float32)
     for shape in [(16, 32, 700, 2), (8, 24, 700, 1), (4, 200, 300, 5)]:
         for seed in range(4):
@@ -85,7 +85,7 @@ def look(layer, x):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_of_many_rows(bidirectional, count, threads):
-    """From the last states: their steps make the sums large, and what the others add is small."""
+    """Gradients come from the last states, so that late steps add much and early steps little."""
     threads(count)
     budget = ErrorBudget(torch.float32)
     for _ in range(3):
@@ -101,9 +101,10 @@ def test_gradients_of_many_rows(bidirectional, count, threads):
 @pytest.mark.parametrize("layout", ["dense", "packed unsorted", "lengths"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_many_steps_in_16_bits(layout, dtype, threads):
-    """More steps than are converted at once; with one thread, sharing sequences, hidden units.
+    """There are more steps than are converted at once, for one thread and for two.
 
-    Hidden units of few sequences, and of enough for products on pairs, if there are any.
+    Two threads share sequences, the hidden units of few sequences, or the hidden units of enough
+    sequences for products on pairs of bfloat16.
     """
     budget = ErrorBudget(dtype)
     shapes = [(8, 40, 150, 90), (8, 40, 150, 90), (8, 700, 120, 3), (8, 1100, 70, 9)]
@@ -117,7 +118,7 @@ def test_many_steps_in_16_bits(layout, dtype, threads):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_threads(threads, layout, count):
-    """However many threads share the work, and however they share it."""
+    """Results keep their budget for any number of threads and any way to share the work."""
     threads(count)
     budget = ErrorBudget(torch.float32)
     # Few sequences share the hidden units out, many the batch, and the last runs on one thread.
@@ -130,7 +131,7 @@ def test_threads(threads, layout, count):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout(training):
-    """The same elements are dropped as in `nn.RNN` from the same seed, and none in evaluation."""
+    """From one seed, the elements that `nn.RNN` drops are dropped, and none in evaluation."""
     theirs = torch.nn.RNN(5, 8, num_layers=3, dropout=0.5)
     ours = FusedRNN(5, 8, num_layers=3, dropout=0.5)
     ours.load_state_dict(theirs.state_dict())

@@ -18,7 +18,7 @@ SHAPES = [(16, 300, 30, 1), (16, 128, 20, 60), (64, 64, 8, 4)]  # D, H, T, B
 
 
 def run_program(program):
-    """What a program prints that imports this very package; an error if it fails or hangs."""
+    """Returns what a program with this package prints; asserts that it ends without an error."""
     path = os.pathsep.join([str(Path(namernn_fast.__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
     ran = subprocess.run(
@@ -37,7 +37,7 @@ def results_of(module, x):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_calls_from_many_threads(shape, threads):
-    """On one module at once, forward and backward: the bits of one call after the other."""
+    """Calls of one module at the same time have the bits of one call after the other."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
     threads(2)
     module = FusedRNN(D, H, bidirectional=True)
@@ -50,7 +50,7 @@ def test_calls_from_many_threads(shape, threads):
 
 
 def test_threads_that_set_their_number_of_threads(threads):
-    """Between the calls of others: what belongs to one sequence keeps its bits."""
+    """Results of one sequence keep their bits while other threads set the number of threads."""
     threads(2)
     module = FusedRNN(16, 300)
     x = torch.randn(30, 2, 16)
@@ -68,7 +68,7 @@ def test_threads_that_set_their_number_of_threads(threads):
 @pytest.mark.skipif(sys.platform != "linux", reason="knows the name of torch's library on Linux")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_calls_inside_a_parallel_region(shape, threads):
-    """Inside `at::parallel_for`, where a region of the layer's own has but one thread."""
+    """Calls inside `at::parallel_for`, where the layer has one thread, give the same results."""
     D, H, T, B = shape  # noqa: N806
     threads(2)
     module = FusedRNN(D, H)
@@ -115,7 +115,7 @@ def results():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 @pytest.mark.parametrize("used", [True, False])
 def test_a_forked_child(used):
-    """It has none of the threads of its parent, whether they had been started or not."""
+    """A forked child, which has no thread of its parent's pool, computes the same results."""
     program = FORK + (
         f"wanted = results() if {used} else None\n"
         "pid = os.fork()\n"
@@ -143,7 +143,7 @@ def test_a_forked_data_loader_worker():
 
 
 def test_an_interrupt():
-    """It comes when the call under way returns, as with `nn.RNN`, and leaves all as it was."""
+    """An interrupt arrives when the call under way returns, and later calls work as before."""
     program = FORK + (
         "import signal, threading\n"
         "wanted = results()\n"
@@ -191,7 +191,7 @@ def test_an_output_too_big_for_memory(shape):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 @pytest.mark.parametrize("both_at_once", [True, False])
 def test_scratch_memory_that_cannot_be_had(both_at_once):
-    """An error in the thread that called, from whichever thread it was met in; then all is well."""
+    """Whichever thread lacks memory, the calling thread gets the error, and later calls work."""
     program = FORK + (
         "import resource\n"
         "def limit(extra):\n"
@@ -200,7 +200,7 @@ def test_scratch_memory_that_cannot_be_had(both_at_once):
         f"both_at_once = {both_at_once}\n"
         "layer = FusedRNN(32, 64, bidirectional=True) if both_at_once else FusedRNN(512, 2048)\n"
         "x = torch.randn(40, 4, layer.input_size)\n"
-        "torch.ones(10**6).sum()\n"  # so that the pool has its threads
+        "torch.ones(10**6).sum()\n"  # starts the threads of the pool
         "limit(10 * 2**20)\n"
         "for _ in range(2):\n"
         "    try:\n"

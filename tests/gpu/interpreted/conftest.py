@@ -39,7 +39,7 @@ def _gpu_operators_on_the_cpu():
 
 
 def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
-    """The interpreter's own multiplies the bits of bfloat16, as integers."""
+    """Multiplies the values of bfloat16; Triton's own interpreter multiplies their bits."""
     values = [
         interpreter._convert_float(operand.data, tl.bfloat16, tl.float32, None).view(np.float32)
         if operand.dtype == tl.bfloat16
@@ -50,13 +50,13 @@ def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
 
 
 def _sum(self, input):
-    """In a tree, as lanes and warps add; NumPy does so over adjacent numbers alone."""
+    """Adds in a tree, as lanes and warps do; NumPy does so over adjacent numbers alone."""
     adjacent = np.ascontiguousarray(np.moveaxis(input.handle.data, self.axis, -1))
     return self.to_tensor(adjacent.sum(-1), input.dtype)
 
 
 def _call(self, *arguments, **options):
-    """A call within a kernel, for which the interpreter would prepare the language once more."""
+    """Calls a function within a kernel without preparing the language again for each call."""
     if self.fn.__module__ == kernels.__name__:
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
@@ -66,7 +66,7 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
 def _run(kernel, grid, arguments, constants, options):
-    """A launch whose members run at the same time, in processes that share the tensors."""
+    """Launches a kernel whose members run at the same time, in processes that share the tensors."""
     members = grid[0]
     if members == 1:
         kernel[grid](*arguments, **constants)
@@ -87,7 +87,7 @@ def _run(kernel, grid, arguments, constants, options):
     while running:
         child, status = os.wait()
         running.discard(child)
-        if status:  # the others would wait for it for ever
+        if status:  # the other members would wait for ever for the one that failed
             for other in running:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)
@@ -102,7 +102,7 @@ def _run_member(member, kernel, grid, arguments, constants):
         builder = interpreter.interpreter_builder
         patch.setattr(builder, "set_grid_idx", lambda _, y, z: place(builder, member, y, z))
         patch.setattr(builder, "set_grid_dim", lambda _, y, z: dimensions(builder, *grid))
-        # It would copy all tensors onto themselves, over what others are writing.
+        # Restoring would copy all tensors onto themselves, over what other members are writing.
         patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
         kernel[(1, *grid[1:])](*arguments, **constants)
 

@@ -1,9 +1,10 @@
-"""The GPU's kernels against the float64 oracle, through the modules: every regime and type."""
+"""The GPU kernels against the float64 oracle, through the modules: every kind of plan and dtype."""
 
 import itertools
 import random
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
 import triton
@@ -52,9 +53,9 @@ def streamed_by_two(hidden_size):
     return Plan(16, 16, 16, members, triton.cdiv(tiles, members), 1, 4, 2, "ieee")
 
 
-REGIMES = {
-    regime.__name__: regime
-    for regime in (
+PLANS = {
+    plan.__name__: plan
+    for plan in (
         *(resident, resident_one_sequence, cooperative, cooperative_one_sequence),
         *(streamed, streamed_by_two),
     )
@@ -75,10 +76,10 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_regime(regime, dtype, monkeypatch):
-    choose = REGIMES[regime]
+def test_every_plan(plan, dtype, monkeypatch):
+    choose = PLANS[plan]
     monkeypatch.setattr(layer, "plan_of", lambda H, *_: choose(H))
     budget = ErrorBudget(dtype)
     options = itertools.cycle(OPTIONS)
@@ -92,7 +93,8 @@ def test_every_regime(regime, dtype, monkeypatch):
     budget.check()
 
 
-@given(drawn_cases(), st.sampled_from(list(REGIMES.values())))
+@hypothesis.seed(0)  # without it, the examples change with every edit of this function
+@given(drawn_cases(), st.sampled_from(list(PLANS.values())))
 @settings(deadline=None, max_examples=12)
 def test_any_call(case, choose):
     """Resets, empty sequences and batches, saturated and non-finite values, anything left out."""
@@ -159,7 +161,7 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
 
 @pytest.mark.parametrize("hidden_size", [1, 3, 130])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
+def test_the_chosen_plan(hidden_size, precision, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
     budget = ErrorBudget(torch.float32)
     for seed in range(draws(hidden_size)):
