@@ -9,10 +9,11 @@ export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
 
 comma := ,
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp) setup.py pyproject.toml
+NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.cpp)
+SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
-	bench-gpu gpu-model gpu-report check format clean
+	bench-gpu gpu-model gpu-report check format clean compare
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
 
@@ -23,9 +24,7 @@ $(VENV)/torch:
 	$(BIN)/pip install --quiet "setuptools>=77" "torch>=2.10"
 	touch $@
 
-# Without the library of before, so that a build that fails is seen.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	rm -f namernn_fast/*.so
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench,check,test]"
 	touch $@
 
@@ -36,7 +35,7 @@ test-all: setup
 	$(BIN)/python -m pytest -m ""
 
 fuzz: setup
-	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/test_fuzz.py
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
 
 # A build for sanitizers, in build/NAME: the package, and the kernels by themselves.
 define build_sanitized
@@ -49,7 +48,7 @@ SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=li
 SANITIZED = PYTHONPATH=build/address/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" \
 	$(BIN)/python -m pytest -q -p no:cacheprovider -o pythonpath="build/address/lib ."
 
-SANITIZED_TESTS = tests/test_kernel.py tests/test_rows.py tests/test_fuzz.py
+SANITIZED_TESTS = $(addprefix tests/kernel/,test_kernel.py test_rows.py test_fuzz.py)
 
 # Masked instructions hide from the sanitizers: the baseline has none.
 sanitize: setup
@@ -90,6 +89,7 @@ capabilities: setup
 # Measures every table and plot of README.md, docs/performance.md and docs/capabilities.md anew.
 record: RECORD = 1
 record: bench bench-peers roofline capabilities
+	$(BIN)/python -m benchmarks.report.picture
 
 # Runs with what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures
 # nothing.
@@ -103,16 +103,23 @@ gpu-report: setup
 gpu-model: setup
 	$(BIN)/python -m benchmarks.gpu.model_page $(RECORDING)
 
+# Does the working tree compute the same bits as a revision, and as fast? make compare BASE=<revision>
+BASE ?= HEAD~1
+compare: setup
+	$(BIN)/python -m benchmarks.revisions bits $(BASE)
+	$(BIN)/python -m benchmarks.revisions speed $(BASE)
+
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/*.cpp
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
+	$(BIN)/python .ci/structure.py
 
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp tests/native/*.cpp
+	$(BIN)/clang-format -i $(NATIVE)
 
 clean:
-	rm -rf $(VENV) build *.egg-info namernn_fast/*.so
+	rm -rf $(VENV) build dist *.egg-info namernn_fast/*.so

@@ -1,18 +1,34 @@
 """Builds one static library per ISA and the extension that chooses among them at run time.
 
-Everything else about the package is in pyproject.toml. `NAMERNN_FAST_NO_EXT=1`, or a machine
-without a C++ compiler, gives a package without the extension, which says so when it is imported.
+Everything else about the package is in pyproject.toml. A C++ compiler that is found must succeed:
+a build that fails ends with an error. Without a C++ compiler, or with `NAMERNN_FAST_NO_EXT=1`, the
+package has no extension, its wheel is tagged `py3-none-any`, and it says so when it is imported.
+pip keeps a wheel that it built from an sdist or a commit, and nothing in a wheel can forbid that:
+`pip install --force-reinstall --no-cache-dir` has the extension built once there is a compiler.
 `NAMERNN_FAST_SANITIZE=address,undefined` or `thread` builds for those sanitizers: see the Makefile.
+`MAX_JOBS` limits the number of files that are compiled at the same time.
 """
 
+import copy
 import os
 import platform
+import shlex
+import shutil
+import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
 
 from setuptools import setup
-from setuptools.errors import CCompilerError, ExecError, PlatformError
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
+# `-g0` undoes the `-g` that Python brings along: debug information was seven eighths of the
+# extension's size. Symbols stay, because a test looks for the source file of every instruction.
 COMPILE = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+COMPILE += ["-g0", "-Icsrc"]
 LINK = [] if sys.platform == "darwin" else ["-Wl,--exclude-libs,ALL"]
 if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
     LINK += [f"-fsanitize={SANITIZERS}"]
@@ -21,7 +37,7 @@ if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # GCC's default tuning splits some multiply-adds in two, which would make a result depend on the
-    # tile that computed it; its tuning for these two does not.
+    # tile that computed it; its tuning for Haswell and Skylake-AVX512 does not.
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
     ISA_FLAGS["avx512"] = [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
@@ -29,47 +45,81 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ]
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
-HEADERS = [
-    f"csrc/{name}.h"
-    for name in (
-        *("kernel", "kernel-inl", "pairs-inl", "pairs-backward-inl", "product-inl", "simd-inl"),
-        "team-inl",
-    )
-]
+SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
+# Folders whose files building and testing need, and which setuptools would leave out of an sdist.
+SDIST_FOLDERS = (".ci", "benchmarks", "csrc", "docs", "tests")
+SDIST_FILES = (".clang-format", ".gitignore", "*.md", "Makefile")
+
+
+class CleanBuildPy(build_py):
+    """Removes what an earlier build left, which would otherwise pass for a result of this build."""
+
+    def run(self):
+        shutil.rmtree(Path(self.build_lib, "namernn_fast"), ignore_errors=True)
+        if self.editable_mode:
+            for library in Path("namernn_fast").glob("_C*.so"):
+                library.unlink()
+        super().run()
+
+
+class CompleteSdist(sdist):
+    """Packs everything that building and testing need, whether or not the extension is built."""
+
+    def make_distribution(self):
+        for folder in SDIST_FOLDERS:
+            self.filelist.graft(folder)
+        for pattern in SDIST_FILES:
+            self.filelist.include(pattern)
+        for pattern in ("*.py[cod]", "*.so"):
+            self.filelist.global_exclude(pattern)
+        self.filelist.prune("benchmarks/results/scratch")
+        super().make_distribution()
+
+
+def has_compiler():
+    """Returns whether there is a C++ compiler; one that `CXX` names is taken to be there."""
+    if "CXX" in os.environ:
+        return True
+    command = shlex.split(sysconfig.get_config_var("CXX") or "c++")
+    try:
+        return subprocess.run([*command, "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def extension_arguments() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    class Build(BuildExtension):
-        def run(self):
-            try:
-                super().run()
-            except (CCompilerError, ExecError, PlatformError, RuntimeError) as error:
-                if SANITIZERS:
-                    raise
-                print(f"namernn_fast: no C++ extension ({error}); ATen operators will be used.")
-                print("namernn_fast: NAMERNN_FAST_NO_EXT=1 chooses this without a try.")
-
+    class ParallelBuild(BuildExtension):
         def build_extension(self, ext):
-            for isa, flags in ISA_FLAGS.items():
-                objects = self.compiler.compile(
-                    [f"csrc/kernel_{isa}.cpp"],
-                    output_dir=self.build_temp,
-                    depends=HEADERS,
-                    extra_postargs=COMPILE + flags,
+            """Compiles all files at the same time, and links the extension from their objects."""
+            # The ISA files come first because they take longest. They cannot see torch's headers.
+            jobs = [(f"csrc/isa/{isa}.cpp", [*COMPILE, *ISA_FLAGS[isa]], {}) for isa in ISA_FLAGS]
+            seen = {"include_dirs": ext.include_dirs, "macros": ext.define_macros}
+            jobs += [(source, ext.extra_compile_args, seen) for source in ext.sources]
+
+            def compile_one(source, flags, seen):
+                (compiled,) = self.compiler.compile(
+                    [source], output_dir=self.build_temp, extra_postargs=flags, **seen
                 )
+                return compiled
+
+            with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+                objects = list(pool.map(compile_one, *zip(*jobs, strict=True)))
+            linked = copy.copy(ext)
+            linked.sources = []
+            linked.extra_objects = objects[len(ISA_FLAGS) :]
+            for isa, compiled in zip(ISA_FLAGS, objects, strict=False):
                 library = f"namernn_fast_{isa}"
-                self.compiler.create_static_lib(objects, library, output_dir=self.build_temp)
-                ext.extra_objects.append(
+                self.compiler.create_static_lib([compiled], library, output_dir=self.build_temp)
+                linked.extra_objects.append(
                     self.compiler.library_filename(library, output_dir=self.build_temp)
                 )
-            super().build_extension(ext)
+            super().build_extension(linked)
 
     extension = CppExtension(
         "namernn_fast._C",
-        ["csrc/library.cpp", "csrc/plan.cpp"],
-        depends=HEADERS,
+        SOURCES,
         define_macros=[
             ("Py_LIMITED_API", "0x030A0000"),
             ("TORCH_TARGET_VERSION", "0x020a000000000000"),
@@ -78,11 +128,20 @@ def extension_arguments() -> dict:
         extra_link_args=LINK,
         py_limited_api=True,
     )
+    extension.language = "c++"  # chooses the linker: no source file is left to tell it
     return {
         "ext_modules": [extension],
-        "cmdclass": {"build_ext": Build.with_options(use_ninja=False)},
+        "cmdclass": {"build_ext": ParallelBuild.with_options(use_ninja=False)},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
 
-setup(**({} if os.environ.get("NAMERNN_FAST_NO_EXT") == "1" else extension_arguments()))
+arguments: dict = {"cmdclass": {}}
+if os.environ.get("NAMERNN_FAST_NO_EXT") == "1":
+    print("namernn_fast: NAMERNN_FAST_NO_EXT=1: the package has no C++ extension.")
+elif not has_compiler():
+    print("namernn_fast: no C++ compiler was found: the package has no C++ extension.")
+else:
+    arguments = extension_arguments()
+arguments["cmdclass"] |= {"build_py": CleanBuildPy, "sdist": CompleteSdist}
+setup(**arguments)

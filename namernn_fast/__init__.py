@@ -2,12 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .functional import batch_invariant, explain, rnn
+from .explaining import explain
+from .functional import batch_invariant, rnn
 from .nn import FusedRNN, FusedRNNCell, replace_rnn
 
 try:
     __version__ = version("namernn_fast")
-except PackageNotFoundError:  # a checkout, as `make bench-gpu` runs it
+except PackageNotFoundError:  # a checkout that was not installed, as `make bench-gpu` runs it
     __version__ = "0+checkout"
 
 __all__ = [

@@ -1,14 +1,16 @@
-"""`python -m namernn_fast`: versions, the processor's capability and the paths available."""
+"""`python -m namernn_fast`: prints versions, the processor's capability and the paths available."""
 
 import platform
 
 import torch
 
-from . import __version__, ops
+from . import __version__, availability, ops
 
 
 def main() -> None:
-    kernel = f"cpu {ops.cpu_kernel()}" if ops.HAS_EXTENSION else "none (built without a compiler)"
+    """Prints one line for each fact."""
+    has_kernel = availability.HAS_EXTENSION
+    kernel = f"cpu {ops.cpu_kernel()}" if has_kernel else "none (built without a compiler)"
     lines = {
         "namernn_fast": __version__,
         "torch": torch.__version__,
@@ -26,6 +28,7 @@ def main() -> None:
 
 
 def _triton() -> str:
+    """Returns Triton's version, or that there is none."""
     try:
         import triton
     except ImportError:

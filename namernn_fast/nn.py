@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import tracing
-from .functional import Prepacked, prepack, rnn
+from .functional import rnn
+from .integrations.compile import allow_tracing
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """The tensors in use under these names: the parameters, or what parametrizations make of them.
+    """Returns the tensors of these names: parameters, or what parametrizations compute of them.
 
-    A look-up among the parameters costs a tenth of `getattr`.
+    A look-up in `_parameters` costs a tenth of `getattr`.
     """
     parameters = module._parameters
     try:
@@ -23,37 +23,32 @@ def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
         return [getattr(module, name) for name in names]
 
 
-def _in_training(weights: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(w.requires_grad for w in weights)
-
-
 class FusedRNN(torch.nn.RNN):
     """A drop-in for `torch.nn.RNN` that runs the whole sequence of a layer in one operator.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), with act tanh or relu. Constructor,
-    parameters, `state_dict`, initialisation and errors are those of `torch.nn.RNN`, and so is what
-    `forward` returns. Parameters are read at every call: nothing is cached that could go stale.
+    parameters, `state_dict`, initialisation, errors and the results of `forward` are those of
+    `torch.nn.RNN`. Parameters are read at every call: nothing is cached that could go stale.
 
     Args:
-        input_size: number of features of an input row.
-        hidden_size: number of features of a state.
+        input_size: features of an input row.
+        hidden_size: features of a state.
         num_layers: layers stacked on one another.
         nonlinearity: "tanh" or "relu".
         bias: whether there are bias_ih and bias_hh.
         batch_first: whether input and output are (batch, seq_len, features).
-        dropout: probability for dropout between layers while training.
+        dropout: probability of zeroing an element between layers, while training.
         bidirectional: whether every layer also runs from the end of the sequences.
-        device, dtype: of the parameters. Floating-point types on a CPU, and those of 16 and 32
-            bits on a GPU, take the fused kernels, everything else ATen operators;
-            `namernn_fast.explain` tells.
-        batch_invariant: whether the bits of a sequence's results are not to depend on how it is
+        device, dtype: of the parameters. On a CPU, types of 16 to 64 bits take the fused kernel,
+            on a GPU types of 16 and 32 bits; everything else takes ATen operators.
+            `namernn_fast.explain` says which path an input takes.
+        batch_invariant: whether the bits of a sequence's results must not depend on how it is
             batched, as within `namernn_fast.batch_invariant()`.
     """
 
     batch_invariant: bool = False
-    _prepacked: Prepacked | None = None
 
-    # `torch.nn.utils.skip_init` takes modules that name `device`; `nn.RNN` does not.
+    # `device` is an argument by name because `torch.nn.utils.skip_init` requires that.
     def __init__(self, *args, batch_invariant: bool = False, device=None, dtype=None, **kwargs):
         super().__init__(*args, device=device, dtype=dtype, **kwargs)
         self.batch_invariant = batch_invariant
@@ -82,33 +77,27 @@ class FusedRNN(torch.nn.RNN):
                 nested tensor (batch, any length, input_size).
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
                 sequence; None for zeros.
-            lengths: of the sequences of a padded input, (batch), from 0 to seq_len in any order;
-                what lies past the end of a sequence is neither read nor computed, and zero in
-                output.
-            reset: bool, (seq_len, batch), (batch, seq_len) with batch_first: set where a new
-                episode begins, which starts from a state of zeros.
+            lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
+                seq_len in any order. Padding is neither read nor computed, and is zero in output.
+            reset: bool (seq_len, batch), (batch, seq_len) with batch_first: set where a new episode
+                begins, which starts from a state of zeros.
 
         Returns:
-            output: like input with num_directions * hidden_size features, and h_n: like hx.
+            output: like input with num_directions * hidden_size features, and h_n, like hx.
 
-        Raises what `namernn_fast.rnn` raises, which has all of this in more detail. Ctrl-C during a
-        call raises KeyboardInterrupt when the call returns, as in `nn.RNN`: split a sequence that
-        takes minutes, and hand h_n on as hx. In a process forked from one with threads the kernel
-        runs on one thread.
+        Raises:
+            TypeError, ValueError, RuntimeError: as of `namernn_fast.rnn`, which documents all
+                arguments in more detail.
+
+        Note:
+            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
+            split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
+            process with threads the CPU kernel runs on one thread.
         """
-        weights = _current(self, self._flat_weights_names)
-        # What is compiled reads the weights themselves: a tracer cannot see them change. A layer
-        # in training is about to change, and fused optimizers do not count that as one.
-        if (
-            self._prepacked is not None
-            and not torch.compiler.is_compiling()
-            and (_in_training(weights) or not self._prepacked.is_of(weights))
-        ):
-            self._prepacked = None
         return rnn(
             input,
             hx,
-            weights,
+            _current(self, self._flat_weights_names),
             nonlinearity=self.nonlinearity,
             bias=self.bias,
             batch_first=self.batch_first,
@@ -118,43 +107,10 @@ class FusedRNN(torch.nn.RNN):
             lengths=lengths,
             reset=reset,
             batch_invariant=self.batch_invariant,
-            prepacked=self._prepacked,
         )
 
-    def prepack(self) -> "FusedRNN":
-        """Keeps a second copy of the weights in the kernel's own order, for inference.
 
-        Calls of which no gradient is wanted then read that copy, which saves each of them the time
-        to order the weights anew: much of a call where there are few rows. The copy is dropped, and
-        everything is as before, once a parameter is another tensor, was changed in place, or a call
-        wants its gradient. A write that torch does not count escapes this: one through
-        `parameter.data`, NumPy or a pointer. Call `prepack` again after such a write. It is no part
-        of `state_dict`, copies or pickles.
-
-        Returns:
-            The layer itself.
-
-        Raises:
-            RuntimeError: the parameters are not on the CPU, were made in inference mode, or are
-                computed at every call, as parametrized and pruned ones are.
-        """
-        computed = [name for name in self._flat_weights_names if name not in self._parameters]
-        if computed:
-            raise RuntimeError(
-                "weights cannot be prepacked: computed anew at every call are "
-                + ", ".join(computed)
-            )
-        weights = _current(self, self._flat_weights_names)
-        self._prepacked = prepack(weights, bias=self.bias, bidirectional=self.bidirectional)
-        return self
-
-    def __getstate__(self):
-        state = super().__getstate__()
-        state.pop("_prepacked", None)
-        return state
-
-
-tracing.allow(FusedRNN)
+allow_tracing(FusedRNN)
 
 
 class FusedRNNCell(torch.nn.RNNCell):
@@ -217,17 +173,20 @@ _FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
 
 
 def replace_rnn(model: torch.nn.Module) -> torch.nn.Module:
-    """Turns every `nn.RNN` and `nn.RNNCell` in `model`, itself included, into the fused one.
+    """Turns every `nn.RNN` and `nn.RNNCell` in `model`, or `model` itself, into its fused class.
 
-    The modules stay the same objects, so parameters, buffers, hooks, training flags and every
-    reference to them stay as they are; only their class changes. Subclasses of the user's own are
-    left alone, for what they override is unknown.
+    The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
+    training flags and all references to modules stay as they are. Subclasses of `nn.RNN` and
+    `nn.RNNCell` are left alone, since they may override anything.
 
     Args:
-        model: any module. Anything else is a TypeError.
+        model: any module.
 
     Returns:
         `model`, for chaining.
+
+    Raises:
+        TypeError: model is no module.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

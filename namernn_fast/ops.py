@@ -1,127 +1,148 @@
-"""The operators: schemas, fake kernels and handles, and which of them this installation has.
+"""The operators: schemas, fake kernels, option bits, and how the flat list of weights is read.
 
-An operator runs a stack of layers, both directions where there are two, over whole sequences:
+`rnn_forward` and `rnn_backward` run a stack of layers, in one or two directions, over whole
+sequences. Their arguments and results, wherever these names appear in this package:
 
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST.
-- rows: which of its rows exist, all if it is None: an int64 tensor, lengths (batch) of padded
-  sequences in any order; with PACKED batch_sizes (seq_len), and input is the data of a
-  PackedSequence (rows, features); with JAGGED offsets (batch + 1), and input has the sequences
-  (rows, features) one after the other, each with its own rows in turn. It is on the device of
-  input, but batch_sizes, which is on the CPU.
-- reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST, set where a state starts anew.
-- hx: (num_layers * directions, batch, hidden_size), or None for zeros.
-- weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh.
-- options: a sum of the bits below. A bit costs nothing, an argument a fifth of a microsecond.
+- hx: initial states (num_layers * directions, batch, hidden_size), or None for zeros.
+- weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
+  `layers_of` groups them.
+- sequence_layout: which (time, sequence) rows exist, an int64 tensor, or None where all of them do:
+  lengths (batch) of padded sequences in any order; with PACKED the batch_sizes (seq_len) of a
+  PackedSequence, and input is its data (rows, features); with JAGGED offsets (batch + 1), and input
+  has the sequences (rows, features) one after the other. batch_sizes are on the CPU, lengths and
+  offsets on the device of input.
+- reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: the steps that begin from a state
+  of zeros; or None.
+- options: a sum of the option bits below. A bit costs nothing, another argument a fifth of a
+  microsecond.
 - output: like input with directions * hidden_size features; h_n: like hx; hidden: with WANT_HIDDEN
-  the outputs of all layers but the last, which the backward pass needs.
+  the outputs of all layers but the last, which the backward pass needs, else empty.
 
-Backward returns the gradients of input, hx and weights; one that is not wanted is empty.
-want_layers has the numbers of the layers whose weights' gradients are wanted.
+`rnn_backward` returns the gradients of input, hx and weights; a gradient that is not wanted has no
+elements. want_layers holds the numbers of the layers whose weights need a gradient.
 """
 
 import functools
-import importlib.util
-import warnings
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import availability
+
 NAMESPACE = "namernn_fast"
 
-# The bits of `options`, in the order that csrc/library.cpp reads them.
-RELU = 1  # else tanh
+# The option bits. csrc/ has a copy of these numbers, and the operators refuse any other bit.
+RELU = 1
+"""The nonlinearity is relu, else tanh."""
 BIAS = 2
+"""`weights` holds biases."""
 BIDIRECTIONAL = 4
+"""Each layer has a second direction, from the end of the sequences."""
 BATCH_FIRST = 8
+"""The batch is the first dimension of padded input, of output and of reset."""
 PACKED = 16
+"""input is the data of a PackedSequence, and sequence_layout its batch_sizes."""
 JAGGED = 32
+"""input is the values of a jagged nested tensor, and sequence_layout its offsets."""
 BATCH_INVARIANT = 64
+"""The bits of a sequence's results do not depend on the rest of the batch; the CPU kernel only."""
 WANT_HIDDEN = 128
+"""rnn_forward returns the outputs of the lower layers too."""
 
 _library = torch.library.Library(NAMESPACE, "DEF")
-_ROWS = "Tensor? rows, Tensor? reset, int options"
+_LAYOUT = "Tensor? sequence_layout, Tensor? reset, int options"
 _library.define(
-    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, {_ROWS}) -> "
+    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, {_LAYOUT}) -> "
     "(Tensor output, Tensor h_n, Tensor[] hidden)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
     "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
-    f"Tensor[] weights, Tensor output, Tensor[] hidden, {_ROWS}, bool want_input, bool want_hx, "
+    f"Tensor[] weights, Tensor output, Tensor[] hidden, {_LAYOUT}, bool want_input, bool want_hx, "
     "int[] want_layers) -> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define("rnn_prepack(Tensor[] weights, int options) -> Tensor")
-_library.define(
-    "rnn_forward_prepacked(Tensor input, Tensor? hx, Tensor[] packed, int hidden_size, "
-    f"{_ROWS}) -> (Tensor, Tensor)"
 )
 _library.define("cpu_kernel(bool bfloat16) -> str")
 _library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
-    "int near_bytes) -> (int, int, float, int)"
+    "int l2_bytes) -> (int, int, float, int)"
 )
-
-
-def _load_extension() -> bool:
-    if importlib.util.find_spec(f"{NAMESPACE}._C") is None:
-        warnings.warn(
-            "namernn_fast was built without its C++ extension: every input takes the slower path "
-            "through ATen operators. Reinstall it with a C++ compiler at hand to have the kernels.",
-            stacklevel=3,
-        )
-        return False
-    importlib.import_module(f"{NAMESPACE}._C")
-    return True
-
-
-HAS_EXTENSION = _load_extension()
 
 rnn_forward = torch.ops.namernn_fast.rnn_forward.default
 rnn_backward = torch.ops.namernn_fast.rnn_backward.default
-rnn_prepack = torch.ops.namernn_fast.rnn_prepack.default
-rnn_forward_prepacked = torch.ops.namernn_fast.rnn_forward_prepacked.default
 
 
-def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
-    """The instruction set that the CPU kernel uses here: avx512, avx2 or baseline, and for the
-    products in bfloat16 avx512_bf16 or amx where the processor is faster with it."""
-    return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)
+class LayerWeights(NamedTuple):
+    """The weights of one layer in one direction."""
+
+    weight_ih: Tensor
+    """(hidden_size, features)"""
+    weight_hh: Tensor
+    """(hidden_size, hidden_size)"""
+    bias_ih: Tensor | None = None
+    """(hidden_size), or None without biases"""
+    bias_hh: Tensor | None = None
+    """(hidden_size), or None without biases"""
 
 
 def directions_of(options: int) -> int:
+    """Returns the number of directions of each layer, 1 or 2."""
     return 2 if options & BIDIRECTIONAL else 1
 
 
 def weights_per_layer(options: int) -> int:
-    return directions_of(options) * (4 if options & BIAS else 2)
+    """Returns how many weights each layer has, those of both directions together."""
+    return (4 if options & BIAS else 2) * (2 if options & BIDIRECTIONAL else 1)
 
 
 def layer_count(weights: Sequence[Tensor], options: int) -> int:
+    """Returns the number of layers."""
     return len(weights) // weights_per_layer(options)
 
 
-def layers_of(
+def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights]]:
+    """Groups the flat list of weights: for each layer the `LayerWeights` of each direction."""
+    size, directions = (4 if options & BIAS else 2), directions_of(options)
+    each = [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
+    return [each[k : k + directions] for k in range(0, len(each), directions)]
+
+
+def states_of_layers(
     hx: Tensor | None, weights: Sequence[Tensor], options: int
-) -> Iterator[tuple[Tensor | None, Sequence[Tensor]]]:
-    """The initial states and the weights of each layer of a stack."""
-    count, layers = weights_per_layer(options), layer_count(weights, options)
-    states = [None] * layers if hx is None else hx.chunk(layers)
-    for k, own_hx in enumerate(states):
-        yield own_hx, weights[k * count : (k + 1) * count]
+) -> Sequence[Tensor | None]:
+    """Returns the initial states of each layer (directions, batch, hidden_size), or Nones."""
+    layers = layer_count(weights, options)
+    return [None] * layers if hx is None else hx.chunk(layers)
+
+
+def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
+    """Returns the instruction set that the CPU kernel uses on this processor.
+
+    Args:
+        dtype: of the input. Only bfloat16 may have another instruction set than the other types.
+
+    Returns:
+        `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` where these make its
+        products faster.
+    """
+    return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)
 
 
 class Plan(NamedTuple):
-    """How a layer's recurrence would be shared out: groups of sequences, members over the hidden
-    units of each, and the time in ns that the rule's model has for it; and how many layers of a
-    stack of them would run at once, a thread each, in place of that."""
+    """How the CPU kernel shares out a layer's recurrence among threads."""
 
     groups: int
+    """Groups of sequences."""
     members: int
+    """Threads of a group, each of which computes a range of the hidden units."""
     nanoseconds: float
+    """The estimated time of the recurrence."""
     layers: int
+    """How many layers of a stack run at once, one thread each, in place of groups and members."""
 
 
 def cpu_plan(
@@ -129,27 +150,28 @@ def cpu_plan(
     input_size: int,
     hidden_size: int,
     threads: int,
-    near_bytes: int = 2**20,
+    l2_bytes: int = 2**20,
     num_layers: int = 1,
 ) -> Plan:
-    """What the CPU kernel's threading rule chooses in float32, on a machine that need not be this.
+    """Returns the plan that the CPU kernel makes in float32, for this machine or any other.
 
     Args:
         batch_sizes: the number of sequences at each step.
-        input_size, hidden_size: of the layer.
-        threads: the number of threads to share the work.
-        near_bytes: the size of a core's own cache, in bytes.
-        num_layers: of a stack of such layers, in one direction.
+        input_size: features of an input row.
+        hidden_size: features of a state.
+        threads: the number of threads.
+        l2_bytes: the size of a core's own cache, in bytes.
+        num_layers: the number of such layers in the stack, in one direction.
     """
     return Plan(
         *torch.ops.namernn_fast.cpu_plan(
-            batch_sizes, input_size, hidden_size, num_layers, threads, near_bytes
+            batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes
         )
     )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_forward")
-def _(input, hx, weights, rows, reset, options):
+def _(input, hx, weights, sequence_layout, reset, options):
     num_layers, directions = layer_count(weights, options), directions_of(options)
     hidden_size = weights[1].shape[0]
     if hx is not None:
@@ -157,7 +179,7 @@ def _(input, hx, weights, rows, reset, options):
     elif options & PACKED:  # the batch is a value in batch_sizes, unknown to a tracer
         batch = torch.library.get_ctx().new_dynamic_size()
     elif options & JAGGED:
-        batch = rows.shape[0] - 1
+        batch = sequence_layout.shape[0] - 1
     else:
         batch = input.shape[0 if options & BATCH_FIRST else 1]
     output_shape = (*input.shape[:-1], directions * hidden_size)
@@ -178,7 +200,7 @@ def _(
     weights,
     output,
     hidden,
-    rows,
+    sequence_layout,
     reset,
     options,
     want_input,
@@ -196,73 +218,14 @@ def _(
     )
 
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def why_not_kernel(input: Tensor) -> str | None:
-    """The reason why no fused kernel takes this input, or None: that of its device does."""
-    if not input.is_cuda:
-        return why_not_cpu_kernel(input)
-    if input.dtype not in TRITON_DTYPES:
-        return f"the GPU kernels have floating-point types of 16 and 32 bits, not {input.dtype}"
-    return None
-
-
-def why_not_cpu_kernel(input: Tensor) -> str | None:
-    """The reason why the CPU kernel does not take this input, or None: it does."""
-    if not input.is_cpu:
-        return f"the CPU kernel does not run on {input.device.type}"
-    if not HAS_EXTENSION:
-        return "the C++ extension was not built"
-    if input.dtype not in _CPU_DTYPES:
-        return f"the CPU kernel has floating-point types of 16 to 64 bits, not {input.dtype}"
-    return None
-
-
-TRITON_MINIMUM = (3, 6)
-_CAPABILITY_MINIMUM = (8, 0)
-
-
-def _or_move(device: torch.device) -> str:
-    return f"or move the layer and its input from {device} to the CPU"
-
-
-def _require_triton(device: torch.device) -> None:
-    wanted = ".".join(map(str, TRITON_MINIMUM))
-    try:
-        import triton
-    except ImportError as error:
-        raise RuntimeError(
-            f"namernn_fast: on {device.type} devices it needs Triton, which cannot be imported "
-            f"({error}): pip install 'triton>={wanted}', {_or_move(device)}"
-        ) from error
-    found = triton.__version__
-    if tuple(int(part) for part in found.split(".")[:2]) < TRITON_MINIMUM:
-        raise RuntimeError(
-            f"namernn_fast: it needs Triton {wanted} or newer, found {found}: "
-            f"pip install --upgrade 'triton>={wanted}', {_or_move(device)}"
-        )
-    if torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < _CAPABILITY_MINIMUM:
-            raise RuntimeError(
-                "namernn_fast: it needs a GPU of compute capability "
-                f"{_CAPABILITY_MINIMUM[0]}.{_CAPABILITY_MINIMUM[1]} or newer, {device} has "
-                f"{capability[0]}.{capability[1]}: use torch.nn.RNN there, {_or_move(device)}"
-            )
-
-
 @functools.cache
 def gpu_backend(device: torch.device):
-    """The implementations for GPUs, imported when the first tensor on one arrives.
+    """Imports and returns the operators' implementation for GPUs, once a GPU's tensor arrives.
 
     Raises:
-        RuntimeError: Triton is missing or too old, or the device is.
+        RuntimeError: Triton is missing or too old, or the GPU is too old.
     """
-    _require_triton(device)
+    availability.require_triton(device)
     return importlib.import_module(f"{__package__}.gpu")
 
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-# For a process of its own, whose Triton interprets: tests/test_triton.py starts it.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu"]
+# These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
+
+# Pytest shows the values in a failed `assert` of test files alone; tests/drawn.py asserts as well.
+pytest.register_assert_rewrite("drawn")
 
 settings.register_profile("test", derandomize=True)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True)
@@ -33,8 +36,8 @@ def threads():
 @pytest.fixture
 def nothing_tuned():
     """No configuration of a GPU's kernels, before one test and after it."""
-    from namernn_fast.gpu import rule  # which needs Triton
+    from namernn_fast.gpu import plan  # which needs Triton
 
-    rule.tuned.clear()
+    plan.tuned.clear()
     yield
-    rule.tuned.clear()
+    plan.tuned.clear()

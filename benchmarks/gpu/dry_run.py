@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.harness.grid import TRAINING
 from benchmarks.harness.workload import Input, call_of, draw_gradients
-from namernn_fast import gpu, ops
+from namernn_fast import availability, gpu, ops
 from namernn_fast.gpu import device as gpu_device
 from namernn_fast.testing import BudgetError
 
@@ -38,7 +38,7 @@ class Interpreted:
             self.library.impl(name, partial(self.run, name), "CPU")
         # There is no GPU to ask for its properties, and the C++ extension need not be built.
         gpu_device.find_device = lambda index: self.DEVICE
-        ops.why_not_cpu_kernel = lambda input: None
+        availability.why_not_cpu_kernel = lambda input: None
 
     def run(self, name: str, *arguments: Any) -> Any:
         """Counts and makes a call of an operator."""

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.harness.grid import FORWARD, TRAINING, Cell
 from namernn_fast.gpu.device import Device
-from namernn_fast.gpu.rule import choose
+from namernn_fast.gpu.plan import choose
 from namernn_fast.names import encode_names
-from namernn_fast.names.data import embedded_sample
+from namernn_fast.names.dataset import embedded_sample
 
 DATASHEET = "NVIDIA's datasheet, as glennklockwood.com/garden/processors/h100 gives it"
 TABLE = "table 3 of doi 10.1016/j.ultsonch.2023.106546"
@@ -195,27 +195,27 @@ H100 = Device("cuda", "sm_90", int(of("on_chip")), int(of("sms")))
 def planned(cell: Cell, precision: str) -> tuple[str, Step]:
     """Returns the kind of plan that the layer makes for a cell on an H100, and one step of it."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    config = choose(cell.hidden_size, cell.batch, dtype, H100, tf32=precision == "tf32")
+    plan = choose(cell.hidden_size, cell.batch, dtype, H100, tf32=precision == "tf32")
     hidden, width, sms = cell.hidden_size, BYTES[precision], of("sms")
-    programs = config.members * math.ceil(cell.batch / config.block_b)
+    programs = plan.members * math.ceil(cell.batch / plan.block_b)
     waves = math.ceil(programs / sms)
-    rows, columns = config.block_b, config.tiles * min(config.block_n, hidden)
+    rows, columns = plan.block_b, plan.tiles * min(plan.block_n, hidden)
     resources = {
         "multiply-adds": 2 * rows * columns * hidden * sms / of(precision),
         "device memory": rows_in_and_out(cell.batch, hidden, width) / waves,
     }
-    if config.regime != "streamed":
+    if plan.kind != "streamed":
         resources["shared memory"] = from_shared(rows, hidden, columns, precision)
-    if config.regime != "resident":
+    if plan.kind != "resident":
         read = width * rows * hidden
-        if config.regime == "streamed":
-            read = width * hidden * (rows * config.tiles + columns)
+        if plan.kind == "streamed":
+            read = width * hidden * (rows * plan.tiles + columns)
         together = min(programs, sms)
         resources["L2"] = max(read * together / of("l2"), read / per_second("l2_port"))
     latency = {"the step's own chain": cycles("chain")}
-    if config.members > 1:
+    if plan.members > 1:
         latency["the barrier"] = of("barrier")
-    return config.regime, Step(resources, latency, waves)
+    return plan.kind, Step(resources, latency, waves)
 
 
 PlanKind = Callable[[int, int, str], Iterator[Step]]

@@ -30,7 +30,7 @@ from benchmarks.harness.race import Call, timed
 from benchmarks.harness.workload import Input, call_of, draw_gradients, results
 from namernn_fast import FusedRNN, explain
 from namernn_fast.names import NamesData, encode_names
-from namernn_fast.names.data import embedded_sample
+from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.testing import BudgetError, assert_within_budget
 
 EAGER, GRAPH = "eager", "CUDA graph"

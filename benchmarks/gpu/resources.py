@@ -23,8 +23,8 @@ from benchmarks.harness.paths import GPU_REPORT, RESULTS
 from benchmarks.harness.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
-from namernn_fast.gpu.layer import constants_of, options_of
-from namernn_fast.gpu.rule import Config, choose
+from namernn_fast.gpu.layer import constants_of, launch_settings_of
+from namernn_fast.gpu.plan import Plan, choose
 
 RAW = RESULTS / "resources.json"
 
@@ -56,14 +56,14 @@ class Build(NamedTuple):
     device: Device
     hidden_size: int
     dtype: torch.dtype
-    config: Config
+    plan: Plan
 
     @property
     def precision(self) -> str:
         """The name of the precision."""
         if self.dtype != torch.float32:
             return str(self.dtype).removeprefix("torch.")
-        return "TF32" if self.config.precision == "tf32" else "float32"
+        return "TF32" if self.plan.precision == "tf32" else "float32"
 
 
 class Resources(NamedTuple):
@@ -85,8 +85,8 @@ def builds() -> Iterator[tuple[Build, list[int]]]:
     ):
         if tf32 and device.backend != "cuda":
             continue
-        config = choose(hidden_size, batch, dtype, device, tf32=tf32)
-        found.setdefault(Build(device, hidden_size, dtype, config), []).append(batch)
+        plan = choose(hidden_size, batch, dtype, device, tf32=tf32)
+        found.setdefault(Build(device, hidden_size, dtype, plan), []).append(batch)
     yield from found.items()
 
 
@@ -114,17 +114,17 @@ def compile_kernel(
         rows: Which of lengths, offsets, starts and reset are given.
         absent: Which optional arguments are not given.
     """
-    config, device = build.config, build.device
+    plan, device = build.plan, build.device
     constants = {
         "H": build.hidden_size,
         "DIRECTIONS": directions,
         "PADDED": "lengths" in rows and "starts" not in rows,
         "TANH": tanh,
-        **constants_of(config),
+        **constants_of(plan),
     }
     not_given = {*absent, *(_INDICES.keys() - rows)}
     not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
-    not_given |= {"arrivals"} if config.members == 1 else set()
+    not_given |= {"arrivals"} if plan.members == 1 else set()
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in not_given:
@@ -141,7 +141,7 @@ def compile_kernel(
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget(device.backend, arch, device.lanes),
-        options=options_of(config, device),
+        options=launch_settings_of(plan, device),
     )
     shared = compiled.metadata.shared
     if device.backend == "hip":
@@ -168,16 +168,16 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1])
 
 
-def occupancy(device: Device, config: Config, taken: Resources) -> float:
+def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
     """Returns the share of a processor's warps that can be at work at the same time, as registers,
     shared memory and the number of warps allow."""
     warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
     programs = min(
-        warps // config.warps,
-        registers // (-(-taken.registers // 8) * 8 * config.warps),
+        warps // plan.warps,
+        registers // (-(-taken.registers // 8) * 8 * plan.warps),
         (device.shared + 1024) // (taken.shared + 1024),
     )
-    return programs * config.warps / warps
+    return programs * plan.warps / warps
 
 
 def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
@@ -188,13 +188,13 @@ def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
         "dtype": build.precision,
         "hidden_size": build.hidden_size,
         "batches": batches,
-        "config": build.config._asdict(),
+        "plan": build.plan._asdict(),
     }
     for name, kernel in KERNELS.items():
         taken = compile_kernel(kernel, build)
         row[name] = {
             **taken._asdict(),
-            "occupancy": occupancy(build.device, build.config, taken),
+            "occupancy": occupancy(build.device, build.plan, taken),
         }
     return row
 
@@ -205,16 +205,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     heads += ["registers", "spilled", "shared", "occupancy"]
     lines = [heads]
     for row in rows:
-        config = Config(**row["config"])
+        plan = Plan(**row["plan"])
         taken = [row[name] for name in KERNELS]
         lines.append(
             [
                 *(row["arch"], row["dtype"], str(row["hidden_size"])),
                 ", ".join(map(str, row["batches"])),
-                config.regime,
-                str(config.members),
-                f"{config.block_b} x {config.block_n} x {config.block_k}",
-                str(config.warps),
+                plan.kind,
+                str(plan.members),
+                f"{plan.block_b} x {plan.block_n} x {plan.block_k}",
+                str(plan.warps),
                 *(", ".join(str(of[name]) for of in taken) for name in ("registers", "spilled")),
                 ", ".join(f"{of['shared'] / 1024:.1f}" for of in taken),
                 ", ".join(f"{of['occupancy']:.0%}" for of in taken),

@@ -1,15 +1,15 @@
-"""The operators on GPUs, in Triton, imported when a tensor on one arrives.
+"""The operators on GPUs, in Triton, imported when a tensor on a GPU arrives.
 
-A layer's input is projected for all rows at once, by a matrix product of torch's; then one kernel
-runs the recurrence, its loop over time inside. Backward, one kernel runs it the other way and
-leaves dz of every row, of which all other gradients are matrix products. Nothing waits for the
-device: which rows exist is read where the kernels run.
+A layer's input is projected for all rows at once, by a matrix product of torch; then one kernel
+runs the recurrence, with its loop over time inside. In the backward pass one kernel runs the
+recurrence the other way and leaves dz of every row, from which matrix products make all other
+gradients. Nothing waits for the device: the kernels themselves read which rows exist.
 
-One way: `operators` check, `stack` orders the layers, `layer` launches what `rule` says of the
-`device`, and `kernels` compute. `tuning` is for those who ask.
+Calls go one way: `operators` checks and reads a `problem`, `stack` orders its layers, `layer`
+launches `kernels` by the `plan` for the `device`. `tuning` times plans for those who ask.
 
-Legend: T time steps, B sequences, H hidden units, N rows; a row is the vector that belongs to one
-(time, sequence) pair.
+Legend: T time steps, B sequences, H hidden units, N rows; a row is the vector of one (time,
+sequence) pair.
 """
 
 from .device import device_of

@@ -1,4 +1,4 @@
-"""What the rule and the launchers want to know of a GPU."""
+"""The properties of a GPU that decide how kernels run."""
 
 import functools
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Device(NamedTuple):
-    """A GPU, as far as it decides how kernels run."""
+    """A GPU, as far as plans and launches depend on it."""
 
     backend: str
     """`cuda`, or `hip`."""
@@ -23,8 +23,8 @@ class Device(NamedTuple):
     def meeting(self) -> int:
         """How many programs may wait for each other.
 
-        One on AMD, where Triton's barrier within a program does not wait for what all of its warps
-        have stored: those of other programs could miss it.
+        One on AMD, where Triton's barrier within a program does not wait until the stores of all of
+        its warps are done: other programs could read old values.
         """
         return self.processors if self.backend == "cuda" else 1
 
@@ -36,7 +36,7 @@ class Device(NamedTuple):
 
 @functools.cache
 def find_device(index: int) -> Device:
-    """By torch's number of it."""
+    """Returns the GPU with this index, as torch counts them."""
     properties: Any = torch.cuda.get_device_properties(index)
     if torch.version.hip:
         arch = properties.gcnArchName.split(":")[0]
@@ -50,11 +50,11 @@ def find_device(index: int) -> Device:
 
 
 def device_of(tensor: Tensor) -> Device:
-    """What the rule is told of the device that a tensor is on."""
+    """Returns the GPU that a tensor is on."""
     return find_device(tensor.get_device())
 
 
 def may_round_to_tf32(device: Device) -> bool:
-    """Whether torch's own setting lets an RNN round float32 to TF32; not on AMD."""
+    """Returns whether torch's own setting lets an RNN round float32 to TF32; never on AMD."""
     rnn: Any = torch.backends.cudnn.rnn
     return device.backend == "cuda" and rnn.fp32_precision == "tf32"

@@ -1,22 +1,26 @@
 """The recurrence of a layer in one kernel, forward and backward.
 
-Beside a value stands its shape, in which B is the block of sequences that a program has, K a block
-of the units that are summed over, and N one of those that are computed.
+Shapes are written in brackets: B is the block of sequences of a program, K a block of the hidden
+units that are summed over, N a block of the hidden units that are computed.
 """
 
 import triton
 import triton.language as tl
 
-# Programs lie in a grid (members, blocks of sequences, directions). The members of a block share
-# out its hidden units, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ... A program
-# with a single tile, in a single block of K, keeps its part of weight_hh on chip across time; one
-# without other members keeps the state as well. Otherwise the state of a step is read back from
-# the rows that the step before has written, with a barrier in between.
+# Programs lie in a grid (members, blocks of sequences, directions). The members of a block of
+# sequences share out the hidden units, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS,
+# ... A program with a single tile, in a single block of K, keeps its part of weight_hh on chip
+# across time; a program that is its block's only member keeps the state on chip as well. Otherwise
+# the previous state is read back from the rows that the previous step has written, with a barrier
+# in between.
 
 
 @triton.jit
 def _tanh(x):
-    """The formula of csrc/simd-inl.h: expm1 by a polynomial, then e / (e + 1); -0 stays -0."""
+    """tanh by expm1, which is a polynomial, and e / (e + 1); -0 stays -0.
+
+    The CPU kernel has the same formula, in csrc/kernel/tanh.h.
+    """
     a = tl.abs(x)
     a = tl.where(a > 10.0, 10.0, a)  # NaN stays
     n = tl.floor(a * 2.885390043258667 + 0.5)  # 2 / ln 2
@@ -33,7 +37,7 @@ def _tanh(x):
 
 @triton.jit
 def _activation(z, TANH: tl.constexpr):
-    # As torch has it, relu of NaN is NaN.
+    # relu of NaN is NaN, as in torch.
     return _tanh(z) if TANH else tl.where(z <= 0, 0.0, z)
 
 
@@ -43,10 +47,10 @@ def _activation_backward(grad, h, TANH: tl.constexpr):
 
 
 @triton.jit
-def _sequences(b, B, lengths, offsets, T, N, batch_step):
-    """The number of steps of each sequence, and the place of its first row: [B] each.
+def _sequences(b, B, lengths, offsets, T, N, batch_stride):
+    """Returns the number of steps of each sequence [B], and the place of its first row [B].
 
-    Values from the device are kept within the tensors, for nobody has checked them.
+    Lengths and offsets on the device are unchecked, so they are clamped to the tensors.
     """
     mask = b < B
     if offsets is not None:
@@ -58,13 +62,13 @@ def _sequences(b, B, lengths, offsets, T, N, batch_step):
         length = tl.minimum(tl.maximum(tl.load(lengths + b, mask=mask, other=0), 0), T)
     else:
         length = tl.where(mask, T, 0).to(tl.int64)
-    return length, b * batch_step
+    return length, b * batch_stride
 
 
 @triton.jit
 def _times(length, back):
-    """How many steps the longest sequence has, the time that a pass begins at, and those of the
-    first and the last step of each sequence [B]."""
+    """Returns the steps of the longest sequence, the time at which the pass begins, and the times
+    of the first and the last step of each sequence in the order of the pass [B]."""
     steps = tl.max(length, axis=0)
     t = tl.maximum(back * (steps - 1), 0)
     begin = tl.where(back == 1, length - 1, 0)
@@ -73,25 +77,25 @@ def _times(length, back):
 
 
 @triton.jit
-def _row(t, first, starts, time_step):
-    """The rows at time t, one number or [B], of the sequences that are alive then [B]."""
+def _row(t, first, starts, time_stride):
+    """Returns the row of each sequence [B] at time t (a scalar or [B]), if it is alive then."""
     if starts is not None:
         return first + tl.load(starts + t)
-    return first + t * time_step
+    return first + t * time_stride
 
 
 @triton.jit
-def _is_cut(border, b, length, reset, reset_time, reset_batch):
-    """Whether a state is dropped between the times border - 1 and border [B]."""
-    place = border * reset_time + b * reset_batch
+def _is_cut(border, b, length, reset, reset_time_stride, reset_batch_stride):
+    """Returns whether a state begins anew between the times border - 1 and border [B]."""
+    place = border * reset_time_stride + b * reset_batch_stride
     return tl.load(reset + place, mask=border < length, other=0) != 0
 
 
 @triton.jit
 def _load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
-    """Units n of rows [B, N], zeros where the mask [B] is not set, and from LIMIT on, if any.
+    """Loads units n of rows [B, N]; zeros where mask [B] is not set and for units from LIMIT on.
 
-    Past the first-level cache, which does not have what other programs wrote.
+    Bypasses the first-level cache, which does not see the stores of other programs.
     """
     place = row[:, None] * WIDTH + n[None, :]
     mask = mask[:, None]
@@ -102,6 +106,7 @@ def _load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
 
 @triton.jit
 def _store_rows(data, row, n, values, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
+    """Stores values [B, N] into units n of rows, where mask [B] is set, for units below LIMIT."""
     place = row[:, None] * WIDTH + n[None, :]
     mask = mask[:, None]
     if LIMIT is not None:
@@ -111,7 +116,7 @@ def _store_rows(data, row, n, values, mask, WIDTH: tl.constexpr, LIMIT: tl.const
 
 @triton.jit
 def _tile(weight, k, n, H: tl.constexpr):
-    """The transpose of a weight (H, H), for the units k and n [K, N]."""
+    """Loads the transpose of a weight (H, H) for the units k and n [K, N]."""
     return tl.load(
         weight + n[None, :] * H + k[:, None], mask=(k[:, None] < H) & (n[None, :] < H), other=0.0
     )
@@ -119,20 +124,23 @@ def _tile(weight, k, n, H: tl.constexpr):
 
 @triton.jit
 def _product(left, right, sum, PRECISION: tl.constexpr):
-    """sum [B, N] + left [B, K] right [K, N], a single sequence without tensor cores."""
+    """Returns sum [B, N] + left [B, K] right [K, N]; one sequence without tensor cores."""
     if left.shape[0] == 1:
         terms = tl.trans(left).to(tl.float32) * right.to(tl.float32)
         return sum + tl.sum(terms, axis=0)[None, :]
     return tl.dot(left, right, sum, input_precision=PRECISION)
 
 
-# A slice of weight_hh with few units n would lie in every warp anew, if warps could not share out
-# the units k that are summed over: so these come in PARTS, a dimension of their own.
+# Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
+# of the tile; so the sum over the units k is split into PARTS, which warps share out as well.
 
 
 @triton.jit
 def _kept_tile(weight, n, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
-    """The same for all units k [K, N], in parts [PARTS, K / PARTS, N] if there are several."""
+    """Loads the transpose of a weight (H, H) for all units k and the units n.
+
+    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts.
+    """
     if PARTS == 1:
         tile = _tile(weight, tl.arange(0, BLOCK_K), n, H)
     else:
@@ -145,7 +153,7 @@ def _kept_tile(weight, n, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.cons
 
 @triton.jit
 def _load_states(states, mask, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
-    """All units of states [B, K], in parts [PARTS, B, K / PARTS] if there are several."""
+    """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts."""
     if PARTS == 1:
         k = tl.arange(0, BLOCK_K)[None, :]
         place, mask = states[:, None] + k, mask[:, None]
@@ -160,7 +168,7 @@ def _load_states(states, mask, H: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl
 
 @triton.jit
 def _kept_product(left, right, sum, PARTS: tl.constexpr, PRECISION: tl.constexpr):
-    """sum [B, N] + states times a tile of weight_hh that is on chip, both in parts or neither."""
+    """Returns sum [B, N] + states times a tile of weight_hh on chip, both split into PARTS."""
     if PARTS == 1:
         sum = _product(left, right, sum, PRECISION)
     else:
@@ -180,7 +188,7 @@ def _streamed_product(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """sum [B, N] + the states before [B, H] times weight_hh, both read block by block."""
+    """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block."""
     for start in tl.range(0, H, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
         some = mask[:, None] if H % BLOCK_K == 0 else mask[:, None] & (k[None, :] < H)
@@ -191,7 +199,7 @@ def _streamed_product(
 
 @triton.jit
 def _meet(arrivals, arrived, MEMBERS: tl.constexpr):
-    """Returns when all members of a block have arrived and what they stored can be read."""
+    """A barrier: returns when all members of a block have arrived and their stores are visible."""
     tl.debug_barrier()
     if MEMBERS > 1:
         tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
@@ -201,32 +209,32 @@ def _meet(arrivals, arrived, MEMBERS: tl.constexpr):
         tl.debug_barrier()
 
 
-# Sizes that vary from call to call, for which nothing is compiled anew.
-VARYING = ["T", "B", "N", "time_step", "batch_step", "reset_time", "reset_batch"]
+# Arguments that vary from call to call: a kernel is not compiled anew for their values.
+VARYING = ["T", "B", "N", "time_stride", "batch_stride", "reset_time_stride", "reset_batch_stride"]
 
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     projected,  # (N, directions * H)
     weight_hh,  # (H, H)
-    weight_hh_reverse,  # of the second direction, or None
+    weight_hh_reverse,  # (H, H), of the second direction, or None
     bias_hh,  # (H), or None
-    bias_hh_reverse,
+    bias_hh_reverse,  # (H), of the second direction, or None
     hx,  # (directions, B, H), or None: zeros
     output,  # (N, directions * H)
     h_n,  # (directions, B, H)
     lengths,  # (B), or None: T each
     offsets,  # (B + 1), or None
     starts,  # (T), the number of rows before each time, or None
-    reset,  # at (t * reset_time + b * reset_batch), or None
+    reset,  # at (t * reset_time_stride + b * reset_batch_stride), or None
     arrivals,  # (directions, blocks), zeros, or None: there is one member
     T,
     B,
     N,
-    time_step,  # in rows
-    batch_step,
-    reset_time,
-    reset_batch,
+    time_stride,  # in rows
+    batch_stride,
+    reset_time_stride,
+    reset_batch_stride,
     H: tl.constexpr,
     DIRECTIONS: tl.constexpr,
     PADDED: tl.constexpr,  # whether there are rows past the end of sequences
@@ -235,19 +243,19 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MEMBERS: tl.constexpr,
-    TILES: tl.constexpr,  # of each member
-    PARTS: tl.constexpr,  # of what is summed over, for other warps each
+    TILES: tl.constexpr,  # tiles of each member
+    PARTS: tl.constexpr,  # into which the sum over hidden units is split, for different warps
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """output and h_n of one layer: h_t = act(projected_t + b_hh + h_{t-1} W_hh^T)."""
+    """Computes output and h_n of one layer: h_t = act(projected_t + b_hh + h_{t-1} W_hh^T)."""
     KEEP_WEIGHT: tl.constexpr = TILES == 1 and BLOCK_K >= H
     KEEP_STATE: tl.constexpr = KEEP_WEIGHT and MEMBERS == 1
     WIDTH: tl.constexpr = DIRECTIONS * H
     LIMIT_N: tl.constexpr = None if MEMBERS * TILES * BLOCK_N == H else H
     dtype: tl.constexpr = output.dtype.element_ty
     member, block = tl.program_id(0), tl.program_id(1)
-    back = tl.program_id(2)  # the direction: the second goes back in time
+    back = tl.program_id(2)  # the direction; the second direction goes back in time
     weight, bias = weight_hh, bias_hh
     if DIRECTIONS == 2:  # noqa: SIM102 - known when it is compiled
         if back == 1:
@@ -263,9 +271,9 @@ def forward_kernel(
         arrivals += back * tl.num_programs(1) + block
 
     b = (block * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
-    length, first = _sequences(b, B, lengths, offsets, T, N, batch_step)
+    length, first = _sequences(b, B, lengths, offsets, T, N, batch_stride)
     steps, t, begin, end = _times(length, back)
-    row = _row(t, first, starts, time_step)
+    row = _row(t, first, starts, time_stride)
     row_before = row
     n = member * BLOCK_N + tl.arange(0, BLOCK_N)
     if KEEP_WEIGHT:
@@ -283,7 +291,7 @@ def forward_kernel(
         goes_on = alive & (t != begin)
         begins = alive & (t == begin)
         if reset is not None:
-            is_cut = _is_cut(t + back, b, length, reset, reset_time, reset_batch)
+            is_cut = _is_cut(t + back, b, length, reset, reset_time_stride, reset_batch_stride)
             goes_on = goes_on & ~is_cut
             begins = begins & ~is_cut
         before = output + row_before * WIDTH
@@ -291,7 +299,7 @@ def forward_kernel(
             initial = hx + b * H
             some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
         t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
-        row_after = _row(t_after, first, starts, time_step)
+        row_after = _row(t_after, first, starts, time_stride)
         for i in range(TILES):
             n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
             if KEEP_WEIGHT:
@@ -329,7 +337,7 @@ def forward_kernel(
         if not KEEP_STATE:
             _meet(arrivals, MEMBERS * (s + 1), MEMBERS)
 
-    row = _row(tl.maximum(end, 0), first, starts, time_step)
+    row = _row(tl.maximum(end, 0), first, starts, time_stride)
     for i in range(TILES):
         n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
         if not KEEP_STATE:
@@ -340,7 +348,7 @@ def forward_kernel(
         if PADDED:
             zeros = tl.zeros((BLOCK_B, BLOCK_N), dtype)
             for u in range(steps, T):
-                row_u = _row(u, first, starts, time_step)
+                row_u = _row(u, first, starts, time_stride)
                 _store_rows(output, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
 
 
@@ -349,14 +357,14 @@ def backward_kernel(
     grad_output,  # (N, directions * H), or None: zeros
     grad_h_n,  # (directions, B, H), or None: zeros
     weight_hh,  # (H, H), transposed
-    weight_hh_reverse,  # of the second direction, or None
+    weight_hh_reverse,  # (H, H), transposed, of the second direction, or None
     hx,  # (directions, B, H), or None: zeros
     output,  # (N, directions * H)
     dz,  # (N, directions * H): the gradient before the activation
-    previous,  # (N, directions * H): the state that each row came from, or None: not wanted
-    dz_last,  # (directions, B, H): what grad_hx lacks but for a product with weight_hh
-    grad_hx,  # (directions, B, H), or None: neither is wanted
-    lengths,  # from here on as in forward_kernel
+    previous,  # (N, directions * H): the previous state of each row, or None: not wanted
+    dz_last,  # (directions, B, H): dz of the first steps, to be multiplied by weight_hh for grad_hx
+    grad_hx,  # (directions, B, H), or None: neither it nor dz_last is wanted
+    lengths,  # this and all further arguments as in forward_kernel
     offsets,
     starts,
     reset,
@@ -364,10 +372,10 @@ def backward_kernel(
     T,
     B,
     N,
-    time_step,
-    batch_step,
-    reset_time,
-    reset_batch,
+    time_stride,
+    batch_stride,
+    reset_time_stride,
+    reset_batch_stride,
     H: tl.constexpr,
     DIRECTIONS: tl.constexpr,
     PADDED: tl.constexpr,
@@ -381,7 +389,7 @@ def backward_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The recurrence the other way: dz_t = (grad_output_t + dz_{t+1} W_hh) act'(h_t)."""
+    """Computes dz of a layer, from the end: dz_t = (grad_output_t + dz_{t+1} W_hh) act'(h_t)."""
     KEEP_WEIGHT: tl.constexpr = TILES == 1 and BLOCK_K >= H
     KEEP_STATE: tl.constexpr = KEEP_WEIGHT and MEMBERS == 1
     WIDTH: tl.constexpr = DIRECTIONS * H
@@ -411,9 +419,9 @@ def backward_kernel(
         arrivals += direction * tl.num_programs(1) + block
 
     b = (block * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
-    length, first = _sequences(b, B, lengths, offsets, T, N, batch_step)
+    length, first = _sequences(b, B, lengths, offsets, T, N, batch_stride)
     steps, t, begin, end = _times(length, back)
-    row = _row(t, first, starts, time_step)
+    row = _row(t, first, starts, time_stride)
     row_before = row
     n = member * BLOCK_N + tl.arange(0, BLOCK_N)
     if KEEP_WEIGHT:
@@ -422,7 +430,7 @@ def backward_kernel(
         if grad_output is not None:
             upcoming_grad = _load_rows(grad_output, row, n, t < length, WIDTH, LIMIT_N)
     if KEEP_STATE:
-        state = tl.zeros((BLOCK_B, BLOCK_N), dtype)  # dz of the step before
+        state = tl.zeros((BLOCK_B, BLOCK_N), dtype)  # dz of the previous step of this pass
 
     for s in tl.range(0, steps, num_stages=1):
         t = s + back * (steps - 1 - 2 * s)
@@ -430,10 +438,12 @@ def backward_kernel(
         goes_on = alive & (t != begin)
         receives = goes_on
         if reset is not None:
-            receives = goes_on & ~_is_cut(t + back, b, length, reset, reset_time, reset_batch)
-        before = dz + row_before * WIDTH  # its gradients, of the step before
+            receives = goes_on & ~_is_cut(
+                t + back, b, length, reset, reset_time_stride, reset_batch_stride
+            )
+        before = dz + row_before * WIDTH  # dz of the previous step of this pass
         t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
-        row_after = _row(t_after, first, starts, time_step)
+        row_after = _row(t_after, first, starts, time_stride)
         for i in range(TILES):
             n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
             grad = tl.zeros((BLOCK_B, BLOCK_N), tl.float32)
@@ -481,11 +491,13 @@ def backward_kernel(
         if not KEEP_STATE:
             _meet(arrivals, MEMBERS * (s + 1), MEMBERS)
 
-    row = _row(tl.maximum(end, 0), first, starts, time_step)
+    row = _row(tl.maximum(end, 0), first, starts, time_stride)
     receives = length > 0
     if reset is not None:
         border = tl.where(back == 1, 0, length)
-        receives = receives & ~_is_cut(border, b, length, reset, reset_time, reset_batch)
+        receives = receives & ~_is_cut(
+            border, b, length, reset, reset_time_stride, reset_batch_stride
+        )
     for i in range(TILES):
         n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
         if hx is not None:
@@ -509,7 +521,7 @@ def backward_kernel(
         if PADDED:
             zeros = tl.zeros((BLOCK_B, BLOCK_N), dtype)
             for u in range(steps, T):
-                row_u = _row(u, first, starts, time_step)
+                row_u = _row(u, first, starts, time_stride)
                 _store_rows(dz, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
                 if previous is not None:
                     _store_rows(previous, row_u, n, zeros, b < B, WIDTH, LIMIT_N)

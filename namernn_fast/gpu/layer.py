@@ -1,9 +1,9 @@
-"""One layer: its kernel launched, and the matrix products around it."""
+"""One layer: launches its kernel, and computes the matrix products around it."""
 
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,103 +11,77 @@ from torch import Tensor
 from .. import ops
 from .device import Device, device_of
 from .kernels import backward_kernel, forward_kernel
-from .rule import Config, configuration
-
-
-class Rows(NamedTuple):
-    """Which rows exist and where they lie; names as in the kernels."""
-
-    lengths: Tensor | None
-    offsets: Tensor | None
-    starts: Tensor | None
-    reset: Tensor | None
-    T: int
-    B: int
-    N: int
-    time_step: int
-    batch_step: int
-    reset_time: int = 0
-    reset_batch: int = 0
-
-    @property
-    def padded(self) -> bool:
-        return self.lengths is not None and self.starts is None
-
-
-class Stack(NamedTuple):
-    """What both passes are told of a stack of layers; weights are contiguous."""
-
-    rows: Rows
-    hx: Tensor | None
-    weights: Sequence[Tensor]
-    options: int
-    directions: int
-    hidden_size: int
-
-    def layers(self):
-        """The initial states of each layer, and the weights of each of its directions."""
-        for hx, weights in ops.layers_of(self.hx, self.weights, self.options):
-            count = len(weights) // self.directions
-            yield hx, [weights[i : i + count] for i in range(0, len(weights), count)]
+from .plan import Plan, plan_of
+from .problem import Stack
 
 
 @functools.cache
-def constants_of(config: Config) -> dict[str, Any]:
-    """What a kernel is compiled for, of a configuration."""
+def constants_of(plan: Plan) -> dict[str, Any]:
+    """Returns the arguments of a plan for which a kernel is compiled."""
     return {
-        "BLOCK_B": config.block_b,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "MEMBERS": config.members,
-        "TILES": config.tiles,
-        "PARTS": config.parts,
-        "STAGES": config.stages,
-        "PRECISION": config.precision,
+        "BLOCK_B": plan.block_b,
+        "BLOCK_N": plan.block_n,
+        "BLOCK_K": plan.block_k,
+        "MEMBERS": plan.members,
+        "TILES": plan.tiles,
+        "PARTS": plan.parts,
+        "STAGES": plan.stages,
+        "PRECISION": plan.precision,
     }
 
 
 @functools.cache
-def options_of(config: Config, device: Device) -> dict[str, Any]:
-    """How Triton is to compile and launch it."""
-    options = {
-        "num_warps": config.warps,
+def launch_settings_of(plan: Plan, device: Device) -> dict[str, Any]:
+    """Returns how Triton is to compile and launch a kernel."""
+    settings = {
+        "num_warps": plan.warps,
         "enable_fp_fusion": True,
-        "launch_cooperative_grid": config.members > 1,
+        "launch_cooperative_grid": plan.members > 1,
     }
     if device.backend == "cuda":
-        # All that there are: left to itself the compiler spills some, so that more programs fit.
-        options["maxnreg"] = min(255, 65536 // (config.warps * device.lanes))
-    return options
+        # As many registers as there are: with fewer the compiler spills some, to fit more programs.
+        settings["maxnreg"] = min(255, 65536 // (plan.warps * device.lanes))
+    return settings
 
 
 def _launch(kernel, stack: Stack, like: Tensor, tensors: Sequence[Tensor | None]) -> None:
-    """Runs a kernel over the rows of `like`, with `tensors` before the arguments that all share."""
-    rows = stack.rows
-    if rows.B == 0:
+    """Launches a kernel over the rows of `like`.
+
+    Args:
+        kernel: `forward_kernel` or `backward_kernel`.
+        stack: the layer's stack.
+        like: (N, features), for the device and the dtype.
+        tensors: the kernel's arguments before those that both kernels have.
+    """
+    layout = stack.layout
+    if layout.B == 0:
         return
-    config = configuration(stack.hidden_size, rows.B, like, stack.directions)
-    blocks = -(-rows.B // config.block_b)
+    plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
+    blocks = -(-layout.B // plan.block_b)
     arrivals = None
-    if config.members > 1:
+    if plan.members > 1:
         arrivals = like.new_zeros(stack.directions * blocks, dtype=torch.int32)
     constants = {
         "H": stack.hidden_size,
         "DIRECTIONS": stack.directions,
-        "PADDED": rows.padded,
+        "PADDED": layout.padded,
         "TANH": not stack.options & ops.RELU,
-        **constants_of(config),
+        **constants_of(plan),
     }
-    grid = (config.members, blocks, stack.directions)
-    arguments = (*tensors, *rows[:4], arrivals, *rows[4:])
-    _run(kernel, grid, arguments, constants, options_of(config, device_of(like)))
+    grid = (plan.members, blocks, stack.directions)
+    arguments = (*tensors, *layout[:4], arrivals, *layout[4:])
+    _run(kernel, grid, arguments, constants, launch_settings_of(plan, device_of(like)))
 
 
-def _run(kernel, grid, arguments, constants, options) -> None:
-    kernel[grid](*arguments, **constants, **options)
+def _run(kernel, grid, arguments, constants, settings) -> None:
+    kernel[grid](*arguments, **constants, **settings)
 
 
 def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
-    """Kernels go to the device of the tensor, and torch's own operators do but what they say."""
+    """Returns a context for the kernels and torch's operators of one call.
+
+    In it the current device is that of the tensor, and neither autograd nor autocast is active.
+    """
     device = tensor.device
     stack = contextlib.ExitStack()
     if torch.is_grad_enabled():
@@ -120,52 +94,102 @@ def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
 
 
 def _of_directions(rows: Tensor, stack: Stack) -> Sequence[Tensor]:
-    """The part (rows, hidden_size) of each direction."""
+    """Returns the columns (N, H) of each direction of rows (N, directions * H)."""
     return rows.unflatten(1, (stack.directions, stack.hidden_size)).unbind(1)
 
 
 def _pair(of_each_direction):
+    """Returns two values, the second None where there is one direction."""
     return of_each_direction if len(of_each_direction) == 2 else (*of_each_direction, None)
 
 
-def _join(of_each_direction: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+def _join(of_each_direction) -> Tensor:
+    """Returns the tensors of all directions as one, without a copy where there is one direction."""
     return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
-def forward_layer(stack: Stack, x, hx, weights, output, h_n) -> None:
-    """A layer from its input's rows: output (rows, directions * hidden_size), and h_n."""
-    weights_ih, weights_hh, *biases = zip(*weights, strict=True)
-    bias_ih, biases_hh = (_join(biases[0]), biases[1]) if biases else (None, [None] * len(weights))
-    # Apart from the output: a program may read a row ahead of the one that it writes.
+def forward_layer(
+    stack: Stack,
+    x: Tensor,
+    hx: Tensor | None,
+    weights: list[ops.LayerWeights],
+    output: Tensor,
+    h_n: Tensor,
+) -> None:
+    """Runs the forward pass of a layer.
+
+    Args:
+        stack: the layer's stack.
+        x: the input's rows (N, features).
+        hx: initial states (directions, B, H), or None for zeros.
+        weights: of each direction.
+        output: written, (N, directions * H).
+        h_n: written, (directions, B, H).
+    """
+    weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
+    bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
+    # Not in the memory of output: a program may read a row ahead of the row that it writes.
     projected = torch.nn.functional.linear(x, _join(weights_ih), bias_ih)
     tensors = (projected, *_pair(weights_hh), *_pair(biases_hh), hx, output, h_n)
     _launch(forward_kernel, stack, x, tensors)
 
 
 def backward_layer(
-    stack: Stack, hx, weights, output, grad_output, grad_h_n, dz, previous, grad_hx, grad_input
+    stack: Stack,
+    hx: Tensor | None,
+    weights: list[ops.LayerWeights],
+    output: Tensor,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    dz: Tensor,
+    previous: Tensor | None,
+    grad_hx: Tensor | None,
+    grad_input: Tensor | None,
 ) -> None:
-    """The recurrence of a layer, and from its dz the gradients of hx and input, where wanted."""
+    """Runs the backward recurrence of a layer, and computes the gradients of hx and input.
+
+    Args:
+        stack: the layer's stack.
+        hx: initial states (directions, B, H), or None for zeros.
+        weights: of each direction.
+        output: of the forward pass, (N, directions * H).
+        grad_output: like output, or None for zeros.
+        grad_h_n: (directions, B, H), or None for zeros.
+        dz: written: the gradient before the activation, like output.
+        previous: written if wanted: the previous state of each row, like output.
+        grad_hx: written if wanted: (directions, B, H).
+        grad_input: written if wanted: (N, features).
+    """
     dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
-    # Transposed once, so that both kernels read a weight the same way.
-    weights_hh = _pair([own[1].t().contiguous() for own in weights])
+    # Transposed here, so that both kernels read weights the same way.
+    weights_hh = _pair([own.weight_hh.t().contiguous() for own in weights])
     tensors = (grad_output, grad_h_n, *weights_hh, hx, output, dz, previous, dz_last, grad_hx)
     _launch(backward_kernel, stack, output, tensors)
     if grad_hx is not None and dz_last is not None:
         for grad, last, own in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
-            grad.addmm_(last, own[1])
+            grad.addmm_(last, own.weight_hh)
     if grad_input is not None:
-        torch.mm(dz, _join([own[0] for own in weights]), out=grad_input)
+        torch.mm(dz, _join([own.weight_ih for own in weights]), out=grad_input)
 
 
-def weight_gradients(stack: Stack, x, weights, dz, previous) -> list[Tensor]:
-    """Those of a layer, in the order of its weights."""
+def weight_gradients(
+    stack: Stack, x: Tensor, weights: list[ops.LayerWeights], dz: Tensor, previous: Tensor
+) -> list[Tensor]:
+    """Returns the gradients of a layer's weights, in the order of the flat list.
+
+    Args:
+        stack: the layer's stack.
+        x: the input's rows (N, features).
+        weights: of each direction.
+        dz: the gradient before the activation (N, directions * H).
+        previous: the previous state of each row, like dz.
+    """
     gradients = []
     parts = (_of_directions(dz, stack), _of_directions(previous, stack), weights)
     for own_dz, before, own in zip(*parts, strict=True):
         transposed = own_dz.t()
         gradients += [transposed @ x, transposed @ before]
-        if own[2:]:
+        if own.bias_ih is not None:
             grad_bias = own_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
     return gradients

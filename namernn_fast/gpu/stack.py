@@ -1,4 +1,9 @@
-"""A stack of layers, one after the other or at the same time."""
+"""A stack of layers, one after the other or at the same time.
+
+A stretch of steps of one layer waits for the stretch of the same steps in the layer below (above in
+the backward pass) and for the stretch before it in its own layer. So layers of one direction can
+run at the same time, a stretch apart, each on its own stream.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,60 +14,60 @@ from torch import Tensor
 
 from .. import ops
 from .device import device_of
-from .layer import Rows, Stack, backward_layer, forward_layer, weight_gradients
-from .rule import configuration
+from .layer import backward_layer, forward_layer, weight_gradients
+from .plan import plan_of
+from .problem import SequenceLayout, Stack
 
-# A stretch of steps of one layer waits for that stretch of the layer below, backward above, and for
-# the stretch before of its own. So layers of one direction can run at the same time, a stretch
-# apart, each on a stream of its own.
-
-_STRETCH = 128  # steps, at least: fewer take less time than launching them
-_STRETCHES = 8  # at most
+_STRETCH = 128  # steps of a stretch, at least: fewer take less time than their launches
+_STRETCHES = 8  # stretches, at most
 
 
 class _Stretch(NamedTuple):
-    rows: Rows
-    begin: int
-    """Its first row."""
-    end: int
+    """Consecutive steps of all sequences."""
 
-    def of(self, tensor: Tensor | None) -> Tensor | None:
-        """Its part of all rows."""
+    layout: SequenceLayout
+    begin: int
+    """The first row."""
+    end: int
+    """One past the last row."""
+
+    def of(self, tensor):
+        """Returns the rows of this stretch, of a tensor that has all rows."""
         if tensor is None or self.end - self.begin == len(tensor):
             return tensor
         return tensor[self.begin : self.end]
 
 
 def _stretches(stack: Stack, num_layers: int, like: Tensor) -> list[_Stretch]:
-    """One of all steps, unless there are layers that can run at the same time."""
-    rows, uneven = stack.rows, ops.BATCH_FIRST | ops.PACKED | ops.JAGGED | ops.BIDIRECTIONAL
+    """Returns one stretch of all steps, unless layers can run at the same time."""
+    layout, uneven = stack.layout, ops.BATCH_FIRST | ops.PACKED | ops.JAGGED | ops.BIDIRECTIONAL
     count = 1
-    if num_layers > 1 and rows.T >= 2 * _STRETCH and rows.B and not stack.options & uneven:
-        config = configuration(stack.hidden_size, rows.B, like, stack.directions)
-        programs = config.members * -(-rows.B // config.block_b)
+    if num_layers > 1 and layout.T >= 2 * _STRETCH and layout.B and not stack.options & uneven:
+        plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
+        programs = plan.members * -(-layout.B // plan.block_b)
         if num_layers * programs <= device_of(like).processors:
-            count = min(_STRETCHES, rows.T // _STRETCH)
-    return _cut(rows, count)
+            count = min(_STRETCHES, layout.T // _STRETCH)
+    return _cut(layout, count)
 
 
-def _cut(rows: Rows, count: int) -> list[_Stretch]:
-    """Time-major rows in stretches of as many steps, give or take one."""
+def _cut(layout: SequenceLayout, count: int) -> list[_Stretch]:
+    """Cuts time-major rows into stretches whose numbers of steps differ by one at most."""
     if count == 1:
-        return [_Stretch(rows, 0, rows.N)]
+        return [_Stretch(layout, 0, layout.N)]
     found = []
     for i in range(count):
-        first, last = rows.T * i // count, rows.T * (i + 1) // count
-        steps, lengths = last - first, rows.lengths
+        first, last = layout.T * i // count, layout.T * (i + 1) // count
+        steps, lengths = last - first, layout.lengths
         if lengths is not None:
             lengths = (lengths - first).clamp(0, steps)
-        reset = None if rows.reset is None else rows.reset[first:last]
-        part = rows._replace(lengths=lengths, reset=reset, T=steps, N=steps * rows.B)
-        found.append(_Stretch(part, first * rows.B, last * rows.B))
+        reset = None if layout.reset is None else layout.reset[first:last]
+        part = layout._replace(lengths=lengths, reset=reset, T=steps, N=steps * layout.B)
+        found.append(_Stretch(part, first * layout.B, last * layout.B))
     return found
 
 
 class _InTurn:
-    """Runs tasks on the stream that there is, in the order in which they come."""
+    """Runs tasks on the current stream, in the order in which they are given."""
 
     def __enter__(self):
         return self
@@ -71,16 +76,19 @@ class _InTurn:
         pass
 
     def run(self, layer: int, after: int | None, task: Callable[[], object]) -> None:
-        """Behind the last task of this layer, and that of the layer `after`."""
+        """Runs a task behind the last task of `layer` and behind that of the layer `after`."""
         task()
 
     def finish(self, task: Callable[[], object]) -> None:
-        """Behind all tasks so far; its memory is that of the stream that there is."""
+        """Runs a task on the current stream, behind all tasks so far."""
         task()
 
 
 class _AtOnce(_InTurn):
-    """Runs tasks on a stream for each layer. What they leave must not be allocated in them."""
+    """Runs tasks on a stream for each layer.
+
+    A task must write its results into tensors that were allocated before, on the current stream.
+    """
 
     def __init__(self, like: Tensor, num_layers: int):
         self.main = torch.cuda.current_stream(like.device)
@@ -117,34 +125,43 @@ def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream(device) for _ in range(count)]
 
 
-def _lanes(stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
+def _schedule(stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
+    """Returns what runs the tasks of the layers: at once if there are several stretches."""
     return _AtOnce(like, num_layers) if len(stretches) > 1 else _InTurn()
 
 
 def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The outputs of all layers (rows, directions * hidden_size), and h_n."""
-    layers = list(stack.layers())
+    """Runs the forward pass of a stack.
+
+    Args:
+        stack: the layers.
+        x: the input's rows (N, features).
+
+    Returns:
+        The outputs of all layers, each (N, directions * H), and h_n.
+    """
+    layers = stack.layers()
     stretches = _stretches(stack, len(layers), x)
     outputs = [x.new_empty(len(x), stack.directions * stack.hidden_size) for _ in layers]
-    h_n = x.new_empty(len(layers) * stack.directions, stack.rows.B, stack.hidden_size)
+    h_n = x.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
     into = h_n.chunk(len(layers))
-    # The states between stretches go from one tensor to the other, and end in h_n.
+    # The states between stretches alternate between two tensors, and end in h_n.
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
-    with _lanes(stretches, len(layers), x) as lanes:
+    with _schedule(stretches, len(layers), x) as schedule:
         for i, stretch in enumerate(stretches):
             for k, (hx, weights) in enumerate(layers):
                 task = functools.partial(
                     forward_layer,
-                    stack._replace(rows=stretch.rows),
+                    stack._replace(layout=stretch.layout),
                     stretch.of(outputs[k - 1] if k else x),
                     out_of[k] if i else hx,
                     weights,
                     stretch.of(outputs[k]),
                     into[k],
                 )
-                lanes.run(k, k - 1 if k else None, task)
+                schedule.run(k, k - 1 if k else None, task)
             into, out_of = out_of, into
     return outputs, h_n
 
@@ -152,20 +169,35 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
 def backward_stack(
     stack: Stack, x, outputs, grad_output, grad_h_n, grad_hx, want_input, want_layers
 ) -> tuple[Tensor | None, dict[int, list[Tensor]]]:
-    """The gradients of the input's rows and, by layer, of weights; that of hx into `grad_hx`."""
-    layers = list(stack.layers())
+    """Runs the backward pass of a stack.
+
+    Args:
+        stack: the layers.
+        x: the input's rows (N, features).
+        outputs: of the layers, each (N, directions * H).
+        grad_output: of the last layer's output, or None for zeros.
+        grad_h_n: like h_n, or None for zeros.
+        grad_hx: written if wanted: the gradient of hx.
+        want_input: whether the gradient of the input is wanted.
+        want_layers: the layers whose weights need a gradient.
+
+    Returns:
+        The gradient of x, or None, and by layer the gradients of its weights.
+    """
+    layers = stack.layers()
     lowest = 0 if want_input or grad_hx is not None else min(want_layers, default=len(layers))
     stretches = _stretches(stack, len(layers), x)
     none = [None] * len(layers)
-    # Of the initial and the last states: of all steps, and of a stretch, which hands them on.
+    # Gradients of initial and of last states: of the whole sequences, then of a stretch, in two
+    # tensors that alternate as one stretch hands them to the next.
     grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
     grads_h_n = none if grad_h_n is None else grad_h_n.chunk(len(layers))
-    states = (len(layers), stack.rows.B, stack.hidden_size)
+    states = (len(layers), stack.layout.B, stack.hidden_size)
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (x.new_empty(states).chunk(len(layers)) for _ in range(2))
-    grads = [*none, grad_output]  # of the input of each layer, and of the output
-    work: dict[int, tuple[Tensor, Tensor | None]] = {}  # dz, and the states before
+    grads = [*none, grad_output]  # gradients of each layer's input, and of the last output
+    work: dict[int, tuple[Tensor, Tensor | None]] = {}  # by layer: dz and previous states
     grad_weights = {}
 
     def finish(k):
@@ -175,7 +207,7 @@ def backward_stack(
             below = outputs[k - 1] if k else x
             grad_weights[k] = weight_gradients(stack, below, layers[k][1], dz, previous)
 
-    with _lanes(stretches, len(layers), x) as lanes:
+    with _schedule(stretches, len(layers), x) as schedule:
         for i, stretch in reversed(list(enumerate(stretches))):
             is_last = i == len(stretches) - 1
             for k in reversed(range(lowest, len(layers))):
@@ -186,11 +218,11 @@ def backward_stack(
                     if want_input or k > lowest:
                         grads[k] = torch.empty_like(outputs[k - 1] if k else x)
                 if i:
-                    hx = outputs[k][stretch.begin - stack.rows.B : stretch.begin].unsqueeze(0)
+                    hx = outputs[k][stretch.begin - stack.layout.B : stretch.begin].unsqueeze(0)
                 dz, previous = work[k]
                 task = functools.partial(
                     backward_layer,
-                    stack._replace(rows=stretch.rows),
+                    stack._replace(layout=stretch.layout),
                     hx,
                     weights,
                     stretch.of(outputs[k]),
@@ -201,8 +233,8 @@ def backward_stack(
                     into[k] if i else grads_hx[k],
                     stretch.of(grads[k]),
                 )
-                lanes.run(k, k + 1 if k + 1 < len(layers) else None, task)
+                schedule.run(k, k + 1 if k + 1 < len(layers) else None, task)
                 if i == 0:
-                    lanes.finish(functools.partial(finish, k))
+                    schedule.finish(functools.partial(finish, k))
             into, out_of = out_of, into
     return grads[0], grad_weights

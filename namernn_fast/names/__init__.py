@@ -6,10 +6,12 @@
     predict(fitted.model, ["Frank"])  # probabilities of fitted.languages
 
 On the command line: `python -m namernn_fast.names train`, then `… predict Frank`. Downloads and
-progress bars need `pip install namernn_fast[names]`; the rest needs torch alone.
+progress bars need `pip install namernn_fast[names]`; everything else needs torch alone.
 """
 
-from .data import DownloadError, NamesData, load_names, read_names
+from .checkpoint import load_checkpoint, save_checkpoint
+from .dataset import NamesData, load_names, read_names
+from .download import DownloadError
 from .model import NameClassifier, predict
 from .text import ALPHABET, EncodedNames, InputError, encode, encode_names, fold
 from .training import (
@@ -19,8 +21,6 @@ from .training import (
     batches,
     evaluate,
     fit,
-    load_checkpoint,
-    save_checkpoint,
     split,
     train_epoch,
     train_step,

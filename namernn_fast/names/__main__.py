@@ -1,6 +1,6 @@
 """The command line: `python -m namernn_fast.names train` and `… predict NAME …`.
 
-Exit codes: 0; 1 for what failed at run time (network, disk, memory); 2 for what was asked wrongly
+Exit codes: 0 for success; 1 for a failure at run time (network, disk, memory); 2 for wrong input
 (options, data, checkpoints, names); 130 when interrupted. Failures are one line on standard error.
 """
 
@@ -18,19 +18,25 @@ from torch import nn
 
 from namernn_fast import FusedRNN
 
-from .data import DATA_URL, DATA_VARIABLE, check_replaceable, load_names
+from .checkpoint import default_checkpoint, load_checkpoint, save_checkpoint
+from .dataset import DATA_URL, DATA_VARIABLE, load_names
+from .files import check_replaceable
 from .model import predict
 from .text import InputError
-from .training import default_checkpoint, fit, load_checkpoint, save_checkpoint
+from .training import fit
 
 _PROGRAM = "python -m namernn_fast.names"
 _RNN_CLASSES: dict[str, type[nn.RNN]] = {"fused": FusedRNN, "torch": nn.RNN}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`, `sys.argv[1:]` when None, and return the exit code.
+    """Runs the command line and returns the exit code.
 
-    Wrong options raise SystemExit(2), as argparse has it.
+    Args:
+        argv: the arguments, `sys.argv[1:]` if None.
+
+    Raises:
+        SystemExit: options are wrong (argparse, code 2), or help was asked for.
     """
     try:
         arguments = _parser().parse_args(argv)
@@ -39,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _failed(error, 2)
     except BrokenPipeError:
-        # Whoever read the output has gone; Python's own flush at exit must not say so.
+        # The reader of the output has gone; Python's own flush at exit must not report it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    # PyTorch reports the want of memory, and what a device cannot do, as RuntimeError.
+    # PyTorch raises RuntimeError when memory runs out or a device cannot do something.
     except (OSError, RuntimeError, MemoryError, ModuleNotFoundError) as error:
         return _failed(error, 1)
     except KeyboardInterrupt:
@@ -57,14 +63,14 @@ def _failed(reason: object, code: int) -> int:
 
 def _one_line(reason: object) -> str:
     text = " ".join(str(reason).split()) or type(reason).__name__
-    # What a file or its content is called must not steer the terminal.
+    # Names of files and languages must not send control characters to the terminal.
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _train(arguments: argparse.Namespace) -> None:
     if arguments.dropout and arguments.layers == 1:
         raise InputError("--dropout acts between layers, so it needs --layers 2 or more")
-    # Better known now than after the training.
+    # Checked here so that a bad path fails before the training, not after it.
     check_replaceable(arguments.checkpoint)
     data = load_names(arguments.data, allow_sample=not arguments.no_sample)
     print(
@@ -173,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 def _number(
     kind: type[int] | type[float], words: str, accepts: Callable[[float], bool]
 ) -> Callable[[str], float]:
-    """Return an argparse type for the numbers of `kind` which `accepts`; `words` name them."""
+    """Returns an argparse type for numbers of `kind` that `accepts` takes; `words` name them."""
 
     def parse(text: str) -> float:
         try:
@@ -186,7 +192,7 @@ def _number(
     return parse
 
 
-# The upper bounds are the ones of a C int and of torch's seeds.
+# The upper bounds are those of a C int and of torch's seeds.
 _COUNT = _number(int, "a whole number above 0", lambda value: 0 < value < 2**31)
 _SEED = _number(int, "a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
 _POSITIVE = _number(float, "a number above 0", lambda value: 0 < value < math.inf)
@@ -203,7 +209,7 @@ def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
         torch.zeros(1, device=device).item()
-    # Each kind of device has its own errors for not being there.
+    # Each kind of device has its own error type when it is absent.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"{text} cannot be used ({reason})") from error
@@ -212,6 +218,6 @@ def _device(text: str) -> torch.device:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        # A name may hold what the terminal's encoding does not.
+        # A name may hold characters that the terminal's encoding does not have.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The classifier: a name's characters, a recurrent layer, its last state, a language."""
+"""The classifier: from a name's characters, by a recurrent layer's last state, to a language."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from .text import ALPHABET, encode_names
 class NameClassifier(nn.Module):
     """Scores of languages for names: `nn.Embedding`, a vanilla RNN, `nn.Linear`.
 
-    num_classes: the number of languages.
-    embedding_size, hidden_size, num_layers, bidirectional, nonlinearity, dropout: as in
-        `torch.nn.RNN`, whose `input_size` is `embedding_size`.
-    rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison. The two have the same `state_dict`
-        keys and, from the same seed, the same initial weights.
+    The attribute `config` holds every argument but `num_classes` and `rnn_class`.
 
-    What `rnn_class` refuses is refused here, with its error. `config` holds every option but
-    `num_classes` and `rnn_class`, as given.
+    Args:
+        num_classes: the number of languages.
+        embedding_size: features of an embedded character, the `input_size` of the RNN.
+        hidden_size, num_layers, bidirectional, nonlinearity, dropout: as in `torch.nn.RNN`.
+        rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison. Both have the same `state_dict`
+            keys and, from the same seed, the same initial weights.
+
+    Raises:
+        ValueError, TypeError: as of `rnn_class`.
     """
 
     def __init__(
@@ -59,17 +62,20 @@ class NameClassifier(nn.Module):
         self.classifier = nn.Linear(self.num_directions * hidden_size, num_classes)
 
     def forward(self, names: PackedSequence) -> Tensor:
-        """Return the logits, (batch, num_classes), in the order in which the names were given.
+        """Returns the logits (batch, num_classes), in the order in which the names were given.
 
-        names: a packed batch of character ids, int64. Anything else than a PackedSequence raises
-        TypeError.
+        Args:
+            names: a packed batch of character ids, int64.
+
+        Raises:
+            TypeError: names is no PackedSequence.
         """
         if not isinstance(names, PackedSequence):
             raise TypeError(f"names must be a PackedSequence, not {type(names).__name__}")
         _, h_n = self.rnn(names._replace(data=self.embedding(names.data)))
-        # h_n: (num_layers * num_directions, batch, hidden_size), the last layer's states at its
-        # end. The backward direction's one was reached at the first character, so it too has
-        # read the whole name.
+        # h_n is (num_layers * num_directions, batch, hidden_size), and its end has the states of
+        # the last layer. The last state of the second direction is at the first character, so it
+        # too has read the whole name.
         last = h_n[-self.num_directions :].transpose(0, 1).flatten(1)
         logits: Tensor = self.classifier(last)
         return logits
@@ -77,10 +83,16 @@ class NameClassifier(nn.Module):
 
 @torch.no_grad()
 def predict(model: NameClassifier, names: Sequence[str]) -> Tensor:
-    """Return the probabilities of the languages, (number of names, num_classes), on the CPU.
+    """Returns the probabilities of the languages (number of names, num_classes), on the CPU.
 
-    The model is put in evaluation mode for the call. Raises InputError when there is no name, or
-    when one holds no usable character.
+    The model is in evaluation mode during the call.
+
+    Args:
+        model: the classifier.
+        names: as text.
+
+    Raises:
+        InputError: there is no name, or a name holds no usable character.
     """
     encoded = encode_names(names)
     device = next(model.parameters()).device

@@ -1,7 +1,6 @@
-"""A few hundred common surnames, written for this project: what there is when all else is away.
+"""A few hundred common surnames, written for this project: the last of the data's sources.
 
-It is enough to see the application work. It is not the data set, and a model trained on it is not
-a good one.
+The sample is enough to see the application work, and too small to train a good model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Names as text and as tensors: folding to ASCII, character ids, and packed batches.
 
 A name is folded as the names data set is customarily read: decomposed (NFD), its combining marks
-dropped, only ASCII letters and a few signs kept, in lower case. What is left is a string over
-`ALPHABET`, and a character's id is its place in that string.
+dropped, only ASCII letters and a few signs kept, in lower case. A folded name is a string over
+`ALPHABET`, and the id of a character is its index there.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _SIGNS = " .,;'"
 _KEPT = frozenset(string.ascii_letters + _SIGNS)
 
 ALPHABET = string.ascii_lowercase + _SIGNS
-"""The characters a folded name can hold; a character's id is its index here."""
+"""The characters of folded names; the id of a character is its index here."""
 
 _IDS = bytes.maketrans(ALPHABET.encode("ascii"), bytes(range(len(ALPHABET))))
 
 
 class InputError(ValueError):
-    """What the caller named, a path, a file or a name, cannot be used; the message says why."""
+    """A path, file or name that the caller gave cannot be used; the message says why."""
 
 
 def fold(name: str) -> str:
-    """Return `name` as a string over `ALPHABET`; it may be empty.
+    """Returns `name` as a string over `ALPHABET`, which may be empty.
 
     `"Ślusàrski"` becomes `"slusarski"`. Characters with no ASCII decomposition (`"ß"`, `"ł"`,
-    digits, hyphens) are dropped. Blanks at either end go too: in the data they are typing slips
-    that eight Korean rows share, and a model would read the language off them.
+    digits, hyphens) are dropped. So are blanks at either end: in the data eight Korean rows have
+    them by a typing slip, and a model would tell the language by them.
     """
     # Combining marks are not ASCII, so keeping ASCII drops them.
     kept = (character for character in unicodedata.normalize("NFD", name) if character in _KEPT)
@@ -43,31 +43,36 @@ def fold(name: str) -> str:
 
 @dataclass(frozen=True)
 class EncodedNames:
-    """Names as one run of character ids, ready to be cut into packed batches.
-
-    characters: int64, (sum of the names' lengths), ids in the names' order.
-    starts: int64, (number of names), where each name begins in `characters`.
-    lengths: int64, (number of names), each at least 1.
-    """
+    """Names as one run of character ids, ready to be cut into packed batches."""
 
     characters: Tensor
+    """int64 (sum of the names' lengths), the ids of the names one after another"""
     starts: Tensor
+    """int64 (number of names), where each name begins in `characters`"""
     lengths: Tensor
+    """int64 (number of names), each at least 1"""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def by_length(self, indices: Tensor) -> Tensor:
-        """Return `indices`, int64, (batch), reordered from the longest name to the shortest."""
+        """Returns `indices`, int64 (batch), sorted from the longest name to the shortest."""
         return indices[self.lengths[indices].argsort(descending=True, stable=True)]
 
     def pack(self, indices: Tensor, device: str | torch.device = "cpu") -> PackedSequence:
-        """Return the names at `indices`, int64, (batch), as a packed batch of ids on `device`.
+        """Returns names as a packed batch of character ids.
 
-        The result equals `torch.nn.utils.rnn.pack_sequence(names, enforce_sorted=False)`, save
-        that `sorted_indices` is None where `indices` already go from the longest name to the
+        The result equals `torch.nn.utils.rnn.pack_sequence(names, enforce_sorted=False)`, except
+        that `sorted_indices` is None where the names are already sorted from the longest to the
         shortest (see `by_length`), so that no state need be reordered.
-        Raises ValueError when `indices` is empty and IndexError when one is out of range.
+
+        Args:
+            indices: int64 (batch), of the names.
+            device: of the result.
+
+        Raises:
+            ValueError: `indices` is empty.
+            IndexError: an index is out of range.
         """
         if len(indices) == 0:
             raise ValueError("a batch holds at least one name")
@@ -83,9 +88,10 @@ class EncodedNames:
 
 
 def encode_names(names: Sequence[str]) -> EncodedNames:
-    """Fold `names` and return their character ids.
+    """Folds `names` and returns their character ids.
 
-    Raises InputError when there is no name, or when one holds no character that can be used.
+    Raises:
+        InputError: there is no name, or a name holds no usable character.
     """
     folded = [fold(name) for name in names]
     if not folded:
@@ -106,8 +112,9 @@ def encode_names(names: Sequence[str]) -> EncodedNames:
 
 
 def encode(name: str) -> Tensor:
-    """Return the character ids of one name, folded: int64, (length of the folded name).
+    """Returns the character ids of one name: int64 (length of the folded name).
 
-    Raises InputError when the name holds no character that can be used.
+    Raises:
+        InputError: the name holds no usable character.
     """
     return encode_names([name]).characters

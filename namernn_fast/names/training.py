@@ -1,16 +1,12 @@
-"""Training the classifier: the split, the loop, and checkpoints."""
+"""Training the classifier: the split of the data, and the loop."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,20 +16,21 @@ from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import FusedRNN
 
-from .data import NamesData, cache_folder, replacing, require
+from .dataset import NamesData
+from .files import require
 from .model import NameClassifier
-from .text import ALPHABET, EncodedNames, InputError, encode_names, fold
+from .text import EncodedNames, InputError, encode_names, fold
 
-_FORMAT = "namernn_fast.names 1"
 _EVALUATION_BATCH = 1024
 
 
 @dataclass(frozen=True)
 class LabelledNames:
-    """Encoded names, and their languages: int64, (number of names)."""
+    """Encoded names with their languages."""
 
     names: EncodedNames
     labels: Tensor
+    """int64 (number of names), the index of each name's language"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,10 +38,9 @@ class LabelledNames:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: losses are means over names, accuracies fractions of names.
+    """The results of one epoch: losses are means over names, accuracies fractions of names.
 
-    The training figures are gathered while the weights move, the held-out ones at the end.
-    `seconds` is the time of the training alone.
+    The training figures are gathered while the weights change, the held-out figures at the end.
     """
 
     number: int
@@ -53,6 +49,7 @@ class Epoch:
     held_out_loss: float
     held_out_accuracy: float
     seconds: float
+    """The time of the training steps alone."""
 
     def __str__(self) -> str:
         return (
@@ -65,7 +62,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model, the languages its outputs stand for, and the epochs that led to it."""
+    """A trained model, the languages that its outputs stand for, and the results of its epochs."""
 
     model: NameClassifier
     languages: tuple[str, ...]
@@ -75,16 +72,23 @@ class Fit:
 def split(
     data: NamesData, *, held_out: float = 0.2, seed: int = 0
 ) -> tuple[LabelledNames, LabelledNames]:
-    """Split the names into a training and a held-out set.
+    """Splits the names into a training and a held-out set.
 
-    The rule: within each language the distinct folded names are shuffled, and the first
-    `held_out` of them, rounded, at least one and never all, are held out. So a repeated row counts
-    once, on one side, and every language with two names is on both. The same string under two
-    languages is two names.
+    Within each language the distinct folded names are shuffled, and the fraction `held_out` of
+    them, rounded, at least one and never all, is held out. So a repeated row counts once, in one
+    set, and every language with two names is in both sets. A string under two languages is two
+    names.
 
-    held_out: a fraction between 0 and 1, ends excluded.
+    Args:
+        data: the names.
+        held_out: a fraction between 0 and 1, both excluded.
+        seed: of the shuffling.
 
-    Raises InputError for another fraction, and when no language has two names.
+    Returns:
+        The training set and the held-out set.
+
+    Raises:
+        InputError: held_out is another number, or no language has two names.
     """
     if not 0 < held_out < 1:
         raise InputError(f"the held-out share must be between 0 and 1, not {held_out}")
@@ -114,10 +118,16 @@ def _labelled(rows: list[tuple[str, int]]) -> LabelledNames:
 def batches(
     data: LabelledNames, order: Tensor, batch_size: int, device: str | torch.device = "cpu"
 ) -> Iterable[tuple[PackedSequence, Tensor]]:
-    """Yield (names, labels) on `device`, batch by batch, in `order`, int64, (number of names).
+    """Yields (names, labels) of each batch.
 
-    Inside a batch the names go from the longest to the shortest, labels alongside, so that the
-    packed batch needs no reordering.
+    Inside a batch the names are sorted from the longest to the shortest, labels alongside, so that
+    the packed batch needs no reordering.
+
+    Args:
+        data: the names.
+        order: int64 (number of names), the indices of the names in the order of the batches.
+        batch_size: names in a batch; the last batch may have fewer.
+        device: of the results.
     """
     for indices in order.split(batch_size):
         indices = data.names.by_length(indices)
@@ -131,10 +141,18 @@ def train_step(
     labels: Tensor,
     clip_norm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of the optimizer on the mean cross-entropy of a batch.
+    """Takes one step of the optimizer on the mean cross-entropy of a batch.
 
-    Returns the loss and the number of names told rightly, before the step: scalars on the model's
-    device, detached, so that the caller chooses when to wait for them.
+    Args:
+        model: the classifier.
+        optimizer: of its parameters.
+        names: a packed batch of character ids.
+        labels: int64 (batch), the languages of the names.
+        clip_norm: the largest norm that the gradient may have; None does not clip.
+
+    Returns:
+        The loss before the step and the number of names whose language was predicted: scalars on
+        the model's device, detached, so that the caller chooses when to wait for them.
     """
     logits = model(names)
     loss = F.cross_entropy(logits, labels)
@@ -152,7 +170,7 @@ def train_epoch(
     steps: Iterable[tuple[PackedSequence, Tensor]],
     clip_norm: float | None = None,
 ) -> tuple[float, float]:
-    """Take a step on each batch of `steps`; return the mean loss and the accuracy over names."""
+    """Takes a step on each batch; returns the mean loss and the accuracy over names."""
     model.train()
     count = 0
     results = []
@@ -160,18 +178,18 @@ def train_epoch(
         loss, hits = train_step(model, optimizer, names, labels, clip_norm)
         results.append(torch.stack((loss * len(labels), hits)))
         count += len(labels)
-    # Fetched once: reading a number from a GPU waits for it.
+    # Fetched once, since reading a number from a GPU waits for the GPU.
     loss_sum, hit_sum = torch.stack(results).cpu().double().sum(0).tolist()
     return loss_sum / count, hit_sum / count
 
 
 @torch.no_grad()
 def evaluate(model: NameClassifier, data: LabelledNames) -> tuple[float, float]:
-    """Return the mean loss and the accuracy on `data`; leaves the model in evaluation mode."""
+    """Returns the mean loss and the accuracy on `data`; leaves the model in evaluation mode."""
     device = next(model.parameters()).device
     model.eval()
     loss = hits = 0.0
-    # From the longest name to the shortest overall, so that batches hardly differ in length.
+    # Sorted by length over all batches, so that the lengths in a batch hardly differ.
     order = data.names.by_length(torch.arange(len(data)))
     for names, labels in batches(data, order, _EVALUATION_BATCH, device):
         logits = model(names)
@@ -195,19 +213,32 @@ def fit(
     report: Callable[[Epoch], None] | None = None,
     **model_options: Any,
 ) -> Fit:
-    """Train a `NameClassifier` with Adam and return it with the history of its epochs.
+    """Trains a `NameClassifier` with Adam.
 
-    seed: fixes the split, the initial weights, the order of the names and the dropout, and so, on
-        the CPU and with the same number of threads, every bit of the result. The caller's random
-        state is left as it was.
-    held_out: the fraction of names that is not trained on.
-    clip_norm: the largest norm that the gradient may have; None does not clip.
-    progress: whether to show a bar (it needs tqdm) where standard error is a terminal.
-    report: called with each epoch when it ends.
-    model_options: further arguments of `NameClassifier`.
+    Args:
+        data: the names.
+        epochs: passes over the training names.
+        batch_size: names in a step.
+        lr: the learning rate of Adam.
+        seed: fixes the split, the initial weights, the order of the names and the dropout, and so,
+            on the CPU with a fixed number of threads, every bit of the result. The caller's random
+            state is left as it was.
+        held_out: the fraction of names that is not trained on.
+        clip_norm: the largest norm that the gradient may have; None does not clip.
+        device: where to train.
+        rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
+        progress: whether to show a bar (it needs tqdm) where standard error is a terminal.
+        report: called with the results of each epoch when the epoch ends.
+        model_options: further arguments of `NameClassifier`.
 
-    Raises RuntimeError when the loss stops being finite, ModuleNotFoundError when a bar is asked
-    for and tqdm is not installed, and what `split` and `NameClassifier` raise.
+    Returns:
+        The trained model with the results of its epochs.
+
+    Raises:
+        RuntimeError: the loss stopped being finite.
+        ModuleNotFoundError: a bar is asked for and tqdm is not installed.
+        InputError: as of `split`.
+        ValueError, TypeError: as of `NameClassifier`.
     """
     device = torch.device(device)
     train, held = split(data, held_out=held_out, seed=seed)
@@ -242,70 +273,3 @@ def _with_bar(steps: Iterable[Any], total: int, title: str) -> Iterable[Any]:
         steps, title, total, unit="batch", leave=False, disable=None
     )
     return bar
-
-
-def default_checkpoint() -> Path:
-    """Return where `train` saves and `predict` looks when no path is named."""
-    return cache_folder() / "names.pt"
-
-
-def save_checkpoint(path: str | os.PathLike[str], fitted: Fit) -> None:
-    """Save the model with what is needed to use it; `path` is replaced only by a whole file.
-
-    Raises InputError when `path` is there and is not a plain file, OSError when the disk fails.
-    """
-    content = {
-        "format": _FORMAT,
-        "alphabet": ALPHABET,
-        "languages": list(fitted.languages),
-        "config": fitted.model.config,
-        "state_dict": {name: value.cpu() for name, value in fitted.model.state_dict().items()},
-    }
-    with replacing(Path(path)) as file:
-        torch.save(content, file)
-
-
-def load_checkpoint(
-    path: str | os.PathLike[str],
-    *,
-    device: str | torch.device = "cpu",
-    rnn_class: type[nn.RNN] = FusedRNN,
-) -> tuple[NameClassifier, tuple[str, ...]]:
-    """Return the model saved at `path`, in evaluation mode, and its languages.
-
-    Only tensors and plain values are read, never code. Raises InputError when there is no
-    checkpoint, or something else, and OSError when the disk fails.
-    """
-    path = Path(path)
-    advice = "run `python -m namernn_fast.names train` first"
-    if not path.is_file():
-        raise InputError(f"{path}: there is no checkpoint here; {advice}")
-    # Read apart, so that the disk's errors are not taken for torch's complaints about the content.
-    saved = io.BytesIO(path.read_bytes())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(saved, map_location="cpu", weights_only=True)
-        model, languages = _restore(content, rnn_class)
-    # Foreign bytes fail in too many ways to list; what failed stays on as the cause.
-    except Exception as error:
-        raise InputError(f"{path}: not a checkpoint of namernn_fast.names; {advice}") from error
-    return model.to(device).eval(), languages
-
-
-def _restore(content: Any, rnn_class: type[nn.RNN]) -> tuple[NameClassifier, tuple[str, ...]]:
-    if not isinstance(content, dict):
-        raise TypeError("not a dictionary")
-    if (content["format"], content["alphabet"]) != (_FORMAT, ALPHABET):
-        raise ValueError("another format")
-    languages = tuple(content["languages"])
-    if not all(isinstance(language, str) and language.isprintable() for language in languages):
-        raise ValueError("odd languages")
-    # Without memory, so that an odd configuration fails on the weights' shapes, not on their size.
-    with torch.device("meta"):
-        model = NameClassifier(len(languages), rnn_class=rnn_class, **content["config"])
-    weights = content["state_dict"]
-    if not all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values()):
-        raise ValueError("odd weights")
-    model.load_state_dict(weights, assign=True)
-    return model, languages

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from namernn_fast.names import __main__ as cli
-from namernn_fast.names import data
+from namernn_fast.names import dataset
 from namernn_fast.names.sample import SAMPLE
 
 SMALL = ["--embedding-size", "16", "--hidden-size", "32"]
@@ -48,7 +48,7 @@ def fails(run):
 @pytest.fixture
 def offline(monkeypatch):
     """No route to the data: an address that is none fails at once, without a retry."""
-    monkeypatch.setattr(data, "DATA_URL", "nowhere")
+    monkeypatch.setattr(dataset, "DATA_URL", "nowhere")
 
 
 def test_train_then_predict(folder, run, cache):
@@ -104,7 +104,7 @@ def test_every_option_of_train_arrives(folder, run, tmp_path):
         "dropout": 0.1,
     }
     expected = cli.fit(
-        data.read_names(folder),
+        dataset.read_names(folder),
         epochs=1,
         batch_size=50,
         lr=0.01,
@@ -325,7 +325,7 @@ def test_the_package_needs_torch_alone(root):
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('requests', 'tqdm', 'urllib3')));"
         "import namernn_fast.names as names;"
-        "from namernn_fast.names.data import embedded_sample;"
+        "from namernn_fast.names.dataset import embedded_sample;"
         "print(len(names.fit(embedded_sample(), epochs=1).history))"
     )
     process = start(root, "-c", code)

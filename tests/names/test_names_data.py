@@ -4,12 +4,13 @@ import io
 import random
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namernn_fast.names import InputError, data, fold, load_names, read_names
+from namernn_fast.names import InputError, dataset, files, fold, load_names, read_names
 from namernn_fast.names.sample import SAMPLE
 
 COUNTS = {
@@ -51,7 +52,7 @@ def test_the_real_files_give_the_same_rows_from_a_zip(real_folder, make_zip):
 
 
 def test_the_sample():
-    sample = data.embedded_sample()
+    sample = dataset.embedded_sample()
     assert sample.is_sample
     assert sample.source == "the embedded sample"
     assert sample.languages == tuple(COUNTS)
@@ -117,7 +118,7 @@ def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(home, tmp_path
         monkeypatch.delenv("XDG_CACHE_HOME")
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", home)
-    assert data.cache_folder() == tmp_path / ".cache" / "namernn_fast"
+    assert files.cache_folder() == tmp_path / ".cache" / "namernn_fast"
 
 
 def test_what_is_skipped_is_said_once(make_folder, caplog):
@@ -196,23 +197,23 @@ def test_a_truncated_zip_is_an_error(make_zip):
 
 
 def test_a_bomb_is_refused_whatever_its_header_says(make_zip):
-    path = make_zip({"data/names/Bomb.txt": b"a" * (data.MAX_FILE_BYTES + 1)})
+    path = make_zip({"data/names/Bomb.txt": b"a" * (dataset.MAX_FILE_BYTES + 1)})
     assert path.stat().st_size < 2**13
     assert refusal(path) == f"{path}: data/names/Bomb.txt: too large, more than 4 MiB"
     content = path.read_bytes()
-    size = struct.pack("<I", data.MAX_FILE_BYTES + 1)
+    size = struct.pack("<I", dataset.MAX_FILE_BYTES + 1)
     assert content.count(size) == 2
     path.write_bytes(content.replace(size, struct.pack("<I", 7)))
     assert refusal(path).startswith(f"{path}: not a readable zip (Bad CRC-32")
 
 
 def test_a_folder_is_limited_as_a_zip_is(make_folder):
-    folder = make_folder({"Bomb": b"a" * (data.MAX_FILE_BYTES + 1)})
+    folder = make_folder({"Bomb": b"a" * (dataset.MAX_FILE_BYTES + 1)})
     assert refusal(folder) == f"{folder / 'Bomb.txt'}: too large, more than 4 MiB"
 
 
 def test_many_files_are_limited_in_all(make_folder, make_zip, monkeypatch):
-    monkeypatch.setattr(data, "MAX_TOTAL_BYTES", 2**20)
+    monkeypatch.setattr(dataset, "MAX_TOTAL_BYTES", 2**20)
     text = "Agirre\n" * (2**20 // 7 // 2)
     path = make_zip({f"data/names/{language}.txt": text for language in "ABC"})
     assert refusal(path) == f"the zip {path}: too large, more than 1 MiB"
@@ -222,9 +223,9 @@ def test_many_files_are_limited_in_all(make_folder, make_zip, monkeypatch):
 
 def test_a_large_archive_is_refused_unread(make_zip, monkeypatch):
     path = make_zip(TWO)
-    monkeypatch.setattr(data, "MAX_ARCHIVE_BYTES", path.stat().st_size)
+    monkeypatch.setattr(dataset, "MAX_ARCHIVE_BYTES", path.stat().st_size)
     assert read_names(path).languages == ("Basque", "Welsh")
-    monkeypatch.setattr(data, "MAX_ARCHIVE_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(dataset, "MAX_ARCHIVE_BYTES", path.stat().st_size - 1)
     assert "too large, more than" in refusal(path)
 
 
@@ -264,13 +265,13 @@ def test_a_damaged_zip_gives_names_or_an_error_that_says_so(tmp_path_factory, se
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "file"
-    with data.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(b"one")
         assert not path.exists()
     assert path.read_bytes() == b"one"
 
     def interrupted():
-        with data.replacing(path) as file:
+        with files.replacing(path) as file:
             file.write(b"tw")
             raise KeyboardInterrupt
 
@@ -284,6 +285,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_only_plain_files_are_replaced(path):
     with (
         pytest.raises(InputError, match=f"^{path}: not a plain file$"),
-        data.replacing(data.Path(path)),
+        files.replacing(Path(path)),
     ):
         pass

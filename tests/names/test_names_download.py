@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from namernn_fast.names import DownloadError, data, load_names
+from namernn_fast.names import DownloadError, dataset, load_names
 
 QUICK = {"timeout": (0.5, 0.3), "retries": 0}
 
@@ -37,7 +37,7 @@ def answer(content, stated=None, status=200):
 def failure(url, path, **options):
     """Return why the download fails, after checking that it leaves nothing behind."""
     with pytest.raises(DownloadError) as error:
-        data.download_names(url, path, **(QUICK | options))
+        dataset.download_names(url, path, **(QUICK | options))
     assert list(path.parent.iterdir()) == []
     return str(error.value)
 
@@ -48,7 +48,7 @@ def target(cache):
 
 
 def test_a_download_is_kept_and_used_again(serve, archive, target, caplog, monkeypatch):
-    monkeypatch.setattr(data, "DATA_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(dataset, "DATA_SHA256", hashlib.sha256(archive).hexdigest())
     url = serve(answer(archive))
     names = load_names(url=url)
     assert names.source == f"a download of {url}"
@@ -63,22 +63,22 @@ def test_a_download_is_kept_and_used_again(serve, archive, target, caplog, monke
 
 
 def test_the_length_need_not_be_stated(serve, archive, target):
-    names = data.download_names(serve(answer(archive, stated="")), target, **QUICK)
+    names = dataset.download_names(serve(answer(archive, stated="")), target, **QUICK)
     assert names.languages == ("Basque", "Welsh")
 
 
 def test_progress_is_shown_on_a_terminal_alone(serve, archive, target, capsys, monkeypatch):
     url = serve(answer(archive))
-    data.download_names(url, target, **QUICK)
+    dataset.download_names(url, target, **QUICK)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    data.download_names(url, target, **QUICK)
+    dataset.download_names(url, target, **QUICK)
     assert "names: 100%" in capsys.readouterr().err
 
 
 def test_another_checksum_is_a_warning(serve, archive, target, caplog):
     url = serve(answer(archive))
-    assert data.download_names(url, target, **QUICK).languages == ("Basque", "Welsh")
+    assert dataset.download_names(url, target, **QUICK).languages == ("Basque", "Welsh")
     digest = hashlib.sha256(archive).hexdigest()
     assert [record.getMessage() for record in caplog.records] == [
         f"{url}: not the known version (sha256 {digest})"
@@ -105,7 +105,7 @@ def test_not_found(serve, target):
 def test_a_servers_error_is_tried_again(serve, archive, target):
     statuses = iter((503, 200))
     url = serve(lambda handler: answer(archive, status=next(statuses))(handler))
-    assert data.download_names(url, target, timeout=(1, 1), retries=1).counts()["Welsh"] == 1
+    assert dataset.download_names(url, target, timeout=(1, 1), retries=1).counts()["Welsh"] == 1
     assert serve.requests == 2
 
 
@@ -155,7 +155,7 @@ def test_a_page_in_the_place_of_the_zip(serve, target):
 
 @pytest.mark.parametrize("stated", [None, ""], ids=["stated", "unstated"])
 def test_a_body_that_is_too_large(serve, target, monkeypatch, stated):
-    monkeypatch.setattr(data, "MAX_ARCHIVE_BYTES", 2**18)
+    monkeypatch.setattr(dataset, "MAX_ARCHIVE_BYTES", 2**18)
     url = serve(answer(bytes(2**18 + 1), stated))
     assert failure(url, target) == f"{url}: too large, more than 0.25 MiB"
 

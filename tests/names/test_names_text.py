@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast.names import ALPHABET, InputError, encode, encode_names, fold
-from namernn_fast.names.data import read_names
+from namernn_fast.names.dataset import read_names
 
 folded_names = st.text(ALPHABET, min_size=1, max_size=20).filter(str.strip).map(str.strip)
 quick = settings(deadline=None, database=None, max_examples=100)

@@ -27,7 +27,7 @@ from namernn_fast.names import (
     split,
     train_step,
 )
-from namernn_fast.names.data import embedded_sample
+from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.names.text import ALPHABET
 
 SAMPLE = embedded_sample()

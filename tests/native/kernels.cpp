@@ -18,7 +18,8 @@
 #include <thread>
 #include <vector>
 
-#include "kernel.h"
+#include "contract.h"
+#include "plan.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -34,9 +35,10 @@ Plan forced_plan{1, 1, 0};
 
 }  // namespace
 
-// These take the place of plan.cpp: the driver says how work is shared out.
-Plan choose_plan(const Steps& steps, const Machine&, int64_t, int64_t, int64_t panels, size_t) {
-  return {std::min(forced_plan.groups, steps.B), std::min(forced_plan.members, panels), 0};
+// Definitions in place of plan.cpp: the driver says how work is shared out.
+Plan choose_plan(const Workload& workload) {
+  return {std::min(forced_plan.groups, workload.layout.B),
+          std::min(forced_plan.members, workload.panels), 0};
 }
 int64_t choose_workers(double, const Machine& machine) { return machine.threads; }
 
@@ -111,13 +113,13 @@ void* scratch(size_t bytes) {
 
 // ---- One problem: arguments, a run, its results ----
 
-enum class Layout { dense, batch_first, packed, any_order, jagged };
-constexpr unsigned kLayouts = 5;
+enum class Kind { dense, batch_first, packed, any_order, jagged };
+constexpr unsigned kKinds = 5;
 
 struct Problem {
   int64_t D, H, T, B;
-  Layout layout;
-  bool reverse, relu, bias, hx, resets, batch_invariant, prepacked, expanded_grad;
+  Kind kind;
+  bool reverse, relu, bias, hx, resets, batch_invariant, packed_before, expanded_grad;
   bool want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 };
 
@@ -186,12 +188,12 @@ struct Results {
 struct Shape {
   std::vector<int64_t> count, start, order, origin;
   int64_t N = 0;     // rows that are computed
-  int64_t rows = 0;  // that a tensor has room for
-  Steps steps;
+  int64_t rows = 0;  // that a tensor can hold
+  SequenceLayout layout{};
 
   explicit Shape(const Problem& p) : count(p.T), start(p.T), order(p.B), origin(p.B) {
-    const bool ordered = p.layout == Layout::any_order || p.layout == Layout::jagged;
-    const bool ragged = ordered || p.layout == Layout::packed;
+    const bool ordered = p.kind == Kind::any_order || p.kind == Kind::jagged;
+    const bool ragged = ordered || p.kind == Kind::packed;
     std::vector<int64_t> length(p.B);
     for (int64_t t = 0; t < p.T; ++t) {
       count[t] = ragged ? std::max<int64_t>(1, p.B - t * p.B / p.T) : p.B;
@@ -201,44 +203,44 @@ struct Shape {
     }
     for (int64_t b = 0; b < p.B; ++b) order[b] = (p.B + p.B / 2 - b) % p.B;
     for (int64_t b = 0; b < p.B; ++b) {
-      if (p.layout == Layout::any_order) origin[b] = order[b];
-      for (int64_t other = 0; other < p.B && p.layout == Layout::jagged; ++other) {
+      if (p.kind == Kind::any_order) origin[b] = order[b];
+      for (int64_t other = 0; other < p.B && p.kind == Kind::jagged; ++other) {
         if (order[other] < order[b]) origin[b] += length[other];
       }
     }
-    rows = p.layout == Layout::any_order ? p.T * p.B : N;
-    steps = {p.T,
-             p.B,
-             N,
-             ragged ? count.data() : nullptr,
-             p.layout == Layout::packed ? start.data() : nullptr,
-             ordered ? order.data() : nullptr,
-             ordered ? origin.data() : nullptr};
+    rows = p.kind == Kind::any_order ? p.T * p.B : N;
+    layout.T = p.T;
+    layout.B = p.B;
+    layout.N = N;
+    if (ragged) layout.count = count.data();
+    if (p.kind == Kind::packed) layout.start = start.data();
+    if (ordered) layout.order = order.data();
+    if (ordered) layout.origin = origin.data();
   }
   Shape(const Shape&) = delete;
   Shape& operator=(const Shape&) = delete;
 };
 
 template <class Element>
-Rows<Element> rows_of(const Problem& p, Element* data, int64_t features) {
-  switch (p.layout) {
-    case Layout::batch_first:
+RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
+  switch (p.kind) {
+    case Kind::batch_first:
       return {data, features, p.T * features};
-    case Layout::jagged:
+    case Kind::jagged:
       return {data, features, features};
     default:
       return {data, p.B * features, features};
   }
 }
 
-// The layer as a pass reads it that packs at every call, or that was given packed weights.
+// The layer with its weights in panels that are packed before the pass runs.
 template <class Storage>
-Layer<Storage> prepack(const Packing<Storage>& packing, Layer<Storage> layer,
-                       std::unique_ptr<Guarded>& memory, const Runtime& runtime) {
-  memory = std::make_unique<Guarded>(packing.bytes(layer.D, layer.H), 64);
-  packing.pack(layer, memory->data(), runtime);
+Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
+                           std::unique_ptr<Guarded>& memory, const Runtime& runtime) {
+  memory = std::make_unique<Guarded>(format.bytes(layer.D, layer.H), 64);
+  format.pack(layer, memory->data(), runtime);
   taken.clear();
-  layer.packed = memory->data();
+  layer.panels = memory->data();
   layer.weight_ih = layer.weight_hh = layer.bias_ih = layer.bias_hh = nullptr;
   return layer;
 }
@@ -258,7 +260,7 @@ Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const
   Results<Storage> results(p, rows);
 
   Layer<Storage> layer{};
-  layer.steps = shape.steps;
+  layer.layout = shape.layout;
   layer.D = p.D;
   layer.H = p.H;
   layer.reverse = p.reverse;
@@ -272,23 +274,26 @@ Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const
   layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
   if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
   layer.batch_invariant = p.batch_invariant;
-  std::unique_ptr<Guarded> packed;
+  layer.chains = {kChain, kChain};
+  std::unique_ptr<Guarded> panels;
 
   Forward<Storage> forward{layer, rows_of(p, results.output.data(), p.H), results.h_n.data()};
-  if (p.prepacked) forward.layer = prepack(kernels.forward_packing, layer, packed, runtime);
+  if (p.packed_before && kernels.forward_panels.pack) {
+    forward.layer = with_panels(kernels.forward_panels, layer, panels, runtime);
+  }
   kernels.forward(forward, runtime);
   taken.clear();
 
   Backward<Storage> backward{};
   backward.layer = layer;
-  if (p.prepacked && kernels.backward_packing.pack) {
-    backward.layer = prepack(kernels.backward_packing, layer, packed, runtime);
+  if (p.packed_before && kernels.backward_panels.pack) {
+    backward.layer = with_panels(kernels.backward_panels, layer, panels, runtime);
   }
   backward.output = rows_of<const Storage>(p, results.output.data(), p.H);
   backward.grad_output = rows_of<const Storage>(p, grad_output.data(), p.H);
   backward.grad_h_n = grad_h_n.data();
   backward.grad_h_n_stride = p.expanded_grad ? 0 : p.H;
-  backward.grad_h_n_step = p.expanded_grad ? 0 : 1;
+  backward.grad_h_n_feature_stride = p.expanded_grad ? 0 : 1;
   if (p.want_input) backward.grad_input = rows_of(p, results.grad_input.data(), p.D);
   backward.accumulate_input = p.accumulate_input;
   if (p.accumulate_input) results.grad_input.draw(random, 0);
@@ -318,15 +323,15 @@ void check(const char* name, const KernelsFor<Storage>& kernels) {
   static const Plan plans[] = {{2, 1, 0}, {1, 2, 0}, {3, 1, 0}, {1, 3, 0}, {2, 2, 0}, {2, 3, 0}};
   unsigned round = 0;
   for (const auto& [D, H, T, B] : shapes) {
-    for (unsigned options = 0; options < 4 * kLayouts; ++options) {
+    for (unsigned options = 0; options < 4 * kKinds; ++options) {
       // The round's number varies what does not interact, bit by bit.
       const auto bit = [&](int i) { return ((round * 2654435761u) >> (31 - i) & 1) != 0; };
       Problem p{};
       p.D = D, p.H = H, p.T = T, p.B = B;
-      p.layout = Layout(options % kLayouts);
-      p.reverse = options / kLayouts % 2 != 0;
-      p.relu = options / kLayouts / 2 != 0;
-      p.hx = bit(0), p.prepacked = bit(1), p.expanded_grad = bit(2);
+      p.kind = Kind(options % kKinds);
+      p.reverse = options / kKinds % 2 != 0;
+      p.relu = options / kKinds / 2 != 0;
+      p.hx = bit(0), p.packed_before = bit(1), p.expanded_grad = bit(2);
       p.want_input = bit(3), p.want_hx = bit(4), p.want_weights = bit(5);
       p.accumulate_input = p.want_input && bit(6);
       p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);

@@ -1,0 +1,196 @@
+"""The calls whose results `bits` compares: options, layouts, dtypes, sizes and values.
+
+The product of most options and layouts is complete. Whatever else a call can vary in is drawn for
+each call from a generator that is seeded with the call's name.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+NONLINEARITIES = ("tanh", "relu")
+LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", "lengths", "jagged")
+EITHER = (False, True)
+
+ALL = "all"
+WANTED = (ALL, "weights", "input", "hx", "nothing")
+SECOND_ORDER = "second order"
+GIVEN = ("both", "output", "h_n", "sums")
+VALUES = ("normal", "saturated", "non-finite")
+
+
+class Sizes(NamedTuple):
+    """The sizes of a call."""
+
+    input_size: int
+    hidden_size: int
+    seq_len: int
+    batch: int
+
+
+TINY, ALIGNED, ODD, BROAD = (
+    *(Sizes(5, 7, 6, 4), Sizes(16, 32, 9, 5), Sizes(33, 70, 12, 17), Sizes(64, 100, 5, 40)),
+)
+SMALL = (
+    *(TINY, ALIGNED, ODD, BROAD, Sizes(64, 64, 8, 3), Sizes(1, 1, 3, 2), Sizes(8, 257, 4, 9)),
+    *(Sizes(128, 128, 20, 2), Sizes(3, 48, 1, 64), Sizes(96, 16, 7, 33)),
+)
+# seq_len and batch on both sides of what the backward pass counts rows by: a block has 256 rows at
+# least, a gradient is summed in parts of 4,096 rows once a group of sequences has more than 8,192.
+# Two threads may halve the rows of a group.
+ROWS = (
+    *((1, 255), (1, 257), (51, 5), (16, 16), (257, 1), (511, 1), (64, 8), (19, 27)),
+    *((4095, 1), (64, 64), (17, 241), (4097, 1), (32, 256), (33, 249), (100, 83), (8193, 1)),
+    *((128, 128), (130, 130)),
+)
+# Weights so wide that a block has 256 rows, whatever the cache.
+WIDE = (Sizes(384, 384, 3, 85), Sizes(384, 384, 3, 86), Sizes(350, 384, 19, 27))
+# One sequence of at most 16 steps leaves the weights unpacked where the sizes are whole vectors.
+SHORT = tuple(
+    Sizes(*features, steps, 1)
+    for features in ((8, 12), (16, 16), (32, 48), (64, 64), (64, 256))
+    for steps in (1, 2, 8, 16, 17)
+)
+# Stacks of layers, of which two threads run about half as waves.
+STACKS = (
+    *(Sizes(32, 32, 64, 1), Sizes(32, 32, 300, 1), Sizes(20, 36, 250, 2), Sizes(64, 80, 250, 3)),
+    *(Sizes(128, 96, 200, 1), Sizes(64, 128, 64, 3), Sizes(64, 256, 64, 1), Sizes(48, 60, 100, 5)),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call and its gradients."""
+
+    sizes: Sizes
+    dtype: str = "float32"
+    layout: str = "dense"
+    nonlinearity: str = "tanh"
+    bias: bool = True
+    batch_first: bool = False
+    bidirectional: bool = False
+    num_layers: int = 1
+    dropout: float = 0.0
+    hx: bool = True
+    reset: bool = False
+    strided: bool = False
+    """Whether input, hx and the gradients given are every other feature of wider tensors."""
+    batch_invariant: bool = False
+    wanted: str = ALL
+    """The tensors whose gradients are wanted; `SECOND_ORDER` differentiates them again."""
+    given: str = "both"
+    """The results that are given a gradient; "sums" gives gradients of ones that are expanded."""
+    values: str = "normal"
+    call: str = "module"
+    """What is called: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`."""
+    autocast: str = ""
+    """The dtype of autocast, or nothing."""
+
+    @property
+    def name(self) -> str:
+        """All that differs from the defaults, in words; no two cases share a name."""
+        sizes = (f"{letter}{size}" for letter, size in zip("DHTB", self.sizes, strict=True))
+        words = [self.call, self.layout, self.dtype, *sizes]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("call", "layout", "dtype", "sizes") or value == field.default:
+                continue
+            words.append(field.name if value is True else f"{field.name}={value}")
+        return " ".join(words)
+
+
+def drawn(case: Case) -> Case:
+    """Draws what the case's name does not fix: how it is called, and what is asked of it."""
+    draw = random.Random(case.name)
+    wanted = draw.choice((ALL, ALL, ALL, *WANTED))
+    return replace(
+        case,
+        bias=draw.choice(EITHER),
+        batch_first=draw.choice(EITHER),
+        strided=draw.choice(EITHER),
+        batch_invariant=draw.random() < 0.2,
+        wanted=ALL if wanted == "hx" and not case.hx else wanted,
+        given=draw.choice(("both", "both", *GIVEN)),
+        call=draw.choice(("module", "module", "function")),
+    )
+
+
+def option_cases() -> Iterator[Case]:
+    """Every combination of most options, layout and dtype."""
+    for dtype, layout, reset, nonlinearity, bidirectional, layers, hx in itertools.product(
+        DTYPES, LAYOUTS, EITHER, NONLINEARITIES, EITHER, (1, 3), EITHER
+    ):
+        if reset and layout == "jagged":
+            continue  # the library takes no resets there
+        case = Case(
+            TINY,
+            dtype,
+            layout,
+            nonlinearity,
+            bidirectional=bidirectional,
+            num_layers=layers,
+            hx=hx,
+            reset=reset,
+        )
+        yield drawn(replace(case, sizes=random.Random(case.name).choice(SMALL)))
+
+
+def size_cases() -> Iterator[Case]:
+    """Sizes on both sides of a limit in the kernels."""
+    for dtype in DTYPES:
+        for index, (steps, batch) in enumerate(ROWS):
+            for layout in ("dense", LAYOUTS[2 + index % 4]):
+                sizes = Sizes(24, 40, steps, batch)
+                nonlinearity = NONLINEARITIES[index // 2 % 2]
+                yield Case(sizes, dtype, layout, nonlinearity, hx=index % 3 > 0)
+        for sizes in WIDE:
+            yield Case(sizes, dtype)
+            yield Case(sizes, dtype, "packed unsorted", "relu")
+        for sizes, nonlinearity, invariant in itertools.product(SHORT, NONLINEARITIES, EITHER):
+            case = Case(sizes, dtype, nonlinearity=nonlinearity, batch_invariant=invariant)
+            draw = random.Random(case.name)
+            layout = draw.choice(("unbatched", "dense", "packed", "jagged"))
+            bias, hx, strided = (draw.choice(EITHER) for _ in range(3))
+            yield replace(case, layout=layout, bias=bias, hx=hx, strided=strided)
+        for sizes, nonlinearity in itertools.product(STACKS, NONLINEARITIES):
+            case = Case(sizes, dtype, "dense", nonlinearity, num_layers=3)
+            yield case
+            draw = random.Random(case.name)
+            yield replace(case, layout=draw.choice(LAYOUTS[2:5]), reset=draw.choice(EITHER))
+
+
+def value_cases() -> Iterator[Case]:
+    """Values that saturate tanh, overflow, or are no numbers."""
+    for dtype, nonlinearity, values, layout, layers, sizes in itertools.product(
+        DTYPES, NONLINEARITIES, VALUES[1:], LAYOUTS[:5:2], (1, 2), (ALIGNED, ODD)
+    ):
+        yield Case(sizes, dtype, layout, nonlinearity, num_layers=layers, values=values)
+
+
+def gradient_cases() -> Iterator[Case]:
+    """Every choice of the gradients that are wanted and those that are given."""
+    for dtype, wanted, given, layers in itertools.product(
+        DTYPES, (*WANTED, SECOND_ORDER), GIVEN, (1, 3)
+    ):
+        yield Case(ODD, dtype, num_layers=layers, wanted=wanted, given=given)
+
+
+def other_cases() -> Iterator[Case]:
+    """Cells, dropout and autocast."""
+    for dtype, nonlinearity, bias, hx, layout, sizes in itertools.product(
+        DTYPES, NONLINEARITIES, EITHER, EITHER, LAYOUTS[:2], (TINY, BROAD)
+    ):
+        yield Case(sizes, dtype, layout, nonlinearity, bias, hx=hx, call="cell")
+    for dtype, layout in itertools.product(DTYPES, LAYOUTS):
+        yield Case(ALIGNED, dtype, layout, num_layers=3, dropout=0.5)
+    for autocast, layout, layers in itertools.product(DTYPES[2:], LAYOUTS, (1, 3)):
+        yield Case(ODD, "float32", layout, num_layers=layers, autocast=autocast)
+
+
+def all_cases() -> list[Case]:
+    """Returns every case once."""
+    sources = (option_cases, size_cases, value_cases, gradient_cases, other_cases)
+    return list(dict.fromkeys(case for source in sources for case in source()))

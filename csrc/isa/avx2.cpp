@@ -1,0 +1,7 @@
+#define NAMERNN_VECTOR_BYTES 32
+#define NAMERNN_REGISTERS 16
+#include "kernel/table.h"
+
+namespace namernn_fast {
+constexpr Kernels kernels_avx2 = kernels_named("avx2");
+}  // namespace namernn_fast

@@ -1,0 +1,12 @@
+// Whatever the compiler targets by default: SSE2 on x86-64, NEON on 64-bit ARM.
+#define NAMERNN_VECTOR_BYTES 16
+#if defined(__aarch64__)
+#define NAMERNN_REGISTERS 32
+#else
+#define NAMERNN_REGISTERS 16
+#endif
+#include "kernel/table.h"
+
+namespace namernn_fast {
+constexpr Kernels kernels_baseline = kernels_named("baseline");
+}  // namespace namernn_fast

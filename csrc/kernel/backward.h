@@ -1,0 +1,366 @@
+// The backward pass: one time block after the other, last step first.
+//
+// First the recurrence dz_t = (grad_output_t + grad_h_t) act'(z_t), grad_h_{t-1} = dz_t W_hh; then,
+// over all rows of the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and
+// dz W_ih. The rows of a time block fit in cache together. Where the plan has groups of sequences,
+// each goes its own way through time with parameter gradients of its own, which are added up in the
+// end: no row travels between cores.
+//
+// How these products are computed is a type, FloatProducts or PairProducts, with the members:
+// - Storage, Scalar: the type of the layer, and the type of its sums;
+// - Element, Recurrence: the type of the products' operands, and the panels of weight_hh;
+// - block_rows: rows of a time block, about;
+// - gradient_size, deliver_gradient: sums of a gradient [H, width], and their way to the caller;
+// - prepare_input_gradient, pack_input_panel: weight_ih in panels, where grad_input is wanted;
+// - prepare_rows: memory for the rows of a group's time blocks;
+// - keep_row: keeps h_{t-1} (null: zeros) and x_t of a row for the products over the time block;
+// - step_back: grad_h = dz W_hh for rows of one time, and the columns given;
+// - end_recurrence: what is left to prepare once the rows of the time block are known;
+// - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels;
+// - write_input_gradient: grad_input (+)= dz W_ih over the time block's rows.
+#pragma once
+
+#include "kernel/float_products.h"
+#include "kernel/subnormals.h"
+
+namespace namernn_fast {
+namespace {
+
+// What one group of sequences works with.
+template <class Products>
+struct BackwardGroup {
+  using Scalar = typename Products::Scalar;
+
+  GroupRows rows;
+  GradientSums<Scalar> gradients;  // if parameter gradients are wanted
+  Products products;
+  WeightCopies copies;  // of weight_hh, of all groups
+  Scalar* grad_h;       // [B, H], of all groups
+};
+
+template <class Products>
+struct BackwardPass {
+  using Group = BackwardGroup<Products>;
+
+  const Backward<typename Products::Storage>& args;
+  const Runtime& runtime;
+  Plan plan;
+  Team* teams;         // [groups]
+  int64_t block_rows;  // of a time block, about
+  Group* groups;       // [groups]
+};
+
+template <class Products, class Storage>
+void pack_input_panels(const Products& products, const Layer<Storage>& layer,
+                       const Runtime& runtime) {
+  const int64_t panels = panel_count<typename Products::Scalar>(layer.D);
+  const double packing = kPackingCost / 2 * double(layer.H) * double(layer.D);
+  const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
+      products.pack_input_panel(layer, p);
+    }
+  });
+}
+
+// The weights in panels for several calls of the backward pass.
+template <class Storage>
+size_t backward_bytes(int64_t D, int64_t H) {
+  using Scalar = Compute<Storage>;
+  return RecurrencePanels<Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
+}
+template <class Storage>
+void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
+  pack_all<RecurrencePanels<Storage>>(layer, panels, runtime);
+  FloatProducts<Storage> products{};
+  products.weight_ih = FloatProducts<Storage>::weight_ih_in(panels, layer.D, layer.H);
+  pack_input_panels(products, layer, runtime);
+}
+
+// The group's rows before every time, or null: all its sequences are alive at every time.
+inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice,
+                                       const Runtime& runtime) {
+  if (!layout.count) return nullptr;
+  int64_t* start = scratch<int64_t>(runtime, layout.T + 1);
+  start[0] = 0;
+  for (int64_t t = 0; t < layout.T; ++t) {
+    start[t + 1] = start[t] + alive_end(layout, t, slice) - slice.begin;
+  }
+  return start;
+}
+
+template <class Products>
+BackwardPass<Products> prepare_backward(const Backward<typename Products::Storage>& args,
+                                        const Runtime& runtime) {
+  using Scalar = typename Products::Scalar;
+  using Group = BackwardGroup<Products>;
+  const auto& layer = args.layer;
+  const SequenceLayout& layout = layer.layout;
+  const int64_t H = layer.H;
+  const bool recurrent = layout.T > 1 || args.grad_hx;
+  const Plan plan = recurrent ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
+                                             sizeof(typename Products::Element)})
+                              : Plan{1, 1, 0};
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  const int64_t block_rows = Products::block_rows(layer, runtime);
+
+  Group common{};
+  common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
+  common.grad_h =
+      gathering_place<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
+  if (args.grad_input.data) {
+    common.products.prepare_input_gradient(layer, plan, runtime);
+    if (!layer.panels) pack_input_panels(common.products, layer, runtime);
+  }
+  const GradientSizes sizes{Products::gradient_size(H, layer.D), Products::gradient_size(H, H),
+                            args.grad_bias ? H : 0};
+  Group* groups = scratch<Group>(runtime, plan.groups);
+  for (int64_t g = 0; g < plan.groups; ++g) {
+    Group group = common;
+    const Slice slice = slice_of(layout, g, plan.groups);
+    group.rows = {slice, count_group_rows(layout, slice, runtime)};
+    const int64_t width = slice.end - slice.begin;
+    const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
+    group.products.prepare_rows(args, capacity, runtime);
+    if (args.grad_weight_ih) {
+      const int64_t rows = first_row(group.rows, layout.T);
+      group.gradients = gradient_sums(args, sizes, g, rows, runtime);
+    }
+    groups[g] = group;
+  }
+  return {args, runtime, plan, teams, block_rows, groups};
+}
+
+// Reads the part's columns of the gradients of its last states, zeros where there are none.
+template <class Storage, class Scalar>
+inline void read_last_gradients(const Backward<Storage>& args, const Part& part, Scalar* grad_h) {
+  const int64_t first = part.columns.first;
+  const int64_t width = part.columns.last - first;
+  const int64_t stride = args.grad_h_n_feature_stride;
+  for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
+    Scalar* own = grad_h + b * args.layer.H + first;
+    if (!args.grad_h_n) {
+      std::memset(own, 0, width * sizeof(Scalar));
+      continue;
+    }
+    const Storage* given =
+        args.grad_h_n + place_of(args.layer.layout, b) * args.grad_h_n_stride + first * stride;
+    for (int64_t j = 0; stride != 1 && j < width; ++j) convert(given + j * stride, own + j, 1);
+    if (stride == 1) convert(given, own, width);
+  }
+}
+
+// One step of the recurrence, at time t. `row`: the number in the time block that sequence 0 would
+// have.
+template <class Products>
+inline void backward_step(const Backward<typename Products::Storage>& args,
+                          const BackwardGroup<Products>& group,
+                          const typename Products::Element* weight_hh, int64_t t, int64_t row,
+                          const Part& part, const Runtime& runtime) {
+  const auto& layer = args.layer;
+  const SequenceLayout& layout = layer.layout;
+  const Products& products = group.products;
+  const Slice slice = part.slice;
+  const int64_t first_column = part.columns.first;
+  const int64_t width = part.columns.last - first_column;
+  const int64_t continued = continued_end(layer, t, slice);
+  const int64_t end = alive_end(layout, t, slice);
+  for (int64_t b = slice.begin; b < end; ++b) {
+    activate_backward(
+        layer.activation, row_at(args.output, layout, t, b) + first_column,
+        group.grad_h + b * layer.H + first_column,
+        args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
+        products.dz + (row + b) * products.dz_stride + first_column, width);
+  }
+  if (args.grad_weight_ih || args.grad_input.data) {
+    for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
+      products.keep_row(args, row + b, t, b, previous_state(layer, args.output, t, b, continued));
+    }
+  }
+  if (part.team) barrier(*part.team, runtime);
+  const int64_t wanted = args.grad_hx ? end : continued;
+  products.step_back(row + slice.begin, weight_hh, layer.H, wanted - slice.begin, part.columns,
+                     group.grad_h + slice.begin * layer.H);
+  for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
+    for (int64_t b = first; cut && b < last; ++b) {
+      std::memset(group.grad_h + b * layer.H + first_column, 0,
+                  width * sizeof(typename Products::Scalar));
+    }
+  });
+}
+
+template <class Products>
+inline void backward_recurrence(const BackwardPass<Products>& pass,
+                                const BackwardGroup<Products>& group, const TimeBlock& block,
+                                const Part& part) {
+  const auto& args = pass.args;
+  const auto& layer = args.layer;
+  WeightCopies copies = group.copies;
+  copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or never read
+  const auto* weight_hh = weights_for<typename Products::Recurrence>(part, layer, copies).weights;
+  if (block.initial) read_last_gradients(args, part, group.grad_h);
+  const int64_t base = first_row(group.rows, block.first);
+  for (int64_t s = block.first; s < block.last; ++s) {
+    const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
+    const int64_t row = first_row(group.rows, t) - base - part.slice.begin;
+    backward_step(args, group, weight_hh, t, row, part, pass.runtime);
+  }
+  group.products.end_recurrence(args, count_rows(group.rows, block), part);
+}
+
+// The sum of n adjacent columns over rows, by halves: its error grows with the logarithm of rows.
+template <class Element>
+inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int64_t rows,
+                                      int64_t n) {
+  if (rows > 16) {
+    const int64_t half = rows / 2;
+    return sum_rows(first, stride, half, n) +
+           sum_rows(first + half * stride, stride, rows - half, n);
+  }
+  Vec<Compute<Element>> sum = {};
+  for (int64_t r = 0; r < rows; ++r) sum += load_upto(first + r * stride, n);
+  return sum;
+}
+
+// grad [H] (+)= the sum of dz over the block's rows.
+template <class Products, class Scalar>
+inline void add_bias_gradient(const Products& products, bool initial, Share& share, int64_t H,
+                              int64_t rows, Scalar* grad) {
+  if (!take(share)) return;
+  for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+    const Vec<Scalar> sum = sum_rows(products.dz + j, products.dz_stride, rows, n);
+    store_upto(grad + j, initial ? sum : load_upto(grad + j, n) + sum, n);
+  });
+}
+
+// The products over a block's rows, as far as they fall to this share of this worker.
+template <class Products>
+inline void backward_products(const BackwardPass<Products>& pass,
+                              const BackwardGroup<Products>& group, const TimeBlock& block,
+                              const Gathering& gathering, Share share, int64_t worker) {
+  const auto& args = pass.args;
+  const Products& products = group.products;
+  const int64_t H = args.layer.H;
+  const int64_t D = args.layer.D;
+  const int64_t rows = count_rows(group.rows, block);
+  if (args.grad_weight_ih) {
+    const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
+    const bool initial = block.initial && !group.gradients.accumulate;
+    products.add_weight_gradient(initial, share, H, rows, products.previous, H, grad.weight_hh);
+    products.add_weight_gradient(initial, share, H, rows, products.input, D, grad.weight_ih);
+    if (args.grad_bias) add_bias_gradient(products, initial, share, H, rows, grad.bias);
+  }
+  if (args.grad_input.data) {
+    products.write_input_gradient(args, group.rows, block, share, worker);
+  }
+}
+
+// Every group goes its own way through time, and its members share out the products too.
+template <class Products>
+void run_groups_apart(const BackwardPass<Products>& pass) {
+  const auto& layer = pass.args.layer;
+  run_plan(pass.plan, layer, pass.runtime, pass.teams, [&](const Part& part) {
+    const FlushSubnormals flush;
+    const auto& group = pass.groups[part.group];
+    const int64_t worker = part.group * pass.plan.members + part.member;
+    const auto add = [&] {
+      add_apart(group.gradients, part.member, part.member + 1, part.members);
+    };
+    Gathering gathering;
+    for (TimeBlock block = block_before_all(layer);
+         next_block(layer, group.rows, pass.block_rows, block);) {
+      backward_recurrence(pass, group, block, part);
+      if (part.team) barrier(*part.team, pass.runtime);
+      backward_products(pass, group, block, gathering, fixed_share(part.member, part.members),
+                        worker);
+      if (part.team) barrier(*part.team, pass.runtime);
+      gather(group.gradients, count_rows(group.rows, block), gathering, add);
+    }
+    if (gathering.apart) add();
+  });
+}
+
+// The only group goes through time by the plan; all threads share out the products, which have more
+// to share out than the recurrence.
+template <class Products>
+void run_one_group(const BackwardPass<Products>& pass) {
+  using Scalar = typename Products::Scalar;
+  const auto& args = pass.args;
+  const auto& layer = args.layer;
+  const Runtime& runtime = pass.runtime;
+  const auto& group = pass.groups[0];
+  const double per_row = double(sizeof(typename Products::Element)) / sizeof(Scalar) *
+                         double(layer.H) *
+                         ((args.grad_weight_ih ? 1 : 0) * double(layer.H + layer.D) +
+                          (args.grad_input.data ? 1 : 0) * double(layer.D));
+  const auto add = [&] {
+    const GradientSizes& sizes = group.gradients.sizes;
+    const double cost = kAddingCost * double(sizes.weight_ih + sizes.weight_hh);
+    const int64_t workers = choose_workers(cost, runtime.machine);
+    run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+      const FlushSubnormals flush;
+      add_apart(group.gradients, begin, end, workers);
+    });
+  };
+  Gathering gathering;
+  for (TimeBlock block = block_before_all(layer);
+       next_block(layer, group.rows, pass.block_rows, block);) {
+    run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
+      const FlushSubnormals flush;
+      backward_recurrence(pass, group, block, part);
+    });
+    const int64_t rows = count_rows(group.rows, block);
+    int64_t counter = 0;
+    run_parallel(runtime, choose_workers(per_row * double(rows), runtime.machine),
+                 [&](int64_t begin, int64_t) {
+                   const FlushSubnormals flush;
+                   backward_products(pass, group, block, gathering, dynamic_share(&counter), begin);
+                 });
+    gather(group.gradients, rows, gathering, add);
+  }
+  if (gathering.apart) add();
+}
+
+// Adds up the gradients of all groups, and writes what did not gather in its place.
+template <class Products>
+void deliver_gradients(const BackwardPass<Products>& pass) {
+  using Scalar = typename Products::Scalar;
+  const auto& args = pass.args;
+  const SequenceLayout& layout = args.layer.layout;
+  const int64_t H = args.layer.H;
+  const auto* groups = pass.groups;
+  if (!std::is_same_v<typename Products::Storage, Scalar> || layout.order) {
+    for (int64_t b = 0; args.grad_hx && b < layout.B; ++b) {
+      convert(groups[0].grad_h + b * H, args.grad_hx + place_of(layout, b) * H, H);
+    }
+  }
+  if (!args.grad_weight_ih) return;
+  const Gradients<Scalar>& sums = groups[0].gradients.sums;
+  const GradientSizes& sizes = groups[0].gradients.sizes;
+  const auto add_groups = [&](Scalar* Gradients<Scalar>::* gradient, int64_t n) {
+    add_up<Scalar>(pass.plan.groups, n, pass.runtime,
+                   [&](int64_t g) { return groups[g].gradients.sums.*gradient; });
+  };
+  if (pass.plan.groups > 1) {
+    add_groups(&Gradients<Scalar>::weight_ih, sizes.weight_ih);
+    add_groups(&Gradients<Scalar>::weight_hh, sizes.weight_hh);
+    if (sizes.bias) add_groups(&Gradients<Scalar>::bias, sizes.bias);
+  }
+  Products::deliver_gradient(sums.weight_ih, args.grad_weight_ih, H, args.layer.D, pass.runtime);
+  Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, H, H, pass.runtime);
+  deliver(sums.bias, args.grad_bias, H);
+}
+
+template <class Products>
+void backward(const Backward<typename Products::Storage>& args, const Runtime& runtime) {
+  const BackwardPass<Products> pass = prepare_backward<Products>(args, runtime);
+  if (pass.plan.groups > 1) {
+    run_groups_apart(pass);
+  } else {
+    run_one_group(pass);
+  }
+  deliver_gradients(pass);
+}
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,165 @@
+// The forward pass in bfloat16 on instructions that multiply pairs of bfloat16 and sum in float.
+//
+// A row of the left operand is [x_t, h_{t-1}], each padded with zeros to whole granules of kGranule
+// elements, so that the whole cell is one product. Two arrays of such rows take turns: while one is
+// read, the states are written into the other, rounded as they are in the output. A file in
+// csrc/isa/ defines the product of one tile beforehand, as the type `PairTile` with the members:
+//   rows: of a tile at most, all of which `a` and `c` can hold;
+//   multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] (+)= a[height, K] panel.
+#pragma once
+
+#include "kernel/cell.h"
+#include "kernel/weights.h"
+
+namespace namernn_fast {
+namespace {
+
+constexpr int64_t kGranule = 32;  // elements of K: a multiple of what any such instruction takes
+
+// n elements and the zeros up to a whole granule.
+inline int64_t padded(int64_t n) { return (n + kGranule - 1) / kGranule * kGranule; }
+
+// Panel of W^T, [padded(K) / 2, panel_width, 2], for columns first .. of a row-major W [width, K].
+inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t first,
+                       BFloat16* panel) {
+  constexpr int64_t lanes = Simd<float>::lanes;
+  constexpr int64_t panel_width = Shape<float>::panel_width;
+  static_assert(kGranule == 2 * lanes);
+  for (int64_t j = 0; j < panel_width; j += lanes) {
+    const int64_t rows = min64(lanes, width - (first + j));
+    for (int64_t k = 0; k < padded(K); k += kGranule) {
+      Vec<float> square[lanes] = {};  // each lane is a pair
+      const BFloat16* source = w + (first + j) * K + k;
+      if (rows == lanes && k + kGranule <= K) {
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < lanes; ++r)
+          std::memcpy(&square[r], source + r * K, sizeof(square[r]));
+      } else {
+        for (int64_t r = 0; r < rows; ++r) {
+          std::memcpy(&square[r], source + r * K, min64(kGranule, K - k) * sizeof(BFloat16));
+        }
+      }
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < lanes; ++r) {
+        std::memcpy(panel + ((k / 2 + r) * panel_width + j) * 2, &square[r], sizeof(square[r]));
+      }
+    }
+  }
+}
+
+// The weights of a layer as the forward pass on pairs reads them.
+struct PairPanels {
+  static constexpr int64_t w = Shape<float>::panel_width;
+
+  BFloat16* weights;  // panels of [padded(D) + padded(H), H]
+  float* bias;        // [panels * panel_width]
+
+  static size_t bytes(int64_t D, int64_t H) {
+    return panel_count<float>(H) * w * ((padded(D) + padded(H)) * sizeof(BFloat16) + sizeof(float));
+  }
+  PairPanels(void* memory, int64_t D, int64_t H)
+      : weights(static_cast<BFloat16*>(memory)),
+        bias(reinterpret_cast<float*>(weights +
+                                      panel_count<float>(H) * w * (padded(D) + padded(H)))) {}
+
+  void pack(const Layer<BFloat16>& layer, int64_t p) const {
+    BFloat16* panel = weights + p * (padded(layer.D) + padded(layer.H)) * w;
+    pack_pairs(layer.weight_ih, layer.D, layer.H, p * w, panel);
+    pack_pairs(layer.weight_hh, layer.H, layer.H, p * w, panel + padded(layer.D) * w);
+    pack_bias(layer, p * w, bias + p * w);
+  }
+};
+
+// Writes what the product of step s reads and no product writes: inputs, and states that begin at
+// s.
+inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& part,
+                          BFloat16* rows) {
+  const int64_t t = time_of(layer, s);
+  const int64_t K = padded(layer.D) + padded(layer.H);
+  const int64_t continued = continued_end(layer, t, part.slice);
+  const int64_t end = alive_end(layer.layout, t, part.slice);
+  for (int64_t b = part.slice.begin + part.member; b < end; b += part.members) {
+    BFloat16* row = rows + (b - part.slice.begin) * K;
+    std::memcpy(row, input_row(layer, t, b), layer.D * sizeof(BFloat16));
+    if (b < continued) continue;
+    BFloat16* state = row + padded(layer.D);
+    if (layer.hx && !is_cut(layer, t, b)) {
+      std::memcpy(state, initial_state(layer, b), layer.H * sizeof(BFloat16));
+    } else {
+      std::memset(state, 0, layer.H * sizeof(BFloat16));
+    }
+  }
+}
+
+// The forward pass of one part. `arrays`: the two arrays of rows of all groups,
+// [groups * PairTile::rows + B, padded(D) + padded(H)] each.
+inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels& panels,
+                               BFloat16* const (&arrays)[2], const Part& part,
+                               const Runtime& runtime) {
+  constexpr int64_t w = Shape<float>::panel_width;
+  const Layer<BFloat16>& layer = args.layer;
+  const SequenceLayout& layout = layer.layout;
+  const Slice slice = part.slice;
+  const Columns columns = part.columns;
+  const int64_t K = padded(layer.D) + padded(layer.H);
+  const int64_t offset = (slice.begin + part.group * PairTile::rows) * K;
+  BFloat16* const rows[2] = {arrays[0] + offset, arrays[1] + offset};
+  PairTile tile;
+  alignas(64) float sums[PairTile::rows * w];
+
+  prepare_pairs(layer, 0, part, rows[0]);
+  if (part.team) barrier(*part.team, runtime);
+  for (int64_t s = 0; s < layout.T; ++s) {
+    const int64_t t = time_of(layer, s);
+    const BFloat16* now = rows[s % 2];
+    BFloat16* next = rows[(s + 1) % 2];
+    if (s + 1 < layout.T) prepare_pairs(layer, s + 1, part, next);
+    const int64_t end = alive_end(layout, t, slice);
+    const int64_t ended = alive_end(layout, time_after(layer, t), slice);  // from here on
+    for (int64_t j = columns.first; j < columns.last; j += w) {
+      const BFloat16* panel = panels.weights + j / w * K * w;
+      const int64_t width = min64(w, columns.last - j);
+      for (int64_t i = slice.begin; i < end; i += PairTile::rows) {
+        const int64_t height = min64(PairTile::rows, end - i);
+        tile.multiply<false>(now + (i - slice.begin) * K, K, K, height, panel, sums);
+        for (int64_t b = i; b < i + height; ++b) {
+          const float* z = sums + (b - i) * w;
+          BFloat16* out = row_at(args.output, layout, t, b) + j;
+          BFloat16* state = b < ended ? next + (b - slice.begin) * K + padded(layer.D) + j
+                                      : args.h_n + place_of(layout, b) * layer.H + j;
+          const bool cut = b < ended && is_cut(layer, time_after(layer, t), b);
+          for_each_vector<float>(width, [&](int64_t c, int64_t n) {
+            const Vec<float> h =
+                activate<float>(layer.activation, load(z + c) + load(panels.bias + j + c));
+            store_upto(out + c, h, n);
+            store_upto(state + c, cut ? Vec<float>{} : h, n);
+          });
+        }
+      }
+    }
+    if (part.team && s + 1 < layout.T) barrier(*part.team, runtime);
+  }
+}
+
+inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
+  const Layer<BFloat16>& layer = args.layer;
+  const Plan plan = choose_plan({layer.layout, runtime.machine, layer.D, layer.H,
+                                 panel_count<float>(layer.H), sizeof(BFloat16)});
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  const WeightCopies copies = weight_copies<PairPanels>(layer, plan, runtime);
+  const int64_t elements =
+      (layer.layout.B + plan.groups * PairTile::rows) * (padded(layer.D) + padded(layer.H));
+  BFloat16* arrays[2];
+  for (BFloat16*& rows : arrays) {
+    rows = scratch<BFloat16>(runtime, elements);
+    std::memset(rows, 0, elements * sizeof(BFloat16));
+  }
+  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+    const PairPanels panels = weights_for<PairPanels>(part, layer, copies);
+    forward_pairs_part(args, panels, arrays, part, runtime);
+  });
+}
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,17 @@
+// The kernel table of bfloat16 on instructions that multiply pairs, for the files in csrc/isa/ that
+// define a PairTile.
+#pragma once
+
+#include "kernel/bfloat16_backward.h"
+#include "kernel/bfloat16_forward.h"
+
+namespace namernn_fast {
+namespace {
+
+// Both passes pack their panels at every call: no wave runs in bfloat16.
+constexpr KernelsFor<BFloat16> kernels_on_pairs() {
+  return {{nullptr, nullptr}, &forward_pairs, {nullptr, nullptr}, &backward<PairProducts>};
+}
+
+}  // namespace
+}  // namespace namernn_fast

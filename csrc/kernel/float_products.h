@@ -1,0 +1,167 @@
+// The products of the backward pass in float and double, in which 16-bit types are computed too
+// where no instructions multiply pairs of them. The interface is documented in backward.h.
+#pragma once
+
+#include <type_traits>
+
+#include "kernel/gradient_sums.h"
+#include "kernel/product.h"
+#include "kernel/time_blocks.h"
+#include "kernel/weights.h"
+
+namespace namernn_fast {
+namespace {
+
+constexpr int64_t kMinBlockRows = 256;  // of a time block
+constexpr int64_t kChunkRows = 256;     // of a product over a time block's rows, per pass over C
+constexpr int64_t kTaskRows = 96;       // of C in one unit of work
+
+template <class StorageType>
+struct FloatProducts {
+  using Storage = StorageType;
+  using Scalar = Compute<Storage>;
+  using Element = Scalar;
+  using Recurrence = RecurrencePanels<Storage>;
+  static constexpr int64_t w = Shape<Scalar>::panel_width;
+
+  // Shared by all groups.
+  Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
+  Scalar* staged;      // [workers, kTaskRows, D], where grad_input is stored otherwise; or null
+  // Of one group.
+  int64_t capacity;  // rows of a time block at most
+  int64_t dz_stride;
+  Element* dz;        // [capacity, dz_stride]
+  Element* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
+  Element* input;     // panels of x [capacity, D], if parameter gradients are wanted
+
+  // The rows fill half of a core's own cache, about.
+  static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
+    const int64_t row = (2 * layer.H + layer.D) * int64_t(sizeof(Scalar));
+    return max64(kMinBlockRows, int64_t(runtime.machine.l2_bytes / 2) / row);
+  }
+
+  static int64_t gradient_size(int64_t H, int64_t width) { return H * width; }
+
+  static void deliver_gradient(const Scalar* sums, Storage* result, int64_t H, int64_t width,
+                               const Runtime&) {
+    deliver(sums, result, H * width);
+  }
+
+  // Where pack_backward puts weight_ih: after weight_hh.
+  static Element* weight_ih_in(const void* panels, int64_t D, int64_t H) {
+    auto* start = static_cast<char*>(const_cast<void*>(panels));
+    return reinterpret_cast<Element*>(start + Recurrence::bytes(D, H));
+  }
+
+  void prepare_input_gradient(const Layer<Storage>& layer, const Plan& plan,
+                              const Runtime& runtime) {
+    weight_ih = layer.panels ? weight_ih_in(layer.panels, layer.D, layer.H)
+                             : scratch<Element>(runtime, panels_size<Scalar>(layer.H, layer.D));
+    if (!std::is_same_v<Storage, Scalar> || layer.layout.origin) {
+      const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
+      staged = scratch<Scalar>(runtime, workers * kTaskRows * layer.D);
+    }
+  }
+
+  void pack_input_panel(const Layer<Storage>& layer, int64_t p) const {
+    pack(layer.weight_ih, layer.H, layer.D, p * w, weight_ih + p * layer.H * w);
+  }
+
+  void prepare_rows(const Backward<Storage>& args, int64_t rows, const Runtime& runtime) {
+    const int64_t H = args.layer.H;
+    capacity = rows;
+    // The odd number of vectors keeps a column of dz from falling into few cache sets.
+    dz_stride = panel_count<Scalar>(H) * w + Simd<Scalar>::lanes;
+    dz = scratch<Element>(runtime, capacity * dz_stride);
+    if (args.grad_weight_ih) {
+      previous = scratch<Element>(runtime, panels_size<Scalar>(capacity, H));
+      input = scratch<Element>(runtime, panels_size<Scalar>(capacity, args.layer.D));
+    }
+  }
+
+  void keep_row(const Backward<Storage>& args, int64_t row, int64_t t, int64_t b,
+                const Storage* h) const {
+    const Layer<Storage>& layer = args.layer;
+    for (int64_t j = 0; args.grad_weight_ih && j < layer.H; j += w) {
+      pack_row(h, layer.H, j, previous + j * capacity + row * w);
+    }
+    const Storage* x = input_row(layer, t, b);
+    for (int64_t j = 0; args.grad_weight_ih && j < layer.D; j += w) {
+      pack_row(x, layer.D, j, input + j * capacity + row * w);
+    }
+  }
+
+  void step_back(int64_t row, const Element* weight_hh, int64_t H, int64_t rows, Columns columns,
+                 Scalar* grad_h) const {
+    const Operand<Scalar> operand{dz + row * dz_stride, dz_stride, 1, weight_hh, H * w, H};
+    const Target<Scalar> target{grad_h, H, nullptr, 0, false};
+    product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, Nothing());
+  }
+
+  void end_recurrence(const Backward<Storage>&, int64_t, const Part&) const {}
+
+  void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t rows,
+                           const Element* panels, int64_t width, Scalar* grad) const {
+    for (int64_t j = 0; j < width; j += w) {
+      for (int64_t i = 0; i < H; i += kTaskRows) {
+        if (!take(share)) continue;
+        for (int64_t k = 0; k < rows; k += kChunkRows) {
+          const Operand<Scalar> operand{
+              dz + k * dz_stride + i,     1, dz_stride, panels + k * w, capacity * w,
+              min64(kChunkRows, rows - k)};
+          const Target<Scalar> target{grad + i * width, width, nullptr, 0, !(initial && k == 0)};
+          product<Scalar, true>(&operand, 1, target, min64(kTaskRows, H - i), j,
+                                min64(j + w, width), Nothing());
+        }
+      }
+    }
+  }
+
+  void write_input_gradient(const Backward<Storage>& args, const GroupRows& group,
+                            const TimeBlock& block, Share& share, int64_t worker) const {
+    const SequenceLayout& layout = args.layer.layout;
+    const int64_t width = group.slice.end - group.slice.begin;
+    const int64_t base = first_row(group, block.first);
+    for_each_run(layout, block.first, block.last, group.slice, is_flat(args.grad_input, layout),
+                 !layout.count, [&](const Run& run) {
+                   const int64_t run_dz_stride = dz_stride * (run.along_time ? width : 1);
+                   const int64_t row = first_row(group, run.t) - base + run.b - group.slice.begin;
+                   const Scalar* run_dz = dz + row * dz_stride;
+                   for (int64_t i = 0; i < run.rows; i += kTaskRows) {
+                     if (!take(share)) continue;
+                     write_input_rows(args, run, i, run_dz + i * run_dz_stride, run_dz_stride,
+                                      worker);
+                   }
+                 });
+  }
+
+ private:
+  // grad_input (+)= dz W_ih for the rows of a run from the i-th on, kTaskRows of them at most.
+  void write_input_rows(const Backward<Storage>& args, const Run& run, int64_t i,
+                        const Scalar* rows_dz, int64_t stride, int64_t worker) const {
+    const Layer<Storage>& layer = args.layer;
+    const int64_t D = layer.D;
+    const int64_t rows = min64(kTaskRows, run.rows - i);
+    const Operand<Scalar> operand{rows_dz, stride, 1, weight_ih, layer.H * w, layer.H};
+    const auto grad = [&](int64_t r) {
+      return run.along_time ? row_at(args.grad_input, layer.layout, run.t + i + r, run.b)
+                            : row_at(args.grad_input, layer.layout, run.t, run.b + i + r);
+    };
+    if constexpr (std::is_same_v<Storage, Scalar>) {
+      if (!staged) {
+        const Target<Scalar> target{grad(0), run_stride(args.grad_input, run), nullptr, 0,
+                                    args.accumulate_input};
+        product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+        return;
+      }
+    }
+    Scalar* own = staged + worker * kTaskRows * D;
+    const Target<Scalar> target{own, D, nullptr, 0, args.accumulate_input};
+    for (int64_t r = 0; args.accumulate_input && r < rows; ++r) convert(grad(r), own + r * D, D);
+    product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+    for (int64_t r = 0; r < rows; ++r) convert(own + r * D, grad(r), D);
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,198 @@
+// The forward pass: every part walks through time, step by step, with a barrier in between where a
+// group has several members.
+#pragma once
+
+#include "kernel/cell.h"
+#include "kernel/product.h"
+#include "kernel/weights.h"
+
+namespace namernn_fast {
+namespace {
+
+template <class Storage>
+inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  return choose_plan({layer.layout, runtime.machine, layer.D, layer.H, panel_count<Scalar>(layer.H),
+                      sizeof(Scalar)});
+}
+
+// The weights that a part reads, and a state of zeros.
+template <class Scalar>
+struct ForwardWeights {
+  const Scalar* weights;  // in the order of ForwardPanels
+  const Scalar* bias;
+  bool finite;          // weight_hh, as far as it is the part's
+  const Scalar* zeros;  // [H]: the initial state where there is no hx
+};
+
+template <class Storage, class Scalar>
+inline ForwardWeights<Scalar> forward_weights(const Part& part, const Layer<Storage>& layer,
+                                              const WeightCopies& copies, const Scalar* zeros) {
+  const auto panels = weights_for<ForwardPanels<Storage>>(part, layer, copies);
+  bool finite = true;
+  for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
+    finite &= panels.finite[j / panels.w];
+  }
+  return {panels.weights, panels.bias, finite, zeros};
+}
+
+// Where the input projection is done ahead of the recurrence: rows of it at once, about.
+constexpr int64_t kProjectedRows = 256;
+
+// The forward pass of one part: a slice of the sequences, and columns of the hidden units.
+template <class Scalar>
+struct ForwardPart {
+  static constexpr int64_t w = Shape<Scalar>::panel_width;
+
+  const Forward<Scalar>& args;
+  const ForwardWeights<Scalar>& weights;
+  const Part& part;
+  bool project_first;  // the projection of projected_steps at once, before their recurrence
+  int64_t projected_steps;
+
+  ForwardPart(const Forward<Scalar>& args, const ForwardWeights<Scalar>& weights, const Part& part,
+              const Runtime& runtime)
+      : args(args), weights(weights), part(part) {
+    // The projection is parallel in time. Done ahead, several steps at once, it has better tiles
+    // where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
+    // weights would not fit.
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t width = part.slice.end - part.slice.begin;
+    const int64_t columns = part.columns.last - part.columns.first;
+    const size_t bytes = size_t(layer.D + layer.H) * columns * sizeof(Scalar);
+    project_first =
+        (width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
+        bytes > runtime.machine.l2_bytes / 2;
+    projected_steps = max64(1, kProjectedRows / max64(1, width));
+  }
+
+  int64_t panel_size() const { return (args.layer.D + args.layer.H) * w; }
+
+  Operand<Scalar> projection(const Scalar* x, int64_t stride) const {
+    return {
+        x, stride, 1, weights.weights, panel_size(), args.layer.D, args.layer.chains.projection};
+  }
+  Operand<Scalar> recurrence(const Scalar* h, int64_t stride) const {
+    const Scalar* weight_hh = weights.weights + args.layer.D * w;
+    return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
+  }
+
+  // Writes the projection of the inputs, with the biases, to the output rows of step s and those
+  // after it.
+  void project(int64_t s) const {
+    const Layer<Scalar>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    const bool flat = is_flat(layer.input, layout) && is_flat(args.output, layout);
+    const bool along = !layout.start;
+    const int64_t t = time_of(layer, s);
+    const int64_t ahead = time_of(layer, min64(s + projected_steps, layout.T) - 1);
+    for_each_run(
+        layout, min64(t, ahead), max64(t, ahead) + 1, part.slice, flat, along, [&](const Run& run) {
+          const Operand<Scalar> operand =
+              projection(input_row(layer, run.t, run.b), run_stride(layer.input, run));
+          const Target<Scalar> target{row_at(args.output, layout, run.t, run.b),
+                                      run_stride(args.output, run), weights.bias, 0, false};
+          product<Scalar, false>(&operand, 1, target, run.rows, part.columns.first,
+                                 part.columns.last, Nothing());
+        });
+  }
+
+  // Computes the states of sequences begin .. end at t from their states `h`; null: from zeros.
+  void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
+    const Layer<Scalar>& layer = args.layer;
+    Scalar* out = row_at(args.output, layer.layout, t, begin);
+    const int64_t out_stride = args.output.row_stride;
+    Operand<Scalar> operands[2];
+    int count = 0;
+    if (!project_first) {
+      operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);
+    }
+    if (h) {
+      operands[count++] = recurrence(h, h_stride);
+    } else if (!weights.finite) {  // zero times infinity is NaN
+      operands[count++] = recurrence(weights.zeros, 0);
+    }
+    const Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
+                                project_first ? out_stride : 0, false};
+    product<Scalar, false>(operands, count, target, end - begin, part.columns.first,
+                           part.columns.last,
+                           [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
+                             for (int64_t r = i; r < i + rows; ++r) {
+                               activate(layer.activation, out + r * out_stride + j, width);
+                             }
+                           });
+  }
+
+  // Copies the states of sequences that end at t to h_n.
+  void keep_last_states(int64_t t) const {
+    const Layer<Scalar>& layer = args.layer;
+    const auto [first, last] = part.columns;
+    const int64_t end = alive_end(layer.layout, t, part.slice);
+    for (int64_t b = alive_end(layer.layout, time_after(layer, t), part.slice); b < end; ++b) {
+      std::memcpy(args.h_n + b * layer.H + first, row_at(args.output, layer.layout, t, b) + first,
+                  (last - first) * sizeof(Scalar));
+    }
+  }
+
+  void run(const Runtime& runtime) const {
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t T = layer.layout.T;
+    const bool empty =
+        part.slice.begin == part.slice.end || part.columns.first == part.columns.last;
+    for (int64_t s = 0; s < T; ++s) {
+      if (!empty) {
+        const int64_t t = time_of(layer, s);
+        if (project_first && s % projected_steps == 0) project(s);
+        for_each_previous(layer, args.output, t, part.slice,
+                          [&](int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) {
+                            advance(t, begin, end, h, h_stride);
+                          });
+        keep_last_states(t);
+      }
+      // A member without rows or columns, too, meets the others at every step.
+      if (part.team && s + 1 < T) barrier(*part.team, runtime);
+    }
+  }
+};
+
+// Whether a single sequence is so short that packing the weights would cost more than it gains,
+// which is mostly the input projection of several steps at once. Rows of whole vectors only.
+template <class Scalar>
+inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  const int64_t T = layer.layout.T;
+  return layer.layout.B == 1 && !layer.batch_invariant && !layer.resets.at && !layer.panels &&
+         T <= kUnpackedSteps && T * layer.D <= 4 * (layer.D + layer.H) && layer.D % lanes == 0 &&
+         layer.H % lanes == 0;
+}
+
+// The forward pass of one short sequence, which reads the weights without packing them.
+template <class Scalar>
+inline void forward_unpacked_part(const Forward<Scalar>& args, const Scalar* zeros,
+                                  const Part& part, const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  const int64_t T = layer.layout.T;
+  const auto [first, last] = part.columns;
+  const Scalar* h = layer.hx ? layer.hx : zeros;
+  for (int64_t s = 0; s < T; ++s) {
+    const int64_t t = time_of(layer, s);
+    Scalar* out = row_at(args.output, layer.layout, t, 0);
+    const Scalar* x = input_row(layer, t, 0);
+    for (int64_t j = first; j < last; j += Simd<Scalar>::lanes) {
+      Vec<Scalar> acc[Simd<Scalar>::lanes] = {};
+      accumulate_rows(layer.weight_ih + j * layer.D, layer.D, x, acc);
+      accumulate_rows(layer.weight_hh + j * layer.H, layer.H, h, acc);
+      Vec<Scalar> z = sum_lanes<Scalar>(acc);
+      if (layer.bias_ih) z += load(layer.bias_ih + j);
+      if (layer.bias_hh) z += load(layer.bias_hh + j);
+      store(out + j, z);
+    }
+    activate(layer.activation, out + first, last - first);
+    h = out;
+    if (part.team && s + 1 < T) barrier(*part.team, runtime);
+  }
+  std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
+}
+
+}  // namespace
+}  // namespace namernn_fast

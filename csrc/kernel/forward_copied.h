@@ -1,0 +1,176 @@
+// The forward pass on copies, one time block after the other: of rows that are stored in 16
+// bits, or that lie in an order which a product cannot follow. And the entry point of the forward
+// pass in float and double, which chooses.
+#pragma once
+
+#include "kernel/forward.h"
+
+namespace namernn_fast {
+namespace {
+
+constexpr int64_t kCopiedBytes = int64_t(1) << 20;
+
+// Copies of the rows of one time block, for all parts.
+template <class Scalar>
+struct CopiedRows {
+  int64_t steps;   // of a time block
+  Scalar* input;   // [steps, B, D]
+  Scalar* output;  // [steps, B, H]
+  Scalar* state;   // [B, H], at the begin of the time block
+  Scalar* h_n;     // [B, H], at the end of the time block
+};
+
+// The forward pass of one part on copies.
+template <class Storage>
+struct CopiedPart {
+  using Scalar = Compute<Storage>;
+
+  const Forward<Storage>& args;
+  const ForwardWeights<Scalar>& weights;
+  const CopiedRows<Scalar>& copies;
+  const Part& part;
+
+  int64_t width() const { return part.columns.last - part.columns.first; }
+  // The part's columns of the state of sequence b.
+  int64_t state_at(int64_t b) const { return b * args.layer.H + part.columns.first; }
+  // Row (t, b) in a copy of `features` a row, of a time block whose first time is `first`.
+  Scalar* copy_at(Scalar* rows, int64_t first, int64_t t, int64_t b, int64_t features) const {
+    return rows + ((t - first) * args.layer.layout.B + b) * features;
+  }
+
+  void read_initial_states() const {
+    for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
+      if (args.layer.hx) {
+        convert(initial_state(args.layer, b) + part.columns.first, copies.state + state_at(b),
+                width());
+      } else {
+        std::memset(copies.state + state_at(b), 0, width() * sizeof(Scalar));
+      }
+    }
+  }
+
+  // The arguments of the forward pass over the copied rows of times first .. last.
+  Forward<Scalar> arguments_of(int64_t first, int64_t last, bool initial) const {
+    const Layer<Storage>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    Forward<Scalar> copied{};
+    copied.layer.layout.T = last - first;
+    copied.layer.layout.B = count_at(layout, first);
+    copied.layer.layout.N = (last - first) * copied.layer.layout.B;
+    if (layout.count) copied.layer.layout.count = layout.count + first;
+    copied.layer.D = layer.D;
+    copied.layer.H = layer.H;
+    copied.layer.reverse = layer.reverse;
+    copied.layer.activation = layer.activation;
+    copied.layer.chains = layer.chains;
+    copied.layer.input = {copies.input, layout.B * layer.D, layer.D};
+    copied.layer.hx = initial && !layer.hx && weights.finite ? nullptr : copies.state;
+    copied.layer.hx_stride = layer.H;
+    if (layer.resets.at) {
+      copied.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
+                             layer.resets.time_stride};
+    }
+    copied.output = {copies.output, layout.B * layer.H, layer.H};
+    copied.h_n = copies.h_n;
+    return copied;
+  }
+
+  // Copies the inputs of times first .. last, and clears the states that a cut keeps from t_begin,
+  // the time at which the time block begins. Cuts within the time block are seen there.
+  void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
+    const Layer<Storage>& layer = args.layer;
+    const Slice slice = part.slice;
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t end = alive_end(layer.layout, t, slice);
+      for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
+        convert(input_row(layer, t, b), copy_at(copies.input, first, t, b, layer.D), layer.D);
+      }
+    }
+    for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
+      if (is_cut(layer, t_begin, b)) {
+        std::memset(copies.state + state_at(b), 0, width() * sizeof(Scalar));
+      }
+    }
+  }
+
+  void write_time_block(int64_t first, int64_t last) const {
+    const Layer<Storage>& layer = args.layer;
+    for (int64_t t = first; t < last; ++t) {
+      for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
+        convert(copy_at(copies.output, first, t, b, layer.H) + part.columns.first,
+                row_at(args.output, layer.layout, t, b) + part.columns.first, width());
+      }
+    }
+  }
+
+  void run(const Runtime& runtime) const {
+    const Layer<Storage>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    read_initial_states();
+    for (int64_t s = 0; s < layout.T; s += copies.steps) {
+      const int64_t s_end = min64(s + copies.steps, layout.T);
+      const int64_t first = min64(time_of(layer, s), time_of(layer, s_end - 1));
+      const int64_t last = first + (s_end - s);
+      const int64_t alive = count_at(layout, first);
+      read_time_block(first, last, time_of(layer, s));
+      if (part.team) barrier(*part.team, runtime);
+      Part inside = part;
+      inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
+      const Forward<Scalar> copied = arguments_of(first, last, s == 0);
+      ForwardPart<Scalar>(copied, weights, inside, runtime).run(runtime);
+      write_time_block(first, last);
+      if (part.team) barrier(*part.team, runtime);
+      for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
+        std::memcpy(copies.state + state_at(b), copies.h_n + state_at(b), width() * sizeof(Scalar));
+      }
+    }
+    for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
+      convert(copies.state + state_at(b),
+              args.h_n + place_of(layout, b) * layer.H + part.columns.first, width());
+    }
+  }
+};
+
+template <class Storage>
+void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  const Layer<Storage>& layer = args.layer;
+  const SequenceLayout& layout = layer.layout;
+  const Plan plan = forward_plan(layer, runtime);
+  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  const WeightCopies weights = weight_copies<ForwardPanels<Storage>>(layer, plan, runtime);
+  CopiedRows<Scalar> rows;
+  rows.steps = kCopiedBytes / (layout.B * (layer.D + layer.H) * int64_t(sizeof(Scalar)));
+  rows.steps = max64(1, min64(rows.steps, layout.T));
+  rows.input = scratch<Scalar>(runtime, rows.steps * layout.B * layer.D);
+  rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+  rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
+  rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
+  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+    const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
+    CopiedPart<Storage>{args, own, rows, part}.run(runtime);
+  });
+}
+
+template <class Scalar>
+void forward(const Forward<Scalar>& args, const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  if (layer.layout.origin) return forward_copied(args, runtime);
+  const Plan plan = forward_plan(layer, runtime);
+  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  Team* teams = scratch<Team>(runtime, plan.groups);
+  if (leaves_weights_unpacked(layer)) {
+    run_plan(plan, layer, runtime, teams,
+             [&](const Part& part) { forward_unpacked_part(args, no_state, part, runtime); });
+    return;
+  }
+  const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);
+  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
+    const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
+    ForwardPart<Scalar>(args, own, part, runtime).run(runtime);
+  });
+}
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,106 @@
+// Panels: matrices in the order in which register tiles read them.
+//
+// Panel p of a [K, width] matrix holds its columns p * panel_width .. for all K rows, row after
+// row, the last panel filled up with zeros.
+#pragma once
+
+#include "kernel/half.h"
+#include "kernel/transpose.h"
+
+namespace namernn_fast {
+namespace {
+
+// The sizes of panels and register tiles.
+template <class Scalar>
+struct Shape {
+  static constexpr int lanes = Simd<Scalar>::lanes;
+  static constexpr int panel_vectors = NAMERNN_REGISTERS >= 32 ? 4 : 2;
+  static constexpr int panel_width = panel_vectors * lanes;
+  static constexpr int max_rows = 6;
+  // Few rows leave registers for more columns, which hides the multiply-add's latency.
+  static constexpr int max_vectors(int rows) {
+    return rows == 1 ? 8 : rows == 2 && NAMERNN_REGISTERS >= 32 ? 8 : rows == 2 ? 4 : panel_vectors;
+  }
+};
+
+template <class Scalar>
+inline int64_t panel_count(int64_t width) {
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  return (width + w - 1) / w;
+}
+
+// Elements of the panels of a [K, width] matrix.
+template <class Scalar>
+inline int64_t panels_size(int64_t K, int64_t width) {
+  return panel_count<Scalar>(width) * K * Shape<Scalar>::panel_width;
+}
+
+// The transpose of the first `rows` rows and n columns of W, as n rows of a panel. With constant
+// arguments all of it stays in registers.
+template <class Scalar, class Storage>
+inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* panel) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  Vec<Scalar> square[lanes];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < lanes; ++r) {
+    square[r] = r < rows ? load_upto(w + r * w_row, n) : Vec<Scalar>{};
+  }
+  transpose<Scalar>(square);
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < lanes; ++r) {
+    if (r < n) store(panel + r * Shape<Scalar>::panel_width, square[r]);
+  }
+}
+
+// Panel of W^T for columns first .. of a row-major W [width, K].
+template <class Scalar, class Storage>
+inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
+                            Scalar* panel) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  constexpr int64_t panel_width = Shape<Scalar>::panel_width;
+  for (int64_t j = 0; j < panel_width; j += lanes) {
+    const int64_t rows = width - (first + j);
+    const Storage* source = w + (first + j) * K;
+    for_each_vector<Scalar>(K, [&](int64_t k, int64_t n) {
+      Scalar* target = panel + k * panel_width + j;
+      if (rows >= lanes && n == lanes) {
+        pack_square(source + k, K, lanes, lanes, target);
+      } else {
+        pack_square(source + k, K, rows, n, target);
+      }
+    });
+  }
+}
+
+// One row of a panel: columns first .. of a row of `width` elements, zero past its end. A null row
+// is a row of zeros.
+template <class Scalar, class Storage>
+inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* panel_row) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  for (int64_t j = 0; j < Shape<Scalar>::panel_width; j += lanes) {
+    const int64_t n = width - (first + j);
+    store(panel_row + j,
+          !row || n <= 0 ? Vec<Scalar>{} : load_upto(row + first + j, n < lanes ? n : lanes));
+  }
+}
+
+// Panel of W for columns first .. of a row-major W [K, width].
+template <class Scalar, class Storage>
+inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scalar* panel) {
+  for (int64_t k = 0; k < K; ++k) {
+    pack_row(w + k * width, width, first, panel + k * Shape<Scalar>::panel_width);
+  }
+}
+
+// Whether n elements are all finite: zero times a finite number is zero, and NaN otherwise.
+template <class Storage, class Scalar = Compute<Storage>>
+inline bool all_finite(const Storage* p, int64_t n) {
+  Vec<Scalar> sum = {};
+  for_each_vector<Scalar>(n, [&](int64_t i, int64_t m) { sum += load_upto(p + i, m) * Scalar(0); });
+  bool finite = true;
+  for (int l = 0; l < Simd<Scalar>::lanes; ++l) finite &= sum[l] == Scalar(0);
+  return finite;
+}
+
+}  // namespace
+}  // namespace namernn_fast

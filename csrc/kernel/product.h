@@ -1,0 +1,211 @@
+// Matrix products on register tiles: C[M, width] = start + sum over operands of A[M, K] B[K,
+// width].
+//
+// B lies in panels. A is read in place by two strides, so A may be rows of an output tensor or,
+// with the strides exchanged, their transpose. Every element of C is summed in the same order,
+// whatever the tile shape: results do not depend on how the work is split.
+#pragma once
+
+#include "kernel/panels.h"
+
+namespace namernn_fast {
+namespace {
+
+template <class Scalar>
+struct Operand {
+  const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
+  int64_t a_row;
+  int64_t a_k;  // 1 unless the product is by column
+  const Scalar* panels;
+  int64_t panel_size;  // elements from one panel to the next
+  int64_t K;
+  int64_t chain = kChain;
+};
+
+// What an accumulator starts from and where it ends.
+template <class Scalar>
+struct Target {
+  Scalar* c;  // element (i, j) is c[i * c_row + j]
+  int64_t c_row;
+  const Scalar* start;  // element (i, j) is start[i * start_row + j]; null: zero
+  int64_t start_row;
+  bool add;  // add to C instead of writing it
+};
+
+// The products over k in first .. last, from zero.
+template <class Scalar, int kRows, int kVectors, bool kByColumn>
+inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& operand, int64_t i,
+                  int64_t j, int64_t first, int64_t last) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  constexpr int per_panel = Shape<Scalar>::panel_vectors;
+  const int64_t a_row = kByColumn ? 1 : operand.a_row;
+  const int64_t a_k = kByColumn ? operand.a_k : 1;
+  const Scalar* a = operand.a + i * a_row + first * a_k;
+  const Scalar* panel = operand.panels + j / Shape<Scalar>::panel_width * operand.panel_size +
+                        first * Shape<Scalar>::panel_width;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = Vec<Scalar>{};
+  }
+#pragma GCC unroll 8
+  for (int64_t k = first; k < last; ++k) {
+    Vec<Scalar> b[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      b[v] = load(panel + (v / per_panel) * operand.panel_size + (v % per_panel) * lanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Scalar ar = a[r * a_row];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) acc[r][v] += b[v] * ar;
+    }
+    a += a_k;
+    panel += Shape<Scalar>::panel_width;
+  }
+}
+
+// One tile at row i and column j of C; `width` columns of it exist. Between chains the sum waits in
+// C, or, where it is to be added to C, beside it.
+template <class Scalar, int kRows, int kVectors, bool kByColumn>
+void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
+          int64_t j, int64_t width) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  const int64_t last = width - (kVectors - 1) * lanes;  // columns in the last vector
+  alignas(64) Scalar beside[kRows * kVectors * lanes];
+  Scalar* const c = target.add ? beside : target.c + i * target.c_row + j;
+  const int64_t c_row = target.add ? kVectors * lanes : target.c_row;
+  const Scalar* base = target.start ? target.start + i * target.start_row + j : c;
+  int64_t base_row = target.start ? target.start_row : c_row;
+  bool zero = !target.start;
+  const auto end_chain = [&](const Vec<Scalar>(&acc)[kRows][kVectors]) {
+    if (last == lanes && !zero) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          store(c + r * c_row + v * lanes, load(base + r * base_row + v * lanes) + acc[r][v]);
+        }
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t n = v < kVectors - 1 ? lanes : last;
+          const Vec<Scalar> sum =
+              zero ? acc[r][v] : load_upto(base + r * base_row + v * lanes, n) + acc[r][v];
+          store_upto(c + r * c_row + v * lanes, sum, n);
+        }
+      }
+    }
+    base = c;
+    base_row = c_row;
+    zero = false;
+  };
+  for (int o = 0; o < count; ++o) {
+    const Operand<Scalar>& operand = operands[o];
+    for (int64_t k = 0; k < operand.K; k += operand.chain) {
+      Vec<Scalar> acc[kRows][kVectors];
+      const int64_t end = k + operand.chain < operand.K ? k + operand.chain : operand.K;
+      chain<Scalar, kRows, kVectors, kByColumn>(acc, operand, i, j, k, end);
+      end_chain(acc);
+    }
+  }
+  if (zero || base != c) {  // nothing to sum up
+    const Vec<Scalar> nothing[kRows][kVectors] = {};
+    end_chain(nothing);
+  }
+  for (int r = 0; target.add && r < kRows; ++r) {
+    Scalar* row = target.c + (i + r) * target.c_row + j;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t n = v < kVectors - 1 ? lanes : last;
+      store_upto(row + v * lanes, load_upto(row + v * lanes, n) + load(c + r * c_row + v * lanes),
+                 n);
+    }
+  }
+}
+
+template <class Scalar>
+using Tile = void (*)(const Operand<Scalar>*, int, const Target<Scalar>&, int64_t, int64_t,
+                      int64_t);
+
+template <class Scalar, bool kByColumn, int kRows, int... kVector>
+inline Tile<Scalar> pick_vectors(int64_t vectors, std::integer_sequence<int, kVector...>) {
+  static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1, kByColumn>...};
+  return table[vectors - 1];
+}
+
+template <class Scalar, bool kByColumn, int... kRow>
+inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequence<int, kRow...>) {
+  Tile<Scalar> found = nullptr;
+  ((rows == kRow + 1 &&
+    (found = pick_vectors<Scalar, kByColumn, kRow + 1>(
+         vectors, std::make_integer_sequence<int, Shape<Scalar>::max_vectors(kRow + 1)>()))) ||
+   ...);
+  return found;
+}
+
+// A `finish` that has nothing to do.
+struct Nothing {
+  void operator()(int64_t, int64_t, int64_t, int64_t) const {}
+};
+
+// Columns [first, last) of C, both multiples of the panel width or the end. M rows are cut into
+// tiles of equal height, give or take one, so no thin tile is left over. `finish(i, j, rows,
+// columns)` is called on every tile of C while it is in the nearest cache.
+template <class Scalar, bool kByColumn, class Finish>
+inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
+                    int64_t M, int64_t first, int64_t last, Finish&& finish) {
+  using S = Shape<Scalar>;
+  constexpr auto row_sizes = std::make_integer_sequence<int, S::max_rows>();
+  if (M <= 0) return;
+  const int64_t tiles = (M + S::max_rows - 1) / S::max_rows;
+  const int64_t low = M / tiles;
+  const int64_t tall = M % tiles;  // the first `tall` tiles have low + 1 rows
+  const int64_t tile_width = S::max_vectors(low + (tall > 0)) * S::lanes;
+  for (int64_t j = first; j < last; j += tile_width) {
+    const int64_t width = last - j < tile_width ? last - j : tile_width;
+    const int64_t vectors = (width + S::lanes - 1) / S::lanes;
+    const Tile<Scalar> low_tile = pick_tile<Scalar, kByColumn>(low, vectors, row_sizes);
+    const Tile<Scalar> tall_tile =
+        tall ? pick_tile<Scalar, kByColumn>(low + 1, vectors, row_sizes) : low_tile;
+    for (int64_t n = 0, i = 0; n < tiles; ++n) {
+      const int64_t rows = low + (n < tall);
+      (n < tall ? tall_tile : low_tile)(operands, count, target, i, j, width);
+      finish(i, j, rows, width);
+      i += rows;
+    }
+  }
+}
+
+// acc[r] += W[r, K] x[K], lane by lane, for a vector's worth of rows of a row-major W whose rows
+// are whole vectors: for a single x, where packing W would cost as much as several products with
+// it.
+template <class Scalar>
+inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
+                            Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  for (int64_t k = 0; k < K; k += lanes) {
+    const Vec<Scalar> xk = load(x + k);
+#pragma GCC unroll 16
+    for (int r = 0; r < lanes; ++r) acc[r] += load(w + r * K + k) * xk;
+  }
+}
+
+// Lane r of the result is the sum of the lanes of acc[r].
+template <class Scalar>
+inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  transpose<Scalar>(acc);
+#pragma GCC unroll 4
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+#pragma GCC unroll 16
+    for (int r = 0; r < distance; ++r) acc[r] += acc[r + distance];
+  }
+  return acc[0];
+}
+
+}  // namespace
+}  // namespace namernn_fast

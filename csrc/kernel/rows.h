@@ -1,0 +1,181 @@
+// Which rows exist, where their inputs lie and which row holds their previous state. Nothing else
+// in the kernels knows that.
+#pragma once
+
+#include "kernel/simd.h"
+
+namespace namernn_fast {
+namespace {
+
+// Sequences begin .. end of a batch.
+struct Slice {
+  int64_t begin;
+  int64_t end;
+};
+
+// How many sequences are alive at time t; none before the first time and after the last.
+inline int64_t count_at(const SequenceLayout& layout, int64_t t) {
+  if (t < 0 || t >= layout.T) return 0;
+  return layout.count ? layout.count[t] : layout.B;
+}
+
+// The end of the slice's sequences that are alive at t; slice.begin when none is.
+inline int64_t alive_end(const SequenceLayout& layout, int64_t t, Slice slice) {
+  return max64(slice.begin, min64(slice.end, count_at(layout, t)));
+}
+
+// The number of rows before time t.
+inline int64_t rows_before(const SequenceLayout& layout, int64_t t) {
+  if (t == layout.T) return layout.N;
+  return layout.start ? layout.start[t] : t * layout.B;
+}
+
+// The caller's number of sequence b, under which the states of b lie in hx and h_n.
+inline int64_t place_of(const SequenceLayout& layout, int64_t b) {
+  return layout.order ? layout.order[b] : b;
+}
+
+// Row (t, b) of a tensor.
+template <class Scalar>
+inline Scalar* row_at(const RowStrides<Scalar>& rows, const SequenceLayout& layout, int64_t t,
+                      int64_t b) {
+  return layout.start ? rows.data + (layout.start[t] + b) * rows.row_stride
+                      : rows.data + t * rows.time_stride +
+                            (layout.origin ? layout.origin[b] : b) * rows.row_stride;
+}
+
+// The s-th time in the order of the recurrence, and the times on either side of t in that order.
+template <class Scalar>
+inline int64_t time_of(const Layer<Scalar>& layer, int64_t s) {
+  return layer.reverse ? layer.layout.T - 1 - s : s;
+}
+template <class Scalar>
+inline int64_t time_before(const Layer<Scalar>& layer, int64_t t) {
+  return layer.reverse ? t + 1 : t - 1;
+}
+template <class Scalar>
+inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
+  return layer.reverse ? t - 1 : t + 1;
+}
+
+// The sequences alive at t whose previous state is a row of the output; those from here to
+// alive_end(t) start at t, from hx.
+template <class Scalar>
+inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
+  return min64(alive_end(layer.layout, t, slice),
+               alive_end(layer.layout, time_before(layer, t), slice));
+}
+
+// Whether a cut keeps sequence b's state from reaching t. One that starts at t, from hx, meets no
+// cut but one before the first time.
+template <class Scalar>
+inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
+  if (!layer.resets.at) return false;
+  const int64_t border = layer.reverse ? t + 1 : t;  // lies between times border - 1 and border
+  return border < layer.layout.T && b < count_at(layer.layout, border) &&
+         layer.resets.at[border * layer.resets.time_stride + b];
+}
+
+// Splits sequences begin .. end into runs alike in whether their state at t is cut off:
+// f(begin, end, cut).
+template <class Scalar, class F>
+inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, int64_t end, F&& f) {
+  if (!layer.resets.at) return f(begin, end, false);
+  for (int64_t b = begin; b < end;) {
+    const int64_t first = b;
+    const bool cut = is_cut(layer, t, first);
+    while (b < end && is_cut(layer, t, b) == cut) ++b;
+    f(first, b, cut);
+  }
+}
+
+// The initial state of sequence b, or null: zeros.
+template <class Scalar>
+inline const Scalar* initial_state(const Layer<Scalar>& layer, int64_t b) {
+  return layer.hx ? layer.hx + place_of(layer.layout, b) * layer.hx_stride : nullptr;
+}
+
+// The input of row (t, b).
+template <class Scalar>
+inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
+  return row_at(layer.input, layer.layout, t, b);
+}
+
+// The state that row (t, b) continues: a row of the output, of hx, or null for zeros. `continued`
+// is continued_end() at t of a slice that holds b.
+template <class Scalar>
+inline const Scalar* previous_state(const Layer<Scalar>& layer,
+                                    const RowStrides<const Scalar>& output, int64_t t, int64_t b,
+                                    int64_t continued) {
+  if (is_cut(layer, t, b)) return nullptr;
+  return b < continued ? row_at(output, layer.layout, time_before(layer, t), b)
+                       : initial_state(layer, b);
+}
+
+// Splits the slice's rows at t into runs whose previous states lie evenly: calls
+// f(begin, end, states, stride) for sequences begin .. end, with null states for zeros. For layouts
+// without `order` and `origin`.
+template <class Scalar, class F>
+inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
+                              int64_t t, Slice slice, F&& f) {
+  constexpr const Scalar* zeros = nullptr;
+  const int64_t continued = continued_end(layer, t, slice);
+  for_each_cut(layer, t, slice.begin, continued, [&](int64_t first, int64_t last, bool cut) {
+    if (first == last) return;
+    if (cut) return f(first, last, zeros, int64_t(0));
+    const Scalar* states = row_at(output, layer.layout, time_before(layer, t), first);
+    f(first, last, states, output.row_stride);
+  });
+  const int64_t end = alive_end(layer.layout, t, slice);
+  for_each_cut(layer, t, continued, end, [&](int64_t first, int64_t last, bool cut) {
+    if (first == last) return;
+    if (cut || !layer.hx) return f(first, last, zeros, int64_t(0));
+    f(first, last, layer.hx + first * layer.hx_stride, layer.hx_stride);
+  });
+}
+
+// Rows that lie evenly: the i-th is (t + i, b) along time, else the i-th after (t, b) in a
+// tensor's own order, which may run on through later times.
+struct Run {
+  int64_t t;
+  int64_t b;
+  int64_t rows;
+  bool along_time;
+};
+
+// The stride from one row of a run to the next, in a tensor.
+template <class Scalar>
+inline int64_t run_stride(const RowStrides<Scalar>& rows, const Run& run) {
+  return run.along_time ? rows.time_stride : rows.row_stride;
+}
+
+// Whether a tensor holds the rows of one time right after those of the time before.
+template <class Scalar>
+inline bool is_flat(const RowStrides<Scalar>& rows, const SequenceLayout& layout) {
+  return layout.start ||
+         (!layout.count && !layout.origin && rows.time_stride == layout.B * rows.row_stride);
+}
+
+// Covers the slice's rows at times first .. last with runs, as long as the layout allows. `flat`:
+// the tensors concerned are flat; `along`: the rows of one sequence lie evenly in these tensors.
+template <class F>
+inline void for_each_run(const SequenceLayout& layout, int64_t first, int64_t last, Slice slice,
+                         bool flat, bool along, F&& f) {
+  const int64_t width = slice.end - slice.begin;
+  if (flat && width == layout.B) {
+    f(Run{first, 0, rows_before(layout, last) - rows_before(layout, first), false});
+  } else if (along && last - first > width) {
+    for (int64_t b = slice.begin; b < slice.end; ++b) {
+      int64_t end = last;
+      while (end > first && count_at(layout, end - 1) <= b) --end;
+      if (end > first) f(Run{first, b, end - first, true});
+    }
+  } else {
+    for (int64_t t = first; t < last; ++t) {
+      f(Run{t, slice.begin, alive_end(layout, t, slice) - slice.begin, false});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,136 @@
+// Who computes what: shares of sequences, hidden units and loops, and the parts of a plan.
+#pragma once
+
+#include "kernel/panels.h"
+#include "kernel/rows.h"
+#include "kernel/team.h"
+#include "plan.h"
+
+namespace namernn_fast {
+namespace {
+
+// Columns first .. last of a matrix.
+struct Columns {
+  int64_t first;
+  int64_t last;
+};
+
+// The columns of one of `workers`: whole panels of a matrix `width` wide.
+template <class Scalar>
+inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
+  const int64_t panels = panel_count<Scalar>(width);
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  return {min64(width, panels * worker / workers * w),
+          min64(width, panels * (worker + 1) / workers * w)};
+}
+
+// The first sequence of the worker's share when every worker gets about as many rows.
+inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t workers) {
+  if (!layout.count) return layout.B * worker / workers;
+  const int64_t wanted = layout.N * worker / workers;
+  int64_t rows = 0;
+  int64_t length = layout.T;  // of sequence b: sequences are sorted, longest first
+  for (int64_t b = 0; b < layout.B; ++b) {
+    while (length > 0 && layout.count[length - 1] <= b) --length;
+    if (rows + length / 2 >= wanted) return b;
+    rows += length;
+  }
+  return layout.B;
+}
+
+// The worker's share of the sequences.
+inline Slice slice_of(const SequenceLayout& layout, int64_t worker, int64_t workers) {
+  return {slice_start(layout, worker, workers), slice_start(layout, worker + 1, workers)};
+}
+
+// Runs body(begin, end) over a partition of 0 .. n.
+template <class Body>
+inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
+  if (n == 1) {
+    body(0, 1);
+  } else {
+    runtime.parallel(
+        n,
+        [](void* context, int64_t begin, int64_t end) {
+          (*static_cast<Body*>(context))(begin, end);
+        },
+        &body);
+  }
+}
+
+// Hands out the units of a loop that all workers walk through alike: each unit is done once, with
+// the same result by any worker. Dynamic shares go one by one to whichever worker is free, so that
+// a slow worker delays nobody; fixed shares need no common counter.
+struct Share {
+  int64_t* counter;  // of the units taken, or null: fixed
+  int64_t workers;   // of a fixed share: every so many units one is the worker's
+  int64_t mine;      // the next unit of this worker
+  int64_t unit;      // the next unit of the loop
+};
+
+inline Share dynamic_share(int64_t* counter) {
+  return {counter, 0, __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED), 0};
+}
+inline Share fixed_share(int64_t worker, int64_t workers) { return {nullptr, workers, worker, 0}; }
+
+// Whether the next unit of the loop is this worker's.
+inline bool take(Share& share) {
+  if (share.unit++ != share.mine) return false;
+  share.mine = share.counter ? __atomic_fetch_add(share.counter, 1, __ATOMIC_RELAXED)
+                             : share.mine + share.workers;
+  return true;
+}
+
+// A worker's part in the recurrence, from the plan: sequences and hidden units.
+struct Part {
+  Slice slice;
+  Columns columns;
+  int64_t group;
+  int64_t member;  // of the team; 0 of 1 where there is none
+  int64_t members;
+  Team* team;
+};
+
+// Runs body(part) for every part of the plan. `teams`: one for each group, where groups have
+// members.
+template <class Storage, class Body>
+inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtime& runtime,
+                     Team* teams, Body&& body) {
+  const int64_t workers = plan.groups * plan.members;
+  for (int64_t g = 0; plan.members > 1 && g < plan.groups; ++g) teams[g] = Team{};
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      const int64_t group = w / plan.members;
+      const Slice slice = slice_of(layer.layout, group, plan.groups);
+      if (plan.members == 1) {
+        body(Part{slice, Columns{0, layer.H}, group, 0, 1, nullptr});
+        continue;
+      }
+      Team& team = teams[group];
+      // A thread that takes the place of several workers joins the team once.
+      const int64_t expected = plan.members / (end - begin);
+      const int64_t member = join(team, max64(1, expected), runtime);
+      if (member < 0) continue;
+      body(Part{slice, columns_of<Compute<Storage>>(layer.H, member, team.members), group, member,
+                team.members, &team});
+    }
+  });
+}
+
+// Scratch memory for so many elements, uninitialised. Not to be called inside a parallel region: an
+// error between two barriers would leave the other members waiting.
+template <class Scalar>
+inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
+  return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
+}
+
+// Scratch memory filled with zeros.
+template <class Scalar>
+inline Scalar* zeros(const Runtime& runtime, int64_t elements) {
+  Scalar* memory = scratch<Scalar>(runtime, elements);
+  std::memset(memory, 0, elements * sizeof(Scalar));
+  return memory;
+}
+
+}  // namespace
+}  // namespace namernn_fast

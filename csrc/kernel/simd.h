@@ -1,0 +1,128 @@
+// The vector type of one instruction set, on the compiler's own vector extension: loads and stores
+// of whole and partial vectors. A file in csrc/isa/ defines NAMERNN_VECTOR_BYTES and
+// NAMERNN_REGISTERS before it includes this one.
+#pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "contract.h"
+
+namespace namernn_fast {
+namespace {
+
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class Scalar>
+struct Bits;
+template <>
+struct Bits<float> {
+  using Int = int32_t;
+};
+template <>
+struct Bits<double> {
+  using Int = int64_t;
+};
+
+template <class Scalar>
+struct Simd {
+  using Int = typename Bits<Scalar>::Int;
+  typedef Scalar V __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
+  typedef Int I __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
+  typedef Scalar Unaligned
+      __attribute__((vector_size(NAMERNN_VECTOR_BYTES), aligned(sizeof(Scalar)), may_alias));
+  static constexpr int lanes = NAMERNN_VECTOR_BYTES / sizeof(Scalar);
+};
+
+template <class Scalar>
+using Vec = typename Simd<Scalar>::V;
+
+template <class Scalar>
+inline Vec<Scalar> load(const Scalar* p) {
+  return *reinterpret_cast<const typename Simd<Scalar>::Unaligned*>(p);
+}
+
+template <class Scalar>
+inline void store(Scalar* p, Vec<Scalar> v) {
+  *reinterpret_cast<typename Simd<Scalar>::Unaligned*>(p) = v;
+}
+
+// Loads or stores the first n lanes, 0 <= n < lanes. Lanes past them load as zero, and their memory
+// is not touched.
+#if defined(__AVX512F__)
+inline Vec<float> load_first(const float* p, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+inline Vec<double> load_first(const double* p, int64_t n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+}
+inline void store_first(float* p, Vec<float> v, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+}
+inline void store_first(double* p, Vec<double> v, int64_t n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+}
+#elif defined(__AVX2__)
+inline __m256i first_mask(const float*, int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_mask(const double*, int64_t n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+inline Vec<float> load_first(const float* p, int64_t n) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_mask(p, n));
+}
+inline Vec<double> load_first(const double* p, int64_t n) {
+  return (Vec<double>)_mm256_maskload_pd(p, first_mask(p, n));
+}
+inline void store_first(float* p, Vec<float> v, int64_t n) {
+  _mm256_maskstore_ps(p, first_mask(p, n), (__m256)v);
+}
+inline void store_first(double* p, Vec<double> v, int64_t n) {
+  _mm256_maskstore_pd(p, first_mask(p, n), (__m256d)v);
+}
+#else
+template <class Scalar>
+inline Vec<Scalar> load_first(const Scalar* p, int64_t n) {
+  Vec<Scalar> v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class Scalar>
+inline void store_first(Scalar* p, Vec<Scalar> v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+// Calls f(offset, n) for the vectors that cover 0 .. width; n is below `lanes` in the last only.
+template <class Scalar, class F>
+inline void for_each_vector(int64_t width, F&& f) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  int64_t i = 0;
+  for (; i + lanes <= width; i += lanes) f(i, lanes);
+  if (i < width) f(i, width - i);
+}
+
+template <class Scalar, class = std::enable_if_t<std::is_floating_point_v<Scalar>>>
+inline Vec<Scalar> load_upto(const Scalar* p, int64_t n) {
+  return n == Simd<Scalar>::lanes ? load(p) : load_first(p, n);
+}
+
+template <class Scalar, class = std::enable_if_t<std::is_floating_point_v<Scalar>>>
+inline void store_upto(Scalar* p, Vec<Scalar> v, int64_t n) {
+  if (n == Simd<Scalar>::lanes) {
+    store(p, v);
+  } else {
+    store_first(p, v, n);
+  }
+}
+
+}  // namespace
+}  // namespace namernn_fast

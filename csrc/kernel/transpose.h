@@ -1,0 +1,42 @@
+// The transpose of a square of vectors in registers.
+#pragma once
+
+#include <utility>
+
+#include "kernel/simd.h"
+
+namespace namernn_fast {
+namespace {
+
+// Lane l of the merge of rows a and b (b is `distance` rows below a) in one round of the
+// butterfly transpose: squares of `distance` lanes are exchanged across the diagonal.
+constexpr int merge_low(int l, int distance, int lanes) {
+  return l & distance ? lanes + (l ^ distance) : l;
+}
+constexpr int merge_high(int l, int distance, int lanes) {
+  return l & distance ? lanes + l : (l ^ distance);
+}
+
+template <class Scalar, int kDistance, int... kLane>
+inline void merge(Vec<Scalar>& a, Vec<Scalar>& b, std::integer_sequence<int, kLane...>) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  const Vec<Scalar> low = __builtin_shufflevector(a, b, merge_low(kLane, kDistance, lanes)...);
+  b = __builtin_shufflevector(a, b, merge_high(kLane, kDistance, lanes)...);
+  a = low;
+}
+
+template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
+inline void transpose(Vec<Scalar> (&rows)[Simd<Scalar>::lanes]) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    if (!(i & kDistance)) {
+      merge<Scalar, kDistance>(rows[i], rows[i + kDistance],
+                               std::make_integer_sequence<int, lanes>());
+    }
+  }
+  if constexpr (kDistance > 1) transpose<Scalar, kDistance / 2>(rows);
+}
+
+}  // namespace
+}  // namespace namernn_fast

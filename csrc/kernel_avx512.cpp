@@ -1,7 +1,0 @@
-#define NAMERNN_VECTOR_BYTES 64
-#define NAMERNN_REGISTERS 32
-#include "kernel-inl.h"
-
-namespace namernn_fast {
-constexpr Kernels kernels_avx512 = kernels_named("avx512");
-}  // namespace namernn_fast

@@ -1,0 +1,171 @@
+#include <algorithm>
+#include <type_traits>
+
+#include "library/passes.h"
+#include "library/schedule.h"
+
+namespace namernn_fast {
+namespace {
+
+// The arguments of a kernel for direction d of layer k, given the gradient of the layer's output.
+// The gradient of its input goes to `grad_input`, to which the second direction adds.
+template <class Scalar>
+Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, int64_t k, int64_t d,
+                             const std::optional<Tensor>& grad_output,
+                             const std::optional<Tensor>& grad_input) {
+  const Batch& batch = stack.batch;
+  const int64_t H = stack.H;
+  const int64_t state = stack.state_of(k, d);
+  const Tensor& output = grads.outputs[size_t(k)];
+  Backward<Scalar> args{};
+  args.layer = direction_of<Scalar>(stack, k, d, k ? grads.outputs[size_t(k - 1)] : stack.input);
+  args.output = rows_of<const Scalar>(batch, output, const_data<Scalar>(output), d * H);
+  if (grad_output) {
+    args.grad_output =
+        rows_of<const Scalar>(batch, *grad_output, const_data<Scalar>(*grad_output), d * H);
+  }
+  if (grads.grad_h_n) {
+    args.grad_h_n = const_data<Scalar>(*grads.grad_h_n) + state * grads.grad_h_n->stride(0);
+    args.grad_h_n_stride = grads.grad_h_n->stride(1);
+    args.grad_h_n_feature_stride = grads.grad_h_n->stride(2);
+  }
+  if (grad_input) {
+    args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
+    args.accumulate_input = d > 0;
+  }
+  if (grads.grad_hx) {
+    args.grad_hx = mutable_data<Scalar>(*grads.grad_hx) + state * batch.B * H;
+  }
+  if (grads.want_weights[size_t(k)]) {
+    const Tensor* w = &grads.grad_weights[size_t(state * stack.per_direction)];
+    args.grad_weight_ih = mutable_data<Scalar>(w[0]);
+    args.grad_weight_hh = mutable_data<Scalar>(w[1]);
+    args.grad_bias = stack.per_direction == 4 ? mutable_data<Scalar>(w[2]) : nullptr;
+  }
+  return args;
+}
+
+// The lowest layer that has anything to do: no gradient is wanted of the layers below.
+int64_t lowest_layer(const Stack& stack, const BackwardTensors& grads) {
+  if (grads.grad_input || grads.grad_hx) return 0;
+  return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
+         grads.want_weights.begin();
+}
+
+// Copies the gradients of the last states to grad_hx, of sequences that end in other stretches,
+// too.
+template <class Scalar>
+void copy_last_gradients(const Stack& stack, const Backward<Scalar>& args) {
+  for (int64_t b = 0; b < stack.batch.B; ++b) {
+    for (int64_t j = 0; j < stack.H; ++j) {
+      args.grad_hx[b * stack.H + j] =
+          args.grad_h_n ? args.grad_h_n[b * args.grad_h_n_stride + j * args.grad_h_n_feature_stride]
+                        : Scalar(0);
+    }
+  }
+}
+
+// Runs consecutive layers at once, a thread each. The gradient of a layer's state travels from
+// stretch to stretch in grad_hx.
+template <class Scalar>
+void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
+  const KernelsFor<Scalar>& own = kernels();
+  const int64_t lowest = lowest_layer(stack, grads);
+  const int64_t layers = stack.layers - lowest;
+  const int64_t size = stack.batch.B * stack.H;
+  const Stretches stretches(stack.batch.layout, wave.steps);
+  std::vector<std::optional<Tensor>> grad_rows(
+      size_t(stack.layers + 1));  // of the input of each layer
+  grad_rows[size_t(stack.layers)] = grads.grad_output;
+  for (int64_t k = stack.layers; --k > lowest;) {
+    grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
+  }
+  grad_rows[size_t(lowest)] = grads.grad_input;
+  std::vector<std::optional<Tensor>> grad_states(size_t(stack.layers));
+  std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
+  run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
+    const int64_t k = stack.layers - 1 - n;
+    Backward<Scalar> args =
+        backward_of<Scalar>(stack, grads, k, 0, grad_rows[size_t(k + 1)], grad_rows[size_t(k)]);
+    if (i == 0) {
+      panels[size_t(k)] = panels_for(own.backward_panels, args.layer);
+      if (!args.grad_hx) grad_states[size_t(k)] = empty({size}, stack.dtype);
+    }
+    args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
+    if (!args.grad_hx) args.grad_hx = mutable_data<Scalar>(*grad_states[size_t(k)]);
+    if (i == 0) copy_last_gradients(stack, args);
+    args.grad_h_n = args.grad_hx;
+    args.grad_h_n_stride = stack.H;
+    args.grad_h_n_feature_stride = 1;
+    args.accumulate_weights = i > 0;
+    const int64_t stretch = stretches.count() - 1 - i;
+    stretches.select(stretch, args.layer, args.output);
+    args.output = stretches.from(stretch, args.output);
+    args.grad_output = stretches.from(stretch, args.grad_output);
+    args.grad_input = stretches.from(stretch, args.grad_input);
+    own.backward(args, Call(one_thread()).runtime());
+  });
+}
+
+// Runs all layers, several at once where that is expected to gain.
+template <class Scalar>
+void run_backward(const Stack& stack, const BackwardTensors& grads) {
+  if constexpr (std::is_floating_point_v<Scalar>) {
+    const Wave wave = wave_of(stack, Pass::backward);
+    if (wave.layers > 1 && lowest_layer(stack, grads) < stack.layers - 1) {
+      return run_backward_wave<Scalar>(stack, wave, grads);
+    }
+  }
+  const int64_t lowest = lowest_layer(stack, grads);
+  std::optional<Tensor> grad_output = grads.grad_output;
+  for (int64_t k = stack.layers; k-- > lowest;) {
+    const int64_t D = stack.input_size(k);
+    std::optional<Tensor> grad_input = grads.grad_input;
+    if (k > lowest) grad_input = empty_rows(stack.batch, D, stack.dtype);
+    run_directions(stack, D, !grad_input, [&](int64_t d, const Call& call) {
+      kernels().KernelsFor<Scalar>::backward(
+          backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input), call.runtime());
+    });
+    grad_output = grad_input;
+  }
+}
+
+// Writes what no kernel writes: padding, sequences without rows, the second bias.
+template <class Scalar>
+void finish_backward(const Stack& stack, const BackwardTensors& grads) {
+  const int64_t H = stack.H;
+  if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);
+  if (grads.grad_hx) {
+    for_each_idle_state(stack, [&](int64_t state, int64_t b) {
+      Scalar* grad = mutable_data<Scalar>(*grads.grad_hx) + (state * stack.batch.B + b) * H;
+      for (int64_t j = 0; j < H; ++j) {
+        grad[j] = grads.grad_h_n
+                      ? const_data<Scalar>(*grads.grad_h_n)[state * grads.grad_h_n->stride(0) +
+                                                            b * grads.grad_h_n->stride(1) +
+                                                            j * grads.grad_h_n->stride(2)]
+                      : Scalar();
+      }
+    });
+  }
+  for (size_t i = 0; i < grads.grad_weights.size() && stack.per_direction == 4; i += 4) {
+    if (!grads.want_weights[i / 4 / size_t(stack.directions)]) continue;
+    std::copy_n(const_data<Scalar>(grads.grad_weights[i + 2]), H,
+                mutable_data<Scalar>(grads.grad_weights[i + 3]));
+  }
+}
+
+}  // namespace
+
+void backward_stack(const Stack& stack, const BackwardTensors& grads) {
+  with_storage(stack.dtype, [&](auto storage) {
+    using Scalar = decltype(storage);
+    if (stack.batch.layout.N > 0) {
+      run_backward<Scalar>(stack, grads);
+    } else {
+      for (Tensor w : grads.grad_weights) torch::stable::zero_(w);
+    }
+    finish_backward<Scalar>(stack, grads);
+  });
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,37 @@
+// Errors of the operators: every message begins with the name of the package.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace namernn_fast {
+
+// Throws an error that reaches Python as a RuntimeError.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "namernn_fast: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// Fails with the given parts of a message unless the condition holds.
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+// The shape in the words of Python, such as (2, 3).
+template <class Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::ostringstream text;
+  text << "(";
+  for (auto size = sizes.begin(); size != sizes.end(); ++size) {
+    text << (size == sizes.begin() ? "" : ", ") << *size;
+  }
+  text << ")";
+  return text.str();
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,91 @@
+#include <algorithm>
+#include <type_traits>
+
+#include "library/passes.h"
+#include "library/schedule.h"
+
+namespace namernn_fast {
+namespace {
+
+// The arguments of a kernel for direction d of layer k.
+template <class Scalar>
+Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, int64_t k,
+                           int64_t d) {
+  const Tensor& output = *results.outputs[size_t(k)];
+  Forward<Scalar> args;
+  args.layer = direction_of<Scalar>(stack, k, d, k ? *results.outputs[size_t(k - 1)] : stack.input);
+  args.output = rows_of<Scalar>(stack.batch, output, mutable_data<Scalar>(output), d * stack.H);
+  args.h_n = mutable_data<Scalar>(results.h_n) + stack.state_of(k, d) * stack.batch.B * stack.H;
+  return args;
+}
+
+// Runs consecutive layers at once, a thread each, one stretch of steps after the other.
+template <class Scalar>
+void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
+  const KernelsFor<Scalar>& own = kernels();
+  const Stretches stretches(stack.batch.layout, wave.steps);
+  for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
+  std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
+  run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
+    Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
+    if (i == 0) panels[size_t(k)] = panels_for(own.forward_panels, args.layer);
+    args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
+    stretches.select(i, args.layer,
+                     {args.output.data, args.output.time_stride, args.output.row_stride});
+    args.output = stretches.from(i, args.output);
+    own.forward(args, Call(one_thread()).runtime());
+  });
+}
+
+// Runs all layers, several at once where that is expected to gain.
+template <class Scalar>
+void run_forward(const Stack& stack, ForwardTensors& results, bool want_hidden) {
+  if constexpr (std::is_floating_point_v<Scalar>) {
+    const Wave wave = wave_of(stack, Pass::forward);
+    if (wave.layers > 1) return run_forward_wave<Scalar>(stack, wave, results);
+  }
+  for (int64_t k = 0; k < stack.layers; ++k) {
+    results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * stack.H, stack.dtype);
+    if (stack.batch.layout.N > 0) {
+      run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Call& call) {
+        kernels().KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
+                                              call.runtime());
+      });
+    }
+    if (k > 0 && !want_hidden) results.outputs[size_t(k - 1)].reset();
+  }
+}
+
+// Writes what no kernel writes: padding, and the states of sequences without rows.
+template <class Scalar>
+void finish_forward(const Stack& stack, const ForwardTensors& results, bool want_hidden) {
+  const int64_t H = stack.H;
+  for (size_t k = want_hidden ? 0 : results.outputs.size() - 1; k < results.outputs.size(); ++k) {
+    clear_padding(stack.batch, *results.outputs[k]);
+  }
+  for_each_idle_state(stack, [&](int64_t state, int64_t b) {
+    Scalar* h = mutable_data<Scalar>(results.h_n) + (state * stack.batch.B + b) * H;
+    if (stack.hx) {
+      std::copy_n(
+          const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0) + b * stack.hx->stride(1), H,
+          h);
+    } else {
+      std::fill_n(h, H, Scalar());
+    }
+  });
+}
+
+}  // namespace
+
+ForwardTensors forward_stack(const Stack& stack, bool want_hidden) {
+  ForwardTensors results{
+      empty({stack.layers * stack.directions, stack.batch.B, stack.H}, stack.dtype),
+      std::vector<std::optional<Tensor>>(size_t(stack.layers))};
+  with_storage(stack.dtype, [&](auto storage) {
+    run_forward<decltype(storage)>(stack, results, want_hidden);
+    finish_forward<decltype(storage)>(stack, results, want_hidden);
+  });
+  return results;
+}
+
+}  // namespace namernn_fast

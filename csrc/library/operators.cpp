@@ -1,0 +1,130 @@
+// The operators: entry points and registration. Their schemas and fake kernels are in
+// namernn_fast/ops.py.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "library/batch.h"
+#include "library/options.h"
+#include "library/passes.h"
+#include "library/stack.h"
+#include "plan.h"
+#include "processor.h"
+
+namespace namernn_fast {
+namespace {
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
+    const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
+    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset,
+    int64_t bits) {
+  const Options options = read_options(bits);
+  const Stack stack =
+      check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
+  const ForwardTensors results = forward_stack(stack, options.want_hidden);
+  std::vector<Tensor> hidden;
+  for (int64_t k = 0; options.want_hidden && k + 1 < stack.layers; ++k) {
+    hidden.push_back(*results.outputs[size_t(k)]);
+  }
+  return {*results.outputs.back(), results.h_n, hidden};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
+    const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
+    const Tensor& output, const std::vector<Tensor>& hidden,
+    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
+    bool want_input, bool want_hx, const std::vector<int64_t>& want_layers) {
+  const Options options = read_options(bits);
+  const Stack stack =
+      check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
+  const std::vector<int64_t> state_shape{stack.layers * stack.directions, stack.batch.B, stack.H};
+  std::vector<int64_t> output_shape(input.sizes().begin(), input.sizes().end());
+  output_shape.back() = stack.directions * stack.H;
+
+  BackwardTensors grads;
+  check(int64_t(hidden.size()) == stack.layers - 1, "hidden must hold the outputs of ",
+        stack.layers - 1, " layer(s), got ", hidden.size());
+  for (const Tensor& of_layer : hidden) {
+    check_tensor("hidden", of_layer, input, output_shape);
+    grads.outputs.push_back(with_adjacent_features(of_layer));
+  }
+  check_tensor("output", output, input, output_shape);
+  grads.outputs.push_back(with_adjacent_features(output));
+  if (grad_output) {
+    check_tensor("grad_output", *grad_output, input, output_shape);
+    grads.grad_output = with_adjacent_features(*grad_output);
+  }
+  if (grad_h_n) {
+    check_tensor("grad_h_n", *grad_h_n, input, state_shape);
+    grads.grad_h_n = *grad_h_n;
+  }
+  if (want_input) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
+  if (want_hx) grads.grad_hx = empty(state_shape, stack.dtype);
+  grads.want_weights.resize(size_t(stack.layers), false);
+  for (const int64_t k : want_layers) {
+    check(k >= 0 && k < stack.layers, "want_layers must be from 0 to ", stack.layers - 1, ", got ",
+          k);
+    grads.want_weights[size_t(k)] = true;
+  }
+  const size_t per_layer = size_t(stack.directions * stack.per_direction);
+  for (size_t i = 0; i < stack.weights.size() && !want_layers.empty(); ++i) {
+    const auto sizes = stack.weights[i].sizes();
+    grads.grad_weights.push_back(
+        grads.want_weights[i / per_layer]
+            ? empty(std::vector<int64_t>(sizes.begin(), sizes.end()), stack.dtype)
+            : empty({0}, stack.dtype));
+  }
+  backward_stack(stack, grads);
+  return {grads.grad_input ? *grads.grad_input : empty({0}, stack.dtype),
+          grads.grad_hx ? *grads.grad_hx : empty({0}, stack.dtype), grads.grad_weights};
+}
+
+// Describes the plan for any machine: groups, members, expected time in ns, layers at once.
+std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
+                                                       int64_t input_size, int64_t hidden_size,
+                                                       int64_t num_layers, int64_t threads,
+                                                       int64_t l2_bytes) {
+  SequenceLayout layout{};
+  layout.T = int64_t(batch_sizes.size());
+  layout.count = batch_sizes.data();
+  for (const int64_t size : batch_sizes) {
+    layout.B = std::max(layout.B, size);
+    layout.N += size;
+  }
+  const Machine machine{threads, size_t(l2_bytes)};
+  const Workload workload{layout,       machine, input_size, hidden_size, panels_of(hidden_size),
+                          sizeof(float)};
+  const Plan plan = choose_plan(workload);
+  const Wave wave = choose_wave(workload, num_layers, Pass::forward);
+  return {plan.groups, plan.members, plan.time, wave.layers};
+}
+
+std::string cpu_kernel(bool bfloat16) {
+  return bfloat16 ? kernels().bfloat16_name : kernels().name;
+}
+
+}  // namespace
+}  // namespace namernn_fast
+
+STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
+  library.impl("rnn_forward", TORCH_BOX(&namernn_fast::rnn_forward));
+  library.impl("rnn_backward", TORCH_BOX(&namernn_fast::rnn_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {
+  library.impl("cpu_kernel", TORCH_BOX(&namernn_fast::cpu_kernel));
+  library.impl("cpu_plan", TORCH_BOX(&namernn_fast::cpu_plan));
+}
+
+// Importing the module loads the library, which registers the operators; it has nothing else.
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

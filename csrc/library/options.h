@@ -1,0 +1,26 @@
+// The options of an operator: the bits of its argument of that name, as namernn_fast/ops.py has
+// them.
+#pragma once
+
+#include "library/check.h"
+
+namespace namernn_fast {
+
+struct Options {
+  bool relu;
+  bool bias;
+  bool bidirectional;
+  bool batch_first;
+  bool packed;
+  bool jagged;
+  bool batch_invariant;
+  bool want_hidden;
+};
+
+inline Options read_options(int64_t bits) {
+  check(bits >> 8 == 0, "options must have 8 bits at most, got ", bits);
+  const auto has = [&](int place) { return (bits >> place & 1) != 0; };
+  return {has(0), has(1), has(2), has(3), has(4), has(5), has(6), has(7)};
+}
+
+}  // namespace namernn_fast

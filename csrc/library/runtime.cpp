@@ -1,0 +1,78 @@
+#include "library/runtime.h"
+
+#include <pthread.h>
+#include <sys/stat.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <new>
+#include <thread>
+
+#include "processor.h"
+
+namespace namernn_fast {
+
+thread_local std::unique_ptr<char, Scratch::Free> Scratch::kept_;
+
+void* Scratch::take(size_t bytes) {
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (!kept_ && bytes <= kKept) kept_.reset(allocate(kKept));
+  if (used_ + bytes <= kKept && kept_) {
+    void* p = kept_.get() + used_;
+    used_ += bytes;
+    return p;
+  }
+  extra_.reserve(extra_.size() + 1);
+  extra_.push_back(allocate(bytes));
+  return extra_.back();
+}
+
+char* Scratch::allocate(size_t bytes) {
+  void* p = nullptr;
+  if (posix_memalign(&p, kAlignment, std::max(bytes, kAlignment)) != 0) throw std::bad_alloc();
+  return static_cast<char*>(p);
+}
+
+namespace {
+
+thread_local Scratch* current_scratch = nullptr;
+
+void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+  torch::stable::parallel_for(0, n, 1,
+                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+// Whether this process was forked from one with several threads. A fork copies one thread alone,
+// and GCC's OpenMP would wait for the other threads of its pool for ever; one thread needs no pool.
+bool pool_lost = false;
+
+#if defined(__linux__)
+[[maybe_unused]] const int fork_watched = [] {
+  static bool has_threads = false;
+  const auto before = [] {
+    struct stat tasks;  // two links, and one for each thread
+    has_threads = stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink != 3;
+  };
+  return pthread_atfork(before, nullptr, [] { pool_lost = pool_lost || has_threads; });
+}();
+#endif
+
+}  // namespace
+
+Call::Call(const Machine& machine) : machine_(machine) { current_scratch = &scratch_; }
+
+Call::~Call() { current_scratch = nullptr; }
+
+Runtime Call::runtime() const {
+  return {machine_, &run_in_pool, [](size_t bytes) { return current_scratch->take(bytes); },
+          [] { std::this_thread::yield(); }};
+}
+
+Machine this_machine() {
+  const int64_t threads = pool_lost ? 1 : int64_t(torch::stable::get_num_threads());
+  return {threads, l2_bytes()};
+}
+
+Machine one_thread() { return {1, l2_bytes()}; }
+
+}  // namespace namernn_fast

@@ -1,0 +1,61 @@
+// What the kernels get from the process: scratch memory, torch's thread pool, its number of
+// threads.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "contract.h"
+
+namespace namernn_fast {
+
+// Scratch memory of one call: a region kept by each thread from call to call, so that small calls
+// neither allocate nor fault pages in; memory that a call needs beyond it is freed with the call.
+class Scratch {
+ public:
+  static constexpr size_t kAlignment = 64;
+#if defined(NAMERNN_FAST_SANITIZE)
+  static constexpr size_t kKept = 0;  // pieces of one region would hide an access past their ends
+#else
+  static constexpr size_t kKept = size_t(16) << 20;
+#endif
+
+  Scratch() = default;
+  ~Scratch() {
+    for (void* p : extra_) std::free(p);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  void* take(size_t bytes);
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  static char* allocate(size_t bytes);
+  // Pages of it that no call has touched cost nothing.
+  static thread_local std::unique_ptr<char, Free> kept_;
+  size_t used_ = 0;
+  std::vector<void*> extra_;
+};
+// What one call of a kernel may use: scratch memory of its own, and so many threads.
+class Call {
+ public:
+  explicit Call(const Machine& machine);
+  ~Call();
+  Runtime runtime() const;
+
+ private:
+  Machine machine_;
+  Scratch scratch_;
+};
+
+// This machine with the threads that torch is set to, one where a fork has lost them.
+Machine this_machine();
+
+// This machine with the calling thread alone.
+Machine one_thread();
+
+}  // namespace namernn_fast

@@ -1,0 +1,147 @@
+// The order of layers and directions: one after the other with all threads, or several at once with
+// a thread each.
+#pragma once
+
+#include <atomic>
+#include <numeric>
+#include <vector>
+
+#include "library/runtime.h"
+#include "library/stack.h"
+#include "plan.h"
+#include "processor.h"
+#include "wait.h"
+
+namespace namernn_fast {
+
+// What the plan of a layer with D input features is made from.
+inline Workload workload_of(const Stack& stack, const Machine& machine, int64_t D) {
+  const bool is_double = stack.dtype == aoti_torch_dtype_float64();
+  return {stack.batch.layout,
+          machine,
+          D,
+          stack.H,
+          panels_of(stack.H),
+          is_double ? sizeof(double) : sizeof(float)};
+}
+
+// Calls run(direction, call) for each direction: one after the other with all threads, or, where
+// there is too little in one of them to share out, both at once with a thread each.
+template <class Run>
+void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
+  const Machine machine = this_machine();
+  if (independent && stack.directions == 2 && choose_both_at_once(workload_of(stack, machine, D))) {
+    torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t d = begin; d < end; ++d) run(d, Call(one_thread()));
+    });
+    return;
+  }
+  for (int64_t d = 0; d < stack.directions; ++d) run(d, Call(machine));
+}
+
+// The times of a batch, in stretches that run one by one.
+class Stretches {
+ public:
+  Stretches(const SequenceLayout& layout, int64_t length) : layout_(layout), length_(length) {
+    if (!layout.start) return;
+    start_.resize(size_t(layout.T));
+    for (int64_t t = 0; t < layout.T; ++t) {
+      start_[size_t(t)] = layout.start[t] - layout.start[t / length * length];
+    }
+  }
+
+  int64_t count() const { return (layout_.T + length_ - 1) / length_; }
+
+  // The i-th stretch of a layer that runs forward, as a layer of its own.
+  template <class Scalar>
+  void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
+    const int64_t first = i * length_;
+    if (first > 0) {
+      layer.hx = row(output, first - 1).data;
+      layer.hx_stride = output.row_stride;
+    }
+    layer.input = row(layer.input, first);
+    if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
+    SequenceLayout& own = layer.layout;
+    own.T = std::min(length_, layout_.T - first);
+    if (layout_.count) {
+      own.B = layout_.count[first];
+      own.count = layout_.count + first;
+      own.N = std::accumulate(own.count, own.count + own.T, int64_t(0));
+    } else {
+      own.N = own.T * own.B;
+    }
+    if (layout_.start) own.start = start_.data() + first;
+  }
+
+  // The rows from time t on.
+  template <class Scalar>
+  RowStrides<Scalar> row(RowStrides<Scalar> rows, int64_t t) const {
+    if (rows.data) {
+      rows.data += layout_.start ? layout_.start[t] * rows.row_stride : t * rows.time_stride;
+    }
+    return rows;
+  }
+  // The rows from stretch i on.
+  template <class Scalar>
+  RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
+    return row(rows, i * length_);
+  }
+
+ private:
+  SequenceLayout layout_;
+  int64_t length_;
+  std::vector<int64_t> start_;  // rows before a time, from its stretch's first on
+};
+
+// Calls body(n, i) for every stretch i of every layer n: the stretches of a layer in turn, and each
+// after the same stretch of the layer before. A thread takes the next layer that no thread has; the
+// layer before is done or has a thread, so no thread waits for ever.
+template <class Body>
+void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
+  struct alignas(64) Progress {
+    std::atomic<int64_t> done{0};
+  };
+  std::vector<Progress> progress(static_cast<size_t>(layers));
+  std::atomic<int64_t> next{0};
+  const Runtime runtime = Call(one_thread()).runtime();
+  torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
+    for (int64_t n; (n = next++) < layers;) {
+      std::atomic<int64_t>& done = progress[size_t(n)].done;
+      try {
+        for (int64_t i = 0; i < stretches; ++i) {
+          if (n > 0) {
+            wait_until(runtime, kForEver, [&] {
+              return progress[size_t(n - 1)].done.load(std::memory_order_acquire) > i;
+            });
+          }
+          body(n, i);
+          done.store(i + 1, std::memory_order_release);
+        }
+      } catch (...) {
+        done.store(stretches, std::memory_order_release);
+        throw;
+      }
+    }
+  });
+}
+
+inline Wave wave_of(const Stack& stack, Pass pass) {
+  const bool one_way = stack.directions == 1;
+  // The states at the start of a stretch lie where rows do, and hx must be read like them.
+  const bool alike = stack.batch.kind != Batch::Kind::jagged;
+  const bool whole = stack.dtype == aoti_torch_dtype_float32() ||
+                     stack.dtype == aoti_torch_dtype_float64();  // 16 bits would round the state
+  if (!one_way || !alike || !whole || stack.layers == 1) return {1, stack.batch.layout.T};
+  return choose_wave(workload_of(stack, this_machine(), stack.H), stack.layers, pass);
+}
+
+// The weights of a layer in panels, for all stretches of a wave.
+template <class Scalar>
+Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer) {
+  const Tensor panels = empty({int64_t(format.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
+  format.pack(layer, mutable_data<char>(panels), Call(one_thread()).runtime());
+  return panels;
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,64 @@
+#include "library/stack.h"
+
+namespace namernn_fast {
+namespace {
+
+// Checks all arguments of a stack but its weights.
+Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t layers,
+                  int64_t hidden_size, Batch batch, const Options& options) {
+  Stack stack{std::move(batch), with_adjacent_features(input)};
+  stack.layers = layers;
+  stack.directions = options.bidirectional ? 2 : 1;
+  stack.batch_invariant = options.batch_invariant;
+  stack.per_direction = options.bias ? 4 : 2;
+  stack.activation = options.relu ? Activation::relu : Activation::tanh;
+  check(input.is_cpu(), "input must be on the CPU");
+  stack.dtype = dtype_of(input);
+  stack.D = input.size(input.dim() - 1);
+  stack.H = hidden_size;
+  if (hx) {
+    check_tensor("hx", *hx, input, {layers * stack.directions, stack.batch.B, stack.H});
+    stack.hx = with_adjacent_features(*hx);
+  }
+  return stack;
+}
+
+void check_weights(Stack& stack, const Tensor& input, const std::vector<Tensor>& weights) {
+  const int64_t H = stack.H;
+  const int64_t per_layer = stack.directions * stack.per_direction;
+  stack.weights.reserve(weights.size());
+  for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
+    const Tensor& weight = weights[size_t(i)];
+    switch (i % stack.per_direction) {
+      case 0:
+        check_tensor("weight_ih", weight, input, {H, stack.input_size(i / per_layer)});
+        break;
+      case 1:
+        check_tensor("weight_hh", weight, input, {H, H});
+        break;
+      case 2:
+        check_tensor("bias_ih", weight, input, {H});
+        break;
+      default:
+        check_tensor("bias_hh", weight, input, {H});
+    }
+    stack.weights.push_back(dense(weight));
+  }
+}
+
+}  // namespace
+
+Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
+                  const std::vector<Tensor>& weights, Batch batch, const Options& options) {
+  const int64_t per_layer = (options.bidirectional ? 2 : 1) * (options.bias ? 4 : 2);
+  const int64_t count = int64_t(weights.size());
+  check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
+        " tensors for each layer, got ", count);
+  check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
+  Stack stack =
+      check_input(input, hx, count / per_layer, weights[1].size(0), std::move(batch), options);
+  check_weights(stack, input, weights);
+  return stack;
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,82 @@
+// The stack of a call: its checked arguments, layer by layer and direction by direction.
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "contract.h"
+#include "library/batch.h"
+#include "library/tensors.h"
+#include "plan.h"
+
+namespace namernn_fast {
+
+// The checked arguments of a call: layers and directions over one batch.
+struct Stack {
+  Batch batch;
+  Tensor input;
+  std::optional<Tensor> hx;
+  std::vector<Tensor> weights;
+  int64_t layers;
+  int64_t directions;
+  int64_t per_direction;  // weights of one direction: 2, or 4 with biases
+  int64_t D;              // features of input; those of later layers are directions * H
+  int64_t H;
+  int32_t dtype;
+  Activation activation;
+  bool batch_invariant;
+
+  // The number of a layer's direction among the states and the weights.
+  int64_t state_of(int64_t layer, int64_t direction) const {
+    return layer * directions + direction;
+  }
+  // The weights of a direction: weight_ih, weight_hh and, where there are biases, both of them.
+  const Tensor* weights_of(int64_t state) const { return &weights[size_t(state * per_direction)]; }
+  int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
+};
+
+// Checks the arguments of an operator. The errors name the argument, what it must be and what it
+// is.
+Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
+                  const std::vector<Tensor>& weights, Batch batch, const Options& options);
+
+// The arguments of a kernel for direction d of layer k, which reads `input`.
+template <class Scalar>
+Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tensor& input) {
+  const int64_t state = stack.state_of(k, d);
+  Layer<Scalar> layer{};
+  layer.layout = stack.batch.layout;
+  layer.D = stack.input_size(k);
+  layer.H = stack.H;
+  layer.reverse = d == 1;
+  layer.activation = stack.activation;
+  layer.resets = stack.batch.resets;
+  layer.batch_invariant = stack.batch_invariant;
+  layer.chains =
+      stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
+  layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
+  if (stack.hx) {
+    layer.hx = const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0);
+    layer.hx_stride = stack.hx->stride(1);
+  }
+  const Tensor* weights = stack.weights_of(state);
+  const bool bias = stack.per_direction == 4;
+  layer.weight_ih = const_data<Scalar>(weights[0]);
+  layer.weight_hh = const_data<Scalar>(weights[1]);
+  layer.bias_ih = bias ? const_data<Scalar>(weights[2]) : nullptr;
+  layer.bias_hh = bias ? const_data<Scalar>(weights[3]) : nullptr;
+  return layer;
+}
+
+// Calls f(state, sequence) for the sequences without a row in every layer and direction.
+template <class F>
+void for_each_idle_state(const Stack& stack, F&& f) {
+  const Batch& batch = stack.batch;
+  for (int64_t i = batch.layout.B; i < batch.B; ++i) {
+    const int64_t b = batch.order.empty() ? i : batch.order[size_t(i)];
+    for (int64_t state = 0; state < stack.layers * stack.directions; ++state) f(state, b);
+  }
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,87 @@
+// Access to tensors through the stable ABI of torch: dtypes, data pointers, new tensors, checks.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <vector>
+
+#include "contract.h"
+#include "library/check.h"
+
+namespace namernn_fast {
+
+using torch::stable::Tensor;
+
+// torch's number of a tensor's dtype: cheaper to compare than its translation into a ScalarType.
+inline int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+// A new contiguous tensor.
+inline Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) {
+    strides[i - 1] = strides[i] * std::max<int64_t>(1, sizes[i]);
+  }
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error =
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), 0, &handle);
+  if (error != AOTI_TORCH_SUCCESS) fail("no memory for a tensor of shape ", shape_text(sizes));
+  return Tensor(handle);
+}
+
+template <class Storage>
+const Storage* const_data(const Tensor& tensor) {
+  return static_cast<const Storage*>(tensor.const_data_ptr());
+}
+template <class Storage>
+Storage* mutable_data(const Tensor& tensor) {
+  return static_cast<Storage*>(tensor.mutable_data_ptr());
+}
+
+// Calls f(Storage()) for the type that a dtype is stored as.
+template <class F>
+void with_storage(int32_t dtype, F&& f) {
+  if (dtype == aoti_torch_dtype_float32()) return f(float());
+  if (dtype == aoti_torch_dtype_float64()) return f(double());
+  if (dtype == aoti_torch_dtype_bfloat16()) return f(BFloat16());
+  if (dtype == aoti_torch_dtype_float16()) return f(Half());
+  fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
+}
+
+// The tensor itself where it is contiguous, else a contiguous copy.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// The tensor itself where the elements of a row are adjacent, else a contiguous copy.
+inline Tensor with_adjacent_features(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor
+                                                            : torch::stable::contiguous(tensor);
+}
+
+// Checks that a tensor is on the CPU, has the dtype of input and the given shape.
+template <class Sizes>
+void check_tensor(const char* name, const Tensor& tensor, const Tensor& input, const Sizes& sizes) {
+  check(tensor.is_cpu(), name, " must be on the CPU, like input");
+  check(dtype_of(tensor) == dtype_of(input), name, " must have the dtype of input");
+  const auto got = tensor.sizes();
+  if (got.size() != sizes.size() || !std::equal(sizes.begin(), sizes.end(), got.begin())) {
+    fail(name, " must have shape ", shape_text(sizes), ", got ", shape_text(got));
+  }
+}
+
+inline void check_tensor(const char* name, const Tensor& tensor, const Tensor& input,
+                         std::initializer_list<int64_t> sizes) {
+  check_tensor<std::initializer_list<int64_t>>(name, tensor, input, sizes);
+}
+
+}  // namespace namernn_fast

@@ -1,0 +1,88 @@
+#include "processor.h"
+
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
+
+#include <cstdlib>
+#include <string>
+
+namespace namernn_fast {
+namespace {
+
+#if defined(__x86_64__)
+// The kernels for bfloat16 that beat the conversion to float, or null where this processor has
+// none.
+const KernelsFor<BFloat16>* detect_bfloat16(const std::string& wanted, const char** name) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
+  const bool amx = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
+#if defined(__linux__)
+  // The kernel lends a process the tile registers when asked.
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  const bool lent = amx && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  const bool lent = false;
+#endif
+  if (lent && (wanted.empty() || wanted == "amx")) {
+    *name = "amx";
+    return &kernels_amx;
+  }
+  __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
+  const bool dot_products = (eax >> 5 & 1) != 0;
+  // Intel's dot products run at half the rate of float multiply-adds.
+  if (dot_products && (wanted.empty() ? __builtin_cpu_is("amd") != 0 : wanted == "avx512_bf16")) {
+    *name = "avx512_bf16";
+    return &kernels_avx512_bf16;
+  }
+  return nullptr;
+}
+#endif
+
+Kernels detect_kernels() {
+#if defined(__x86_64__)
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");  // ATen's own switch, honoured here
+  const std::string wanted = variable ? variable : "";
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (wanted != "default" && wanted != "avx2" && avx512) {
+    Kernels found = kernels_avx512;
+    if (const auto* bfloat16 = detect_bfloat16(wanted, &found.bfloat16_name)) {
+      static_cast<KernelsFor<BFloat16>&>(found) = *bfloat16;
+    }
+    return found;
+  }
+  if (wanted != "default" && avx2) return kernels_avx2;
+#endif
+  return kernels_baseline;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels chosen = detect_kernels();
+  return chosen;
+}
+
+size_t l2_bytes() {
+  static const size_t bytes = [] {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    if (const long size = sysconf(_SC_LEVEL2_CACHE_SIZE); size > 0) return size_t(size);
+#endif
+    return size_t(1) << 20;
+  }();
+  return bytes;
+}
+
+int64_t panels_of(int64_t hidden_size) {
+  const int64_t width = kernels().panel_width;
+  return (hidden_size + width - 1) / width;
+}
+
+}  // namespace namernn_fast

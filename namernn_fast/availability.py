@@ -1,0 +1,106 @@
+"""What can run here, and why something cannot: the C++ extension, and Triton with its GPU."""
+
+import importlib
+import importlib.util
+import sys
+import warnings
+
+import torch
+from torch import Tensor
+
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_MINIMUM = (3, 6)
+CAPABILITY_MINIMUM = (8, 0)
+
+_IMPORTING = {__package__, "importlib", "_frozen_importlib", "_frozen_importlib_external"}
+
+
+def _load_extension() -> bool:
+    """Loads the C++ extension, which implements the operators on the CPU; says if it is missing."""
+    name = f"{__package__}._C"
+    if importlib.util.find_spec(name) is None:
+        _warn_importer(
+            "namernn_fast was built without its C++ extension: every input takes the slower path "
+            "through ATen operators. Reinstall it with a C++ compiler at hand to have the kernels."
+        )
+        return False
+    importlib.import_module(name)
+    return True
+
+
+def _warn_importer(message: str) -> None:
+    """Warns at the line outside this package that led to its import.
+
+    The number of frames between differs with the form of the import statement, so that no constant
+    `stacklevel` of `warnings.warn` finds that line.
+    """
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _IMPORTING:
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        UserWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+HAS_EXTENSION = _load_extension()
+"""Whether the C++ extension is installed. Tests set it to False."""
+
+
+def why_not_kernel(input: Tensor) -> str | None:
+    """Returns why the fused kernel of its device cannot take `input`, or None if it can."""
+    if not input.is_cuda:
+        return why_not_cpu_kernel(input)
+    if input.dtype not in TRITON_DTYPES:
+        return f"the GPU kernels have floating-point types of 16 and 32 bits, not {input.dtype}"
+    return None
+
+
+def why_not_cpu_kernel(input: Tensor) -> str | None:
+    """Returns why the CPU kernel cannot take `input`, or None if it can."""
+    if not input.is_cpu:
+        return f"the CPU kernel does not run on {input.device.type}"
+    if not HAS_EXTENSION:
+        return "the C++ extension was not built"
+    if input.dtype not in CPU_DTYPES:
+        return f"the CPU kernel has floating-point types of 16 to 64 bits, not {input.dtype}"
+    return None
+
+
+def require_triton(device: torch.device) -> None:
+    """Checks that the Triton kernels can run on a GPU.
+
+    Raises:
+        RuntimeError: Triton is missing or older than `TRITON_MINIMUM`, or an NVIDIA GPU has a
+            compute capability below `CAPABILITY_MINIMUM`.
+    """
+    wanted = ".".join(map(str, TRITON_MINIMUM))
+    or_move = f"or move the layer and its input from {device} to the CPU"
+    try:
+        import triton
+    except ImportError as error:
+        raise RuntimeError(
+            f"namernn_fast: a {device.type} device needs Triton, which cannot be imported "
+            f"({error}): pip install 'triton>={wanted}', {or_move}"
+        ) from error
+    found = triton.__version__
+    if tuple(int(part) for part in found.split(".")[:2]) < TRITON_MINIMUM:
+        raise RuntimeError(
+            f"namernn_fast: a {device.type} device needs Triton {wanted} or newer, found {found}: "
+            f"pip install --upgrade 'triton>={wanted}', {or_move}"
+        )
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < CAPABILITY_MINIMUM:
+            raise RuntimeError(
+                "namernn_fast: the GPU kernels need compute capability "
+                f"{CAPABILITY_MINIMUM[0]}.{CAPABILITY_MINIMUM[1]} or newer, {device} has "
+                f"{capability[0]}.{capability[1]}: use torch.nn.RNN there, {or_move}"
+            )

@@ -1,0 +1,183 @@
+"""Checks of arguments, with the errors of `torch.nn.RNN` where it has one.
+
+The operators on the CPU and on a GPU check their arguments again; the reference path has its checks
+here.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+
+def check_reset(reset: Tensor, is_jagged: bool) -> None:
+    """Checks that `reset` is a bool tensor and goes with the kind of input.
+
+    Raises:
+        TypeError: reset is no bool tensor.
+        ValueError: the input is jagged.
+    """
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+        kind = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
+        raise TypeError(f"reset must be a bool tensor, got {kind}")
+    if is_jagged:
+        raise ValueError(
+            "reset does not go with a jagged input: pad it and give its lengths, or split it"
+        )
+
+
+def check_like_nn_rnn(data, hx, weights, sequence_layout, reset, options) -> None:
+    """Raises the errors of `nn.RNN` for input and hx that do not fit the weights.
+
+    Args:
+        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`. The values of
+            batch_sizes are not checked.
+
+    Raises:
+        ValueError: the dtype of input is not that of the weights.
+        RuntimeError: the features of input, its length, or the shape, device or dtype of hx do not
+            fit.
+    """
+    weight_ih, weight_hh = weights[:2]
+    if data.dtype != weight_ih.dtype:
+        raise ValueError(
+            f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight_ih.dtype}). "
+            f"Convert input: input.to({weight_ih.dtype}), "
+            f"or convert model: model.to({data.dtype})"
+        )
+    if data.device != weight_ih.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{data.device} and parameter tensor at {weight_ih.device}"
+        )
+    if data.shape[-1] != weight_ih.shape[1]:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {weight_ih.shape[1]}, got {data.shape[-1]}"
+        )
+    padded = not options & (ops.PACKED | ops.JAGGED)
+    batch_first = options & ops.BATCH_FIRST
+    if padded and data.shape[1 if batch_first else 0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if padded and reset is not None and reset.shape != data.shape[:2]:
+        raise RuntimeError(
+            f"reset must have shape {tuple(data.shape[:2])}, got {tuple(reset.shape)}"
+        )
+    if hx is None:
+        return
+    # The operator compares a packed batch with batch_sizes[0], which is no number while tracing.
+    batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
+    states = ops.layer_count(weights, options) * ops.directions_of(options)
+    expected = (states, batch, weight_hh.shape[0])
+    if hx.shape != expected:
+        raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+    if hx.device != data.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{data.device} and hidden tensor at {hx.device}"
+        )
+    if hx.dtype != data.dtype:
+        raise RuntimeError(f"hx must have the dtype of input, {data.dtype}, got {hx.dtype}")
+
+
+def check_reference_arguments(data, hx, weights, sequence_layout, reset, options) -> None:
+    """Checks for the reference path what the operators check for the kernels.
+
+    Args:
+        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`.
+
+    Raises:
+        RuntimeError: a shape does not fit, or lengths or batch_sizes are impossible.
+    """
+    for name, weight, shape in weights_and_shapes(weights, data.shape[-1], options):
+        if weight.shape != shape:
+            raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
+    if options & ops.PACKED:
+        sizes = check_batch_sizes(sequence_layout, data.shape[0])
+        if hx is not None and hx.shape[1] != sizes[0]:
+            expected = (hx.shape[0], sizes[0], hx.shape[2])
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+        if reset is not None:
+            check_reset_shape(reset, len(sizes), sizes[0], options)
+    elif sequence_layout is not None and not options & ops.JAGGED:
+        _check_lengths(data, sequence_layout, options)
+
+
+def weights_and_shapes(
+    weights: Sequence[Tensor], features: int, options: int
+) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    """Yields the name of each weight, the weight, and the shape that it must have.
+
+    Args:
+        weights: the flat list of weights.
+        features: features of the stack's input.
+        options: the option bits.
+    """
+    hidden_size = weights[1].shape[0]
+    for layer in ops.layers_of(weights, options):
+        for own in layer:
+            yield "weight_ih", own.weight_ih, (hidden_size, features)
+            yield "weight_hh", own.weight_hh, (hidden_size, hidden_size)
+            if own.bias_ih is not None and own.bias_hh is not None:
+                yield "bias_ih", own.bias_ih, (hidden_size,)
+                yield "bias_hh", own.bias_hh, (hidden_size,)
+        features = hidden_size * len(layer)
+
+
+def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
+    """Checks the batch_sizes of a PackedSequence whose data has this number of rows.
+
+    Returns:
+        The batch sizes as a list.
+
+    Raises:
+        RuntimeError: there are no steps; the sizes are not positive, increase, or do not sum to
+            the number of rows.
+    """
+    sizes = batch_sizes.tolist()
+    if not sizes:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    for t, size in enumerate(sizes):
+        if size < 1:
+            raise RuntimeError(f"batch_sizes must be positive, got {size} at step {t}")
+        if t and size > sizes[t - 1]:
+            raise RuntimeError(
+                f"batch_sizes must not increase, got {size} after {sizes[t - 1]} at step {t}"
+            )
+    if sum(sizes) != rows:
+        raise RuntimeError(
+            f"batch_sizes must sum to the rows of data, {rows}, got a sum of {sum(sizes)}"
+        )
+    return sizes
+
+
+def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> None:
+    """Checks that `reset` has an element for each step of each sequence.
+
+    Raises:
+        RuntimeError: its shape is not (seq_len, batch), (batch, seq_len) with BATCH_FIRST.
+    """
+    shape = (batch, seq_len) if options & ops.BATCH_FIRST else (seq_len, batch)
+    if reset.shape != shape:
+        raise RuntimeError(f"reset must have shape {shape}, got {tuple(reset.shape)}")
+
+
+def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
+    """Checks lengths of padded sequences; their values only where no device must be waited for."""
+    batch_first = options & ops.BATCH_FIRST
+    steps, batch = data.shape[1 if batch_first else 0], data.shape[0 if batch_first else 1]
+    if lengths.shape != (batch,):
+        raise RuntimeError(
+            f"lengths must have one length for each of the {batch} sequences, got "
+            f"{tuple(lengths.shape)}"
+        )
+    if not lengths.is_cpu or torch.compiler.is_compiling():
+        return
+    for b, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= steps:
+            raise RuntimeError(
+                f"lengths must be from 0 to {steps}, the steps of input, got {length} for "
+                f"sequence {b}"
+            )

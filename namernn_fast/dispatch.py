@@ -1,0 +1,122 @@
+"""Which path an input takes, and running it: a fused kernel, ATen operators, vmap, or ONNX.
+
+The paths have one signature: (data, hx, weights, sequence_layout, reset, options) with the meaning
+that `namernn_fast.ops` gives these names, and return output and h_n.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import availability, ops, reference
+from .autograd import FusedStack
+from .checks import check_like_nn_rnn, check_reference_arguments
+from .integrations import onnx, vmap
+
+
+def run(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Runs a stack of layers on the path that its input takes.
+
+    Args:
+        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`.
+        dropout: probability of zeroing an element of a layer's output, except the last layer's.
+
+    Returns:
+        output and h_n.
+
+    Raises:
+        RuntimeError, ValueError: the arguments do not fit; batch_invariant is wanted of a path
+            that cannot promise it.
+    """
+    tracing = torch.compiler.is_compiling()
+    path = _choose_path(data, options, tracing)
+    arguments = (data, hx, weights, sequence_layout, reset, options)
+    if (
+        path is not _fused_path
+        or tracing  # a tracer runs fake kernels, and the compiled program is not to check either
+        or not weights[0].is_cpu  # the operator would see only that devices differ
+        or (hx is not None and not hx.is_cpu)
+    ):
+        check_like_nn_rnn(*arguments)
+    else:
+        try:
+            return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+        except RuntimeError:  # the operator checks its arguments; `nn.RNN` has words of its own
+            check_like_nn_rnn(*arguments)
+            raise
+    return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+
+
+def _choose_path(data: Tensor, options: int, tracing: bool) -> Callable:
+    if tracing and onnx.exporting():
+        return onnx.rnn_stack
+    why_not = why_not_kernel(data, tracing)
+    if why_not is not None:
+        if options & ops.BATCH_INVARIANT:
+            raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
+        return _reference_path
+    if not tracing and torch._C._are_functorch_transforms_active():
+        return _mapped_path
+    return _fused_path
+
+
+def why_not_kernel(data: Tensor, tracing: bool) -> str | None:
+    """Returns why the fused kernels cannot take this input in this context, or None if they can.
+
+    Args:
+        data: input of any layout, or the data of a PackedSequence.
+        tracing: whether a compiler traces the call.
+    """
+    if not tracing and (
+        forward_ad._current_level >= 0
+        or (torch._C._are_functorch_transforms_active() and not vmap.only_vmap_is_active())
+    ):
+        return "a torch.func transform but vmap, or forward-mode differentiation, is active"
+    return availability.why_not_kernel(data)
+
+
+def _run_layers(path: Callable, dropout: float, arguments: tuple) -> tuple[Tensor, Tensor]:
+    """Runs the layers of a stack in one call each, with dropout between them."""
+    data, hx, weights, sequence_layout, reset, options = arguments
+    per_layer = ops.weights_per_layer(options)
+    states = []
+    for k, own_hx in enumerate(ops.states_of_layers(hx, weights, options)):
+        if k:
+            data = torch.nn.functional.dropout(data, dropout, training=True)
+        own_weights = weights[k * per_layer : (k + 1) * per_layer]
+        data, h_n = path(data, own_hx, own_weights, sequence_layout, reset, options)
+        states.append(h_n)
+    return data, torch.cat(states)
+
+
+def _fused_path(data, hx, weights, sequence_layout, reset, options):
+    if torch.is_grad_enabled() and (
+        data.requires_grad
+        or (hx is not None and hx.requires_grad)
+        or any(w.requires_grad for w in weights)
+    ):
+        return FusedStack.apply(data, hx, sequence_layout, reset, options, *weights)
+    output, h_n, _ = ops.rnn_forward(data, hx, weights, sequence_layout, reset, options)
+    return output, h_n
+
+
+def _mapped_path(data, hx, weights, sequence_layout, reset, options):
+    """The fused path under vmap, which may itself be under another vmap."""
+    if torch._C._are_functorch_transforms_active():
+        return vmap.Mapped.apply(_mapped_path, data, hx, sequence_layout, reset, options, *weights)
+    return _fused_path(data, hx, weights, sequence_layout, reset, options)
+
+
+def _reference_path(data, hx, weights, sequence_layout, reset, options):
+    check_reference_arguments(data, hx, weights, sequence_layout, reset, options)
+    return reference.rnn_stack(data, hx, weights, sequence_layout, reset, options)

@@ -1,0 +1,211 @@
+"""How a layer runs on a GPU: the plan, made from its sizes and the properties of the device."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .device import Device, device_of, may_round_to_tf32
+
+
+class Plan(NamedTuple):
+    """How programs share out the recurrence of a layer."""
+
+    block_b: int
+    """Sequences of a program."""
+    block_n: int
+    """Hidden units that a program computes at once."""
+    block_k: int
+    """Hidden units that a program sums over at once."""
+    members: int
+    """Programs that share out the hidden units of a block of sequences."""
+    tiles: int
+    """Blocks of hidden units of each member."""
+    parts: int
+    """Into how many parts the sum over hidden units is split, for different warps."""
+    warps: int
+    """Warps of a program."""
+    stages: int
+    """Tiles of weight_hh on their way at once, where weight_hh is streamed."""
+    precision: str
+    """Of products in float32, as `tl.dot` has it: `ieee` or `tf32`."""
+
+    @property
+    def kind(self) -> str:
+        """Where weight_hh is while the recurrence runs.
+
+        `resident`: one program holds all of it on chip; `cooperative`: each of several members
+        holds a part of it on chip; `streamed`: it is read at every step.
+        """
+        if self.tiles > 1 or self.block_k < self.block_n * self.members:
+            return "streamed"
+        return "resident" if self.members == 1 else "cooperative"
+
+
+_KEPT_IN_REGISTERS = 64  # values of weight_hh in a thread, where no tensor core takes them
+# Limits in bytes beyond which registers would be spilled: for the states of more than 16 sequences
+# in a program that holds all of weight_hh; for a member's part of weight_hh with a block of states.
+_LARGE_STATES = 8 * 1024
+_KEPT_WITH_STATES = 128 * 1024
+
+
+def choose(
+    hidden_size: int,
+    batch: int,
+    dtype: torch.dtype,
+    device: Device,
+    *,
+    directions: int = 1,
+    tf32: bool = False,
+) -> Plan:
+    """Returns the plan for a layer of this size on this device, if no other was tuned.
+
+    - `resident` if one program can hold weight_hh on chip: in shared memory, for tensor cores; in
+      float32 without TF32 in the registers of a program that has one sequence.
+    - Else `cooperative` if several programs can, and all programs of the grid can run at once: they
+      meet at a barrier in every step.
+    - Else `streamed`, by as many programs for each block of sequences as can run at once, in the
+      tiles for which reads and multiply-adds are estimated to take the fewest cycles.
+
+    Args:
+        hidden_size: hidden units of the layer.
+        batch: sequences.
+        dtype: of the layer's tensors, float32, bfloat16 or float16.
+        device: the GPU.
+        directions: of the layer, 1 or 2.
+        tf32: whether products in float32 may be rounded to TF32.
+    """
+    whole = max(16, triton.next_power_of_2(hidden_size))
+    if dtype.itemsize == 4 and not tf32:
+        plan = _choose_without_tensor_cores(hidden_size, batch * directions, whole, device)
+        return plan or _choose_streamed(hidden_size, batch, directions, "ieee", 4, device)
+    precision = "tf32" if dtype.itemsize == 4 else "ieee"
+
+    size = dtype.itemsize
+    # As few sequences as tensor cores take, unless there are more blocks than processors.
+    kept = whole * whole * size
+    for block_b in (64, 32, 16):
+        states = block_b * whole * size
+        few = triton.cdiv(batch, block_b // 2) * directions <= device.processors
+        large = few or states > _LARGE_STATES
+        if (block_b == 16 or not large) and kept + states + block_b * whole * 4 <= device.shared:
+            warps = _warps(max(kept // 128, states // 32), device)
+            return Plan(block_b, whole, whole, 1, 1, 1, warps, 1, precision)
+    for block_b, block_n in ((16, 16), (16, 32), (16, 64), (32, 16), (32, 32)):
+        kept, states = whole * block_n * size, block_b * whole * size
+        members, blocks = triton.cdiv(hidden_size, block_n), triton.cdiv(batch, block_b)
+        if kept + states > min(_KEPT_WITH_STATES, device.shared):
+            continue
+        if members * blocks * directions <= device.meeting:
+            warps = min(8, whole // 32)
+            return Plan(block_b, block_n, whole, members, 1, warps, warps, 1, precision)
+    return _choose_streamed(hidden_size, batch, directions, precision, size, device)
+
+
+def _warps(threads, device) -> int:
+    """Returns the number of warps that have about so many threads."""
+    return min(16, max(4, triton.next_power_of_2(triton.cdiv(threads, device.lanes))))
+
+
+def _choose_without_tensor_cores(hidden_size, sequences, whole, device) -> Plan | None:
+    """Returns a plan with weight_hh in registers, or None where it does not fit."""
+    for threads in (128, 256, 512):
+        kept = threads * _KEPT_IN_REGISTERS
+        block_n = min(whole, kept // whole)
+        if block_n == 0 or (block_n < whole and threads == 128):
+            continue
+        members = triton.cdiv(hidden_size, block_n)
+        if members == 1 or members * sequences <= device.meeting:
+            return Plan(1, block_n, whole, members, 1, 1, threads // device.lanes, 1, "ieee")
+    return None
+
+
+class _Tile(NamedTuple):
+    """A tile of weight_hh and how it is streamed; names as in `Plan`."""
+
+    block_b: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+_TILES = {
+    "CUDA cores": (_Tile(16, 32, 16, 4, 3), _Tile(32, 32, 16, 4, 3), _Tile(32, 64, 16, 8, 3)),
+    "tf32": (
+        *(_Tile(16, 32, 32, 4, 3), _Tile(16, 64, 32, 4, 3), _Tile(32, 64, 32, 4, 3)),
+        _Tile(64, 64, 32, 8, 2),
+    ),
+    "16 bits": (
+        *(_Tile(16, 32, 64, 4, 3), _Tile(16, 64, 64, 4, 3), _Tile(32, 64, 64, 4, 3)),
+        *(_Tile(64, 64, 64, 8, 2), _Tile(64, 128, 64, 8, 2)),
+    ),
+}
+# Properties of an H100.
+_PORT = 64  # bytes that a processor reads from L2 in a cycle
+_READING = 0.6  # the part of all processors that can read at that rate at the same time
+_BARRIER = 2600  # cycles of a barrier among programs
+
+
+def _choose_streamed(hidden_size, batch, directions, precision, itemsize, device) -> Plan:
+    """Returns the plan whose tiles make a step take the fewest cycles, by estimate."""
+    without_cores = itemsize == 4 and precision == "ieee"
+    kind = "CUDA cores" if without_cores else "tf32" if itemsize == 4 else "16 bits"
+    found: dict[Plan, float] = {}
+    for block_b, block_n, block_k, warps, stages in _TILES[kind]:
+        read = (block_b + block_n) * itemsize  # for each unit that is summed over
+        if stages * read * block_k > device.shared:
+            continue
+        blocks = triton.cdiv(batch, block_b) * directions
+        tiles = triton.cdiv(hidden_size, block_n)
+        members = min(tiles, max(1, device.meeting // blocks))
+        members = triton.next_power_of_2(members + 1) // 2  # so that tiles come out even
+        tiles = triton.cdiv(tiles, members)
+        programs = members * blocks
+        busy = min(1, programs / device.processors)
+        cycles = read / _PORT * max(1, busy / _READING)
+        if without_cores:  # by the instructions of the compiled loops, four a cycle
+            cycles = max(cycles, (block_b * block_n + 180) / 90)
+        cycles *= hidden_size * tiles * triton.cdiv(programs, device.processors)
+        plan = Plan(block_b, block_n, block_k, members, tiles, 1, warps, stages, precision)
+        found[plan] = cycles + (_BARRIER if members > 1 else 0)
+    return min(found, key=lambda plan: found[plan])
+
+
+class Size(NamedTuple):
+    """What a plan is made from."""
+
+    hidden_size: int
+    batch: int
+    dtype: torch.dtype
+    device: Device
+    directions: int
+    tf32: bool
+
+    @functools.cache  # noqa: B019 - it keeps a few numbers for each size
+    def choose(self) -> Plan:
+        """Returns the plan of `choose` for this size."""
+        return choose(
+            *(self.hidden_size, self.batch, self.dtype, self.device),
+            directions=self.directions,
+            tf32=self.tf32,
+        )
+
+
+tuned: dict[Size, Plan] = {}
+"""The plans that `autotune` found in this process."""
+
+
+def size_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Size:
+    """Returns the size of a layer with tensors like this one."""
+    device = device_of(like)
+    tf32 = like.dtype == torch.float32 and may_round_to_tf32(device)
+    return Size(hidden_size, batch, like.dtype, device, directions, tf32)
+
+
+def plan_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Plan:
+    """Returns the plan that `autotune` found for a layer of this size, else that of `choose`."""
+    size = size_of(hidden_size, batch, like, directions)
+    return tuned.get(size) or size.choose()

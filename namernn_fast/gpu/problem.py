@@ -1,0 +1,58 @@
+"""What the operators on a GPU compute on, once checked: a stack of layers and its rows."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .. import ops
+
+
+class SequenceLayout(NamedTuple):
+    """Which (time, sequence) rows exist and where they lie, as the kernels take it.
+
+    Strides are in rows, those of reset in elements.
+    """
+
+    lengths: Tensor | None
+    """int64 (B), the number of steps of each sequence, or None: T each, or what offsets say."""
+    offsets: Tensor | None
+    """int64 (B + 1), the first row of each sequence of a jagged tensor; else None."""
+    starts: Tensor | None
+    """int64 (T), the number of rows before each time in packed data; else None."""
+    reset: Tensor | None
+    """uint8, set where a state begins anew; or None."""
+    T: int
+    """Time steps; of a jagged tensor an upper bound."""
+    B: int
+    """Sequences."""
+    N: int
+    """Rows."""
+    time_stride: int
+    batch_stride: int
+    reset_time_stride: int = 0
+    reset_batch_stride: int = 0
+
+    @property
+    def padded(self) -> bool:
+        """Whether there are rows past the end of sequences."""
+        return self.lengths is not None and self.starts is None
+
+
+class Stack(NamedTuple):
+    """A stack of layers with its rows, for both passes."""
+
+    layout: SequenceLayout
+    hx: Tensor | None
+    """(num_layers * directions, B, H), contiguous, or None: zeros."""
+    weights: Sequence[Tensor]
+    """The flat list of weights, contiguous."""
+    options: int
+    """The option bits of the operator."""
+    directions: int
+    hidden_size: int
+
+    def layers(self) -> list[tuple[Tensor | None, list[ops.LayerWeights]]]:
+        """Returns for each layer its initial states and the weights of its directions."""
+        states = ops.states_of_layers(self.hx, self.weights, self.options)
+        return list(zip(states, ops.layers_of(self.weights, self.options), strict=True))

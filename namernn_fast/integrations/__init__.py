@@ -1,0 +1,1 @@
+"""How the layer appears to `torch.compile`, `torch.func.vmap` and `torch.onnx.export`."""

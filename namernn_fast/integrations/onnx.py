@@ -1,0 +1,112 @@
+"""ONNX: exports each layer as one `RNN` node, for `torch.onnx.export(model, ..., dynamo=True)`.
+
+While that function traces a model, `rnn()` emits torch.onnx's own operator for an ONNX node in
+place of this package's operators, so that the exporter needs no translation from its caller. No
+package but torch is needed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+
+def exporting() -> bool:
+    """Returns whether torch.onnx.export is at work. Slow: ask only while tracing."""
+    return torch.onnx.is_in_onnx_export()
+
+
+# Dynamo would take the answer for False, and the exporter, which turns to Dynamo after an error,
+# would then end at this package's operators instead of showing that error. This is what the
+# decorator torch.compiler.assume_constant_result does, without importing Dynamo.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def rnn_forward(*arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """A decomposition of the operator `rnn_forward`, without `hidden`.
+
+    It prepares a program that torch.export made before:
+    `torch.onnx.export(program.run_decompositions({ops.rnn_forward: onnx.rnn_forward}))`.
+    """
+    return *rnn_stack(*arguments), []
+
+
+def rnn_stack(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> tuple[Tensor, Tensor]:
+    """Runs a stack of layers over whole sequences, each layer as an ONNX node.
+
+    Args:
+        input, hx, weights: as of `namernn_fast.ops`.
+        sequence_layout: lengths (batch) of padded sequences, which is all that ONNX has, or None.
+            output is zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
+        reset: None; ONNX has no resets.
+        options: BATCH_INVARIANT is ignored, since another program will run the graph.
+
+    Returns:
+        output and h_n.
+
+    Raises:
+        ValueError: input is packed or jagged, or reset is given.
+    """
+    if options & (ops.PACKED | ops.JAGGED):
+        kind = "PackedSequence" if options & ops.PACKED else "jagged tensor"
+        raise ValueError(f"ONNX has no {kind}: export a model that takes padded input and lengths=")
+    if reset is not None:
+        raise ValueError(
+            "ONNX has no reset: export a model that takes the pieces between resets as sequences "
+            "of their own, padded, with lengths="
+        )
+    if options & ops.BATCH_FIRST:
+        input = input.transpose(0, 1)
+    states = []
+    for own_hx, layer in zip(
+        ops.states_of_layers(hx, weights, options), ops.layers_of(weights, options), strict=True
+    ):
+        input, h_n = _layer(input, own_hx, layer, sequence_layout, options)
+        states.append(h_n)
+    output = input.transpose(0, 1) if options & ops.BATCH_FIRST else input
+    return output, states[0] if len(states) == 1 else torch.cat(states)
+
+
+def _layer(input, hx, layer: list[ops.LayerWeights], lengths, options):
+    """Emits the ONNX node of one layer: returns its output and h_n."""
+    directions = len(layer)
+    weights_ih, weights_hh, biases_ih, biases_hh = zip(*layer, strict=True)
+    seq_len, batch, _ = input.shape
+    hidden_size = weights_hh[0].shape[0]
+    output, h_n = torch.onnx.ops.symbolic_multi_out(
+        "RNN",
+        (
+            input,
+            torch.stack(weights_ih),
+            torch.stack(weights_hh),
+            torch.cat([torch.stack(biases_ih), torch.stack(biases_hh)], 1)
+            if options & ops.BIAS
+            else None,
+            None if lengths is None else lengths.clamp(min=1).to(torch.int32),
+            hx,
+        ),
+        {
+            "activations": ["Relu" if options & ops.RELU else "Tanh"] * directions,
+            "direction": "forward" if directions == 1 else "bidirectional",
+            "hidden_size": hidden_size,
+        },
+        dtypes=(input.dtype, input.dtype),
+        shapes=((seq_len, directions, batch, hidden_size), (directions, batch, hidden_size)),
+    )
+    # The results of symbolic_multi_out are on the CPU, whatever device its inputs are on.
+    output, h_n = output.to(input.device), h_n.to(input.device)
+    output = output.squeeze(1) if directions == 1 else output.transpose(1, 2).flatten(2)
+    if lengths is not None:  # ONNX leaves Y past the end and sequences without a step undefined
+        steps = torch.arange(seq_len, device=input.device)[:, None, None]
+        output = output.where(steps < lengths[:, None], 0)
+        h_n = h_n.where(lengths[:, None] > 0, 0 if hx is None else hx)
+    return output, h_n

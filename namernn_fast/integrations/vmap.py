@@ -1,0 +1,103 @@
+"""`torch.func.vmap`: folds the mapped dimension into the batch dimension of one fused call."""
+
+from collections.abc import Callable
+
+import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+from .. import ops
+
+
+def only_vmap_is_active() -> bool:
+    """Returns whether every active torch.func transform is `vmap`."""
+    return all(i.key() == TransformType.Vmap for i in retrieve_all_functorch_interpreters())
+
+
+class Mapped(torch.autograd.Function):
+    """`run_stack(input, hx, weights, ...)` under vmap, by a rule that calls it one level below.
+
+    `run_stack` records its own gradients there; this function sees none.
+    """
+
+    @staticmethod
+    def forward(*arguments):
+        raise AssertionError("the vmap rule takes every call")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        raise AssertionError("the vmap rule takes every call")
+
+    @staticmethod
+    def vmap(
+        info, in_dims, run_stack: Callable, input, hx, sequence_layout, reset, options, *weights
+    ):
+        """Folds the mapped dimension into the batch, or calls once for each mapped set of weights.
+
+        Args:
+            info, in_dims: as of `torch.autograd.Function.vmap`.
+            run_stack: the function that runs a stack of layers one level below.
+            input, hx, sequence_layout, reset, options, weights: as of `namernn_fast.ops`.
+
+        Returns:
+            output and h_n, and their mapped dimensions.
+
+        Raises:
+            ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over and
+                the weights are not.
+        """
+        _, input_dim, hx_dim, layout_dim, reset_dim, _, *weight_dims = in_dims
+        size = info.batch_size
+        if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
+            raise ValueError(
+                "vmap cannot map over the layout of packed or jagged sequences: map over padded "
+                "input and lengths"
+            )
+        if any(dim is not None for dim in weight_dims):
+            results = [
+                run_stack(x, h, own_weights, layout, cuts, options)
+                for x, h, layout, cuts, *own_weights in zip(
+                    _split(input, input_dim, size),
+                    _split(hx, hx_dim, size),
+                    _split(sequence_layout, layout_dim, size),
+                    _split(reset, reset_dim, size),
+                    *(_split(w, dim, size) for w, dim in zip(weights, weight_dims, strict=True)),
+                    strict=True,
+                )
+            ]
+            return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
+        if options & ops.JAGGED:
+            raise ValueError(
+                "vmap cannot map over a jagged tensor with weights that are not mapped over: map "
+                "over padded input and lengths"
+            )
+        # At each time, packed data has its rows one sequence after another, like a batch.
+        packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
+        batch_dim = 0 if batch_first or packed else 1
+        output, h_n = run_stack(
+            _fold(input, input_dim, batch_dim, size),
+            _fold(hx, hx_dim, 1, size),
+            weights,
+            sequence_layout * size if packed else _fold(sequence_layout, layout_dim, 0, size),
+            _fold(reset, reset_dim, 0 if batch_first else 1, size),
+            options,
+        )
+        split = (-1, size)
+        return (output.unflatten(batch_dim, split), h_n.unflatten(1, split)), (batch_dim + 1, 2)
+
+
+def _split(tensor, dim, size):
+    """Returns the tensor of each call: the slices of `dim`, or the tensor itself for all."""
+    return [tensor] * size if dim is None else tensor.unbind(dim)
+
+
+def _fold(tensor, dim, batch_dim, size):
+    """Returns the tensor with the mapped dimension folded into the batch, the batch first."""
+    if tensor is None:
+        return None
+    if dim is None:
+        tensor = tensor.unsqueeze(batch_dim + 1)
+        tensor = tensor.expand(*tensor.shape[: batch_dim + 1], size, *tensor.shape[batch_dim + 2 :])
+    else:
+        tensor = tensor.movedim(dim, batch_dim + 1)
+    return tensor.flatten(batch_dim, batch_dim + 1)

@@ -1,0 +1,249 @@
+"""The names data set: its sources, and reading them without trusting them.
+
+The sources in order: the folder or zip that the caller names, the one in `NAMERNN_FAST_DATA`, the
+cached download, a download, and the embedded sample. A source that was asked for is used or is an
+error; only a failed download leads to the sample, with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .download import DownloadError, stream
+from .files import cache_folder, replacing
+from .sample import SAMPLE
+from .text import InputError, fold
+
+DATA_URL = "https://download.pytorch.org/tutorial/data.zip"
+DATA_SHA256 = "fb317e80248faeb62dc25ef3390ae24ca34b94e276bbc5141fd8862c2200bff5"
+DATA_VARIABLE = "NAMERNN_FAST_DATA"
+
+# The archive has 3 MB and its largest file of names 86 KB; the limits refuse a zip bomb.
+MAX_ARCHIVE_BYTES = 32 * 2**20
+MAX_FILE_BYTES = 4 * 2**20
+MAX_TOTAL_BYTES = 16 * 2**20
+
+_MEMBER = re.compile(r"data/names/([^/\\.][^/\\]*)\.txt")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NamesData:
+    """Surnames with their languages, and where they came from."""
+
+    source: str
+    """The origin in words."""
+    languages: tuple[str, ...]
+    """The names of the languages, sorted."""
+    rows: tuple[tuple[str, int], ...]
+    """(name, index into `languages`), in the order of the files, repeats included."""
+    is_sample: bool = False
+    """Whether this is the small embedded sample and not the data set."""
+
+    def counts(self) -> dict[str, int]:
+        """Returns the number of rows of each language."""
+        counts = dict.fromkeys(self.languages, 0)
+        for _, language in self.rows:
+            counts[self.languages[language]] += 1
+        return counts
+
+
+def load_names(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    url: str | None = None,
+    allow_sample: bool = True,
+) -> NamesData:
+    """Loads the names from the first source there is, in the order that this module gives.
+
+    Args:
+        path: a folder with one `<Language>.txt` for each language, or a zip with
+            `data/names/<Language>.txt`.
+        url: where to download from, `DATA_URL` if None.
+        allow_sample: whether a failed download leads to the embedded sample or is an error.
+
+    Raises:
+        InputError: a named source is missing or broken.
+        DownloadError: the download failed, and the sample is not allowed.
+        OSError: the disk failed.
+        ModuleNotFoundError: a download needs a package that is not installed.
+    """
+    if path is not None:
+        return _read_named(os.fspath(path), "")
+    if named := os.environ.get(DATA_VARIABLE):
+        return _read_named(named, f"{DATA_VARIABLE}: ")
+    cached = cache_folder() / "data.zip"
+    if cached.is_file():
+        try:
+            return read_names(cached, f"the cached download {cached}")
+        except InputError as error:
+            _log.warning("%s; downloading it anew", error)
+    try:
+        return download_names(url or DATA_URL, cached)
+    except DownloadError as error:
+        if not allow_sample:
+            raise
+        _log.warning("%s; going on with the small embedded sample, not the data set", error)
+        return embedded_sample()
+
+
+def embedded_sample() -> NamesData:
+    """Returns the surnames of `sample.SAMPLE`."""
+    files = ((language, "\n".join(names).encode()) for language, names in SAMPLE.items())
+    return _parse(files, "the embedded sample", is_sample=True)
+
+
+def read_names(path: str | os.PathLike[str], source: str | None = None) -> NamesData:
+    """Reads a folder or a zip.
+
+    Args:
+        path: of the folder or zip.
+        source: its description, the path if None.
+
+    Raises:
+        InputError: it is neither, holds no names, is damaged, too large or not UTF-8.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _parse(_folder_files(path), source or f"the folder {path}")
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder or file")
+    if not path.is_file():
+        raise InputError(f"{path}: neither a folder nor a zip")
+    with path.open("rb") as file:
+        archive = _limited(file, MAX_ARCHIVE_BYTES, str(path))
+    return _parse(_zip_files(archive, str(path)), source or f"the zip {path}")
+
+
+def _read_named(path: str, prefix: str) -> NamesData:
+    """Reads a source that was asked for; an error begins with `prefix`."""
+    try:
+        if not path:
+            raise InputError("the path of the data is empty")
+        return read_names(Path(path).expanduser())
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from error
+
+
+def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields (language, content) of a folder's text files, hidden ones left out."""
+    paths = [
+        path for path in folder.glob("*.txt") if path.is_file() and not path.name.startswith(".")
+    ]
+    if not paths:
+        raise InputError(f"{folder}: no names here; one <Language>.txt for each language is needed")
+    for path in sorted(paths, key=lambda path: path.stem):
+        with path.open("rb") as file:
+            yield path.stem, _limited(file, MAX_FILE_BYTES, str(path))
+
+
+def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (language, content) of a zip's expected members; no other member is read."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as file:
+            members = {
+                match[1]: member
+                for member in file.infolist()
+                if (match := _MEMBER.fullmatch(member.filename))
+            }
+            if not members:
+                raise InputError(f"{where}: no names here; data/names/<Language>.txt are needed")
+            for language, member in sorted(members.items()):
+                name = f"{where}: {member.filename}"
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise InputError(f"{name}: compressed in an unknown way")
+                with file.open(member) as content:
+                    yield language, _limited(content, MAX_FILE_BYTES, name)
+    except InputError:
+        raise
+    # Encrypted members are a RuntimeError, odd headers a ValueError or NotImplementedError.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise InputError(f"{where}: not a readable zip ({error})") from error
+
+
+def _limited(file: Any, limit: int, where: str) -> bytes:
+    """Reads `file` to its end, refusing more than `limit` bytes whatever a header says."""
+    content: bytes = file.read(limit + 1)
+    if len(content) > limit:
+        raise InputError(f"{where}: too large, more than {limit / 2**20:g} MiB")
+    return content
+
+
+def _parse(
+    files: Iterable[tuple[str, bytes]], source: str, *, is_sample: bool = False
+) -> NamesData:
+    """Parses (language, content) pairs, one name a line; skips lines without a usable name."""
+    languages: list[str] = []
+    rows: list[tuple[str, int]] = []
+    total = empty = unusable = 0
+    for language, content in files:
+        total += len(content)
+        if total > MAX_TOTAL_BYTES:
+            raise InputError(f"{source}: too large, more than {MAX_TOTAL_BYTES / 2**20:g} MiB")
+        if not language.isprintable():
+            raise InputError(f"{source}: {language!r} cannot be the name of a language")
+        try:
+            text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source}: {language}.txt is not UTF-8 ({error})") from error
+        lines = text.strip().split("\n")
+        names = [line for line in lines if line.strip()]
+        usable = [name for name in names if fold(name)]
+        if not usable:
+            raise InputError(f"{source}: {language}.txt holds no names")
+        empty += len(lines) - len(names)
+        unusable += len(names) - len(usable)
+        rows += [(name, len(languages)) for name in usable]
+        languages.append(language)
+    if empty or unusable:
+        _log.warning(
+            "%s: skipped %d empty lines and %d names with no usable character",
+            source,
+            empty,
+            unusable,
+        )
+    return NamesData(source, tuple(languages), tuple(rows), is_sample)
+
+
+def download_names(
+    url: str, path: Path, *, timeout: tuple[float, float] = (10, 30), retries: int = 3
+) -> NamesData:
+    """Downloads the zip at `url`, reads it, and keeps it at `path` if it is good.
+
+    A checksum other than `DATA_SHA256` is logged as a warning.
+
+    Args:
+        url: where to download from.
+        path: replaced only by a whole zip that holds names.
+        timeout: seconds to wait for a connection, and for each part of the answer.
+        retries: how often a failed connection or a server's error is tried again.
+
+    Raises:
+        DownloadError: the network failed, or the download is not a zip of names.
+        OSError: the disk failed.
+        ModuleNotFoundError: requests or tqdm is not installed.
+    """
+    with replacing(path) as file:
+        digest = hashlib.sha256()
+        for chunk in stream(url, MAX_ARCHIVE_BYTES, timeout, retries):
+            digest.update(chunk)
+            file.write(chunk)
+        file.seek(0)
+        try:
+            names = _parse(_zip_files(file.read(), url), f"a download of {url}")
+        except InputError as error:
+            raise DownloadError(str(error)) from error
+    if digest.hexdigest() != DATA_SHA256:
+        _log.warning("%s: not the known version (sha256 %s)", url, digest.hexdigest())
+    return names

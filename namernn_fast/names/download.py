@@ -1,0 +1,71 @@
+"""Downloading over HTTP, with retries, a size limit, and one kind of error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from .files import require
+
+_CHUNK_BYTES = 2**16
+
+
+class DownloadError(OSError):
+    """The data could not be fetched; the message says from where and why."""
+
+
+def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> Iterator[bytes]:
+    """Yields the body at `url` in chunks, and shows progress where standard error is a terminal.
+
+    Args:
+        url: where to download from.
+        limit: the largest size in bytes that is accepted.
+        timeout: seconds to wait for a connection, and for each part of the answer.
+        retries: how often a failed connection or a server's error is tried again.
+
+    Raises:
+        DownloadError: anything is wrong with the network or the answer.
+        ModuleNotFoundError: requests or tqdm is not installed.
+    """
+    requests, urllib3, tqdm = require("requests"), require("urllib3"), require("tqdm")
+    retry = urllib3.Retry(
+        retries,
+        backoff_factor=0.5,
+        status_forcelist=(429, 500, 502, 503, 504),
+        raise_on_status=False,
+        respect_retry_after_header=False,  # a server could ask for a year
+    )
+    try:
+        with requests.Session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
+            # Without an encoding, so that sizes can be compared with Content-Length.
+            headers = {"Accept-Encoding": "identity"}
+            with session.get(url, stream=True, timeout=timeout, headers=headers) as response:
+                response.raise_for_status()
+                stated = response.headers.get("Content-Length", "")
+                expected = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
+                received = 0
+                with tqdm.tqdm(
+                    total=expected, unit="B", unit_scale=True, desc="names", disable=None
+                ) as bar:
+                    for chunk in response.iter_content(_CHUNK_BYTES):
+                        received += len(chunk)
+                        if max(received, expected or 0) > limit:
+                            raise DownloadError(
+                                f"{url}: too large, more than {limit / 2**20:g} MiB"
+                            )
+                        bar.update(len(chunk))
+                        yield chunk
+                if expected is not None and received != expected:
+                    raise DownloadError(f"{url}: cut short after {received} of {expected} bytes")
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise DownloadError(f"{url}: download failed ({_cause(error)})") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Returns the innermost of the errors that requests and urllib3 wrap in one another."""
+    for inner in (getattr(error, "reason", None), *error.args):
+        if isinstance(inner, BaseException):
+            return _cause(inner)
+    return error

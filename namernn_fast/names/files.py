@@ -1,0 +1,68 @@
+"""Files and optional packages: the cache folder, replacing a file as a whole, imports on demand."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .text import InputError
+
+
+def cache_folder() -> Path:
+    """Returns the folder for what is downloaded and trained; it need not exist."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification says to ignore relative paths.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "namernn_fast"
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises now what `replacing` would raise later, and makes the folder of `path` if need be.
+
+    Raises:
+        InputError: `path` exists and is not a plain file, so that replacing it would do harm.
+        OSError: the folder of `path` cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a plain file")
+    tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path` which replaces `path` when the block succeeds.
+
+    When the block fails, nothing is left behind and `path` is as it was.
+
+    Raises:
+        InputError, OSError: as of `check_replaceable`.
+    """
+    check_replaceable(path)
+    # Not made by tempfile, whose files no other user may read.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with partial.open("x+b") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require(module: str) -> Any:
+    """Imports and returns an optional dependency.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{module} is not installed; run: pip install 'namernn_fast[names]'", name=module
+        ) from error

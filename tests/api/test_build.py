@@ -1,0 +1,192 @@
+"""The build: where an ISA's instructions are, every ISA's results, life without the extension."""
+
+import bisect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import namernn_fast
+from namernn_fast import availability, ops
+
+PACKAGE = Path(namernn_fast.__file__).parent
+EXTENSION = next(PACKAGE.glob("_C*.so"), None)
+CAPABILITIES = ("AVX2", "AVX512", "DEFAULT")
+X86 = availability.HAS_EXTENSION and torch.backends.cpu.get_cpu_capability() in CAPABILITIES
+needs_objdump = pytest.mark.skipif(
+    not X86 or shutil.which("objdump") is None, reason="needs an x86-64 build and objdump"
+)
+
+# The source files in csrc/isa, each compiled with the flags of one instruction set.
+ISA_FILES = {f"{isa}.cpp" for isa in ("baseline", "avx2", "avx512", "avx512_bf16", "amx")}
+
+
+def run_tool(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def functions_by_source():
+    """(start, end, source file, name) of every local function, in the order of address."""
+    functions, source = [], None
+    for line in run_tool("objdump", "-t", "-C", EXTENSION).splitlines():
+        if file := re.match(r"[0-9a-f]+ l +df \*ABS\*\s+[0-9a-f]+ (.*)$", line):
+            source = file[1].strip()
+        elif function := re.match(r"([0-9a-f]+) l +F \.text\S*\s+([0-9a-f]+) (.*)$", line):
+            start, size = int(function[1], 16), int(function[2], 16)
+            functions.append((start, start + size, source, function[3].strip()))
+    return sorted(functions)
+
+
+@needs_objdump
+def test_wide_instructions_only_in_their_isa_objects():
+    """ymm is named in the AVX2 and AVX-512 objects' own functions alone, zmm in the latters'.
+
+    The linker merges functions of one name with linkage: an inline one compiled for AVX-512 could
+    come to serve the baseline and die on a lesser processor. So nothing else may name a register.
+    """
+    functions = functions_by_source()
+    starts = [start for start, *_ in functions]
+    avx512 = {"avx512.cpp", "avx512_bf16.cpp", "amx.cpp"}
+    allowed = {"y": {"avx2.cpp", *avx512}, "z": avx512}
+    seen = {"y": set(), "z": set()}
+    for line in run_tool("objdump", "-d", "--no-show-raw-insn", EXTENSION).splitlines():
+        instruction = re.match(r"\s+([0-9a-f]+):", line)
+        registers = set(re.findall(r"%([yz])mm\d", line))
+        if not instruction or not registers:
+            continue
+        address = int(instruction[1], 16)
+        _, end, source, _ = functions[bisect.bisect_right(starts, address) - 1]
+        for register in registers:
+            assert address < end, f"{line} is in no function of one source file"
+            assert source in allowed[register], f"{source}: {line}"
+            seen[register].add(source)
+    assert seen == allowed
+
+
+@needs_objdump
+def test_kernels_run_nothing_at_load():
+    """No file of an ISA has a constructor, so that loading the library runs no wide instruction."""
+    functions = functions_by_source()
+    assert {source for *_, source, _ in functions} >= ISA_FILES
+    constructors = {source for *_, source, name in functions if name.startswith("_GLOBAL_")}
+    assert not constructors & ISA_FILES
+
+
+@needs_objdump
+def test_no_debug_information():
+    """Python's own flags ask for it, and it was seven eighths of the library's size."""
+    assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
+
+
+LEVELS = ("default", "avx2", "avx512")
+
+
+@pytest.mark.skipif(not X86, reason="needs an x86-64 build")
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_cpu_capability_passes_parity(level, pytestconfig):
+    """The parity and kernel tests again with ATen's own switch set to each level."""
+    if LEVELS.index(level) > LEVELS.index(highest_level()):
+        pytest.skip(f"this processor has no {level}")
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
+    names = {"default": "baseline"}
+    told = subprocess.run(
+        [sys.executable, "-c", "import namernn_fast.ops as o; print(o.cpu_kernel())"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == names.get(level, level)
+    if told.stdout.strip() == ops.cpu_kernel():
+        return  # the suite that runs this test has already shown it
+    # Of all combinations of options those with two layers, which do what one does. In 16 bits
+    # `nn.RNN` takes minutes on the lower levels.
+    run_kernel_tests(
+        environment,
+        pytestconfig,
+        "test_kernel or not (bfloat16 or torch.float16 or every_option and -1-torch)",
+    )
+
+
+@pytest.mark.skipif(not X86, reason="needs an x86-64 build")
+@pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
+def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
+    """These three differ in bfloat16 alone; ATen does not know the last two and says so."""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
+    program = "import torch, namernn_fast.ops as o; print(o.cpu_kernel(torch.bfloat16))"
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if told != level:
+        pytest.skip(f"this processor has no {level}")
+    if told == ops.cpu_kernel(torch.bfloat16):
+        return  # the suite that runs this test has already shown it
+    run_kernel_tests(environment, pytestconfig, "bfloat16")
+
+
+def run_kernel_tests(environment, config, selection):
+    """Some of the parity and kernel tests in a process of its own, the slow ones too if asked."""
+    tests = Path(__file__).parents[1] / "kernel"
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
+        + ["-m", config.option.markexpr]
+        + [str(tests / name) for name in ("test_parity.py", "test_kernel.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+def highest_level():
+    """What this processor has, whatever this process was told to use."""
+    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+    program = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    return ran.stdout.strip().lower()
+
+
+def test_without_the_extension(tmp_path):
+    """The package alone, as a build without a compiler leaves it: told once, and all works."""
+    shutil.copytree(
+        PACKAGE, tmp_path / "namernn_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    program = """
+import sys
+# An editable install would lead back to the extension it was built with.
+sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
+import torch, namernn_fast
+from torch.nn.utils.rnn import pack_sequence
+options = dict(num_layers=2, bidirectional=True)
+ours, theirs = namernn_fast.FusedRNN(3, 4, **options), torch.nn.RNN(3, 4, **options)
+ours.load_state_dict(theirs.state_dict())
+x = torch.randn(5, 2, 3)
+print(namernn_fast.explain(ours, x))
+packed = pack_sequence([torch.randn(n, 3) for n in (4, 2)])
+for value in (x, packed):
+    results = []
+    for module in (ours, theirs):
+        output, h_n = module(value)
+        h_n.sum().backward()
+        results.append([h_n, *(p.grad for p in module.parameters())])
+        module.zero_grad()
+    torch.testing.assert_close(*results)
+print(namernn_fast.FusedRNNCell(3, 4)(x[0]).shape)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "reference (not cpu: the C++ extension was not built)" in ran.stdout
+    assert ran.stderr.count("built without its C++ extension") == 1

@@ -1,0 +1,285 @@
+"""What users of `nn.RNN` ask of it: gradients, weights that change, 16 bits, long sequences."""
+
+import copy
+
+import pytest
+import torch
+from cases import twins
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from namernn_fast import FusedRNN
+from namernn_fast.testing import ErrorBudget
+
+STACK = {"num_layers": 2, "bidirectional": True}
+LENGTHS = torch.tensor([3, 5, 1])
+
+
+def run(module, x, packed):
+    """output and h_n of a batch with or without padding."""
+    input = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
+    output, h_n = module(input)
+    return (output.data if packed else output), h_n
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_in_evaluation_are_those_of_training(packed):
+    module = FusedRNN(3, 4, dropout=0.5, **STACK)
+    x = torch.randn(5, 3, 3, requires_grad=True)
+    wanted = (x, *module.parameters())
+    evaluated = torch.autograd.grad(sum(t.sum() for t in run(module.eval(), x, packed)), wanted)
+    module.train().dropout = 0.0
+    trained = torch.autograd.grad(sum(t.sum() for t in run(module, x, packed)), wanted)
+    assert all(map(torch.equal, evaluated, trained))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_step_with_a_gradient_penalty(packed):
+    modules = twins(3, 4, dtype=torch.float64, **STACK)
+    x = torch.randn(5, 3, 3, dtype=torch.float64)
+    for module in modules:
+        own = x.clone().requires_grad_()
+        loss = sum(t.square().mean() for t in run(module, own, packed))
+        (gradient,) = torch.autograd.grad(loss, own, create_graph=True)
+        (loss + (gradient.norm() - 1).square()).backward()
+        torch.optim.SGD(module.parameters(), 0.1).step()
+    torch.testing.assert_close(*(dict(module.named_parameters()) for module in modules))
+
+
+def test_forward_mode_and_mixed_mode():
+    """Jacobians and Hessians by `torch.func`, with respect to input and weights."""
+    modules = twins(3, 4, dtype=torch.float64, **STACK)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    results = []
+    for module in modules:
+        weights = {name: p.detach() for name, p in module.named_parameters()}
+
+        def states(x, weights, module=module):
+            return torch.func.functional_call(module, weights, (x,))
+
+        def loss(x, weights, states=states):
+            return sum(t.square().sum() for t in states(x, weights))
+
+        results.append(
+            (
+                torch.func.jacfwd(states, (0, 1))(x, weights),
+                torch.func.hessian(loss, (0, 1))(x, weights),
+                torch.func.jvp(states, (x, weights), (torch.ones_like(x), weights)),
+            )
+        )
+    torch.testing.assert_close(*results)
+
+
+def test_forward_mode_of_a_packed_sequence():
+    """`nn.RNN` has none on the CPU; backward and forward mode must agree."""
+    module = FusedRNN(3, 4, dtype=torch.float64, **STACK)
+    packed = pack_padded_sequence(
+        torch.randn(5, 3, 3, dtype=torch.float64), LENGTHS, enforce_sorted=False
+    )
+
+    def states(data):
+        output, h_n = module(PackedSequence(data, *packed[1:]))
+        return output.data, h_n
+
+    def loss(data):
+        return sum(t.square().sum() for t in states(data))
+
+    forward = torch.func.jacfwd(states)(packed.data)
+    torch.testing.assert_close(forward, torch.func.jacrev(states)(packed.data))
+    wanted = torch.autograd.functional.hessian(loss, packed.data)
+    torch.testing.assert_close(torch.func.hessian(loss)(packed.data), wanted)
+
+
+def tie(module):
+    module.weight_hh_l1 = module.weight_hh_l0
+
+
+def rescale_norm(module):
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        module.parametrizations.weight_hh_l0.original0.mul_(2)
+
+
+def copy_in_place(module):
+    with torch.no_grad():
+        module.weight_hh_l0.copy_(module.weight_hh_l1 * 2)
+
+
+def assign_data(module):
+    module.weight_hh_l0.data = module.weight_hh_l1.data * 2
+
+
+def optimize(**options):
+    def step(module):
+        module(torch.ones(2, 1, 4, dtype=torch.float64))[1].sum().backward()
+        torch.optim.Adam(module.parameters(), **options).step()
+        module.zero_grad()
+
+    return step
+
+
+CHANGES = {
+    "weight_norm": rescale_norm,
+    "spectral_norm": lambda module: parametrizations.spectral_norm(module, "weight_hh_l0"),
+    "old spectral_norm": lambda module: torch.nn.utils.spectral_norm(module, "weight_hh_l0"),
+    "prune": lambda module: prune.l1_unstructured(module, "weight_hh_l0", 0.5),
+    "prune, remove": lambda module: prune.remove(
+        prune.l1_unstructured(module, "weight_hh_l0", 0.5), "weight_hh_l0"
+    ),
+    "tie": tie,
+    "copy_": copy_in_place,
+    "data =": assign_data,
+    "load_state_dict": lambda module: module.load_state_dict(
+        {name: 2 * p for name, p in module.state_dict().items()}, assign=True
+    ),
+    "Adam": optimize(),
+    "Adam foreach": optimize(foreach=True),
+    "Adam fused": optimize(fused=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_next_call_sees_changed_weights(change):
+    modules = twins(4, 4, num_layers=2, dtype=torch.float64)
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    results = []
+    for module in modules:
+        with torch.no_grad():
+            before = module(x)[0]
+        torch.manual_seed(0)  # spectral_norm draws
+        change(module)
+        with torch.no_grad():
+            after = module.eval()(x)
+        assert not torch.equal(before, after[0])
+        module(x)[0].sum().backward()
+        results.append([*after, {name: p.grad for name, p in module.named_parameters()}])
+    torch.testing.assert_close(*results)
+
+
+def test_a_write_to_data_is_seen():
+    ours, theirs = twins(4, 4)
+    x = torch.randn(5, 2, 4)
+    for module in (ours, theirs):
+        module(x)
+        module.weight_hh_l0.data.zero_()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_autocast(dtype, packed):
+    """Results in 16 bits and gradients in float32, none worse than those of `nn.RNN`."""
+    budget = ErrorBudget(dtype)
+    for _ in range(4):
+        modules = twins(3, 40, **STACK)
+        modules += (copy.deepcopy(modules[1]).double(),)
+        x = torch.randn(5, 3, 3)
+        results = []
+        for module in modules:
+            own = x.to(module.weight_ih_l0.dtype, copy=True).requires_grad_()
+            with torch.autocast("cpu", dtype, enabled=module is not modules[2]):
+                output, h_n = run(module, own, packed)
+            (output.double().sum() + h_n.double().square().sum()).backward()
+            gradients = {name: p.grad for name, p in module.named_parameters()}
+            results.append({"output": output, "h_n": h_n, "input": own.grad, **gradients})
+        assert results[0]["output"].dtype == results[0]["h_n"].dtype == dtype
+        for name, exact in results[2].items():
+            assert results[0][name].dtype == results[1][name].dtype
+            budget.add(name, results[0][name], results[1][name], exact.detach().numpy())
+    budget.check()
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_hx_of_another_precision(own, other):
+    """Converted to that of the input, with a gradient in its own."""
+    module = FusedRNN(3, 4, dtype=own)
+    x = torch.randn(5, 2, 3, dtype=own)
+    hx = torch.randn(1, 2, 4, dtype=other, requires_grad=True)
+    converted = hx.detach().to(own).requires_grad_()
+    results, wanted = module(x, hx), module(x, converted)
+    assert all(map(torch.equal, results, wanted))
+    for output, leaf in ((results[0], hx), (wanted[0], converted)):
+        output.sum().backward()
+        assert leaf.grad.dtype == leaf.dtype
+    assert torch.equal(hx.grad, converted.grad.to(other))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sums_of_16_bits_are_in_float(dtype):
+    """1024 terms of 2**-10 make 1: a sum in bfloat16 would stand still at 1/4."""
+    size, small = 1024, 2.0**-10
+    module = FusedRNN(size, size, nonlinearity="relu", bias=False, dtype=dtype)
+    for p in module.parameters():
+        torch.nn.init.constant_(p, small)
+    x = torch.ones(1, size, size, dtype=dtype, requires_grad=True)
+    hx = torch.ones(1, size, size, dtype=dtype, requires_grad=True)
+    output, _ = module(x, hx)
+    assert (output == 2).all()
+    output.backward(torch.full_like(output, small))
+    for wanted, tensors in ((small, (x, hx)), (1, module.parameters())):
+        assert all((tensor.grad == wanted).all() for tensor in tensors)
+
+
+def test_a_sequence_of_200_000_steps():
+    """What one call computes is, bit for bit, what a chain of short ones does."""
+    seq_len = 200_000
+    module = FusedRNN(3, 8)
+    x = torch.randn(seq_len, 1, 3)
+    results = []
+    for steps in (seq_len, 1000):
+        own, hx, outputs = x.clone().requires_grad_(), None, []
+        for part in own.split(steps):
+            output, hx = module(part, hx)
+            outputs.append(output)
+        output = torch.cat(outputs)
+        (gradient,) = torch.autograd.grad(output.sum(), own)
+        results.append((output, hx, gradient))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.slow
+def test_gradients_of_200_000_steps():
+    modules = twins(16, 64)
+    modules += (copy.deepcopy(modules[1]).double(),)
+    x = torch.randn(200_000, 1, 16)
+    for module in modules:
+        module(x.to(module.weight_ih_l0.dtype))[0].square().mean().backward()
+    budget = ErrorBudget(torch.float32)
+    for name, exact in modules[2].named_parameters():
+        ours, theirs = (module.get_parameter(name).grad for module in modules[:2])
+        budget.add(name, ours, theirs, exact.grad.numpy())
+    budget.check()
+
+
+@pytest.mark.slow
+def test_more_elements_than_32_bits_count():
+    """5 GiB: the sequences at both ends have the bits they have among few."""
+    module = FusedRNN(1, 32, dtype=torch.float16)
+    x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)
+    ends = [0, 1, -2, -1]
+    own = x.detach()[:, ends].requires_grad_()
+    wanted, last = module(own)
+    output, h_n = module(x)
+    assert output.numel() > 2**31
+    assert torch.equal(output[:, ends], wanted)
+    assert torch.equal(h_n[:, ends], last)
+    (gradient,) = torch.autograd.grad(h_n.sum(), x)
+    (of_ends,) = torch.autograd.grad(last.sum(), own)
+    assert of_ends[-1].all()
+    assert torch.equal(gradient[:, ends], of_ends)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits_whether_or_not_algorithms_must_be_deterministic(packed, dtype):
+    module = FusedRNN(3, 40, dropout=0.5, dtype=dtype, **STACK)
+    x = torch.randn(5, 3, 3, dtype=dtype, requires_grad=True)
+    results = []
+    for deterministic in (True, True, False, False):
+        torch.use_deterministic_algorithms(deterministic)
+        torch.manual_seed(0)
+        output, h_n = run(module, x, packed)
+        gradients = torch.autograd.grad(output.sum() + h_n.sum(), (x, *module.parameters()))
+        results.append((output, h_n, *gradients))
+    assert all(all(map(torch.equal, results[0], result)) for result in results[1:])

@@ -1,0 +1,58 @@
+"""Two processes train a layer to the weights that one process with the whole batch arrives at."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from namernn_fast import FusedRNN
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo"
+)
+WORLD = 2
+
+
+def train(wrap, x):
+    """Returns the weights after three steps on `x`; every process starts from equal weights."""
+    torch.manual_seed(0)
+    module = FusedRNN(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    wrapped = wrap(module)
+    optimizer = torch.optim.Adam(wrapped.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        output, h_n = wrapped(x)
+        (output.square().mean() + h_n.mean()).backward()
+        optimizer.step()
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def shard(module):
+    return fully_shard(module, mesh=init_device_mesh("cpu", (WORLD,)))
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    x = torch.randn(5, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    alone = train(lambda module: module, x)
+    own = x.chunk(WORLD, dim=1)[rank]
+    parallel = train(DistributedDataParallel, own)
+    sharded = train(shard, own)
+    assert all(p.to_local().numel() < p.numel() for p in sharded.values())
+    torch.testing.assert_close(parallel, alone)
+    torch.testing.assert_close({name: p.full_tensor() for name, p in sharded.items()}, alone)
+    # No rank closes its connections while another rank still waits for a collective to finish.
+    dist.barrier()
+    dist.destroy_process_group()
+    # The caches of DTensor keep the group's threads alive. A thread that frees a tensor of Python
+    # while the interpreter shuts down aborts the process, so the interpreter does not shut down.
+    os._exit(0)
+
+
+def test_data_parallel_and_sharded(tmp_path):
+    torch.multiprocessing.spawn(worker, (tmp_path,), nprocs=WORLD)

@@ -1,0 +1,227 @@
+"""The modules as drop-ins: torch's own module inputs, the cell, replacing, pickling, explaining."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+
+import namernn_fast
+from namernn_fast import FusedRNN, FusedRNNCell, explain, replace_rnn, rnn
+from namernn_fast.testing import ErrorBudget
+
+FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
+ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
+DTYPES = (torch.float32, torch.float64)
+
+
+def own_copy(value):
+    """Fresh leaves, so that two modules do not add into one gradient."""
+    if isinstance(value, PackedSequence):
+        return PackedSequence(own_copy(value.data), *value[1:])
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def tensors_of(result):
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [t.data if isinstance(t, PackedSequence) else t for t in result]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_module_inputs(base, dtype, training):
+    """torch's own samples, among them its reference functions for input without a batch."""
+    info = ENTRIES[base]
+    extra = {"with_packed_sequence": True} if base is torch.nn.RNN else {}
+    samples = info.module_inputs_func(
+        info, device="cpu", dtype=dtype, requires_grad=True, training=training, **extra
+    )
+    assert samples
+    for sample in samples:
+        made = sample.constructor_input
+        theirs = base(*made.args, **made.kwargs, dtype=dtype).train(training)
+        ours = FUSED[base](*made.args, **made.kwargs, dtype=dtype).train(training)
+        ours.load_state_dict(theirs.state_dict())
+        assert repr(ours).replace("Fused", "") == repr(theirs)
+        results = []
+        for module in (ours, theirs):
+            args = [own_copy(arg) for arg in sample.forward_input.args]
+            outputs = tensors_of(module(*args))
+            torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
+            results.append([*outputs, *(p.grad for p in module.parameters())])
+        torch.testing.assert_close(*results)
+        if sample.reference_fn is not None and not isinstance(
+            sample.forward_input.args[0], PackedSequence
+        ):
+            args = [own_copy(arg) for arg in sample.forward_input.args]
+            wanted = sample.reference_fn(ours, *args)
+            torch.testing.assert_close(tensors_of(ours(*args)), tensors_of(wanted))
+
+
+@pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
+def test_torch_module_error_inputs(base):
+    """The same mistakes meet the same errors."""
+    info = ENTRIES[base]
+    samples = info.module_error_inputs_func(
+        info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
+    )
+    assert samples
+    for sample in samples:
+        made = sample.module_error_input.constructor_input
+        if sample.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
+            with pytest.raises(sample.error_type, match=sample.error_regex):
+                FUSED[base](*made.args, **made.kwargs)
+        else:
+            module = FUSED[base](*made.args, **made.kwargs)
+            called = sample.module_error_input.forward_input
+            with pytest.raises(sample.error_type, match=sample.error_regex):
+                module(*called.args, **called.kwargs)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_cell(nonlinearity, bias):
+    """One step at a time leads where the layer leads, and where `nn.RNNCell` leads."""
+    budget = ErrorBudget(torch.float32)
+    for _ in range(4):
+        exact = torch.nn.RNNCell(5, 37, bias, nonlinearity, dtype=torch.float64)
+        inputs = torch.randn(6, 3, 5)
+        states = []
+        for cls, dtype in (
+            (FusedRNNCell, torch.float32),
+            (torch.nn.RNNCell, torch.float32),
+            (torch.nn.RNNCell, torch.float64),
+        ):
+            cell = cls(5, 37, bias, nonlinearity, dtype=dtype)
+            cell.load_state_dict(exact.state_dict())
+            h = None
+            for x in inputs:
+                h = cell(x.to(dtype), h)
+            h.sum().backward()
+            states.append([h, *(p.grad for p in cell.parameters())])
+        for name, values in enumerate(zip(*states, strict=True)):
+            budget.add(name, values[0], values[1], values[2].detach().numpy())
+    budget.check()
+
+
+def test_cell_without_a_batch():
+    cell = FusedRNNCell(5, 7)
+    x, h = torch.randn(5), torch.randn(7)
+    assert cell(x).shape == (7,)
+    torch.testing.assert_close(cell(x, h), cell(x[None], h[None])[0])
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.RNN(3, 4, batch_first=True))
+        self.cell = torch.nn.RNNCell(4, 4)
+        self.other = torch.nn.LSTM(4, 4)
+        self.custom = type("Custom", (torch.nn.RNN,), {})(4, 4)
+
+
+def test_replace_rnn_keeps_everything_but_the_class():
+    model = Model().eval()
+    calls = []
+    model.encoder[0].register_forward_hook(lambda *_: calls.append("hook"))
+    model.encoder[0].weight_hh_l0.requires_grad_(False)
+    before = dict(model.named_parameters())
+    wanted = model.encoder(torch.ones(2, 5, 3))
+    assert replace_rnn(model) is model
+    assert type(model.encoder[0]) is FusedRNN
+    assert type(model.cell) is FusedRNNCell
+    assert type(model.other) is torch.nn.LSTM
+    assert type(model.custom) is not FusedRNN
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    assert not model.encoder[0].training
+    torch.testing.assert_close(model.encoder(torch.ones(2, 5, 3)), wanted)
+    assert calls == ["hook", "hook"]
+    assert type(replace_rnn(torch.nn.RNN(2, 3))) is FusedRNN
+
+
+def test_state_dict_initialisation_and_copies():
+    torch.manual_seed(5)
+    theirs = torch.nn.RNN(3, 4, 2, bidirectional=True)
+    torch.manual_seed(5)
+    ours = FusedRNN(3, 4, 2, bidirectional=True)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    x = torch.randn(5, 2, 3)
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert all(map(torch.equal, twin(x), ours(x)))
+    with torch.no_grad():
+        before = ours(x)[0]
+        ours.weight_hh_l1.zero_()
+        assert not torch.equal(ours(x)[0], before)
+
+
+def test_construction_on_meta():
+    with torch.device("meta"):
+        module = FusedRNN(3, 4)
+    assert module.weight_hh_l0.is_meta
+    assert module(torch.empty(5, 2, 3, device="meta"))[0].shape == (5, 2, 4)
+    assert explain(module, torch.empty(5, 2, 3, device="meta")).path == "reference"
+
+
+@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
+def test_construction_without_initialisation(cls):
+    made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
+    assert made.weight_hh.isnan().all() if cls is FusedRNNCell else made.weight_hh_l0.isnan().all()
+    with torch.device("meta"):
+        module = cls(3, 4)
+    wanted = cls(3, 4)
+    x = torch.randn(5, 3)
+    module.to_empty(device="cpu").load_state_dict(wanted.state_dict())
+    torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
+    with torch.device("meta"):
+        module = cls(3, 4)
+    module.load_state_dict(wanted.state_dict(), assign=True)
+    torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
+
+
+def test_functional_form():
+    module = FusedRNN(3, 4, num_layers=2, bidirectional=True)
+    x, hx = torch.randn(5, 2, 3), torch.randn(4, 2, 4)
+    got = rnn(x, hx, list(module.parameters()), bidirectional=True)
+    assert all(map(torch.equal, got, module(x, hx)))
+    with pytest.raises(ValueError, match=r"weights must hold 4 tensors for each layer .* got 3"):
+        rnn(x, None, list(module.parameters())[:3])
+    with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
+        rnn(x, None, list(module.parameters()), nonlinearity="gelu")
+
+
+def test_explain():
+    module = FusedRNN(3, 4)
+    x = torch.randn(5, 2, 3)
+    told = explain(module, x)
+    assert told.path == f"cpu {namernn_fast.ops.cpu_kernel()}"
+    assert str(told).startswith(told.path)
+    packed = pack_padded_sequence(x, [5, 3])
+    assert explain(module, packed) == told
+    assert explain(FusedRNNCell(3, 4), x[0]).path == told.path
+    assert explain(module.half(), x.half()).path == told.path
+    whole = explain(module, x.int())
+    assert whole.path == "reference"
+    assert whole.why_not == {
+        "cpu": "the CPU kernel has floating-point types of 16 to 64 bits, not torch.int32"
+    }
+    with pytest.raises(TypeError, match="layer must be a FusedRNN or FusedRNNCell, got Linear"):
+        explain(torch.nn.Linear(2, 2), x)
+    with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):
+        explain(module, [1.0])
+
+
+def test_main_prints_versions_and_paths():
+    ran = subprocess.run(
+        [sys.executable, "-m", "namernn_fast"], capture_output=True, text=True, check=True
+    )
+    for word in (namernn_fast.__version__, torch.__version__, namernn_fast.ops.cpu_kernel()):
+        assert word in ran.stdout

@@ -1,0 +1,356 @@
+"""ONNX: what the exporter makes of a layer, what onnxruntime makes of that, onnx's own cases."""
+
+import copy
+import subprocess
+import sys
+from unittest import mock
+
+import oracle
+import pytest
+import torch
+from cases import exact
+
+from namernn_fast import FusedRNN, FusedRNNCell, ops, replace_rnn
+from namernn_fast.integrations.onnx import rnn_forward
+from namernn_fast.testing import ErrorBudget
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+reference = pytest.importorskip("onnx.reference")
+generators = pytest.importorskip("onnx.backend.test.case.node.rnn")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
+
+DYNAMIC = torch.export.Dim.DYNAMIC
+UNSEEN = ((1, 1), (9, 2), (40, 7))
+D, H = 5, 37
+
+
+def export(model, arguments=(), **options):
+    return torch.onnx.export(model, arguments, dynamo=True, verbose=False, **options).model_proto
+
+
+def nodes(proto, op_type):
+    return [node for node in proto.graph.node if node.op_type == op_type]
+
+
+def attributes_of(node):
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def with_onnxruntime(proto):
+    """The results of the graph as a function of tensors, in the order of its inputs."""
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs):
+        feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(result) for result in session.run(None, feed)]
+
+    return run
+
+
+def as_nn(layer, dtype):
+    """The layer of torch with these weights."""
+    twin = copy.deepcopy(layer).to(dtype)
+    twin.__class__ = type(layer).__base__
+    return twin
+
+
+def compare(budget, run, layer, *inputs):
+    results = [run(*inputs)]
+    with torch.no_grad():
+        for dtype in (inputs[0].dtype, torch.float64):
+            result = as_nn(layer, dtype)(*(x.to(dtype) for x in inputs))
+            results.append(result if isinstance(result, tuple) else (result,))
+    for name, ours, theirs, precise in zip(("output", "h_n"), *results, strict=False):
+        budget.add((*inputs[0].shape, name), ours, theirs, precise.numpy())
+
+
+@pytest.mark.parametrize(
+    ("options", "with_hx"),
+    [
+        ({}, False),
+        ({"nonlinearity": "relu", "bias": False, "batch_first": True}, True),
+        ({"num_layers": 2, "bidirectional": True}, False),
+        ({"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False}, True),
+    ],
+)
+def test_one_node_a_layer_at_any_length_and_batch(options, with_hx):
+    layer = FusedRNN(D, H, **options)
+    directions = 2 if layer.bidirectional else 1
+
+    def inputs(seq_len, batch):
+        shape = (batch, seq_len, D) if layer.batch_first else (seq_len, batch, D)
+        x, hx = torch.randn(shape), torch.randn(layer.num_layers * directions, batch, H)
+        return (x, hx) if with_hx else (x,)
+
+    shapes = ({0: DYNAMIC, 1: DYNAMIC}, {1: DYNAMIC})
+    proto = export(layer, inputs(5, 3), dynamic_shapes=shapes[: 1 + with_hx])
+    onnx.checker.check_model(proto, full_check=True)
+    assert {node.domain for node in proto.graph.node} == {""}
+    found = nodes(proto, "RNN")
+    assert len(found) == layer.num_layers
+    for node in found:
+        assert attributes_of(node) == {
+            "activations": [layer.nonlinearity.capitalize().encode()] * directions,
+            "direction": b"bidirectional" if layer.bidirectional else b"forward",
+            "hidden_size": H,
+        }
+        biases, sequence_lens, initial_h = [*node.input, "", "", ""][3:6]
+        assert bool(biases) == layer.bias
+        assert bool(initial_h) == with_hx
+        assert not sequence_lens
+    run = with_onnxruntime(proto)
+    budget = ErrorBudget(torch.float32)
+    for seq_len, batch in UNSEEN:
+        for _ in range(4):
+            compare(budget, run, layer, *inputs(seq_len, batch))
+    budget.check()
+
+
+@pytest.mark.parametrize("hx", [None, torch.ones(2, H)])
+def test_without_a_batch(hx):
+    layer = FusedRNN(D, H, num_layers=2)
+    inputs = (torch.randn(5, D),) if hx is None else (torch.randn(5, D), hx)
+    shapes = ({0: DYNAMIC}, {})
+    run = with_onnxruntime(export(layer, inputs, dynamic_shapes=shapes[: len(inputs)]))
+    budget = ErrorBudget(torch.float32)
+    for seq_len, _ in UNSEEN:
+        for _ in range(4):
+            compare(budget, run, layer, torch.randn(seq_len, D), *inputs[1:])
+    budget.check()
+
+
+def test_cell():
+    cell = FusedRNNCell(D, H)
+    shapes = ({0: DYNAMIC}, {0: DYNAMIC})
+    proto = export(cell, (torch.randn(3, D), torch.randn(3, H)), dynamic_shapes=shapes)
+    assert len(nodes(proto, "RNN")) == 1
+    run = with_onnxruntime(proto)
+    budget = ErrorBudget(torch.float32)
+    for _, batch in UNSEEN:
+        for _ in range(4):
+            compare(budget, run, cell, torch.randn(batch, D), torch.randn(batch, H))
+    budget.check()
+
+
+class Padded(torch.nn.Module):
+    """A layer on padded input with the lengths of its sequences."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.rnn = FusedRNN(D, H, **options)
+
+    def forward(self, x, lengths, hx=None):
+        return self.rnn(x, hx, lengths=lengths)
+
+
+def one_by_one(layer, x, lengths, hx):
+    """Each sequence by itself; one without a step leaves zero output and the state it found."""
+    h_n = hx.clone()
+    output = x.new_zeros(*x.shape[:2], len(hx) * H)
+    for b, n in enumerate(lengths):
+        if n:
+            output[:n, b : b + 1], h_n[:, b : b + 1] = layer(x[:n, b : b + 1], hx[:, b : b + 1])
+    return output, h_n
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_lengths(bidirectional, with_hx):
+    model = Padded(bidirectional=bidirectional)
+    states = 2 if bidirectional else 1
+
+    def inputs(seq_len, lengths):
+        x, hx = torch.randn(seq_len, len(lengths), D), torch.randn(states, len(lengths), H)
+        return (x, torch.tensor(lengths), hx) if with_hx else (x, torch.tensor(lengths))
+
+    shapes = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC}, {1: DYNAMIC})
+    run = with_onnxruntime(
+        export(model, inputs(5, [2, 5, 0]), dynamic_shapes=shapes[: 2 + with_hx])
+    )
+    budget = ErrorBudget(torch.float32)
+    for seq_len, lengths in ((9, [4, 0, 9, 1]), (7, [3, 6]), (4, [0, 0, 0])):
+        for _ in range(4):
+            x, _, *hx = given = inputs(seq_len, lengths)
+            state = hx[0] if hx else torch.zeros(states, len(lengths), H)
+            results = [run(*given)]
+            with torch.no_grad():
+                for dtype in (torch.float32, torch.float64):
+                    twin = as_nn(model.rnn, dtype)
+                    results.append(one_by_one(twin, x.to(dtype), lengths, state.to(dtype)))
+            for name, ours, theirs, precise in zip(("output", "h_n"), *results, strict=True):
+                budget.add((seq_len, name), ours, theirs, precise.numpy())
+    budget.check()
+
+
+def test_dropout_between_layers_is_there_while_training():
+    layer = FusedRNN(D, H, num_layers=3, dropout=0.5)
+    for training, count in ((True, 2), (False, 0)):
+        proto = export(layer.train(training), (torch.randn(5, 3, D),))
+        assert len(nodes(proto, "Dropout")) == count
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes(dtype):
+    """Valid ONNX, for bfloat16 from opset 22 on; onnxruntime has float16, onnx itself float64."""
+    layer = FusedRNN(D, H, dtype=dtype)
+    x = torch.randn(9, 4, D, dtype=dtype)
+    proto = export(layer, (x,), opset_version=22 if dtype == torch.bfloat16 else None)
+    onnx.checker.check_model(proto, full_check=True)
+    assert len(nodes(proto, "RNN")) == 1
+    if dtype == torch.bfloat16:
+        return
+    if dtype == torch.float64:
+        results = reference.ReferenceEvaluator(proto).run(None, {"input": x.numpy()})
+        results = [torch.from_numpy(result) for result in results]
+    else:
+        results = with_onnxruntime(proto)(x)
+    with torch.no_grad():
+        theirs = as_nn(layer, dtype)(x)
+    weights = [exact(w.detach(), dtype) for w in layer.parameters()]
+    hx = exact(torch.zeros(1, 4, H), dtype)
+    outputs, h_n, _ = oracle.rnn(list(exact(x, dtype).swapaxes(0, 1)), hx, weights, "tanh", False)
+    budget = ErrorBudget(dtype)
+    budget.add("h_n", results[1], theirs[1], h_n)
+    for b, output in enumerate(outputs):
+        budget.add("output", results[0][:, b], theirs[0][:, b], output)
+    budget.check()
+
+
+def test_a_model_that_is_not_on_the_cpu():
+    """What stands for the node in torch's graph is on the device of the input."""
+    model = replace_rnn(torch.nn.Sequential(torch.nn.RNN(D, H))).append(Head()).to("meta")
+    x = torch.randn(5, 3, D, device="meta")
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)
+    assert [node.op_type for node in program.model.graph].count("RNN") == 1
+
+
+class Head(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(H, 2)
+
+    def forward(self, results):
+        return super().forward(results[0])
+
+
+class OnPackedData(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = FusedRNN(D, H)
+
+    def forward(self, data, batch_sizes):
+        return self.rnn(torch.nn.utils.rnn.PackedSequence(data, batch_sizes))[1]
+
+
+class WithReset(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = FusedRNN(D, H)
+
+    def forward(self, x, reset):
+        return self.rnn(x, reset=reset)[1]
+
+
+def test_what_onnx_does_not_have_is_refused():
+    packed = (torch.randn(6, D), torch.tensor([3, 2, 1]))
+    text = "ONNX has no PackedSequence: export a model that takes padded input and lengths="
+    with pytest.raises(torch.onnx.OnnxExporterError, match=text):
+        export(OnPackedData(), packed)
+    resetting = WithReset()
+    text = r"ONNX has no reset: .* padded, with lengths="
+    with pytest.raises(torch.onnx.OnnxExporterError, match=text):
+        export(resetting, (torch.randn(5, 3, D), torch.ones(5, 3, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_plain_torch_export_keeps_the_operator(strict):
+    """And what it made can still become ONNX, by the layer's decomposition."""
+    layer = FusedRNN(D, H).requires_grad_(False)
+    shapes = ({0: DYNAMIC, 1: DYNAMIC},)
+    x = torch.randn(5, 3, D)
+    program = torch.export.export(layer, (x,), dynamic_shapes=shapes, strict=strict)
+    targets = [node.target for node in program.graph.nodes]
+    assert targets.count(ops.rnn_forward) == 1
+    assert not any("onnx" in str(target) for target in targets)
+    proto = export(program.run_decompositions({ops.rnn_forward: rnn_forward}))
+    run = with_onnxruntime(proto)
+    budget = ErrorBudget(torch.float32)
+    for _ in range(4):
+        compare(budget, run, layer, torch.randn(9, 2, D))
+    budget.check()
+
+
+def test_onnx_is_not_imported():
+    program = "import sys, namernn_fast; print(sys.modules.keys() & {'onnx', 'onnxscript'})"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "set()"
+
+
+def onnx_cases():
+    """What the onnx package expects of an RNN node; nn.RNN has none that is reverse alone."""
+    cases = []
+
+    def expect(node, inputs, outputs, name):
+        attributes = attributes_of(node)
+        named = dict(zip(node.input, inputs, strict=True))
+        present = (name for name in node.output if name)
+        results = dict(zip(present, outputs, strict=True))
+        if attributes.get("direction") != b"reverse":
+            cases.append(pytest.param(attributes, named, results, id=name))
+
+    with mock.patch.object(generators, "expect", expect):
+        for name in vars(generators.RNN):
+            if name.startswith("export_"):
+                getattr(generators.RNN, name)()
+    return cases
+
+
+CASES = onnx_cases()
+
+
+@pytest.mark.parametrize(("attributes", "inputs", "outputs"), CASES)
+def test_cases_of_onnx(attributes, inputs, outputs):
+    inputs = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    outputs = {name: torch.from_numpy(value) for name, value in outputs.items()}
+    x, w, r = (inputs.pop(name) for name in ("X", "W", "R"))
+    b = inputs.pop("B", None)
+    assert not inputs
+    directions, hidden_size, input_size = w.shape
+    batch_first = attributes.get("layout", 0) == 1
+    layer = FusedRNN(
+        input_size,
+        hidden_size,
+        bias=b is not None,
+        batch_first=batch_first,
+        bidirectional=directions == 2,
+    )
+    with torch.no_grad():
+        for d, suffix in zip(range(directions), ("", "_reverse"), strict=False):
+            getattr(layer, f"weight_ih_l0{suffix}").copy_(w[d])
+            getattr(layer, f"weight_hh_l0{suffix}").copy_(r[d])
+            if b is not None:
+                bias_ih, bias_hh = b[d].chunk(2)
+                getattr(layer, f"bias_ih_l0{suffix}").copy_(bias_ih)
+                getattr(layer, f"bias_hh_l0{suffix}").copy_(bias_hh)
+        output, h_n = layer(x)
+    output = output.unflatten(-1, (directions, hidden_size))
+    results = {
+        "Y": output if batch_first else output.transpose(1, 2),
+        "Y_h": h_n.transpose(0, 1) if batch_first else h_n,
+    }
+    for name, expected in outputs.items():
+        torch.testing.assert_close(results[name], expected)
+
+
+def test_the_cases_of_onnx_were_found():
+    assert {case.id for case in CASES} >= {
+        "test_simple_rnn_defaults",
+        "test_simple_rnn_with_initial_bias",
+        "test_rnn_seq_length",
+        "test_simple_rnn_batchwise",
+    }

@@ -1,0 +1,162 @@
+"""The source distribution, the wheels that are built from it, and builds that must fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("setuptools")
+
+ROOT = Path(__file__).parents[2]
+BUILT = ("*.so", "*.egg-info", "__pycache__", ".*_cache", ".git", ".venv", "build", "dist")
+# Runs one step of a build as pip does, in a process of its own: build_sdist or build_wheel.
+HOOK = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+# Trains one step of a bidirectional layer and compares it with torch.nn.RNN.
+PROGRAM = """
+import sys
+# The import hook of an editable install would find the package under test in place of this one.
+sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
+import torch, namernn_fast
+print(namernn_fast.__file__)
+options = dict(num_layers=2, bidirectional=True)
+ours, theirs = namernn_fast.FusedRNN(3, 20, **options), torch.nn.RNN(3, 20, **options)
+ours.load_state_dict(theirs.state_dict())
+x = torch.randn(5, 2, 3)
+print(namernn_fast.explain(ours, x))
+results = []
+for module in (ours, theirs):
+    output, h_n = module(x)
+    (output.square().sum() + h_n.sum()).backward()
+    results.append([output, h_n, *(p.grad for p in module.parameters())])
+torch.testing.assert_close(*results)
+"""
+
+
+def run(*command, check=True, **options):
+    ran = subprocess.run(map(str, command), capture_output=True, text=True, **options)
+    assert not check or ran.returncode == 0, ran.stdout + ran.stderr
+    return ran
+
+
+def run_hook(hook, tree, folder, check=True, **environment):
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, **environment}
+    return run(sys.executable, "-c", HOOK, hook, folder, cwd=tree, env=environment, check=check)
+
+
+def git_files(*options):
+    """Returns the files that git lists in the source tree, or None where git cannot tell."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return None
+    listed = run("git", "ls-files", "-z", *options, cwd=ROOT, check=False)
+    if listed.returncode:
+        return None
+    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the source tree without anything that was built in it."""
+    target = tmp_path / "tree"
+    names = git_files("--cached", "--others", "--exclude-standard")
+    if names is None:
+        return shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*BUILT))
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture
+def quick_compiler(tmp_path):
+    """A C++ compiler that does not optimise: what it builds is right, and is built soon."""
+    script = tmp_path / "c++"
+    script.write_text(f'#!/bin/sh\nexec {shutil.which("c++")} "$@" -O0\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+
+
+@needs_compiler
+def test_sdist_to_wheel_to_import(tree, quick_compiler, tmp_path):
+    """The sdist has every file of git; its wheel has every module and the extension, and runs."""
+    expected = git_files("--cached") or files_below(tree)
+    run_hook("build_sdist", tree, tmp_path / "sdist")
+    (sdist,) = (tmp_path / "sdist").iterdir()
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert not expected - packed
+
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    run(
+        *(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir"),
+        *("--wheel-dir", tmp_path / "wheel", sdist),
+        env={**os.environ, "CXX": quick_compiler},
+    )
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    assert "-cp310-abi3-" in wheel.name
+    modules = {str(path.relative_to(tree)) for path in (tree / "namernn_fast").rglob("*.py")}
+    assert package_files(wheel) == modules | {"namernn_fast/_C.abi3.so"}
+
+    installed = tmp_path / "installed"
+    run(*pip, "install", "--no-deps", "--no-cache-dir", "--target", installed, wheel)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    ran = run(sys.executable, "-c", PROGRAM, cwd=installed, env=environment)
+    file, path = ran.stdout.splitlines()
+    assert file == str(installed / "namernn_fast" / "__init__.py")
+    assert "cpu" in path
+    assert not ran.stderr
+
+
+def package_files(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def plant_leftovers(tree):
+    """Puts into a source tree what earlier builds leave: libraries, and a module since removed."""
+    for folder in ("build/lib", f"build/lib.{sys.platform}-x86_64-cpython-311", "."):
+        package = tree / folder / "namernn_fast"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "_C.abi3.so").write_bytes(b"of an earlier build")
+    (tree / "build" / "lib" / "namernn_fast" / "removed.py").touch()
+
+
+@pytest.mark.parametrize("reason", ["asked for", "no compiler"])
+def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
+    """With NAMERNN_FAST_NO_EXT=1 or without a compiler; what earlier builds left is not packed."""
+    environment = {"NAMERNN_FAST_NO_EXT": "1"}
+    if reason == "no compiler":
+        environment = {"PATH": str(tmp_path)}
+    plant_leftovers(tree)
+    modules = files_below(tree / "namernn_fast") - {"_C.abi3.so"}
+    run_hook("build_wheel", tree, tmp_path / "wheel", **environment)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert package_files(wheel) == {f"namernn_fast/{name}" for name in modules}
+
+
+@needs_compiler
+@pytest.mark.parametrize(("fault", "message"), [("compiler", "'false'"), ("source", "planted")])
+def test_a_build_that_fails_is_an_error(fault, message, tree, quick_compiler, tmp_path):
+    """No wheel, and an exit status that says so, although an earlier build left its library."""
+    plant_leftovers(tree)
+    if fault == "source":
+        with (tree / "csrc" / "isa" / "baseline.cpp").open("a") as source:
+            source.write("\n#error planted\n")
+    environment = {"CXX": "false" if fault == "compiler" else quick_compiler, "MAX_JOBS": "1"}
+    failed = run_hook("build_wheel", tree, tmp_path / "wheel", check=False, **environment)
+    assert failed.returncode != 0
+    assert message in failed.stderr
+    assert not list((tmp_path / "wheel").iterdir())

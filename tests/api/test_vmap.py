@@ -1,0 +1,149 @@
+"""`torch.func.vmap` against a Python loop: over inputs, states, models, and all that goes along."""
+
+import pytest
+import torch
+from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from namernn_fast import FusedRNN, FusedRNNCell, availability, ops
+
+K = 3
+STACK = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
+
+
+def inputs(batch_first=False, mapped=K):
+    lead = (mapped,) if mapped else ()
+    x = torch.randn(*lead, *((4, 6, 3) if batch_first else (6, 4, 3)), dtype=torch.float64)
+    return x, torch.randn(*lead, 4, 4, 5, dtype=torch.float64)
+
+
+def count_calls(monkeypatch):
+    """The operator's calls from now on."""
+    calls = []
+    original = ops.rnn_forward
+    monkeypatch.setattr(ops, "rnn_forward", lambda *a: calls.append(a) or original(*a))
+    return calls
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
+@pytest.mark.parametrize("out_dims", [0, 1])
+def test_over_inputs_and_states(batch_first, in_dims, out_dims, monkeypatch):
+    """One fused call for all of them."""
+    module = FusedRNN(3, 5, batch_first=batch_first, **STACK)
+    pairs = [inputs(batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
+    for tensor in pairs:
+        tensor.requires_grad_()
+    calls = count_calls(monkeypatch)
+    got = vmap(module, in_dims, out_dims)(*pairs)
+    assert len(calls) == (1 if availability.HAS_EXTENSION else 0)
+    each = [
+        module(*(t if dim is None else t[k] for t, dim in zip(pairs, in_dims, strict=True)))
+        for k in range(K)
+    ]
+    wanted = [torch.stack(results, out_dims) for results in zip(*each, strict=True)]
+    torch.testing.assert_close(got, tuple(wanted))
+    leaves = [*pairs, *module.parameters()]
+    weights = [torch.randn_like(w) for w in wanted]
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaves, weights), torch.autograd.grad(wanted, leaves, weights)
+    )
+
+
+def test_over_lengths_and_resets():
+    module = FusedRNN(3, 5, **STACK)
+    x, hx = inputs()
+    lengths = torch.tensor([[6, 0, 3, 6], [1, 2, 3, 4], [6, 6, 6, 5]])
+    reset = torch.rand(K, 6, 4) < 0.3
+    for given, dims in (((lengths, reset), (0, 0)), ((lengths[1], reset), (None, 0))):
+
+        def run(x, hx, lengths, reset):
+            return module(x, hx, lengths=lengths, reset=reset)
+
+        got = vmap(run, (0, 0, *dims))(x, hx, *given)
+        each = [
+            run(x[k], hx[k], *(g if d is None else g[k] for g, d in zip(given, dims, strict=True)))
+            for k in range(K)
+        ]
+        torch.testing.assert_close(got, tuple(map(torch.stack, zip(*each, strict=True))))
+
+
+def test_over_the_data_of_a_packed_sequence():
+    module = FusedRNN(3, 5, **STACK)
+    lengths = [6, 4, 4, 1]
+    x, hx = inputs()
+    packed = [pack_padded_sequence(one, lengths) for one in x]
+    sizes = packed[0].batch_sizes
+
+    def run(data, hx):
+        output, h_n = module(PackedSequence(data, sizes), hx)
+        return output.data, h_n
+
+    data = torch.stack([p.data for p in packed])
+    each = [run(data[k], hx[k]) for k in range(K)]
+    torch.testing.assert_close(
+        vmap(run)(data, hx), tuple(map(torch.stack, zip(*each, strict=True)))
+    )
+
+
+@pytest.mark.parametrize("of_each", [False, True])
+def test_over_models(of_each, monkeypatch):
+    """An ensemble takes a fused call for each model, and trains like the models one by one."""
+    models = [FusedRNN(3, 5, **STACK) for _ in range(K)]
+    params, buffers = stack_module_state(models)
+    x, hx = inputs(mapped=K if of_each else None)
+    calls = count_calls(monkeypatch)
+
+    def run(params, x, hx):
+        return functional_call(models[0], (params, buffers), (x, hx))
+
+    dims = (0, 0, 0) if of_each else (0, None, None)
+    got = vmap(run, dims)(params, x, hx)
+    assert len(calls) == (K if availability.HAS_EXTENSION else 0)
+    each = [m(x[k], hx[k]) if of_each else m(x, hx) for k, m in enumerate(models)]
+    wanted = tuple(map(torch.stack, zip(*each, strict=True)))
+    torch.testing.assert_close(got, wanted)
+    sum(r.square().sum() for r in got).backward()
+    sum(r.square().sum() for r in wanted).backward()
+    for name, stacked in params.items():
+        own = torch.stack([dict(m.named_parameters())[name].grad for m in models])
+        torch.testing.assert_close(stacked.grad, own)
+
+
+def test_vmap_in_vmap_and_cells():
+    module = FusedRNN(3, 5, **STACK)
+    x = torch.randn(2, K, 6, 4, 3, dtype=torch.float64)
+    nested = vmap(vmap(lambda x: module(x)[1]))(x)
+    torch.testing.assert_close(
+        nested, torch.stack([torch.stack([module(one)[1] for one in row]) for row in x])
+    )
+    cell = FusedRNNCell(3, 5, dtype=torch.float64)
+    rows = torch.randn(7, 3, dtype=torch.float64)
+    torch.testing.assert_close(vmap(cell)(rows), cell(rows))
+
+
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_gradients_of_each_sample(with_hx):
+    module = FusedRNN(3, 5, **STACK)
+    x, hx = inputs()
+    params = {name: p.detach() for name, p in module.named_parameters()}
+
+    def loss(params, x, hx):
+        output, h_n = functional_call(module, params, (x, hx) if with_hx else (x,))
+        return output.square().sum() + h_n.sum()
+
+    got = vmap(grad(loss), (None, 0, 0))(params, x, hx)
+    for k in range(K):
+        wanted = grad(loss)(params, x[k], hx[k])
+        for name, value in wanted.items():
+            torch.testing.assert_close(got[name][k], value)
+
+
+def test_what_cannot_be_folded_says_what_to_do():
+    if not availability.HAS_EXTENSION:
+        pytest.skip("the C++ extension was not built")
+    module = FusedRNN(3, 5, **STACK)
+    text = "vmap cannot map over the layout of packed or jagged sequences: map over padded input"
+    sizes = torch.tensor([[2, 1], [2, 1]])
+    with pytest.raises(ValueError, match=text):
+        vmap(lambda s: module(PackedSequence(torch.zeros(3, 3).double(), s))[1])(sizes)

@@ -1,0 +1,249 @@
+"""The GPU benchmark without a GPU: what it does with losses, errors and lateness, and its model."""
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.gpu import cudnn, grid, model, model_page, race
+from benchmarks.gpu import report as page
+from benchmarks.gpu.flash import FLASH
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
+from benchmarks.harness.paths import GPU_MODEL
+from benchmarks.harness.tables import ratio
+from namernn_fast import FusedRNN
+
+ROOT = Path(__file__).parents[2]
+# What `pip install torch triton numpy` brings.
+BARE = ("torch", "triton", "numpy", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2")
+BARE += ("markupsafe", "filelock", "fsspec", "setuptools", "functorch", "torchgen")
+NOW = math.inf
+
+
+@pytest.fixture(autouse=True)
+def _precision_of_the_process_stays():
+    knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    before = [knob.fp32_precision for knob in knobs]
+    yield
+    assert [knob.fp32_precision for knob in knobs] == before
+
+
+def run(platform, deadline=NOW):
+    return list(race.run(platform, deadline))
+
+
+def report(rows):
+    document = {"machine": page.describe(race.DRY), "measurement": False, "rows": rows}
+    return page.report(json.loads(json.dumps(document)))
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A checkout that was neither built nor installed, and packages that a GPU machine has."""
+    checkout, packages = tmp_path / "checkout", tmp_path / "packages"
+    for folder in ("namernn_fast", "benchmarks"):
+        ignored = shutil.ignore_patterns("*.so", "results", "__pycache__")
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=ignored)
+    shutil.copy(ROOT / "Makefile", checkout)
+    packages.mkdir()
+    for name in BARE:
+        found = importlib.util.find_spec(name)
+        if found is not None:
+            origin = Path(found.origin)
+            (packages / f"{name}{'' if origin.stem == '__init__' else '.py'}").symlink_to(
+                origin.parent if origin.stem == "__init__" else origin
+            )
+    libraries = Path(importlib.util.find_spec("numpy").origin).parents[1] / "numpy.libs"
+    if libraries.exists():
+        (packages / "numpy.libs").symlink_to(libraries)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MAKEFLAGS")}
+    return checkout, environment | {"PYTHONPATH": str(packages)}
+
+
+def test_the_dry_run_needs_no_more_than_torch_triton_and_numpy(bare):
+    checkout, environment = bare
+    done = subprocess.run(
+        # Without its own packages, the interpreter sees those of the environment alone.
+        ["make", "bench-gpu", "DRY_RUN=1", f"PYTHON={sys.executable} -S"],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the plots are left out" in done.stdout
+    results = checkout / "build" / "bench"
+    assert {path.name for path in results.iterdir()} == {"gpu.json", "gpu.md"}
+    rows = json.loads((results / "gpu.json").read_text())["rows"]
+    assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
+    for row in rows:
+        assert row["status"] == race.MEASURED
+        assert row["fused_path"].startswith("triton")
+        assert all(len(row["seconds"][layer]) == 4 for layer in (BASELINE, FUSED))
+    text = (results / "gpu.md").read_text()
+    assert "| (4, 5, names) |" in text
+    assert "its times mean nothing" in text
+
+
+def test_the_dry_run_fails_where_triton_was_not_what_ran(tmp_path):
+    script = (
+        "import sys, torch\n"
+        "torch.library.Library.impl = lambda *arguments, **options: None\n"
+        "from benchmarks.gpu import cudnn\n"
+        f"sys.argv = ['gpu', '--dry-run', '--output', {str(tmp_path)!r}]\n"
+        "sys.exit(cudnn.main())\n"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Triton was not what ran" in done.stderr
+
+
+def test_a_red_cell_is_not_timed(monkeypatch):
+    class Wrong(FusedRNN):
+        def forward(self, *arguments, **options):
+            output, h_n = super().forward(*arguments, **options)
+            return output, h_n + 1e-3
+
+    rows = run(race.DRY)
+    assert [row["status"] for row in rows] == [race.MEASURED] * len(grid.DRY_CELLS)
+    assert cudnn.exit_status(rows) == 0
+    monkeypatch.setattr(race, "FusedRNN", Wrong)
+    rows = run(race.DRY)
+    for row in rows:
+        assert row["status"] == race.RED
+        assert "h_n: error" in row["why"]
+        assert "medians" not in row
+    assert cudnn.exit_status(rows) == 1
+    text = report(rows)
+    assert f"{race.RED}: {len(rows)}\n- {page.title(rows[0])}: h_n: error" in text
+    assert text.count(f"| {race.RED} |") == len(rows)
+
+
+def test_the_error_of_a_capture_is_recorded():
+    def captured(call):
+        if FusedRNN in map(type, (call.func, *call.args)):
+            return call
+        raise RuntimeError("cannot be captured\nmore of it")
+
+    rows = run(replace(race.DRY, launches={race.EAGER: race.eager, race.GRAPH: captured}))
+    assert {(row["launch"], row["status"]) for row in rows} == {
+        (race.EAGER, race.MEASURED),
+        (race.GRAPH, race.FAILED),
+    }
+    assert rows[1]["why"] == "nn.RNN: cannot be captured\nmore of it"
+    assert [*rows[1]["medians"]] == [FUSED]
+    text = report(rows)
+    assert f"{page.title(rows[1])}: nn.RNN: cannot be captured\n" in text
+    assert f"| {1e6 * rows[1]['medians'][FUSED]:.1f} |" in text.replace("  ", "")
+    assert cudnn.exit_status(rows) == 0
+
+
+def test_a_call_that_fails_is_an_error(monkeypatch):
+    class Failing(FusedRNN):
+        def forward(self, *arguments, **options):
+            raise RuntimeError("out of something")
+
+    monkeypatch.setattr(race, "FusedRNN", Failing)
+    rows = run(race.DRY)
+    assert {(row["status"], row["why"]) for row in rows} == {(race.FAILED, "out of something")}
+    assert cudnn.exit_status(rows) == 1
+
+
+def test_what_is_too_late_stands_in_the_table():
+    rows = run(race.DRY, deadline=0)
+    assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
+    assert {row["status"] for row in rows} == {race.LATE}
+    text = report(rows)
+    assert text.count(f"| {race.LATE} |") == len(rows)
+    assert f"{race.LATE}: {len(rows)}\n- {page.title(rows[0])}" in text
+
+
+def measured(cell, baseline, fused, launch=race.EAGER):
+    return race.label(cell, grid.FLOAT32, launch, BASELINE) | {
+        "status": race.MEASURED,
+        "medians": {BASELINE: baseline, FUSED: fused},
+        "fused_path": "triton",
+        "nn.RNN_path": "cuDNN",
+    }
+
+
+def test_losses_stand_beside_wins():
+    win, loss = (Cell(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64))
+    rows = [measured(win, 8e-6, 1e-6), measured(loss, 1e-6, 2e-6), measured(loss, 9e-6, 1e-6)]
+    rows[2]["mode"] = TRAINING
+    text = report(rows)
+    assert f"{FUSED} under 1.0x: 1\n- {page.title(rows[1])} 0.50\n" in text
+    lines = [[*map(str.strip, line.strip("|").split("|"))] for line in text.splitlines()]
+    whole = [FORWARD, "all", "all", "2", ratio(2.0), ratio(0.5), page.title(rows[1])]
+    assert whole in lines
+    assert ["(8, 16, 4)", "1", "float32", "eager", "8.0", "1.0", ratio(8.0), "", "", ""] in lines
+    both = ["1.0", "2.0", ratio(0.5), "9.0", "1.0", ratio(9.0)]
+    assert ["(8, 16, 4)", "64", "float32", "eager", *both] in lines
+
+
+def test_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    cells = [Cell(DENSE, FORWARD, batch, 8, 16, 4) for batch in (1, 64)]
+    rows = [
+        measured(cell, 2e-6, 1e-6, launch) for cell in cells for launch in (race.EAGER, race.GRAPH)
+    ]
+    paths = page.plot(rows, tmp_path)
+    assert {path.name for path in paths} == {"gpu_forward_eager.png", "gpu_forward_cuda_graph.png"}
+    assert all(path.stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("activation", "status"), [(torch.tanh, race.MEASURED), (torch.sigmoid, race.RED)]
+)
+@pytest.mark.parametrize("mode", [FORWARD, TRAINING])
+def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
+    def elman(Wx, R, b, function, backend, dtype):  # noqa: N803
+        """Its interface: (batch, steps, gates, heads, features) in, (states, batch, ...) out."""
+        assert (function, backend, dtype) == ("elman", "cuda_fused", "bfloat16")
+        h, states = torch.zeros_like(Wx[:, 0, 0]), []
+        for x in Wx.unbind(1):
+            h = activation(x[:, 0] + torch.einsum("ndp,bnp->bnd", R[0], h) + b[0])
+            states.append(h)
+        return torch.stack(states, 1)[None], h[None, :, None]
+
+    stub = types.SimpleNamespace(flashrnn=elman)
+    monkeypatch.setitem(sys.modules, "flashrnn", stub)
+    cell = Cell(DENSE, mode, 3, 4, 5, 6)
+    (row,) = race.race_cell(cell, grid.BFLOAT16, race.DRY, FLASH)
+    assert row["status"] == status, row
+    assert ("medians" in row) == (status == race.MEASURED)
+
+
+def test_the_grid_has_the_extremes():
+    for size, least, most in (("batch", 1, 4096), ("hidden_size", 64, 2048), ("seq_len", 8, 1024)):
+        sizes = [getattr(cell, size) for cell in grid.CELLS if cell.seq_len is not None]
+        assert (min(sizes), max(sizes)) == (least, most)
+    assert len(set(grid.CELLS)) == len(grid.CELLS)
+
+
+def test_the_page_of_the_model_is_up_to_date():
+    assert GPU_MODEL.read_text(encoding="utf-8") == model_page.page(), "run make gpu-model RECORD=1"
+
+
+def test_the_model_keeps_weights_on_chip_where_they_fit():
+    assert not list(model.resident(1, 512, "bfloat16"))
+    assert list(model.resident(1, 256, "bfloat16"))
+    long = Cell(DENSE, FORWARD, 1, 2048, 2048, 100)
+    found = model.recurrence(long, "float32")
+    assert found.kind == "cooperative"
+    assert found.seconds >= 100 * model.of("barrier")
+    assert model.graph_seconds(replace(long, mode=TRAINING), "float32") > 2 * found.seconds

@@ -1,0 +1,364 @@
+"""Cases drawn by hypothesis, run on `FusedRNN`, `nn.RNN` and the oracle, and judged."""
+
+import itertools
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from cases import Case, nudge_by
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+)
+
+from namernn_fast import FusedRNN, ops
+from namernn_fast.testing import ErrorBudget
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FUSED_LAYOUTS = ("lengths", "jagged")  # that `nn.RNN` does not take
+LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
+NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
+VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
+SATURATING = 30  # times an ordinary value: tanh is 1 there
+FEW = 24  # numbers of a result, too few to know the error of `nn.RNN` by
+SAMPLES = 16  # of what a unit in the last place does to a result that one sample says is wrong
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's elements lie: in a part of a bigger one, in any order of its dimensions."""
+
+    order: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    step: tuple[int, ...]
+
+    def __call__(self, tensor):
+        """The same values there, among NaN."""
+        dims = range(tensor.dim())
+        order = [d for d in self.order if d in dims]
+        ends = [self.before[d] + self.step[d] * tensor.shape[d] for d in dims]
+        whole = torch.full([ends[d] + self.after[d] for d in order], torch.nan, dtype=tensor.dtype)
+        whole = whole.permute([order.index(d) for d in dims])
+        part = whole[tuple(slice(self.before[d], ends[d], self.step[d]) for d in dims)]
+        return part.copy_(tensor)
+
+
+@dataclass
+class Drawn(Case):
+    """A case with all else that a call may have."""
+
+    dtype: torch.dtype = torch.float32
+    values: str = "ordinary"
+    input_place: Place | None = None
+    hx_place: Place | None = None
+    wanted: frozenset[str] = frozenset()
+    """Those of input, hx and weights that want a gradient."""
+    given: frozenset[str] = frozenset()
+    """Those of output and h_n that a gradient is given of."""
+    threads: int = 1
+    resets: float = 0.0
+    """The part of the steps that begin anew."""
+
+    def __post_init__(self):
+        # What rounding to 16 bits may put on either side of a kink has two right gradients.
+        self.gradients_comparable = (
+            self.options["nonlinearity"] == "tanh" or self.dtype.itemsize > 2
+        )
+        self.scale = {"saturating": SATURATING, "subnormal": torch.finfo(self.dtype).tiny}.get(
+            self.values, 1
+        )
+        with np.errstate(all="ignore"):
+            super().__post_init__()
+
+    def _draw(self, seed):
+        super()._draw(seed)
+        generator = torch.Generator().manual_seed(seed)
+        if self.layout in FUSED_LAYOUTS:  # some are empty, but never all
+            empty = torch.rand(self.B, generator=generator) < 0.2
+            self.lengths = [
+                0 if is_empty and length < self.T else length
+                for is_empty, length in zip(empty.tolist(), self.lengths, strict=True)
+            ]
+        if self.resets and self.B:
+            self.reset = torch.rand(self.T, self.B, generator=generator) < self.resets
+        grads = {"output": self.grad_output, "h_n": self.grad_h_n}
+        for name in grads.keys() - self.given:
+            grads.pop(name).zero_()
+        inputs = [self.x[..., ::2], *([] if self.hx is None else [self.hx])]
+        if self.values == "zeros":
+            for tensor in (*inputs, *self.weights, *grads.values()):
+                tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
+        elif self.values in NON_FINITE:
+            # Multiplied by a weight, either side of a kink would tell.
+            more = [*self.weights, *grads.values()] if self.gradients_comparable else []
+            for value in NON_FINITE[self.values]:
+                tensor = self._choice([*inputs, *more], generator)
+                if tensor.numel():
+                    tensor[tuple(self._choice(range(n), generator) for n in tensor.shape)] = value
+        else:
+            for tensor in (*inputs, *(w for w in self.weights if w.dim() == 1)):
+                tensor *= self.scale
+
+    @staticmethod
+    def _choice(items, generator):
+        return items[int(torch.randint(len(items), (), generator=generator))]
+
+    def run(self, layer_class, dtype):
+        """Outputs padded to (T, B, ...) and the gradients that are wanted."""
+        module = layer_class(self.D, self.H, dtype=dtype, **self.options)
+        with torch.no_grad():
+            for p, value in zip(module.parameters(), self.weights, strict=True):
+                p.copy_(value)
+        module.requires_grad_("weights" in self.wanted)
+
+        unbatched = self.layout == "unbatched"
+
+        def with_layout(rows):  # (T, B, ...), and back again
+            if unbatched:
+                return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
+            return rows.transpose(0, 1) if module.batch_first else rows
+
+        x = self.input_place(with_layout(self.x.to(dtype)[..., ::2]))
+        x.requires_grad_("input" in self.wanted)
+        hx = None
+        if self.hx is not None:
+            hx = self.hx_place(self.hx[:, 0].to(dtype) if unbatched else self.hx.to(dtype))
+            hx.requires_grad_("hx" in self.wanted)
+        knows = layer_class is FusedRNN
+        if knows or (self.reset is None and self.layout not in FUSED_LAYOUTS):
+            input, more = self._arguments(x, with_layout)
+            output, h_n = module(input, hx, **more)
+            if isinstance(output, PackedSequence):
+                output, _ = pad_packed_sequence(output, total_length=self.T)
+            elif output.is_nested:
+                output = pad_sequence(output.unbind())
+            else:
+                output = with_layout(output)
+            if unbatched:
+                h_n = h_n.unsqueeze(1)
+        else:
+            states = hx.unsqueeze(1) if unbatched and hx is not None else hx
+            output, h_n = self._run_pieces(module, with_layout(x), states)
+        results = {"output": output, "h_n": h_n}
+
+        if self.wanted and output.requires_grad:
+            given = sorted(self.given)
+            torch.autograd.backward(
+                [results[name] for name in given],
+                [getattr(self, f"grad_{name}").to(dtype) for name in given],
+            )
+        if "input" in self.wanted:
+            results["grad_input"] = with_layout(x.grad)
+        if "hx" in self.wanted and hx is not None:
+            results["grad_hx"] = hx.grad.unsqueeze(1) if unbatched else hx.grad
+        if "weights" in self.wanted:
+            results.update((f"grad_{name}", p.grad) for name, p in module.named_parameters())
+        return {name: value.detach() for name, value in results.items()}
+
+    def _arguments(self, x, with_layout):
+        """The input in its layout, and what else says which rows there are."""
+        more = {}
+        if self.reset is not None:
+            more["reset"] = with_layout(self.reset.unsqueeze(-1)).squeeze(-1)
+        if self.layout.startswith("packed"):
+            first = self.options["batch_first"]
+            is_sorted = self.layout == "packed"
+            x = pack_padded_sequence(x, self.lengths, first, enforce_sorted=is_sorted)
+        elif self.layout == "lengths":
+            past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths)
+            x = x.masked_fill(with_layout(past.unsqueeze(-1)), torch.nan)
+            more["lengths"] = self.lengths
+        elif self.layout == "jagged":
+            sequences = with_layout(x).unbind(1)
+            x = torch.nested.as_nested_tensor(
+                [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
+                layout=torch.jagged,
+            )
+        return x, more
+
+    def _run_pieces(self, module, x, hx):
+        """Rows (T, B, ...) of a layer that takes whole sequences only."""
+        pieces = self.pieces
+        if hx is None:
+            hx = torch.zeros(len(self.grad_h_n), self.B, self.H, dtype=x.dtype)
+        begin = torch.from_numpy(pieces.begin).unsqueeze(-1)
+        initial = torch.where(begin, hx[:, pieces.sequence], 0.0)
+        outputs, last = module(pack_sequence(pieces.of(x), enforce_sorted=False), initial)
+        outputs, _ = pad_packed_sequence(outputs)
+        h_n = hx.clone()
+        states, b, ended = pieces.places(pieces.end)
+        h_n[states, b] = last[states, ended]
+        return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), h_n
+
+    def compare(self, forward, backward):
+        """Adds every result to a budget where it is finite, having seen that it is in the same
+        places as that of `nn.RNN`. Three differences are none:
+
+        - NaN and infinity are told apart in the outputs alone: an infinite gradient times 1 - h^2
+          is one or the other where rounding makes h 1 or not.
+        - In bfloat16 `nn.RNN` on AMX lets NaN into the rows of sequences that have none, be they
+          finite or infinite: the oracle knows better.
+        - Gradients that `gradients_comparable` excludes.
+        """
+        self.compared = {}
+        self.largest = 1.0  # of what is multiplied
+        ours, theirs = self.run(FusedRNN, self.dtype), self.run(torch.nn.RNN, self.dtype)
+        with np.errstate(all="ignore"):
+            reference = self.run_oracle(self.dtype, self._look_at)
+        nearby = self._nearby(0)
+        assert ours.keys() == theirs.keys()
+        for name, wanted in theirs.items():
+            is_grad = name.startswith("grad")
+            if is_grad and not self.gradients_comparable:
+                continue
+            got, exact = ours[name], reference[name]
+            assert got.shape == wanted.shape == exact.shape, name
+            exact_is_finite = torch.from_numpy(np.isfinite(exact))
+            due = wanted.isfinite()
+            if self.dtype == torch.bfloat16:
+                due |= exact_is_finite
+            assert torch.equal(got.isfinite(), due), f"{name}: other places are finite"
+            if not is_grad:
+                told = wanted
+                if self.dtype == torch.bfloat16:
+                    told = torch.where(wanted.isnan(), torch.from_numpy(exact).to(got), wanted)
+                infinite = [value[~due].nan_to_num(0.0) for value in (got, told)]
+                assert torch.equal(*infinite), f"{name}: other places are NaN"
+            near = nearby[name]
+            finite = due & wanted.isfinite() & exact_is_finite & torch.from_numpy(np.isfinite(near))
+            budget = backward if is_grad else forward
+            kept = finite.numpy()
+            budget.add(name, got[finite], wanted[finite], exact[kept])
+            budget.add_nearby(name, 0, near[kept], exact[kept])
+            self.compared[name] = budget, exact, kept
+
+    def _look_at(self, values):
+        finite = values[np.isfinite(values)]
+        self.largest = max(self.largest, float(np.abs(finite).max(initial=0)))
+        return values
+
+    def weigh(self, sample):
+        """Adds another sample of the conditioning of what was compared to its budgets."""
+        nearby = self._nearby(sample)
+        for name, (budget, exact, compared) in self.compared.items():
+            kept = compared & np.isfinite(nearby[name])
+            budget.add_nearby(name, sample, nearby[name][kept], exact[kept])
+
+    def _nearby(self, sample):
+        """The oracle's results for values a unit in the last place away."""
+        last_place = nudge_by(torch.finfo(self.dtype).eps, [self.seed, sample])
+        with np.errstate(all="ignore"):
+            return self.run_oracle(self.dtype, last_place)
+
+
+places = st.builds(
+    Place,
+    st.permutations(range(3)).map(tuple),
+    *[st.tuples(*[st.integers(0, 2)] * 3)] * 2,
+    st.tuples(*[st.integers(1, 2)] * 3),
+)
+PLACE = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))  # that of a tensor by itself
+sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # past two panels of every type
+
+
+@st.composite
+def drawn_cases(draw):
+    layout = draw(st.sampled_from(LAYOUTS))
+    batch = {"dense": st.integers(0, 12), "unbatched": st.just(1)}
+    options = st.fixed_dictionaries(
+        {
+            "nonlinearity": st.sampled_from(("tanh", "relu")),
+            "bias": st.booleans(),
+            "batch_first": st.booleans(),
+            "bidirectional": st.booleans(),
+            "num_layers": st.integers(1, 3),
+        }
+    )
+    return Drawn(
+        D=draw(sizes),
+        H=draw(sizes),
+        T=draw(st.one_of(st.integers(1, 4), st.integers(1, 40))),
+        B=draw(batch.get(layout, st.integers(1, 12))),
+        options=draw(options),
+        layout=layout,
+        with_hx=draw(st.booleans()),
+        seed=draw(st.integers(0, 999)),
+        dtype=draw(st.sampled_from(DTYPES)),
+        values=draw(st.sampled_from(VALUES)),
+        input_place=draw(places),
+        hx_place=draw(places),
+        wanted=draw(st.frozensets(st.sampled_from(("input", "hx", "weights")))),
+        given=draw(st.frozensets(st.sampled_from(("output", "h_n")), min_size=1)),
+        threads=draw(st.integers(1, 3)),
+        resets=0.0 if layout == "jagged" else draw(st.sampled_from((0.0, 0.0, 0.1, 0.6))),
+    )
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+# Right by chance: `nn.RNN` to 2e-15 and one nudge to 4e-15, where others are off by up to 6e-14.
+LUCKY = Drawn(
+    D=63,
+    H=1,
+    T=1,
+    B=1,
+    options={
+        "nonlinearity": "tanh",
+        "bias": True,
+        "batch_first": False,
+        "bidirectional": False,
+        "num_layers": 3,
+    },
+    layout="jagged",
+    seed=124,
+    dtype=torch.float64,
+    values="saturating",
+    input_place=PLACE,
+    hx_place=PLACE,
+    wanted=frozenset(("input", "hx", "weights")),
+    given=frozenset(("output", "h_n")),
+)
+
+
+def check_results(case):
+    """Results are within their budgets, and not finite where those of `nn.RNN` are not.
+
+    The backward pass takes subnormal numbers for zero, and so does the forward pass in bfloat16 on
+    the instructions that multiply it: each product may be off by as much, times its other factor,
+    and their sum likewise.
+
+    Where few units are not saturated, what rounding does hangs on few numbers, pooled draws or not:
+    from one nudge of the last place to another it differs by a factor of ten. So a result that one
+    sample of it leaves in the red is judged by `SAMPLES`. Results themselves are computed once.
+    """
+    compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
+    flushed = compute.tiny * case.T * max(1, case.B) * max(case.D, 2 * case.H)
+    pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
+    forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)
+    smallest = case.H
+    if "input" in case.wanted:
+        smallest = min(smallest, case.T * max(1, case.B) * case.D)
+    draws = [replace(case, seed=case.seed + draw) for draw in range(-(-FEW // smallest))]
+    with threads(case.threads):
+        for draw in draws:
+            draw.compare(forward, backward)
+    backward.floor = flushed * max(draw.largest for draw in draws)
+    forward.floor = backward.floor if pairs else 0.0
+    if forward.exceeded() or backward.exceeded():
+        for draw, sample in itertools.product(draws, range(1, SAMPLES)):
+            draw.weigh(sample)
+    forward.check()
+    if backward.results:
+        backward.check()

@@ -1,0 +1,136 @@
+"""Runs the GPU operators on the CPU in Triton's interpreter; `tests/gpu/test_triton.py` starts it.
+
+The interpreter runs the programs of a kernel one after the other. Programs that wait for each other
+cannot run like that, so each member of a block gets a process of its own.
+"""
+
+import os
+import signal
+import traceback
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+from namernn_fast import gpu, testing
+from namernn_fast.gpu import device, kernels, layer
+
+if not triton.knobs.runtime.interpret:
+    raise RuntimeError("set TRITON_INTERPRET=1")
+
+H100 = device.Device("cuda", "sm_90", 227 * 1024, 132)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _gpu_operators_on_the_cpu():
+    library = torch.library.Library("namernn_fast", "IMPL", "CPU")
+    for name in ("rnn_forward", "rnn_backward"):
+        library.impl(name, getattr(gpu, name), allow_override=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "find_device", lambda index: H100)
+        patch.setattr(layer, "_run", _run)
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
+        patch.setattr(interpreter.ReduceOps, "sum", _sum)
+        patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
+        yield
+
+
+def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
+    """The interpreter's own multiplies the bits of bfloat16, as integers."""
+    values = [
+        interpreter._convert_float(operand.data, tl.bfloat16, tl.float32, None).view(np.float32)
+        if operand.dtype == tl.bfloat16
+        else operand.data.astype(sum.data.dtype)
+        for operand in (left, right)
+    ]
+    return interpreter.TensorHandle(np.matmul(*values) + sum.data, sum.dtype.scalar)
+
+
+def _sum(self, input):
+    """In a tree, as lanes and warps add; NumPy does so over adjacent numbers alone."""
+    adjacent = np.ascontiguousarray(np.moveaxis(input.handle.data, self.axis, -1))
+    return self.to_tensor(adjacent.sum(-1), input.dtype)
+
+
+def _call(self, *arguments, **options):
+    """A call within a kernel, for which the interpreter would prepare the language once more."""
+    if self.fn.__module__ == kernels.__name__:
+        return self.rewrite()(*arguments, **options)
+    return _interpreted_call(self, *arguments, **options)
+
+
+_interpreted_call = interpreter.InterpretedFunction.__call__
+
+
+def _run(kernel, grid, arguments, constants, options):
+    """A launch whose members run at the same time, in processes that share the tensors."""
+    members = grid[0]
+    if members == 1:
+        kernel[grid](*arguments, **constants)
+        return
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            argument.untyped_storage().share_memory_()
+    running = set()
+    for member in range(members):
+        child = os.fork()
+        if child == 0:
+            try:
+                _run_member(member, kernel, grid, arguments, constants)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        running.add(child)
+    while running:
+        child, status = os.wait()
+        running.discard(child)
+        if status:  # the others would wait for it for ever
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+            raise AssertionError("a member of a block failed: its traceback is above")
+
+
+def _run_member(member, kernel, grid, arguments, constants):
+    """Runs the programs of one member, and ends the process."""
+    place = interpreter.InterpreterBuilder.set_grid_idx
+    dimensions = interpreter.InterpreterBuilder.set_grid_dim
+    with pytest.MonkeyPatch.context() as patch:
+        builder = interpreter.interpreter_builder
+        patch.setattr(builder, "set_grid_idx", lambda _, y, z: place(builder, member, y, z))
+        patch.setattr(builder, "set_grid_dim", lambda _, y, z: dimensions(builder, *grid))
+        # It would copy all tensors onto themselves, over what others are writing.
+        patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
+        kernel[(1, *grid[1:])](*arguments, **constants)
+
+
+class Worst:
+    """The comparisons of this run, and the largest share of its budget that an error took."""
+
+    compared = 0
+    share = 0.0
+    name: object = None
+
+
+@pytest.fixture(autouse=True)
+def _watch_budgets(monkeypatch):
+    check = testing.ErrorBudget.check
+
+    def watch(budget):
+        for name, share in budget.shares().items():
+            Worst.compared += 1
+            if share > Worst.share:
+                Worst.share, Worst.name = share, name
+        check(budget)
+
+    monkeypatch.setattr(testing.ErrorBudget, "check", watch)
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(
+        f"{Worst.compared} results compared; the worst took {Worst.share:.2f} of its budget: "
+        f"{Worst.name}"
+    )

@@ -1,0 +1,205 @@
+"""The GPU's kernels against the float64 oracle, through the modules: every regime and type."""
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from cases import LAYOUTS, Case, draws
+from drawn import LUCKY, check_results, drawn_cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from namernn_fast import FusedRNN, availability, gpu
+from namernn_fast.gpu import kernels, layer, stack
+from namernn_fast.gpu.plan import Plan
+from namernn_fast.testing import ErrorBudget
+
+DTYPES = availability.TRITON_DTYPES
+
+
+def resident(hidden_size):
+    whole = max(16, triton.next_power_of_2(hidden_size))
+    return Plan(16, whole, whole, 1, 1, 1, 4, 1, "tf32")
+
+
+def resident_one_sequence(hidden_size):
+    return resident(hidden_size)._replace(block_b=1)
+
+
+def cooperative(hidden_size):
+    """Two members, where one block of hidden units is not enough; their products in two parts."""
+    whole = resident(hidden_size).block_k
+    half = max(16, whole // 2)
+    members = triton.cdiv(hidden_size, half)
+    return Plan(16, half, whole, members, 1, min(2, members), 4, 1, "ieee")
+
+
+def cooperative_one_sequence(hidden_size):
+    return cooperative(hidden_size)._replace(block_b=1, parts=1)
+
+
+def streamed(hidden_size):
+    return Plan(16, 16, 16, 1, triton.cdiv(hidden_size, 16), 1, 4, 2, "ieee")
+
+
+def streamed_by_two(hidden_size):
+    tiles = triton.cdiv(hidden_size, 16)
+    members = min(2, tiles)
+    return Plan(16, 16, 16, members, triton.cdiv(tiles, members), 1, 4, 2, "ieee")
+
+
+REGIMES = {
+    regime.__name__: regime
+    for regime in (
+        *(resident, resident_one_sequence, cooperative, cooperative_one_sequence),
+        *(streamed, streamed_by_two),
+    )
+}
+# (D, H, T, B): remainders in every block, and more than one block of sequences.
+SHAPES = [
+    (5, 9, 3, 17),
+    (5, 17, 6, 3),
+    (3, 33, 5, 18),
+    (4, 65, 3, 5),
+    (2, 130, 4, 9),
+    (3, 20, 5, 2),
+]
+OPTIONS = [
+    {"bidirectional": True},
+    {"num_layers": 2, "batch_first": True, "bias": False},
+    {"nonlinearity": "relu", "batch_first": True},
+]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_regime(regime, dtype, monkeypatch):
+    choose = REGIMES[regime]
+    monkeypatch.setattr(layer, "plan_of", lambda H, *_: choose(H))
+    budget = ErrorBudget(dtype)
+    options = itertools.cycle(OPTIONS)
+    for seed, (layout, shape) in enumerate(zip(LAYOUTS, SHAPES, strict=True)):
+        if dtype.itemsize == 2 and seed % 2 == (dtype == torch.float16):
+            continue
+        D, H, T, B = shape
+        B = B if choose(H).block_b > 1 else min(B, 3)
+        case = Case(D, H, T, B, next(options), layout, seed % 3 > 0, seed)
+        case.add_to(budget, FusedRNN, dtype)
+    budget.check()
+
+
+@given(drawn_cases(), st.sampled_from(list(REGIMES.values())))
+@settings(deadline=None, max_examples=12)
+def test_any_call(case, choose):
+    """Resets, empty sequences and batches, saturated and non-finite values, anything left out."""
+    case.dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
+    # Small, since the interpreter takes long, but of more than one block of hidden units.
+    case.H, case.T, case.B = 17 + case.H % 20, min(case.T, 4), min(case.B, 5)
+    case.options["num_layers"] = min(case.options["num_layers"], 2)
+    case.__post_init__()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer, "plan_of", lambda H, *_: choose(H))
+        check_results(case)
+
+
+class AnyOrder(stack._InTurn):
+    """Runs tasks by chance in any order that the streams of layers and their events allow."""
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        self.tasks, self.last, self.finishing = [], {}, []
+
+    def run(self, layer, after, task):
+        awaited = {self.last.get(layer), self.last.get(after)} - {None}
+        self.last[layer] = len(self.tasks)
+        self.tasks.append((awaited, task))
+
+    def finish(self, task):
+        self.finishing.append(task)
+
+    def __exit__(self, *raised):
+        waiting = dict(enumerate(self.tasks))
+        while waiting:
+            ready = [i for i, (awaited, _) in waiting.items() if not awaited & waiting.keys()]
+            waiting.pop(self.chance.choice(ready))[1]()
+        for task in self.finishing:
+            task()
+
+
+@pytest.mark.parametrize("layout", ["dense", "lengths"])
+@pytest.mark.parametrize("resets", [0.0, 0.4])
+@pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",)], ids=str)
+def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
+    stretches = []
+
+    def cut(given, num_layers, like):
+        stretches.append(num_layers)
+        return stack._cut(given.layout, 3)
+
+    monkeypatch.setattr(stack, "_stretches", cut)
+    seeds = itertools.count()
+    monkeypatch.setattr(stack, "_schedule", lambda *_: AnyOrder(next(seeds)))
+    case = replace(
+        LUCKY,
+        **{"D": 3, "H": 17, "T": 7, "B": 3, "dtype": torch.float32, "values": "ordinary"},
+        options=LUCKY.options | {"num_layers": 3, "bias": resets > 0},
+        layout=layout,
+        with_hx="hx" in wanted,
+        wanted=frozenset(wanted),
+        resets=resets,
+    )
+    check_results(case)
+    assert stretches
+    assert set(stretches) == {3}
+
+
+@pytest.mark.parametrize("hidden_size", [1, 3, 130])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_what_the_rule_chooses(hidden_size, precision, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+    budget = ErrorBudget(torch.float32)
+    for seed in range(draws(hidden_size)):
+        Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+def test_autotune_times_both_passes(monkeypatch, nothing_tuned):
+    launched = []
+    launch = layer._run
+    monkeypatch.setattr(
+        layer, "_run", lambda kernel, *more: launched.append(kernel) or launch(kernel, *more)
+    )
+
+    def measure(call):
+        call()
+        return 1.0
+
+    gpu.autotune(torch.randn(2, 3, 4), 5, bidirectional=True, measure=measure)
+    assert set(launched) == {kernels.forward_kernel, kernels.backward_kernel}
+
+
+@triton.jit
+def _tanh_kernel(x, y, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, kernels._tanh(tl.load(x + at)))
+
+
+def test_tanh():
+    """Over the whole range, to two units in the last place."""
+    magnitudes = torch.cat(
+        [torch.logspace(-38, 4, 2**15 - 8), torch.tensor([0.0] * 7 + [torch.inf])]
+    )
+    x = torch.cat([magnitudes, -magnitudes])
+    y = torch.empty_like(x)
+    _tanh_kernel[(1,)](x, y, BLOCK=len(x))
+    exact = x.double().tanh()
+    unit = torch.finfo(torch.float32).eps * exact.abs().clamp(torch.finfo(torch.float32).tiny)
+    assert ((y - exact).abs() <= 2 * unit).all()
+    assert torch.equal(y.signbit(), x.signbit())
+    at = torch.full((16,), torch.nan)
+    _tanh_kernel[(1,)](at, at, BLOCK=16)
+    assert at.isnan().all()

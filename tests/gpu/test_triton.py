@@ -1,0 +1,372 @@
+"""GPUs, without one: the kernels interpreted and compiled, the rule, and what is refused."""
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from namernn_fast import FusedRNN, availability, explain, ops
+
+triton = pytest.importorskip("triton")
+
+from benchmarks.gpu import resources as gpu_report  # noqa: E402
+from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
+from namernn_fast import gpu  # noqa: E402
+from namernn_fast.gpu import kernels, layer, plan, problem, stack  # noqa: E402
+from namernn_fast.gpu.plan import choose  # noqa: E402
+
+DEVICES = {device.arch: device for device in gpu_report.DEVICES}
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known_of_a_gpu():
+    ops.gpu_backend.cache_clear()
+    yield
+    ops.gpu_backend.cache_clear()
+
+
+def test_interpreted_kernels():
+    """The tests in tests/gpu/interpreted pass, in a process whose Triton interprets."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu/interpreted"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+# ---- The rule ----
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("dtype", availability.TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32):
+    device = DEVICES[arch]
+    for hidden_size in (*range(1, 600), 1000, 1024, 1500, 2048, 3333, 4096, 5000, 8192):
+        for batch, directions in ((1, 1), (1, 2), (7, 2), (64, 1), (300, 1), (5000, 2)):
+            config = choose(hidden_size, batch, dtype, device, directions=directions, tf32=tf32)
+            assert config.members * config.tiles * config.block_n >= hidden_size
+            blocks = -(-batch // config.block_b) * directions
+            if config.members > 1:  # they wait for each other
+                assert config.members * blocks <= device.meeting
+            if config.kind != "streamed":
+                assert config.tiles == 1
+                assert config.block_k >= hidden_size
+            assert config.block_k % config.parts == 0
+            assert config.warps * device.lanes <= 1024
+
+
+def test_the_regime_follows_the_size():
+    h100, mi300 = DEVICES["sm_90"], DEVICES["gfx942"]
+
+    def regime(hidden_size, batch, device=h100, dtype=torch.bfloat16, **more):
+        return choose(hidden_size, batch, dtype, device, **more).kind
+
+    assert regime(256, 1) == "resident"
+    assert regime(256, 5000) == "resident"
+    assert regime(256, 1, mi300) == "streamed"  # it has less memory, and no program waits there
+    assert regime(1024, 1) == "cooperative"
+    assert regime(1024, 5000) == "streamed"  # more programs than can run at once
+    assert regime(4096, 1) == "streamed"
+    assert regime(128, 1, dtype=torch.float32) == "resident"
+    assert regime(256, 1, dtype=torch.float32) == "cooperative"
+    assert regime(256, 1, dtype=torch.float32, tf32=True) == "cooperative"
+
+
+def test_streamed_tiles_grow_with_the_work():
+    h100 = DEVICES["sm_90"]
+
+    def tile(hidden_size, batch, dtype, **more):
+        config = choose(hidden_size, batch, dtype, h100, **more)
+        assert config.kind == "streamed"
+        return config.block_b, config.block_n, config.members, config.tiles
+
+    # As many programs as there are processors, rather than large tiles.
+    assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
+    assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
+    # With more work than that, those that read the least, or have the least overhead.
+    assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
+    assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
+    assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
+
+
+def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
+    input = torch.empty(5, 64, 8)
+    chosen = plan.plan_of(128, 64, input, 1)
+    tried = []
+
+    def measure(call):
+        tried.append(plan.plan_of(128, 64, input, 1))
+        if len(tried) == 1:
+            raise triton.runtime.errors.OutOfResources(300, 200, "shared memory")
+        return 1.0 if tried[-1].warps == 16 else 2.0
+
+    best = gpu.autotune(input, 128, measure=measure)
+    assert best in tried[1:]
+    assert best.warps == 16
+    assert len(set(tried)) == len(tried) > 2
+    assert plan.plan_of(128, 64, input, 1) == best
+    assert plan.plan_of(128, 65, input, 1) == chosen
+
+
+# ---- Layers at the same time ----
+
+
+def stretches(num_layers=2, seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
+    layout = problem.SequenceLayout(
+        *(None, None, None, None, seq_len, batch, seq_len * batch, batch, 1)
+    )
+    layers = problem.Stack(layout, None, [], options, 1, hidden_size)
+    return stack._stretches(layers, num_layers, torch.empty(0))
+
+
+def test_long_layers_that_leave_room_run_at_once(monkeypatch):
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
+    found = stretches()
+    assert len(found) == 8
+    assert [(s.begin, s.end, s.layout.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
+    assert found[-1].end == 1024 * 16
+    assert [s.layout.T for s in stretches(seq_len=300)] == [150, 150]
+    for alone in (
+        {"num_layers": 1},
+        {"seq_len": 255},
+        {"batch": 2000},  # of which one layer fills the device
+        {"batch": 0},
+        *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
+    ):
+        (whole,) = stretches(**alone)
+        assert (whole.begin, whole.end) == (0, whole.layout.N)
+
+
+class Stream:
+    """What a stream is told, in the order of the telling."""
+
+    def __init__(self, name):
+        self.name, self.told = name, []
+
+    def wait_stream(self, other):
+        self.told.append(("wait", other.name, len(other.told)))
+
+    def wait_event(self, event):
+        self.told.append(("wait", *event))
+
+    def record_event(self):
+        return self.name, len(self.told)
+
+
+def test_streams_wait_for_each_other(monkeypatch):
+    main, below, above = streams = [Stream(name) for name in ("main", "below", "above")]
+    current = [main]
+
+    @contextlib.contextmanager
+    def entered(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(stack, "_streams", lambda device, count: streams[1:])
+
+    def task(name):
+        current[-1].told.append(name)
+
+    def run(then):
+        with stack._AtOnce(torch.empty(0), 2) as schedule:
+            for stretch in ("first", "second"):
+                schedule.run(0, None, functools.partial(task, stretch))
+                schedule.run(1, 0, functools.partial(task, stretch))
+            schedule.finish(functools.partial(task, "at last"))
+            then()
+
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(fail)
+    assert below.told == [("wait", "main", 0), "first", "second"]
+    assert above.told == [
+        *(("wait", "main", 0), ("wait", "below", 2), "first"),
+        *(("wait", "below", 3), "second"),
+    ]
+    assert main.told == [("wait", "below", 3), ("wait", "above", 5)]
+    run(lambda: None)
+    assert main.told[-1] == "at last"
+
+
+# ---- Compiled ahead of time ----
+
+# The regimes, with and without tensor cores: (hidden size, batch, dtype).
+SAMPLE = [
+    (64, 64, torch.float32),
+    (1024, 1, torch.float32),
+    (256, 64, torch.bfloat16),
+    (1024, 64, torch.bfloat16),
+    (4096, 64, torch.float16),
+]
+
+
+def within_limits(device, taken):
+    return taken.spilled == 0 and taken.shared <= device.shared
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("case", SAMPLE, ids=str)
+def test_nothing_is_spilled(arch, case):
+    hidden_size, batch, dtype = case
+    device = DEVICES[arch]
+    build = gpu_report.Build(device, hidden_size, dtype, choose(hidden_size, batch, dtype, device))
+    for kernel in gpu_report.KERNELS.values():
+        assert within_limits(device, gpu_report.compile_kernel(kernel, build))
+
+
+@pytest.mark.slow
+def test_nothing_is_spilled_anywhere():
+    for build, _ in gpu_report.builds():
+        for kernel in gpu_report.KERNELS.values():
+            assert within_limits(build.device, gpu_report.compile_kernel(kernel, build)), build
+
+
+CALLS = {
+    "lengths": {"directions": 2, "rows": {"lengths", "reset"}, "tanh": False},
+    "packed": {"rows": {"starts", "lengths", "reset"}, "absent": {"hx", "grad_h_n", "bias_hh"}},
+    "jagged": {
+        "directions": 2,
+        "rows": {"offsets"},
+        "absent": {"hx", "grad_output", "previous", "dz_last", "grad_hx", "bias_hh"}
+        | {"bias_hh_reverse"},
+    },
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
+def test_whatever_is_given_compiles(call, case):
+    """All kinds of rows, in each regime, with sizes that leave remainders."""
+    hidden_size, batch = case
+    device = DEVICES["sm_90"]
+    build = gpu_report.Build(
+        device, hidden_size, torch.bfloat16, choose(hidden_size, batch, torch.bfloat16, device)
+    )
+    for kernel in gpu_report.KERNELS.values():
+        assert gpu_report.compile_kernel(kernel, build, **call).shared <= device.shared
+
+
+def test_the_kept_table_is_of_these_kernels():
+    document = json.loads(gpu_report.RAW.read_text(encoding="utf-8"))
+    rows = document["rows"]
+    assert [
+        (row["arch"], row["dtype"], row["hidden_size"], row["batches"], row["config"])
+        for row in rows
+    ] == [
+        (build.device.arch, build.precision, build.hidden_size, batches, build.config._asdict())
+        for build, batches in gpu_report.builds()
+    ]
+    for row in rows:
+        for name in gpu_report.KERNELS:
+            assert row[name]["spilled"] == 0
+            assert row[name]["shared"] <= DEVICES[row["arch"]].shared
+    assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
+
+
+# ---- What the host does ----
+
+
+@pytest.mark.parametrize("layout", ["padded", "lengths", "jagged"])
+def test_the_host_reads_no_tensor_of_the_device(layout, monkeypatch):
+    """Tensors without values, of which none can be read."""
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
+    launched = []
+    monkeypatch.setattr(layer, "_run", lambda kernel, *_: launched.append(kernel))
+    weights = [p.detach() for p in torch.nn.RNN(4, 6, 2, bidirectional=True).parameters()]
+    with FakeTensorMode() as mode:
+        weights = [mode.from_tensor(w) for w in weights]
+        x = torch.empty((9, 4) if layout == "jagged" else (5, 3, 4))
+        numbers = {"lengths": 3, "jagged": 4}.get(layout)
+        rows = None if numbers is None else torch.empty(numbers, dtype=torch.int64)
+        reset = None if layout == "jagged" else torch.empty(5, 3, dtype=torch.bool)
+        hx = torch.empty(4, 3, 6)
+        options = ops.BIAS | ops.BIDIRECTIONAL | ops.WANT_HIDDEN
+        given = (rows, reset, options | (ops.JAGGED if layout == "jagged" else 0))
+        output, h_n, hidden = gpu.rnn_forward(x, hx, weights, *given)
+        grad_input, grad_hx, grad_weights = gpu.rnn_backward(
+            output, h_n, x, hx, weights, output, hidden, *given, True, True, [0, 1]
+        )
+    assert output.shape == (*x.shape[:-1], 12)
+    assert (grad_input.shape, grad_hx.shape) == (x.shape, hx.shape)
+    assert [g.shape for g in grad_weights] == [w.shape for w in weights]
+    assert launched == [kernels.forward_kernel] * 2 + [kernels.backward_kernel] * 2
+
+
+# ---- What is refused ----
+
+
+def test_no_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(RuntimeError, match=r"needs Triton, which cannot be imported .*pip install"):
+        ops.gpu_backend(GPU)
+
+
+def test_a_triton_too_old(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.1.0"))
+    with pytest.raises(
+        RuntimeError,
+        match=r"needs Triton 3.6 or newer, found 3.1.0: pip install --upgrade 'triton>",
+    ):
+        ops.gpu_backend(GPU)
+
+
+def test_a_gpu_too_old(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(
+        RuntimeError, match=r"compute capability 8.0 or newer, cuda:0 has 7.5: use torch.nn.RNN the"
+    ):
+        ops.gpu_backend(GPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert ops.gpu_backend(GPU) is gpu
+
+
+@pytest.mark.parametrize("elsewhere", ["weight_hh", "hx", "lengths", "reset"])
+def test_tensors_on_two_devices(elsewhere):
+    x, hx = torch.randn(5, 2, 4), torch.zeros(1, 2, 6)
+    weights = [p.detach() for p in torch.nn.RNN(4, 6).parameters()]
+    lengths, reset = torch.tensor([5, 2]), torch.zeros(5, 2, dtype=torch.bool)
+    if elsewhere == "weight_hh":
+        weights[1] = weights[1].to("meta")
+    hx, lengths, reset = (
+        tensor.to("meta") if name == elsewhere else tensor
+        for name, tensor in (("hx", hx), ("lengths", lengths), ("reset", reset))
+    )
+    with pytest.raises(RuntimeError, match=rf"{elsewhere} must be .*on the device of input"):
+        gpu.rnn_forward(x, hx, weights, lengths, reset, ops.BIAS)
+
+
+def test_batch_invariance_is_not_promised():
+    x, weights = torch.randn(5, 2, 4), [p.detach() for p in torch.nn.RNN(4, 6).parameters()]
+    with pytest.raises(RuntimeError, match="batch_invariant is not promised on a GPU"):
+        gpu.rnn_forward(x, None, weights, None, None, ops.BIAS | ops.BATCH_INVARIANT)
+
+
+def test_explain_tells_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
+    with FakeTensorMode():
+        x = torch.empty(5, 2, 4, device="cuda")
+        assert explain(FusedRNN(4, 6), x).path == "triton sm_90"
+        whole = explain(FusedRNN(4, 6), x.double())
+    assert whole.path == "reference"
+    assert "16 and 32 bits, not torch.float64" in whole.why_not["triton"]

@@ -1,0 +1,80 @@
+"""`FusedRNN` against `nn.RNN` and the oracle on whatever hypothesis draws.
+
+`make test` takes a hundred examples, always the same; `make fuzz` thousands of new ones.
+"""
+
+from dataclasses import replace
+
+import torch
+from drawn import LUCKY, check_results, drawn_cases
+from hypothesis import example, given, settings
+
+# One input, which is often zero, no bias and no hx: states fade towards the kink of relu.
+FADING = replace(
+    LUCKY,
+    H=120,
+    T=39,
+    B=12,
+    options=dict(LUCKY.options, nonlinearity="relu", bias=False, num_layers=1),
+    layout="packed unsorted",
+    with_hx=False,
+    seed=721,
+    dtype=torch.float32,
+    values="zeros",
+    D=1,
+)
+
+
+# The input is below the smallest normal number, and its product with a gradient above.
+FLUSHED = replace(
+    LUCKY,
+    D=2,
+    options=dict(LUCKY.options, bias=False, num_layers=1),
+    layout="dense",
+    with_hx=False,
+    seed=0,
+    dtype=torch.float32,
+    values="subnormal",
+    wanted=frozenset(("weights",)),
+)
+
+# An infinite state where `nn.RNN` on AMX has NaN, out of the row of another sequence.
+INFINITE = replace(
+    LUCKY,
+    D=76,
+    H=116,
+    T=4,
+    B=11,
+    options=dict(FADING.options, num_layers=2),
+    layout="packed unsorted",
+    with_hx=False,
+    seed=531,
+    dtype=torch.bfloat16,
+    values="infinite",
+    wanted=frozenset(),
+)
+
+# One sequence by itself, whose products `nn.RNN` sums in lanes.
+ALONE = replace(
+    LUCKY,
+    D=21,
+    H=140,
+    T=21,
+    options=dict(LUCKY.options, num_layers=1),
+    layout="unbatched",
+    seed=1,
+    dtype=torch.float32,
+    values="ordinary",
+    wanted=frozenset(),
+)
+
+
+@given(drawn_cases())
+@example(LUCKY)
+@example(ALONE)
+@example(FADING)
+@example(INFINITE)
+@example(FLUSHED)
+@settings(deadline=None)
+def test_any_call(case):
+    check_results(case)

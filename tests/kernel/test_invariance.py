@@ -1,0 +1,72 @@
+"""`batch_invariant`: the bits of a sequence's results do not depend on how it is batched."""
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import namernn_fast
+from namernn_fast import FusedRNN, availability
+
+T, MANY = 9, 257
+SIZES = (1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100, 256, 257)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+pytestmark = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+@pytest.mark.parametrize("features", [(16, 32), (5, 70)], ids=str)
+def test_a_sequence_has_the_same_bits_in_every_batch(dtype, options, features, threads):
+    module = FusedRNN(*features, batch_invariant=True, dtype=dtype, **options)
+    module.requires_grad_(False)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(T, MANY, features[0], generator=generator).to(dtype)
+    lengths = torch.randint(1, T + 1, (MANY,), generator=generator)
+    lengths[: MANY // 2] = T
+    threads(1)
+    alone = [module(x[:n, b : b + 1]) for b, n in enumerate(lengths.tolist())]
+    output = torch.nn.utils.rnn.pad_sequence([o[:, 0] for o, _ in alone])
+    h_n = torch.cat([h for _, h in alone], 1)
+    whole = (lengths == T).nonzero().squeeze(1)
+    for count in (1, 2, 4):
+        threads(count)
+        for size in SIZES:
+            places = torch.randperm(MANY, generator=generator)[:size]
+            got = module(x[:, places], lengths=lengths[places])
+            packed = pack_padded_sequence(x[:, places], lengths[places], enforce_sorted=False)
+            unpacked, state = module(packed)
+            unpacked, _ = pad_packed_sequence(unpacked, total_length=T)
+            for results in (got, (unpacked, state)):
+                assert torch.equal(results[0], output[:, places])
+                assert torch.equal(results[1], h_n[:, places])
+            dense = whole[torch.randperm(len(whole), generator=generator)[:size]]
+            assert torch.equal(module(x[:, dense])[0], output[:, dense])
+
+
+def test_it_is_asked_for_by_module_or_context():
+    """Where few sequences are summed in a way of their own, it makes a difference."""
+    plain = FusedRNN(64, 64)
+    invariant = FusedRNN(64, 64, batch_invariant=True)
+    invariant.load_state_dict(plain.state_dict())
+    x = torch.randn(8, 1, 64)
+    wanted = plain(x.expand(8, 16, 64))[0][:, :1]
+    assert not torch.equal(plain(x)[0], wanted)
+    assert torch.equal(invariant(x)[0], wanted)
+    with namernn_fast.batch_invariant():
+        assert torch.equal(plain(x)[0], wanted)
+        with namernn_fast.batch_invariant(False):
+            assert not torch.equal(plain(x)[0], wanted)
+        compiled = torch.compile(plain, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x)[0], wanted)
+    assert not torch.equal(plain(x)[0], wanted)
+
+
+def test_it_is_refused_where_it_cannot_be_promised():
+    module = FusedRNN(3, 4, batch_invariant=True)
+    with pytest.raises(
+        RuntimeError, match=r"batch_invariant needs the fused kernel: a torch.func tr"
+    ):
+        torch.func.grad(lambda x: module(x)[0].sum())(torch.zeros(2, 1, 3))

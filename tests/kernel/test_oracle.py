@@ -1,0 +1,103 @@
+"""The oracle itself: against `nn.RNN`, against finite differences, and what an RNN is for."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import LAYOUTS, Case
+
+from namernn_fast import FusedRNN, ops, reference
+from namernn_fast.testing import ErrorBudget
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_hand_written_gradients_are_those_of_finite_differences(nonlinearity):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 3)).astype(np.longdouble)
+    hx = rng.standard_normal((2, 1, 2)).astype(np.longdouble)
+    shapes = [(2, 3), (2, 2), (2,), (2,)] * 2
+    weights = [rng.standard_normal(shape).astype(np.longdouble) for shape in shapes]
+    grad_output = rng.standard_normal((4, 4))
+    grad_h_n = rng.standard_normal((2, 1, 2))
+
+    def loss():
+        outputs, h_n, _ = oracle.rnn([x], hx, weights, nonlinearity, True)
+        return (outputs[0] * grad_output).sum() + (h_n * grad_h_n).sum()
+
+    _, _, tape = oracle.rnn([x], hx, weights, nonlinearity, True)
+    (grad_x,), grad_hx, grad_weights = oracle.rnn_backward(
+        tape, hx, weights, nonlinearity, True, [grad_output], grad_h_n
+    )
+    step = np.longdouble(2) ** -20
+    for array, grad in zip((x, hx, *weights), (grad_x, grad_hx, *grad_weights), strict=True):
+        for index in np.ndindex(array.shape):
+            value = array[index]
+            array[index] = value + step
+            above = loss()
+            array[index] = value - step
+            below = loss()
+            array[index] = value
+            difference = (above - below) / (2 * step)
+            # The truncation error of a central difference is of the order of step squared.
+            assert abs(difference - grad[index]) < 1000 * step**2 * max(1, abs(difference))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nn_rnn_agrees(layout):
+    """In float64 the oracle and `nn.RNN` differ by rounding: nothing was misread of its options."""
+    case = Case(3, 5, 6, 4, {"num_layers": 2, "bidirectional": True}, layout)
+    theirs = case.run(torch.nn.RNN, torch.float64)
+    single = case.run(torch.nn.RNN, torch.float32)
+    for name, exact in case.run_oracle(torch.float64).items():
+        # Rounding in float64 against rounding in float32: nine digits apart.
+        error = np.abs(theirs[name].numpy() - exact).max()
+        assert error < 1e-6 * np.abs(single[name].numpy() - exact).max()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_reference_path(layout, dtype, monkeypatch):
+    """The path of other devices and dtypes, taken here by force, keeps the same budget."""
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
+    budget = ErrorBudget(dtype)
+    for seed in range(3):
+        options = {"num_layers": 2, "bidirectional": seed > 0, "batch_first": seed > 1}
+        Case(5, 9, 6, 4, options, layout, seed=seed).add_to(budget, FusedRNN, dtype)
+    budget.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_reference_path_in_half_precision(dtype, monkeypatch):
+    """Judged like everything else: against `nn.RNN` of the same dtype and a float64 oracle."""
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
+    budget = ErrorBudget(dtype)
+    for seed in range(4):
+        Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed).add_to(budget, FusedRNN, dtype)
+    budget.check()
+
+
+def test_order_matters():
+    """The same steps in another order lead to another state: it is no bag of inputs."""
+    module = FusedRNN(3, 5, dtype=torch.float64)
+    x = torch.randn(6, 1, 3, dtype=torch.float64)
+    shuffled = x[[1, 0, 2, 3, 5, 4]]
+    _, h_n = module(x)
+    _, other = module(shuffled)
+    assert (h_n - other).abs().max() > 0.01 * h_n.abs().max()
+    # It is the recurrence that sees the order: without it the last state is that of the last step.
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+    swapped_before_the_end = x[[1, 0, 2, 3, 4, 5]]
+    assert torch.equal(module(x)[1], module(swapped_before_the_end)[1])
+
+
+def test_the_reference_is_the_equation():
+    """One step, spelled out."""
+    module = torch.nn.RNN(3, 5, dtype=torch.float64)
+    x = torch.randn(1, 2, 3, dtype=torch.float64)
+    h = torch.randn(1, 2, 5, dtype=torch.float64)
+    w_ih, w_hh, b_ih, b_hh = module.parameters()
+    weights = [w_ih, w_hh, b_ih, b_hh]
+    output, h_n = reference.rnn_stack(x, h, weights, None, None, ops.BIAS)
+    assert torch.equal(output, h_n)
+    torch.testing.assert_close(h_n[0], torch.tanh(x[0] @ w_ih.T + b_ih + h[0] @ w_hh.T + b_hh))

@@ -1,0 +1,151 @@
+"""`FusedRNN` against `nn.RNN` and the oracle: every combination of options, every result."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from cases import LAYOUTS, Case, draws, every_other, twins
+
+from namernn_fast import FusedRNN
+from namernn_fast.testing import ErrorBudget
+
+# (D, H, T, B): one of everything, multiples of every vector, remainders in every place, wide and
+# thin batches, one short sequence of whole vectors, whose weights are not packed.
+SHAPES = {
+    torch.float32: [
+        (1, 1, 1, 1),
+        (1, 1, 4, 3),
+        (3, 2, 3, 2),
+        (5, 7, 6, 3),
+        (64, 64, 8, 16),
+        (3, 100, 4, 7),
+        (57, 130, 3, 1),
+        (16, 48, 5, 1),
+        (20, 33, 5, 70),
+    ],
+    torch.float64: [
+        (1, 1, 4, 3),
+        (3, 2, 3, 2),
+        (5, 7, 6, 3),
+        (16, 32, 4, 8),
+        (3, 37, 3, 13),
+        (8, 32, 5, 1),
+    ],
+    torch.bfloat16: [(1, 1, 4, 3), (5, 7, 6, 3), (16, 48, 5, 1), (33, 70, 9, 40)],
+    torch.float16: [(1, 1, 4, 3), (5, 7, 6, 3), (33, 70, 9, 40)],
+}
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "bias", "batch_first", "bidirectional", "num_layers", "dtype"),
+    every_other(
+        ("tanh", "relu"), (True, False), (False, True), (False, True), (1, 2), list(SHAPES)
+    ),
+)
+def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers, dtype):
+    options = {
+        "nonlinearity": nonlinearity,
+        "bias": bias,
+        "batch_first": batch_first,
+        "bidirectional": bidirectional,
+        "num_layers": num_layers,
+    }
+    budget = ErrorBudget(dtype)
+    seeds = itertools.count()
+    # Without hx where that is another path.
+    kinds = [*((layout, True) for layout in LAYOUTS), ("dense", False), ("packed", False)]
+    for layout, with_hx in kinds:
+        for shape in SHAPES[dtype]:
+            for _ in range(draws(shape[1])):
+                Case(*shape, options, layout, with_hx, next(seeds)).add_to(budget, FusedRNN, dtype)
+    budget.check()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_many_steps(layout, bidirectional):
+    """More steps than the projection and the backward pass take at once."""
+    budget = ErrorBudget(torch.float32)
+    for shape in [(16, 32, 700, 2), (8, 24, 700, 1), (4, 200, 300, 5)]:
+        for seed in range(4):
+            case = Case(*shape, {"bidirectional": bidirectional}, layout, seed=seed)
+            case.add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+def look(layer, x):
+    """The results of a layer, and the gradients of its parameters from the last states."""
+    output, h_n = layer(x)
+    h_n.sum().backward()
+    gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}
+    return {"output": output.detach(), "h_n": h_n.detach()} | gradients
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gradients_of_many_rows(bidirectional, count, threads):
+    """From the last states: their steps make the sums large, and what the others add is small."""
+    threads(count)
+    budget = ErrorBudget(torch.float32)
+    for _ in range(3):
+        ours, theirs = twins(16, 16, bidirectional=bidirectional)
+        x = torch.randn(64, 4096, 16)
+        exact = look(copy.deepcopy(theirs).double(), x.double())
+        mine, his = (look(layer, x) for layer in (ours, theirs))
+        for name, reference in exact.items():
+            budget.add(name, mine[name], his[name], reference.numpy())
+    budget.check()
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed unsorted", "lengths"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_many_steps_in_16_bits(layout, dtype, threads):
+    """More steps than are converted at once; with one thread, sharing sequences, hidden units.
+
+    Hidden units of few sequences, and of enough for products on pairs, if there are any.
+    """
+    budget = ErrorBudget(dtype)
+    shapes = [(8, 40, 150, 90), (8, 40, 150, 90), (8, 700, 120, 3), (8, 1100, 70, 9)]
+    for count, shape in zip((1, 2, 2, 2), shapes, strict=True):
+        threads(count)
+        case = Case(*shape, {"bidirectional": count == 1}, layout, seed=count)
+        case.add_to(budget, FusedRNN, dtype)
+    budget.check()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_threads(threads, layout, count):
+    """However many threads share the work, and however they share it."""
+    threads(count)
+    budget = ErrorBudget(torch.float32)
+    # Few sequences share the hidden units out, many the batch, and the last runs on one thread.
+    shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
+    for seed, shape in enumerate(shapes):
+        case = Case(*shape, {"batch_first": seed % 2 == 0}, layout, seed=seed)
+        case.add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout(training):
+    """The same elements are dropped as in `nn.RNN` from the same seed, and none in evaluation."""
+    theirs = torch.nn.RNN(5, 8, num_layers=3, dropout=0.5)
+    ours = FusedRNN(5, 8, num_layers=3, dropout=0.5)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(6, 4, 5)
+    results = []
+    for module in (ours, theirs):
+        module.train(training)
+        torch.manual_seed(1)
+        results.append(module(x))
+    precise = torch.nn.RNN(5, 8, num_layers=3, dropout=0.5, dtype=torch.float64).train(training)
+    precise.load_state_dict(theirs.state_dict())
+    torch.manual_seed(1)
+    budget = ErrorBudget(torch.float32)
+    exact = precise(x.double())
+    for name, mine, his, reference in zip(("output", "h_n"), *results, exact, strict=True):
+        budget.add(name, mine, his, reference.detach().numpy())
+    budget.check()
+    assert (results[0][0] != ours(x)[0]).any() == training

@@ -1,0 +1,281 @@
+"""Which rows there are: lengths, zeros among them, jagged tensors, episodes that begin anew."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from namernn_fast import FusedRNN, availability, ops
+from namernn_fast.testing import ErrorBudget
+
+ONE_LAYER = {}
+STACK = {"num_layers": 2, "bidirectional": True}
+PATHS = ("kernel", "reference")
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Runs a test through the kernel and through ATen operators."""
+    if request.param == "reference":
+        monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    elif not availability.HAS_EXTENSION:
+        pytest.skip("the C++ extension was not built")
+    return request.param
+
+
+def layer_and_input(options, seq_len, batch, dtype=torch.float64):
+    module = FusedRNN(3, 20, dtype=dtype, **options)
+    states = module.num_layers * (2 if module.bidirectional else 1)
+    x = torch.randn(seq_len, batch, 3, dtype=dtype, requires_grad=True)
+    hx = torch.randn(states, batch, 20, dtype=dtype, requires_grad=True)
+    return module, x, hx
+
+
+def gradients(module, results, inputs):
+    """Of a sum in which every element has a weight of its own."""
+    generator = torch.Generator().manual_seed(1)
+    loss = sum(
+        (r * torch.randn(r.shape, dtype=r.dtype, generator=generator)).sum() for r in results
+    )
+    return torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True)
+
+
+@pytest.mark.parametrize("options", [ONE_LAYER, STACK])
+def test_a_sequence_of_length_zero_keeps_its_state(path, options):
+    module, x, hx = layer_and_input(options, 5, 4)
+    output, h_n = module(x, hx, lengths=[3, 0, 5, 0])
+    assert torch.equal(h_n[:, [1, 3]], hx[:, [1, 3]])
+    assert not output[:, [1, 3]].any()
+    assert not output[3:, 0].any()
+    grads = gradients(module, (output, h_n), (x, hx))
+    assert not grads[0][:, [1, 3]].any()
+    assert not grads[0][3:, 0].any()
+    # Without them the others are as they were.
+    kept, kept_h_n = module(x[:, [0, 2]], hx[:, [0, 2]], lengths=[3, 5])
+    torch.testing.assert_close(output[:, [0, 2]], kept)
+    torch.testing.assert_close(h_n[:, [0, 2]], kept_h_n)
+    (grad_hx,) = torch.autograd.grad(h_n[:, [1, 3]].sum(), hx)
+    assert torch.equal(grad_hx[:, [1, 3]], torch.ones_like(grad_hx[:, [1, 3]]))
+    assert not grad_hx[:, [0, 2]].any()
+    # All of them empty; and no initial state.
+    output, h_n = module(x, lengths=torch.zeros(4, dtype=torch.int32))
+    assert not output.any()
+    assert not h_n.any()
+    output.sum().backward()
+    assert not module.weight_ih_l0.grad.any()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_come_in_any_form(path, batch_first):
+    module, x, hx = layer_and_input({**STACK, "batch_first": batch_first}, 6, 3)
+    x = (x.transpose(0, 1) if batch_first else x).contiguous()
+    lengths = [2, 6, 4]
+    packed = pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=False)
+    output, h_n = module(packed, hx)
+    output, _ = pad_packed_sequence(output, batch_first=batch_first)
+    forms = [lengths, tuple(lengths)]
+    forms += [
+        torch.tensor(lengths, dtype=dtype)
+        for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64)
+    ]
+    forms.append(torch.tensor([9, 2, 9, 6, 9, 4])[1::2])
+    for form in forms:
+        got = module(x, hx, lengths=form)
+        torch.testing.assert_close(got, (output, h_n))
+    one = x[:1] if batch_first else x[:, :1]
+    unbatched = module(one.squeeze(0 if batch_first else 1), hx[:, 0], lengths=torch.tensor([2]))
+    torch.testing.assert_close(unbatched[1], h_n[:, 0])
+
+
+def split_run(module, x, hx, lengths, reset):
+    """The sequences of a padded batch cut at the resets, and their parts run one by one."""
+    backwards = torch.arange(hx.shape[0]) % 2 == 1 if module.bidirectional else torch.tensor(False)
+    backwards = backwards.expand(hx.shape[0])[:, None]
+    outputs, states = [], []
+    for b, length in enumerate(lengths):
+        cuts = [t for t in range(length) if reset[t, b]]
+        borders = sorted({0, *cuts, length})
+        zeros = torch.zeros_like(hx[:, b])
+        parts = []
+        for first, last in itertools.pairwise(borders):
+            from_begin = zeros if 0 in cuts or first > 0 else hx[:, b]
+            from_end = hx[:, b] if last == length else zeros
+            parts.append(module(x[first:last, b], torch.where(backwards, from_end, from_begin)))
+        outputs.append(torch.cat([output for output, _ in parts]))
+        states.append(torch.where(backwards, parts[0][1], parts[-1][1]))
+    return torch.nn.utils.rnn.pad_sequence(outputs), torch.stack(states, 1)
+
+
+@pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"nonlinearity": "relu", "bias": False}])
+@pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
+@pytest.mark.parametrize("often", [0.05, 0.6])
+def test_a_reset_splits_the_sequence(path, options, layout, often, threads):
+    threads(2)
+    module, x, hx = layer_and_input(options, 12, 7)
+    lengths = [12, 3, 12, 7, 1, 12, 9] if layout != "dense" else [12] * 7
+    reset = torch.rand(12, 7) < often
+    reset[4, 2] = reset[0, 0] = True
+    if layout == "packed":
+        output, h_n = module(
+            pack_padded_sequence(x, lengths, enforce_sorted=False), hx, reset=reset
+        )
+        output, _ = pad_packed_sequence(output)
+    else:
+        output, h_n = module(x, hx, reset=reset, lengths=lengths if layout == "lengths" else None)
+    wanted = split_run(module, x, hx, lengths, reset)
+    torch.testing.assert_close((output, h_n), wanted)
+    torch.testing.assert_close(
+        gradients(module, (output, h_n), (x, hx)), gradients(module, wanted, (x, hx))
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("seq_len", [10, 1000])
+def test_resets_in_every_type(dtype, seq_len, threads):
+    """Over more steps than one block has; and what comes before a reset cannot be seen after it."""
+    threads(2)
+    module, x, hx = layer_and_input(STACK, seq_len, 64, dtype)
+    reset = torch.zeros(seq_len, 64, dtype=torch.bool)
+    reset[seq_len // 2] = True
+    before = torch.full_like(x[: seq_len // 2], torch.nan)
+    backwards = (torch.arange(4) % 2 == 1)[:, None, None]
+    output, _ = module(torch.cat([before, x[seq_len // 2 :]]), hx, reset=reset)
+    wanted, _ = module(x[seq_len // 2 :], torch.where(backwards, hx, 0.0))
+    assert torch.equal(output[seq_len // 2 :], wanted)
+    everywhere, _ = module(x, reset=torch.ones_like(reset))
+    assert torch.equal(everywhere, module(x.flatten(0, 1)[None])[0].view_as(everywhere))
+
+
+def test_jagged_in_jagged_out(path):
+    module, _, hx = layer_and_input(STACK, 1, 4)
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 0, 7, 1)]
+    input = torch.nested.nested_tensor(sequences, layout=torch.jagged, requires_grad=True)
+    output, h_n = module(input, hx)
+    assert output.is_nested
+    assert output.layout == torch.jagged
+    assert torch.equal(output.offsets(), input.offsets())
+    assert torch.equal(h_n[:, 1], hx[:, 1])
+    assert output.unbind()[1].shape == (0, 40)
+    leaves = [s.clone().requires_grad_() for s in sequences]
+    wanted = [module(leaves[b], hx[:, b]) for b in (0, 2, 3)]
+    for b, (own, state) in zip((0, 2, 3), wanted, strict=True):
+        torch.testing.assert_close(output.unbind()[b], own)
+        torch.testing.assert_close(h_n[:, b], state)
+    (grad,) = torch.autograd.grad(output.values().square().sum() + h_n.sum(), input)
+    loss = sum(own.square().sum() + state.sum() for own, state in wanted)
+    given = torch.autograd.grad(loss, [leaves[b] for b in (0, 2, 3)])
+    torch.testing.assert_close(grad.values(), torch.cat(given))
+
+
+def test_rows_that_make_no_sense(path):
+    module, x, _ = layer_and_input({}, 5, 2)
+    jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
+    packed = pack_padded_sequence(x, [5, 2])
+    reset = torch.zeros(5, 2, dtype=torch.bool)
+    for call, error, text in (
+        (
+            lambda: module(x, lengths=[5, 6]),
+            RuntimeError,
+            "lengths must be from 0 to 5.* got 6 for",
+        ),
+        (lambda: module(x, lengths=[-1, 5]), RuntimeError, "lengths must be from 0 to 5.*, got -1"),
+        (lambda: module(x, lengths=[5]), RuntimeError, "one length for each of the 2 sequences"),
+        (
+            lambda: module(x, lengths=[5.0, 2.0]),
+            TypeError,
+            "lengths must be integers, got torch.fl",
+        ),
+        (lambda: module(packed, lengths=[5, 2]), ValueError, "lengths go with a padded input; a"),
+        (lambda: module(jagged, lengths=[5, 2]), ValueError, "lengths go with a padded input; a"),
+        (
+            lambda: module(x, reset=reset.int()),
+            TypeError,
+            "reset must be a bool tensor, got torch.",
+        ),
+        (lambda: module(x, reset=[True]), TypeError, "reset must be a bool tensor, got list"),
+        (lambda: module(x, reset=reset.T), RuntimeError, r"must have shape \(5, 2\), got \(2, 5\)"),
+        (lambda: module(packed, reset=reset[:4]), RuntimeError, r"shape \(5, 2\), got \(4, 2\)"),
+        (lambda: module(jagged, reset=reset), ValueError, "reset does not go with a jagged input"),
+        (
+            lambda: module(torch.nested.nested_tensor([x[:2, 0], x[:3, 0]])),
+            ValueError,
+            "a nested input must have layout=torch.jagged",
+        ),
+        (
+            lambda: module(torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged)),
+            ValueError,
+            "a jagged input must be .batch, jagged steps, features., got 4 dimensions",
+        ),
+    ):
+        with pytest.raises(error, match=text):
+            call()
+
+
+@pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_layers_that_run_at_once_compute_the_same(layout, batch, threads):
+    """A wave over three layers, with two threads, against one layer after the other, with one."""
+    seq_len = 600
+    assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3).layers == 2
+    module, x, hx = layer_and_input({"num_layers": 3}, seq_len, batch, torch.float32)
+    lengths = {
+        "dense": [seq_len] * batch,
+        "lengths": [0, seq_len, 250][-batch:],
+        "packed": [seq_len, 590, 7][:batch],
+        "jagged": [7, seq_len, 590][-batch:],
+    }[layout]
+    reset = torch.rand(seq_len, batch) < 0.02
+    precise = copy.deepcopy(module).double()
+
+    def run(module, x, hx, more):
+        """What belongs to one sequence each, and the gradients of the weights."""
+        if layout == "packed":
+            output, h_n = module(pack_padded_sequence(x, lengths), hx, **more)
+            output = output.data
+        elif layout == "jagged":
+            rows = [x[:length, b] for b, length in enumerate(lengths)]
+            output, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
+            output = output.values()
+        else:
+            lengths_given = {"lengths": lengths} if layout == "lengths" else {}
+            output, h_n = module(x, hx, **more, **lengths_given)
+        grads = gradients(module, (output, h_n), (x, hx))
+        with torch.no_grad():  # nothing is kept for a backward pass
+            state = module(x, hx, **more)[1]
+        return (output, h_n, state, *grads[:2]), grads[2:]
+
+    for more in ({},) if layout == "jagged" else ({}, {"reset": reset}):
+        threads(1)
+        own, weights = run(module, x, hx, more)
+        _, exact = run(precise, x.double(), hx.double(), more)
+        threads(2)
+        own_wave, weights_wave = run(module, x, hx, more)
+        for one, other in zip(own, own_wave, strict=True):
+            assert torch.equal(one, other)
+        within_budget(weights_wave, weights, exact)
+
+
+def within_budget(ours, theirs, exact):
+    budget = ErrorBudget(torch.float32)
+    for name, tensors in enumerate(zip(ours, theirs, exact, strict=True)):
+        budget.add(name, *tensors[:2], tensors[2].numpy())
+    budget.check()
+
+
+def test_a_wave_computes_only_the_gradients_that_are_wanted(threads):
+    module, x, _ = layer_and_input({"num_layers": 3}, 600, 2, torch.float32)
+    module.requires_grad_(False)
+    for weight in (module.weight_hh_l1, module.bias_ih_l2):
+        weight.requires_grad_()
+
+    def run(module, x):
+        loss = module(x.detach())[0].square().sum()
+        return torch.autograd.grad(loss, [module.weight_hh_l1, module.bias_ih_l2])
+
+    threads(1)
+    one_by_one = run(module, x)
+    exact = run(copy.deepcopy(module).double(), x.double())
+    threads(2)
+    within_budget(run(module, x), one_by_one, exact)
