@@ -145,10 +145,10 @@ do: that is no property of the GPU, so it is not in the model.
 ## Predictions
 
 `fastest` is the kind of plan that the model finds fastest, and the figures are its predictions.
-`plan` is the kind of plan that `choose` in `namernn_fast/gpu/plan.py` makes for the layer, and `its step`
-is what the model predicts for that plan, with its blocks. The step shown is the first, with all
-sequences alive. Names have the lengths of the embedded sample. `over graph` compares the model of
-two kernels a step with ours, both in a CUDA graph.
+`plan` is the kind of plan that `choose` in `namernn_fast/gpu/plan.py` makes for the layer, and
+`its step` is what the model predicts for that plan, with its blocks. The step shown is the first,
+with all sequences alive. Names have the lengths of the embedded sample. `over graph` compares the
+model of two kernels a step with ours, both in a CUDA graph.
 """
 
 
