@@ -85,9 +85,10 @@ def means(precision: str) -> str:
 TEXT = """\
 # A roofline of the layer on an H100
 
-Written by `make gpu-model` from the constants below and the grid of `benchmarks/gpu/grid.py`.
-**Nothing here has been measured on a GPU.** These are floors, for kernels that keep every unit at
-its datasheet's rate; what `make bench-gpu` measures will lie above them.
+Written by `make gpu-model RECORD=1` from the constants below and the grid of
+`benchmarks/gpu/grid.py`. **Nothing here has been measured on a GPU.** These are floors, for
+kernels that keep every unit at its datasheet's rate; what `make bench-gpu` measures will lie
+above them.
 
 ## Constants
 
@@ -109,10 +110,10 @@ There are three kinds of plan, of which a cell takes the fastest:
   A step costs its chain of dependent instructions, and for tensor cores H²·w bytes from shared
   memory for every {read_rows} rows and at least {tile_rows} rows of operations, however few the
   sequences. Without tensor cores multiply-adds bind it.
-- **streamed**: the same with H²·w bytes from L2 for every block and step, or in tiles of up to
-  {tile_columns} hidden units, which all programs share out and which cost a barrier of the grid a
-  step. L2 binds it: the port of one multiprocessor while there are few tiles, all of L2 when there
-  are many.
+- **streamed**: weight_hh from L2 at every step, H²·w bytes for every block of sequences: read by
+  one program for a block, or in tiles of up to {tile_columns} hidden units, which all programs
+  share out and which cost a barrier of the grid a step. L2 binds it: the port of one
+  multiprocessor while there are few tiles, all of L2 when there are many.
 - **cooperative**: weight_hh cut over the programs of a group, each with its part on chip. Every
   program reads the states of its group from L2, B·H·w bytes, and waits at one barrier of the grid
   a step. The barrier binds it for few sequences and makes T times {barrier} µs its floor; for many
@@ -144,10 +145,10 @@ do: that is no property of the GPU, so it is not in the model.
 ## Predictions
 
 `fastest` is the kind of plan that the model finds fastest, and the figures are its predictions.
-`plan` is the kind of plan that `choose` in `namernn_fast/gpu` makes for the layer, and `its step`
-is what the model predicts for that plan, with its blocks. The step shown is the first, with all
-sequences alive. Names have the lengths of the embedded sample. `over graph` compares the model of
-two kernels a step with ours, both in a CUDA graph.
+`plan` is the kind of plan that `choose` in `namernn_fast/gpu/plan.py` makes for the layer, and
+`its step` is what the model predicts for that plan, with its blocks. The step shown is the first,
+with all sequences alive. Names have the lengths of the embedded sample. `over graph` compares the
+model of two kernels a step with ours, both in a CUDA graph.
 """
 
 

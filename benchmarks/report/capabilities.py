@@ -28,7 +28,7 @@ from benchmarks.harness.race import TimeBudget, race
 from namernn_fast import FusedRNN, reference
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
-# The longest that a try may take, and one that compiles C++.
+# The longest that a try may take, and that a slow try may take, which compiles C++.
 SECONDS = 120
 SLOW_SECONDS = 400
 YES, NO = "yes", "no"
