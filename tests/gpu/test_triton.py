@@ -270,8 +270,7 @@ def test_the_kept_table_is_of_these_kernels():
     document = json.loads(gpu_report.RAW.read_text(encoding="utf-8"))
     rows = document["rows"]
     assert [
-        (row["arch"], row["dtype"], row["hidden_size"], row["batches"], row["plan"])
-        for row in rows
+        (row["arch"], row["dtype"], row["hidden_size"], row["batches"], row["plan"]) for row in rows
     ] == [
         (build.device.arch, build.precision, build.hidden_size, batches, build.plan._asdict())
         for build, batches in gpu_report.builds()
