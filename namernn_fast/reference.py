@@ -26,8 +26,8 @@ def rnn_stack(
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), the second direction from the end.
 
     Args:
-        input, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`. lengths may be
-            on any device; the values of lengths on an accelerator are not checked.
+        input, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`; lengths may
+            be on any device; their values on an accelerator are not checked.
 
     Returns:
         output and h_n.

@@ -104,7 +104,7 @@ def test_any_call(case, choose):
     case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "plan_of", lambda H, *_: choose(H))
+        patch.setattr(layer, "plan_of", lambda hidden_size, *_: choose(hidden_size))
         compare_any_call.hypothesis.inner_test(case)
 
 
