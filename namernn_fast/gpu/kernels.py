@@ -464,14 +464,16 @@ def backward_kernel(
                 grad += _load_rows(grad_h_n, b, n, begins, H, LIMIT_N).to(tl.float32)
             if KEEP_STATE:
                 left = tl.where(receives[:, None], state, 0.0).to(dtype)
-                grad = _product(left, right, grad, PRECISION)
+                received = _product(left, right, grad, PRECISION)
             elif KEEP_WEIGHT:
                 left = _load_states(before, receives, H, BLOCK_K, PARTS)
-                grad = _kept_product(left, right, grad, PARTS, PRECISION)
+                received = _kept_product(left, right, grad, PARTS, PRECISION)
             else:
-                grad = _streamed_product(
+                received = _streamed_product(
                     before, receives, weight, n, grad, H, BLOCK_K, STAGES, PRECISION
                 )
+            # Where nothing is received, zero times an infinite weight would make NaN.
+            grad = tl.where(receives[:, None], received, grad)
             own = _activation_backward(grad, h.to(tl.float32), TANH).to(dtype)
             if KEEP_STATE:
                 state = tl.where(alive[:, None], own, state)

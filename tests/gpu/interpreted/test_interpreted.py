@@ -80,7 +80,7 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_plan(plan, dtype, monkeypatch):
     choose = PLANS[plan]
-    monkeypatch.setattr(layer, "plan_of", lambda H, *_: choose(H))
+    monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: choose(hidden_size))
     budget = ErrorBudget(dtype)
     options = itertools.cycle(OPTIONS)
     for seed, (layout, shape) in enumerate(zip(LAYOUTS, SHAPES, strict=True)):
@@ -91,6 +91,20 @@ def test_every_plan(plan, dtype, monkeypatch):
         case = Case(D, H, T, B, next(options), layout, seed % 3 > 0, seed)
         case.add_to(budget, FusedRNN, dtype)
     budget.check()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_infinite_weight_where_no_gradient_arrives(plan, monkeypatch):
+    """The last step and the step before a reset receive no gradient: an infinite weight_hh makes no
+    NaN of it, as in `nn.RNN`."""
+    monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
+    rnn = FusedRNN(3, 5)
+    with torch.no_grad():
+        rnn.weight_hh_l0[0, 1] = torch.inf
+    x = torch.randn(1, 2, 3, requires_grad=True)
+    _, h_n = rnn(x, torch.full((1, 2, 5), 0.5))
+    h_n[..., 2:].sum().backward()
+    assert x.grad.isfinite().all()
 
 
 @hypothesis.seed(0)  # without it, the examples change with every edit of this function
@@ -104,7 +118,7 @@ def test_any_call(case, choose):
     case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "plan_of", lambda H, *_: choose(H))
+        patch.setattr(layer, "plan_of", lambda hidden_size, *_: choose(hidden_size))
         check_results(case)
 
 
