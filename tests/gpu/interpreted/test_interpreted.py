@@ -95,8 +95,8 @@ def test_every_plan(plan, dtype, monkeypatch):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_infinite_weight_where_no_gradient_arrives(plan, monkeypatch):
-    """The last step and the step before a reset receive no gradient: an infinite weight_hh makes no
-    NaN of it, as in `nn.RNN`."""
+    """The last step receives no gradient from a later one: an infinite weight_hh makes no NaN of it,
+    as in `nn.RNN`."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     rnn = FusedRNN(3, 5)
     with torch.no_grad():
