@@ -105,15 +105,9 @@ def rnn(
             seq_len; batch_invariant is wanted of ATen operators or on a GPU, which cannot promise
             it; on a GPU, Triton is missing or too old, or the GPU is.
     """
-    options = _option_bits(nonlinearity, bias, bidirectional, batch_first, batch_invariant)
-    per_layer = ops.weights_per_layer(options)
-    if not weights or len(weights) % per_layer:
-        raise ValueError(
-            f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
-            f"bidirectional={bidirectional}), got {len(weights)}"
-        )
-    if hx is not None and not isinstance(hx, Tensor):
-        raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
+    options = _option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
+    if batch_invariant or _batch_invariant:
+        options |= ops.BATCH_INVARIANT
     data, hx, sequence_layout, reset, options = _normalise(input, hx, weights, reset, options)
     if lengths is not None:
         sequence_layout = _as_sequence_layout(lengths, data, options)
@@ -123,20 +117,25 @@ def rnn(
         weights = [cast_like_autocast(w) for w in weights]
     if hx is not None and hx.dtype != data.dtype and {hx.dtype, data.dtype} <= _CONVERTIBLE:
         hx = hx.to(data.dtype)
-    if dropout and (not training or len(weights) == per_layer):
+    if dropout and (not training or len(weights) == ops.weights_per_layer(options)):
         dropout = 0.0
     output, h_n = dispatch.run(data, hx, weights, sequence_layout, reset, options, dropout)
     return _restore(input, output, h_n, options)
 
 
-def _option_bits(nonlinearity, bias, bidirectional, batch_first, batch_invariant) -> int:
+def _option_bits(weights, bias, bidirectional, nonlinearity, batch_first) -> int:
+    """Returns the option bits of a call, having checked the number of weights."""
     options = ops.BIAS if bias else 0
     if bidirectional:
         options |= ops.BIDIRECTIONAL
+    per_layer = ops.weights_per_layer(options)
+    if not weights or len(weights) % per_layer:
+        raise ValueError(
+            f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
+            f"bidirectional={bidirectional}), got {len(weights)}"
+        )
     if batch_first:
         options |= ops.BATCH_FIRST
-    if batch_invariant or _batch_invariant:
-        options |= ops.BATCH_INVARIANT
     if nonlinearity == "relu":
         options |= ops.RELU
     elif nonlinearity != "tanh":
@@ -146,6 +145,8 @@ def _option_bits(nonlinearity, bias, bidirectional, batch_first, batch_invariant
 
 def _normalise(input, hx, weights, reset, options):
     """Returns data, hx, sequence_layout, reset and options, as the operators take them."""
+    if hx is not None and not isinstance(hx, Tensor):
+        raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
     if isinstance(input, PackedSequence):
         return _normalise_packed(input, hx, weights, reset, options)
     if not isinstance(input, Tensor):

@@ -95,8 +95,7 @@ def test_every_plan(plan, dtype, monkeypatch):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_infinite_weight_where_no_gradient_arrives(plan, monkeypatch):
-    """The last step receives no gradient from a later one: an infinite weight_hh makes no NaN of it,
-    as in `nn.RNN`."""
+    """No gradient reaches the last step from a later one: an infinite weight makes no NaN."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     rnn = FusedRNN(3, 5)
     with torch.no_grad():
