@@ -65,8 +65,7 @@ def rnn(
             tensor; the batch may be empty. Any strides.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
-            zeros. Float32 and the types of 16 bits are converted to the dtype of input, which is
-            the dtype of h_n too.
+            zeros. Float32 and 16-bit types are converted to the dtype of input, which h_n has too.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
             (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
             of layers follows from their number.
@@ -84,9 +83,8 @@ def rnn(
             not checked, since reading them would wait for the device.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. Set where a new episode begins: the episode starts from a
-            state of zeros, as if the sequence had been split there and its parts run one by one;
-            the second direction runs each part from the part's own end. For a PackedSequence in the
-            order of its padded form; not with a jagged tensor.
+            state of zeros, as if the sequence had been split there; the second direction runs each
+            part from its own end. In the padded order of a PackedSequence; not with a jagged tensor.
         batch_invariant: as within `namernn_fast.batch_invariant()`.
 
     Returns:
