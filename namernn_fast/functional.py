@@ -84,7 +84,7 @@ def rnn(
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. Set where a new episode begins: the episode starts from a
             state of zeros, as if the sequence had been split there; the second direction runs each
-            part from its own end. In the padded order of a PackedSequence; not with a jagged tensor.
+            part from its own end. In padded order for a PackedSequence; not for a jagged tensor.
         batch_invariant: as within `namernn_fast.batch_invariant()`.
 
     Returns:
