@@ -22,7 +22,8 @@ def _load_extension() -> bool:
     if importlib.util.find_spec(name) is None:
         _warn_importer(
             "namernn_fast was built without its C++ extension: every input takes the slower path "
-            "through ATen operators. Reinstall it with a C++ compiler at hand to have the kernels."
+            "through ATen operators. To have the kernels, reinstall it with a C++ compiler at hand "
+            "(pip install --force-reinstall --no-cache-dir)."
         )
         return False
     importlib.import_module(name)
