@@ -44,7 +44,7 @@ struct SequenceLayout {
   const int64_t* count;   // [T], or null: B at every time
   const int64_t* start;   // [T], number of rows before time t; or null: rows lie at (t, b) strides
   const int64_t* order;   // [B], the caller's number of sequence b; or null: b
-  const int64_t* origin;  // [B], the place of sequence b's rows among sequences; or null: b
+  const int64_t* origin;  // [B], where the rows of sequence b lie, in row strides; or null: b
 };
 
 // Where the rows of a tensor lie. Without `start`, row (t, b) is data + t * time_stride +

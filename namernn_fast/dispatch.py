@@ -43,6 +43,7 @@ def run(
     arguments = (data, hx, weights, sequence_layout, reset, options)
     if (
         path is not _fused_path
+        or dropout  # the layers are split before an operator sees them
         or tracing  # a tracer runs fake kernels, and the compiled program is not to check either
         or not weights[0].is_cpu  # the operator would see only that devices differ
         or (hx is not None and not hx.is_cpu)
@@ -50,7 +51,7 @@ def run(
         check_like_nn_rnn(*arguments)
     else:
         try:
-            return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+            return path(*arguments)
         except RuntimeError:  # the operator checks its arguments; `nn.RNN` has words of its own
             check_like_nn_rnn(*arguments)
             raise

@@ -22,8 +22,9 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 
     That is: not on the other sequences of the batch or the place among them, on padding, packing or
     lengths, or on the number of threads. It holds for the results of the forward pass of `rnn` and
-    the modules; gradients of parameters are sums over the batch. It costs time only for one short
-    sequence alone, whose weights are then packed into panels like those of any batch.
+    the modules; gradients of parameters are sums over the batch. Chains of
+    multiply-adds are then as long for few rows as for many, and the weights of one short sequence
+    alone are packed into panels like those of any batch, which is what costs time.
     `FusedRNN(..., batch_invariant=True)` sets it for one module.
 
     Like torch's own such settings it belongs to the process, not to a thread.
@@ -145,10 +146,13 @@ def _normalise(input, hx, weights, reset, options):
     """Returns data, hx, sequence_layout, reset and options, as the operators take them."""
     if hx is not None and not isinstance(hx, Tensor):
         raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
-    if isinstance(input, PackedSequence):
-        return _normalise_packed(input, hx, weights, reset, options)
-    if not isinstance(input, Tensor):
+    packed = isinstance(input, PackedSequence)
+    if not packed and not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    if hx is not None and hx.dim() != 3 and (packed or input.is_nested):
+        raise RuntimeError(f"hx must have 3 dimensions, got {hx.dim()}")
+    if packed:
+        return _normalise_packed(input, hx, weights, reset, options)
     if reset is not None:
         check_reset(reset, input.is_nested)
     if input.is_nested:

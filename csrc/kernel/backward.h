@@ -63,7 +63,7 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// The weights in panels for several calls of the backward pass.
+// The panels that a wave makes once for all stretches: their size, and packing them.
 template <class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
@@ -150,8 +150,7 @@ inline void read_last_gradients(const Backward<Storage>& args, const Part& part,
   }
 }
 
-// One step of the recurrence, at time t. `row`: the number in the time block that sequence 0 would
-// have.
+// One step of the recurrence, at time t. Sequence b has the row `row + b` of the time block.
 template <class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
@@ -196,7 +195,8 @@ inline void backward_recurrence(const BackwardPass<Products>& pass,
   const auto& args = pass.args;
   const auto& layer = args.layer;
   WeightCopies copies = group.copies;
-  copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or never read
+  copies.packed |=
+      !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nothing reads them
   const auto* weight_hh = weights_for<typename Products::Recurrence>(part, layer, copies).weights;
   if (block.initial) read_last_gradients(args, part, group.grad_h);
   const int64_t base = first_row(group.rows, block.first);

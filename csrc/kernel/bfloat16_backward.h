@@ -47,18 +47,20 @@ inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t 
   }
 }
 
-// weight_hh as the backward recurrence on pairs reads it: panels of W_hh [padded(H), H].
+// weight_hh as the backward recurrence on pairs reads it: panels of W_hh [padded(kGates * H), H].
 struct PairRecurrencePanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
   BFloat16* weights;
 
+  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
   static size_t bytes(int64_t, int64_t H) {
-    return panels_size<float>(padded(H), H) * sizeof(BFloat16);
+    return panels_size<float>(padded(kGates * H), H) * sizeof(BFloat16);
   }
   PairRecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<BFloat16*>(memory)) {}
   void pack(const Layer<BFloat16>& layer, int64_t p) const {
-    pack_pair_rows(layer.weight_hh, layer.H, layer.H, p * w, weights + p * padded(layer.H) * w);
+    const int64_t K = kGates * layer.H;
+    pack_pair_rows(layer.weight_hh, K, layer.H, p * w, weights + p * padded(K) * w);
   }
 };
 

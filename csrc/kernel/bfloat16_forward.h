@@ -52,27 +52,28 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  BFloat16* weights;  // panels of [padded(D) + padded(H), H]
+  BFloat16* weights;  // panels of [padded(D) + padded(H), kGates * H]
   float* bias;        // [panels * panel_width]
 
+  static int64_t count(int64_t, int64_t H) { return panel_count<float>(kGates * H); }
+  static int64_t panel_size(int64_t D, int64_t H) { return (padded(D) + padded(H)) * w; }
   static size_t bytes(int64_t D, int64_t H) {
-    return panel_count<float>(H) * w * ((padded(D) + padded(H)) * sizeof(BFloat16) + sizeof(float));
+    return count(D, H) * (panel_size(D, H) * sizeof(BFloat16) + w * sizeof(float));
   }
   PairPanels(void* memory, int64_t D, int64_t H)
       : weights(static_cast<BFloat16*>(memory)),
-        bias(reinterpret_cast<float*>(weights +
-                                      panel_count<float>(H) * w * (padded(D) + padded(H)))) {}
+        bias(reinterpret_cast<float*>(weights + count(D, H) * panel_size(D, H))) {}
 
   void pack(const Layer<BFloat16>& layer, int64_t p) const {
-    BFloat16* panel = weights + p * (padded(layer.D) + padded(layer.H)) * w;
-    pack_pairs(layer.weight_ih, layer.D, layer.H, p * w, panel);
-    pack_pairs(layer.weight_hh, layer.H, layer.H, p * w, panel + padded(layer.D) * w);
+    BFloat16* panel = weights + p * panel_size(layer.D, layer.H);
+    pack_pairs(layer.weight_ih, layer.D, kGates * layer.H, p * w, panel);
+    pack_pairs(layer.weight_hh, layer.H, kGates * layer.H, p * w, panel + padded(layer.D) * w);
     pack_bias(layer, p * w, bias + p * w);
   }
 };
 
-// Writes what the product of step s reads and no product writes: inputs, and states that begin at
-// s.
+// Fills in the rows of step s: inputs, and states that begin there. The step before wrote the
+// others.
 inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& part,
                           BFloat16* rows) {
   const int64_t t = time_of(layer, s);

@@ -1,6 +1,6 @@
 // The vanilla cell: what is done with the sums of a block of units, what the backward recurrence
-// does with their gradient, how many column blocks the weights have. Another cell would differ here
-// and in the number of sums that a row has; time loop, products, sharing and panels would stay.
+// does with their gradient, how many column blocks the weights have. docs/architecture.md says what
+// else another cell would change.
 #pragma once
 
 #include "contract.h"
@@ -10,7 +10,8 @@
 namespace namernn_fast {
 namespace {
 
-// Column blocks of the weights, H columns each: one for every gate of a cell.
+// Column blocks of the weights, H columns each: one for every gate of a cell. The panel formats in
+// weights.h and bfloat16_*.h follow from it.
 constexpr int64_t kGates = 1;
 
 // h = act(z), with z the sums of a block of units.
@@ -38,7 +39,7 @@ inline void activate_backward(Activation activation, const Storage* h, const Sca
     if (grad_output) g += load_upto(grad_output + j, n);
     const Vec<Scalar> v = load_upto(h + j, n);
     const Vec<Scalar> zero = {};
-    // By bits: where subnormal numbers are flushed, a comparison of values takes them for zero.
+    // Compares bits: under FlushSubnormals, v == 0 would hold for a subnormal v, too.
     const auto is_zero = ((typename Simd<Scalar>::I)v << 1) == 0;
     store_upto(dz + j,
                activation == Activation::tanh ? g * (Scalar(1) - v * v)

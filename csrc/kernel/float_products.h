@@ -26,7 +26,8 @@ struct FloatProducts {
 
   // Shared by all groups.
   Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
-  Scalar* staged;      // [workers, kTaskRows, D], where grad_input is stored otherwise; or null
+  Scalar* staged;  // [workers, kTaskRows, D], where grad_input has 16 bits or rows in any order; or
+                   // null
   // Of one group.
   int64_t capacity;  // rows of a time block at most
   int64_t dz_stride;

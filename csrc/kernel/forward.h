@@ -21,7 +21,7 @@ template <class Scalar>
 struct ForwardWeights {
   const Scalar* weights;  // in the order of ForwardPanels
   const Scalar* bias;
-  bool finite;          // weight_hh, as far as it is the part's
+  bool finite;          // whether the part's columns of weight_hh are
   const Scalar* zeros;  // [H]: the initial state where there is no hx
 };
 
@@ -36,7 +36,7 @@ inline ForwardWeights<Scalar> forward_weights(const Part& part, const Layer<Stor
   return {panels.weights, panels.bias, finite, zeros};
 }
 
-// Where the input projection is done ahead of the recurrence: rows of it at once, about.
+// Rows of the input projection at once, about, where it runs ahead of the recurrence.
 constexpr int64_t kProjectedRows = 256;
 
 // The forward pass of one part: a slice of the sequences, and columns of the hidden units.
@@ -123,7 +123,7 @@ struct ForwardPart {
                            });
   }
 
-  // Copies the states of sequences that end at t to h_n.
+  // Copies the states of sequences that end at t to h_n. For layouts without `order`.
   void keep_last_states(int64_t t) const {
     const Layer<Scalar>& layer = args.layer;
     const auto [first, last] = part.columns;

@@ -76,7 +76,7 @@ struct CopiedPart {
   }
 
   // Copies the inputs of times first .. last, and clears the states that a cut keeps from t_begin,
-  // the time at which the time block begins. Cuts within the time block are seen there.
+  // the time at which the time block begins. ForwardPart sees to cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;

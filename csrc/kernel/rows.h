@@ -1,5 +1,5 @@
-// Which rows exist, where their inputs lie and which row holds their previous state. Nothing else
-// in the kernels knows that.
+// Which rows exist, where their inputs lie and which row holds their previous state. Other files
+// ask a SequenceLayout only whether it has `count`, `order` or `origin`.
 #pragma once
 
 #include "kernel/simd.h"
@@ -66,8 +66,8 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
                alive_end(layer.layout, time_before(layer, t), slice));
 }
 
-// Whether a cut keeps sequence b's state from reaching t. One that starts at t, from hx, meets no
-// cut but one before the first time.
+// Whether a cut keeps the state of sequence b from reaching t. A sequence that starts at t from hx
+// is cut only in the forward direction, by a reset at time 0.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;
@@ -76,7 +76,7 @@ inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
          layer.resets.at[border * layer.resets.time_stride + b];
 }
 
-// Splits sequences begin .. end into runs alike in whether their state at t is cut off:
+// Splits sequences begin .. end into ranges in which all states or none are cut before t: calls
 // f(begin, end, cut).
 template <class Scalar, class F>
 inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, int64_t end, F&& f) {
@@ -134,8 +134,8 @@ inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scala
   });
 }
 
-// Rows that lie evenly: the i-th is (t + i, b) along time, else the i-th after (t, b) in a
-// tensor's own order, which may run on through later times.
+// Rows at one distance from each other: along time those of sequence b at times t, t + 1, ..; else
+// row (t, b) and the rows behind it in memory, which may belong to later times.
 struct Run {
   int64_t t;
   int64_t b;

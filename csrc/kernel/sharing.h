@@ -107,7 +107,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
         continue;
       }
       Team& team = teams[group];
-      // A thread that takes the place of several workers joins the team once.
+      // A thread may stand for several workers: it takes part as the first of them, and the team is
+      // closed when it comes as the next.
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;

@@ -13,7 +13,7 @@ namespace namernn_fast {
 namespace {
 
 struct Team {
-  alignas(64) int64_t joined;   // members so far; negative once closed
+  alignas(64) int64_t joined;   // members so far; kClosed or more once the team is closed
   alignas(64) int64_t members;  // 0 until closed
   alignas(64) int64_t arrived;
   alignas(64) int64_t round;
@@ -22,8 +22,8 @@ struct Team {
 constexpr int64_t kClosed = int64_t(1) << 62;
 constexpr int kFormationRounds = 64;  // yields before the first member starts without the others
 
-// Joins the team: returns the caller's number in it, or -1 where the team was closed already.
-// `expected` members may come.
+// Joins the team: returns the caller's number in it, or -1 where the team was closed already. The
+// first member waits for `expected` members, for a limited time.
 inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
   const int64_t place = __atomic_fetch_add(&team.joined, 1, __ATOMIC_ACQ_REL);
   if (place >= kClosed) return -1;

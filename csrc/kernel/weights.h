@@ -13,8 +13,8 @@ template <class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t first, Scalar* bias) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   alignas(64) Scalar other[w];
-  pack_row(layer.bias_ih, layer.H, first, bias);
-  pack_row(layer.bias_hh, layer.H, first, other);
+  pack_row(layer.bias_ih, kGates * layer.H, first, bias);
+  pack_row(layer.bias_hh, kGates * layer.H, first, other);
   for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
 }
 
@@ -26,27 +26,27 @@ struct ForwardPanels {
 
   Scalar* weights;  // panels of [D + H, kGates * H]: W_ih^T over W_hh^T
   Scalar* bias;     // [panels * panel_width], both biases summed
-  bool* finite;     // [panels], of weight_hh: then a state of zeros needs no product
+  bool* finite;     // [panels], whether weight_hh is: then a state of zeros needs no product
 
-  static int64_t count(int64_t H) { return panel_count<Scalar>(kGates * H); }
+  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(kGates * H); }
   static size_t bytes(int64_t D, int64_t H) {
-    return count(H) * ((D + H + 1) * w * sizeof(Scalar) + sizeof(bool));
+    return count(D, H) * ((D + H + 1) * w * sizeof(Scalar) + sizeof(bool));
   }
   ForwardPanels(void* memory, int64_t D, int64_t H)
       : weights(static_cast<Scalar*>(memory)),
         bias(weights + panels_size<Scalar>(D + H, kGates * H)),
-        finite(reinterpret_cast<bool*>(bias + count(H) * w)) {}
+        finite(reinterpret_cast<bool*>(bias + count(D, H) * w)) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
     Scalar* panel = weights + p * (layer.D + layer.H) * w;
-    pack_transposed(layer.weight_ih, layer.D, layer.H, p * w, panel);
-    pack_transposed(layer.weight_hh, layer.H, layer.H, p * w, panel + layer.D * w);
+    pack_transposed(layer.weight_ih, layer.D, kGates * layer.H, p * w, panel);
+    pack_transposed(layer.weight_hh, layer.H, kGates * layer.H, p * w, panel + layer.D * w);
     pack_bias(layer, p * w, bias + p * w);
     finite[p] = all_finite(panel + layer.D * w, layer.H * w);
   }
 };
 
-// weight_hh as the backward recurrence reads it: panels of W_hh [H, H].
+// weight_hh as the backward recurrence reads it: panels of W_hh [kGates * H, H].
 template <class Storage>
 struct RecurrencePanels {
   using Scalar = Compute<Storage>;
@@ -54,10 +54,14 @@ struct RecurrencePanels {
 
   Scalar* weights;
 
-  static size_t bytes(int64_t, int64_t H) { return panels_size<Scalar>(H, H) * sizeof(Scalar); }
+  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }
+  static size_t bytes(int64_t, int64_t H) {
+    return panels_size<Scalar>(kGates * H, H) * sizeof(Scalar);
+  }
   RecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<Scalar*>(memory)) {}
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    namernn_fast::pack(layer.weight_hh, layer.H, layer.H, p * w, weights + p * layer.H * w);
+    const int64_t K = kGates * layer.H;
+    namernn_fast::pack(layer.weight_hh, K, layer.H, p * w, weights + p * K * w);
   }
 };
 
@@ -68,7 +72,7 @@ constexpr double kPackingCost = 8;
 template <class Panels, class Storage>
 void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
   const Panels panels(memory, layer.D, layer.H);
-  const int64_t count = (layer.H + Panels::w - 1) / Panels::w;
+  const int64_t count = Panels::count(layer.D, layer.H);
   const double elements = double(layer.D + layer.H) * double(layer.H);
   const int64_t workers = min64(count, choose_workers(kPackingCost * elements, runtime.machine));
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
@@ -83,7 +87,7 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
 struct WeightCopies {
   char* memory;
   size_t stride;  // from a group's copy to the next
-  bool packed;    // already
+  bool packed;    // else each part packs its own columns
 };
 
 constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes

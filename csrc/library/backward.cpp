@@ -52,8 +52,8 @@ int64_t lowest_layer(const Stack& stack, const BackwardTensors& grads) {
          grads.want_weights.begin();
 }
 
-// Copies the gradients of the last states to grad_hx, of sequences that end in other stretches,
-// too.
+// Copies grad_h_n to grad_hx for all sequences before the first stretch: sequences that end in
+// other stretches need theirs later.
 template <class Scalar>
 void copy_last_gradients(const Stack& stack, const Backward<Scalar>& args) {
   for (int64_t b = 0; b < stack.batch.B; ++b) {

@@ -26,7 +26,7 @@ struct Batch {
   std::vector<int64_t> origin;
   std::unique_ptr<bool[]> resets_in_order;
   Resets resets;
-  SequenceLayout layout;  // of the sequences that have any
+  SequenceLayout layout;  // of the sequences with at least one row
 };
 
 // Reads and checks the rows of `input`. `sequence_layout` holds batch_sizes, offsets or lengths, as
@@ -43,7 +43,7 @@ RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer dat
   }
   const int64_t time_stride = tensor.stride(batch.batch_first ? 1 : 0);
   const int64_t row_stride = tensor.stride(batch.batch_first ? 0 : 1);
-  // A single sequence may have any row stride; this one keeps its rows evenly spaced.
+  // torch allows a batch of one any stride; with this one the tensor is flat.
   return {data + offset, time_stride, batch.B == 1 ? time_stride : row_stride};
 }
 

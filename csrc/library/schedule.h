@@ -128,7 +128,7 @@ void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
 
 inline Wave wave_of(const Stack& stack, Pass pass) {
   const bool one_way = stack.directions == 1;
-  // The states at the start of a stretch lie where rows do, and hx must be read like them.
+  // A stretch reads its hx as rows of `output`, by one stride, which rows of a jagged tensor lack.
   const bool alike = stack.batch.kind != Batch::Kind::jagged;
   const bool whole = stack.dtype == aoti_torch_dtype_float32() ||
                      stack.dtype == aoti_torch_dtype_float64();  // 16 bits would round the state

@@ -69,7 +69,8 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   return layer;
 }
 
-// Calls f(state, sequence) for the sequences without a row in every layer and direction.
+// Calls f(state, b) for the sequences without a row, in every layer and direction. b: the caller's
+// number of the sequence.
 template <class F>
 void for_each_idle_state(const Stack& stack, F&& f) {
   const Batch& batch = stack.batch;

@@ -46,6 +46,8 @@ CASES = [
     (X, torch.zeros(1, 2, 6), RuntimeError, r"Expected hidden size \(1, 2, 5\), got \[1, 2, 6\]"),
     (X, torch.zeros(1, 2, 5).double(), RuntimeError, "hx must have the dtype of input"),
     (X, torch.zeros(1, 2, 5, device="meta"), RuntimeError, "hidden tensor at meta"),
+    (packed(3, [2, 1]), torch.zeros(5), RuntimeError, "hx must have 3 dimensions, got 1"),
+    (packed(3, [2, 1]), torch.zeros(2, 5), RuntimeError, "hx must have 3 dimensions, got 2"),
     (
         packed(3, [1, 2]),
         None,
@@ -66,6 +68,14 @@ CASES = [
         "input must have 2 dimensions, got 3",
     ),
 ]
+
+
+@pytest.mark.parametrize("states", [1, 3, 5])
+def test_states_of_another_number_of_layers(states):
+    """Also where dropout splits the stack, so that no operator sees all of the initial states."""
+    rnn = FusedRNN(4, 5, num_layers=2, dropout=0.5)
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 2, 5\)"):
+        rnn(X, torch.zeros(states, 2, 5))
 
 
 @pytest.mark.parametrize(("input", "hx", "error", "text"), CASES)

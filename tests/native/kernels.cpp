@@ -29,6 +29,9 @@
 #endif
 
 namespace namernn_fast {
+
+extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // of emulated_pairs.cpp
+
 namespace {
 
 Plan forced_plan{1, 1, 0};
@@ -369,6 +372,7 @@ void check_all(const Kernels& kernels) {
 int main() {
   using namespace namernn_fast;
   check_all(kernels_baseline);
+  check<BFloat16>("emulated pairs", kernels_emulated_pairs);
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) check_all(kernels_avx2);

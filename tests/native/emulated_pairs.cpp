@@ -1,0 +1,48 @@
+// bfloat16 on pairs with a tile in plain C++ in place of the instructions of AMX and AVX-512, so
+// that csrc/kernel/bfloat16_*.h run on any machine and under every sanitizer.
+#define NAMERNN_VECTOR_BYTES 64
+#define NAMERNN_REGISTERS 32
+#include <cstring>
+
+#include "kernel/simd.h"
+
+namespace namernn_fast {
+namespace {
+
+struct PairTile {
+  static constexpr int64_t rows = 32;
+
+  // Reads and writes as many rows as AMX does: 16 or 32, of which `height` count.
+  template <bool kAdd>
+  void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
+                float* c) {
+    constexpr int64_t width = 64;
+    for (int64_t i = 0; i < (height > 16 ? 32 : 16); ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        float sum = kAdd ? c[i * width + j] : 0.0f;
+        for (int64_t k = 0; k < K; ++k) {
+          sum += value(a[i * a_row + k]) * value(panel[(k / 2 * width + j) * 2 + k % 2]);
+        }
+        c[i * width + j] = sum;
+      }
+    }
+  }
+
+ private:
+  static float value(BFloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast
+
+#include "kernel/bfloat16_table.h"
+
+namespace namernn_fast {
+extern const KernelsFor<BFloat16> kernels_emulated_pairs;
+const KernelsFor<BFloat16> kernels_emulated_pairs = kernels_on_pairs();
+}  // namespace namernn_fast
