@@ -56,14 +56,8 @@ def _probe() -> ctypes.CDLL:
     probe.multiply_add_rate.restype = probe.read_rate.restype = ctypes.c_double
     probe.multiply_add_rate.argtypes = [ctypes.c_double]
     probe.read_rate.argtypes = [ctypes.c_int64, ctypes.c_double]
+    probe.l2_bytes.restype = ctypes.c_int64
     return probe
-
-
-def _l2_bytes() -> int:
-    try:
-        return os.sysconf("SC_LEVEL2_CACHE_SIZE") or 2**20
-    except (OSError, ValueError):
-        return 2**20
 
 
 def hop() -> tuple[float, float]:
@@ -87,7 +81,7 @@ def momentary_rate() -> float:
 def measure(threads: int) -> Machine:
     """Measures this machine in about a second and a half."""
     probe = _probe()
-    l2_bytes = _l2_bytes()
+    l2_bytes = probe.l2_bytes()
     return Machine(
         threads,
         multiply_add_rate(threads, 2 * SECONDS),

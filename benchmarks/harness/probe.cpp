@@ -1,4 +1,6 @@
 // What a core can do at most: compiled for the machine it runs on, called by roofline.py.
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
 #include <ctime>
@@ -95,6 +97,15 @@ extern "C" double read_rate(int64_t bytes, double seconds) {
     for (int j = 0; j < line; ++j) total += sum[j];
     hide(total);
   });
+}
+
+// The size of a core's L2 cache, as csrc/processor.cpp finds it. (Python's os.sysconf has no name
+// for it.)
+extern "C" int64_t l2_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  if (const long size = sysconf(_SC_LEVEL2_CACHE_SIZE); size > 0) return size;
+#endif
+  return int64_t(1) << 20;
 }
 
 // Seconds for a word to reach another thread that waits for it: the least and the median of some.
