@@ -7,7 +7,9 @@ oracle, and then takes turns with the others, round by round, in one process.
 import argparse
 import dataclasses
 import importlib.util
+import os
 import statistics
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,6 +124,20 @@ def calls(cell: Cell, threads: int, rivals: list[str]) -> dict[str, Call]:
     return found
 
 
+def confine(threads: int) -> None:
+    """Starts this program again with as many CPUs as threads, where it may use more.
+
+    A rival chooses its number of threads by the CPUs that the process may use, some when they are
+    imported; so on one thread JAX and NumPy would run on all of them.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) > threads:
+        os.sched_setaffinity(0, cpus[:threads])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def installed() -> list[str]:
     """Returns the rivals that are installed, and says which are not."""
     found = [name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package)]
@@ -198,11 +214,14 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     machine = document["machine"]
     introduction = (
-        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32. "
-        f"A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
-        f"{1e9 * machine['hop_median']:.0f} ns in the median of tries. "
-        f"Others: {', '.join(document['others']) or 'none'}."
+        f"{machine['cpu']}, {machine['threads']} thread(s) on as many CPUs; torch "
+        f"{machine['torch']}; float32. Others: {', '.join(document['others']) or 'none'}."
     )
+    if "hop" in machine:
+        introduction += (
+            f" A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
+            f"{1e9 * machine['hop_median']:.0f} ns in the median of tries."
+        )
     return pages.by_mode(introduction, document["rows"], table)
 
 
@@ -210,12 +229,14 @@ def main() -> None:
     parser = pages.parser(__doc__, seconds=1.0)
     parser.add_argument("--odd", action="store_true", help="odd shapes, against nn.RNN alone")
     options = pages.parse(parser)
+    confine(options.threads)
     pages.settle(options.threads)
 
     rows = run(options)
     others = [name for name in RIVALS if any(row["implementation"] == name for row in rows)]
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
-    machine["hop"], machine["hop_median"] = hop()
+    if options.threads > 1:
+        machine["hop"], machine["hop_median"] = hop()
     document = {"machine": machine, "others": others, "rows": rows}
     name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
     pages.publish(name, document, report(document), options.record)
