@@ -58,9 +58,9 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """Those of input, hx and weights that want a gradient."""
+    """The names among input, hx and weights of which a gradient is wanted."""
     given: frozenset[str] = frozenset()
-    """Those of output and h_n that a gradient is given of."""
+    """The names among output and h_n of which a gradient is given."""
     threads: int = 1
     resets: float = 0.0
     """The part of the steps that begin anew."""

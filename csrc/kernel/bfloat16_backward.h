@@ -81,9 +81,9 @@ struct PairProducts {
   using Recurrence = PairRecurrencePanels;
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  // Shared by all groups.
+  // Memory shared by all groups.
   BFloat16* weight_ih;  // panels of W_ih [padded(H), D], if grad_input is wanted
-  // Of one group.
+  // Memory of one group.
   int64_t capacity;  // rows of a time block at most
   int64_t dz_stride;
   BFloat16* dz;             // [capacity + PairTile::rows, dz_stride]

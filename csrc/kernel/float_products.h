@@ -24,11 +24,11 @@ struct FloatProducts {
   using Recurrence = RecurrencePanels<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  // Shared by all groups.
+  // Memory shared by all groups.
   Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
   Scalar* staged;  // [workers, kTaskRows, D], where grad_input has 16 bits or rows in any order; or
                    // null
-  // Of one group.
+  // Memory of one group.
   int64_t capacity;  // rows of a time block at most
   int64_t dz_stride;
   Element* dz;        // [capacity, dz_stride]

@@ -9,9 +9,9 @@ from .. import ops
 
 
 class SequenceLayout(NamedTuple):
-    """Which (time, sequence) rows exist and where they lie, as the kernels take it.
+    """The (time, sequence) rows that exist, and where they lie, as the kernels take them.
 
-    Strides are in rows, those of reset in elements.
+    Strides are counted in rows, the strides of reset in elements.
     """
 
     lengths: Tensor | None

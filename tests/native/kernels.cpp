@@ -108,7 +108,7 @@ void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
 }
 
 void* scratch(size_t bytes) {
-  // It may throw, and only the thread that called the kernel has any.
+  // Taking memory may throw, and only the thread that called the kernel has scratch memory.
   if (in_region) fail("scratch memory was asked for inside a parallel region");
   taken.push_back(std::make_unique<Guarded>(bytes, 64));
   return taken.back()->data();
