@@ -212,7 +212,7 @@ def test_plots(tmp_path):
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING])
 def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
     def elman(Wx, R, b, function, backend, dtype):  # noqa: N803
-        """Has the interface of flashrnn: (batch, steps, gates, heads, features) in, (states, batch, ...) out."""
+        """Takes (batch, steps, gates, heads, features) as flashrnn does."""
         assert (function, backend, dtype) == ("elman", "cuda_fused", "bfloat16")
         h, states = torch.zeros_like(Wx[:, 0, 0]), []
         for x in Wx.unbind(1):
