@@ -28,8 +28,11 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench,check,test]"
 	touch $@
 
+# Two tests at a time. Threads that wait without spinning leave their core to the other test.
+test test-all fuzz: export OMP_WAIT_POLICY ?= passive
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-all: setup
 	$(BIN)/python -m pytest -m ""
