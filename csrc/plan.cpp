@@ -22,7 +22,6 @@ constexpr double kThread = 50;    // ns for every further thread
 constexpr double kMeeting = 150;  // ns of a barrier for every member
 constexpr double kStretch = 600;  // ns to begin a stretch of a wave
 constexpr double kWorth = 0.95;   // a wave must take less than this share of the time without it
-constexpr double kPacking = 8;    // multiply-adds as long as packing an element of the weights
 constexpr double kBackward = 3;   // time of the backward pass in forward passes
 
 double handing_over(int64_t workers) {
@@ -84,7 +83,7 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   double alone = choose_plan(on_one_thread(recurrent)).time;
   double begin = kStretch;
   // Done by the one thread of a layer, or shared out.
-  const double packing = kPacking * 2 * double(H) * double(H) / kRate;
+  const double packing = kPackingCost * 2 * double(H) * double(H) / kRate;
   if (pass == Pass::backward) {
     shared *= kBackward;
     alone *= kBackward;

@@ -49,6 +49,9 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass);
 // depend on the number of threads.
 constexpr int64_t kUnpackedSteps = 16;
 
+// Multiply-adds that take as long as packing one element of the weights into a panel.
+constexpr double kPackingCost = 8;
+
 // How many threads are worth having for so many multiply-adds that do not depend on each other.
 int64_t choose_workers(double multiply_adds, const Machine& machine);
 

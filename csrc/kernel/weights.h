@@ -65,9 +65,6 @@ struct RecurrencePanels {
   }
 };
 
-// Multiply-adds that take as long as packing one element.
-constexpr double kPackingCost = 8;
-
 // Packs all the panels of a layer that one pass reads.
 template <class Panels, class Storage>
 void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
