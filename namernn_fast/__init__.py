@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .explaining import explain
 from .functional import batch_invariant, rnn
-from .nn import FusedRNN, FusedRNNCell, replace_rnn
+from .nn import FusedRNN, FusedRNNCell, replace_rnn, restore_rnn
 
 try:
     __version__ = version("namernn_fast")
@@ -18,5 +18,6 @@ __all__ = [
     "batch_invariant",
     "explain",
     "replace_rnn",
+    "restore_rnn",
     "rnn",
 ]

@@ -1,6 +1,10 @@
 """The fused operator with a gradient, used only where a gradient is needed."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 from . import ops, reference
 
@@ -12,7 +16,13 @@ class FusedStack(torch.autograd.Function):
     def forward(ctx, input, hx, sequence_layout, reset, options, *weights):
         options |= ops.WANT_HIDDEN
         output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
-        ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *weights)
+        read = _read_by_backward(weights, options, ctx.needs_input_grad[0])
+        ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *read)
+        # What the fused backward does not read may change before it runs, as with `nn.RNN`.
+        ctx.weights_and_versions = [
+            None if kept is weight else (weight, weight._version)
+            for kept, weight in zip(read, weights, strict=True)
+        ]
         ctx.options = options
         ctx.set_materialize_grads(False)
         return output, h_n
@@ -21,12 +31,18 @@ class FusedStack(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n):
         options, needed = ctx.options, ctx.needs_input_grad
         want_input, want_hx, want_weights = needed[0], needed[1], needed[_BEFORE_WEIGHTS:]
-        input, hx, sequence_layout, reset, output, *hidden = ctx.saved_tensors
         count = len(want_weights)
+        input, hx, sequence_layout, reset, output, *hidden = _saved_tensors(ctx)
         hidden, weights = hidden[:-count], hidden[-count:]
+        weights = [
+            kept if unread is None else unread[0]
+            for kept, unread in zip(weights, ctx.weights_and_versions, strict=True)
+        ]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
-        elif torch.is_grad_enabled():  # create_graph: the gradient itself must have one
+        # With create_graph the gradient itself must have a gradient. With is_grads_batched the
+        # gradients are mapped over, and only ATen operators have rules for that.
+        elif torch.is_grad_enabled() or _is_mapped(grad_output) or _is_mapped(grad_h_n):
             grad_input, grad_hx, *grad_weights = _differentiable_backward(
                 ctx, input, hx, weights, sequence_layout, reset, grad_output, grad_h_n
             )
@@ -63,15 +79,70 @@ _NOT_DIFFERENTIABLE = (None,) * 3  # sequence_layout, reset and options
 _BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
 
 
+def _read_by_backward(weights, options, want_input) -> Sequence[Tensor | None]:
+    """Returns the weights, with None in place of those whose values the fused backward ignores.
+
+    These are the biases, and weight_ih of the first layer unless the input needs a gradient.
+    """
+    if torch.compiler.is_compiling():  # a compiler can read no version of a tensor
+        return weights
+    of_one, first_layer = (4 if options & ops.BIAS else 2), ops.weights_per_layer(options)
+    return [
+        weight
+        if k % of_one == 1 or (k % of_one == 0 and (want_input or k >= first_layer))
+        else None
+        for k, weight in enumerate(weights)
+    ]
+
+
+def _saved_tensors(ctx) -> Sequence[Tensor | None]:
+    """Returns the saved tensors.
+
+    Raises:
+        RuntimeError: one of them was changed in place since the forward pass, or is gone.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}\nThe backward pass of FusedRNN reads its output, its input, hx and weights, "
+            "so that none of them may be changed in place before it runs. Change a copy: "
+            "output.clone(), or an operation that is not in place, such as relu(output)."
+        ) from error
+
+
+def _is_mapped(tensor) -> bool:
+    """Returns whether vmap maps over a tensor, in torch.func's form or in autograd's own."""
+    return (
+        tensor is not None
+        and not torch.compiler.is_compiling()
+        and (is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor))
+    )
+
+
 def _differentiable_backward(
     ctx, input, hx, weights, sequence_layout, reset, grad_output, grad_h_n
 ):
-    """Returns the gradients of input, hx and weights, which the reference path gives a graph."""
-    # A view of each tensor, so that a tensor given in two places keeps two gradients.
-    input, hx, *weights = (
-        None if tensor is None else tensor.view_as(tensor) for tensor in (input, hx, *weights)
-    )
-    results = reference.rnn_stack(input, hx, weights, sequence_layout, reset, ctx.options)
+    """Returns the gradients of input, hx and weights by way of the reference path.
+
+    These have a graph of their own where gradients are enabled.
+    """
+    for unread in ctx.weights_and_versions:
+        if unread is not None and unread[0]._version != unread[1]:
+            raise RuntimeError(
+                "FusedRNN: a bias or weight_ih was changed in place since the forward pass. Only a "
+                "backward pass without create_graph and is_grads_batched allows that: change it "
+                "afterwards"
+            )
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A view of each tensor, so that a tensor given in two places keeps two gradients.
+        input, hx, *weights = (
+            None if tensor is None else tensor.view_as(tensor) for tensor in (input, hx, *weights)
+        )
+        results = reference.rnn_stack(input, hx, weights, sequence_layout, reset, ctx.options)
     given = [
         (result, grad)
         for result, grad in zip(results, (grad_output, grad_h_n), strict=True)
@@ -83,7 +154,7 @@ def _differentiable_backward(
             [result for result, _ in given],
             [s for s, n in zip((input, hx, *weights), needed, strict=True) if n],
             [grad for _, grad in given],
-            create_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
         )
     )

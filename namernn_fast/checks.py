@@ -4,10 +4,12 @@ The operators on the CPU and on a GPU check their arguments again; the reference
 here.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from . import ops
 
@@ -101,7 +103,9 @@ def check_reference_arguments(data, hx, weights, sequence_layout, reset, options
             raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
         if reset is not None:
             check_reset_shape(reset, len(sizes), sizes[0], options)
-    elif sequence_layout is not None and not options & ops.JAGGED:
+    elif options & ops.JAGGED:
+        _check_offsets(sequence_layout, data.shape[0])
+    elif sequence_layout is not None:
         _check_lengths(data, sequence_layout, options)
 
 
@@ -153,6 +157,24 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
     return sizes
 
 
+def _check_offsets(offsets: Tensor, rows: int) -> None:
+    """Checks the offsets of a jagged tensor whose values have this number of rows.
+
+    The reference path reads the values on every device.
+    """
+    if torch.compiler.is_compiling():
+        return
+    values = offsets.tolist()
+    if values[0] != 0 or values[-1] != rows:
+        raise RuntimeError(
+            f"offsets must begin with 0 and end with {rows}, the rows of data, got {values[0]} and "
+            f"{values[-1]}"
+        )
+    for b, (begin, end) in enumerate(itertools.pairwise(values)):
+        if end < begin:
+            raise RuntimeError(f"offsets must not decrease, got {end} after {begin} at {b + 1}")
+
+
 def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> None:
     """Checks that `reset` has an element for each step of each sequence.
 
@@ -175,9 +197,12 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
         )
     if not lengths.is_cpu or torch.compiler.is_compiling():
         return
-    for b, length in enumerate(lengths.tolist()):
-        if not 0 <= length <= steps:
-            raise RuntimeError(
-                f"lengths must be from 0 to {steps}, the steps of input, got {length} for "
-                f"sequence {b}"
-            )
+    while is_functorch_wrapped_tensor(lengths):  # vmap gives no access to values
+        lengths = get_unwrapped(lengths)
+    values = lengths.flatten().tolist()
+    if values and not 0 <= min(values) <= max(values) <= steps:
+        place, length = next((b, n) for b, n in enumerate(values) if not 0 <= n <= steps)
+        raise RuntimeError(
+            f"lengths must be from 0 to {steps}, the steps of input, got {length} for "
+            f"sequence {place}"
+        )

@@ -87,8 +87,15 @@ def why_not_kernel(data: Tensor, tracing: bool) -> str | None:
 
 
 def _run_layers(path: Callable, dropout: float, arguments: tuple) -> tuple[Tensor, Tensor]:
-    """Runs the layers of a stack in one call each, with dropout between them."""
+    """Runs the layers of a stack in one call each, with dropout between them.
+
+    The layers run with time first, so that dropout draws the masks that `nn.RNN` draws.
+    """
     data, hx, weights, sequence_layout, reset, options = arguments
+    batch_first = options & ops.BATCH_FIRST and not options & (ops.PACKED | ops.JAGGED)
+    if batch_first:
+        data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
+        reset = None if reset is None else reset.transpose(0, 1)
     per_layer = ops.weights_per_layer(options)
     states = []
     for k, own_hx in enumerate(ops.states_of_layers(hx, weights, options)):
@@ -97,7 +104,7 @@ def _run_layers(path: Callable, dropout: float, arguments: tuple) -> tuple[Tenso
         own_weights = weights[k * per_layer : (k + 1) * per_layer]
         data, h_n = path(data, own_hx, own_weights, sequence_layout, reset, options)
         states.append(h_n)
-    return data, torch.cat(states)
+    return data.transpose(0, 1) if batch_first else data, torch.cat(states)
 
 
 def _fused_path(data, hx, weights, sequence_layout, reset, options):
@@ -113,9 +120,12 @@ def _fused_path(data, hx, weights, sequence_layout, reset, options):
 
 def _mapped_path(data, hx, weights, sequence_layout, reset, options):
     """The fused path under vmap, which may itself be under another vmap."""
-    if torch._C._are_functorch_transforms_active():
-        return vmap.Mapped.apply(_mapped_path, data, hx, sequence_layout, reset, options, *weights)
-    return _fused_path(data, hx, weights, sequence_layout, reset, options)
+    if not torch._C._are_functorch_transforms_active():
+        return _fused_path(data, hx, weights, sequence_layout, reset, options)
+    if not vmap.is_mapped(data, hx, sequence_layout, reset, *weights):
+        with vmap.one_level_below():
+            return _mapped_path(data, hx, weights, sequence_layout, reset, options)
+    return vmap.Mapped.apply(_mapped_path, data, hx, sequence_layout, reset, options, *weights)
 
 
 def _reference_path(data, hx, weights, sequence_layout, reset, options):

@@ -16,7 +16,7 @@ class Explanation(NamedTuple):
     """What `explain` returns; `str()` makes a sentence of it."""
 
     path: str
-    """`cpu` and an instruction set, `triton` and an architecture, or `reference`."""
+    """`cpu` and an instruction set, `triton` and an architecture, `reference`, or `torch`."""
     why_not: dict[str, str]
     """For every path not taken, the reason."""
 
@@ -28,10 +28,13 @@ class Explanation(NamedTuple):
 def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanation:
     """Says which path `layer(input)` takes and why it takes no other. Nothing is computed.
 
+    It answers for the current settings: gradients on or off, autocast, torch.func transforms.
+
     Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
     instruction set of this processor, `cpu amx` and `cpu avx512_bf16` the fused CPU kernel with
     products in bfloat16; `triton sm_90`, for example, is the fused kernel of a GPU; `reference` is
-    ATen operators, step by step.
+    ATen operators, step by step; `torch` is torch's own operator for a single step, which a
+    FusedRNNCell takes where that is faster.
 
     Args:
         layer: a FusedRNN or FusedRNNCell.
@@ -46,10 +49,14 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    device = "triton" if data.is_cuda else "cpu"
+    if isinstance(layer, FusedRNNCell):
+        reason = layer.why_not_fused(data)
+        if reason is not None:
+            return Explanation("torch", {device: reason})
     if torch._C._is_any_autocast_enabled():
         data = cast_like_autocast(data)
     reason = why_not_kernel(data, torch.compiler.is_compiling())
-    device = "triton" if data.is_cuda else "cpu"
     if reason is not None:
         return Explanation("reference", {device: reason})
     if data.is_cuda:

@@ -40,6 +40,11 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
         _batch_invariant = before
 
 
+def batch_invariant_is_on() -> bool:
+    """Returns whether the setting `batch_invariant()` is on."""
+    return _batch_invariant
+
+
 def rnn(
     input: Tensor | PackedSequence,
     hx: Tensor | None,
@@ -78,10 +83,10 @@ def rnn(
         bidirectional: whether every layer also runs from the end of the sequences.
         training: whether dropout is applied.
         lengths: the number of steps of each sequence of a padded input, (batch): integers from 0 to
-            seq_len in any order, a tensor of any integer dtype and device, or a list. Padding costs
-            no computation, and its values, even NaN, do not matter; output is zero there. The last
-            state of a sequence of length 0 is its initial state. On an accelerator the values are
-            not checked, since reading them would wait for the device.
+            seq_len in any order, a tensor of any integer dtype and device, an array or a list.
+            Padding costs no computation, and its values, even NaN, do not matter; output is zero
+            there. The last state of a sequence of length 0 is its initial state. On an accelerator
+            the values are not checked, since reading them would wait for the device.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
             (seq_len) without a batch. Set where a new episode begins: the episode starts from a
             state of zeros, as if the sequence had been split there; the second direction runs each
@@ -157,7 +162,7 @@ def _normalise(input, hx, weights, reset, options):
         check_reset(reset, input.is_nested)
     if input.is_nested:
         _check_jagged(input)
-        return input.values(), hx, input.offsets(), reset, options | ops.JAGGED
+        return input.values(), hx, input.offsets().long(), reset, options | ops.JAGGED
     dim = input.dim()
     if dim == 3:
         if hx is not None and hx.dim() != 3:
@@ -225,7 +230,9 @@ def _as_sequence_layout(lengths, data, options) -> Tensor:
             "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
         )
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, dtype=torch.int64 if lengths == [] else None)
+        lengths = torch.as_tensor(lengths)
+        if not lengths.numel():  # no value says which type it has
+            lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     return lengths.to(data.device, torch.int64, non_blocking=True)

@@ -5,10 +5,15 @@ from typing import overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from .functional import rnn
+from . import availability
+from .functional import batch_invariant_is_on, rnn
+from .integrations import fx
 from .integrations.compile import allow_tracing
+from .integrations.flops import count_flops
+from .integrations.torchscript import plain_twin, refuse_untraceable
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -58,17 +63,22 @@ class FusedRNN(torch.nn.RNN):
         self,
         input: Tensor,
         hx: Tensor | None = None,
-        *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None, *, reset: Tensor | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        lengths: None = None,
+        reset: Tensor | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input, hx=None, *, lengths=None, reset=None):
+    # `lengths` and `reset` may come by position, since torch's older ONNX exporter hands over a
+    # None for every parameter.
+    def forward(self, input, hx=None, lengths=None, reset=None):
         """Runs the layer over whole sequences.
 
         Args:
@@ -92,8 +102,16 @@ class FusedRNN(torch.nn.RNN):
         Note:
             Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
             split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
-            process with threads the CPU kernel runs on one thread.
+            process with threads the CPU kernel runs on one thread. `torch.jit.trace` and
+            `torch.jit.script` record the operators of `nn.RNN`, which run at any length.
         """
+        if type(input) is not Tensor and fx.is_traced(input, hx):
+            return fx.call_module(self, input, hx, lengths=lengths, reset=reset)
+        if torch.jit.is_tracing():
+            self._refuse_torchscript_if_invariant()
+            if lengths is None and reset is None:
+                return super().forward(input, hx)
+            refuse_untraceable()
         return rnn(
             input,
             hx,
@@ -109,15 +127,30 @@ class FusedRNN(torch.nn.RNN):
             batch_invariant=self.batch_invariant,
         )
 
+    def __prepare_scriptable__(self) -> torch.nn.RNN:
+        """Returns what `torch.jit.script` compiles in place of this module."""
+        self._refuse_torchscript_if_invariant()
+        return plain_twin(self, torch.nn.RNN)
+
+    def _refuse_torchscript_if_invariant(self) -> None:
+        if self.batch_invariant:
+            raise RuntimeError(
+                "batch_invariant needs the fused kernel, and TorchScript runs torch.nn.RNN: set "
+                "batch_invariant=False, or use torch.export"
+            )
+
 
 allow_tracing(FusedRNN)
+count_flops()
 
 
 class FusedRNNCell(torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
-    Constructor, parameters, `state_dict`, initialisation and errors are those of
-    `torch.nn.RNNCell`.
+    Constructor, parameters, `state_dict`, initialisation, errors and results are those of
+    `torch.nn.RNNCell`. Its operators serve here too where they are faster than the fused kernel:
+    for few states, and wherever a gradient is needed. `namernn_fast.explain` says which path an
+    input takes.
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -128,48 +161,72 @@ class FusedRNNCell(torch.nn.RNNCell):
             hx: (batch, hidden_size), or (hidden_size); None for zeros.
 
         Raises:
-            ValueError: input or hx has neither 1 nor 2 dimensions, or another dtype than the
-                weights.
-            RuntimeError: a size or device does not fit, or the nonlinearity is unknown.
+            ValueError: input or hx has neither 1 nor 2 dimensions.
+            RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
         """
-        if input.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        batched = input.dim() == 2
-        if not batched:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else hx.unsqueeze(0)
-        if input.shape[1] != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.shape[1]} "
-                f"expected {self.input_size}"
+        if type(input) is not Tensor and fx.is_traced(input, hx):
+            return fx.call_module(self, input, hx)
+        weights = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        step = _STEPS.get(self.nonlinearity)
+        if step is not None and self.why_not_fused(input, hx, weights) is None:
+            _, h_n = rnn(
+                input.unsqueeze(0),
+                None if hx is None else hx.unsqueeze(0),
+                weights if self.bias else weights[:2],
+                nonlinearity=self.nonlinearity,
+                bias=self.bias,
             )
-        if hx is not None:
-            if hx.shape[-1] != self.hidden_size:
-                raise RuntimeError(
-                    f"hidden0 has inconsistent hidden_size: got {hx.shape[-1]}, "
-                    f"expected {self.hidden_size}"
-                )
-            if hx.shape[0] != input.shape[0]:
-                raise RuntimeError(
-                    f"Input batch size {input.shape[0]} doesn't match hidden0 batch size "
-                    f"{hx.shape[0]}"
-                )
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        _, h_n = rnn(
-            input.unsqueeze(0),
-            None if hx is None else hx.unsqueeze(0),
-            _current(self, names),
-            nonlinearity=self.nonlinearity,
-            bias=self.bias,
-        )
-        return h_n[0] if batched else h_n[0, 0]
+            return h_n[0]
+        if step is None or hx is None or not input.dim() == hx.dim() == 2:
+            return super().forward(input, hx)
+        return step(input, hx, *weights)
+
+    def why_not_fused(
+        self, input: Tensor, hx: Tensor | None = None, weights: Sequence[Tensor] | None = None
+    ) -> str | None:
+        """Returns why a call takes torch's own cell, or None if it takes `namernn_fast.rnn`.
+
+        Args:
+            input, hx: of the call.
+            weights: the current weights of this cell, if they are at hand.
+        """
+        if batch_invariant_is_on() or torch._C._are_functorch_transforms_active():
+            return None  # torch's own cell promises no bits, and vmap has no rule for it
+        if input.dim() != 2 or input.shape[0] * self.hidden_size < _FUSED_FROM_ELEMENTS:
+            return f"torch's own cell is faster for fewer than {_FUSED_FROM_ELEMENTS} states"
+        weights = _current(self, ("weight_ih", "weight_hh")) if weights is None else weights
+        if torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (input, hx, *weights)
+        ):
+            return "torch's own cell is faster where a gradient is needed"
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or torch._C._is_any_autocast_enabled()
+            or forward_ad._current_level >= 0
+        ):
+            return "the call is traced, in forward mode or under autocast"
+        if weights[0].dtype != input.dtype or not (
+            hx is None
+            or (hx.shape == (input.shape[0], self.hidden_size) and hx.dtype == input.dtype)
+        ):
+            return "the arguments do not fit each other"
+        return availability.why_not_kernel(input)
+
+    def __prepare_scriptable__(self) -> torch.nn.RNNCell:
+        """Returns what `torch.jit.script` compiles in place of this module."""
+        return plain_twin(self, torch.nn.RNNCell)
+
+
+_STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
+_FUSED_FROM_ELEMENTS = 4096
+"""States, batch * hidden_size, from which the fused kernel is faster than ATen's four operators."""
 
 
 _FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
+
+
+_PLAIN = {fused: plain for plain, fused in _FUSED.items()}
 
 
 def replace_rnn(model: torch.nn.Module) -> torch.nn.Module:
@@ -188,9 +245,33 @@ def replace_rnn(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         TypeError: model is no module.
     """
+    return _change_classes(model, _FUSED)
+
+
+def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
+    """Turns every `FusedRNN` and `FusedRNNCell` in `model`, or `model` itself, into torch's class.
+
+    The way back from `replace_rnn`, for tools that know the modules of torch by their class, such
+    as `torch.ao.quantization.quantize_dynamic`. Arguments that only the fused classes have
+    (`batch_invariant`) are forgotten. Subclasses are left alone.
+
+    Args:
+        model: any module.
+
+    Returns:
+        `model`, for chaining.
+
+    Raises:
+        TypeError: model is no module.
+    """
+    return _change_classes(model, _PLAIN)
+
+
+def _change_classes(model: torch.nn.Module, classes: dict[type, type]) -> torch.nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        if type(module) in _FUSED:
-            module.__class__ = _FUSED[type(module)]
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+            module.__dict__.pop("batch_invariant", None)
     return model

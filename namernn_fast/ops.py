@@ -88,6 +88,13 @@ class LayerWeights(NamedTuple):
     bias_hh: Tensor | None = None
     """(hidden_size), or None without biases"""
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The sum of both biases (hidden_size), or None without biases."""
+        if self.bias_ih is None or self.bias_hh is None:
+            return None
+        return self.bias_ih + self.bias_hh
+
 
 def directions_of(options: int) -> int:
     """Returns the number of directions of each layer, 1 or 2."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 from . import ops
@@ -33,9 +34,10 @@ def rnn_stack(
         output and h_n.
     """
     batch_first, alive, places = bool(options & ops.BATCH_FIRST), None, None
+    batch_sizes = None
     if options & ops.PACKED:
         assert sequence_layout is not None
-        xs = list(input.split(sequence_layout.tolist()))
+        batch_sizes = sequence_layout.tolist()
     else:
         lengths = sequence_layout
         if options & ops.JAGGED:
@@ -49,32 +51,56 @@ def rnn_stack(
             steps = torch.arange(input.shape[0], device=lengths.device)
             alive = (steps[:, None] < lengths).unsqueeze(-1)
             input = torch.where(alive, input, 0.0)  # NaN in padding must not reach a gradient
-        xs = list(input.unbind(0))
     if reset is not None:
         reset = reset.transpose(0, 1) if batch_first else reset
-    cuts = [None] * len(xs) if reset is None else reset.unsqueeze(-1).unbind(0)
-    activation = torch.relu if options & ops.RELU else torch.tanh
+        reset = reset.unsqueeze(-1)
+    activate = torch.relu_ if options & ops.RELU else torch.tanh_
+    in_place = _may_write_in_place()
     layers = ops.layers_of(weights, options)
     if hx is None:
         states = len(layers) * ops.directions_of(options)
-        hx = input.new_zeros(states, xs[0].shape[0], weights[1].shape[0])
+        batch = batch_sizes[0] if batch_sizes else input.shape[1]
+        hx = input.new_zeros(states, batch, weights[1].shape[0])
 
     last_states: list[Tensor] = []
     for layer in layers:
         outputs = []
         for direction, own in enumerate(layer):
+            # One product for the inputs of all steps, to whose rows the recurrence adds.
+            sums = linear(input, own.weight_ih, own.bias)
             hidden, h_n = _direction(
-                xs, hx[len(last_states)], own, activation, alive, cuts, reverse=direction == 1
+                sums.unbind(0) if batch_sizes is None else sums.split(batch_sizes),
+                batch_sizes,
+                hx[len(last_states)],
+                own.weight_hh.t(),
+                activate,
+                alive,
+                reset,
+                reverse=direction == 1,
+                in_place=in_place,
             )
-            outputs.append(hidden)
+            if alive is not None:
+                output = torch.where(alive, torch.stack(hidden), 0.0)
+            elif in_place:
+                output = sums
+            else:
+                output = torch.stack(hidden) if batch_sizes is None else torch.cat(hidden)
+            outputs.append(output)
             last_states.append(h_n)
-        one = len(outputs) == 1
-        xs = outputs[0] if one else [torch.cat(both, -1) for both in zip(*outputs, strict=True)]
-    h_n = torch.stack(last_states)
-    if options & ops.PACKED:
-        return torch.cat(xs), h_n
-    output = torch.stack(xs, 1 if batch_first else 0)
-    return (output if places is None else output[places]), h_n
+        input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    output = input.transpose(0, 1) if batch_first else input
+    return (output if places is None else output[places]), torch.stack(last_states)
+
+
+def _may_write_in_place() -> bool:
+    """Returns whether nothing records the operators, so that states may replace their sums."""
+    return not (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+    )
 
 
 def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,51 +111,54 @@ def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _direction(
-    xs: list[Tensor],
+    sums: Sequence[Tensor],
+    batch_sizes: list[int] | None,
     hx: Tensor,
-    weights: ops.LayerWeights,
-    activation: Callable[[Tensor], Tensor],
+    weight_hh: Tensor,
+    activate: Callable[[Tensor], Tensor],
     alive: Tensor | None,
-    cuts: Sequence[Tensor | None],
+    reset: Tensor | None,
     reverse: bool,
+    in_place: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Runs one direction of one layer.
+    """Runs the recurrence of one direction of one layer.
 
     Args:
-        xs: for each time the input rows (sequences, features); their number may decrease.
+        sums: for each time x_t W_ih^T + b_ih + b_hh (sequences, hidden_size).
+        batch_sizes: the number of sequences at each time, or None if that does not change.
         hx: (batch, hidden_size)
-        weights: of this direction.
-        activation: tanh or relu.
+        weight_hh: W_hh^T, (hidden_size, hidden_size)
+        activate: tanh or relu, in place.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
-        cuts: for each time where a state begins anew, bool (sequences, 1), or None.
+        reset: bool (seq_len, batch, 1), where a state begins anew; or None.
         reverse: whether to run from the last time to the first.
+        in_place: whether the states replace their sums.
 
     Returns:
-        The states at each time, in the order of `xs`, and the last state of each sequence.
+        The states at each time, in the order of `sums`, and the last state of each sequence. Past
+        the end of a sequence the states at each time are its last state.
     """
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
-    h = hx[: xs[-1 if reverse else 0].shape[0]]
+    steps = len(sums)
+    sizes = [hx.shape[0]] * steps if batch_sizes is None else batch_sizes
+    before = sizes[-1 if reverse else 0]  # the number of sequences one step earlier
+    h = hx if batch_sizes is None else hx[:before]
     ended = []  # last states of the sequences that have ended, shortest sequences first
     hidden = []
-    for t in reversed(range(len(xs))) if reverse else range(len(xs)):
-        sequences = xs[t].shape[0]
-        if sequences < h.shape[0]:
+    for t in reversed(range(steps)) if reverse else range(steps):
+        sequences = sizes[t]
+        if sequences < before:
             ended.append(h[sequences:])
             h = h[:sequences]
         border = t + 1 if reverse else t  # which a state crosses to reach t
-        cut = cuts[border] if border < len(xs) else None
-        if cut is not None:
-            cut = cut[: h.shape[0]]
+        if reset is not None and border < steps:
+            cut = reset[border, : h.shape[0]]
             h = torch.where(cut if alive is None else cut & alive[border], 0.0, h)
-        if sequences > h.shape[0]:
-            h = torch.cat([h, hx[h.shape[0] : sequences]])
-        new = activation(linear(xs[t], weight_ih, bias_ih) + linear(h, weight_hh, bias_hh))
-        if alive is None:
-            h = new
-            hidden.append(h)
-        else:
-            h = torch.where(alive[t], new, h)
-            hidden.append(torch.where(alive[t], new, 0.0))
+        if sequences > before:
+            h = torch.cat([h, hx[before:sequences]])
+        before = sequences
+        new = activate(torch.addmm(sums[t], h, weight_hh, out=sums[t] if in_place else None))
+        h = new if alive is None else torch.where(alive[t], new, h)
+        hidden.append(h)
     if reverse:
         hidden.reverse()
-    return hidden, torch.cat([h, *reversed(ended)])
+    return hidden, torch.cat([h, *reversed(ended)]) if ended else h

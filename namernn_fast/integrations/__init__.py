@@ -1,1 +1,1 @@
-"""How the layer appears to `torch.compile`, `torch.func.vmap` and `torch.onnx.export`."""
+"""How the layer appears to `torch.compile`, vmap, ONNX, TorchScript, `torch.fx`, FLOP counters."""

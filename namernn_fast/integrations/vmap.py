@@ -3,8 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch import Tensor
+from torch._C._functorch import TransformType, is_batchedtensor, maybe_get_level
+from torch._functorch.pyfunctorch import (
+    retrieve_all_functorch_interpreters,
+    retrieve_current_functorch_interpreter,
+)
 
 from .. import ops
 
@@ -12,6 +16,20 @@ from .. import ops
 def only_vmap_is_active() -> bool:
     """Returns whether every active torch.func transform is `vmap`."""
     return all(i.key() == TransformType.Vmap for i in retrieve_all_functorch_interpreters())
+
+
+def is_mapped(*tensors: Tensor | None) -> bool:
+    """Returns whether the innermost `vmap` maps over any of the tensors."""
+    level = retrieve_current_functorch_interpreter().level()
+    return any(
+        tensor is not None and is_batchedtensor(tensor) and maybe_get_level(tensor) == level
+        for tensor in tensors
+    )
+
+
+def one_level_below():
+    """Returns a context without the innermost `vmap`, for what it does not map over."""
+    return retrieve_current_functorch_interpreter().lower()
 
 
 class Mapped(torch.autograd.Function):

@@ -110,7 +110,9 @@ def test_replaced_weights_of_another_shape():
             RuntimeError,
             "3 doesn't match hidden0 batch size 2",
         ),
-        (torch.randn(3, 4).double(), None, ValueError, "does not match weight dtype"),
+        (torch.randn(3, 4).double(), None, RuntimeError, "same dtype"),
+        (torch.randn(3, 4), torch.zeros(3, 5).double(), RuntimeError, "same dtype"),
+        (torch.tensor(1.0), None, ValueError, "Expected input to be 1D or 2D, got 0D instead"),
     ],
 )
 def test_bad_cell_input(input, hx, error, text):

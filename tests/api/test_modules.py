@@ -206,13 +206,20 @@ def test_explain():
     assert str(told).startswith(told.path)
     packed = pack_padded_sequence(x, [5, 3])
     assert explain(module, packed) == told
-    assert explain(FusedRNNCell(3, 4), x[0]).path == told.path
     assert explain(module.half(), x.half()).path == told.path
     whole = explain(module, x.int())
     assert whole.path == "reference"
     assert whole.why_not == {
         "cpu": "the CPU kernel has floating-point types of 16 to 64 bits, not torch.int32"
     }
+    few = explain(FusedRNNCell(64, 64), torch.randn(4, 64))
+    assert few.path == "torch"
+    assert few.why_not == {"cpu": "torch's own cell is faster for fewer than 4096 states"}
+    many = torch.randn(64, 64)
+    trained = explain(FusedRNNCell(64, 64), many)
+    assert trained.why_not == {"cpu": "torch's own cell is faster where a gradient is needed"}
+    with torch.no_grad():
+        assert explain(FusedRNNCell(64, 64), many).path == f"cpu {namernn_fast.ops.cpu_kernel()}"
     with pytest.raises(TypeError, match="layer must be a FusedRNN or FusedRNNCell, got Linear"):
         explain(torch.nn.Linear(2, 2), x)
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):

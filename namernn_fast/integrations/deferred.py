@@ -1,0 +1,41 @@
+"""Runs code once another module has been imported, without importing it.
+
+`torch._dynamo` takes seconds to import, and most programs never use it.
+"""
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+
+def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
+    """Calls `action(module)` now if the module `name` has been imported, else right after that."""
+    if name in sys.modules:
+        action(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, action))
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds no module itself, but acts on one module once that has been executed."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]):
+        self.name, self.action = name, action
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            self.action(module)
+
+        spec.loader.exec_module = exec_module
+        return spec

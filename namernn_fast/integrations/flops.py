@@ -1,0 +1,73 @@
+"""`torch.utils.flop_counter`: the floating-point operations of the fused operators.
+
+As torch counts for `nn.RNN`: two operations for each multiply-add of a matrix product, and nothing
+for anything else.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .deferred import when_imported
+
+
+def count_flops() -> None:
+    """Gives `FlopCounterMode` the formulas of both operators."""
+    when_imported("torch.utils.flop_counter", _register)
+
+
+def _register(flop_counter) -> None:
+    for operator, formula in (
+        (torch.ops.namernn_fast.rnn_forward, _forward),
+        (torch.ops.namernn_fast.rnn_backward, _backward),
+    ):
+        flop_counter.register_flop_formula(operator, get_raw=True)(formula)
+
+
+def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
+    """Returns the number of (time, sequence) rows that are computed.
+
+    It counts the padding too where the lengths are not known without waiting for a device.
+    """
+    padded = not options & (ops.PACKED | ops.JAGGED)
+    lengths = sequence_layout if padded else None
+    if lengths is not None and lengths.is_cpu and type(lengths) is Tensor:
+        return int(lengths.sum())
+    return input.shape[:-1].numel()
+
+
+def _products(weights, options: int) -> list[tuple[int, int]]:
+    """Returns for each layer the multiply-adds of one row in its two products, both directions."""
+    return [
+        (sum(own.weight_ih.numel() for own in layer), sum(own.weight_hh.numel() for own in layer))
+        for layer in ops.layers_of(weights, options)
+    ]
+
+
+def _forward(input, hx, weights, sequence_layout, reset, options, **kwargs) -> int:
+    rows = _rows(input, sequence_layout, options)
+    return 2 * rows * sum(ih + hh for ih, hh in _products(weights, options))
+
+
+def _backward(
+    grad_output,
+    grad_h_n,
+    input,
+    hx,
+    weights,
+    output,
+    hidden,
+    sequence_layout,
+    reset,
+    options,
+    want_input,
+    want_hx,
+    want_layers,
+    **kwargs,
+) -> int:
+    total = 0
+    for number, (ih, hh) in enumerate(_products(weights, options)):
+        total += hh  # the gradient of the state before
+        total += ih if number or want_input else 0
+        total += ih + hh if number in want_layers else 0
+    return 2 * _rows(input, sequence_layout, options) * total
