@@ -6,9 +6,10 @@
 namespace namernn_fast {
 namespace {
 
-// While an object of this class lives, its thread reads subnormal numbers as zero and writes none.
-// Gradients that fade away over many steps pass through subnormal numbers, and there some
-// processors are a hundred times slower.
+// While an object of this class lives, its thread reads subnormal numbers as zero and writes none:
+// each operand and each result may be off by the smallest normal number. Gradients that fade away
+// over many steps pass through subnormal numbers, and there some processors are a hundred times
+// slower.
 class FlushSubnormals {
  public:
 #if defined(__x86_64__)

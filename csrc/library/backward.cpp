@@ -162,7 +162,9 @@ void backward_stack(const Stack& stack, const BackwardTensors& grads) {
     if (stack.batch.layout.N > 0) {
       run_backward<Scalar>(stack, grads);
     } else {
-      for (Tensor w : grads.grad_weights) torch::stable::zero_(w);
+      for (const Tensor& w : grads.grad_weights) {
+        std::fill_n(mutable_data<Scalar>(w), w.numel(), Scalar());
+      }
     }
     finish_backward<Scalar>(stack, grads);
   });

@@ -42,8 +42,8 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// Whether this process was forked from one with several threads. A fork copies one thread alone,
-// and GCC's OpenMP would wait for the other threads of its pool for ever; one thread needs no pool.
+// A fork copies one thread alone, and GCC's OpenMP would wait for the other threads of its pool for
+// ever; one thread needs no pool.
 bool pool_lost = false;
 
 #if defined(__linux__)
@@ -67,6 +67,8 @@ Runtime Call::runtime() const {
   return {machine_, &run_in_pool, [](size_t bytes) { return current_scratch->take(bytes); },
           [] { std::this_thread::yield(); }};
 }
+
+bool is_pool_lost() { return pool_lost; }
 
 Machine this_machine() {
   const int64_t threads = pool_lost ? 1 : int64_t(torch::stable::get_num_threads());

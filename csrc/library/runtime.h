@@ -52,6 +52,10 @@ class Call {
   Scratch scratch_;
 };
 
+// Whether this process was forked from one with several threads: an operator of torch's that uses
+// its thread pool may wait there for ever.
+bool is_pool_lost();
+
 // This machine with the threads that torch is set to, one where a fork has lost them.
 Machine this_machine();
 

@@ -56,16 +56,18 @@ void with_storage(int32_t dtype, F&& f) {
   fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
 }
 
+// A contiguous copy, made without torch's thread pool where a fork has lost it.
+Tensor contiguous_copy(const Tensor& tensor);
+
 // The tensor itself where it is contiguous, else a contiguous copy.
 inline Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : contiguous_copy(tensor);
 }
 
 // The tensor itself where the elements of a row are adjacent, else a contiguous copy.
 inline Tensor with_adjacent_features(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
-  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor
-                                                            : torch::stable::contiguous(tensor);
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : contiguous_copy(tensor);
 }
 
 // Checks that a tensor is on the CPU, has the dtype of input and the given shape.

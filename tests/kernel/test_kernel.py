@@ -187,6 +187,59 @@ def test_gradients_too_small_to_be_normal_are_zero():
     assert torch.tensor(1e-40) * torch.tensor(1.0) > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("hidden_size", [1, 64, 500])
+def test_each_product_may_cost_a_gradient_the_smallest_normal_number(hidden_size, dtype):
+    """A gradient is zero where all products that it sums are subnormal, however many they are."""
+    tiny = torch.finfo(dtype).tiny
+    module = FusedRNN(1, hidden_size, nonlinearity="relu", bias=False, dtype=dtype)
+
+    def gradient(grad_output, weight):
+        torch.nn.init.constant_(module.weight_ih_l0, weight)
+        x = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True)
+        output = module(x)[0]
+        return torch.autograd.grad(output, x, torch.full_like(output, grad_output))[0].item()
+
+    assert gradient(15 * tiny, 1 / 16) == 0  # the products
+    assert gradient(0.75 * tiny, 64) == 0  # one of their factors
+    assert gradient(16 * tiny, 1 / 16) == pytest.approx(
+        hidden_size * tiny, rel=torch.finfo(dtype).eps, abs=0
+    )
+
+
+def test_gradients_keep_the_subnormal_numbers_of_float16():
+    """Subnormal numbers of float16 are normal in float32, in which the kernel computes."""
+    module = FusedRNN(1, 8, nonlinearity="relu", bias=False, dtype=torch.float16)
+    torch.nn.init.ones_(module.weight_ih_l0)
+    x = torch.ones(1, 1, 1, dtype=torch.float16, requires_grad=True)
+    output = module(x)[0]
+    (grad,) = torch.autograd.grad(output, x, torch.full_like(output, 2**-24))
+    assert grad.item() == 8 * 2**-24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("hidden_size", [20, 64, 500])
+def test_fading_gradients_lose_few_of_the_smallest_normal_number(hidden_size, dtype):
+    """With initial weights, a gradient is off by less than hidden_size times that number.
+
+    A gradient well above the smallest normal number scales with the gradient of h_n, bit for bit.
+    """
+    tiny = torch.finfo(dtype).tiny
+    module = FusedRNN(3, hidden_size, dtype=dtype)
+    x = torch.randn(150, 2, 3, dtype=dtype, requires_grad=True)
+    h_n = module(x)[1]
+
+    def gradient(factor):
+        grad_h_n = torch.full_like(h_n, tiny * 2.0**40 * factor)
+        return torch.autograd.grad(h_n, x, grad_h_n, retain_graph=True)[0]
+
+    factor = 2.0**60
+    exact = gradient(factor)
+    lost = (exact - gradient(1.0) * factor).abs() / (tiny * factor)
+    assert 1 < lost.max() < hidden_size
+    assert lost[exact.abs() > tiny * factor * hidden_size / torch.finfo(dtype).eps].eq(0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -128,6 +128,38 @@ def test_a_forked_child(used):
     assert run_program(program) == ["child", "parent"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="runs on one thread on Linux alone")
+@pytest.mark.parametrize("what", ["transposed", "expanded", "empty"])
+def test_a_forked_child_whose_tensors_are_copied_or_cleared(what):
+    """Copies and zeros that an operator makes of large tensors need no thread of the pool either.
+
+    The features of an input or of a gradient may lie apart; without a row, gradients are zeros.
+    """
+    program = FORK + (
+        f"import signal; what = {what!r}\n"
+        "x = torch.randn(16, 64, 40).permute(1, 2, 0)\n"
+        "if what != 'transposed': x = x.contiguous()\n"
+        "x.requires_grad_()\n"
+        "grad_output = torch.ones(()).expand(64, 40, 600)\n"
+        "if what != 'expanded': grad_output = grad_output.contiguous()\n"
+        "lengths = [0] * 40 if what == 'empty' else None\n"
+        "wanted = list(module.parameters()) if what == 'empty' else [x]\n"
+        "def results():\n"
+        "    output = module(x, lengths=lengths)[0]\n"
+        "    values = [output.detach(), *torch.autograd.grad(output, wanted, grad_output)]\n"
+        "    return [value.numpy().tobytes() for value in values]\n"
+        "before = results()\n"
+        "torch.ones(10**6).sum()\n"  # starts the threads of the pool
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    signal.alarm(30)\n"  # ends a child that waits for ever
+        "    print(results() == before, flush=True)\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+    )
+    assert run_program(program) == ["True"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 def test_a_forked_data_loader_worker():
     program = FORK + (

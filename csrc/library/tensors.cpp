@@ -1,0 +1,35 @@
+#include "library/tensors.h"
+
+#include <cstring>
+
+#include "library/runtime.h"
+
+namespace namernn_fast {
+namespace {
+
+// Copies elements in the order of their indices; returns the end of the copy.
+char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strides, int64_t dims,
+                    size_t element, char* to) {
+  if (dims == 0) {
+    std::memcpy(to, from, element);
+    return to + element;
+  }
+  for (int64_t i = 0; i < sizes[0]; ++i) {
+    const char* slice = from + i * strides[0] * int64_t(element);
+    to = copy_elements(slice, sizes + 1, strides + 1, dims - 1, element, to);
+  }
+  return to;
+}
+
+}  // namespace
+
+Tensor contiguous_copy(const Tensor& tensor) {
+  if (!is_pool_lost()) return torch::stable::contiguous(tensor);
+  const auto sizes = tensor.sizes();
+  const Tensor copy = empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype_of(tensor));
+  copy_elements(const_data<char>(tensor), sizes.data(), tensor.strides().data(), tensor.dim(),
+                tensor.element_size(), mutable_data<char>(copy));
+  return copy;
+}
+
+}  // namespace namernn_fast
