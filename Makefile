@@ -85,6 +85,7 @@ bench-peers: setup
 roofline: setup
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.threads $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.first_call $(RECORDING)
 
 capabilities: setup
 	$(BIN)/python -m benchmarks.report.capabilities $(RECORDING)

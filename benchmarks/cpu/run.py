@@ -41,7 +41,8 @@ def main() -> int:
         return status or 1
     # A run with an error is reported, but not recorded.
     record = ["--record"] if options.record and status == 0 else []
-    status = python("benchmarks.cpu.fading", threads, *quick, *record) or status
+    for module in ("benchmarks.cpu.fading", "benchmarks.cpu.torch_operators"):
+        status = python(module, threads, *quick, *record) or status
     return python("benchmarks.report.speed", str(raw), *record) or status
 
 

@@ -233,6 +233,16 @@ def _(layer_class):
         gradient.square().sum().backward()
 
 
+@row("several gradients at once: `jacobian(vectorize=True)`, `is_grads_batched=True`")
+def _(layer_class):
+    layer, x = layer_class(4, 5), torch.randn(6, 3, 4)
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda x: layer(x)[1], x, vectorize=vectorize)
+        for vectorize in (True, False)
+    ]
+    same(*jacobians)
+
+
 @row("gradients in `eval()`, equal to those in `train()`")
 def _(layer_class):
     layer = layer_class(4, 5, num_layers=2)
@@ -349,9 +359,35 @@ def _(layer_class):
         destroy_process_group()
 
 
-@row("`torch.jit.script`", ours="TorchScript takes no function with a variable number of arguments")
+@row("`torch.jit.script`, `torch.jit.trace` at any length")
 def _(layer_class):
-    torch.jit.script(layer_class(4, 5))
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer_class(4, 5)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    for compiler in (torch.jit.script, lambda model: torch.jit.trace(model, torch.randn(6, 3, 4))):
+        model, x = Model(), torch.randn(9, 2, 4)
+        same(compiler(model)(x), model(x))
+        loss_of(compiler(model)(x)).backward()
+
+
+@row("a leaf of `torch.fx` graphs")
+def _(layer_class):
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(layer_class(4, 5))).graph
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+@row(
+    "an in-place change of `output` before its gradient is computed",
+    ours="the gradient is computed from `output`, of which no copy is kept",
+)
+def _(layer_class):
+    output, _ = layer_class(4, 5)(torch.randn(6, 3, 4))
+    output.relu_().sum().backward()
 
 
 def child(label: str, name: str, answers: Any) -> None:

@@ -1,0 +1,83 @@
+"""Times first calls in new processes: `python -m benchmarks.cpu.first_call [--record]`.
+
+What a short script and a test suite wait for: the import, the first forward and backward pass, and
+the first call of a compiled model. Torch's caches of compiled code are off. `torch.compile` does
+not trace `nn.RNN`: it leaves that layer as it is, and compiles what stands around it.
+"""
+
+import multiprocessing
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+
+from benchmarks.harness.grid import BASELINE, FUSED
+
+LAYERS = {BASELINE: ("torch.nn", "RNN"), FUSED: ("namernn_fast", "FusedRNN")}
+STAGES = ("import", "first forward", "first backward", "second forward and backward")
+COMPILED_STAGES = ("first compiled forward and backward", "second compiled forward and backward")
+
+
+def measure(name: str, threads: int) -> dict[str, float]:
+    """Returns the seconds of every stage in this process, which should be a new one."""
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    import torch
+
+    torch.set_num_threads(threads)
+    seconds = {}
+    mark = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal mark
+        now = time.perf_counter()
+        seconds[stage], mark = now - mark, now
+
+    module, cls = LAYERS[name]
+    layer_class = getattr(import_module(module), cls)
+    lap(STAGES[0])
+    layer, x = layer_class(64, 256), torch.randn(8, 64, 64)
+    mark = time.perf_counter()
+    output, _ = layer(x)
+    lap(STAGES[1])
+    output.sum().backward()
+    lap(STAGES[2])
+    layer(x)[0].sum().backward()
+    lap(STAGES[3])
+    compiled = torch.compile(lambda x: layer(x)[0].sum())
+    for stage in COMPILED_STAGES:
+        mark = time.perf_counter()
+        compiled(x).backward()
+        lap(stage)
+    return seconds
+
+
+def main() -> None:
+    from benchmarks.harness import pages
+    from benchmarks.harness.machine import cpu_name
+    from benchmarks.harness.tables import duration, markdown
+
+    options = pages.parse(pages.parser(__doc__, seconds=5.0))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in LAYERS}
+    for _ in range(1 if options.quick else int(options.seconds)):
+        for name, rounds in found.items():
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                rounds.append(pool.submit(measure, name, options.threads).result())
+    medians = {
+        name: {stage: statistics.median(r[stage] for r in rounds) for stage in rounds[0]}
+        for name, rounds in found.items()
+    }
+    lines = [["(64, 256, 8), B = 64", *LAYERS]]
+    for stage in (*STAGES, *COMPILED_STAGES):
+        lines.append([stage, *(duration(medians[name][stage]) for name in LAYERS)])
+    text = (
+        f"{cpu_name()}, {options.threads} thread(s). Medians of "
+        f"{len(found[BASELINE])} new processes each; the import is what the layer adds to torch's."
+        f"\n\n{markdown(lines)}"
+    )
+    pages.publish("first_call", {"rounds": found}, text, options.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Times what runs on torch's operators: `python -m benchmarks.cpu.torch_operators [--record]`.
+
+The reference path serves every device and dtype without a kernel. Here the C++ extension is
+switched off, so that the path runs on a CPU, beside `nn.RNN`. `FusedRNNCell` takes torch's own cell
+where that is faster than the kernel; it runs beside `nn.RNNCell`, on one thread and on all of them.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from benchmarks.harness import pages
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, SHAPES, Cell
+from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.race import Call, race
+from benchmarks.harness.tables import duration, markdown, ratio
+from benchmarks.harness.workload import gated_calls
+from namernn_fast import FusedRNNCell, availability
+from namernn_fast.testing import assert_within_budget
+
+CELL = "cell"
+CELL_SHAPES = ((16, 16), (64, 64), (64, 256), (128, 128))
+CELL_BATCHES = (1, 8, 64, 256, 1024)
+LAYER_BATCHES = (1, 16, 64, 256)
+LARGEST_WORK = 10**9
+"""Multiply-adds of the largest forward pass of the reference path that is timed."""
+Classes = Mapping[str, type[nn.RNNCell]]
+CELLS: Classes = {BASELINE: nn.RNNCell, FUSED: FusedRNNCell}
+
+
+def step(cell: nn.RNNCell, x: Tensor, hx: Tensor, gradient: Tensor) -> Tensor:
+    """Runs one training step of a cell, with gradients of its parameters and of `hx`."""
+    hx.grad = None
+    for parameter in cell.parameters():
+        parameter.grad = None
+    h = cell(x, hx)
+    h.backward(gradient)
+    return h
+
+
+def cell_calls(shape: tuple[int, int], batch: int, mode: str) -> dict[str, Call]:
+    """Returns the calls of both cells, over equal parameters, after both passed the gate."""
+    torch.manual_seed(0)
+    exact = nn.RNNCell(*shape, dtype=torch.float64)
+    x, hx, gradient = (torch.randn(batch, size) for size in (shape[0], shape[1], shape[1]))
+    calls: dict[str, Call] = {}
+    found = {}
+    for name, cell in {name: cls(*shape) for name, cls in CELLS.items()}.items() | {("", exact)}:
+        cell.load_state_dict(exact.state_dict())
+        inputs = [value.to(cell.weight_hh.dtype) for value in (x, hx, gradient)]
+        if mode == FORWARD:
+            calls[name] = partial(cell, *inputs[:2])
+        else:
+            inputs[1] = inputs[1].clone().requires_grad_()
+            calls[name] = partial(step, cell, *inputs)
+        with torch.inference_mode(mode == FORWARD):
+            results = {"h": calls[name]()}
+        if mode != FORWARD:
+            named = {"hx": inputs[1], **dict(cell.named_parameters())}
+            results |= {name: value.grad for name, value in named.items()}
+        found[name] = {name: value.detach() for name, value in results.items()}
+    assert_within_budget(found[FUSED], found[BASELINE], found[""])
+    return {name: calls[name] for name in CELLS}
+
+
+def layer_calls(cell: Cell) -> dict[str, Call]:
+    """Returns the gated calls of both layers on dense or packed input."""
+    torch.manual_seed(1)
+    input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
+    if cell.family == DENSE:
+        return gated_calls(cell, input)
+    lengths = torch.randint(1, cell.seq_len + 1, (cell.batch,))
+    return gated_calls(cell, pack_padded_sequence(input, lengths, enforce_sorted=False))
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial]]:
+    """Yields what identifies each row, and what makes its calls."""
+    for threads, shape, batch, mode in product(
+        sorted({1, options.threads}), CELL_SHAPES, CELL_BATCHES, MODES
+    ):
+        if options.quick and batch > 8:
+            continue
+        of_row = {"family": CELL, "threads": threads, "shape": shape, "batch": batch, "mode": mode}
+        yield of_row, partial(cell_calls, shape, batch, mode)
+    for family, shape, batch, mode in product((DENSE, PACKED), SHAPES, LAYER_BATCHES, MODES):
+        cell = Cell(family, mode, batch, *shape)
+        if batch * cell.row_work > LARGEST_WORK or (options.quick and not cell.is_small):
+            continue
+        of_row = {"family": family, "threads": options.threads, "shape": shape, "batch": batch}
+        yield of_row | {"mode": mode}, partial(layer_calls, cell)
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times every case; returns a row for each."""
+    rows = []
+    budget = pages.time_budget(options, max_rounds=20)
+    for of_row, make_calls in cases(options):
+        pages.settle(of_row["threads"])
+        availability.HAS_EXTENSION = of_row["family"] == CELL
+        calls = make_calls()
+        with torch.inference_mode(of_row["mode"] == FORWARD):
+            rounds = race(calls, budget)
+        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
+        rows.append({**of_row, "medians": medians})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]], names: Mapping[str, str]) -> str:
+    """Returns a line for each shape and batch, and a line of the worst ratios.
+
+    Args:
+        rows: the rows of one family and number of threads.
+        names: the headings of both sides.
+    """
+    header = ["shape", "B"]
+    lines: dict[tuple[str, int], list[str]] = {}
+    worst = ["worst", ""]
+    for mode in MODES:
+        header += [f"{mode}: {names[BASELINE]}", names[FUSED], "speed-up"]
+        ratios = []
+        for row in rows:
+            if row["mode"] == mode:
+                key = (str(tuple(row["shape"])), row["batch"])
+                times = [row["medians"][name] for name in (BASELINE, FUSED)]
+                ratios.append(times[0] / times[1])
+                line = lines.setdefault(key, [key[0], str(key[1])])
+                line += [*map(duration, times), ratio(ratios[-1])]
+        worst += ["", "", ratio(min(ratios))]
+    return markdown([header, *lines.values(), worst])
+
+
+def report(document: dict[str, Any]) -> str:
+    """Returns the tables of a run."""
+    parts = [f"{document['cpu']}; torch {document['torch']}; float32."]
+    for family, threads in dict.fromkeys((r["family"], r["threads"]) for r in document["rows"]):
+        rows = [r for r in document["rows"] if (r["family"], r["threads"]) == (family, threads)]
+        if family == CELL:
+            names = {BASELINE: "nn.RNNCell", FUSED: "FusedRNNCell"}
+            title = f"`FusedRNNCell`, shapes (D, H), {threads} thread(s)"
+        else:
+            names = {BASELINE: BASELINE, FUSED: "reference path"}
+            title = f"Reference path, {family} input, shapes (D, H, T), {threads} thread(s)"
+        parts += [f"**{title}**", table(rows, names)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__, seconds=0.3))
+    rows = run(options)
+    document = {"cpu": cpu_name(), "torch": torch.__version__, "rows": rows}
+    pages.publish("torch_operators", document, report(document), options.record)
+
+
+if __name__ == "__main__":
+    main()
