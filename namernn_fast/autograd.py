@@ -1,5 +1,6 @@
 """The fused operator with a gradient, used only where a gradient is needed."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -16,12 +17,16 @@ class FusedStack(torch.autograd.Function):
     def forward(ctx, input, hx, sequence_layout, reset, options, *weights):
         options |= ops.WANT_HIDDEN
         output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
-        read = _read_by_backward(weights, options, ctx.needs_input_grad[0])
-        ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *read)
+        if torch.compiler.is_compiling():  # a compiler can read no version of a tensor
+            read = (True,) * len(weights)
+        else:
+            read = _is_read_by_backward(len(weights), options, ctx.needs_input_grad[0])
+        saved = [weight if is_read else None for weight, is_read in zip(weights, read, strict=True)]
+        ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *saved)
         # What the fused backward does not read may change before it runs, as with `nn.RNN`.
-        ctx.weights_and_versions = [
-            None if kept is weight else (weight, weight._version)
-            for kept, weight in zip(read, weights, strict=True)
+        ctx.unread = [
+            None if is_read else (weight, weight._version)
+            for weight, is_read in zip(weights, read, strict=True)
         ]
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -35,8 +40,8 @@ class FusedStack(torch.autograd.Function):
         input, hx, sequence_layout, reset, output, *hidden = _saved_tensors(ctx)
         hidden, weights = hidden[:-count], hidden[-count:]
         weights = [
-            kept if unread is None else unread[0]
-            for kept, unread in zip(weights, ctx.weights_and_versions, strict=True)
+            saved if unread is None else unread[0]
+            for saved, unread in zip(weights, ctx.unread, strict=True)
         ]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
@@ -79,20 +84,17 @@ _NOT_DIFFERENTIABLE = (None,) * 3  # sequence_layout, reset and options
 _BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
 
 
-def _read_by_backward(weights, options, want_input) -> Sequence[Tensor | None]:
-    """Returns the weights, with None in place of those whose values the fused backward ignores.
+@functools.cache
+def _is_read_by_backward(count: int, options: int, want_input: bool) -> tuple[bool, ...]:
+    """Returns for each of `count` weights whether the fused backward reads its values.
 
-    These are the biases, and weight_ih of the first layer unless the input needs a gradient.
+    It reads no bias, and weight_ih of the first layer only for the gradient of the input.
     """
-    if torch.compiler.is_compiling():  # a compiler can read no version of a tensor
-        return weights
     of_one, first_layer = (4 if options & ops.BIAS else 2), ops.weights_per_layer(options)
-    return [
-        weight
-        if k % of_one == 1 or (k % of_one == 0 and (want_input or k >= first_layer))
-        else None
-        for k, weight in enumerate(weights)
-    ]
+    return tuple(
+        k % of_one == 1 or (k % of_one == 0 and (want_input or k >= first_layer))
+        for k in range(count)
+    )
 
 
 def _saved_tensors(ctx) -> Sequence[Tensor | None]:
@@ -129,7 +131,7 @@ def _differentiable_backward(
 
     These have a graph of their own where gradients are enabled.
     """
-    for unread in ctx.weights_and_versions:
+    for unread in ctx.unread:
         if unread is not None and unread[0]._version != unread[1]:
             raise RuntimeError(
                 "FusedRNN: a bias or weight_ih was changed in place since the forward pass. Only a "
