@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, SHAPES, Cell
+from benchmarks.harness.grid import (
+    BASELINE,
+    DENSE,
+    FORWARD,
+    FUSED,
+    MODES,
+    PACKED,
+    SHAPES,
+    TRAINING,
+    Cell,
+)
 from benchmarks.harness.machine import cpu_name
 from benchmarks.harness.race import Call, race
 from benchmarks.harness.tables import duration, markdown, ratio
@@ -31,8 +41,8 @@ CELL_BATCHES = (1, 8, 64, 256, 1024)
 LAYER_BATCHES = (1, 16, 64, 256)
 LARGEST_WORK = 10**9
 """Multiply-adds of the largest forward pass of the reference path that is timed."""
-Classes = Mapping[str, type[nn.RNNCell]]
-CELLS: Classes = {BASELINE: nn.RNNCell, FUSED: FusedRNNCell}
+
+CELLS: dict[str, type[nn.RNNCell]] = {BASELINE: nn.RNNCell, FUSED: FusedRNNCell}
 
 
 def step(cell: nn.RNNCell, x: Tensor, hx: Tensor, gradient: Tensor) -> Tensor:
@@ -48,25 +58,24 @@ def step(cell: nn.RNNCell, x: Tensor, hx: Tensor, gradient: Tensor) -> Tensor:
 def cell_calls(shape: tuple[int, int], batch: int, mode: str) -> dict[str, Call]:
     """Returns the calls of both cells, over equal parameters, after both passed the gate."""
     torch.manual_seed(0)
-    exact = nn.RNNCell(*shape, dtype=torch.float64)
-    x, hx, gradient = (torch.randn(batch, size) for size in (shape[0], shape[1], shape[1]))
-    calls: dict[str, Call] = {}
-    found = {}
-    for name, cell in {name: cls(*shape) for name, cls in CELLS.items()}.items() | {("", exact)}:
-        cell.load_state_dict(exact.state_dict())
-        inputs = [value.to(cell.weight_hh.dtype) for value in (x, hx, gradient)]
-        if mode == FORWARD:
-            calls[name] = partial(cell, *inputs[:2])
-        else:
-            inputs[1] = inputs[1].clone().requires_grad_()
-            calls[name] = partial(step, cell, *inputs)
+    weights = nn.RNNCell(*shape).state_dict()
+    tensors = [torch.randn(batch, size) for size in (shape[0], shape[1], shape[1])]
+    calls, found = {}, {}
+    for name, cls in {**CELLS, "exact": nn.RNNCell}.items():
+        dtype = torch.float64 if name == "exact" else torch.float32
+        cell = cls(*shape, dtype=dtype)
+        cell.load_state_dict(weights)
+        x, hx, gradient = (value.to(dtype, copy=True) for value in tensors)
+        hx.requires_grad_(mode == TRAINING)
+        calls[name] = (
+            partial(cell, x, hx) if mode == FORWARD else partial(step, cell, x, hx, gradient)
+        )
         with torch.inference_mode(mode == FORWARD):
-            results = {"h": calls[name]()}
-        if mode != FORWARD:
-            named = {"hx": inputs[1], **dict(cell.named_parameters())}
-            results |= {name: value.grad for name, value in named.items()}
-        found[name] = {name: value.detach() for name, value in results.items()}
-    assert_within_budget(found[FUSED], found[BASELINE], found[""])
+            found[name] = {"h": calls[name]().detach()}
+        if mode == TRAINING:
+            leaves = {"hx": hx, **dict(cell.named_parameters())}
+            found[name] |= {f"grad {leaf}": value.grad.clone() for leaf, value in leaves.items()}
+    assert_within_budget(found[FUSED], found[BASELINE], found["exact"])
     return {name: calls[name] for name in CELLS}
 
 

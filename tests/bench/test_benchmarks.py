@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from benchmarks.cpu import fading, layers, peers, roofline
+from benchmarks.cpu import fading, first_call, layers, peers, roofline, torch_operators
 from benchmarks.harness import pages, workload
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
 from benchmarks.harness.pages import write_section
@@ -74,6 +74,39 @@ def test_subnormal_numbers_are_flushed_for_one_row_alone():
         medians = fading.measure(name, fading.QUICK_CELL, threads, QUICK)
         assert medians is None or set(medians) == {BASELINE, FUSED}
         assert torch.tensor([1e-39]) * 1 != 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_cell_and_the_reference_path_pass_the_gate(mode, monkeypatch):
+    for call in torch_operators.cell_calls((3, 64), 70, mode).values():
+        call()
+    monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
+    for family in (DENSE, PACKED):
+        for call in torch_operators.layer_calls(Cell(family, mode, 3, 4, 5, 6)).values():
+            call()
+
+    class Wrong(torch.nn.RNNCell):
+        def forward(self, x, hx):
+            return super().forward(x, hx) + 1e-3
+
+    monkeypatch.setitem(torch_operators.CELLS, FUSED, Wrong)
+    with pytest.raises(BudgetError, match="h: error"):
+        torch_operators.cell_calls((3, 4), 2, mode)
+
+
+def test_the_report_of_what_runs_on_torchs_operators():
+    row = {"threads": 1, "shape": [3, 4], "batch": 8, "medians": {BASELINE: 2e-3, FUSED: 1e-3}}
+    rows = [row | {"family": family, "mode": mode} for family in ("cell", PACKED) for mode in MODES]
+    text = torch_operators.report({"cpu": "a CPU", "torch": "2.13", "rows": rows})
+    assert "`FusedRNNCell`, shapes (D, H), 1 thread(s)" in text
+    assert "Reference path, packed input" in text
+    assert text.count(f"2.00 ms |      1.00 ms |    {ratio(2.0)}") == 2
+    assert text.count("| worst ") == 2
+
+
+def test_first_calls():
+    found = first_call.measure(FUSED, torch.get_num_threads())
+    assert set(found) == {*first_call.STAGES, *first_call.COMPILED_STAGES}
 
 
 @pytest.mark.parametrize("mode", MODES)
