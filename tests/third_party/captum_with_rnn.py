@@ -8,7 +8,7 @@ import captum.attr as attr
 import pytest
 import torch
 from captum.concept import TCAV, Concept
-from captum.influence import TracInCP, TracInCPFast
+from captum.influence import NaiveInfluenceFunction, TracInCP, TracInCPFast
 from torch import nn
 
 
@@ -134,24 +134,39 @@ def test_noise_tunnel(model, x):
     assert tunnel.attribute(x, nt_samples=3, target=1).shape == x.shape
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["TracInCP", "TracInCPFast"])
-def test_influence_of_examples(fast, model, x, tmp_path):
-    """The gradients of single examples come from a checkpoint of the model."""
-    dataset = torch.utils.data.TensorDataset(torch.randn(8, 6, 3), torch.randint(2, (8,)))
+@pytest.fixture
+def influence(model, tmp_path):
+    """What every influence method needs: examples, a checkpoint of the model and its loss."""
     torch.save(model.state_dict(), tmp_path / "checkpoint.pt")
 
     def load(module, path):
         module.load_state_dict(torch.load(path))
         return 1.0
 
-    rest = {
-        "checkpoints": [str(tmp_path / "checkpoint.pt")],
+    generator = torch.Generator().manual_seed(2)
+    examples = torch.randn(8, 6, 3, generator=generator), torch.arange(8) % 2
+    return {
+        "train_dataset": torch.utils.data.TensorDataset(*examples),
         "checkpoints_load_func": load,
-        "loss_fn": nn.CrossEntropyLoss(reduction="sum" if fast else "none"),
+        "loss_fn": nn.CrossEntropyLoss(reduction="none"),
         "batch_size": 4,
     }
-    last = [model.head] if fast else []
-    tracing = (TracInCPFast if fast else TracInCP)(model, *last, dataset, **rest)
+
+
+@pytest.mark.parametrize("method", [TracInCP, TracInCPFast])
+def test_influence_by_gradients(method, model, x, influence, tmp_path):
+    influence["checkpoints"] = [str(tmp_path / "checkpoint.pt")]
+    if method is TracInCPFast:
+        influence["final_fc_layer"] = model.head
+        influence["loss_fn"] = nn.CrossEntropyLoss(reduction="sum")
+    scores = method(model, **influence).influence((x, torch.tensor([0, 1])))
+    assert scores.shape == (2, 8)
+    assert scores.isfinite().all()
+
+
+def test_influence_by_second_derivatives(model, x, influence, tmp_path):
+    influence["checkpoint"] = str(tmp_path / "checkpoint.pt")
+    tracing = NaiveInfluenceFunction(model, **influence, show_progress=False)
     scores = tracing.influence((x, torch.tensor([0, 1])))
     assert scores.shape == (2, 8)
     assert scores.isfinite().all()
