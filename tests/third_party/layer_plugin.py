@@ -8,6 +8,7 @@ built a layer; the other tests of a file say nothing about the layer and are not
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ def replace_classes() -> None:
     for namespace in NAMESPACES:
         for name, cls in fused.items():
             setattr(namespace, name, cls)
+
+
+def first_line(longrepr) -> str:
+    """Returns the first line of an error; that of a doctest comes after its source."""
+    if crash := getattr(longrepr, "reprcrash", None):
+        return crash.message.partition("\n")[0]
+    lines = str(longrepr).splitlines() or [""]
+    return next(
+        (line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)), lines[-1]
+    )
 
 
 class Recorder:
@@ -67,9 +78,7 @@ class Recorder:
     def pytest_runtest_logreport(self, report):
         result = self.results.setdefault(report.nodeid, {"outcome": "passed", "error": ""})
         if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            lines = (crash.message if crash else str(report.longrepr)).splitlines()
-            result.update(outcome="failed", error=lines[0] if lines else "")
+            result.update(outcome="failed", error=first_line(report.longrepr))
         elif report.skipped and result["outcome"] == "passed":
             result["outcome"] = "skipped"
 

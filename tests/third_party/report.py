@@ -1,8 +1,8 @@
 """The table of `run.py`: outcomes with torch's layer and with this package's, side by side."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from suites import Suite
 
@@ -45,8 +45,9 @@ def list_of(results: list[Result], failing) -> list[str]:
     lines = []
     for result in results:
         for test, error in sorted(failing(result).items()):
-            name = re.sub(r"^\S*/", "", test.split("[")[0]) + test[len(test.split("[")[0]) :]
-            lines.append(f"- {result.suite.library}, `{name}`: `{error.replace('`', chr(39))}`")
+            path, _, name = test.partition("::")
+            error = error.replace("`", "'")
+            lines.append(f"- {result.suite.library}, `{Path(path).name}::{name}`: `{error}`")
     return lines
 
 

@@ -41,7 +41,7 @@ def install(suites: list[Suite]) -> Path:
         The folder of installed packages.
     """
     if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
+        venv.create(VENV, symlinks=True, with_pip=True)
     wanted = sorted({requirement for suite in suites for requirement in suite.requirements})
     print(f"Installing {', '.join(wanted)}", flush=True)
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
