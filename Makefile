@@ -13,7 +13,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
-	bench-gpu gpu-model gpu-report check format clean compare
+	bench-gpu gpu-model gpu-report check format clean compare third-party
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
 
@@ -39,6 +39,11 @@ test-all: setup
 
 fuzz: setup
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
+
+# Other libraries' tests of recurrent layers, with nn.RNN and with this layer in its place.
+third-party: export OMP_WAIT_POLICY ?= passive
+third-party: setup
+	PYTHONPATH=. $(BIN)/python tests/third_party/run.py $(RECORDING)
 
 # Builds the package and the kernels by themselves for sanitizers, in build/NAME.
 define build_sanitized

@@ -13,7 +13,7 @@ from .functional import batch_invariant_is_on, rnn
 from .integrations import fx
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
-from .integrations.torchscript import plain_twin, refuse_untraceable
+from .integrations.nn_rnn import must_serve, plain_twin
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -102,20 +102,18 @@ class FusedRNN(torch.nn.RNN):
         Note:
             Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
             split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
-            process with threads the CPU kernel runs on one thread. `torch.jit.trace` and
-            `torch.jit.script` record the operators of `nn.RNN`, which run at any length.
+            process with threads the CPU kernel runs on one thread. TorchScript records the
+            operators of `nn.RNN`, which run at any length.
         """
         if type(input) is not Tensor and fx.is_traced(input, hx):
             return fx.call_module(self, input, hx, lengths=lengths, reset=reset)
-        if torch.jit.is_tracing():
-            self._refuse_torchscript_if_invariant()
-            if lengths is None and reset is None:
-                return super().forward(input, hx)
-            refuse_untraceable()
+        weights = _current(self, self._flat_weights_names)
+        if must_serve(weights, lengths is None and reset is None, self.batch_invariant):
+            return super().forward(input, hx)
         return rnn(
             input,
             hx,
-            _current(self, self._flat_weights_names),
+            weights,
             nonlinearity=self.nonlinearity,
             bias=self.bias,
             batch_first=self.batch_first,
@@ -129,15 +127,7 @@ class FusedRNN(torch.nn.RNN):
 
     def __prepare_scriptable__(self) -> torch.nn.RNN:
         """Returns what `torch.jit.script` compiles in place of this module."""
-        self._refuse_torchscript_if_invariant()
-        return plain_twin(self, torch.nn.RNN)
-
-    def _refuse_torchscript_if_invariant(self) -> None:
-        if self.batch_invariant:
-            raise RuntimeError(
-                "batch_invariant needs the fused kernel, and TorchScript runs torch.nn.RNN: set "
-                "batch_invariant=False, or use torch.export"
-            )
+        return plain_twin(self, _PLAIN[FusedRNN])
 
 
 allow_tracing(FusedRNN)
@@ -215,7 +205,7 @@ class FusedRNNCell(torch.nn.RNNCell):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCell:
         """Returns what `torch.jit.script` compiles in place of this module."""
-        return plain_twin(self, torch.nn.RNNCell)
+        return plain_twin(self, _PLAIN[FusedRNNCell])
 
 
 _STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}

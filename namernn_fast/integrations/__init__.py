@@ -1,1 +1,1 @@
-"""How the layer appears to `torch.compile`, vmap, ONNX, TorchScript, `torch.fx`, FLOP counters."""
+"""How the layer appears to other parts of torch: compilers, exporters, transforms, counters."""

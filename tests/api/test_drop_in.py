@@ -117,6 +117,27 @@ def test_torchscript_refuses_batch_invariance():
             compiler(module)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_expanded_weights():
+    """Torch's own gradients of each sample, which know the operators of `nn.RNN` alone."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    module = FusedRNN(3, 4, 2, batch_first=True, bidirectional=True)
+    x = torch.randn(5, 6, 3)
+    call_for_per_sample_grads(module, batch_size=5)(x)[0].sum().backward()
+    of_samples = {name: p.grad_sample for name, p in module.named_parameters()}
+    module(x)[0].sum().backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(of_samples[name].sum(0), parameter.grad)
+    for options, text in (
+        ({"reset": torch.zeros(5, 6, dtype=torch.bool)}, "no rule for lengths= or reset="),
+        ({}, "batch_invariant needs the fused kernel, but torch's expanded weights"),
+    ):
+        module.batch_invariant = not options
+        with pytest.raises(RuntimeError, match=text):
+            call_for_per_sample_grads(module, batch_size=5)(x, **options)
+
+
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_older_onnx_exporter(with_hx):
     """It hands the parameters of a module that is exported by itself over by position."""

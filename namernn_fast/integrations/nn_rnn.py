@@ -1,0 +1,84 @@
+"""Where the operators of `nn.RNN` serve in place of the fused ones.
+
+TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) has no
+place for an `autograd.Function`. Torch's expanded weights, by which Opacus' `grad_sample_mode="ew"`
+computes gradients for each sample, know the operators of `nn.RNN` alone.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .deferred import when_imported
+
+Plain = TypeVar("Plain", bound=torch.nn.Module)
+
+_expanded_weights: tuple[type, ...] = ()
+
+
+def _remember(module: ModuleType) -> None:
+    global _expanded_weights
+    _expanded_weights = (module.ExpandedWeight,)
+
+
+when_imported("torch.nn.utils._expanded_weights.expanded_weights_impl", _remember)
+
+
+def must_serve(weights: Sequence[Tensor], is_plain: bool, batch_invariant: bool) -> bool:
+    """Returns whether the operators of `nn.RNN` must compute a call.
+
+    Args:
+        weights: of the layer.
+        is_plain: whether `nn.RNN` could compute the call: there are no lengths and no resets.
+        batch_invariant: whether the layer must be batch-invariant.
+
+    Raises:
+        RuntimeError: they must, and cannot.
+    """
+    if isinstance(weights[0], _expanded_weights):
+        if not is_plain:
+            raise RuntimeError(
+                "torch's expanded weights have no rule for lengths= or reset=: use "
+                "torch.func.vmap(torch.func.grad(...)) for gradients of each sample"
+            )
+        who = "torch's expanded weights run"
+    elif torch.jit.is_tracing():
+        if not is_plain:
+            _refuse_untraceable()
+            return False
+        who = "TorchScript runs"
+    else:
+        return False
+    if batch_invariant:
+        raise RuntimeError(f"batch_invariant needs the fused kernel, but {who} torch.nn.RNN")
+    return True
+
+
+def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
+    """Returns a module of the class `cls` that shares all that `module` has, parameters too.
+
+    Raises:
+        RuntimeError: `module` must be batch-invariant.
+    """
+    if getattr(module, "batch_invariant", False):
+        raise RuntimeError("batch_invariant needs the fused kernel, but TorchScript runs nn.RNN")
+    twin = cls.__new__(cls)
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
+def _refuse_untraceable() -> None:
+    """Checks that a call with lengths or resets can be traced: in inference, but not for ONNX."""
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "torch.onnx.export(..., dynamo=False) cannot export lengths= or reset=: use "
+            "dynamo=True, which can export lengths="
+        )
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "torch.jit.trace cannot record gradients of a call with lengths= or reset=: trace it "
+            "under torch.no_grad(), for inference, or use torch.export"
+        )

@@ -1,0 +1,97 @@
+"""The runner of other libraries' tests: how it puts the fused layers in, and what it reports."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "third_party"
+# A library's tests in short: it knows nothing but torch.
+TESTS = """
+import pytest
+import torch
+from torch.nn import RNN, RNNCell
+
+class Own(torch.nn.RNN):
+    pass
+
+@pytest.mark.parametrize("name", ["RNN", "RNNCell"])
+def test_class(name):
+    cls = getattr(torch.nn, name)
+    layer = cls(3, 4)
+    assert type(layer) is cls is getattr(torch.nn.modules.rnn, name)
+    assert isinstance(layer, (RNN, RNNCell))
+    assert isinstance(Own(3, 4), torch.nn.RNN)
+    assert isinstance(Own(3, 4), torch.nn.modules.rnn.RNNBase)
+    assert not isinstance(torch.nn.GRU(3, 4), (RNN, RNNCell))
+
+def test_whose_class():
+    assert type(RNN(3, 4)).__module__.startswith("torch"), "a fused layer"
+
+def test_skipped():
+    RNN(3, 4)
+    pytest.skip("no reason")
+
+def test_without_a_layer():
+    torch.nn.LSTM(3, 4)
+"""
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("report")
+
+
+def run_pytest(folder, *options):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, options)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [FOLDER, *sys.path]))}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_plugin_puts_the_fused_classes_in(tmp_path, report):
+    (tmp_path / "test_library.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    outcomes, only = {}, []
+    for layer in report.LAYERS:
+        written = tmp_path / f"{layer}.json"
+        options = ("-p", "layer_plugin", "--layer", layer, "--outcomes", written)
+        ran = run_pytest(tmp_path, *options, *only)
+        assert written.exists(), ran.stdout + ran.stderr
+        only = ["--only-tests-of", written]
+        outcomes[layer] = json.loads(written.read_text())
+    assert "1 deselected" in ran.stdout
+    shown = {
+        layer: {test.partition("::")[2]: it["outcome"] for test, it in ran.items()}
+        for layer, ran in outcomes.items()
+    }
+    passed = {"test_class[RNN]": "passed", "test_class[RNNCell]": "passed"}
+    passed["test_skipped"] = "skipped"
+    assert shown["nn.RNN"] == {**passed, "test_whose_class": "passed"}
+    assert shown["FusedRNN"] == {**passed, "test_whose_class": "failed"}
+
+    result = report.Result(report.Suite("library", "1.0", ()), outcomes)
+    (error,) = result.failing_here_alone().values()
+    assert error.startswith("AssertionError: a fused layer")
+    text = report.text_of([result], "2.0")
+    assert "| library | 1.0 | its own | 4 | 3 / 0 / 1 | 2 / 1 / 1 |" in text
+    assert "`test_library.py::test_whose_class`: `AssertionError: a fused layer" in text
+
+
+def test_a_test_that_no_longer_runs_has_failed(report):
+    outcome = {"outcome": "passed", "error": ""}
+    result = report.Result(
+        report.Suite("library", "1.0", ()),
+        {"nn.RNN": {"kept": outcome, "lost": outcome}, "FusedRNN": {"kept": outcome}},
+    )
+    assert result.failing_here_alone() == {"lost": report.NO_LONGER}
+
+
+def test_ordinary_runs_do_not_collect_them():
+    files = [file.name for file in FOLDER.rglob("*.py")]
+    assert "run.py" in files
+    assert not [name for name in files if name.startswith("test_") or name.endswith("_test.py")]

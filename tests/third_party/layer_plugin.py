@@ -1,0 +1,107 @@
+"""A pytest plugin: puts the fused layers in the place of torch's, and records what each test did.
+
+`pytest -p layer_plugin --layer FusedRNN --outcomes FILE` binds `torch.nn.RNN` and
+`torch.nn.RNNCell` to `FusedRNN` and `FusedRNNCell` before any test file, and so any library under
+test, is imported. `--layer nn.RNN` leaves torch as it is. FILE gets the outcome of every test that
+built a layer; the other tests of a file say nothing about the layer and are not counted.
+"""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.modules import rnn
+
+NAMESPACES = (torch.nn, torch.nn.modules, rnn)
+TORCH_CLASSES = {"RNN": rnn.RNN, "RNNCell": rnn.RNNCell}
+
+
+def replace_classes() -> None:
+    """Binds the names of torch's layers to the fused classes, which are subclasses of them."""
+    import namernn_fast  # which must see torch's own classes
+
+    fused = {"RNN": namernn_fast.FusedRNN, "RNNCell": namernn_fast.FusedRNNCell}
+    for namespace in NAMESPACES:
+        for name, cls in fused.items():
+            setattr(namespace, name, cls)
+
+
+def first_line(longrepr) -> str:
+    """Returns the first line of an error; that of a doctest comes after its source."""
+    if crash := getattr(longrepr, "reprcrash", None):
+        return crash.message.partition("\n")[0]
+    lines = str(longrepr).splitlines() or [""]
+    return next(
+        (line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)), lines[-1]
+    )
+
+
+class Recorder:
+    """Keeps the outcome of each test, and whether the test built a layer."""
+
+    def __init__(self, outcomes: Path, only: Path | None):
+        self.outcomes = outcomes
+        self.only = set(json.loads(only.read_text())) if only else None
+        self.current: str | None = None
+        self.built: set[str] = set()
+        self.results: dict[str, dict[str, str]] = {}
+
+    def watch(self, cls: type) -> None:
+        """Makes the constructor of a class note the running test; subclasses call it as well."""
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def constructor(module, *args, **kwargs):
+            if self.current:
+                self.built.add(self.current)
+            construct(module, *args, **kwargs)
+
+        cls.__init__ = constructor
+
+    def pytest_collection_modifyitems(self, config, items):
+        if self.only is not None:
+            others = [item for item in items if item.nodeid not in self.only]
+            config.hook.pytest_deselected(items=others)
+            items[:] = [item for item in items if item.nodeid in self.only]
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        self.current = item.nodeid
+        try:
+            return (yield)
+        finally:
+            self.current = None
+
+    def pytest_runtest_logreport(self, report):
+        result = self.results.setdefault(report.nodeid, {"outcome": "passed", "error": ""})
+        if report.failed:
+            result.update(outcome="failed", error=first_line(report.longrepr))
+        elif report.skipped and result["outcome"] == "passed":
+            result["outcome"] = "skipped"
+
+    def pytest_sessionfinish(self):
+        chosen = self.built if self.only is None else self.only & self.results.keys()
+        text = json.dumps({test: self.results[test] for test in sorted(chosen)}, indent=1)
+        self.outcomes.write_text(text + "\n", encoding="utf-8")
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("layer")
+    group.addoption("--layer", choices=("nn.RNN", "FusedRNN"), default="nn.RNN")
+    group.addoption("--outcomes", type=Path, help="a JSON file of the tests that built a layer")
+    group.addoption("--only-tests-of", type=Path, help="the outcomes of another run")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config):
+    options = early_config.known_args_namespace
+    if options.layer == "FusedRNN":
+        replace_classes()
+    if options.outcomes:
+        recorder = Recorder(options.outcomes, options.only_tests_of)
+        for cls in TORCH_CLASSES.values():
+            recorder.watch(cls)
+        early_config.pluginmanager.register(recorder, "layer-recorder")

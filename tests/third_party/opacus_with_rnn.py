@@ -1,0 +1,75 @@
+"""Opacus on a model with torch's own recurrent layer, whose gradient it needs for each sample.
+
+Opacus' own tests use its `DPRNN` and take `torch.nn.RNN` only to compare with. `run.py` runs this
+file with `torch.nn.RNN` as torch has it, and with the fused class bound to the name.
+"""
+
+import pytest
+import torch
+from opacus import PrivacyEngine
+from opacus.layers import DPRNN
+from opacus.validators import ModuleValidator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+X = torch.randn(8, 6, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(8) % 2
+
+
+class Classifier(nn.Module):
+    """Classifies a sequence by the last state of a recurrent layer."""
+
+    def __init__(self, layers=1, bidirectional=False):
+        super().__init__()
+        self.rnn = nn.RNN(3, 4, layers, batch_first=True, bidirectional=bidirectional)
+        self.head = nn.Linear(4 * (1 + bidirectional), 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+@pytest.fixture(params=[{}, {"layers": 2, "bidirectional": True}], ids=["one", "two-bidirectional"])
+def model(request):
+    torch.manual_seed(0)
+    return Classifier(**request.param)
+
+
+def test_validator_accepts(model):
+    assert not ModuleValidator.validate(model)
+
+
+def test_gradients_of_samples(model):
+    """What Opacus keeps for each sample is the gradient of the sample's own loss.
+
+    Opacus' other modes take no layer that returns a tuple.
+    """
+    engine = PrivacyEngine()
+    private, optimizer, _ = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        data_loader=DataLoader(TensorDataset(X, Y), batch_size=8),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+        grad_sample_mode="ew",
+        loss_reduction="sum",
+    )
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    loss(private(X), Y).backward()
+    kept = [parameter.grad_sample for parameter in model.parameters()]
+    optimizer.step()
+
+    torch.manual_seed(0)
+    plain = Classifier(model.rnn.num_layers, model.rnn.bidirectional)
+    for sample in range(len(X)):
+        losses = loss(plain(X[sample : sample + 1]), Y[sample : sample + 1])
+        expected = torch.autograd.grad(losses, list(plain.parameters()))
+        torch.testing.assert_close([part[sample] for part in kept], list(expected))
+
+
+def test_weights_move_to_the_private_layer(model):
+    """`DPRNN` has the parameters of `torch.nn.RNN`, and computes the same."""
+    rnn = model.rnn
+    private = DPRNN(3, 4, rnn.num_layers, batch_first=True, bidirectional=rnn.bidirectional)
+    private.load_state_dict(rnn.state_dict())
+    torch.testing.assert_close(private(X), rnn(X))

@@ -1,0 +1,79 @@
+"""The table of `run.py`: outcomes with torch's layer and with this package's, side by side."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from suites import Suite
+
+LAYERS = ("nn.RNN", "FusedRNN")
+NO_LONGER = "the test did not run"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the tests of a suite did, by layer: {test: {"outcome", "error"}}, or why none ran."""
+
+    suite: Suite
+    outcomes: dict[str, dict[str, dict[str, str]]]
+    trouble: str = ""
+
+    def failing(self, layer: str) -> dict[str, str]:
+        """Returns the first line of the error of each test that fails with a layer.
+
+        A test that ran with torch's layer must run with the other as well.
+        """
+        ran = self.outcomes.get(layer, {})
+        failed = {test: it["error"] for test, it in ran.items() if it["outcome"] == "failed"}
+        missing = self.outcomes.get("nn.RNN", {}).keys() - ran.keys() if ran else ()
+        return failed | dict.fromkeys(missing, NO_LONGER)
+
+    def failing_here_alone(self) -> dict[str, str]:
+        """Returns the errors of the tests that fail with this package's layer and not torch's."""
+        theirs = self.failing("nn.RNN")
+        return {k: v for k, v in self.failing("FusedRNN").items() if k not in theirs}
+
+
+def counts(outcomes: dict[str, dict[str, str]]) -> str:
+    """Returns `passed / failed / skipped`."""
+    numbers = Counter(it["outcome"] for it in outcomes.values())
+    return " / ".join(str(numbers[outcome]) for outcome in ("passed", "failed", "skipped"))
+
+
+def list_of(results: list[Result], failing) -> list[str]:
+    """Returns a line for each test in what `failing` returns of a result."""
+    lines = []
+    for result in results:
+        for test, error in sorted(failing(result).items()):
+            path, _, name = test.partition("::")
+            error = error.replace("`", "'")
+            lines.append(f"- {result.suite.library}, `{Path(path).name}::{name}`: `{error}`")
+    return lines
+
+
+def text_of(results: list[Result], torch_version: str) -> str:
+    """Returns the table, and under it every failure, in Markdown."""
+    lines = [
+        f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN` or an "
+        "`nn.RNNCell`. Numbers are passed / failed / skipped.",
+        "",
+        "| library | version | tests | number | nn.RNN | FusedRNN |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    for result in results:
+        cells = [result.suite.library, result.suite.version, result.suite.origin]
+        if result.trouble:
+            cells += ["-", result.trouble, "-"]
+        else:
+            cells.append(str(len(result.outcomes["nn.RNN"])))
+            cells += [counts(result.outcomes[layer]) for layer in LAYERS]
+        lines.append(f"| {' | '.join(cells)} |")
+    here = list_of(results, Result.failing_here_alone)
+    both = list_of(
+        results,
+        lambda it: {k: v for k, v in it.failing("nn.RNN").items() if k in it.failing("FusedRNN")},
+    )
+    for title, found in (("with FusedRNN alone", here), ("with both", both)):
+        lines += ["", f"Tests that fail {title}: {'' if found else 'none.'}".rstrip()]
+        lines += ["", *found] if found else []
+    return "\n".join(lines)

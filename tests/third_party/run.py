@@ -1,0 +1,147 @@
+"""Runs other libraries' tests of recurrent layers with torch's layers and with the fused ones.
+
+Installs the libraries of `suites.py` in an environment of their own, `build/third-party/venv`, gets
+the test files that their packages lack from their repositories, runs every suite once with
+`torch.nn.RNN` and once with `FusedRNN` bound to its name, and writes the outcomes side by side to
+`build/third-party/results.md`. Exits with status 1 if a test fails with the fused layer alone.
+Where a repository cannot be reached, git's option `url.<base>.insteadOf` names a copy of it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from report import LAYERS, Result, text_of
+from suites import HERE, SUITES, Checkout, Suite
+
+ROOT = HERE.parents[1]
+FOLDER = ROOT / "build" / "third-party"
+VENV = FOLDER / "venv"
+PYTHON = VENV / "bin" / "python"
+HOST = "https://github.com"
+PAGE = ROOT / "docs" / "differences.md"
+
+
+def python(*arguments: str) -> str:
+    """Runs the environment's Python and returns what it printed."""
+    return subprocess.run(
+        [PYTHON, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+
+
+def install(suites: list[Suite]) -> Path:
+    """Installs the libraries, and links this package's sources into the environment.
+
+    Returns:
+        The folder of installed packages.
+    """
+    if not PYTHON.exists():
+        venv.create(VENV, symlinks=True, with_pip=True)
+    wanted = sorted({requirement for suite in suites for requirement in suite.requirements})
+    print(f"Installing {', '.join(wanted)}", flush=True)
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    python(*pip, "torch>=2.10")
+    python(*pip, "pytest>=8", *wanted)
+    site = Path(python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    link = site / "namernn_fast"
+    if not link.is_symlink():
+        link.symlink_to(ROOT / "namernn_fast")
+    mend_torchaudio(site)
+    return site
+
+
+def mend_torchaudio(site: Path) -> None:
+    """Removes torchaudio's compiled libraries if they cannot be loaded.
+
+    Speechbrain imports torchaudio, and a torchaudio that was built for GPUs does not load beside a
+    torch that was built without. It imports without these libraries, and no test here needs them.
+    """
+    libraries = site / "torchaudio" / "lib"
+    imports = [PYTHON, "-c", "import torchaudio"]
+    if libraries.exists() and subprocess.run(imports, capture_output=True).returncode:
+        shutil.rmtree(libraries)
+
+
+def fetch(checkout: Checkout, site: Path) -> Path:
+    """Gets the test files of a checkout, and returns the folder with them."""
+    name = checkout.repository.rpartition("/")[2]
+    folder = FOLDER / "sources" / f"{name}-{checkout.tag}"
+    if not folder.exists():
+        clone = FOLDER / "sources" / f"{name}.git"
+        shutil.rmtree(clone, ignore_errors=True)
+        url = f"{HOST}/{checkout.repository}"
+        options = ["--bare", "--quiet", "--depth=1", "--filter=blob:none"]
+        subprocess.run(["git", "clone", *options, "-b", checkout.tag, url, clone], check=True)
+        folder.mkdir()
+        files = ["checkout", "--quiet", checkout.tag, "--", *checkout.paths]
+        subprocess.run(["git", "--git-dir", clone, "--work-tree", folder, *files], check=True)
+        shutil.rmtree(clone)
+    if checkout.package:
+        shutil.copytree(folder / checkout.paths[0], site / checkout.package, dirs_exist_ok=True)
+    return folder
+
+
+def run_suite(suite: Suite, site: Path) -> Result:
+    """Runs the tests of a suite with both layers."""
+    try:
+        sources = fetch(suite.checkout, site) if suite.checkout else FOLDER
+    except subprocess.CalledProcessError:
+        return Result(suite, {}, "its test files could not be fetched")
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    work = FOLDER / "work"  # for the files that tests leave
+    results = FOLDER / "results"
+    for folder in (work, results):
+        folder.mkdir(exist_ok=True)
+    outcomes = {}
+    for layer in LAYERS:
+        print(f"{suite.library}, tests {suite.origin}, {layer}", flush=True)
+        written = results / f"{suite.key}-{layer}.json"
+        written.unlink(missing_ok=True)
+        command = [PYTHON, "-m", "pytest", "-p", "layer_plugin", "-p", "no:cacheprovider"]
+        # The configuration and the fixtures of this project's own tests are not for these.
+        command += ["-c", FOLDER / "pytest.ini", "--rootdir", ROOT, "--confcutdir", HERE]
+        command += ["--layer", layer, "--outcomes", written]
+        if outcomes:
+            command += ["--only-tests-of", results / f"{suite.key}-{LAYERS[0]}.json"]
+        command += [argument.format(sources=sources) for argument in suite.tests]
+        with open(written.with_suffix(".log"), "w") as log:
+            code = subprocess.run(command, cwd=work, env=environment, stdout=log, stderr=log)
+        # Status 1 says that tests failed. Other failures of pytest leave nothing to compare.
+        if code.returncode not in (0, 1) or not written.exists():
+            return Result(suite, {}, f"pytest ended with status {code.returncode}")
+        outcomes[layer] = json.loads(written.read_text())
+    return Result(suite, outcomes)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=sorted({suite.library for suite in SUITES}))
+    parser.add_argument(
+        "--record", action="store_true", help="replace the section of docs/differences.md as well"
+    )
+    options = parser.parse_args()
+    if options.record and options.only:
+        parser.error("one library is not the whole table: it cannot be recorded")
+    suites = [suite for suite in SUITES if options.only in (None, suite.library)]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "sources").mkdir(exist_ok=True)
+    (FOLDER / "pytest.ini").write_text("[pytest]\n")
+    site = install(suites)
+    results = [run_suite(suite, site) for suite in suites]
+    text = text_of(results, python("-c", "import torch; print(torch.__version__)"))
+    (FOLDER / "results.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\nWritten: build/third-party/results.md")
+    if options.record:
+        from benchmarks.harness.pages import write_section
+
+        write_section(PAGE, "third-party", text)
+    return int(any(it.trouble or it.failing_here_alone() for it in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
