@@ -133,6 +133,8 @@ def test_expanded_weights():
         ({"reset": torch.zeros(5, 6, dtype=torch.bool)}, "no rule for lengths= or reset="),
         ({}, "batch_invariant needs the fused kernel, but torch's expanded weights"),
     ):
+        for parameter in module.parameters():
+            parameter.grad_sample = None
         module.batch_invariant = not options
         with pytest.raises(RuntimeError, match=text):
             call_for_per_sample_grads(module, batch_size=5)(x, **options)
