@@ -1,4 +1,4 @@
-"""The modules as drop-ins: torch's own module inputs, the cell, replacing, pickling, explaining."""
+"""The modules as drop-ins: the cell, replacing, pickling, explaining."""
 
 import copy
 import pickle
@@ -7,81 +7,11 @@ import sys
 
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import namernn_fast
 from namernn_fast import FusedRNN, FusedRNNCell, explain, replace_rnn, rnn
 from namernn_fast.testing import ErrorBudget
-
-FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
-ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
-DTYPES = (torch.float32, torch.float64)
-
-
-def own_copy(value):
-    """Returns new leaf tensors, so that two modules do not add into one gradient."""
-    if isinstance(value, PackedSequence):
-        return PackedSequence(own_copy(value.data), *value[1:])
-    return value.detach().clone().requires_grad_(value.requires_grad)
-
-
-def tensors_of(result):
-    if isinstance(result, torch.Tensor):
-        return [result]
-    return [t.data if isinstance(t, PackedSequence) else t for t in result]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("training", [True, False])
-def test_torch_module_inputs(base, dtype, training):
-    """torch's own samples pass, with its reference functions for input without a batch."""
-    info = ENTRIES[base]
-    extra = {"with_packed_sequence": True} if base is torch.nn.RNN else {}
-    samples = info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=True, training=training, **extra
-    )
-    assert samples
-    for sample in samples:
-        made = sample.constructor_input
-        theirs = base(*made.args, **made.kwargs, dtype=dtype).train(training)
-        ours = FUSED[base](*made.args, **made.kwargs, dtype=dtype).train(training)
-        ours.load_state_dict(theirs.state_dict())
-        assert repr(ours).replace("Fused", "") == repr(theirs)
-        results = []
-        for module in (ours, theirs):
-            args = [own_copy(arg) for arg in sample.forward_input.args]
-            outputs = tensors_of(module(*args))
-            torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
-            results.append([*outputs, *(p.grad for p in module.parameters())])
-        torch.testing.assert_close(*results)
-        if sample.reference_fn is not None and not isinstance(
-            sample.forward_input.args[0], PackedSequence
-        ):
-            args = [own_copy(arg) for arg in sample.forward_input.args]
-            wanted = sample.reference_fn(ours, *args)
-            torch.testing.assert_close(tensors_of(ours(*args)), tensors_of(wanted))
-
-
-@pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
-def test_torch_module_error_inputs(base):
-    """torch's own samples of mistakes raise the errors that `nn.RNN` raises."""
-    info = ENTRIES[base]
-    samples = info.module_error_inputs_func(
-        info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
-    )
-    assert samples
-    for sample in samples:
-        made = sample.module_error_input.constructor_input
-        if sample.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
-            with pytest.raises(sample.error_type, match=sample.error_regex):
-                FUSED[base](*made.args, **made.kwargs)
-        else:
-            module = FUSED[base](*made.args, **made.kwargs)
-            called = sample.module_error_input.forward_input
-            with pytest.raises(sample.error_type, match=sample.error_regex):
-                module(*called.args, **called.kwargs)
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
