@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_map_only
 
 import namernn_fast
 from namernn_fast import FusedRNN, FusedRNNCell, explain, replace_rnn, rnn
@@ -155,3 +157,37 @@ def test_main_prints_versions_and_paths():
     )
     for word in (namernn_fast.__version__, torch.__version__, namernn_fast.ops.cpu_kernel()):
         assert word in ran.stdout
+
+
+class Wrapped:
+    """No tensor, but an object that torch's functions take by `__torch_function__`."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __getattr__(self, name):
+        return getattr(self.tensor, name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, lambda wrapped: wrapped.tensor, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, cls, function(*args, **kwargs))
+
+
+def test_input_with_torch_function():
+    module, x = FusedRNN(3, 4), torch.randn(5, 2, 3)
+    for got, wanted in zip(module(Wrapped(x)), module(x), strict=True):
+        assert type(got) is Wrapped
+        torch.testing.assert_close(got.tensor, wanted)
+
+
+def test_gradients_per_sample():
+    """Torch's `call_for_per_sample_grads` gives what it gives on `nn.RNN`."""
+    x, grads = torch.randn(5, 2, 3), []
+    theirs, ours = torch.nn.RNN(3, 4), FusedRNN(3, 4)
+    ours.load_state_dict(theirs.state_dict())
+    for module in (ours, theirs):
+        layer = call_for_per_sample_grads(module, batch_size=2, batch_first=False)
+        layer(x)[0].sum().backward()
+        grads.append([p.grad_sample for p in module.parameters()])
+    torch.testing.assert_close(*grads)
