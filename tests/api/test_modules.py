@@ -1,4 +1,4 @@
-"""The modules as drop-ins: torch's own module inputs, the cell, replacing, pickling, explaining."""
+"""The modules as drop-ins: the cell, replacing, pickling, explaining."""
 
 import copy
 import pickle
@@ -7,81 +7,13 @@ import sys
 
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_map_only
 
 import namernn_fast
 from namernn_fast import FusedRNN, FusedRNNCell, explain, replace_rnn, rnn
 from namernn_fast.testing import ErrorBudget
-
-FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
-ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
-DTYPES = (torch.float32, torch.float64)
-
-
-def own_copy(value):
-    """Returns new leaf tensors, so that two modules do not add into one gradient."""
-    if isinstance(value, PackedSequence):
-        return PackedSequence(own_copy(value.data), *value[1:])
-    return value.detach().clone().requires_grad_(value.requires_grad)
-
-
-def tensors_of(result):
-    if isinstance(result, torch.Tensor):
-        return [result]
-    return [t.data if isinstance(t, PackedSequence) else t for t in result]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("training", [True, False])
-def test_torch_module_inputs(base, dtype, training):
-    """torch's own samples pass, with its reference functions for input without a batch."""
-    info = ENTRIES[base]
-    extra = {"with_packed_sequence": True} if base is torch.nn.RNN else {}
-    samples = info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=True, training=training, **extra
-    )
-    assert samples
-    for sample in samples:
-        made = sample.constructor_input
-        theirs = base(*made.args, **made.kwargs, dtype=dtype).train(training)
-        ours = FUSED[base](*made.args, **made.kwargs, dtype=dtype).train(training)
-        ours.load_state_dict(theirs.state_dict())
-        assert repr(ours).replace("Fused", "") == repr(theirs)
-        results = []
-        for module in (ours, theirs):
-            args = [own_copy(arg) for arg in sample.forward_input.args]
-            outputs = tensors_of(module(*args))
-            torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
-            results.append([*outputs, *(p.grad for p in module.parameters())])
-        torch.testing.assert_close(*results)
-        if sample.reference_fn is not None and not isinstance(
-            sample.forward_input.args[0], PackedSequence
-        ):
-            args = [own_copy(arg) for arg in sample.forward_input.args]
-            wanted = sample.reference_fn(ours, *args)
-            torch.testing.assert_close(tensors_of(ours(*args)), tensors_of(wanted))
-
-
-@pytest.mark.parametrize("base", FUSED, ids=lambda cls: cls.__name__)
-def test_torch_module_error_inputs(base):
-    """torch's own samples of mistakes raise the errors that `nn.RNN` raises."""
-    info = ENTRIES[base]
-    samples = info.module_error_inputs_func(
-        info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
-    )
-    assert samples
-    for sample in samples:
-        made = sample.module_error_input.constructor_input
-        if sample.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
-            with pytest.raises(sample.error_type, match=sample.error_regex):
-                FUSED[base](*made.args, **made.kwargs)
-        else:
-            module = FUSED[base](*made.args, **made.kwargs)
-            called = sample.module_error_input.forward_input
-            with pytest.raises(sample.error_type, match=sample.error_regex):
-                module(*called.args, **called.kwargs)
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -232,3 +164,37 @@ def test_main_prints_versions_and_paths():
     )
     for word in (namernn_fast.__version__, torch.__version__, namernn_fast.ops.cpu_kernel()):
         assert word in ran.stdout
+
+
+class Wrapped:
+    """No tensor, but an object that torch's functions take by `__torch_function__`."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __getattr__(self, name):
+        return getattr(self.tensor, name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, lambda wrapped: wrapped.tensor, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, cls, function(*args, **kwargs))
+
+
+def test_input_with_torch_function():
+    module, x = FusedRNN(3, 4), torch.randn(5, 2, 3)
+    for got, wanted in zip(module(Wrapped(x)), module(x), strict=True):
+        assert type(got) is Wrapped
+        torch.testing.assert_close(got.tensor, wanted)
+
+
+def test_gradients_per_sample():
+    """Torch's `call_for_per_sample_grads` gives what it gives on `nn.RNN`."""
+    x, grads = torch.randn(5, 2, 3), []
+    theirs, ours = torch.nn.RNN(3, 4), FusedRNN(3, 4)
+    ours.load_state_dict(theirs.state_dict())
+    for module in (ours, theirs):
+        layer = call_for_per_sample_grads(module, batch_size=2, batch_first=False)
+        layer(x)[0].sum().backward()
+        grads.append([p.grad_sample for p in module.parameters()])
+    torch.testing.assert_close(*grads)

@@ -1,0 +1,356 @@
+"""PyTorch's checks of modules (its test_modules.py) on its inputs: ours beside torch's."""
+
+import copy
+import io
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.testing import assert_close
+from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from namernn_fast import FusedRNN, FusedRNNCell
+
+FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
+ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
+CASES = [
+    (base, dtype, training)
+    for base, info in ENTRIES.items()
+    for dtype in info.dtypes
+    for training in ((True, False) if info.train_and_eval_differ else (True,))
+]
+
+
+def cases(*dtypes):
+    """Parametrizes over the modules, dtypes and modes of torch's own test of modules."""
+    chosen = [case for case in CASES if not dtypes or case[1] in dtypes]
+    names = [f"{case[0].__name__}-{case[1]}-{'train' if case[2] else 'eval'}" for case in chosen]
+    return pytest.mark.parametrize(("base", "dtype", "training"), chosen, ids=names)
+
+
+def samples_of(base, dtype, training, requires_grad=False, errors=False):
+    """Returns torch's own samples of a module: of mistakes, or of proper use."""
+    info = ENTRIES[base]
+    extra = {"with_packed_sequence": True} if base is torch.nn.RNN and not errors else {}
+    make = info.module_error_inputs_func if errors else info.module_inputs_func
+    samples = make(
+        info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training, **extra
+    )
+    assert samples
+    return samples
+
+
+def pairs(base, dtype, training, requires_grad=False, in_a_batch=True):
+    """Yields a fused module, torch's module with equal weights, and arguments for both.
+
+    Args:
+        in_a_batch: whether samples without a batch, as torch's are unless they are packed, come in
+            a batch of three besides.
+    """
+    for sample in samples_of(base, dtype, training, requires_grad):
+        made, args = sample.constructor_input, sample.forward_input.args
+        theirs = base(*made.args, **made.kwargs, dtype=dtype).train(training)
+        ours = FUSED[base](*made.args, **made.kwargs, dtype=dtype).train(training)
+        with torch.no_grad():  # `nn.RNN.load_state_dict` fails where parameters are swapped
+            for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+                own.copy_(other)
+        yield ours, theirs, args
+        if in_a_batch and not isinstance(args[0], PackedSequence):
+            states_dim = 1 if base is torch.nn.RNN else 0
+            dims = (0 if made.kwargs.get("batch_first") else states_dim, states_dim)
+            batched = [
+                torch.stack([arg, -arg, arg.flip(-1)], dim).detach().requires_grad_(requires_grad)
+                for arg, dim in zip(args, dims, strict=False)
+            ]
+            yield ours, theirs, tuple(batched)
+
+
+def tensors(*trees):
+    return [t for t in tree_leaves(trees) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def changed(tree, change=torch.clone):
+    """Returns the tree with new leaf tensors, batch_sizes of a PackedSequence left as they are."""
+    return tree_map_only(
+        Tensor,
+        lambda t: (
+            change(t.detach()).requires_grad_(t.requires_grad) if t.is_floating_point() else t
+        ),
+        tree,
+    )
+
+
+def run(module, args, grads=None):
+    """Returns the outputs, and the gradients of all arguments and parameters that want one."""
+    outputs = tensors(module(*args))
+    inputs = [t for t in tensors(args, list(module.parameters())) if t.requires_grad]
+    grads = grads or [torch.ones_like(t) for t in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, grads)]
+
+
+def non_contiguous(t):
+    return t.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def recorder(calls):
+    """Returns a hook that writes down what it sees."""
+    return lambda _, *seen: calls.append(seen)
+
+
+def described(module):
+    return [
+        (name, type(p), p.shape, p.stride(), p.dtype, p.device, p.requires_grad)
+        for name, p in module.named_parameters()
+    ]
+
+
+@pytest.fixture(params=[True, False], ids=["swap", "set"])
+def swap(request):
+    """Whether a conversion swaps the contents of a parameter; it sets `data` otherwise."""
+    torch.__future__.set_swap_module_params_on_conversion(request.param)
+    yield request.param
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@cases()
+def test_forward(base, dtype, training):
+    for ours, theirs, args in pairs(base, dtype, training):
+        for _ in range(2):
+            assert_close(ours(*args), theirs(*args))
+            for module in (ours, theirs):
+                getattr(module, {torch.float32: "float", torch.float64: "double"}[dtype])()
+
+
+@cases()
+def test_factory_arguments(base, dtype, training):
+    """`dtype`, `device` and `torch.device` as a context decide on every parameter."""
+    for sample in samples_of(base, dtype, training)[::3]:  # neighbours differ in arguments alone
+        made = sample.constructor_input
+        for device, context in itertools.product(("cpu", "meta", None), ("cpu", "meta")):
+            with torch.device(context):
+                ours, theirs = (
+                    cls(*made.args, **made.kwargs, device=device, dtype=dtype).train(training)
+                    for cls in (FUSED[base], base)
+                )
+            assert described(ours) == described(theirs)
+            assert {p.device.type for p in ours.parameters()} == {device or context}
+            assert {p.dtype for p in ours.parameters()} == {dtype}
+
+
+@cases()
+def test_device_transfer(base, dtype, training):
+    """A module goes to another device and back; there it takes and returns tensors of its own."""
+    samples = pairs(base, dtype, training, in_a_batch=False)
+    for ours, theirs, args in itertools.islice(samples, 0, None, 5 if base is torch.nn.RNN else 1):
+        before, weights = ours(*args), copy.deepcopy(ours.state_dict())
+        there = changed(args, lambda t: t.to("meta"))
+        outputs = []
+        for module in (ours.to("meta"), theirs.to("meta")):
+            outputs.append([(t.shape, t.dtype, t.device) for t in tensors(module(*there))])
+        assert outputs[0] == outputs[1]
+        assert described(ours) == described(theirs)
+        mixed = [args, (args[0], *there[1:]), (there[0], *args[1:])][: 2 * len(args) - 1]
+        for module in (ours, theirs):
+            # Torch computes a packed batch on other devices' weights, where there is no bias.
+            for wrong in [] if isinstance(args[0], PackedSequence) else mixed:
+                with pytest.raises(RuntimeError, match="device"):
+                    module(*wrong)
+        ours.to_empty(device="cpu").load_state_dict(weights)
+        assert_close(ours(*args), before, rtol=0, atol=0)
+
+
+@cases()
+def test_copies(base, dtype, training):
+    """A deep copy, a saved and a pickled module say and compute what the module does."""
+    for ours, theirs, args in pairs(base, dtype, training, in_a_batch=False):
+        assert repr(ours) == f"Fused{theirs!r}"
+        assert str(ours) == f"Fused{theirs}"
+        file = io.BytesIO()
+        torch.save(ours, file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=False)
+        for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), saved):
+            assert repr(twin) == repr(ours)
+            assert twin.training is training
+            assert described(twin) == described(ours)
+            assert_close(twin(*args), ours(*args), rtol=0, atol=0)
+
+
+@cases()
+def test_state_dict(base, dtype, training):
+    """A saved `state_dict` goes from either module to the other, past the hooks of both."""
+    for modules in pairs(base, dtype, training, in_a_batch=False):
+        args = modules[2]
+        for source, target in itertools.permutations(modules[:2]):
+            calls = []
+            hook = recorder(calls)
+            handles = (
+                source.register_state_dict_pre_hook(hook),
+                source.register_state_dict_post_hook(hook),
+                target.register_load_state_dict_pre_hook(hook),
+                target.register_load_state_dict_post_hook(hook),
+            )
+            with torch.no_grad():
+                next(source.parameters()).add_(1)
+            file = io.BytesIO()
+            torch.save(source.state_dict(), file)
+            file.seek(0)
+            loaded = torch.load(file, weights_only=True)
+            assert target.load_state_dict(loaded) == ([], [])
+            assert len(calls) == 4
+            assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
+            assert_close(target(*args), source(*args))
+            for handle in handles:
+                handle.remove()
+
+
+@cases()
+def test_hooks(base, dtype, training):
+    """Hooks of the forward and the backward pass see what they see on torch's module."""
+    for *modules, args in pairs(base, dtype, training, requires_grad=True):
+        seen = []
+        for module in modules:
+            calls = []
+            hook = recorder(calls)
+            module.register_forward_pre_hook(hook)
+            module.register_forward_hook(hook)
+            module.register_full_backward_pre_hook(hook)
+            module.register_full_backward_hook(hook)
+            seen.append((run(module, changed(args)), tensors(calls)))
+            assert len(calls) == 4
+        assert_close(seen[0], seen[1])
+
+
+@cases()
+def test_zero_grad(base, dtype, training):
+    for ours, theirs, args in pairs(base, dtype, training, requires_grad=True, in_a_batch=False):
+        sums = []
+        for module in (ours, theirs):
+            for _ in range(2):
+                sum(t.sum() for t in tensors(module(*args))).backward()
+            sums.append([p.grad.clone() for p in module.parameters()])
+            module.zero_grad(set_to_none=False)
+            assert not any(p.grad.any() for p in module.parameters())
+            module.zero_grad()
+            assert all(p.grad is None for p in module.parameters())
+        assert_close(*sums)
+
+
+@cases()
+def test_non_contiguous_tensors(base, dtype, training):
+    for ours, theirs, args in pairs(base, dtype, training, requires_grad=True):
+        grads = [torch.randn_like(t) for t in tensors(theirs(*args))]
+        wanted = run(theirs, args, grads)
+        own_args = (args, changed(args, non_contiguous))
+        own_grads = (grads, changed(grads, non_contiguous))
+        assert not any(t.is_contiguous() for t in tensors(own_args[1], own_grads[1]))
+        for pair in itertools.product(own_args, own_grads):
+            assert_close(run(ours, *pair), wanted)
+
+
+@cases()
+def test_backward_in_every_memory_format(base, dtype, training):
+    """Results are torch's, and contiguous where torch's are."""
+    for ours, theirs, args in pairs(base, dtype, training, requires_grad=True):
+        wanted = run(theirs, args)
+        for name in ("contiguous_format", "preserve_format", "channels_last"):
+            got = run(ours.to(memory_format=getattr(torch, name)), args)
+            assert_close(got, wanted)
+            for own, other in zip(got, wanted, strict=True):
+                assert own.is_contiguous() or not other.is_contiguous()
+
+
+def check_gradients(check, samples, every):
+    """Checks gradients of one parameter alone; of all inputs at once for every `every`th sample."""
+    for k, (ours, _, args) in enumerate(samples):
+        leaves, parameters = tensors(args), list(ours.parameters())
+
+        def outputs(*values, ours=ours, args=args, leaves=leaves):
+            own = dict(zip(map(id, leaves), values, strict=False))
+            return tensors(ours(*tree_map_only(Tensor, lambda t: own.get(id(t), t), args)))
+
+        for alone in (False, True) if k % every == 0 else (True,):
+            for number, parameter in enumerate(parameters):
+                parameter.requires_grad_(not alone or number == k % len(parameters))
+            inputs = [*changed(leaves, Tensor.detach), *parameters]
+            for leaf in inputs[: len(leaves)]:
+                leaf.requires_grad_(not alone)
+            assert check(outputs, inputs, check_batched_grad=True, fast_mode=True)
+
+
+@cases(torch.float64)
+def test_grad(base, dtype, training):
+    check_gradients(
+        torch.autograd.gradcheck, pairs(base, dtype, training, requires_grad=True), every=1
+    )
+
+
+@cases(torch.float64)
+def test_gradgrad(base, dtype, training):
+    samples = pairs(base, dtype, training, requires_grad=True, in_a_batch=False)
+    check_gradients(torch.autograd.gradgradcheck, samples, every=7)
+
+
+@cases()
+def test_forward_reads_training_where_torch_does(base, dtype, training):
+    for ours, theirs, args in pairs(base, dtype, training, in_a_batch=False):
+        for module in (ours, theirs):
+            del module.training
+            if ENTRIES[base].train_and_eval_differ:
+                with pytest.raises(AttributeError, match="'training'"):
+                    module(*args)
+            else:
+                module(*args)
+
+
+@cases(torch.float32)
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_to(swap, base, dtype, training, with_grad):
+    """Parameters stay the same objects through conversions, also after a backward pass."""
+    for ours, theirs, args in pairs(base, dtype, training, in_a_batch=False):
+        converted = []
+        for module in (ours, theirs):
+            sum(t.sum() for t in tensors(module(*args))).backward()
+            if not with_grad:
+                module.zero_grad()
+            before = list(module.parameters())
+            for other in (torch.float64, dtype):
+                module.to(other)
+                assert all(p is q for p, q in zip(module.parameters(), before, strict=True))
+                assert {p.dtype for p in before} == {other}
+                assert {p.grad.dtype for p in before if with_grad} <= {other}
+            converted.append((tensors(module(*args)), [p.grad for p in before if with_grad]))
+        assert_close(*converted)
+
+
+@cases(torch.float32)
+def test_to_empty(swap, base, dtype, training):
+    for modules in pairs(base, dtype, training, in_a_batch=False):
+        kept = []
+        for module in modules[:2]:
+            module.to("meta")
+            before = list(module.parameters())
+            module.to_empty(device="cpu")
+            kept.append([p is q for p, q in zip(module.parameters(), before, strict=True)])
+        assert kept[0] == kept[1] == [swap] * len(kept[0])
+        assert described(modules[0]) == described(modules[1])
+
+
+@cases()
+def test_errors(base, dtype, training):
+    """Torch's own samples of mistakes raise the errors that torch's modules raise."""
+    for sample in samples_of(base, dtype, training, errors=True):
+        made = sample.module_error_input.constructor_input
+        for cls in (FUSED[base], base):
+            raises = pytest.raises(sample.error_type, match=sample.error_regex)
+            if sample.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
+                with raises:
+                    cls(*made.args, **made.kwargs)
+            else:
+                module = cls(*made.args, **made.kwargs).train(training)
+                with raises:
+                    module(*sample.module_error_input.forward_input.args)
