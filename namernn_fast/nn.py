@@ -108,13 +108,14 @@ class FusedRNN(torch.nn.RNN):
         if type(input) is not Tensor and fx.is_traced(input, hx):
             return fx.call_module(self, input, hx, lengths=lengths, reset=reset)
         weights = _current(self, self._flat_weights_names)
-        if must_serve(weights, lengths is None and reset is None, self.batch_invariant):
+        is_plain = lengths is None and reset is None
+        if must_serve(input, hx, weights, is_plain, self.batch_invariant):
             return super().forward(input, hx)
         return rnn(
             input,
             hx,
             weights,
-            nonlinearity=self.nonlinearity,
+            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",  # as `nn.RNN` reads it
             bias=self.bias,
             batch_first=self.batch_first,
             dropout=self.dropout,

@@ -88,7 +88,7 @@ def rnn_stack(
             outputs.append(output)
             last_states.append(h_n)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    output = input.transpose(0, 1) if batch_first else input
+    output = input.transpose(0, 1) if batch_first and batch_sizes is None else input
     return (output if places is None else output[places]), torch.stack(last_states)
 
 

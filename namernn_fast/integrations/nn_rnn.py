@@ -2,7 +2,8 @@
 
 TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) has no
 place for an `autograd.Function`. Torch's expanded weights, by which Opacus' `grad_sample_mode="ew"`
-computes gradients for each sample, know the operators of `nn.RNN` alone.
+computes gradients for each sample, know the operators of `nn.RNN` alone. So do objects that are no
+tensors but stand for them by `__torch_function__`.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,13 @@ def _remember(module: ModuleType) -> None:
 when_imported("torch.nn.utils._expanded_weights.expanded_weights_impl", _remember)
 
 
-def must_serve(weights: Sequence[Tensor], is_plain: bool, batch_invariant: bool) -> bool:
+def must_serve(
+    input: object, hx: object, weights: Sequence[Tensor], is_plain: bool, batch_invariant: bool
+) -> bool:
     """Returns whether the operators of `nn.RNN` must compute a call.
 
     Args:
+        input, hx: of the call, of any type.
         weights: of the layer.
         is_plain: whether `nn.RNN` could compute the call: there are no lengths and no resets.
         batch_invariant: whether the layer must be batch-invariant.
@@ -45,6 +49,10 @@ def must_serve(weights: Sequence[Tensor], is_plain: bool, batch_invariant: bool)
                 "torch.func.vmap(torch.func.grad(...)) for gradients of each sample"
             )
         who = "torch's expanded weights run"
+    elif type(input) is not Tensor and (_stands_for_tensor(input) or _stands_for_tensor(hx)):
+        if not is_plain:
+            return False
+        who = f"a {type(input).__name__} runs"
     elif torch.jit.is_tracing():
         if not is_plain:
             _refuse_untraceable()
@@ -55,6 +63,10 @@ def must_serve(weights: Sequence[Tensor], is_plain: bool, batch_invariant: bool)
     if batch_invariant:
         raise RuntimeError(f"batch_invariant needs the fused kernel, but {who} torch.nn.RNN")
     return True
+
+
+def _stands_for_tensor(value: object) -> bool:
+    return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
 
 
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:

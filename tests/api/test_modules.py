@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map_only
 
@@ -186,15 +185,15 @@ def test_input_with_torch_function():
     for got, wanted in zip(module(Wrapped(x)), module(x), strict=True):
         assert type(got) is Wrapped
         torch.testing.assert_close(got.tensor, wanted)
+    with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got Wrapped"):
+        module(Wrapped(x), lengths=[5, 3])
 
 
-def test_gradients_per_sample():
-    """Torch's `call_for_per_sample_grads` gives what it gives on `nn.RNN`."""
-    x, grads = torch.randn(5, 2, 3), []
-    theirs, ours = torch.nn.RNN(3, 4), FusedRNN(3, 4)
+def test_the_mode_decides_as_in_nn_rnn():
+    ours, theirs = FusedRNN(3, 4), torch.nn.RNN(3, 4)
     ours.load_state_dict(theirs.state_dict())
-    for module in (ours, theirs):
-        layer = call_for_per_sample_grads(module, batch_size=2, batch_first=False)
-        layer(x)[0].sum().backward()
-        grads.append([p.grad_sample for p in module.parameters()])
-    torch.testing.assert_close(*grads)
+    for name, value in (("mode", "RNN_RELU"), ("nonlinearity", "tanh")):
+        for module in (ours, theirs):
+            setattr(module, name, value)
+        x = torch.randn(5, 2, 3)
+        torch.testing.assert_close(ours(x), theirs(x))
