@@ -54,8 +54,9 @@ def rnn_stack(
     if reset is not None:
         reset = reset.transpose(0, 1) if batch_first else reset
         reset = reset.unsqueeze(-1)
-    activate = torch.relu_ if options & ops.RELU else torch.tanh_
+    activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
     in_place = _may_write_in_place()
+    add_product = Tensor.addmm_ if in_place else Tensor.addmm
     layers = ops.layers_of(weights, options)
     if hx is None:
         states = len(layers) * ops.directions_of(options)
@@ -69,15 +70,15 @@ def rnn_stack(
             # One product for the inputs of all steps, to whose rows the recurrence adds.
             sums = linear(input, own.weight_ih, own.bias)
             hidden, h_n = _direction(
-                sums.unbind(0) if batch_sizes is None else sums.split(batch_sizes),
+                sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
                 hx[len(last_states)],
                 own.weight_hh.t(),
+                add_product,
                 activate,
                 alive,
                 reset,
                 reverse=direction == 1,
-                in_place=in_place,
             )
             if alive is not None:
                 output = torch.where(alive, torch.stack(hidden), 0.0)
@@ -115,11 +116,11 @@ def _direction(
     batch_sizes: list[int] | None,
     hx: Tensor,
     weight_hh: Tensor,
+    add_product: Callable[[Tensor, Tensor, Tensor], Tensor],
     activate: Callable[[Tensor], Tensor],
     alive: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
-    in_place: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """Runs the recurrence of one direction of one layer.
 
@@ -128,11 +129,11 @@ def _direction(
         batch_sizes: the number of sequences at each time, or None if that does not change.
         hx: (batch, hidden_size)
         weight_hh: W_hh^T, (hidden_size, hidden_size)
+        add_product: adds the product of its last two arguments to its first, in place or not.
         activate: tanh or relu, in place.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
         reset: bool (seq_len, batch, 1), where a state begins anew; or None.
         reverse: whether to run from the last time to the first.
-        in_place: whether the states replace their sums.
 
     Returns:
         The states at each time, in the order of `sums`, and the last state of each sequence. Past
@@ -141,7 +142,7 @@ def _direction(
     steps = len(sums)
     sizes = [hx.shape[0]] * steps if batch_sizes is None else batch_sizes
     before = sizes[-1 if reverse else 0]  # the number of sequences one step earlier
-    h = hx if batch_sizes is None else hx[:before]
+    h = hx if before == hx.shape[0] else hx[:before]
     ended = []  # last states of the sequences that have ended, shortest sequences first
     hidden = []
     for t in reversed(range(steps)) if reverse else range(steps):
@@ -156,7 +157,7 @@ def _direction(
         if sequences > before:
             h = torch.cat([h, hx[before:sequences]])
         before = sequences
-        new = activate(torch.addmm(sums[t], h, weight_hh, out=sums[t] if in_place else None))
+        new = activate(add_product(sums[t], h, weight_hh))
         h = new if alive is None else torch.where(alive[t], new, h)
         hidden.append(h)
     if reverse:
