@@ -33,27 +33,10 @@ def rnn_stack(
     Returns:
         output and h_n.
     """
-    batch_first, alive, places = bool(options & ops.BATCH_FIRST), None, None
-    batch_sizes = None
-    if options & ops.PACKED:
-        assert sequence_layout is not None
-        batch_sizes = sequence_layout.tolist()
-    else:
-        lengths = sequence_layout
-        if options & ops.JAGGED:
-            assert sequence_layout is not None
-            lengths, places = sequence_layout.diff(), _places_of_jagged(sequence_layout)
-            longest = max([1, *lengths.tolist()])
-            input = input.new_zeros(len(lengths), longest, input.shape[-1]).index_put(places, input)
-            batch_first = True
-        input = input.transpose(0, 1) if batch_first else input
-        if lengths is not None:
-            steps = torch.arange(input.shape[0], device=lengths.device)
-            alive = (steps[:, None] < lengths).unsqueeze(-1)
-            input = torch.where(alive, input, 0.0)  # NaN in padding must not reach a gradient
+    input, batch_sizes, alive, places = _with_time_first(input, sequence_layout, options)
+    batch_first = options & ops.BATCH_FIRST
     if reset is not None:
-        reset = reset.transpose(0, 1) if batch_first else reset
-        reset = reset.unsqueeze(-1)
+        reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
     activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
     in_place = _may_write_in_place()
     add_product = Tensor.addmm_ if in_place else Tensor.addmm
@@ -89,8 +72,40 @@ def rnn_stack(
             outputs.append(output)
             last_states.append(h_n)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    output = input.transpose(0, 1) if batch_first and batch_sizes is None else input
-    return (output if places is None else output[places]), torch.stack(last_states)
+    if places is not None:
+        input = input[places]
+    elif batch_first and batch_sizes is None:
+        input = input.transpose(0, 1)
+    return input, torch.stack(last_states)
+
+
+def _with_time_first(
+    input: Tensor, sequence_layout: Tensor | None, options: int
+) -> tuple[Tensor, list[int] | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """Brings input of any layout to one in which the layers run.
+
+    Returns:
+        input: (seq_len, batch, features), or the data of a PackedSequence.
+        batch_sizes: the number of sequences at each time, or None unless packed.
+        alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
+        places: for each row of a jagged tensor its time and its sequence, or None unless jagged.
+    """
+    if sequence_layout is not None and options & ops.PACKED:
+        return input, sequence_layout.tolist(), None, None
+    lengths, places = sequence_layout, None
+    if lengths is not None and options & ops.JAGGED:
+        lengths, places = lengths.diff(), _places_of_jagged(lengths)
+        longest = max([1, *lengths.tolist()])
+        padded = input.new_zeros(longest, len(lengths), input.shape[-1])
+        input = padded.index_put(places, input)
+    elif options & ops.BATCH_FIRST:
+        input = input.transpose(0, 1)
+    if lengths is None:
+        return input, None, None, None
+    steps = torch.arange(input.shape[0], device=lengths.device)
+    alive = (steps[:, None] < lengths).unsqueeze(-1)
+    # NaN in padding must not reach a gradient.
+    return torch.where(alive, input, 0.0), None, alive, places
 
 
 def _may_write_in_place() -> bool:
@@ -105,10 +120,10 @@ def _may_write_in_place() -> bool:
 
 
 def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns for each row of a jagged tensor the number of its sequence and its time."""
+    """Returns for each row of a jagged tensor its time and the number of its sequence."""
     row = torch.arange(int(offsets[-1]), device=offsets.device)
     sequence = torch.bucketize(row, offsets[1:], right=True)
-    return sequence, row - offsets[sequence]
+    return row - offsets[sequence], sequence
 
 
 def _direction(
