@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 
 from . import ops, reference
 
@@ -25,7 +26,7 @@ class FusedStack(torch.autograd.Function):
         ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *saved)
         # What the fused backward does not read may change before it runs, as with `nn.RNN`.
         ctx.unread = [
-            None if is_read else (weight, weight._version)
+            None if is_read else (weight, None if weight.is_inference() else weight._version)
             for weight, is_read in zip(weights, read, strict=True)
         ]
         ctx.options = options
@@ -45,9 +46,7 @@ class FusedStack(torch.autograd.Function):
         ]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
-        # With create_graph the gradient itself must have a gradient. With is_grads_batched the
-        # gradients are mapped over, and only ATen operators have rules for that.
-        elif torch.is_grad_enabled() or _is_mapped(grad_output) or _is_mapped(grad_h_n):
+        elif _must_be_differentiable(grad_output, grad_h_n):
             grad_input, grad_hx, *grad_weights = _differentiable_backward(
                 ctx, input, hx, weights, sequence_layout, reset, grad_output, grad_h_n
             )
@@ -115,12 +114,20 @@ def _saved_tensors(ctx) -> Sequence[Tensor | None]:
         ) from error
 
 
-def _is_mapped(tensor) -> bool:
-    """Returns whether vmap maps over a tensor, in torch.func's form or in autograd's own."""
+def _must_be_differentiable(*grads: Tensor | None) -> bool:
+    """Returns whether the backward pass must consist of operators that torch can transform.
+
+    With create_graph the gradient itself has a gradient. Within torch.func transforms and forward
+    mode it has a tangent or is mapped over, with is_grads_batched it is mapped over.
+    """
+    if torch.is_grad_enabled():
+        return True
+    if torch.compiler.is_compiling():
+        return False
     return (
-        tensor is not None
-        and not torch.compiler.is_compiling()
-        and (is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor))
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)
     )
 
 
@@ -132,32 +139,50 @@ def _differentiable_backward(
     These have a graph of their own where gradients are enabled.
     """
     for unread in ctx.unread:
-        if unread is not None and unread[0]._version != unread[1]:
+        if unread is not None and unread[1] is not None and unread[0]._version != unread[1]:
             raise RuntimeError(
                 "FusedRNN: a bias or weight_ih was changed in place since the forward pass. Only a "
                 "backward pass without create_graph and is_grads_batched allows that: change it "
                 "afterwards"
             )
+    values = (input, hx, *weights)
+    needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[_BEFORE_WEIGHTS:])
+
+    def run(*wanted):
+        wanted = iter(wanted)
+        input, hx, *weights = (
+            next(wanted) if need else value for value, need in zip(values, needed, strict=True)
+        )
+        return reference.rnn_stack(input, hx, weights, sequence_layout, reset, ctx.options)
+
+    wanted = [value for value, need in zip(values, needed, strict=True) if need]
+    pull_back = _vjp if torch._C._are_functorch_transforms_active() else _autograd_vjp
+    grads = iter(pull_back(run, wanted, (grad_output, grad_h_n)))
+    return [next(grads) if need else None for need in needed]
+
+
+def _autograd_vjp(run, wanted, grads):
+    """Returns the gradients of `wanted`, with graphs of their own where gradients are enabled."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # A view of each tensor, so that a tensor given in two places keeps two gradients.
-        input, hx, *weights = (
-            None if tensor is None else tensor.view_as(tensor) for tensor in (input, hx, *weights)
-        )
-        results = reference.rnn_stack(input, hx, weights, sequence_layout, reset, ctx.options)
-    given = [
-        (result, grad)
-        for result, grad in zip(results, (grad_output, grad_h_n), strict=True)
-        if grad is not None
-    ]
-    needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[_BEFORE_WEIGHTS:])
-    grads = iter(
-        torch.autograd.grad(
+        wanted = [value.view_as(value) for value in wanted]
+        given = [(r, g) for r, g in zip(run(*wanted), grads, strict=True) if g is not None]
+        return torch.autograd.grad(
             [result for result, _ in given],
-            [s for s, n in zip((input, hx, *weights), needed, strict=True) if n],
+            wanted,
             [grad for _, grad in given],
             create_graph=create_graph,
             allow_unused=True,
         )
+
+
+def _vjp(run, wanted, grads):
+    """Returns the gradients of `wanted` within transforms of torch.func, unknown to autograd."""
+    results, pull_back = torch.func.vjp(run, *wanted)
+    return pull_back(
+        tuple(
+            torch.zeros_like(result) if grad is None else grad
+            for result, grad in zip(results, grads, strict=True)
+        )
     )
-    return [next(grads) if n else None for n in needed]

@@ -197,12 +197,12 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
         )
     if not lengths.is_cpu or torch.compiler.is_compiling():
         return
+    mapped = is_functorch_wrapped_tensor(lengths)
     while is_functorch_wrapped_tensor(lengths):  # vmap gives no access to values
         lengths = get_unwrapped(lengths)
-    values = lengths.flatten().tolist()
-    if values and not 0 <= min(values) <= max(values) <= steps:
-        place, length = next((b, n) for b, n in enumerate(values) if not 0 <= n <= steps)
-        raise RuntimeError(
-            f"lengths must be from 0 to {steps}, the steps of input, got {length} for "
-            f"sequence {place}"
-        )
+    for place, length in enumerate(lengths.flatten().tolist()):
+        if not 0 <= length <= steps:
+            raise RuntimeError(
+                f"lengths must be from 0 to {steps}, the steps of input, got {length}"
+                + ("" if mapped else f" for sequence {place}")
+            )

@@ -104,7 +104,7 @@ def _run_layers(path: Callable, dropout: float, arguments: tuple) -> tuple[Tenso
         own_weights = weights[k * per_layer : (k + 1) * per_layer]
         data, h_n = path(data, own_hx, own_weights, sequence_layout, reset, options)
         states.append(h_n)
-    return data.transpose(0, 1) if batch_first else data, torch.cat(states)
+    return reference.with_batch_first(data) if batch_first else data, torch.cat(states)
 
 
 def _fused_path(data, hx, weights, sequence_layout, reset, options):
@@ -129,5 +129,10 @@ def _mapped_path(data, hx, weights, sequence_layout, reset, options):
 
 
 def _reference_path(data, hx, weights, sequence_layout, reset, options):
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would record the loop over ATen operators at one length: use a "
+            "FusedRNN without lengths= and reset=, whose operators it records at any length"
+        )
     check_reference_arguments(data, hx, weights, sequence_layout, reset, options)
     return reference.rnn_stack(data, hx, weights, sequence_layout, reset, options)

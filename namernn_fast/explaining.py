@@ -25,7 +25,9 @@ class Explanation(NamedTuple):
         return f"{self.path} ({reasons})" if reasons else self.path
 
 
-def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanation:
+def explain(
+    layer: torch.nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None
+) -> Explanation:
     """Says which path `layer(input)` takes and why it takes no other. Nothing is computed.
 
     It answers for the current settings: gradients on or off, autocast, torch.func transforms.
@@ -38,7 +40,7 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
 
     Args:
         layer: a FusedRNN or FusedRNNCell.
-        input: the input of the call in question.
+        input, hx: of the call in question. Only a FusedRNNCell asks about hx.
 
     Raises:
         TypeError: layer or input is something else.
@@ -51,7 +53,7 @@ def explain(layer: torch.nn.Module, input: Tensor | PackedSequence) -> Explanati
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     device = "triton" if data.is_cuda else "cpu"
     if isinstance(layer, FusedRNNCell):
-        reason = layer.why_not_fused(data)
+        reason = layer.why_not_fused(data, hx)
         if reason is not None:
             return Explanation("torch", {device: reason})
     if torch._C._is_any_autocast_enabled():

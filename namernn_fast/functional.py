@@ -230,7 +230,7 @@ def _as_sequence_layout(lengths, data, options) -> Tensor:
             "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
         )
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
+        lengths = torch.tensor(lengths, device="cpu")  # a copy, which nobody can change
         if not lengths.numel():  # no value says which type it has
             lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():

@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import availability
 from .functional import batch_invariant_is_on, rnn
-from .integrations import fx
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
+from .integrations.fx import make_leaves
 from .integrations.nn_rnn import must_serve, plain_twin
 
 
@@ -105,11 +105,9 @@ class FusedRNN(torch.nn.RNN):
             process with threads the CPU kernel runs on one thread. TorchScript records the
             operators of `nn.RNN`, which run at any length.
         """
-        if type(input) is not Tensor and fx.is_traced(input, hx):
-            return fx.call_module(self, input, hx, lengths=lengths, reset=reset)
         weights = _current(self, self._flat_weights_names)
-        is_plain = lengths is None and reset is None
-        if must_serve(input, hx, weights, is_plain, self.batch_invariant):
+        if must_serve(input, hx, weights, lengths is None and reset is None):
+            self._refuse_if_invariant()
             return super().forward(input, hx)
         return rnn(
             input,
@@ -128,11 +126,22 @@ class FusedRNN(torch.nn.RNN):
 
     def __prepare_scriptable__(self) -> torch.nn.RNN:
         """Returns what `torch.jit.script` compiles in place of this module."""
-        return plain_twin(self, _PLAIN[FusedRNN])
+        self._refuse_if_invariant()
+        return self if type(self) not in _PLAIN else plain_twin(self, _PLAIN[FusedRNN])
+
+    def _refuse_if_invariant(self) -> None:
+        """Checks that the operators of `nn.RNN`, which must serve, may serve."""
+        if self.batch_invariant or batch_invariant_is_on():
+            raise RuntimeError(
+                "batch_invariant needs the fused kernel, but TorchScript, expanded weights and "
+                "objects that stand for tensors take the operators of nn.RNN"
+            )
 
 
-allow_tracing(FusedRNN)
-count_flops()
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
+_FUSED_FROM_ELEMENTS = 4096
+"""States, batch * hidden_size, from which the fused kernel is faster than ATen's four operators."""
 
 
 class FusedRNNCell(torch.nn.RNNCell):
@@ -155,11 +164,8 @@ class FusedRNNCell(torch.nn.RNNCell):
             ValueError: input or hx has neither 1 nor 2 dimensions.
             RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
         """
-        if type(input) is not Tensor and fx.is_traced(input, hx):
-            return fx.call_module(self, input, hx)
-        weights = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        step = _STEPS.get(self.nonlinearity)
-        if step is not None and self.why_not_fused(input, hx, weights) is None:
+        weights = _current(self, _CELL_WEIGHTS)
+        if self.why_not_fused(input, hx, weights) is None:
             _, h_n = rnn(
                 input.unsqueeze(0),
                 None if hx is None else hx.unsqueeze(0),
@@ -167,9 +173,13 @@ class FusedRNNCell(torch.nn.RNNCell):
                 nonlinearity=self.nonlinearity,
                 bias=self.bias,
             )
-            return h_n[0]
-        if step is None or hx is None or not input.dim() == hx.dim() == 2:
+            # In place, since a view made under no_grad could not be changed in place afterwards.
+            return h_n.squeeze(0) if torch.is_grad_enabled() else h_n.squeeze_(0)
+        step = _STEPS.get(self.nonlinearity)
+        if step is None or input.dim() != 2 or (hx is not None and hx.dim() != 2):
             return super().forward(input, hx)
+        if hx is None:
+            hx = input.new_zeros(input.shape[0], self.hidden_size)
         return step(input, hx, *weights)
 
     def why_not_fused(
@@ -181,11 +191,17 @@ class FusedRNNCell(torch.nn.RNNCell):
             input, hx: of the call.
             weights: the current weights of this cell, if they are at hand.
         """
-        if batch_invariant_is_on() or torch._C._are_functorch_transforms_active():
-            return None  # torch's own cell promises no bits, and vmap has no rule for it
-        if input.dim() != 2 or input.shape[0] * self.hidden_size < _FUSED_FROM_ELEMENTS:
+        # Torch's own cell promises no bits, and `vmap` has no rule for it.
+        wanted = batch_invariant_is_on() or torch._C._are_functorch_transforms_active()
+        if not wanted and (
+            input.dim() != 2 or input.shape[0] * self.hidden_size < _FUSED_FROM_ELEMENTS
+        ):
             return f"torch's own cell is faster for fewer than {_FUSED_FROM_ELEMENTS} states"
-        weights = _current(self, ("weight_ih", "weight_hh")) if weights is None else weights
+        weights = _current(self, _CELL_WEIGHTS) if weights is None else weights
+        if not self._fits(input, hx, weights[0]):
+            return "nn.RNNCell has the errors of arguments that do not fit"
+        if wanted:
+            return None
         if torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (input, hx, *weights)
         ):
@@ -197,22 +213,29 @@ class FusedRNNCell(torch.nn.RNNCell):
             or forward_ad._current_level >= 0
         ):
             return "the call is traced, in forward mode or under autocast"
-        if weights[0].dtype != input.dtype or not (
-            hx is None
-            or (hx.shape == (input.shape[0], self.hidden_size) and hx.dtype == input.dtype)
-        ):
-            return "the arguments do not fit each other"
         return availability.why_not_kernel(input)
+
+    def _fits(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> bool:
+        """Returns whether shapes and dtypes fit, as far as the errors of the layer would differ."""
+        batch, dtype = input.shape[:-1], input.dtype
+        return (
+            self.nonlinearity in _STEPS
+            and len(batch) in (0, 1)
+            and input.dim() > 0
+            and input.shape[-1] == self.input_size
+            and input.layout == torch.strided
+            and (dtype == weight_ih.dtype or torch._C._is_any_autocast_enabled())
+            and (hx is None or (hx.shape == (*batch, self.hidden_size) and hx.dtype == dtype))
+        )
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCell:
         """Returns what `torch.jit.script` compiles in place of this module."""
-        return plain_twin(self, _PLAIN[FusedRNNCell])
+        return self if type(self) not in _PLAIN else plain_twin(self, _PLAIN[FusedRNNCell])
 
 
-_STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
-_FUSED_FROM_ELEMENTS = 4096
-"""States, batch * hidden_size, from which the fused kernel is faster than ATen's four operators."""
-
+allow_tracing(FusedRNN)
+make_leaves(FusedRNN, FusedRNNCell)
+count_flops()
 
 _FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
 

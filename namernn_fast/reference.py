@@ -37,8 +37,12 @@ def rnn_stack(
     batch_first = options & ops.BATCH_FIRST
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
-    activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
-    in_place = _may_write_in_place()
+    recorded = _is_recorded()
+    in_place = not (recorded or torch.is_grad_enabled())
+    if recorded:
+        activate = Tensor.relu if options & ops.RELU else Tensor.tanh
+    else:  # autograd itself allows that
+        activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
     add_product = Tensor.addmm_ if in_place else Tensor.addmm
     layers = ops.layers_of(weights, options)
     if hx is None:
@@ -50,8 +54,7 @@ def rnn_stack(
     for layer in layers:
         outputs = []
         for direction, own in enumerate(layer):
-            # One product for the inputs of all steps, to whose rows the recurrence adds.
-            sums = linear(input, own.weight_ih, own.bias)
+            sums = _project(input, own, in_place)
             hidden, h_n = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
@@ -75,8 +78,37 @@ def rnn_stack(
     if places is not None:
         input = input[places]
     elif batch_first and batch_sizes is None:
-        input = input.transpose(0, 1)
+        input = with_batch_first(input)
     return input, torch.stack(last_states)
+
+
+def _project(input: Tensor, weights: ops.LayerWeights, in_place: bool) -> Tensor:
+    """Returns one product for the inputs of all steps, to whose rows the recurrence adds.
+
+    Args:
+        input: (seq_len, batch, features), or the data of a PackedSequence.
+        weights: of one direction.
+        in_place: whether the result becomes the output, which must not be a view then: a view that
+            was made under no_grad could not be changed in place afterwards.
+    """
+    bias = weights.bias
+    if not in_place or input.dim() == 2:
+        return linear(input, weights.weight_ih, bias)
+    sums = input.new_empty(*input.shape[:-1], weights.weight_ih.shape[0])
+    rows, rows_of_sums, weight_ih = input.flatten(0, 1), sums.flatten(0, 1), weights.weight_ih.t()
+    if bias is None:
+        torch.mm(rows, weight_ih, out=rows_of_sums)
+    else:
+        torch.addmm(bias, rows, weight_ih, out=rows_of_sums)
+    return sums
+
+
+def with_batch_first(output: Tensor) -> Tensor:
+    """Transposes an output that nobody else holds.
+
+    As in `nn.RNN` that happens in place where no gradient is recorded, so that it is not a view.
+    """
+    return output.transpose(0, 1) if torch.is_grad_enabled() else output.transpose_(0, 1)
 
 
 def _with_time_first(
@@ -108,14 +140,12 @@ def _with_time_first(
     return torch.where(alive, input, 0.0), None, alive, places
 
 
-def _may_write_in_place() -> bool:
-    """Returns whether nothing records the operators, so that states may replace their sums."""
-    return not (
-        torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
+def _is_recorded() -> bool:
+    """Returns whether something beside autograd records the operators."""
+    return (
+        forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
     )
 
 
@@ -145,7 +175,7 @@ def _direction(
         hx: (batch, hidden_size)
         weight_hh: W_hh^T, (hidden_size, hidden_size)
         add_product: adds the product of its last two arguments to its first, in place or not.
-        activate: tanh or relu, in place.
+        activate: tanh or relu, in place or not.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
         reset: bool (seq_len, batch, 1), where a state begins anew; or None.
         reverse: whether to run from the last time to the first.

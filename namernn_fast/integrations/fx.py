@@ -1,31 +1,27 @@
-"""`torch.fx`: the modules are leaves of a graph, as those of `torch.nn` are.
+"""`torch.fx`: the modules are leaves of a graph, as `nn.RNN` and `nn.RNNCell` are.
 
-A tracer takes modules of the package `torch.nn` alone for leaves, and calls every other module with
-proxies in place of tensors.
+A tracer takes modules of the package `torch.nn` alone for leaves, and traces into every other
+module by calling it with proxies in place of tensors.
 """
 
-from typing import Any
+import functools
 
 import torch
-from torch.fx.proxy import Proxy, TraceError
+from torch.fx import Tracer
 
 
-def is_traced(*inputs) -> bool:
-    """Returns whether any of the inputs is a stand-in of a tracer."""
-    return any(isinstance(value, Proxy) for value in inputs)
+def make_leaves(*classes: type[torch.nn.Module]) -> None:
+    """Makes tracers record a call of a module of these classes, but of no subclass, as one node."""
+    original = Tracer.call_module
 
+    @functools.wraps(original)
+    def call_module(self, m, forward, args, kwargs):
+        if type(m) in classes:
+            path = self.path_of_module(m)
 
-def call_module(module: torch.nn.Module, *inputs, **options) -> Any:
-    """Records a call of `module` as one node, and returns the stand-in of its result.
+            def forward(*args, **kwargs):
+                return self.create_proxy("call_module", path, args, kwargs)
 
-    Raises:
-        TraceError: module is what is traced, and no part of it.
-    """
-    tracer: Any = next(value.tracer for value in inputs if isinstance(value, Proxy))
-    path = tracer.path_of_module(module)
-    if not path:
-        raise TraceError(
-            f"torch.fx cannot trace into {type(module).__name__}, which is a leaf: trace a module "
-            "that contains it"
-        )
-    return tracer.create_proxy("call_module", path, inputs, options)
+        return original(self, m, forward, args, kwargs)
+
+    Tracer.call_module = call_module  # type: ignore[method-assign]

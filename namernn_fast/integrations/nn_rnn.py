@@ -28,19 +28,16 @@ def _remember(module: ModuleType) -> None:
 when_imported("torch.nn.utils._expanded_weights.expanded_weights_impl", _remember)
 
 
-def must_serve(
-    input: object, hx: object, weights: Sequence[Tensor], is_plain: bool, batch_invariant: bool
-) -> bool:
+def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: bool) -> bool:
     """Returns whether the operators of `nn.RNN` must compute a call.
 
     Args:
         input, hx: of the call, of any type.
         weights: of the layer.
         is_plain: whether `nn.RNN` could compute the call: there are no lengths and no resets.
-        batch_invariant: whether the layer must be batch-invariant.
 
     Raises:
-        RuntimeError: they must, and cannot.
+        RuntimeError: the operators of `nn.RNN` must compute a call with lengths or resets.
     """
     if isinstance(weights[0], _expanded_weights):
         if not is_plain:
@@ -48,35 +45,24 @@ def must_serve(
                 "torch's expanded weights have no rule for lengths= or reset=: use "
                 "torch.func.vmap(torch.func.grad(...)) for gradients of each sample"
             )
-        who = "torch's expanded weights run"
-    elif type(input) is not Tensor and (_stands_for_tensor(input) or _stands_for_tensor(hx)):
-        if not is_plain:
-            return False
-        who = f"a {type(input).__name__} runs"
-    elif torch.jit.is_tracing():
+        return True
+    if torch.jit.is_tracing():
         if not is_plain:
             _refuse_untraceable()
-            return False
-        who = "TorchScript runs"
-    else:
-        return False
-    if batch_invariant:
-        raise RuntimeError(f"batch_invariant needs the fused kernel, but {who} torch.nn.RNN")
-    return True
+        return is_plain
+    return is_plain and (_stands_for_tensor(input) or _stands_for_tensor(hx))
 
 
 def _stands_for_tensor(value: object) -> bool:
-    return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
+    return (
+        type(value) is not Tensor
+        and hasattr(type(value), "__torch_function__")
+        and not isinstance(value, Tensor)
+    )
 
 
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
-    """Returns a module of the class `cls` that shares all that `module` has, parameters too.
-
-    Raises:
-        RuntimeError: `module` must be batch-invariant.
-    """
-    if getattr(module, "batch_invariant", False):
-        raise RuntimeError("batch_invariant needs the fused kernel, but TorchScript runs nn.RNN")
+    """Returns a module of the class `cls` that shares all attributes and parameters of `module`."""
     twin = cls.__new__(cls)
     twin.__dict__.update(module.__dict__)
     return twin

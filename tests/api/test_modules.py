@@ -149,6 +149,11 @@ def test_explain():
     many = torch.randn(64, 64)
     trained = explain(FusedRNNCell(64, 64), many)
     assert trained.why_not == {"cpu": "torch's own cell is faster where a gradient is needed"}
+    cell = FusedRNNCell(64, 64)
+    cell.weight_ih.requires_grad_(False)
+    cell.weight_hh.requires_grad_(False)
+    assert explain(cell, many).path == "torch"
+    assert explain(cell.requires_grad_(False), many, many.clone().requires_grad_()).path == "torch"
     with torch.no_grad():
         assert explain(FusedRNNCell(64, 64), many).path == f"cpu {namernn_fast.ops.cpu_kernel()}"
     with pytest.raises(TypeError, match="layer must be a FusedRNN or FusedRNNCell, got Linear"):
@@ -185,6 +190,8 @@ def test_input_with_torch_function():
     for got, wanted in zip(module(Wrapped(x)), module(x), strict=True):
         assert type(got) is Wrapped
         torch.testing.assert_close(got.tensor, wanted)
+    hx = torch.ones(1, 2, 4)
+    torch.testing.assert_close(module(x, Wrapped(hx))[1].tensor, module(x, hx)[1])
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got Wrapped"):
         module(Wrapped(x), lengths=[5, 3])
 

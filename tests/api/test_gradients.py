@@ -1,0 +1,138 @@
+"""Backward passes other than the plain one, and what may change in place around them."""
+
+import pytest
+import torch
+from cases import every_other
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from namernn_fast import FusedRNN, FusedRNNCell
+
+XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
+
+
+@pytest.mark.parametrize("change", [torch.relu_, lambda o: o[0].zero_(), nn.Dropout(inplace=True)])
+def test_in_place_change_of_output_is_an_error_that_says_what_to_do(change):
+    output, _ = FusedRNN(3, 4)(XS[0])
+    change(output)
+    with pytest.raises(RuntimeError, match=r"Change a copy: output\.clone\(\)"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
+def test_in_place_change_of_what_the_gradient_does_not_need(names):
+    """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass."""
+    ours, theirs = FusedRNN(3, 4, 2), nn.RNN(3, 4, 2)
+    ours.load_state_dict(theirs.state_dict())
+    for module in (ours, theirs):
+        output, _ = module(XS[0])
+        with torch.no_grad():
+            for name in names:
+                getattr(module, name).add_(1)
+        output.sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    output, _ = ours(XS[0])
+    with torch.no_grad():
+        getattr(ours, names[0]).add_(1)
+    with pytest.raises(RuntimeError, match="changed in place since the forward pass"):
+        torch.autograd.grad(output.sum(), ours.weight_hh_l0, create_graph=True)
+
+
+def test_in_place_change_of_what_the_gradient_needs():
+    ours = FusedRNN(3, 4, 2)
+    for name in ("weight_hh_l0", "weight_ih_l1"):
+        output, _ = ours(XS[0])
+        with torch.no_grad():
+            getattr(ours, name).add_(1)
+        with pytest.raises(RuntimeError, match="reads its output, its input, hx and weights"):
+            output.sum().backward()
+    output, _ = ours(XS[0].clone().requires_grad_())
+    with torch.no_grad():
+        ours.weight_ih_l0.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("packed", "bidirectional", "nonlinearity"),
+    every_other((False, True), (False, True), ("tanh", "relu")),
+)
+def test_batched_gradients(packed, bidirectional, nonlinearity):
+    """Gradients of several vectors at once, by autograd's own vmap and by torch.func's."""
+    module = FusedRNN(2, 3, 2, nonlinearity, bidirectional=bidirectional, dtype=torch.float64)
+    sizes = torch.tensor([3, 2, 1])
+    x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(x):
+        output, h_n = module(PackedSequence(x, sizes) if packed else x)
+        return output.data if packed else output, h_n
+
+    assert torch.autograd.gradcheck(run, x, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(run, x, check_batched_grad=True)
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(run, x, vectorize=True), jacobian(run, x))
+    output, _ = run(x)
+    vectors = torch.randn(4, *output.shape, dtype=torch.float64)
+
+    def pull_back(vector):
+        return torch.autograd.grad(output, [x, *module.parameters()], vector, retain_graph=True)
+
+    wanted = tuple(map(torch.stack, zip(*map(pull_back, vectors), strict=True)))
+    torch.testing.assert_close(torch.vmap(pull_back)(vectors), wanted)
+    batched = torch.autograd.grad(output, [x, *module.parameters()], vectors, is_grads_batched=True)
+    torch.testing.assert_close(batched, wanted)
+
+
+def test_transforms_of_a_pull_back():
+    """Forward mode and torch.func look through the backward pass, as with `nn.RNN`."""
+    ours, theirs = (cls(3, 4, 2, dtype=torch.float64) for cls in (FusedRNN, nn.RNN))
+    ours.load_state_dict(theirs.state_dict())
+    vector, tangent = torch.randn(2, 6, 2, 4, dtype=torch.float64)
+    results = []
+    for module in (ours, theirs):
+        x = XS[0].transpose(0, 1).double().requires_grad_()
+        output, _ = module(x)
+
+        inputs = (x, *module.parameters())
+
+        def pull_back(vector, output=output, inputs=inputs):
+            return torch.autograd.grad(output, inputs, vector, create_graph=True)
+
+        def penalty(vector, pull_back=pull_back):
+            return sum(gradient.square().sum() for gradient in pull_back(vector))
+
+        with forward_ad.dual_level():
+            duals = pull_back(forward_ad.make_dual(vector, tangent))
+            results.append([forward_ad.unpack_dual(dual).tangent for dual in duals])
+        results[-1] += torch.func.jvp(pull_back, (vector,), (tangent,))[1]
+        results[-1].append(torch.func.grad(penalty)(vector))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_results_of_no_grad_may_be_changed_in_place(batch_first, reference, monkeypatch):
+    """No result is a view, which autograd would not let change after no_grad."""
+    if reference:
+        monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
+    leaf = torch.ones((), requires_grad=True)
+    for dropout in (0.0, 0.5):
+        module = FusedRNN(3, 4, 2, batch_first=batch_first, dropout=dropout)
+        with torch.no_grad():
+            results = module(XS[0])
+        for result in results:
+            result += leaf
+    with torch.no_grad():
+        state = FusedRNNCell(3, 64)(torch.randn(64, 3))
+    state += leaf
+
+
+def test_a_bias_made_in_inference_mode():
+    module = FusedRNN(3, 4)
+    with torch.inference_mode():
+        bias = torch.zeros(4)
+    module._parameters["bias_ih_l0"] = bias
+    module(XS[0])[0].sum().backward()
+    assert module.weight_hh_l0.grad is not None

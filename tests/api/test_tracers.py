@@ -1,0 +1,230 @@
+"""TorchScript, `torch.fx` and quantization, on models that hold a layer or a cell."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from namernn_fast import FusedRNN, FusedRNNCell, batch_invariant, replace_rnn, restore_rnn
+
+XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
+
+
+class Model(nn.Module):
+    """A layer and a cell within a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = FusedRNN(3, 4, batch_first=True)
+        self.cell = FusedRNNCell(4, 5)
+
+    def forward(self, x):
+        output, h_n = self.layer(x)
+        return output, self.cell(h_n[0])
+
+
+class Packed(nn.Module):
+    """A layer whose input is packed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = FusedRNN(3, 4)
+
+    def forward(self, data, batch_sizes):
+        output, h_n = self.layer(PackedSequence(data, batch_sizes))
+        return output.data, h_n
+
+
+class WithLengths(Packed):
+    """A layer with lengths."""
+
+    def forward(self, x, lengths):
+        return self.layer(x, lengths=lengths)
+
+
+def reloaded(program):
+    file = io.BytesIO()
+    torch.jit.save(program, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+def same_gradients(ours, theirs, *inputs):
+    """Asserts that two modules have equal results and gradients of parameters of equal names."""
+    for module in (ours, theirs):
+        module.zero_grad()
+        results = module(*inputs)
+        torch.autograd.backward(results, [torch.ones_like(result) for result in results])
+    torch.testing.assert_close(ours(*inputs), theirs(*inputs))
+    wanted = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad)
+
+
+@pytest.mark.parametrize("compiler", [torch.jit.script, lambda m: torch.jit.trace(m, XS[0])])
+def test_torchscript(compiler):
+    """A traced or scripted model shares its parameters, and works at other lengths when loaded."""
+    model = Model()
+    wanted = copy.deepcopy(model)
+    program = compiler(model)
+    assert {p.data_ptr() for p in program.parameters()} == {
+        p.data_ptr() for p in model.parameters()
+    }
+    for x in XS:
+        same_gradients(reloaded(program), wanted, x)
+    replace_rnn(model)  # torch.jit.script leaves what it compiled in the model
+    assert type(model.layer) is FusedRNN
+    assert type(model.cell) is FusedRNNCell
+
+
+@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
+def test_tracing_of_the_module_itself(cls):
+    module = cls(3, 4)
+    program = torch.jit.trace(module, torch.randn(6, 3))
+    x = torch.randn(9, 3)
+    torch.testing.assert_close(reloaded(program)(x), module(x))
+    assert isinstance(torch.jit.script(module), torch.jit.ScriptModule)
+
+
+def test_tracing_of_packed_input():
+    module = Packed()
+    long, short = (pack_padded_sequence(torch.randn(6, 2, 3), ends) for ends in ([6, 5], [6, 2]))
+    program = torch.jit.trace(module, long[:2])
+    torch.testing.assert_close(program(*short[:2]), module(*short[:2]))
+
+
+def test_tracing_with_lengths_is_for_inference():
+    module = WithLengths()
+    x, lengths = torch.randn(6, 2, 3), torch.tensor([4, 6])
+    with pytest.raises(RuntimeError, match=r"trace it under torch\.no_grad\(\)"):
+        torch.jit.trace(module, (x, lengths))
+    with pytest.raises(RuntimeError, match="use dynamo=True"):
+        torch.onnx.export(module, (x, lengths), io.BytesIO(), dynamo=False)
+    with torch.no_grad():
+        program = torch.jit.trace(module, (x, lengths))
+        other = torch.randn(8, 3, 3), torch.tensor([8, 0, 1])
+        torch.testing.assert_close(program(*other), module(*other))
+
+
+def test_torchscript_refuses_batch_invariance():
+    for compiler in (torch.jit.script, lambda m: torch.jit.trace(m, XS[0])):
+        for of_module in (True, False):
+            module = FusedRNN(3, 4, batch_invariant=of_module)
+            with (
+                batch_invariant(not of_module),
+                pytest.raises(RuntimeError, match="batch_invariant needs the fused kernel"),
+            ):
+                compiler(module)
+
+
+def test_scripting_leaves_subclasses_alone():
+    class Zero(FusedRNNCell):
+        def forward(self, input):
+            return input * 0
+
+    model = nn.Sequential(Zero(3, 4))
+    assert not torch.jit.script(model)(XS[0]).any()
+    assert type(model[0]) is Zero
+
+
+def test_tracing_without_a_kernel(monkeypatch):
+    """At any length, or not at all."""
+    monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
+    module = FusedRNN(3, 4, batch_first=True)
+    torch.testing.assert_close(torch.jit.trace(module, XS[0])(XS[1]), module(XS[1]))
+
+    module = WithLengths()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="record the loop over ATen operators"):
+        torch.jit.trace(module, (XS[0], torch.tensor([3, 1, 6])))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_expanded_weights():
+    """Torch's own gradients of each sample, which know the operators of `nn.RNN` alone."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    module = FusedRNN(3, 4, 2, batch_first=True, bidirectional=True)
+    x = torch.randn(5, 6, 3)
+    call_for_per_sample_grads(module, batch_size=5)(x)[0].sum().backward()
+    of_samples = {name: p.grad_sample for name, p in module.named_parameters()}
+    module(x)[0].sum().backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(of_samples[name].sum(0), parameter.grad)
+    for options, text in (
+        ({"reset": torch.zeros(5, 6, dtype=torch.bool)}, "no rule for lengths= or reset="),
+        ({}, "batch_invariant needs the fused kernel"),
+    ):
+        for parameter in module.parameters():
+            parameter.grad_sample = None
+        module.batch_invariant = not options
+        with pytest.raises(RuntimeError, match=text):
+            call_for_per_sample_grads(module, batch_size=5)(x, **options)
+
+
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_older_onnx_exporter(with_hx):
+    """It hands the parameters of a module that is exported by itself over by position."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module, file = FusedRNN(3, 4, batch_first=True), io.BytesIO()
+    hx = [torch.randn(1, 2, 4)] * with_hx
+    names = ["x", "hx"][: 1 + with_hx]
+    torch.onnx.export(
+        module,
+        (XS[0], *hx),
+        file,
+        dynamo=False,
+        input_names=names,
+        dynamic_axes={"x": [0, 1], "hx": [1]},
+    )
+    session = onnxruntime.InferenceSession(file.getvalue())
+    x = XS[1][:2]
+    got = session.run(None, {k: v.numpy() for k, v in zip(names, (x, *hx), strict=True)})
+    for value, wanted in zip(got, module(x, *hx), strict=True):
+        torch.testing.assert_close(torch.from_numpy(value), wanted.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
+def test_modules_are_leaves_of_fx(cls):
+    """With hooks too, which run once, and with torch's class in the place of a leaf later."""
+    model, x = nn.Sequential(cls(3, 4)), torch.randn(6, 3)
+    model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+    torch.testing.assert_close(graph(x), model(x))
+    torch.testing.assert_close(restore_rnn(graph)(x), replace_rnn(graph)(x))
+
+
+def test_fx_traces_subclasses_as_it_traces_those_of_nn_rnn():
+    class Twice(FusedRNN):
+        def forward(self, input):
+            return super().forward(input)[0] * 2
+
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(nn.Sequential(Twice(3, 4)))
+
+
+def test_fx_records_hx_and_lengths():
+    class WithHx(Packed):
+        def forward(self, x, hx, lengths):
+            return self.layer(x, hx, lengths=lengths), self.layer(XS[0].transpose(0, 1), hx)
+
+    module = WithHx()
+    given = torch.randn(6, 2, 3), torch.randn(1, 2, 4), torch.tensor([4, 6])
+    torch.testing.assert_close(torch.fx.symbolic_trace(module)(*given), module(*given))
+
+
+def test_quantization():
+    """FX quantization passes the layer by; dynamic quantization knows the restored cell."""
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    model = nn.Sequential(FusedRNN(3, 4)).eval()
+    mapping = get_default_qconfig_mapping()
+    converted = convert_fx(prepare_fx(model, mapping, (XS[0],)))
+    torch.testing.assert_close(converted(XS[1]), model(XS[1]))
+    model = nn.Sequential(FusedRNNCell(3, 4))
+    dynamic = quantize_dynamic(restore_rnn(model), dtype=torch.qint8)
+    assert type(dynamic[0]) is torch.ao.nn.quantized.dynamic.RNNCell
