@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .deferred import when_imported
 
@@ -39,6 +40,14 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
     Raises:
         RuntimeError: the operators of `nn.RNN` must compute a call with lengths or resets.
     """
+    tracing = torch.jit.is_tracing()
+    if (
+        type(weights[0]) is Parameter
+        and type(input) is Tensor
+        and (hx is None or type(hx) is Tensor)
+        and not tracing
+    ):
+        return False  # soon, for the calls of small layers
     if isinstance(weights[0], _expanded_weights):
         if not is_plain:
             raise RuntimeError(
@@ -46,7 +55,7 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
                 "torch.func.vmap(torch.func.grad(...)) for gradients of each sample"
             )
         return True
-    if torch.jit.is_tracing():
+    if tracing:
         if not is_plain:
             _refuse_untraceable()
         return is_plain
@@ -54,11 +63,7 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
 
 
 def _stands_for_tensor(value: object) -> bool:
-    return (
-        type(value) is not Tensor
-        and hasattr(type(value), "__torch_function__")
-        and not isinstance(value, Tensor)
-    )
+    return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
 
 
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
