@@ -6,6 +6,7 @@ where that is faster than the kernel; it runs beside `nn.RNNCell`, on one thread
 """
 
 import argparse
+import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -38,6 +39,7 @@ from namernn_fast.testing import assert_within_budget
 CELL = "cell"
 CELL_SHAPES = ((16, 16), (64, 64), (64, 256), (128, 128))
 CELL_BATCHES = (1, 8, 64, 256, 1024)
+BATCHES_WITHOUT_HX = (1, 64)
 LAYER_BATCHES = (1, 16, 64, 256)
 LARGEST_WORK = 10**9
 """Multiply-adds of the largest forward pass of the reference path that is timed."""
@@ -45,17 +47,18 @@ LARGEST_WORK = 10**9
 CELLS: dict[str, type[nn.RNNCell]] = {BASELINE: nn.RNNCell, FUSED: FusedRNNCell}
 
 
-def step(cell: nn.RNNCell, x: Tensor, hx: Tensor, gradient: Tensor) -> Tensor:
+def step(cell: nn.RNNCell, x: Tensor, hx: Tensor | None, gradient: Tensor) -> Tensor:
     """Runs one training step of a cell, with gradients of its parameters and of `hx`."""
-    hx.grad = None
-    for parameter in cell.parameters():
+    for parameter in (*cell.parameters(), *(() if hx is None else (hx,))):
         parameter.grad = None
     h = cell(x, hx)
     h.backward(gradient)
     return h
 
 
-def cell_calls(shape: tuple[int, int], batch: int, mode: str) -> dict[str, Call]:
+def cell_calls(
+    shape: tuple[int, int], batch: int, mode: str, with_hx: bool = True
+) -> dict[str, Call]:
     """Returns the calls of both cells, over equal parameters, after both passed the gate."""
     torch.manual_seed(0)
     weights = nn.RNNCell(*shape).state_dict()
@@ -66,14 +69,17 @@ def cell_calls(shape: tuple[int, int], batch: int, mode: str) -> dict[str, Call]
         cell = cls(*shape, dtype=dtype)
         cell.load_state_dict(weights)
         x, hx, gradient = (value.to(dtype, copy=True) for value in tensors)
-        hx.requires_grad_(mode == TRAINING)
+        leaves = dict(cell.named_parameters())
+        if with_hx:
+            leaves["hx"] = hx.requires_grad_(mode == TRAINING)
+        else:
+            hx = None
         calls[name] = (
             partial(cell, x, hx) if mode == FORWARD else partial(step, cell, x, hx, gradient)
         )
         with torch.inference_mode(mode == FORWARD):
             found[name] = {"h": calls[name]().detach()}
         if mode == TRAINING:
-            leaves = {"hx": hx, **dict(cell.named_parameters())}
             found[name] |= {f"grad {leaf}": value.grad.clone() for leaf, value in leaves.items()}
     assert_within_budget(found[FUSED], found[BASELINE], found["exact"])
     return {name: calls[name] for name in CELLS}
@@ -91,13 +97,14 @@ def layer_calls(cell: Cell) -> dict[str, Call]:
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial]]:
     """Yields what identifies each row, and what makes its calls."""
-    for threads, shape, batch, mode in product(
-        sorted({1, options.threads}), CELL_SHAPES, CELL_BATCHES, MODES
+    for threads, shape, batch, with_hx, mode in product(
+        sorted({1, options.threads}), CELL_SHAPES, CELL_BATCHES, (True, False), MODES
     ):
-        if options.quick and batch > 8:
+        if (options.quick and batch > 8) or not (with_hx or batch in BATCHES_WITHOUT_HX):
             continue
-        of_row = {"family": CELL, "threads": threads, "shape": shape, "batch": batch, "mode": mode}
-        yield of_row, partial(cell_calls, shape, batch, mode)
+        of_row = {"family": CELL, "threads": threads, "shape": shape, "batch": batch}
+        of_row |= {"with_hx": with_hx, "mode": mode}
+        yield of_row, partial(cell_calls, shape, batch, mode, with_hx)
     for family, shape, batch, mode in product((DENSE, PACKED), SHAPES, LAYER_BATCHES, MODES):
         cell = Cell(family, mode, batch, *shape)
         if batch * cell.row_work > LARGEST_WORK or (options.quick and not cell.is_small):
@@ -109,7 +116,9 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Times every case; returns a row for each."""
     rows = []
-    budget = pages.time_budget(options, max_rounds=20)
+    budget = pages.time_budget(options, max_rounds=100)
+    if not options.quick:
+        budget = dataclasses.replace(budget, round_seconds=0.003)
     for of_row, make_calls in cases(options):
         pages.settle(of_row["threads"])
         availability.HAS_EXTENSION = of_row["family"] == CELL
@@ -117,7 +126,10 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         with torch.inference_mode(of_row["mode"] == FORWARD):
             rounds = race(calls, budget)
         medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        rows.append({**of_row, "medians": medians})
+        # Each round beside the round of the other side next to it: a drifting machine cancels out.
+        pairs = zip(rounds[BASELINE].seconds, rounds[FUSED].seconds, strict=True)
+        speed_up = statistics.median(theirs / ours for theirs, ours in pairs)
+        rows.append({**of_row, "medians": medians, "speed_up": speed_up})
         print(rows[-1], flush=True)
     return rows
 
@@ -130,17 +142,18 @@ def table(rows: list[dict[str, Any]], names: Mapping[str, str]) -> str:
         names: the headings of both sides.
     """
     header = ["shape", "B"]
-    lines: dict[tuple[str, int], list[str]] = {}
+    lines: dict[tuple[str, int, bool], list[str]] = {}
     worst = ["worst", ""]
     for mode in MODES:
         header += [f"{mode}: {names[BASELINE]}", names[FUSED], "speed-up"]
         ratios = []
         for row in rows:
             if row["mode"] == mode:
-                key = (str(tuple(row["shape"])), row["batch"])
+                key = (str(tuple(row["shape"])), row["batch"], row.get("with_hx", True))
                 times = [row["medians"][name] for name in (BASELINE, FUSED)]
-                ratios.append(times[0] / times[1])
-                line = lines.setdefault(key, [key[0], str(key[1])])
+                ratios.append(row["speed_up"])
+                without = "" if key[2] else " without hx"
+                line = lines.setdefault(key, [key[0] + without, str(key[1])])
                 line += [*map(duration, times), ratio(ratios[-1])]
         worst += ["", "", ratio(min(ratios))]
     return markdown([header, *lines.values(), worst])
@@ -148,7 +161,11 @@ def table(rows: list[dict[str, Any]], names: Mapping[str, str]) -> str:
 
 def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
-    parts = [f"{document['cpu']}; torch {document['torch']}; float32."]
+    parts = [
+        f"{document['cpu']}; torch {document['torch']}; float32. Times are medians of rounds; a "
+        "speed-up is the median of the ratios of neighbouring rounds. In training, `FusedRNNCell` "
+        "runs the operators of `nn.RNNCell`, so that its speed-ups show the noise."
+    ]
     for family, threads in dict.fromkeys((r["family"], r["threads"]) for r in document["rows"]):
         rows = [r for r in document["rows"] if (r["family"], r["threads"]) == (family, threads)]
         if family == CELL:
@@ -162,7 +179,7 @@ def report(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = pages.parse(pages.parser(__doc__, seconds=0.3))
+    options = pages.parse(pages.parser(__doc__, seconds=0.4))
     rows = run(options)
     document = {"cpu": cpu_name(), "torch": torch.__version__, "rows": rows}
     pages.publish("torch_operators", document, report(document), options.record)

@@ -78,8 +78,9 @@ def test_subnormal_numbers_are_flushed_for_one_row_alone():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_cell_and_the_reference_path_pass_the_gate(mode, monkeypatch):
-    for call in torch_operators.cell_calls((3, 64), 70, mode).values():
-        call()
+    for with_hx in (True, False):
+        for call in torch_operators.cell_calls((3, 64), 70, mode, with_hx).values():
+            call()
     monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
     for family in (DENSE, PACKED):
         for call in torch_operators.layer_calls(Cell(family, mode, 3, 4, 5, 6)).values():
@@ -96,6 +97,7 @@ def test_the_cell_and_the_reference_path_pass_the_gate(mode, monkeypatch):
 
 def test_the_report_of_what_runs_on_torchs_operators():
     row = {"threads": 1, "shape": [3, 4], "batch": 8, "medians": {BASELINE: 2e-3, FUSED: 1e-3}}
+    row["speed_up"] = 2.0
     rows = [row | {"family": family, "mode": mode} for family in ("cell", PACKED) for mode in MODES]
     text = torch_operators.report({"cpu": "a CPU", "torch": "2.13", "rows": rows})
     assert "`FusedRNNCell`, shapes (D, H), 1 thread(s)" in text
