@@ -18,17 +18,13 @@ class FusedStack(torch.autograd.Function):
     def forward(ctx, input, hx, sequence_layout, reset, options, *weights):
         options |= ops.WANT_HIDDEN
         output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
-        if torch.compiler.is_compiling():  # a compiler can read no version of a tensor
-            read = (True,) * len(weights)
-        else:
-            read = _is_read_by_backward(len(weights), options, ctx.needs_input_grad[0])
-        saved = [weight if is_read else None for weight, is_read in zip(weights, read, strict=True)]
-        ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *saved)
-        # What the fused backward does not read may change before it runs, as with `nn.RNN`.
-        ctx.unread = [
-            None if is_read else (weight, None if weight.is_inference() else weight._version)
-            for weight, is_read in zip(weights, read, strict=True)
-        ]
+        read = _read_by_backward(len(weights), options, ctx.needs_input_grad[0])
+        ctx.save_for_backward(
+            input, hx, sequence_layout, reset, output, *hidden, *[weights[k] for k in read]
+        )
+        # Autograd watches what is saved for changes in place. The other weights may change before
+        # the fused backward pass, as with `nn.RNN`.
+        ctx.weights, ctx.versions = weights, _versions(weights)
         ctx.options = options
         ctx.set_materialize_grads(False)
         return output, h_n
@@ -37,13 +33,9 @@ class FusedStack(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n):
         options, needed = ctx.options, ctx.needs_input_grad
         want_input, want_hx, want_weights = needed[0], needed[1], needed[_BEFORE_WEIGHTS:]
-        count = len(want_weights)
+        count, weights = len(want_weights), ctx.weights
         input, hx, sequence_layout, reset, output, *hidden = _saved_tensors(ctx)
-        hidden, weights = hidden[:-count], hidden[-count:]
-        weights = [
-            saved if unread is None else unread[0]
-            for saved, unread in zip(weights, ctx.unread, strict=True)
-        ]
+        hidden = hidden[: ops.layer_count(weights, options) - 1]  # the rest are weights
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif _must_be_differentiable(grad_output, grad_h_n):
@@ -84,16 +76,27 @@ _BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before th
 
 
 @functools.cache
-def _is_read_by_backward(count: int, options: int, want_input: bool) -> tuple[bool, ...]:
-    """Returns for each of `count` weights whether the fused backward reads its values.
+def _read_by_backward(count: int, options: int, want_input: bool) -> tuple[int, ...]:
+    """Returns which of `count` weights the fused backward pass reads.
 
     It reads no bias, and weight_ih of the first layer only for the gradient of the input.
     """
     of_one, first_layer = (4 if options & ops.BIAS else 2), ops.weights_per_layer(options)
     return tuple(
-        k % of_one == 1 or (k % of_one == 0 and (want_input or k >= first_layer))
+        k
         for k in range(count)
+        if k % of_one == 1 or (k % of_one == 0 and (want_input or k >= first_layer))
     )
+
+
+def _versions(weights: Sequence[Tensor]) -> list[int] | None:
+    """Returns how often each weight has been changed in place, or None where torch cannot say."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return [weight._version for weight in weights]
+    except RuntimeError:  # one was made in inference mode
+        return None
 
 
 def _saved_tensors(ctx) -> Sequence[Tensor | None]:
@@ -114,7 +117,7 @@ def _saved_tensors(ctx) -> Sequence[Tensor | None]:
         ) from error
 
 
-def _must_be_differentiable(*grads: Tensor | None) -> bool:
+def _must_be_differentiable(grad_output: Tensor | None, grad_h_n: Tensor | None) -> bool:
     """Returns whether the backward pass must consist of operators that torch can transform.
 
     With create_graph the gradient itself has a gradient. Within torch.func transforms and forward
@@ -127,7 +130,8 @@ def _must_be_differentiable(*grads: Tensor | None) -> bool:
     return (
         forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
-        or any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)
+        or (grad_output is not None and is_legacy_batchedtensor(grad_output))
+        or (grad_h_n is not None and is_legacy_batchedtensor(grad_h_n))
     )
 
 
@@ -138,13 +142,12 @@ def _differentiable_backward(
 
     These have a graph of their own where gradients are enabled.
     """
-    for unread in ctx.unread:
-        if unread is not None and unread[1] is not None and unread[0]._version != unread[1]:
-            raise RuntimeError(
-                "FusedRNN: a bias or weight_ih was changed in place since the forward pass. Only a "
-                "backward pass without create_graph and is_grads_batched allows that: change it "
-                "afterwards"
-            )
+    if ctx.versions is not None and ctx.versions != _versions(ctx.weights):
+        raise RuntimeError(
+            "FusedRNN: a bias or weight_ih was changed in place since the forward pass. Only a "
+            "backward pass without create_graph, is_grads_batched and transforms allows that: "
+            "change it afterwards"
+        )
     values = (input, hx, *weights)
     needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[_BEFORE_WEIGHTS:])
 

@@ -7,7 +7,7 @@ module by calling it with proxies in place of tensors.
 import functools
 
 import torch
-from torch.fx import Tracer
+from torch.fx import Proxy, Tracer
 
 
 def make_leaves(*classes: type[torch.nn.Module]) -> None:
@@ -16,7 +16,9 @@ def make_leaves(*classes: type[torch.nn.Module]) -> None:
 
     @functools.wraps(original)
     def call_module(self, m, forward, args, kwargs):
-        if type(m) in classes:
+        # Without proxies it is another kind of tracer at work, that of torch.export for example.
+        proxied = any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
+        if proxied and type(m) in classes:
             path = self.path_of_module(m)
 
             def forward(*args, **kwargs):
