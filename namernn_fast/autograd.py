@@ -1,7 +1,10 @@
 """The fused operator with a gradient, used only where a gradient is needed."""
 
 import functools
+import itertools
+import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +21,14 @@ class FusedStack(torch.autograd.Function):
     def forward(ctx, input, hx, sequence_layout, reset, options, *weights):
         options |= ops.WANT_HIDDEN
         output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
-        read = _read_by_backward(len(weights), options, ctx.needs_input_grad[0])
-        ctx.save_for_backward(
-            input, hx, sequence_layout, reset, output, *hidden, *[weights[k] for k in read]
-        )
+        compiling = torch.compiler.is_compiling()
+        plan = _plan_backward.__wrapped__ if compiling else _plan_backward  # which has a cache
+        ctx.plan = plan(options, ctx.needs_input_grad)
+        read = itertools.compress(weights, ctx.plan.reads)
+        ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *read)
         # Autograd watches what is saved for changes in place. The other weights may change before
-        # the fused backward pass, as with `nn.RNN`.
-        ctx.weights, ctx.versions = weights, _versions(weights)
+        # the fused backward pass, as with `nn.RNN`. A compiler can read no version.
+        ctx.weights, ctx.versions = weights, None if compiling else _versions(weights)
         ctx.options = options
         ctx.set_materialize_grads(False)
         return output, h_n
@@ -32,10 +36,9 @@ class FusedStack(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, grad_h_n):
         options, needed = ctx.options, ctx.needs_input_grad
-        want_input, want_hx, want_weights = needed[0], needed[1], needed[_BEFORE_WEIGHTS:]
-        count, weights = len(want_weights), ctx.weights
-        input, hx, sequence_layout, reset, output, *hidden = _saved_tensors(ctx)
-        hidden = hidden[: ops.layer_count(weights, options) - 1]  # the rest are weights
+        want_input, want_hx, weights = needed[0], needed[1], ctx.weights
+        input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
+        hidden = rest[: ctx.plan.hidden]  # the other tensors are weights
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif _must_be_differentiable(grad_output, grad_h_n):
@@ -43,7 +46,6 @@ class FusedStack(torch.autograd.Function):
                 ctx, input, hx, weights, sequence_layout, reset, grad_output, grad_h_n
             )
         else:
-            per_layer = ops.weights_per_layer(options)
             grad_input, grad_hx, grad_weights = ops.rnn_backward(
                 grad_output,
                 grad_h_n,
@@ -57,17 +59,15 @@ class FusedStack(torch.autograd.Function):
                 options,
                 want_input,
                 want_hx,
-                [
-                    k // per_layer
-                    for k in range(0, count, per_layer)
-                    if any(want_weights[k : k + per_layer])
-                ],
+                ctx.plan.want_layers,
             )
         return (
             grad_input if want_input else None,
             grad_hx if want_hx else None,
             *_NOT_DIFFERENTIABLE,
-            *(grad_weights or [None] * count),  # autograd drops gradients that it did not ask for
+            *(
+                grad_weights or [None] * len(weights)
+            ),  # autograd drops gradients that it did not ask for
         )
 
 
@@ -75,26 +75,40 @@ _NOT_DIFFERENTIABLE = (None,) * 3  # sequence_layout, reset and options
 _BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
 
 
-@functools.cache
-def _read_by_backward(count: int, options: int, want_input: bool) -> tuple[int, ...]:
-    """Returns which of `count` weights the fused backward pass reads.
+class _Plan(NamedTuple):
+    """What the fused backward pass of a call needs."""
 
-    It reads no bias, and weight_ih of the first layer only for the gradient of the input.
-    """
-    of_one, first_layer = (4 if options & ops.BIAS else 2), ops.weights_per_layer(options)
-    return tuple(
-        k
+    reads: tuple[bool, ...]
+    """For each weight whether its values are read. Biases are not, and weight_ih of the first layer
+    only for the gradient of the input."""
+    hidden: int
+    """The number of tensors in `hidden`."""
+    want_layers: list[int]
+    """The layers whose weights need a gradient."""
+
+
+@functools.cache
+def _plan_backward(options: int, needs_input_grad: tuple[bool, ...]) -> _Plan:
+    want_input, want_weights = needs_input_grad[0], needs_input_grad[_BEFORE_WEIGHTS:]
+    of_one, per_layer = (4 if options & ops.BIAS else 2), ops.weights_per_layer(options)
+    count = len(want_weights)
+    reads = tuple(
+        k % of_one == 1 or (k % of_one == 0 and (want_input or k >= per_layer))
         for k in range(count)
-        if k % of_one == 1 or (k % of_one == 0 and (want_input or k >= first_layer))
     )
+    want_layers = [
+        k // per_layer for k in range(0, count, per_layer) if any(want_weights[k : k + per_layer])
+    ]
+    return _Plan(reads, count // per_layer - 1, want_layers)
+
+
+_version = operator.attrgetter("_version")
 
 
 def _versions(weights: Sequence[Tensor]) -> list[int] | None:
     """Returns how often each weight has been changed in place, or None where torch cannot say."""
-    if torch.compiler.is_compiling():
-        return None
     try:
-        return [weight._version for weight in weights]
+        return [*map(_version, weights)]
     except RuntimeError:  # one was made in inference mode
         return None
 

@@ -106,7 +106,13 @@ class FusedRNN(torch.nn.RNN):
             operators of `nn.RNN`, which run at any length.
         """
         weights = _current(self, self._flat_weights_names)
-        if must_serve(input, hx, weights, lengths is None and reset is None):
+        unusual = (  # asked here, since a call costs as much as all these questions
+            type(input) is not Tensor
+            or type(weights[0]) is not torch.nn.Parameter
+            or (hx is not None and type(hx) is not Tensor)
+            or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
+        )
+        if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
             self._refuse_if_invariant()
             return super().forward(input, hx)
         return rnn(

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .deferred import when_imported
 
@@ -40,14 +39,6 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
     Raises:
         RuntimeError: the operators of `nn.RNN` must compute a call with lengths or resets.
     """
-    tracing = torch.jit.is_tracing()
-    if (
-        type(weights[0]) is Parameter
-        and type(input) is Tensor
-        and (hx is None or type(hx) is Tensor)
-        and not tracing
-    ):
-        return False  # soon, for the calls of small layers
     if isinstance(weights[0], _expanded_weights):
         if not is_plain:
             raise RuntimeError(
@@ -55,7 +46,7 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
                 "torch.func.vmap(torch.func.grad(...)) for gradients of each sample"
             )
         return True
-    if tracing:
+    if torch.jit.is_tracing():
         if not is_plain:
             _refuse_untraceable()
         return is_plain
