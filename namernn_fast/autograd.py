@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
 
 from . import ops, reference
 
@@ -65,9 +64,8 @@ class FusedStack(torch.autograd.Function):
             grad_input if want_input else None,
             grad_hx if want_hx else None,
             *_NOT_DIFFERENTIABLE,
-            *(
-                grad_weights or [None] * len(weights)
-            ),  # autograd drops gradients that it did not ask for
+            # Autograd drops gradients that it did not ask for.
+            *(grad_weights or [None] * len(weights)),
         )
 
 
@@ -90,8 +88,8 @@ class _Plan(NamedTuple):
 @functools.cache
 def _plan_backward(options: int, needs_input_grad: tuple[bool, ...]) -> _Plan:
     want_input, want_weights = needs_input_grad[0], needs_input_grad[_BEFORE_WEIGHTS:]
-    of_one, per_layer = (4 if options & ops.BIAS else 2), ops.weights_per_layer(options)
-    count = len(want_weights)
+    count, per_layer = len(want_weights), ops.weights_per_layer(options)
+    of_one = per_layer // ops.directions_of(options)
     reads = tuple(
         k % of_one == 1 or (k % of_one == 0 and (want_input or k >= per_layer))
         for k in range(count)
@@ -142,8 +140,7 @@ def _must_be_differentiable(grad_output: Tensor | None, grad_h_n: Tensor | None)
     if torch.compiler.is_compiling():
         return False
     return (
-        forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
+        reference.is_transformed()
         or (grad_output is not None and is_legacy_batchedtensor(grad_output))
         or (grad_h_n is not None and is_legacy_batchedtensor(grad_h_n))
     )

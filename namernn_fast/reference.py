@@ -37,7 +37,7 @@ def rnn_stack(
     batch_first = options & ops.BATCH_FIRST
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
-    recorded = _is_recorded()
+    recorded = is_transformed() or torch.compiler.is_compiling()
     in_place = not (recorded or torch.is_grad_enabled())
     if recorded:
         activate = Tensor.relu if options & ops.RELU else Tensor.tanh
@@ -140,13 +140,9 @@ def _with_time_first(
     return torch.where(alive, input, 0.0), None, alive, places
 
 
-def _is_recorded() -> bool:
-    """Returns whether something beside autograd records the operators."""
-    return (
-        forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch.compiler.is_compiling()
-    )
+def is_transformed() -> bool:
+    """Returns whether forward mode or a transform of torch.func records the operators."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:

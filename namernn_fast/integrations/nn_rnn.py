@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import is_tensor_like
 
 from .deferred import when_imported
 
@@ -54,7 +55,7 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
 
 
 def _stands_for_tensor(value: object) -> bool:
-    return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
+    return is_tensor_like(value) and not isinstance(value, Tensor)
 
 
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:

@@ -173,7 +173,6 @@ def test_influence_by_second_derivatives(model, x, influence, tmp_path):
 
 
 def test_concepts(model, x, tmp_path):
-    pytest.importorskip("sklearn")
     loaders = [torch.utils.data.DataLoader(torch.randn(12, 6, 3) + k, batch_size=4) for k in (0, 1)]
     concepts = [Concept(k, f"concept {k}", loader) for k, loader in enumerate(loaders)]
     tcav = TCAV(model, ["embed"], save_path=str(tmp_path))

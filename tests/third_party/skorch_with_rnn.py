@@ -114,8 +114,6 @@ def test_copies_predict_the_same(net, duplicate):
 
 @pytest.mark.parametrize("safe", [False, True], ids=["torch", "safetensors"])
 def test_saved_parameters_predict_the_same(net, safe, tmp_path):
-    if safe:
-        pytest.importorskip("safetensors")
     files = {"f_params": tmp_path / "parameters", "use_safetensors": safe}
     net.save_params(**files)
     loaded = make_net().initialize()

@@ -1,4 +1,4 @@
-"""Which libraries `run.py` installs, where their tests come from, and which files use a layer."""
+"""The suites of `run.py`: libraries, the origin of their tests, the files that use a layer."""
 
 from dataclasses import dataclass
 from pathlib import Path
