@@ -8,13 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks.harness.grid import BASELINE, EPOCH_CELLS, FUSED, LAYERS, Cell
 from benchmarks.harness.race import Call, TimeBudget
 from benchmarks.harness.surnames import names
 from namernn_fast import FusedRNN
-from namernn_fast.names import LabelledNames, NameClassifier, batches, split, train_epoch
+from namernn_fast.names import (
+    Batch,
+    LabelledNames,
+    NameClassifier,
+    Recipe,
+    batches,
+    split,
+    train_epoch,
+)
 from namernn_fast.testing import assert_within_budget
 
 
@@ -32,11 +39,10 @@ def classifier(cell: Cell, rnn_class: type[nn.RNN]) -> NameClassifier:
     )
 
 
-def look(model: NameClassifier, batch: tuple[PackedSequence, Tensor]) -> dict[str, Tensor]:
+def look(model: NameClassifier, batch: Batch) -> dict[str, Tensor]:
     """Returns the scores and gradients of one batch, before any step of the optimizer."""
-    packed, labels = batch
-    scores = model(packed)
-    F.cross_entropy(scores, labels).backward()
+    scores = model(batch.names)
+    F.cross_entropy(scores, batch.targets).backward()
     gradients = {f"grad {name}": value.grad for name, value in model.named_parameters()}
     return {"scores": scores.detach(), **gradients}
 
@@ -45,12 +51,12 @@ def epoch(model: NameClassifier, train: LabelledNames, batch_size: int) -> Call:
     """Returns a call that trains for one epoch and continues where the previous call ended."""
     optimizer = torch.optim.Adam(model.parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    return lambda: train_epoch(model, optimizer, batches(train, order, batch_size))
+    return lambda: train_epoch(model, optimizer, batches(train, order, batch_size), Recipe())
 
 
 @pytest.fixture(scope="module")
 def calls(cell: Cell) -> dict[str, Call]:
-    train, _ = split(names())
+    train = split(names()).train
     build = partial(classifier, cell)
     models = {BASELINE: build(nn.RNN), FUSED: build(FusedRNN)}
     # Weights drift apart once the optimizer divides by tiny gradients, so the gate looks at the

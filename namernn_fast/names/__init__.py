@@ -1,33 +1,34 @@
 """The language of a surname, from its characters: the application that `FusedRNN` was made for.
 
-    from namernn_fast.names import fit, load_names, predict
+    from namernn_fast import names
 
-    fitted = fit(load_names())
-    predict(fitted.model, ["Frank"])  # probabilities of fitted.languages
+    predictor = names.load()  # the pretrained model, or the one that the user has trained
+    predictor.predict(["Frank"])  # for each name a list of (language, probability)
 
-On the command line: `python -m namernn_fast.names train`, then `… predict Frank`. Downloads and
-progress bars need `pip install namernn_fast[names]`; everything else needs torch alone.
+    fitted = names.fit(names.split(names.load_names()))
+    predictor = names.Predictor(fitted.checkpoint)
+
+On the command line: `python -m namernn_fast.names predict Frank`. Checkpoints, downloads and
+progress bars need `pip install namernn_fast[names]`; training and prediction need torch alone.
 """
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .dataset import NamesData, load_names, read_names
 from .download import DownloadError
-from .model import NameClassifier, predict
+from .model import NameClassifier, NameEnsemble
+from .prediction import Predictor, load
+from .recipes import RECIPES, Recipe
+from .resuming import StateFile
+from .splitting import LabelledNames, Split, split
+from .steps import Batch, batches, train_epoch, train_step, validate
 from .text import ALPHABET, EncodedNames, InputError, encode, encode_names, fold
-from .training import (
-    Epoch,
-    Fit,
-    LabelledNames,
-    batches,
-    evaluate,
-    fit,
-    split,
-    train_epoch,
-    train_step,
-)
+from .training import Epoch, Fit, fit
 
 __all__ = [
     "ALPHABET",
+    "RECIPES",
+    "Batch",
+    "Checkpoint",
     "DownloadError",
     "EncodedNames",
     "Epoch",
@@ -35,19 +36,24 @@ __all__ = [
     "InputError",
     "LabelledNames",
     "NameClassifier",
+    "NameEnsemble",
     "NamesData",
+    "Predictor",
+    "Recipe",
+    "Split",
+    "StateFile",
     "batches",
     "encode",
     "encode_names",
-    "evaluate",
     "fit",
     "fold",
+    "load",
     "load_checkpoint",
     "load_names",
-    "predict",
     "read_names",
     "save_checkpoint",
     "split",
     "train_epoch",
     "train_step",
+    "validate",
 ]

@@ -16,13 +16,14 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .download import DownloadError, stream
 from .files import cache_folder, replacing
 from .sample import SAMPLE
-from .text import InputError, fold
+from .text import InputError, why_unusable
 
 DATA_URL = "https://download.pytorch.org/tutorial/data.zip"
 DATA_SHA256 = "fb317e80248faeb62dc25ef3390ae24ca34b94e276bbc5141fd8862c2200bff5"
@@ -34,6 +35,8 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 16 * 2**20
 
 _MEMBER = re.compile(r"data/names/([^/\\.][^/\\]*)\.txt")
+# Text files that lie beside data and are no language.
+_NO_LANGUAGE = re.compile(r"readme|licen[cs]e|copying|notice|changelog|authors", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,12 @@ class NamesData:
         for _, language in self.rows:
             counts[self.languages[language]] += 1
         return counts
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the lines "language, tab, name", in the order of the rows, in UTF-8."""
+        lines = (f"{self.languages[language]}\t{name}\n" for name, language in self.rows)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load_names(
@@ -137,9 +146,11 @@ def _read_named(path: str, prefix: str) -> NamesData:
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (language, content) of a folder's text files, hidden ones left out."""
+    """Yields (language, content) of a folder's text files that are named for a language."""
     paths = [
-        path for path in folder.glob("*.txt") if path.is_file() and not path.name.startswith(".")
+        path
+        for path in folder.glob("*.txt")
+        if path.is_file() and not path.name.startswith(".") and _is_language(path.stem, folder)
     ]
     if not paths:
         raise InputError(f"{folder}: no names here; one <Language>.txt for each language is needed")
@@ -148,15 +159,26 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield path.stem, _limited(file, MAX_FILE_BYTES, str(path))
 
 
+def _is_language(name: str, where: object) -> bool:
+    """Returns whether a text file of this name holds a language, and logs it if it does not."""
+    if _NO_LANGUAGE.fullmatch(name):
+        _log.warning("%s: %s.txt is not taken for a language", where, name)
+        return False
+    return True
+
+
 def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
     """Yields (language, content) of a zip's expected members; no other member is read."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as file:
-            members = {
-                match[1]: member
-                for member in file.infolist()
-                if (match := _MEMBER.fullmatch(member.filename))
-            }
+            members: dict[str, zipfile.ZipInfo] = {}
+            for member in file.infolist():
+                match = _MEMBER.fullmatch(member.filename)
+                if match is None or not _is_language(match[1], where):
+                    continue
+                if match[1] in members:
+                    raise InputError(f"{where}: {member.filename} is in the zip more than once")
+                members[match[1]] = member
             if not members:
                 raise InputError(f"{where}: no names here; data/names/<Language>.txt are needed")
             for language, member in sorted(members.items()):
@@ -194,12 +216,13 @@ def _parse(
         if not language.isprintable():
             raise InputError(f"{source}: {language!r} cannot be the name of a language")
         try:
-            text = content.decode("utf-8-sig").replace("\r\n", "\n")
+            # Lines end as on Unix, on Windows or on the first Macintosh.
+            text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{source}: {language}.txt is not UTF-8 ({error})") from error
         lines = text.strip().split("\n")
         names = [line for line in lines if line.strip()]
-        usable = [name for name in names if fold(name)]
+        usable = [name for name in names if why_unusable(name) is None]
         if not usable:
             raise InputError(f"{source}: {language}.txt holds no names")
         empty += len(lines) - len(names)
@@ -208,7 +231,7 @@ def _parse(
         languages.append(language)
     if empty or unusable:
         _log.warning(
-            "%s: skipped %d empty lines and %d names with no usable character",
+            "%s: skipped %d empty lines and %d unusable names",
             source,
             empty,
             unusable,

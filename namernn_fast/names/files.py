@@ -13,12 +13,31 @@ from typing import Any, BinaryIO
 
 from .text import InputError
 
+# The optional dependencies of pyproject.toml that bring a package, where that is not "names".
+_EXTRAS = {
+    "matplotlib": "evaluate",
+    "sklearn": "evaluate",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
+
 
 def cache_folder() -> Path:
-    """Returns the folder for what is downloaded and trained; it need not exist."""
+    """Returns the folder for what is downloaded and trained; it need not exist.
+
+    Raises:
+        InputError: neither XDG_CACHE_HOME nor a home folder says where it is.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification says to ignore relative paths.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "namernn_fast"
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise InputError(
+                "there is no folder for what is downloaded and trained: set HOME or XDG_CACHE_HOME"
+            ) from error
+    return base / "namernn_fast"
 
 
 def check_replaceable(path: Path) -> None:
@@ -63,6 +82,8 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        extra = _EXTRAS.get(package, "names")
         raise ModuleNotFoundError(
-            f"{module} is not installed; run: pip install 'namernn_fast[names]'", name=module
+            f"{package} is not installed; run: pip install 'namernn_fast[{extra}]'", name=package
         ) from error

@@ -1,16 +1,19 @@
-"""The classifier: from a name's characters, by a recurrent layer's last state, to a language."""
+"""The classifier: from a name's characters, by a recurrent layer's states, to a language."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from namernn_fast import FusedRNN
 
-from .text import ALPHABET, encode_names
+from .text import ALPHABET
+
+POOLINGS = ("last", "last+mean+max")
 
 
 class NameClassifier(nn.Module):
@@ -24,9 +27,15 @@ class NameClassifier(nn.Module):
         hidden_size, num_layers, bidirectional, nonlinearity, dropout: as in `torch.nn.RNN`.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison. Both have the same `state_dict`
             keys and, from the same seed, the same initial weights.
+        pooling: what the linear layer reads: "last", the state after the last character read, or
+            "last+mean+max", which adds the mean and the maximum over all states of the last layer.
+        state_dropout: the probability with which each number that the linear layer reads is zeroed
+            in training.
+        character_dropout: the probability with which the embedding of each character is zeroed in
+            training.
 
     Raises:
-        ValueError, TypeError: as of `rnn_class`.
+        ValueError, TypeError: as of `rnn_class`; the pooling is another.
     """
 
     def __init__(
@@ -39,15 +48,24 @@ class NameClassifier(nn.Module):
         nonlinearity: str = "tanh",
         dropout: float = 0.0,
         rnn_class: type[nn.RNN] = FusedRNN,
+        *,
+        pooling: str = "last",
+        state_dropout: float = 0.0,
+        character_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.config = {
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, not {pooling!r}")
+        self.config: dict[str, Any] = {
             "embedding_size": embedding_size,
             "hidden_size": hidden_size,
             "num_layers": num_layers,
             "bidirectional": bidirectional,
             "nonlinearity": nonlinearity,
             "dropout": dropout,
+            "pooling": pooling,
+            "state_dropout": state_dropout,
+            "character_dropout": character_dropout,
         }
         self.num_directions = 2 if bidirectional else 1
         self.embedding = nn.Embedding(len(ALPHABET), embedding_size)
@@ -59,47 +77,101 @@ class NameClassifier(nn.Module):
             dropout=dropout,
             bidirectional=bidirectional,
         )
-        self.classifier = nn.Linear(self.num_directions * hidden_size, num_classes)
+        self.state_dropout = nn.Dropout(state_dropout)
+        self.character_dropout = nn.Dropout1d(character_dropout)
+        states = self.num_directions * (1 if pooling == "last" else 3)
+        self.classifier = nn.Linear(states * hidden_size, num_classes)
 
-    def forward(self, names: PackedSequence) -> Tensor:
+    def forward(self, names: PackedSequence | Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns the logits (batch, num_classes), in the order in which the names were given.
 
         Args:
-            names: a packed batch of character ids, int64.
+            names: a packed batch of character ids, int64; or padded ids, int64 (batch, longest).
+            lengths: int64 (batch), the number of characters of each padded name, at least 1; what
+                stands behind them must be an id too, and is not read by the RNN.
 
         Raises:
-            TypeError: names is no PackedSequence.
+            TypeError: names is neither, or lengths are missing or not wanted.
         """
-        if not isinstance(names, PackedSequence):
-            raise TypeError(f"names must be a PackedSequence, not {type(names).__name__}")
-        _, h_n = self.rnn(names._replace(data=self.embedding(names.data)))
+        if isinstance(names, PackedSequence):
+            if lengths is not None:
+                raise TypeError("lengths go with padded ids, not with a PackedSequence")
+            embedded = names._replace(data=self._embed(names.data))
+            output, h_n = self.rnn(embedded)
+        elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
+            output, h_n = self._run_padded(self._embed(names.transpose(0, 1)), lengths)
+        else:
+            raise TypeError(
+                "names must be a PackedSequence, or a tensor with a tensor of lengths, not "
+                f"{type(names).__name__} with {type(lengths).__name__}"
+            )
+        logits: Tensor = self.classifier(self.state_dropout(self._pool(output, h_n, lengths)))
+        return logits
+
+    def states(self, name: Tensor) -> Tensor:
+        """Returns the states of the last layer after each character of one name.
+
+        Args:
+            name: character ids, int64 (length).
+
+        Returns:
+            (length, num_directions * hidden_size).
+        """
+        output: Tensor = self.rnn(self._embed(name))[0]
+        return output
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Returns the embeddings (…, embedding_size) of character ids (…)."""
+        embedded: Tensor = self.embedding(ids)
+        if self.training and self.character_dropout.p > 0:
+            # Dropout1d zeroes whole rows of (rows, embedding_size, 1)-like input: one a character.
+            rows = embedded.reshape(1, -1, embedded.shape[-1])
+            embedded = self.character_dropout(rows).view_as(embedded)
+        return embedded
+
+    def _run_padded(self, embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns output (longest, batch, features), zero past each name's end, and h_n."""
+        if isinstance(self.rnn, FusedRNN):
+            return self.rnn(embedded, lengths=lengths)
+        packed = pack_padded_sequence(embedded, lengths.cpu(), enforce_sorted=False)
+        output, h_n = self.rnn(packed)
+        return pad_packed_sequence(output, total_length=len(embedded))[0], h_n
+
+    def _pool(self, output: Tensor | PackedSequence, h_n: Tensor, lengths: Tensor | None) -> Tensor:
+        """Returns what the linear layer reads: (batch, features)."""
         # h_n is (num_layers * num_directions, batch, hidden_size), and its end has the states of
         # the last layer. The last state of the second direction is at the first character, so it
         # too has read the whole name.
         last = h_n[-self.num_directions :].transpose(0, 1).flatten(1)
-        logits: Tensor = self.classifier(last)
-        return logits
+        if self.config["pooling"] == "last":
+            return last
+        if isinstance(output, PackedSequence):
+            output, lengths = pad_packed_sequence(output)
+        assert lengths is not None  # forward has seen to it
+        lengths = lengths.to(output.device)
+        steps = torch.arange(output.shape[0], device=output.device)
+        absent = (steps.unsqueeze(1) >= lengths).unsqueeze(2)  # (longest, batch, 1)
+        mean = output.sum(0) / lengths.unsqueeze(1)
+        largest = output.masked_fill(absent, -torch.inf).amax(0)
+        return torch.cat([last, mean, largest], 1)
 
 
-@torch.no_grad()
-def predict(model: NameClassifier, names: Sequence[str]) -> Tensor:
-    """Returns the probabilities of the languages (number of names, num_classes), on the CPU.
-
-    The model is in evaluation mode during the call.
+class NameEnsemble(nn.Module):
+    """Several classifiers whose logits are averaged.
 
     Args:
-        model: the classifier.
-        names: as text.
-
-    Raises:
-        InputError: there is no name, or a name holds no usable character.
+        members: the classifiers, all for the same languages.
     """
-    encoded = encode_names(names)
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        logits = model(encoded.pack(torch.arange(len(encoded)), device))
-    finally:
-        model.train(training)
-    return logits.softmax(1).cpu()
+
+    def __init__(self, members: Iterable[NameClassifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def config(self) -> list[dict[str, Any]]:
+        """The options of each member."""
+        return [member.config for member in self.members]  # type: ignore[misc, union-attr]
+
+    def forward(self, names: PackedSequence | Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns the mean logits (batch, num_classes); the arguments are a classifier's."""
+        return torch.stack([member(names, lengths) for member in self.members]).mean(0)

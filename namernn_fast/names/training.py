@@ -1,53 +1,47 @@
-"""Training the classifier: the split of the data, and the loop."""
+"""Training the classifier: epochs of one network or of several, on one process or many."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from namernn_fast import FusedRNN
 
-from .dataset import NamesData
+from .checkpoint import Checkpoint, versions
 from .files import require
-from .model import NameClassifier
-from .text import EncodedNames, InputError, encode_names, fold
-
-_EVALUATION_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class LabelledNames:
-    """Encoded names with their languages."""
-
-    names: EncodedNames
-    labels: Tensor
-    """int64 (number of names), the index of each name's language"""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+from .model import NameClassifier, NameEnsemble
+from .prediction import logits
+from .recipes import RECIPES, Recipe
+from .resuming import StateFile
+from .splitting import Split
+from .steps import batches, process, train_epoch, validate
 
 
 @dataclass(frozen=True)
 class Epoch:
     """The results of one epoch: losses are means over names, accuracies fractions of names.
 
-    The training figures are gathered while the weights change, the held-out figures at the end.
+    The training figures are gathered while the weights change, the validation figures at the end.
     """
 
+    member: int
+    """The number of the network that was trained, from 1."""
     number: int
+    """The number of the epoch, from 1."""
     train_loss: float
     train_accuracy: float
-    held_out_loss: float
-    held_out_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
     seconds: float
     """The time of the training steps alone."""
 
@@ -55,221 +49,244 @@ class Epoch:
         return (
             f"epoch {self.number}: "
             f"train loss {self.train_loss:.4f}, accuracy {self.train_accuracy:.1%}; "
-            f"held-out loss {self.held_out_loss:.4f}, accuracy {self.held_out_accuracy:.1%}; "
+            f"validation loss {self.validation_loss:.4f}, accuracy {self.validation_accuracy:.1%}; "
             f"{self.seconds:.1f} s"
         )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model, the languages that its outputs stand for, and the results of its epochs."""
+    """A trained model with the results of its epochs."""
 
-    model: NameClassifier
-    languages: tuple[str, ...]
+    checkpoint: Checkpoint
+    """The model, its languages, and where it comes from: what `save_checkpoint` saves."""
     history: tuple[Epoch, ...]
 
 
-def split(
-    data: NamesData, *, held_out: float = 0.2, seed: int = 0
-) -> tuple[LabelledNames, LabelledNames]:
-    """Splits the names into a training and a held-out set.
+class _Member:
+    """One network in training, from its first epoch to its last."""
 
-    Within each language the distinct folded names are shuffled, and the fraction `held_out` of
-    them, rounded, at least one and never all, is held out. So a repeated row counts once, in one
-    set, and every language with two names is in both sets. A string under two languages is two
-    names.
+    def __init__(
+        self,
+        split: Split,
+        recipe: Recipe,
+        seed: int,
+        number: int,
+        device: torch.device,
+        rnn_class: type[nn.RNN],
+    ) -> None:
+        self.split, self.recipe, self.device = split, recipe, device
+        self.seed, self.number, self.epoch = seed, number, 0
+        self.rank, self.processes = process()
+        torch.manual_seed(self._drawn("weights"))
+        model = NameClassifier(len(split.languages), rnn_class=rnn_class, **recipe.model)
+        self.model = model.to(device)
+        self.trained: nn.Module = self.model
+        if self.processes > 1:
+            self.trained = DistributedDataParallel(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        self.steps = math.ceil(len(split.train) / recipe.batch_size)
+        self.scheduler = self._scheduler()
+        self.best: dict[str, Tensor] = {}
+        self.best_accuracy = -1.0
 
-    Args:
-        data: the names.
-        held_out: a fraction between 0 and 1, both excluded.
-        seed: of the shuffling.
+    def run_epoch(self, progress: bool) -> Epoch:
+        """Trains for one epoch, and keeps the weights if they are the best so far."""
+        self.epoch += 1
+        shuffle = torch.Generator().manual_seed(self._drawn(f"order {self.epoch}"))
+        order = torch.randperm(len(self.split.train), generator=shuffle)
+        # Dropout differs from process to process, and needs no state that a resumed training lacks.
+        torch.manual_seed(self._drawn(f"dropout {self.epoch} {self.rank}"))
+        steps: Iterable[Any] = batches(
+            self.split.train,
+            order,
+            self.recipe.batch_size,
+            self.device,
+            rank=self.rank,
+            processes=self.processes,
+        )
+        if progress and self.rank == 0:
+            title = f"epoch {self.epoch}/{self.recipe.epochs}"
+            steps = require("tqdm").tqdm(
+                steps, title, self.steps, unit="batch", leave=False, disable=None
+            )
+        started = time.perf_counter()
+        loss, accuracy = train_epoch(
+            self.trained, self.optimizer, steps, self.recipe, self.scheduler.step
+        )
+        seconds = time.perf_counter() - started
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"the loss became {loss} in epoch {self.epoch}: try a smaller learning rate"
+            )
+        validated = validate(self.model, self.split.validation)
+        if validated[1] > self.best_accuracy:
+            self.best_accuracy = validated[1]
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return Epoch(self.number, self.epoch, loss, accuracy, *validated, seconds)
 
-    Returns:
-        The training set and the held-out set.
+    def best_model(self) -> NameClassifier:
+        """Returns the network with the weights of its best epoch."""
+        self.model.load_state_dict(self.best)
+        return self.model
 
-    Raises:
-        InputError: held_out is another number, or no language has two names.
-    """
-    if not 0 < held_out < 1:
-        raise InputError(f"the held-out share must be between 0 and 1, not {held_out}")
-    by_language: defaultdict[int, set[str]] = defaultdict(set)
-    for name, language in data.rows:
-        by_language[language].add(fold(name))
-    generator = torch.Generator().manual_seed(seed)
-    train: list[tuple[str, int]] = []
-    held: list[tuple[str, int]] = []
-    for language, distinct in sorted(by_language.items()):
-        names = sorted(distinct)
-        order = torch.randperm(len(names), generator=generator).tolist()
-        shuffled = [(names[index], language) for index in order]
-        count = min(max(round(held_out * len(names)), 1), len(names) - 1)
-        held += shuffled[:count]
-        train += shuffled[count:]
-    if not held:
-        raise InputError(f"{data.source}: too few names to hold any out")
-    return _labelled(train), _labelled(held)
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns the tensors and the plain values that the training goes on from."""
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {
+            f"optimizer.{index}.{name}": value
+            for index, values in optimizer["state"].items()
+            for name, value in values.items()
+        }
+        return tensors, {
+            "epoch": self.epoch,
+            "best_accuracy": self.best_accuracy,
+            "optimizer": optimizer["param_groups"],
+            "scheduler": self.scheduler.state_dict(),
+        }
 
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Takes over what `state` returned; raises any error if it is something else."""
+        self.epoch, self.best_accuracy = values["epoch"], values["best_accuracy"]
+        self.best = {
+            name: value.to(self.device) for name, value in _below("best.", tensors).items()
+        }
+        self.model.load_state_dict(_below("model.", tensors))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below("optimizer.", tensors).items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": values["optimizer"]})
+        self.scheduler.load_state_dict(values["scheduler"])
 
-def _labelled(rows: list[tuple[str, int]]) -> LabelledNames:
-    names, labels = zip(*rows, strict=True)
-    return LabelledNames(encode_names(names), torch.tensor(labels))
+    def _scheduler(self) -> LRScheduler:
+        if self.recipe.schedule == "constant":
+            return ConstantLR(self.optimizer, factor=1.0)
+        steps = self.recipe.epochs * self.steps
+        return OneCycleLR(self.optimizer, self.recipe.lr, total_steps=steps, cycle_momentum=False)
 
-
-def batches(
-    data: LabelledNames, order: Tensor, batch_size: int, device: str | torch.device = "cpu"
-) -> Iterable[tuple[PackedSequence, Tensor]]:
-    """Yields (names, labels) of each batch.
-
-    Inside a batch the names are sorted from the longest to the shortest, labels alongside, so that
-    the packed batch needs no reordering.
-
-    Args:
-        data: the names.
-        order: int64 (number of names), the indices of the names in the order of the batches.
-        batch_size: names in a batch; the last batch may have fewer.
-        device: of the results.
-    """
-    for indices in order.split(batch_size):
-        indices = data.names.by_length(indices)
-        yield data.names.pack(indices, device), data.labels[indices].to(device)
-
-
-def train_step(
-    model: NameClassifier,
-    optimizer: torch.optim.Optimizer,
-    names: PackedSequence,
-    labels: Tensor,
-    clip_norm: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Takes one step of the optimizer on the mean cross-entropy of a batch.
-
-    Args:
-        model: the classifier.
-        optimizer: of its parameters.
-        names: a packed batch of character ids.
-        labels: int64 (batch), the languages of the names.
-        clip_norm: the largest norm that the gradient may have; None does not clip.
-
-    Returns:
-        The loss before the step and the number of names whose language was predicted: scalars on
-        the model's device, detached, so that the caller chooses when to wait for them.
-    """
-    logits = model(names)
-    loss = F.cross_entropy(logits, labels)
-    optimizer.zero_grad()
-    loss.backward()
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
-
-
-def train_epoch(
-    model: NameClassifier,
-    optimizer: torch.optim.Optimizer,
-    steps: Iterable[tuple[PackedSequence, Tensor]],
-    clip_norm: float | None = None,
-) -> tuple[float, float]:
-    """Takes a step on each batch; returns the mean loss and the accuracy over names."""
-    model.train()
-    count = 0
-    results = []
-    for names, labels in steps:
-        loss, hits = train_step(model, optimizer, names, labels, clip_norm)
-        results.append(torch.stack((loss * len(labels), hits)))
-        count += len(labels)
-    # Fetched once, since reading a number from a GPU waits for the GPU.
-    loss_sum, hit_sum = torch.stack(results).cpu().double().sum(0).tolist()
-    return loss_sum / count, hit_sum / count
+    def _drawn(self, purpose: str) -> int:
+        """Returns a seed for one purpose, independent of every other."""
+        text = f"{self.seed} {self.number} {purpose}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
-@torch.no_grad()
-def evaluate(model: NameClassifier, data: LabelledNames) -> tuple[float, float]:
-    """Returns the mean loss and the accuracy on `data`; leaves the model in evaluation mode."""
-    device = next(model.parameters()).device
-    model.eval()
-    loss = hits = 0.0
-    # Sorted by length over all batches, so that the lengths in a batch hardly differ.
-    order = data.names.by_length(torch.arange(len(data)))
-    for names, labels in batches(data, order, _EVALUATION_BATCH, device):
-        logits = model(names)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        hits += (logits.argmax(1) == labels).sum().item()
-    return loss / len(data), hits / len(data)
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def fit(
-    data: NamesData,
+    split: Split,
+    recipe: Recipe = RECIPES["plain"],
     *,
-    epochs: int = 10,
-    batch_size: int = 64,
-    lr: float = 1e-3,
     seed: int = 0,
-    held_out: float = 0.2,
-    clip_norm: float | None = None,
     device: str | torch.device = "cpu",
     rnn_class: type[nn.RNN] = FusedRNN,
     progress: bool = False,
     report: Callable[[Epoch], None] | None = None,
-    **model_options: Any,
+    state: StateFile | None = None,
 ) -> Fit:
-    """Trains a `NameClassifier` with Adam.
+    """Trains one network or several, and keeps of each the epoch with the best validation accuracy.
+
+    Where `torch.distributed` is initialised, its processes share out each batch, and every process
+    returns the same model; the results are those of one process up to rounding, but for dropout.
 
     Args:
-        data: the names.
-        epochs: passes over the training names.
-        batch_size: names in a step.
-        lr: the learning rate of Adam.
-        seed: fixes the split, the initial weights, the order of the names and the dropout, and so,
-            on the CPU with a fixed number of threads, every bit of the result. The caller's random
-            state is left as it was.
-        held_out: the fraction of names that is not trained on.
-        clip_norm: the largest norm that the gradient may have; None does not clip.
+        split: the parts of the data.
+        recipe: how to train.
+        seed: fixes the initial weights, the order of the names and the dropout, and so, on the CPU
+            with a fixed number of threads, every bit of the result. The caller's random state is
+            left as it was.
         device: where to train.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
         progress: whether to show a bar (it needs tqdm) where standard error is a terminal.
         report: called with the results of each epoch when the epoch ends.
-        model_options: further arguments of `NameClassifier`.
-
-    Returns:
-        The trained model with the results of its epochs.
+        state: where the state at the end of each epoch is kept, and what the training goes on from.
 
     Raises:
         RuntimeError: the loss stopped being finite.
         ModuleNotFoundError: a bar is asked for and tqdm is not installed.
-        InputError: as of `split`.
         ValueError, TypeError: as of `NameClassifier`.
     """
     device = torch.device(device)
-    train, held = split(data, held_out=held_out, seed=seed)
-    shuffle = torch.Generator().manual_seed(seed)
-    history = []
+    history: list[Epoch] = []
+    members: list[NameClassifier] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        model = NameClassifier(len(data.languages), rnn_class=rnn_class, **model_options)
-        model.to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-        for number in range(1, epochs + 1):
-            order = torch.randperm(len(train), generator=shuffle)
-            steps = batches(train, order, batch_size, device)
-            if progress:
-                total = math.ceil(len(train) / batch_size)
-                steps = _with_bar(steps, total, f"epoch {number}/{epochs}")
-            started = time.perf_counter()
-            loss, accuracy = train_epoch(model, optimizer, steps, clip_norm)
-            seconds = time.perf_counter() - started
-            if not math.isfinite(loss):
-                raise RuntimeError(
-                    f"the loss became {loss} in epoch {number}: try a smaller learning rate"
-                )
-            history.append(Epoch(number, loss, accuracy, *evaluate(model, held), seconds))
-            if report is not None:
-                report(history[-1])
-    return Fit(model, data.languages, tuple(history))
+        for number in range(1, recipe.members + 1):
+            member = _Member(split, recipe, seed, number, device, rnn_class)
+            if state is not None and (kept := state.of_member(number)):
+                member.restore(*kept)
+                history = [Epoch(**epoch) for epoch in state.history]
+            while member.epoch < recipe.epochs:
+                history.append(member.run_epoch(progress))
+                if state is not None and member.rank == 0:
+                    state.write(number, *member.state(), [asdict(epoch) for epoch in history])
+                if report is not None:
+                    report(history[-1])
+            members.append(member.best_model())
+    model = members[0] if recipe.members == 1 else NameEnsemble(members)
+    model.eval()
+    temperature = _adjust(model, members, split, recipe)
+    loss, accuracy = validate(model, split.validation)
+    info = {
+        "split": split.info,
+        "recipe": recipe.values(),
+        "seed": seed,
+        "metrics": {
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "temperature": temperature,
+        },
+        "history": [asdict(epoch) for epoch in history],
+        "versions": versions(),
+    }
+    return Fit(Checkpoint(model, split.languages, info), tuple(history))
 
 
-def _with_bar(steps: Iterable[Any], total: int, title: str) -> Iterable[Any]:
-    bar: Iterable[Any] = require("tqdm").tqdm(
-        steps, title, total, unit="batch", leave=False, disable=None
-    )
-    return bar
+def _adjust(
+    model: NameClassifier | NameEnsemble,
+    members: list[NameClassifier],
+    split: Split,
+    recipe: Recipe,
+) -> float:
+    """Changes the last linear layers for calibration and for rare languages.
+
+    Dividing by a temperature and subtracting a vector are linear, and so is the mean of an
+    ensemble, so a trained model needs nothing but its weights.
+
+    Returns:
+        The temperature.
+    """
+    temperature = 1.0
+    if recipe.calibrated:
+        temperature = _temperature(logits(model, split.validation.names), split.validation.labels)
+    correction = recipe.prior_correction * split.priors().log()
+    with torch.no_grad():
+        for member in members:
+            layer = member.classifier
+            layer.weight.div_(temperature)
+            layer.bias.div_(temperature).sub_(correction.to(layer.bias))
+    return temperature
+
+
+def _temperature(scores: Tensor, labels: Tensor) -> float:
+    """Returns the number by which to divide logits so that their cross-entropy is least."""
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(scores.double() / log_temperature.exp(), labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]  # the stub wants a float
+    return log_temperature.exp().item()

@@ -1,0 +1,140 @@
+"""Options that several commands have, and the types of options."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from namernn_fast import FusedRNN
+
+from ..checkpoint import Checkpoint
+from ..dataset import DATA_URL, DATA_VARIABLE
+from ..splitting import METHODS
+from ..text import escaped
+
+PROGRAM = "python -m namernn_fast.names"
+RNN_CLASSES: dict[str, type[nn.RNN]] = {"fused": FusedRNN, "torch": nn.RNN}
+
+
+def number(
+    kind: type[int] | type[float], words: str, accepts: Callable[[float], bool]
+) -> Callable[[str], float]:
+    """Returns an argparse type for numbers of `kind` that `accepts` takes; `words` name them."""
+
+    def parse(text: str) -> float:
+        try:
+            if accepts(value := kind(text)):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"'{escaped(text)}' is not {words}")
+
+    return parse
+
+
+# The upper bounds are those of a C int and of torch's seeds.
+COUNT = number(int, "a whole number above 0", lambda value: 0 < value < 2**31)
+SEED = number(int, "a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+POSITIVE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = number(float, "a number from 0", lambda value: 0 <= value < math.inf)
+FRACTION = number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+PROBABILITY = number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+SHARE = number(float, "a number above 0 and below 1", lambda value: 0 < value < 1)
+
+
+def path(text: str) -> Path:
+    """The argparse type of a path."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def device(text: str) -> torch.device:
+    """The argparse type of a device, which must work."""
+    try:
+        found = torch.device(text)
+        torch.zeros(1, device=found).item()
+    # Each kind of device has its own error type when it is absent.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise argparse.ArgumentTypeError(f"{escaped(text)} cannot be used ({reason})") from error
+    return found
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def add_parser(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], description: str
+) -> argparse.ArgumentParser:
+    """Adds a command and returns its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=description,
+        description=f"{description[0].upper()}{description[1:]}.",
+        formatter_class=_HelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
+    """Adds the options that say which model runs and where; `checkpoint` describes its option."""
+    parser.add_argument("--checkpoint", type=path, metavar="PATH", help=checkpoint)
+    parser.add_argument("--device", type=device, default="cpu", help="where the model runs")
+    parser.add_argument(
+        "--rnn",
+        choices=sorted(RNN_CLASSES),
+        default="fused",
+        help="FusedRNN, or torch.nn.RNN for comparison",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which names are read."""
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help=f"a folder of <Language>.txt, or a zip with data/names/<Language>.txt (without it: "
+        f"${DATA_VARIABLE}, else a cached download of {DATA_URL}, else a small sample)",
+    )
+    parser.add_argument(
+        "--no-sample", action="store_true", help="fail when the data cannot be downloaded"
+    )
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how the data is split."""
+    parser.add_argument(
+        "--split",
+        choices=METHODS,
+        default="string",
+        help="string: no name in two parts; random: rows as tutorials draw them, which leaks",
+    )
+    parser.add_argument("--split-seed", type=SEED, default=0, help="fixes the split")
+    parser.add_argument(
+        "--validation", type=SHARE, default=0.1, help="share of the validation part"
+    )
+    parser.add_argument("--test", type=SHARE, default=0.2, help="share of the test part")
+
+
+def say(text: str) -> None:
+    """Prints a line on standard error, for the user and not for a program that reads the output."""
+    print(escaped(text), file=sys.stderr, flush=True)
+
+
+def say_which_model(checkpoint: Checkpoint) -> None:
+    """Warns the user of answers by a model that has seen the small sample alone."""
+    if checkpoint.is_sample():
+        say("this model was trained on the small embedded sample, not on the names data set")

@@ -1,0 +1,200 @@
+"""`train`: trains a model and saves it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..checkpoint import check_worth_replacing, default_checkpoint, save_checkpoint
+from ..dataset import load_names
+from ..files import check_replaceable, require
+from ..recipes import RECIPES, SCHEDULES, Recipe
+from ..resuming import StateFile
+from ..splitting import Split, split
+from ..steps import process
+from ..text import InputError, escaped
+from ..training import Fit, fit
+from .arguments import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RNN_CLASSES,
+    SEED,
+    add_data,
+    add_model,
+    add_split,
+    say,
+)
+from .arguments import add_parser as add_command
+
+# Options of the command line for what a recipe gives: (option, field, type, help).
+_RECIPE = (
+    ("--epochs", "epochs", COUNT, "passes over the training names"),
+    ("--batch-size", "batch_size", COUNT, "names in a step, of all processes together"),
+    ("--lr", "lr", POSITIVE, "learning rate of AdamW, of one-cycle the largest"),
+    ("--weight-decay", "weight_decay", NOT_NEGATIVE, "weight decay of AdamW"),
+    ("--label-smoothing", "label_smoothing", FRACTION, "share of a label spread over all"),
+    ("--clip", "clip_norm", POSITIVE, "largest norm of the gradient"),
+    ("--members", "members", COUNT, "networks whose logits are averaged"),
+    (
+        "--prior-correction",
+        "prior_correction",
+        NOT_NEGATIVE,
+        "how much rare languages are favoured",
+    ),
+)
+# Options for what a recipe gives to the model.
+_MODEL = (
+    ("--embedding-size", "embedding_size", COUNT, "numbers that stand for a character"),
+    ("--hidden-size", "hidden_size", COUNT, "numbers in the state of the RNN"),
+    ("--layers", "num_layers", COUNT, "layers of the RNN"),
+    ("--dropout", "dropout", FRACTION, "share of the states dropped between layers"),
+    ("--state-dropout", "state_dropout", FRACTION, "share of the last states dropped"),
+    ("--character-dropout", "character_dropout", FRACTION, "share of the characters dropped"),
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the command line."""
+    parser = add_command(commands, "train", run, "train a model and save it")
+    add_model(parser, "where the model is saved (default: in the user's cache folder)")
+    add_data(parser)
+    add_split(parser)
+    parser.add_argument(
+        "--seed",
+        type=SEED,
+        default=0,
+        help="fixes the initial weights, the order of names and the dropout",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the end of the last epoch of an interrupted training",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace a model of real data by one of the sample, or a file that is no model",
+    )
+    group = parser.add_argument_group("recipe", "how to train; options change what --recipe gives")
+    group.add_argument("--recipe", choices=sorted(RECIPES), default="plain")
+    for option, name, kind, text in (*_RECIPE, *_MODEL):
+        group.add_argument(option, dest=name, type=kind, help=text)
+    group.add_argument("--schedule", choices=SCHEDULES, help="how the learning rate changes")
+    group.add_argument(
+        "--bidirectional", action="store_true", default=None, help="read names both ways"
+    )
+    group.add_argument("--nonlinearity", choices=("tanh", "relu"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains as the options say."""
+    require("safetensors")
+    recipe = _recipe(arguments)
+    target: Path = arguments.checkpoint or default_checkpoint()
+    with _processes(arguments):
+        first = process()[0] == 0
+        data = load_names(arguments.data, allow_sample=not arguments.no_sample)
+        # Checked here so that a bad path fails before the training, not after it.
+        check_replaceable(target)
+        if not arguments.force:
+            check_worth_replacing(target, data.is_sample)
+        parts = split(
+            data,
+            method=arguments.split,
+            validation=arguments.validation,
+            test=arguments.test,
+            seed=arguments.split_seed,
+        )
+        if first:
+            print(_description(parts), flush=True)
+        state = _state(target, arguments, parts, recipe)
+        fitted = fit(
+            parts,
+            recipe,
+            seed=arguments.seed,
+            device=arguments.device,
+            rnn_class=RNN_CLASSES[arguments.rnn],
+            progress=True,
+            report=(lambda epoch: print(epoch, flush=True)) if first else None,
+            state=state,
+        )
+        if first:
+            _save(target, fitted, state)
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """Returns the recipe that the options ask for."""
+    given = {name: getattr(arguments, name) for _, name, *_ in _RECIPE}
+    given["schedule"] = arguments.schedule
+    model = {name: getattr(arguments, name) for _, name, *_ in _MODEL}
+    model |= {"bidirectional": arguments.bidirectional, "nonlinearity": arguments.nonlinearity}
+    recipe = RECIPES[arguments.recipe].changed(
+        model={name: value for name, value in model.items() if value is not None},
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if recipe.model.get("dropout") and recipe.model.get("num_layers", 1) == 1:
+        raise InputError("--dropout acts between layers, so it needs --layers 2 or more")
+    return recipe
+
+
+def _description(parts: Split) -> str:
+    data = parts.info["data"]
+    return escaped(
+        f"{data['rows']:,} names in {len(parts.languages)} languages from {data['source']}; "
+        f"{len(parts.train):,} to train, {len(parts.validation):,} to validate, "
+        f"{len(parts.test):,} to test; split {parts.info['sha256'][:16]}"
+    )
+
+
+def _state(target: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe) -> StateFile:
+    """Returns the file of the training's state, read if the training is to be resumed."""
+    identity = {
+        "recipe": recipe.values(),
+        "seed": arguments.seed,
+        "split": parts.info["sha256"],
+        "data": parts.info["data"]["sha256"],
+    }
+    state = StateFile(target.with_name(f"{target.name}.state"), identity)
+    if arguments.resume:
+        state.read()
+    elif state.path.exists():
+        say(f"{state.path}: an interrupted training is here; --resume would go on from it")
+    return state
+
+
+def _save(target: Path, fitted: Fit, state: StateFile) -> None:
+    try:
+        save_checkpoint(target, fitted.checkpoint)
+    except OSError as error:
+        raise OSError(f"{error}; --resume saves the trained model when it can be") from error
+    state.remove()
+    print(f"saved {escaped(str(target))}")
+
+
+@contextmanager
+def _processes(arguments: argparse.Namespace) -> Iterator[None]:
+    """Joins the processes that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    device = torch.device(arguments.device)
+    if device.type == "cuda":
+        arguments.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(arguments.device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

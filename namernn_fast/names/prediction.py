@@ -1,0 +1,178 @@
+"""Prediction: a trained model that is asked for the languages of names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from namernn_fast import FusedRNN
+
+from .checkpoint import Checkpoint, default_checkpoint, load_checkpoint, pretrained_checkpoint
+from .model import NameClassifier
+from .text import EncodedNames, InputError, check_names, encode, encode_names, fold
+
+# Bounds the memory of a batch: each character takes hidden_size numbers in each layer.
+_BATCH_CHARACTERS = 16_384
+
+
+class Predictor:
+    """A trained model, ready to be asked.
+
+    Args:
+        checkpoint: the model with its languages; the model is put in evaluation mode.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.checkpoint.model.eval()
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, in the order of the columns of `probabilities`."""
+        return self.checkpoint.languages
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Where the model comes from, as of `Checkpoint.info`."""
+        return self.checkpoint.info
+
+    def predict(self, names: Iterable[str], top: int = 3) -> list[list[tuple[str, float]]]:
+        """Returns for each name its most probable languages, the most probable first.
+
+        Args:
+            names: as text, usable all (see `why_unusable`).
+            top: how many languages to return for each name, at most all there are.
+
+        Returns:
+            For each name, in the order given, a list of (language, probability).
+
+        Raises:
+            TypeError: `names` is a string, or holds something else than strings.
+            ValueError: `top` is below 1.
+            InputError: a name is unusable, or the model gives no finite probabilities.
+        """
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        names = check_names(names)
+        if not names:
+            return []
+        values, places = self.probabilities(names).topk(min(top, len(self.languages)))
+        return [
+            [(self.languages[place], value) for place, value in zip(*answer, strict=True)]
+            for answer in zip(places.tolist(), values.tolist(), strict=True)
+        ]
+
+    def probabilities(self, names: Iterable[str]) -> Tensor:
+        """Returns the probabilities of the languages: float32 (number of names, languages).
+
+        Names are read in batches of bounded size, so the memory for the states of the model does
+        not grow with the number of names.
+
+        Raises:
+            TypeError, InputError: as of `predict`.
+        """
+        names = check_names(names)
+        if not names:
+            return torch.empty(0, len(self.languages))
+        return probabilities(self.checkpoint.model, encode_names(names))
+
+    def states(self, name: str) -> tuple[str, Tensor]:
+        """Returns the folded name, and the states after each of its characters.
+
+        The model must be one network, as the pretrained one is.
+
+        Returns:
+            The folded name, and float32 (length, hidden_size), for a model in both directions
+            (length, 2 * hidden_size).
+
+        Raises:
+            TypeError: the model is an ensemble.
+            InputError: the name is unusable.
+        """
+        model = self.checkpoint.model
+        ids = encode(name)
+        if not isinstance(model, NameClassifier):
+            raise TypeError("an ensemble has no single state; ask one of its members")
+        with torch.no_grad():
+            return fold(name), model.states(ids.to(_device(model))).float().cpu()
+
+    def prefix_probabilities(self, name: str) -> Tensor:
+        """Returns what the model answers after each character: float32 (length, languages).
+
+        Raises:
+            InputError: as of `predict`.
+        """
+        ids = encode(name)
+        lengths = torch.arange(1, len(ids) + 1)
+        prefixes = EncodedNames(ids, torch.zeros_like(lengths), lengths)
+        return probabilities(self.checkpoint.model, prefixes)
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    rnn_class: type[nn.RNN] = FusedRNN,
+) -> Predictor:
+    """Loads a model.
+
+    Args:
+        path: of a checkpoint. If None, the model that `train` saved at its default path, else the
+            pretrained model of the package.
+        device: where to run the model.
+        rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
+
+    Raises:
+        InputError, OSError, ModuleNotFoundError: as of `load_checkpoint`.
+    """
+    if path is None:
+        trained = default_checkpoint()
+        path = trained if trained.exists() else pretrained_checkpoint()
+    return Predictor(load_checkpoint(path, device=device, rnn_class=rnn_class))
+
+
+def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
+    """Returns the probabilities of the languages (number of names, num_classes), on the CPU.
+
+    Args:
+        model: a `NameClassifier` or `NameEnsemble`, in evaluation mode.
+        names: at least one.
+
+    Raises:
+        InputError: a probability is not finite.
+    """
+    result = logits(model, names).softmax(1)
+    if not result.isfinite().all():
+        raise InputError("the model gives probabilities that are not finite: it is damaged")
+    return result
+
+
+@torch.no_grad()
+def logits(model: nn.Module, names: EncodedNames) -> Tensor:
+    """Returns the logits (number of names, num_classes), on the CPU; arguments as above."""
+    order = names.by_length(torch.arange(len(names)))
+    results = [
+        model(names.pack(indices, _device(model))).float().cpu()
+        for indices in _bounded_batches(names, order)
+    ]
+    restored = torch.empty_like(sorted_logits := torch.cat(results))
+    restored[order] = sorted_logits
+    return restored
+
+
+def _bounded_batches(names: EncodedNames, order: Tensor) -> Iterator[Tensor]:
+    """Cuts `order`, sorted from the longest name, so that no batch has too many characters."""
+    begin = 0
+    while begin < len(order):
+        longest = int(names.lengths[order[begin]])
+        end = begin + max(_BATCH_CHARACTERS // longest, 1)
+        yield order[begin:end]
+        begin = end
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

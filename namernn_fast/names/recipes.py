@@ -1,0 +1,85 @@
+"""Recipes: how a model is made and trained, as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from .text import InputError
+
+SCHEDULES = ("constant", "one-cycle")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The options of a training; `RECIPES` has those that have a name.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+
+    epochs: int = 10
+    """Passes over the training names."""
+    batch_size: int = 64
+    """Names in a step."""
+    lr: float = 1e-3
+    """The learning rate of AdamW; of "one-cycle" the largest."""
+    schedule: str = "constant"
+    """Of the learning rate: "constant", or "one-cycle" (Smith and Topin, arXiv:1708.07120)."""
+    weight_decay: float = 0.0
+    """The decoupled weight decay of AdamW."""
+    label_smoothing: float = 0.0
+    """As in `torch.nn.functional.cross_entropy`."""
+    clip_norm: float | None = None
+    """The largest norm that the gradient may have; None does not clip."""
+    members: int = 1
+    """How many networks are trained, whose logits are then averaged."""
+    prior_correction: float = 0.0
+    """This many times the logarithm of a language's share of the training names is subtracted
+    from its logit after the training, which favours rare languages (Menon et al., "Long-tail
+    learning via logit adjustment", arXiv:2007.07314)."""
+    calibrated: bool = False
+    """Whether the logits are divided by the temperature that fits the validation part best (Guo et
+    al., "On calibration of modern neural networks", arXiv:1706.04599)."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `NameClassifier`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", MappingProxyType(dict(self.model)))
+        checks = {
+            "epochs": _is_count(self.epochs),
+            "batch_size": _is_count(self.batch_size),
+            "lr": 0 < self.lr < math.inf,
+            "schedule": self.schedule in SCHEDULES,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "clip_norm": self.clip_norm is None or 0 < self.clip_norm < math.inf,
+            "members": _is_count(self.members),
+            "prior_correction": 0 <= self.prior_correction < math.inf,
+        }
+        for name, usable in checks.items():
+            if not usable:
+                raise InputError(f"the recipe's {name} cannot be {getattr(self, name)!r}")
+
+    def changed(self, **changes: Any) -> Recipe:
+        """Returns a copy with other values; `model` is a change of some of the model's options."""
+        if "model" in changes:
+            changes["model"] = {**self.model, **changes["model"]}
+        return dataclasses.replace(self, **changes)
+
+    def values(self) -> dict[str, Any]:
+        """Returns the options as plain values, for a file."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {**values, "model": dict(self.model)}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({"plain": Recipe()})
+"""The recipes by name. "plain" is the seed's network, the defaults of `NameClassifier`."""

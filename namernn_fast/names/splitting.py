@@ -1,0 +1,176 @@
+"""The split of the data into a training, a validation and a test part.
+
+By default no string is in two parts, whatever its languages: the data repeats names (Arabic has
+2,000 rows of 108 names) and has 465 strings under several languages, so that a random split of its
+rows, as tutorials make it, tests a model on names that it has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dataset import NamesData
+from .text import EncodedNames, InputError, encode_folded, fold
+
+METHODS = ("string", "random")
+
+
+@dataclass(frozen=True)
+class LabelledNames:
+    """Folded names with their languages."""
+
+    texts: tuple[str, ...]
+    """The names as `fold` returns them."""
+    names: EncodedNames
+    """The character ids of `texts`."""
+    labels: Tensor
+    """int64 (number of names), the index of each name's language"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three parts of the data, and how they were made."""
+
+    languages: tuple[str, ...]
+    train: LabelledNames
+    """What weights are fitted to."""
+    validation: LabelledNames
+    """What choices are made by: the epoch that is kept, a recipe."""
+    test: LabelledNames
+    """What figures are reported on, once."""
+    info: dict[str, Any]
+    """The method, seed and shares, the SHA-256 of the parts, and the source, SHA-256 and number of
+    rows of the data: plain values, which a checkpoint records."""
+
+    def priors(self) -> Tensor:
+        """Returns the share of each language in the training part: float64 (languages)."""
+        counts = self.train.labels.bincount(minlength=len(self.languages)).double()
+        return counts / counts.sum()
+
+
+def split(
+    data: NamesData,
+    *,
+    method: str = "string",
+    validation: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+) -> Split:
+    """Splits the names into a training, a validation and a test part.
+
+    The method "string" splits the distinct pairs of a folded name and a language, and all pairs of
+    a string go to one part. The strings are drawn within each language, so that every language
+    with at least three strings of its own is in every part; a string under several languages is
+    drawn with the one that has fewest strings. The method "random" draws from all rows, repeats
+    included, so that the same name may be in several parts: for comparison with such splits only.
+
+    The order of drawing comes from a hash of the seed and the string (or the number of the row),
+    so it is the same on every machine and with every version of torch.
+
+    Args:
+        data: the names.
+        method: "string" or "random".
+        validation, test: the share of each part, above 0, together below 1.
+        seed: of the drawing.
+
+    Raises:
+        InputError: an argument has another value, or a part would be empty.
+    """
+    if method not in METHODS:
+        raise InputError(f"the method of the split must be one of {METHODS}, not {method!r}")
+    if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
+        raise InputError(
+            "the shares of the validation and the test part must be above 0 and together below 1, "
+            f"not {validation} and {test}"
+        )
+    draw = _draw_strings if method == "string" else _draw_rows
+    parts = dict(
+        zip(("train", "validation", "test"), draw(data, validation, test, seed), strict=True)
+    )
+    for name, rows in parts.items():
+        if not rows:
+            raise InputError(f"{data.source}: too few names for a {name} part")
+    info = {
+        "method": method,
+        "seed": seed,
+        "validation": validation,
+        "test": test,
+        "sha256": _digest(parts, data.languages),
+        "data": {
+            "source": data.source,
+            "sha256": data.sha256,
+            "rows": len(data.rows),
+            "is_sample": data.is_sample,
+        },
+    }
+    labelled = {name: _labelled(rows) for name, rows in parts.items()}
+    return Split(data.languages, info=info, **labelled)
+
+
+_Rows = list[tuple[str, int]]  # (folded name, index of the language)
+
+
+def _draw_strings(
+    data: NamesData, validation: float, test: float, seed: int
+) -> tuple[_Rows, _Rows, _Rows]:
+    languages_of: defaultdict[str, set[int]] = defaultdict(set)
+    for name, language in data.rows:
+        languages_of[fold(name)].add(language)
+    sizes = Counter(language for languages in languages_of.values() for language in languages)
+    strata: defaultdict[int, list[str]] = defaultdict(list)
+    for text, languages in languages_of.items():
+        strata[min(languages, key=lambda language: (sizes[language], language))].append(text)
+    parts: tuple[_Rows, _Rows, _Rows] = ([], [], [])
+    for _, texts in sorted(strata.items()):
+        texts.sort(key=lambda text: _rank(seed, text))
+        for part, chosen in zip(parts, _cut(texts, validation, test), strict=True):
+            part += [(text, label) for text in chosen for label in sorted(languages_of[text])]
+    return parts
+
+
+def _draw_rows(
+    data: NamesData, validation: float, test: float, seed: int
+) -> tuple[_Rows, _Rows, _Rows]:
+    order = sorted(range(len(data.rows)), key=lambda row: _rank(seed, row))
+    rows = [(fold(data.rows[row][0]), data.rows[row][1]) for row in order]
+    return _cut(rows, validation, test)
+
+
+def _rank(seed: int, unit: object) -> bytes:
+    return hashlib.blake2b(f"{seed}:{unit}".encode(), digest_size=16).digest()
+
+
+def _cut(units: list[Any], validation: float, test: float) -> tuple[list, list, list]:
+    """Cuts units into train, validation and test, none of them empty where there are three."""
+    count = len(units)
+    least = int(count >= 3)
+    tested = max(round(test * count), least)
+    validated = max(round(validation * count), least)
+    if count:  # the training part comes first where there are too few
+        tested = min(tested, max(count - 1 - least, 0))
+        validated = min(validated, count - 1 - tested)
+    return units[tested + validated :], units[tested : tested + validated], units[:tested]
+
+
+def _digest(parts: dict[str, _Rows], languages: Sequence[str]) -> str:
+    lines = [
+        f"{name}\t{languages[label]}\t{text}\n"
+        for name, rows in parts.items()
+        for text, label in rows
+    ]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _labelled(rows: _Rows) -> LabelledNames:
+    texts, labels = zip(*rows, strict=True)
+    return LabelledNames(texts, encode_folded(texts), torch.tensor(labels))

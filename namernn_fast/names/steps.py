@@ -1,0 +1,136 @@
+"""Steps of training: batches, one step, one epoch, and the validation after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .prediction import logits
+from .recipes import Recipe
+from .splitting import LabelledNames
+
+
+class Batch(NamedTuple):
+    """The names of one step, or one process's share of them."""
+
+    names: PackedSequence
+    """Character ids, packed."""
+    targets: Tensor
+    """int64 (batch), the languages of the names; or float (batch, languages), probabilities."""
+    weight: float = 1.0
+    """What the mean loss of this batch counts in the mean over all processes' means."""
+
+
+def batches(
+    data: LabelledNames,
+    order: Tensor,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    *,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Yields the batches of one epoch, or one process's share of each.
+
+    Inside a batch the names are sorted from the longest to the shortest, targets alongside, so
+    that the packed batch needs no reordering.
+
+    Args:
+        data: the names.
+        order: int64 (number of names), the indices of the names in the order of the batches.
+        batch_size: names in a batch, of all processes together; the last batch may have fewer.
+        device: of the results.
+        rank: which process this is.
+        processes: how many there are.
+    """
+    for indices in order.split(batch_size):
+        count = len(indices)
+        indices = data.names.by_length(indices)
+        share = indices[rank::processes]
+        weight = len(share) * processes / count
+        # A process without a share takes part in the step all the same, with the weight 0.
+        share = share if len(share) else indices[:1]
+        yield Batch(data.names.pack(share, device), data.labels[share].to(device), weight)
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Takes one step of the optimizer on the mean cross-entropy of a batch.
+
+    Args:
+        model: the classifier.
+        optimizer: of its parameters.
+        batch: what to train on.
+        recipe: gives the label smoothing and the clipping.
+
+    Returns:
+        The loss before the step and the number of names whose language was predicted: scalars on
+        the model's device, detached, so that the caller chooses when to wait for them.
+    """
+    scores = model(batch.names)
+    loss = F.cross_entropy(scores, batch.targets, label_smoothing=recipe.label_smoothing)
+    optimizer.zero_grad()
+    (loss * batch.weight if batch.weight != 1 else loss).backward()
+    if recipe.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    optimizer.step()
+    return loss.detach(), _hits(scores.detach(), batch.targets)
+
+
+def _hits(scores: Tensor, targets: Tensor) -> Tensor:
+    """Returns how many names have their highest score where the target is highest."""
+    labels = targets if targets.ndim == 1 else targets.argmax(1)
+    return (scores.argmax(1) == labels).sum()
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: Iterable[Batch],
+    recipe: Recipe,
+    after_step: Callable[[], None] = lambda: None,
+) -> tuple[float, float]:
+    """Takes a step on each batch; returns the mean loss and the accuracy over names.
+
+    Args:
+        model, optimizer, recipe: as of `train_step`.
+        steps: the batches.
+        after_step: called after each step, to change the learning rate.
+    """
+    model.train()
+    results = []
+    for batch in steps:
+        loss, hits = train_step(model, optimizer, batch, recipe)
+        after_step()
+        count = len(batch.targets) if batch.weight else 0
+        results.append(
+            torch.stack([loss * count, hits * bool(count), torch.full_like(loss, count)])
+        )
+    total = torch.stack(results).double().sum(0)
+    if process()[1] > 1:
+        dist.all_reduce(total)
+    # Fetched once, since reading a number from a GPU waits for the GPU.
+    loss_sum, hit_sum, count_sum = total.tolist()
+    return loss_sum / count_sum, hit_sum / count_sum
+
+
+def validate(model: nn.Module, data: LabelledNames) -> tuple[float, float]:
+    """Returns the mean loss and the accuracy on `data`; leaves the model in evaluation mode."""
+    model.eval()
+    scores = logits(model, data.names)
+    loss = F.cross_entropy(scores, data.labels)
+    return loss.item(), _hits(scores, data.labels).item() / len(data)
+
+
+def process() -> tuple[int, int]:
+    """Returns the rank of this process, and how many processes train together."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
