@@ -212,10 +212,13 @@ def encode_names(names: Iterable[str]) -> EncodedNames:
     names = check_names(names)
     if not names:
         raise InputError("no names were given")
+    texts = []
     for name in names:
-        if reason := why_unusable(name):
-            raise InputError(reason)
-    return encode_folded([fold(name) for name in names])
+        text = fold(name) if len(name) <= MAX_NAME_LENGTH else ""
+        if not text:
+            raise InputError(why_unusable(name) or "")
+        texts.append(text)
+    return encode_folded(texts)
 
 
 def encode_folded(texts: Sequence[str]) -> EncodedNames:

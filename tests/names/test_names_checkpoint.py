@@ -2,7 +2,7 @@
 
 import errno
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -137,6 +137,21 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(trained, tmp_pat
 def test_an_ensemble_has_a_member():
     with pytest.raises(ValueError, match=r"^an ensemble has at least one member$"):
         NameEnsemble([])
+
+
+@pytest.mark.parametrize("junk", ["x" * 2**20, [[]] * 50_000], ids=["text", "lists"])
+def test_values_that_are_too_large_are_not_saved(trained, tmp_path, junk):
+    odd = replace(trained, info={"junk": junk})
+    with pytest.raises(InputError, match=r" bytes would be too large to be read again$"):
+        save_checkpoint(tmp_path / "new", odd)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_too_large_is_not_written(tmp_path):
+    tensors = {"a": torch.ones(250)}
+    tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {}, max_bytes=2000)
+    with pytest.raises(InputError, match=r" bytes would be too large to be read again$"):
+        tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {}, max_bytes=1000)
 
 
 def test_the_bounds_allow_what_is_in_use(tmp_path):

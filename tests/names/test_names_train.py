@@ -194,6 +194,17 @@ def test_a_model_that_could_not_be_loaded_is_not_trained(run, folder):
         assert "epoch" not in out
 
 
+def test_processes_that_read_other_data_do_not_train_together(fails, folder, monkeypatch):
+    def gather(found, ours):
+        found[:] = [ours, "another"]
+
+    monkeypatch.setattr(train, "process", lambda: (0, 2))
+    monkeypatch.setattr(train.dist, "barrier", lambda: None)
+    monkeypatch.setattr(train.dist, "all_gather_object", gather)
+    code, message = fails("train", "--data", folder)
+    assert (code, message) == (2, "the processes that train together have read other data")
+
+
 @pytest.mark.parametrize("size", ["2", "two"])
 def test_an_environment_of_half_a_torchrun(fails, folder, monkeypatch, size):
     monkeypatch.setenv("WORLD_SIZE", size)
