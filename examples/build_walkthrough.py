@@ -4,7 +4,6 @@
 build/walkthrough/walkthrough.ipynb and walkthrough.html. It needs the extra `walkthrough`.
 """
 
-import sys
 from pathlib import Path
 
 import jupytext
@@ -20,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "examples" / "walkthrough.py"
 FOLDER = ROOT / "build" / "walkthrough"
 
-# The templates of nbconvert load scripts from a network: RequireJS, MathJax and Mermaid. The page
-# needs none of them. Prompts and the width of the window are left out too.
+# The template of nbconvert loads RequireJS, MathJax and Mermaid from a network; the page needs none
+# of them. The code of a cell with the tag "drawing" is folded away until the reader asks for it, and
+# the metadata `alt` of a cell says in words what its figure shows.
 TEMPLATE = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -32,9 +32,21 @@ TEMPLATE = """
 body.jp-Notebook { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 .jp-InputPrompt, .jp-OutputPrompt { display: none; }
 .jp-RenderedMarkdown { font-size: 1rem; line-height: 1.5; }
-math { font-size: 1.1em; }
+math { font-family: "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; }
 math[display=block] { margin: 0.8em 0; }
+summary { color: #666; cursor: pointer; font-family: var(--jp-ui-font-family); padding: 0.3rem; }
 </style>
+{%- endblock -%}
+{%- block input_group -%}
+{%- if 'drawing' in cell.metadata.get('tags', ()) -%}
+<details><summary>The code of this figure</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock -%}
+{%- block data_png scoped -%}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img alt="{{ cell.metadata.alt | escape_html }}"
+  src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}">
+</div>
 {%- endblock -%}
 """
 
@@ -70,52 +82,38 @@ def run(source: Path) -> NotebookNode:
         "display_name": "Python 3",
         "language": "python",
     }
-    # The kernel is told where the notebook's own package is, whatever is installed.
-    client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
-    )
-    client.execute()
+    # The kernel's folder is that of the checkout, so that the checkout's package is the one shown.
+    resources = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     return notebook
-
-
-def describe_figures(notebook: NotebookNode) -> None:
-    """Gives each figure the cell's `alt` as its alternative text.
-
-    Raises:
-        ValueError: a cell draws a figure and has no `alt`.
-    """
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            if "image/png" in output.get("data", {}):
-                if "alt" not in cell.metadata:
-                    raise ValueError(f"a figure has no alternative text: {cell.source[:60]!r}")
-                output.metadata["alt"] = cell.metadata["alt"]
 
 
 def page(notebook: NotebookNode) -> str:
     """Returns the notebook as HTML.
 
     Raises:
-        ValueError: the page would load something from elsewhere.
+        ValueError: the page would need scripts, or a figure is not described in words.
     """
     exporter = PageExporter(
         template_file="walkthrough.html.j2",
         extra_loaders=[DictLoader({"walkthrough.html.j2": TEMPLATE})],
     )
     html, _ = exporter.from_notebook_node(notebook)
-    if "<script" in html:
-        raise ValueError("the page has a script")
+    for unwanted in ("<script", '<img alt=""'):
+        if unwanted in html:
+            raise ValueError(f"the page holds {unwanted}")
     return html
 
 
-def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
+def main(folder: Path = FOLDER) -> None:
+    """Builds the notebook and the page in `folder`."""
     notebook = run(SOURCE)
-    describe_figures(notebook)
-    nbformat.write(notebook, FOLDER / "walkthrough.ipynb")
-    (FOLDER / "walkthrough.html").write_text(page(notebook), encoding="utf-8")
-    print(f"wrote {FOLDER}/walkthrough.ipynb and .html")
+    html = page(notebook)
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / "walkthrough.ipynb")
+    (folder / "walkthrough.html").write_text(html, encoding="utf-8")
+    print(f"wrote walkthrough.ipynb and walkthrough.html to {folder}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

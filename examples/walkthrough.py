@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from namernn_fast import FusedRNN, explain, names
+from namernn_fast.names.checkpoint import pretrained_checkpoint
 
 plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
 INK, BLUE, ORANGE, GREEN, GREY = "#333333", "#0072b2", "#d55e00", "#009e73", "#bbbbbb"
@@ -90,7 +91,7 @@ plt.show()
 # the network is *unrolled*. The copies are not separate networks: all share $W_h$, $W_x$ and $b$.
 
 
-# %% alt="The network with its loop, and unrolled over three steps"
+# %% alt="The network with its loop, and unrolled over three steps" tags=["drawing"]
 def box(axes, x, y, text, colour):
     style = {"boxstyle": "round,pad=0.8", "facecolor": colour, "edgecolor": INK}
     axes.text(x, y, text, ha="center", va="center", fontsize=12, color=INK, bbox=style)
@@ -155,7 +156,7 @@ plt.show()
 # \frac{\partial L}{\partial W_x} = \sum_{t=1}^{T} x_t^\top \delta_t, \qquad
 # \frac{\partial L}{\partial b} = \sum_{t=1}^{T} \delta_t$$
 
-# %% alt="The unrolled network with the gradients that go back"
+# %% alt="The unrolled network with the gradients that go back" tags=["drawing"]
 axes = draw_unrolled(width=9.5, left=0.6)
 for t in range(1, 4):
     start, end = (0.5 + 2 * t, 1.85), (-1.3 + 2 * t, 1.85)
@@ -212,7 +213,6 @@ for rnn_class in (torch.nn.RNN, FusedRNN):
     ((h_n[0] - torch.tensor(target)) ** 2).sum().div(2).backward()
     np.testing.assert_allclose(output.detach(), states, atol=1e-12)
     np.testing.assert_allclose(layer.weight_hh_l0.grad.T, by_hand[0], atol=1e-12)
-    np.testing.assert_allclose(layer.weight_ih_l0.grad.T, by_hand[1], atol=1e-12)
 print("By hand, by autograd, by nn.RNN and by FusedRNN: the same gradients.")
 
 # %% [markdown]
@@ -308,11 +308,9 @@ decomposed = unicodedata.normalize("NFD", "Ślusàrski")
 print([unicodedata.name(character) for character in decomposed if unicodedata.combining(character)])
 for name in ("Ślusàrski", "O’Neal", "Strauß", "Frank"):
     print(f"{name:10} {names.fold(name):10} {names.encode(name).tolist()}")
-assert (len("Ślusàrski"), len(decomposed)) == (9, 11)
+assert (len("Ślusàrski"), len(decomposed), len(names.ALPHABET)) == (9, 11, 31)
 assert names.fold("Ślusàrski") == "slusarski"
-assert names.fold("O’Neal") == "o'neal"
-assert names.fold("Strauß") == "strauss"
-assert len(names.ALPHABET) == 31
+assert (names.fold("O’Neal"), names.fold("Strauß")) == ("o'neal", "strauss")
 assert [names.ALPHABET[index] for index in names.encode("Frank")] == list("frank")
 
 # %% [markdown]
@@ -324,7 +322,7 @@ assert [names.ALPHABET[index] for index in names.encode("Frank")] == list("frank
 # batch step by step: all first characters, then all second ones, and so on. The list `batch_sizes`
 # says how many names are still running at each step.
 
-# %% alt="Five names as a padded table, as a packed table, and as the packed run of characters"
+# %%
 batch = ["Li", "Frank", "Ślusàrski", "O'Neal", "Nguyen"]
 encoded = names.encode_names(batch)
 packed = encoded.pack(encoded.by_length(torch.arange(len(batch))))
@@ -333,6 +331,7 @@ theirs = torch.nn.utils.rnn.pack_sequence(list(map(names.encode, batch)), enforc
 assert torch.equal(packed.data, theirs.data)
 
 
+# %% alt="Five names as a padded table, packed, and as the run packed.data" tags=["drawing"]
 def draw_cells(axes, rows, title):
     """Draws each row's (step, character) as cells; the two tints are even and odd steps."""
     for y, row in enumerate(rows):
@@ -382,7 +381,7 @@ assert 0.25 < padding < 0.55
 train = names.split(data).train
 
 
-def train_some(rnn_class, steps=40):
+def train_some(rnn_class, steps=25):
     """Returns the loss of each step, and the median time of a step in milliseconds."""
     torch.manual_seed(0)
     model = names.NameClassifier(len(data.languages), rnn_class=rnn_class)
@@ -405,7 +404,7 @@ torch_losses, torch_time = train_some(torch.nn.RNN)
 fused_losses, fused_time = train_some(FusedRNN)
 print(f"largest difference of the losses: {np.abs(torch_losses - fused_losses).max():.1e}")
 np.testing.assert_allclose(fused_losses, torch_losses, rtol=1e-3)
-assert torch_losses[-5:].mean() < torch_losses[0]  # it learns
+assert torch_losses[-5:].mean() < torch_losses[0]  # both learn
 
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(9.5, 3.2), layout="constrained", width_ratios=[2, 1]
@@ -426,11 +425,11 @@ plt.show()
 #
 # ## 9. A trained classifier
 #
-# Training takes many such steps. `names.load()` gives the model that you have trained with
-# `python -m namernn_fast.names train`, or else a small one that comes with the package.
+# Training takes many such steps. A small trained model comes with the package. To use one of your
+# own, train it with `python -m namernn_fast.names train`; `names.load()` then gives that one.
 
 # %%
-predictor = names.load()
+predictor = names.load(pretrained_checkpoint())
 examples = ["Frank", "Ślusàrski", "O'Neal", "Nakamura", "Papadopoulos", "Nguyen", "Ivanov"]
 for name, answers in zip(examples, predictor.predict(examples, top=3), strict=True):
     shown = ", ".join(f"{language} {probability:.0%}" for language, probability in answers)
@@ -440,22 +439,20 @@ assert probabilities.shape == (len(examples), len(predictor.languages))
 assert torch.allclose(probabilities.sum(1), torch.ones(len(examples)))
 
 # %% [markdown]
-# A model is judged by names that it has not seen in training. The split into training, validation
-# and test parts has a hash; where it is that of the model's own split, the test part is new to the
-# model.
+# A model is judged by names that it has not seen in training. A hash stands for the split of the
+# names into a training, a validation and a test part. Where the names above give the hash that the
+# model has recorded, their test part is new to the model.
 
 # %%
-info = predictor.info["split"]
-parts = names.split(data, method=info["method"], seed=info["seed"])
-if parts.sha256 == info["sha256"]:
+made = predictor.info["split"]
+parts = names.split(data, **{key: made[key] for key in ("method", "validation", "test", "seed")})
+if parts.info["sha256"] == made["sha256"]:
     guesses = predictor.probabilities(parts.test.texts).argmax(1)
     accuracy = (guesses == parts.test.labels).float().mean().item()
-    print(
-        f"right for {accuracy:.1%} of {len(guesses):,} test names; always the same: {majority:.1%}"
-    )
+    print(f"Right for {accuracy:.1%} of {len(guesses):,} test names.")
     assert accuracy > majority
 else:
-    print("The model was trained on other data than the names above, so this is not measured here.")
+    print("The model was trained on other names than those above: nothing to measure here.")
 
 # %% [markdown]
 # ## 10. Frank, character by character
@@ -467,8 +464,7 @@ else:
 # %% alt="The states of the model after each character of frank, as a heat map"
 text, states = predictor.states("Frank")
 states = states.numpy()
-assert text == "frank"
-assert len(states) == len(text)
+assert (text, len(states)) == ("frank", 5)
 figure, axes = plt.subplots(figsize=(9.5, 2.6), layout="constrained")
 by_last = states[:, states[-1].argsort()]
 image = axes.imshow(by_last, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="none")
@@ -482,34 +478,33 @@ plt.show()
 # NumPy, given the trained weights, makes the same.
 
 # %%
-trained = {name: value.double().numpy() for name, value in predictor.model.state_dict().items()}
-h = np.zeros(states.shape[1])
+model = predictor.checkpoint.model
+embedding = model.embedding.weight.detach().numpy()
+w_ih, w_hh, b_ih, b_hh = (weight.detach().numpy() for weight in model.rnn.parameters())
+h = np.zeros(model.rnn.hidden_size)
 for index in names.encode("Frank"):
-    x = trained["embedding.weight"][index]
-    h = np.tanh(
-        h @ trained["rnn.weight_hh_l0"].T
-        + x @ trained["rnn.weight_ih_l0"].T
-        + trained["rnn.bias_ih_l0"]
-        + trained["rnn.bias_hh_l0"]
-    )
+    h = np.tanh(h @ w_hh.T + embedding[index] @ w_ih.T + b_ih + b_hh)
 np.testing.assert_allclose(h, states[-1], atol=1e-4)
 print("The loop in NumPy gives the last state of the model.")
 
 # %% [markdown]
-# The linear layer can be asked after each character, not only after the last. Its answers show the
-# model change its mind as it reads on. Only the last answer was trained: a name may end anywhere,
-# so an answer in the middle is the answer for a shorter name.
+# The linear layer can be asked after each character, not only after the last: the answer after *fr*
+# is what the model says of the name *Fr*. The answers show how the model changes its mind as it
+# reads on, although training judged the answer at the end of a name alone.
 
 # %% alt="The probabilities of languages after each character of frank, as bars"
 answers = predictor.prefix_probabilities("Frank")
+by_linear_layer = model.classifier(torch.tensor(states)).softmax(1)
+assert torch.allclose(answers, by_linear_layer, atol=1e-4)
 assert torch.allclose(answers[-1], probabilities[0], atol=1e-4)
 assert torch.allclose(answers[1], predictor.probabilities(["fr"])[0], atol=1e-4)
 shown = {*answers.argmax(1).tolist(), *answers[-1].topk(4).indices.tolist()}
 shown = sorted(shown, key=answers[-1].tolist().__getitem__)
 figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.8), sharey=True, layout="constrained")
 for t, axes in enumerate(panels):
-    bars = axes.barh([predictor.languages[place] for place in shown], answers[t, shown], color=BLUE)
-    bars[int(answers[t, shown].argmax())].set_color(ORANGE)
+    shares = answers[t, shown].tolist()
+    bars = axes.barh([predictor.languages[place] for place in shown], shares, color=BLUE)
+    bars[shares.index(max(shares))].set_color(ORANGE)
     axes.set(title=text[: t + 1], xlim=(0, 1))
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
 figure.supxlabel("probability after each character (orange: the most likely)", fontsize=10)
@@ -534,14 +529,14 @@ if torch.accelerator.is_available():
     devices.append(torch.accelerator.current_accelerator().type)  # such as "cuda" or "mps"
 many = [name for name, _ in data.rows[:2000]]
 for device in devices:
-    there = names.load(device=device)
+    there = names.load(pretrained_checkpoint(), device=device)
     there.probabilities(many)  # the first call on a GPU compiles kernels
     started = time.perf_counter()
     on_device = there.probabilities(many)
     seconds = time.perf_counter() - started
     print(f"{device}: {len(many) / seconds:,.0f} names a second")
     assert torch.allclose(on_device, predictor.probabilities(many), atol=1e-3)
-print(explain(predictor.model.rnn, torch.zeros(5, 1, predictor.model.rnn.input_size)))
+print(explain(model.rnn, torch.zeros(5, 1, model.rnn.input_size)))
 
 # %% [markdown]
 # ## Where to go on

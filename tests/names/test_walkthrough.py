@@ -7,24 +7,29 @@ import pytest
 import torch
 
 from namernn_fast.names import DownloadError, dataset
+from namernn_fast.names.checkpoint import pretrained_checkpoint
 
-# Imported before the cache of a test is empty, where matplotlib would look for fonts anew.
+# Imported before a test empties the cache, where matplotlib would look for the fonts anew.
 matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws with matplotlib")
 matplotlib.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
+
+pytestmark = pytest.mark.skipif(
+    not pretrained_checkpoint().is_file(), reason="the package holds no pretrained model"
+)
 FIGURES = 9
 
 
 @pytest.fixture
 def walk(root, monkeypatch):
-    """Runs the walk-through; returns its variables and the number of figures shown."""
+    """Runs the walk-through and returns its variables; checks that every figure can be drawn."""
 
     def run():
         shown = []
 
         def show():
             shown.append(plt.gcf())
-            plt.gcf().canvas.draw()  # which a notebook does, and Agg's own `show` does not
+            plt.gcf().canvas.draw()  # as a notebook does, and Agg's own `show` does not
             plt.close()
 
         monkeypatch.setattr(plt, "show", show)
@@ -32,17 +37,16 @@ def walk(root, monkeypatch):
             # matplotlib warns of a character that no font has, and of a layout that does not fit.
             warnings.simplefilter("error", UserWarning)
             variables = runpy.run_path(str(root / "examples" / "walkthrough.py"))
+        assert len(shown) == FIGURES
         assert not plt.get_fignums()
-        return variables, len(shown)
+        return variables
 
     return run
 
 
 def test_walkthrough_of_the_data_set(walk, real_folder, monkeypatch):
     monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
-    variables, figures = walk()
-    assert not variables["data"].is_sample
-    assert figures == FIGURES
+    assert not walk()["data"].is_sample
 
 
 def test_walkthrough_without_a_network(walk, monkeypatch, capsys):
@@ -50,7 +54,20 @@ def test_walkthrough_without_a_network(walk, monkeypatch, capsys):
         raise DownloadError("there is no network")
 
     monkeypatch.setattr(dataset, "download_names", no_network)
-    variables, figures = walk()
-    assert variables["data"].is_sample
-    assert figures == FIGURES
+    assert walk()["data"].is_sample
     assert "the embedded sample, not the data set" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_page_holds_everything(root, tmp_path, monkeypatch, real_folder):
+    for module in ("ipykernel", "jupytext", "latex2mathml", "nbconvert"):
+        pytest.importorskip(module, reason=f"the build of the page needs {module}")
+    monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
+    build = runpy.run_path(str(root / "examples" / "build_walkthrough.py"))
+    build["main"](tmp_path)
+    html = (tmp_path / "walkthrough.html").read_text(encoding="utf-8")
+    assert "<math" in html
+    assert html.count('src="data:image/png') == html.count("<img ") == FIGURES
+    assert 'alt="The states of run' in html
+    assert "<script" not in html
+    assert (tmp_path / "walkthrough.ipynb").is_file()
