@@ -20,8 +20,8 @@ SOURCE = ROOT / "examples" / "walkthrough.py"
 FOLDER = ROOT / "build" / "walkthrough"
 
 # The template of nbconvert loads RequireJS, MathJax and Mermaid from a network; the page needs none
-# of them. The code of a cell with the tag "drawing" is folded away until the reader asks for it, and
-# the metadata `alt` of a cell says in words what its figure shows.
+# of them. The code of a cell with the tag "drawing" is folded away until the reader asks for it.
+# The metadata `alt` of a cell says in words what its figure shows.
 TEMPLATE = """
 {%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}

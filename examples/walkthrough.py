@@ -255,7 +255,7 @@ for g, colour in ((0.5, BLUE), (0.9, GREEN), (1.0, INK), (1.5, "#cc79a7"), (3.0,
     axes.semilogy(back, g**back, color=colour, linestyle=":", linewidth=1)
     axes.text(LENGTH + 1, norms[-1], f"g = {g}", color=colour, va="center")
 axes.axvspan(0, 20, color=GREY, alpha=0.25, linewidth=0)
-axes.text(10, 1e-13, "the longest name", ha="center", fontsize=9)
+axes.text(10, 1e-13, "within the longest name", ha="center", fontsize=9)
 axes.set(xlim=(0, LENGTH + 6), ylim=(1e-16, 1e16), xlabel="steps back from the loss")
 axes.set_ylabel("length of the gradient\n(dotted: the bound $g^k$)")
 plt.show()
@@ -378,7 +378,8 @@ assert 0.25 < padding < 0.55
 # and a linear layer that turns the last state into a score for each language.
 
 # %% alt="The losses of nn.RNN and of FusedRNN over the steps, and the time of a step of each"
-train = names.split(data).train
+parts = names.split(data)
+train = parts.train
 
 
 def train_some(rnn_class, steps=25):
@@ -439,20 +440,18 @@ assert probabilities.shape == (len(examples), len(predictor.languages))
 assert torch.allclose(probabilities.sum(1), torch.ones(len(examples)))
 
 # %% [markdown]
-# A model is judged by names that it has not seen in training. A hash stands for the split of the
-# names into a training, a validation and a test part. Where the names above give the hash that the
-# model has recorded, their test part is new to the model.
+# A model is judged by names that it has not seen in training. `names.split` has cut the names into
+# a training, a validation and a test part, with no string in two of them. A hash stands for the
+# cut: where the model has recorded the same hash, our test part is new to the model.
 
 # %%
-made = predictor.info["split"]
-parts = names.split(data, **{key: made[key] for key in ("method", "validation", "test", "seed")})
-if parts.info["sha256"] == made["sha256"]:
+if parts.info["sha256"] == predictor.info["split"]["sha256"]:
     guesses = predictor.probabilities(parts.test.texts).argmax(1)
     accuracy = (guesses == parts.test.labels).float().mean().item()
     print(f"Right for {accuracy:.1%} of {len(guesses):,} test names.")
     assert accuracy > majority
 else:
-    print("The model was trained on other names than those above: nothing to measure here.")
+    print("The model was trained on another cut, or on other names: nothing to measure here.")
 
 # %% [markdown]
 # ## 10. Frank, character by character
@@ -516,8 +515,8 @@ plt.show()
 # A model and its inputs live on one device:
 #
 # - `cpu`: `FusedRNN` runs a kernel in C++ here;
-# - `cuda`, a GPU of NVIDIA or AMD: a kernel in Triton;
-# - `mps`, the GPU of a Mac: PyTorch's own operators, step by step.
+# - `cuda`, a GPU: a kernel in Triton;
+# - `mps`, the GPU of a Mac: operators of PyTorch, step by step.
 #
 # A GPU pays off when there is much to compute at once. This model is small, and a name is short, so
 # choose by measuring: the last cell times each device of this machine. `explain` says what computes
