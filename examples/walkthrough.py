@@ -489,7 +489,8 @@ print("The loop in NumPy gives the last state of the model.")
 # %% [markdown]
 # The linear layer can be asked after each character, not only after the last: the answer after *fr*
 # is what the model says of the name *Fr*. The answers show how the model changes its mind as it
-# reads on, although training judged the answer at the end of a name alone.
+# reads on, although training judged the answer at the end of a name alone. Languages that are never
+# likely are left out of the figure.
 
 # %% alt="The probabilities of languages after each character of frank, as bars"
 answers = predictor.prefix_probabilities("Frank")
