@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from namernn_fast import FusedRNN, explain, names
-from namernn_fast.names.checkpoint import pretrained_checkpoint
 
 plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
 INK, BLUE, ORANGE, GREEN, GREY = "#333333", "#0072b2", "#d55e00", "#009e73", "#bbbbbb"
@@ -430,7 +429,7 @@ plt.show()
 # own, train it with `python -m namernn_fast.names train`; `names.load()` then gives that one.
 
 # %%
-predictor = names.load(pretrained_checkpoint())
+predictor = names.load(names.pretrained_checkpoint())
 examples = ["Frank", "Ślusàrski", "O'Neal", "Nakamura", "Papadopoulos", "Nguyen", "Ivanov"]
 for name, answers in zip(examples, predictor.predict(examples, top=3), strict=True):
     shown = ", ".join(f"{language} {probability:.0%}" for language, probability in answers)
@@ -529,7 +528,7 @@ if torch.accelerator.is_available():
     devices.append(torch.accelerator.current_accelerator().type)  # such as "cuda" or "mps"
 many = [name for name, _ in data.rows[:2000]]
 for device in devices:
-    there = names.load(pretrained_checkpoint(), device=device)
+    there = names.load(names.pretrained_checkpoint(), device=device)
     there.probabilities(many)  # the first call on a GPU compiles kernels
     started = time.perf_counter()
     on_device = there.probabilities(many)
