@@ -174,7 +174,9 @@ def summary(results: Results) -> dict[str, Any]:
         "cpu": cpu_name(),
         "torch": torch.__version__,
         "splits": [item.info for item in results.parts],
-        "names": [[len(item.train), len(item.validation), len(item.test)] for item in results.parts],
+        "names": [
+            [len(item.train), len(item.validation), len(item.test)] for item in results.parts
+        ],
         "ceiling": [
             best_hits(item.test.texts, item.test.labels.tolist()) / len(item.test)
             for item in results.parts
@@ -235,7 +237,9 @@ def report(found: dict[str, Any]) -> str:
     languages = [["language", *(name for name in SYSTEMS if name != MAJORITY)]]
     for language in found["systems"][NGRAM]["recall"]:
         recalls = (found["systems"][name]["recall"][language] for name in languages[0][1:])
-        languages.append([language, *(f"{100 * statistics.mean(values):.0f}" for values in recalls)])
+        languages.append(
+            [language, *(f"{100 * statistics.mean(values):.0f}" for values in recalls)]
+        )
     verdicts = "\n".join(verdict(name, tests) for name, tests in found["tests"].items())
     return "\n\n".join(
         [
@@ -267,7 +271,9 @@ def verdict(name: str, tests: dict[str, Any]) -> str:
         digits = 2 if factor == 100 else 3
         low, value, high = (factor * found[end] for end in ("low", "value", "high"))
         word = "ahead" if low > 0 else "behind" if high < 0 else "a tie"
-        text = f"{label} {value:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}): {word}"
+        text = (
+            f"{label} {value:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}): {word}"
+        )
         if corrected := tests[figure].get("corrected_t_test"):
             text += f", corrected t test p = {corrected['p_value']:.2g}"
         said.append(f"{text}, {tests[figure]['wins']} splits won")
