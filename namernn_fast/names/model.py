@@ -92,8 +92,8 @@ class NameClassifier(nn.Module):
 
         Args:
             names: a packed batch of character ids, int64; or padded ids, int64 (batch, longest).
-            lengths: int64 (batch), the number of characters of each padded name, at least 1; what
-                stands behind them must be an id too, and is not read by the RNN.
+            lengths: int64 (batch), the number of characters of each padded name, at least 1; the
+                padding behind them must be ids too, such as 0, and has no effect on the result.
 
         Raises:
             TypeError: names is neither, or lengths are missing or not wanted.
@@ -176,11 +176,16 @@ class NameEnsemble(nn.Module):
 
     Args:
         members: the classifiers, all for the same languages.
+
+    Raises:
+        ValueError: there is no member.
     """
 
     def __init__(self, members: Iterable[NameClassifier]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        if not self.members:
+            raise ValueError("an ensemble has at least one member")
 
     @property
     def config(self) -> list[dict[str, Any]]:

@@ -13,6 +13,9 @@ from .text import InputError
 
 SCHEDULES = ("constant", "one-cycle")
 
+MAX_EPOCHS = 5_000
+"""The most epochs of all members together: a checkpoint records the results of each."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -64,6 +67,8 @@ class Recipe:
         for name, usable in checks.items():
             if not usable:
                 raise InputError(f"the recipe's {name} cannot be {getattr(self, name)!r}")
+        if (total := self.epochs * self.members) > MAX_EPOCHS:
+            raise InputError(f"{total:,} epochs in all: at most {MAX_EPOCHS:,} can be")
 
     def changed(self, **changes: Any) -> Recipe:
         """Returns a copy with other values; `model` is a change of some of the model's options."""
