@@ -161,12 +161,12 @@ def _write(target: Path, report: DataReport) -> None:
     if target.suffix.lower() == ".json":
         text = json.dumps(report.values(), indent=1, ensure_ascii=True)
     else:
-        text = _page(report)
+        text = page(report)
     with replacing(target) as file:
         file.write(f"{text}\n".encode())
 
 
-def _page(report: DataReport) -> str:
+def page(report: DataReport) -> str:
     """Returns the whole report in Markdown."""
     facts = {
         "source": report.data["source"],
