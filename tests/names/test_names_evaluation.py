@@ -508,6 +508,17 @@ def test_no_learning_curves_without_a_history(run, save, tmp_path, monkeypatch):
     assert drawn == ["confusion_matrix.png", "calibration.png"]
 
 
+def test_a_model_of_a_random_split(run, save, make_folder):
+    """The user is told how many of the names the model may have seen."""
+    folder = make_folder(dict.fromkeys(embedded_sample().languages, "kim\nlee\n" * 5))
+    parts = split(read_names(folder), method="random")
+    options = ("--no-ngrams", "--data", folder)
+    code, out, err = run("evaluate", "--checkpoint", save(split=parts.info), *options)
+    assert code == 0
+    assert "split random, seed 0" in out
+    assert "the split is random: 100.0% of the test part are names that" in err
+
+
 def test_other_data_than_the_model_was_trained_with(fails, save, make_folder):
     folder = make_folder({"A": "Kim\nLee\nLu\n"})
     digest = read_names(folder).sha256

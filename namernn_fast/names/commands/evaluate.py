@@ -24,6 +24,7 @@ from ..figures import (
 )
 from ..files import check_replaceable, replacing, require
 from ..prediction import load, logits
+from ..report import leak
 from ..significance import Difference, Interval
 from ..splitting import METHODS, LabelledNames, Split, split
 from ..tables import Cell, aligned
@@ -87,6 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = predictor.checkpoint
     say_which_model(checkpoint)
     parts = _recorded_split(checkpoint, arguments)
+    if parts.info["method"] == "random":
+        say(
+            f"the split is random: {leak(parts)['strings']:.1%} of the test part are names that "
+            "the training or the validation part has too"
+        )
     results = _results(checkpoint, parts, arguments)
     _print(results)
     if arguments.json is not None:
