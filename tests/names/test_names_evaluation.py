@@ -46,7 +46,7 @@ def by_hand():
     probabilities = [
         [0.7, 0.1, 0.1, 0.1],  # right
         [0.5, 0.3, 0.1, 0.1],  # right
-        [0.6, 0.2, 0.1, 0.1],  # B is second
+        [0.55, 0.15, 0.2, 0.1],  # B is third
         [0.1, 0.7, 0.1, 0.1],  # right
         [0.4, 0.3, 0.1, 0.2],  # C is fourth
     ]
@@ -72,13 +72,14 @@ def test_languages_by_hand(by_hand):
 
 
 def test_probabilities_by_hand(by_hand):
-    log_loss = -sum(map(math.log, (0.7, 0.5, 0.2, 0.7, 0.1))) / 5
+    log_loss = -sum(map(math.log, (0.7, 0.5, 0.15, 0.7, 0.1))) / 5
     assert by_hand.log_loss == pytest.approx(log_loss)
-    brier = 0.12 + (0.25 + 0.11) + (0.36 + 0.64 + 0.02) + 0.12 + (0.16 + 0.09 + 0.81 + 0.04)
+    brier = (
+        0.12 + (0.25 + 0.11) + (0.3025 + 0.7225 + 0.04 + 0.01) + 0.12 + (0.16 + 0.09 + 0.81 + 0.04)
+    )
     assert by_hand.brier == pytest.approx(brier / 5)
-    # In bins of 1/15: 0.4 in (6/15, 7/15] or at its lower end, and so on; each bin has one answer
-    # of 0.4 wrong, 0.5 right, 0.6 wrong, and two of 0.7 right.
-    assert by_hand.calibration_error == pytest.approx((0.4 + 0.5 + 0.6 + 2 * 0.3) / 5)
+    # Four bins are filled: 0.4 is wrong, 0.5 right, 0.55 wrong, and 0.7 twice right.
+    assert by_hand.calibration_error == pytest.approx((0.4 + 0.5 + 0.55 + 2 * 0.3) / 5)
     filled = [bin for bin in by_hand.calibration if bin.names]
     assert [bin.names for bin in filled] == [1, 1, 1, 2]
     assert all(bin.low < bin.confidence + 1e-6 <= bin.high + 2e-6 for bin in filled)
