@@ -84,7 +84,7 @@ def read_tensors(
                 f"{path}: the tensor {odd[0]!r:.100} has the shape {found.get(odd[0])}, "
                 f"not {shapes.get(odd[0])}"
             )
-        return {name: file.get_tensor(name) for name in found}, values
+        return {name: file.get_tensor(name).clone() for name in found}, values
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
+from namernn_fast.names import Recipe, dataset, fit, load_checkpoint, read_names, split
 from namernn_fast.names import __main__ as cli
-from namernn_fast.names import dataset
+from namernn_fast.names.commands import train
 from namernn_fast.names.sample import SAMPLE
 
 SMALL = ["--embedding-size", "16", "--hidden-size", "32"]
@@ -55,11 +56,16 @@ def test_train_then_predict(folder, run, cache):
     code, out, err = run("train", "--data", folder, "--epochs", 2, *SMALL)
     assert (code, err) == (0, "")
     first, *epochs, last = out.splitlines()
+    parts = split(read_names(folder))
     rows = sum(map(len, SAMPLE.values()))
-    assert first == f"{rows} names in 18 languages from the folder {folder}"
+    assert first == (
+        f"{rows} names in 18 languages from the folder {folder}; {len(parts.train)} to train, "
+        f"{len(parts.validation)} to validate, {len(parts.test)} to test; "
+        f"split {parts.info['sha256'][:16]}"
+    )
     assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
-    assert last == f"saved {cache / 'names.pt'}"
-    assert list(cache.iterdir()) == [cache / "names.pt"]
+    assert last == f"saved {cache / 'names.safetensors'}"
+    assert list(cache.iterdir()) == [cache / "names.safetensors"]
 
     code, out, err = run("predict", "Ślusàrski", "Kim", "--top", 2)
     assert (code, err) == (0, "")
@@ -75,52 +81,68 @@ def test_train_then_predict(folder, run, cache):
 
 
 def test_every_option_of_train_arrives(folder, run, tmp_path):
-    path = tmp_path / "model.pt"
+    path = tmp_path / "model.safetensors"
     options = {
         "--epochs": 1,
         "--batch-size": 50,
         "--lr": 0.01,
+        "--schedule": "one-cycle",
+        "--weight-decay": 0.02,
+        "--label-smoothing": 0.03,
         "--clip": 0.5,
+        "--members": 2,
+        "--prior-correction": 0.4,
         "--seed": 9,
-        "--held-out": 0.3,
+        "--split": "random",
+        "--split-seed": 5,
+        "--validation": 0.3,
+        "--test": 0.15,
         "--embedding-size": 5,
         "--hidden-size": 7,
         "--layers": 2,
         "--dropout": 0.1,
+        "--state-dropout": 0.2,
+        "--character-dropout": 0.3,
         "--nonlinearity": "relu",
         "--device": "cpu",
         "--rnn": "torch",
         "--checkpoint": path,
         "--data": folder,
     }
-    code, out, _ = run("train", "--bidirectional", *(x for pair in options.items() for x in pair))
+    argv = ("train", "--bidirectional", *(x for pair in options.items() for x in pair))
+    code, out, _ = run(*argv)
     assert code == 0
-    assert torch.load(path, weights_only=True)["config"] == {
-        "embedding_size": 5,
-        "hidden_size": 7,
-        "num_layers": 2,
-        "bidirectional": True,
-        "nonlinearity": "relu",
-        "dropout": 0.1,
-    }
-    expected = cli.fit(
-        dataset.read_names(folder),
+    recipe = Recipe(
         epochs=1,
         batch_size=50,
         lr=0.01,
+        schedule="one-cycle",
+        weight_decay=0.02,
+        label_smoothing=0.03,
         clip_norm=0.5,
-        seed=9,
-        held_out=0.3,
-        embedding_size=5,
-        hidden_size=7,
-        num_layers=2,
-        dropout=0.1,
-        nonlinearity="relu",
-        bidirectional=True,
-        rnn_class=torch.nn.RNN,
+        members=2,
+        prior_correction=0.4,
+        model={
+            "embedding_size": 5,
+            "hidden_size": 7,
+            "num_layers": 2,
+            "dropout": 0.1,
+            "state_dropout": 0.2,
+            "character_dropout": 0.3,
+            "bidirectional": True,
+            "nonlinearity": "relu",
+        },
     )
-    figures = str(expected.history[0]).rpartition(";")[0]
-    assert figures in out
+    parts = split(read_names(folder), method="random", seed=5, validation=0.3, test=0.15)
+    saved = load_checkpoint(path)
+    assert saved.info["recipe"] == recipe.values()
+    assert saved.info["seed"] == 9
+    assert saved.info["split"] == parts.info
+    expected = fit(parts, recipe, seed=9, rnn_class=torch.nn.RNN)
+    for name, value in expected.checkpoint.model.state_dict().items():
+        assert torch.equal(saved.model.state_dict()[name], value)
+    for epoch in expected.history:
+        assert str(epoch).rpartition(";")[0] in out
     assert run("predict", "Kim", "--checkpoint", path, "--rnn", "torch")[0] == 0
 
 
@@ -135,7 +157,7 @@ def test_the_same_command_prints_the_same(folder, run):
 def test_the_sample_is_announced(run, offline, caplog):
     code, out, _ = run("train", "--epochs", 1, *SMALL)
     assert code == 0
-    assert out.splitlines()[0].endswith(" names in 18 languages from the embedded sample")
+    assert " names in 18 languages from the embedded sample; " in out.splitlines()[0]
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("nowhere: download failed (Invalid URL")
@@ -167,13 +189,6 @@ def test_bad_data(fails, tmp_path, monkeypatch):
     )
 
 
-def test_a_held_out_share_of_nothing(fails, folder, capsys):
-    assert cli.main(["train", "--data", str(folder), "--held-out", "0"]) == 2
-    assert capsys.readouterr().err == (
-        f"{PROGRAM}: error: the held-out share must be between 0 and 1, not 0.0\n"
-    )
-
-
 def test_dropout_that_would_do_nothing(fails):
     assert fails("train", "--dropout", 0.5) == (
         2,
@@ -199,7 +214,13 @@ def test_a_path_does_not_steer_the_terminal(fails):
         ("--lr", "inf", "'inf' is not a number above 0"),
         ("--clip", "0", "'0' is not a number above 0"),
         ("--dropout", "1", "'1' is not a number from 0 to below 1"),
-        ("--held-out", "x", "'x' is not a number from 0 to below 1"),
+        ("--validation", "0", "'0' is not a number above 0 and below 1"),
+        ("--test", "0", "'0' is not a number above 0 and below 1"),
+        ("--test", "1", "'1' is not a number above 0 and below 1"),
+        ("--test", "x", "'x' is not a number above 0 and below 1"),
+        ("--weight-decay", "-1", "'-1' is not a number from 0"),
+        ("--split", "rows", "invalid choice: 'rows'"),
+        ("--recipe", "secret", "invalid choice: 'secret'"),
         ("--seed", "-1", "'-1' is not a whole number from 0 to 2**63 - 1"),
         ("--checkpoint", "", "the path is empty"),
         ("--device", "abacus", "abacus cannot be used ("),
@@ -224,16 +245,13 @@ def test_bad_commands(argv, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_predict_without_a_usable_checkpoint(fails, cache):
-    path = cache / "names.pt"
-    advice = "run `python -m namernn_fast.names train` first"
-    assert fails("predict", "Kim") == (2, f"{path}: there is no checkpoint here; {advice}")
-    cache.mkdir(parents=True)
+def test_predict_without_a_usable_checkpoint(fails, tmp_path):
+    path = tmp_path / "names.safetensors"
+    assert fails("predict", "Kim", "--checkpoint", path) == (2, f"{path}: there is no such file")
     path.write_bytes(b"odd")
-    assert fails("predict", "Kim") == (
-        2,
-        f"{path}: not a checkpoint of namernn_fast.names; {advice}",
-    )
+    code, message = fails("predict", "Kim", "--checkpoint", path)
+    assert code == 2
+    assert message.startswith(f"{path}: not a readable safetensors file (")
 
 
 def test_predict_of_a_name_that_cannot_be_read(folder, run, fails):
@@ -248,7 +266,7 @@ def test_a_checkpoint_that_cannot_be_written_is_known_before_the_training(fails,
         2,
         f"{tmp_path}: not a plain file",
     )
-    blocked = folder / "Arabic.txt" / "names.pt"
+    blocked = folder / "Arabic.txt" / "names.safetensors"
     code, message = fails("train", "--data", folder, "--checkpoint", blocked)
     assert code == 1
     assert str(folder / "Arabic.txt") in message
@@ -267,9 +285,9 @@ def test_failures_while_running(fails, folder, cache, monkeypatch, failure, code
     def fail(*arguments, **options):
         raise failure
 
-    monkeypatch.setattr(cli, "load_names", fail)
+    monkeypatch.setattr(train, "load_names", fail)
     assert fails("train") == (code, message)
-    assert list(cache.iterdir()) == []
+    assert not cache.exists()
 
 
 def test_a_missing_package(fails, monkeypatch):
@@ -294,7 +312,7 @@ def start(root, *argv, **options):
 def test_as_a_program(root, folder, tmp_path):
     """Through the interpreter: the warning on standard error, the exit codes, a lost reader."""
     (folder / "Polish.txt").write_text("Nowak\n\nKowalski\n")
-    path = tmp_path / "model.pt"
+    path = tmp_path / "model.safetensors"
     train = start(
         root,
         "-m",
@@ -311,9 +329,7 @@ def test_as_a_program(root, folder, tmp_path):
     out, err = train.communicate()
     assert train.returncode == 0
     assert out.endswith(f"saved {path}\n")
-    assert err == (
-        f"the folder {folder}: skipped 1 empty lines and 0 names with no usable character\n"
-    )
+    assert err == (f"the folder {folder}: skipped 1 empty lines and 0 unusable names\n")
     left = start(root, "-m", "namernn_fast.names", "predict", "Kim", "--checkpoint", path)
     left.stdout.close()
     assert left.wait() == 1
@@ -323,10 +339,11 @@ def test_as_a_program(root, folder, tmp_path):
 
 def test_the_package_needs_torch_alone(root):
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(('requests', 'tqdm', 'urllib3')));"
+        "import sys;"
+        "sys.modules.update(dict.fromkeys(('requests', 'safetensors', 'tqdm', 'urllib3')));"
         "import namernn_fast.names as names;"
         "from namernn_fast.names.dataset import embedded_sample;"
-        "print(len(names.fit(embedded_sample(), epochs=1).history))"
+        "print(len(names.fit(names.split(embedded_sample()), names.Recipe(epochs=1)).history))"
     )
     process = start(root, "-c", code)
     assert process.communicate() == ("1\n", "")

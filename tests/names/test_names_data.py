@@ -122,11 +122,11 @@ def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(home, tmp_path
 
 
 def test_what_is_skipped_is_said_once(make_folder, caplog):
-    folder = make_folder({"Basque": "Agirre\n\n \nßß\n", "Welsh": "Pugh\n\n\n\nPrice\n李"})
+    folder = make_folder({"Basque": "Agirre\n\n \n12\n", "Welsh": "Pugh\n\n\n\nPrice\n李"})
     names = read_names(folder)
     assert names.rows == (("Agirre", 0), ("Pugh", 1), ("Price", 1))
     assert [record.getMessage() for record in caplog.records] == [
-        f"the folder {folder}: skipped 5 empty lines and 2 names with no usable character"
+        f"the folder {folder}: skipped 5 empty lines and 2 unusable names"
     ]
 
 
@@ -156,7 +156,7 @@ def test_a_folder_without_names_is_an_error(make_folder):
     )
 
 
-@pytest.mark.parametrize("text", ["", "\n \n\n", "ß\n123\n"])
+@pytest.mark.parametrize("text", ["", "\n \n\n", "李\n123\n"])
 def test_a_language_without_names_is_an_error(make_folder, text):
     folder = make_folder({"Basque": "Agirre", "Welsh": text})
     assert refusal(folder) == f"the folder {folder}: Welsh.txt holds no names"

@@ -6,7 +6,14 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast import FusedRNN
-from namernn_fast.names import InputError, NameClassifier, encode, encode_names, predict
+from namernn_fast.names import (
+    Checkpoint,
+    InputError,
+    NameClassifier,
+    Predictor,
+    encode,
+    encode_names,
+)
 from namernn_fast.names.sample import SAMPLE
 
 NAMES = [name for names in SAMPLE.values() for name in names]
@@ -77,8 +84,17 @@ def test_a_pack_sequence_of_ones_own_is_as_good():
 
 
 def test_other_input_is_refused():
-    with pytest.raises(TypeError, match=r"^names must be a PackedSequence, not Tensor$"):
-        classifier(FusedRNN)(encode("Frank"))
+    ids = encode("Frank")
+    packed = encode_names(["Frank"]).pack(torch.arange(1))
+    model = classifier(FusedRNN)
+    with pytest.raises(TypeError) as error:
+        model(ids)
+    assert str(error.value) == (
+        "names must be a PackedSequence, or a tensor with a tensor of lengths, not "
+        "Tensor with NoneType"
+    )
+    with pytest.raises(TypeError, match=r"^lengths go with padded ids, not with a PackedSequence$"):
+        model(packed, torch.tensor([5]))
 
 
 @pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
@@ -87,22 +103,42 @@ def test_the_layers_own_refusals_come_through(rnn_class):
         classifier(rnn_class, nonlinearity="sigmoid")
 
 
-def test_predict_gives_probabilities_in_the_order_of_the_names():
-    model = classifier(FusedRNN, num_layers=2, dropout=0.5)
-    probabilities = predict(model, ["Li", "Papadopoulos", "Kim"])
+def predictor(**options):
+    languages = tuple(f"language {i}" for i in range(18))
+    return Predictor(Checkpoint(classifier(FusedRNN, **options), languages, {}))
+
+
+def test_probabilities_are_in_the_order_of_the_names():
+    asked = predictor(num_layers=2, dropout=0.5)
+    probabilities = asked.probabilities(["Li", "Papadopoulos", "Kim"])
     assert probabilities.shape == (3, 18)
     assert not probabilities.requires_grad
-    assert model.training
     torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
-    model.eval()
+    model = asked.checkpoint.model
+    assert not model.training
     encoded = encode_names(["Li", "Papadopoulos", "Kim"])
     assert torch.equal(probabilities, model(encoded.pack(torch.arange(3))).softmax(1))
     assert not torch.equal(probabilities[0], probabilities[2])
 
 
+def test_predict_gives_the_best_languages_first():
+    asked = predictor()
+    probabilities = asked.probabilities(["Li", "Kim"])
+    for top in (1, 3, 18, 99):
+        answers = asked.predict(["Li", "Kim"], top)
+        for answer, row in zip(answers, probabilities, strict=True):
+            values, places = row.topk(min(top, 18))
+            assert answer == [
+                (asked.languages[i], value)
+                for i, value in zip(places.tolist(), values.tolist(), strict=True)
+            ]
+
+
 def test_predict_refuses_what_it_cannot_read():
-    model = classifier(FusedRNN)
-    with pytest.raises(InputError, match=r"^'ß' holds no usable character"):
-        predict(model, ["Frank", "ß"])
-    with pytest.raises(InputError, match=r"^no names were given$"):
-        predict(model, [])
+    asked = predictor()
+    with pytest.raises(InputError, match=r"^'李' holds no usable character"):
+        asked.predict(["Frank", "李"])
+    with pytest.raises(ValueError, match=r"^top must be at least 1, not 0$"):
+        asked.predict(["Frank"], 0)
+    assert asked.predict([]) == []
+    assert asked.probabilities([]).shape == (0, 18)

@@ -21,12 +21,12 @@ quick = settings(deadline=None, database=None, max_examples=100)
         ("To The First Page", "to the first page"),
         ("Lu:", "lu"),
         ("Abl. Jr.,;'", "abl. jr.,;'"),
-        ("Großmann-Łoś2", "gromannos"),
+        ("Großmann-Łoś2", "grossmannlos"),
         ("İstanbul\u212a", "istanbulk"),
         ("e\u0301\u0323", "e"),
         (" Ahn \u00a0", "ahn"),
         ("Иванов", ""),
-        ("ß - ß", ""),
+        ("李 - 2", ""),
         ("\ud800", ""),
         ("", ""),
     ],
@@ -54,7 +54,7 @@ def test_encode_gives_places_in_the_alphabet():
     assert [ALPHABET[i] for i in ids] == list("zoe d'")
 
 
-@pytest.mark.parametrize("name", ["", "  ", "ß", "Иванов"])
+@pytest.mark.parametrize("name", ["", "  ", "李", "Иванов"])
 def test_a_name_without_a_usable_character_is_refused(name):
     with pytest.raises(InputError) as error:
         encode(name)
