@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from namernn_fast import FusedRNN
 
@@ -160,7 +161,7 @@ def load_checkpoint(
     try:
         languages = _checked_languages(values)
         # On meta, so that the shapes of the weights are known before anything is allocated.
-        with torch.device("meta"):
+        with torch.device("meta"), _NoNormal():
             model = _built(values["model"], len(languages), rnn_class)
     # A foreign file fails in too many ways to list; the error stays on as the cause.
     except Exception as error:
@@ -177,6 +178,20 @@ def load_checkpoint(
         if name not in ("alphabet", "folding", "languages", "model")
     }
     return Checkpoint(model.to(device).eval(), languages, info)
+
+
+class _NoNormal(TorchFunctionMode):
+    """Leaves alone what `nn.init.normal_` would fill.
+
+    On the meta device that function imports PyTorch's compiler, which takes seconds and 150 MB.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _is_sample(values: dict[str, Any]) -> bool:

@@ -270,10 +270,8 @@ def _json_rows(lines: Iterable[bytes], column: str | None) -> Iterator[Row]:
 
 def _json_row(value: Any, text: str, column: str | None) -> Row:
     if isinstance(value, dict):
-        if column is not None:
-            key = column
-        else:
-            key = next(iter(value)) if len(value) == 1 else "name"
+        only = next(iter(value)) if len(value) == 1 else "name"
+        key = only if column is None else column
         if key not in value:
             return Row(text, f"there is no {key!r} in the JSON object")
         value = value[key]
