@@ -25,8 +25,10 @@ class Answer(NamedTuple):
 
     name: str
     """As it was read; of a row with an error the beginning, with escapes for bad bytes."""
-    languages: tuple[tuple[str, float], ...] = ()
-    """(language, probability), the most probable first; none if none is probable enough."""
+    languages: Sequence[str] = ()
+    """The most probable ones, in the order of their probability, as far as they are told."""
+    probabilities: Sequence[float] = ()
+    """Of the languages, with `DIGITS` decimals."""
     dropped: str = ""
     """The characters of the name that were not read, as of `text.dropped`."""
     error: str | None = None
@@ -50,12 +52,20 @@ def answer_rows(
         InputError: the model gives no finite probabilities.
     """
     texts = [_folded(row) for row in rows]
-    distinct = list(dict.fromkeys(filter(None, texts)))
-    told = dict(zip(distinct, _tell(predictor, distinct, top, min_probability), strict=True))
-    return [
-        Answer(row.name, told[text], _dropped(row.name, text)) if text else _failed(row)
-        for row, text in zip(rows, texts, strict=True)
-    ]
+    places = {text: place for place, text in enumerate(dict.fromkeys(filter(None, texts)))}
+    top = min(top, len(predictor.languages))
+    # Flat lists, because a million small ones keep Python's garbage collector busy.
+    languages, values, counts = _tell(predictor, list(places), top, min_probability)
+    answers = []
+    for row, text in zip(rows, texts, strict=True):
+        if text:
+            place = places[text]
+            told = slice(place * top, place * top + counts[place])
+            lost = _dropped(row.name, text)
+            answers.append(Answer(row.name, languages[told], values[told], lost))
+        else:
+            answers.append(_failed(row))
+    return answers
 
 
 def _folded(row: Row) -> str:
@@ -77,22 +87,21 @@ def _dropped(name: str, text: str) -> str:
 
 def _tell(
     predictor: Predictor, texts: list[str], top: int, min_probability: float
-) -> list[tuple[tuple[str, float], ...]]:
-    """Returns the (language, probability) pairs for each of `texts`, names that are folded."""
+) -> tuple[list[str], list[float], list[int]]:
+    """Returns the most probable languages of `texts`, which are folded names.
+
+    Returns:
+        `top` languages and probabilities for each of `texts`, one after another, and how many of
+        them are probable enough.
+    """
     if not texts:
-        return []
-    languages = predictor.languages
+        return [], [], []
     found = probabilities(predictor.checkpoint.model, encode_folded(texts))
-    values, places = found.topk(min(top, len(languages)))
+    values, places = found.topk(top)
     rounded = values.double().mul_(10**DIGITS).round_().div_(10**DIGITS)
-    answers = [
-        tuple(zip(map(languages.__getitem__, row_places), row_values, strict=True))
-        for row_places, row_values in zip(places.tolist(), rounded.tolist(), strict=True)
-    ]
-    if min_probability > 0:
-        counts = (values >= min_probability).sum(1).tolist()
-        answers = [answer[:count] for answer, count in zip(answers, counts, strict=True)]
-    return answers
+    languages = list(map(predictor.languages.__getitem__, places.flatten().tolist()))
+    counts = (values >= min_probability).sum(1)
+    return languages, rounded.flatten().tolist(), counts.tolist()
 
 
 def _failed(row: Row) -> Answer:

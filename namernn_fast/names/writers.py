@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 
-from .answers import DIGITS, UNKNOWN, Answer
+from .answers import UNKNOWN, Answer
 from .text import escaped
 
 # With one of these, ASCII or of full width, a cell begins that a spreadsheet takes for a formula.
@@ -42,7 +42,8 @@ class TableWriter(Writer):
             if answer.error is not None:
                 lines.append(f"  error: {escaped(answer.error)}")
                 continue
-            lines += [f"  {value:.3f}  {language}" for language, value in answer.languages]
+            told = zip(answer.languages, answer.probabilities, strict=True)
+            lines += [f"  {value:.3f}  {language}" for language, value in told]
             if not answer.languages:
                 lines.append(f"  {UNKNOWN}")
             if answer.dropped:
@@ -72,15 +73,19 @@ class CsvWriter(Writer):
         csv.writer(text, lineterminator="\n").writerows(map(self._cells, answers))
         return text.getvalue()
 
-    def _cells(self, answer: Answer) -> Sequence[str]:
-        name, languages, lost, error = answer
-        cells = [_cell(name)]
-        for language, value in languages:
-            cells += (language, f"{value:.{DIGITS}f}")
-        if not languages and error is None:
-            cells.append(UNKNOWN)
-        cells += [""] * (1 + 2 * self._top - len(cells))
-        cells += (_cell(lost), _cell(error or ""))
+    def _cells(self, answer: Answer) -> Sequence[str | float]:
+        name, languages, values, lost, error = answer
+        cells: list[str | float] = [""] * (2 * self._top + 3)
+        cells[0] = _cell(name)
+        end = 2 * len(languages) + 1
+        cells[1:end:2] = languages
+        cells[2:end:2] = values
+        if error is not None:
+            cells[-1] = _cell(error)
+        elif not languages:
+            cells[1] = UNKNOWN
+        if lost:
+            cells[-2] = _cell(lost)
         return cells
 
 
@@ -96,10 +101,12 @@ class JsonWriter(Writer):
     @staticmethod
     def _line(answer: Answer) -> str:
         # Written piece by piece, which takes a third of the time of json.dumps.
-        name, languages, lost, error = answer
+        name, languages, values, lost, error = answer
         told = ", ".join(
-            f'{{"language": {quoted(language)}, "probability": {value}}}'
-            for language, value in languages
+            [
+                f'{{"language": {quoted(language)}, "probability": {value}}}'
+                for language, value in zip(languages, values, strict=True)
+            ]
         )
         return (
             f'{{"name": {quoted(name)}, "languages": [{told}], "dropped": {quoted(lost)}, '
@@ -125,8 +132,8 @@ def writer_of(format: str, top: int) -> Writer:
 
 def _cell(text: str) -> str:
     text = escaped(text)
-    # One sign alone is no formula, and stands for example for the hyphen that was not read.
-    if len(text) > 1 and text.startswith(_FORMULA):
+    # Signs alone are no formula; hyphens that were not read are a common case of them.
+    if text.startswith(_FORMULA) and any(map(str.isalnum, text)):
         return _escape(text[0]) + text[1:]
     return text
 
