@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import predict, train
+from .commands import predict, serve, train
 from .commands.arguments import PROGRAM
 from .text import InputError, escaped
 
-_COMMANDS = (train, predict)
+_COMMANDS = (train, predict, serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
