@@ -33,7 +33,7 @@ class FieldError(HTTPException):
 
     def __init__(self, field: str, got: str, takes: str, status_code: int = 422) -> None:
         super().__init__(status_code, f"{field}: got {got}, takes {takes}")
-        self.values = {"field": field, "got": got, "takes": takes}
+        self.answer = {"error": self.detail, "field": field, "got": got, "takes": takes}
 
 
 async def read_object(request: Request, fields: Collection[str]) -> Mapping[str, Any]:
@@ -61,7 +61,7 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
         raise FieldError("body", described(value), "a JSON object")
     for field in value:
         if field not in fields:
-            raise FieldError(_shortened(field), "an unknown field", " or ".join(fields))
+            raise FieldError(shortened(field), "an unknown field", " or ".join(fields))
     return value
 
 
@@ -113,12 +113,17 @@ def described(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
-        return f"the string '{_shortened(value)}'"
+        return f"the string '{shortened(value)}'"
     if isinstance(value, list):
         return f"a list of {len(value):,}"
     if isinstance(value, dict):
         return "an object"
-    return f"the number {_shortened(str(value))}"
+    return f"the number {shortened(str(value))}"
+
+
+def shortened(text: str) -> str:
+    """Returns the beginning of `text`, escaped, for an error that quotes what it got."""
+    return escaped(text if len(text) <= 40 else f"{text[:39]}…")
 
 
 def _required(values: Mapping[str, Any], field: str, takes: str) -> Any:
@@ -127,26 +132,22 @@ def _required(values: Mapping[str, Any], field: str, takes: str) -> Any:
     return values[field]
 
 
-def _shortened(text: str) -> str:
-    return escaped(text if len(text) <= 40 else f"{text[:39]}…")
-
-
 def _check_headers(request: Request) -> None:
     given = request.headers.get("content-type", "")
     kind, _, parameters = given.partition(";")
     charset = parameters.replace(" ", "").replace('"', "").lower()
     if kind.strip().lower() != _JSON or charset not in ("", "charset=utf-8"):
-        got = f"'{_shortened(given)}'" if given else "nothing"
+        got = f"'{shortened(given)}'" if given else "nothing"
         raise FieldError("Content-Type", got, _JSON, 415)
     if encoding := request.headers.get("content-encoding"):
-        raise FieldError("Content-Encoding", f"'{_shortened(encoding)}'", "nothing", 415)
+        raise FieldError("Content-Encoding", f"'{shortened(encoding)}'", "nothing", 415)
 
 
 async def _read(request: Request) -> bytes:
     """Returns the body, of which no more than the limit is ever kept in memory."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES:
-        raise _too_large(f"{_shortened(declared)} bytes")
+        raise _too_large(f"{shortened(declared)} bytes")
     try:
         return await asyncio.wait_for(_read_stream(request), BODY_SECONDS)
     except (asyncio.TimeoutError, TimeoutError):
@@ -176,7 +177,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field '{_shortened(twice)}' is given twice")
+        raise ValueError(f"the field '{shortened(twice)}' is given twice")
     return values
 
 

@@ -48,6 +48,7 @@ _PAGE = {
     "/style.css": ("style.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+_PATHS = ("/", "/predict", "/states", "/health")
 
 
 def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS) -> ASGIApp:
@@ -74,6 +75,7 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
     inner = Starlette(
         routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=endpoints.lifespan
     )
+    inner.router.redirect_slashes = False
     # Outside of Starlette, whose own answer to an unforeseen error passes no middleware.
     return _WithHeaders(inner)
 
@@ -149,9 +151,16 @@ def _json(values: Answer, status_code: int = 200) -> Response:
 
 async def _refused(request: Request, error: HTTPException) -> Response:
     """Answers a request that is wrong."""
-    values = error.values if isinstance(error, requests.FieldError) else {}
-    response = _json({"error": error.detail, **values}, error.status_code)
-    response.headers.update(error.headers or {})
+    headers = error.headers or {}
+    if error.status_code == 404:
+        path = requests.shortened(request.scope["path"])
+        error = requests.FieldError("path", f"'{path}'", " or ".join(_PATHS), 404)
+    elif error.status_code == 405:
+        method = requests.shortened(request.method)
+        error = requests.FieldError("method", f"'{method}'", str(headers.get("Allow")), 405)
+    answer = error.answer if isinstance(error, requests.FieldError) else {"error": error.detail}
+    response = _json(answer, error.status_code)
+    response.headers.update(headers)
     return response
 
 

@@ -101,8 +101,8 @@ function draw() {
   const most = drawStates(byId("states"), states, directions);
   byId("least").textContent = `−${Number(most.toPrecision(3))}`;
   byId("most").textContent = `${Number(most.toPrecision(3))}`;
-  byId("units").textContent = `one column a character, ${states[0].length} units as rows, sorted by `
-    + "their values after the last one"
+  byId("units").textContent = `one column a character, one row for each of ${states[0].length} `
+    + "units; units whose values went the same way stand together"
     + (directions === 2 ? "; the lower half has read the name from its end" : "");
   byId("states").setAttribute("aria-label",
     `Heat map of ${states[0].length} units of the state after each of ${states.length} characters`);

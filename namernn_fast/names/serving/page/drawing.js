@@ -4,7 +4,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 // The plot of lines and the heat map below share these margins, so that their columns align.
-const MARGIN = { left: 40, right: 92, top: 10, bottom: 30 };
+const MARGIN = { left: 46, right: 92, top: 10, bottom: 30 };
 const LINES = 5;
 
 function percent(probability) {
@@ -137,13 +137,19 @@ function drawStates(canvas, states, directions) {
   return most;
 }
 
-/** Returns the units of each direction, sorted by their values after the last character. */
+/**
+ * Returns the units of each direction, sorted by the signs of their values from the last character
+ * back to the first, then by the last value: units that went the same way stand together.
+ */
 function unitOrder(states, directions) {
-  const last = states[states.length - 1];
-  const size = last.length / directions;
+  const size = states[0].length / directions;
+  const backwards = [...states].reverse();
+  const compare = (a, b) => {
+    const parting = backwards.find((state) => (state[a] > 0) !== (state[b] > 0));
+    return parting ? parting[b] - parting[a] : backwards[0][b] - backwards[0][a];
+  };
   return Array.from({ length: directions }, (_, direction) =>
-    Array.from({ length: size }, (_, unit) => direction * size + unit)
-      .sort((a, b) => last[b] - last[a])).flat();
+    Array.from({ length: size }, (_, unit) => direction * size + unit).sort(compare)).flat();
 }
 
 /** Writes the probabilities of the leading languages after each character as a table. */
