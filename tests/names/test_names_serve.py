@@ -961,6 +961,13 @@ def test_a_hostile_name_shows_as_text(page):
     assert page.wait("document.getElementById('summary').textContent").startswith(hostile)
 
 
+def test_what_is_not_read_is_spelled_out(page):
+    page.ask(r"(tell('\u202eKim\ud800 \u05d0-'), 0)")
+    page.wait("document.getElementById('read').textContent")
+    assert page.text("read") == "Not read: U+202E U+D800 \u05d0 -"
+    assert page.ask("document.querySelector('#read bdi') !== null")
+
+
 def test_names_that_cannot_be_read(page):
     page.type("123")
     problem = page.wait("document.getElementById('problem').textContent")

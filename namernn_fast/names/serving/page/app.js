@@ -71,7 +71,7 @@ function showLanguages({ name, languages, dropped }) {
   drawBars(byId("bars"), languages);
   byId("read").replaceChildren();
   if (dropped) {
-    byId("read").append("Not read: ", html("bdi", "", [...dropped].join(" ")));
+    byId("read").append("Not read: ", html("bdi", "", spelledOut(dropped)));
   }
   speaking = setTimeout(() => {
     const found = languages.slice(0, 3)
@@ -102,7 +102,7 @@ function draw() {
   byId("least").textContent = `−${Number(most.toPrecision(3))}`;
   byId("most").textContent = `${Number(most.toPrecision(3))}`;
   byId("units").textContent = `one column a character, one row for each of ${states[0].length} `
-    + "units; units whose values went the same way stand together"
+    + "units; units whose values have the same signs stand together"
     + (directions === 2 ? "; the lower half has read the name from its end" : "");
   byId("states").setAttribute("aria-label",
     `Heat map of ${states[0].length} units of the state after each of ${states.length} characters`);

@@ -16,6 +16,13 @@ function shown(character) {
   return character === " " ? "␣" : character;
 }
 
+/** Returns the characters of `text` apart, with the code of each that has no shape of its own. */
+function spelledOut(text) {
+  const code = (character) => character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  return [...text].map((character) =>
+    /[\p{L}\p{N}\p{P}\p{S}]/u.test(character) ? character : `U+${code(character)}`).join(" ");
+}
+
 function html(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -72,10 +79,11 @@ function drawLines(picture, { characters, languages, probabilities }) {
       svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(level), y2: y(level) }),
       svg("text", { class: "scale-label", x: MARGIN.left - 6, y: y(level) + 4 }, `${100 * level} %`));
   }
-  const every = Math.ceil(11 / column);
+  // A long name in a narrow window has no space for letters: its table has them.
+  const size = column >= 11 ? "" : column >= 7 ? " small" : " none";
   characters.forEach((character, place) => {
-    if (place % every) return;
-    picture.append(svg("text", { class: "character", x: x(place), y: height - 8 }, shown(character)));
+    const letter = { class: `character${size}`, x: x(place), y: height - 8 };
+    picture.append(svg("text", letter, shown(character)));
   });
   const leaders = leading(probabilities);
   // The leader is drawn last, on top of the others.
