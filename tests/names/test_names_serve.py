@@ -595,6 +595,22 @@ def read_answer(connection):
     return response.status, json.loads(response.read())
 
 
+def begin_request(connection, body):
+    """Send the head of a request, and return when the server waits for its body."""
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n"
+    connection.sendall(head.encode())
+    assert connection.recv(2**16).startswith(b"HTTP/1.1 100")
+
+
+def wait_until_refused(port):
+    with contextlib.suppress(ConnectionRefusedError):
+        for _ in range(200):
+            socket.create_connection(("127.0.0.1", port), 10).close()
+            time.sleep(0.05)
+        pytest.fail("the server goes on accepting connections")
+
+
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -631,7 +647,7 @@ def test_a_large_body_is_refused_on_a_socket(port):
 
 @pytest.mark.parametrize("begin", [b"", b"POST /predict HTT", b"GET / HTTP/1.1\r\nA: b"])
 def test_a_connection_without_a_request_is_closed(predictor, monkeypatch, begin):
-    monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(running, "HEADER_SECONDS", 1.0)
     with (
         served(server.application(predictor)) as port,
         socket.create_connection(("127.0.0.1", port), 10) as connection,
@@ -650,15 +666,15 @@ def test_a_connection_without_a_request_is_closed(predictor, monkeypatch, begin)
 
 
 def test_a_slow_body_is_not_cut_by_the_limit_on_the_head(predictor, monkeypatch):
-    monkeypatch.setattr(running, "HEADER_SECONDS", 0.1)
+    monkeypatch.setattr(running, "HEADER_SECONDS", 0.5)
     body = b'{"names": ["Kim"]}'
     with (
         served(server.application(predictor)) as port,
         socket.create_connection(("127.0.0.1", port), 10) as connection,
     ):
-        connection.sendall(head_of(body) + body[:3])
-        time.sleep(0.3)
-        connection.sendall(body[3:])
+        begin_request(connection, body)
+        time.sleep(0.8)
+        connection.sendall(body)
         assert read_answer(connection)[0] == 200
 
 
@@ -674,11 +690,6 @@ def test_connections_are_bounded(predictor, monkeypatch):
         connection.request("GET", "/health")
         assert connection.getresponse().status == 503
         connection.close()
-
-
-def head_of(body):
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Content-Type: application/json\r\n\r\n".encode()
 
 
 def test_a_request_in_flight_is_answered_when_the_server_is_told_to_stop(root, checkpoint):
@@ -699,31 +710,43 @@ def test_a_request_in_flight_is_answered_when_the_server_is_told_to_stop(root, c
     port = int(line.removeprefix("serving at http://127.0.0.1:").partition("/")[0])
     body = b'{"names": ["Kim"]}'
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
-        connection.sendall(head_of(body) + body[:5])
-        time.sleep(0.2)
+        begin_request(connection, body)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        wait_until_refused(port)
         assert process.poll() is None
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.1", port), 10)
-        connection.sendall(body[5:])
+        connection.sendall(body)
         status, answer = read_answer(connection)
         assert (status, answer["results"][0]["name"]) == (200, "Kim")
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
 
 
+def test_a_request_that_does_not_end_does_not_keep_the_server(predictor, monkeypatch):
+    monkeypatch.setattr(running, "SHUTDOWN_SECONDS", 0.3)
+    connection = socket.socket()
+    with served(server.application(predictor)) as port:
+        connection.connect(("127.0.0.1", port))
+        begin_request(connection, b"{}")
+        start = time.monotonic()
+    assert time.monotonic() - start < requests.BODY_SECONDS - 3
+    connection.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_well_on_a_signal(checkpoint, capsys, monkeypatch, number):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    free = running.listen("127.0.0.1", 0)
-    port = free.getsockname()[1]
-    free.close()
+    listen = running.listen
+    ports = []
+
+    def recorded(*address):
+        listener = listen(*address)
+        ports.append(listener.getsockname()[1])
+        return listener
 
     def ask_and_stop():
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        for _ in range(1200):
+            with contextlib.suppress(OSError, IndexError):
+                connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=10)
                 connection.request("GET", "/health", headers={"Host": "names.example"})
                 statuses.append(connection.getresponse().status)
                 connection.close()
@@ -731,14 +754,15 @@ def test_the_command_ends_well_on_a_signal(checkpoint, capsys, monkeypatch, numb
                 return
             time.sleep(0.05)
 
+    monkeypatch.setattr(running, "listen", recorded)
     statuses = []
     thread = threading.Thread(target=ask_and_stop)
     thread.start()
     options = ["--checkpoint", str(checkpoint), "--allowed-host", "*.example", "--host", "0.0.0.0"]
-    assert cli.main(["serve", "--port", str(port), *options]) == 0
+    assert cli.main(["serve", "--port", "0", *options]) == 0
     thread.join()
     assert statuses == [200]
-    assert capsys.readouterr() == (f"serving at http://localhost:{port}/ (Ctrl-C stops)\n", "")
+    assert capsys.readouterr() == (f"serving at http://localhost:{ports[0]}/ (Ctrl-C stops)\n", "")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
