@@ -15,11 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from .commands import data, evaluate, predict, train
-from .commands.arguments import PROGRAM
-from .text import InputError, escaped
-
-_COMMANDS = (data, train, evaluate, predict)
+from .commands import data, evaluate, predict, serve, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,6 +57,7 @@ _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "pooling": lambda value: value in POOLINGS,
     "state_dropout": _is_probability,
     "character_dropout": _is_probability,
+    "ngrams": lambda value: type(value) is bool,
 }
 """The options of `NameClassifier` that a file may give, and which values."""
 
