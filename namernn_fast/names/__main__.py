@@ -16,6 +16,10 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from .commands import data, evaluate, predict, serve, train
+from .commands.arguments import PROGRAM
+from .text import InputError, escaped
+
+_COMMANDS = (data, train, evaluate, predict, serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,10 +13,7 @@ _UNKNOWN = len(ALPHABET) + 1
 _SYMBOLS = len(ALPHABET) + 2
 
 _TRIGRAM_ROWS = 8192
-"""Trigrams share this many rows of a table; about 5,000 are in the names data set."""
-
-# Knuth's multiplicative hash: neighbouring trigrams go to distant rows.
-_MULTIPLIER, _DIVISOR = 2_654_435_761, 128
+"""The rows of the table of trigrams, which share them: trigram number n has row n modulo this."""
 
 
 class NgramEmbedding(nn.Module):
@@ -53,6 +50,6 @@ class NgramEmbedding(nn.Module):
         following = F.pad(ids[:, 1:], (0, 1), value=_MARK)
         before = previous * _SYMBOLS + ids
         after = ids * _SYMBOLS + following
-        around = (before * _SYMBOLS + following) * _MULTIPLIER // _DIVISOR % _TRIGRAM_ROWS
+        around = (before * _SYMBOLS + following) % _TRIGRAM_ROWS
         embedded: Tensor = self.before(before) + self.after(after) + self.around(around)
         return embedded
