@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,19 @@ from benchmarks.harness import pages
 from benchmarks.harness.machine import cpu_name
 from benchmarks.harness.paths import DOCS, ROOT
 from benchmarks.harness.surnames import names
-from benchmarks.harness.tables import markdown
+from benchmarks.names.page import (
+    MADE_UP,
+    MAJORITY,
+    NGRAM,
+    ONE,
+    PLAIN,
+    REFERENCE,
+    SAME,
+    SMALL,
+    SYSTEMS,
+    card,
+    report,
+)
 from namernn_fast.names import RECIPES, Checkpoint, Split, fit, load_checkpoint, split
 from namernn_fast.names import save_checkpoint as save
 from namernn_fast.names.baselines import NGRAMS, majority_baseline, ngram_baseline
@@ -46,21 +57,6 @@ PAGE = DOCS / "names.md"
 CARD = pretrained_checkpoint().with_name("MODEL_CARD.md")
 SCRATCH = ROOT / "build" / "names"
 KIND = "namernn_fast.names study 1"
-
-MADE_UP = 80_000
-"""Made-up names that the small network learns from."""
-
-MAJORITY, NGRAM, SAME = "majority", "n-grams", "n-grams, same"
-PLAIN, REFERENCE, ONE, SMALL = "plain", "reference", "one network of it", "small"
-SYSTEMS = {
-    MAJORITY: "the most frequent language, always",
-    NGRAM: "logistic regression on the counts of character n-grams, at its best on validation parts",
-    SAME: "the n-grams with the prior correction of the networks",
-    PLAIN: "the seed's network: one direction, last state, recipe `plain`",
-    SMALL: "the same network, taught by the reference: the one that ships",
-    ONE: "the first network of the reference",
-    REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
-}
 
 
 def scores_of(model: nn.Module, parts: Split) -> Tensor:
@@ -212,134 +208,6 @@ def tests(results: Results, name: str) -> dict[str, Any]:
     return found
 
 
-def spread(values: list[float], factor: float = 1, digits: int = 3) -> str:
-    """Returns the mean and the standard deviation over the splits."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{factor * statistics.mean(values):.{digits}f} ± {factor * deviation:.{digits}f}"
-
-
-def report(found: dict[str, Any]) -> str:
-    """Returns the section of docs/names.md: who wins, by how much, and on which languages."""
-    train, validation, test = found["names"][0]
-    rows = [
-        ["", "accuracy %", "macro-F1", "top-3 %", "log loss", "calibration error", "seconds"],
-        ["ceiling", spread(found["ceiling"], 100, 1), "", "", "", "", ""],
-    ]
-    for name, figures in found["systems"].items():
-        seconds = [value for value in figures["seconds"] if value is not None]
-        rows.append(
-            [
-                name,
-                spread(figures["accuracy"], 100, 1),
-                spread(figures["macro_f1"]),
-                spread(figures["top3"], 100, 1),
-                spread(figures["log_loss"], 1, 2),
-                spread(figures["calibration_error"]),
-                f"{statistics.median(seconds):.0f}" if seconds else "",
-            ]
-        )
-    legend = "\n".join(f"- **{name}**: {text}." for name, text in SYSTEMS.items())
-    languages = [["language", *(name for name in SYSTEMS if name != MAJORITY)]]
-    for language in found["systems"][NGRAM]["recall"]:
-        recalls = (found["systems"][name]["recall"][language] for name in languages[0][1:])
-        languages.append(
-            [language, *(f"{100 * statistics.mean(values):.0f}" for values in recalls)]
-        )
-    verdicts = "\n".join(verdict(name, tests) for name, tests in found["tests"].items())
-    return "\n\n".join(
-        [
-            f"Test parts of {len(found['splits'])} splits, each with a seed of its own: mean ± "
-            f"standard deviation. The first split has {train:,} names to train, {validation:,} to "
-            f"validate and {test:,} to test, SHA-256 `{found['splits'][0]['sha256'][:16]}`. Seconds "
-            f"are of one thread on {found['cpu']}, two splits side by side; torch {found['torch']}.",
-            markdown(rows),
-            legend,
-            "Each network against the n-grams on the same test names. The interval is the paired "
-            "bootstrap's over the strings of all splits, with the trained models fixed; the "
-            "corrected t test (Nadeau and Bengio, 2003) takes the spread from one split and seed "
-            "to the next into account.",
-            verdicts,
-            "Recall of each language in %, mean over the splits:",
-            markdown(languages),
-        ]
-    )
-
-
-def verdict(name: str, tests: dict[str, Any]) -> str:
-    """Returns a line that says how a system compares with the n-grams."""
-    said = []
-    for figure, label, factor, unit in (
-        ("accuracy", "accuracy", 100, " points"),
-        ("macro_f1", "macro-F1", 1, ""),
-    ):
-        found = tests[figure]["bootstrap"]
-        digits = 2 if factor == 100 else 3
-        low, value, high = (factor * found[end] for end in ("low", "value", "high"))
-        word = "ahead" if low > 0 else "behind" if high < 0 else "a tie"
-        text = (
-            f"{label} {value:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}): {word}"
-        )
-        if corrected := tests[figure].get("corrected_t_test"):
-            text += f", corrected t test p = {corrected['p_value']:.2g}"
-        said.append(f"{text}, {tests[figure]['wins']} splits won")
-    return f"- **{name}**: {'; '.join(said)}."
-
-
-def card(found: dict[str, Any], bytes_: int) -> str:
-    """Returns the model card of the network that ships."""
-    figures = found["systems"]
-    lines = [
-        f"| {label} | {100 * figures[name]['accuracy'][0]:.1f} | {figures[name]['macro_f1'][0]:.3f} |"
-        f" {100 * figures[name]['top3'][0]:.1f} |"
-        for name, label in (
-            (SMALL, "this network"),
-            (REFERENCE, "the reference that taught it"),
-            (NGRAM, "n-gram logistic regression"),
-        )
-    ]
-    split0 = found["splits"][0]
-    recalls = figures[SMALL]["recall"]
-    worst = sorted(recalls, key=lambda language: recalls[language][0])[:4]
-    return f"""# Model card: the pretrained network of `namernn_fast.names`
-
-`names.safetensors` ({bytes_ / 1024:.0f} KiB, weights in 16 bits) tells which of {len(recalls)} languages a surname
-comes from. It is the plain network: an embedding of 64 numbers a character, a vanilla RNN of 256 units in one
-direction, and a linear layer on the last state.
-
-**A surname is not an ethnicity, a nationality or a mother tongue.** The network reads spelling alone. Do not decide
-anything about a person by it.
-
-## Training
-
-It was taught by the reference ensemble of this project: on the names of the training part of the names data set and on
-{MADE_UP:,} names made up from that part it learned the ensemble's probabilities. `make names` repeats it.
-
-Data: the names data set of the PyTorch tutorials, from `spro/practical-pytorch`, {split0["data"]["rows"]:,} rows,
-copyright Sean Robertson, MIT licence. Split: method "{split0["method"]}", seed {split0["seed"]}, SHA-256
-`{split0["sha256"]}`. The weights are under the MIT licence of this project.
-
-## Figures
-
-On the {found["names"][0][2]:,} names of the test part, none of whose strings the network has seen in training:
-
-| | accuracy % | macro-F1 | top-3 % |
-| --- | ---: | ---: | ---: |
-{chr(10).join(lines)}
-
-No function of the string can be right for more than {100 * found["ceiling"][0]:.1f} %.
-
-## Limits
-
-- Nearly half of the data is Russian, and some languages have under a hundred names. Recall is lowest for
-  {", ".join(f"{language} ({100 * recalls[language][0]:.0f} %)" for language in worst)}.
-- It knows no other languages, and gives every string to one of these.
-- Names in other scripts than Latin hold no character that it reads, and are refused; Arabic, Chinese, Greek, Russian
-  and others stand in the data in one romanisation each.
-- A probability is that of a name drawn as the data draws them, with rare languages favoured by the recipe; it is
-  neither the share of people of that name nor a certainty.
-"""
-
-
 def record(found: dict[str, Any]) -> None:
     """Replaces the pretrained network and its card by those of the first split."""
     target = pretrained_checkpoint()
@@ -356,6 +224,9 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5, help="how many (default: 5)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="splits side by side")
     parser.add_argument("--anew", action="store_true", help="forget what earlier runs finished")
+    parser.add_argument(
+        "--no-training", action="store_true", help="report what earlier runs finished, by any code"
+    )
     options: argparse.Namespace = parser.parse_args()
     if names().is_sample:
         parser.error("the study needs the names data set: set NAMERNN_FAST_DATA")
@@ -365,10 +236,11 @@ def main() -> None:
             path.unlink()
     seeds = range(options.splits)
     version = code_version()
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        list(pool.map(run_split, seeds, [SCRATCH] * len(seeds), [version] * len(seeds)))
+    if not options.no_training:
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            list(pool.map(run_split, seeds, [SCRATCH] * len(seeds), [version] * len(seeds)))
     found = summary(collect(seeds, SCRATCH))
-    found["ngrams"] = dataclasses.asdict(NGRAMS)
+    found |= {"jobs": options.jobs, "ngrams": dataclasses.asdict(NGRAMS)}
     pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)
     if options.record:
         record(found)
