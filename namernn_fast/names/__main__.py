@@ -8,15 +8,18 @@ on standard error.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
-from .commands import data, evaluate, predict, train
+from .commands import data, evaluate, predict, serve, train
 from .commands.arguments import PROGRAM
 from .text import InputError, escaped
 
-_COMMANDS = (data, train, evaluate, predict)
+_COMMANDS = (data, train, evaluate, predict, serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: options are wrong (argparse, code 2), or help was asked for.
     """
     try:
-        arguments = _parser().parse_args(argv)
-        arguments.run(arguments)
-        sys.stdout.flush()
+        with _warnings_escaped():
+            arguments = _parser().parse_args(argv)
+            arguments.run(arguments)
+            sys.stdout.flush()
     except InputError as error:
         return _failed(error, 2)
     except BrokenPipeError:
@@ -52,8 +56,35 @@ def _failed(reason: object, code: int) -> int:
     return code
 
 
+class _EscapingFormatter(logging.Formatter):
+    """Escapes what a path or a server may have put into a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
+@contextmanager
+def _warnings_escaped() -> Iterator[None]:
+    """Shows the warnings of this package, a line each, on standard error."""
+    logger = logging.getLogger(__package__)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_EscapingFormatter())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Escapes the arguments that its messages quote."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM, description="Tell the language of a surname from its characters."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

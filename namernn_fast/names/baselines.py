@@ -20,14 +20,14 @@ _ABSENT = -50.0
 class NgramSettings:
     """How the n-gram baseline is made."""
 
-    longest: int = 5
+    longest: int = 4
     """The most characters of an n-gram; a mark at either end of a name counts as one."""
     binary: bool = False
     """Whether an n-gram counts once in a name, or as often as it is there."""
     inverse_penalty: float = 1.0
     """The parameter C of `sklearn.linear_model.LogisticRegression`."""
     prior_correction: float = 0.3
-    """As of `Recipe.prior_correction`, so that the network and the n-grams can have the same."""
+    """As of `Recipe.prior_correction`."""
     max_iterations: int = 500
     """Of the optimizer, L-BFGS."""
     tolerance: float = 1e-3

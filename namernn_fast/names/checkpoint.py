@@ -9,28 +9,57 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from namernn_fast import FusedRNN
+from namernn_fast import FusedRNN, __version__
 
 from .files import cache_folder
-from .model import NameClassifier, NameEnsemble
-from .tensor_files import read_tensors, read_values, write_tensors
-from .text import ALPHABET, FOLDING_VERSION, InputError
+from .model import POOLINGS, NameClassifier, NameEnsemble
+from .tensor_files import (
+    MAX_BYTES,
+    MAX_HEADER_BYTES,
+    read_tensors,
+    read_values,
+    write_tensors,
+)
+from .text import ALPHABET, FOLDING_VERSION, MAX_LANGUAGES, InputError, is_language
 
 KIND = "namernn_fast.names checkpoint 2"
 
 # Bounds on what a file may ask for, far above any use and far below any harm.
-_LARGEST = {"embedding_size": 4096, "hidden_size": 4096, "num_layers": 16}
-_MAX_LANGUAGES = 1000
-_MAX_MEMBERS = 64
+_MAX_SIZE = 4096
+_MAX_LAYERS = 64  # of all members together: building more takes seconds
 _DTYPES = (torch.float32, torch.float16)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= _MAX_SIZE
+
+
+def _is_probability(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+_OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "embedding_size": _is_size,
+    "hidden_size": _is_size,
+    "num_layers": lambda value: type(value) is int and 0 < value <= _MAX_LAYERS,
+    "bidirectional": lambda value: type(value) is bool,
+    "nonlinearity": lambda value: value in ("tanh", "relu"),
+    "dropout": _is_probability,
+    "pooling": lambda value: value in POOLINGS,
+    "state_dropout": _is_probability,
+    "character_dropout": _is_probability,
+    "ngrams": lambda value: type(value) is bool,
+}
+"""The options of `NameClassifier` that a file may give, and which values."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +95,7 @@ def pretrained_checkpoint() -> Path:
 def versions() -> dict[str, str]:
     """Returns the versions of what a model is made by."""
     return {
-        "namernn_fast": metadata.version("namernn_fast"),
+        "namernn_fast": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -83,7 +112,8 @@ def save_checkpoint(
         dtype: of the weights in the file, float32 or float16.
 
     Raises:
-        InputError: `path` exists and is not a plain file.
+        InputError: `path` exists and is not a plain file, or `load_checkpoint` would not load what
+            is to be saved: it is too large, or a weight is not finite in this dtype.
         OSError: the disk failed.
         ModuleNotFoundError: safetensors is not installed.
     """
@@ -96,6 +126,7 @@ def save_checkpoint(
         **checkpoint.info,
     }
     weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    _check_weights(path, weights)
     write_tensors(path, KIND, weights, values)
 
 
@@ -109,6 +140,25 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a checkpoint")
     return values
+
+
+def check_loadable(options: Sequence[Mapping[str, Any]], num_languages: int) -> None:
+    """Raises an error where a model could be trained and saved but not loaded again.
+
+    Args:
+        options: those of `NameClassifier` for each member.
+        num_languages: of the model.
+
+    Raises:
+        InputError: an option is out of the bounds of `load_checkpoint`, or all are too large.
+    """
+    try:
+        model = _on_meta([dict(member) for member in options], num_languages, FusedRNN)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the model cannot be saved: {error}") from error
+    size = sum(4 * value.numel() for value in model.state_dict().values())
+    if size > MAX_BYTES - MAX_HEADER_BYTES:
+        raise InputError(f"the model cannot be saved: its weights take {size:,} bytes")
 
 
 def check_worth_replacing(path: Path, is_sample: bool) -> None:
@@ -159,11 +209,8 @@ def load_checkpoint(
     values = describe_checkpoint(path)
     try:
         languages = _checked_languages(values)
-        # On meta, so that the shapes of the weights are known before anything is allocated.
-        with torch.device("meta"):
-            model = _built(values["model"], len(languages), rnn_class)
-    # A foreign file fails in too many ways to list; the error stays on as the cause.
-    except Exception as error:
+        model = _on_meta(values["model"], len(languages), rnn_class)
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a checkpoint that this version can read ({error})"
         ) from error
@@ -179,6 +226,20 @@ def load_checkpoint(
     return Checkpoint(model.to(device).eval(), languages, info)
 
 
+class _NoNormal(TorchFunctionMode):
+    """Leaves alone what `nn.init.normal_` would fill.
+
+    On the meta device that function imports PyTorch's compiler, which takes seconds and 150 MB.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _is_sample(values: dict[str, Any]) -> bool:
     try:
         return bool(values["split"]["data"]["is_sample"])
@@ -189,28 +250,43 @@ def _is_sample(values: dict[str, Any]) -> bool:
 def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
     if (values["alphabet"], values["folding"]) != (ALPHABET, FOLDING_VERSION):
         raise ValueError("its names are folded in another way")
-    languages = tuple(values["languages"])
-    if not all(isinstance(language, str) and language.isprintable() for language in languages):
+    languages = values["languages"]
+    if not isinstance(languages, list) or not all(map(is_language, languages)):
         raise ValueError("odd languages")
-    if not 0 < len(languages) <= _MAX_LANGUAGES:
-        raise ValueError(f"{len(languages)} languages, from 1 to {_MAX_LANGUAGES} can be")
-    return languages
+    if len(set(languages)) != len(languages):
+        raise ValueError("a language is there twice")
+    if not 0 < len(languages) <= MAX_LANGUAGES:
+        raise ValueError(f"{len(languages)} languages, from 1 to {MAX_LANGUAGES} can be")
+    return tuple(languages)
 
 
-def _built(config: Any, num_classes: int, rnn_class: type[nn.RNN]) -> NameClassifier | NameEnsemble:
-    """Builds a model from the options that a file gives; raises any error if it gives odd ones."""
-    if isinstance(config, list):
-        if not 0 < len(config) <= _MAX_MEMBERS:
-            raise ValueError(f"{len(config)} members, from 1 to {_MAX_MEMBERS} can be")
-        return NameEnsemble([_member(member, num_classes, rnn_class) for member in config])
-    return _member(config, num_classes, rnn_class)
+def _on_meta(
+    config: Any, num_classes: int, rnn_class: type[nn.RNN]
+) -> NameClassifier | NameEnsemble:
+    """Builds a model without memory for its weights, so that their shapes are known.
+
+    Raises:
+        TypeError, ValueError: the options are odd, or ask for too much.
+    """
+    members = config if isinstance(config, list) else [config]
+    for member in members:
+        _check_options(member)
+    layers = sum(member.get("num_layers", 1) for member in members)
+    if not 0 < layers <= _MAX_LAYERS:
+        raise ValueError(f"{layers} layers in all, from 1 to {_MAX_LAYERS} can be")
+    with torch.device("meta"), _NoNormal():
+        models = [NameClassifier(num_classes, rnn_class=rnn_class, **member) for member in members]
+        return NameEnsemble(models) if isinstance(config, list) else models[0]
 
 
-def _member(config: dict[str, Any], num_classes: int, rnn_class: type[nn.RNN]) -> NameClassifier:
-    for option, largest in _LARGEST.items():
-        if type(config[option]) is not int or not 0 < config[option] <= largest:
-            raise ValueError(f"{option} must be from 1 to {largest}, not {config[option]!r:.50}")
-    return NameClassifier(num_classes, rnn_class=rnn_class, **config)
+def _check_options(options: Any) -> None:
+    if not isinstance(options, dict):
+        raise TypeError(f"the options of a model must be a table, not {options!r:.50}")
+    for option, value in options.items():
+        if option not in _OPTIONS:
+            raise ValueError(f"there is no option {option!r:.50}")
+        if not _OPTIONS[option](value):
+            raise ValueError(f"the option {option} cannot be {value!r:.50}")
 
 
 def _check_weights(path: object, weights: dict[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from .download import DownloadError, stream
 from .files import cache_folder, replacing
 from .sample import SAMPLE
-from .text import InputError, why_unusable
+from .text import MAX_LANGUAGES, InputError, is_language, why_unusable
 
 DATA_URL = "https://download.pytorch.org/tutorial/data.zip"
 DATA_SHA256 = "fb317e80248faeb62dc25ef3390ae24ca34b94e276bbc5141fd8862c2200bff5"
@@ -50,7 +50,8 @@ class NamesData:
     languages: tuple[str, ...]
     """The names of the languages, sorted."""
     rows: tuple[tuple[str, int], ...]
-    """(name, index into `languages`), in the order of the files, repeats included."""
+    """(name, index into `languages`), in the order of the files, repeats included; no name is
+    unusable (see `text.why_unusable`)."""
     is_sample: bool = False
     """Whether this is the small embedded sample and not the data set."""
 
@@ -141,7 +142,8 @@ def _read_named(path: str, prefix: str) -> NamesData:
         if not path:
             raise InputError("the path of the data is empty")
         return read_names(Path(path).expanduser())
-    except InputError as error:
+    # A RuntimeError comes of `~` where there is no home folder.
+    except (InputError, RuntimeError) as error:
         raise InputError(f"{prefix}{error}") from error
 
 
@@ -213,8 +215,8 @@ def _parse(
         total += len(content)
         if total > MAX_TOTAL_BYTES:
             raise InputError(f"{source}: too large, more than {MAX_TOTAL_BYTES / 2**20:g} MiB")
-        if not language.isprintable():
-            raise InputError(f"{source}: {language!r} cannot be the name of a language")
+        if not is_language(language):
+            raise InputError(f"{source}: {language!r:.150} cannot be the name of a language")
         try:
             # Lines end as on Unix, on Windows or on the first Macintosh.
             text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -229,6 +231,8 @@ def _parse(
         unusable += len(names) - len(usable)
         rows += [(name, len(languages)) for name in usable]
         languages.append(language)
+        if len(languages) > MAX_LANGUAGES:
+            raise InputError(f"{source}: more than {MAX_LANGUAGES:,} languages")
     if empty or unusable:
         _log.warning(
             "%s: skipped %d empty lines and %d unusable names",

@@ -29,8 +29,8 @@ def distilled(split: Split, teacher: nn.Module, made_up: int, *, seed: int = 0) 
         split: the parts of the data; validation and test stay as they are.
         teacher: a trained classifier, in evaluation mode, which must have seen the training part
             alone.
-        made_up: how many names to make up beside those of the training part; fewer are added where
-            some are equal.
+        made_up: how many names to make up beside those of the training part. Fewer are added: equal
+            ones count once, and none is a name of the validation or test part.
         seed: of the made-up names.
 
     Returns:
@@ -38,7 +38,8 @@ def distilled(split: Split, teacher: nn.Module, made_up: int, *, seed: int = 0) 
         with probabilities as labels: float32 (names, languages).
     """
     known = sorted(set(split.train.texts))
-    texts = known + sorted(set(made_up_names(split, made_up, seed=seed)) - set(known))
+    drawn = set(made_up_names(split, made_up, seed=seed))
+    texts = known + sorted(drawn.difference(known, split.validation.texts, split.test.texts))
     names = encode_folded(texts)
     train = LabelledNames(tuple(texts), names, logits(teacher, names).softmax(1))
     return dataclasses.replace(split, train=train, info={**split.info, "made_up": made_up})

@@ -65,7 +65,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     check_replaceable(path)
     # Not made by tempfile, whose files no other user may read.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    # The name of `path` is not part of the name, which could become too long for the disk.
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("x+b") as file:
             yield file

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from namernn_fast import FusedRNN
 
-from .ngrams import NgramEmbedding, drop_rows
+from .ngrams import NgramEmbedding
 from .text import ALPHABET
 
 POOLINGS = ("last", "last+mean+max")
@@ -32,12 +32,10 @@ class NameClassifier(nn.Module):
             "last+mean+max", which adds the mean and the maximum over all states of the last layer.
         state_dropout: the probability with which each number that the linear layer reads is zeroed
             in training.
-        character_dropout: the probability with which the embedding of each character is zeroed in
-            training.
+        character_dropout: the probability with which each character is unknown in training: its
+            embedding is zero, and n-grams have a mark in its place.
         ngrams: whether the embeddings of the n-grams around a character (see `NgramEmbedding`) are
             added to its own.
-        ngram_dropout: the probability with which the embedding of each n-gram is zeroed in
-            training.
 
     Raises:
         ValueError, TypeError: as of `rnn_class`; the pooling is another.
@@ -58,7 +56,6 @@ class NameClassifier(nn.Module):
         state_dropout: float = 0.0,
         character_dropout: float = 0.0,
         ngrams: bool = False,
-        ngram_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -74,11 +71,10 @@ class NameClassifier(nn.Module):
             "state_dropout": state_dropout,
             "character_dropout": character_dropout,
             "ngrams": ngrams,
-            "ngram_dropout": ngram_dropout,
         }
         self.num_directions = 2 if bidirectional else 1
         self.embedding = nn.Embedding(len(ALPHABET), embedding_size)
-        self.ngrams = NgramEmbedding(embedding_size, ngram_dropout) if ngrams else None
+        self.ngrams = NgramEmbedding(embedding_size) if ngrams else None
         self.rnn = rnn_class(
             embedding_size,
             hidden_size,
@@ -96,8 +92,8 @@ class NameClassifier(nn.Module):
 
         Args:
             names: a packed batch of character ids, int64; or padded ids, int64 (batch, longest).
-            lengths: int64 (batch), the number of characters of each padded name, at least 1; what
-                stands behind them must be an id too, and is not read by the RNN.
+            lengths: int64 (batch), the number of characters of each padded name, at least 1; the
+                padding behind them must be ids too, such as 0, and has no effect on the result.
 
         Raises:
             TypeError: names is neither, or lengths are missing or not wanted.
@@ -110,10 +106,8 @@ class NameClassifier(nn.Module):
             output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
             lengths = lengths.to(names.device)
-            embedded = self._embed(names)
-            if self.ngrams is not None:
-                embedded = embedded + self.ngrams(names, lengths)
-            output, h_n = self._run_padded(embedded.transpose(0, 1), lengths)
+            embedded = self._embed(names, lengths).transpose(0, 1)
+            output, h_n = self._run_padded(embedded, lengths)
         else:
             raise TypeError(
                 "names must be a PackedSequence, or a tensor with a tensor of lengths, not "
@@ -131,18 +125,23 @@ class NameClassifier(nn.Module):
         Returns:
             (length, num_directions * hidden_size).
         """
-        embedded = self._embed(name)
-        if self.ngrams is not None:
-            lengths = torch.tensor([len(name)], device=name.device)
-            embedded = embedded + self.ngrams(name.unsqueeze(0), lengths)[0]
-        output: Tensor = self.rnn(embedded)[0]
+        lengths = torch.tensor([len(name)], device=name.device)
+        output: Tensor = self.rnn(self._embed(name.unsqueeze(0), lengths)[0])[0]
         return output
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        """Returns the embeddings (…, embedding_size) of character ids (…)."""
+    def _embed(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns the embeddings (…, embedding_size) of character ids (…).
+
+        With n-grams the ids are (batch, longest), and lengths (batch) go with them.
+        """
         embedded: Tensor = self.embedding(ids)
-        if self.training:
-            embedded = drop_rows(embedded, self.config["character_dropout"])
+        probability = self.config["character_dropout"] if self.training else 0.0
+        unknown = None
+        if probability > 0:
+            unknown = torch.rand(ids.shape, device=ids.device) < probability
+            embedded = embedded.masked_fill(unknown.unsqueeze(-1), 0)
+        if self.ngrams is not None:
+            embedded = embedded + self.ngrams(ids, lengths, unknown)
         return embedded
 
     def _run_padded(self, embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,11 +176,16 @@ class NameEnsemble(nn.Module):
 
     Args:
         members: the classifiers, all for the same languages.
+
+    Raises:
+        ValueError: there is no member.
     """
 
     def __init__(self, members: Iterable[NameClassifier]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        if not self.members:
+            raise ValueError("an ensemble has at least one member")
 
     @property
     def config(self) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,14 +92,15 @@ class Predictor:
 
         Raises:
             TypeError: the model is an ensemble.
-            InputError: the name is unusable.
+            InputError: the name is unusable, or the model gives no finite states.
         """
         model = self.checkpoint.model
         ids = encode(name)
         if not isinstance(model, NameClassifier):
             raise TypeError("an ensemble has no single state; ask one of its members")
         with torch.no_grad():
-            return fold(name), model.states(ids.to(_device(model))).float().cpu()
+            states = model.states(ids.to(_device(model))).float().cpu()
+        return fold(name), _finite(states, "states")
 
     def prefix_probabilities(self, name: str) -> Tensor:
         """Returns what the model answers after each character: float32 (length, languages).
@@ -121,8 +123,8 @@ def load(
     """Loads a model.
 
     Args:
-        path: of a checkpoint. If None, the model that `train` saved at its default path, else the
-            pretrained model of the package.
+        path: of a checkpoint. If None, the model that `train` saved at its default path; where
+            there is none, or no home folder, the pretrained model of the package.
         device: where to run the model.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
 
@@ -130,9 +132,16 @@ def load(
         InputError, OSError, ModuleNotFoundError: as of `load_checkpoint`.
     """
     if path is None:
-        trained = default_checkpoint()
-        path = trained if trained.exists() else pretrained_checkpoint()
+        path = _default()
     return Predictor(load_checkpoint(path, device=device, rnn_class=rnn_class))
+
+
+def _default() -> Path:
+    try:
+        trained = default_checkpoint()
+    except InputError:  # no home folder, as a service may have none
+        return pretrained_checkpoint()
+    return trained if trained.exists() else pretrained_checkpoint()
 
 
 def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
@@ -145,10 +154,13 @@ def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
     Raises:
         InputError: a probability is not finite.
     """
-    result = logits(model, names).softmax(1)
-    if not result.isfinite().all():
-        raise InputError("the model gives probabilities that are not finite: it is damaged")
-    return result
+    return _finite(logits(model, names).softmax(1), "probabilities")
+
+
+def _finite(results: Tensor, what: str) -> Tensor:
+    if not results.isfinite().all():
+        raise InputError(f"the model gives {what} that are not finite: it is damaged")
+    return results
 
 
 @torch.no_grad()

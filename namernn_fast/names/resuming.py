@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .tensor_files import read_tensors, write_tensors
+from .tensor_files import MAX_BYTES, read_tensors, write_tensors
 from .text import InputError
 
-_KIND = "namernn_fast.names training 1"
+# A state has the weights of the networks that are finished, and of the one in training four times
+# as much: its weights, the best of them, and two moments of the optimizer.
+MAX_STATE_BYTES = 4 * MAX_BYTES
+
+_KIND = "namernn_fast.names training 2"
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +34,9 @@ class StateFile:
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         self.path = Path(path)
         self.history: list[dict[str, Any]] = []
-        self._identity = identity
+        self.is_kept = False
+        """Whether the file has a state of this training."""
+        self._identity = json.loads(json.dumps(identity))  # as a file gives it back
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def read(self) -> None:
@@ -40,21 +48,21 @@ class StateFile:
         """
         if not self.path.exists():
             raise InputError(f"{self.path}: there is no unfinished training to resume")
-        tensors, values = read_tensors(self.path, _KIND)
+        tensors, values = read_tensors(self.path, _KIND, max_bytes=MAX_STATE_BYTES)
         try:
-            for name, wanted in self._identity.items():
-                if values["identity"][name] != wanted:
-                    raise InputError(
-                        f"{self.path}: the unfinished training has another {name}, "
-                        f"{values['identity'][name]}, not {wanted}"
-                    )
+            differing = list(_differences(values["identity"], self._identity))
             self.history = list(values["history"])
             self._kept = {
                 int(member): (_of_member(member, tensors), plain)
                 for member, plain in values["members"].items()
             }
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{self.path}: not a state of a training") from error
+        if differing:
+            raise InputError(
+                f"{self.path}: the unfinished training differs: {'; '.join(differing)}"
+            )
+        self.is_kept = True
 
     def of_member(self, member: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Returns the tensors and plain values that `write` was given for a member, or None."""
@@ -81,13 +89,23 @@ class StateFile:
             "members": {str(number): plain for number, (_, plain) in self._kept.items()},
         }
         try:
-            write_tensors(self.path, _KIND, named, content)
-        except OSError as error:
+            write_tensors(self.path, _KIND, named, content, max_bytes=MAX_STATE_BYTES)
+            self.is_kept = True
+        except (OSError, InputError) as error:
             _log.warning("the state of the training could not be kept (%s); going on", error)
 
     def remove(self) -> None:
         """Removes the file; the training is finished."""
         self.path.unlink(missing_ok=True)
+
+
+def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    """Yields in words where two tables of plain values differ."""
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        for key in sorted({*kept, *wanted}):
+            yield from _differences(kept.get(key), wanted.get(key), f"{name} {key}".strip())
+    elif kept != wanted:
+        yield f"its {name} is {kept!r:.80}, not {wanted!r:.80}"
 
 
 def _of_member(member: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

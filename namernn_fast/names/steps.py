@@ -113,10 +113,12 @@ def train_epoch(
         results.append(
             torch.stack([loss * count, hits * bool(count), torch.full_like(loss, count)])
         )
-    total = torch.stack(results).double().sum(0)
+    # Fetched once, since reading a number from a GPU waits for the GPU; summed on the CPU, since
+    # not every device has float64.
+    total = torch.stack(results).cpu().double().sum(0)
     if process()[1] > 1:
+        total = total.to(results[0].device)  # NCCL sums what is on a GPU alone
         dist.all_reduce(total)
-    # Fetched once, since reading a number from a GPU waits for the GPU.
     loss_sum, hit_sum, count_sum = total.tolist()
     return loss_sum / count_sum, hit_sum / count_sum
 

@@ -19,11 +19,26 @@ from .files import replacing, require
 from .text import InputError
 
 MAX_BYTES = 256 * 2**20
-"""The largest file that is read; the reference model has about a tenth."""
+"""The largest file that is read unless the caller says otherwise; the reference model has about a
+tenth."""
+
+MAX_HEADER_BYTES = 2 * 2**20
+"""The largest table of tensors and plain values. The library would read 100 MB, which takes it half
+a minute and gigabytes of memory."""
+
+# What torch.save writes is a zip, and was a pickle of this magic number; the others are pickle's.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF", b"\x80\x04\x95", b"\x80\x05\x95")
+
+_MAX_DEPTH = 32  # of lists and tables in one another
 
 
 def write_tensors(
-    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], values: Any
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    values: Any,
+    *,
+    max_bytes: int = MAX_BYTES,
 ) -> None:
     """Writes a file of tensors.
 
@@ -32,9 +47,11 @@ def write_tensors(
         kind: what the file is, with a version.
         tensors: by name.
         values: what JSON can hold.
+        max_bytes: the largest size that `read_tensors` will be asked to read.
 
     Raises:
-        InputError: `path` exists and is not a plain file.
+        InputError: `path` exists and is not a plain file, or `read_tensors` would find the content
+            too large.
         OSError: the disk failed.
         ModuleNotFoundError: safetensors is not installed.
     """
@@ -42,6 +59,8 @@ def write_tensors(
     # A copy each: safetensors refuses tensors that share memory.
     owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     content = library.save(owned, metadata={kind: json.dumps(values)})
+    if len(content) > max_bytes or _header_bytes(content) > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: {len(content):,} bytes would be too large to be read again")
     with replacing(Path(path)) as file:
         file.write(content)
 
@@ -52,12 +71,16 @@ def read_values(path: str | os.PathLike[str], kind: str) -> Any:
     Raises:
         InputError, OSError, ModuleNotFoundError: as of `read_tensors`.
     """
-    with _opened(path, kind) as (_, values):
+    with _opened(path, kind, MAX_BYTES) as (_, values):
         return values
 
 
 def read_tensors(
-    path: str | os.PathLike[str], kind: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: str | os.PathLike[str],
+    kind: str,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
 ) -> tuple[dict[str, Tensor], Any]:
     """Reads a file of tensors.
 
@@ -66,6 +89,7 @@ def read_tensors(
         kind: what the file must be.
         shapes: of exactly the tensors that the file must hold, or None for any; checked before a
             tensor is read.
+        max_bytes: the largest size of a file that is read.
 
     Returns:
         The tensors by name, on the CPU, and the plain values.
@@ -76,7 +100,7 @@ def read_tensors(
         OSError: the disk failed.
         ModuleNotFoundError: safetensors is not installed.
     """
-    with _opened(path, kind) as (file, values):
+    with _opened(path, kind, max_bytes) as (file, values):
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if shapes is not None and found != dict(shapes):
             odd = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name))
@@ -84,11 +108,13 @@ def read_tensors(
                 f"{path}: the tensor {odd[0]!r:.100} has the shape {found.get(odd[0])}, "
                 f"not {shapes.get(odd[0])}"
             )
+        # A copy each: the library maps the file into memory, so that a file that is cut short
+        # later would end the process, and weights that are not aligned change the last bits.
         return {name: file.get_tensor(name).clone() for name in found}, values
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any, Any]]:
+def _opened(path: str | os.PathLike[str], kind: str, max_bytes: int) -> Iterator[tuple[Any, Any]]:
     """Opens a safetensors file and yields it with its plain values."""
     path = Path(path)
     library = require("safetensors")
@@ -96,14 +122,9 @@ def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any, Any]
         raise InputError(f"{path}: there is no such file")
     if not path.is_file():
         raise InputError(f"{path}: not a plain file")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise InputError(f"{path}: too large, {size:,} bytes where at most {MAX_BYTES:,} are read")
-    with path.open("rb") as start:
-        if start.read(4) == b"PK\x03\x04":
-            raise InputError(
-                f"{path}: a pickle of PyTorch, as earlier versions wrote it, which could run code "
-                "and is not read any more; train the model again"
-            )
+    if (size := path.stat().st_size) > max_bytes:
+        raise InputError(f"{path}: too large, {size:,} bytes where at most {max_bytes:,} are read")
+    _check_start(path)
     try:
         with library.safe_open(path, framework="pt", device="cpu") as file:
             yield file, _values(path, kind, file.metadata())
@@ -111,9 +132,38 @@ def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any, Any]
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def _check_start(path: Path) -> None:
+    """Refuses, by its first bytes, a file that the library should not see."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(_PICKLES):
+        raise InputError(
+            f"{path}: a pickle, as earlier versions wrote it with torch.save, which could run code "
+            "and is not read any more; train the model again"
+        )
+    if _header_bytes(start) > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: not a readable safetensors file (its header is too large)")
+
+
+def _header_bytes(content: bytes) -> int:
+    """Returns the size of the header that a safetensors file states at its start."""
+    return int.from_bytes(content[:8], "little")
+
+
 def _values(path: Path, kind: str, metadata: dict[str, str] | None) -> Any:
     try:
-        return json.loads((metadata or {})[kind])
+        values = json.loads((metadata or {})[kind])
     # JSON that is nested too deeply is a RecursionError.
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a file of the kind '{kind}'") from error
+    if _deeper(values, _MAX_DEPTH):
+        raise InputError(f"{path}: its values are nested more than {_MAX_DEPTH} deep")
+    return values
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    """Returns whether lists and tables are nested more than `depth` deep."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper(item, depth - 1) for item in inner)

@@ -29,6 +29,11 @@ FOLDING_VERSION = 2
 MAX_NAME_LENGTH = 1000
 """The longest name that is read, in characters; the longest in the data has 20."""
 
+MAX_LANGUAGES = 1000
+"""The most languages that data or a model may have."""
+
+_MAX_LANGUAGE_LENGTH = 100
+
 _LOWER_CASE_SPELLINGS = {
     **dict.fromkeys("’‘ʼ´`", "'"),  # signs that are typed for an apostrophe
     "ß": "ss",
@@ -88,7 +93,8 @@ def dropped(name: str) -> str:
     """Returns the characters of `name` that leave no trace in `fold(name)`, in their order.
 
     A combining mark is no such character where it stands on a letter that is kept, nor is a blank
-    at either end of the name.
+    at either end of the name. A letter with its marks is returned as one character where Unicode
+    has one (NFC).
     """
     lost = []
     on_kept_letter = False
@@ -111,6 +117,16 @@ def why_unusable(name: str) -> str | None:
             f"and {_SIGNS.strip()} are"
         )
     return None
+
+
+def is_language(name: object) -> bool:
+    """Returns whether `name` can be the name of a language: printable, neither empty nor long."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= _MAX_LANGUAGE_LENGTH
+        and name.isprintable()
+        and not name.isspace()
+    )
 
 
 def escaped(text: str) -> str:
@@ -171,11 +187,11 @@ class EncodedNames:
 
 
 def check_names(names: Iterable[str]) -> list[str]:
-    """Returns `names` as a list of strings, each of which is usable or not.
+    """Returns `names` as a list of strings; whether they are usable is not looked at.
 
     Raises:
-        TypeError: `names` is a string, which would be taken for its letters, or no iterable, or
-            holds something else than strings.
+        TypeError: `names` is a string, which would be taken for its letters, or is not iterable,
+            or holds something else than strings.
     """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise TypeError(f"names must be a list of strings, not {type(names).__name__}")

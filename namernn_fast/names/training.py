@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import typing
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from namernn_fast import FusedRNN
 
-from .checkpoint import Checkpoint, versions
+from .checkpoint import Checkpoint, check_loadable, versions
 from .files import require
 from .model import NameClassifier, NameEnsemble
 from .prediction import logits
@@ -25,6 +26,7 @@ from .recipes import RECIPES, Recipe
 from .resuming import StateFile
 from .splitting import Split
 from .steps import batches, process, train_epoch, validate
+from .text import InputError
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,13 @@ class _Member:
         if self.processes > 1:
             self.trained = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+            self.model.parameters(),
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
         )
         self.steps = math.ceil(len(split.train) / recipe.batch_size)
-        self.scheduler = self._scheduler()
+        self.scheduler = self._scheduler(0)
         self.best: dict[str, Tensor] = {}
         self.best_accuracy = -1.0
 
@@ -117,11 +122,13 @@ class _Member:
             self.trained, self.optimizer, steps, self.recipe, self.scheduler.step
         )
         seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise RuntimeError(
-                f"the loss became {loss} in epoch {self.epoch}: try a smaller learning rate"
-            )
         validated = validate(self.model, self.split.validation)
+        # The last step may have been the one too many, which the validation alone sees.
+        for value in (loss, validated[0]):
+            if not math.isfinite(value):
+                raise RuntimeError(
+                    f"the loss became {value} in epoch {self.epoch}: try a smaller learning rate"
+                )
         if validated[1] > self.best_accuracy:
             self.best_accuracy = validated[1]
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -134,40 +141,75 @@ class _Member:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the tensors and the plain values that the training goes on from."""
-        optimizer = self.optimizer.state_dict()
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        tensors |= {
-            f"optimizer.{index}.{name}": value
-            for index, values in optimizer["state"].items()
-            for name, value in values.items()
-        }
-        return tensors, {
-            "epoch": self.epoch,
-            "best_accuracy": self.best_accuracy,
-            "optimizer": optimizer["param_groups"],
-            "scheduler": self.scheduler.state_dict(),
-        }
+        tensors = {f"best.{name}": value for name, value in self.best.items()}
+        if self.epoch < self.recipe.epochs:
+            tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
+            tensors |= {
+                f"optimizer.{index}.{name}": value
+                for index, values in self.optimizer.state_dict()["state"].items()
+                for name, value in values.items()
+            }
+        return tensors, {"epoch": self.epoch, "best_accuracy": self.best_accuracy}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Takes over what `state` returned; raises any error if it is something else."""
-        self.epoch, self.best_accuracy = values["epoch"], values["best_accuracy"]
+        """Takes over what `state` returned.
+
+        The tensors and the number of epochs are all that is taken over; the recipe gives the rest,
+        such as the learning rate, so that a file has no say in it.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        epoch, accuracy = values["epoch"], values["best_accuracy"]
+        if type(epoch) is not int or not 0 < epoch <= self.recipe.epochs:
+            raise ValueError(f"odd number of epochs {epoch!r:.50}")
+        if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
+            raise ValueError(f"odd accuracy {accuracy!r:.50}")
+        self._check_state(tensors, finished=epoch == self.recipe.epochs)
+        self.epoch, self.best_accuracy = epoch, accuracy
         self.best = {
             name: value.to(self.device) for name, value in _below("best.", tensors).items()
         }
+        if epoch == self.recipe.epochs:
+            return
         self.model.load_state_dict(_below("model.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _below("optimizer.", tensors).items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": values["optimizer"]})
-        self.scheduler.load_state_dict(values["scheduler"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.scheduler = self._scheduler(epoch * self.steps)
 
-    def _scheduler(self) -> LRScheduler:
+    def _check_state(self, tensors: dict[str, Tensor], *, finished: bool) -> None:
+        """Raises a ValueError if `tensors` are not those of a state of this network."""
+        weights = {name: value.shape for name, value in self.model.state_dict().items()}
+        shapes = {f"best.{name}": shape for name, shape in weights.items()}
+        if not finished:
+            shapes |= {f"model.{name}": shape for name, shape in weights.items()}
+            for index, parameter in enumerate(self.model.parameters()):
+                shapes |= {
+                    f"optimizer.{index}.step": torch.Size(),
+                    f"optimizer.{index}.exp_avg": parameter.shape,
+                    f"optimizer.{index}.exp_avg_sq": parameter.shape,
+                }
+        if {name: value.shape for name, value in tensors.items()} != shapes:
+            raise ValueError("other tensors")
+        for name, value in tensors.items():
+            if value.dtype != torch.float32 or not value.isfinite().all():
+                raise ValueError(f"odd values of {name}")
+
+    def _scheduler(self, steps: int) -> LRScheduler:
+        """Returns the schedule of the learning rate as it is after some steps."""
         if self.recipe.schedule == "constant":
             return ConstantLR(self.optimizer, factor=1.0)
-        steps = self.recipe.epochs * self.steps
-        return OneCycleLR(self.optimizer, self.recipe.lr, total_steps=steps, cycle_momentum=False)
+        return OneCycleLR(
+            self.optimizer,
+            self.recipe.lr,
+            total_steps=self.recipe.epochs * self.steps,
+            cycle_momentum=False,
+            last_epoch=steps - 1,
+        )
 
     def _drawn(self, purpose: str) -> int:
         """Returns a seed for one purpose, independent of every other."""
@@ -213,18 +255,19 @@ def fit(
 
     Raises:
         RuntimeError: the loss stopped being finite.
+        InputError: the recipe's model is odd or could not be loaded again from a file, or the state
+            is not one of this training.
         ModuleNotFoundError: a bar is asked for and tqdm is not installed.
-        ValueError, TypeError: as of `NameClassifier`.
     """
     device = torch.device(device)
+    check_loadable([recipe.model] * recipe.members, len(split.languages))
     history: list[Epoch] = []
     members: list[NameClassifier] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for number in range(1, recipe.members + 1):
             member = _Member(split, recipe, seed, number, device, rnn_class)
-            if state is not None and (kept := state.of_member(number)):
-                member.restore(*kept)
-                history = [Epoch(**epoch) for epoch in state.history]
+            if state is not None:
+                history = _resumed(member, state) or history
             while member.epoch < recipe.epochs:
                 history.append(member.run_epoch(progress))
                 if state is not None and member.rank == 0:
@@ -251,6 +294,23 @@ def fit(
     return Fit(Checkpoint(model, split.languages, info), tuple(history))
 
 
+def _resumed(member: _Member, state: StateFile) -> list[Epoch]:
+    """Lets a member take over what the state has of it; returns the epochs up to there, if any."""
+    kept = state.of_member(member.number)
+    if kept is None:
+        return []
+    try:
+        member.restore(*kept)
+        history = [Epoch(**epoch) for epoch in state.history]
+        for epoch in history:
+            for name, kind in typing.get_type_hints(Epoch).items():
+                if type(value := getattr(epoch, name)) is not kind:
+                    raise TypeError(f"odd {name} {value!r:.50}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{state.path}: not a state of this training ({error})") from error
+    return history
+
+
 def _adjust(
     model: NameClassifier | NameEnsemble,
     members: list[NameClassifier],
@@ -268,7 +328,9 @@ def _adjust(
     temperature = 1.0
     if recipe.calibrated:
         temperature = _temperature(logits(model, split.validation.names), split.validation.labels)
-    correction = recipe.prior_correction * split.priors().log()
+    # A language that no training name has counts as if one had it: log(0) would be infinite.
+    priors = split.priors().clamp(min=1 / len(split.train))
+    correction = recipe.prior_correction * priors.log()
     with torch.no_grad():
         for member in members:
             layer = member.classifier

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..dataset import load_names
 from ..files import check_replaceable, replacing
+from ..formatting import Cell, aligned, literal, markdown
 from ..report import DataReport, LanguageFacts, describe
 from ..splitting import split
-from ..tables import Cell, aligned, literal, markdown
 from ..text import escaped
 from .arguments import add_data, add_split, path
 from .arguments import add_parser as add_command

@@ -23,11 +23,11 @@ from ..figures import (
     usable_history,
 )
 from ..files import check_replaceable, replacing, require
+from ..formatting import Cell, aligned
 from ..prediction import load, logits
 from ..report import leak
 from ..significance import Difference, Interval
 from ..splitting import METHODS, LabelledNames, Split, split
-from ..tables import Cell, aligned
 from ..text import InputError, escaped
 from .arguments import RNN_CLASSES, add_data, add_model, path, say, say_which_model
 from .arguments import add_parser as add_command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 
 from ..checkpoint import check_worth_replacing, default_checkpoint, save_checkpoint
-from ..dataset import load_names
+from ..dataset import NamesData, load_names
 from ..files import check_replaceable, require
 from ..recipes import RECIPES, SCHEDULES, Recipe
 from ..resuming import StateFile
 from ..splitting import Split, split
 from ..steps import process
 from ..text import InputError, escaped
-from ..training import Fit, fit
+from ..training import Epoch, Fit, fit
 from .arguments import (
     COUNT,
     FRACTION,
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     target: Path = arguments.checkpoint or default_checkpoint()
     with _processes(arguments):
         first = process()[0] == 0
-        data = load_names(arguments.data, allow_sample=not arguments.no_sample)
+        data = _data(arguments)
         # Checked here so that a bad path fails before the training, not after it.
         check_replaceable(target)
         if not arguments.force:
@@ -115,21 +115,57 @@ def run(arguments: argparse.Namespace) -> None:
             test=arguments.test,
             seed=arguments.split_seed,
         )
+        _check_processes_agree(parts)
+        state = _state(target, arguments, parts, recipe)
         if first:
             print(_description(parts), flush=True)
-        state = _state(target, arguments, parts, recipe)
-        fitted = fit(
-            parts,
-            recipe,
-            seed=arguments.seed,
-            device=arguments.device,
-            rnn_class=RNN_CLASSES[arguments.rnn],
-            progress=True,
-            report=(lambda epoch: print(epoch, flush=True)) if first else None,
-            state=state,
-        )
+        try:
+            fitted = fit(
+                parts,
+                recipe,
+                seed=arguments.seed,
+                device=arguments.device,
+                rnn_class=RNN_CLASSES[arguments.rnn],
+                progress=True,
+                report=_reporter(recipe) if first else None,
+                state=state,
+            )
+        except KeyboardInterrupt:
+            if first and state.is_kept:
+                say("--resume goes on from the end of the last epoch")
+            raise
         if first:
             _save(target, fitted, state)
+
+
+def _data(arguments: argparse.Namespace) -> NamesData:
+    """Loads the names; of several processes the first alone downloads them."""
+    rank, processes = process()
+    if rank > 0:
+        dist.barrier()
+    data = load_names(arguments.data, allow_sample=not arguments.no_sample)
+    if rank == 0 and processes > 1:
+        dist.barrier()
+    return data
+
+
+def _check_processes_agree(parts: Split) -> None:
+    """Raises an error where processes that train together have read other data."""
+    _, processes = process()
+    if processes == 1:
+        return
+    found: list[Any] = [None] * processes
+    dist.all_gather_object(found, parts.info["sha256"])
+    if len(set(found)) > 1:
+        raise InputError("the processes that train together have read other data")
+
+
+def _reporter(recipe: Recipe) -> Callable[[Epoch], None]:
+    def report(epoch: Epoch) -> None:
+        which = f"network {epoch.member} of {recipe.members}, " if recipe.members > 1 else ""
+        print(f"{which}{epoch}", flush=True)
+
+    return report
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -158,17 +194,19 @@ def _description(parts: Split) -> str:
 
 def _state(target: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe) -> StateFile:
     """Returns the file of the training's state, read if the training is to be resumed."""
+    path = target.with_name(f"{target.name}.state")
+    check_replaceable(path)
     identity = {
         "recipe": recipe.values(),
         "seed": arguments.seed,
         "split": parts.info["sha256"],
         "data": parts.info["data"]["sha256"],
     }
-    state = StateFile(target.with_name(f"{target.name}.state"), identity)
+    state = StateFile(path, identity)
     if arguments.resume:
         state.read()
-    elif state.path.exists():
-        say(f"{state.path}: an interrupted training is here; --resume would go on from it")
+    elif path.exists() and process()[0] == 0:
+        say(f"{path}: an interrupted training, which is replaced; --resume would go on from it")
     return state
 
 
@@ -176,24 +214,29 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
     try:
         save_checkpoint(target, fitted.checkpoint)
     except OSError as error:
+        if not state.is_kept:
+            raise
         raise OSError(f"{error}; --resume saves the trained model when it can be") from error
-    state.remove()
     print(f"saved {escaped(str(target))}")
+    state.remove()
 
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> Iterator[None]:
     """Joins the processes that torchrun started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
     device = torch.device(arguments.device)
-    if device.type == "cuda":
-        arguments.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(arguments.device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
-    )
+    try:
+        if device.type == "cuda":
+            arguments.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(arguments.device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+        )
+    except (KeyError, ValueError) as error:  # one of torchrun's variables is missing or odd
+        raise InputError(f"the environment is not one of torchrun's ({error})") from error
     try:
         yield
     finally:
