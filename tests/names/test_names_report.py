@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namernn_fast.names import __main__ as cli
-from namernn_fast.names import dataset, report, tables
+from namernn_fast.names import dataset, formatting, report
 from namernn_fast.names.commands import data as command
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
 from namernn_fast.names.splitting import LabelledNames, split
@@ -268,16 +268,16 @@ def test_a_failed_report_leaves_the_old_one(run, tmp_path, make_folder, monkeypa
 
 def test_tables():
     header, rows = ("name", "n", "x"), [["é\n", 1234, None], ["abcdef", 1, 0.5]]
-    assert tables.aligned(header, rows) == (
+    assert formatting.aligned(header, rows) == (
         "name        n      x\né\\n     1,234      -\nabcdef      1  0.500"
     )
-    assert tables.markdown(header, rows).splitlines() == [
+    assert formatting.markdown(header, rows).splitlines() == [
         "| name | n | x |",
         "| --- | ---: | ---: |",
         "| é\\\\n | 1,234 | - |",
         "| abcdef | 1 | 0.500 |",
     ]
-    assert tables.aligned(header, []) == "name  n  x"
+    assert formatting.aligned(header, []) == "name  n  x"
 
 
 @pytest.fixture(scope="module")
