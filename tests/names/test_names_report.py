@@ -1,17 +1,19 @@
 """`names data`: the facts of the data, the rules for junk, and what the command prints."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namernn_fast.names import __main__ as cli
-from namernn_fast.names import dataset, report, tables
+from namernn_fast.names import dataset, formatting, report
 from namernn_fast.names.commands import data as command
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
-from namernn_fast.names.splitting import split
-from namernn_fast.names.text import why_unusable
+from namernn_fast.names.splitting import LabelledNames, split
+from namernn_fast.names.text import encode_folded, why_unusable
 
 
 @pytest.fixture
@@ -124,6 +126,20 @@ def test_leaks(tiny):
     assert leaked["pairs"] > 0.9
     assert leaked["strings"] >= leaked["pairs"]
     assert described(repeated).leak["random split"] == leaked
+
+
+def test_leaks_by_hand(tiny):
+    """The validation part is seen before the test as well: choices are made by it."""
+    train, validation, test = (
+        LabelledNames(texts, encode_folded(texts), torch.tensor(labels))
+        for texts, labels in (
+            (("kim", "lee"), [0, 1]),
+            (("park",), [0]),
+            (("kim", "lee", "park", "novak"), [0, 0, 0, 2]),
+        )
+    )
+    parts = dataclasses.replace(split(tiny), train=train, validation=validation, test=test)
+    assert report.leak(parts) == {"pairs": 0.5, "strings": 0.75}
 
 
 _NAMES = st.text(max_size=8).filter(lambda name: why_unusable(name) is None)
@@ -252,16 +268,16 @@ def test_a_failed_report_leaves_the_old_one(run, tmp_path, make_folder, monkeypa
 
 def test_tables():
     header, rows = ("name", "n", "x"), [["é\n", 1234, None], ["abcdef", 1, 0.5]]
-    assert tables.aligned(header, rows) == (
+    assert formatting.aligned(header, rows) == (
         "name        n      x\né\\n     1,234      -\nabcdef      1  0.500"
     )
-    assert tables.markdown(header, rows).splitlines() == [
+    assert formatting.markdown(header, rows).splitlines() == [
         "| name | n | x |",
         "| --- | ---: | ---: |",
         "| é\\\\n | 1,234 | - |",
         "| abcdef | 1 | 0.500 |",
     ]
-    assert tables.aligned(header, []) == "name  n  x"
+    assert formatting.aligned(header, []) == "name  n  x"
 
 
 @pytest.fixture(scope="module")
