@@ -1015,16 +1015,19 @@ def test_names_that_cannot_be_read(page):
     page.wait("document.getElementById('reading').hidden")
 
 
-def test_the_latest_name_wins(page):
+@pytest.mark.parametrize("path", ["predict", "states"])
+def test_the_latest_name_wins(page, path):
     """The answer to an earlier name arrives later."""
     page.ask(
-        "(window.slow = window.fetch, window.fetch = async (...asked) => {"
-        " const response = await window.slow(asked[0], {...asked[1], signal: undefined});"
-        " if (asked[1]?.body?.includes('Early')) await new Promise(done => setTimeout(done, 300));"
-        " return response; }, tell('Early'), tell('Late'), 0)"
+        "(window.known = window.fetch, window.fetch = async (...asked) => {"
+        " const response = await window.known(asked[0], {...asked[1], signal: undefined});"
+        f" if (asked[0] === '{path}' && asked[1].body.includes('Early'))"
+        "  await new Promise(done => setTimeout(done, 900)).then(() => window.late = true);"
+        " return response; }, tell('Early'), setTimeout(tell, 300, 'Late'), 0)"
     )
+    page.wait("window.late")
     page.wait(f"({READING}) === 'Late'")
-    time.sleep(0.5)
+    time.sleep(0.1)
     assert page.ask(READING) == "Late"
 
 
