@@ -506,6 +506,16 @@ def test_a_failing_request_does_not_hurt_others():
     assert isinstance(results[0], RuntimeError)
 
 
+def test_answers_that_are_too_few_are_an_error():
+    async def ask():
+        batcher = batching.Batcher(lambda names, top: [])
+        with pytest.raises(RuntimeError, match="0 answers to 1 names"):
+            await batcher.predict(["Kim"], 1)
+        batcher.close()
+
+    asyncio.run(ask())
+
+
 def test_calls_of_the_model_are_bounded():
     results, calls = batched([(["a"] * 3, 1), (["b"] * 3, 1), (["c"] * 9, 1), (["d"], 1)], 6)
     assert [len(names) for names, _ in calls] == [6, 9, 1]
@@ -647,7 +657,7 @@ def test_a_large_body_is_refused_on_a_socket(port):
 
 @pytest.mark.parametrize("begin", [b"", b"POST /predict HTT", b"GET / HTTP/1.1\r\nA: b"])
 def test_a_connection_without_a_request_is_closed(predictor, monkeypatch, begin):
-    monkeypatch.setattr(running, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(running, "HEADER_SECONDS", 0.7)
     with (
         served(server.application(predictor)) as port,
         socket.create_connection(("127.0.0.1", port), 10) as connection,
@@ -658,10 +668,13 @@ def test_a_connection_without_a_request_is_closed(predictor, monkeypatch, begin)
             connection.sendall(HEALTH)
             assert read_answer(connection)[0] == 200
             connection.sendall(begin)
-            for _ in range(3):
-                time.sleep(0.05)
-                connection.sendall(b"x")
-        assert connection.recv(2**16) == b""
+        connection.settimeout(0.1)
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - start < running.KEEP_ALIVE_SECONDS:
+                with contextlib.suppress(TimeoutError):
+                    assert connection.recv(2**16) == b""
+                    break
+                connection.sendall(b"x" if begin else b"")
         assert time.monotonic() - start < running.KEEP_ALIVE_SECONDS - 1
 
 
@@ -1002,16 +1015,19 @@ def test_names_that_cannot_be_read(page):
     page.wait("document.getElementById('reading').hidden")
 
 
-def test_the_latest_name_wins(page):
+@pytest.mark.parametrize("path", ["predict", "states"])
+def test_the_latest_name_wins(page, path):
     """The answer to an earlier name arrives later."""
     page.ask(
-        "(window.slow = window.fetch, window.fetch = async (...asked) => {"
-        " const response = await window.slow(asked[0], {...asked[1], signal: undefined});"
-        " if (asked[1]?.body?.includes('Early')) await new Promise(done => setTimeout(done, 300));"
-        " return response; }, tell('Early'), tell('Late'), 0)"
+        "(window.known = window.fetch, window.fetch = async (...asked) => {"
+        " const response = await window.known(asked[0], {...asked[1], signal: undefined});"
+        f" if (asked[0] === '{path}' && asked[1].body.includes('Early'))"
+        "  await new Promise(done => setTimeout(done, 900)).then(() => window.late = true);"
+        " return response; }, tell('Early'), setTimeout(tell, 300, 'Late'), 0)"
     )
+    page.wait("window.late")
     page.wait(f"({READING}) === 'Late'")
-    time.sleep(0.5)
+    time.sleep(0.1)
     assert page.ask(READING) == "Late"
 
 

@@ -38,12 +38,14 @@ class Answers:
     def predict(self, names: Sequence[str], top: int) -> list[Answer]:
         """Returns for each name its `top` most probable languages, or why there are none."""
         reasons = [why_unusable(name) for name in names]
-        usable = [name for name, reason in zip(names, reasons, strict=True) if reason is None]
-        answers = iter(self._of_usable(usable, top))
-        return [
-            next(answers) if reason is None else {"name": name, "error": reason}
-            for name, reason in zip(names, reasons, strict=True)
+        answers: list[Answer] = [
+            {"name": name, "error": reason} for name, reason in zip(names, reasons, strict=True)
         ]
+        usable = [place for place, reason in enumerate(reasons) if reason is None]
+        found = self._of_usable([names[place] for place in usable], top)
+        for place, answer in zip(usable, found, strict=True):
+            answers[place] = answer
+        return answers
 
     def states(self, name: str) -> Answer:
         """Returns the states and the probabilities after each character of `name`.

@@ -99,9 +99,14 @@ class Batcher:
 
     async def _answer(self, batch: Sequence[_Asked]) -> None:
         names = [name for asked in batch for name in asked.names]
-        answers = iter(await self.call(self._predict, names, max(asked.top for asked in batch)))
+        answers = await self.call(self._predict, names, max(asked.top for asked in batch))
+        if len(answers) != len(names):
+            raise RuntimeError(f"{len(answers)} answers to {len(names)} names")
+        begin = 0
         for asked in batch:
-            _set(asked, [_cut(next(answers), asked.top) for _ in asked.names])
+            end = begin + len(asked.names)
+            _set(asked, [_cut(answer, asked.top) for answer in answers[begin:end]])
+            begin = end
 
 
 def _cut(answer: Answer, top: int) -> Answer:
