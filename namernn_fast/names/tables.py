@@ -21,7 +21,10 @@ from .text import InputError, escaped
 FORMATS = ("text", "csv", "jsonl")
 
 MAX_LINE_BYTES = 65_536
-"""The longest line that is read, and the longest record of several lines in a CSV file."""
+"""The longest line that is read, and the longest record of several lines of CSV."""
+
+# Lines are read again after a quote that nothing closes, so the bound is on the time as well.
+_MAX_RECORD_LINES = 100
 
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _BLOCK_BYTES = 65_536
@@ -167,14 +170,12 @@ def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _No
     def feed() -> Iterator[str]:
         size = 0
         while (line := again.popleft() if again else next(lines, None)) is not None:
-            if not record_lines:
-                size = 0
+            size = len(line) + (size if record_lines else 0)
             record_lines.append(line)
-            size += len(line)
-            if size > MAX_LINE_BYTES:
-                raise csv.Error(
-                    _TOO_LONG if len(record_lines) == 1 else "a quote that nothing closes"
-                )
+            if len(line) > MAX_LINE_BYTES:
+                raise csv.Error(_TOO_LONG)
+            if size > MAX_LINE_BYTES or len(record_lines) > _MAX_RECORD_LINES:
+                raise csv.Error("no quote closes one that was opened")
             yield _text(line) + "\n"
 
     while True:
