@@ -38,12 +38,18 @@ from benchmarks.names.page import (
     SAME,
     SMALL,
     SYSTEMS,
+    WEIGHTED,
     card,
     report,
 )
 from namernn_fast.names import RECIPES, Checkpoint, Split, fit, load_checkpoint, split
 from namernn_fast.names import save_checkpoint as save
-from namernn_fast.names.baselines import NGRAMS, majority_baseline, ngram_baseline
+from namernn_fast.names.baselines import (
+    NGRAMS,
+    WEIGHTED_NGRAMS,
+    majority_baseline,
+    ngram_baseline,
+)
 from namernn_fast.names.checkpoint import pretrained_checkpoint
 from namernn_fast.names.distillation import distilled
 from namernn_fast.names.evaluation import Evaluation, best_hits, evaluate
@@ -78,40 +84,63 @@ def code_version() -> str:
 
 
 def run_split(seed: int, folder: Path, version: str) -> None:
-    """Trains and asks every system on one split, and writes the test scores to `folder`."""
+    """Trains and asks the networks on one split, and writes the test scores to `folder`."""
     torch.set_num_threads(1)
-    target = folder / f"split{seed}.safetensors"
-    try:
-        if read_tensors(target, KIND)[1]["version"] == version:
-            return
-    except InputError:
-        pass
+    target = folder / f"networks{seed}.safetensors"
+    if is_finished(target, version):
+        return
     parts = split(names(), seed=seed)
-    seconds, scores = {}, {MAJORITY: majority_baseline(parts).test}
-
-    def timed(name: str, call: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        result = call()
-        seconds[name] = time.perf_counter() - started
-        print(f"split {seed}: {name}, {seconds[name]:.0f} s", flush=True)
-        return result
-
-    ngrams = timed(NGRAM, lambda: ngram_baseline(parts))
-    scores[NGRAM] = ngrams.test
-    # The correction is a multiple of the logarithm of the priors, which is subtracted.
-    less = NGRAMS.prior_correction - RECIPES["reference"].prior_correction
-    scores[SAME] = ngrams.test + less * parts.priors().log()
-    plain = timed(PLAIN, lambda: fit(parts, RECIPES["plain"], seed=seed)).checkpoint
-    scores[PLAIN] = scores_of(plain.model, parts)
-    reference = timed(REFERENCE, lambda: fit(parts, RECIPES["reference"], seed=seed)).checkpoint
+    scores, seconds = {}, {}
+    plain = timed(PLAIN, seed, seconds, lambda: fit(parts, RECIPES["plain"], seed=seed))
+    scores[PLAIN] = scores_of(plain.checkpoint.model, parts)
+    fitted = timed(REFERENCE, seed, seconds, lambda: fit(parts, RECIPES["reference"], seed=seed))
+    reference = fitted.checkpoint
     scores[REFERENCE] = scores_of(reference.model, parts)
     assert isinstance(reference.model, NameEnsemble)
     scores[ONE] = scores_of(reference.model.members[0], parts)
-    small = timed(SMALL, lambda: small_network(parts, reference, seed))
+    small = timed(SMALL, seed, seconds, lambda: small_network(parts, reference, seed))
     scores[SMALL] = scores_of(small.model, parts)
     save(folder / f"reference{seed}.safetensors", reference, torch.float16)
     save(folder / f"small{seed}.safetensors", small, torch.float16)
     write_tensors(target, KIND, scores, {"version": version, "seconds": seconds})
+
+
+def run_rivals(seed: int, folder: Path, version: str) -> None:
+    """Fits and asks what the networks are compared with, and writes the test scores."""
+    torch.set_num_threads(1)
+    target = folder / f"rivals{seed}.safetensors"
+    if is_finished(target, version):
+        return
+    parts = split(names(), seed=seed)
+    seconds: dict[str, float] = {}
+    counted = timed(NGRAM, seed, seconds, lambda: ngram_baseline(parts)).test
+    weighted = timed(WEIGHTED, seed, seconds, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test
+    # The correction is a multiple of the logarithm of the priors, which is subtracted.
+    less = NGRAMS.prior_correction - RECIPES["reference"].prior_correction
+    scores = {
+        MAJORITY: majority_baseline(parts).test,
+        NGRAM: counted,
+        SAME: counted + less * parts.priors().log(),
+        WEIGHTED: weighted,
+    }
+    write_tensors(target, KIND, scores, {"version": version, "seconds": seconds})
+
+
+def is_finished(path: Path, version: str) -> bool:
+    """Returns whether the same code has written `path` already."""
+    try:
+        return bool(read_tensors(path, KIND)[1]["version"] == version)
+    except InputError:
+        return False
+
+
+def timed(name: str, seed: int, seconds: dict[str, float], call: Callable[[], Any]) -> Any:
+    """Returns what `call` returns, and notes and prints its time."""
+    started = time.perf_counter()
+    result = call()
+    seconds[name] = time.perf_counter() - started
+    print(f"split {seed}: {name}, {seconds[name]:.0f} s", flush=True)
+    return result
 
 
 def small_network(parts: Split, reference: Checkpoint, seed: int) -> Checkpoint:
@@ -144,13 +173,16 @@ class Results:
 
 
 def collect(seeds: range, folder: Path) -> Results:
-    """Reads what `run_split` has written."""
-    read = [read_tensors(folder / f"split{seed}.safetensors", KIND) for seed in seeds]
-    return Results(
-        [split(names(), seed=seed) for seed in seeds],
-        [scores for scores, _ in read],
-        [values["seconds"] for _, values in read],
-    )
+    """Reads what `run_split` and `run_rivals` have written."""
+    scores, seconds = [], []
+    for seed in seeds:
+        rivals, networks = (
+            read_tensors(folder / f"{kind}{seed}.safetensors", KIND)
+            for kind in ("rivals", "networks")
+        )
+        scores.append({**networks[0], **rivals[0]})
+        seconds.append({**networks[1]["seconds"], **rivals[1]["seconds"]})
+    return Results([split(names(), seed=seed) for seed in seeds], scores, seconds)
 
 
 def summary(results: Results) -> dict[str, Any]:
@@ -183,16 +215,19 @@ def summary(results: Results) -> dict[str, Any]:
             for item in results.parts
         ],
         "systems": systems,
-        "tests": {name: tests(results, name) for name in (REFERENCE, ONE, SMALL, PLAIN)},
+        "tests": {
+            rival: {name: tests(results, rival, name) for name in (REFERENCE, ONE, SMALL, PLAIN)}
+            for rival in (NGRAM, WEIGHTED)
+        },
     }
 
 
-def tests(results: Results, name: str) -> dict[str, Any]:
-    """Returns the paired tests of a system against the n-grams."""
-    first, second = results.answers(NGRAM), results.answers(name)
+def tests(results: Results, rival: str, name: str) -> dict[str, Any]:
+    """Returns the paired tests of a network against a rival."""
+    first, second = results.answers(rival), results.answers(name)
     share = len(results.parts[0].test) / len(results.parts[0].train)
     found = {}
-    pairs = (results.evaluations(NGRAM), results.evaluations(name))
+    pairs = (results.evaluations(rival), results.evaluations(name))
     for figure, difference in zip(
         ("accuracy", "macro_f1"), paired_bootstrap(first, second), strict=True
     ):
@@ -238,9 +273,10 @@ def main() -> None:
     version = code_version()
     if not options.no_training:
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            list(pool.map(run_split, seeds, [SCRATCH] * len(seeds), [version] * len(seeds)))
+            for run in (run_rivals, run_split):
+                list(pool.map(run, seeds, [SCRATCH] * len(seeds), [version] * len(seeds)))
     found = summary(collect(seeds, SCRATCH))
-    found |= {"jobs": options.jobs, "ngrams": dataclasses.asdict(NGRAMS)}
+    found |= {"jobs": options.jobs}
     pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)
     if options.record:
         record(found)
