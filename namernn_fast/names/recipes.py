@@ -13,7 +13,7 @@ from .text import InputError
 
 SCHEDULES = ("constant", "one-cycle")
 
-MAX_EPOCHS = 5_000
+MAX_EPOCHS = 2_500
 """The most epochs of all members together: a checkpoint records the results of each."""
 
 

@@ -18,7 +18,7 @@ from .text import InputError
 # as much: its weights, the best of them, and two moments of the optimizer.
 MAX_STATE_BYTES = 4 * MAX_BYTES
 
-_KIND = "namernn_fast.names training 2"
+KIND = "namernn_fast.names training 1"
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ class StateFile:
 
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         self.path = Path(path)
-        self.history: list[dict[str, Any]] = []
         self.is_kept = False
         """Whether the file has a state of this training."""
         self._identity = json.loads(json.dumps(identity))  # as a file gives it back
@@ -48,14 +47,15 @@ class StateFile:
         """
         if not self.path.exists():
             raise InputError(f"{self.path}: there is no unfinished training to resume")
-        tensors, values = read_tensors(self.path, _KIND, max_bytes=MAX_STATE_BYTES)
+        tensors, values = read_tensors(self.path, KIND, max_bytes=MAX_STATE_BYTES)
         try:
             differing = list(_differences(values["identity"], self._identity))
-            self.history = list(values["history"])
             self._kept = {
                 int(member): (_of_member(member, tensors), plain)
                 for member, plain in values["members"].items()
             }
+            if not self._kept:
+                raise ValueError("no network")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{self.path}: not a state of a training") from error
         if differing:
@@ -68,15 +68,8 @@ class StateFile:
         """Returns the tensors and plain values that `write` was given for a member, or None."""
         return self._kept.get(member)
 
-    def write(
-        self,
-        member: int,
-        tensors: dict[str, Tensor],
-        values: dict[str, Any],
-        history: list[dict[str, Any]],
-    ) -> None:
+    def write(self, member: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Replaces the state of a member; logs a warning and goes on where the disk fails."""
-        self.history = history
         self._kept[member] = (tensors, values)
         named = {
             f"{number}.{name}": value
@@ -85,11 +78,10 @@ class StateFile:
         }
         content = {
             "identity": self._identity,
-            "history": history,
             "members": {str(number): plain for number, (_, plain) in self._kept.items()},
         }
         try:
-            write_tensors(self.path, _KIND, named, content, max_bytes=MAX_STATE_BYTES)
+            write_tensors(self.path, KIND, named, content, max_bytes=MAX_STATE_BYTES)
             self.is_kept = True
         except (OSError, InputError) as error:
             _log.warning("the state of the training could not be kept (%s); going on", error)

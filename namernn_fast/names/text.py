@@ -29,10 +29,10 @@ FOLDING_VERSION = 2
 MAX_NAME_LENGTH = 1000
 """The longest name that is read, in characters; the longest in the data has 20."""
 
-MAX_LANGUAGES = 1000
+MAX_LANGUAGES = 500
 """The most languages that data or a model may have."""
 
-_MAX_LANGUAGE_LENGTH = 100
+_MAX_LANGUAGE_LENGTH = 50
 
 _LOWER_CASE_SPELLINGS = {
     **dict.fromkeys("’‘ʼ´`", "'"),  # signs that are typed for an apostrophe

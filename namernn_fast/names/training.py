@@ -78,7 +78,8 @@ class _Member:
         rnn_class: type[nn.RNN],
     ) -> None:
         self.split, self.recipe, self.device = split, recipe, device
-        self.seed, self.number, self.epoch = seed, number, 0
+        self.seed, self.number = seed, number
+        self.history: list[Epoch] = []
         self.rank, self.processes = process()
         torch.manual_seed(self._drawn("weights"))
         model = NameClassifier(len(split.languages), rnn_class=rnn_class, **recipe.model)
@@ -95,15 +96,14 @@ class _Member:
         self.steps = math.ceil(len(split.train) / recipe.batch_size)
         self.scheduler = self._scheduler(0)
         self.best: dict[str, Tensor] = {}
-        self.best_accuracy = -1.0
 
     def run_epoch(self, progress: bool) -> Epoch:
         """Trains for one epoch, and keeps the weights if they are the best so far."""
-        self.epoch += 1
-        shuffle = torch.Generator().manual_seed(self._drawn(f"order {self.epoch}"))
+        number = len(self.history) + 1
+        shuffle = torch.Generator().manual_seed(self._drawn(f"order {number}"))
         order = torch.randperm(len(self.split.train), generator=shuffle)
         # Dropout differs from process to process, and needs no state that a resumed training lacks.
-        torch.manual_seed(self._drawn(f"dropout {self.epoch} {self.rank}"))
+        torch.manual_seed(self._drawn(f"dropout {number} {self.rank}"))
         steps: Iterable[Any] = batches(
             self.split.train,
             order,
@@ -113,7 +113,7 @@ class _Member:
             processes=self.processes,
         )
         if progress and self.rank == 0:
-            title = f"epoch {self.epoch}/{self.recipe.epochs}"
+            title = f"epoch {number}/{self.recipe.epochs}"
             steps = require("tqdm").tqdm(
                 steps, title, self.steps, unit="batch", leave=False, disable=None
             )
@@ -127,12 +127,16 @@ class _Member:
         for value in (loss, validated[0]):
             if not math.isfinite(value):
                 raise RuntimeError(
-                    f"the loss became {value} in epoch {self.epoch}: try a smaller learning rate"
+                    f"the loss became {value} in epoch {number}: try a smaller learning rate"
                 )
-        if validated[1] > self.best_accuracy:
-            self.best_accuracy = validated[1]
+        if all(validated[1] > epoch.validation_accuracy for epoch in self.history):
             self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
-        return Epoch(self.number, self.epoch, loss, accuracy, *validated, seconds)
+        self.history.append(Epoch(self.number, number, loss, accuracy, *validated, seconds))
+        return self.history[-1]
+
+    def is_finished(self) -> bool:
+        """Returns whether the network has been trained for all epochs of its recipe."""
+        return len(self.history) == self.recipe.epochs
 
     def best_model(self) -> NameClassifier:
         """Returns the network with the weights of its best epoch."""
@@ -142,35 +146,31 @@ class _Member:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the tensors and the plain values that the training goes on from."""
         tensors = {f"best.{name}": value for name, value in self.best.items()}
-        if self.epoch < self.recipe.epochs:
+        if not self.is_finished():
             tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
             tensors |= {
                 f"optimizer.{index}.{name}": value
                 for index, values in self.optimizer.state_dict()["state"].items()
                 for name, value in values.items()
             }
-        return tensors, {"epoch": self.epoch, "best_accuracy": self.best_accuracy}
+        return tensors, {"history": [asdict(epoch) for epoch in self.history]}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Takes over what `state` returned.
 
-        The tensors and the number of epochs are all that is taken over; the recipe gives the rest,
-        such as the learning rate, so that a file has no say in it.
+        The tensors and the results of the epochs are all that is taken over; the recipe gives the
+        rest, such as the learning rate, so that a file has no say in it.
 
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        epoch, accuracy = values["epoch"], values["best_accuracy"]
-        if type(epoch) is not int or not 0 < epoch <= self.recipe.epochs:
-            raise ValueError(f"odd number of epochs {epoch!r:.50}")
-        if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
-            raise ValueError(f"odd accuracy {accuracy!r:.50}")
-        self._check_state(tensors, finished=epoch == self.recipe.epochs)
-        self.epoch, self.best_accuracy = epoch, accuracy
+        self.history = [Epoch(**epoch) for epoch in values["history"]]
+        self._check_history()
+        self._check_tensors(tensors)
         self.best = {
             name: value.to(self.device) for name, value in _below("best.", tensors).items()
         }
-        if epoch == self.recipe.epochs:
+        if self.is_finished():
             return
         self.model.load_state_dict(_below("model.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
@@ -179,13 +179,27 @@ class _Member:
             state.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.scheduler = self._scheduler(epoch * self.steps)
+        self.scheduler = self._scheduler(len(self.history) * self.steps)
 
-    def _check_state(self, tensors: dict[str, Tensor], *, finished: bool) -> None:
-        """Raises a ValueError if `tensors` are not those of a state of this network."""
+    def _check_history(self) -> None:
+        """Raises an error if the history is not one of this network."""
+        if not 0 < len(self.history) <= self.recipe.epochs:
+            raise ValueError(f"{len(self.history)} epochs")
+        kinds = typing.get_type_hints(Epoch)
+        for number, epoch in enumerate(self.history, 1):
+            values = asdict(epoch)
+            if [type(value) for value in values.values()] != list(kinds.values()):
+                raise TypeError("odd results of an epoch")
+            if (epoch.member, epoch.number) != (self.number, number):
+                raise ValueError("another order of epochs")
+            if not all(map(math.isfinite, values.values())):
+                raise ValueError("results that are not finite")
+
+    def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Raises an error if `tensors` are not those of a state of this network."""
         weights = {name: value.shape for name, value in self.model.state_dict().items()}
         shapes = {f"best.{name}": shape for name, shape in weights.items()}
-        if not finished:
+        if not self.is_finished():
             shapes |= {f"model.{name}": shape for name, shape in weights.items()}
             for index, parameter in enumerate(self.model.parameters()):
                 shapes |= {
@@ -267,13 +281,14 @@ def fit(
         for number in range(1, recipe.members + 1):
             member = _Member(split, recipe, seed, number, device, rnn_class)
             if state is not None:
-                history = _resumed(member, state) or history
-            while member.epoch < recipe.epochs:
-                history.append(member.run_epoch(progress))
+                _resume(member, state)
+            while not member.is_finished():
+                epoch = member.run_epoch(progress)
                 if state is not None and member.rank == 0:
-                    state.write(number, *member.state(), [asdict(epoch) for epoch in history])
+                    state.write(number, *member.state())
                 if report is not None:
-                    report(history[-1])
+                    report(epoch)
+            history += member.history
             members.append(member.best_model())
     model = members[0] if recipe.members == 1 else NameEnsemble(members)
     model.eval()
@@ -294,21 +309,14 @@ def fit(
     return Fit(Checkpoint(model, split.languages, info), tuple(history))
 
 
-def _resumed(member: _Member, state: StateFile) -> list[Epoch]:
-    """Lets a member take over what the state has of it; returns the epochs up to there, if any."""
-    kept = state.of_member(member.number)
-    if kept is None:
-        return []
+def _resume(member: _Member, state: StateFile) -> None:
+    """Lets a network take over what the state has of it, if anything."""
+    if (kept := state.of_member(member.number)) is None:
+        return
     try:
         member.restore(*kept)
-        history = [Epoch(**epoch) for epoch in state.history]
-        for epoch in history:
-            for name, kind in typing.get_type_hints(Epoch).items():
-                if type(value := getattr(epoch, name)) is not kind:
-                    raise TypeError(f"odd {name} {value!r:.50}")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{state.path}: not a state of this training ({error})") from error
-    return history
 
 
 def _adjust(

@@ -1,4 +1,4 @@
-"""What the tests of the application share: an empty world, real data, folders, zips, a server."""
+"""What the tests of the application share: an empty world, data, a server, the command line."""
 
 import http.server
 import os
@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from namernn_fast import testing
+from namernn_fast.names import __main__ as cli
+from namernn_fast.names import dataset
+from namernn_fast.names.sample import SAMPLE
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "python -m namernn_fast.names"
 REAL = Path(os.environ.get("NAMERNN_FAST_DATA") or ROOT.parent / "shared" / "data" / "names")
 
 
@@ -58,6 +62,21 @@ def make_folder(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home folder, as services and containers have them."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(
+        Path, "expanduser", lambda path: home() if str(path).startswith("~") else path
+    )
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
 
 
 @pytest.fixture
@@ -111,3 +130,46 @@ def within_budget():
         testing.assert_within_budget({"result": ours}, {"result": nn_rnn}, {"result": oracle})
 
     return check
+
+
+@pytest.fixture
+def make_data(make_folder):
+    """Write the sample as a folder, which stands for real data: it is not the sample."""
+    texts = {language: "\n".join(names) for language, names in SAMPLE.items()}
+    return lambda name="names": make_folder(texts, name)
+
+
+@pytest.fixture
+def folder(make_data):
+    return make_data()
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*argv):
+        code = cli.main(list(map(str, argv)))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Run, expecting one line on standard error and nothing else; return the code and the line."""
+
+    def fails(*argv):
+        code, out, err = run(*argv)
+        assert out == ""
+        start, _, message = err.partition(": error: ")
+        assert start == PROGRAM
+        assert message.count("\n") == 1
+        return code, message.removesuffix("\n")
+
+    return fails
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No route to the data: an address that is none fails at once, without a retry."""
+    monkeypatch.setattr(dataset, "DATA_URL", "nowhere")

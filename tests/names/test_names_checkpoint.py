@@ -1,14 +1,21 @@
-"""Checkpoints: what they bring back, and what damaged and hostile files lead to."""
+"""Checkpoints: what they bring back, and what is not saved."""
 
 import errno
+from contextlib import contextmanager
+from dataclasses import asdict
 
 import pytest
 import torch
+from bounds import bounded
 from torch import nn
 
 from namernn_fast import FusedRNN
 from namernn_fast.names import (
+    Checkpoint,
+    Epoch,
     InputError,
+    NameClassifier,
+    NameEnsemble,
     Predictor,
     Recipe,
     fit,
@@ -17,84 +24,126 @@ from namernn_fast.names import (
     split,
     tensor_files,
 )
+from namernn_fast.names.checkpoint import check_loadable
 from namernn_fast.names.dataset import embedded_sample
+from namernn_fast.names.recipes import MAX_EPOCHS
+from namernn_fast.names.text import MAX_LANGUAGES
 
-SMALL = {"embedding_size": 8, "hidden_size": 12, "bidirectional": True, "num_layers": 2}
+LANGUAGES = ("Basque", "Welsh", "Maori")
+INFO = {"split": {"data": {"is_sample": True}}}
 
 
 @pytest.fixture(scope="module")
-def saved():
-    return fit(
-        split(embedded_sample()), Recipe(epochs=1, model={**SMALL, "dropout": 0.2})
-    ).checkpoint
+def trained():
+    options = {"embedding_size": 8, "hidden_size": 12, "bidirectional": True, "num_layers": 2}
+    recipe = Recipe(epochs=2, members=2, model={**options, "dropout": 0.2})
+    return fit(split(embedded_sample()), recipe).checkpoint
 
 
 @pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
-def test_a_checkpoint_brings_the_model_back(saved, tmp_path, rnn_class):
+def test_a_checkpoint_brings_the_model_back(trained, tmp_path, rnn_class):
     path = tmp_path / "new" / "names.safetensors"
-    save_checkpoint(path, saved)
+    save_checkpoint(path, trained)
     loaded = load_checkpoint(path, rnn_class=rnn_class)
     assert list(path.parent.iterdir()) == [path]
-    assert loaded.languages == saved.languages
-    assert loaded.info == saved.info
-    assert type(loaded.model.rnn) is rnn_class
-    assert loaded.model.config == saved.model.config
+    assert loaded.languages == trained.languages
+    assert loaded.info == trained.info
+    assert {type(member.rnn) for member in loaded.model.members} == {rnn_class}
+    assert loaded.model.config == trained.model.config
     assert not loaded.model.training
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
-    for name, value in saved.model.state_dict().items():
+    for name, value in trained.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
     if rnn_class is FusedRNN:
-        ours, theirs = (Predictor(each).probabilities(["Kim"]) for each in (loaded, saved))
+        ours, theirs = (Predictor(each).probabilities(["Kim"]) for each in (loaded, trained))
         assert torch.equal(ours, theirs)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(saved, tmp_path, monkeypatch):
+def test_a_checkpoint_records_where_the_model_comes_from(trained):
+    data = embedded_sample()
+    info = trained.info
+    assert info["split"]["data"] == {
+        "source": "the embedded sample",
+        "sha256": data.sha256,
+        "rows": len(data.rows),
+        "is_sample": True,
+    }
+    assert info["split"] == split(data).info
+    assert info["recipe"]["members"] == 2
+    assert info["recipe"]["model"]["hidden_size"] == 12
+    assert info["seed"] == 0
+    assert [(epoch["member"], epoch["number"]) for epoch in info["history"]] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    assert 0 <= info["metrics"]["validation_accuracy"] <= 1
+    assert set(info["versions"]) == {"namernn_fast", "torch", "python"}
+
+
+def test_sixteen_bits_are_enough_for_a_file(trained, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_checkpoint(path, trained, torch.float16)
+    half = load_checkpoint(path).model
+    for name, value in trained.model.state_dict().items():
+        assert half.state_dict()[name].dtype == torch.float32
+        assert torch.equal(half.state_dict()[name], value.half().float())
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1e5, torch.float16), (float("nan"), torch.float32)])
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, dtype):
+    model = NameClassifier(3, 2, 3)
+    nn.init.constant_(model.classifier.bias, value)
+    with pytest.raises(InputError, match=r"the weight classifier\.bias is not finite$"):
+        save_checkpoint(tmp_path / "new", Checkpoint(model, LANGUAGES, INFO), dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ({"hidden_size": 5000}, "the option hidden_size cannot be 5000"),
+        ({"hidden_size": 10**9}, "the option hidden_size cannot be 1000000000"),
+        ({"num_layers": 65}, "the option num_layers cannot be 65"),
+        ({"num_layers": 20}, "80 layers in all, from 1 to 64 can be"),
+        ({"secret": 1}, "there is no option 'secret'"),
+        ({"hidden_size": 4096}, "its weights take "),
+    ],
+)
+def test_a_model_that_could_not_be_loaded_is_not_trained(recipe, reason):
+    with bounded(), pytest.raises(InputError, match=f"^the model cannot be saved: {reason}"):
+        fit(split(embedded_sample()), Recipe(members=4, model=recipe))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(trained, tmp_path, monkeypatch):
     path = tmp_path / "names.safetensors"
     path.write_bytes(b"the old one")
     replacing = tensor_files.replacing
 
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, content):
-            self.file.write(content[:9])
+    @contextmanager
+    def full(path):
+        with replacing(path) as file:
+            yield file
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    class Replacing:
-        def __init__(self, path):
-            self.context = replacing(path)
-
-        def __enter__(self):
-            return Full(self.context.__enter__())
-
-        def __exit__(self, *error):
-            return self.context.__exit__(*error)
-
-    monkeypatch.setattr(tensor_files, "replacing", Replacing)
+    monkeypatch.setattr(tensor_files, "replacing", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(path, saved)
+        save_checkpoint(path, trained)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def refusal(path):
-    with pytest.raises(InputError) as error:
-        load_checkpoint(path)
-    start, _, rest = str(error.value).partition(": ")
-    assert start == str(path)
-    return rest
+def test_an_ensemble_has_a_member():
+    with pytest.raises(ValueError, match=r"^an ensemble has at least one member$"):
+        NameEnsemble([])
 
 
-def test_no_checkpoint(tmp_path):
-    assert refusal(tmp_path / "none") == "there is no such file"
-    assert refusal(tmp_path) == "not a plain file"
-
-
-def test_a_damaged_checkpoint(saved, tmp_path):
-    path = tmp_path / "names.safetensors"
-    save_checkpoint(path, saved)
-    whole = path.read_bytes()
-    for content in (b"", b"text\n", whole[: len(whole) // 2], whole[:-1], whole[100:]):
-        path.write_bytes(content)
-        assert refusal(path).startswith("not a readable safetensors file (")
+def test_the_bounds_allow_what_is_in_use(tmp_path):
+    check_loadable([{"hidden_size": 512, "num_layers": 2, "bidirectional": True}] * 10, 18)
+    languages = tuple(chr(0x20000 + i) * 50 for i in range(MAX_LANGUAGES))
+    epochs = [asdict(Epoch(10, i, *[1 / 3] * 5)) for i in range(MAX_EPOCHS)]
+    info = {"history": epochs, "split": {"data": {"source": "\udcff" * 4096}}}
+    largest = Checkpoint(NameClassifier(MAX_LANGUAGES, 1, 1), languages, info)
+    save_checkpoint(tmp_path / "largest", largest)
+    assert load_checkpoint(tmp_path / "largest").info == info

@@ -3,53 +3,27 @@
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
 
-from namernn_fast.names import Recipe, dataset, fit, load_checkpoint, read_names, split
+from namernn_fast.names import (
+    Checkpoint,
+    NameClassifier,
+    Recipe,
+    fit,
+    load_checkpoint,
+    read_names,
+    save_checkpoint,
+    split,
+)
 from namernn_fast.names import __main__ as cli
 from namernn_fast.names.commands import train
 from namernn_fast.names.sample import SAMPLE
 
 SMALL = ["--embedding-size", "16", "--hidden-size", "32"]
 PROGRAM = "python -m namernn_fast.names"
-
-
-@pytest.fixture
-def folder(make_folder):
-    return make_folder({language: "\n".join(names) for language, names in SAMPLE.items()})
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*argv):
-        code = cli.main(list(map(str, argv)))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def fails(run):
-    """Run, expecting one line on standard error and nothing else; return the code and the line."""
-
-    def fails(*argv):
-        code, out, err = run(*argv)
-        assert out == ""
-        start, _, message = err.partition(": error: ")
-        assert start == PROGRAM
-        assert message.count("\n") == 1
-        return code, message.removesuffix("\n")
-
-    return fails
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """No route to the data: an address that is none fails at once, without a retry."""
-    monkeypatch.setattr(dataset, "DATA_URL", "nowhere")
 
 
 def test_train_then_predict(folder, run, cache):
@@ -164,6 +138,85 @@ def test_the_sample_is_announced(run, offline, caplog):
     assert record.getMessage().endswith(
         "; going on with the small embedded sample, not the data set"
     )
+
+
+def test_weights_that_overflow_are_an_error(fails, tmp_path):
+    path = tmp_path / "names.safetensors"
+    model = NameClassifier(2, 2, 3)
+    for value in model.parameters():
+        torch.nn.init.constant_(value, 3e38)
+    save_checkpoint(path, Checkpoint(model, ("A", "B"), {}))
+    assert fails("predict", "Kim", "--checkpoint", path) == (
+        2,
+        "the model gives probabilities that are not finite: it is damaged",
+    )
+
+
+def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
+    """Names, paths, options and languages with control characters, line breaks and directions."""
+    odd = "a\x1b[31m\nb\u202e"
+    shown = r"a\x1b[31m\nb\u202e"
+    folder = make_data(odd)
+    (folder / "README.txt").write_text("not a language")
+    (folder / "Welsh.txt").write_text("Pugh\n\nPrice\nRees\n")
+    path = tmp_path / f"{odd}.safetensors"
+    train = ("train", "--data", folder, "--epochs", 1, *SMALL, "--checkpoint", path)
+    code, out, err = run(*train)
+    assert code == 0
+    assert err == (
+        f"{tmp_path}/{shown}: README.txt is not taken for a language\n"
+        f"the folder {tmp_path}/{shown}: skipped 1 empty lines and 0 unusable names\n"
+    )
+    assert f"from the folder {tmp_path}/{shown}; " in out.splitlines()[0]
+    assert out.splitlines()[-1] == f"saved {tmp_path}/{shown}.safetensors"
+
+    code, out, err = run("predict", odd, "\ud800x", "--top", 1, "--checkpoint", path)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0::2] == [shown, r"\ud800x"]
+    assert len(out.splitlines()) == 4
+
+    for argv in (
+        ("predict", "\x1b[\n31", "--checkpoint", str(path)),
+        ("predict", "Kim", f"--{odd}"),
+        ("predict", "Kim", "--top", odd),
+        ("predict", "Kim", "--checkpoint", odd),
+        ("predict", "Kim", "--device", odd),
+        ("train", "--data", odd),
+        ("train", "--recipe", odd),
+        ("train", "--seed", odd),
+        (odd,),
+    ):
+        with suppress(SystemExit):  # of argparse
+            assert cli.main([*argv]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert all(line.isprintable() for line in captured.err.split("\n"))
+        assert "31" in captured.err
+
+
+def test_an_odd_language_is_refused(fails, make_folder):
+    folder = make_folder({"\x1b[31m": "Pugh"})
+    assert fails("train", "--data", folder) == (
+        2,
+        rf"the folder {folder}: '\x1b[31m' cannot be the name of a language",
+    )
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["predict", "--help"]])
+def test_help_needs_no_home_folder(argv, homeless, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(argv)
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_without_a_home_folder_paths_must_be_given(homeless, run, fails, folder, tmp_path):
+    advice = "there is no folder for what is downloaded and trained: set HOME or XDG_CACHE_HOME"
+    path = tmp_path / "names.safetensors"
+    options = ("train", "--data", folder, "--epochs", 1, *SMALL)
+    assert fails(*options) == (2, advice)
+    assert run(*options, "--checkpoint", path)[0] == 0
+    assert run("predict", "Kim", "--checkpoint", path)[0] == 0
 
 
 def test_no_network_without_the_sample_is_a_failure(fails, offline):

@@ -1,5 +1,6 @@
 """Where the names come from, and what broken or hostile sources lead to."""
 
+import hashlib
 import io
 import random
 import struct
@@ -110,6 +111,13 @@ def test_the_named_data_comes_before_the_variable_and_the_variable_before_the_ca
     assert load_names(make_folder({"Maori": "Ngata"}, "named")).languages == ("Maori",)
 
 
+def test_without_a_home_folder_named_data_is_read_and_other_data_an_error(homeless, make_zip):
+    advice = "there is no folder for what is downloaded and trained: set HOME or XDG_CACHE_HOME"
+    assert refusal(None) == advice
+    assert refusal("~/data.zip") == "Could not determine home directory."
+    assert read_names(make_zip(TWO)).languages == ("Basque", "Welsh")
+
+
 @pytest.mark.parametrize("home", [None, "relative"])
 def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(home, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -128,6 +136,66 @@ def test_what_is_skipped_is_said_once(make_folder, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"the folder {folder}: skipped 5 empty lines and 2 unusable names"
     ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "macintosh"])
+def test_lines_end_in_any_usual_way(make_folder, caplog, end):
+    text = end.join(["Llewelyn", "Pugh", "", "Price", ""])
+    assert [name for name, _ in read_names(make_folder({"Welsh": text})).rows] == [
+        "Llewelyn",
+        "Pugh",
+        "Price",
+    ]
+    assert "skipped 1 empty lines and 0 unusable names" in caplog.text
+
+
+def test_a_line_that_is_too_long_is_no_name(make_folder, caplog):
+    folder = make_folder({"Welsh": "Pugh\n" + "x" * 1001 + "\n" + "x" * 1000})
+    assert [len(name) for name, _ in read_names(folder).rows] == [4, 1000]
+    assert "skipped 0 empty lines and 1 unusable names" in caplog.text
+
+
+NOTES = ["README", "readme", "LICENSE", "Licence", "COPYING", "NOTICE", "CHANGELOG", "AUTHORS"]
+
+
+def test_notes_beside_the_data_are_no_languages(make_folder, make_zip, caplog):
+    folder = make_folder({"Basque": "Agirre", **dict.fromkeys(NOTES, "Do as you like.")})
+    assert read_names(folder).languages == ("Basque",)
+    path = make_zip({f"data/names/{file.name}": file.read_bytes() for file in folder.iterdir()})
+    assert read_names(path).languages == ("Basque",)
+    for where in (folder, path):
+        for note in NOTES:
+            assert f"{where}: {note}.txt is not taken for a language" in caplog.text
+
+
+def test_only_notes_are_an_error(make_folder):
+    folder = make_folder({"README": "Do as you like."})
+    assert refusal(folder).startswith(f"{folder}: no names here")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_is_there_twice_is_an_error(make_zip):
+    path = make_zip(TWO)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("data/names/Welsh.txt", "Price")
+        file.writestr("data/other.txt", "")
+        file.writestr("data/other.txt", "")
+    assert refusal(path) == f"{path}: data/names/Welsh.txt is in the zip more than once"
+
+
+def test_too_many_languages_are_an_error(make_zip, monkeypatch):
+    monkeypatch.setattr(dataset, "MAX_LANGUAGES", 2)
+    path = make_zip(TWO)
+    assert read_names(path).languages == ("Basque", "Welsh")
+    path = make_zip(TWO | {"data/names/Xhosa.txt": "Mandela"})
+    assert refusal(path) == f"the zip {path}: more than 2 languages"
+
+
+def test_the_hash_of_the_data_is_of_its_rows(make_folder, make_zip):
+    folder = make_folder({"Basque": "Etxeberria\nAgirre", "Welsh": "Llewelyn\r\nPugh\n\n"})
+    lines = "Basque\tEtxeberria\nBasque\tAgirre\nWelsh\tLlewelyn\nWelsh\tPugh\n"
+    expected = hashlib.sha256(lines.encode()).hexdigest()
+    assert read_names(folder).sha256 == read_names(make_zip(TWO)).sha256 == expected
 
 
 def refusal(path):
@@ -170,9 +238,10 @@ def test_a_file_that_is_not_utf8_is_an_error_that_names_it(make_folder, make_zip
     assert refusal(path).startswith(f"the zip {path}: German.txt is not UTF-8 (")
 
 
-def test_a_language_with_control_characters_is_an_error(make_zip):
-    path = make_zip({"data/names/\x1b[2J.txt": "Agirre"})
-    assert refusal(path) == f"the zip {path}: '\\x1b[2J' cannot be the name of a language"
+@pytest.mark.parametrize("name", ["\x1b[2J", "two\nlines", "\u202eleft", " ", "x" * 51])
+def test_an_odd_name_of_a_language_is_an_error(make_zip, name):
+    path = make_zip({f"data/names/{name}.txt": "Agirre"})
+    assert refusal(path) == f"the zip {path}: {name!r} cannot be the name of a language"
 
 
 def test_a_zip_without_names_is_an_error(make_zip):
@@ -279,6 +348,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         interrupted()
     assert path.read_bytes() == b"one"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_may_have_the_longest_name_that_the_disk_takes(tmp_path):
+    path = tmp_path / ("x" * 255)
+    with files.replacing(path) as file:
+        file.write(b"one")
+    assert path.read_bytes() == b"one"
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/"])

@@ -10,6 +10,7 @@ from namernn_fast.names import (
     Checkpoint,
     InputError,
     NameClassifier,
+    NameEnsemble,
     Predictor,
     encode,
     encode_names,
@@ -101,6 +102,85 @@ def test_other_input_is_refused():
 def test_the_layers_own_refusals_come_through(rnn_class):
     with pytest.raises(ValueError, match="sigmoid"):
         classifier(rnn_class, nonlinearity="sigmoid")
+
+
+def padded(names):
+    """Padded ids (batch, longest) and lengths (batch)."""
+    encoded = encode_names(names)
+    packed = encoded.pack(torch.arange(len(names)))
+    return nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0], encoded.lengths
+
+
+@pytest.mark.parametrize("pooling", ["last", "last+mean+max"])
+@pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
+@options
+def test_padded_names_are_as_good_as_packed_ones(options, rnn_class, pooling):
+    model = classifier(rnn_class, **options, pooling=pooling)
+    names = NAMES[::17]
+    expected = model(encode_names(names).pack(torch.arange(len(names))))
+    ids, lengths = padded(names)
+    torch.testing.assert_close(model(ids, lengths), expected, rtol=0, atol=2e-6)
+    # The padding may be longer than need be, and of any characters.
+    wider = torch.nn.functional.pad(ids, (0, 3))
+    junk = torch.where(torch.arange(wider.shape[1]) < lengths.unsqueeze(1), wider, 30)
+    torch.testing.assert_close(model(junk, lengths), expected, rtol=0, atol=2e-6)
+
+
+@options
+def test_pooling_is_that_of_the_definition(options):
+    model = classifier(nn.RNN, **options, pooling="last+mean+max")
+    for name in ("Li", "Papadopoulos"):
+        output, h_n = model.rnn(model.embedding(encode(name).unsqueeze(1)))
+        last = h_n[-model.num_directions :].flatten()
+        read = torch.cat([last, output.mean(0)[0], output.amax(0)[0]])
+        packed = encode_names([name]).pack(torch.arange(1))
+        torch.testing.assert_close(model(packed)[0], model.classifier(read))
+
+
+def test_an_ensemble_averages_logits():
+    members = [classifier(FusedRNN), classifier(FusedRNN, bidirectional=True)]
+    packed = encode_names(NAMES[:9]).pack(torch.arange(9))
+    expected = (members[0](packed) + members[1](packed)) / 2
+    torch.testing.assert_close(NameEnsemble(members)(packed), expected)
+    assert NameEnsemble(members).config == [member.config for member in members]
+
+
+def test_character_dropout_zeroes_whole_characters():
+    model = classifier(nn.RNN, character_dropout=0.5)
+    packed = encode_names(NAMES).pack(torch.arange(len(NAMES)))
+    rows = model._embed(packed.data)
+    zero = (rows == 0).all(1)
+    assert 0.45 < zero.double().mean() < 0.55
+    torch.testing.assert_close(rows[~zero], 2 * model.embedding(packed.data)[~zero])
+    model.eval()
+    assert torch.equal(model._embed(packed.data), model.embedding(packed.data))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
+    """One export of an ensemble of both poolings, of one direction and of two."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    members = [
+        classifier(FusedRNN, bidirectional=True),
+        classifier(FusedRNN, pooling="last+mean+max"),
+    ]
+    model = NameEnsemble(members).eval()
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        model,
+        padded(["Frank", "Papadopoulos", "Li"]),
+        dynamo=True,
+        verbose=False,
+        input_names=["names", "lengths"],
+        dynamic_shapes={"names": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}},
+    )
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for names in (["Li"], ["A", "B"], ["Kim", "Papageorgiou"] * 9, NAMES):
+        ids, lengths = padded(names)
+        [found] = session.run(None, {"names": ids.numpy(), "lengths": lengths.numpy()})
+        expected = model(ids, lengths).detach()
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=2e-6)
 
 
 def predictor(**options):

@@ -1,5 +1,8 @@
 """Folding, encoding and packing of names."""
 
+import string
+import unicodedata
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +11,13 @@ from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast.names import ALPHABET, InputError, encode, encode_names, fold
 from namernn_fast.names.dataset import read_names
+from namernn_fast.names.text import (
+    MAX_NAME_LENGTH,
+    SPELLINGS,
+    dropped,
+    escaped,
+    why_unusable,
+)
 
 folded_names = st.text(ALPHABET, min_size=1, max_size=20).filter(str.strip).map(str.strip)
 quick = settings(deadline=None, database=None, max_examples=100)
@@ -42,6 +52,138 @@ def test_fold_gives_a_string_over_the_alphabet_and_keeps_it(name):
     assert set(folded) <= set(ALPHABET)
     assert folded == folded.strip()
     assert fold(folded) == folded
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [
+        ("O’Neal", "o'neal"),
+        ("O‘Neal", "o'neal"),
+        ("Oʼneal", "o'neal"),
+        ("O´Neal", "o'neal"),
+        ("O`Neal", "o'neal"),
+        ("Strauß", "strauss"),
+        ("STRAUẞ", "strauss"),
+        ("Łoś", "los"),
+        ("Ǿ", "o"),
+        ("Ǽbelø", "aebelo"),
+        ("Œuvray", "oeuvray"),
+        ("Đorđević", "dordevic"),
+        ("Þórðarson", "thordarson"),
+        ("Ħal-Għaxaq Ŧ", "halghaxaq t"),
+        ("Işık", "isik"),
+        ("Van\u00a0der\u202fBerg", "van der berg"),
+    ],
+)
+def test_usual_spellings(name, folded):
+    assert fold(name) == folded
+    assert fold(name.upper()) == folded
+    assert dropped(name) == "-" * name.count("-")
+
+
+def test_every_spelling_is_over_the_alphabet():
+    for character, spelling in SPELLINGS.items():
+        assert set(spelling.lower()) <= set(ALPHABET)
+        assert fold(f"x{character}x") == f"x{spelling.lower()}x"
+        assert fold(f"x{character.upper()}x") == f"x{spelling.lower()}x"
+
+
+def seed_fold(name):
+    """The folding that the data set is customarily read with."""
+    marked = unicodedata.normalize("NFD", name)
+    return "".join(c for c in marked if c in string.ascii_letters + " .,;'").lower().strip()
+
+
+def test_the_spellings_change_few_rows_of_the_real_data(real_folder):
+    names = [name for name, _ in read_names(real_folder).rows]
+    changed = [name for name in names if fold(name) != seed_fold(name)]
+    # Nine with ß, one with ł, and one that has a no-break space between its parts.
+    assert len(changed) == 11
+    assert all(set(name) & set(SPELLINGS) for name in changed)
+
+
+@quick
+@given(st.text())
+def test_the_spellings_are_the_only_change_of_the_folding(name):
+    if not set(unicodedata.normalize("NFD", name)) & set(SPELLINGS):
+        assert fold(name) == seed_fold(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("Müller-Lüdenscheidt 2", "-2"),
+        ("e\u0301\u0323", ""),
+        (" Ahn\u00a0", ""),
+        ("Иванов", "Иванов"),
+        ("и\u0306", "й"),
+        ("\u0301Kim", "\u0301"),
+        ("Kim-\u0301", "-\u0301"),
+        ("\x1b[31mKim", "\x1b[31"),
+        ("", ""),
+    ],
+)
+def test_what_is_dropped(name, lost):
+    assert dropped(name) == lost
+
+
+@quick
+@given(st.text())
+def test_what_is_dropped_leaves_no_trace(name):
+    assert fold(dropped(name)) == ""
+    if not dropped(name) + fold(name):
+        assert not name.strip()
+
+
+def test_a_name_that_is_too_long():
+    assert why_unusable("x" * MAX_NAME_LENGTH) is None
+    long = "x" * (MAX_NAME_LENGTH + 1)
+    assert why_unusable(long) == "a name of 1,001 characters: at most 1,000 are read"
+    with pytest.raises(InputError, match=r"^a name of 1,001 characters"):
+        encode_names(["Kim", long])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("O'Néàl 李 ", "O'Néàl 李 "),
+        ("\x1b[31mX", r"\x1b[31mX"),
+        ("a\r\nb\tc", r"a\r\nb\tc"),
+        ("a\u2028b\x85c", r"a\u2028b\x85c"),
+        ("\u202eright to left", r"\u202eright to left"),
+        ("\u200b\ufeff\ue000", r"\u200b\ufeff\ue000"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_escaped(text, shown):
+    assert escaped(text) == shown
+    assert escaped(shown) == shown
+
+
+@quick
+@given(st.text())
+def test_escaped_is_printable_and_keeps_what_is(text):
+    assert escaped(text).isprintable()
+    if text.isprintable():
+        assert escaped(text) == text
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("Frank", "names must be a list of strings, not str"),
+        (b"Frank", "names must be a list of strings, not bytes"),
+        (7, "names must be a list of strings, not int"),
+        (None, "names must be a list of strings, not NoneType"),
+        (["Frank", b"Kim"], "names must hold strings, but names[1] is b'Kim'"),
+        (["Frank", None], "names must hold strings, but names[1] is None"),
+        ([["Frank"]], "names must hold strings, but names[0] is ['Frank']"),
+    ],
+)
+def test_a_string_is_no_list_of_names(names, message):
+    with pytest.raises(TypeError) as error:
+        encode_names(names)
+    assert str(error.value) == message
 
 
 def test_the_alphabet_is_the_fields():

@@ -10,7 +10,9 @@ from torch import nn
 
 from namernn_fast import FusedRNN
 from namernn_fast.names import (
+    InputError,
     NameClassifier,
+    NamesData,
     Predictor,
     Recipe,
     batches,
@@ -18,9 +20,11 @@ from namernn_fast.names import (
     read_names,
     split,
     train_step,
+    training,
     validate,
 )
 from namernn_fast.names.dataset import embedded_sample
+from namernn_fast.names.prediction import logits
 from namernn_fast.names.text import ALPHABET
 
 SAMPLE = embedded_sample()
@@ -209,6 +213,99 @@ def test_validate_is_the_mean_over_names():
     terms = len(held) + SMALL["hidden_size"]
     assert abs(loss - expected) <= terms * torch.finfo(torch.float32).eps * expected
     assert accuracy == (logits.argmax(1) == held.labels).double().mean().item()
+
+
+def test_the_best_epoch_is_kept_and_not_the_last():
+    """A training rate this large goes up and down."""
+    recipe = SHORT.changed(epochs=12, lr=0.05, members=2)
+    fitted = fit(PARTS, recipe)
+    accuracies = [
+        [epoch.validation_accuracy for epoch in fitted.history if epoch.member == number]
+        for number in (1, 2)
+    ]
+    assert any(max(each) > each[-1] for each in accuracies)
+    for number, (member, each) in enumerate(
+        zip(fitted.checkpoint.model.members, accuracies, strict=True), 1
+    ):
+        loss, accuracy = validate(member, PARTS.validation)
+        assert accuracy == max(each)
+        # Of epochs alike the first is kept.
+        best = [epoch for epoch in fitted.history if epoch.member == number][each.index(accuracy)]
+        assert loss == best.validation_loss
+    metrics = fitted.checkpoint.info["metrics"]
+    loss, accuracy = validate(fitted.checkpoint.model, PARTS.validation)
+    assert (metrics["validation_loss"], metrics["validation_accuracy"]) == (loss, accuracy)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_priors_and_temperature_are_in_the_last_layer(members):
+    recipe = SHORT.changed(prior_correction=0.3, calibrated=True, members=members)
+    fitted = fit(PARTS, recipe)
+    temperature = fitted.checkpoint.info["metrics"]["temperature"]
+    assert 0 < temperature != 1
+    untouched = fit(PARTS, recipe.changed(prior_correction=0.0, calibrated=False))
+    ours, plain = (
+        logits(each.checkpoint.model, PARTS.validation.names).double()
+        for each in (fitted, untouched)
+    )
+    expected = plain / temperature - 0.3 * PARTS.priors().log()
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    # The temperature is the one with the least loss.
+    losses = [
+        F.cross_entropy(plain / t, PARTS.validation.labels)
+        for t in (temperature, 0.98 * temperature, 1.02 * temperature)
+    ]
+    assert losses[0] == min(losses)
+
+
+def test_a_language_without_a_training_name_spoils_nothing():
+    """A random split may leave none; its prior is 0, and the logarithm of that infinite."""
+    rows = (*((f"Name{letter}", 0) for letter in "abcdefghijklmnopqrst"), ("Odd", 1))
+    data = NamesData("few", ("A", "B"), rows)
+    drawn = (split(data, method="random", seed=seed) for seed in range(99))
+    parts = next(parts for parts in drawn if 1 not in parts.train.labels)
+    for correction in (0.0, 0.5):
+        fitted = fit(parts, SHORT.changed(prior_correction=correction))
+        assert Predictor(fitted.checkpoint).probabilities(["Odd"]).isfinite().all()
+
+
+def test_weights_that_break_at_the_end_of_an_epoch_end_the_run(monkeypatch):
+    def broken(model, *_):
+        nn.init.constant_(model.classifier.bias, torch.nan)
+        return 1.0, 0.5
+
+    monkeypatch.setattr(training, "train_epoch", broken)
+    with pytest.raises(RuntimeError, match=r"^the loss became nan in epoch 1: try a smaller"):
+        fit(PARTS, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("batch_size", -1),
+        ("lr", 0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("schedule", "cosine"),
+        ("weight_decay", -1),
+        ("label_smoothing", 1),
+        ("clip_norm", 0),
+        ("members", 0),
+        ("prior_correction", -0.1),
+    ],
+)
+def test_odd_recipes_are_refused(option, value):
+    with pytest.raises(InputError) as error:
+        Recipe(**{option: value})
+    assert str(error.value) == f"the recipe's {option} cannot be {value!r}"
+
+
+def test_a_recipe_of_too_many_epochs_is_refused():
+    with pytest.raises(InputError, match=r"^3,000 epochs in all: at most 2,500 can be$"):
+        Recipe(epochs=1000, members=3)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():

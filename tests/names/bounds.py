@@ -1,0 +1,38 @@
+"""Bounds on the time and the memory that a block of a test takes."""
+
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _memory(field):
+    """MiB of a field of Linux's account of this process; elsewhere 0, so that no bound acts."""
+    if not _CLEAR.exists():
+        return 0
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines[field].split()[0]) / 1024
+
+
+def _hang(*_):
+    raise TimeoutError("the block hangs")
+
+
+@contextmanager
+def bounded(mebibytes=64):
+    """Checks that a block takes less than a second of one core, and little memory."""
+    if _CLEAR.exists():
+        _CLEAR.write_text("5")  # the largest memory so far is the present memory
+    before = _memory("VmRSS")
+    handler = signal.signal(signal.SIGALRM, _hang)
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert time.process_time() - started < 1
+    assert _memory("VmHWM") - before < mebibytes

@@ -1,0 +1,54 @@
+"""Two processes of torchrun train as one process does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from namernn_fast.names import load_checkpoint, read_names, split
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this torch has no gloo",
+)
+
+
+def test_two_processes_give_the_losses_of_one(folder, run, root, tmp_path):
+    count = len(split(read_names(folder)).train)
+    # The last batch has one name, so that the second process has none.
+    batch_size = next(size for size in range(40, count) if count % size == 1)
+    options = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", str(batch_size)]
+    options += ["--embedding-size", "5", "--hidden-size", "7", "--lr", "0.01", "--clip", "1"]
+    options += ["--schedule", "one-cycle", "--members", "2", "--checkpoint"]
+    assert run(*options, tmp_path / "one")[0] == 0
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "-m", "namernn_fast.names"]
+    process = subprocess.Popen(
+        [*torchrun, *options, str(tmp_path / "two")],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # which ends both of its processes, as killing it would not
+        raise
+    assert process.returncode == 0, err
+    # One process alone reports and saves.
+    assert len(out.splitlines()) == 1 + 4 + 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["names", "one", "two"]
+
+    one, two = (load_checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert one.info["split"] == two.info["split"]
+    for ours, theirs in zip(two.info["history"], one.info["history"], strict=True):
+        for name in ("train_loss", "validation_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+        assert ours["train_accuracy"] == pytest.approx(theirs["train_accuracy"], abs=1 / count)
+    for name, value in one.model.state_dict().items():
+        torch.testing.assert_close(two.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)

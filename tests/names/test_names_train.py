@@ -1,0 +1,204 @@
+"""The command `train`: what it may replace, and how it survives Ctrl-C and a full disk."""
+
+import errno
+import os
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from namernn_fast.names import load_checkpoint, tensor_files
+from namernn_fast.names.commands import train
+
+SMALL = ["--embedding-size", "5", "--hidden-size", "7"]
+PROGRAM = "python -m namernn_fast.names"
+
+
+def test_the_sample_replaces_no_model_of_real_data(run, offline, folder, make_data, cache):
+    path = cache / "names.safetensors"
+    assert run("train", "--data", folder, "--epochs", 1, *SMALL)[0] == 0
+    before = path.read_bytes()
+    code, out, err = run("train", "--epochs", 1, *SMALL)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        f"{PROGRAM}: error: {path}: a model of real data, which a model of the embedded sample "
+        "would replace; --force replaces it, --checkpoint saves the new model elsewhere"
+    )
+    assert path.read_bytes() == before
+    assert run("train", "--epochs", 1, *SMALL, "--checkpoint", cache / "other")[0] == 0
+    assert path.read_bytes() == before
+    assert run("train", "--epochs", 1, *SMALL, "--force")[0] == 0
+    assert load_checkpoint(path).is_sample()
+    # Another sample's model is no loss, nor is a model of real data a worse one.
+    assert run("train", "--epochs", 1, *SMALL)[0] == 0
+    assert run("train", "--data", make_data("more"), "--epochs", 1, *SMALL)[0] == 0
+    assert not load_checkpoint(path).is_sample()
+
+
+@pytest.mark.parametrize("content", [b"", b"my thesis", b"PK\x03\x04 a model of torch.save"])
+def test_what_is_no_checkpoint_is_not_replaced(run, fails, folder, tmp_path, content):
+    path = tmp_path / "thesis.tex"
+    path.write_bytes(content)
+    options = ("train", "--data", folder, "--epochs", 1, *SMALL, "--checkpoint", path)
+    code, message = fails(*options)
+    assert code == 2
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("; --force replaces it")
+    assert path.read_bytes() == content
+    assert run(*options, "--force")[0] == 0
+    assert run("predict", "Kim", "--checkpoint", path)[0] == 0
+
+
+def test_predict_says_when_the_model_of_a_sample_speaks(run, offline, folder):
+    warning = "this model was trained on the small embedded sample, not on the names data set\n"
+    run("train", "--epochs", 1, *SMALL)
+    code, out, err = run("predict", "Kim")
+    assert (code, err) == (0, warning)
+    assert warning not in out
+    run("train", "--data", folder, "--epochs", 1, *SMALL)
+    assert run("predict", "Kim")[2] == ""
+
+
+def interrupt_after(epochs, monkeypatch):
+    """Ctrl-C as soon as some epochs have been reported."""
+    reporter = train._reporter
+
+    def interrupting(recipe):
+        told = []
+
+        def report(epoch):
+            reporter(recipe)(epoch)
+            told.append(epoch)
+            if len(told) == epochs:
+                raise KeyboardInterrupt
+
+        return report
+
+    monkeypatch.setattr(train, "_reporter", interrupting)
+
+
+def test_an_interrupted_training_is_resumed(run, fails, folder, cache, monkeypatch):
+    path = cache / "names.safetensors"
+    options = ("train", "--data", folder, "--epochs", 2, "--members", 2, *SMALL)
+    assert run(*options)[0] == 0
+    whole = load_checkpoint(path)
+    path.unlink()
+    with monkeypatch.context() as patch:
+        interrupt_after(3, patch)
+        code, out, err = run(*options)
+    assert code == 130
+    assert [line.split(":")[0] for line in out.splitlines()[1:]] == [
+        "network 1 of 2, epoch 1",
+        "network 1 of 2, epoch 2",
+        "network 2 of 2, epoch 1",
+    ]
+    assert err == (
+        f"--resume goes on from the end of the last epoch\n{PROGRAM}: error: interrupted\n"
+    )
+    assert [each.name for each in cache.iterdir()] == ["names.safetensors.state"]
+
+    state = f"{path}.state: the unfinished training differs: its"
+    for other in (("--seed", 1), ("--lr", 0.5), ("--split-seed", 1), ("--validation", 0.3)):
+        code, message = fails(*options, "--resume", *other)
+        assert code == 2
+        assert message.startswith(state)
+    assert message.startswith(f"{state} split is '")
+    code, out, err = run(*options, "--resume")
+    assert (code, err) == (0, "")
+    assert [line.split(":")[0] for line in out.splitlines()[1:-1]] == ["network 2 of 2, epoch 2"]
+    assert [each.name for each in cache.iterdir()] == ["names.safetensors"]
+    resumed = load_checkpoint(path)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value)
+    assert fails(*options, "--resume") == (
+        2,
+        f"{path}.state: there is no unfinished training to resume",
+    )
+
+
+def test_other_data_is_not_resumed(run, fails, folder, cache, monkeypatch):
+    options = ("train", "--data", folder, "--epochs", 2, *SMALL)
+    interrupt_after(1, monkeypatch)
+    assert run(*options)[0] == 130
+    (folder / "Polish.txt").write_text("Nowak\nKowalski\nLis\n")
+    code, message = fails(*options, "--resume")
+    assert code == 2
+    assert "the unfinished training differs: its data is '" in message
+    # A training that is begun anew says that it replaces the state of the interrupted one.
+    assert run(*options)[2].startswith(
+        f"{cache}/names.safetensors.state: an interrupted training, which is replaced; --resume "
+    )
+
+
+def full(monkeypatch, accepts):
+    """A disk on which files of tensors cannot be written, but for those that `accepts` takes."""
+    replacing = tensor_files.replacing
+
+    @contextmanager
+    def half(path):
+        with replacing(path) as file:
+            yield file
+            if not accepts(path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensor_files, "replacing", half)
+
+
+def test_a_full_disk_loses_no_training(run, folder, cache, monkeypatch):
+    path = cache / "names.safetensors"
+    options = ("train", "--data", folder, "--epochs", 2, *SMALL)
+    with monkeypatch.context() as patch:
+        full(patch, lambda path: path.suffix == ".state")
+        code, out, err = run(*options)
+    assert code == 1
+    assert err == (
+        f"{PROGRAM}: error: [Errno 28] No space left on device; "
+        "--resume saves the trained model when it can be\n"
+    )
+    assert not path.exists()
+    code, out, err = run(*options, "--resume")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1:] == [f"saved {path}"]
+    assert [each.name for each in cache.iterdir()] == ["names.safetensors"]
+
+
+def test_a_disk_too_full_for_a_state_ends_no_training(run, folder, cache, monkeypatch):
+    warning = (
+        "the state of the training could not be kept ([Errno 28] No space left on device); going on"
+    )
+    options = ("train", "--data", folder, "--epochs", 2, *SMALL)
+    with monkeypatch.context() as patch:
+        full(patch, lambda path: path.suffix != ".state")
+        code, _, err = run(*options)
+    assert (code, err.splitlines()) == (0, [warning] * 2)
+    full(monkeypatch, lambda path: False)
+    code, _, err = run(*options)
+    assert code == 1
+    # Nothing was kept, so nothing is promised.
+    assert err.splitlines() == [warning] * 2 + [
+        f"{PROGRAM}: error: [Errno 28] No space left on device"
+    ]
+
+
+def test_a_state_that_cannot_be_written_is_known_before_the_training(fails, folder, tmp_path):
+    (tmp_path / "model.state").mkdir()
+    options = ("train", "--data", folder, "--checkpoint", tmp_path / "model")
+    assert fails(*options) == (2, f"{tmp_path}/model.state: not a plain file")
+
+
+def test_a_model_that_could_not_be_loaded_is_not_trained(run, folder):
+    for option, value in (("--hidden-size", 2**31 - 1), ("--layers", 65)):
+        code, out, err = run("train", "--data", folder, option, value)
+        assert code == 2
+        assert "the model cannot be saved: the option " in err
+        assert "epoch" not in out
+
+
+@pytest.mark.parametrize("size", ["2", "two"])
+def test_an_environment_of_half_a_torchrun(fails, folder, monkeypatch, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    for variable in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    code, message = fails("train", "--data", folder)
+    assert code == 2
+    assert message.startswith("the environment is not one of torchrun's (")
