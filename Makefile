@@ -13,7 +13,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
-	bench-gpu gpu-model gpu-report check format clean compare third-party
+	names walkthrough bench-gpu gpu-model gpu-report check format clean compare third-party
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
 
@@ -99,6 +99,16 @@ capabilities: setup
 record: RECORD = 1
 record: bench bench-peers roofline capabilities
 	$(BIN)/python -m benchmarks.report.picture
+
+# The reference result of the names application on five splits, which takes half an hour or more. RECORD=1
+# replaces the table of docs/names.md, the pretrained network and its model card.
+names: setup
+	$(BIN)/python -m benchmarks.names.study $(RECORDING)
+
+# The walk-through as a notebook and a page, in build/walkthrough.
+walkthrough: setup
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[walkthrough]"
+	$(BIN)/python examples/build_walkthrough.py
 
 # Runs with what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures
 # nothing.

@@ -12,7 +12,7 @@ On the command line: `python -m namernn_fast.names predict Frank`. Checkpoints, 
 progress bars need `pip install namernn_fast[names]`; training and prediction need torch alone.
 """
 
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, pretrained_checkpoint, save_checkpoint
 from .dataset import NamesData, load_names, read_names
 from .download import DownloadError
 from .model import NameClassifier, NameEnsemble
@@ -50,6 +50,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_names",
+    "pretrained_checkpoint",
     "read_names",
     "save_checkpoint",
     "split",

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from .commands import predict, train
+from .commands import data, evaluate, predict, serve, train
 from .commands.arguments import PROGRAM
 from .text import InputError, escaped
 
-_COMMANDS = (train, predict)
+_COMMANDS = (data, train, evaluate, predict, serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

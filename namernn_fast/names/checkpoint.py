@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from namernn_fast import FusedRNN, __version__
 
@@ -56,6 +57,7 @@ _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "pooling": lambda value: value in POOLINGS,
     "state_dropout": _is_probability,
     "character_dropout": _is_probability,
+    "ngrams": lambda value: type(value) is bool,
 }
 """The options of `NameClassifier` that a file may give, and which values."""
 
@@ -224,6 +226,20 @@ def load_checkpoint(
     return Checkpoint(model.to(device).eval(), languages, info)
 
 
+class _NoNormal(TorchFunctionMode):
+    """Leaves alone what `nn.init.normal_` would fill.
+
+    On the meta device that function imports PyTorch's compiler, which takes seconds and 150 MB.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _is_sample(values: dict[str, Any]) -> bool:
     try:
         return bool(values["split"]["data"]["is_sample"])
@@ -258,7 +274,7 @@ def _on_meta(
     layers = sum(member.get("num_layers", 1) for member in members)
     if not 0 < layers <= _MAX_LAYERS:
         raise ValueError(f"{layers} layers in all, from 1 to {_MAX_LAYERS} can be")
-    with torch.device("meta"):
+    with torch.device("meta"), _NoNormal():
         models = [NameClassifier(num_classes, rnn_class=rnn_class, **member) for member in members]
         return NameEnsemble(models) if isinstance(config, list) else models[0]
 

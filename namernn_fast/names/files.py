@@ -16,6 +16,7 @@ from .text import InputError
 # The optional dependencies of pyproject.toml that bring a package, where that is not "names".
 _EXTRAS = {
     "matplotlib": "evaluate",
+    "scipy": "evaluate",
     "sklearn": "evaluate",
     "starlette": "serve",
     "uvicorn": "serve",

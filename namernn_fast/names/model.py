@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from namernn_fast import FusedRNN
 
+from .ngrams import NgramEmbedding
 from .text import ALPHABET
 
 POOLINGS = ("last", "last+mean+max")
@@ -31,8 +32,10 @@ class NameClassifier(nn.Module):
             "last+mean+max", which adds the mean and the maximum over all states of the last layer.
         state_dropout: the probability with which each number that the linear layer reads is zeroed
             in training.
-        character_dropout: the probability with which the embedding of each character is zeroed in
-            training.
+        character_dropout: the probability with which each character is unknown in training: its
+            embedding is zero, and n-grams have a mark in its place.
+        ngrams: whether the embeddings of the n-grams around a character (see `NgramEmbedding`) are
+            added to its own.
 
     Raises:
         ValueError, TypeError: as of `rnn_class`; the pooling is another.
@@ -52,6 +55,7 @@ class NameClassifier(nn.Module):
         pooling: str = "last",
         state_dropout: float = 0.0,
         character_dropout: float = 0.0,
+        ngrams: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -66,9 +70,11 @@ class NameClassifier(nn.Module):
             "pooling": pooling,
             "state_dropout": state_dropout,
             "character_dropout": character_dropout,
+            "ngrams": ngrams,
         }
         self.num_directions = 2 if bidirectional else 1
         self.embedding = nn.Embedding(len(ALPHABET), embedding_size)
+        self.ngrams = NgramEmbedding(embedding_size) if ngrams else None
         self.rnn = rnn_class(
             embedding_size,
             hidden_size,
@@ -78,7 +84,6 @@ class NameClassifier(nn.Module):
             bidirectional=bidirectional,
         )
         self.state_dropout = nn.Dropout(state_dropout)
-        self.character_dropout = nn.Dropout1d(character_dropout)
         states = self.num_directions * (1 if pooling == "last" else 3)
         self.classifier = nn.Linear(states * hidden_size, num_classes)
 
@@ -96,10 +101,13 @@ class NameClassifier(nn.Module):
         if isinstance(names, PackedSequence):
             if lengths is not None:
                 raise TypeError("lengths go with padded ids, not with a PackedSequence")
-            embedded = names._replace(data=self._embed(names.data))
-            output, h_n = self.rnn(embedded)
+            if self.ngrams is not None:  # which look at neighbours, as padded names have them
+                return self(*pad_packed_sequence(names, batch_first=True))
+            output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
-            output, h_n = self._run_padded(self._embed(names.transpose(0, 1)), lengths)
+            lengths = lengths.to(names.device)
+            embedded = self._embed(names, lengths).transpose(0, 1)
+            output, h_n = self._run_padded(embedded, lengths)
         else:
             raise TypeError(
                 "names must be a PackedSequence, or a tensor with a tensor of lengths, not "
@@ -117,16 +125,23 @@ class NameClassifier(nn.Module):
         Returns:
             (length, num_directions * hidden_size).
         """
-        output: Tensor = self.rnn(self._embed(name))[0]
+        lengths = torch.tensor([len(name)], device=name.device)
+        output: Tensor = self.rnn(self._embed(name.unsqueeze(0), lengths)[0])[0]
         return output
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        """Returns the embeddings (…, embedding_size) of character ids (…)."""
+    def _embed(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns the embeddings (…, embedding_size) of character ids (…).
+
+        With n-grams the ids are (batch, longest), and lengths (batch) go with them.
+        """
         embedded: Tensor = self.embedding(ids)
-        if self.training and self.character_dropout.p > 0:
-            # Dropout1d zeroes whole rows of (rows, embedding_size, 1)-like input: one a character.
-            rows = embedded.reshape(1, -1, embedded.shape[-1])
-            embedded = self.character_dropout(rows).view_as(embedded)
+        probability = self.config["character_dropout"] if self.training else 0.0
+        unknown = None
+        if probability > 0:
+            unknown = torch.rand(ids.shape, device=ids.device) < probability
+            embedded = embedded.masked_fill(unknown.unsqueeze(-1), 0)
+        if self.ngrams is not None:
+            embedded = embedded + self.ngrams(ids, lengths, unknown)
         return embedded
 
     def _run_padded(self, embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

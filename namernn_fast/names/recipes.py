@@ -86,5 +86,43 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({"plain": Recipe()})
-"""The recipes by name. "plain" is the seed's network, the defaults of `NameClassifier`."""
+_ONE_CYCLE = Recipe(
+    epochs=12,
+    lr=3e-3,
+    schedule="one-cycle",
+    weight_decay=0.01,
+    label_smoothing=0.05,
+    clip_norm=1.0,
+    prior_correction=0.15,
+    model={"character_dropout": 0.1},
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "plain": _ONE_CYCLE,
+        "reference": _ONE_CYCLE.changed(
+            members=8,
+            model={
+                "hidden_size": 192,
+                "bidirectional": True,
+                "pooling": "last+mean+max",
+                "state_dropout": 0.2,
+                "character_dropout": 0.2,
+                "ngrams": True,
+            },
+        ),
+        "distilled": _ONE_CYCLE.changed(
+            epochs=8,
+            batch_size=128,
+            label_smoothing=0.0,
+            prior_correction=0.0,  # the teacher's answers have it already
+            model={"character_dropout": 0.0},
+        ),
+    }
+)
+"""The recipes by name, chosen on validation parts.
+
+"plain" trains the defaults of `NameClassifier`. "reference" trains several networks in both
+directions on n-gram embeddings. "distilled" trains the defaults of `NameClassifier` on what a
+teacher answers (see `distillation`).
+"""

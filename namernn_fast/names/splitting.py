@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .dataset import NamesData
@@ -31,7 +32,8 @@ class LabelledNames:
     names: EncodedNames
     """The character ids of `texts`."""
     labels: Tensor
-    """int64 (number of names), the index of each name's language"""
+    """int64 (number of names), the index of each name's language; or float32 (number of names,
+    languages), the probabilities of the languages"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +56,9 @@ class Split:
 
     def priors(self) -> Tensor:
         """Returns the share of each language in the training part: float64 (languages)."""
-        counts = self.train.labels.bincount(minlength=len(self.languages)).double()
+        labels = self.train.labels
+        one_hot = F.one_hot(labels, len(self.languages)) if labels.ndim == 1 else labels
+        counts = one_hot.double().sum(0)
         return counts / counts.sum()
 
 

@@ -88,7 +88,10 @@ class _Member:
         if self.processes > 1:
             self.trained = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+            self.model.parameters(),
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
         )
         self.steps = math.ceil(len(split.train) / recipe.batch_size)
         self.scheduler = self._scheduler(0)

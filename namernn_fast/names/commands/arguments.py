@@ -72,7 +72,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Tells the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return (
+            action.help if action.default in (None, False, []) else super()._get_help_string(action)
+        )
 
 
 def add_parser(

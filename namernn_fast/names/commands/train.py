@@ -13,9 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..checkpoint import check_worth_replacing, default_checkpoint, save_checkpoint
+from ..checkpoint import (
+    check_worth_replacing,
+    default_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from ..dataset import NamesData, load_names
+from ..distillation import distilled
 from ..files import check_replaceable, require
+from ..model import POOLINGS
 from ..recipes import RECIPES, SCHEDULES, Recipe
 from ..resuming import StateFile
 from ..splitting import Split, split
@@ -32,6 +39,7 @@ from .arguments import (
     add_data,
     add_model,
     add_split,
+    path,
     say,
 )
 from .arguments import add_parser as add_command
@@ -94,6 +102,20 @@ def add_parser(commands: Any) -> None:
         "--bidirectional", action="store_true", default=None, help="read names both ways"
     )
     group.add_argument("--nonlinearity", choices=("tanh", "relu"))
+    group.add_argument("--pooling", choices=POOLINGS, help="which states the last layer reads")
+    group.add_argument(
+        "--ngrams", action="store_true", default=None, help="add n-gram embeddings to the input"
+    )
+    group.add_argument(
+        "--teacher",
+        type=path,
+        metavar="PATH",
+        help="a trained model whose answers are learned, for its names and made-up ones; "
+        "--recipe distilled goes with it",
+    )
+    group.add_argument(
+        "--made-up", type=COUNT, default=80_000, help="names that are made up for the teacher"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -116,6 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
             seed=arguments.split_seed,
         )
         _check_processes_agree(parts)
+        if arguments.teacher is not None:
+            parts = _taught(parts, arguments)
         state = _state(target, arguments, parts, recipe)
         if first:
             print(_description(parts), flush=True)
@@ -149,6 +173,18 @@ def _data(arguments: argparse.Namespace) -> NamesData:
     return data
 
 
+def _taught(parts: Split, arguments: argparse.Namespace) -> Split:
+    """Returns the split with the answers of the teacher for labels."""
+    teacher = load_checkpoint(arguments.teacher, device=arguments.device)
+    record = teacher.info.get("split")
+    if not isinstance(record, dict) or record.get("sha256") != parts.info["sha256"]:
+        raise InputError(
+            f"{arguments.teacher}: the teacher was trained on another split, so it may know the "
+            "names of the test part"
+        )
+    return distilled(parts, teacher.model, arguments.made_up, seed=arguments.seed)
+
+
 def _check_processes_agree(parts: Split) -> None:
     """Raises an error where processes that train together have read other data."""
     _, processes = process()
@@ -173,7 +209,8 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     given = {name: getattr(arguments, name) for _, name, *_ in _RECIPE}
     given["schedule"] = arguments.schedule
     model = {name: getattr(arguments, name) for _, name, *_ in _MODEL}
-    model |= {"bidirectional": arguments.bidirectional, "nonlinearity": arguments.nonlinearity}
+    chosen = ("bidirectional", "nonlinearity", "pooling", "ngrams")
+    model |= {name: getattr(arguments, name) for name in chosen}
     recipe = RECIPES[arguments.recipe].changed(
         model={name: value for name, value in model.items() if value is not None},
         **{name: value for name, value in given.items() if value is not None},
@@ -194,19 +231,20 @@ def _description(parts: Split) -> str:
 
 def _state(target: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe) -> StateFile:
     """Returns the file of the training's state, read if the training is to be resumed."""
-    path = target.with_name(f"{target.name}.state")
-    check_replaceable(path)
+    kept = target.with_name(f"{target.name}.state")
+    check_replaceable(kept)
     identity = {
         "recipe": recipe.values(),
         "seed": arguments.seed,
         "split": parts.info["sha256"],
         "data": parts.info["data"]["sha256"],
+        "made-up names": parts.info.get("made_up", 0),
     }
-    state = StateFile(path, identity)
+    state = StateFile(kept, identity)
     if arguments.resume:
         state.read()
-    elif path.exists() and process()[0] == 0:
-        say(f"{path}: an interrupted training, which is replaced; --resume would go on from it")
+    elif kept.exists() and process()[0] == 0:
+        say(f"{kept}: an interrupted training, which is replaced; --resume would go on from it")
     return state
 
 

@@ -1,0 +1,177 @@
+"""What the study of the names application tells: the section of docs/names.md, the model card."""
+
+import statistics
+from typing import Any
+
+from benchmarks.harness.tables import markdown
+
+MADE_UP = 80_000
+"""Made-up names that the small network learns from."""
+
+MAJORITY = "majority"
+NGRAM, SAME, WEIGHTED = "n-grams", "n-grams, 0.15", "n-grams, TF-IDF"
+PLAIN, REFERENCE, ONE, SMALL = "plain", "reference", "one network of it", "small"
+SYSTEMS = {
+    MAJORITY: "the most frequent language, always",
+    NGRAM: "logistic regression on the counts of character n-grams, chosen on validation parts",
+    SAME: "the n-grams with the prior correction of the networks, 0.15 in place of 0.3",
+    WEIGHTED: "logistic regression on TF-IDF of up to 5 characters",
+    PLAIN: "the seed's network: one direction, last state, recipe `plain`",
+    SMALL: "the same network, taught by the reference: the one that ships",
+    ONE: "the first network of the reference",
+    REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
+}
+
+
+CARD_TEXT = """# Model card: the pretrained network of `namernn_fast.names`
+
+`names.safetensors` ({size}, weights in 16 bits) tells which of {languages} languages a surname
+comes from. It is the plain network: an embedding of 64 numbers a character, a vanilla RNN of 256
+units in one direction, and a linear layer on the last state.
+
+**A surname is not an ethnicity, a nationality or a mother tongue.** The network reads spelling
+alone. Do not decide anything about a person by it.
+
+## Training
+
+The reference ensemble of this project taught it: it learned the probabilities that the ensemble
+gives to the names of the training part and to names made up from that part ({made_up} drawn, equal
+ones counted once). `make names RECORD=1` repeats it.
+
+Data: the names data set of the PyTorch tutorials, from `spro/practical-pytorch`, {rows} rows,
+copyright Sean Robertson, MIT licence. Split: method "{method}", seed {seed}, SHA-256
+`{sha256}`.
+The weights are under the MIT licence of this project.
+
+## Figures
+
+On the {names} names of the test part, none of whose strings the network has seen:
+
+{table}
+
+No function of the string can be right for more than {ceiling}.
+
+## Limits
+
+- Nearly half of the data is Russian, and some languages have under a hundred names. Recall is
+  lowest for {worst}.
+- The network knows no other languages, and gives every string to one of these.
+- Names in other scripts than Latin hold no character that it reads, and are refused. Arabic,
+  Chinese, Greek, Russian and others stand in the data in one romanisation each.
+- A probability is that of a name drawn as the data draws them, with rare languages favoured by the
+  recipe. It is neither the share of people of that name nor a certainty.
+"""
+
+
+def spread(values: list[float], factor: float = 1, digits: int = 3) -> str:
+    """Returns the mean and the standard deviation over the splits."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{factor * statistics.mean(values):.{digits}f} ± {factor * deviation:.{digits}f}"
+
+
+def report(found: dict[str, Any]) -> str:
+    """Returns the section of docs/names.md: who wins, by how much, and on which languages."""
+    train, validation, test = found["names"][0]
+    rows = [
+        ["", "accuracy %", "macro-F1", "top-3 %", "log loss", "calibration error", "seconds"],
+        ["ceiling", spread(found["ceiling"], 100, 1), "", "", "", "", ""],
+    ]
+    for name, figures in found["systems"].items():
+        seconds = [value for value in figures["seconds"] if value is not None]
+        rows.append(
+            [
+                name,
+                spread(figures["accuracy"], 100, 1),
+                spread(figures["macro_f1"]),
+                spread(figures["top3"], 100, 1),
+                spread(figures["log_loss"], 1, 2),
+                spread(figures["calibration_error"]),
+                f"{statistics.median(seconds):.0f}" if seconds else "",
+            ]
+        )
+    legend = "\n".join(f"- **{name}**: {text}." for name, text in SYSTEMS.items())
+    languages = [["language", *(name for name in SYSTEMS if name != MAJORITY)]]
+    for language in found["systems"][NGRAM]["recall"]:
+        recalls = (found["systems"][name]["recall"][language] for name in languages[0][1:])
+        languages.append(
+            [language, *(f"{100 * statistics.mean(values):.0f}" for values in recalls)]
+        )
+    verdicts = "\n".join(
+        verdict(name, rival, tests)
+        for rival, networks in found["tests"].items()
+        for name, tests in networks.items()
+    )
+    return "\n\n".join(
+        [
+            f"Test parts of {len(found['splits'])} splits, each with a seed of its own: mean ± "
+            f"standard deviation. The first split has {train:,} names to train, {validation:,} to "
+            f"validate and {test:,} to test, SHA-256 `{found['splits'][0]['sha256'][:16]}`. "
+            f"Seconds are of one thread on {found['cpu']}, {found['jobs']} splits side by side; "
+            f"torch {found['torch']}.",
+            markdown(rows),
+            legend,
+            "Each network against the n-grams on the same test names. The interval is the paired "
+            "bootstrap's over the strings of all splits, with the trained models fixed; the "
+            "corrected t test (Nadeau and Bengio, 2003) takes the spread from one split and seed "
+            "to the next into account.",
+            verdicts,
+            "Recall of each language in %, mean over the splits:",
+            markdown(languages),
+        ]
+    )
+
+
+def verdict(name: str, rival: str, tests: dict[str, Any]) -> str:
+    """Returns a line that says how a network compares with a rival."""
+    said = []
+    for figure, label, factor, unit in (
+        ("accuracy", "accuracy", 100, " points"),
+        ("macro_f1", "macro-F1", 1, ""),
+    ):
+        found = tests[figure]["bootstrap"]
+        digits = 2 if factor == 100 else 3
+        low, value, high = (factor * found[end] for end in ("low", "value", "high"))
+        word = "ahead" if low > 0 else "behind" if high < 0 else "a tie"
+        text = (
+            f"{label} {value:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}): {word}"
+        )
+        if corrected := tests[figure].get("corrected_t_test"):
+            text += f", corrected t test p = {corrected['p_value']:.2g}"
+        said.append(f"{text}, {tests[figure]['wins']} splits won")
+    return f"- **{name}** against {rival}: {'; '.join(said)}."
+
+
+def card(found: dict[str, Any], bytes_: int) -> str:
+    """Returns the model card of the network that ships."""
+    figures = found["systems"]
+    rows = [["", "accuracy %", "macro-F1", "top-3 %"]]
+    for name, label in (
+        (SMALL, "this network"),
+        (REFERENCE, "the reference that taught it"),
+        (NGRAM, "n-gram logistic regression"),
+    ):
+        first = {figure: figures[name][figure][0] for figure in ("accuracy", "macro_f1", "top3")}
+        rows.append(
+            [
+                label,
+                f"{100 * first['accuracy']:.1f}",
+                f"{first['macro_f1']:.3f}",
+                f"{100 * first['top3']:.1f}",
+            ]
+        )
+    recalls = {language: values[0] for language, values in figures[SMALL]["recall"].items()}
+    worst = sorted(recalls, key=lambda language: recalls[language])[:4]
+    info = found["splits"][0]
+    return CARD_TEXT.format(
+        size=f"{bytes_ / 1024:.0f} KiB",
+        languages=len(recalls),
+        made_up=f"{MADE_UP:,}",
+        rows=f"{info['data']['rows']:,}",
+        method=info["method"],
+        seed=info["seed"],
+        sha256=info["sha256"],
+        names=f"{found['names'][0][2]:,}",
+        table=markdown(rows),
+        ceiling=f"{100 * found['ceiling'][0]:.1f} %",
+        worst=", ".join(f"{language} ({100 * recalls[language]:.0f} %)" for language in worst),
+    )

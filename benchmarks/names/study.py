@@ -1,0 +1,286 @@
+"""The reference result of the names application: `python -m benchmarks.names.study [--record]`.
+
+On several splits of the data, each with a seed of its own, it trains the plain recipe, the
+reference recipe, the small network that ships, and the n-gram baseline, and asks each for the test
+part once. With `--record` it replaces the table of docs/names.md, the recorded figures, the
+pretrained network of the package and its model card.
+
+Splits run side by side, each on one thread. What a split has finished lies in `build/names`, and a
+second run goes on from there; `--anew` starts again.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import pages
+from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.paths import DOCS, ROOT
+from benchmarks.harness.surnames import names
+from benchmarks.names.page import (
+    MADE_UP,
+    MAJORITY,
+    NGRAM,
+    ONE,
+    PLAIN,
+    REFERENCE,
+    SAME,
+    SMALL,
+    SYSTEMS,
+    WEIGHTED,
+    card,
+    report,
+)
+from namernn_fast.names import RECIPES, Checkpoint, Split, fit, load_checkpoint, split
+from namernn_fast.names import save_checkpoint as save
+from namernn_fast.names.baselines import (
+    NGRAMS,
+    WEIGHTED_NGRAMS,
+    majority_baseline,
+    ngram_baseline,
+)
+from namernn_fast.names.checkpoint import pretrained_checkpoint
+from namernn_fast.names.distillation import distilled
+from namernn_fast.names.evaluation import Evaluation, best_hits, evaluate
+from namernn_fast.names.model import NameEnsemble
+from namernn_fast.names.prediction import logits
+from namernn_fast.names.significance import Answers, corrected_t_test, paired_bootstrap
+from namernn_fast.names.tensor_files import read_tensors, write_tensors
+from namernn_fast.names.text import InputError
+
+PAGE = DOCS / "names.md"
+CARD = pretrained_checkpoint().with_name("MODEL_CARD.md")
+SCRATCH = ROOT / "build" / "names"
+KIND = "namernn_fast.names study 1"
+
+
+def scores_of(model: nn.Module, parts: Split) -> Tensor:
+    """Returns the logits of the test part."""
+    return logits(model, parts.test.names)
+
+
+def code_version() -> str:
+    """Returns a hash of the code and data that decide the results of a split."""
+    digest = hashlib.sha256(names().sha256.encode())
+    folder = pretrained_checkpoint().parents[1]
+    decisive = (
+        "baselines checkpoint distillation model ngrams prediction recipes splitting steps text "
+        "training"
+    )
+    for name in decisive.split():
+        digest.update((folder / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def run_split(seed: int, folder: Path, version: str) -> None:
+    """Trains and asks the networks on one split, and writes the test scores to `folder`."""
+    torch.set_num_threads(1)
+    target = folder / f"networks{seed}.safetensors"
+    if is_finished(target, version):
+        return
+    parts = split(names(), seed=seed)
+    scores, seconds = {}, {}
+    plain = timed(PLAIN, seed, seconds, lambda: fit(parts, RECIPES["plain"], seed=seed))
+    scores[PLAIN] = scores_of(plain.checkpoint.model, parts)
+    fitted = timed(REFERENCE, seed, seconds, lambda: fit(parts, RECIPES["reference"], seed=seed))
+    reference = fitted.checkpoint
+    scores[REFERENCE] = scores_of(reference.model, parts)
+    assert isinstance(reference.model, NameEnsemble)
+    scores[ONE] = scores_of(reference.model.members[0], parts)
+    small = timed(SMALL, seed, seconds, lambda: small_network(parts, reference, seed))
+    scores[SMALL] = scores_of(small.model, parts)
+    save(folder / f"reference{seed}.safetensors", reference, torch.float16)
+    save(folder / f"small{seed}.safetensors", small, torch.float16)
+    write_tensors(target, KIND, scores, {"version": version, "seconds": seconds})
+
+
+def run_rivals(seed: int, folder: Path, version: str) -> None:
+    """Fits and asks what the networks are compared with, and writes the test scores."""
+    torch.set_num_threads(1)
+    target = folder / f"rivals{seed}.safetensors"
+    if is_finished(target, version):
+        return
+    parts = split(names(), seed=seed)
+    seconds: dict[str, float] = {}
+    counted = timed(NGRAM, seed, seconds, lambda: ngram_baseline(parts)).test
+    weighted = timed(WEIGHTED, seed, seconds, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test
+    # The correction is a multiple of the logarithm of the priors, which is subtracted.
+    less = NGRAMS.prior_correction - RECIPES["reference"].prior_correction
+    scores = {
+        MAJORITY: majority_baseline(parts).test,
+        NGRAM: counted,
+        SAME: counted + less * parts.priors().log(),
+        WEIGHTED: weighted,
+    }
+    write_tensors(target, KIND, scores, {"version": version, "seconds": seconds})
+
+
+def is_finished(path: Path, version: str) -> bool:
+    """Returns whether the same code has written `path` already."""
+    try:
+        return bool(read_tensors(path, KIND)[1]["version"] == version)
+    except InputError:
+        return False
+
+
+def timed(name: str, seed: int, seconds: dict[str, float], call: Callable[[], Any]) -> Any:
+    """Returns what `call` returns, and notes and prints its time."""
+    started = time.perf_counter()
+    result = call()
+    seconds[name] = time.perf_counter() - started
+    print(f"split {seed}: {name}, {seconds[name]:.0f} s", flush=True)
+    return result
+
+
+def small_network(parts: Split, reference: Checkpoint, seed: int) -> Checkpoint:
+    """Returns the seed's network, taught by the reference."""
+    lesson = distilled(parts, reference.model, MADE_UP, seed=seed)
+    return fit(lesson, RECIPES["distilled"], seed=seed).checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The test scores of all systems on all splits, and the seconds that each system took."""
+
+    parts: list[Split]
+    scores: list[dict[str, Tensor]]
+    seconds: list[dict[str, float]]
+
+    def evaluations(self, name: str) -> list[Evaluation]:
+        """Returns the figures of a system, one for each split."""
+        return [
+            evaluate(parts.test.labels, scores[name], parts.languages, resamples=100)
+            for parts, scores in zip(self.parts, self.scores, strict=True)
+        ]
+
+    def answers(self, name: str) -> list[Answers]:
+        """Returns what a system answers, one for each split."""
+        return [
+            Answers(parts.test.labels, scores[name].argmax(1), parts.test.texts)
+            for parts, scores in zip(self.parts, self.scores, strict=True)
+        ]
+
+
+def collect(seeds: range, folder: Path) -> Results:
+    """Reads what `run_split` and `run_rivals` have written."""
+    scores, seconds = [], []
+    for seed in seeds:
+        rivals, networks = (
+            read_tensors(folder / f"{kind}{seed}.safetensors", KIND)
+            for kind in ("rivals", "networks")
+        )
+        scores.append({**networks[0], **rivals[0]})
+        seconds.append({**networks[1]["seconds"], **rivals[1]["seconds"]})
+    return Results([split(names(), seed=seed) for seed in seeds], scores, seconds)
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Returns the figures of the study as plain values."""
+    parts = results.parts[0]
+    systems = {}
+    for name in SYSTEMS:
+        evaluations = results.evaluations(name)
+        systems[name] = {
+            "accuracy": [item.accuracy.value for item in evaluations],
+            "macro_f1": [item.macro_f1.value for item in evaluations],
+            "top3": [item.top3.value for item in evaluations],
+            "log_loss": [item.log_loss for item in evaluations],
+            "calibration_error": [item.calibration_error for item in evaluations],
+            "recall": {
+                language: [item.languages[place].recall.value for item in evaluations]
+                for place, language in enumerate(parts.languages)
+            },
+            "seconds": [seconds.get(name) for seconds in results.seconds],
+        }
+    return {
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "splits": [item.info for item in results.parts],
+        "names": [
+            [len(item.train), len(item.validation), len(item.test)] for item in results.parts
+        ],
+        "ceiling": [
+            best_hits(item.test.texts, item.test.labels.tolist()) / len(item.test)
+            for item in results.parts
+        ],
+        "systems": systems,
+        "tests": {
+            rival: {name: tests(results, rival, name) for name in (REFERENCE, ONE, SMALL, PLAIN)}
+            for rival in (NGRAM, WEIGHTED)
+        },
+    }
+
+
+def tests(results: Results, rival: str, name: str) -> dict[str, Any]:
+    """Returns the paired tests of a network against a rival."""
+    first, second = results.answers(rival), results.answers(name)
+    share = len(results.parts[0].test) / len(results.parts[0].train)
+    found = {}
+    pairs = (results.evaluations(rival), results.evaluations(name))
+    for figure, difference in zip(
+        ("accuracy", "macro_f1"), paired_bootstrap(first, second), strict=True
+    ):
+        values = [[getattr(item, figure).value for item in items] for items in pairs]
+        differences = [theirs - ours for ours, theirs in zip(*values, strict=True)]
+        found[figure] = {
+            "bootstrap": dataclasses.asdict(difference),
+            "wins": sum(value > 0 for value in differences),
+        }
+        if len(differences) > 1:
+            tested = corrected_t_test(differences, share)
+            found[figure]["corrected_t_test"] = dataclasses.asdict(tested)
+    return found
+
+
+def record(found: dict[str, Any]) -> None:
+    """Replaces the pretrained network and its card by those of the first split."""
+    target = pretrained_checkpoint()
+    small = load_checkpoint(SCRATCH / "small0.safetensors")
+    # The path of the data on the machine that trained the network tells nobody anything.
+    small.info["split"]["data"]["source"] = "the names data set"
+    target.parent.mkdir(exist_ok=True)
+    save(target, small, torch.float16)
+    CARD.write_text(card(found, target.stat().st_size), encoding="utf-8")
+
+
+def main() -> None:
+    parser = pages.parser(__doc__)
+    parser.add_argument("--splits", type=int, default=5, help="how many (default: 5)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="splits side by side")
+    parser.add_argument("--anew", action="store_true", help="forget what earlier runs finished")
+    parser.add_argument(
+        "--no-training", action="store_true", help="report what earlier runs finished, by any code"
+    )
+    options: argparse.Namespace = parser.parse_args()
+    if names().is_sample:
+        parser.error("the study needs the names data set: set NAMERNN_FAST_DATA")
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    if options.anew:
+        for path in SCRATCH.glob("*.safetensors"):
+            path.unlink()
+    seeds = range(options.splits)
+    version = code_version()
+    if not options.no_training:
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            for run in (run_rivals, run_split):
+                list(pool.map(run, seeds, [SCRATCH] * len(seeds), [version] * len(seeds)))
+    found = summary(collect(seeds, SCRATCH))
+    found |= {"jobs": options.jobs}
+    pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)
+    if options.record:
+        record(found)
+
+
+if __name__ == "__main__":
+    main()

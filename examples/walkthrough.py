@@ -1,0 +1,548 @@
+# %% [markdown]
+# # A recurrent network, from one formula to the language of a surname
+#
+# This page begins with one line of mathematics and ends with a trained network that reads the
+# surname *Frank* character by character and says which language it comes from. It is for a reader
+# who knows matrices, derivatives and some Python, and who has just met recurrent networks.
+#
+# Every figure is drawn by the code above it, and what the text claims about numbers is an `assert`
+# in the code. So the page is also a test: `python examples/walkthrough.py` runs it as a program,
+# and `make walkthrough` builds the notebook and this page.
+
+# %%
+import time
+import unicodedata
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from namernn_fast import FusedRNN, explain, names
+
+plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+INK, BLUE, ORANGE, GREEN, GREY = "#333333", "#0072b2", "#d55e00", "#009e73", "#bbbbbb"
+
+# %% [markdown]
+# ## 1. One line: the state after each step
+#
+# A recurrent network reads a sequence $x_1, x_2, \ldots, x_T$ one element at a time. What it has
+# read so far is summed up in a vector, the *state* $h_t$. Each step makes the new state out of the
+# old state and the new element:
+#
+# $$h_t = \tanh(h_{t-1} W_h + x_t W_x + b), \qquad h_0 = 0$$
+#
+# The weights $W_h$, $W_x$ and $b$ are the same at every step, so the network can read sequences of
+# any length. The function $\tanh$ keeps each number of the state between $-1$ and $1$.
+#
+# Our first sequences consist of three symbols, 0, 1 and 2. A symbol enters as a *one-hot* vector,
+# such as $(0, 1, 0)$ for the symbol 1. The product $x_t W_x$ is then one row of $W_x$: the row
+# that belongs to the symbol, which is what an embedding layer looks up.
+
+# %%
+SYMBOLS, UNITS = 3, 4
+rng = np.random.default_rng(7)
+W_h = 0.5 * rng.normal(size=(UNITS, UNITS))
+W_x = 0.6 * rng.normal(size=(SYMBOLS, UNITS))
+b = np.zeros(UNITS)
+
+
+def run(sequence):
+    """Returns the states h_1 ... h_T, one a row."""
+    h, states = np.zeros(UNITS), []
+    for x in np.eye(SYMBOLS)[sequence]:
+        h = np.tanh(h @ W_h + x @ W_x + b)
+        states.append(h)
+    return np.array(states)
+
+
+assert run([0, 1, 2]).shape == (3, UNITS)
+assert np.array_equal(np.eye(SYMBOLS)[1] @ W_x, W_x[1])  # a one-hot vector picks a row
+print(run([0, 1, 2]).round(2))
+
+# %% [markdown]
+# ## 2. Why order matters
+#
+# The sequences 0 1 2 and 1 0 2 hold the same symbols. A sum of the three embeddings cannot tell
+# the two apart, because addition does not know an order. The recurrent network can: when the last
+# state is made, the first symbol has passed through $W_h$ twice, and the second symbol once. For
+# names this is what matters: *-ov* at the end says more than an *o* and a *v* anywhere.
+
+# %% alt="The states of run([0, 1, 2]) and of run([1, 0, 2]) as two heat maps"
+orders = [0, 1, 2], [1, 0, 2]
+first, second = (run(order) for order in orders)
+assert np.allclose(W_x[orders[0]].sum(0), W_x[orders[1]].sum(0))
+assert np.abs(first[-1] - second[-1]).max() > 0.1
+
+figure, panels = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+for axes, order, states in zip(panels, orders, (first, second), strict=True):
+    image = axes.imshow(states.T, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", alpha=0.65)
+    for (t, unit), value in np.ndenumerate(states):
+        axes.text(t, unit, f"{value:.2f}", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(3), [f"$h_{t + 1}$\nread {symbol}" for t, symbol in enumerate(order)])
+    axes.set(yticks=range(UNITS), ylabel="unit", title=f"run({order})")
+figure.colorbar(image, label="state")
+plt.show()
+
+# %% [markdown]
+# ## 3. The network unrolled
+#
+# Drawn once, the network is a box with a loop. Drawn once for each step, the loop becomes a chain:
+# the network is *unrolled*. The copies are not separate networks: all share $W_h$, $W_x$ and $b$.
+
+
+# %% alt="The network with its loop, and unrolled over three steps" tags=["drawing"]
+def box(axes, x, y, text, colour):
+    style = {"boxstyle": "round,pad=0.8", "facecolor": colour, "edgecolor": INK}
+    axes.text(x, y, text, ha="center", va="center", fontsize=12, color=INK, bbox=style)
+
+
+def arrow(axes, start, end, text, place, colour=INK, bend=0.0):
+    """Draws an arrow, and its text at a distance `place` from its middle."""
+    style = {"arrowstyle": "-|>", "color": colour, "connectionstyle": f"arc3,rad={bend}"}
+    axes.annotate("", end, start, arrowprops=style)
+    middle = np.mean([start, end], axis=0) + place
+    axes.text(*middle, text, ha="center", va="center", fontsize=9, color=colour)
+
+
+def step(axes, x, t):
+    box(axes, x, 1.5, f"$h_{t}$", "#dfe7f2")
+    box(axes, x, 0, f"$x_{t}$", "#f3e3d0")
+    arrow(axes, (x, 0.33), (x, 1.17), "$W_x$", (0.25, 0))
+
+
+def draw_unrolled(width, left):
+    """Draws three steps of the chain, with h_0 at x = left; returns the axes."""
+    _, axes = plt.subplots(figsize=(0.85 * width, 2.7), layout="constrained")
+    axes.set(xlim=(0, width), ylim=(-0.5, 2.7), aspect="equal")
+    axes.axis("off")
+    box(axes, left, 1.5, "$h_0$", "white")
+    for t in range(1, 4):
+        step(axes, left + 2 * t, t)
+        arrow(axes, (left + 2 * t - 1.67, 1.5), (left + 2 * t - 0.33, 1.5), "$W_h$", (0, 0.15))
+    return axes
+
+
+axes = draw_unrolled(width=10.5, left=3.7)
+step(axes, 0.8, "t")
+arrow(axes, (1.1, 1.85), (0.5, 1.85), "$W_h$", (0, 0.6), bend=1.5)
+axes.text(2.3, 1.5, "=", fontsize=18, ha="center", va="center")
+plt.show()
+
+# %% [markdown]
+# ## 4. Back-propagation through time
+#
+# Training needs the derivative of a loss $L$ with respect to each weight. Say that the loss looks
+# at the last state alone, as it does in a classifier of names. We write $a_t$ for the argument of
+# $\tanh$:
+#
+# $$a_t = h_{t-1} W_h + x_t W_x + b, \qquad h_t = \tanh(a_t)$$
+#
+# Vectors are rows, and a gradient has the shape of what it belongs to. Let $\delta_t$ be the
+# gradient of the loss with respect to $a_t$. The derivative of $\tanh(a)$ is $1 - \tanh(a)^2$, so
+# the chain rule gives, with $\odot$ for the product element by element,
+#
+# $$\delta_t = \frac{\partial L}{\partial h_t} \odot (1 - h_t \odot h_t)$$
+#
+# The state $h_{t-1}$ acts on the loss only through $a_t$, where it is multiplied by $W_h$. So the
+# gradient takes one step back in time by a product with the transpose of $W_h$:
+#
+# $$\frac{\partial L}{\partial h_{t-1}} = \delta_t W_h^\top$$
+#
+# The two equations in turn, from $t = T$ down to $t = 1$, give every $\delta_t$. Each weight acts
+# at every step, and its gradient is the sum of what it does at each:
+#
+# $$\frac{\partial L}{\partial W_h} = \sum_{t=1}^{T} h_{t-1}^\top \delta_t, \qquad
+# \frac{\partial L}{\partial W_x} = \sum_{t=1}^{T} x_t^\top \delta_t, \qquad
+# \frac{\partial L}{\partial b} = \sum_{t=1}^{T} \delta_t$$
+
+# %% alt="The unrolled network with the gradients that go back" tags=["drawing"]
+axes = draw_unrolled(width=9.5, left=0.6)
+for t in range(1, 4):
+    start, end = (0.5 + 2 * t, 1.85), (-1.3 + 2 * t, 1.85)
+    arrow(axes, start, end, f"$\\delta_{t} W_h^\\top$", (0, 0.55), ORANGE, bend=0.35)
+box(axes, 8.7, 1.5, "$L$", "white")
+arrow(axes, (6.93, 1.5), (8.4, 1.5), "", (0, 0))
+arrow(axes, (8.6, 1.85), (6.7, 1.85), r"$\partial L / \partial h_3$", (0, 0.55), ORANGE, bend=0.35)
+plt.show()
+
+
+# %% [markdown]
+# By hand, the backward pass is as short as the forward pass. It reads the states, which the forward
+# pass has kept.
+
+
+# %%
+def backward(sequence, states, grad_h):
+    """Returns the gradients of W_h, W_x and b; grad_h is the gradient of the last state."""
+    d_wh, d_wx, d_b = np.zeros_like(W_h), np.zeros_like(W_x), np.zeros_like(b)
+    inputs = np.eye(SYMBOLS)[sequence]
+    before = np.vstack([np.zeros(UNITS), states[:-1]])  # h_0 ... h_(T-1)
+    for t in reversed(range(len(sequence))):
+        delta = grad_h * (1 - states[t] ** 2)
+        d_wh += np.outer(before[t], delta)
+        d_wx += np.outer(inputs[t], delta)
+        d_b += delta
+        grad_h = delta @ W_h.T
+    return d_wh, d_wx, d_b
+
+
+sequence, target = [0, 1, 2, 2, 1], np.array([0.5, -0.5, 0.5, -0.5])
+states = run(sequence)
+by_hand = backward(sequence, states, states[-1] - target)  # of the loss |h_T - target|^2 / 2
+
+# %% [markdown]
+# PyTorch's autograd, which knows nothing of our derivation, must find the same numbers for the same
+# loop. So must the layers `nn.RNN` and `FusedRNN`. They store the transposes of our matrices, and
+# two biases, $b_{ih}$ and $b_{hh}$, whose sum is our $b$.
+
+# %%
+weights = [torch.tensor(value, requires_grad=True) for value in (W_h, W_x, b)]
+h = torch.zeros(UNITS, dtype=torch.float64)
+for x in torch.eye(SYMBOLS, dtype=torch.float64)[sequence]:
+    h = torch.tanh(h @ weights[0] + x @ weights[1] + weights[2])
+((h - torch.tensor(target)) ** 2).sum().div(2).backward()
+for ours, weight in zip(by_hand, weights, strict=True):
+    np.testing.assert_allclose(ours, weight.grad, atol=1e-12)
+
+for rnn_class in (torch.nn.RNN, FusedRNN):
+    layer = rnn_class(SYMBOLS, UNITS, dtype=torch.float64)
+    values = {"weight_hh_l0": W_h.T, "weight_ih_l0": W_x.T, "bias_ih_l0": b, "bias_hh_l0": 0 * b}
+    layer.load_state_dict({name: torch.tensor(value) for name, value in values.items()})
+    output, h_n = layer(torch.eye(SYMBOLS, dtype=torch.float64)[sequence])
+    ((h_n[0] - torch.tensor(target)) ** 2).sum().div(2).backward()
+    np.testing.assert_allclose(output.detach(), states, atol=1e-12)
+    np.testing.assert_allclose(layer.weight_hh_l0.grad.T, by_hand[0], atol=1e-12)
+print("By hand, by autograd, by nn.RNN and by FusedRNN: the same gradients.")
+
+# %% [markdown]
+# ## 5. Where gradients vanish, and where they explode
+#
+# A step back in time multiplies the gradient by $1 - h_t \odot h_t$, which is at most 1, and by
+# $W_h^\top$. To see the two at work, take $W_h = g\,Q$ with an orthogonal matrix $Q$, which keeps
+# the length of every vector. Then a step back makes the gradient at most $g$ times as long, and $k$
+# steps back at most $g^k$ times:
+#
+# - for $g < 1$ the gradient **vanishes**: what stood early in a long sequence is not learnt;
+# - for $g > 1$ it may **explode**: one step of training then ruins the weights. States near $-1$ or
+#   $1$, where $\tanh$ is flat, work against it.
+
+# %% alt="The length of the gradient against the steps back, for five values of g"
+rng = np.random.default_rng(0)
+LENGTH, WIDTH = 50, 32
+orthogonal, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
+inputs = 0.1 * rng.normal(size=(LENGTH, WIDTH))  # x_t W_x + b of a long sequence
+
+
+def gradient_norms(g):
+    """Returns the length of the gradient of h_T, h_(T-1), ... h_0, which is 1 at h_T."""
+    h, states = np.zeros(WIDTH), []
+    for x in inputs:
+        h = np.tanh(g * h @ orthogonal + x)
+        states.append(h)
+    gradients = [np.full(WIDTH, WIDTH**-0.5)]
+    for h in reversed(states):
+        gradients.append(g * (gradients[-1] * (1 - h**2)) @ orthogonal.T)
+    return np.linalg.norm(gradients, axis=1)
+
+
+back = np.arange(LENGTH + 1)
+figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+for g, colour in ((0.5, BLUE), (0.9, GREEN), (1.0, INK), (1.5, "#cc79a7"), (3.0, ORANGE)):
+    norms = gradient_norms(g)
+    assert (norms <= g**back * (1 + 1e-9)).all()
+    axes.semilogy(back, norms, color=colour)
+    axes.semilogy(back, g**back, color=colour, linestyle=":", linewidth=1)
+    axes.text(LENGTH + 1, norms[-1], f"g = {g}", color=colour, va="center")
+axes.axvspan(0, 20, color=GREY, alpha=0.25, linewidth=0)
+axes.text(10, 1e-13, "within the longest name", ha="center", fontsize=9)
+axes.set(xlim=(0, LENGTH + 6), ylim=(1e-16, 1e16), xlabel="steps back from the loss")
+axes.set_ylabel("length of the gradient\n(dotted: the bound $g^k$)")
+plt.show()
+assert gradient_norms(0.5)[-1] < 1e-12
+assert gradient_norms(3.0)[-1] > 1e3
+
+# %% [markdown]
+# The usual remedy for gradients that explode is *clipping*, which shortens a gradient that is too
+# long. Gradients that vanish are why the LSTM and the GRU were made. A surname has at most 20
+# characters, the shaded part of the figure: short enough for this simple network.
+#
+# ## 6. The names
+#
+# The data are surnames in 18 languages, written in Latin letters. They come from the folder that
+# the variable `NAMERNN_FAST_DATA` names, else from a download. Without a network a sample of about
+# 20 names for each language stands in, which is enough to see everything work.
+
+# %% alt="The number of names of each language, and how long names are"
+data = names.load_names()
+counts = data.counts()
+lengths = np.array([len(names.fold(name)) for name, _ in data.rows])
+which = "the embedded sample, not the data set" if data.is_sample else "the data set"
+print(f"{len(data.rows):,} names in {len(data.languages)} languages: {which}")
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
+ranked = sorted(counts, key=counts.get)
+bars = left.barh(ranked, [counts[language] for language in ranked], color=BLUE)
+left.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
+left.margins(x=0.12, y=0.01)
+left.tick_params(axis="y", labelsize=9)
+left.set(title="names of each language", xlabel="names")
+right.hist(lengths, bins=np.arange(lengths.max() + 2) - 0.5, color=BLUE, edgecolor="white")
+right.set(title="length of a name", xlabel="characters", ylabel="names", xticks=range(0, 21, 5))
+plt.show()
+majority = max(counts.values()) / len(data.rows)
+print(f"The most frequent language, {ranked[-1]}, has {majority:.1%} of the names.")
+assert lengths.max() <= 20
+assert data.is_sample or (ranked[-1] == "Russian" and 0.4 < majority < 0.5)
+
+# %% [markdown]
+# Look at the bars before you trust an accuracy: whoever always answers Russian is right for nearly
+# half of the names of the data set.
+#
+# The alphabet of the network has 31 characters, so names are *folded*: Unicode's decomposition
+# (NFD) takes a letter apart from its accents, the accents are dropped, and capitals become small
+# letters. For the few letters that do not decompose there is a table of usual spellings.
+
+# %%
+decomposed = unicodedata.normalize("NFD", "Ślusàrski")
+print([unicodedata.name(character) for character in decomposed if unicodedata.combining(character)])
+for name in ("Ślusàrski", "O’Neal", "Strauß", "Frank"):
+    print(f"{name:10} {names.fold(name):10} {names.encode(name).tolist()}")
+assert (len("Ślusàrski"), len(decomposed), len(names.ALPHABET)) == (9, 11, 31)
+assert names.fold("Ślusàrski") == "slusarski"
+assert (names.fold("O’Neal"), names.fold("Strauß")) == ("o'neal", "strauss")
+assert [names.ALPHABET[index] for index in names.encode("Frank")] == list("frank")
+
+# %% [markdown]
+# ## 7. Packing: a batch of names without padding
+#
+# A batch holds many names, so that one matrix product serves all of them. Names differ in length.
+# *Padding* fills the short ones up to the longest, and the network computes states for characters
+# that are not there. *Packing* sorts the names from the longest to the shortest and stores the
+# batch step by step: all first characters, then all second ones, and so on. The list `batch_sizes`
+# says how many names are still running at each step.
+
+# %%
+batch = ["Li", "Frank", "Ślusàrski", "O'Neal", "Nguyen"]
+encoded = names.encode_names(batch)
+packed = encoded.pack(encoded.by_length(torch.arange(len(batch))))
+assert packed.batch_sizes.tolist() == [5, 5, 4, 4, 4, 3, 1, 1, 1]
+theirs = torch.nn.utils.rnn.pack_sequence(list(map(names.encode, batch)), enforce_sorted=False)
+assert torch.equal(packed.data, theirs.data)
+
+
+# %% alt="Five names as a padded table, packed, and as the run packed.data" tags=["drawing"]
+def draw_cells(axes, rows, title):
+    """Draws each row's (step, character) as cells; the two tints are even and odd steps."""
+    for y, row in enumerate(rows):
+        for x, (t, character) in enumerate(row):
+            colour = "#e5e5e5" if character == "0" else ("#cfe2f3", "#f9dcc4")[t % 2]
+            axes.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white"))
+            axes.text(x + 0.5, y + 0.5, character, ha="center", va="center", fontsize=9)
+    axes.set(xlim=(0, max(map(len, rows))), ylim=(len(rows), 0), aspect="equal", title=title)
+    axes.axis("off")
+
+
+sizes, longest = packed.batch_sizes.tolist(), len(packed.batch_sizes)
+texts = [names.fold(name) for name in batch]
+padded = [list(enumerate(text.ljust(longest, "0"))) for text in texts]
+ragged = [list(enumerate(text)) for text in sorted(texts, key=len, reverse=True)]
+steps = np.repeat(np.arange(longest), sizes)
+run_of_data = [(t, names.ALPHABET[index]) for t, index in zip(steps, packed.data, strict=True)]
+figure, panels = plt.subplot_mosaic(
+    "AB;CC", figsize=(9.5, 3.8), layout="constrained", height_ratios=[4, 1]
+)
+draw_cells(panels["A"], padded, f"padded: {longest * len(batch)} cells")
+draw_cells(panels["B"], ragged, f"packed: {sum(sizes)} cells")
+panels["B"].text(-0.3, 5.5, "batch_sizes", ha="right", va="center", color=ORANGE)
+for t, size in enumerate(sizes):
+    panels["B"].text(t + 0.5, 5.5, size, ha="center", va="center", color=ORANGE)
+draw_cells(panels["C"], [run_of_data], "packed.data, step after step")
+plt.show()
+
+# %% [markdown]
+# In batches of 64 names taken at random, padding would be this share of the cells:
+
+# %%
+picks = np.random.default_rng(0).choice(lengths, (200, 64))
+padding = 1 - (picks.sum(1) / (64 * picks.max(1))).mean()
+print(f"{padding:.0%}")
+assert 0.25 < padding < 0.55
+
+# %% [markdown]
+# ## 8. `nn.RNN` and `FusedRNN`: one result, two speeds
+#
+# `nn.RNN` runs several operators at every step, each a call of its own. `FusedRNN` is a drop-in for
+# it that runs a whole sequence in one operator. Trained from the same weights on the same batches,
+# the two give the same losses up to rounding. The classifier is an embedding, the recurrent layer,
+# and a linear layer that turns the last state into a score for each language.
+
+# %% alt="The losses of nn.RNN and of FusedRNN over the steps, and the time of a step of each"
+parts = names.split(data)
+train = parts.train
+
+
+def train_some(rnn_class, steps=25):
+    """Returns the loss of each step, and the median time of a step in milliseconds."""
+    torch.manual_seed(0)
+    model = names.NameClassifier(len(data.languages), rnn_class=rnn_class)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses, times = [], []
+    for _ in range(steps):
+        indices = train.names.by_length(torch.randint(len(train.labels), (64,)))
+        started = time.perf_counter()
+        logits = model(train.names.pack(indices))
+        loss = torch.nn.functional.cross_entropy(logits, train.labels[indices])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        times.append(time.perf_counter() - started)
+    return np.array(losses), 1000 * np.median(times)
+
+
+torch_losses, torch_time = train_some(torch.nn.RNN)
+fused_losses, fused_time = train_some(FusedRNN)
+print(f"largest difference of the losses: {np.abs(torch_losses - fused_losses).max():.1e}")
+np.testing.assert_allclose(fused_losses, torch_losses, rtol=1e-3)
+assert torch_losses[-5:].mean() < torch_losses[0]  # both learn
+
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(9.5, 3.2), layout="constrained", width_ratios=[2, 1]
+)
+left.plot(torch_losses, color=ORANGE, linewidth=4, alpha=0.5, label="nn.RNN")
+left.plot(fused_losses, ".", color=BLUE, label="FusedRNN")
+left.set(xlabel="step of training", ylabel="loss (cross-entropy)")
+left.legend(frameon=False)
+bars = right.barh(["FusedRNN", "nn.RNN"], [fused_time, torch_time], color=[BLUE, ORANGE])
+right.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+right.margins(x=0.25)
+right.set(xlabel="milliseconds for a step")
+plt.show()
+
+# %% [markdown]
+# The times are those of the machine that made this page. They are not asserted, because another
+# program on the machine can change them; `docs/performance.md` has times measured with care.
+#
+# ## 9. A trained classifier
+#
+# Training takes many such steps. A small trained model comes with the package. To use one of your
+# own, train it with `python -m namernn_fast.names train`; `names.load()` then gives that one.
+
+# %%
+predictor = names.load(names.pretrained_checkpoint())
+examples = ["Frank", "Ślusàrski", "O'Neal", "Nakamura", "Papadopoulos", "Nguyen", "Ivanov"]
+for name, answers in zip(examples, predictor.predict(examples, top=3), strict=True):
+    shown = ", ".join(f"{language} {probability:.0%}" for language, probability in answers)
+    print(f"{name:14}{shown}")
+probabilities = predictor.probabilities(examples)
+assert probabilities.shape == (len(examples), len(predictor.languages))
+assert torch.allclose(probabilities.sum(1), torch.ones(len(examples)))
+
+# %% [markdown]
+# A model is judged by names that it has not seen in training. `names.split` has cut the names into
+# a training, a validation and a test part, with no string in two of them. A hash stands for the
+# cut: where the model has recorded the same hash, our test part is new to the model.
+
+# %%
+if parts.info["sha256"] == predictor.info["split"]["sha256"]:
+    guesses = predictor.probabilities(parts.test.texts).argmax(1)
+    accuracy = (guesses == parts.test.labels).float().mean().item()
+    print(f"Right for {accuracy:.1%} of {len(guesses):,} test names.")
+    assert accuracy > majority
+else:
+    print("The model was trained on another cut, or on other names: nothing to measure here.")
+
+# %% [markdown]
+# ## 10. Frank, character by character
+#
+# The model reads *frank* in five steps. The figure shows the states $h_1, \ldots, h_5$: one row for
+# each character, one column for each unit. The columns are sorted by the last state. Nobody chose
+# what a unit stands for, so the rows say little to our eyes; the linear layer reads all of them.
+
+# %% alt="The states of the model after each character of frank, as a heat map"
+text, states = predictor.states("Frank")
+states = states.numpy()
+assert (text, len(states)) == ("frank", 5)
+figure, axes = plt.subplots(figsize=(9.5, 2.6), layout="constrained")
+by_last = states[:, states[-1].argsort()]
+image = axes.imshow(by_last, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="none")
+axes.set_yticks(range(5), [f"$h_{t + 1}$  after {text[: t + 1]}" for t in range(5)])
+axes.set_xlabel("units, sorted by $h_5$")
+figure.colorbar(image, label="state")
+plt.show()
+
+# %% [markdown]
+# These states are no magic: they follow from the formula at the top of this page. Our loop in
+# NumPy, given the trained weights, makes the same.
+
+# %%
+model = predictor.checkpoint.model
+embedding = model.embedding.weight.detach().numpy()
+w_ih, w_hh, b_ih, b_hh = (weight.detach().numpy() for weight in model.rnn.parameters())
+h = np.zeros(model.rnn.hidden_size)
+for index in names.encode("Frank"):
+    h = np.tanh(h @ w_hh.T + embedding[index] @ w_ih.T + b_ih + b_hh)
+np.testing.assert_allclose(h, states[-1], atol=1e-4)
+print("The loop in NumPy gives the last state of the model.")
+
+# %% [markdown]
+# The linear layer can be asked after each character, not only after the last: the answer after *fr*
+# is what the model says of the name *Fr*. The answers show how the model changes its mind as it
+# reads on, although training judged the answer at the end of a name alone. Languages that are never
+# likely are left out of the figure.
+
+# %% alt="The probabilities of languages after each character of frank, as bars"
+answers = predictor.prefix_probabilities("Frank")
+by_linear_layer = model.classifier(torch.tensor(states)).softmax(1)
+assert torch.allclose(answers, by_linear_layer, atol=1e-4)
+assert torch.allclose(answers[-1], probabilities[0], atol=1e-4)
+assert torch.allclose(answers[1], predictor.probabilities(["fr"])[0], atol=1e-4)
+shown = {*answers.argmax(1).tolist(), *answers[-1].topk(4).indices.tolist()}
+shown = sorted(shown, key=answers[-1].tolist().__getitem__)
+figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.8), sharey=True, layout="constrained")
+for t, axes in enumerate(panels):
+    shares = answers[t, shown].tolist()
+    bars = axes.barh([predictor.languages[place] for place in shown], shares, color=BLUE)
+    bars[shares.index(max(shares))].set_color(ORANGE)
+    axes.set(title=text[: t + 1], xlim=(0, 1))
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+figure.supxlabel("probability after each character (orange: the most likely)", fontsize=10)
+plt.show()
+
+# %% [markdown]
+# ## 11. Devices
+#
+# A model and its inputs live on one device:
+#
+# - `cpu`: `FusedRNN` runs a kernel in C++ here;
+# - `cuda`, a GPU: a kernel in Triton;
+# - `mps`, the GPU of a Mac: operators of PyTorch, step by step.
+#
+# A GPU pays off when there is much to compute at once. This model is small, and a name is short, so
+# choose by measuring: the last cell times each device of this machine. `explain` says what computes
+# a call.
+
+# %%
+devices = ["cpu"]
+if torch.accelerator.is_available():
+    devices.append(torch.accelerator.current_accelerator().type)  # such as "cuda" or "mps"
+many = [name for name, _ in data.rows[:2000]]
+for device in devices:
+    there = names.load(names.pretrained_checkpoint(), device=device)
+    there.probabilities(many)  # the first call on a GPU compiles kernels
+    started = time.perf_counter()
+    on_device = there.probabilities(many)
+    seconds = time.perf_counter() - started
+    print(f"{device}: {len(many) / seconds:,.0f} names a second")
+    assert torch.allclose(on_device, predictor.probabilities(many), atol=1e-3)
+print(explain(model.rnn, torch.zeros(5, 1, model.rnn.input_size)))
+
+# %% [markdown]
+# ## Where to go on
+#
+# - Give `backward` a loss at every step, not only at the last. Which line changes?
+# - Start section 5 with $W_h$ drawn from a normal distribution. For which scale do gradients
+#   neither vanish nor explode?
+# - Draw section 10 for your own name, and find the character at which the model is sure.
+# - Train a model of your own: `python -m namernn_fast.names train`, then
+#   `python -m namernn_fast.names predict Frank`.

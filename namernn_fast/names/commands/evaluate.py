@@ -1,0 +1,294 @@
+"""`evaluate`: tells how good a model is on names that it has not seen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..baselines import NGRAMS, majority_baseline, ngram_baseline
+from ..checkpoint import Checkpoint, versions
+from ..dataset import NamesData, embedded_sample, load_names
+from ..evaluation import Comparison, Evaluation, best_hits, compare, evaluate
+from ..figures import (
+    draw_calibration,
+    draw_confusion_matrix,
+    draw_learning_curves,
+    usable_history,
+)
+from ..files import check_replaceable, replacing, require
+from ..formatting import Cell, aligned
+from ..prediction import load, logits
+from ..report import leak
+from ..significance import Difference, Interval
+from ..splitting import METHODS, LabelledNames, Split, split
+from ..text import InputError, escaped
+from .arguments import RNN_CLASSES, add_data, add_model, path, say, say_which_model
+from .arguments import add_parser as add_command
+
+_FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the command line."""
+    parser = add_command(
+        commands, "evaluate", run, "tell how good a model is on names that it has not seen"
+    )
+    add_model(parser, "the trained model")
+    add_data(parser)
+    parser.add_argument(
+        "--part",
+        choices=("test", "validation"),
+        default="test",
+        help="part of the split that the model was trained with; look at the test part once, when "
+        "all choices are made",
+    )
+    parser.add_argument(
+        "--no-ngrams",
+        action="store_true",
+        help="leave out the baseline of character n-grams, which is fitted anew",
+    )
+    parser.add_argument("--json", type=path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument(
+        "--figures", type=path, metavar="FOLDER", help=f"write {', '.join(_FIGURES)}"
+    )
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What is told about a model: the figures of the classifiers, by what they are called."""
+
+    part: str
+    split: dict[str, Any]
+    ceiling: float
+    """The best accuracy that any function of the string can reach."""
+    evaluations: dict[str, Evaluation]
+    comparison: Comparison | None
+    """Of the model with the n-grams."""
+    ngram_seconds: float | None
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluates as the options say."""
+    require("sklearn")
+    if arguments.figures is not None:
+        require("matplotlib")
+    # Checked here so that a bad path fails before the work, not after it.
+    for target in _targets(arguments):
+        check_replaceable(target)
+    predictor = load(
+        arguments.checkpoint, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn]
+    )
+    checkpoint = predictor.checkpoint
+    say_which_model(checkpoint)
+    parts = _recorded_split(checkpoint, arguments)
+    if parts.info["method"] == "random":
+        say(
+            f"the split is random: {leak(parts)['strings']:.1%} of the test part are names that "
+            "the training or the validation part has too"
+        )
+    results = _results(checkpoint, parts, arguments)
+    _print(results)
+    if arguments.json is not None:
+        _write(arguments.json, checkpoint, results)
+    if arguments.figures is not None:
+        _draw(arguments.figures, checkpoint, results)
+
+
+def _targets(arguments: argparse.Namespace) -> list[Path]:
+    targets = [] if arguments.json is None else [arguments.json]
+    if (folder := arguments.figures) is not None:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: not a folder")
+        targets += [folder / name for name in _FIGURES]
+    return targets
+
+
+def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Split:
+    """Returns the split that the model was trained with, made anew from the data.
+
+    Raises:
+        InputError: the data, or its split, is not what the model was trained with, so that the
+            model may have been trained on names of the test part.
+    """
+    record = _split_record(checkpoint)
+    data = _data(checkpoint, arguments)
+    wanted = record["data"]
+    if data.sha256 != wanted["sha256"]:
+        raise InputError(
+            f"{data.source}: not the data that the model was trained with, so there is no telling "
+            f"which names the model has seen; its SHA-256 is {data.sha256[:16]}…, and needed is "
+            f"{wanted['sha256'][:16]}… ({wanted['rows']} rows from {wanted['source']:.200}): "
+            "name it with --data"
+        )
+    parts = split(data, **{name: record[name] for name in ("method", "seed", "validation", "test")})
+    if parts.languages != checkpoint.languages:
+        raise InputError("the model has other languages than the data that it names")
+    if parts.info["sha256"] != record["sha256"]:
+        raise InputError(
+            "this version splits the data in another way than the version that trained the model: "
+            "train the model again"
+        )
+    return parts
+
+
+def _data(checkpoint: Checkpoint, arguments: argparse.Namespace) -> NamesData:
+    if arguments.data is None and checkpoint.is_sample():
+        return embedded_sample()
+    return load_names(arguments.data, allow_sample=not arguments.no_sample)
+
+
+def _split_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns what the checkpoint records of its split; the file may hold anything there."""
+    record = checkpoint.info.get("split")
+    kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
+    if (
+        isinstance(record, dict)
+        and all(type(record.get(name)) is kind for name, kind in kinds.items())
+        and record["method"] in METHODS
+        and isinstance(data := record.get("data"), dict)
+        and all(type(data.get(name)) is str for name in ("source", "sha256"))
+        and type(data.get("rows")) is int
+    ):
+        return record
+    raise InputError("the checkpoint does not say on which split of which data it was trained")
+
+
+def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace) -> _Results:
+    part: LabelledNames = getattr(parts, arguments.part)
+    scores: dict[str, Tensor] = {"majority": getattr(majority_baseline(parts), arguments.part)}
+    seconds = None
+    if not arguments.no_ngrams:
+        say("fitting the baseline of character n-grams; --no-ngrams leaves it out")
+        started = time.perf_counter()
+        scores["n-grams"] = getattr(ngram_baseline(parts), arguments.part)
+        seconds = time.perf_counter() - started
+    scores["model"] = logits(checkpoint.model, part.names)
+    if not scores["model"].isfinite().all():
+        raise InputError("the model gives scores that are not finite: it is damaged")
+    evaluations = {
+        name: evaluate(part.labels, values, parts.languages, units=part.texts)
+        for name, values in scores.items()
+    }
+    comparison = None
+    if "n-grams" in scores:
+        comparison = compare(part.labels, scores["n-grams"], scores["model"], units=part.texts)
+    ceiling = best_hits(part.texts, part.labels.tolist()) / len(part)
+    return _Results(arguments.part, parts.info, ceiling, evaluations, comparison, seconds)
+
+
+def _print(results: _Results) -> None:
+    model, info = results.evaluations["model"], results.split
+    print(
+        f"{model.names:,} names of the {results.part} part; split {info['method']}, seed "
+        f"{info['seed']}, SHA-256 {info['sha256'][:16]}…; intervals of 95 %\n"
+    )
+    header = ("", "accuracy %", "macro-F1", "top-3 %", "log loss", "Brier", "calibr. error")
+    rows: list[list[Cell]] = [
+        ["ceiling", f"{100 * results.ceiling:.1f}", *([None] * (len(header) - 2))],
+        *(_row(name, evaluation) for name, evaluation in results.evaluations.items()),
+    ]
+    print(aligned(header, rows))
+    if (tests := results.comparison) is not None:
+        print(
+            "\nThe model minus the n-grams, on the same names:\n"
+            f"  accuracy {_difference(tests.accuracy, 100)} points, bootstrap "
+            f"p = {tests.accuracy.p_value:.2g}\n"
+            f"  macro-F1 {_difference(tests.macro_f1, 1)}, bootstrap "
+            f"p = {tests.macro_f1.p_value:.2g}\n"
+            f"  the model alone has {tests.mcnemar.only_second:,} names right, the n-grams alone "
+            f"have {tests.mcnemar.only_first:,}: exact McNemar p = {tests.mcnemar.p_value:.2g}"
+        )
+    print("\nThe model by language:\n")
+    columns = ("language", "names", "predicted", "precision %", "recall %", "F1")
+    languages: list[list[Cell]] = [
+        [
+            scores.language,
+            scores.names,
+            scores.predicted,
+            _percent(scores.precision),
+            _percent(scores.recall),
+            scores.f1,
+        ]
+        for scores in model.languages
+    ]
+    print(aligned(columns, languages), flush=True)
+
+
+def _row(name: str, evaluation: Evaluation) -> list[Cell]:
+    macro_f1 = evaluation.macro_f1
+    return [
+        name,
+        _percent(evaluation.accuracy),
+        f"{macro_f1.value:.3f} ({macro_f1.low:.3f} to {macro_f1.high:.3f})",
+        _percent(evaluation.top3),
+        evaluation.log_loss,
+        evaluation.brier,
+        evaluation.calibration_error,
+    ]
+
+
+def _percent(share: Interval | None) -> str | None:
+    if share is None:
+        return None
+    return f"{100 * share.value:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
+
+
+def _difference(difference: Difference, factor: float) -> str:
+    digits = 1 if factor == 100 else 3
+    value, low, high = (
+        f"{factor * number:+.{digits}f}"
+        for number in (difference.value, difference.low, difference.high)
+    )
+    return f"{value} ({low} to {high})"
+
+
+def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
+    """Writes all figures, and all that they depend on."""
+    content = {
+        "part": results.part,
+        "split": results.split,
+        "model": {
+            "options": checkpoint.model.config,
+            **{name: value for name, value in checkpoint.info.items() if name != "split"},
+        },
+        "ngrams": None
+        if results.ngram_seconds is None
+        else {**asdict(NGRAMS), "seconds": results.ngram_seconds},
+        "versions": {**versions(), "scikit-learn": require("sklearn").__version__},
+        "ceiling": results.ceiling,
+        "evaluations": {
+            name: evaluation.values() for name, evaluation in results.evaluations.items()
+        },
+        "model_minus_ngrams": results.comparison and results.comparison.values(),
+    }
+    # A checkpoint may record numbers that are not finite, which JSON does not have.
+    content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    with replacing(target) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())
+    print(f"wrote {escaped(str(target))}")
+
+
+def _draw(folder: Path, checkpoint: Checkpoint, results: _Results) -> None:
+    """Draws the figures that there is something to draw for."""
+    matrix, curves, calibration = (folder / name for name in _FIGURES)
+    shown: Mapping[str, Evaluation] = {
+        name: evaluation for name, evaluation in results.evaluations.items() if name != "majority"
+    }
+    title = f"{results.evaluations['model'].names:,} names of the {results.part} part"
+    draw_confusion_matrix(matrix, results.evaluations["model"], f"The model on {title}")
+    drawn = [matrix, calibration]
+    if (history := usable_history(checkpoint.info.get("history"))) is not None:
+        draw_learning_curves(curves, history, "Training of the model")
+        drawn.append(curves)
+    else:
+        say("the checkpoint records no epochs, so there are no learning curves")
+    draw_calibration(calibration, shown, f"Calibration on {title}")
+    for figure in drawn:
+        print(f"wrote {escaped(str(figure))}")

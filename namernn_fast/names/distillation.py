@@ -1,0 +1,97 @@
+"""Distillation: a small network learns what a large one answers, on made-up names as well.
+
+The large network labels any string with probabilities, so the small one can be trained on many
+more names than the data has (Hinton et al., "Distilling the knowledge in a neural network",
+arXiv:1503.02531). The made-up names come from the training part alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import defaultdict
+
+from torch import nn
+
+from .prediction import logits
+from .splitting import LabelledNames, Split
+from .text import encode_folded
+
+_START, _END = "^", "$"  # no characters of a folded name
+_ORDERS = (2, 3)
+_LONGEST = 20
+
+
+def distilled(split: Split, teacher: nn.Module, made_up: int, *, seed: int = 0) -> Split:
+    """Returns the split with a training part that the teacher has labelled.
+
+    Args:
+        split: the parts of the data; validation and test stay as they are.
+        teacher: a trained classifier, in evaluation mode, which must have seen the training part
+            alone.
+        made_up: how many names to make up beside those of the training part. Fewer are added: equal
+            ones count once, and none is a name of the validation or test part.
+        seed: of the made-up names.
+
+    Returns:
+        A split whose training part has the distinct strings of `split.train` and the made-up names,
+        with probabilities as labels: float32 (names, languages).
+    """
+    known = sorted(set(split.train.texts))
+    drawn = set(made_up_names(split, made_up, seed=seed))
+    texts = known + sorted(drawn.difference(known, split.validation.texts, split.test.texts))
+    names = encode_folded(texts)
+    train = LabelledNames(tuple(texts), names, logits(teacher, names).softmax(1))
+    return dataclasses.replace(split, train=train, info={**split.info, "made_up": made_up})
+
+
+def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
+    """Makes up names that look like those of the training part.
+
+    For each language a Markov chain gives the next character after the last two or three, as often
+    as in the language's training names. A language is drawn with a probability in proportion to the
+    square root of its number of names, so that rare ones are not forgotten.
+
+    Args:
+        split: its training part, with languages as labels, is imitated.
+        count: how many names.
+        seed: of the drawing.
+    """
+    draw = random.Random(seed)
+    names_of: defaultdict[int, list[str]] = defaultdict(list)
+    for text, label in zip(split.train.texts, split.train.labels.tolist(), strict=True):
+        names_of[label].append(text)
+    chains = {
+        (label, order): _chain(texts, order)
+        for label, texts in names_of.items()
+        for order in _ORDERS
+    }
+    weights = [len(texts) ** 0.5 for texts in names_of.values()]
+    made: list[str] = []
+    while len(made) < count:
+        [label] = draw.choices(list(names_of), weights)
+        order = draw.choice(_ORDERS)
+        if text := _walk(chains[label, order], order, draw):
+            made.append(text)
+    return made
+
+
+def _chain(texts: list[str], order: int) -> dict[str, list[str]]:
+    """Returns every character that follows a run of `order` characters, as often as it does."""
+    following: defaultdict[str, list[str]] = defaultdict(list)
+    for text in texts:
+        marked = _START * order + text + _END
+        for place in range(order, len(marked)):
+            following[marked[place - order : place]].append(marked[place])
+    return following
+
+
+def _walk(chain: dict[str, list[str]], order: int, draw: random.Random) -> str:
+    """Returns a name drawn from a chain; it ends where it is too long."""
+    text = _START * order
+    while len(text) < order + _LONGEST:
+        character = draw.choice(chain[text[-order:]])
+        if character == _END:
+            break
+        text += character
+    return text[order:].strip()

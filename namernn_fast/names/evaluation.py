@@ -1,0 +1,249 @@
+"""Figures of a classifier on names whose languages are known.
+
+Arrays may be tensors, NumPy arrays or lists. The metrics are scikit-learn's where it has them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .files import require
+from .significance import (
+    RESAMPLES,
+    Answers,
+    Difference,
+    Interval,
+    McNemar,
+    Proportion,
+    bootstrap,
+    mcnemar,
+    paired_bootstrap,
+    proportion,
+)
+
+BINS = 15
+"""The number of bins of the expected calibration error (Guo et al., arXiv:1706.04599)."""
+
+
+@dataclass(frozen=True)
+class LanguageScores:
+    """How well one language is told."""
+
+    language: str
+    names: int
+    """How many names are of this language."""
+    predicted: int
+    """How many names are said to be of it."""
+    precision: Proportion | None
+    """The share of the predicted names that are right; None where there is none."""
+    recall: Proportion | None
+    """The share of the language's names that are found; None where there is none."""
+    f1: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The names whose most probable language has a probability above `low`, up to `high`."""
+
+    low: float
+    high: float
+    names: int
+    confidence: float | None
+    """The mean of that probability; None where there is no name."""
+    accuracy: Proportion | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of a classifier. Each interval is of 95 %."""
+
+    names: int
+    accuracy: Proportion
+    macro_f1: Interval
+    """The mean F1 of the languages that have a name, with its bootstrap interval."""
+    top3: Proportion
+    """The share of the names whose language is among the three most probable."""
+    log_loss: float
+    """The mean of the negative natural logarithm of the language's probability."""
+    brier: float
+    """The mean over names of the summed squared errors of the probabilities, from 0 to 2."""
+    calibration_error: float
+    """The expected calibration error of the most probable language, in `BINS` equal bins."""
+    calibration: tuple[Bin, ...]
+    languages: tuple[LanguageScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """How many names of each language (row) are said to be of each language (column)."""
+
+    def values(self) -> dict[str, Any]:
+        """Returns the figures as plain values, for a file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired tests of two classifiers on the same names; differences are second minus first."""
+
+    mcnemar: McNemar
+    """Of the accuracy."""
+    accuracy: Difference
+    """By the bootstrap."""
+    macro_f1: Difference
+    """By the bootstrap."""
+
+    def values(self) -> dict[str, Any]:
+        """Returns the figures as plain values, for a file."""
+        return asdict(self)
+
+
+def evaluate(
+    labels: Any,
+    scores: Any,
+    languages: Sequence[str],
+    *,
+    units: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluates a classifier.
+
+    Args:
+        labels: int64 (number of names), the index of each name's language.
+        scores: float (number of names, number of languages), log-probabilities or logits.
+        languages: the names of the languages.
+        units: as of `Answers`, for the bootstrap.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        ValueError: the shapes do not agree, there is no name, or a score is not finite.
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    labels = torch.as_tensor(labels)
+    log_probabilities = torch.as_tensor(scores).double().log_softmax(-1)
+    if log_probabilities.shape != (len(labels), len(languages)) or len(labels) == 0:
+        raise ValueError(
+            f"{len(labels)} labels of {len(languages)} languages do not go with scores of the "
+            f"shape {tuple(log_probabilities.shape)}"
+        )
+    if not log_probabilities.isfinite().all():
+        raise ValueError("a score is not finite")
+    predictions = log_probabilities.argmax(1)
+    probabilities = log_probabilities.exp()
+    bins = _calibration(labels, probabilities)
+    answers = Answers(labels, predictions, units)
+    confusion = require("sklearn.metrics").confusion_matrix(
+        labels.numpy(), predictions.numpy(), labels=range(len(languages))
+    )
+    top3 = log_probabilities.topk(min(3, len(languages))).indices == labels.unsqueeze(1)
+    return Evaluation(
+        names=len(labels),
+        accuracy=_share(predictions == labels),
+        macro_f1=bootstrap(answers, resamples=resamples, seed=seed)[1],
+        top3=_share(top3.any(1)),
+        log_loss=F.nll_loss(log_probabilities, labels).item(),
+        brier=(probabilities - F.one_hot(labels, len(languages))).square().sum(1).mean().item(),
+        calibration_error=sum(
+            bin.names / len(labels) * abs(bin.accuracy.value - bin.confidence)
+            for bin in bins
+            if bin.accuracy is not None and bin.confidence is not None
+        ),
+        calibration=bins,
+        languages=_of_languages(labels, predictions, languages),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )
+
+
+def compare(
+    labels: Any,
+    first: Any,
+    second: Any,
+    *,
+    units: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Tests whether two classifiers differ on the same names.
+
+    Args:
+        labels: int64 (number of names), the index of each name's language.
+        first, second: the scores of each classifier, as of `evaluate`.
+        units: as of `Answers`, for the bootstrap.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        ModuleNotFoundError: scipy is not installed.
+    """
+    labels = torch.as_tensor(labels)
+    left, right = torch.as_tensor(first).argmax(1), torch.as_tensor(second).argmax(1)
+    accuracy, macro_f1 = paired_bootstrap(
+        [Answers(labels, left, units)],
+        [Answers(labels, right, units)],
+        resamples=resamples,
+        seed=seed,
+    )
+    return Comparison(mcnemar(labels, left, right), accuracy, macro_f1)
+
+
+def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
+    """Returns how many of the names the best function of the string has right.
+
+    A function gives one answer for a string, so of a string's names it has right at most those of
+    the string's most frequent language.
+
+    Args:
+        texts: the strings.
+        labels: the index of each string's language.
+    """
+    languages: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
+    for text, label in zip(texts, labels, strict=True):
+        languages[text][label] += 1
+    return sum(max(counts.values()) for counts in languages.values())
+
+
+def _share(hits: Tensor) -> Proportion:
+    share = proportion(int(hits.sum()), len(hits))
+    assert share is not None  # evaluate has seen to it
+    return share
+
+
+def _of_languages(
+    labels: Tensor, predictions: Tensor, languages: Sequence[str]
+) -> tuple[LanguageScores, ...]:
+    _, _, f1, _ = require("sklearn.metrics").precision_recall_fscore_support(
+        labels.numpy(), predictions.numpy(), labels=range(len(languages)), zero_division=0
+    )
+    count = len(languages)
+    names = labels.bincount(minlength=count).tolist()
+    predicted = predictions.bincount(minlength=count).tolist()
+    right = labels[labels == predictions].bincount(minlength=count).tolist()
+    return tuple(
+        LanguageScores(
+            language,
+            names[place],
+            predicted[place],
+            proportion(right[place], predicted[place]),
+            proportion(right[place], names[place]),
+            float(f1[place]),
+        )
+        for place, language in enumerate(languages)
+    )
+
+
+def _calibration(labels: Tensor, probabilities: Tensor) -> tuple[Bin, ...]:
+    confidences, predictions = probabilities.max(1)
+    # The bins are open below, so that a probability of 1 is in the last.
+    places = (confidences * BINS).ceil().long().clamp(1, BINS) - 1
+    bins = []
+    for place in range(BINS):
+        inside = places == place
+        hits = predictions[inside] == labels[inside]
+        confidence = confidences[inside].mean().item() if len(hits) else None
+        share = proportion(int(hits.sum()), len(hits))
+        bins.append(Bin(place / BINS, (place + 1) / BINS, len(hits), confidence, share))
+    return tuple(bins)

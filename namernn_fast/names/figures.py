@@ -1,0 +1,187 @@
+"""Figures as PNG files: the confusion matrix, learning curves and calibration."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .evaluation import Evaluation
+from .files import replacing, require
+from .text import escaped
+
+# Beyond so many languages the numbers of the confusion matrix could not be read.
+_MOST_WITH_NUMBERS = 40
+_PARTS = {"train": "training, during the epoch", "validation": "validation, at its end"}
+# Colours that readers with any colour vision tell apart (Okabe and Ito, 2008).
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+
+
+def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> None:
+    """Draws how many names of each language are said to be of each language.
+
+    A colour shows the share of the language's names, so that rare languages are seen as well as
+    frequent ones; the numbers are the names.
+
+    Args:
+        path: of the PNG, replaced only by a whole file.
+        evaluation: has the numbers.
+        title: of the figure.
+
+    Raises:
+        InputError, OSError: as of `replacing`.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    names = [escaped(scores.language) for scores in evaluation.languages]
+    count = len(names)
+    shares = [[cell / max(sum(row), 1) for cell in row] for row in evaluation.confusion]
+    size = min(max(0.5 * count, 4), 20)
+    figure, axes = _figure(size + 2.5, size + 1.5)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the language's names", shrink=0.8)
+    ticks = range(count)
+    # A language is a file's name and no formula, whatever dollar signs it has.
+    small = {"fontsize": 10 if count <= _MOST_WITH_NUMBERS else 400 / count}
+    axes.set_xticks(ticks, names, **small, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(
+        ticks, [f"{name} ({sum(row)})" for name, row in _rows(names, evaluation)], **small
+    )
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
+    axes.set_xlabel("predicted language")
+    axes.set_ylabel("language (names)")
+    axes.set_title(title)
+    if count <= _MOST_WITH_NUMBERS:
+        for row, cells in enumerate(evaluation.confusion):
+            for column, cell in enumerate(cells):
+                colour = "white" if shares[row][column] > 0.5 else "black"
+                if cell:
+                    axes.text(column, row, cell, ha="center", va="center", color=colour, fontsize=8)
+    _save(figure, path)
+
+
+def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draws the loss and the accuracy of each epoch.
+
+    Args:
+        path: of the PNG, replaced only by a whole file.
+        history: the values of `Epoch`, as `usable_history` returns them.
+        title: of the figure.
+
+    Raises:
+        InputError, OSError: as of `replacing`.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figure, (losses, accuracies) = _figure(10, 4.2, columns=2)
+    members = sorted({epoch["member"] for epoch in history})
+    for axes, figure_of in ((losses, "loss"), (accuracies, "accuracy")):
+        for (part, words), colour in zip(_PARTS.items(), _COLOURS, strict=False):
+            for member in members:
+                epochs = [epoch for epoch in history if epoch["member"] == member]
+                axes.plot(
+                    [epoch["number"] for epoch in epochs],
+                    [epoch[f"{part}_{figure_of}"] for epoch in epochs],
+                    color=colour,
+                    marker="o" if len(epochs) <= 30 else None,
+                    markersize=3,
+                    alpha=1 if len(members) == 1 else 0.5,
+                    label=words if member == members[0] else None,
+                )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(figure_of)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    many = f" ({len(members)} networks)" if len(members) > 1 else ""
+    figure.suptitle(f"{title}{many}")
+    _save(figure, path)
+
+
+def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: str) -> None:
+    """Draws how often classifiers are right, by the probability that they give to their answer.
+
+    Args:
+        path: of the PNG, replaced only by a whole file.
+        evaluations: of the classifiers, by what they are called.
+        title: of the figure.
+
+    Raises:
+        InputError, OSError: as of `replacing`.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figure, (axes, counts) = _figure(6, 7, rows=2, height_ratios=[3, 1], sharex=True)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
+    for place, (name, evaluation) in enumerate(evaluations.items()):
+        colour = _COLOURS[place % len(_COLOURS)]
+        bins = [bin for bin in evaluation.calibration if bin.accuracy is not None]
+        shares = [bin.accuracy for bin in bins if bin.accuracy is not None]
+        values = [share.value for share in shares]
+        ends = [
+            [share.value - share.low for share in shares],
+            [share.high - share.value for share in shares],
+        ]
+        error = evaluation.calibration_error
+        axes.errorbar(
+            [bin.confidence for bin in bins],
+            values,
+            yerr=[[max(end, 0) for end in row] for row in ends],
+            color=colour,
+            marker="o",
+            markersize=4,
+            capsize=2,
+            linewidth=1.2,
+            label=f"{name}: expected calibration error {error:.3f}",
+        )
+        edges = [bin.low for bin in evaluation.calibration] + [1.0]
+        numbers = [bin.names for bin in evaluation.calibration]
+        counts.stairs(numbers, edges, color=colour, linewidth=1.5)
+    axes.set_ylabel("share that is right")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    axes.set_title(title)
+    counts.set_xlabel("probability of the most probable language")
+    counts.set_ylabel("names")
+    counts.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def usable_history(history: Any) -> list[dict[str, Any]] | None:
+    """Returns the epochs that a checkpoint records, or None if it records none that can be drawn.
+
+    Args:
+        history: plain values from a file, which may hold anything.
+    """
+    figures = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    if not isinstance(history, list) or not history:
+        return None
+    for epoch in history:
+        if not isinstance(epoch, dict):
+            return None
+        numbers = [epoch.get("member"), epoch.get("number")]
+        values: list[Any] = [epoch.get(figure) for figure in figures]
+        if not all(type(number) is int and 0 < number < 10**6 for number in numbers):
+            return None
+        if not all(type(value) in (int, float) and abs(value) < 1e9 for value in values):
+            return None
+    return history
+
+
+def _rows(names: Sequence[str], evaluation: Evaluation) -> Any:
+    return zip(names, evaluation.confusion, strict=True)
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    """Returns a figure that no window shows, and its axes."""
+    figure = require("matplotlib.figure").Figure((width, height), dpi=130, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def _save(figure: Any, path: Path) -> None:
+    # Drawn first, so that what the drawing fails with is no failure of the file.
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    with replacing(path) as file:
+        file.write(content.getvalue())

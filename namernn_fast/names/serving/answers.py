@@ -1,0 +1,133 @@
+"""What the server says of a model: the languages of names, states, and the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..model import NameClassifier
+from ..prediction import Predictor
+from ..text import InputError, dropped, escaped, fold, why_unusable
+
+MAX_STATES_LENGTH = 64
+"""The longest name, in characters, whose states are told: the work grows with the square of the
+length, because the model is asked for every beginning of the name."""
+
+Answer = dict[str, Any]
+
+
+class Answers:
+    """Answers in plain values, ready for JSON.
+
+    `predict` and `states` run the model: one thread at a time may call them.
+
+    Args:
+        predictor: the model.
+
+    Raises:
+        InputError: the model gives no finite probabilities.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        # The first call of a model takes longer than others, and tells whether the model works.
+        predictor.probabilities(["a"])
+
+    def predict(self, names: Sequence[str], top: int) -> list[Answer]:
+        """Returns for each name its `top` most probable languages, or why there are none."""
+        reasons = [why_unusable(name) for name in names]
+        answers: list[Answer] = [
+            {"name": name, "error": reason} for name, reason in zip(names, reasons, strict=True)
+        ]
+        usable = [place for place, reason in enumerate(reasons) if reason is None]
+        found = self._of_usable([names[place] for place in usable], top)
+        for place, answer in zip(usable, found, strict=True):
+            answers[place] = answer
+        return answers
+
+    def states(self, name: str) -> Answer:
+        """Returns the states and the probabilities after each character of `name`.
+
+        Raises:
+            InputError: the name is unusable or too long, or the model gives no finite numbers.
+        """
+        if len(name) > MAX_STATES_LENGTH:
+            raise InputError(
+                f"a name of {len(name):,} characters: states are told of at most "
+                f"{MAX_STATES_LENGTH}"
+            )
+        # Of the two calls of the model this one raises where the model gives no finite numbers.
+        probabilities = self._predictor.prefix_probabilities(name)
+        states = self._predictor.states(name)[1] if self._has_states() else None
+        return {
+            "name": name,
+            "characters": list(fold(name)),
+            "dropped": dropped(name),
+            "states": None if states is None else _rounded(states, 3),
+            "languages": list(self._predictor.languages),
+            "probabilities": _rounded(probabilities, 6),
+        }
+
+    def description(self) -> Answer:
+        """Returns what the model is, and what it was trained on as far as its file tells."""
+        model = self._predictor.checkpoint.model
+        network = model if isinstance(model, NameClassifier) else None
+        return {
+            "model": {
+                "networks": 1 if network else len(model.config),
+                "parameters": sum(value.numel() for value in model.parameters()),
+                "options": model.config if network else None,
+                "has_states": self._has_states(),
+            },
+            "languages": list(self._predictor.languages),
+            "data": self._data(),
+        }
+
+    def _has_states(self) -> bool:
+        """Returns whether the model is one network: an ensemble has no single state."""
+        return isinstance(self._predictor.checkpoint.model, NameClassifier)
+
+    def _data(self) -> Answer:
+        """Returns the data of the training, of whose record nothing is taken on trust."""
+        split = self._predictor.info.get("split")
+        data = split.get("data") if isinstance(split, dict) else None
+        found = data if isinstance(data, dict) else {}
+        source, rows = found.get("source"), found.get("rows")
+        return {
+            "source": escaped(source)[:300] if isinstance(source, str) else None,
+            "rows": rows if type(rows) is int else None,
+            "is_sample": self._predictor.checkpoint.is_sample(),
+        }
+
+    def _of_usable(self, names: Sequence[str], top: int) -> list[Answer]:
+        """Returns the answers to usable names; a name that the model fails on gets an error."""
+        if not names:
+            return []
+        try:
+            # A stable sort: how many languages are asked for must not change the order of equals.
+            values, places = self._predictor.probabilities(names).sort(descending=True, stable=True)
+        except InputError as error:
+            if len(names) == 1:
+                return [{"name": names[0], "error": str(error)}]
+            half = len(names) // 2
+            return self._of_usable(names[:half], top) + self._of_usable(names[half:], top)
+        languages = self._predictor.languages
+        ranked = zip(names, places[:, :top].tolist(), values[:, :top].tolist(), strict=True)
+        return [
+            {
+                "name": name,
+                "languages": [
+                    {"language": languages[place], "probability": round(value, 6)}
+                    for place, value in zip(best, probabilities, strict=True)
+                ],
+                "dropped": dropped(name),
+            }
+            for name, best, probabilities in ranked
+        ]
+
+
+def _rounded(numbers: Tensor, digits: int) -> list[list[float]]:
+    """Returns a matrix as lists of numbers, rounded so that JSON does not write 17 digits each."""
+    return [[round(number, digits) for number in row] for row in numbers.tolist()]

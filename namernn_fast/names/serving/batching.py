@@ -1,0 +1,125 @@
+"""Batching: concurrent requests for names are answered by one call of the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .answers import Answer
+
+MAX_BATCH_NAMES = 4096
+"""The most names that one call of the model is given, unless one request has more."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The names of one request, and where their answers are awaited."""
+
+    names: Sequence[str]
+    top: int
+    answers: asyncio.Future[list[Answer]]
+
+
+class Batcher:
+    """Runs a model in a worker thread, for all requests that have gathered while the model ran.
+
+    A request that finds the model idle is answered at once; nothing waits for a batch to fill.
+
+    Args:
+        predict: called as `predict(names, top)` in the worker thread, returns one answer a name;
+            each answer with "languages" lists at least its best `top` of them, the best first.
+        max_names: the most names of a call, unless one request has more.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Sequence[str], int], list[Answer]],
+        max_names: int = MAX_BATCH_NAMES,
+    ) -> None:
+        self._predict = predict
+        self._max_names = max_names
+        self._waiting: deque[_Asked] = deque()
+        self._running: asyncio.Task[None] | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="names-model")
+
+    async def predict(self, names: Sequence[str], top: int) -> list[Answer]:
+        """Returns the answers to the names of one request, in their order.
+
+        Raises:
+            Exception: what `predict` raised for these names alone.
+        """
+        asked = _Asked(names, top, asyncio.get_running_loop().create_future())
+        self._waiting.append(asked)
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._answer_all())
+        return await asked.answers
+
+    async def call(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Returns what `function` returns in the worker thread, between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+
+    def close(self) -> None:
+        """Ends the worker thread once it has done what it was given."""
+        self._worker.shutdown()
+
+    async def _answer_all(self) -> None:
+        while batch := self._take():
+            try:
+                await self._answer(batch)
+            except Exception as error:
+                if len(batch) == 1:
+                    _set(batch[0], error)
+                    continue
+                # One request of these makes the model fail, and the others must not suffer.
+                for asked in batch:
+                    try:
+                        await self._answer([asked])
+                    except Exception as own_error:
+                        _set(asked, own_error)
+
+    def _take(self) -> list[_Asked]:
+        """Removes from those that wait what goes into the next call of the model."""
+        batch: list[_Asked] = []
+        names = 0
+        while self._waiting:
+            asked = self._waiting[0]
+            if batch and names + len(asked.names) > self._max_names:
+                break
+            self._waiting.popleft()
+            if not asked.answers.done():  # it is where nobody waits any more
+                batch.append(asked)
+                names += len(asked.names)
+        return batch
+
+    async def _answer(self, batch: Sequence[_Asked]) -> None:
+        names = [name for asked in batch for name in asked.names]
+        answers = await self.call(self._predict, names, max(asked.top for asked in batch))
+        if len(answers) != len(names):
+            raise RuntimeError(f"{len(answers)} answers to {len(names)} names")
+        begin = 0
+        for asked in batch:
+            end = begin + len(asked.names)
+            _set(asked, [_cut(answer, asked.top) for answer in answers[begin:end]])
+            begin = end
+
+
+def _cut(answer: Answer, top: int) -> Answer:
+    if "languages" not in answer:
+        return answer
+    return {**answer, "languages": answer["languages"][:top]}
+
+
+def _set(asked: _Asked, outcome: list[Answer] | Exception) -> None:
+    """Hands a request its answers or its error, if somebody still waits for them."""
+    if asked.answers.done():
+        return
+    if isinstance(outcome, Exception):
+        asked.answers.set_exception(outcome)
+    else:
+        asked.answers.set_result(outcome)

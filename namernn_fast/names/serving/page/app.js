@@ -1,0 +1,143 @@
+"use strict";
+// The page asks while the reader types: the latest name wins, and earlier questions are given up.
+
+const WAIT = 100; // milliseconds without a key before the server is asked
+const SPEAK = 700; // milliseconds before a screen reader is told
+const TOP = 6;
+const byId = (id) => document.getElementById(id);
+
+let model = null; // what /health tells
+let reading = null; // the last answer of /states, for drawing again
+let question = new AbortController();
+let waiting = 0;
+let speaking = 0;
+
+async function ask(path, body, signal) {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (response.status === 503) throw new Error("The server is busy; try again in a moment.");
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+async function tell(name) {
+  question.abort();
+  question = new AbortController();
+  const { signal } = question;
+  clearTimeout(speaking);
+  if (!name.trim()) return clear();
+  try {
+    model ??= await health(signal);
+    const { results: [result] } = await ask("predict", { names: [name], top: TOP }, signal);
+    if (signal.aborted) return;
+    if (result.error) return problem(`This name cannot be read: ${result.error}.`);
+    showLanguages(result);
+    if (name.length > model.limits.states_length) return showReading(null);
+    const answer = await ask("states", { name }, signal);
+    if (!signal.aborted) showReading(answer);
+  } catch (error) {
+    if (signal.aborted) return;
+    problem(error instanceof TypeError ? "The server does not answer." : error.message);
+  }
+}
+
+async function health(signal) {
+  const response = await fetch("health", { signal });
+  return response.json();
+}
+
+function clear() {
+  byId("answers").hidden = true;
+  byId("problem").hidden = true;
+  byId("read").replaceChildren();
+  byId("summary").textContent = "";
+  reading = null;
+}
+
+function problem(text) {
+  clear();
+  byId("problem").textContent = text;
+  byId("problem").hidden = false;
+}
+
+function showLanguages({ name, languages, dropped }) {
+  byId("problem").hidden = true;
+  byId("answers").hidden = false;
+  drawBars(byId("bars"), languages);
+  byId("read").replaceChildren();
+  if (dropped) {
+    byId("read").append("Not read: ", html("bdi", "", spelledOut(dropped)));
+  }
+  speaking = setTimeout(() => {
+    const found = languages.slice(0, 3)
+      .map(({ language, probability }) => `${language} ${percent(probability)}`).join(", ");
+    byId("summary").replaceChildren(html("bdi", "", name), `: ${found}`);
+  }, SPEAK);
+}
+
+function showReading(answer) {
+  reading = answer;
+  byId("reading").hidden = answer === null;
+  if (answer) draw();
+}
+
+function draw() {
+  if (!reading) return;
+  const { characters, languages, probabilities, states } = reading;
+  drawLines(byId("lines"), reading);
+  const best = languages[leading(probabilities)[0]];
+  byId("lines").setAttribute("aria-label",
+    `Lines of the probabilities after each of the characters ${characters.map(shown).join(" ")}; `
+    + `${best} leads at the end. The table below has the numbers.`);
+  byId("path").hidden = states === null;
+  drawTable(byId("table"), reading);
+  if (states === null) return;
+  const directions = model.model.options.bidirectional ? 2 : 1;
+  const most = drawStates(byId("states"), states, directions);
+  byId("least").textContent = `−${Number(most.toPrecision(3))}`;
+  byId("most").textContent = `${Number(most.toPrecision(3))}`;
+  byId("units").textContent = `one column a character, one row for each of ${states[0].length} `
+    + "units; units whose values have the same signs stand together"
+    + (directions === 2 ? "; the lower half has read the name from its end" : "");
+  byId("states").setAttribute("aria-label",
+    `Heat map of ${states[0].length} units of the state after each of ${states.length} characters`);
+}
+
+async function introduce() {
+  try {
+    model = await health();
+  } catch {
+    return problem("The server does not answer.");
+  }
+  const { networks, parameters, options } = model.model;
+  const { source, rows, is_sample: isSample } = model.data;
+  const kind = options
+    ? `one network of ${options.num_layers} layer${options.num_layers > 1 ? "s" : ""} with `
+      + `${options.hidden_size} units${options.bidirectional ? " in each direction" : ""}`
+    : `${networks} networks whose answers are averaged`;
+  const data = source === null ? "data that its file does not name"
+    : `${rows === null ? "" : `${rows.toLocaleString("en")} names from `}${source}`;
+  byId("model").textContent = `The model: ${kind}, ${parameters.toLocaleString("en")} parameters, `
+    + `${model.languages.length} languages, trained on ${data}.`;
+  byId("sample").hidden = !isSample;
+}
+
+byId("name").addEventListener("input", (event) => {
+  clearTimeout(waiting);
+  waiting = setTimeout(tell, WAIT, event.target.value);
+});
+byId("examples").addEventListener("click", (event) => {
+  if (event.target.tagName !== "BUTTON") return;
+  clearTimeout(waiting);
+  byId("name").value = event.target.textContent;
+  tell(byId("name").value);
+});
+new ResizeObserver(draw).observe(byId("answers"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+introduce();
+if (byId("name").value) tell(byId("name").value); // a browser may keep the field when it reloads

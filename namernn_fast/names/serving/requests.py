@@ -1,0 +1,185 @@
+"""Requests: reading bodies within limits, and checking every field of their JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from ..text import escaped
+
+MAX_BODY_BYTES = 256 * 1024
+MAX_NAMES = 1000
+MAX_TOP = 1000
+BODY_SECONDS = 10.0
+"""How long a body may take to arrive."""
+
+_JSON = "application/json"
+
+
+class FieldError(HTTPException):
+    """A field of a body is not what it must be.
+
+    Args:
+        field: which, as a path such as "names[2]"; "body" for the whole.
+        got: what the field is, in words.
+        takes: what the field must be, in words.
+        status_code: of the response.
+    """
+
+    def __init__(self, field: str, got: str, takes: str, status_code: int = 422) -> None:
+        super().__init__(status_code, f"{field}: got {got}, takes {takes}")
+        self.answer = {"error": self.detail, "field": field, "got": got, "takes": takes}
+
+
+async def read_object(request: Request, fields: Collection[str]) -> Mapping[str, Any]:
+    """Returns the JSON object of a body.
+
+    Args:
+        request: whose body has not been read.
+        fields: the names of the fields that the object may have.
+
+    Raises:
+        HTTPException: 400, 408, 413, 415 or 422, which says what is wrong.
+    """
+    _check_headers(request)
+    content = await _read(request)
+    try:
+        text = content.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise FieldError("body", f"bytes that are no UTF-8 ({error.reason})", "JSON", 400) from None
+    # JSON that is nested too deeply is a RecursionError; a number of too many digits a ValueError.
+    except (ValueError, RecursionError) as error:
+        reason = escaped(str(error))[:200]
+        raise FieldError("body", f"text that is no JSON ({reason})", "JSON", 400) from None
+    if not isinstance(value, dict):
+        raise FieldError("body", described(value), "a JSON object")
+    for field in value:
+        if field not in fields:
+            raise FieldError(shortened(field), "an unknown field", " or ".join(fields))
+    return value
+
+
+def names_of(values: Mapping[str, Any]) -> list[str]:
+    """Returns the field "names": a list of strings.
+
+    Raises:
+        FieldError: it is missing or something else.
+    """
+    takes = f"a list of at most {MAX_NAMES} strings"
+    names = _required(values, "names", takes)
+    if not isinstance(names, list):
+        raise FieldError("names", described(names), takes)
+    if len(names) > MAX_NAMES:
+        raise FieldError("names", described(names), takes)
+    for place, name in enumerate(names):
+        if not isinstance(name, str):
+            raise FieldError(f"names[{place}]", described(name), "a string")
+    return names
+
+
+def name_of(values: Mapping[str, Any]) -> str:
+    """Returns the field "name": a string.
+
+    Raises:
+        FieldError: it is missing or something else.
+    """
+    name = _required(values, "name", "a string")
+    if not isinstance(name, str):
+        raise FieldError("name", described(name), "a string")
+    return name
+
+
+def top_of(values: Mapping[str, Any]) -> int:
+    """Returns the field "top": a whole number, 3 where it is missing.
+
+    Raises:
+        FieldError: it is something else.
+    """
+    top = values.get("top", 3)
+    # True is an int for Python, and no number for JSON.
+    if type(top) is not int or not 1 <= top <= MAX_TOP:
+        raise FieldError("top", described(top), f"a whole number from 1 to {MAX_TOP}")
+    return top
+
+
+def described(value: Any) -> str:
+    """Returns a JSON value in a few words, with nothing in them that is not printable."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return f"the string '{shortened(value)}'"
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if isinstance(value, dict):
+        return "an object"
+    return f"the number {shortened(str(value))}"
+
+
+def shortened(text: str) -> str:
+    """Returns the beginning of `text`, escaped, for an error that quotes what it got."""
+    return escaped(text if len(text) <= 40 else f"{text[:39]}…")
+
+
+def _required(values: Mapping[str, Any], field: str, takes: str) -> Any:
+    if field not in values:
+        raise FieldError(field, "nothing", takes)
+    return values[field]
+
+
+def _check_headers(request: Request) -> None:
+    given = request.headers.get("content-type", "")
+    kind, _, parameters = given.partition(";")
+    charset = parameters.replace(" ", "").replace('"', "").lower()
+    if kind.strip().lower() != _JSON or charset not in ("", "charset=utf-8"):
+        got = f"'{shortened(given)}'" if given else "nothing"
+        raise FieldError("Content-Type", got, _JSON, 415)
+    if encoding := request.headers.get("content-encoding"):
+        raise FieldError("Content-Encoding", f"'{shortened(encoding)}'", "nothing", 415)
+
+
+async def _read(request: Request) -> bytes:
+    """Returns the body, of which no more than the limit is ever kept in memory."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES:
+        raise _too_large(f"{shortened(declared)} bytes")
+    try:
+        return await asyncio.wait_for(_read_stream(request), BODY_SECONDS)
+    except (asyncio.TimeoutError, TimeoutError):
+        late = f"no end of it in {BODY_SECONDS:g} seconds"
+        raise FieldError("body", late, "a body that arrives sooner", 408) from None
+    except ClientDisconnect:
+        # Nobody reads this answer.
+        raise FieldError("body", "an end too soon", "a whole body", 400) from None
+
+
+async def _read_stream(request: Request) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BODY_BYTES:
+            raise _too_large("more")
+    return bytes(content)
+
+
+def _too_large(got: str) -> FieldError:
+    return FieldError("body", got, f"at most {MAX_BODY_BYTES:,} bytes", 413)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of JSON, of which a field that is given twice is no part."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field '{shortened(twice)}' is given twice")
+    return values
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")

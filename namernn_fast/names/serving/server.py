@@ -1,0 +1,169 @@
+"""The Starlette application: routes, error responses and headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..prediction import Predictor
+from ..text import MAX_NAME_LENGTH, InputError
+from . import requests
+from .answers import MAX_STATES_LENGTH, Answer, Answers
+from .batching import Batcher
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+"""The names by which a browser on this machine asks for the server."""
+
+HEADERS = {
+    # The page consists of its own files alone. Chromium refuses to read text as HTML, too.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Names are personal data: nothing between the server and the reader keeps them.
+    "Cache-Control": "no-store",
+}
+
+_PAGE = {
+    "/": ("index.html", "text/html"),
+    "/app.js": ("app.js", "text/javascript"),
+    "/drawing.js": ("drawing.js", "text/javascript"),
+    "/style.css": ("style.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_PATHS = ("/", "/predict", "/states", "/health")
+
+
+def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS) -> ASGIApp:
+    """Returns the web application.
+
+    Args:
+        predictor: the model.
+        allowed_hosts: the host names by which clients may ask. A page of a foreign host whose name
+            comes to point at this machine (DNS rebinding) asks by that name, and is refused.
+
+    Raises:
+        InputError: the model gives no finite probabilities.
+    """
+    endpoints = _Endpoints(Answers(predictor))
+    routes = [
+        Route("/predict", endpoints.predict, methods=["POST"]),
+        Route("/states", endpoints.states, methods=["POST"]),
+        Route("/health", endpoints.health, methods=["GET"]),
+        *(_page_route(path, *file) for path, file in _PAGE.items()),
+    ]
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False)
+    # Any: the types of handlers are those of Starlette's most general ones.
+    handlers: Any = {HTTPException: _refused, Exception: _failed}
+    inner = Starlette(
+        routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=endpoints.lifespan
+    )
+    inner.router.redirect_slashes = False
+    # Outside of Starlette, whose own answer to an unforeseen error passes no middleware.
+    return _WithHeaders(inner)
+
+
+class _Endpoints:
+    """What answers the requests to the API."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._batcher = Batcher(answers.predict)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Ends the worker thread when the server stops, after the last response."""
+        yield
+        self._batcher.close()
+
+    async def predict(self, request: Request) -> Response:
+        """Answers `POST /predict`: the languages of names."""
+        values = await requests.read_object(request, ("names", "top"))
+        names, top = requests.names_of(values), requests.top_of(values)
+        return _json({"results": await self._batcher.predict(names, top)})
+
+    async def states(self, request: Request) -> Response:
+        """Answers `POST /states`: how the model reads one name."""
+        values = await requests.read_object(request, ("name",))
+        name = requests.name_of(values)
+        try:
+            return _json(await self._batcher.call(self._answers.states, name))
+        except InputError as error:
+            return _json({"error": str(error), "field": "name"}, 422)
+
+    async def health(self, request: Request) -> Response:
+        """Answers `GET /health`: which model answers, and the limits."""
+        limits = {
+            "body_bytes": requests.MAX_BODY_BYTES,
+            "names": requests.MAX_NAMES,
+            "name_length": MAX_NAME_LENGTH,
+            "states_length": MAX_STATES_LENGTH,
+        }
+        return _json({"status": "ok", **self._answers.description(), "limits": limits})
+
+
+class _WithHeaders:
+    """Adds HEADERS to each response, whoever makes it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _page_route(path: str, file: str, media_type: str) -> Route:
+    content = resources.files(__package__).joinpath("page").joinpath(file).read_bytes()
+
+    async def page(request: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return Route(path, page, methods=["GET"])
+
+
+def _json(values: Answer, status_code: int = 200) -> Response:
+    # ASCII alone: controls of text direction and lone surrogates travel as escapes.
+    content = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Response(content, status_code, media_type="application/json")
+
+
+async def _refused(request: Request, error: HTTPException) -> Response:
+    """Answers a request that is wrong."""
+    headers = error.headers or {}
+    if error.status_code == 404:
+        path = requests.shortened(request.scope["path"])
+        error = requests.FieldError("path", f"'{path}'", " or ".join(_PATHS), 404)
+    elif error.status_code == 405:
+        method = requests.shortened(request.method)
+        error = requests.FieldError("method", f"'{method}'", str(headers.get("Allow")), 405)
+    answer = error.answer if isinstance(error, requests.FieldError) else {"error": error.detail}
+    response = _json(answer, error.status_code)
+    response.headers.update(headers)
+    return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answers a request that the server failed on; uvicorn logs the error."""
+    return _json({"error": "the server failed; its log says why"}, 500)

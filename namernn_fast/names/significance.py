@@ -1,0 +1,261 @@
+"""Intervals and paired tests: how sure a figure, or the difference of two classifiers, is.
+
+Arrays may be tensors, NumPy arrays or lists. SciPy gives the exact distributions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .files import require
+
+CONFIDENCE = 0.95
+"""The confidence of all intervals."""
+
+RESAMPLES = 10_000
+"""How often a bootstrap draws."""
+
+_CHUNK = 100  # resamples drawn at once, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Proportion(Interval):
+    """A share with its Wilson interval."""
+
+    hits: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A difference of two classifiers, the second minus the first."""
+
+    p_value: float
+    """Two-sided: of the hypothesis that there is no difference."""
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The exact McNemar test: whether two classifiers err equally often."""
+
+    only_first: int
+    """How many names the first classifier alone has right."""
+    only_second: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier answers for some names."""
+
+    labels: Any
+    """int64 (number of names), the index of each name's language"""
+    predictions: Any
+    """int64 (number of names), the index of the language that is answered"""
+    units: Sequence[Hashable] | None = None
+    """What each name belongs to: names of one unit are drawn together. If None, each name is a
+    unit of its own. The strings of the names are units where a string has several languages, or
+    where test parts of several splits have strings in common."""
+
+
+def proportion(hits: int, count: int) -> Proportion | None:
+    """Returns a share with its Wilson interval, or None for a share of nothing.
+
+    Raises:
+        ModuleNotFoundError: scipy is not installed.
+    """
+    if count == 0:
+        return None
+    test = require("scipy.stats").binomtest(int(hits), int(count))
+    ends = test.proportion_ci(CONFIDENCE, method="wilson")
+    return Proportion(hits / count, float(ends.low), float(ends.high), int(hits), int(count))
+
+
+def mcnemar(labels: Any, first: Any, second: Any) -> McNemar:
+    """Tests two classifiers on the same names.
+
+    Args:
+        labels: int64 (number of names), the languages.
+        first, second: int64 (number of names), what the classifiers predict.
+
+    Raises:
+        ModuleNotFoundError: scipy is not installed.
+    """
+    labels = torch.as_tensor(labels)
+    first_hits, second_hits = torch.as_tensor(first) == labels, torch.as_tensor(second) == labels
+    only_first = int((first_hits & ~second_hits).sum())
+    only_second = int((second_hits & ~first_hits).sum())
+    p_value = 1.0
+    if count := only_first + only_second:
+        p_value = float(require("scipy.stats").binomtest(only_first, count, 0.5).pvalue)
+    return McNemar(only_first, only_second, p_value)
+
+
+def bootstrap(
+    answers: Answers, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Interval, Interval]:
+    """Returns the accuracy and the macro-F1 of a classifier with their percentile intervals.
+
+    Args:
+        answers: of the classifier.
+        resamples: how often names are drawn.
+        seed: of the drawing.
+    """
+    values, drawn = _resampled([answers], resamples, seed)
+    accuracy, macro_f1 = (
+        Interval(value, *_percentiles(column))
+        for value, column in zip(values[0].tolist(), drawn[0].unbind(1), strict=True)
+    )
+    return accuracy, macro_f1
+
+
+def paired_bootstrap(
+    first: Sequence[Answers],
+    second: Sequence[Answers],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Difference, Difference]:
+    """Tests two classifiers on the same names of one split or of several.
+
+    Each resample draws the units of all splits, with replacement, and takes the mean over the
+    splits of the difference between the two classifiers. A unit that is in several test parts is
+    drawn into all of them, so names that the splits have in common are not counted as independent.
+    The trained classifiers are fixed: `corrected_t_test` has the spread from training.
+
+    Args:
+        first, second: the answers of each classifier, one for each split, in the same order and
+            for the same names.
+        resamples: how often names are drawn.
+        seed: of the drawing.
+
+    Returns:
+        The differences of the accuracy and of the macro-F1, the second classifier's minus the
+        first's, with percentile intervals.
+
+    Raises:
+        ValueError: the classifiers have not answered for the same names.
+    """
+    for left, right in zip(first, second, strict=True):
+        if not torch.equal(torch.as_tensor(left.labels), torch.as_tensor(right.labels)):
+            raise ValueError("the classifiers have answered for different names")
+    values, drawn = _resampled([*first, *second], resamples, seed)
+    count = len(first)
+    value = (values[count:] - values[:count]).mean(0)
+    differences = (drawn[count:] - drawn[:count]).mean(0)
+    accuracy, macro_f1 = (
+        Difference(value, *_percentiles(column), _two_sided(column))
+        for value, column in zip(value.tolist(), differences.unbind(1), strict=True)
+    )
+    return accuracy, macro_f1
+
+
+def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Difference:
+    """Tests a mean difference over several random splits of the same data.
+
+    The variance is corrected for the names that the splits have in common (Nadeau and Bengio,
+    "Inference for the generalization error", Machine Learning 52, 2003).
+
+    Args:
+        differences: one for each split, at least two.
+        test_to_train: the size of the test part divided by that of the training part.
+
+    Raises:
+        ValueError: there are fewer than two differences.
+        ModuleNotFoundError: scipy is not installed.
+    """
+    if len(differences) < 2:
+        raise ValueError("a t test needs the differences of at least two splits")
+    values = torch.tensor(differences, dtype=torch.float64)
+    mean, count = values.mean().item(), len(values)
+    error = math.sqrt(values.var().item() * (1 / count + test_to_train))
+    if error == 0:
+        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    distribution = require("scipy.stats").t(count - 1)
+    half = error * float(distribution.ppf((1 + CONFIDENCE) / 2))
+    p_value = 2 * float(distribution.sf(abs(mean) / error))
+    return Difference(mean, mean - half, mean + half, p_value)
+
+
+def _resampled(answers: Sequence[Answers], resamples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws units for all answers at once.
+
+    Returns:
+        Accuracy and macro-F1 of each answers: float64 (answers, 2), and of each resample:
+        float64 (answers, resamples, 2).
+    """
+    numbers: dict[Hashable, int] = {}
+    tables = []
+    classes = 1 + max(
+        int(torch.as_tensor(values).max())
+        for answer in answers
+        for values in (answer.labels, answer.predictions)
+    )
+    for answer in answers:
+        counts = _counts(answer, classes)
+        units = range(len(counts)) if answer.units is None else answer.units
+        if len(units) != len(counts):
+            raise ValueError(f"{len(units)} units are given for {len(counts)} names")
+        tables.append((torch.tensor([numbers.setdefault(u, len(numbers)) for u in units]), counts))
+    totals = [
+        torch.zeros(len(numbers), counts.shape[1]).index_add_(0, places, counts)
+        for places, counts in tables
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for begin in range(0, resamples, _CHUNK):
+        shape = (min(_CHUNK, resamples - begin), len(numbers))
+        indices = torch.randint(len(numbers), shape, generator=generator)
+        weights = torch.zeros(shape).scatter_add_(1, indices, torch.ones(shape))
+        # Products of whole numbers: float32 is exact up to 2**24 names.
+        drawn.append(torch.stack([_statistics(weights @ total) for total in totals]))
+    return torch.stack([_statistics(total.sum(0)) for total in totals]), torch.cat(drawn, 1)
+
+
+def _counts(answer: Answers, classes: int) -> Tensor:
+    """Returns for each name its label, its prediction, and whether they agree, as one-hot rows."""
+    labelled = F.one_hot(torch.as_tensor(answer.labels), classes)
+    predicted = F.one_hot(torch.as_tensor(answer.predictions), classes)
+    return torch.cat([labelled, predicted, labelled * predicted], 1).float()
+
+
+def _statistics(counts: Tensor) -> Tensor:
+    """Returns accuracy and macro-F1 (…, 2) of counts (…, 3 * classes) as of `_counts`.
+
+    The macro-F1 is the mean over the languages that have a name.
+    """
+    labelled, predicted, right = counts.double().chunk(3, -1)
+    accuracy = right.sum(-1) / labelled.sum(-1).clamp(min=1)
+    f1 = 2 * right / (labelled + predicted).clamp(min=1)
+    present = labelled > 0
+    macro_f1 = (f1 * present).sum(-1) / present.sum(-1).clamp(min=1)
+    return torch.stack([accuracy, macro_f1], -1)
+
+
+def _percentiles(values: Tensor) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def _two_sided(differences: Tensor) -> float:
+    """Returns the p-value of no difference, from the resampled differences."""
+    tails = (differences <= 0).sum(), (differences >= 0).sum()
+    # One is added because the sample itself is a draw as well, so that no p-value is 0.
+    return min(2 * (int(min(tails)) + 1) / (len(differences) + 1), 1.0)

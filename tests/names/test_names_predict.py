@@ -1,0 +1,631 @@
+"""`names predict`: every format, one row out for each row in, in bounded memory, whatever comes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from namernn_fast.names import Checkpoint, InputError, NameClassifier, load, save_checkpoint, tables
+from namernn_fast.names import __main__ as cli
+from namernn_fast.names.answers import Answer, answer_rows
+from namernn_fast.names.commands import predict
+from namernn_fast.names.tables import MAX_LINE_BYTES, Row, chunks, read_rows
+from namernn_fast.names.text import dropped, escaped, why_unusable
+from namernn_fast.names.writers import CsvWriter, writer_of
+
+LANGUAGES = ("Czech", "Irish", "Polish", "Thai")
+PROGRAM = "python -m namernn_fast.names"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The path of a checkpoint of random weights."""
+    path = tmp_path_factory.mktemp("model") / "names.safetensors"
+    torch.manual_seed(0)
+    classifier = NameClassifier(len(LANGUAGES), embedding_size=4, hidden_size=8)
+    save_checkpoint(path, Checkpoint(classifier, LANGUAGES, {}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return load(model)
+
+
+@pytest.fixture
+def run(model, capsys, monkeypatch):
+    """Run `predict` and return the exit code, the output and the standard error."""
+
+    def run(*argv, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = cli.main(["predict", "--checkpoint", str(model), *map(str, argv)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def rows_of(content, format="text", column=None, **options):
+    return list(read_rows(io.BytesIO(content), format, column, **options))
+
+
+def names_of(content, *arguments, **options):
+    rows = rows_of(content, *arguments, **options)
+    assert [row.error for row in rows] == [None] * len(rows)
+    return [row.name for row in rows]
+
+
+# What is read
+
+
+class Trickle:
+    """A pipe: gives at most `size` bytes at once."""
+
+    def __init__(self, content, size):
+        self.file = io.BytesIO(content)
+        self.size = size
+
+    def read1(self, size):
+        return self.file.read(min(self.size, size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_lines_end_with_lf_crlf_or_cr(size):
+    content = b"\xef\xbb\xbfFrank\r\nKim\r\rNowak\n\n \r\n\x0bO\xe2\x80\xa8Neal"
+    rows = list(read_rows(Trickle(content, size), "text"))
+    if size >= 3:  # the mark is looked for in the first line, whenever that is read
+        assert rows[0].name == "Frank"
+    assert [row.name for row in rows[1:]] == ["Kim", "", "Nowak", "", " ", "\x0bO\u2028Neal"]
+    assert rows[0].name == "Frank"
+
+
+def test_rows_of_an_empty_file_and_of_an_empty_line():
+    assert rows_of(b"") == []
+    assert rows_of(b"\n") == [Row("")]
+    assert rows_of(b"\r") == [Row("")]
+    assert rows_of(b"", "csv") == []
+    assert rows_of(b"name\n", "csv") == []
+    assert rows_of(b"", "jsonl") == []
+
+
+def test_bytes_that_are_no_utf8_stay_in_their_row():
+    assert rows_of(b"Kim\nFra\xffnk\nNowak") == [Row("Kim"), Row("Fra\udcffnk"), Row("Nowak")]
+
+
+def test_utf16_is_named_and_two_odd_bytes_are_not():
+    with pytest.raises(InputError, match="the input is in UTF-16; UTF-8 is read"):
+        rows_of("Frank\nKim".encode("utf-16"))
+    assert rows_of(b"\xff\xfe\nKim")[1] == Row("Kim")
+
+
+@pytest.mark.parametrize("format", ["text", "csv", "jsonl"])
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_a_line_without_bound_is_one_row_and_little_memory(format, end):
+    blocks = [b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"']
+
+    class Blocks:
+        def read1(self, size):
+            return blocks.pop(0) if blocks else b""
+
+    tracemalloc.start()
+    rows = list(read_rows(Blocks(), format))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
+    long, kim = rows[-2:]
+    assert len(long.name) == MAX_LINE_BYTES + 1
+    assert "a line of more than 65,536 bytes" in long.error
+    assert kim.name.strip('"') == "Kim"
+
+
+def test_text_has_no_columns():
+    with pytest.raises(InputError, match="text has no columns"):
+        rows_of(b"Kim", "text", "name")
+
+
+def test_csv_cells():
+    content = b'age,Name\n1,"O\'Neal, Jr."\r\n2,"say ""hi"""\r3,"two\r\nlines"\n4,\n5,b"c\n6,a\0b'
+    assert names_of(content, "csv")[:5] == ["O'Neal, Jr.", 'say "hi"', "two\nlines", "", 'b"c']
+    assert len(rows_of(content, "csv")) == 6  # before Python 3.11 the zero byte is an error
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "names"),
+    [
+        (b"surname\nKim\n", None, ["Kim"]),
+        (b"id,NAME\n1,Kim\n", None, ["Kim"]),
+        (b"id,name,Name2\n1,Kim,x\n", None, ["Kim"]),
+        (b"id,who\n1,Kim\n", "who", ["Kim"]),
+        (b"id,who\n1,Kim\n", "2", ["Kim"]),
+        (b"2,who\nKim,1\n", "2", ["Kim"]),
+        (b"id,id\n1,Kim\n", "2", ["Kim"]),
+        ("id,Straße\n1,Kim\n".encode(), "Straße", ["Kim"]),
+    ],
+)
+def test_the_column_of_csv(content, column, names):
+    assert names_of(content, "csv", column) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "message"),
+    [
+        (b"id,who\n", None, "of several columns none is called 'name', which --column gives"),
+        (b"id,who\n", "name", "no column is called 'name', which --column gives: 'id', 'who'"),
+        (b"id,\x1b\n", "x", r"'id', '\\x1b'"),
+        (b"id,who\n", "3", "there is no column 3: the first row has 2"),
+        (b"id,who\n", "0", "'0' is no number of a column"),
+        (b"id,who\n", "9" * 5000, "is no number of a column"),
+        (b"name,name\n", None, "2 columns are called 'name': give a number"),
+        (b"a,a\n", "a", "2 columns are called 'a': give a number"),
+        (b"\nKim\n", None, "the header is an empty line"),
+        (b'"name\n', None, "the header is not readable as CSV: "),
+    ],
+)
+def test_a_column_of_csv_that_is_not_there(content, column, message):
+    with pytest.raises(InputError, match=message):
+        rows_of(content, "csv", column)
+
+
+def test_csv_without_a_header():
+    assert names_of(b"Kim\nNowak\n", "csv", header=False) == ["Kim", "Nowak"]
+    assert names_of(b"1,Kim\n2,Nowak\n", "csv", "2", header=False) == ["Kim", "Nowak"]
+    first, second = rows_of(b'"a"b,Kim\n2,Nowak\n', "csv", "2", header=False)
+    assert first.error.startswith("not readable as CSV: ")
+    assert second == Row("Nowak")
+    assert rows_of(b"\nKim\n", "csv", header=False) == [Row(""), Row("Kim")]
+    with pytest.raises(InputError, match="without names"):
+        rows_of(b"1,Kim\n", "csv", "name", header=False)
+
+
+def test_another_delimiter():
+    assert names_of(b"1;Kim, Jr.\n", "csv", "2", delimiter=";", header=False) == ["Kim, Jr."]
+
+
+@pytest.mark.parametrize("damage", [b'"Kim', b'"Kim"x', b'x,"Kim', b'""""Kim'])
+def test_a_damaged_record_costs_one_row(damage):
+    content = b"name,x\n1,\n" + damage + b"\n2,\n3,\n" + b"4,\n" * 20_000
+    rows = rows_of(content, "csv")
+    assert len(rows) == 20_004
+    assert [row.error is not None for row in rows] == [False, True] + [False] * 20_002
+    assert rows[1].name == damage.decode()
+    assert rows[1].error.startswith("not readable as CSV: ")
+    assert [row.name for row in rows[2:4]] == ["2", "3"]
+
+
+def test_a_record_of_several_lines_is_bounded():
+    whole, kim = rows_of(b'name\n"' + b"x\n" * 99 + b'x"\nKim\n', "csv")
+    assert (whole, kim) == (Row("x\n" * 99 + "x"), Row("Kim"))
+    first, *others = rows_of(b'name\n"' + b"x\n" * 100 + b'x"\nKim\n', "csv")
+    assert first == Row('"x', "not readable as CSV: no quote closes one that was opened")
+    assert others == [*[Row("x")] * 99, Row('x"'), Row("Kim")]
+    rows = rows_of(b'name\n"' + (b"x" * 40_000 + b"\n") * 2 + b"Kim\n", "csv")
+    assert [row.error is None for row in rows] == [False, True, True]
+
+
+def test_a_missing_cell_and_an_empty_line_of_csv():
+    assert rows_of(b"id,name\n1\n\n2,Kim\n", "csv") == [
+        Row("1", "there is no column 2"),
+        Row(""),
+        Row("Kim"),
+    ]
+
+
+def test_json_lines():
+    content = rb"""
+"Kim"
+{"name": "\u0141", "x": 1}
+{"who": "Nowak"}
+{"who": "Nowak", "x": 1}
+{"name": 5}
+[1]
+null
+{broken
+"\ud800"
+"""
+    content = content[1:] + b'"\xff"\n\n' + b"[" * 60_000 + b"\n" + b"9" * 5000
+    rows = rows_of(content, "jsonl")
+    names = ["Kim", "Ł", "Nowak", None, None, None, None, None, "\ud800", "\udcff", "", None, None]
+    assert [None if row.error else row.name for row in rows] == names
+    assert rows[3] == Row('{"who": "Nowak", "x": 1}', "there is no 'name' in the JSON object")
+    assert rows[4] == Row('{"name": 5}', "neither a JSON string nor an object with one")
+    assert rows[7].error.startswith("not JSON: ")
+    assert names_of(b'{"who": "Kim", "name": ""}\n"Nowak"', "jsonl", "who") == ["Kim", "Nowak"]
+    assert rows_of(b'{"name": "Kim"}', "jsonl", "who")[0].error is not None
+
+
+def test_chunks_are_bounded_in_rows_and_in_characters():
+    sizes = [len(chunk) for chunk in chunks([Row("Kim")] * 40_000)]
+    assert sizes == [16_384, 16_384, 40_000 - 2 * 16_384]
+    long = [len(chunk) for chunk in chunks(Row("x" * 65_537) for _ in range(1_000))]
+    assert max(long) == 256
+    assert sum(long) == 1_000
+    assert list(chunks([])) == []
+
+
+# What is told
+
+
+def test_answers_are_those_of_predict(predictor):
+    names = ["Frank", "Ślusàrski", "ffrank", "Frank", "O’Neal-Smith"]
+    answers = answer_rows(predictor, list(map(Row, names)), top=2)
+    for answer, name, told in zip(answers, names, predictor.predict(names, 2), strict=True):
+        assert answer.name == name
+        assert list(answer.languages) == [language for language, _ in told]
+        assert answer.probabilities == pytest.approx([value for _, value in told], abs=1e-6)
+        assert (answer.dropped, answer.error) == (dropped(name), None)
+    assert answer_rows(predictor, []) == []
+    [answer] = answer_rows(predictor, [Row("Kim")], top=99)
+    assert sorted(answer.languages) == sorted(LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("row", "shown", "error"),
+    [
+        (Row(""), "", "the name is empty"),
+        (Row(" \t"), " \t", "the name is empty"),
+        (Row("Иванов"), "Иванов", why_unusable("Иванов")),
+        (Row("x" * 10_000), "x" * 100 + "…", why_unusable("x" * 10_000)),
+        (Row("Fra\udcffnk"), r"Fra\udcffnk", "not valid UTF-8"),
+        (Row("{", "not JSON"), "{", "not JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_read(predictor, row, shown, error):
+    first, answer, last = answer_rows(predictor, [Row("Kim"), row, Row("Kim")])
+    assert answer == Answer(shown, error=error)
+    assert first == last
+    assert first.error is None
+
+
+def test_languages_that_are_not_probable_enough(predictor, run):
+    [answer] = answer_rows(predictor, [Row("Kim")], top=4)
+    least = answer.probabilities[1] - 1e-6
+    [told] = answer_rows(predictor, [Row("Kim")], 4, least)
+    assert told == answer._replace(
+        languages=answer.languages[:2], probabilities=answer.probabilities[:2]
+    )
+    assert run("Kim", "--min-probability", 1) == (0, "Kim\n  unknown\n", "")
+    out = run("Kim", "--min-probability", 1, "--format", "csv", "--top", 1)[1]
+    assert out.splitlines()[1] == "Kim,unknown,,,"
+    out = run("Kim", "--min-probability", 1, "--format", "jsonl")[1]
+    assert json.loads(out)["languages"] == []
+
+
+def test_the_table(run):
+    code, out, err = run("Frank", "Jean-Luc", "Иванов", "\x1b[31m\u202eX")
+    assert code == 0
+    assert err == "1 of 4 names could not be read\n"
+    lines = out.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "Frank",
+        "Jean-Luc",
+        "Иванов",
+        r"\x1b[31m\u202eX",
+    ]
+    assert lines[8] == "  not read: -"
+    assert lines[10] == f"  error: {why_unusable('Иванов')}"
+    assert lines[-1] == r"  not read: \x1b[31\u202e"
+    assert [line.split()[1] in LANGUAGES for line in lines[1:4]] == [True] * 3
+    assert [float(line.split()[0]) for line in lines[1:4]] == sorted(
+        (float(line.split()[0]) for line in lines[1:4]), reverse=True
+    )
+
+
+def test_csv_out(run):
+    code, out, err = run("-", "--format", "csv", "--top", 2, stdin=b'Kim\n\nJean-"Luc",\n')
+    assert (code, err) == (0, "1 of 3 names could not be read\n")
+    kim, empty, jean = csv.DictReader(io.StringIO(out))
+    assert list(kim) == [
+        "name",
+        "language_1",
+        "probability_1",
+        "language_2",
+        "probability_2",
+        "dropped",
+        "error",
+    ]
+    assert (kim["name"], kim["dropped"], kim["error"]) == ("Kim", "", "")
+    assert {kim["language_1"], kim["language_2"]} < set(LANGUAGES)
+    assert 1 > float(kim["probability_1"]) > float(kim["probability_2"]) > 0
+    assert list(empty.values()) == ["", "", "", "", "", "", "the name is empty"]
+    assert (jean["name"], jean["dropped"]) == ('Jean-"Luc",', '-""')
+    assert run("-", "--format", "csv", "--top", 1) == (
+        0,
+        "name,language_1,probability_1,dropped,error\n",
+        "",
+    )
+
+
+def test_jsonl_out(run):
+    code, out, err = run("-", "--format", "jsonl", stdin="Ł-Kim\n\n\u202e\x1bX\n".encode())
+    assert (code, err) == (0, "1 of 3 names could not be read\n")
+    assert out.isascii()
+    assert out.count("\n") == 3
+    kim, empty, odd = map(json.loads, out.splitlines())
+    assert list(kim) == ["name", "languages", "dropped", "error"]
+    assert (kim["name"], kim["dropped"], kim["error"]) == ("Ł-Kim", "-", None)
+    assert [list(told) for told in kim["languages"]] == [["language", "probability"]] * 3
+    assert 0 < kim["languages"][2]["probability"] <= kim["languages"][0]["probability"] < 1
+    assert empty == {"name": "", "languages": [], "dropped": "", "error": "the name is empty"}
+    assert odd["name"] == "\u202e\x1bX"
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("=1+1", r"\x3d1+1"),
+        ("+X", r"\x2bX"),
+        ("-X", r"\x2dX"),
+        ("@X", r"\x40X"),
+        ("＝X", r"\uff1dX"),
+        ("\tX", r"\tX"),
+        ("--", "--"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_a_cell_is_no_formula(name, cell):
+    body = CsvWriter(1).body([Answer(name, ["Thai"], [0.5], name, None), Answer("", error=name)])
+    [first, second] = csv.reader(io.StringIO(body))
+    assert first == [cell, "Thai", "0.5", cell, ""]
+    assert second == ["", "", "", "", cell]
+
+
+# The command
+
+
+def test_files_in_and_out(run, tmp_path):
+    source = tmp_path / "in.tsv"
+    source.write_bytes(b"id\tname\n1\tKim\n2\tNowak\n")
+    for suffix, read in [
+        ("csv", lambda text: [row["name"] for row in csv.DictReader(io.StringIO(text))]),
+        ("jsonl", lambda text: [json.loads(line)["name"] for line in text.splitlines()]),
+        ("txt", lambda text: text.splitlines()[::4]),
+    ]:
+        target = tmp_path / "new" / f"out.{suffix}"
+        assert run("--input", source, "--output", target) == (0, "", "")
+        assert read(target.read_text()) == ["Kim", "Nowak"]
+    source = tmp_path / "in.jsonl"
+    source.write_text('"Kim"\n')
+    assert run("--input", source, "--output", source) == (0, "", "")
+    assert json.loads(source.read_text())["name"] == "Kim"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "in.jsonl",
+        "in.tsv",
+    ]
+
+
+def test_options_of_the_input_arrive(run):
+    options = ["--input-format", "csv", "--column", "2", "--no-header", "--delimiter", "tab"]
+    out = run("--input", "-", *options, "--output", "-", stdin=b"1\tKim\n")[1]
+    assert out.splitlines()[0] == "Kim"
+
+
+def test_no_name_could_be_read(run, tmp_path):
+    code, out, err = run("Иванов")
+    assert code == 2
+    assert out == f"Иванов\n  error: {why_unusable('Иванов')}\n"
+    assert err == f"{PROGRAM}: error: the name could not be read\n"
+    target = tmp_path / "out.csv"
+    code, out, err = run("-", "--output", target, stdin=b"1\n2\n")
+    assert (code, out, err) == (2, "", f"{PROGRAM}: error: none of 2 names could be read\n")
+    assert target.read_text().count("\n") == 3
+
+
+def test_input_that_is_not_there(run, tmp_path):
+    for path in (tmp_path, tmp_path / "none\x1b"):
+        shown = escaped(f"{path}: there is no such file")
+        assert run("--input", path) == (2, "", f"{PROGRAM}: error: {shown}\n")
+
+
+def test_nothing_is_written_when_the_column_is_not_there(run, tmp_path):
+    target = tmp_path / "out.csv"
+    target.write_text("old")
+    for output in (["--format", "csv"], ["--output", target]):
+        code, out, err = run("-", "--input-format", "csv", *output, stdin=b"a,b\n")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"{PROGRAM}: error: of several columns none is called 'name'")
+    assert target.read_text() == "old"
+    assert run("Kim", "--output", tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["Kim", "--input", "names.txt"],
+        ["Kim", "--delimiter", "ab"],
+        ["Kim", "--delimiter", '"'],
+        ["Kim", "--min-probability", "2"],
+        ["Kim", "--format", "xml"],
+    ],
+)
+def test_wrong_options(run, argv):
+    with pytest.raises(SystemExit) as exit:
+        run(*argv)
+    assert exit.value.code == 2
+
+
+def test_an_interrupted_run_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "answer_rows", interrupt)
+    target = tmp_path / "out.csv"
+    assert run("Kim", "--output", target) == (130, "", f"{PROGRAM}: error: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_is_for_a_terminal(run, tmp_path, monkeypatch):
+    source = tmp_path / "names.txt"
+    source.write_text("Kim\n" * 20)
+    target = tmp_path / "out.csv"
+    for argv, shown in [
+        (["--input", source, "--output", target], True),
+        (["--input", source], False),
+        (["Kim", "--output", target], False),
+    ]:
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        if not shown:
+            monkeypatch.setattr(sys, "stdout", Terminal())
+        assert run(*argv)[0] == 0
+        assert ("20 names" in terminal.getvalue()) == shown
+        assert ("80.0/80.0" in terminal.getvalue()) == shown
+
+
+def test_memory_does_not_grow_with_the_number_of_names(run, tmp_path, monkeypatch):
+    source = tmp_path / "names.txt"
+    monkeypatch.setattr(tables, "_CHUNK_ROWS", 512)
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 2048)
+    letters = str.maketrans("0123456789", "abcdefghij")
+    peaks = []
+    for count in (2_048, 8_192):
+        source.write_text("".join(f"{number}\n".translate(letters) for number in range(count)))
+        tracemalloc.start()
+        assert run("--input", source, "--output", tmp_path / "out.jsonl")[0] == 0
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+# Whatever comes
+
+ANY = st.one_of(
+    st.text(st.characters(), max_size=8),  # all of Unicode, lone surrogates included
+    st.text(
+        "\0\r\n\t\x1b\x7f\x85\u2028\u202e\u200f\ufeff,\"'={}[]\\ aßЖم\U0001f600\udcff", max_size=12
+    ),
+    st.sampled_from(["", "x" * 10_000, "\u202eمحمد", "e" + "\u0301" * 500, "Frank"]),
+)
+FUZZ = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def parsed(out, format):
+    """Return (name, languages, error) of each row, after checking what all output must be."""
+    assert not any(0xD800 <= ord(character) < 0xE000 for character in out)
+    assert all(character.isprintable() or character == "\n" for character in out)
+    if format == "csv":
+        head, *rows = csv.reader(io.StringIO(out))
+        assert {len(row) for row in rows} <= {len(head)}
+        return [(row[0], [x for x in row[1:-2:2] if x], row[-1] or None) for row in rows]
+    rows = [json.loads(line) for line in out.removesuffix("\n").split("\n")] if out else []
+    return [(r["name"], [x["language"] for x in r["languages"]], r["error"]) for r in rows]
+
+
+def check(result, names, format):
+    """Check that the row of each name has an answer or an error, and that the code says which."""
+    code, out, err = result
+    rows = parsed(out, format)
+    assert len(rows) == len(names)
+    usable = 0
+    for (name, languages, error), given_name in zip(rows, names, strict=True):
+        if given_name is None:
+            continue
+        lone = any(0xD800 <= ord(character) < 0xE000 for character in given_name)
+        assert (error is None) == (not lone and why_unusable(given_name) is None)
+        assert len(languages) == (3 if error is None else 0)
+        if error is None and format == "jsonl":
+            assert name == given_name
+        usable += error is None
+    failed = sum(error is not None for _, _, error in rows)
+    assert code == (2 if failed == len(rows) > 0 else 0)
+    assert (err == "") == (failed == 0)
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def fuzz(run, predictor, monkeypatch):
+    """Run `predict` without loading the model each time."""
+    monkeypatch.setattr(predict, "load", lambda *arguments, **options: predictor)
+    return run
+
+
+@FUZZ
+@given(names=st.lists(ANY, min_size=1, max_size=6), format=st.sampled_from(["csv", "jsonl"]))
+def test_any_arguments(fuzz, names, format):
+    if names == ["-"]:
+        return
+    check(fuzz("--format", format, "--", *names), names, format)
+
+
+@FUZZ
+@given(names=st.lists(ANY, max_size=6), format=st.sampled_from(["csv", "jsonl"]))
+def test_any_json_lines(fuzz, names, format):
+    stdin = "\n".join(map(json.dumps, names)).encode()
+    check(fuzz("-", "--input-format", "jsonl", "--format", format, stdin=stdin), names, format)
+
+
+@FUZZ
+@given(names=st.lists(ANY, max_size=6), format=st.sampled_from(["csv", "jsonl"]))
+def test_any_csv(fuzz, tmp_path, names, format):
+    names = [name.replace("\0", "").replace("\r", "\n") for name in names]
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["id", "name"], *((1, n) for n in names)])
+    path = tmp_path / "names.csv"
+    path.write_bytes(text.getvalue().encode("utf-8", "surrogatepass"))
+    check(fuzz("--input", path, "--format", format), names, format)
+
+
+@FUZZ
+@given(
+    content=st.one_of(
+        st.binary(max_size=60), st.lists(ANY).map(lambda x: "".join(x).encode(errors="replace"))
+    ),
+    source=st.sampled_from(["text", "csv", "jsonl"]),
+    format=st.sampled_from(["csv", "jsonl"]),
+)
+def test_any_bytes(fuzz, content, source, format):
+    """Text and JSON lines give a row for each line; CSV, whose records span lines, no more."""
+    options = ["--input-format", source, "--format", format]
+    options += ["--no-header", "--column", "1"] if source == "csv" else []
+    result = fuzz("-", *options, stdin=content)
+    lines = len(content.splitlines())
+    if source != "csv":
+        check(result, [None] * lines, format)
+    else:
+        assert result[0] in (0, 2)
+        assert len(parsed(result[1], format)) <= lines
+    table = fuzz("-", *options, "--format", "table", stdin=content)
+    assert table[0] == result[0]
+    assert all(character.isprintable() or character == "\n" for character in table[1])
+
+
+def test_as_a_program(root, model):
+    """Bytes as the system gives them, and no import that takes seconds."""
+    code = (
+        "import sys; from namernn_fast.names.__main__ import main;"
+        "print(main(), main(sys.argv[1:5] + ['-']), 'torch._dynamo' in sys.modules)"
+    )
+    argv = ["predict", "--checkpoint", str(model), "--format=jsonl"]
+    names = ["Fra\udcffnk", "Kim", "\u202e"]
+    process = subprocess.run(
+        [sys.executable, "-c", code, *argv, *names],
+        input="\n".join(names).encode(errors="surrogateescape"),
+        capture_output=True,
+        cwd=root,
+    )
+    *lines, codes = process.stdout.decode().splitlines(keepends=True)
+    assert codes == "0 0 False\n"
+    assert process.stderr == b"2 of 3 names could not be read\n" * 2
+    assert lines[:3] == lines[3:]
+    check((0, "".join(lines[:3]), "-"), names, "jsonl")
+
+
+def test_the_writer_of_each_format():
+    bodies = [writer_of(format, 1).body([]) for format in ("table", "csv", "jsonl")]
+    assert bodies == ["", "", ""]

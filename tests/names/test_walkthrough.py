@@ -1,0 +1,73 @@
+"""The walk-through runs as plain Python: its assertions hold, and its figures have a layout."""
+
+import runpy
+import warnings
+
+import pytest
+import torch
+
+from namernn_fast.names import DownloadError, dataset
+from namernn_fast.names.checkpoint import pretrained_checkpoint
+
+# Imported before a test empties the cache, where matplotlib would look for the fonts anew.
+matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws with matplotlib")
+matplotlib.use("agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+pytestmark = pytest.mark.skipif(
+    not pretrained_checkpoint().is_file(), reason="the package holds no pretrained model"
+)
+FIGURES = 9
+
+
+@pytest.fixture
+def walk(root, monkeypatch):
+    """Runs the walk-through and returns its variables; checks that its figures have a layout."""
+
+    def run():
+        shown = []
+
+        def show():
+            shown.append(plt.gcf())
+            plt.gcf().draw_without_rendering()  # lays out what Agg's own `show` leaves alone
+            plt.close()
+
+        monkeypatch.setattr(plt, "show", show)
+        with matplotlib.rc_context(), warnings.catch_warnings(), torch.random.fork_rng():
+            # matplotlib warns of a character that no font has, and of a layout that does not fit.
+            warnings.simplefilter("error", UserWarning)
+            variables = runpy.run_path(str(root / "examples" / "walkthrough.py"))
+        assert len(shown) == FIGURES
+        assert not plt.get_fignums()
+        return variables
+
+    return run
+
+
+def test_walkthrough_of_the_data_set(walk, real_folder, monkeypatch):
+    monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
+    assert not walk()["data"].is_sample
+
+
+def test_walkthrough_without_a_network(walk, monkeypatch, capsys):
+    def no_network(url, path):
+        raise DownloadError("there is no network")
+
+    monkeypatch.setattr(dataset, "download_names", no_network)
+    assert walk()["data"].is_sample
+    assert "the embedded sample, not the data set" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_page_holds_everything(root, tmp_path, monkeypatch, real_folder):
+    for module in ("ipykernel", "jupytext", "latex2mathml", "nbconvert"):
+        pytest.importorskip(module, reason=f"the build of the page needs {module}")
+    monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
+    build = runpy.run_path(str(root / "examples" / "build_walkthrough.py"))
+    build["main"](tmp_path)
+    html = (tmp_path / "walkthrough.html").read_text(encoding="utf-8")
+    assert "<math" in html
+    assert html.count('src="data:image/png') == html.count("<img ") == FIGURES
+    assert 'alt="The states of run' in html
+    assert "<script" not in html
+    assert (tmp_path / "walkthrough.ipynb").is_file()
