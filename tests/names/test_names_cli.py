@@ -170,10 +170,10 @@ def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
     assert f"from the folder {tmp_path}/{shown}; " in out.splitlines()[0]
     assert out.splitlines()[-1] == f"saved {tmp_path}/{shown}.safetensors"
 
-    code, out, err = run("predict", odd, "\ud800x", "--top", 1, "--checkpoint", path)
+    code, out, err = run("predict", odd, "x\u2028y", "--top", 1, "--checkpoint", path)
     assert (code, err) == (0, "")
-    assert out.splitlines()[0::2] == [shown, r"\ud800x"]
-    assert len(out.splitlines()) == 4
+    assert [line for line in out.splitlines() if not line.startswith("  ")] == [shown, r"x\u2028y"]
+    assert all(line.isprintable() for line in out.split("\n"))
 
     for argv in (
         ("predict", "\x1b[\n31", "--checkpoint", str(path)),
@@ -188,10 +188,9 @@ def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
     ):
         with suppress(SystemExit):  # of argparse
             assert cli.main([*argv]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert all(line.isprintable() for line in captured.err.split("\n"))
-        assert "31" in captured.err
+        printed = "".join(capsys.readouterr())
+        assert all(line.isprintable() for line in printed.split("\n"))
+        assert "31" in printed
 
 
 def test_an_odd_language_is_refused(fails, make_folder):
@@ -305,13 +304,6 @@ def test_predict_without_a_usable_checkpoint(fails, tmp_path):
     code, message = fails("predict", "Kim", "--checkpoint", path)
     assert code == 2
     assert message.startswith(f"{path}: not a readable safetensors file (")
-
-
-def test_predict_of_a_name_that_cannot_be_read(folder, run, fails):
-    run("train", "--data", folder, "--epochs", 1, *SMALL)
-    code, message = fails("predict", "Kim", "Иванов")
-    assert code == 2
-    assert message.startswith("'Иванов' holds no usable character: ")
 
 
 def test_a_checkpoint_that_cannot_be_written_is_known_before_the_training(fails, folder, tmp_path):

@@ -117,7 +117,7 @@ def test_odd_options_are_refused(write, path, tiny):
     odd = (True, 1.5, "x", None, [], {}, -1, float("nan"), float("inf"), 10**9, 10**400)
     for option, value in tiny.model.config.items():
         for other in odd:
-            if not (type(other) is type(value) and other == value):
+            if not (type(other) is type(value) is bool or other is value):
                 write(model={**tiny.model.config, option: other})
                 assert refusal(path).startswith("not a checkpoint that this version can read (")
 
