@@ -106,7 +106,7 @@ def report(found: dict[str, Any]) -> str:
             f"Test parts of {len(found['splits'])} splits, each with a seed of its own: mean ± "
             f"standard deviation. The first split has {train:,} names to train, {validation:,} to "
             f"validate and {test:,} to test, SHA-256 `{found['splits'][0]['sha256'][:16]}`. "
-            f"Seconds are of one thread on {found['cpu']}, {found['jobs']} splits side by side; "
+            f"Seconds are processor time of one thread on {found['cpu']}; "
             f"torch {found['torch']}.",
             markdown(rows),
             legend,
