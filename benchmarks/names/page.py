@@ -9,13 +9,13 @@ MADE_UP = 80_000
 """Made-up names that the small network learns from."""
 
 MAJORITY = "majority"
-NGRAM, SAME, WEIGHTED = "n-grams", "n-grams, 0.15", "n-grams, TF-IDF"
+NGRAM, BARE, WEIGHTED = "n-grams", "n-grams, bare", "n-grams, TF-IDF"
 PLAIN, REFERENCE, ONE, SMALL = "plain", "reference", "one network of it", "small"
 SYSTEMS = {
     MAJORITY: "the most frequent language, always",
     NGRAM: "logistic regression on the counts of character n-grams, chosen on validation parts",
-    SAME: "the n-grams with the prior correction of the networks, 0.15 in place of 0.3",
-    WEIGHTED: "logistic regression on TF-IDF of up to 5 characters",
+    BARE: "the n-grams without the prior correction of 0.3, which the reference has too",
+    WEIGHTED: "logistic regression on TF-IDF of up to 5 characters, with the correction",
     PLAIN: "the seed's network: one direction, last state, recipe `plain`",
     SMALL: "the same network, taught by the reference: the one that ships",
     ONE: "the first network of the reference",

@@ -29,21 +29,20 @@ from benchmarks.harness.machine import cpu_name
 from benchmarks.harness.paths import DOCS, ROOT
 from benchmarks.harness.surnames import names
 from benchmarks.names.page import (
+    BARE,
     MADE_UP,
     MAJORITY,
     NGRAM,
     ONE,
     PLAIN,
     REFERENCE,
-    SAME,
     SMALL,
     SYSTEMS,
     WEIGHTED,
     card,
     report,
 )
-from namernn_fast.names import RECIPES, Checkpoint, Split, fit, load_checkpoint, split
-from namernn_fast.names import save_checkpoint as save
+from namernn_fast.names import RECIPES, Fit, Split, fit, load_checkpoint, save_checkpoint, split
 from namernn_fast.names.baselines import (
     NGRAMS,
     WEIGHTED_NGRAMS,
@@ -83,46 +82,83 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def run_split(seed: int, folder: Path, version: str) -> None:
-    """Trains and asks the networks on one split, and writes the test scores to `folder`."""
-    torch.set_num_threads(1)
-    target = folder / f"networks{seed}.safetensors"
+def run_plain(seed: int, folder: Path, version: str) -> None:
+    """Trains the plain recipe on one split, and writes the test scores."""
+    target = folder / f"plain{seed}.safetensors"
     if is_finished(target, version):
         return
-    parts = split(names(), seed=seed)
-    scores, seconds = {}, {}
-    plain = timed(PLAIN, seed, seconds, lambda: fit(parts, RECIPES["plain"], seed=seed))
-    scores[PLAIN] = scores_of(plain.checkpoint.model, parts)
+    parts, seconds = start(seed)
+    fitted = timed(PLAIN, seed, seconds, lambda: fit(parts, RECIPES["plain"], seed=seed))
+    write(target, {PLAIN: scores_of(fitted.checkpoint.model, parts)}, version, seconds)
+
+
+def run_reference(seed: int, folder: Path, version: str) -> None:
+    """Trains the reference recipe on one split, and writes the test scores and the model."""
+    target = folder / f"reference{seed}.safetensors"
+    if is_finished(target, version):
+        return
+    parts, seconds = start(seed)
     fitted = timed(REFERENCE, seed, seconds, lambda: fit(parts, RECIPES["reference"], seed=seed))
-    reference = fitted.checkpoint
-    scores[REFERENCE] = scores_of(reference.model, parts)
-    assert isinstance(reference.model, NameEnsemble)
-    scores[ONE] = scores_of(reference.model.members[0], parts)
-    small = timed(SMALL, seed, seconds, lambda: small_network(parts, reference, seed))
-    scores[SMALL] = scores_of(small.model, parts)
-    save(folder / f"reference{seed}.safetensors", reference, torch.float16)
-    save(folder / f"small{seed}.safetensors", small, torch.float16)
-    write_tensors(target, KIND, scores, {"version": version, "seconds": seconds})
+    model = fitted.checkpoint.model
+    assert isinstance(model, NameEnsemble)
+    scores = {REFERENCE: scores_of(model, parts), ONE: scores_of(model.members[0], parts)}
+    save_checkpoint(folder / f"reference{seed}_model.safetensors", fitted.checkpoint)
+    write(target, scores, version, seconds)
+
+
+def run_small(seed: int, folder: Path, version: str) -> None:
+    """Lets the reference teach the seed's network; writes the test scores and the network."""
+    target = folder / f"small{seed}.safetensors"
+    if is_finished(target, version):
+        return
+    parts, seconds = start(seed)
+    teacher = load_checkpoint(folder / f"reference{seed}_model.safetensors").model
+    correction = RECIPES["reference"].prior_correction
+
+    def taught() -> Fit:
+        lesson = distilled(parts, teacher, MADE_UP, prior_correction=correction, seed=seed)
+        return fit(lesson, RECIPES["distilled"], seed=seed)
+
+    fitted = timed(SMALL, seed, seconds, taught)
+    save_checkpoint(folder / f"small{seed}_model.safetensors", fitted.checkpoint)
+    write(target, {SMALL: scores_of(fitted.checkpoint.model, parts)}, version, seconds)
 
 
 def run_rivals(seed: int, folder: Path, version: str) -> None:
     """Fits and asks what the networks are compared with, and writes the test scores."""
-    torch.set_num_threads(1)
     target = folder / f"rivals{seed}.safetensors"
     if is_finished(target, version):
         return
-    parts = split(names(), seed=seed)
-    seconds: dict[str, float] = {}
+    parts, seconds = start(seed)
     counted = timed(NGRAM, seed, seconds, lambda: ngram_baseline(parts)).test
     weighted = timed(WEIGHTED, seed, seconds, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test
-    # The correction is a multiple of the logarithm of the priors, which is subtracted.
-    less = NGRAMS.prior_correction - RECIPES["reference"].prior_correction
     scores = {
         MAJORITY: majority_baseline(parts).test,
         NGRAM: counted,
-        SAME: counted + less * parts.priors().log(),
+        # The correction is a multiple of the logarithm of the priors, which was subtracted.
+        BARE: counted + NGRAMS.prior_correction * parts.priors().log(),
         WEIGHTED: weighted,
     }
+    write(target, scores, version, seconds)
+
+
+STAGES = {
+    "rivals": run_rivals,
+    "plain": run_plain,
+    "reference": run_reference,
+    "small": run_small,
+}
+"""What runs on each split, by the name of its file; a stage may read what an earlier one wrote."""
+
+
+def start(seed: int) -> tuple[Split, dict[str, float]]:
+    """Returns the parts of a split, and a table for the times; sets the process to one thread."""
+    torch.set_num_threads(1)
+    return split(names(), seed=seed), {}
+
+
+def write(target: Path, scores: dict[str, Tensor], version: str, seconds: dict[str, float]) -> None:
+    """Writes what a stage has found on one split."""
     write_tensors(target, KIND, scores, {"version": version, "seconds": seconds})
 
 
@@ -141,12 +177,6 @@ def timed(name: str, seed: int, seconds: dict[str, float], call: Callable[[], An
     seconds[name] = time.process_time() - started
     print(f"split {seed}: {name}, {seconds[name]:.0f} s", flush=True)
     return result
-
-
-def small_network(parts: Split, reference: Checkpoint, seed: int) -> Checkpoint:
-    """Returns the seed's network, taught by the reference."""
-    lesson = distilled(parts, reference.model, MADE_UP, seed=seed)
-    return fit(lesson, RECIPES["distilled"], seed=seed).checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,15 +203,16 @@ class Results:
 
 
 def collect(seeds: range, folder: Path) -> Results:
-    """Reads what `run_split` and `run_rivals` have written."""
-    scores, seconds = [], []
+    """Reads what the stages have written."""
+    scores: list[dict[str, Tensor]] = []
+    seconds: list[dict[str, float]] = []
     for seed in seeds:
-        rivals, networks = (
-            read_tensors(folder / f"{kind}{seed}.safetensors", KIND)
-            for kind in ("rivals", "networks")
-        )
-        scores.append({**networks[0], **rivals[0]})
-        seconds.append({**networks[1]["seconds"], **rivals[1]["seconds"]})
+        scores.append({})
+        seconds.append({})
+        for stage in STAGES:
+            found, values = read_tensors(folder / f"{stage}{seed}.safetensors", KIND)
+            scores[-1] |= found
+            seconds[-1] |= values["seconds"]
     return Results([split(names(), seed=seed) for seed in seeds], scores, seconds)
 
 
@@ -246,11 +277,11 @@ def tests(results: Results, rival: str, name: str) -> dict[str, Any]:
 def record(found: dict[str, Any]) -> None:
     """Replaces the pretrained network and its card by those of the first split."""
     target = pretrained_checkpoint()
-    small = load_checkpoint(SCRATCH / "small0.safetensors")
+    small = load_checkpoint(SCRATCH / "small0_model.safetensors")
     # The path of the data on the machine that trained the network tells nobody anything.
     small.info["split"]["data"]["source"] = "the names data set"
     target.parent.mkdir(exist_ok=True)
-    save(target, small, torch.float16)
+    save_checkpoint(target, small, torch.float16)
     CARD.write_text(card(found, target.stat().st_size), encoding="utf-8")
 
 
@@ -273,7 +304,7 @@ def main() -> None:
     version = code_version()
     if not options.no_training:
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            for run in (run_rivals, run_split):
+            for run in STAGES.values():
                 list(pool.map(run, seeds, [SCRATCH] * len(seeds), [version] * len(seeds)))
     found = summary(collect(seeds, SCRATCH))
     pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)

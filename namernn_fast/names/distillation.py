@@ -22,7 +22,14 @@ _ORDERS = (2, 3)
 _LONGEST = 20
 
 
-def distilled(split: Split, teacher: nn.Module, made_up: int, *, seed: int = 0) -> Split:
+def distilled(
+    split: Split,
+    teacher: nn.Module,
+    made_up: int,
+    *,
+    prior_correction: float = 0.0,
+    seed: int = 0,
+) -> Split:
     """Returns the split with a training part that the teacher has labelled.
 
     Args:
@@ -31,6 +38,8 @@ def distilled(split: Split, teacher: nn.Module, made_up: int, *, seed: int = 0) 
             alone.
         made_up: how many names to make up beside those of the training part. Fewer are added: equal
             ones count once, and none is a name of the validation or test part.
+        prior_correction: that of the teacher's recipe, which is taken back, so that the student's
+            own recipe decides how much rare languages are favoured.
         seed: of the made-up names.
 
     Returns:
@@ -41,7 +50,10 @@ def distilled(split: Split, teacher: nn.Module, made_up: int, *, seed: int = 0) 
     drawn = set(made_up_names(split, made_up, seed=seed))
     texts = known + sorted(drawn.difference(known, split.validation.texts, split.test.texts))
     names = encode_folded(texts)
-    train = LabelledNames(tuple(texts), names, logits(teacher, names).softmax(1))
+    scores = logits(teacher, names)
+    if prior_correction:
+        scores = scores + prior_correction * split.priors().log().to(scores)
+    train = LabelledNames(tuple(texts), names, scores.softmax(1))
     return dataclasses.replace(split, train=train, info={**split.info, "made_up": made_up})
 
 

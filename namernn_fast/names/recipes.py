@@ -102,6 +102,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "plain": _ONE_CYCLE,
         "reference": _ONE_CYCLE.changed(
             members=8,
+            prior_correction=0.3,
             model={
                 "hidden_size": 192,
                 "bidirectional": True,
@@ -115,7 +116,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             epochs=8,
             batch_size=128,
             label_smoothing=0.0,
-            prior_correction=0.0,  # the teacher's answers have it already
             model={"character_dropout": 0.0},
         ),
     }

@@ -182,7 +182,17 @@ def _taught(parts: Split, arguments: argparse.Namespace) -> Split:
             f"{arguments.teacher}: the teacher was trained on another split, so it may know the "
             "names of the test part"
         )
-    return distilled(parts, teacher.model, arguments.made_up, seed=arguments.seed)
+    recipe = teacher.info.get("recipe")
+    correction = recipe.get("prior_correction") if isinstance(recipe, dict) else None
+    if not isinstance(correction, float):
+        raise InputError(f"{arguments.teacher}: the teacher's recipe is not recorded")
+    return distilled(
+        parts,
+        teacher.model,
+        arguments.made_up,
+        prior_correction=correction,
+        seed=arguments.seed,
+    )
 
 
 def _check_processes_agree(parts: Split) -> None:
