@@ -237,7 +237,7 @@ def summary(results: Results) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "torch": torch.__version__,
-        "splits": [item.info for item in results.parts],
+        "splits": [without_path(item.info) for item in results.parts],
         "names": [
             [len(item.train), len(item.validation), len(item.test)] for item in results.parts
         ],
@@ -251,6 +251,11 @@ def summary(results: Results) -> dict[str, Any]:
             for rival in (NGRAM, WEIGHTED)
         },
     }
+
+
+def without_path(info: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a split records, without the path of the data on the machine of the study."""
+    return {**info, "data": {**info["data"], "source": "the names data set"}}
 
 
 def tests(results: Results, rival: str, name: str) -> dict[str, Any]:
@@ -278,8 +283,7 @@ def record(found: dict[str, Any]) -> None:
     """Replaces the pretrained network and its card by those of the first split."""
     target = pretrained_checkpoint()
     small = load_checkpoint(SCRATCH / "small0_model.safetensors")
-    # The path of the data on the machine that trained the network tells nobody anything.
-    small.info["split"]["data"]["source"] = "the names data set"
+    small.info["split"] = without_path(small.info["split"])
     target.parent.mkdir(exist_ok=True)
     save_checkpoint(target, small, torch.float16)
     CARD.write_text(card(found, target.stat().st_size), encoding="utf-8")

@@ -385,7 +385,8 @@ def test_as_a_program(root, folder, tmp_path):
 def test_the_package_needs_torch_alone(root):
     code = (
         "import sys;"
-        "sys.modules.update(dict.fromkeys(('requests', 'safetensors', 'tqdm', 'urllib3')));"
+        "sys.modules.update(dict.fromkeys(('matplotlib', 'requests',"
+        "'safetensors', 'scipy', 'sklearn', 'starlette', 'tqdm', 'urllib3', 'uvicorn')));"
         "import namernn_fast.names as names;"
         "from namernn_fast.names.dataset import embedded_sample;"
         "print(len(names.fit(names.split(embedded_sample()), names.Recipe(epochs=1)).history))"
