@@ -47,7 +47,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
 # Folders whose files building and testing need, and which setuptools would leave out of an sdist.
-SDIST_FOLDERS = (".ci", "benchmarks", "csrc", "docs", "tests")
+SDIST_FOLDERS = (".ci", "benchmarks", "csrc", "docs", "examples", "tests")
 SDIST_FILES = (".clang-format", ".gitignore", "*.md", "Makefile")
 
 

@@ -16,12 +16,15 @@ SYSTEMS = {
     NGRAM: "logistic regression on the counts of character n-grams, chosen on validation parts",
     BARE: "the n-grams without the prior correction of 0.3, which the reference has too",
     WEIGHTED: "logistic regression on TF-IDF of up to 5 characters, with the correction",
-    PLAIN: "the seed's network: one direction, last state, recipe `plain`",
+    PLAIN: "the defaults of `NameClassifier`: one direction, last state, recipe `plain`",
     SMALL: "the same network, taught by the reference: the one that ships",
     ONE: "the first network of the reference",
     REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
 }
 
+
+RIVALS = (NGRAM, BARE, WEIGHTED)
+"""What each network is tested against."""
 
 CARD_TEXT = """# Model card: the pretrained network of `namernn_fast.names`
 
@@ -72,6 +75,7 @@ def spread(values: list[float], factor: float = 1, digits: int = 3) -> str:
 def report(found: dict[str, Any]) -> str:
     """Returns the section of docs/names.md: who wins, by how much, and on which languages."""
     train, validation, test = found["names"][0]
+    timed = sum(value is not None for value in found["systems"][REFERENCE]["seconds"])
     rows = [
         ["", "accuracy %", "macro-F1", "top-3 %", "log loss", "calibration error", "seconds"],
         ["ceiling", spread(found["ceiling"], 100, 1), "", "", "", "", ""],
@@ -106,12 +110,13 @@ def report(found: dict[str, Any]) -> str:
             f"Test parts of {len(found['splits'])} splits, each with a seed of its own: mean ± "
             f"standard deviation. The first split has {train:,} names to train, {validation:,} to "
             f"validate and {test:,} to test, SHA-256 `{found['splits'][0]['sha256'][:16]}`. "
-            f"Seconds are processor time of one thread on {found['cpu']}; "
-            f"torch {found['torch']}.",
+            f"Seconds are processor time of one thread on {found['cpu']}, for the networks of "
+            f"{timed} of the {len(found['splits'])} splits; torch {found['torch']}.",
             markdown(rows),
             legend,
-            "Each network against the n-grams on the same test names. The interval is the paired "
-            "bootstrap's over the strings of all splits, with the trained models fixed; the "
+            conclusion(found["tests"]),
+            "Each network against each kind of n-grams on the same test names. The interval is the "
+            "paired bootstrap's over the strings of all splits, with the trained models fixed; the "
             "corrected t test (Nadeau and Bengio, 2003) takes the spread from one split and seed "
             "to the next into account.",
             verdicts,
@@ -119,6 +124,39 @@ def report(found: dict[str, Any]) -> str:
             markdown(languages),
         ]
     )
+
+
+def conclusion(tests: dict[str, Any]) -> str:
+    """Returns in words whether the reference is ahead of the n-grams."""
+    said = []
+    for rival in RIVALS:
+        found = tests[rival][REFERENCE]
+        of_figures = [
+            f"{label}: {outcome(found[figure]['bootstrap'])}"
+            for figure, label in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"))
+        ]
+        said.append(f"against {rival}, {', '.join(of_figures)}")
+    text = f"**Who wins.** The reference by the paired bootstrap: {'; '.join(said)}."
+    p_values = [
+        figure["corrected_t_test"]["p_value"]
+        for rival in RIVALS
+        for figure in tests[rival][REFERENCE].values()
+        if "corrected_t_test" in figure
+    ]
+    if p_values:
+        text += (
+            " By the corrected t test, which counts the spread between splits and seeds, "
+            f"{sum(p < 0.05 for p in p_values)} of these {len(p_values)} differences are "
+            f"significant (smallest p = {min(p_values):.2g})."
+        )
+    return text
+
+
+def outcome(difference: dict[str, float]) -> str:
+    """Returns in words what an interval of a difference says."""
+    if difference["low"] > 0:
+        return "ahead"
+    return "behind" if difference["high"] < 0 else "no significant difference"
 
 
 def verdict(name: str, rival: str, tests: dict[str, Any]) -> str:
@@ -131,10 +169,8 @@ def verdict(name: str, rival: str, tests: dict[str, Any]) -> str:
         found = tests[figure]["bootstrap"]
         digits = 2 if factor == 100 else 3
         low, value, high = (factor * found[end] for end in ("low", "value", "high"))
-        word = "ahead" if low > 0 else "behind" if high < 0 else "a tie"
-        text = (
-            f"{label} {value:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}): {word}"
-        )
+        interval = f"({low:+.{digits}f} to {high:+.{digits}f})"
+        text = f"{label} {value:+.{digits}f}{unit} {interval}: {outcome(found)}"
         if corrected := tests[figure].get("corrected_t_test"):
             text += f", corrected t test p = {corrected['p_value']:.2g}"
         said.append(f"{text}, {tests[figure]['wins']} splits won")
@@ -149,6 +185,7 @@ def card(found: dict[str, Any], bytes_: int) -> str:
         (SMALL, "this network"),
         (REFERENCE, "the reference that taught it"),
         (NGRAM, "n-gram logistic regression"),
+        (BARE, "the n-grams, rare languages not favoured"),
     ):
         first = {figure: figures[name][figure][0] for figure in ("accuracy", "macro_f1", "top3")}
         rows.append(

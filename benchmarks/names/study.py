@@ -36,6 +36,7 @@ from benchmarks.names.page import (
     ONE,
     PLAIN,
     REFERENCE,
+    RIVALS,
     SMALL,
     SYSTEMS,
     WEIGHTED,
@@ -77,8 +78,9 @@ def code_version() -> str:
         "baselines checkpoint distillation model ngrams prediction recipes splitting steps text "
         "training"
     )
-    for name in decisive.split():
-        digest.update((folder / f"{name}.py").read_bytes())
+    files = [folder / f"{name}.py" for name in decisive.split()]
+    for path in (*files, Path(__file__), Path(__file__).with_name("page.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -107,7 +109,7 @@ def run_reference(seed: int, folder: Path, version: str) -> None:
 
 
 def run_small(seed: int, folder: Path, version: str) -> None:
-    """Lets the reference teach the seed's network; writes the test scores and the network."""
+    """Lets the reference teach the plain network; writes the test scores and the network."""
     target = folder / f"small{seed}.safetensors"
     if is_finished(target, version):
         return
@@ -136,7 +138,7 @@ def run_rivals(seed: int, folder: Path, version: str) -> None:
         MAJORITY: majority_baseline(parts).test,
         NGRAM: counted,
         # The correction is a multiple of the logarithm of the priors, which was subtracted.
-        BARE: counted + NGRAMS.prior_correction * parts.priors().log(),
+        BARE: counted + NGRAMS.prior_correction * parts.log_priors(),
         WEIGHTED: weighted,
     }
     write(target, scores, version, seconds)
@@ -248,7 +250,7 @@ def summary(results: Results) -> dict[str, Any]:
         "systems": systems,
         "tests": {
             rival: {name: tests(results, rival, name) for name in (REFERENCE, ONE, SMALL, PLAIN)}
-            for rival in (NGRAM, WEIGHTED)
+            for rival in RIVALS
         },
     }
 
@@ -258,17 +260,17 @@ def without_path(info: dict[str, Any]) -> dict[str, Any]:
     return {**info, "data": {**info["data"], "source": "the names data set"}}
 
 
-def tests(results: Results, rival: str, name: str) -> dict[str, Any]:
+def tests(results: Results, rival_name: str, name: str) -> dict[str, Any]:
     """Returns the paired tests of a network against a rival."""
-    first, second = results.answers(rival), results.answers(name)
+    first, second = results.answers(rival_name), results.answers(name)
     share = len(results.parts[0].test) / len(results.parts[0].train)
     found = {}
-    pairs = (results.evaluations(rival), results.evaluations(name))
+    pairs = (results.evaluations(rival_name), results.evaluations(name))
     for figure, difference in zip(
         ("accuracy", "macro_f1"), paired_bootstrap(first, second), strict=True
     ):
         values = [[getattr(item, figure).value for item in items] for items in pairs]
-        differences = [theirs - ours for ours, theirs in zip(*values, strict=True)]
+        differences = [network - rival for rival, network in zip(*values, strict=True)]
         found[figure] = {
             "bootstrap": dataclasses.asdict(difference),
             "wins": sum(value > 0 for value in differences),

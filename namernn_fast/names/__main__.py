@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _warnings_escaped():
             arguments = _parser().parse_args(argv)
             arguments.run(arguments)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except InputError as error:
         return _failed(error, 2)
     except BrokenPipeError:
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        # A name may hold characters that the terminal's encoding does not have.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:  # as it is where the program that started this one closed it
+            # A name may hold characters that the terminal's encoding does not have.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -170,9 +170,16 @@ def check_worth_replacing(path: Path, is_sample: bool) -> None:
 
     Raises:
         InputError: there is a file that is no checkpoint, or a model of real data that a model of
-            the sample would replace.
+            the sample would replace: one at `path`, or at the default path the pretrained model,
+            which answers as long as there is none.
     """
     if not path.exists():
+        if is_sample and path == default_checkpoint() and pretrained_checkpoint().exists():
+            raise InputError(
+                "a model of the embedded sample would answer in place of the pretrained model, "
+                f"which knows real data; --force saves it at {path} all the same, --checkpoint "
+                "saves it elsewhere"
+            )
         return
     try:
         replaced = describe_checkpoint(path)

@@ -52,7 +52,7 @@ def distilled(
     names = encode_folded(texts)
     scores = logits(teacher, names)
     if prior_correction:
-        scores = scores + prior_correction * split.priors().log().to(scores)
+        scores = scores + prior_correction * split.log_priors().to(scores)
     train = LabelledNames(tuple(texts), names, scores.softmax(1))
     return dataclasses.replace(split, train=train, info={**split.info, "made_up": made_up})
 

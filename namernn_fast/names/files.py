@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from .text import InputError
 
-# The optional dependencies of pyproject.toml that bring a package, where that is not "names".
+# Packages that another extra of pyproject.toml than "names" brings.
 _EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
@@ -85,6 +85,8 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
+            raise  # it is installed, but something that it needs is not
         extra = _EXTRAS.get(package, "names")
         raise ModuleNotFoundError(
             f"{package} is not installed; run: pip install 'namernn_fast[{extra}]'", name=package

@@ -33,12 +33,12 @@ class NameClassifier(nn.Module):
         state_dropout: the probability with which each number that the linear layer reads is zeroed
             in training.
         character_dropout: the probability with which each character is unknown in training: its
-            embedding is zero, and n-grams have a mark in its place.
+            embedding is zero, and n-grams have the symbol for an unknown character in its place.
         ngrams: whether the embeddings of the n-grams around a character (see `NgramEmbedding`) are
             added to its own.
 
     Raises:
-        ValueError, TypeError: as of `rnn_class`; the pooling is another.
+        ValueError, TypeError: as of `rnn_class`; `pooling` is not one of `POOLINGS`.
     """
 
     def __init__(

@@ -165,7 +165,12 @@ def _finite(results: Tensor, what: str) -> Tensor:
 
 @torch.no_grad()
 def logits(model: nn.Module, names: EncodedNames) -> Tensor:
-    """Returns the logits (number of names, num_classes), on the CPU; arguments as above."""
+    """Returns the logits (number of names, num_classes), on the CPU.
+
+    Args:
+        model: a `NameClassifier` or `NameEnsemble`, in evaluation mode.
+        names: at least one.
+    """
     order = names.by_length(torch.arange(len(names)))
     results = [
         model(names.pack(indices, _device(model))).float().cpu()

@@ -61,6 +61,13 @@ class Split:
         counts = one_hot.double().sum(0)
         return counts / counts.sum()
 
+    def log_priors(self) -> Tensor:
+        """Returns the logarithms of the shares: float64 (languages).
+
+        A language that no training name has counts as if one had it: log(0) would be infinite.
+        """
+        return self.priors().clamp(min=1 / len(self.train)).log()
+
 
 def split(
     data: NamesData,

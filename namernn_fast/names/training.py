@@ -336,9 +336,7 @@ def _adjust(
     temperature = 1.0
     if recipe.calibrated:
         temperature = _temperature(logits(model, split.validation.names), split.validation.labels)
-    # A language that no training name has counts as if one had it: log(0) would be infinite.
-    priors = split.priors().clamp(min=1 / len(split.train))
-    correction = recipe.prior_correction * priors.log()
+    correction = recipe.prior_correction * split.log_priors()
     with torch.no_grad():
         for member in members:
             layer = member.classifier

@@ -78,7 +78,7 @@ class CsvWriter(Writer):
         cells: list[str | float] = [""] * (2 * self._top + 3)
         cells[0] = _cell(name)
         end = 2 * len(languages) + 1
-        cells[1:end:2] = languages
+        cells[1:end:2] = map(_cell, languages)
         cells[2:end:2] = values
         if error is not None:
             cells[-1] = _cell(error)

@@ -32,7 +32,7 @@ def test_the_report_says_who_wins(found):
     assert "100.0 ± 0.0" in row
     assert "1.000 ± 0.000" in row
     assert row.split("|")[-2].strip() == "110"
-    for rival in (page.NGRAM, page.WEIGHTED):
+    for rival in page.RIVALS:
         [verdict] = [
             line
             for line in report.splitlines()
@@ -46,6 +46,11 @@ def test_the_report_says_who_wins(found):
             if line.startswith(f"- **{page.PLAIN}** against {rival}:")
         ]
         assert ": ahead" not in verdict
+
+    assert (
+        "**Who wins.** The reference by the paired bootstrap: against n-grams, accuracy: ahead"
+        in (report)
+    )
 
 
 def test_a_loss_is_told_as_well(found):

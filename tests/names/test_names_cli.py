@@ -129,7 +129,7 @@ def test_the_same_command_prints_the_same(folder, run):
 
 
 def test_the_sample_is_announced(run, offline, caplog):
-    code, out, _ = run("train", "--epochs", 1, *SMALL)
+    code, out, _ = run("train", "--epochs", 1, *SMALL, "--force")
     assert code == 0
     assert " names in 18 languages from the embedded sample; " in out.splitlines()[0]
     [record] = caplog.records

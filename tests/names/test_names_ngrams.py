@@ -153,9 +153,39 @@ def test_the_command_line_takes_a_teacher_of_its_own_split_alone(tmp_path, monke
     taught = [str(small), "--teacher", str(big), "--recipe", "distilled", "--made-up", "50"]
     assert cli.main([*train, *taught]) == 0
     assert load_checkpoint(small).info["split"]["made_up"] == 50
+    assert len(load_checkpoint(small).info["split"]["teacher"]) == 64
     capsys.readouterr()
-    assert cli.main([*train, *taught, "--split-seed", "1"]) == 2
-    assert "the teacher was trained on another split" in capsys.readouterr().err
+    for wrong, reason in (
+        ([*taught, "--split-seed", "1"], "the teacher was trained on another split"),
+        ([str(small), "--recipe", "distilled"], "--recipe distilled goes with --teacher"),
+        ([str(small), "--made-up", "9"], "--made-up goes with --teacher"),
+    ):
+        assert cli.main([*train, *wrong]) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_a_training_is_not_resumed_with_another_teacher(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("namernn_fast.names.commands.train.load_names", sample)
+    sizes = ["--embedding-size", "8", "--hidden-size", "12"]
+    teachers = [tmp_path / f"teacher{seed}.safetensors" for seed in (0, 1)]
+    for seed, path in enumerate(teachers):
+        options = ["--epochs", "1", "--seed", str(seed), "--checkpoint", str(path)]
+        assert cli.main(["train", *sizes, *options]) == 0
+    small = tmp_path / "small.safetensors"
+    lesson = ["train", *sizes, "--recipe", "distilled", "--made-up", "20", "--epochs", "2"]
+    lesson += ["--checkpoint", str(small), "--teacher"]
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        reporter = "namernn_fast.names.commands.train._reporter"
+        patch.setattr(reporter, lambda recipe: interrupted)
+        assert cli.main([*lesson, str(teachers[0])]) == 130
+    capsys.readouterr()
+    assert cli.main([*lesson, str(teachers[1]), "--resume"]) == 2
+    assert "teacher" in capsys.readouterr().err
+    assert cli.main([*lesson, str(teachers[0]), "--resume"]) == 0
 
 
 def sample(path, *, allow_sample):

@@ -51,12 +51,24 @@ def test_what_is_no_checkpoint_is_not_replaced(run, fails, folder, tmp_path, con
 
 def test_predict_says_when_the_model_of_a_sample_speaks(run, offline, folder):
     warning = "this model was trained on the small embedded sample, not on the names data set\n"
-    run("train", "--epochs", 1, *SMALL)
+    run("train", "--epochs", 1, *SMALL, "--force")
     code, out, err = run("predict", "Kim")
     assert (code, err) == (0, warning)
     assert warning not in out
     run("train", "--data", folder, "--epochs", 1, *SMALL)
     assert run("predict", "Kim")[2] == ""
+
+
+def test_a_model_of_the_sample_does_not_answer_in_place_of_the_pretrained_one(
+    run, offline, cache, tmp_path
+):
+    code, _, err = run("train", "--epochs", 1, *SMALL)
+    assert code == 2
+    assert "in place of the pretrained model" in err
+    assert not list(cache.glob("*.safetensors*"))
+    elsewhere = tmp_path / "mine.safetensors"
+    assert run("train", "--epochs", 1, *SMALL, "--checkpoint", elsewhere)[0] == 0
+    assert run("train", "--epochs", 1, *SMALL, "--force")[0] == 0
 
 
 def interrupt_after(epochs, monkeypatch):

@@ -7,16 +7,12 @@ import pytest
 import torch
 
 from namernn_fast.names import DownloadError, dataset
-from namernn_fast.names.checkpoint import pretrained_checkpoint
 
 # Imported before a test empties the cache, where matplotlib would look for the fonts anew.
 matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws with matplotlib")
 matplotlib.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
 
-pytestmark = pytest.mark.skipif(
-    not pretrained_checkpoint().is_file(), reason="the package holds no pretrained model"
-)
 FIGURES = 9
 
 

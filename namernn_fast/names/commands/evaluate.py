@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = predictor.checkpoint
     say_which_model(checkpoint)
     parts = _recorded_split(checkpoint, arguments)
-    if parts.info["method"] == "random":
+    if parts.info["method"] == "random" and arguments.part == "test":
         say(
             f"the split is random: {leak(parts)['strings']:.1%} of the test part are names that "
             "the training or the validation part has too"

@@ -106,7 +106,8 @@ def run(arguments: argparse.Namespace) -> None:
             write(head)
     if failed == count > 0:
         # What was written must not appear behind the error on a terminal.
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         raise InputError(
             "the name could not be read" if count == 1 else f"none of {count:,} names could be read"
         )
@@ -143,8 +144,11 @@ def _rows(arguments: argparse.Namespace) -> Iterator[tuple[Iterable[Row], _Sourc
     if path is None:
         yield map(Row, arguments.names), None
         return
-    file: AbstractContextManager[BinaryIO] = nullcontext(sys.stdin.buffer)
-    if path != Path("-"):
+    if path == Path("-"):
+        if sys.stdin is None:
+            raise InputError("standard input is closed")
+        file: AbstractContextManager[BinaryIO] = nullcontext(sys.stdin.buffer)
+    else:
         try:
             file = path.open("rb")
         except (FileNotFoundError, IsADirectoryError) as error:
@@ -179,6 +183,8 @@ def _frozen() -> Iterator[None]:
 def _target(output: Path | None) -> Iterator[Callable[[str], object]]:
     """Yields a function that writes text to `output`, or to standard output if None."""
     if output is None:
+        if sys.stdout is None:
+            raise InputError("standard output is closed")
         yield sys.stdout.write
         return
     with replacing(output) as file:

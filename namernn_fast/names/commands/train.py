@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +46,9 @@ from .arguments import (
     say,
 )
 from .arguments import add_parser as add_command
+
+# How many names are made up for a teacher to label.
+_MADE_UP = 80_000
 
 # Options of the command line for what a recipe gives: (option, field, type, help).
 _RECIPE = (
@@ -114,7 +120,9 @@ def add_parser(commands: Any) -> None:
         "--recipe distilled goes with it",
     )
     group.add_argument(
-        "--made-up", type=COUNT, default=80_000, help="names that are made up for the teacher"
+        "--made-up",
+        type=COUNT,
+        help=f"names that are made up for the teacher (default: {_MADE_UP})",
     )
 
 
@@ -182,17 +190,21 @@ def _taught(parts: Split, arguments: argparse.Namespace) -> Split:
             f"{arguments.teacher}: the teacher was trained on another split, so it may know the "
             "names of the test part"
         )
+    if teacher.languages != parts.languages:
+        raise InputError(f"{arguments.teacher}: the teacher tells other languages")
     recipe = teacher.info.get("recipe")
-    correction = recipe.get("prior_correction") if isinstance(recipe, dict) else None
-    if not isinstance(correction, float):
+    correction: Any = recipe.get("prior_correction") if isinstance(recipe, dict) else None
+    if type(correction) not in (int, float) or not math.isfinite(correction):
         raise InputError(f"{arguments.teacher}: the teacher's recipe is not recorded")
-    return distilled(
+    taught = distilled(
         parts,
         teacher.model,
-        arguments.made_up,
+        arguments.made_up or _MADE_UP,
         prior_correction=correction,
         seed=arguments.seed,
     )
+    digest = hashlib.sha256(arguments.teacher.read_bytes()).hexdigest()
+    return dataclasses.replace(taught, info={**taught.info, "teacher": digest})
 
 
 def _check_processes_agree(parts: Split) -> None:
@@ -225,6 +237,9 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
         model={name: value for name, value in model.items() if value is not None},
         **{name: value for name, value in given.items() if value is not None},
     )
+    if arguments.teacher is None and (arguments.made_up or arguments.recipe == "distilled"):
+        option = "--made-up" if arguments.made_up else "--recipe distilled"
+        raise InputError(f"{option} goes with --teacher, whose answers are learned")
     if recipe.model.get("dropout") and recipe.model.get("num_layers", 1) == 1:
         raise InputError("--dropout acts between layers, so it needs --layers 2 or more")
     return recipe
@@ -249,6 +264,7 @@ def _state(target: Path, arguments: argparse.Namespace, parts: Split, recipe: Re
         "split": parts.info["sha256"],
         "data": parts.info["data"]["sha256"],
         "made-up names": parts.info.get("made_up", 0),
+        "teacher": parts.info.get("teacher"),
     }
     state = StateFile(kept, identity)
     if arguments.resume:

@@ -1,0 +1,41 @@
+"""The small network that ships: what the package promises of it."""
+
+import torch
+
+from namernn_fast import names
+from namernn_fast.names.checkpoint import describe_checkpoint
+from namernn_fast.names.tensor_files import MAX_BYTES
+
+PATH = names.pretrained_checkpoint()
+CARD = PATH.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_it_is_the_plain_network_and_small():
+    from safetensors import safe_open
+
+    assert PATH.stat().st_size < 2**20 < MAX_BYTES
+    with safe_open(PATH, framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    checkpoint = names.load_checkpoint(PATH)
+    assert checkpoint.model.config == names.NameClassifier(18).config
+    assert not checkpoint.is_sample()
+    assert "/" not in describe_checkpoint(PATH)["split"]["data"]["source"]
+
+
+def test_it_answers_right_after_installation(cache):
+    assert not cache.exists()
+    predictor = names.load()
+    answers = predictor.predict(["Frank", "Ślusàrski", "Nakamura", "O’Neal"], top=1)
+    assert [answer[0][0] for answer in answers] == ["German", "Polish", "Japanese", "Irish"]
+
+
+def test_its_card_and_its_split_are_those_of_the_data(real_folder):
+    parts = names.split(names.read_names(real_folder))
+    info = names.load_checkpoint(PATH).info["split"]
+    assert info["sha256"] == parts.info["sha256"]
+    assert info["data"]["sha256"] == parts.info["data"]["sha256"]
+    assert parts.info["sha256"] in CARD
+    scores = names.load().probabilities(parts.test.texts)
+    accuracy = (scores.argmax(1) == parts.test.labels).double().mean().item()
+    [row] = [line for line in CARD.splitlines() if line.startswith("| this network ")]
+    assert row.split("|")[2].strip() == f"{100 * accuracy:.1f}"
