@@ -19,13 +19,14 @@ SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 setup: $(VENV)/installed
 
+# Bytecode is left to the first import: of most modules that pip would compile, none comes.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "setuptools>=77" "torch>=2.10"
+	$(BIN)/pip install --quiet --no-compile "setuptools>=77" "torch>=2.10"
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench,check,test]"
+	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable ".[bench,check,test]"
 	touch $@
 
 # Two tests at a time. Threads that wait without spinning leave their core to the other test.
