@@ -472,8 +472,8 @@ figure.colorbar(image, label="state")
 plt.show()
 
 # %% [markdown]
-# These states are no magic: they follow from the formula at the top of this page. Our loop in
-# NumPy, given the trained weights, makes the same.
+# The states of the model follow from the formula at the top of this page: the loop of section 1 in
+# NumPy, given the trained weights, makes the same states.
 
 # %%
 model = predictor.checkpoint.model

@@ -4,9 +4,7 @@ import statistics
 from typing import Any
 
 from benchmarks.harness.tables import markdown
-
-MADE_UP = 80_000
-"""Made-up names that the small network learns from."""
+from namernn_fast.names.distillation import MADE_UP
 
 MAJORITY = "majority"
 NGRAM, BARE, WEIGHTED = "n-grams", "n-grams, bare", "n-grams, TF-IDF"

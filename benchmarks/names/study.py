@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from benchmarks.harness.paths import DOCS, ROOT
 from benchmarks.harness.surnames import names
 from benchmarks.names.page import (
     BARE,
-    MADE_UP,
     MAJORITY,
     NGRAM,
     ONE,
@@ -51,7 +51,7 @@ from namernn_fast.names.baselines import (
     ngram_baseline,
 )
 from namernn_fast.names.checkpoint import pretrained_checkpoint
-from namernn_fast.names.distillation import distilled
+from namernn_fast.names.distillation import MADE_UP, distilled
 from namernn_fast.names.evaluation import Evaluation, best_hits, evaluate
 from namernn_fast.names.model import NameEnsemble
 from namernn_fast.names.prediction import logits
@@ -84,84 +84,86 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def run_plain(seed: int, folder: Path, version: str) -> None:
-    """Trains the plain recipe on one split, and writes the test scores."""
-    target = folder / f"plain{seed}.safetensors"
-    if is_finished(target, version):
-        return
-    parts, seconds = start(seed)
-    fitted = timed(PLAIN, seed, seconds, lambda: fit(parts, RECIPES["plain"], seed=seed))
-    write(target, {PLAIN: scores_of(fitted.checkpoint.model, parts)}, version, seconds)
+@dataclasses.dataclass
+class Run:
+    """One stage on one split: what it may read, and the times that it notes."""
+
+    seed: int
+    parts: Split
+    folder: Path
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def timed(self, name: str, call: Callable[[], Any]) -> Any:
+        """Returns what `call` returns, and notes and prints the processor time that it took."""
+        started = time.process_time()
+        result = call()
+        self.seconds[name] = time.process_time() - started
+        print(f"split {self.seed}: {name}, {self.seconds[name]:.0f} s", flush=True)
+        return result
+
+    def model_path(self, stage: str) -> Path:
+        """Returns where the model of a stage lies."""
+        return self.folder / f"{stage}{self.seed}_model.safetensors"
 
 
-def run_reference(seed: int, folder: Path, version: str) -> None:
-    """Trains the reference recipe on one split, and writes the test scores and the model."""
-    target = folder / f"reference{seed}.safetensors"
-    if is_finished(target, version):
-        return
-    parts, seconds = start(seed)
-    fitted = timed(REFERENCE, seed, seconds, lambda: fit(parts, RECIPES["reference"], seed=seed))
-    model = fitted.checkpoint.model
-    assert isinstance(model, NameEnsemble)
-    scores = {REFERENCE: scores_of(model, parts), ONE: scores_of(model.members[0], parts)}
-    save_checkpoint(folder / f"reference{seed}_model.safetensors", fitted.checkpoint)
-    write(target, scores, version, seconds)
-
-
-def run_small(seed: int, folder: Path, version: str) -> None:
-    """Lets the reference teach the plain network; writes the test scores and the network."""
-    target = folder / f"small{seed}.safetensors"
-    if is_finished(target, version):
-        return
-    parts, seconds = start(seed)
-    teacher = load_checkpoint(folder / f"reference{seed}_model.safetensors").model
-    correction = RECIPES["reference"].prior_correction
-
-    def taught() -> Fit:
-        lesson = distilled(parts, teacher, MADE_UP, prior_correction=correction, seed=seed)
-        return fit(lesson, RECIPES["distilled"], seed=seed)
-
-    fitted = timed(SMALL, seed, seconds, taught)
-    save_checkpoint(folder / f"small{seed}_model.safetensors", fitted.checkpoint)
-    write(target, {SMALL: scores_of(fitted.checkpoint.model, parts)}, version, seconds)
-
-
-def run_rivals(seed: int, folder: Path, version: str) -> None:
-    """Fits and asks what the networks are compared with, and writes the test scores."""
-    target = folder / f"rivals{seed}.safetensors"
-    if is_finished(target, version):
-        return
-    parts, seconds = start(seed)
-    counted = timed(NGRAM, seed, seconds, lambda: ngram_baseline(parts)).test
-    weighted = timed(WEIGHTED, seed, seconds, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test
-    scores = {
+def rivals(run: Run) -> dict[str, Tensor]:
+    """Fits and asks what the networks are compared with."""
+    parts = run.parts
+    counted = run.timed(NGRAM, lambda: ngram_baseline(parts)).test
+    return {
         MAJORITY: majority_baseline(parts).test,
         NGRAM: counted,
         # The correction is a multiple of the logarithm of the priors, which was subtracted.
         BARE: counted + NGRAMS.prior_correction * parts.log_priors(),
-        WEIGHTED: weighted,
+        WEIGHTED: run.timed(WEIGHTED, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test,
     }
-    write(target, scores, version, seconds)
 
 
-STAGES = {
-    "rivals": run_rivals,
-    "plain": run_plain,
-    "reference": run_reference,
-    "small": run_small,
-}
+def plain(run: Run) -> dict[str, Tensor]:
+    """Trains the plain recipe."""
+    fitted = run.timed(PLAIN, lambda: fit(run.parts, RECIPES["plain"], seed=run.seed))
+    return {PLAIN: scores_of(fitted.checkpoint.model, run.parts)}
+
+
+def reference(run: Run) -> dict[str, Tensor]:
+    """Trains the reference recipe, and keeps the model, which is the teacher of `small`."""
+    fitted = run.timed(REFERENCE, lambda: fit(run.parts, RECIPES["reference"], seed=run.seed))
+    model = fitted.checkpoint.model
+    assert isinstance(model, NameEnsemble)
+    save_checkpoint(run.model_path("reference"), fitted.checkpoint)
+    return {
+        REFERENCE: scores_of(model, run.parts),
+        ONE: scores_of(model.members[0], run.parts),
+    }
+
+
+def small(run: Run) -> dict[str, Tensor]:
+    """Lets the reference teach the plain network, and keeps the network, which may ship."""
+    teacher = load_checkpoint(run.model_path("reference")).model
+    correction = RECIPES["reference"].prior_correction
+
+    def taught() -> Fit:
+        lesson = distilled(run.parts, teacher, MADE_UP, prior_correction=correction, seed=run.seed)
+        return fit(lesson, RECIPES["distilled"], seed=run.seed)
+
+    fitted = run.timed(SMALL, taught)
+    save_checkpoint(run.model_path("small"), fitted.checkpoint)
+    return {SMALL: scores_of(fitted.checkpoint.model, run.parts)}
+
+
+STAGES = {"rivals": rivals, "plain": plain, "reference": reference, "small": small}
 """What runs on each split, by the name of its file; a stage may read what an earlier one wrote."""
 
 
-def start(seed: int) -> tuple[Split, dict[str, float]]:
-    """Returns the parts of a split, and a table for the times; sets the process to one thread."""
+def run_stage(stage: str, seed: int, folder: Path, version: str) -> None:
+    """Runs a stage on one split and one thread, and writes the test scores and the times."""
+    target = folder / f"{stage}{seed}.safetensors"
+    if is_finished(target, version):
+        return
     torch.set_num_threads(1)
-    return split(names(), seed=seed), {}
-
-
-def write(target: Path, scores: dict[str, Tensor], version: str, seconds: dict[str, float]) -> None:
-    """Writes what a stage has found on one split."""
-    write_tensors(target, KIND, scores, {"version": version, "seconds": seconds})
+    run = Run(seed, split(names(), seed=seed), folder)
+    scores = STAGES[stage](run)
+    write_tensors(target, KIND, scores, {"version": version, "seconds": run.seconds})
 
 
 def is_finished(path: Path, version: str) -> bool:
@@ -170,15 +172,6 @@ def is_finished(path: Path, version: str) -> bool:
         return bool(read_tensors(path, KIND)[1]["version"] == version)
     except InputError:
         return False
-
-
-def timed(name: str, seed: int, seconds: dict[str, float], call: Callable[[], Any]) -> Any:
-    """Returns what `call` returns, and notes and prints the processor time that it took."""
-    started = time.process_time()
-    result = call()
-    seconds[name] = time.process_time() - started
-    print(f"split {seed}: {name}, {seconds[name]:.0f} s", flush=True)
-    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +242,10 @@ def summary(results: Results) -> dict[str, Any]:
         ],
         "systems": systems,
         "tests": {
-            rival: {name: tests(results, rival, name) for name in (REFERENCE, ONE, SMALL, PLAIN)}
+            rival: {
+                name: tests(results, systems, rival, name)
+                for name in (REFERENCE, ONE, SMALL, PLAIN)
+            }
             for rival in RIVALS
         },
     }
@@ -260,17 +256,16 @@ def without_path(info: dict[str, Any]) -> dict[str, Any]:
     return {**info, "data": {**info["data"], "source": "the names data set"}}
 
 
-def tests(results: Results, rival_name: str, name: str) -> dict[str, Any]:
-    """Returns the paired tests of a network against a rival."""
+def tests(results: Results, systems: dict[str, Any], rival_name: str, name: str) -> dict[str, Any]:
+    """Returns the paired tests of a network against a rival, whose figures `systems` has."""
     first, second = results.answers(rival_name), results.answers(name)
     share = len(results.parts[0].test) / len(results.parts[0].train)
     found = {}
-    pairs = (results.evaluations(rival_name), results.evaluations(name))
     for figure, difference in zip(
         ("accuracy", "macro_f1"), paired_bootstrap(first, second), strict=True
     ):
-        values = [[getattr(item, figure).value for item in items] for items in pairs]
-        differences = [network - rival for rival, network in zip(*values, strict=True)]
+        values = zip(systems[rival_name][figure], systems[name][figure], strict=True)
+        differences = [network - rival for rival, network in values]
         found[figure] = {
             "bootstrap": dataclasses.asdict(difference),
             "wins": sum(value > 0 for value in differences),
@@ -284,10 +279,10 @@ def tests(results: Results, rival_name: str, name: str) -> dict[str, Any]:
 def record(found: dict[str, Any]) -> None:
     """Replaces the pretrained network and its card by those of the first split."""
     target = pretrained_checkpoint()
-    small = load_checkpoint(SCRATCH / "small0_model.safetensors")
-    small.info["split"] = without_path(small.info["split"])
+    network = load_checkpoint(SCRATCH / "small0_model.safetensors")
+    network.info["split"] = without_path(network.info["split"])
     target.parent.mkdir(exist_ok=True)
-    save_checkpoint(target, small, torch.float16)
+    save_checkpoint(target, network, torch.float16)
     CARD.write_text(card(found, target.stat().st_size), encoding="utf-8")
 
 
@@ -310,8 +305,8 @@ def main() -> None:
     version = code_version()
     if not options.no_training:
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            for run in STAGES.values():
-                list(pool.map(run, seeds, [SCRATCH] * len(seeds), [version] * len(seeds)))
+            for stage in STAGES:
+                list(pool.map(partial(run_stage, stage, folder=SCRATCH, version=version), seeds))
     found = summary(collect(seeds, SCRATCH))
     pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)
     if options.record:

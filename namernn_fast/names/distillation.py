@@ -17,6 +17,9 @@ from .prediction import logits
 from .splitting import LabelledNames, Split
 from .text import encode_folded
 
+MADE_UP = 80_000
+"""How many names are made up to teach the small network that ships."""
+
 _START, _END = "^", "$"  # no characters of a folded name
 _ORDERS = (2, 3)
 _LONGEST = 20

@@ -51,7 +51,7 @@ class StateFile:
         try:
             differing = list(_differences(values["identity"], self._identity))
             self._kept = {
-                int(member): (_of_member(member, tensors), plain)
+                int(member): (below(f"{member}.", tensors), plain)
                 for member, plain in values["members"].items()
             }
             if not self._kept:
@@ -100,8 +100,8 @@ def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
         yield f"its {name} is {kept!r:.80}, not {wanted!r:.80}"
 
 
-def _of_member(member: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = f"{member}."
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with `prefix`, by the rest of their names."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

@@ -23,7 +23,7 @@ from .files import require
 from .model import NameClassifier, NameEnsemble
 from .prediction import logits
 from .recipes import RECIPES, Recipe
-from .resuming import StateFile
+from .resuming import StateFile, below
 from .splitting import Split
 from .steps import batches, process, train_epoch, validate
 from .text import InputError
@@ -167,14 +167,12 @@ class _Member:
         self.history = [Epoch(**epoch) for epoch in values["history"]]
         self._check_history()
         self._check_tensors(tensors)
-        self.best = {
-            name: value.to(self.device) for name, value in _below("best.", tensors).items()
-        }
+        self.best = {name: value.to(self.device) for name, value in below("best.", tensors).items()}
         if self.is_finished():
             return
-        self.model.load_state_dict(_below("model.", tensors))
+        self.model.load_state_dict(below("model.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below("optimizer.", tensors).items():
+        for name, value in below("optimizer.", tensors).items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -229,14 +227,6 @@ class _Member:
         """Returns a seed for one purpose, independent of every other."""
         text = f"{self.seed} {self.number} {purpose}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def fit(

@@ -17,7 +17,6 @@ pytest.importorskip("matplotlib", reason="the extra 'evaluate' is not installed"
 from scipy import stats
 from sklearn import metrics
 
-from namernn_fast.names import __main__ as cli
 from namernn_fast.names import baselines, evaluation, figures, significance
 from namernn_fast.names.checkpoint import Checkpoint, save_checkpoint
 from namernn_fast.names.commands import evaluate as command
@@ -388,16 +387,6 @@ def test_a_history_that_cannot_be_drawn(history):
 
 
 # The command
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*argv):
-        code = cli.main(list(map(str, argv)))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -551,7 +551,7 @@ def check(result, names, format):
 @pytest.fixture
 def fuzz(run, predictor, monkeypatch):
     """Run `predict` without loading the model each time."""
-    monkeypatch.setattr(predict, "load", lambda *arguments, **options: predictor)
+    monkeypatch.setattr(predict, "load_predictor", lambda arguments: predictor)
     return run
 
 

@@ -8,22 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namernn_fast.names import __main__ as cli
 from namernn_fast.names import dataset, formatting, report
 from namernn_fast.names.commands import data as command
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
 from namernn_fast.names.splitting import LabelledNames, split
 from namernn_fast.names.text import encode_folded, why_unusable
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*argv):
-        code = cli.main(list(map(str, argv)))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def described(data, **options):

@@ -14,9 +14,9 @@ from torch import nn
 
 from namernn_fast import FusedRNN
 
-from ..checkpoint import Checkpoint
-from ..dataset import DATA_URL, DATA_VARIABLE
-from ..splitting import METHODS
+from ..dataset import DATA_URL, DATA_VARIABLE, NamesData
+from ..prediction import Predictor, load
+from ..splitting import METHODS, Split, split
 from ..text import escaped
 
 PROGRAM = "python -m namernn_fast.names"
@@ -103,6 +103,16 @@ def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     )
 
 
+def load_predictor(arguments: argparse.Namespace) -> Predictor:
+    """Loads the model of the options of `add_model`, and warns where it is one of the sample."""
+    predictor = load(
+        arguments.checkpoint, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn]
+    )
+    if predictor.checkpoint.is_sample():
+        say("this model was trained on the small embedded sample, not on the names data set")
+    return predictor
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which names are read."""
     parser.add_argument(
@@ -131,12 +141,17 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=SHARE, default=0.2, help="share of the test part")
 
 
+def split_data(data: NamesData, arguments: argparse.Namespace) -> Split:
+    """Splits the data as the options of `add_split` say."""
+    return split(
+        data,
+        method=arguments.split,
+        validation=arguments.validation,
+        test=arguments.test,
+        seed=arguments.split_seed,
+    )
+
+
 def say(text: str) -> None:
     """Prints a line on standard error, for the user and not for a program that reads the output."""
     print(escaped(text), file=sys.stderr, flush=True)
-
-
-def say_which_model(checkpoint: Checkpoint) -> None:
-    """Warns the user of answers by a model that has seen the small sample alone."""
-    if checkpoint.is_sample():
-        say("this model was trained on the small embedded sample, not on the names data set")

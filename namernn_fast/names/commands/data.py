@@ -13,9 +13,8 @@ from ..dataset import load_names
 from ..files import check_replaceable, replacing
 from ..formatting import Cell, aligned, literal, markdown
 from ..report import DataReport, LanguageFacts, describe
-from ..splitting import split
 from ..text import escaped
-from .arguments import add_data, add_split, path
+from .arguments import add_data, add_split, path, split_data
 from .arguments import add_parser as add_command
 
 # Columns of the table of languages.
@@ -59,13 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         check_replaceable(arguments.report)
     data = load_names(arguments.data, allow_sample=not arguments.no_sample)
-    parts = split(
-        data,
-        method=arguments.split,
-        validation=arguments.validation,
-        test=arguments.test,
-        seed=arguments.split_seed,
-    )
+    parts = split_data(data, arguments)
     report = describe(data, parts)
     print(escaped(f"{len(data.rows):,} names in {len(data.languages)} languages: {data.source}"))
     print(f"SHA-256 of the data {data.sha256}\n")

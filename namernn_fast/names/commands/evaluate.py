@@ -24,12 +24,12 @@ from ..figures import (
 )
 from ..files import check_replaceable, replacing, require
 from ..formatting import Cell, aligned
-from ..prediction import load, logits
+from ..prediction import logits
 from ..report import leak
 from ..significance import Difference, Interval
 from ..splitting import METHODS, LabelledNames, Split, split
 from ..text import InputError, escaped
-from .arguments import RNN_CLASSES, add_data, add_model, path, say, say_which_model
+from .arguments import add_data, add_model, load_predictor, path, say
 from .arguments import add_parser as add_command
 
 _FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
@@ -82,11 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Checked here so that a bad path fails before the work, not after it.
     for target in _targets(arguments):
         check_replaceable(target)
-    predictor = load(
-        arguments.checkpoint, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn]
-    )
-    checkpoint = predictor.checkpoint
-    say_which_model(checkpoint)
+    checkpoint = load_predictor(arguments).checkpoint
     parts = _recorded_split(checkpoint, arguments)
     if parts.info["method"] == "random" and arguments.part == "test":
         say(

@@ -12,13 +12,12 @@ from typing import Any, BinaryIO
 
 from ..answers import answer_rows
 from ..files import check_replaceable, replacing, require
-from ..prediction import load
 from ..tables import FORMATS, Row, chunks, delimiter_of, format_of, read_rows
 from ..text import InputError, escaped
 from ..writers import FORMATS as OUTPUT_FORMATS
 from ..writers import format_of as output_format_of
 from ..writers import writer_of
-from .arguments import COUNT, PROBABILITY, RNN_CLASSES, add_model, path, say, say_which_model
+from .arguments import COUNT, PROBABILITY, add_model, load_predictor, path, say
 from .arguments import add_parser as add_command
 
 _EPILOG = """
@@ -86,10 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         # Checked here so that a bad path fails before the work, not after it.
         check_replaceable(output)
     with _rows(arguments) as (rows, source):
-        predictor = load(
-            arguments.checkpoint, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn]
-        )
-        say_which_model(predictor.checkpoint)
+        predictor = load_predictor(arguments)
         top = min(arguments.top, len(predictor.languages))
         writer = writer_of(arguments.format or output_format_of(output or Path()), top)
         count = failed = 0

@@ -8,9 +8,8 @@ import re
 from typing import Any
 
 from ..files import require
-from ..prediction import load
 from ..text import InputError, escaped
-from .arguments import RNN_CLASSES, add_model, number, say, say_which_model
+from .arguments import add_model, load_predictor, number, say
 from .arguments import add_parser as add_command
 
 _PORT = number(int, "a port from 0 to 65535", lambda value: 0 <= value < 2**16)
@@ -42,10 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..serving.server import LOCAL_HOSTS, application
 
     hosts = [*LOCAL_HOSTS, *_host_names(arguments)]
-    predictor = load(
-        arguments.checkpoint, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn]
-    )
-    say_which_model(predictor.checkpoint)
+    predictor = load_predictor(arguments)
     app = application(predictor, hosts)
     with running.listen(arguments.host, arguments.port) as listener:
         print(f"serving at {running.url(listener)} (Ctrl-C stops)", flush=True)

@@ -23,12 +23,12 @@ from ..checkpoint import (
     save_checkpoint,
 )
 from ..dataset import NamesData, load_names
-from ..distillation import distilled
+from ..distillation import MADE_UP, distilled
 from ..files import check_replaceable, require
 from ..model import POOLINGS
 from ..recipes import RECIPES, SCHEDULES, Recipe
 from ..resuming import StateFile
-from ..splitting import Split, split
+from ..splitting import Split
 from ..steps import process
 from ..text import InputError, escaped
 from ..training import Epoch, Fit, fit
@@ -44,11 +44,9 @@ from .arguments import (
     add_split,
     path,
     say,
+    split_data,
 )
 from .arguments import add_parser as add_command
-
-# How many names are made up for a teacher to label.
-_MADE_UP = 80_000
 
 # Options of the command line for what a recipe gives: (option, field, type, help).
 _RECIPE = (
@@ -122,7 +120,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--made-up",
         type=COUNT,
-        help=f"names that are made up for the teacher (default: {_MADE_UP})",
+        help=f"names that are made up for the teacher (default: {MADE_UP})",
     )
 
 
@@ -138,13 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_replaceable(target)
         if not arguments.force:
             check_worth_replacing(target, data.is_sample)
-        parts = split(
-            data,
-            method=arguments.split,
-            validation=arguments.validation,
-            test=arguments.test,
-            seed=arguments.split_seed,
-        )
+        parts = split_data(data, arguments)
         _check_processes_agree(parts)
         if arguments.teacher is not None:
             parts = _taught(parts, arguments)
@@ -199,7 +191,7 @@ def _taught(parts: Split, arguments: argparse.Namespace) -> Split:
     taught = distilled(
         parts,
         teacher.model,
-        arguments.made_up or _MADE_UP,
+        arguments.made_up or MADE_UP,
         prior_correction=correction,
         seed=arguments.seed,
     )
