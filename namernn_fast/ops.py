@@ -3,10 +3,13 @@
 `rnn_forward` and `rnn_backward` run a stack of layers, in one or two directions, over whole
 sequences. Their arguments and results, wherever these names appear in this package:
 
-- input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST.
+- input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or token ids,
+  int64 and without the last dimension: `has_ids` tells. Ids of rows that do not exist are not read.
 - hx: initial states (num_layers * directions, batch, hidden_size), or None for zeros.
 - weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
-  `layers_of` groups them.
+  `layers_of` groups them. With token ids each weight_ih of the first layer is a table (vocabulary,
+  hidden_size) instead: the row of an id is what a row of features would give as its product with
+  weight_ih.
 - sequence_layout: which (time, sequence) rows exist, an int64 tensor, or None where all of them do:
   lengths (batch) of padded sequences in any order; with PACKED the batch_sizes (seq_len) of a
   PackedSequence, and input is its data (rows, features); with JAGGED offsets (batch + 1), and input
@@ -16,11 +19,13 @@ sequences. Their arguments and results, wherever these names appear in this pack
   of zeros; or None.
 - options: a sum of the option bits below. A bit costs nothing, another argument a fifth of a
   microsecond.
-- output: like input with directions * hidden_size features; h_n: like hx; hidden: with WANT_HIDDEN
-  the outputs of all layers but the last, which the backward pass needs, else empty.
+- output: like input with directions * hidden_size features, without elements with LAST_STATE; h_n:
+  like hx; hidden: with WANT_HIDDEN the outputs of all layers but the last, which the backward pass
+  needs, else empty.
 
 `rnn_backward` returns the gradients of input, hx and weights; a gradient that is not wanted has no
-elements. want_layers holds the numbers of the layers whose weights need a gradient.
+elements. want_layers holds the numbers of the layers whose weights need a gradient. Token ids have
+no gradient.
 """
 
 import functools
@@ -52,6 +57,13 @@ BATCH_INVARIANT = 64
 """The bits of a sequence's results do not depend on the rest of the batch; the CPU kernel only."""
 WANT_HIDDEN = 128
 """rnn_forward returns the outputs of the lower layers too."""
+LAST_STATE = 256
+"""rnn_forward returns no output, only h_n. Not with WANT_HIDDEN."""
+SHARE_PREFIXES = 512
+"""Sequences of token ids that begin alike share their states as far as that pays. It goes with one
+direction, without hx and reset, in float32 or float64 on a CPU. The output of rnn_forward is empty
+with LAST_STATE, else it and hidden are (ids, hidden_size), to be read by rnn_backward alone, which
+takes no grad_output then."""
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _LAYOUT = "Tensor? sequence_layout, Tensor? reset, int options"
@@ -94,6 +106,21 @@ class LayerWeights(NamedTuple):
         if self.bias_ih is None or self.bias_hh is None:
             return None
         return self.bias_ih + self.bias_hh
+
+
+def has_ids(input: Tensor) -> bool:
+    """Returns whether `input` holds token ids instead of rows of features."""
+    return input.dtype == torch.int64
+
+
+def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
+    """Returns the shape of `output`, and of every tensor in `hidden`."""
+    features = directions_of(options) * hidden_size
+    if options & LAST_STATE:
+        return (0,)
+    if options & SHARE_PREFIXES:
+        return (input.numel(), features)
+    return (*(input.shape if has_ids(input) else input.shape[:-1]), features)
 
 
 def directions_of(options: int) -> int:
@@ -189,12 +216,13 @@ def _(input, hx, weights, sequence_layout, reset, options):
         batch = sequence_layout.shape[0] - 1
     else:
         batch = input.shape[0 if options & BATCH_FIRST else 1]
-    output_shape = (*input.shape[:-1], directions * hidden_size)
+    shape = output_shape(input, hidden_size, options)
     hidden = num_layers - 1 if options & WANT_HIDDEN else 0
+    like = weights[0]  # ids have another dtype
     return (
-        input.new_empty(output_shape),
-        input.new_empty((num_layers * directions, batch, hidden_size)),
-        [input.new_empty(output_shape) for _ in range(hidden)],
+        like.new_empty(shape),
+        like.new_empty((num_layers * directions, batch, hidden_size)),
+        [like.new_empty(shape) for _ in range(hidden)],
     )
 
 
@@ -214,10 +242,10 @@ def _(
     want_hx,
     want_layers,
 ):
-    per_layer = weights_per_layer(options)
+    per_layer, like = weights_per_layer(options), weights[0]
     return (
-        input.new_empty(input.shape if want_input else (0,)),
-        input.new_empty(hx.shape if want_hx else (0,)),
+        like.new_empty(input.shape if want_input else (0,)),
+        like.new_empty(hx.shape if want_hx else (0,)),
         [
             w.new_empty(w.shape if i // per_layer in want_layers else (0,))
             for i, w in enumerate(weights if want_layers else [])
