@@ -14,7 +14,9 @@
 // - slice, columns: a range of sequences, a range of hidden units; a part is a slice x columns;
 // - wave, stretch: layers that run at once, a thread each; the steps that each does at a time;
 // - lane: one element of a SIMD vector;
-// - plan: whatever is decided from sizes alone, in plan.h.
+// - plan: whatever is decided from sizes alone, in plan.h;
+// - table: what stands for the input products where the input is token ids, a row for each id;
+// - tree: sequences that share the states of equal beginnings, a PrefixTree.
 //
 // This header is compiled into the objects of every instruction set, and the linker may merge an
 // inline function across them: so there are only plain structs here, without member functions or
@@ -36,15 +38,25 @@ struct Half {
   uint16_t bits;
 };
 
-// Which rows exist. At time t the sequences 0 .. count[t]-1 are alive; count never grows with t.
+// Sequences whose beginnings are shared: each row is a beginning that some of them have in common,
+// and several rows may continue one row of the time before. All begin from a state of zeros.
+struct PrefixTree {
+  const int64_t* parent;        // [N], the number of the row continued, among those of its time
+  const int64_t* end_start;     // [N + 1], where the sequences that end in a row begin in
+  const int64_t* end_sequence;  // [.., ends], the caller's numbers of these sequences
+};
+
+// Which rows exist. At time t the sequences 0 .. count[t]-1 are alive; count never grows with t,
+// except in a tree, whose rows at t have these numbers.
 struct SequenceLayout {
   int64_t T;
   int64_t B;
   int64_t N;
-  const int64_t* count;   // [T], or null: B at every time
-  const int64_t* start;   // [T], number of rows before time t; or null: rows lie at (t, b) strides
-  const int64_t* order;   // [B], the caller's number of sequence b; or null: b
-  const int64_t* origin;  // [B], where the rows of sequence b lie, in row strides; or null: b
+  const int64_t* count;    // [T], or null: B at every time
+  const int64_t* start;    // [T], number of rows before time t; or null: rows lie at (t, b) strides
+  const int64_t* order;    // [B], the caller's number of sequence b; or null: b
+  const int64_t* origin;   // [B], where the rows of sequence b lie, in row strides; or null: b
+  const PrefixTree* tree;  // or null: no sequences share rows. With `start`, forward in time
 };
 
 // Where the rows of a tensor lie. Without `start`, row (t, b) is data + t * time_stride +
@@ -62,6 +74,15 @@ struct Resets {
   int64_t time_stride;
 };
 
+// What stands for the products of the inputs with weight_ih where the input is token ids: row
+// ids(t, b) of a table of such products.
+template <class Scalar>
+struct TokenTable {
+  RowStrides<const int64_t> ids;  // (t, b) -> id, without features; absent: the layer has inputs
+  const Scalar* rows;             // [V, H]
+  int64_t V;
+};
+
 // Longest chains of multiply-adds of the two products of the forward pass: see kChain.
 struct Chains {
   int64_t projection;
@@ -77,14 +98,15 @@ constexpr int64_t kChain = 64;
 template <class Scalar>
 struct Layer {
   SequenceLayout layout;
-  int64_t D;
+  int64_t D;  // 0 with a table
   int64_t H;
   bool reverse;
   Activation activation;
-  RowStrides<const Scalar> input;  // (t, b) -> [D]
-  const Scalar* hx;                // [B, H], or null: zeros
+  RowStrides<const Scalar> input;  // (t, b) -> [D]; absent with a table
+  TokenTable<Scalar> table;
+  const Scalar* hx;  // [B, H], or null: zeros
   int64_t hx_stride;
-  const Scalar* weight_ih;  // [H, D]
+  const Scalar* weight_ih;  // [H, D], or null with a table
   const Scalar* weight_hh;  // [H, H]
   const Scalar* bias_ih;    // [H], or null
   const Scalar* bias_hh;    // [H], or null
@@ -97,7 +119,7 @@ struct Layer {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [H]
+  RowStrides<Scalar> output;  // (t, b) -> [H], or absent: not wanted
   Scalar* h_n;                // [B, H]
 };
 
@@ -113,9 +135,9 @@ struct Backward {
   bool accumulate_input;          // add to grad_input instead of writing it
   Scalar* grad_hx;                // [B, H], or null: not wanted
   bool accumulate_weights;        // add to the gradients of the parameters; not in 16 bits
-  Scalar* grad_weight_ih;         // [H, D], or null: no parameter gradient is wanted
-  Scalar* grad_weight_hh;         // [H, H]
-  Scalar* grad_bias;              // [H], the gradient of either bias; or null: there is no bias
+  Scalar* grad_weight_ih;  // [H, D], of a table [V, H]; or null: no parameter gradient is wanted
+  Scalar* grad_weight_hh;  // [H, H]
+  Scalar* grad_bias;       // [H], the gradient of either bias; or null: there is no bias
 };
 
 struct Machine {

@@ -21,6 +21,7 @@
 #pragma once
 
 #include "kernel/float_products.h"
+#include "kernel/row_sums.h"
 #include "kernel/subnormals.h"
 
 namespace namernn_fast {
@@ -36,6 +37,8 @@ struct BackwardGroup {
   Products products;
   WeightCopies copies;  // of weight_hh, of all groups
   Scalar* grad_h;       // [B, H], of all groups
+  Scalar* grad_parent;  // [B, H], of a tree: the gradient of the state that each row continues
+  int64_t* tokens;      // [rows of a time block], if the gradient of a table is wanted
 };
 
 template <class Products>
@@ -54,6 +57,7 @@ template <class Products, class Storage>
 void pack_input_panels(const Products& products, const Layer<Storage>& layer,
                        const Runtime& runtime) {
   const int64_t panels = panel_count<typename Products::Scalar>(layer.D);
+  if (panels == 0) return;
   const double packing = kPackingCost / 2 * double(layer.H) * double(layer.D);
   const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
@@ -108,12 +112,14 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
   common.grad_h =
       gathering_place<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
+  if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
   if (args.grad_input.data) {
     common.products.prepare_input_gradient(layer, plan, runtime);
     if (!layer.panels) pack_input_panels(common.products, layer, runtime);
   }
-  const GradientSizes sizes{Products::gradient_size(H, layer.D), Products::gradient_size(H, H),
-                            args.grad_bias ? H : 0};
+  const GradientSizes sizes{
+      has_table(layer) ? layer.table.V * H : Products::gradient_size(H, layer.D),
+      Products::gradient_size(H, H), args.grad_bias ? H : 0};
   Group* groups = scratch<Group>(runtime, plan.groups);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
@@ -125,6 +131,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     if (args.grad_weight_ih) {
       const int64_t rows = first_row(group.rows, layout.T);
       group.gradients = gradient_sums(args, sizes, g, rows, runtime);
+      if (has_table(layer)) group.tokens = scratch<int64_t>(runtime, capacity);
     }
     groups[g] = group;
   }
@@ -150,6 +157,30 @@ inline void read_last_gradients(const Backward<Storage>& args, const Part& part,
   }
 }
 
+// Sets grad_h of the rows at time t of a tree: each row's state is the last one of the sequences
+// that end there, and the state that rows of the time after continue.
+template <class Storage, class Scalar>
+inline void gather_tree_gradients(const Backward<Storage>& args, int64_t t,
+                                  const Scalar* grad_parent, Scalar* grad_h) {
+  const SequenceLayout& layout = args.layer.layout;
+  const int64_t H = args.layer.H;
+  const auto add = [&](int64_t b, const auto* grad) {
+    for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+      store_upto(grad_h + b * H + j, load_upto(grad_h + b * H + j, n) + load_upto(grad + j, n), n);
+    });
+  };
+  std::memset(grad_h, 0, layout.count[t] * H * sizeof(Scalar));
+  if (args.grad_h_n) {
+    for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
+      add(b, args.grad_h_n + sequence * args.grad_h_n_stride);
+    });
+  }
+  if (t + 1 == layout.T) return;
+  for (int64_t b = 0; b < layout.count[t + 1]; ++b) {
+    add(parent_of(layout, t + 1, b), grad_parent + b * H);
+  }
+}
+
 // One step of the recurrence, at time t. Sequence b has the row `row + b` of the time block.
 template <class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
@@ -164,6 +195,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const int64_t width = part.columns.last - first_column;
   const int64_t continued = continued_end(layer, t, slice);
   const int64_t end = alive_end(layout, t, slice);
+  if (layout.tree) gather_tree_gradients(args, t, group.grad_parent, group.grad_h);
   for (int64_t b = slice.begin; b < end; ++b) {
     activate_backward(
         layer.activation, row_at(args.output, layout, t, b) + first_column,
@@ -174,12 +206,13 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   if (args.grad_weight_ih || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
       products.keep_row(args, row + b, t, b, previous_state(layer, args.output, t, b, continued));
+      if (group.tokens) group.tokens[row + b] = token_of(layer, t, b);
     }
   }
   if (part.team) barrier(*part.team, runtime);
   const int64_t wanted = args.grad_hx ? end : continued;
   products.step_back(row + slice.begin, weight_hh, layer.H, wanted - slice.begin, part.columns,
-                     group.grad_h + slice.begin * layer.H);
+                     (layout.tree ? group.grad_parent : group.grad_h) + slice.begin * layer.H);
   for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
       std::memset(group.grad_h + b * layer.H + first_column, 0,
@@ -198,7 +231,7 @@ inline void backward_recurrence(const BackwardPass<Products>& pass,
   copies.packed |=
       !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nothing reads them
   const auto* weight_hh = weights_for<typename Products::Recurrence>(part, layer, copies).weights;
-  if (block.initial) read_last_gradients(args, part, group.grad_h);
+  if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);
   const int64_t base = first_row(group.rows, block.first);
   for (int64_t s = block.first; s < block.last; ++s) {
     const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
@@ -206,31 +239,6 @@ inline void backward_recurrence(const BackwardPass<Products>& pass,
     backward_step(args, group, weight_hh, t, row, part, pass.runtime);
   }
   group.products.end_recurrence(args, count_rows(group.rows, block), part);
-}
-
-// The sum of n adjacent columns over rows, by halves: its error grows with the logarithm of rows.
-template <class Element>
-inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int64_t rows,
-                                      int64_t n) {
-  if (rows > 16) {
-    const int64_t half = rows / 2;
-    return sum_rows(first, stride, half, n) +
-           sum_rows(first + half * stride, stride, rows - half, n);
-  }
-  Vec<Compute<Element>> sum = {};
-  for (int64_t r = 0; r < rows; ++r) sum += load_upto(first + r * stride, n);
-  return sum;
-}
-
-// grad [H] (+)= the sum of dz over the block's rows.
-template <class Products, class Scalar>
-inline void add_bias_gradient(const Products& products, bool initial, Share& share, int64_t H,
-                              int64_t rows, Scalar* grad) {
-  if (!take(share)) return;
-  for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-    const Vec<Scalar> sum = sum_rows(products.dz + j, products.dz_stride, rows, n);
-    store_upto(grad + j, initial ? sum : load_upto(grad + j, n) + sum, n);
-  });
 }
 
 // The products over a block's rows, as far as they fall to this share of this worker.
@@ -247,7 +255,12 @@ inline void backward_products(const BackwardPass<Products>& pass,
     const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
     products.add_weight_gradient(initial, share, H, rows, products.previous, H, grad.weight_hh);
-    products.add_weight_gradient(initial, share, H, rows, products.input, D, grad.weight_ih);
+    if (group.tokens) {
+      add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
+                         grad.weight_ih);
+    } else {
+      products.add_weight_gradient(initial, share, H, rows, products.input, D, grad.weight_ih);
+    }
     if (args.grad_bias) add_bias_gradient(products, initial, share, H, rows, grad.bias);
   }
   if (args.grad_input.data) {
@@ -346,7 +359,11 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
     add_groups(&Gradients<Scalar>::weight_hh, sizes.weight_hh);
     if (sizes.bias) add_groups(&Gradients<Scalar>::bias, sizes.bias);
   }
-  Products::deliver_gradient(sums.weight_ih, args.grad_weight_ih, H, args.layer.D, pass.runtime);
+  if (has_table(args.layer)) {
+    deliver(sums.weight_ih, args.grad_weight_ih, sizes.weight_ih);
+  } else {
+    Products::deliver_gradient(sums.weight_ih, args.grad_weight_ih, H, args.layer.D, pass.runtime);
+  }
   Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, H, H, pass.runtime);
   deliver(sums.bias, args.grad_bias, H);
 }

@@ -82,7 +82,7 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
   const int64_t end = alive_end(layer.layout, t, part.slice);
   for (int64_t b = part.slice.begin + part.member; b < end; b += part.members) {
     BFloat16* row = rows + (b - part.slice.begin) * K;
-    std::memcpy(row, input_row(layer, t, b), layer.D * sizeof(BFloat16));
+    if (layer.D > 0) std::memcpy(row, input_row(layer, t, b), layer.D * sizeof(BFloat16));
     if (b < continued) continue;
     BFloat16* state = row + padded(layer.D);
     if (layer.hx && !is_cut(layer, t, b)) {
@@ -126,14 +126,16 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels& 
         tile.multiply<false>(now + (i - slice.begin) * K, K, K, height, panel, sums);
         for (int64_t b = i; b < i + height; ++b) {
           const float* z = sums + (b - i) * w;
-          BFloat16* out = row_at(args.output, layout, t, b) + j;
+          BFloat16* out = args.output.data ? row_at(args.output, layout, t, b) + j : nullptr;
+          const BFloat16* looked_up = has_table(layer) ? table_row(layer, t, b) + j : nullptr;
           BFloat16* state = b < ended ? next + (b - slice.begin) * K + padded(layer.D) + j
                                       : args.h_n + place_of(layout, b) * layer.H + j;
           const bool cut = b < ended && is_cut(layer, time_after(layer, t), b);
           for_each_vector<float>(width, [&](int64_t c, int64_t n) {
-            const Vec<float> h =
-                activate<float>(layer.activation, load(z + c) + load(panels.bias + j + c));
-            store_upto(out + c, h, n);
+            Vec<float> sum = load(z + c) + load(panels.bias + j + c);
+            if (looked_up) sum += load_upto(looked_up + c, n);
+            const Vec<float> h = activate<float>(layer.activation, sum);
+            if (out) store_upto(out + c, h, n);
             store_upto(state + c, cut ? Vec<float>{} : h, n);
           });
         }

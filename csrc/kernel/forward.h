@@ -47,12 +47,13 @@ struct ForwardPart {
   const Forward<Scalar>& args;
   const ForwardWeights<Scalar>& weights;
   const Part& part;
+  Scalar* continued;   // [B, H], of a tree: copies of the states that the rows of a time continue
   bool project_first;  // the projection of projected_steps at once, before their recurrence
   int64_t projected_steps;
 
   ForwardPart(const Forward<Scalar>& args, const ForwardWeights<Scalar>& weights, const Part& part,
-              const Runtime& runtime)
-      : args(args), weights(weights), part(part) {
+              const Runtime& runtime, Scalar* continued = nullptr)
+      : args(args), weights(weights), part(part), continued(continued) {
     // The projection is parallel in time. Done ahead, several steps at once, it has better tiles
     // where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
     // weights would not fit.
@@ -61,9 +62,10 @@ struct ForwardPart {
     const int64_t columns = part.columns.last - part.columns.first;
     const size_t bytes = size_t(layer.D + layer.H) * columns * sizeof(Scalar);
     project_first =
+        has_table(layer) ||
         (width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
         bytes > runtime.machine.l2_bytes / 2;
-    projected_steps = max64(1, kProjectedRows / max64(1, width));
+    projected_steps = has_table(layer) ? 1 : max64(1, kProjectedRows / max64(1, width));
   }
 
   int64_t panel_size() const { return (args.layer.D + args.layer.H) * w; }
@@ -77,11 +79,25 @@ struct ForwardPart {
     return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
   }
 
+  // Writes the table's rows, with the biases, to the output rows at t.
+  void look_up(int64_t t) const {
+    const Layer<Scalar>& layer = args.layer;
+    const auto [first, last] = part.columns;
+    for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
+      const Scalar* row = table_row(layer, t, b) + first;
+      Scalar* out = row_at(args.output, layer.layout, t, b) + first;
+      for_each_vector<Scalar>(last - first, [&](int64_t j, int64_t n) {
+        store_upto(out + j, load_upto(row + j, n) + load(weights.bias + first + j), n);
+      });
+    }
+  }
+
   // Writes the projection of the inputs, with the biases, to the output rows of step s and those
   // after it.
   void project(int64_t s) const {
     const Layer<Scalar>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
+    if (has_table(layer)) return look_up(time_of(layer, s));
     const bool flat = is_flat(layer.input, layout) && is_flat(args.output, layout);
     const bool along = !layout.start;
     const int64_t t = time_of(layer, s);
@@ -123,10 +139,31 @@ struct ForwardPart {
                            });
   }
 
+  // Computes the states at time t of a tree. The states that they continue are copied, because the
+  // left operand of a product is rows at one distance from each other.
+  void advance_tree(int64_t t) const {
+    const Layer<Scalar>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    const int64_t count = layout.count[t];
+    if (t == 0) return advance(t, 0, count, nullptr, 0);
+    for (int64_t b = 0; b < count; ++b) {
+      std::memcpy(continued + b * layer.H,
+                  row_at(args.output, layout, t - 1, parent_of(layout, t, b)),
+                  layer.H * sizeof(Scalar));
+    }
+    advance(t, 0, count, continued, layer.H);
+  }
+
   // Copies the states of sequences that end at t to h_n. For layouts without `order`.
   void keep_last_states(int64_t t) const {
     const Layer<Scalar>& layer = args.layer;
     const auto [first, last] = part.columns;
+    if (layer.layout.tree) {
+      return for_each_end(layer.layout, t, [&](int64_t b, int64_t sequence) {
+        std::memcpy(args.h_n + sequence * layer.H, row_at(args.output, layer.layout, t, b),
+                    layer.H * sizeof(Scalar));
+      });
+    }
     const int64_t end = alive_end(layer.layout, t, part.slice);
     for (int64_t b = alive_end(layer.layout, time_after(layer, t), part.slice); b < end; ++b) {
       std::memcpy(args.h_n + b * layer.H + first, row_at(args.output, layer.layout, t, b) + first,
@@ -143,10 +180,14 @@ struct ForwardPart {
       if (!empty) {
         const int64_t t = time_of(layer, s);
         if (project_first && s % projected_steps == 0) project(s);
-        for_each_previous(layer, args.output, t, part.slice,
-                          [&](int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) {
-                            advance(t, begin, end, h, h_stride);
-                          });
+        if (layer.layout.tree) {
+          advance_tree(t);
+        } else {
+          for_each_previous(layer, args.output, t, part.slice,
+                            [&](int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) {
+                              advance(t, begin, end, h, h_stride);
+                            });
+        }
         keep_last_states(t);
       }
       // A member without rows or columns, too, meets the others at every step.
@@ -178,11 +219,13 @@ inline void forward_unpacked_part(const Forward<Scalar>& args, const Scalar* zer
     const int64_t t = time_of(layer, s);
     Scalar* out = row_at(args.output, layer.layout, t, 0);
     const Scalar* x = input_row(layer, t, 0);
+    const Scalar* looked_up = has_table(layer) ? table_row(layer, t, 0) : nullptr;
     for (int64_t j = first; j < last; j += Simd<Scalar>::lanes) {
       Vec<Scalar> acc[Simd<Scalar>::lanes] = {};
       accumulate_rows(layer.weight_ih + j * layer.D, layer.D, x, acc);
       accumulate_rows(layer.weight_hh + j * layer.H, layer.H, h, acc);
       Vec<Scalar> z = sum_lanes<Scalar>(acc);
+      if (looked_up) z += load(looked_up + j);
       if (layer.bias_ih) z += load(layer.bias_ih + j);
       if (layer.bias_hh) z += load(layer.bias_hh + j);
       store(out + j, z);

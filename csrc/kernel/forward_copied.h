@@ -1,6 +1,7 @@
 // The forward pass on copies, one time block after the other: of rows that are stored in 16
-// bits, or that lie in an order which a product cannot follow. And the entry point of the forward
-// pass in float and double, which chooses.
+// bits, or that lie in an order which a product cannot follow, or of an output that is not wanted,
+// whose rows need no place beyond the time block. And the entry point of the forward pass in float
+// and double, which chooses.
 #pragma once
 
 #include "kernel/forward.h"
@@ -15,6 +16,8 @@ template <class Scalar>
 struct CopiedRows {
   int64_t steps;   // of a time block
   Scalar* input;   // [steps, B, D]
+  int64_t* ids;    // [steps, B], with a table
+  Scalar* table;   // [V, H], a table's rows
   Scalar* output;  // [steps, B, H]
   Scalar* state;   // [B, H], at the begin of the time block
   Scalar* h_n;     // [B, H], at the end of the time block
@@ -63,7 +66,11 @@ struct CopiedPart {
     copied.layer.reverse = layer.reverse;
     copied.layer.activation = layer.activation;
     copied.layer.chains = layer.chains;
-    copied.layer.input = {copies.input, layout.B * layer.D, layer.D};
+    if (has_table(layer)) {
+      copied.layer.table = {{copies.ids, layout.B, 1}, copies.table, layer.table.V};
+    } else {
+      copied.layer.input = {copies.input, layout.B * layer.D, layer.D};
+    }
     copied.layer.hx = initial && !layer.hx && weights.finite ? nullptr : copies.state;
     copied.layer.hx_stride = layer.H;
     if (layer.resets.at) {
@@ -75,15 +82,20 @@ struct CopiedPart {
     return copied;
   }
 
-  // Copies the inputs of times first .. last, and clears the states that a cut keeps from t_begin,
-  // the time at which the time block begins. ForwardPart sees to cuts within the time block.
+  // Copies the inputs or ids of times first .. last, and clears the states that a cut keeps from
+  // t_begin, the time at which the time block begins. ForwardPart sees to cuts within the time
+  // block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
     for (int64_t t = first; t < last; ++t) {
       const int64_t end = alive_end(layer.layout, t, slice);
       for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-        convert(input_row(layer, t, b), copy_at(copies.input, first, t, b, layer.D), layer.D);
+        if (has_table(layer)) {
+          copies.ids[(t - first) * layer.layout.B + b] = token_of(layer, t, b);
+        } else {
+          convert(input_row(layer, t, b), copy_at(copies.input, first, t, b, layer.D), layer.D);
+        }
       }
     }
     for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
@@ -118,7 +130,7 @@ struct CopiedPart {
       inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
       ForwardPart<Scalar>(copied, weights, inside, runtime).run(runtime);
-      write_time_block(first, last);
+      if (args.output.data) write_time_block(first, last);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
         std::memcpy(copies.state + state_at(b), copies.h_n + state_at(b), width() * sizeof(Scalar));
@@ -131,6 +143,18 @@ struct CopiedPart {
   }
 };
 
+// The rows of a layer's table in the type that the kernels compute in.
+template <class Storage, class Scalar = Compute<Storage>>
+Scalar* computable_table(const Layer<Storage>& layer, const Runtime& runtime) {
+  if constexpr (std::is_same_v<Storage, Scalar>) {
+    return const_cast<Scalar*>(layer.table.rows);
+  } else {
+    Scalar* rows = scratch<Scalar>(runtime, layer.table.V * layer.H);
+    convert(layer.table.rows, rows, layer.table.V * layer.H);
+    return rows;
+  }
+}
+
 template <class Storage>
 void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
@@ -140,10 +164,14 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Storage>>(layer, plan, runtime);
-  CopiedRows<Scalar> rows;
+  CopiedRows<Scalar> rows{};
   rows.steps = kCopiedBytes / (layout.B * (layer.D + layer.H) * int64_t(sizeof(Scalar)));
   rows.steps = max64(1, min64(rows.steps, layout.T));
   rows.input = scratch<Scalar>(runtime, rows.steps * layout.B * layer.D);
+  if (has_table(layer)) {
+    rows.ids = scratch<int64_t>(runtime, rows.steps * layout.B);
+    rows.table = computable_table(layer, runtime);
+  }
   rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
   rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
@@ -156,7 +184,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
 template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  if (layer.layout.origin) return forward_copied(args, runtime);
+  if (layer.layout.origin || !args.output.data) return forward_copied(args, runtime);
   const Plan plan = forward_plan(layer, runtime);
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
@@ -166,9 +194,11 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
     return;
   }
   const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);
+  Scalar* continued =
+      layer.layout.tree ? scratch<Scalar>(runtime, layer.layout.B * layer.H) : nullptr;
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
-    ForwardPart<Scalar>(args, own, part, runtime).run(runtime);
+    ForwardPart<Scalar>(args, own, part, runtime, continued).run(runtime);
   });
 }
 

@@ -27,7 +27,7 @@ struct Gradients {
 
 // Elements of the sums of each parameter's gradient; no bias: zero.
 struct GradientSizes {
-  int64_t weight_ih;
+  int64_t weight_ih;  // or of the table
   int64_t weight_hh;
   int64_t bias;
 };

@@ -62,6 +62,7 @@ inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
 // alive_end(t) start at t, from hx.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
+  if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
   return min64(alive_end(layer.layout, t, slice),
                alive_end(layer.layout, time_before(layer, t), slice));
 }
@@ -95,10 +96,45 @@ inline const Scalar* initial_state(const Layer<Scalar>& layer, int64_t b) {
   return layer.hx ? layer.hx + place_of(layer.layout, b) * layer.hx_stride : nullptr;
 }
 
-// The input of row (t, b).
+// The input of row (t, b); null with a table.
 template <class Scalar>
 inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
-  return row_at(layer.input, layer.layout, t, b);
+  return layer.input.data ? row_at(layer.input, layer.layout, t, b) : nullptr;
+}
+
+// Whether the input is token ids.
+template <class Scalar>
+inline bool has_table(const Layer<Scalar>& layer) {
+  return layer.table.ids.data != nullptr;
+}
+
+// The token id of row (t, b), and its row of the table.
+template <class Scalar>
+inline int64_t token_of(const Layer<Scalar>& layer, int64_t t, int64_t b) {
+  return *row_at(layer.table.ids, layer.layout, t, b);
+}
+template <class Scalar>
+inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
+  return layer.table.rows + token_of(layer, t, b) * layer.H;
+}
+
+// The number of the row, among those of the time before, that row b of time t > 0 of a tree
+// continues.
+inline int64_t parent_of(const SequenceLayout& layout, int64_t t, int64_t b) {
+  return layout.tree->parent[layout.start[t] + b];
+}
+
+// Calls f(b, sequence) for every sequence that ends at time t of a tree: in row b, with the
+// caller's number.
+template <class F>
+inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
+  const PrefixTree& tree = *layout.tree;
+  for (int64_t b = 0; b < layout.count[t]; ++b) {
+    const int64_t row = layout.start[t] + b;
+    for (int64_t e = tree.end_start[row]; e < tree.end_start[row + 1]; ++e) {
+      f(b, tree.end_sequence[e]);
+    }
+  }
 }
 
 // The state that row (t, b) continues: a row of the output, of hx, or null for zeros. `continued`
@@ -107,6 +143,9 @@ template <class Scalar>
 inline const Scalar* previous_state(const Layer<Scalar>& layer,
                                     const RowStrides<const Scalar>& output, int64_t t, int64_t b,
                                     int64_t continued) {
+  if (layer.layout.tree) {
+    return t > 0 ? row_at(output, layer.layout, t - 1, parent_of(layer.layout, t, b)) : nullptr;
+  }
   if (is_cut(layer, t, b)) return nullptr;
   return b < continued ? row_at(output, layer.layout, time_before(layer, t), b)
                        : initial_state(layer, b);
@@ -114,7 +153,7 @@ inline const Scalar* previous_state(const Layer<Scalar>& layer,
 
 // Splits the slice's rows at t into runs whose previous states lie evenly: calls
 // f(begin, end, states, stride) for sequences begin .. end, with null states for zeros. For layouts
-// without `order` and `origin`.
+// without `order`, `origin` and `tree`.
 template <class Scalar, class F>
 inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
                               int64_t t, Slice slice, F&& f) {

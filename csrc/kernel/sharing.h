@@ -26,7 +26,7 @@ inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
 
 // The first sequence of the worker's share when every worker gets about as many rows.
 inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t workers) {
-  if (!layout.count) return layout.B * worker / workers;
+  if (!layout.count || worker == workers) return layout.B * worker / workers;
   const int64_t wanted = layout.N * worker / workers;
   int64_t rows = 0;
   int64_t length = layout.T;  // of sequence b: sequences are sorted, longest first

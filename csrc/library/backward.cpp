@@ -3,6 +3,7 @@
 
 #include "library/passes.h"
 #include "library/schedule.h"
+#include "library/tree_passes.h"
 
 namespace namernn_fast {
 namespace {
@@ -156,10 +157,16 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
 
 }  // namespace
 
-void backward_stack(const Stack& stack, const BackwardTensors& grads) {
+void backward_stack(const Stack& stack, const Options& options, BackwardTensors& grads) {
+  const std::optional<PrefixTrees> trees = trees_of(stack, options);
+  if (options.share_prefixes && !trees) {  // the outputs have rows like any other call's
+    for (Tensor& output : grads.outputs) output = with_rows_of(stack.batch, output);
+  }
   with_storage(stack.dtype, [&](auto storage) {
     using Scalar = decltype(storage);
-    if (stack.batch.layout.N > 0) {
+    if (trees) {
+      backward_trees(stack, *trees, grads);
+    } else if (stack.batch.layout.N > 0) {
       run_backward<Scalar>(stack, grads);
     } else {
       for (const Tensor& w : grads.grad_weights) {

@@ -164,7 +164,7 @@ Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layo
                : options.jagged ? Batch::Kind::jagged
                                 : Batch::Kind::padded;
   batch.batch_first = options.batch_first;
-  const int64_t dimensions = batch.kind == Batch::Kind::padded ? 3 : 2;
+  const int64_t dimensions = (batch.kind == Batch::Kind::padded ? 2 : 1) + (has_ids(input) ? 0 : 1);
   check(input.dim() == dimensions, "input must have ", dimensions, " dimensions, got ",
         input.dim());
   if (batch.kind != Batch::Kind::padded) {
@@ -187,10 +187,37 @@ Batch read_batch(const Tensor& input, const std::optional<Tensor>& sequence_layo
   return batch;
 }
 
+void check_ids(const Batch& batch, const Tensor& ids, int64_t V) {
+  const RowStrides<const int64_t> rows =
+      rows_of<const int64_t>(batch, ids, const_data<int64_t>(ids), 0);
+  const SequenceLayout& layout = batch.layout;
+  for (int64_t t = 0; t < layout.T; ++t) {
+    const int64_t alive = layout.count ? layout.count[t] : layout.B;
+    for (int64_t b = 0; b < alive; ++b) {
+      const int64_t id = layout.start
+                             ? rows.data[(layout.start[t] + b) * rows.row_stride]
+                             : rows.data[t * rows.time_stride +
+                                         (layout.origin ? layout.origin[b] : b) * rows.row_stride];
+      if (uint64_t(id) < uint64_t(V)) continue;
+      fail("input must hold ids from 0 to ", V - 1, ", got ", id, " at step ", t, " of sequence ",
+           layout.order ? layout.order[b] : b);
+    }
+  }
+}
+
+// The shape of a tensor of the batch's rows.
+std::vector<int64_t> shape_of_rows(const Batch& batch, int64_t features) {
+  if (batch.kind != Batch::Kind::padded) return {batch.layout.N, features};
+  return batch.batch_first ? std::vector{batch.B, batch.T, features}
+                           : std::vector{batch.T, batch.B, features};
+}
+
 Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype) {
-  if (batch.kind != Batch::Kind::padded) return empty({batch.layout.N, features}, dtype);
-  return batch.batch_first ? empty({batch.B, batch.T, features}, dtype)
-                           : empty({batch.T, batch.B, features}, dtype);
+  return empty(shape_of_rows(batch, features), dtype);
+}
+
+Tensor with_rows_of(const Batch& batch, const Tensor& tensor) {
+  return torch::stable::view(tensor, shape_of_rows(batch, tensor.size(1)));
 }
 
 void clear_padding(const Batch& batch, const Tensor& tensor) {

@@ -47,6 +47,12 @@ RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer dat
   return {data + offset, time_stride, batch.B == 1 ? time_stride : row_stride};
 }
 
+// Checks that the token ids of all rows are from 0 to V - 1.
+void check_ids(const Batch& batch, const Tensor& ids, int64_t V);
+
+// A view of a contiguous tensor (rows, features) that is laid out like a contiguous input.
+Tensor with_rows_of(const Batch& batch, const Tensor& tensor);
+
 // A new tensor of the batch's rows, laid out like a contiguous input.
 Tensor empty_rows(const Batch& batch, int64_t features, int32_t dtype);
 

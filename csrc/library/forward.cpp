@@ -3,18 +3,34 @@
 
 #include "library/passes.h"
 #include "library/schedule.h"
+#include "library/tree_passes.h"
 
 namespace namernn_fast {
 namespace {
+
+// An output that nobody wants is written all the same up to this size, since time blocks would save
+// nothing that a cache does not hold.
+constexpr size_t kDroppedOutput = size_t(4) << 20;  // bytes
+
+// Whether the kernels of the last layer have to write their output.
+bool writes_last_output(const Stack& stack, const Options& options) {
+  if (!options.last_state) return true;
+  size_t element = sizeof(float);
+  with_storage(stack.dtype, [&](auto storage) { element = sizeof(storage); });
+  const size_t rows = size_t(stack.batch.T * stack.batch.B);
+  return rows * size_t(stack.directions * stack.H) * element <= kDroppedOutput;
+}
 
 // The arguments of a kernel for direction d of layer k.
 template <class Scalar>
 Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, int64_t k,
                            int64_t d) {
-  const Tensor& output = *results.outputs[size_t(k)];
-  Forward<Scalar> args;
+  const std::optional<Tensor>& output = results.outputs[size_t(k)];
+  Forward<Scalar> args{};
   args.layer = direction_of<Scalar>(stack, k, d, k ? *results.outputs[size_t(k - 1)] : stack.input);
-  args.output = rows_of<Scalar>(stack.batch, output, mutable_data<Scalar>(output), d * stack.H);
+  if (output) {
+    args.output = rows_of<Scalar>(stack.batch, *output, mutable_data<Scalar>(*output), d * stack.H);
+  }
   args.h_n = mutable_data<Scalar>(results.h_n) + stack.state_of(k, d) * stack.batch.B * stack.H;
   return args;
 }
@@ -39,30 +55,38 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
 
 // Runs all layers, several at once where that is expected to gain.
 template <class Scalar>
-void run_forward(const Stack& stack, ForwardTensors& results, bool want_hidden) {
+void run_forward(const Stack& stack, const Options& options, ForwardTensors& results) {
   if constexpr (std::is_floating_point_v<Scalar>) {
     const Wave wave = wave_of(stack, Pass::forward);
     if (wave.layers > 1) return run_forward_wave<Scalar>(stack, wave, results);
   }
+  const bool write_last = writes_last_output(stack, options);
   for (int64_t k = 0; k < stack.layers; ++k) {
-    results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * stack.H, stack.dtype);
+    if (k + 1 < stack.layers || write_last) {
+      results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * stack.H, stack.dtype);
+    }
     if (stack.batch.layout.N > 0) {
       run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Call& call) {
         kernels().KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
                                               call.runtime());
       });
     }
-    if (k > 0 && !want_hidden) results.outputs[size_t(k - 1)].reset();
+    if (k > 0 && !options.want_hidden) results.outputs[size_t(k - 1)].reset();
   }
 }
 
-// Writes what no kernel writes: padding, and the states of sequences without rows.
-template <class Scalar>
-void finish_forward(const Stack& stack, const ForwardTensors& results, bool want_hidden) {
-  const int64_t H = stack.H;
-  for (size_t k = want_hidden ? 0 : results.outputs.size() - 1; k < results.outputs.size(); ++k) {
+// Zeroes the padding of the outputs that the caller gets.
+void finish_outputs(const Stack& stack, const Options& options, const ForwardTensors& results) {
+  const size_t layers = results.outputs.size();
+  for (size_t k = options.want_hidden ? 0 : layers - 1; k < layers && !options.last_state; ++k) {
     clear_padding(stack.batch, *results.outputs[k]);
   }
+}
+
+// Writes the states of sequences without rows, which no kernel writes.
+template <class Scalar>
+void finish_states(const Stack& stack, const ForwardTensors& results) {
+  const int64_t H = stack.H;
   for_each_idle_state(stack, [&](int64_t state, int64_t b) {
     Scalar* h = mutable_data<Scalar>(results.h_n) + (state * stack.batch.B + b) * H;
     if (stack.hx) {
@@ -77,13 +101,24 @@ void finish_forward(const Stack& stack, const ForwardTensors& results, bool want
 
 }  // namespace
 
-ForwardTensors forward_stack(const Stack& stack, bool want_hidden) {
+ForwardTensors forward_stack(const Stack& stack, const Options& options) {
   ForwardTensors results{
       empty({stack.layers * stack.directions, stack.batch.B, stack.H}, stack.dtype),
       std::vector<std::optional<Tensor>>(size_t(stack.layers))};
+  const std::optional<PrefixTrees> trees = trees_of(stack, options);
+  if (trees) {
+    for (std::optional<Tensor>& output : results.outputs) {
+      if (!options.last_state) output = empty({stack.input.numel(), stack.H}, stack.dtype);
+    }
+    forward_trees(stack, *trees, results);
+  }
   with_storage(stack.dtype, [&](auto storage) {
-    run_forward<decltype(storage)>(stack, results, want_hidden);
-    finish_forward<decltype(storage)>(stack, results, want_hidden);
+    using Scalar = decltype(storage);
+    if (!trees) {
+      run_forward<Scalar>(stack, options, results);
+      finish_outputs(stack, options, results);
+    }
+    finish_states<Scalar>(stack, results);
   });
   return results;
 }

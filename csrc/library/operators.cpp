@@ -19,6 +19,21 @@
 namespace namernn_fast {
 namespace {
 
+// Checks that the sequences of a call can share their prefixes, if they are to.
+void check_sharing(const Stack& stack, const Options& options) {
+  if (!options.share_prefixes) return;
+  check(stack.has_ids, "input must be token ids where prefixes are shared");
+  check(stack.directions == 1, "one direction alone can share prefixes");
+  check(!stack.hx && !stack.batch.resets.at, "hx and reset do not go with shared prefixes");
+  check(stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64(),
+        "weights must be float32 or float64 where prefixes are shared");
+}
+
+// A view of a contiguous tensor with all dimensions but the last made one.
+Tensor flat_rows(const Tensor& tensor) {
+  return torch::stable::view(tensor, {-1, tensor.size(tensor.dim() - 1)});
+}
+
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
     const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
     const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset,
@@ -26,12 +41,20 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
   const Options options = read_options(bits);
   const Stack stack =
       check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
-  const ForwardTensors results = forward_stack(stack, options.want_hidden);
+  check(!(options.last_state && options.want_hidden),
+        "options must not say both that the last state alone and that hidden is wanted");
+  check_sharing(stack, options);
+  const ForwardTensors results = forward_stack(stack, options);
+  // The shape of `output` and of each tensor in `hidden` must not depend on the values of ids.
+  const auto in_shape = [&](const Tensor& output) {
+    return options.share_prefixes && output.dim() != 2 ? flat_rows(output) : output;
+  };
   std::vector<Tensor> hidden;
   for (int64_t k = 0; options.want_hidden && k + 1 < stack.layers; ++k) {
-    hidden.push_back(*results.outputs[size_t(k)]);
+    hidden.push_back(in_shape(*results.outputs[size_t(k)]));
   }
-  return {*results.outputs.back(), results.h_n, hidden};
+  return {options.last_state ? empty({0}, stack.dtype) : in_shape(*results.outputs.back()),
+          results.h_n, hidden};
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
@@ -45,23 +68,30 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
       check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
   const std::vector<int64_t> state_shape{stack.layers * stack.directions, stack.batch.B, stack.H};
   std::vector<int64_t> output_shape(input.sizes().begin(), input.sizes().end());
+  if (stack.has_ids) {
+    check(!want_input, "want_input must be false for token ids");
+    output_shape.push_back(0);
+  }
+  if (options.share_prefixes) output_shape = {input.numel(), 0};
   output_shape.back() = stack.directions * stack.H;
+  check_sharing(stack, options);
+  check(!(options.share_prefixes && grad_output), "grad_output does not go with shared prefixes");
 
   BackwardTensors grads;
   check(int64_t(hidden.size()) == stack.layers - 1, "hidden must hold the outputs of ",
         stack.layers - 1, " layer(s), got ", hidden.size());
   for (const Tensor& of_layer : hidden) {
-    check_tensor("hidden", of_layer, input, output_shape);
+    check_tensor("hidden", of_layer, stack.dtype, output_shape);
     grads.outputs.push_back(with_adjacent_features(of_layer));
   }
-  check_tensor("output", output, input, output_shape);
+  check_tensor("output", output, stack.dtype, output_shape);
   grads.outputs.push_back(with_adjacent_features(output));
   if (grad_output) {
-    check_tensor("grad_output", *grad_output, input, output_shape);
+    check_tensor("grad_output", *grad_output, stack.dtype, output_shape);
     grads.grad_output = with_adjacent_features(*grad_output);
   }
   if (grad_h_n) {
-    check_tensor("grad_h_n", *grad_h_n, input, state_shape);
+    check_tensor("grad_h_n", *grad_h_n, stack.dtype, state_shape);
     grads.grad_h_n = *grad_h_n;
   }
   if (want_input) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
@@ -80,7 +110,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
             ? empty(std::vector<int64_t>(sizes.begin(), sizes.end()), stack.dtype)
             : empty({0}, stack.dtype));
   }
-  backward_stack(stack, grads);
+  backward_stack(stack, options, grads);
   return {grads.grad_input ? *grads.grad_input : empty({0}, stack.dtype),
           grads.grad_hx ? *grads.grad_hx : empty({0}, stack.dtype), grads.grad_weights};
 }

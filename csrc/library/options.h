@@ -15,12 +15,14 @@ struct Options {
   bool jagged;
   bool batch_invariant;
   bool want_hidden;
+  bool last_state;
+  bool share_prefixes;
 };
 
 inline Options read_options(int64_t bits) {
-  check(bits >> 8 == 0, "options must have 8 bits at most, got ", bits);
+  check(bits >> 10 == 0, "options must have 10 bits at most, got ", bits);
   const auto has = [&](int place) { return (bits >> place & 1) != 0; };
-  return {has(0), has(1), has(2), has(3), has(4), has(5), has(6), has(7)};
+  return {has(0), has(1), has(2), has(3), has(4), has(5), has(6), has(7), has(8), has(9)};
 }
 
 }  // namespace namernn_fast

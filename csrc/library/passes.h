@@ -13,8 +13,9 @@ struct ForwardTensors {
   std::vector<std::optional<Tensor>> outputs;  // of each layer; of those not kept, none
 };
 
-// Computes a whole stack. The outputs of layers before the last are kept where they are wanted.
-ForwardTensors forward_stack(const Stack& stack, bool want_hidden);
+// Computes a whole stack. The outputs of layers before the last are kept where they are wanted,
+// that of the last layer unless the last state alone is.
+ForwardTensors forward_stack(const Stack& stack, const Options& options);
 
 struct BackwardTensors {
   std::vector<Tensor> outputs;  // of each layer, from the forward pass
@@ -27,6 +28,6 @@ struct BackwardTensors {
 };
 
 // Fills the gradients, whose tensors are wanted where they are present.
-void backward_stack(const Stack& stack, const BackwardTensors& grads);
+void backward_stack(const Stack& stack, const Options& options, BackwardTensors& grads);
 
 }  // namespace namernn_fast

@@ -61,6 +61,7 @@ class Stretches {
       layer.hx_stride = output.row_stride;
     }
     layer.input = row(layer.input, first);
+    layer.table.ids = row(layer.table.ids, first);
     if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
     SequenceLayout& own = layer.layout;
     own.T = std::min(length_, layout_.T - first);

@@ -4,26 +4,36 @@ namespace namernn_fast {
 namespace {
 
 // Checks all arguments of a stack but its weights.
-Stack check_input(const Tensor& input, const std::optional<Tensor>& hx, int64_t layers,
-                  int64_t hidden_size, Batch batch, const Options& options) {
-  Stack stack{std::move(batch), with_adjacent_features(input)};
+Stack check_input(const Tensor& input, const std::optional<Tensor>& hx,
+                  const std::vector<Tensor>& weights, int64_t layers, Batch batch,
+                  const Options& options) {
+  const bool ids = has_ids(input);
+  Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
   stack.layers = layers;
   stack.directions = options.bidirectional ? 2 : 1;
   stack.batch_invariant = options.batch_invariant;
   stack.per_direction = options.bias ? 4 : 2;
   stack.activation = options.relu ? Activation::relu : Activation::tanh;
   check(input.is_cpu(), "input must be on the CPU");
-  stack.dtype = dtype_of(input);
-  stack.D = input.size(input.dim() - 1);
-  stack.H = hidden_size;
+  stack.H = weights[1].size(0);
+  if (ids) {
+    stack.dtype = dtype_of(weights[1]);
+    check(weights[0].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
+          weights[0].dim());
+    stack.V = weights[0].size(0);
+    check_ids(stack.batch, input, stack.V);
+  } else {
+    stack.dtype = dtype_of(input);
+    stack.D = input.size(input.dim() - 1);
+  }
   if (hx) {
-    check_tensor("hx", *hx, input, {layers * stack.directions, stack.batch.B, stack.H});
+    check_tensor("hx", *hx, stack.dtype, {layers * stack.directions, stack.batch.B, stack.H});
     stack.hx = with_adjacent_features(*hx);
   }
   return stack;
 }
 
-void check_weights(Stack& stack, const Tensor& input, const std::vector<Tensor>& weights) {
+void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
   const int64_t H = stack.H;
   const int64_t per_layer = stack.directions * stack.per_direction;
   stack.weights.reserve(weights.size());
@@ -31,16 +41,20 @@ void check_weights(Stack& stack, const Tensor& input, const std::vector<Tensor>&
     const Tensor& weight = weights[size_t(i)];
     switch (i % stack.per_direction) {
       case 0:
-        check_tensor("weight_ih", weight, input, {H, stack.input_size(i / per_layer)});
+        if (i < per_layer && stack.has_ids) {
+          check_tensor("the table of weight_ih", weight, stack.dtype, {stack.V, H});
+        } else {
+          check_tensor("weight_ih", weight, stack.dtype, {H, stack.input_size(i / per_layer)});
+        }
         break;
       case 1:
-        check_tensor("weight_hh", weight, input, {H, H});
+        check_tensor("weight_hh", weight, stack.dtype, {H, H});
         break;
       case 2:
-        check_tensor("bias_ih", weight, input, {H});
+        check_tensor("bias_ih", weight, stack.dtype, {H});
         break;
       default:
-        check_tensor("bias_hh", weight, input, {H});
+        check_tensor("bias_hh", weight, stack.dtype, {H});
     }
     stack.weights.push_back(dense(weight));
   }
@@ -55,9 +69,8 @@ Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  Stack stack =
-      check_input(input, hx, count / per_layer, weights[1].size(0), std::move(batch), options);
-  check_weights(stack, input, weights);
+  Stack stack = check_input(input, hx, weights, count / per_layer, std::move(batch), options);
+  check_weights(stack, weights);
   return stack;
 }
 

@@ -15,13 +15,15 @@ namespace namernn_fast {
 // The checked arguments of a call: layers and directions over one batch.
 struct Stack {
   Batch batch;
+  bool has_ids;  // whether input is token ids
   Tensor input;
   std::optional<Tensor> hx;
   std::vector<Tensor> weights;
   int64_t layers;
   int64_t directions;
   int64_t per_direction;  // weights of one direction: 2, or 4 with biases
-  int64_t D;              // features of input; those of later layers are directions * H
+  int64_t D;  // features of input, 0 where it is ids; those of later layers are directions * H
+  int64_t V;  // rows of the tables that stand for products with the input, where it is ids
   int64_t H;
   int32_t dtype;
   Activation activation;
@@ -41,9 +43,9 @@ struct Stack {
 Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
-// The arguments of a kernel for direction d of layer k, which reads `input`.
+// The arguments of a kernel for direction d of layer k, but for its input.
 template <class Scalar>
-Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tensor& input) {
+Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   const int64_t state = stack.state_of(k, d);
   Layer<Scalar> layer{};
   layer.layout = stack.batch.layout;
@@ -55,17 +57,33 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   layer.batch_invariant = stack.batch_invariant;
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
-  layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
+  const Tensor* weights = stack.weights_of(state);
+  if (k == 0 && stack.has_ids) {
+    layer.table.rows = const_data<Scalar>(weights[0]);
+    layer.table.V = stack.V;
+  } else {
+    layer.weight_ih = const_data<Scalar>(weights[0]);
+  }
   if (stack.hx) {
     layer.hx = const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0);
     layer.hx_stride = stack.hx->stride(1);
   }
-  const Tensor* weights = stack.weights_of(state);
   const bool bias = stack.per_direction == 4;
-  layer.weight_ih = const_data<Scalar>(weights[0]);
   layer.weight_hh = const_data<Scalar>(weights[1]);
   layer.bias_ih = bias ? const_data<Scalar>(weights[2]) : nullptr;
   layer.bias_hh = bias ? const_data<Scalar>(weights[3]) : nullptr;
+  return layer;
+}
+
+// The arguments of a kernel for direction d of layer k, which reads `input`.
+template <class Scalar>
+Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tensor& input) {
+  Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
+  if (k == 0 && stack.has_ids) {
+    layer.table.ids = rows_of<const int64_t>(stack.batch, input, const_data<int64_t>(input), 0);
+  } else {
+    layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
+  }
   return layer;
 }
 

@@ -23,6 +23,9 @@ inline int32_t dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
+// Whether a tensor holds token ids, int64, instead of features.
+inline bool has_ids(const Tensor& tensor) { return dtype_of(tensor) == aoti_torch_dtype_int64(); }
+
 // A new contiguous tensor.
 inline Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
@@ -70,20 +73,20 @@ inline Tensor with_adjacent_features(const Tensor& tensor) {
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : contiguous_copy(tensor);
 }
 
-// Checks that a tensor is on the CPU, has the dtype of input and the given shape.
+// Checks that a tensor is on the CPU, has the dtype of the call and the given shape.
 template <class Sizes>
-void check_tensor(const char* name, const Tensor& tensor, const Tensor& input, const Sizes& sizes) {
+void check_tensor(const char* name, const Tensor& tensor, int32_t dtype, const Sizes& sizes) {
   check(tensor.is_cpu(), name, " must be on the CPU, like input");
-  check(dtype_of(tensor) == dtype_of(input), name, " must have the dtype of input");
+  check(dtype_of(tensor) == dtype, name, " must have the dtype of input");
   const auto got = tensor.sizes();
   if (got.size() != sizes.size() || !std::equal(sizes.begin(), sizes.end(), got.begin())) {
     fail(name, " must have shape ", shape_text(sizes), ", got ", shape_text(got));
   }
 }
 
-inline void check_tensor(const char* name, const Tensor& tensor, const Tensor& input,
+inline void check_tensor(const char* name, const Tensor& tensor, int32_t dtype,
                          std::initializer_list<int64_t> sizes) {
-  check_tensor<std::initializer_list<int64_t>>(name, tensor, input, sizes);
+  check_tensor<std::initializer_list<int64_t>>(name, tensor, dtype, sizes);
 }
 
 }  // namespace namernn_fast

@@ -1,0 +1,163 @@
+#include "library/prefixes.h"
+
+#include <algorithm>
+
+namespace namernn_fast {
+namespace {
+
+constexpr int64_t kTreeRows = 512;   // of a tree at most, about: its states stay in cache
+constexpr int64_t kTreeWidth = 32;   // rows of a time, on average: fewer make thin products
+constexpr int64_t kTreeSteps = 256;  // longer sequences would need trees that no cache holds
+constexpr double kWorthRows = 0.9;  // of the rows without trees: gathering costs a few of a hundred
+
+// How many bits tell 0 .. n apart.
+int bits_of(int64_t n) {
+  int bits = 0;
+  while (bits < 63 && n >> bits) ++bits;
+  return bits;
+}
+
+}  // namespace
+
+PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V)
+    : rows_(batch.layout.N), steps_(batch.layout.T) {
+  read_sequences(batch, ids);
+  sort(V);
+  cut();
+}
+
+// Copies the ids of each sequence to one place.
+void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
+  const SequenceLayout& layout = batch.layout;
+  const RowStrides<const int64_t> rows =
+      rows_of<const int64_t>(batch, ids, const_data<int64_t>(ids), 0);
+  ids_.resize(size_t(layout.N));
+  sequences_.resize(size_t(layout.B));
+  int64_t* copy = ids_.data();
+  int64_t length = layout.T;  // sequences are sorted, longest first
+  for (int64_t b = 0; b < layout.B; ++b) {
+    while (layout.count && layout.count[length - 1] <= b) --length;
+    sequences_[size_t(b)] = {copy, length, layout.order ? layout.order[b] : b, 0};
+    const int64_t origin = (layout.origin ? layout.origin[b] : b) * rows.row_stride;
+    for (int64_t t = 0; t < length; ++t) {
+      *copy++ = layout.start ? rows.data[(layout.start[t] + b) * rows.row_stride]
+                             : rows.data[t * rows.time_stride + origin];
+    }
+  }
+}
+
+// Sorts the sequences in the order of a dictionary, and counts what neighbours have in common.
+void PrefixTrees::sort(int64_t V) {
+  const int bits = std::max(1, bits_of(V));  // an id and the end of a sequence, which comes first
+  const int64_t in_key = 63 / bits;
+  for (Sequence& sequence : sequences_) {
+    for (int64_t t = 0; t < in_key; ++t) {
+      const uint64_t digit = t < sequence.length ? uint64_t(sequence.ids[t]) + 1 : 0;
+      sequence.key = sequence.key << bits | digit;
+    }
+  }
+  std::sort(sequences_.begin(), sequences_.end(), [&](const Sequence& a, const Sequence& b) {
+    if (a.key != b.key) return a.key < b.key;
+    const int64_t known = std::min({in_key, a.length, b.length});
+    const int order = [&] {
+      const auto [left, right] =
+          std::mismatch(a.ids + known, a.ids + std::min(a.length, b.length), b.ids + known);
+      if (left != a.ids + std::min(a.length, b.length)) return *left < *right ? -1 : 1;
+      return a.length < b.length ? -1 : a.length > b.length ? 1 : 0;
+    }();
+    return order ? order < 0 : a.number < b.number;
+  });
+  shared_.resize(sequences_.size());
+  for (size_t i = 1; i < sequences_.size(); ++i) {
+    const Sequence& a = sequences_[i - 1];
+    const Sequence& b = sequences_[i];
+    const int64_t* const end = a.ids + std::min(a.length, b.length);
+    shared_[i] = std::mismatch(a.ids, end, b.ids).first - a.ids;
+  }
+}
+
+// Cuts the sorted sequences into trees of about as many rows each.
+void PrefixTrees::cut() {
+  int64_t all = 0;
+  for (size_t i = 0; i < sequences_.size(); ++i) all += sequences_[i].length - shared_[i];
+  const int64_t most = std::max(kTreeRows, kTreeWidth * steps_);
+  int64_t trees = 1;  // a power of two, which most numbers of threads divide
+  while (trees * most < all) trees *= 2;
+  first_sequence_.push_back(0);
+  first_row_.push_back(0);
+  int64_t passed = 0;  // rows of the sequences so far, had all of them been one tree
+  int64_t rows = 0;
+  for (size_t i = 0; i < sequences_.size(); ++i) {
+    const int64_t added = sequences_[i].length - shared_[i];
+    if (i > 0 && passed * trees >= all * int64_t(first_row_.size())) {
+      first_sequence_.push_back(int64_t(i));
+      first_row_.push_back(rows);
+      shared_[i] = 0;
+    }
+    passed += added;
+    rows += sequences_[i].length - shared_[i];
+  }
+  first_sequence_.push_back(int64_t(sequences_.size()));
+  first_row_.push_back(rows);
+}
+
+bool PrefixTrees::are_worthwhile() const {
+  return steps_ <= kTreeSteps && double(first_row_.back()) <= kWorthRows * double(rows_);
+}
+
+int64_t PrefixTrees::most_rows() const {
+  int64_t most = 0;
+  for (int64_t i = 0; i < count(); ++i) most = std::max(most, rows(i));
+  return most;
+}
+
+void PrefixTrees::build(int64_t i, Tree& tree) const {
+  const size_t first = size_t(first_sequence_[size_t(i)]);
+  const size_t last = size_t(first_sequence_[size_t(i) + 1]);
+  const size_t N = size_t(rows(i));
+  // A sequence adds a row for each id that it does not share with the one before.
+  tree.count.clear();
+  for (size_t s = first; s < last; ++s) {
+    const int64_t length = sequences_[s].length;
+    if (int64_t(tree.count.size()) < length) tree.count.resize(size_t(length), 0);
+    for (int64_t t = shared_[s]; t < length; ++t) ++tree.count[size_t(t)];
+  }
+  const size_t T = tree.count.size();
+  tree.start.assign(T, 0);
+  for (size_t t = 1; t < T; ++t) tree.start[t] = tree.start[t - 1] + tree.count[t - 1];
+
+  // The row at t of the sequence at hand is always the newest row of its time.
+  std::vector<int64_t> newest(T, -1);
+  std::vector<int64_t> end_row(last - first);
+  tree.ids.resize(N);
+  tree.parent.resize(N);
+  tree.end_start.assign(N + 1, 0);
+  for (size_t s = first; s < last; ++s) {
+    const Sequence& sequence = sequences_[s];
+    for (size_t t = size_t(shared_[s]); t < size_t(sequence.length); ++t) {
+      const size_t row = size_t(tree.start[t] + ++newest[t]);
+      tree.ids[row] = sequence.ids[t];
+      tree.parent[row] = t ? newest[t - 1] : 0;
+    }
+    const size_t end = size_t(sequence.length) - 1;
+    end_row[s - first] = tree.start[end] + newest[end];
+    ++tree.end_start[size_t(end_row[s - first]) + 1];
+  }
+  for (size_t row = 0; row < N; ++row) tree.end_start[row + 1] += tree.end_start[row];
+  std::vector<int64_t> place(tree.end_start.begin(), tree.end_start.end() - 1);
+  tree.end_sequence.resize(last - first);
+  for (size_t s = first; s < last; ++s) {
+    tree.end_sequence[size_t(place[size_t(end_row[s - first])]++)] = sequences_[s].number;
+  }
+
+  tree.links = {tree.parent.data(), tree.end_start.data(), tree.end_sequence.data()};
+  tree.layout = SequenceLayout{};
+  tree.layout.T = int64_t(T);
+  tree.layout.B = *std::max_element(tree.count.begin(), tree.count.end());
+  tree.layout.N = int64_t(N);
+  tree.layout.count = tree.count.data();
+  tree.layout.start = tree.start.data();
+  tree.layout.tree = &tree.links;
+}
+
+}  // namespace namernn_fast
