@@ -64,6 +64,9 @@ SHARE_PREFIXES = 512
 direction, without hx and reset, in float32 or float64 on a CPU. The output of rnn_forward is empty
 with LAST_STATE, else it and hidden are (ids, hidden_size), to be read by rnn_backward alone, which
 takes no grad_output then."""
+TREES = 1 << 16
+"""With SHARE_PREFIXES, TREES * n is the number of trees of shared prefixes at least, whole trees
+being what threads share out. Both operators must get the same number."""
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _LAYOUT = "Tensor? sequence_layout, Tensor? reset, int options"

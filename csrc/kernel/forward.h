@@ -25,6 +25,39 @@ struct ForwardWeights {
   const Scalar* zeros;  // [H]: the initial state where there is no hx
 };
 
+// Memory of all parts for what only some layers have.
+template <class Scalar>
+struct ForwardMemory {
+  Scalar* table;             // [V, H], with a table: its rows with the biases
+  const Scalar** looked_up;  // [members, B], with a table: where the starts of a time's sums lie
+  Scalar* continued;  // [B, H], of a tree: copies of the states that the rows of a time continue
+};
+
+template <class Storage, class Scalar = Compute<Storage>>
+inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const Plan& plan,
+                                            const Runtime& runtime) {
+  ForwardMemory<Scalar> memory{};
+  const int64_t H = layer.H;
+  if (layer.layout.tree) memory.continued = scratch<Scalar>(runtime, layer.layout.B * H);
+  if (!has_table(layer)) return memory;
+  memory.looked_up = static_cast<const Scalar**>(
+      runtime.scratch(size_t(plan.members * layer.layout.B) * sizeof(const Scalar*)));
+  memory.table = scratch<Scalar>(runtime, layer.table.V * H);
+  const int64_t workers =
+      choose_workers(kAddingCost * double(layer.table.V) * double(H), runtime.machine);
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t v = layer.table.V * begin / workers; v < layer.table.V * end / workers; ++v) {
+      for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+        Vec<Scalar> sum = load_upto(layer.table.rows + v * H + j, n);
+        if (layer.bias_ih) sum += load_upto(layer.bias_ih + j, n);
+        if (layer.bias_hh) sum += load_upto(layer.bias_hh + j, n);
+        store_upto(memory.table + v * H + j, sum, n);
+      });
+    }
+  });
+  return memory;
+}
+
 template <class Storage, class Scalar>
 inline ForwardWeights<Scalar> forward_weights(const Part& part, const Layer<Storage>& layer,
                                               const WeightCopies& copies, const Scalar* zeros) {
@@ -47,13 +80,13 @@ struct ForwardPart {
   const Forward<Scalar>& args;
   const ForwardWeights<Scalar>& weights;
   const Part& part;
-  Scalar* continued;   // [B, H], of a tree: copies of the states that the rows of a time continue
+  const ForwardMemory<Scalar>& memory;
   bool project_first;  // the projection of projected_steps at once, before their recurrence
   int64_t projected_steps;
 
   ForwardPart(const Forward<Scalar>& args, const ForwardWeights<Scalar>& weights, const Part& part,
-              const Runtime& runtime, Scalar* continued = nullptr)
-      : args(args), weights(weights), part(part), continued(continued) {
+              const ForwardMemory<Scalar>& memory, const Runtime& runtime)
+      : args(args), weights(weights), part(part), memory(memory) {
     // The projection is parallel in time. Done ahead, several steps at once, it has better tiles
     // where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
     // weights would not fit.
@@ -62,10 +95,10 @@ struct ForwardPart {
     const int64_t columns = part.columns.last - part.columns.first;
     const size_t bytes = size_t(layer.D + layer.H) * columns * sizeof(Scalar);
     project_first =
-        has_table(layer) ||
-        (width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
-        bytes > runtime.machine.l2_bytes / 2;
-    projected_steps = has_table(layer) ? 1 : max64(1, kProjectedRows / max64(1, width));
+        !has_table(layer) &&
+        ((width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
+         bytes > runtime.machine.l2_bytes / 2);
+    projected_steps = max64(1, kProjectedRows / max64(1, width));
   }
 
   int64_t panel_size() const { return (args.layer.D + args.layer.H) * w; }
@@ -79,17 +112,13 @@ struct ForwardPart {
     return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
   }
 
-  // Writes the table's rows, with the biases, to the output rows at t.
-  void look_up(int64_t t) const {
-    const Layer<Scalar>& layer = args.layer;
-    const auto [first, last] = part.columns;
-    for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
-      const Scalar* row = table_row(layer, t, b) + first;
-      Scalar* out = row_at(args.output, layer.layout, t, b) + first;
-      for_each_vector<Scalar>(last - first, [&](int64_t j, int64_t n) {
-        store_upto(out + j, load_upto(row + j, n) + load(weights.bias + first + j), n);
-      });
+  // Finds the table's rows for sequences begin .. end at t.
+  const Scalar* const* look_up(int64_t t, int64_t begin, int64_t end) const {
+    const Scalar** rows = memory.looked_up + part.member * args.layer.layout.B + begin;
+    for (int64_t b = begin; b < end; ++b) {
+      rows[b - begin] = memory.table + token_of(args.layer, t, b) * args.layer.H;
     }
+    return rows;
   }
 
   // Writes the projection of the inputs, with the biases, to the output rows of step s and those
@@ -97,7 +126,6 @@ struct ForwardPart {
   void project(int64_t s) const {
     const Layer<Scalar>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
-    if (has_table(layer)) return look_up(time_of(layer, s));
     const bool flat = is_flat(layer.input, layout) && is_flat(args.output, layout);
     const bool along = !layout.start;
     const int64_t t = time_of(layer, s);
@@ -120,7 +148,7 @@ struct ForwardPart {
     const int64_t out_stride = args.output.row_stride;
     Operand<Scalar> operands[2];
     int count = 0;
-    if (!project_first) {
+    if (!project_first && !has_table(layer)) {
       operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);
     }
     if (h) {
@@ -128,8 +156,9 @@ struct ForwardPart {
     } else if (!weights.finite) {  // zero times infinity is NaN
       operands[count++] = recurrence(weights.zeros, 0);
     }
-    const Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
-                                project_first ? out_stride : 0, false};
+    Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
+                          project_first ? out_stride : 0, false};
+    if (has_table(layer)) target.starts = look_up(t, begin, end);
     product<Scalar, false>(operands, count, target, end - begin, part.columns.first,
                            part.columns.last,
                            [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
@@ -147,11 +176,11 @@ struct ForwardPart {
     const int64_t count = layout.count[t];
     if (t == 0) return advance(t, 0, count, nullptr, 0);
     for (int64_t b = 0; b < count; ++b) {
-      std::memcpy(continued + b * layer.H,
+      std::memcpy(memory.continued + b * layer.H,
                   row_at(args.output, layout, t - 1, parent_of(layout, t, b)),
                   layer.H * sizeof(Scalar));
     }
-    advance(t, 0, count, continued, layer.H);
+    advance(t, 0, count, memory.continued, layer.H);
   }
 
   // Copies the states of sequences that end at t to h_n. For layouts without `order`.

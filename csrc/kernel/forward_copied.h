@@ -17,7 +17,6 @@ struct CopiedRows {
   int64_t steps;   // of a time block
   Scalar* input;   // [steps, B, D]
   int64_t* ids;    // [steps, B], with a table
-  Scalar* table;   // [V, H], a table's rows
   Scalar* output;  // [steps, B, H]
   Scalar* state;   // [B, H], at the begin of the time block
   Scalar* h_n;     // [B, H], at the end of the time block
@@ -31,6 +30,7 @@ struct CopiedPart {
   const Forward<Storage>& args;
   const ForwardWeights<Scalar>& weights;
   const CopiedRows<Scalar>& copies;
+  const ForwardMemory<Scalar>& memory;
   const Part& part;
 
   int64_t width() const { return part.columns.last - part.columns.first; }
@@ -67,7 +67,7 @@ struct CopiedPart {
     copied.layer.activation = layer.activation;
     copied.layer.chains = layer.chains;
     if (has_table(layer)) {
-      copied.layer.table = {{copies.ids, layout.B, 1}, copies.table, layer.table.V};
+      copied.layer.table.ids = {copies.ids, layout.B, 1};
     } else {
       copied.layer.input = {copies.input, layout.B * layer.D, layer.D};
     }
@@ -129,7 +129,7 @@ struct CopiedPart {
       Part inside = part;
       inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
-      ForwardPart<Scalar>(copied, weights, inside, runtime).run(runtime);
+      ForwardPart<Scalar>(copied, weights, inside, memory, runtime).run(runtime);
       if (args.output.data) write_time_block(first, last);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
@@ -143,18 +143,6 @@ struct CopiedPart {
   }
 };
 
-// The rows of a layer's table in the type that the kernels compute in.
-template <class Storage, class Scalar = Compute<Storage>>
-Scalar* computable_table(const Layer<Storage>& layer, const Runtime& runtime) {
-  if constexpr (std::is_same_v<Storage, Scalar>) {
-    return const_cast<Scalar*>(layer.table.rows);
-  } else {
-    Scalar* rows = scratch<Scalar>(runtime, layer.table.V * layer.H);
-    convert(layer.table.rows, rows, layer.table.V * layer.H);
-    return rows;
-  }
-}
-
 template <class Storage>
 void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
@@ -164,20 +152,18 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Storage>>(layer, plan, runtime);
+  const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   CopiedRows<Scalar> rows{};
   rows.steps = kCopiedBytes / (layout.B * (layer.D + layer.H) * int64_t(sizeof(Scalar)));
   rows.steps = max64(1, min64(rows.steps, layout.T));
   rows.input = scratch<Scalar>(runtime, rows.steps * layout.B * layer.D);
-  if (has_table(layer)) {
-    rows.ids = scratch<int64_t>(runtime, rows.steps * layout.B);
-    rows.table = computable_table(layer, runtime);
-  }
+  if (has_table(layer)) rows.ids = scratch<int64_t>(runtime, rows.steps * layout.B);
   rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
   rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
-    CopiedPart<Storage>{args, own, rows, part}.run(runtime);
+    CopiedPart<Storage>{args, own, rows, memory, part}.run(runtime);
   });
 }
 
@@ -194,11 +180,10 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
     return;
   }
   const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);
-  Scalar* continued =
-      layer.layout.tree ? scratch<Scalar>(runtime, layer.layout.B * layer.H) : nullptr;
+  const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
-    ForwardPart<Scalar>(args, own, part, runtime, continued).run(runtime);
+    ForwardPart<Scalar>(args, own, part, memory, runtime).run(runtime);
   });
 }
 

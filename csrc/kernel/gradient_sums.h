@@ -15,7 +15,6 @@ namespace namernn_fast {
 namespace {
 
 constexpr int64_t kRowsApart = 4096;  // in groups that have more than twice as many rows
-constexpr double kAddingCost = 16;    // of an element, in multiply-adds
 
 // One array for each parameter, whose sums are in the order that the products give them.
 template <class Scalar>

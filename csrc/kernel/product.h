@@ -29,7 +29,8 @@ struct Target {
   int64_t c_row;
   const Scalar* start;  // element (i, j) is start[i * start_row + j]; null: zero
   int64_t start_row;
-  bool add;  // add to C instead of writing it
+  bool add;                               // add to C instead of writing it
+  const Scalar* const* starts = nullptr;  // in place of `start`: element (i, j) is starts[i][j]
 };
 
 // The products over k in first .. last, from zero.
@@ -76,16 +77,20 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
   alignas(64) Scalar beside[kRows * kVectors * lanes];
   Scalar* const c = target.add ? beside : target.c + i * target.c_row + j;
   const int64_t c_row = target.add ? kVectors * lanes : target.c_row;
-  const Scalar* base = target.start ? target.start + i * target.start_row + j : c;
-  int64_t base_row = target.start ? target.start_row : c_row;
-  bool zero = !target.start;
+  const Scalar* base[kRows];  // the rows that the next chain is added to
+  for (int r = 0; r < kRows; ++r) {
+    base[r] = target.starts  ? target.starts[i + r] + j
+              : target.start ? target.start + (i + r) * target.start_row + j
+                             : c + r * c_row;
+  }
+  bool zero = !target.starts && !target.start;
   const auto end_chain = [&](const Vec<Scalar>(&acc)[kRows][kVectors]) {
     if (last == lanes && !zero) {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
-          store(c + r * c_row + v * lanes, load(base + r * base_row + v * lanes) + acc[r][v]);
+          store(c + r * c_row + v * lanes, load(base[r] + v * lanes) + acc[r][v]);
         }
       }
     } else {
@@ -94,14 +99,12 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
           const int64_t n = v < kVectors - 1 ? lanes : last;
-          const Vec<Scalar> sum =
-              zero ? acc[r][v] : load_upto(base + r * base_row + v * lanes, n) + acc[r][v];
+          const Vec<Scalar> sum = zero ? acc[r][v] : load_upto(base[r] + v * lanes, n) + acc[r][v];
           store_upto(c + r * c_row + v * lanes, sum, n);
         }
       }
     }
-    base = c;
-    base_row = c_row;
+    for (int r = 0; r < kRows; ++r) base[r] = c + r * c_row;
     zero = false;
   };
   for (int o = 0; o < count; ++o) {
@@ -113,7 +116,7 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
       end_chain(acc);
     }
   }
-  if (zero || base != c) {  // nothing to sum up
+  if (zero || base[0] != c) {  // nothing to sum up
     const Vec<Scalar> nothing[kRows][kVectors] = {};
     end_chain(nothing);
   }

@@ -9,6 +9,8 @@
 namespace namernn_fast {
 namespace {
 
+constexpr double kAddingCost = 16;  // of adding one element to another, in multiply-adds
+
 // Columns first .. last of a matrix.
 struct Columns {
   int64_t first;

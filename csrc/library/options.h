@@ -17,12 +17,25 @@ struct Options {
   bool want_hidden;
   bool last_state;
   bool share_prefixes;
+  int64_t trees;  // to cut shared prefixes into, at least
 };
 
 inline Options read_options(int64_t bits) {
-  check(bits >> 10 == 0, "options must have 10 bits at most, got ", bits);
+  constexpr int trees_place = 16;
+  check(bits >= 0 && bits % (int64_t(1) << trees_place) >> 10 == 0,
+        "options must be bits of namernn_fast.ops, got ", bits);
   const auto has = [&](int place) { return (bits >> place & 1) != 0; };
-  return {has(0), has(1), has(2), has(3), has(4), has(5), has(6), has(7), has(8), has(9)};
+  return {has(0),
+          has(1),
+          has(2),
+          has(3),
+          has(4),
+          has(5),
+          has(6),
+          has(7),
+          has(8),
+          has(9),
+          bits >> trees_place};
 }
 
 }  // namespace namernn_fast

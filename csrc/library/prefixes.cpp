@@ -5,10 +5,13 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kTreeRows = 512;   // of a tree at most, about: its states stay in cache
-constexpr int64_t kTreeWidth = 32;   // rows of a time, on average: fewer make thin products
-constexpr int64_t kTreeSteps = 256;  // longer sequences would need trees that no cache holds
-constexpr double kWorthRows = 0.9;  // of the rows without trees: gathering costs a few of a hundred
+constexpr int64_t kTreeRows = 2048;  // of a tree at most, about
+constexpr int64_t kThinRows = 4;     // fewer rows of a time take as long as so many
+constexpr double kGathering = 1.06;  // time of a tree's row, whose state must be gathered first
+constexpr double kWorth = 0.95;      // of the time without trees
+
+// The time that a worker takes over the rows of one time, in rows.
+double cost_of(double rows) { return rows > 0 ? std::max(rows, double(kThinRows)) : 0; }
 
 // How many bits tell 0 .. n apart.
 int bits_of(int64_t n) {
@@ -19,11 +22,18 @@ int bits_of(int64_t n) {
 
 }  // namespace
 
-PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V)
-    : rows_(batch.layout.N), steps_(batch.layout.T) {
+PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64_t least) {
+  least = std::max<int64_t>(1, least);
   read_sequences(batch, ids);
   sort(V);
-  cut();
+  cut(batch.layout.T, least);
+  double plain = 0;  // the time of each of `least` workers, which share out the sequences
+  for (int64_t t = 0; t < batch.layout.T; ++t) {
+    const int64_t alive = batch.layout.count ? batch.layout.count[t] : batch.layout.B;
+    plain += cost_of(double(alive) / double(least));
+  }
+  const double workers = double(std::min(least, count()));
+  worthwhile_ = kGathering * cost_ / workers < kWorth * plain;
 }
 
 // Copies the ids of each sequence to one place.
@@ -76,33 +86,37 @@ void PrefixTrees::sort(int64_t V) {
   }
 }
 
-// Cuts the sorted sequences into trees of about as many rows each.
-void PrefixTrees::cut() {
-  int64_t all = 0;
+// Cuts the sorted sequences into trees of about as many rows each, and sums up what they cost.
+void PrefixTrees::cut(int64_t steps, int64_t least) {
+  int64_t all = 0;  // rows, if there were one tree
   for (size_t i = 0; i < sequences_.size(); ++i) all += sequences_[i].length - shared_[i];
-  const int64_t most = std::max(kTreeRows, kTreeWidth * steps_);
-  int64_t trees = 1;  // a power of two, which most numbers of threads divide
-  while (trees * most < all) trees *= 2;
+  const int64_t trees = (all + kTreeRows * least - 1) / (kTreeRows * least) * least;
+  std::vector<int64_t> count(static_cast<size_t>(steps));  // rows of the tree at hand at each time
+  const auto finish_tree = [&] {
+    for (int64_t& rows : count) {
+      cost_ += cost_of(double(rows));
+      rows = 0;
+    }
+  };
   first_sequence_.push_back(0);
   first_row_.push_back(0);
-  int64_t passed = 0;  // rows of the sequences so far, had all of them been one tree
+  int64_t passed = 0;
   int64_t rows = 0;
   for (size_t i = 0; i < sequences_.size(); ++i) {
     const int64_t added = sequences_[i].length - shared_[i];
     if (i > 0 && passed * trees >= all * int64_t(first_row_.size())) {
+      finish_tree();
       first_sequence_.push_back(int64_t(i));
       first_row_.push_back(rows);
-      shared_[i] = 0;
+      shared_[i] = 0;  // what it has in common with the sequence before is computed again
     }
     passed += added;
     rows += sequences_[i].length - shared_[i];
+    for (int64_t t = shared_[i]; t < sequences_[i].length; ++t) ++count[size_t(t)];
   }
+  finish_tree();
   first_sequence_.push_back(int64_t(sequences_.size()));
   first_row_.push_back(rows);
-}
-
-bool PrefixTrees::are_worthwhile() const {
-  return steps_ <= kTreeSteps && double(first_row_.back()) <= kWorthRows * double(rows_);
 }
 
 int64_t PrefixTrees::most_rows() const {

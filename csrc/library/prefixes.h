@@ -2,8 +2,8 @@
 //
 // The sequences are sorted, so that those that begin alike are neighbours, and cut into trees of
 // about as many rows each, which have no rows in common: threads share out whole trees. How the
-// trees are made depends on the ids alone, never on the number of threads, so that a backward pass
-// finds the trees of its forward pass again.
+// trees are made depends on the arguments alone, so that a backward pass with the options of its
+// forward pass finds the same trees again, whatever the number of threads is by then.
 #pragma once
 
 #include <utility>
@@ -33,11 +33,13 @@ struct Tree {
 
 class PrefixTrees {
  public:
-  // `ids` must have passed check_ids() with the same V.
-  PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V);
+  // At least `least` trees, if there are as many sequences. `ids` must have passed check_ids() with
+  // the same V.
+  PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64_t least);
 
-  // Whether the trees save enough rows to pay for what they cost.
-  bool are_worthwhile() const;
+  // Whether so many workers as trees were asked for take less time over the trees than over the
+  // rows without trees.
+  bool are_worthwhile() const { return worthwhile_; }
 
   int64_t count() const { return int64_t(first_sequence_.size()) - 1; }
   // The number of rows in all trees before the i-th.
@@ -58,15 +60,15 @@ class PrefixTrees {
 
   void read_sequences(const Batch& batch, const Tensor& ids);
   void sort(int64_t V);
-  void cut();
+  void cut(int64_t steps, int64_t least);
 
-  int64_t rows_;  // of the batch
-  int64_t steps_;
   std::vector<int64_t> ids_;
   std::vector<Sequence> sequences_;  // sorted, as `shared_` and the cuts are
   std::vector<int64_t> shared_;      // how many ids a sequence has in common with the one before
   std::vector<int64_t> first_sequence_;  // of each tree, and the number of sequences
   std::vector<int64_t> first_row_;       // of each tree, and the number of rows
+  double cost_ = 0;                      // of all trees, in rows
+  bool worthwhile_ = false;
 };
 
 }  // namespace namernn_fast

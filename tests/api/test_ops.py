@@ -157,8 +157,8 @@ def test_the_operator_checks_for_itself():
             forward_with(weights=weights[:3], options=ops.BIDIRECTIONAL),
             r"weights must hold 4 tensors for each layer, got 3",
         ),
-        (forward_with(options=1024), "options must have 10 bits at most, got 1024"),
-        (forward_with(options=-1), "options must have 10 bits at most, got -1"),
+        (forward_with(options=1024), "options must be bits of namernn_fast.ops, got 1024"),
+        (forward_with(options=-1), "options must be bits of namernn_fast.ops, got -1"),
         (
             forward_with(options=ops.PACKED | ops.JAGGED),
             "options must not say both packed and jagged",
