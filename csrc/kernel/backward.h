@@ -4,7 +4,8 @@
 // over all rows of the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and
 // dz W_ih. The rows of a time block fit in cache together. Where the plan has groups of sequences,
 // each goes its own way through time with parameter gradients of its own, which are added up in the
-// end: no row travels between cores.
+// end: no row travels between cores. A group of many sequences goes through time in parts, one after
+// the other, so that the rows of one step do not fill more than a time block.
 //
 // How these products are computed is a type, FloatProducts or PairProducts, with the members:
 // - Storage, Scalar: the type of the layer, and the type of its sums;
@@ -16,42 +17,17 @@
 // - keep_row: keeps h_{t-1} (null: zeros) and x_t of a row for the products over the time block;
 // - step_back: grad_h = dz W_hh for rows of one time, and the columns given;
 // - end_recurrence: what is left to prepare once the rows of the time block are known;
-// - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels;
+// - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels,
+//   whose first rows are zeros and may be left out;
 // - write_input_gradient: grad_input (+)= dz W_ih over the time block's rows.
 #pragma once
 
-#include "kernel/float_products.h"
+#include "kernel/backward_recurrence.h"
 #include "kernel/row_sums.h"
 #include "kernel/subnormals.h"
 
 namespace namernn_fast {
 namespace {
-
-// What one group of sequences works with.
-template <class Products>
-struct BackwardGroup {
-  using Scalar = typename Products::Scalar;
-
-  GroupRows rows;
-  GradientSums<Scalar> gradients;  // if parameter gradients are wanted
-  Products products;
-  WeightCopies copies;  // of weight_hh, of all groups
-  Scalar* grad_h;       // [B, H], of all groups
-  Scalar* grad_parent;  // [B, H], of a tree: the gradient of the state that each row continues
-  int64_t* tokens;      // [rows of a time block], if the gradient of a table is wanted
-};
-
-template <class Products>
-struct BackwardPass {
-  using Group = BackwardGroup<Products>;
-
-  const Backward<typename Products::Storage>& args;
-  const Runtime& runtime;
-  Plan plan;
-  Team* teams;         // [groups]
-  int64_t block_rows;  // of a time block, about
-  Group* groups;       // [groups]
-};
 
 template <class Products, class Storage>
 void pack_input_panels(const Products& products, const Layer<Storage>& layer,
@@ -120,125 +96,47 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const GradientSizes sizes{
       has_table(layer) ? layer.table.V * H : Products::gradient_size(H, layer.D),
       Products::gradient_size(H, H), args.grad_bias ? H : 0};
+  // A step fills a time block at most, whose rows fit in cache.
+  const int64_t parts = plan.members > 1
+                            ? 1
+                            : count_parts(layout, plan.groups,
+                                          int64_t(runtime.machine.l2_bytes) / block_rows, runtime);
   Group* groups = scratch<Group>(runtime, plan.groups);
+  GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
-    const Slice slice = slice_of(layout, g, plan.groups);
-    group.rows = {slice, count_group_rows(layout, slice, runtime)};
-    const int64_t width = slice.end - slice.begin;
+    int64_t width = 0;  // of the widest part
+    int64_t group_rows = 0;
+    for (int64_t p = g * parts; p < (g + 1) * parts; ++p) {
+      const Slice slice = slice_of(layout, p, plan.groups * parts);
+      rows[p] = {slice, count_group_rows(layout, slice, runtime)};
+      width = max64(width, slice.end - slice.begin);
+      group_rows += first_row(rows[p], layout.T);
+    }
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
     group.products.prepare_rows(args, capacity, runtime);
     if (args.grad_weight_ih) {
-      const int64_t rows = first_row(group.rows, layout.T);
-      group.gradients = gradient_sums(args, sizes, g, rows, runtime);
+      group.gradients = gradient_sums(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = scratch<int64_t>(runtime, capacity);
     }
     groups[g] = group;
   }
-  return {args, runtime, plan, teams, block_rows, groups};
+  return {args, runtime, plan, teams, block_rows, groups, parts, rows};
 }
 
-// Reads the part's columns of the gradients of its last states, zeros where there are none.
-template <class Storage, class Scalar>
-inline void read_last_gradients(const Backward<Storage>& args, const Part& part, Scalar* grad_h) {
-  const int64_t first = part.columns.first;
-  const int64_t width = part.columns.last - first;
-  const int64_t stride = args.grad_h_n_feature_stride;
-  for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-    Scalar* own = grad_h + b * args.layer.H + first;
-    if (!args.grad_h_n) {
-      std::memset(own, 0, width * sizeof(Scalar));
-      continue;
-    }
-    const Storage* given =
-        args.grad_h_n + place_of(args.layer.layout, b) * args.grad_h_n_stride + first * stride;
-    for (int64_t j = 0; stride != 1 && j < width; ++j) convert(given + j * stride, own + j, 1);
-    if (stride == 1) convert(given, own, width);
-  }
-}
-
-// Sets grad_h of the rows at time t of a tree: each row's state is the last one of the sequences
-// that end there, and the state that rows of the time after continue.
-template <class Storage, class Scalar>
-inline void gather_tree_gradients(const Backward<Storage>& args, int64_t t,
-                                  const Scalar* grad_parent, Scalar* grad_h) {
-  const SequenceLayout& layout = args.layer.layout;
-  const int64_t H = args.layer.H;
-  const auto add = [&](int64_t b, const auto* grad) {
-    for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-      store_upto(grad_h + b * H + j, load_upto(grad_h + b * H + j, n) + load_upto(grad + j, n), n);
-    });
-  };
-  std::memset(grad_h, 0, layout.count[t] * H * sizeof(Scalar));
-  if (args.grad_h_n) {
-    for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
-      add(b, args.grad_h_n + sequence * args.grad_h_n_stride);
-    });
-  }
-  if (t + 1 == layout.T) return;
-  for (int64_t b = 0; b < layout.count[t + 1]; ++b) {
-    add(parent_of(layout, t + 1, b), grad_parent + b * H);
-  }
-}
-
-// One step of the recurrence, at time t. Sequence b has the row `row + b` of the time block.
+// How many rows at the begin of a time block have no previous state, so that they add nothing to
+// the gradient of weight_hh: those of time 0 without hx. Zero times infinity is NaN, so rows count
+// only where dz is finite.
 template <class Products>
-inline void backward_step(const Backward<typename Products::Storage>& args,
-                          const BackwardGroup<Products>& group,
-                          const typename Products::Element* weight_hh, int64_t t, int64_t row,
-                          const Part& part, const Runtime& runtime) {
+inline int64_t count_rows_from_zero(const Backward<typename Products::Storage>& args,
+                                    const BackwardGroup<Products>& group, const TimeBlock& block) {
   const auto& layer = args.layer;
-  const SequenceLayout& layout = layer.layout;
-  const Products& products = group.products;
-  const Slice slice = part.slice;
-  const int64_t first_column = part.columns.first;
-  const int64_t width = part.columns.last - first_column;
-  const int64_t continued = continued_end(layer, t, slice);
-  const int64_t end = alive_end(layout, t, slice);
-  if (layout.tree) gather_tree_gradients(args, t, group.grad_parent, group.grad_h);
-  for (int64_t b = slice.begin; b < end; ++b) {
-    activate_backward(
-        layer.activation, row_at(args.output, layout, t, b) + first_column,
-        group.grad_h + b * layer.H + first_column,
-        args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
-        products.dz + (row + b) * products.dz_stride + first_column, width);
+  if (layer.reverse || layer.hx || block.first > 0) return 0;
+  const int64_t rows = first_row(group.rows, 1);
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!all_finite(group.products.dz + row * group.products.dz_stride, layer.H)) return 0;
   }
-  if (args.grad_weight_ih || args.grad_input.data) {
-    for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-      products.keep_row(args, row + b, t, b, previous_state(layer, args.output, t, b, continued));
-      if (group.tokens) group.tokens[row + b] = token_of(layer, t, b);
-    }
-  }
-  if (part.team) barrier(*part.team, runtime);
-  const int64_t wanted = args.grad_hx ? end : continued;
-  products.step_back(row + slice.begin, weight_hh, layer.H, wanted - slice.begin, part.columns,
-                     (layout.tree ? group.grad_parent : group.grad_h) + slice.begin * layer.H);
-  for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
-    for (int64_t b = first; cut && b < last; ++b) {
-      std::memset(group.grad_h + b * layer.H + first_column, 0,
-                  width * sizeof(typename Products::Scalar));
-    }
-  });
-}
-
-template <class Products>
-inline void backward_recurrence(const BackwardPass<Products>& pass,
-                                const BackwardGroup<Products>& group, const TimeBlock& block,
-                                const Part& part) {
-  const auto& args = pass.args;
-  const auto& layer = args.layer;
-  WeightCopies copies = group.copies;
-  copies.packed |=
-      !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nothing reads them
-  const auto* weight_hh = weights_for<typename Products::Recurrence>(part, layer, copies).weights;
-  if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);
-  const int64_t base = first_row(group.rows, block.first);
-  for (int64_t s = block.first; s < block.last; ++s) {
-    const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
-    const int64_t row = first_row(group.rows, t) - base - part.slice.begin;
-    backward_step(args, group, weight_hh, t, row, part, pass.runtime);
-  }
-  group.products.end_recurrence(args, count_rows(group.rows, block), part);
+  return rows;
 }
 
 // The products over a block's rows, as far as they fall to this share of this worker.
@@ -254,12 +152,14 @@ inline void backward_products(const BackwardPass<Products>& pass,
   if (args.grad_weight_ih) {
     const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
-    products.add_weight_gradient(initial, share, H, rows, products.previous, H, grad.weight_hh);
+    const int64_t from_zero = count_rows_from_zero(args, group, block);
+    products.add_weight_gradient(initial, share, H, from_zero, rows, products.previous, H,
+                                 grad.weight_hh);
     if (group.tokens) {
       add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
                          grad.weight_ih);
     } else {
-      products.add_weight_gradient(initial, share, H, rows, products.input, D, grad.weight_ih);
+      products.add_weight_gradient(initial, share, H, 0, rows, products.input, D, grad.weight_ih);
     }
     if (args.grad_bias) add_bias_gradient(products, initial, share, H, rows, grad.bias);
   }
@@ -274,21 +174,21 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
   const auto& layer = pass.args.layer;
   run_plan(pass.plan, layer, pass.runtime, pass.teams, [&](const Part& part) {
     const FlushSubnormals flush;
-    const auto& group = pass.groups[part.group];
     const int64_t worker = part.group * pass.plan.members + part.member;
-    const auto add = [&] {
-      add_apart(group.gradients, part.member, part.member + 1, part.members);
-    };
+    const auto& gradients = pass.groups[part.group].gradients;
+    const auto add = [&] { add_apart(gradients, part.member, part.member + 1, part.members); };
     Gathering gathering;
-    for (TimeBlock block = block_before_all(layer);
-         next_block(layer, group.rows, pass.block_rows, block);) {
-      backward_recurrence(pass, group, block, part);
-      if (part.team) barrier(*part.team, pass.runtime);
-      backward_products(pass, group, block, gathering, fixed_share(part.member, part.members),
-                        worker);
-      if (part.team) barrier(*part.team, pass.runtime);
-      gather(group.gradients, count_rows(group.rows, block), gathering, add);
-    }
+    for_each_part(pass, part.group, [&](const BackwardGroup<Products>& group) {
+      for (TimeBlock block = block_before_all(layer);
+           next_block(layer, group.rows, pass.block_rows, block);) {
+        backward_recurrence(pass, group, block, part);
+        if (part.team) barrier(*part.team, pass.runtime);
+        backward_products(pass, group, block, gathering, fixed_share(part.member, part.members),
+                          worker);
+        if (part.team) barrier(*part.team, pass.runtime);
+        gather(gradients, count_rows(group.rows, block), gathering, add);
+      }
+    });
     if (gathering.apart) add();
   });
 }
@@ -301,36 +201,39 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const auto& args = pass.args;
   const auto& layer = args.layer;
   const Runtime& runtime = pass.runtime;
-  const auto& group = pass.groups[0];
+  const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(sizeof(typename Products::Element)) / sizeof(Scalar) *
                          double(layer.H) *
                          ((args.grad_weight_ih ? 1 : 0) * double(layer.H + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
-    const GradientSizes& sizes = group.gradients.sizes;
+    const GradientSizes& sizes = gradients.sizes;
     const double cost = kAddingCost * double(sizes.weight_ih + sizes.weight_hh);
     const int64_t workers = choose_workers(cost, runtime.machine);
     run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
       const FlushSubnormals flush;
-      add_apart(group.gradients, begin, end, workers);
+      add_apart(gradients, begin, end, workers);
     });
   };
   Gathering gathering;
-  for (TimeBlock block = block_before_all(layer);
-       next_block(layer, group.rows, pass.block_rows, block);) {
-    run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
-      const FlushSubnormals flush;
-      backward_recurrence(pass, group, block, part);
-    });
-    const int64_t rows = count_rows(group.rows, block);
-    int64_t counter = 0;
-    run_parallel(runtime, choose_workers(per_row * double(rows), runtime.machine),
-                 [&](int64_t begin, int64_t) {
-                   const FlushSubnormals flush;
-                   backward_products(pass, group, block, gathering, dynamic_share(&counter), begin);
-                 });
-    gather(group.gradients, rows, gathering, add);
-  }
+  for_each_part(pass, 0, [&](const BackwardGroup<Products>& group) {
+    for (TimeBlock block = block_before_all(layer);
+         next_block(layer, group.rows, pass.block_rows, block);) {
+      run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
+        const FlushSubnormals flush;
+        backward_recurrence(pass, group, block, part);
+      });
+      const int64_t rows = count_rows(group.rows, block);
+      int64_t counter = 0;
+      run_parallel(runtime, choose_workers(per_row * double(rows), runtime.machine),
+                   [&](int64_t begin, int64_t) {
+                     const FlushSubnormals flush;
+                     backward_products(pass, group, block, gathering, dynamic_share(&counter),
+                                       begin);
+                   });
+      gather(gradients, rows, gathering, add);
+    }
+  });
   if (gathering.apart) add();
 }
 

@@ -166,23 +166,24 @@ struct PairProducts {
     }
   }
 
-  void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t count,
+  void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t zeros, int64_t count,
                            const BFloat16* panels, int64_t width, float* grad) const {
     static_assert(kTaskRows % PairTile::rows == 0);
     PairTile tile;
+    const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
     for (int64_t j = 0; j < width; j += w) {
       for (int64_t task = 0; task < padded(H); task += kTaskRows) {
         if (!take(share)) continue;
         const int64_t end = min64(task + kTaskRows, padded(H));
-        for (int64_t k = 0; k < padded(count); k += kPairChunkRows) {
+        for (int64_t k = start; k < padded(count); k += kPairChunkRows) {
           const int64_t K = min64(kPairChunkRows, padded(count) - k);
           const BFloat16* panel = panels + j * capacity + k * w;
           for (int64_t i = task; i < end; i += PairTile::rows) {
             const BFloat16* a = dz_transposed + i * capacity + k;
             float* c = grad + j * padded(H) + i * w;
             const int64_t height = min64(PairTile::rows, end - i);
-            initial&& k == 0 ? tile.multiply<false>(a, capacity, K, height, panel, c)
-                             : tile.multiply<true>(a, capacity, K, height, panel, c);
+            initial&& k == start ? tile.multiply<false>(a, capacity, K, height, panel, c)
+                                 : tile.multiply<true>(a, capacity, K, height, panel, c);
           }
         }
       }

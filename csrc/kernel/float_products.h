@@ -101,16 +101,18 @@ struct FloatProducts {
 
   void end_recurrence(const Backward<Storage>&, int64_t, const Part&) const {}
 
-  void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t rows,
+  void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t zeros, int64_t rows,
                            const Element* panels, int64_t width, Scalar* grad) const {
     for (int64_t j = 0; j < width; j += w) {
       for (int64_t i = 0; i < H; i += kTaskRows) {
         if (!take(share)) continue;
-        for (int64_t k = 0; k < rows; k += kChunkRows) {
+        // Where all rows are zeros, the first of no rows writes zeros.
+        for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
               dz + k * dz_stride + i,     1, dz_stride, panels + k * w, capacity * w,
               min64(kChunkRows, rows - k)};
-          const Target<Scalar> target{grad + i * width, width, nullptr, 0, !(initial && k == 0)};
+          const Target<Scalar> target{grad + i * width, width, nullptr, 0,
+                                      !(initial && k == zeros)};
           product<Scalar, true>(&operand, 1, target, min64(kTaskRows, H - i), j,
                                 min64(j + w, width), Nothing());
         }

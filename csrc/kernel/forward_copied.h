@@ -181,9 +181,18 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   }
   const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
+  // A step reads two states of every sequence, and writes one.
+  const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
+  const int64_t parts =
+      plan.members > 1 ? 1 : count_parts(layer.layout, plan.groups, row_bytes, runtime);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
-    ForwardPart<Scalar>(args, own, part, memory, runtime).run(runtime);
+    if (parts == 1) return ForwardPart<Scalar>(args, own, part, memory, runtime).run(runtime);
+    for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
+      Part smaller = part;
+      smaller.slice = slice_of(layer.layout, p, plan.groups * parts);
+      ForwardPart<Scalar>(args, own, smaller, memory, runtime).run(runtime);
+    }
   });
 }
 

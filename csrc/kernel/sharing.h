@@ -11,6 +11,8 @@ namespace {
 
 constexpr double kAddingCost = 16;  // of adding one element to another, in multiply-adds
 
+constexpr int64_t kLeastPart = 64;  // sequences: fewer make thin products
+
 // Columns first .. last of a matrix.
 struct Columns {
   int64_t first;
@@ -43,6 +45,15 @@ inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t
 // The worker's share of the sequences.
 inline Slice slice_of(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   return {slice_start(layout, worker, workers), slice_start(layout, worker + 1, workers)};
+}
+
+// How many parts of a group's share of the sequences to take through time one after the other, so
+// that the states of a step stay in the core's own cache.
+inline int64_t count_parts(const SequenceLayout& layout, int64_t groups, int64_t row_bytes,
+                           const Runtime& runtime) {
+  if (layout.tree) return 1;
+  const int64_t most = max64(kLeastPart, int64_t(runtime.machine.l2_bytes) / row_bytes);
+  return (layout.B + groups * most - 1) / (groups * most);
 }
 
 // Runs body(begin, end) over a partition of 0 .. n.

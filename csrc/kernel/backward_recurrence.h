@@ -1,0 +1,156 @@
+// The recurrence of the backward pass over the steps of one time block, and what a pass is made of.
+#pragma once
+
+#include "kernel/float_products.h"
+
+namespace namernn_fast {
+namespace {
+
+// What one group of sequences works with.
+template <class Products>
+struct BackwardGroup {
+  using Scalar = typename Products::Scalar;
+
+  GroupRows rows;                  // of the part of the group that is at work
+  GradientSums<Scalar> gradients;  // if parameter gradients are wanted
+  Products products;
+  WeightCopies copies;  // of weight_hh, of all groups
+  Scalar* grad_h;       // [B, H], of all groups
+  Scalar* grad_parent;  // [B, H], of a tree: the gradient of the state that each row continues
+  int64_t* tokens;      // [rows of a time block], if the gradient of a table is wanted
+};
+
+template <class Products>
+struct BackwardPass {
+  using Group = BackwardGroup<Products>;
+
+  const Backward<typename Products::Storage>& args;
+  const Runtime& runtime;
+  Plan plan;
+  Team* teams;         // [groups]
+  int64_t block_rows;  // of a time block, about
+  Group* groups;       // [groups]
+  int64_t parts;       // of a group, which go through time one after the other
+  GroupRows* rows;     // [groups * parts]
+};
+
+// Calls f(part) for the parts of a group that have rows, one after the other. The gradients of all
+// parts are summed up in one place.
+template <class Products, class F>
+inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&& f) {
+  BackwardGroup<Products> part = pass.groups[group];
+  for (int64_t p = group * pass.parts; p < (group + 1) * pass.parts; ++p) {
+    part.rows = pass.rows[p];
+    if (pass.parts > 1 && part.rows.slice.begin == part.rows.slice.end) continue;
+    f(part);
+    part.gradients.accumulate = true;
+    part.copies.packed = true;
+  }
+}
+
+// Reads the part's columns of the gradients of its last states, zeros where there are none.
+template <class Storage, class Scalar>
+inline void read_last_gradients(const Backward<Storage>& args, const Part& part, Scalar* grad_h) {
+  const int64_t first = part.columns.first;
+  const int64_t width = part.columns.last - first;
+  const int64_t stride = args.grad_h_n_feature_stride;
+  for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
+    Scalar* own = grad_h + b * args.layer.H + first;
+    if (!args.grad_h_n) {
+      std::memset(own, 0, width * sizeof(Scalar));
+      continue;
+    }
+    const Storage* given =
+        args.grad_h_n + place_of(args.layer.layout, b) * args.grad_h_n_stride + first * stride;
+    for (int64_t j = 0; stride != 1 && j < width; ++j) convert(given + j * stride, own + j, 1);
+    if (stride == 1) convert(given, own, width);
+  }
+}
+
+// Sets grad_h of the rows at time t of a tree: each row's state is the last one of the sequences
+// that end there, and the state that rows of the time after continue.
+template <class Storage, class Scalar>
+inline void gather_tree_gradients(const Backward<Storage>& args, int64_t t,
+                                  const Scalar* grad_parent, Scalar* grad_h) {
+  const SequenceLayout& layout = args.layer.layout;
+  const int64_t H = args.layer.H;
+  const auto add = [&](int64_t b, const auto* grad) {
+    for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+      store_upto(grad_h + b * H + j, load_upto(grad_h + b * H + j, n) + load_upto(grad + j, n), n);
+    });
+  };
+  std::memset(grad_h, 0, layout.count[t] * H * sizeof(Scalar));
+  if (args.grad_h_n) {
+    for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
+      add(b, args.grad_h_n + sequence * args.grad_h_n_stride);
+    });
+  }
+  if (t + 1 == layout.T) return;
+  for (int64_t b = 0; b < layout.count[t + 1]; ++b) {
+    add(parent_of(layout, t + 1, b), grad_parent + b * H);
+  }
+}
+
+// One step of the recurrence, at time t. Sequence b has the row `row + b` of the time block.
+template <class Products>
+inline void backward_step(const Backward<typename Products::Storage>& args,
+                          const BackwardGroup<Products>& group,
+                          const typename Products::Element* weight_hh, int64_t t, int64_t row,
+                          const Part& part, const Runtime& runtime) {
+  const auto& layer = args.layer;
+  const SequenceLayout& layout = layer.layout;
+  const Products& products = group.products;
+  const Slice slice = part.slice;
+  const int64_t first_column = part.columns.first;
+  const int64_t width = part.columns.last - first_column;
+  const int64_t continued = continued_end(layer, t, slice);
+  const int64_t end = alive_end(layout, t, slice);
+  if (layout.tree) gather_tree_gradients(args, t, group.grad_parent, group.grad_h);
+  for (int64_t b = slice.begin; b < end; ++b) {
+    activate_backward(
+        layer.activation, row_at(args.output, layout, t, b) + first_column,
+        group.grad_h + b * layer.H + first_column,
+        args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
+        products.dz + (row + b) * products.dz_stride + first_column, width);
+  }
+  if (args.grad_weight_ih || args.grad_input.data) {
+    for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
+      products.keep_row(args, row + b, t, b, previous_state(layer, args.output, t, b, continued));
+      if (group.tokens) group.tokens[row + b] = token_of(layer, t, b);
+    }
+  }
+  if (part.team) barrier(*part.team, runtime);
+  const int64_t wanted = args.grad_hx ? end : continued;
+  products.step_back(row + slice.begin, weight_hh, layer.H, wanted - slice.begin, part.columns,
+                     (layout.tree ? group.grad_parent : group.grad_h) + slice.begin * layer.H);
+  for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
+    for (int64_t b = first; cut && b < last; ++b) {
+      std::memset(group.grad_h + b * layer.H + first_column, 0,
+                  width * sizeof(typename Products::Scalar));
+    }
+  });
+}
+
+template <class Products>
+inline void backward_recurrence(const BackwardPass<Products>& pass,
+                                const BackwardGroup<Products>& group, const TimeBlock& block,
+                                Part part) {
+  part.slice = group.rows.slice;
+  const auto& args = pass.args;
+  const auto& layer = args.layer;
+  WeightCopies copies = group.copies;
+  copies.packed |=
+      !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nothing reads them
+  const auto* weight_hh = weights_for<typename Products::Recurrence>(part, layer, copies).weights;
+  if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);
+  const int64_t base = first_row(group.rows, block.first);
+  for (int64_t s = block.first; s < block.last; ++s) {
+    const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
+    const int64_t row = first_row(group.rows, t) - base - part.slice.begin;
+    backward_step(args, group, weight_hh, t, row, part, pass.runtime);
+  }
+  group.products.end_recurrence(args, count_rows(group.rows, block), part);
+}
+
+}  // namespace
+}  // namespace namernn_fast
