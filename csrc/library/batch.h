@@ -50,6 +50,11 @@ RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer dat
 // Checks that the token ids of all rows are from 0 to V - 1.
 void check_ids(const Batch& batch, const Tensor& ids, int64_t V);
 
+// How many rows a tensor of the batch has, those of padding included.
+inline int64_t count_tensor_rows(const Batch& batch) {
+  return batch.kind == Batch::Kind::padded ? batch.T * batch.B : batch.layout.N;
+}
+
 // A view of a contiguous tensor (rows, features) that is laid out like a contiguous input.
 Tensor with_rows_of(const Batch& batch, const Tensor& tensor);
 

@@ -8,17 +8,18 @@
 namespace namernn_fast {
 namespace {
 
-// An output that nobody wants is written all the same up to this size, since time blocks would save
-// nothing that a cache does not hold.
-constexpr size_t kDroppedOutput = size_t(4) << 20;  // bytes
+// An output that nobody wants is written all the same up to this size: time blocks copy states, and
+// would save little memory.
+constexpr int64_t kDroppedOutput = int64_t(16) << 20;  // bytes
 
 // Whether the kernels of the last layer have to write their output.
 bool writes_last_output(const Stack& stack, const Options& options) {
   if (!options.last_state) return true;
-  size_t element = sizeof(float);
-  with_storage(stack.dtype, [&](auto storage) { element = sizeof(storage); });
-  const size_t rows = size_t(stack.batch.T * stack.batch.B);
-  return rows * size_t(stack.directions * stack.H) * element <= kDroppedOutput;
+  int64_t bytes = 0;
+  with_storage(stack.dtype, [&](auto storage) {
+    bytes = count_tensor_rows(stack.batch) * stack.directions * stack.H * int64_t(sizeof(storage));
+  });
+  return bytes <= kDroppedOutput;
 }
 
 // The arguments of a kernel for direction d of layer k.

@@ -5,7 +5,7 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kTreeRows = 2048;  // of a tree at most, about
+constexpr int64_t kTreeRows = 1024;  // of a tree at most, about
 constexpr int64_t kThinRows = 4;     // fewer rows of a time take as long as so many
 constexpr double kGathering = 1.06;  // time of a tree's row, whose state must be gathered first
 constexpr double kWorth = 0.95;      // of the time without trees
