@@ -3,8 +3,9 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .explaining import explain
-from .functional import batch_invariant, rnn
+from .functional import batch_invariant, last_state, rnn
 from .nn import FusedRNN, FusedRNNCell, replace_rnn, restore_rnn
+from .token_rnn import TokenRNN
 
 try:
     __version__ = version("namernn_fast")
@@ -14,9 +15,11 @@ except PackageNotFoundError:  # a checkout that was not installed, as `make benc
 __all__ = [
     "FusedRNN",
     "FusedRNNCell",
+    "TokenRNN",
     "__version__",
     "batch_invariant",
     "explain",
+    "last_state",
     "replace_rnn",
     "restore_rnn",
     "rnn",

@@ -13,6 +13,9 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from . import ops
 
+ID_DTYPES = (torch.int64, torch.int32)
+"""What token ids may be, as for `nn.Embedding`."""
+
 
 def check_reset(reset: Tensor, is_jagged: bool) -> None:
     """Checks that `reset` is a bool tensor and goes with the kind of input.
@@ -38,28 +41,29 @@ def check_like_nn_rnn(data, hx, weights, sequence_layout, reset, options) -> Non
             batch_sizes are not checked.
 
     Raises:
-        ValueError: the dtype of input is not that of the weights.
+        ValueError: the dtype of input is not that of the weights, and input holds no token ids.
         RuntimeError: the features of input, its length, or the shape, device or dtype of hx do not
             fit.
     """
     weight_ih, weight_hh = weights[:2]
-    if data.dtype != weight_ih.dtype:
+    padded = not options & (ops.PACKED | ops.JAGGED)
+    has_ids = ops.has_ids(data) and data.dim() == (2 if padded else 1)
+    if data.dtype != weight_ih.dtype and not has_ids:
         raise ValueError(
             f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight_ih.dtype}). "
             f"Convert input: input.to({weight_ih.dtype}), "
-            f"or convert model: model.to({data.dtype})"
+            f"or convert model: model.to({data.dtype})" + hint_at_embedding(data)
         )
     if data.device != weight_ih.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, found input tensor at "
             f"{data.device} and parameter tensor at {weight_ih.device}"
         )
-    if data.shape[-1] != weight_ih.shape[1]:
+    if not has_ids and data.shape[-1] != weight_ih.shape[1]:
         raise RuntimeError(
             "input.size(-1) must be equal to input_size. "
             f"Expected {weight_ih.shape[1]}, got {data.shape[-1]}"
         )
-    padded = not options & (ops.PACKED | ops.JAGGED)
     batch_first = options & ops.BATCH_FIRST
     if padded and data.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -80,8 +84,16 @@ def check_like_nn_rnn(data, hx, weights, sequence_layout, reset, options) -> Non
             "Input and hidden tensors are not at the same device, found input tensor at "
             f"{data.device} and hidden tensor at {hx.device}"
         )
-    if hx.dtype != data.dtype:
-        raise RuntimeError(f"hx must have the dtype of input, {data.dtype}, got {hx.dtype}")
+    if hx.dtype != weight_ih.dtype:
+        like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
+        raise RuntimeError(f"hx must have the dtype of {like}, got {hx.dtype}")
+
+
+def hint_at_embedding(data: Tensor) -> str:
+    """Returns what to add to an error about an input of integers: how token ids are given."""
+    if data.dtype not in ID_DTYPES:
+        return ""
+    return ". Token ids need embedding="
 
 
 def check_reference_arguments(data, hx, weights, sequence_layout, reset, options) -> None:
@@ -93,7 +105,8 @@ def check_reference_arguments(data, hx, weights, sequence_layout, reset, options
     Raises:
         RuntimeError: a shape does not fit, or lengths or batch_sizes are impossible.
     """
-    for name, weight, shape in weights_and_shapes(weights, data.shape[-1], options):
+    vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
+    for name, weight, shape in weights_and_shapes(weights, data.shape[-1], options, vocabulary):
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
     if options & ops.PACKED:
@@ -110,24 +123,28 @@ def check_reference_arguments(data, hx, weights, sequence_layout, reset, options
 
 
 def weights_and_shapes(
-    weights: Sequence[Tensor], features: int, options: int
+    weights: Sequence[Tensor], features: int, options: int, vocabulary: int | None = None
 ) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Yields the name of each weight, the weight, and the shape that it must have.
 
     Args:
         weights: the flat list of weights.
-        features: features of the stack's input.
+        features: features of the stack's input; whatever with token ids.
         options: the option bits.
+        vocabulary: the rows of the tables where input holds token ids, else None.
     """
     hidden_size = weights[1].shape[0]
+    name, first = "weight_ih", (hidden_size, features)
+    if vocabulary is not None:
+        name, first = "table", (vocabulary, hidden_size)
     for layer in ops.layers_of(weights, options):
         for own in layer:
-            yield "weight_ih", own.weight_ih, (hidden_size, features)
+            yield name, own.weight_ih, first
             yield "weight_hh", own.weight_hh, (hidden_size, hidden_size)
             if own.bias_ih is not None and own.bias_hh is not None:
                 yield "bias_ih", own.bias_ih, (hidden_size,)
                 yield "bias_hh", own.bias_hh, (hidden_size,)
-        features = hidden_size * len(layer)
+        name, first = "weight_ih", (hidden_size, hidden_size * len(layer))
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
@@ -206,3 +223,64 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
                 f"lengths must be from 0 to {steps}, the steps of input, got {length}"
                 + ("" if mapped else f" for sequence {place}")
             )
+
+
+def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, options: int) -> None:
+    """Names the first token id that has no row. It is asked only after a failure.
+
+    Args:
+        ids, sequence_layout, options: as of `namernn_fast.ops`.
+        vocabulary: the number of rows.
+
+    Raises:
+        IndexError: an id, other than in padding, is not from 0 to vocabulary - 1. The values of an
+            accelerator are not looked at, since that would wait for the device.
+    """
+    batch_first, padded = options & ops.BATCH_FIRST, not options & (ops.PACKED | ops.JAGGED)
+    lengths = sequence_layout if padded else None
+    if not ids.is_cpu or (lengths is not None and not are_lengths_of(lengths, ids, options)):
+        return
+    wrong = (ids < 0) | (ids >= vocabulary)
+    if lengths is not None:
+        wrong = wrong & steps_of_sequences(ids, lengths, options)
+    mapped = is_functorch_wrapped_tensor(wrong)
+    while is_functorch_wrapped_tensor(wrong):
+        wrong = get_unwrapped(wrong)
+    if not wrong.any():
+        return
+    allowed = f"input must hold ids from 0 to {vocabulary - 1}"
+    if mapped:  # the place in what vmap maps over is no place of the caller's
+        raise IndexError(f"{allowed}, the rows of embedding, and holds others") from None
+    place = wrong.nonzero()[0].tolist()
+    got = int(ids[tuple(place)])
+    if padded:
+        b, t = place if batch_first else reversed(place)
+    elif sequence_layout is None:
+        return
+    else:
+        borders = sequence_layout
+        if options & ops.PACKED:
+            borders = torch.cat([borders.new_zeros(1), borders.cumsum(0)])
+        # The step of a packed row, the sequence of a jagged one, and how far the row is within it.
+        part = int(torch.bucketize(place[0], borders[1:], right=True))
+        within = place[0] - int(borders[part])
+        b, t = (within, part) if options & ops.PACKED else (part, within)
+    raise IndexError(f"{allowed}, got {got} at step {t} of sequence {b}") from None
+
+
+def are_lengths_of(lengths: Tensor, ids: Tensor, options: int) -> bool:
+    """Returns whether there is a length for each sequence of padded token ids."""
+    return lengths.shape == (ids.shape[0 if options & ops.BATCH_FIRST else -1],)
+
+
+def steps_of_sequences(ids: Tensor, lengths: Tensor, options: int) -> Tensor:
+    """Returns bool, like `ids`: the steps before the end of each padded sequence.
+
+    Args:
+        ids: (seq_len, batch), or (batch, seq_len) with BATCH_FIRST.
+        lengths: (batch).
+        options: the option bits.
+    """
+    if options & ops.BATCH_FIRST:
+        return torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+    return torch.arange(ids.shape[0], device=ids.device).unsqueeze(1) < lengths

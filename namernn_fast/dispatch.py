@@ -1,7 +1,8 @@
 """Which path an input takes, and running it: a fused kernel, ATen operators, vmap, or ONNX.
 
 The paths have one signature: (data, hx, weights, sequence_layout, reset, options) with the meaning
-that `namernn_fast.ops` gives these names, and return output and h_n.
+that `namernn_fast.ops` gives these names, and return output and h_n. With LAST_STATE among the
+options only h_n has a meaning: a path may return any tensor as output.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from torch.autograd import forward_ad
 
 from . import availability, ops, reference
 from .autograd import FusedStack
-from .checks import check_like_nn_rnn, check_reference_arguments
+from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .integrations import onnx, vmap
 
 
@@ -37,31 +38,42 @@ def run(
     Raises:
         RuntimeError, ValueError: the arguments do not fit; batch_invariant is wanted of a path
             that cannot promise it.
+        IndexError: a token id has no row.
     """
     tracing = torch.compiler.is_compiling()
-    path = _choose_path(data, options, tracing)
+    path = _choose_path(weights[0], options, tracing)  # token ids have no dtype of a kernel
     arguments = (data, hx, weights, sequence_layout, reset, options)
-    if (
+    if tracing:  # a tracer runs fake kernels, and the compiled program is not to check either
+        check_like_nn_rnn(*arguments)
+        return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+    checked = (
         path is not _fused_path
         or dropout  # the layers are split before an operator sees them
-        or tracing  # a tracer runs fake kernels, and the compiled program is not to check either
-        or not weights[0].is_cpu  # the operator would see only that devices differ
+        or not (data.is_cpu and weights[0].is_cpu)  # the operator sees only that devices differ
         or (hx is not None and not hx.is_cpu)
-    ):
+    )
+    if checked:
         check_like_nn_rnn(*arguments)
-    else:
-        try:
-            return path(*arguments)
-        except RuntimeError:  # the operator checks its arguments; `nn.RNN` has words of its own
+    try:
+        return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+    except (IndexError, RuntimeError):
+        if not checked:  # the operator checks its arguments; `nn.RNN` has words of its own
             check_like_nn_rnn(*arguments)
-            raise
-    return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+        _check_ids(*arguments)
+        raise
 
 
-def _choose_path(data: Tensor, options: int, tracing: bool) -> Callable:
+def _check_ids(data, hx, weights, sequence_layout, reset, options) -> None:
+    """Names a token id without a row, in the words that this package has for it on every path."""
+    if ops.has_ids(data):
+        check_ids(data, weights[0].shape[0], sequence_layout, options)
+
+
+def _choose_path(like: Tensor, options: int, tracing: bool) -> Callable:
+    """Returns the path of a call whose device and dtype are those of `like`."""
     if tracing and onnx.exporting():
         return onnx.rnn_stack
-    why_not = why_not_kernel(data, tracing)
+    why_not = why_not_kernel(like, tracing)
     if why_not is not None:
         if options & ops.BATCH_INVARIANT:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
@@ -71,11 +83,11 @@ def _choose_path(data: Tensor, options: int, tracing: bool) -> Callable:
     return _fused_path
 
 
-def why_not_kernel(data: Tensor, tracing: bool) -> str | None:
-    """Returns why the fused kernels cannot take this input in this context, or None if they can.
+def why_not_kernel(like: Tensor, tracing: bool) -> str | None:
+    """Returns why the fused kernels cannot take a call in this context, or None if they can.
 
     Args:
-        data: input of any layout, or the data of a PackedSequence.
+        like: a tensor of the device and the dtype of the call: a weight, or features of any layout.
         tracing: whether a compiler traces the call.
     """
     if not tracing and (
@@ -83,15 +95,17 @@ def why_not_kernel(data: Tensor, tracing: bool) -> str | None:
         or (torch._C._are_functorch_transforms_active() and not vmap.only_vmap_is_active())
     ):
         return "a torch.func transform but vmap, or forward-mode differentiation, is active"
-    return availability.why_not_kernel(data)
+    return availability.why_not_kernel(like)
 
 
 def _run_layers(path: Callable, dropout: float, arguments: tuple) -> tuple[Tensor, Tensor]:
     """Runs the layers of a stack in one call each, with dropout between them.
 
-    The layers run with time first, so that dropout draws the masks that `nn.RNN` draws.
+    The layers run with time first, so that dropout draws the masks that `nn.RNN` draws. Dropout
+    needs the output of every layer, so that LAST_STATE is not handed on.
     """
     data, hx, weights, sequence_layout, reset, options = arguments
+    options &= ~ops.LAST_STATE
     batch_first = options & ops.BATCH_FIRST and not options & (ops.PACKED | ops.JAGGED)
     if batch_first:
         data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
@@ -113,6 +127,7 @@ def _fused_path(data, hx, weights, sequence_layout, reset, options):
         or (hx is not None and hx.requires_grad)
         or any(w.requires_grad for w in weights)
     ):
+        options &= ~ops.LAST_STATE  # the backward pass reads the output
         return FusedStack.apply(data, hx, sequence_layout, reset, options, *weights)
     output, h_n, _ = ops.rnn_forward(data, hx, weights, sequence_layout, reset, options)
     return output, h_n

@@ -1,4 +1,4 @@
-"""`explain`: which path a layer takes for an input, and why it takes no other."""
+"""`explain`: which path and which shortcuts a layer takes for an input, and why no other."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import functional, ops, tokens
 from .dispatch import why_not_kernel
 from .functional import cast_like_autocast
 from .nn import FusedRNN, FusedRNNCell
+from .token_rnn import TokenRNN
+
+SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
 class Explanation(NamedTuple):
@@ -19,16 +22,29 @@ class Explanation(NamedTuple):
     """`cpu` and an instruction set, `triton` and an architecture, `reference`, or `torch`."""
     why_not: dict[str, str]
     """For every path not taken, the reason."""
+    shortcuts: tuple[str, ...] = ()
+    """Those of `table`, `last state` and `shared prefixes` that the call takes."""
+    why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
+    """For every shortcut not taken, the reason; empty unless input holds token ids or the last
+    state alone is asked for."""
 
     def __str__(self) -> str:
-        reasons = "; ".join(f"not {path}: {reason}" for path, reason in self.why_not.items())
-        return f"{self.path} ({reasons})" if reasons else self.path
+        path = " with ".join([self.path, *([", ".join(self.shortcuts)] if self.shortcuts else [])])
+        nots = {**self.why_not, **self.why_no_shortcut}
+        reasons = "; ".join(f"not {name}: {reason}" for name, reason in nots.items())
+        return f"{path} ({reasons})" if reasons else path
 
 
 def explain(
-    layer: torch.nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None
+    layer: torch.nn.Module,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+    embedding: Tensor | None = None,
+    last_state: bool = False,
 ) -> Explanation:
-    """Says which path `layer(input)` takes and why it takes no other. Nothing is computed.
+    """Says which path and shortcuts `layer(input)` takes and why no other. Nothing is computed.
 
     It answers for the current settings: gradients on or off, autocast, torch.func transforms.
 
@@ -38,31 +54,131 @@ def explain(
     ATen operators, step by step; `torch` is torch's own operator for a single step, which a
     FusedRNNCell takes where that is faster.
 
+    Shortcuts: `table` multiplies each row of an embedding once, not once for each token;
+    `last state` writes no output; with `shared prefixes` sequences of token ids that begin alike
+    are computed once as far as that goes, if the kernel finds that it pays.
+
     Args:
-        layer: a FusedRNN or FusedRNNCell.
-        input, hx: of the call in question. Only a FusedRNNCell asks about hx.
+        layer: a FusedRNN, TokenRNN or FusedRNNCell.
+        input: of the call in question; token ids for a TokenRNN, or with `embedding`.
+        hx, reset: of the call in question.
+        embedding: of a call of a FusedRNN with token ids.
+        last_state: whether `layer.last_state(input)` is the call in question.
 
     Raises:
         TypeError: layer or input is something else.
         RuntimeError: the input is on a GPU, and Triton is missing or too old, or the GPU is.
+        ValueError, RuntimeError: token ids, embedding, hx or reset are none of such a call.
     """
-    if not isinstance(layer, FusedRNN | FusedRNNCell):
-        raise TypeError(f"layer must be a FusedRNN or FusedRNNCell, got {type(layer).__name__}")
+    if not isinstance(layer, FusedRNN | FusedRNNCell | TokenRNN):
+        raise TypeError(
+            f"layer must be a FusedRNN, TokenRNN or FusedRNNCell, got {type(layer).__name__}"
+        )
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    device = "triton" if data.is_cuda else "cpu"
     if isinstance(layer, FusedRNNCell):
         reason = layer.why_not_fused(data, hx)
         if reason is not None:
-            return Explanation("torch", {device: reason})
+            return Explanation("torch", {"triton" if data.is_cuda else "cpu": reason})
+        return Explanation(*_path(data))
+    if isinstance(layer, TokenRNN):
+        rnn, rows = layer.rnn, layer.embedding.weight
+        return _of_ids(rnn, input, hx, reset, rows, last_state, layer.why_not_fused())
+    if embedding is not None:
+        return _of_ids(layer, input, hx, reset, embedding, last_state)
+    path, why_not = _path(data)
+    if not last_state:
+        return Explanation(path, why_not)
+    no_ids = "input holds no token ids"
+    output = _why_output(layer, (data, hx), path)
+    return _with_shortcuts(path, why_not, no_ids, output, no_ids)
+
+
+def _of_ids(
+    layer: FusedRNN,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    reset: Tensor | None,
+    embedding: Tensor,
+    last_state: bool,
+    why_rows: str | None = None,
+) -> Explanation:
+    """Explains a call on token ids.
+
+    Args:
+        layer: the layer that computes the call.
+        input, hx, reset, embedding, last_state: as of `explain`.
+        why_rows: why the layer gets rows and no ids, or None if it gets ids.
+    """
+    tokens.check_types(input, embedding)
+    path, why_not = _path(embedding)
+    not_asked = None if last_state else "the output is asked for"
+    output = not_asked or _why_output(layer, (embedding, hx), path)
+    if why_rows is not None:
+        return _with_shortcuts(path, why_not, why_rows, output, why_rows)
+    weights: list[Tensor] = [weight for own in layer.all_weights for weight in own]
     if torch._C._is_any_autocast_enabled():
-        data = cast_like_autocast(data)
-    reason = why_not_kernel(data, torch.compiler.is_compiling())
+        weights = [cast_like_autocast(weight) for weight in weights]
+    options = functional.option_bits(
+        weights, layer.bias, layer.bidirectional, layer.nonlinearity, layer.batch_first
+    )
+    if layer.batch_invariant or functional.batch_invariant_is_on():
+        options |= ops.BATCH_INVARIANT
+    ids, hx, sequence_layout, reset, options = functional.normalise(
+        input, hx, weights, reset, options, True
+    )
+    tracing = torch.compiler.is_compiling()
+    call = (ids, embedding, hx, weights, sequence_layout, reset, options, _dropout(layer), tracing)
+    table = tokens.why_not_table(ids, embedding, options, tracing)
+    return _with_shortcuts(path, why_not, table, output, not_asked or tokens.why_not_shared(*call))
+
+
+def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) -> Explanation:
+    """Returns an explanation with the reasons against table, last state and shared prefixes."""
+    named = dict(zip(SHORTCUTS, reasons, strict=True))
+    return Explanation(
+        path,
+        why_not,
+        tuple(name for name, reason in named.items() if reason is None),
+        {name: reason for name, reason in named.items() if reason is not None},
+    )
+
+
+def _path(like: Tensor) -> tuple[str, dict[str, str]]:
+    """Returns the path of a call with the device and dtype of `like`, and why it is no other."""
+    device = "triton" if like.is_cuda else "cpu"
+    if torch._C._is_any_autocast_enabled():
+        like = cast_like_autocast(like)
+    reason = why_not_kernel(like, torch.compiler.is_compiling())
     if reason is not None:
-        return Explanation("reference", {device: reason})
-    if data.is_cuda:
-        kernel, better = ops.gpu_backend(data.device).device_of(data).arch, "runs here"
+        return "reference", {device: reason}
+    if like.is_cuda:
+        kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here"
     else:
-        kernel, better = ops.cpu_kernel(data.dtype), "is faster"
-    return Explanation(f"{device} {kernel}", {"reference": f"the fused kernel {better}"})
+        kernel, better = ops.cpu_kernel(like.dtype), "is faster"
+    return f"{device} {kernel}", {"reference": f"the fused kernel {better}"}
+
+
+def _why_output(layer: FusedRNN, read: tuple[Tensor | None, ...], path: str) -> str | None:
+    """Returns why a call for the last state computes the output as well, or None if it does not.
+
+    Args:
+        layer: whose call it is.
+        read: what the call reads besides the weights of the layer.
+        path: the path of the call.
+    """
+    if path == "reference":
+        return "ATen operators compute every state"
+    if _dropout(layer):
+        return "dropout needs the output of each layer"
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (*read, *layer.parameters())
+    ):
+        return "the backward pass reads the output"
+    return None
+
+
+def _dropout(layer: FusedRNN) -> float:
+    """Returns the probability with which a call drops elements between layers."""
+    return layer.dropout if layer.training and layer.num_layers > 1 else 0.0

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from . import availability
-from .functional import batch_invariant_is_on, rnn
+from . import availability, tokens
+from .functional import batch_invariant_is_on, last_state, rnn
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
 from .integrations.fx import make_leaves
@@ -65,6 +65,8 @@ class FusedRNN(torch.nn.RNN):
         hx: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
@@ -74,30 +76,36 @@ class FusedRNN(torch.nn.RNN):
         hx: Tensor | None = None,
         lengths: None = None,
         reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    # `lengths` and `reset` may come by position, since torch's older ONNX exporter hands over a
-    # None for every parameter.
-    def forward(self, input, hx=None, lengths=None, reset=None):
+    # Every argument may come by position, since torch's older ONNX exporter hands over a None for
+    # every parameter.
+    def forward(self, input, hx=None, lengths=None, reset=None, embedding=None, padding_idx=None):
         """Runs the layer over whole sequences.
 
         Args:
             input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
                 (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
-                nested tensor (batch, any length, input_size).
+                nested tensor (batch, any length, input_size). With `embedding` token ids, int32 or
+                int64: any of these without input_size.
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
                 sequence; None for zeros.
             lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
                 seq_len in any order. Padding is neither read nor computed, and is zero in output.
             reset: bool (seq_len, batch), (batch, seq_len) with batch_first: set where a new episode
                 begins, which starts from a state of zeros.
+            embedding: (vocabulary, input_size), the rows that token ids stand for. `TokenRNN` is a
+                layer with an embedding of its own.
+            padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
 
         Returns:
             output: like input with num_directions * hidden_size features, and h_n, like hx.
 
         Raises:
-            TypeError, ValueError, RuntimeError: as of `namernn_fast.rnn`, which documents all
-                arguments in more detail.
+            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.rnn`, which
+                documents all arguments in more detail.
 
         Note:
             Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
@@ -113,8 +121,7 @@ class FusedRNN(torch.nn.RNN):
             or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
         )
         if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
-            self._refuse_if_invariant()
-            return super().forward(input, hx)
+            return self._as_nn_rnn(input, hx, embedding, padding_idx)
         return rnn(
             input,
             hx,
@@ -128,7 +135,64 @@ class FusedRNN(torch.nn.RNN):
             lengths=lengths,
             reset=reset,
             batch_invariant=self.batch_invariant,
+            embedding=embedding,
+            padding_idx=padding_idx,
         )
+
+    def last_state(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        *,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+        share_prefixes: bool | None = None,
+    ) -> Tensor:
+        """Returns h_n of `forward`, without its output. Hooks of the module do not run.
+
+        Args:
+            input, hx, lengths, reset, embedding, padding_idx: as of `forward`.
+            share_prefixes: whether sequences of token ids that begin alike share the states of what
+                they have in common, as `namernn_fast.last_state` says; None where that pays.
+
+        Returns:
+            h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
+            sequence.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.last_state`.
+        """
+        weights = _current(self, self._flat_weights_names)
+        if must_serve(input, hx, weights, lengths is None and reset is None):
+            if share_prefixes:
+                tokens.refuse_to_share("the operators of nn.RNN compute the call")
+            return self._as_nn_rnn(input, hx, embedding, padding_idx)[1]
+        return last_state(
+            input,
+            hx,
+            weights,
+            share_prefixes=share_prefixes,
+            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            bidirectional=self.bidirectional,
+            training=self.training,
+            lengths=lengths,
+            reset=reset,
+            batch_invariant=self.batch_invariant,
+            embedding=embedding,
+            padding_idx=padding_idx,
+        )
+
+    def _as_nn_rnn(self, input, hx, embedding, padding_idx):
+        """Returns what the operators of `nn.RNN` compute."""
+        self._refuse_if_invariant()
+        if embedding is not None:
+            input = tokens.gather_any(input, embedding, padding_idx)
+        return super().forward(input, hx)
 
     def __prepare_scriptable__(self) -> torch.nn.RNN:
         """Returns what `torch.jit.script` compiles in place of this module."""

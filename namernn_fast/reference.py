@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from . import ops
 
@@ -28,7 +28,8 @@ def rnn_stack(
 
     Args:
         input, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`. lengths may
-            be on any device; the values of lengths on an accelerator are not checked.
+            be on any device; the values of lengths on an accelerator are not checked. LAST_STATE
+            and SHARE_PREFIXES change nothing.
 
     Returns:
         output and h_n.
@@ -48,7 +49,7 @@ def rnn_stack(
     if hx is None:
         states = len(layers) * ops.directions_of(options)
         batch = batch_sizes[0] if batch_sizes else input.shape[1]
-        hx = input.new_zeros(states, batch, weights[1].shape[0])
+        hx = weights[1].new_zeros(states, batch, weights[1].shape[0])
 
     last_states: list[Tensor] = []
     for layer in layers:
@@ -83,15 +84,18 @@ def rnn_stack(
 
 
 def _project(input: Tensor, weights: ops.LayerWeights, in_place: bool) -> Tensor:
-    """Returns one product for the inputs of all steps, to whose rows the recurrence adds.
+    """Returns x_t W_ih^T + b_ih + b_hh for all steps, to whose rows the recurrence adds.
 
     Args:
-        input: (seq_len, batch, features), or the data of a PackedSequence.
-        weights: of one direction.
+        input: (seq_len, batch, features), or the data of a PackedSequence (rows, features); or
+            token ids without the last dimension.
+        weights: of one direction, with a table in the place of weight_ih where input holds ids.
         in_place: whether the result becomes the output, which must not be a view then: a view that
             was made under no_grad could not be changed in place afterwards.
     """
     bias = weights.bias
+    if ops.has_ids(input):
+        return _rows_of_table(input, weights.weight_ih, bias, in_place)
     if not in_place or input.dim() == 2:
         return linear(input, weights.weight_ih, bias)
     sums = input.new_empty(*input.shape[:-1], weights.weight_ih.shape[0])
@@ -101,6 +105,17 @@ def _project(input: Tensor, weights: ops.LayerWeights, in_place: bool) -> Tensor
     else:
         torch.addmm(bias, rows, weight_ih, out=rows_of_sums)
     return sums
+
+
+def _rows_of_table(ids: Tensor, table: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
+    """Returns the rows of `table` that `ids` name, and the bias added; as `_project`."""
+    if in_place and ids.dim() == 2:
+        sums = table.new_empty(*ids.shape, table.shape[1])
+        torch.index_select(table, 0, ids.flatten(), out=sums.flatten(0, 1))
+        return sums if bias is None else sums.add_(bias)
+    # The gradient of a table of 16 bits is summed in float.
+    rows = embedding(ids, table if table.dtype.itemsize > 2 else table.float())
+    return (rows if bias is None else rows + bias).to(table.dtype)
 
 
 def with_batch_first(output: Tensor) -> Tensor:
@@ -117,7 +132,7 @@ def _with_time_first(
     """Brings input of any layout to one in which the layers run.
 
     Returns:
-        input: (seq_len, batch, features), or the data of a PackedSequence.
+        input: (seq_len, batch, features), or the data of a PackedSequence; or token ids.
         batch_sizes: the number of sequences at each time, or None unless packed.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
         places: for each row of a jagged tensor its time and its sequence, or None unless jagged.
@@ -128,7 +143,7 @@ def _with_time_first(
     if lengths is not None and options & ops.JAGGED:
         lengths, places = lengths.diff(), _places_of_jagged(lengths)
         longest = max([1, *lengths.tolist()])
-        padded = input.new_zeros(longest, len(lengths), input.shape[-1])
+        padded = input.new_zeros(longest, len(lengths), *input.shape[1:])
         input = padded.index_put(places, input)
     elif options & ops.BATCH_FIRST:
         input = input.transpose(0, 1)
@@ -136,6 +151,8 @@ def _with_time_first(
         return input, None, None, None
     steps = torch.arange(input.shape[0], device=lengths.device)
     alive = (steps[:, None] < lengths).unsqueeze(-1)
+    if ops.has_ids(input):  # padding may hold ids that the table has no row for
+        return torch.where(alive.squeeze(-1), input, 0), None, alive, places
     # NaN in padding must not reach a gradient.
     return torch.where(alive, input, 0.0), None, alive, places
 

@@ -8,11 +8,13 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from torch.nn.functional import embedding
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from namernn_fast import FusedRNN
 
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
+NO_IDS = (-1, 2**31 - 1)  # what stands in padding
 
 
 def every_other(*choices):
@@ -98,6 +100,9 @@ class Case:
     layout: str = "dense"
     with_hx: bool = True
     seed: int = 0
+    vocabulary: int = 0
+    """Rows of an embedding, for an input of token ids; 0 for an input of features."""
+    padding_idx: int | None = None
     reset: ClassVar[torch.Tensor | None] = None
     """(T, B), where sequences begin anew."""
 
@@ -131,7 +136,11 @@ class Case:
         ]
         states = self.module.num_layers * (2 if self.module.bidirectional else 1)
         # Twice as wide, so that a run can leave every other feature out.
-        self.x = randn(self.T, self.B, 2 * self.D)
+        if self.vocabulary:
+            self.rows = randn(self.vocabulary, 2 * self.D)
+            self.ids = torch.randint(self.vocabulary, (self.T, self.B), generator=generator)
+        else:
+            self.rows = randn(self.T, self.B, 2 * self.D)
         self.hx = randn(states, self.B, self.H) if self.with_hx else None
         lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
         if self.B:
@@ -155,17 +164,27 @@ class Case:
             for p, value in zip(module.parameters(), self.weights, strict=True):
                 p.copy_(value)
         batch_first = module.batch_first
-        x = self.x.to(dtype)[..., ::2]  # no stride of it is that of a whole tensor
-        if self.layout != "sliced":
-            x = x.contiguous()
-        x = (x.transpose(0, 1) if batch_first else x).detach().requires_grad_()
+        leaf = self.rows.to(dtype)[..., ::2]
+        if self.layout != "sliced":  # where no stride is that of a whole tensor
+            leaf = leaf.contiguous()
+        if batch_first and not self.vocabulary:
+            leaf = leaf.transpose(0, 1)
+        leaf = leaf.detach().requires_grad_()
         hx = None if self.hx is None else self.hx.to(dtype, copy=True).requires_grad_()
-        input, more = x, {}
-        if self.layout == "lengths" and isinstance(module, FusedRNN):
+        x, more = leaf, {}
+        if self.vocabulary:
+            x, more = self._tokens(leaf, layer_class)
+        fused, ids = isinstance(module, FusedRNN), not x.is_floating_point()
+        input = x
+        if self.layout == "lengths" and fused:
             past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths, dtype=torch.int64)
-            input = x.masked_fill((past.T if batch_first else past).unsqueeze(-1), torch.nan)
-            more = {"lengths": self.lengths}
-        elif self.layout == "jagged" and isinstance(module, FusedRNN):
+            past = past.T if batch_first else past
+            if ids:
+                input = x.masked_fill(past, NO_IDS[self.seed % 2])
+            else:
+                input = x.masked_fill(past.unsqueeze(-1), torch.nan)
+            more["lengths"] = self.lengths
+        elif self.layout == "jagged" and fused:
             sequences = (x if batch_first else x.transpose(0, 1)).unbind(0)
             input = torch.nested.as_nested_tensor(
                 [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
@@ -185,16 +204,38 @@ class Case:
         torch.autograd.backward(
             [output, h_n], [self.grad_output.to(dtype), self.grad_h_n.to(dtype)]
         )
-        results = {
-            "output": output,
-            "h_n": h_n,
-            "grad_input": x.grad.transpose(0, 1) if batch_first else x.grad,
-        }
+        results = {"output": output, "h_n": h_n}
+        if self.vocabulary:
+            results["grad_embedding"] = leaf.grad
+        else:
+            results["grad_input"] = leaf.grad.transpose(0, 1) if batch_first else leaf.grad
         if hx is not None:
             results["grad_hx"] = hx.grad
         for name, p in module.named_parameters():
             results[f"grad_{name}"] = p.grad
         return {name: value.detach() for name, value in results.items()}
+
+    def _tokens(self, rows, layer_class):
+        """Returns the input of a case of tokens in the layout of the layer, and its arguments.
+
+        `FusedRNN` gets ids, of which those of `sliced` lie apart, and `nn.RNN` the rows.
+        """
+        ids = self.ids.T if self.options.get("batch_first") else self.ids
+        if not issubclass(layer_class, FusedRNN):
+            return embedding(ids, rows, self.padding_idx), {}
+        if self.layout == "sliced":
+            ids = torch.stack([ids, torch.full_like(ids, NO_IDS[0])], -1)[..., 0]
+        if self.seed % 3 == 0:
+            ids = ids.int()
+        return ids, {"embedding": rows, "padding_idx": self.padding_idx}
+
+    def oracle_grad_of_rows(self, grad_input):
+        """Returns the gradient of the embedding from that of its rows (T, B, D)."""
+        grad = np.zeros((self.vocabulary, self.D), grad_input.dtype)
+        np.add.at(grad, self.ids.numpy(), grad_input)
+        if self.padding_idx is not None:
+            grad[self.padding_idx] = 0
+        return grad
 
     @property
     def pieces(self):
@@ -202,7 +243,8 @@ class Case:
         return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
     def _oracle_forward(self, dtype, nudge=oracle.unchanged):
-        x = nudge(exact(self.x[..., ::2], dtype))
+        x = nudge(exact(self.rows[..., ::2], dtype))
+        x = x[self.ids.numpy()] if self.vocabulary else x
         weights = [nudge(exact(w, dtype)) for w in self.weights]
         hx = nudge(exact(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx, dtype))
         options = (self.module.nonlinearity, self.module.bidirectional)
@@ -236,13 +278,14 @@ class Case:
         states, b, begun = pieces.places(pieces.begin)
         grad_hx[states, b] += grad_initial[states, begun]
 
-        results = {
-            "output": pieces.put(outputs, np.zeros_like(grad_output)),
-            "h_n": h_n,
-            "grad_input": pieces.put(
-                grad_sequences, np.zeros((self.T, self.B, self.D), grad_output.dtype)
-            ),
-        }
+        results = {"output": pieces.put(outputs, np.zeros_like(grad_output)), "h_n": h_n}
+        grad_input = pieces.put(
+            grad_sequences, np.zeros((self.T, self.B, self.D), grad_output.dtype)
+        )
+        if self.vocabulary:
+            results["grad_embedding"] = self.oracle_grad_of_rows(grad_input)
+        else:
+            results["grad_input"] = grad_input
         if self.hx is not None:
             results["grad_hx"] = grad_hx
         names = [name for name, _ in self.module.named_parameters()]
@@ -260,7 +303,7 @@ class Case:
         ours = self.run(layer_class, dtype)
         theirs = self.run(torch.nn.RNN, dtype)
         reference = self.run_oracle(dtype)
-        shape = (self.D, self.H, self.T, self.B)
+        shape = (self.D, self.H, self.T, self.B, "tokens" if self.vocabulary else "rows")
         for name, value in reference.items():
             if kinks and name.startswith("grad"):
                 continue

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from cases import Case, nudge_by
+from cases import NO_IDS, Case, nudge_by
 from hypothesis import strategies as st
+from torch.nn.functional import embedding
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
@@ -39,11 +40,12 @@ class Place:
     stride: tuple[int, ...]
 
     def __call__(self, tensor):
-        """Returns a copy of `tensor` in this place, surrounded by NaN."""
+        """Returns a copy of `tensor` in this place, surrounded by NaN, or by ids of no row."""
         dims = range(tensor.dim())
         order = [d for d in self.order if d in dims]
         ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
-        whole = torch.full([ends[d] + self.after[d] for d in order], torch.nan, dtype=tensor.dtype)
+        outside = torch.nan if tensor.is_floating_point() else NO_IDS[0]
+        whole = torch.full([ends[d] + self.after[d] for d in order], outside, dtype=tensor.dtype)
         whole = whole.permute([order.index(d) for d in dims])
         part = whole[tuple(slice(self.before[d], ends[d], self.stride[d]) for d in dims)]
         return part.copy_(tensor)
@@ -67,9 +69,10 @@ class Drawn(Case):
 
     def __post_init__(self):
         # A value that rounding to 16 bits may put on either side of a kink has two right gradients.
+        # The gradients of a table are products with every row of the embedding, read or not.
         self.gradients_comparable = (
             self.options["nonlinearity"] == "tanh" or self.dtype.itemsize > 2
-        )
+        ) and not (self.vocabulary and self.values in NON_FINITE)
         self.scale = {"saturating": SATURATING, "subnormal": torch.finfo(self.dtype).tiny}.get(
             self.values, 1
         )
@@ -90,7 +93,7 @@ class Drawn(Case):
         grads = {"output": self.grad_output, "h_n": self.grad_h_n}
         for name in grads.keys() - self.given:
             grads.pop(name).zero_()
-        inputs = [self.x[..., ::2], *([] if self.hx is None else [self.hx])]
+        inputs = [self.rows[..., ::2], *([] if self.hx is None else [self.hx])]
         if self.values == "zeros":
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
@@ -124,8 +127,16 @@ class Drawn(Case):
                 return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
             return rows.transpose(0, 1) if module.batch_first else rows
 
-        x = self.input_place(with_layout(self.x.to(dtype)[..., ::2]))
-        x.requires_grad_("input" in self.wanted)
+        rows = self.rows.to(dtype)[..., ::2]
+        leaf = self.input_place(rows if self.vocabulary else with_layout(rows))
+        leaf.requires_grad_("input" in self.wanted)
+        x, ids = leaf, {}
+        if self.vocabulary:
+            x = with_layout(self.ids.unsqueeze(-1)).squeeze(-1)
+            if layer_class is FusedRNN:
+                x, ids = self.input_place(x), {"embedding": leaf, "padding_idx": self.padding_idx}
+            else:
+                x = embedding(x, leaf, self.padding_idx)
         hx = None
         if self.hx is not None:
             hx = self.hx_place(self.hx[:, 0].to(dtype) if unbatched else self.hx.to(dtype))
@@ -133,7 +144,7 @@ class Drawn(Case):
         knows = layer_class is FusedRNN
         if knows or (self.reset is None and self.layout not in FUSED_LAYOUTS):
             input, more = self._arguments(x, with_layout)
-            output, h_n = module(input, hx, **more)
+            output, h_n = module(input, hx, **more, **ids)
             if isinstance(output, PackedSequence):
                 output, _ = pad_packed_sequence(output, total_length=self.T)
             elif output.is_nested:
@@ -153,8 +164,10 @@ class Drawn(Case):
                 [results[name] for name in given],
                 [getattr(self, f"grad_{name}").to(dtype) for name in given],
             )
-        if "input" in self.wanted:
-            results["grad_input"] = with_layout(x.grad)
+        if "input" in self.wanted and self.vocabulary:
+            results["grad_embedding"] = leaf.grad
+        elif "input" in self.wanted:
+            results["grad_input"] = with_layout(leaf.grad)
         if "hx" in self.wanted and hx is not None:
             results["grad_hx"] = hx.grad.unsqueeze(1) if unbatched else hx.grad
         if "weights" in self.wanted:
@@ -172,10 +185,13 @@ class Drawn(Case):
             x = pack_padded_sequence(x, self.lengths, first, enforce_sorted=is_sorted)
         elif self.layout == "lengths":
             past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths)
-            x = x.masked_fill(with_layout(past.unsqueeze(-1)), torch.nan)
+            if x.is_floating_point():
+                x = x.masked_fill(with_layout(past.unsqueeze(-1)), torch.nan)
+            else:
+                x = x.masked_fill(with_layout(past.unsqueeze(-1)).squeeze(-1), NO_IDS[1])
             more["lengths"] = self.lengths
         elif self.layout == "jagged":
-            sequences = with_layout(x).unbind(1)
+            sequences = x.unbind(0 if self.options["batch_first"] else 1)
             x = torch.nested.as_nested_tensor(
                 [s[:length] for s, length in zip(sequences, self.lengths, strict=True)],
                 layout=torch.jagged,
@@ -271,6 +287,7 @@ sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # over two panels of 
 def drawn_cases(draw):
     layout = draw(st.sampled_from(LAYOUTS))
     batch = {"dense": st.integers(0, 12), "unbatched": st.just(1)}
+    vocabulary = draw(st.sampled_from((0, 0, 0, 1, 7, 300)))
     options = st.fixed_dictionaries(
         {
             "nonlinearity": st.sampled_from(("tanh", "relu")),
@@ -289,6 +306,8 @@ def drawn_cases(draw):
         layout=layout,
         with_hx=draw(st.booleans()),
         seed=draw(st.integers(0, 999)),
+        vocabulary=vocabulary,
+        padding_idx=draw(st.sampled_from((None, 0, -1))) if vocabulary else None,
         dtype=draw(st.sampled_from(DTYPES)),
         values=draw(st.sampled_from(VALUES)),
         input_place=draw(places),
@@ -349,7 +368,7 @@ def check_results(case):
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)
     smallest = case.H
     if "input" in case.wanted:
-        smallest = min(smallest, case.T * max(1, case.B) * case.D)
+        smallest = min(smallest, (case.vocabulary or case.T * max(1, case.B)) * case.D)
     draws = [replace(case, seed=case.seed + draw) for draw in range(-(-FEW // smallest))]
     with threads(case.threads):
         for draw in draws:

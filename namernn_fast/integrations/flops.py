@@ -27,26 +27,30 @@ def _register(flop_counter) -> None:
 def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     """Returns the number of (time, sequence) rows that are computed.
 
-    It counts the padding too where the lengths are not known without waiting for a device.
+    It counts the padding too where the lengths are not known without waiting for a device, and
+    sequences that share prefixes as if they did not.
     """
     padded = not options & (ops.PACKED | ops.JAGGED)
     lengths = sequence_layout if padded else None
     if lengths is not None and lengths.is_cpu and type(lengths) is Tensor:
         return int(lengths.sum())
-    return input.shape[:-1].numel()
+    return input.numel() if ops.has_ids(input) else input.shape[:-1].numel()
 
 
-def _products(weights, options: int) -> list[tuple[int, int]]:
+def _products(input: Tensor, weights, options: int) -> list[tuple[int, int]]:
     """Returns for each layer the multiply-adds of one row in its two products, both directions."""
-    return [
+    products = [
         (sum(own.weight_ih.numel() for own in layer), sum(own.weight_hh.numel() for own in layer))
         for layer in ops.layers_of(weights, options)
     ]
+    if ops.has_ids(input):  # a row of the table is no product
+        products[0] = (0, products[0][1])
+    return products
 
 
 def _forward(input, hx, weights, sequence_layout, reset, options, **kwargs) -> int:
     rows = _rows(input, sequence_layout, options)
-    return 2 * rows * sum(ih + hh for ih, hh in _products(weights, options))
+    return 2 * rows * sum(ih + hh for ih, hh in _products(input, weights, options))
 
 
 def _backward(
@@ -66,7 +70,7 @@ def _backward(
     **kwargs,
 ) -> int:
     total = 0
-    for number, (ih, hh) in enumerate(_products(weights, options)):
+    for number, (ih, hh) in enumerate(_products(input, weights, options)):
         total += hh  # the gradient of the state before
         total += ih if number or want_input else 0
         total += ih + hh if number in want_layers else 0

@@ -58,7 +58,7 @@ class Mapped(torch.autograd.Function):
             input, hx, sequence_layout, reset, options, weights: as of `namernn_fast.ops`.
 
         Returns:
-            output and h_n, and their mapped dimensions.
+            output and h_n, and their mapped dimensions. With LAST_STATE output has no elements.
 
         Raises:
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over and
@@ -83,6 +83,9 @@ class Mapped(torch.autograd.Function):
                     strict=True,
                 )
             ]
+            if options & ops.LAST_STATE:
+                h_n = torch.stack([h_n for _, h_n in results])
+                return (h_n.new_empty(0), h_n), (None, 0)
             return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
         if options & ops.JAGGED:
             raise ValueError(
@@ -101,6 +104,8 @@ class Mapped(torch.autograd.Function):
             options,
         )
         split = (-1, size)
+        if options & ops.LAST_STATE:
+            return (h_n.new_empty(0), h_n.unflatten(1, split)), (None, 2)
         return (output.unflatten(batch_dim, split), h_n.unflatten(1, split)), (batch_dim + 1, 2)
 
 

@@ -35,6 +35,8 @@ SHAPES = {
     torch.bfloat16: [(1, 1, 4, 3), (5, 7, 6, 3), (16, 48, 5, 1), (33, 70, 9, 40)],
     torch.float16: [(1, 1, 4, 3), (5, 7, 6, 3), (33, 70, 9, 40)],
 }
+# For token ids: what differs is the input of the first layer.
+TOKEN_SHAPES = [(5, 7, 6, 3), (20, 33, 5, 40)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,21 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
         for shape in SHAPES[dtype]:
             for _ in range(draws(shape[1])):
                 Case(*shape, options, layout, with_hx, next(seeds)).add_to(budget, FusedRNN, dtype)
+        for shape in TOKEN_SHAPES:
+            for _ in range(draws(shape[1])):
+                case = of_tokens(*shape, options, layout, with_hx, next(seeds))
+                case.add_to(budget, FusedRNN, dtype)
     budget.check()
+
+
+def of_tokens(D, H, T, B, options, layout, with_hx, seed):  # noqa: N803 - the kernels' own legend
+    """Returns a case of token ids: with fewer rows than ids, with more, with one that is padding.
+
+    Not with two rows or three, whose few rounding errors are no sample.
+    """
+    vocabulary = (T * B // 3, T * B // 2, T * B + 1)[seed % 3]
+    padding_idx = (None, 1, -1)[seed // 3 % 3]
+    return Case(D, H, T, B, options, layout, with_hx, seed, vocabulary, padding_idx)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -71,6 +87,8 @@ def test_many_steps(layout, bidirectional):
         for seed in range(4):
             case = Case(*shape, {"bidirectional": bidirectional}, layout, seed=seed)
             case.add_to(budget, FusedRNN, torch.float32)
+        case = of_tokens(*shape, {"bidirectional": bidirectional}, layout, True, 3)
+        case.add_to(budget, FusedRNN, torch.float32)
     budget.check()
 
 
@@ -112,6 +130,8 @@ def test_many_steps_in_16_bits(layout, dtype, threads):
         threads(count)
         case = Case(*shape, {"bidirectional": count == 1}, layout, seed=count)
         case.add_to(budget, FusedRNN, dtype)
+        case = of_tokens(*shape, {"bidirectional": count == 1}, layout, True, 3)
+        case.add_to(budget, FusedRNN, dtype)
     budget.check()
 
 
@@ -125,6 +145,8 @@ def test_threads(threads, layout, count):
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
         case = Case(*shape, {"batch_first": seed % 2 == 0}, layout, seed=seed)
+        case.add_to(budget, FusedRNN, torch.float32)
+        case = of_tokens(*shape, {"batch_first": seed % 2 == 0}, layout, seed % 2 == 0, 10 + seed)
         case.add_to(budget, FusedRNN, torch.float32)
     budget.check()
 

@@ -1,0 +1,162 @@
+"""`TokenRNN`: an embedding and the layer on top of it, from token ids to states."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .integrations.fx import make_leaves
+from .nn import FusedRNN
+from .tokens import refuse_to_share
+
+
+class TokenRNN(torch.nn.Module):
+    """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
+
+    Where the vocabulary is small, each row of the embedding is multiplied by weight_ih once, not
+    once for each token that names the row. `last_state` returns the last states alone, of which
+    sequences that begin alike can share those of what they have in common.
+
+    The parts are the modules `embedding` and `rnn`. They are called one after the other where the
+    layer would not see what they do: with hooks on the embedding, with its options max_norm,
+    scale_grad_by_freq and sparse, and with another class in the place of one of them.
+
+    Args:
+        num_embeddings: the size of the vocabulary.
+        input_size: features of a row of the embedding.
+        hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,
+            batch_invariant: as of `FusedRNN`.
+        padding_idx: the row of the embedding that begins as zeros and gets no gradient.
+        device, dtype: of the parameters.
+    """
+
+    embedding: torch.nn.Embedding
+    rnn: FusedRNN
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        padding_idx: int | None = None,
+        batch_invariant: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(
+            num_embeddings, input_size, padding_idx, device=device, dtype=dtype
+        )
+        self.rnn = FusedRNN(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            batch_invariant=batch_invariant,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(
+        self,
+        ids: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layer over sequences of token ids.
+
+        Args:
+            ids: int32 or int64, (seq_len, batch), (batch, seq_len) with batch_first, (seq_len) for
+                one sequence, a PackedSequence of ids, sorted or not, or a jagged nested tensor
+                (batch, any length).
+            hx, lengths, reset: as of `FusedRNN.forward`. Ids in the padding behind `lengths` may be
+                anything.
+
+        Returns:
+            output: like ids with num_directions * hidden_size features, and h_n (num_layers *
+            num_directions, batch, hidden_size), without the batch for one sequence.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.rnn`.
+        """
+        if self.why_not_fused() is None:
+            embedding = self.embedding
+            return self.rnn(ids, hx, lengths, reset, embedding.weight, embedding.padding_idx)
+        return self._one_after_the_other(ids, hx, lengths, reset)
+
+    def last_state(
+        self,
+        ids: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        *,
+        share_prefixes: bool | None = None,
+    ) -> Tensor:
+        """Returns h_n of `forward`, without its output. Hooks of both modules do not run.
+
+        Args:
+            ids, hx, lengths, reset: as of `forward`.
+            share_prefixes: whether sequences that begin alike share the states of what they have
+                in common, as `namernn_fast.last_state` says; None where that pays.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.last_state`.
+        """
+        why_not = self.why_not_fused()
+        if why_not is not None:
+            if share_prefixes:
+                refuse_to_share(why_not)
+            return self._one_after_the_other(ids, hx, lengths, reset)[1]
+        return self.rnn.last_state(
+            ids,
+            hx,
+            lengths,
+            reset,
+            embedding=self.embedding.weight,
+            padding_idx=self.embedding.padding_idx,
+            share_prefixes=share_prefixes,
+        )
+
+    def why_not_fused(self) -> str | None:
+        """Returns why both parts are called one after the other, or None if the layer gets ids."""
+        embedding = self.embedding
+        if type(embedding).forward is not torch.nn.Embedding.forward:
+            return f"the embedding is of the class {type(embedding).__name__}"
+        if type(self.rnn).forward is not FusedRNN.forward:
+            return f"the layer is of the class {type(self.rnn).__name__}"
+        if (
+            embedding._forward_hooks
+            or embedding._forward_pre_hooks
+            or embedding._backward_hooks
+            or embedding._backward_pre_hooks
+        ):
+            return "the embedding has hooks"
+        if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+            return "the embedding has one of the options max_norm, scale_grad_by_freq and sparse"
+        return None
+
+    def _one_after_the_other(self, ids, hx, lengths, reset):
+        """Returns what the layer makes of the rows that the embedding returns."""
+        if isinstance(ids, PackedSequence):
+            rows = ids._replace(data=self.embedding(ids.data))
+        else:
+            rows = self.embedding(ids)
+        more = {"lengths": lengths, "reset": reset}  # which nn.RNN does not know
+        return self.rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
+
+
+make_leaves(TokenRNN)

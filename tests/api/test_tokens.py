@@ -1,0 +1,703 @@
+"""Token ids against rows of an embedding, the last state alone, shared prefixes: both paths."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import every_other
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from namernn_fast import FusedRNN, availability, batch_invariant, last_state, ops, rnn
+from namernn_fast.testing import ErrorBudget
+
+V, D, H, T, B = 6, 4, 5, 7, 6
+STACK = {"num_layers": 2, "bidirectional": True}
+OPTIONS = (
+    {},
+    STACK,
+    {"nonlinearity": "relu", "bias": False, "num_layers": 2},
+    {"bias": False, "bidirectional": True},
+)
+LENGTHS = (3, T, 0, 1, T, 4)
+LAYOUTS = ("dense", "unbatched", "lengths", "packed", "packed unsorted", "jagged", "reset")
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+@pytest.fixture(params=["kernel", "reference"])
+def path(request, monkeypatch):
+    """Runs a test through the kernel and through ATen operators."""
+    if request.param == "reference":
+        monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    elif not availability.HAS_EXTENSION:
+        pytest.skip("the C++ extension was not built")
+    return request.param
+
+
+def input_of(layout, batch_first=False, vocabulary=V):
+    """Returns an input of token ids, and the keyword arguments that belong to it."""
+    ids = torch.randint(vocabulary, (T, B))
+    sequences = [ids[:length, b] for b, length in enumerate(LENGTHS)]
+    some = [sequence for sequence in sequences if len(sequence)]
+    if layout == "unbatched":
+        return ids[:, 0], {}
+    if layout == "packed":
+        return pack_sequence(sorted(some, key=len, reverse=True)), {}
+    if layout == "packed unsorted":
+        return pack_sequence(some, enforce_sorted=False), {}
+    if layout == "jagged":
+        return torch.nested.nested_tensor(sequences, layout=torch.jagged), {}
+    more = {}
+    if layout == "lengths":
+        ids[torch.arange(T)[:, None] >= torch.tensor(LENGTHS)] = -(2**62)
+        more["lengths"] = LENGTHS
+    elif layout == "reset":
+        more["reset"] = torch.rand(T, B) < 0.3
+        if batch_first:
+            more["reset"] = more["reset"].T
+    return ids.T if batch_first else ids, more
+
+
+def rows_of(input, embedding, padding_idx=None):
+    """Returns an input of any layout with the rows that its ids stand for."""
+    if isinstance(input, PackedSequence):
+        return input._replace(data=rows_of(input.data, embedding, padding_idx))
+    if input.is_nested:
+        rows = rows_of(input.values(), embedding, padding_idx)
+        return torch.nested.nested_tensor_from_jagged(rows, input.offsets())
+    return F.embedding(input.masked_fill(input < 0, 0), embedding, padding_idx)
+
+
+def data_of(output):
+    """Returns the tensor of an output of any layout."""
+    if isinstance(output, PackedSequence):
+        return output.data
+    return output.values() if output.is_nested else output
+
+
+def gradients(results, leaves):
+    """Returns gradients of a sum in which every element has a weight of its own."""
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
+    return torch.autograd.grad(results, leaves, weights, retain_graph=True, allow_unused=True)
+
+
+def layer_and_embedding(vocabulary=V, dtype=torch.float64, **options):
+    layer = FusedRNN(D, H, dtype=dtype, **options)
+    return layer, torch.randn(vocabulary, D, dtype=dtype, requires_grad=True)
+
+
+def recorded_options(monkeypatch):
+    """Returns a list that grows by the options of every call of the operator from now on."""
+    found = []
+    original = ops.rnn_forward
+    monkeypatch.setattr(ops, "rnn_forward", lambda *a: found.append(a[-1]) or original(*a))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "batch_first", "rows"),
+    every_other(LAYOUTS, OPTIONS, (False, True), ((V, None), (V, 2), (V, -1), (99, 3))),
+)
+def test_ids_are_rows_of_the_embedding(path, layout, options, batch_first, rows):
+    """Results and every gradient are those of the rows, with a table or with gathered rows."""
+    vocabulary, padding_idx = rows
+    layer, embedding = layer_and_embedding(vocabulary, batch_first=batch_first, **options)
+    input, more = input_of(layout, batch_first, vocabulary)
+    states = layer.num_layers * (2 if layer.bidirectional else 1)
+    batch = {"unbatched": (), "packed": (5,), "packed unsorted": (5,)}.get(layout, (B,))
+    some = torch.randn(states, *batch, H, dtype=torch.float64, requires_grad=True)
+    for hx in (None, some):
+        leaves = [embedding, *layer.parameters(), *([] if hx is None else [hx])]
+        output, h_n = layer(input, hx, embedding=embedding, padding_idx=padding_idx, **more)
+        alone = layer.last_state(input, hx, embedding=embedding, padding_idx=padding_idx, **more)
+        features = rows_of(input, embedding, padding_idx)
+        wanted, wanted_h_n = layer(features, hx, **more)
+        assert type(output) is type(wanted)
+        torch.testing.assert_close(
+            (data_of(output), h_n, alone), (data_of(wanted), wanted_h_n, wanted_h_n), **EXACT
+        )
+        for got, due in (
+            ((data_of(output), h_n), (data_of(wanted), wanted_h_n)),
+            ((alone,), (wanted_h_n,)),
+        ):
+            torch.testing.assert_close(gradients(got, leaves), gradients(due, leaves), **EXACT)
+        with torch.no_grad():
+            again = layer(input, hx, embedding=embedding, padding_idx=padding_idx, **more)
+            alone = layer.last_state(input, hx, embedding=embedding, **more)
+        torch.testing.assert_close(
+            (data_of(again[0]), again[1], alone), (data_of(output), h_n, h_n), **EXACT
+        )
+
+
+def test_the_gradient_of_the_padding_row_is_zero(path):
+    layer, embedding = layer_and_embedding()
+    ids = torch.arange(V).repeat(B, 1).T
+    for padding_idx in (2, 2 - V):
+        output, _ = layer(ids, embedding=embedding, padding_idx=padding_idx)
+        (grad,) = gradients((output,), (embedding,))
+        assert not grad[2].any()
+        assert grad[torch.arange(V) != 2].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_ids_lie_anywhere(path, dtype):
+    """Ids of both types, apart from each other, transposed and expanded, give one result."""
+    layer, embedding = layer_and_embedding(**STACK)
+    ids = torch.randint(V, (T, B))
+    wanted = layer(F.embedding(ids, embedding))
+    apart = torch.full((T, B, 3), -1, dtype=dtype)
+    apart[..., 1] = ids
+    for input in (ids.to(dtype), apart[..., 1], ids.to(dtype).T.contiguous().T):
+        got = layer(input, embedding=embedding)
+        torch.testing.assert_close(got, wanted, **EXACT)
+        with torch.no_grad():
+            state = layer.last_state(input, embedding=embedding)
+        torch.testing.assert_close(state, wanted[1], **EXACT)
+    one = ids[:, :1].to(dtype).expand(T, B)
+    torch.testing.assert_close(
+        layer(one, embedding=embedding), layer(F.embedding(one, embedding)), **EXACT
+    )
+    wide = torch.randn(V, 2 * D, dtype=torch.float64)[:, ::2]
+    torch.testing.assert_close(layer(ids, embedding=wide), layer(F.embedding(ids, wide)), **EXACT)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("method", ["forward", "last_state"])
+def test_dropout_between_layers(path, batch_first, method):
+    """From one seed, the elements that are dropped are those that are dropped of rows."""
+    layer, embedding = layer_and_embedding(
+        num_layers=3, dropout=0.5, bidirectional=True, batch_first=batch_first
+    )
+    ids = torch.randint(V, (T, B))
+    results = []
+    for given in ((ids, {"embedding": embedding}), (F.embedding(ids, embedding), {})):
+        torch.manual_seed(3)
+        found = getattr(layer, method)(given[0], **given[1])
+        found = found if isinstance(found, tuple) else (found,)
+        results.append((found, gradients(found, [embedding, *layer.parameters()])))
+        with torch.no_grad():
+            torch.manual_seed(3)
+            again = getattr(layer, method)(given[0], **given[1])
+        torch.testing.assert_close(again if isinstance(again, tuple) else (again,), found, **EXACT)
+    torch.testing.assert_close(*results, **EXACT)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_gradcheck(path, share):
+    """First and second derivatives with respect to embedding, states and weights at once."""
+    if share and path == "reference":
+        pytest.skip("ATen operators share nothing")
+    options = {"num_layers": 2} if share else STACK
+    layer, embedding = layer_and_embedding(3, **options)
+    ids = torch.randint(3, (4, 3))
+    lengths = torch.tensor([4, 0, 3])
+    names = [name for name, _ in layer.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    hx = torch.randn(4, 3, H, dtype=torch.float64, requires_grad=True)
+
+    def run(embedding, hx, *values):
+        if share:
+            return last_state(
+                ids, None, values, lengths=lengths, embedding=embedding, share_prefixes=True
+            )
+        parameters = dict(zip(names, values, strict=True))
+        more = {"lengths": lengths, "embedding": embedding}
+        return torch.func.functional_call(layer, parameters, (ids, hx), more)
+
+    leaves = (embedding, hx, *values)
+    if share:
+        # Without hx among the inputs, whose gradient would be undefined.
+        def run_shared(embedding, *values):
+            return run(embedding, None, *values)
+
+        leaves, run_checked = (embedding, *values), run_shared
+    else:
+        run_checked = run
+    assert torch.autograd.gradcheck(run_checked, leaves)
+    assert torch.autograd.gradgradcheck(run_checked, leaves, fast_mode=True)
+
+
+def test_double_backward_of_the_padding_row(path):
+    """The gradient of a gradient is that of the rows, where a row has no gradient too."""
+    layer, embedding = layer_and_embedding(**STACK)
+    ids = torch.randint(V, (T, B))
+    leaves = [embedding, *layer.parameters()]
+    results = []
+    for input, more in (
+        (ids, {"embedding": embedding, "padding_idx": 1}),
+        (F.embedding(ids, embedding, 1), {}),
+    ):
+        output, h_n = layer(input, **more)
+        first = torch.autograd.grad(output.square().sum() + h_n.sum(), leaves, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in first)
+        results.append(torch.autograd.grad(penalty, leaves))
+    torch.testing.assert_close(*results, **EXACT)
+
+
+def test_the_table_gets_a_gradient_only_where_it_is_wanted(path):
+    layer, embedding = layer_and_embedding()
+    ids = torch.randint(V, (T, B))
+    layer.requires_grad_(False)
+    output, _ = layer(ids, embedding=embedding)
+    output.sum().backward()
+    assert embedding.grad is not None
+    assert not layer(ids, embedding=embedding.detach())[0].requires_grad
+    layer.weight_ih_l0.requires_grad_()
+    layer(ids, embedding=embedding.detach())[1].sum().backward()
+    assert layer.weight_ih_l0.grad is not None
+    assert layer.weight_hh_l0.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("vocabulary", [20, 2000])
+def test_autocast(path, dtype, vocabulary):
+    """Embedding and weights are cast, ids are not; errors are within the budget of nn.RNN."""
+    ours = FusedRNN(16, 32, num_layers=2)
+    theirs = torch.nn.RNN(16, 32, num_layers=2)
+    theirs.load_state_dict(ours.state_dict())
+    embedding = torch.randn(vocabulary, 16)
+    ids = torch.randint(vocabulary, (9, 40))
+    with torch.autocast("cpu", dtype):
+        got = ours(ids, embedding=embedding)
+        his = theirs(F.embedding(ids, embedding))
+        state = ours.last_state(ids, embedding=embedding)
+    assert got[0].dtype == got[1].dtype == state.dtype == dtype
+    torch.testing.assert_close(state, got[1], rtol=0, atol=0)
+    exact = theirs.double()(F.embedding(ids, embedding).double())
+    budget = ErrorBudget(dtype)
+    for name, mine, other, reference in zip(("output", "h_n"), got, his, exact, strict=True):
+        budget.add(name, mine, other, reference)
+    budget.check()
+
+
+def test_autocast_leaves_float64_alone(path):
+    layer, embedding = layer_and_embedding()
+    ids = torch.randint(V, (T, B))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(
+            layer(ids, embedding=embedding), layer(F.embedding(ids, embedding))
+        )
+
+
+def test_batch_invariance_gathers_rows(monkeypatch):
+    """The bits of a sequence do not depend on the batch, as with rows."""
+    layer, embedding = FusedRNN(16, 64), torch.randn(20, 16)
+    ids = torch.randint(20, (9, 70))
+    with torch.no_grad(), batch_invariant():
+        output, h_n = layer(ids, embedding=embedding)
+        assert torch.equal(output, layer(F.embedding(ids, embedding))[0])
+        for size in (1, 2, 13):
+            assert torch.equal(layer(ids[:, :size], embedding=embedding)[0], output[:, :size])
+            state = layer.last_state(ids[:, :size], embedding=embedding)
+            assert torch.equal(state, h_n[:, :size])
+        with pytest.raises(ValueError, match="share_prefixes=True is impossible here: batch_inv"):
+            layer.last_state(ids, embedding=embedding, share_prefixes=True)
+
+
+@pytest.mark.parametrize("options", [{}, STACK], ids=str)
+@pytest.mark.parametrize("layout", ["dense", "unbatched", "lengths", "packed unsorted", "jagged"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_last_state_of_rows(path, options, layout, dtype):
+    """Without ids too, h_n alone has the bits that it has beside an output."""
+    layer, embedding = layer_and_embedding(dtype=dtype, **options)
+    input, more = input_of(layout)
+    rows = rows_of(input, embedding.detach())
+    with torch.no_grad():
+        assert torch.equal(layer.last_state(rows, **more), layer(rows, **more)[1])
+    h_n, wanted = layer.last_state(rows, **more), layer(rows, **more)[1]
+    leaves = [*layer.parameters()]
+    assert torch.equal(h_n, wanted)
+    assert all(map(torch.equal, gradients((h_n,), leaves), gradients((wanted,), leaves)))
+
+
+def test_no_output_is_written_in_inference(monkeypatch):
+    found = recorded_options(monkeypatch)
+    layer, embedding = layer_and_embedding()
+    ids = torch.randint(V, (T, B))
+    layer.last_state(ids, embedding=embedding)
+    assert not found.pop() & ops.LAST_STATE
+    with torch.no_grad():
+        layer.last_state(ids, embedding=embedding)
+        layer.last_state(F.embedding(ids, embedding))
+    assert all(options & ops.LAST_STATE for options in found)
+    assert len(found) == 2
+
+
+def names(sequences, vocabulary=9, longest=12):
+    """Returns ids (longest, sequences) and lengths of sequences of which many begin alike."""
+    generator = torch.Generator().manual_seed(sequences)
+    stems = torch.randint(vocabulary, (7, longest), generator=generator)
+    ids = stems[torch.randint(7, (sequences,), generator=generator)]
+    kept = torch.randint(longest + 1, (sequences, 1), generator=generator)
+    own = torch.randint(vocabulary, ids.shape, generator=generator)
+    ids = torch.where(torch.arange(longest) < kept, ids, own)
+    lengths = torch.randint(longest + 1, (sequences,), generator=generator)
+    lengths[0] = longest
+    return ids.T.contiguous(), lengths
+
+
+SHARED_LAYOUTS = ("dense", "batch first", "lengths", "packed", "packed unsorted", "jagged")
+
+
+def shared_input(layout, sequences):
+    """Returns ids of which many sequences begin alike, and the arguments of a call."""
+    ids, lengths = names(sequences)
+    if layout == "dense":
+        return ids, {}
+    if layout == "batch first":
+        return ids.T, {"batch_first": True}
+    if layout == "lengths":
+        past = torch.arange(len(ids))[:, None] >= lengths
+        return ids.masked_fill(past, -5), {"lengths": lengths}
+    rows = [ids[:length, b] for b, length in enumerate(lengths.tolist())]
+    if layout == "jagged":
+        return torch.nested.nested_tensor(rows, layout=torch.jagged), {}
+    rows = [row for row in rows if len(row)]
+    if layout == "packed":
+        return pack_sequence(sorted(rows, key=len, reverse=True)), {}
+    return pack_sequence(rows, enforce_sorted=False), {}
+
+
+@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+@pytest.mark.parametrize("layout", SHARED_LAYOUTS)
+@pytest.mark.parametrize("sequences", [1, 5, 300])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 3}, {"nonlinearity": "relu", "bias": False}], ids=str
+)
+def test_shared_prefixes(layout, sequences, options, threads):
+    """Sharing changes neither the last state nor a gradient, whatever the number of threads."""
+    input, more = shared_input(layout, sequences)
+    layer = torch.nn.RNN(6, 40, dtype=torch.float64, **options)
+    embedding = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    more.update({k: v for k, v in options.items() if k != "num_layers"}, padding_idx=4)
+    weights = [*layer.parameters()]
+    results = []
+    for share, before, after in ((False, 1, 1), (True, 1, 2), (True, 2, 1), (None, 2, 2)):
+        threads(before)
+        h_n = last_state(input, None, weights, embedding=embedding, share_prefixes=share, **more)
+        with torch.no_grad():
+            inferred = last_state(
+                input, None, weights, embedding=embedding, share_prefixes=share, **more
+            )
+        threads(after)
+        results.append((h_n, inferred, gradients((h_n,), (embedding, *weights))))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], **EXACT)
+
+
+@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+@pytest.mark.parametrize("layout", ["lengths", "packed unsorted"])
+def test_shared_prefixes_keep_the_error_budget(layout):
+    """In float32 the errors are those of plain rows, forward and backward."""
+    input, more = shared_input(layout, 400)
+    theirs = torch.nn.RNN(24, 96, num_layers=2)
+    embedding = torch.randn(9, 24, requires_grad=True)
+    exact = torch.nn.RNN(24, 96, num_layers=2, dtype=torch.float64)
+    exact.load_state_dict(theirs.state_dict())
+    precise = embedding.detach().double().requires_grad_()
+
+    def results(h_n, leaves):
+        return dict(enumerate((h_n, *gradients((h_n,), leaves))))
+
+    def plain(layer, embedding):
+        return rnn(rows_of(input, embedding), None, [*layer.parameters()], **more)[1]
+
+    weights = [*theirs.parameters()]
+    shared = last_state(input, None, weights, embedding=embedding, share_prefixes=True, **more)
+    ours = results(shared, (embedding, *weights))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(availability, "HAS_EXTENSION", False)
+        his = results(plain(theirs, embedding), (embedding, *weights))
+        due = results(plain(exact, precise), (precise, *exact.parameters()))
+    budget = ErrorBudget(torch.float32)
+    for name, value in due.items():
+        budget.add(name, ours[name], his[name], value)
+    budget.check()
+
+
+@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+def test_the_second_derivative_of_shared_prefixes():
+    ids, lengths = names(150)
+    layer = FusedRNN(4, 33, dtype=torch.float64)
+    embedding = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    leaves = [embedding, *layer.parameters()]
+    results = []
+    for share in (True, False):
+        h_n = layer.last_state(ids, lengths=lengths, embedding=embedding, share_prefixes=share)
+        first = torch.autograd.grad(h_n.square().sum(), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    torch.testing.assert_close(*results, **EXACT)
+
+
+def test_where_prefixes_are_shared(monkeypatch):
+    """The sizes of a call decide, in training and in inference."""
+    if not availability.HAS_EXTENSION:
+        pytest.skip("the C++ extension was not built")
+    found = recorded_options(monkeypatch)
+
+    def shares(ids, layer, hx=None, grad=False, share=None, **more):
+        embedding = torch.randn(9, 4)
+        with torch.set_grad_enabled(grad):
+            layer.last_state(ids, hx, embedding=embedding, share_prefixes=share, **more)
+        return bool(found.pop() & ops.SHARE_PREFIXES)
+
+    wide, thin = FusedRNN(4, 32), FusedRNN(4, 31)
+    many, few, one = (torch.randint(9, (5, batch)) for batch in (128, 127, 1))
+    assert shares(many, wide)
+    assert shares(few, wide)
+    assert not shares(one, wide)
+    assert not shares(many, thin)
+    assert shares(many, thin, share=True)
+    assert shares(one, wide, share=True)
+    assert shares(many, wide, grad=True)
+    assert not shares(few, wide, grad=True)
+    assert shares(few, wide, grad=True, share=True)
+    assert not shares(many, wide, share=False)
+    assert not shares(many, wide, hx=torch.zeros(1, 128, 32))
+    assert not shares(many, wide, reset=torch.zeros(5, 128, dtype=torch.bool))
+    assert not shares(many, FusedRNN(4, 32, bidirectional=True))
+    assert shares(many, FusedRNN(4, 32, num_layers=2, dropout=0.5).eval())
+    assert shares(many, FusedRNN(4, 32, batch_first=True))
+    packed = pack_sequence([*many.T])
+    assert shares(packed, wide)
+    assert not shares(pack_sequence([one[:, 0]]), wide)
+    jagged = torch.nested.nested_tensor([*many.T], layout=torch.jagged)
+    assert shares(jagged, wide)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not shares(many, wide)
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "text"),
+    [
+        ({"bidirectional": True}, {}, "the second direction begins at the ends of sequences"),
+        ({}, {"hx": torch.zeros(1, 3, H)}, "each sequence begins from a state of its own, hx"),
+        ({}, {"reset": torch.zeros(5, 3, dtype=torch.bool)}, "reset begins sequences anew"),
+        ({"num_layers": 2, "dropout": 0.5}, {}, "dropout between layers is drawn for each"),
+        ({"dtype": torch.bfloat16}, {}, "in float32 and float64, not in torch.bfloat16"),
+    ],
+)
+def test_what_cannot_be_shared(options, more, text):
+    layer = FusedRNN(D, H, **options)
+    embedding = torch.randn(V, D, dtype=layer.weight_ih_l0.dtype)
+    ids = torch.randint(V, (5, 3))
+    with pytest.raises(ValueError, match=f"share_prefixes=True is impossible here: .*{text}"):
+        layer.last_state(ids, embedding=embedding, share_prefixes=True, **more)
+    layer.last_state(ids, embedding=embedding, share_prefixes=None, **more)
+
+
+def test_rows_cannot_be_shared(monkeypatch):
+    layer, embedding = layer_and_embedding()
+    with pytest.raises(ValueError, match="is impossible here: input holds no token ids"):
+        layer.last_state(torch.randn(T, B, D, dtype=torch.float64), share_prefixes=True)
+    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    with pytest.raises(ValueError, match=r"is impossible here: the C\+\+ extension was not"):
+        layer.last_state(torch.randint(V, (T, B)), embedding=embedding, share_prefixes=True)
+
+
+@pytest.mark.parametrize("wrong", [V, -1, 2**40])
+@pytest.mark.parametrize("vocabulary", [V, 99])
+@pytest.mark.parametrize("method", ["forward", "last_state"])
+def test_an_id_without_a_row(path, wrong, vocabulary, method):
+    """The error is an IndexError that names the place, in every layout, with gradients and not."""
+    layer, embedding = layer_and_embedding(vocabulary)
+    wrong = vocabulary if wrong == V else wrong
+    allowed = f"input must hold ids from 0 to {vocabulary - 1}, got {wrong}"
+    ids = torch.zeros(T, B, dtype=torch.int64)
+    ids[3, 2] = wrong
+    packed, jagged = (
+        pack_sequence([*ids.T[1:]]),
+        torch.nested.nested_tensor([ids[:1, 0], ids[:0, 0], ids[:, 2]], layout=torch.jagged),
+    )
+    first = FusedRNN(D, H, batch_first=True, dtype=torch.float64)
+    dropped = FusedRNN(D, H, num_layers=2, dropout=0.5, dtype=torch.float64)
+    for run, input, more, place in (
+        (layer, ids, {}, "step 3 of sequence 2"),
+        (first, ids.T, {}, "step 3 of sequence 2"),
+        (dropped, ids, {}, "step 3 of sequence 2"),
+        (layer, ids[:, 2], {}, "step 3 of sequence 0"),
+        (layer, ids, {"lengths": [1, 1, 4, 1, 1, 1]}, "step 3 of sequence 2"),
+        (layer, packed, {}, "step 3 of sequence 1"),
+        (layer, jagged, {}, "step 3 of sequence 2"),
+    ):
+        for grad in (True, False):
+            with (
+                torch.set_grad_enabled(grad),
+                pytest.raises(IndexError, match=f"^{allowed} at {place}$"),
+            ):
+                getattr(run, method)(input, embedding=embedding, **more)
+    # In padding any id is as good as another.
+    getattr(layer, method)(ids, lengths=[T, T, 3, T, T, T], embedding=embedding)
+
+
+IDS = torch.zeros(T, B, dtype=torch.int64)
+ROWS = torch.zeros(V, D)
+
+
+@pytest.mark.parametrize("method", ["forward", "last_state"])
+@pytest.mark.parametrize(
+    ("input", "more", "error", "text"),
+    [
+        (IDS, {"embedding": [1.0]}, TypeError, "embedding must be a Tensor or None, got list"),
+        (
+            torch.zeros(T, B, D),
+            {"embedding": ROWS},
+            TypeError,
+            "input must hold token ids, int32 or int64, where embedding is given, got torch.float",
+        ),
+        (IDS.short(), {"embedding": ROWS}, TypeError, "int32 or int64, .* got torch.int16"),
+        ([1], {"embedding": ROWS}, TypeError, "input must be a Tensor or a PackedSequence, got"),
+        (
+            IDS,
+            {"embedding": ROWS[:, :3]},
+            ValueError,
+            r"embedding must have shape \(vocabulary, 4\), got \(6, 3\)",
+        ),
+        (IDS, {"embedding": ROWS[0]}, ValueError, r"\(vocabulary, 4\), got \(4,\)"),
+        (
+            IDS,
+            {"embedding": ROWS.double()},
+            ValueError,
+            "embedding must have the dtype of the weights, torch.float32, got torch.float64",
+        ),
+        (
+            IDS,
+            {"embedding": ROWS.to("meta")},
+            ValueError,
+            "must be on one device, got input on cpu, embedding on meta and weights on cpu",
+        ),
+        (
+            IDS,
+            {"embedding": ROWS, "padding_idx": V},
+            ValueError,
+            "padding_idx must be from -6 to 5, as embedding has 6 rows, got 6",
+        ),
+        (IDS, {"embedding": ROWS, "padding_idx": -7}, ValueError, "from -6 to 5, .* got -7"),
+        (
+            torch.zeros(T, B, D),
+            {"padding_idx": 1},
+            ValueError,
+            "padding_idx=1 goes with embedding, which is None",
+        ),
+        (IDS[None], {"embedding": ROWS}, ValueError, "must have 1 or 2 dimensions, got 3"),
+        (IDS[0, 0], {"embedding": ROWS}, ValueError, "must have 1 or 2 dimensions, got 0"),
+        (IDS, {}, ValueError, r"RNN input dtype .*int64.* Token ids need embedding="),
+        (IDS[0], {}, ValueError, "to be 2D or 3D, got 1D tensor instead. Token ids need embedd"),
+        (IDS[:0], {"embedding": ROWS}, RuntimeError, "Expected sequence length to be larger"),
+        (
+            IDS,
+            {"embedding": ROWS, "hx": torch.zeros(1, H)},
+            RuntimeError,
+            "For batched 2-D input, hx should be 3-D but got 2-D tensor",
+        ),
+        (
+            IDS[:, 0],
+            {"embedding": ROWS, "hx": torch.zeros(1, 1, H)},
+            RuntimeError,
+            "For unbatched 1-D input, hx should be 2-D but got 3-D tensor",
+        ),
+        (
+            IDS,
+            {"embedding": ROWS, "hx": torch.zeros(1, 3, H)},
+            RuntimeError,
+            r"Expected hidden size \(1, 6, 5\), got \[1, 3, 5\]",
+        ),
+        (
+            IDS,
+            {"embedding": ROWS, "hx": torch.zeros(1, B, H).double()},
+            RuntimeError,
+            "hx must have the dtype of the table, torch.float32, got torch.float64",
+        ),
+        (
+            IDS,
+            {"embedding": ROWS, "lengths": [T] * 5},
+            RuntimeError,
+            "one length for each of the 6 sequences",
+        ),
+        (
+            IDS,
+            {"embedding": ROWS, "lengths": [T] * 5 + [T + 1]},
+            RuntimeError,
+            "lengths must be from 0 to 7",
+        ),
+        (
+            IDS,
+            {"embedding": ROWS, "reset": torch.zeros(B, T, dtype=torch.bool)},
+            RuntimeError,
+            r"reset must have shape \(7, 6\), got \(6, 7\)",
+        ),
+        (
+            PackedSequence(IDS, torch.tensor([4, 3])),
+            {"embedding": ROWS},
+            RuntimeError,
+            "input must have 1 dimensions, got 2",
+        ),
+        (
+            torch.nested.nested_tensor([IDS], layout=torch.jagged),
+            {"embedding": ROWS},
+            ValueError,
+            r"a jagged input must be \(batch, jagged steps\), got 3 dimensions",
+        ),
+    ],
+)
+def test_errors(path, input, more, error, text, method):
+    layer = FusedRNN(D, H)
+    hx = more.get("hx")
+    more = {name: value for name, value in more.items() if name != "hx"}
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(error, match=text):
+            getattr(layer, method)(input, hx, **more)
+    layer.last_state(IDS, embedding=ROWS)  # the layer still works after the error
+
+
+def test_functions_and_modules_agree(path):
+    layer, embedding = layer_and_embedding(**STACK)
+    weights = [*layer.parameters()]
+    for layout, batch_first in itertools.product(("dense", "packed", "jagged"), (False, True)):
+        layer.batch_first = batch_first
+        input, _ = input_of(layout, batch_first)
+        more = {"bidirectional": True, "batch_first": batch_first, "embedding": embedding}
+        output, h_n = rnn(input, None, weights, **more)
+        wanted, wanted_h_n = layer(input, embedding=embedding)
+        assert torch.equal(data_of(output), data_of(wanted))
+        assert torch.equal(h_n, wanted_h_n)
+        assert torch.equal(last_state(input, None, weights, **more), wanted_h_n)
+
+
+def test_empty_batches(path):
+    layer, embedding = layer_and_embedding(**STACK)
+    for ids in (torch.zeros(T, 0, dtype=torch.int64), torch.zeros(T, 0, dtype=torch.int32)):
+        output, h_n = layer(ids, embedding=embedding)
+        assert output.shape == (T, 0, 2 * H)
+        assert h_n.shape == layer.last_state(ids, embedding=embedding).shape == (4, 0, H)
+        output.sum().backward()
+    nobody = torch.nested.nested_tensor([IDS[:0, 0]] * 2, layout=torch.jagged)
+    assert not layer.last_state(nobody, embedding=embedding).any()
+
+
+def test_an_embedding_may_change_after_the_forward_pass_where_nothing_reads_it(path):
+    """What the products of the table need is watched, as that of an `nn.Linear` is."""
+    layer, embedding = layer_and_embedding()
+    ids = torch.randint(V, (T, B))
+    output, _ = layer(ids, embedding=embedding)
+    with torch.no_grad():
+        embedding.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_results_of_no_grad_may_be_changed_in_place(path):
+    """No result is a view, which autograd would not let change after no_grad."""
+    leaf = torch.ones((), requires_grad=True, dtype=torch.float64)
+    for batch_first, dropout in itertools.product((False, True), (0.0, 0.5)):
+        layer, embedding = layer_and_embedding(
+            num_layers=2, batch_first=batch_first, dropout=dropout
+        )
+        with torch.no_grad():
+            results = (
+                *layer(IDS, embedding=embedding),
+                layer.last_state(IDS, embedding=embedding),
+            )
+        for result in results:
+            result += leaf
