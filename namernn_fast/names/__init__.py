@@ -15,13 +15,14 @@ progress bars need `pip install namernn_fast[names]`; training and prediction ne
 from .checkpoint import Checkpoint, load_checkpoint, pretrained_checkpoint, save_checkpoint
 from .dataset import NamesData, load_names, read_names
 from .download import DownloadError
+from .encoding import EncodedNames, encode, encode_names
 from .model import NameClassifier, NameEnsemble
 from .prediction import Predictor, load
 from .recipes import RECIPES, Recipe
 from .resuming import StateFile
 from .splitting import LabelledNames, Split, split
 from .steps import Batch, batches, train_epoch, train_step, validate
-from .text import ALPHABET, EncodedNames, InputError, encode, encode_names, fold
+from .text import ALPHABET, InputError, fold
 from .training import Epoch, Fit, fit
 
 __all__ = [

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .encoding import encode_folded
 from .prediction import Predictor, probabilities
 from .tables import Row
-from .text import MAX_NAME_LENGTH, dropped, encode_folded, escaped, fold, why_unusable
+from .text import MAX_NAME_LENGTH, dropped, escaped, fold, why_unusable
 
 UNKNOWN = "unknown"
 """What is written for a name for which no language is probable enough."""

@@ -13,9 +13,9 @@ from collections import defaultdict
 
 from torch import nn
 
+from .encoding import encode_folded
 from .prediction import logits
 from .splitting import LabelledNames, Split
-from .text import encode_folded
 
 MADE_UP = 80_000
 """How many names are made up to teach the small network that ships."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from namernn_fast import FusedRNN
 
 from .checkpoint import Checkpoint, default_checkpoint, load_checkpoint, pretrained_checkpoint
+from .encoding import EncodedNames, encode, encode_names
 from .model import NameClassifier
-from .text import EncodedNames, InputError, check_names, encode, encode_names, fold
+from .text import InputError, check_names, fold
 
 # Bounds the memory of a batch: each character takes hidden_size numbers in each layer.
 _BATCH_CHARACTERS = 16_384

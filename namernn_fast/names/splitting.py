@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dataset import NamesData
-from .text import EncodedNames, InputError, encode_folded, fold
+from .encoding import EncodedNames, encode_folded
+from .text import InputError, fold
 
 METHODS = ("string", "random")
 

@@ -49,14 +49,23 @@ def batches(
         rank: which process this is.
         processes: how many there are.
     """
-    for indices in order.split(batch_size):
-        count = len(indices)
-        indices = data.names.by_length(indices)
-        share = indices[rank::processes]
-        weight = len(share) * processes / count
+    order = data.names.by_length(order, batch_size)
+    counts = [len(indices) for indices in order.split(batch_size)]
+    share, size = order, batch_size
+    if processes > 1:
         # A process without a share takes part in the step all the same, with the weight 0.
-        share = share if len(share) else indices[:1]
-        yield Batch(data.names.pack(share, device), data.labels[share].to(device), weight)
+        share = torch.cat(
+            [
+                indices[rank::processes] if rank < len(indices) else indices[:1]
+                for indices in order.split(batch_size)
+            ]
+        )
+        size = max(len(range(rank, batch_size, processes)), 1)
+    targets = data.labels[share].to(device).split(size)
+    packed = data.names.pack_each(share, size, device)
+    for names, labels, count in zip(packed, targets, counts, strict=True):
+        weight = len(range(rank, count, processes)) * processes / count
+        yield Batch(names, labels, weight)
 
 
 def train_step(

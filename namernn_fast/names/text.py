@@ -1,9 +1,8 @@
-"""Names as text and as tensors: folding to ASCII, character ids, and packed batches.
+"""Names as text: folding to ASCII, what folding drops, escapes for output.
 
 A name is folded as the names data set is customarily read: decomposed (NFD), its combining marks
 dropped, only ASCII letters and a few signs kept, in lower case. `SPELLINGS` adds the usual spelling
-of letters that Unicode does not decompose. A folded name is a string over `ALPHABET`, and the id of
-a character is its index there.
+of letters that Unicode does not decompose. A folded name is a string over `ALPHABET`.
 """
 
 from __future__ import annotations
@@ -11,11 +10,8 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from itertools import compress
+from operator import not_
 
 _SIGNS = " .,;'"
 _KEPT = frozenset(string.ascii_letters + _SIGNS)
@@ -67,7 +63,12 @@ _DROP_FROM_ASCII = str.maketrans(
     | {ord("`"): "'"}
     | {ord(capital): capital.lower() for capital in string.ascii_uppercase}
 )
-_IDS = bytes.maketrans(ALPHABET.encode("ascii"), bytes(range(len(ALPHABET))))
+
+# The folding of many ASCII names at once, which are lines of one text: newlines stay.
+_LOWER = bytes.maketrans(
+    string.ascii_uppercase.encode("ascii") + b"`", string.ascii_lowercase.encode("ascii") + b"'"
+)
+_DROPPED_BYTES = bytes({*range(128)}.difference(map(ord, _KEPT), b"`\n"))
 
 
 class InputError(ValueError):
@@ -82,11 +83,38 @@ def fold(name: str) -> str:
     tells which. So are blanks at either end: in the data eight Korean rows have them by a typing
     slip, and a model would tell the language by them.
     """
-    if name.isascii():  # a shortcut to the result of the general way
-        return name.translate(_DROP_FROM_ASCII).strip()
-    spelled = unicodedata.normalize("NFD", name).translate(_SPELL)
+    return (name if name.isascii() else _spelled(name)).translate(_DROP_FROM_ASCII).strip()
+
+
+def fold_lines(names: Sequence[str]) -> bytes:
+    """Returns the folded `names` as the lines of one text, in ASCII.
+
+    The result is `"\\n".join(map(fold, names))`. No Python runs for each name, but for names that
+    are not ASCII where others are.
+    """
+    text = "\n".join(names)
+    if text.count("\n") >= len(names):  # a name holds a newline, which folding drops
+        names = [name.replace("\n", "") for name in names]
+        text = "\n".join(names)
+    if not text.isascii():
+        foreign = [*map(not_, map(str.isascii, names))]
+        # A newline ends what Unicode may reorder or spell, so that lines stay apart.
+        spelled = _spelled("\n".join(compress(names, foreign))).split("\n")
+        names = list(names)
+        for place, ascii_name in zip(compress(range(len(names)), foreign), spelled, strict=True):
+            names[place] = ascii_name
+        text = "\n".join(names)
+    lines = text.encode("ascii").translate(_LOWER, _DROPPED_BYTES)
+    if b" \n" in lines or b"\n " in lines or lines[:1] == b" " or lines[-1:] == b" ":
+        lines = b"\n".join(map(bytes.strip, lines.split(b"\n")))
+    return lines
+
+
+def _spelled(text: str) -> str:
+    """Returns `text` spelled and decomposed into ASCII, without what has neither."""
     # Combining marks are not ASCII, so keeping ASCII drops them.
-    return "".join(character for character in spelled if character in _KEPT).lower().strip()
+    decomposed = unicodedata.normalize("NFD", text).translate(_SPELL)
+    return decomposed.encode("ascii", "ignore").decode("ascii")
 
 
 def dropped(name: str) -> str:
@@ -140,52 +168,6 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-@dataclass(frozen=True)
-class EncodedNames:
-    """Names as one run of character ids, ready to be cut into packed batches."""
-
-    characters: Tensor
-    """int64 (sum of the names' lengths), the ids of the names one after another"""
-    starts: Tensor
-    """int64 (number of names), where each name begins in `characters`"""
-    lengths: Tensor
-    """int64 (number of names), each at least 1"""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def by_length(self, indices: Tensor) -> Tensor:
-        """Returns `indices`, int64 (batch), sorted from the longest name to the shortest."""
-        return indices[self.lengths[indices].argsort(descending=True, stable=True)]
-
-    def pack(self, indices: Tensor, device: str | torch.device = "cpu") -> PackedSequence:
-        """Returns names as a packed batch of character ids.
-
-        The result equals `torch.nn.utils.rnn.pack_sequence(names, enforce_sorted=False)`, except
-        that `sorted_indices` is None where the names are already sorted from the longest to the
-        shortest (see `by_length`), so that no state need be reordered.
-
-        Args:
-            indices: int64 (batch), of the names.
-            device: of the result.
-
-        Raises:
-            ValueError: `indices` is empty.
-            IndexError: an index is out of range.
-        """
-        if len(indices) == 0:
-            raise ValueError("a batch holds at least one name")
-        lengths, order = self.lengths[indices].sort(descending=True, stable=True)
-        starts = self.starts[indices][order]
-        steps = torch.arange(int(lengths[0])).unsqueeze(1)
-        present = steps < lengths  # (longest name, batch)
-        data = self.characters[(steps + starts)[present]]
-        batch_sizes = present.sum(1)
-        in_order = torch.equal(order, torch.arange(len(order)))
-        packed = PackedSequence(data, batch_sizes, None if in_order else order)
-        return packed.to(device)  # type: ignore[arg-type]  # typed as if for a dtype alone
-
-
 def check_names(names: Iterable[str]) -> list[str]:
     """Returns `names` as a list of strings; whether they are usable is not looked at.
 
@@ -196,46 +178,8 @@ def check_names(names: Iterable[str]) -> list[str]:
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise TypeError(f"names must be a list of strings, not {type(names).__name__}")
     names = list(names)
-    for place, name in enumerate(names):
-        if not isinstance(name, str):
-            raise TypeError(f"names must hold strings, but names[{place}] is {name!r:.100}")
+    if not {*map(type, names)} <= {str}:  # of many names as fast as a look at each is slow
+        for place, name in enumerate(names):
+            if not isinstance(name, str):
+                raise TypeError(f"names must hold strings, but names[{place}] is {name!r:.100}")
     return names
-
-
-def encode_names(names: Iterable[str]) -> EncodedNames:
-    """Folds `names` and returns their character ids.
-
-    Raises:
-        TypeError: as of `check_names`.
-        InputError: there is no name, or a name is unusable (see `why_unusable`).
-    """
-    names = check_names(names)
-    if not names:
-        raise InputError("no names were given")
-    texts = []
-    for name in names:
-        text = fold(name) if len(name) <= MAX_NAME_LENGTH else ""
-        if not text:
-            raise InputError(why_unusable(name) or "")
-        texts.append(text)
-    return encode_folded(texts)
-
-
-def encode_folded(texts: Sequence[str]) -> EncodedNames:
-    """Returns the character ids of names that `fold` has returned, none of them empty."""
-    ids = bytearray("".join(texts).encode("ascii").translate(_IDS))
-    lengths = torch.tensor([len(text) for text in texts])
-    return EncodedNames(
-        characters=torch.frombuffer(ids, dtype=torch.uint8).long(),
-        starts=lengths.cumsum(0) - lengths,
-        lengths=lengths,
-    )
-
-
-def encode(name: str) -> Tensor:
-    """Returns the character ids of one name: int64 (length of the folded name).
-
-    Raises:
-        InputError: the name is unusable.
-    """
-    return encode_names([name]).characters

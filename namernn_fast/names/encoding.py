@@ -1,0 +1,197 @@
+"""Names as tensors: character ids, and packed batches of them.
+
+The id of a character is its index in `ALPHABET`. Names are encoded once, as one run of ids; batches
+are cut from it by operations on tensors, without Python for each name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .text import (
+    ALPHABET,
+    MAX_NAME_LENGTH,
+    InputError,
+    check_names,
+    fold_lines,
+    why_unusable,
+)
+
+_IDS = bytes.maketrans(ALPHABET.encode("ascii"), bytes(range(len(ALPHABET))))
+
+# Places of a table (batches, steps, names of a batch) that are computed at a time: few enough to
+# stay in a cache, and a bound on the memory.
+_TABLE_PLACES = 131_072
+
+
+@dataclass(frozen=True)
+class EncodedNames:
+    """Names as one run of character ids, ready to be cut into packed batches."""
+
+    characters: Tensor
+    """int64 (sum of the names' lengths), the ids of the names one after another"""
+    starts: Tensor
+    """int64 (number of names), where each name begins in `characters`"""
+    lengths: Tensor
+    """int64 (number of names), each at least 1"""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def by_length(self, indices: Tensor, batch_size: int | None = None) -> Tensor:
+        """Returns `indices` sorted from the longest name to the shortest.
+
+        Args:
+            indices: int64 (number of names).
+            batch_size: where it is given, each run of so many indices is sorted by itself.
+        """
+        lengths = self.lengths[indices]
+        if batch_size is None or len(indices) <= batch_size:
+            return indices[lengths.argsort(descending=True, stable=True)]
+        batches = torch.arange(len(indices)).div_(batch_size, rounding_mode="floor")
+        keys = batches.mul_(int(lengths.max()) + 1).sub_(lengths)
+        return indices[keys.argsort(stable=True)]
+
+    def pack(self, indices: Tensor, device: str | torch.device = "cpu") -> PackedSequence:
+        """Returns names as a packed batch of character ids.
+
+        The result equals `torch.nn.utils.rnn.pack_sequence(names, enforce_sorted=False)`, except
+        that `sorted_indices` is None where the names are already sorted from the longest to the
+        shortest (see `by_length`), so that no state need be reordered.
+
+        Args:
+            indices: int64 (batch), of the names.
+            device: of the result.
+
+        Raises:
+            ValueError: `indices` is empty.
+            IndexError: an index is out of range.
+        """
+        if len(indices) == 0:
+            raise ValueError("a batch holds at least one name")
+        lengths, order = self.lengths[indices].sort(descending=True, stable=True)
+        [[data, batch_sizes]] = self._cut(lengths, self.starts[indices][order], len(indices))
+        in_order = torch.equal(order, torch.arange(len(order)))
+        packed = PackedSequence(data, batch_sizes, None if in_order else order)
+        return packed.to(device)  # type: ignore[arg-type]  # typed as if for a dtype alone
+
+    def pack_each(
+        self, indices: Tensor, batch_size: int, device: str | torch.device = "cpu"
+    ) -> Iterator[PackedSequence]:
+        """Yields packed batches of `batch_size` names each; the last one may have fewer.
+
+        Many batches are prepared at once, so that a small one costs hardly more than its share.
+
+        Args:
+            indices: int64 (number of names), sorted inside each batch from the longest name to the
+                shortest, as `by_length(indices, batch_size)` does it.
+            batch_size: names in a batch.
+            device: of the results.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        if len(indices) == 0:
+            return
+        batch_size = min(batch_size, len(indices))
+        lengths, starts = self.lengths[indices], self.starts[indices]
+        places = int(lengths[::batch_size].max()) * batch_size
+        at_once = max(_TABLE_PLACES // places, 1) * batch_size
+        for some_lengths, some_starts in zip(
+            lengths.split(at_once), starts.split(at_once), strict=True
+        ):
+            for data, batch_sizes in self._cut(some_lengths, some_starts, batch_size, device):
+                yield PackedSequence(data, batch_sizes)
+
+    def _cut(
+        self,
+        lengths: Tensor,
+        starts: Tensor,
+        batch_size: int,
+        device: str | torch.device = "cpu",
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields data and batch_sizes of each batch of a PackedSequence.
+
+        Args:
+            lengths, starts: int64 (number of names), sorted inside each batch by length.
+            batch_size: names in a batch.
+            device: of the data.
+        """
+        # Half the width is nearly twice the speed.
+        small = torch.int32 if len(self.characters) < 2**31 else torch.int64
+        missing = -len(lengths) % batch_size
+        # (batches, 1, names of a batch); names of length 0 fill the last batch
+        lengths, starts = (
+            F.pad(values.to(small), (0, missing)).view(-1, 1, batch_size)
+            for values in (lengths, starts)
+        )
+        longest = lengths[:, 0, 0]
+        steps = torch.arange(int(longest.max()), dtype=small).unsqueeze(1)
+        present = steps < lengths  # (batches, steps, names of a batch), in the order of the data
+        places = (steps + starts).masked_select(present)
+        data = self.characters.index_select(0, places).to(device)
+        batch_sizes = present.sum(2)
+        rows = lengths.sum((1, 2)).tolist()
+        return zip(
+            data.split(rows),
+            batch_sizes[batch_sizes > 0].split(longest.tolist()),
+            strict=True,
+        )
+
+
+def encode_names(names: Iterable[str]) -> EncodedNames:
+    """Folds `names` and returns their character ids.
+
+    Raises:
+        TypeError: as of `check_names`.
+        InputError: there is no name, or a name is unusable (see `why_unusable`).
+    """
+    names = check_names(names)
+    if not names:
+        raise InputError("no names were given")
+    readable = names
+    if max(map(len, names)) > MAX_NAME_LENGTH:
+        readable = [name if len(name) <= MAX_NAME_LENGTH else "" for name in names]
+    lines = fold_lines(readable)
+    lengths = _lengths(lines)
+    if not lengths.all():
+        place = int(lengths.argmin())  # the first one that is empty
+        raise InputError(why_unusable(names[place]) or "")
+    return _encode(lines, lengths)
+
+
+def encode_folded(texts: Sequence[str]) -> EncodedNames:
+    """Returns the character ids of names that `fold` has returned, none of them empty."""
+    lines = "\n".join(texts).encode("ascii")
+    return _encode(lines, _lengths(lines))
+
+
+def encode(name: str) -> Tensor:
+    """Returns the character ids of one name: int64 (length of the folded name).
+
+    Raises:
+        InputError: the name is unusable.
+    """
+    return encode_names([name]).characters
+
+
+def _lengths(lines: bytes) -> Tensor:
+    """Returns the lengths of lines: int64 (number of lines)."""
+    text = torch.frombuffer(bytearray(lines + b"\n"), dtype=torch.uint8)
+    ends = (text == ord("\n")).nonzero().squeeze(1)
+    return ends.diff(prepend=ends.new_tensor([-1])) - 1
+
+
+def _encode(lines: bytes, lengths: Tensor) -> EncodedNames:
+    ids = bytearray(lines.translate(_IDS, b"\n"))
+    return EncodedNames(
+        characters=torch.frombuffer(ids, dtype=torch.uint8).long(),
+        starts=lengths.cumsum(0) - lengths,
+        lengths=lengths,
+    )
