@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,10 @@ from torch.nn.utils.rnn import PackedSequence
 from .prediction import logits
 from .recipes import Recipe
 from .splitting import LabelledNames
+
+
+# How many logits an epoch holds before it works out their losses: few calls for many steps.
+_KEPT_NUMBERS = 1_000_000
 
 
 class Batch(NamedTuple):
@@ -83,14 +87,45 @@ def train_step(
         The loss before the step and the number of names whose language was predicted: scalars on
         the model's device, detached, so that the caller chooses when to wait for them.
     """
-    scores = model(batch.names)
+    scores = _step(model, optimizer, batch, recipe)
     loss = F.cross_entropy(scores, batch.targets, label_smoothing=recipe.label_smoothing)
-    optimizer.zero_grad()
-    (loss * batch.weight if batch.weight != 1 else loss).backward()
+    return loss, _hits(scores, batch.targets)
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe
+) -> Tensor:
+    """Takes the step of `train_step`; returns the logits before it, (batch, languages), detached.
+
+    A batch may be small, so that every operator counts: the loss itself is left to who wants it.
+    """
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    for parameter in parameters:
+        parameter.grad = None
+    scores = model(batch.names)
+    logits = scores.detach()
+    scores.backward(_loss_gradient(logits, batch, recipe.label_smoothing))
     if recipe.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
     optimizer.step()
-    return loss.detach(), _hits(scores.detach(), batch.targets)
+    return logits
+
+
+def _loss_gradient(scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
+    """Returns the gradient of a batch's loss with respect to its logits, (batch, languages).
+
+    The loss is the mean cross-entropy times the weight of the batch. Its gradient is the
+    difference of two distributions, what the logits say and the smoothed targets; autograd would
+    find it by some twenty operators.
+    """
+    names, languages = scores.shape
+    gradient = scores.softmax(1).sub_(smoothing / languages)
+    if batch.targets.ndim == 1:
+        told = scores.new_full((names, 1), smoothing - 1)
+        gradient.scatter_add_(1, batch.targets.unsqueeze(1), told)
+    else:
+        gradient.sub_(batch.targets, alpha=1 - smoothing)
+    return gradient.mul_(batch.weight / names)
 
 
 def _hits(scores: Tensor, targets: Tensor) -> Tensor:
@@ -114,22 +149,35 @@ def train_epoch(
         after_step: called after each step, to change the learning rate.
     """
     model.train()
-    results = []
+    sums: list[Tensor] = []
+    kept: list[tuple[Tensor, Tensor]] = []
+    numbers = 0
     for batch in steps:
-        loss, hits = train_step(model, optimizer, batch, recipe)
+        scores = _step(model, optimizer, batch, recipe)
         after_step()
-        count = len(batch.targets) if batch.weight else 0
-        results.append(
-            torch.stack([loss * count, hits * bool(count), torch.full_like(loss, count)])
-        )
+        if batch.weight:
+            kept.append((scores, batch.targets))
+            numbers += scores.numel()
+        if numbers > _KEPT_NUMBERS:
+            sums.append(_sums(kept, recipe.label_smoothing))
+            kept, numbers = [], 0
+    if kept:
+        sums.append(_sums(kept, recipe.label_smoothing))
     # Fetched once, since reading a number from a GPU waits for the GPU; summed on the CPU, since
     # not every device has float64.
-    total = torch.stack(results).cpu().double().sum(0)
+    total = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3).double()
     if process()[1] > 1:
-        total = total.to(results[0].device)  # NCCL sums what is on a GPU alone
+        total = total.to(scores.device)  # NCCL sums what is on a GPU alone
         dist.all_reduce(total)
     loss_sum, hit_sum, count_sum = total.tolist()
     return loss_sum / count_sum, hit_sum / count_sum
+
+
+def _sums(steps: Sequence[tuple[Tensor, Tensor]], smoothing: float) -> Tensor:
+    """Returns the sum of the losses, the hits and the names of some steps: (3)."""
+    scores, targets = (torch.cat(values) for values in zip(*steps, strict=True))
+    loss = F.cross_entropy(scores, targets, label_smoothing=smoothing, reduction="sum")
+    return torch.stack([loss, _hits(scores, targets).to(loss), loss.new_tensor(len(scores))])
 
 
 def validate(model: nn.Module, data: LabelledNames) -> tuple[float, float]:
