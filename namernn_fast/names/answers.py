@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .encoding import encode_folded
 from .prediction import Predictor, probabilities
 from .tables import Row
-from .text import MAX_NAME_LENGTH, dropped, escaped, fold, why_unusable
+from .text import dropped, escaped, fold_usable, why_unusable
 
 UNKNOWN = "unknown"
 """What is written for a name for which no language is probable enough."""
@@ -52,7 +52,7 @@ def answer_rows(
     Raises:
         InputError: the model gives no finite probabilities.
     """
-    texts = [_folded(row) for row in rows]
+    texts = _folded(rows)
     places = {text: place for place, text in enumerate(dict.fromkeys(filter(None, texts)))}
     top = min(top, len(predictor.languages))
     # Flat lists, because a million small ones keep Python's garbage collector busy.
@@ -69,14 +69,13 @@ def answer_rows(
     return answers
 
 
-def _folded(row: Row) -> str:
-    """Returns the folded name, empty for a row that holds no usable one."""
-    name = row.name
-    if row.error is not None or len(name) > MAX_NAME_LENGTH:
-        return ""
-    if not name.isascii() and _LONE_SURROGATE.search(name):
-        return ""
-    return fold(name)
+def _folded(rows: Sequence[Row]) -> list[str]:
+    """Returns the folded names, an empty one for a row that holds no usable one."""
+    names = [row.name if row.error is None else "" for row in rows]
+    for place, name in enumerate(names):
+        if not name.isascii() and _LONE_SURROGATE.search(name):
+            names[place] = ""
+    return fold_usable(names)
 
 
 def _dropped(name: str, text: str) -> str:

@@ -16,14 +16,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .text import (
     ALPHABET,
-    MAX_NAME_LENGTH,
     InputError,
     check_names,
     fold_lines,
+    readable,
     why_unusable,
 )
 
 _IDS = bytes.maketrans(ALPHABET.encode("ascii"), bytes(range(len(ALPHABET))))
+
+_KEY_CHARACTERS = 6  # as many as an int32 holds: 32 values of each are 5 bits
 
 # Places of a table (batches, steps, names of a batch) that are computed at a time: few enough to
 # stay in a cache, and a bound on the memory.
@@ -56,6 +58,23 @@ class EncodedNames:
             return indices[lengths.argsort(descending=True, stable=True)]
         batches = torch.arange(len(indices)).div_(batch_size, rounding_mode="floor")
         keys = batches.mul_(int(lengths.max()) + 1).sub_(lengths)
+        return indices[keys.argsort(stable=True)]
+
+    def by_beginning(self, indices: Tensor) -> Tensor:
+        """Returns `indices` sorted by the ids of the first 6 characters.
+
+        Names that begin alike are then neighbours.
+
+        Args:
+            indices: int64 (number of names).
+        """
+        places, lengths = self.starts[indices], self.lengths[indices]
+        last = len(self.characters) - 1
+        keys = torch.zeros(len(indices), dtype=torch.int32)
+        for step in range(_KEY_CHARACTERS):
+            ids = self.characters.index_select(0, places.clamp(max=last)).int().add_(1)
+            keys.mul_(len(ALPHABET) + 1).add_(ids.mul_(lengths > step))  # 0 past the end
+            places += 1
         return indices[keys.argsort(stable=True)]
 
     def pack(self, indices: Tensor, device: str | torch.device = "cpu") -> PackedSequence:
@@ -155,10 +174,7 @@ def encode_names(names: Iterable[str]) -> EncodedNames:
     names = check_names(names)
     if not names:
         raise InputError("no names were given")
-    readable = names
-    if max(map(len, names)) > MAX_NAME_LENGTH:
-        readable = [name if len(name) <= MAX_NAME_LENGTH else "" for name in names]
-    lines = fold_lines(readable)
+    lines = fold_lines(readable(names))
     lengths = _lengths(lines)
     if not lengths.all():
         place = int(lengths.argmin())  # the first one that is empty

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -103,18 +104,20 @@ class NameClassifier(nn.Module):
                 raise TypeError("lengths go with padded ids, not with a PackedSequence")
             if self.ngrams is not None:  # which look at neighbours, as padded names have them
                 return self(*pad_packed_sequence(names, batch_first=True))
-            output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
             lengths = lengths.to(names.device)
-            embedded = self._embed(names, lengths).transpose(0, 1)
-            output, h_n = self._run_padded(embedded, lengths)
         else:
             raise TypeError(
                 "names must be a PackedSequence, or a tensor with a tensor of lengths, not "
                 f"{type(names).__name__} with {type(lengths).__name__}"
             )
-        logits: Tensor = self.classifier(self.state_dropout(self._pool(output, h_n, lengths)))
+        read = self._read_ids if self._takes_ids() else self._read_embedded
+        logits: Tensor = self.classifier(self.state_dropout(read(names, lengths)))
         return logits
+
+    def shares_prefixes(self) -> bool:
+        """Returns whether names that begin alike can share states where they are in one batch."""
+        return self._takes_ids() and self.num_directions == 1 and self.config["pooling"] == "last"
 
     def states(self, name: Tensor) -> Tensor:
         """Returns the states of the last layer after each character of one name.
@@ -125,9 +128,50 @@ class NameClassifier(nn.Module):
         Returns:
             (length, num_directions * hidden_size).
         """
+        if self._takes_ids():
+            output: Tensor = self.rnn(name, embedding=self.embedding.weight)[0]
+            return output
         lengths = torch.tensor([len(name)], device=name.device)
-        output: Tensor = self.rnn(self._embed(name.unsqueeze(0), lengths)[0])[0]
+        output = self.rnn(self._embed(name.unsqueeze(0), lengths)[0])[0]
         return output
+
+    def _takes_ids(self) -> bool:
+        """Returns whether the recurrent layer reads ids, so that no character is embedded."""
+        return self.ngrams is None and isinstance(self.rnn, FusedRNN)
+
+    def _read_ids(self, names: Any, lengths: Tensor | None) -> Tensor:
+        """Returns what the linear layer reads, by a recurrent layer that takes ids."""
+        embedding = self.embedding.weight
+        packed = isinstance(names, PackedSequence)
+        if packed:
+            ids = names.data
+        else:
+            ids = names = names.transpose(0, 1)
+        if (unknown := self._unknown(ids)) is not None:
+            # One more row, of zeros, stands for an unknown character.
+            ids = ids.masked_fill(unknown, len(embedding))
+            embedding = F.pad(embedding, (0, 0, 0, 1))
+            names = names._replace(data=ids) if packed else ids
+        if self.config["pooling"] == "last":
+            last_state: Any = self.rnn.last_state  # of a type that modules do not tell
+            return self._last(last_state(names, lengths=lengths, embedding=embedding))
+        output, h_n = self.rnn(names, lengths=lengths, embedding=embedding)
+        return self._pool(output, h_n, lengths)
+
+    def _read_embedded(self, names: Any, lengths: Tensor | None) -> Tensor:
+        """Returns what the linear layer reads, from embedded characters."""
+        if isinstance(names, PackedSequence):
+            output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
+            return self._pool(output, h_n, None)
+        assert lengths is not None  # forward has seen to it
+        embedded = self._embed(names, lengths).transpose(0, 1)
+        output, h_n = self._run_padded(embedded, lengths)
+        return self._pool(output, h_n, lengths)
+
+    def _unknown(self, ids: Tensor) -> Tensor | None:
+        """Returns which characters are unknown in this step of training, or None if none is."""
+        probability = self.config["character_dropout"] if self.training else 0.0
+        return torch.rand(ids.shape, device=ids.device) < probability if probability else None
 
     def _embed(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns the embeddings (…, embedding_size) of character ids (…).
@@ -135,10 +179,7 @@ class NameClassifier(nn.Module):
         With n-grams the ids are (batch, longest), and lengths (batch) go with them.
         """
         embedded: Tensor = self.embedding(ids)
-        probability = self.config["character_dropout"] if self.training else 0.0
-        unknown = None
-        if probability > 0:
-            unknown = torch.rand(ids.shape, device=ids.device) < probability
+        if (unknown := self._unknown(ids)) is not None:
             embedded = embedded.masked_fill(unknown.unsqueeze(-1), 0)
         if self.ngrams is not None:
             embedded = embedded + self.ngrams(ids, lengths, unknown)
@@ -152,12 +193,20 @@ class NameClassifier(nn.Module):
         output, h_n = self.rnn(packed)
         return pad_packed_sequence(output, total_length=len(embedded))[0], h_n
 
+    def _last(self, h_n: Tensor) -> Tensor:
+        """Returns the last states of the last layer: (batch, num_directions * hidden_size).
+
+        The last state of the second direction is at the first character, so it too has read the
+        whole name.
+        """
+        # h_n is (num_layers * num_directions, batch, hidden_size); its end has the last layer.
+        if self.num_directions == 1:
+            return h_n[-1]
+        return h_n[-2:].transpose(0, 1).flatten(1)
+
     def _pool(self, output: Tensor | PackedSequence, h_n: Tensor, lengths: Tensor | None) -> Tensor:
         """Returns what the linear layer reads: (batch, features)."""
-        # h_n is (num_layers * num_directions, batch, hidden_size), and its end has the states of
-        # the last layer. The last state of the second direction is at the first character, so it
-        # too has read the whole name.
-        last = h_n[-self.num_directions :].transpose(0, 1).flatten(1)
+        last = self._last(h_n)
         if self.config["pooling"] == "last":
             return last
         if isinstance(output, PackedSequence):

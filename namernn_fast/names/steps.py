@@ -15,7 +15,6 @@ from .prediction import logits
 from .recipes import Recipe
 from .splitting import LabelledNames
 
-
 # How many logits an epoch holds before it works out their losses: few calls for many steps.
 _KEPT_NUMBERS = 1_000_000
 

@@ -7,11 +7,11 @@ of letters that Unicode does not decompose. A folded name is a string over `ALPH
 
 from __future__ import annotations
 
+import functools
+import re
 import string
 import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import compress
-from operator import not_
 
 _SIGNS = " .,;'"
 _KEPT = frozenset(string.ascii_letters + _SIGNS)
@@ -63,6 +63,10 @@ _DROP_FROM_ASCII = str.maketrans(
     | {ord("`"): "'"}
     | {ord(capital): capital.lower() for capital in string.ascii_uppercase}
 )
+_KEEP_DROPPED = dict.fromkeys([*map(ord, _KEPT), ord("`")])
+
+_NOT_ASCII = re.compile("[^\x00-\x7f]+")
+_OFTEN_SPELLED = 4  # characters of a run whose spelling is kept
 
 # The folding of many ASCII names at once, which are lines of one text: newlines stay.
 _LOWER = bytes.maketrans(
@@ -83,38 +87,67 @@ def fold(name: str) -> str:
     tells which. So are blanks at either end: in the data eight Korean rows have them by a typing
     slip, and a model would tell the language by them.
     """
-    return (name if name.isascii() else _spelled(name)).translate(_DROP_FROM_ASCII).strip()
+    if not name.isascii():
+        name = _NOT_ASCII.sub(_spelled_run, name)
+    return name.translate(_DROP_FROM_ASCII).strip()
 
 
 def fold_lines(names: Sequence[str]) -> bytes:
     """Returns the folded `names` as the lines of one text, in ASCII.
 
-    The result is `"\\n".join(map(fold, names))`. No Python runs for each name, but for names that
-    are not ASCII where others are.
+    The result is `"\\n".join(map(fold, names))`. Python runs for each run of characters that are
+    not ASCII, and not for each name.
     """
     text = "\n".join(names)
     if text.count("\n") >= len(names):  # a name holds a newline, which folding drops
-        names = [name.replace("\n", "") for name in names]
-        text = "\n".join(names)
+        text = "\n".join([name.replace("\n", "") for name in names])
     if not text.isascii():
-        foreign = [*map(not_, map(str.isascii, names))]
-        # A newline ends what Unicode may reorder or spell, so that lines stay apart.
-        spelled = _spelled("\n".join(compress(names, foreign))).split("\n")
-        names = list(names)
-        for place, ascii_name in zip(compress(range(len(names)), foreign), spelled, strict=True):
-            names[place] = ascii_name
-        text = "\n".join(names)
+        # ASCII beside it changes nothing in how a character is decomposed and spelled.
+        text = _NOT_ASCII.sub(_spelled_run, text)
     lines = text.encode("ascii").translate(_LOWER, _DROPPED_BYTES)
-    if b" \n" in lines or b"\n " in lines or lines[:1] == b" " or lines[-1:] == b" ":
-        lines = b"\n".join(map(bytes.strip, lines.split(b"\n")))
+    if _has_blanks(lines):
+        # Most such names have one blank, and few lines are looked at twice.
+        lines = lines.replace(b" \n", b"\n").replace(b"\n ", b"\n")
+        if _has_blanks(lines):
+            lines = b"\n".join(map(bytes.strip, lines.split(b"\n")))
     return lines
+
+
+def fold_usable(names: Sequence[str]) -> list[str]:
+    """Returns the folded `names`, an empty one for each that is unusable (see `why_unusable`)."""
+    return fold_lines(readable(names)).decode("ascii").split("\n") if names else []
+
+
+def readable(names: Sequence[str]) -> Sequence[str]:
+    """Returns `names` with an empty one for each that is too long."""
+    if max(map(len, names)) <= MAX_NAME_LENGTH:
+        return names
+    return [name if len(name) <= MAX_NAME_LENGTH else "" for name in names]
+
+
+def _has_blanks(lines: bytes) -> bool:
+    """Returns whether a line begins or ends with a blank."""
+    ends = lines[:1] + lines[-1:]
+    return b" \n" in lines or b"\n " in lines or b" " in ends
 
 
 def _spelled(text: str) -> str:
     """Returns `text` spelled and decomposed into ASCII, without what has neither."""
-    # Combining marks are not ASCII, so keeping ASCII drops them.
     decomposed = unicodedata.normalize("NFD", text).translate(_SPELL)
+    # Combining marks are not ASCII, so keeping ASCII drops them.
     return decomposed.encode("ascii", "ignore").decode("ascii")
+
+
+_spelled_again = functools.lru_cache(4096)(_spelled)
+
+
+def _spelled_run(run: re.Match[str]) -> str:
+    """Returns a run of characters that are not ASCII as `_spelled` does.
+
+    Most names hold one such letter, of few different ones. Long runs would fill the memory.
+    """
+    text = run[0]
+    return _spelled_again(text) if len(text) <= _OFTEN_SPELLED else _spelled(text)
 
 
 def dropped(name: str) -> str:
@@ -124,6 +157,8 @@ def dropped(name: str) -> str:
     at either end of the name. A letter with its marks is returned as one character where Unicode
     has one (NFC).
     """
+    if name.isascii():  # a shortcut to the result of the general way
+        return name.strip().translate(_KEEP_DROPPED)
     lost = []
     on_kept_letter = False
     for character in unicodedata.normalize("NFC", name.strip()):

@@ -7,6 +7,7 @@ backslash escape such as `\\x1b`, in JSON all that are not ASCII as JSON has it.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 
 from .answers import UNKNOWN, Answer
-from .text import escaped
+from .text import MAX_LANGUAGES, escaped
 
 # With one of these, ASCII or of full width, a cell begins that a spreadsheet takes for a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
@@ -78,7 +79,7 @@ class CsvWriter(Writer):
         cells: list[str | float] = [""] * (2 * self._top + 3)
         cells[0] = _cell(name)
         end = 2 * len(languages) + 1
-        cells[1:end:2] = map(_cell, languages)
+        cells[1:end:2] = map(_language_cell, languages)
         cells[2:end:2] = values
         if error is not None:
             cells[-1] = _cell(error)
@@ -142,3 +143,6 @@ def _escape(character: str) -> str:
     """Returns the backslash escape of a character, printable or not."""
     code = ord(character)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+_language_cell = functools.lru_cache(MAX_LANGUAGES)(_cell)  # of few languages are many cells

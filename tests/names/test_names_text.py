@@ -5,22 +5,30 @@ import unicodedata
 
 import pytest
 import torch
+from bounds import bounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast.names import ALPHABET, InputError, encode, encode_names, fold
 from namernn_fast.names.dataset import read_names
+from namernn_fast.names.encoding import encode_folded
 from namernn_fast.names.text import (
     MAX_NAME_LENGTH,
     SPELLINGS,
     dropped,
     escaped,
+    fold_lines,
+    fold_usable,
     why_unusable,
 )
 
+# Rich in what folding looks at: ends, newlines, other controls, letters with marks and without.
+_TELLING = "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßéŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2028\ud800"
+any_text = st.text() | st.text(st.sampled_from(_TELLING))
 folded_names = st.text(ALPHABET, min_size=1, max_size=20).filter(str.strip).map(str.strip)
 quick = settings(deadline=None, database=None, max_examples=100)
+many = settings(deadline=None, database=None, max_examples=500)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +100,57 @@ def seed_fold(name):
     """The folding that the data set is customarily read with."""
     marked = unicodedata.normalize("NFD", name)
     return "".join(c for c in marked if c in string.ascii_letters + " .,;'").lower().strip()
+
+
+def defined_fold(name):
+    """The folding in the words of its documentation, a character at a time."""
+    spelled = (SPELLINGS.get(c, c) for c in unicodedata.normalize("NFD", name))
+    kept = (c for c in "".join(spelled) if c in string.ascii_letters + " .,;'")
+    return "".join(kept).lower().strip(" ")
+
+
+@many
+@given(any_text)
+def test_folding_is_what_its_documentation_says(name):
+    assert fold(name) == defined_fold(name)
+
+
+@many
+@given(st.lists(any_text, max_size=6))
+def test_names_are_folded_together_as_they_are_one_by_one(names):
+    assert fold_lines(names).decode("ascii") == "\n".join(map(fold, names))
+    assert fold_usable(names) == [*map(fold, names)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [""],
+        ["", ""],
+        ["\n"],
+        ["a\n", "\nb", "c"],
+        [" a", "b ", "  c  ", " ", "d"],
+        ["a b", "c  ", "  d"],
+        [" " * 900 + "a" + " " * 99, "b"],
+        ["é", "\u0301a", "e", "\u0301"],
+        ["é" * 1000, "æ" * 1000, "\u0301" * 999 + "a"],
+        ["Ślusàrski ", "\u00a0Ahn", "李"],
+    ],
+    ids=range(10),
+)
+def test_odd_names_are_folded_together_as_they_are_one_by_one(names):
+    assert fold_lines(names).decode("ascii") == "\n".join(map(defined_fold, names))
+
+
+def test_names_that_are_too_long_are_not_folded():
+    names = ["x" * (MAX_NAME_LENGTH + 1), "Kim", "-", "x" * MAX_NAME_LENGTH]
+    assert fold_usable(names) == ["", "kim", "", "x" * MAX_NAME_LENGTH]
+    assert fold_usable([]) == []
+
+
+def test_the_real_names_are_folded_together_as_they_are_one_by_one(real_folder):
+    names = [name for name, _ in read_names(real_folder).rows]
+    assert fold_lines(names).decode("ascii") == "\n".join(map(defined_fold, names))
 
 
 def test_the_spellings_change_few_rows_of_the_real_data(real_folder):
@@ -208,6 +267,68 @@ def test_a_name_without_a_usable_character_is_refused(name):
 def test_no_names_are_refused():
     with pytest.raises(InputError, match=r"^no names were given$"):
         encode_names([])
+
+
+@many
+@given(st.lists(any_text | folded_names | st.just("x" * 1001), min_size=1, max_size=6))
+def test_encode_names_is_its_definition_errors_included(names):
+    """The error speaks of the first unusable name, whatever is wrong with it."""
+    reasons = [reason for reason in map(why_unusable, names) if reason is not None]
+    if reasons:
+        with pytest.raises(InputError) as error:
+            encode_names(names)
+        assert str(error.value) == reasons[0]
+        return
+    encoded = encode_names(names)
+    texts = [*map(fold, names)]
+    assert encoded.characters.dtype == encoded.lengths.dtype == torch.int64
+    assert encoded.characters.tolist() == [ALPHABET.index(c) for c in "".join(texts)]
+    assert encoded.lengths.tolist() == [*map(len, texts)]
+    assert torch.equal(encoded.starts, encoded.lengths.cumsum(0) - encoded.lengths)
+    again = encode_folded(texts)
+    for name in ("characters", "starts", "lengths"):
+        assert torch.equal(getattr(again, name), getattr(encoded, name))
+
+
+@quick
+@given(st.lists(folded_names, min_size=1, max_size=30), st.integers(1, 40), st.data())
+def test_many_batches_are_packed_as_they_are_one_by_one(names, batch_size, data):
+    encoded = encode_names(names)
+    indices = torch.tensor(data.draw(st.permutations(range(len(names)))))
+    ordered = encoded.by_length(indices, batch_size)
+    expected = [encoded.by_length(batch) for batch in indices.split(batch_size)]
+    assert torch.equal(ordered, torch.cat(expected))
+    found = [*encoded.pack_each(ordered, batch_size)]
+    assert len(found) == len(expected)
+    for packed, batch in zip(found, expected, strict=True):
+        alone = encoded.pack(batch)
+        assert packed.sorted_indices is None
+        assert packed.batch_sizes.device.type == "cpu"
+        assert torch.equal(packed.data, alone.data)
+        assert torch.equal(packed.batch_sizes, alone.batch_sizes)
+
+
+def test_many_batches_are_packed_in_bounded_memory():
+    """A long name among many would make a table of 60 million places, were there one for all."""
+    names = encode_names(["Kim", "x" * 1000, "Papadopoulos"] * 20_000)
+    with bounded(32):
+        count = sum(1 for _ in names.pack_each(names.by_length(torch.arange(len(names)), 64), 64))
+    assert count == 938
+
+
+def test_no_names_make_no_batch():
+    assert [*encode_names(["a"]).pack_each(torch.arange(0), 3)] == []
+    with pytest.raises(IndexError):
+        next(encode_names(["a"]).pack_each(torch.arange(2), 3))
+
+
+@quick
+@given(st.lists(folded_names, min_size=1, max_size=30))
+def test_names_are_sorted_by_their_beginnings(names):
+    encoded = encode_names(names)
+    order = encoded.by_beginning(torch.arange(len(names)))
+    expected = sorted(range(len(names)), key=lambda i: encode(names[i])[:6].tolist())
+    assert order.tolist() == expected
 
 
 @quick

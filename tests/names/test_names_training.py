@@ -10,6 +10,7 @@ from torch import nn
 
 from namernn_fast import FusedRNN
 from namernn_fast.names import (
+    Batch,
     InputError,
     NameClassifier,
     NamesData,
@@ -19,6 +20,8 @@ from namernn_fast.names import (
     fit,
     read_names,
     split,
+    steps,
+    train_epoch,
     train_step,
     training,
     validate,
@@ -190,6 +193,74 @@ def test_train_step_tells_the_loss_and_hits_before_the_step(smoothing):
     assert hits == (logits.argmax(1) == step.targets).sum()
     assert not loss.requires_grad
     assert not torch.equal(model(step.names), logits)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [1.0, 2 / 3, 0.0])
+@pytest.mark.parametrize("certain", [True, False])
+def test_the_gradient_of_the_loss_is_that_of_autograd(certain, weight, smoothing, within_budget):
+    """Against the cross-entropy of torch, in the precision of training and in float64."""
+    torch.manual_seed(1)
+    scores = 5 * torch.randn(37, 18)
+    targets = torch.randint(18, (37,)) if certain else torch.randn(37, 18).softmax(1)
+    found = steps._loss_gradient(scores, Batch(None, targets, weight), smoothing)
+
+    def expected(dtype):
+        precise = scores.to(dtype, copy=True).requires_grad_()
+        told = targets if certain else targets.to(dtype)
+        loss = F.cross_entropy(precise, told, label_smoothing=smoothing)
+        (loss * weight).backward()
+        return precise.grad
+
+    within_budget(found, expected(torch.float32), expected(torch.float64))
+
+
+@pytest.mark.parametrize("kept", [0, 100, 10**6])
+def test_an_epoch_tells_the_mean_over_its_names(kept, monkeypatch):
+    """However many steps are worked out together; names of a weight of 0 do not count."""
+    monkeypatch.setattr(steps, "_KEPT_NUMBERS", kept)
+    recipe = Recipe(label_smoothing=0.1)
+    model = NameClassifier(18, **SMALL)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    epoch = list(batches(PARTS.train, torch.arange(100), 32))
+    epoch.append(epoch[0]._replace(weight=0.0))
+    taken = []
+    loss, accuracy = train_epoch(model, optimizer, epoch, recipe, lambda: taken.append(1))
+    assert len(taken) == 5
+    scores = logits(model, PARTS.train.names)[:100]
+    labels = PARTS.train.labels[:100]
+    expected = F.cross_entropy(scores, labels, label_smoothing=0.1).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert accuracy == (scores.argmax(1) == labels).double().mean().item()
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 100, 9_420])
+def test_the_learning_rate_of_one_cycle_is_that_of_torch(total):
+    recipe = Recipe(schedule="one-cycle", lr=3e-3)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=total, cycle_momentum=False
+    )
+    for step in range(total):
+        assert recipe.learning_rate(step, total) == scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+    assert Recipe(lr=0.5).learning_rate(7, total) == 0.5
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+def test_a_training_takes_each_step_at_its_learning_rate(schedule, monkeypatch):
+    recipe = SHORT.changed(schedule=schedule, batch_size=100)
+    rates = []
+
+    def noted(model, optimizer, batch, recipe, step=steps._step):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, optimizer, batch, recipe)
+
+    monkeypatch.setattr(steps, "_step", noted)
+    fit(PARTS, recipe)
+    total = 2 * -(-len(PARTS.train) // 100)
+    assert rates == [recipe.learning_rate(step, total) for step in range(total)]
 
 
 def test_targets_may_be_probabilities():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model import NameClassifier
 from ..prediction import Predictor
-from ..text import InputError, dropped, escaped, fold, why_unusable
+from ..text import InputError, dropped, escaped, fold, fold_usable, why_unusable
 
 MAX_STATES_LENGTH = 64
 """The longest name, in characters, whose states are told: the work grows with the square of the
@@ -37,11 +37,12 @@ class Answers:
 
     def predict(self, names: Sequence[str], top: int) -> list[Answer]:
         """Returns for each name its `top` most probable languages, or why there are none."""
-        reasons = [why_unusable(name) for name in names]
+        texts = fold_usable(names)
         answers: list[Answer] = [
-            {"name": name, "error": reason} for name, reason in zip(names, reasons, strict=True)
+            {} if text else {"name": name, "error": why_unusable(name)}
+            for name, text in zip(names, texts, strict=True)
         ]
-        usable = [place for place, reason in enumerate(reasons) if reason is None]
+        usable = [place for place, text in enumerate(texts) if text]
         found = self._of_usable([names[place] for place in usable], top)
         for place, answer in zip(usable, found, strict=True):
             answers[place] = answer
