@@ -141,21 +141,17 @@ class NameClassifier(nn.Module):
 
     def _read_ids(self, names: Any, lengths: Tensor | None) -> Tensor:
         """Returns what the linear layer reads, by a recurrent layer that takes ids."""
-        embedding = self.embedding.weight
         packed = isinstance(names, PackedSequence)
-        if packed:
-            ids = names.data
-        else:
-            ids = names = names.transpose(0, 1)
+        ids, embedding = names.data if packed else names, self.embedding.weight
         if (unknown := self._unknown(ids)) is not None:
             # One more row, of zeros, stands for an unknown character.
             ids = ids.masked_fill(unknown, len(embedding))
             embedding = F.pad(embedding, (0, 0, 0, 1))
-            names = names._replace(data=ids) if packed else ids
+        ids = names._replace(data=ids) if packed else ids.transpose(0, 1)
         if self.config["pooling"] == "last":
             last_state: Any = self.rnn.last_state  # of a type that modules do not tell
-            return self._last(last_state(names, lengths=lengths, embedding=embedding))
-        output, h_n = self.rnn(names, lengths=lengths, embedding=embedding)
+            return self._last(last_state(ids, lengths=lengths, embedding=embedding))
+        output, h_n = self.rnn(ids, lengths=lengths, embedding=embedding)
         return self._pool(output, h_n, lengths)
 
     def _read_embedded(self, names: Any, lengths: Tensor | None) -> Tensor:

@@ -157,6 +157,53 @@ def test_character_dropout_zeroes_whole_characters():
     assert torch.equal(model._embed(packed.data), model.embedding(packed.data))
 
 
+@pytest.mark.parametrize("pooling", ["last", "last+mean+max"])
+@pytest.mark.parametrize("is_padded", [False, True])
+@options
+def test_a_dropped_character_is_one_for_both_layers(options, is_padded, pooling, within_budget):
+    """From the same seed the same characters are unknown, as ids or as rows of zeros."""
+    results = []
+    packed = encode_names(NAMES).pack(torch.arange(len(NAMES)))
+    weight = torch.randn(len(NAMES), 18, generator=torch.Generator().manual_seed(2))
+    for kind, dtype in (
+        (FusedRNN, torch.float32),
+        (nn.RNN, torch.float32),
+        (nn.RNN, torch.float64),
+    ):
+        model = classifier(kind, **options, character_dropout=0.3, pooling=pooling).to(dtype)
+        names = padded(NAMES) if is_padded else (packed,)
+        torch.manual_seed(8)
+        logits = model(*names)
+        torch.manual_seed(9)
+        assert not torch.equal(model(*names), logits)
+        (logits * weight).sum().backward()
+        results.append((logits, *(parameter.grad for parameter in model.parameters())))
+    for values in zip(*results, strict=True):
+        within_budget(*values)
+
+
+def test_the_fused_layer_is_given_ids(monkeypatch):
+    """No character is embedded, but for n-grams."""
+
+    def embedded(*_):
+        raise AssertionError("a character was embedded")
+
+    monkeypatch.setattr(nn.Embedding, "forward", embedded)
+    packed = encode_names(NAMES).pack(torch.arange(len(NAMES)))
+    for pooling in ("last", "last+mean+max"):
+        for options in OPTIONS:
+            model = classifier(FusedRNN, **options, pooling=pooling, character_dropout=0.1)
+            assert model(packed).isfinite().all()
+            assert model.states(encode("Frank")).isfinite().all()
+            assert model.shares_prefixes() == (
+                pooling == "last" and not options.get("bidirectional", False)
+            )
+    for other in (classifier(nn.RNN), classifier(FusedRNN, ngrams=True)):
+        assert not other.shares_prefixes()
+        with pytest.raises(AssertionError, match=r"^a character was embedded$"):
+            other(packed)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
     """One export of an ensemble of both poolings, of one direction and of two."""
@@ -164,6 +211,7 @@ def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
     onnxruntime = pytest.importorskip("onnxruntime")
     members = [
         classifier(FusedRNN, bidirectional=True),
+        classifier(FusedRNN, num_layers=2),
         classifier(FusedRNN, pooling="last+mean+max", ngrams=True),
     ]
     model = NameEnsemble(members).eval()

@@ -30,7 +30,7 @@ quick = settings(deadline=None, database=None, max_examples=100)
 
 def predictor(seed=0, **options):
     torch.manual_seed(seed)
-    return Predictor(Checkpoint(NameClassifier(3, **OPTIONS, **options), LANGUAGES, {}))
+    return Predictor(Checkpoint(NameClassifier(3, **{**OPTIONS, **options}), LANGUAGES, {}))
 
 
 def ensemble():
@@ -81,10 +81,73 @@ def test_a_long_name_among_many_changes_nothing(asked):
     ]
 
 
+SHARING = {"embedding_size": 8, "hidden_size": 48}
+MANY = [name for names in SAMPLE.values() for name in names]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2},
+        {"bidirectional": True},
+        {"pooling": "last+mean+max"},
+        {"ngrams": True},
+        {"rnn_class": nn.RNN},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("characters", [64, 1024, 65_536])
+def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
+    """In any order, with repeats, and with long names among them, which share nothing."""
+    asked = predictor(**{**SHARING, **options})
+    names = [*MANY, *MANY[::3], "x" * 1000, "x" * 33, "y" * 32, "y"]
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(4)).tolist()
+    names = [names[i] for i in order]
+    alone = torch.cat([asked.probabilities([name]) for name in names])
+    monkeypatch.setattr(prediction, "_SHARED_CHARACTERS", characters)
+    monkeypatch.setattr(prediction, "_BATCH_CHARACTERS", characters)
+    together = asked.probabilities(names)
+    assert (together - alone).abs().max() <= 1e-6
+    values, places = together.max(1)
+    assert asked.predict(names, 1) == [
+        [(LANGUAGES[place], value)]
+        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+    ]
+    # Two languages may be as probable as each other but for rounding.
+    told = torch.tensor([LANGUAGES.index(language) for language in asked.languages_of(names)])
+    assert (values - together.gather(1, told.unsqueeze(1))[:, 0]).max() <= 1e-6
+    assert torch.equal(prediction.most_probable(asked.checkpoint.model, encode_names(names)), told)
+
+
+def test_a_long_name_has_a_batch_of_its_own_where_names_share(monkeypatch):
+    asked = predictor(**SHARING)
+    seen = []
+
+    def watched(self, names, forward=NameClassifier.forward):
+        seen.append((int(names.batch_sizes[0]), len(names.batch_sizes)))
+        return forward(self, names)
+
+    monkeypatch.setattr(NameClassifier, "forward", watched)
+    asked.languages_of(["Kim", "x" * 1000, "Papadopoulos", "y" * 33] * 1000)
+    short = [batch for batch in seen if batch[1] <= 32]
+    assert short == [(2000, 12)]
+    assert all(rows * steps <= 16_384 for rows, steps in seen if steps > 32)
+    assert sum(rows for rows, _ in seen) == 4000
+
+
+def test_languages_come_without_a_name_too():
+    assert predictor().languages_of([]) == []
+    with pytest.raises(InputError, match=r"^'李' holds no usable character"):
+        predictor().languages_of(["Frank", "李"])
+
+
 def test_many_names_take_no_memory_but_their_results(asked):
     encoded = encode_names(["Papadopoulos"] * 40_000)
     with bounded(mebibytes=16):
         prediction.probabilities(asked.checkpoint.model, encoded)
+    with bounded(mebibytes=16):
+        prediction.most_probable(asked.checkpoint.model, encoded)
 
 
 @pytest.mark.parametrize("asked", [predictor(), ensemble()], ids=["one", "ensemble"])
@@ -116,6 +179,7 @@ def test_results_that_are_not_finite_are_an_error():
         nn.init.constant_(value, 3e38)
     for ask, what in (
         (broken.predict, "probabilities"),
+        (broken.languages_of, "probabilities"),
         (broken.probabilities, "probabilities"),
         (lambda names: broken.prefix_probabilities(names[0]), "probabilities"),
         (lambda names: broken.states(names[0]), "states"),
@@ -127,7 +191,7 @@ def test_results_that_are_not_finite_are_an_error():
 
 @pytest.mark.parametrize("names", ["Frank", b"Frank", 7, None, ["Frank", 7], [["Frank"]]])
 def test_wrong_types_are_refused(asked, names):
-    for ask in (asked.predict, asked.probabilities):
+    for ask in (asked.predict, asked.probabilities, asked.languages_of):
         with pytest.raises(TypeError, match=r"^names must "):
             ask(names)
 

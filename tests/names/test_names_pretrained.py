@@ -1,8 +1,9 @@
 """The small network that ships: what the package promises of it."""
 
 import torch
+from torch import nn
 
-from namernn_fast import names
+from namernn_fast import FusedRNN, names
 from namernn_fast.names.checkpoint import describe_checkpoint
 from namernn_fast.names.tensor_files import MAX_BYTES
 
@@ -27,6 +28,15 @@ def test_it_answers_right_after_installation(cache):
     predictor = names.load()
     answers = predictor.predict(["Frank", "Ślusàrski", "Nakamura", "O’Neal"], top=1)
     assert [answer[0][0] for answer in answers] == ["German", "Polish", "Japanese", "Irish"]
+
+
+def test_it_answers_as_with_the_layer_of_torch(real_folder):
+    """Ids, shared prefixes and the last state alone are another way to the same numbers."""
+    rows = [name for name, _ in names.read_names(real_folder).rows]
+    ours, torchs = (
+        names.load(PATH, rnn_class=kind).probabilities(rows) for kind in (FusedRNN, nn.RNN)
+    )
+    assert (ours - torchs).abs().max() <= 1e-6
 
 
 def test_its_card_and_its_split_are_those_of_the_data(real_folder):

@@ -182,6 +182,26 @@ def test_the_gradient_is_clipped_on_request():
     assert moved(2 * free) == free
 
 
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
+def test_clipping_is_that_of_torch(largest, within_budget):
+    torch.manual_seed(3)
+    gradients = [torch.randn(shape) for shape in ((3,), (5, 7), (11, 2), ())]
+
+    def clipped(clip, dtype):
+        parameters = [nn.Parameter(torch.zeros_like(each, dtype=dtype)) for each in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.to(dtype, copy=True)
+        clip([*parameters, nn.Parameter(torch.zeros(2))], largest)  # one without a gradient
+        return torch.hstack([parameter.grad.flatten() for parameter in parameters])
+
+    torchs = nn.utils.clip_grad_norm_
+    within_budget(
+        clipped(steps._clip, torch.float32),
+        clipped(torchs, torch.float32),
+        clipped(torchs, torch.float64),
+    )
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_train_step_tells_the_loss_and_hits_before_the_step(smoothing):
     model = NameClassifier(18, **SMALL)
