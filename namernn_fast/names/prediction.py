@@ -121,7 +121,7 @@ class Predictor:
         if not isinstance(model, NameClassifier):
             raise TypeError("an ensemble has no single state; ask one of its members")
         with torch.no_grad():
-            states = model.states(ids.to(_device(model))).float().cpu()
+            states = model.states(ids.to(next(model.parameters()).device)).float().cpu()
         return fold(name), _finite(states, "states")
 
     def prefix_probabilities(self, name: str) -> Tensor:
@@ -179,6 +179,7 @@ def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:
     return _finite(logits(model, names).softmax(1), "probabilities")
 
 
+@torch.no_grad()
 def most_probable(model: nn.Module, names: EncodedNames) -> Tensor:
     """Returns the index of the most probable language: int64 (number of names), on the CPU.
 
@@ -200,6 +201,7 @@ def _finite(results: Tensor, what: str) -> Tensor:
     return results
 
 
+@torch.no_grad()
 def logits(model: nn.Module, names: EncodedNames) -> Tensor:
     """Returns the logits (number of names, num_classes), on the CPU.
 
@@ -228,30 +230,27 @@ def _in_batches(
         model, names: as of `logits`.
         use: is given logits (batch, num_classes), float32 on the CPU.
     """
-    device = _device(model)
-    for indices, packed in _batches(names, _shares_prefixes(model), device):
-        with torch.no_grad():
-            result = use(model(packed).float().cpu())
-        yield indices, result
+    for indices, packed in _batches(model, names):
+        yield indices, use(model(packed).float().cpu())
 
 
-def _batches(
-    names: EncodedNames, shared: bool, device: torch.device
-) -> Iterator[tuple[Tensor, PackedSequence]]:
+def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, PackedSequence]]:
     """Yields batches of bounded size: the indices of their names, and the names packed.
 
     Args:
-        names: at least one.
-        shared: whether names that begin alike share states where they are in one batch.
-        device: of the packed names.
+        model, names: as of `logits`.
     """
-    indices = torch.arange(len(names))
-    if shared:
+    device = next(model.parameters()).device
+    indices, longest = torch.arange(len(names)), int(names.lengths.max())
+    if len(names) * longest <= _BATCH_CHARACTERS:
+        yield indices, names.pack(indices, device)
+        return
+    if device.type == "cpu" and _shares_prefixes(model):
         short = names.lengths <= _SHARED_LENGTH
-        size = _SHARED_CHARACTERS // min(int(names.lengths.max()), _SHARED_LENGTH)
+        size = _SHARED_CHARACTERS // min(longest, _SHARED_LENGTH)
         order = names.by_length(names.by_beginning(indices[short]), size)
-        packed = names.pack_each(order, size, device)
-        yield from zip(order.split(size), packed, strict=False)
+        # Without short names there is one part of them, which is empty, and no batch.
+        yield from zip(order.split(size), names.pack_each(order, size, device), strict=False)
         indices = indices[~short]
     order = names.by_length(indices)
     begin = 0
@@ -265,10 +264,6 @@ def _batches(
 def _shares_prefixes(model: nn.Module) -> bool:
     """Returns whether names that begin alike share states in the model or in all its members."""
     members = model.members if isinstance(model, NameEnsemble) else [model]
-    return _device(model).type == "cpu" and all(
+    return all(
         isinstance(member, NameClassifier) and member.shares_prefixes() for member in members
     )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from namernn_fast.names import dataset, formatting, report
 from namernn_fast.names.commands import data as command
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
+from namernn_fast.names.encoding import encode_folded
 from namernn_fast.names.splitting import LabelledNames, split
-from namernn_fast.names.text import encode_folded, why_unusable
+from namernn_fast.names.text import why_unusable
 
 
 def described(data, **options):
