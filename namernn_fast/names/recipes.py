@@ -70,28 +70,6 @@ class Recipe:
         if (total := self.epochs * self.members) > MAX_EPOCHS:
             raise InputError(f"{total:,} epochs in all: at most {MAX_EPOCHS:,} can be")
 
-    def learning_rate(self, step: int, steps: int) -> float:
-        """Returns the learning rate of one step of a network's training.
-
-        One cycle rises from a 25th of `lr` over three tenths of the steps, and falls to a
-        ten-thousandth of where it began, along half waves of the cosine: the numbers are those of
-        `torch.optim.lr_scheduler.OneCycleLR(cycle_momentum=False)`.
-
-        Args:
-            step: the number of the step, from 0.
-            steps: how many steps the network is trained in all.
-        """
-        if self.schedule == "constant":
-            return self.lr
-        first = self.lr / 25
-        last = first / 1e4
-        top = 0.3 * steps - 1  # the step of the largest learning rate, between two steps mostly
-        if step <= top:
-            start, end, passed = first, self.lr, step / top
-        else:
-            start, end, passed = self.lr, last, (step - top) / (steps - 1 - top)
-        return end + (start - end) / 2 * (math.cos(math.pi * passed) + 1)
-
     def changed(self, **changes: Any) -> Recipe:
         """Returns a copy with other values; `model` is a change of some of the model's options."""
         if "model" in changes:

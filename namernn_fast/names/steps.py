@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.optim.lr_scheduler import LRScheduler
 
 from .prediction import logits
 from .recipes import Recipe
@@ -105,7 +106,7 @@ def _step(
     logits = scores.detach()
     scores.backward(_loss_gradient(logits, batch, recipe.label_smoothing))
     if recipe.clip_norm is not None:
-        _clip(parameters, recipe.clip_norm)
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
     optimizer.step()
     return logits
 
@@ -127,19 +128,6 @@ def _loss_gradient(scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
     return gradient.mul_(batch.weight / names)
 
 
-def _clip(parameters: Sequence[Tensor], largest: float) -> None:
-    """Scales the gradient down to the norm `largest`, if its norm is larger.
-
-    The results are those of `torch.nn.utils.clip_grad_norm_`, in half the time for few parameters.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    scale = (largest / (norm + 1e-6)).clamp_(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale)
-
-
 def _hits(scores: Tensor, targets: Tensor) -> Tensor:
     """Returns how many names have their highest score where the target is highest."""
     labels = targets if targets.ndim == 1 else targets.argmax(1)
@@ -151,14 +139,14 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     steps: Iterable[Batch],
     recipe: Recipe,
-    after_step: Callable[[], None] = lambda: None,
+    scheduler: LRScheduler | None = None,
 ) -> tuple[float, float]:
     """Takes a step on each batch; returns the mean loss and the accuracy over names.
 
     Args:
         model, optimizer, recipe: as of `train_step`.
         steps: the batches.
-        after_step: called after each step, to change the learning rate.
+        scheduler: of the learning rate, which changes after each step; None leaves it alone.
     """
     model.train()
     sums: list[Tensor] = []
@@ -166,7 +154,8 @@ def train_epoch(
     numbers = 0
     for batch in steps:
         scores = _step(model, optimizer, batch, recipe)
-        after_step()
+        if scheduler is not None:
+            scheduler.step()
         if batch.weight:
             kept.append((scores, batch.targets))
             numbers += scores.numel()

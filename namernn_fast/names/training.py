@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from namernn_fast import FusedRNN
 
@@ -93,7 +94,7 @@ class _Member:
             fused=device.type in ("cpu", "cuda"),
         )
         self.steps = math.ceil(len(split.train) / recipe.batch_size)
-        self.taken = 0
+        self.scheduler = self._scheduler(0)
         self.best: dict[str, Tensor] = {}
 
     def run_epoch(self, progress: bool) -> Epoch:
@@ -116,11 +117,9 @@ class _Member:
             steps = require("tqdm").tqdm(
                 steps, title, self.steps, unit="batch", leave=False, disable=None
             )
-        self.taken = (number - 1) * self.steps
-        self._set_learning_rate()
         started = time.perf_counter()
         loss, accuracy = train_epoch(
-            self.trained, self.optimizer, steps, self.recipe, self._count_step
+            self.trained, self.optimizer, steps, self.recipe, self.scheduler
         )
         seconds = time.perf_counter() - started
         validated = validate(self.model, self.split.validation)
@@ -178,6 +177,7 @@ class _Member:
             state.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.scheduler = self._scheduler(len(self.history) * self.steps)
 
     def _check_history(self) -> None:
         """Raises an error if the history is not one of this network."""
@@ -211,14 +211,17 @@ class _Member:
             if value.dtype != torch.float32 or not value.isfinite().all():
                 raise ValueError(f"odd values of {name}")
 
-    def _count_step(self) -> None:
-        self.taken += 1
-        self._set_learning_rate()
-
-    def _set_learning_rate(self) -> None:
-        total = self.recipe.epochs * self.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate(self.taken, total)
+    def _scheduler(self, steps: int) -> LRScheduler | None:
+        """Returns the schedule of the learning rate as it is after some steps; None: constant."""
+        if self.recipe.schedule == "constant":
+            return None
+        return OneCycleLR(
+            self.optimizer,
+            self.recipe.lr,
+            total_steps=self.recipe.epochs * self.steps,
+            cycle_momentum=False,
+            last_epoch=steps - 1,
+        )
 
     def _drawn(self, purpose: str) -> int:
         """Returns a seed for one purpose, independent of every other."""
