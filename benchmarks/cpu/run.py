@@ -41,7 +41,8 @@ def main() -> int:
         return status or 1
     # A run with an error is reported, but not recorded.
     record = ["--record"] if options.record and status == 0 else []
-    for module in ("benchmarks.cpu.fading", "benchmarks.cpu.torch_operators"):
+    others = ("cpu.fading", "cpu.torch_operators", "classifier.run")
+    for module in (f"benchmarks.{name}" for name in others):
         status = python(module, threads, *quick, *record) or status
     return python("benchmarks.report.speed", str(raw), *record) or status
 

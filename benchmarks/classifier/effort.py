@@ -1,0 +1,70 @@
+"""How much of the benchmark runs: all of it, or a trial run of seconds."""
+
+import argparse
+from dataclasses import dataclass
+
+from benchmarks.classifier.with_torch import SETTINGS, Settings
+from benchmarks.harness.race import QUICK, TimeBudget
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The sizes of a run."""
+
+    corpus: int | None
+    """How many names of the data; None for all."""
+    batches: tuple[int, ...]
+    """Names in a batch of training."""
+    stretch: int
+    """Names in a stretch of an epoch; two batches where that is more."""
+    gate: dict[int, int]
+    """The steps of which the losses are checked, by names in a batch."""
+    gate_labels: int
+    """The names of which the labels are checked."""
+    many: int
+    """The names that are made up for prediction with all threads."""
+    fewer: int
+    """How many of these names are read with one thread, and where memory is measured."""
+    settings: tuple[Settings, ...]
+    """What the user's program tries out."""
+    long: tuple[int, int]
+    """Steps and sequences of the long call of the layer."""
+    budget: TimeBudget
+    """The time of each race."""
+    fresh: bool
+    """Whether memory is measured in fresh processes, which import torch for seconds."""
+
+
+TRIAL = Effort(
+    corpus=600,
+    batches=(16, 64),
+    stretch=64,
+    gate={16: 20},
+    gate_labels=600,
+    many=100_000,
+    fewer=5_000,
+    settings=tuple(settings for settings in SETTINGS if settings.workers == 0),
+    long=(50, 4),
+    budget=QUICK,
+    fresh=False,
+)
+
+
+def effort_of(options: argparse.Namespace) -> Effort:
+    """Returns the effort for the options `--seconds` and `--quick`."""
+    if options.quick:
+        return TRIAL
+    return Effort(
+        corpus=None,
+        batches=(16, 64, 256, 1024),
+        stretch=1024,
+        gate={16: 100, 128: 100},
+        gate_labels=5_000,
+        many=1_000_000,
+        fewer=100_000,
+        settings=SETTINGS,
+        long=(1000, 64),
+        # A round is one stretch or one pass over the names, never several.
+        budget=TimeBudget(options.seconds, warmup_seconds=0, round_seconds=0, max_rounds=40),
+        fresh=True,
+    )

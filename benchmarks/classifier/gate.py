@@ -1,0 +1,92 @@
+"""The gate of the classifier: nothing is timed before losses and labels are known to be right.
+
+The oracle is the user's program in float64, and the budget is that of `namernn_fast.testing`: a
+program may err twice as much as the user's program in float32, which runs `nn.RNN`, in the losses
+of the first steps and in the scores by which a label is chosen. Batches and folded names are the
+work of each program, so that a program which makes other ones errs by more.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.classifier.program import Corpus, Program
+from benchmarks.classifier.with_torch import WithTorch
+from namernn_fast.testing import BudgetError, ErrorBudget, max_error
+
+STEPS = 100
+
+Weights = dict[str, Tensor]
+
+
+def losses(program: Program, corpus: Corpus, batch_size: int, steps: int = STEPS) -> Tensor:
+    """Trains a program for some steps; returns the loss of each: float64 (steps)."""
+    generator = torch.Generator().manual_seed(2)
+    passes = -(-steps * batch_size // len(corpus.names))
+    orders = [torch.randperm(len(corpus.names), generator=generator) for _ in range(passes)]
+    batches = torch.cat(orders).split(batch_size)[:steps]
+    found = [program.train(program.batches(batch, len(batch)))[0] for batch in batches]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def check_losses(
+    programs: Sequence[type[Program]],
+    corpus: Corpus,
+    weights: Weights,
+    batch_size: int,
+    steps: int = STEPS,
+) -> Weights:
+    """Checks the losses of the first steps from the same weights on the same batches.
+
+    Returns:
+        The weights of the oracle after these steps, in float32.
+
+    Raises:
+        BudgetError: a loss errs by more than its budget.
+    """
+    oracle = WithTorch(corpus, weights)
+    oracle.model.double()
+    exact = losses(oracle, corpus, batch_size, steps)
+    theirs = losses(WithTorch(corpus, weights), corpus, batch_size, steps)
+    budget = ErrorBudget(torch.float32)
+    for program in programs:
+        ours = losses(program(corpus, weights), corpus, batch_size, steps)
+        budget.add(f"{program.name}, batches of {batch_size}: losses", ours, theirs, exact)
+    budget.check()
+    return {name: value.float() for name, value in oracle.model.state_dict().items()}
+
+
+def check_labels(
+    programs: Mapping[type[Program], Program], corpus: Corpus, names: Sequence[str]
+) -> None:
+    """Checks that programs with the same weights give the same labels.
+
+    A label may differ where the oracle's scores of both languages are nearer to each other than
+    the errors that the budget allows.
+
+    Args:
+        programs: by their class; they have the same weights.
+        corpus: which has the languages.
+        names: to be labelled.
+
+    Raises:
+        BudgetError: a label is not the oracle's best.
+    """
+    weights = next(iter(programs.values())).model.state_dict()
+    oracle = WithTorch(corpus, weights)
+    theirs = oracle.scores(names)
+    oracle.model.double()
+    exact = oracle.scores(names)
+    eps = torch.finfo(torch.float32).eps
+    allowed = 2 * max_error(theirs, exact) + eps * float(exact.abs().max())
+    places = {language: place for place, language in enumerate(corpus.languages)}
+    for kind, program in programs.items():
+        chosen = torch.tensor([places[label] for label in program.label(names)])
+        missed = exact.amax(1) - exact.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        if float(missed.max()) > 2 * allowed:
+            worst = int(missed.argmax())
+            raise BudgetError(
+                f"{kind.name}: {corpus.languages[chosen[worst]]} for {names[worst]!r} has a score "
+                f"{float(missed[worst]):.3g} below the best, and may have {2 * allowed:.3g}"
+            )

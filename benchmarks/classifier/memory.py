@@ -1,0 +1,103 @@
+"""Measures the peak of the memory that a call needs, each in a fresh process.
+
+The peak is that of the resident set of the process (`VmHWM` in `/proc/self/status`) above what it
+was before the call. `ru_maxrss` is taken only where there is no such file: a process inherits it
+from the process that started it. Before the call, a small one has started threads and has read in
+the code, which would count as well.
+"""
+
+import multiprocessing
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.classifier.effort import Effort
+from benchmarks.classifier.long_layer import LONG_CALLS, long_call
+from benchmarks.classifier.made_up import Imitation
+from benchmarks.classifier.program import Corpus, Program, starting_weights
+from benchmarks.classifier.rivals import MAIN
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+KIBI = 1024
+
+TRAINING, LABELS, LONG = "training", "labels", "long"
+
+
+def peak_bytes() -> int:
+    """Returns the largest size that the resident set of this process has had."""
+    if STATUS.exists():
+        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return KIBI * int(fields["VmHWM"].split()[0])
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else KIBI * largest
+
+
+def peak_above(call: Callable[[], object]) -> int:
+    """Returns by how many bytes a call makes the peak of this process grow."""
+    if CLEAR.exists():
+        CLEAR.write_text(RESET_PEAK)  # from now on the peak is what is resident
+    before = peak_bytes()
+    call()
+    return peak_bytes() - before
+
+
+def of_training(kind: type[Program], threads: int, batch_size: int, most: int | None) -> int:
+    """Returns the bytes that two steps of training take."""
+    torch.set_num_threads(threads)
+    corpus = Corpus.of_data(most)
+    program = kind(corpus, starting_weights(len(corpus.languages)))
+    order = torch.arange(min(2 * batch_size, len(corpus.names)))
+    program.train(program.batches(order[:8], 4))
+    return peak_above(lambda: program.train(program.batches(order, batch_size)))
+
+
+def of_labels(kind: type[Program], threads: int, count: int, most: int | None) -> int:
+    """Returns the bytes that it takes to label `count` names."""
+    torch.set_num_threads(threads)
+    corpus = Corpus.of_data(most)
+    program = kind(corpus, starting_weights(len(corpus.languages)))
+    names = Imitation(corpus.names).draw(count)
+    program.label(names[:8])
+    return peak_above(lambda: program.label(names))
+
+
+def of_long_call(name: str, threads: int, seq_len: int, batch: int) -> int:
+    """Returns the bytes that a long call of a layer takes."""
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        long_call(name, 2, batch)()
+        return peak_above(long_call(name, seq_len, batch))
+
+
+def in_fresh_process(task: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Returns what `task` returns in a process that has run nothing before."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(task, *arguments).result()
+
+
+def measure(threads: int, effort: Effort) -> list[dict[str, Any]]:
+    """Returns a row for each task and program, or for each call of the layer."""
+    tasks: list[tuple[dict[str, Any], Callable[..., int], tuple]] = []
+    largest = max(effort.batches)
+    for kind in MAIN:
+        row = {"task": TRAINING, "size": largest, "who": kind.name}
+        tasks.append((row, of_training, (kind, threads, largest, effort.corpus)))
+        row = {"task": LABELS, "size": effort.fewer, "who": kind.name}
+        tasks.append((row, of_labels, (kind, threads, effort.fewer, effort.corpus)))
+    for name in LONG_CALLS:
+        row = {"task": LONG, "size": effort.long[1], "who": name}
+        tasks.append((row, of_long_call, (name, threads, *effort.long)))
+    if not effort.fresh:
+        return [{**row, "bytes": task(*arguments)} for row, task, arguments in tasks]
+    # Importing torch takes most of the time, and memory does not depend on who else runs.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda task: in_fresh_process(task[1], task[2]), tasks)
+        return [{**row, "bytes": size} for (row, *_), size in zip(tasks, found, strict=True)]

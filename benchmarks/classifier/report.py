@@ -1,0 +1,149 @@
+"""The section of docs/performance.md: tables of the races of the names classifier."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.classifier.long_layer import FORWARD, LAST_STATE
+from benchmarks.classifier.memory import LABELS, LONG, TRAINING
+from benchmarks.classifier.program import EMBEDDING, HIDDEN
+from benchmarks.classifier.rivals import MAIN
+from benchmarks.classifier.stopwatch import PARTS, REST, TOTAL
+from benchmarks.harness.tables import duration, markdown, ratio
+
+Row = dict[str, Any]
+
+TORCH, BEFORE, _ = (program.name for program in MAIN)
+VERSUS = (f"over {TORCH}", f"over {BEFORE}")
+
+
+def speed_ups(program: str, seconds: Mapping[str, float]) -> list[str]:
+    """Returns how many times faster a program is than each rival that comes before it."""
+    rivals = (TORCH, BEFORE)
+    slower = rivals[: rivals.index(program)] if program in rivals else rivals
+    ratios = [ratio(seconds[rival] / seconds[program]) for rival in slower]
+    return ratios + [""] * (len(rivals) - len(ratios))
+
+
+def training_table(rows: Sequence[Row]) -> str:
+    """Returns a line for each batch size and program, of one number of threads."""
+    lines = [["program", "B", "epoch", *PARTS, REST, "floor", *VERSUS]]
+    for row in rows:
+        others = [other for other in rows if other["batch"] == row["batch"]]
+        totals = {other["program"]: other["seconds"][TOTAL] for other in others}
+        times = [*(row["seconds"][part] for part in (TOTAL, *PARTS, REST)), row["floor"]]
+        line = [row["program"], str(row["batch"]), *map(duration, times)]
+        lines.append(line + speed_ups(row["program"], totals))
+    return markdown(lines)
+
+
+def settings(rows: Sequence[Row]) -> str:
+    """Says with which settings the user's program was fastest."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if "settings" in row:
+            found.setdefault(row["settings"], []).append(str(row["batch"]))
+    parts = (f"{choice} at B = {', '.join(batches)}" for choice, batches in found.items())
+    return f"`{TORCH}` ran with {'; '.join(parts)}."
+
+
+def rate(count: int, seconds: float) -> str:
+    """Returns how many names a second, with three digits."""
+    return f"{float(f'{count / seconds:.3g}'):,.0f}"
+
+
+def labels_table(rows: Sequence[Row]) -> str:
+    """Returns a line for each list of names and program, of one number of threads."""
+    lines = [["program", "names", "time", "names / s", "floor", *VERSUS]]
+    for row in rows:
+        count, name = row["names"], row["program"]
+        seconds = {other["program"]: other["seconds"] for other in rows if other["names"] == count}
+        line = [name, f"{count:,}", duration(row["seconds"]), rate(count, row["seconds"])]
+        lines.append([*line, duration(row["floor"]), *speed_ups(name, seconds)])
+    return markdown(lines)
+
+
+def beginnings(rows: Sequence[Row]) -> str:
+    """Says how many states there are with and without sharing."""
+    found = {row["names"]: (row["characters"], row["prefixes"]) for row in rows}
+    parts = (
+        f"{names:,} names have {characters:,} characters and {prefixes:,} distinct beginnings"
+        for names, (characters, prefixes) in sorted(found.items())
+    )
+    return f"{'; '.join(parts)}."
+
+
+def mebibytes(size: int) -> str:
+    """Returns a size in memory."""
+    return f"{size / 2**20:.1f} MiB"
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """Returns a line for each task, with a column for each program."""
+    programs = [program.name for program in MAIN]
+    titles = {TRAINING: "two steps of training, B = {:,}", LABELS: "labels of {:,} names"}
+    lines = [["peak memory", *programs]]
+    for task, title in titles.items():
+        sizes = {row["who"]: row for row in rows if row["task"] == task}
+        line = [title.format(sizes[programs[0]]["size"])]
+        lines.append(line + [mebibytes(sizes[program]["bytes"]) for program in programs])
+    return markdown(lines)
+
+
+def long_table(rows: Sequence[Row], memory: Sequence[Row]) -> str:
+    """Returns the time and the memory of the long call of a layer."""
+    shape = f"({EMBEDDING}, {HIDDEN}, {rows[0]['seq_len']})"
+    lines = [[f"inference, {shape}, B = {rows[0]['batch']}", f"`{FORWARD}`", f"`{LAST_STATE}`"]]
+    for threads in dict.fromkeys(row["threads"] for row in rows):
+        times = {row["call"]: row["seconds"] for row in rows if row["threads"] == threads}
+        line = [f"time, {threads} thread(s)"]
+        lines.append(line + [duration(times[call]) for call in (FORWARD, LAST_STATE)])
+    sizes = {row["who"]: row["bytes"] for row in memory if row["task"] == LONG}
+    lines.append(["peak memory", *(mebibytes(sizes[call]) for call in (FORWARD, LAST_STATE))])
+    return markdown(lines)
+
+
+def introduction(document: Mapping[str, Any]) -> str:
+    """Says where and how the results of a run were measured."""
+    machine = document["machine"]
+    rounds = [row["rounds"] for row in document["training"]]
+    peaks = {
+        threads: median(row["peak"] for row in document["training"] if row["threads"] == threads)
+        for threads in dict.fromkeys(row["threads"] for row in document["training"])
+    }
+    rates = " and ".join(f"{peak / 1e9:.0f} GFLOP/s" for peak in peaks.values())
+    return (
+        f"{machine['cpu']}, {' and '.join(map(str, peaks))} thread(s); torch {machine['torch']}; "
+        f"float32. One layer, one direction, {EMBEDDING} features, {HIDDEN} hidden units, last "
+        f"state, no dropout, Adam. Names: {document['data']}, of which {document['names']:,} were "
+        f"trained on.\n\n"
+        f"An epoch is trained in stretches of a few batches, in which the programs take turns; "
+        f"its time, and that of each part, is the median of {min(rounds)} to {max(rounds)} "
+        f"stretches, times the number of stretches. `rest` counts hits and losses. Every program "
+        f"had the same batches in the same order. Its losses and labels were checked first: an "
+        f"error of at most twice that of `{TORCH}` against an oracle in float64. The floor is the "
+        f"time for the multiply-adds that the results need at the measured peak of {rates}: with "
+        f"the token table the input product once for each character of the alphabet, with shared "
+        f"prefixes one state for all names that begin alike, in training within a batch."
+    )
+
+
+def report(document: Mapping[str, Any]) -> str:
+    """Returns the tables of a run."""
+    parts = [introduction(document)]
+    for threads in dict.fromkeys(row["threads"] for row in document["training"]):
+        trained, labelled = (
+            [row for row in document[key] if row["threads"] == threads]
+            for key in ("training", "labels")
+        )
+        parts += [f"**An epoch of training, {threads} thread(s)**", training_table(trained)]
+        parts += [settings(trained)]
+        parts += [f"**From strings to labels, {threads} thread(s)**", labels_table(labelled)]
+        parts += [beginnings(labelled)]
+    parts += ["**Memory**", memory_table(document["memory"])]
+    parts.append(
+        "Each in a fresh process: the peak of the resident set (`VmHWM`) above what it was before, "
+        "behind a small run that starts threads and reads in the code."
+    )
+    parts += ["**The last state of a long call**", long_table(document["long"], document["memory"])]
+    return "\n\n".join(parts)

@@ -1,0 +1,80 @@
+"""Races programs of the names classifier: `python -m benchmarks.classifier.run [--record]`.
+
+Three programs train the plain network and use it: what a user writes with `nn.RNN` and
+`DataLoader`, the names application as it was before it knew of token ids, and the application as it
+is. Four more are the application before with some of the shortcuts of `FusedRNN`. The gate comes
+first: losses and labels of all agree with an oracle.
+"""
+
+import argparse
+import gc
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.classifier import gate, labelling, long_layer, memory, training
+from benchmarks.classifier.effort import Effort, effort_of
+from benchmarks.classifier.made_up import Imitation
+from benchmarks.classifier.program import Corpus, starting_weights
+from benchmarks.classifier.report import report
+from benchmarks.classifier.rivals import MAIN, PROGRAMS
+from benchmarks.harness import pages, surnames
+from benchmarks.harness.machine import cpu_name
+
+STARTED = time.perf_counter()
+
+
+def announce(stage: str) -> None:
+    """Tells who waits what is measured, and at what time of the run."""
+    print(f"{time.perf_counter() - STARTED:4.0f} s: {stage}", flush=True)
+
+
+def run(options: argparse.Namespace, effort: Effort) -> dict[str, Any]:
+    """Checks and measures everything; returns the raw rows."""
+    corpus = Corpus.of_data(effort.corpus)
+    start = starting_weights(len(corpus.languages))
+    made_up = Imitation(corpus.names).draw(effort.many)
+    document: dict[str, Any] = {"data": surnames.description(), "names": len(corpus.names)}
+    document |= {"training": [], "labels": [], "long": []}
+    weights = start
+    pages.settle(options.threads)
+    for batch_size, steps in effort.gate.items():
+        announce(f"checking {steps} losses, B = {batch_size}")
+        weights = gate.check_losses(PROGRAMS, corpus, start, batch_size, steps)
+    for threads in sorted({options.threads, 1}, reverse=True):
+        pages.settle(threads)
+        for batch_size in effort.batches:
+            announce(f"epochs, B = {batch_size}, {threads} thread(s)")
+            document["training"] += training.race_epochs(corpus, start, threads, batch_size, effort)
+        announce(f"labels, {threads} thread(s)")
+        programs = {kind: kind(corpus, weights) for kind in PROGRAMS}
+        gate.check_labels(programs, corpus, corpus.names[: effort.gate_labels])
+        document["labels"] += labelling.race_labels(
+            programs, corpus, corpus.names, threads, effort.budget
+        )
+        main_programs = {kind: programs[kind] for kind in MAIN}
+        announce("labels of made-up names")
+        names = made_up if threads == options.threads else made_up[: effort.fewer]
+        document["labels"] += labelling.race_labels(
+            main_programs, corpus, names, threads, budget=None
+        )
+        announce("a long call")
+        document["long"] += long_layer.race_calls(threads, *effort.long, effort.budget)
+    announce("memory")
+    document["memory"] = memory.measure(options.threads, effort)
+    return document
+
+
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__, seconds=2.0))
+    # As in a user's program the collector is on, but it does not walk all of torch.
+    gc.collect()
+    gc.freeze()
+    machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
+    document = {"machine": machine, **run(options, effort_of(options))}
+    pages.publish("classifier", document, report(document), options.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The races of the names classifier: what is counted, checked, timed and reported."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks.classifier import effort, gate, made_up, memory, run, training, work
+from benchmarks.classifier.before import Before, Classifier
+from benchmarks.classifier.before import fold as frozen_fold
+from benchmarks.classifier.made_up import ORDER, Imitation
+from benchmarks.classifier.now import Now
+from benchmarks.classifier.program import EMBEDDING, HIDDEN, Corpus, starting_weights
+from benchmarks.classifier.report import report
+from benchmarks.classifier.rivals import MAIN, PROGRAMS
+from benchmarks.classifier.shortcuts import SharedPrefixes
+from benchmarks.classifier.stopwatch import PARTS, REST, TOTAL, Stopwatch
+from benchmarks.classifier.with_torch import SETTINGS, WithTorch
+from benchmarks.harness import surnames
+from namernn_fast.names import ALPHABET, fold
+from namernn_fast.names.dataset import embedded_sample
+from namernn_fast.testing import BudgetError
+
+SMALL = dataclasses.replace(effort.TRIAL, batches=(16,), gate={16: 8}, many=300, fewer=100)
+
+
+@pytest.fixture(autouse=True)
+def _sample(monkeypatch):
+    monkeypatch.setattr(surnames, "names", embedded_sample)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """The embedded sample, whose names are drawn at random."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(surnames, "names", embedded_sample)
+        return Corpus.of_data()
+
+
+@pytest.fixture(scope="module")
+def weights(corpus):
+    return starting_weights(len(corpus.languages))
+
+
+def test_made_up_names_look_like_the_data(corpus):
+    imitation = Imitation(corpus.names)
+    names = imitation.draw(3000)
+    assert names == imitation.draw(3000) != imitation.draw(3000, seed=1)
+    assert len(names) == 3000
+    known = {" " * ORDER + fold(name) + "$" for name in corpus.names}
+    known = {text[at : at + ORDER + 1] for text in known for at in range(len(text) - ORDER)}
+    for name in names:
+        text = " " * ORDER + fold(name) + "$"
+        assert 0 < len(name) == len(fold(name)) <= imitation.longest
+        if len(name) < imitation.longest:
+            assert {text[at : at + ORDER + 1] for at in range(len(text) - ORDER)} <= known
+    for has in (str.isascii, lambda name: name[0].isupper(), lambda name: len(name) > 7):
+        theirs, ours = (sum(map(has, some)) / len(some) for some in (corpus.names, names))
+        assert ours == pytest.approx(theirs, abs=0.05)
+
+
+def test_names_are_made_up_in_chunks(corpus, monkeypatch):
+    monkeypatch.setattr(made_up, "CHUNK", 4)
+    assert len(Imitation(corpus.names).draw(9)) == 9
+
+
+@pytest.mark.parametrize("texts", [["ab"], ["ab", "ab"], ["b", "abc", "abd", "ab", "bb", "abc"]])
+def test_states_with_and_without_shared_prefixes(texts):
+    beginnings = {text[:end] for text in texts for end in range(1, len(text) + 1)}
+    counts = work.count(texts)
+    firsts = sum(len(beginning) == 1 for beginning in beginnings)
+    assert counts == work.Counts(len(texts), sum(map(len, texts)), len(beginnings), firsts)
+    twice = work.count_batches([texts, texts])
+    assert twice == work.Counts(*(2 * value for value in dataclasses.astuple(counts)))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("table", [False, True])
+def test_multiply_adds_are_those_of_the_formula(table, shared):
+    texts, languages = ["abc", "abd", "b"], 5
+    made = set()
+    once = 0
+    for name, text in enumerate(texts):
+        for end in range(1, len(text) + 1):
+            key = text[:end] if shared else (name, end)
+            if key not in made and end > 1:
+                once += HIDDEN * HIDDEN
+            made.add(key)
+            once += 0 if table else EMBEDDING * HIDDEN
+        once += HIDDEN * languages
+    once += len(ALPHABET) * EMBEDDING * HIDDEN if table else 0
+    for training_too, passes in ((False, 1), (True, 3)):
+        found = work.multiply_adds(work.count(texts), languages, training_too, table, shared)
+        assert found == passes * once
+    assert work.floor(work.count(texts), languages, False, Before, 2e9) == pytest.approx(
+        work.multiply_adds(work.count(texts), languages, False, False, False) / 1e9
+    )
+
+
+def ids_and_labels(program, batch):
+    if isinstance(program, Now):
+        packed, labels = batch.names, batch.targets
+    else:
+        packed, labels = batch
+    return packed.data, packed.batch_sizes, labels
+
+
+def test_all_programs_get_the_same_batches(corpus, weights):
+    order = torch.randperm(len(corpus.names))[:50]
+    found = [
+        [ids_and_labels(program, batch) for batch in program.batches(order, 16)]
+        for program in (kind(corpus, weights) for kind in MAIN)
+    ]
+    for batches in zip(*found, strict=True):
+        for values in zip(*batches, strict=True):
+            for value in values[1:]:
+                assert torch.equal(value, values[0])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_change_no_loss(corpus, weights, settings):
+    wanted = gate.losses(WithTorch(corpus, weights), corpus, 100, 5)
+    found = gate.losses(WithTorch(corpus, weights, settings), corpus, 100, 5)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_frozen_program_folds_as_the_application():
+    names = ["O`Neill", "Strauß", "ŁÓDŹ", " Ø. d'Æ ", "Nguyễn", "Ş1-2", "İı", "A\u00a0B"]
+    assert [*map(frozen_fold, names)] == [*map(fold, names)]
+
+
+class SlightlyWrong(Before):
+    name = "wrong"
+
+    def train(self, batches):
+        loss, accuracy = super().train(batches)
+        return loss * (1 + 2e-6), accuracy
+
+
+class OtherBatches(Before):
+    name = "wrong"
+
+    def batches(self, order, batch_size):
+        for batch in super().batches(order, batch_size):
+            yield batch._replace(targets=batch.targets.roll(1))
+
+
+@pytest.mark.parametrize("wrong", [SlightlyWrong, OtherBatches])
+def test_the_gate_knows_wrong_losses(corpus, weights, wrong):
+    gate.check_losses([Before, SharedPrefixes], corpus, weights, 16, 5)
+    with pytest.raises(BudgetError, match="wrong, batches of 16: losses: error"):
+        gate.check_losses([Before, wrong], corpus, weights, 16, 5)
+
+
+def test_the_gate_knows_wrong_labels(corpus, weights):
+    class Wrong(Before):
+        name = "wrong"
+
+        def label(self, names):
+            labels = super().label(names)
+            labels[3] = next(other for other in self.languages if other != labels[3])
+            return labels
+
+    after = gate.check_losses([Before], corpus, weights, 64, 5)
+    programs = {kind: kind(corpus, after) for kind in PROGRAMS}
+    gate.check_labels(programs, corpus, corpus.names)
+    programs[Wrong] = Wrong(corpus, after)
+    with pytest.raises(BudgetError, match=r"wrong: \w+ for '\w+' has a score"):
+        gate.check_labels(programs, corpus, corpus.names[:10])
+
+
+def test_languages_with_equal_scores_are_both_right(corpus, weights):
+    class Last(Before):
+        name = "last of equals"
+
+        def label(self, names):
+            scores = self.scores(names).flip(1)
+            return [self.languages[-1 - place] for place in scores.argmax(1).tolist()]
+
+    equal = {name: value.clone() for name, value in weights.items()}
+    for name in ("classifier.weight", "classifier.bias"):
+        equal[name][:] = equal[name][:1]
+    programs = {kind: kind(corpus, equal) for kind in (Before, Last)}
+    first, last = (program.label(corpus.names[:5]) for program in programs.values())
+    assert first != last
+    gate.check_labels(programs, corpus, corpus.names[:5])
+
+
+def test_a_stopwatch_times_the_parts_of_every_loop(corpus, weights):
+    for kind in MAIN:
+        course = training.Course(len(corpus.names), 16, 48)
+        train, watch = course.runner(kind(corpus, weights))
+        for _ in range(len(course.stretches) + 1):
+            train()
+        assert len(watch.recorded) == len(course.stretches) + 1
+        for recorded in watch.recorded:
+            assert recorded.keys() == {*PARTS, REST, TOTAL}
+            assert 0 < sum(recorded[part] for part in PARTS) < recorded[TOTAL]
+        epoch = training.medians(watch.recorded, 10)
+        assert epoch[TOTAL] >= 10 * min(recorded[TOTAL] for recorded in watch.recorded)
+
+
+def test_a_loop_past_the_hooks_is_not_timed(corpus, weights):
+    class Past(Classifier):
+        def __call__(self, names):
+            return self.forward(names)
+
+    class Sly(Before):
+        name = "sly"
+        classifier = Past
+
+    watch = Stopwatch(Sly(corpus, weights))
+    with pytest.raises(RuntimeError, match="sly trains past the hooks"):
+        watch.train(torch.arange(32), 16)
+
+
+def test_a_course_needs_a_stretch():
+    with pytest.raises(ValueError, match="30 names are fewer than the 32 of a stretch"):
+        training.Course(30, 16, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_peak_of_a_call_is_above_what_was_there_before():
+    size = 64 * 2**20
+    kept = torch.ones(size // 4)
+    assert memory.peak_above(lambda: None) < size // 8
+    # A peak that is past does not hide the next one.
+    memory.peak_above(lambda: torch.ones(size))
+    found = memory.peak_above(lambda: torch.ones(size // 4))
+    assert size * 0.95 < found < size * 1.1
+    del kept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_fresh_process_has_not_the_peak_of_its_parent():
+    size = 512 * 2**20
+    kept = torch.ones(size // 4)
+    fresh = memory.in_fresh_process(memory.peak_bytes, ())
+    assert 0 < fresh < memory.peak_bytes() - size // 2
+    del kept
+
+
+def test_a_whole_run_and_its_report(threads):
+    threads(2)
+    options = argparse.Namespace(threads=2)
+    document = json.loads(json.dumps(run.run(options, SMALL)))
+    for count in (1, 2):
+        trained = [row for row in document["training"] if row["threads"] == count]
+        assert [row["program"] for row in trained] == [program.name for program in PROGRAMS]
+        assert {row["batch"] for row in trained} == {16}
+        assert all(0 < row["floor"] < row["seconds"][TOTAL] for row in trained)
+        labelled = [row for row in document["labels"] if row["threads"] == count]
+        names = {row["names"] for row in labelled}
+        assert names == {document["names"], SMALL.many if count == 2 else SMALL.fewer}
+    shared, plain = (
+        next(row["floor"] for row in document["training"] if row["program"] == kind.name)
+        for kind in (SharedPrefixes, Before)
+    )
+    assert shared < plain
+
+    machine = {"cpu": "a CPU", "threads": 2, "torch": "2.13"}
+    text = report({"machine": machine, **document})
+    for program in PROGRAMS:
+        assert text.count(f"| {program.name} ") >= 4
+    for title in (
+        "An epoch of training, 2",
+        "From strings to labels, 1",
+        "Memory",
+        "The last",
+    ):
+        assert f"**{title}" in text
+    assert "the small embedded sample of names" in text
