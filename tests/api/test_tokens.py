@@ -430,6 +430,22 @@ def test_the_second_derivative_of_shared_prefixes():
     torch.testing.assert_close(*results, **EXACT)
 
 
+@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+def test_the_backward_pass_finds_the_trees_of_the_forward_pass(threads):
+    """The number of trees is that of threads, which may change between the passes."""
+    ids, lengths = names(300)
+    layer = FusedRNN(4, 33, dtype=torch.float64)
+    embedding = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for forward, backward in ((1, 1), (2, 1), (3, 2)):
+        threads(forward)
+        h_n = layer.last_state(ids, lengths=lengths, embedding=embedding, share_prefixes=True)
+        threads(backward)
+        found.append(torch.autograd.grad(h_n.square().sum(), [embedding, *layer.parameters()]))
+    for grads in found[1:]:
+        torch.testing.assert_close(grads, found[0], **EXACT)
+
+
 def test_where_prefixes_are_shared(monkeypatch):
     """The sizes of a call decide, in training and in inference."""
     if not availability.HAS_EXTENSION:
@@ -445,10 +461,10 @@ def test_where_prefixes_are_shared(monkeypatch):
     wide, thin = FusedRNN(4, 32), FusedRNN(4, 31)
     many, few, one = (torch.randint(9, (5, batch)) for batch in (128, 127, 1))
     assert shares(many, wide)
-    assert shares(few, wide)
-    assert not shares(one, wide)
+    assert not shares(few, wide)
     assert not shares(many, thin)
     assert shares(many, thin, share=True)
+    assert shares(few, wide, share=True)
     assert shares(one, wide, share=True)
     assert shares(many, wide, grad=True)
     assert not shares(few, wide, grad=True)
@@ -458,7 +474,8 @@ def test_where_prefixes_are_shared(monkeypatch):
     assert not shares(many, wide, reset=torch.zeros(5, 128, dtype=torch.bool))
     assert not shares(many, FusedRNN(4, 32, bidirectional=True))
     assert shares(many, FusedRNN(4, 32, num_layers=2, dropout=0.5).eval())
-    assert shares(many, FusedRNN(4, 32, batch_first=True))
+    assert shares(many.T, FusedRNN(4, 32, batch_first=True))
+    assert not shares(many, FusedRNN(4, 32, batch_first=True))
     packed = pack_sequence([*many.T])
     assert shares(packed, wide)
     assert not shares(pack_sequence([one[:, 0]]), wide)
