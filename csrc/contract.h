@@ -41,13 +41,19 @@ struct Half {
 // Sequences whose beginnings are shared: each row is a beginning that some of them have in common,
 // and several rows may continue one row of the time before. All begin from a state of zeros.
 struct PrefixTree {
-  const int64_t* parent;        // [N], the number of the row continued, among those of its time
-  const int64_t* end_start;     // [N + 1], where the sequences that end in a row begin in
-  const int64_t* end_sequence;  // [.., ends], the caller's numbers of these sequences
+  const int64_t* parent;  // [N], for each row the number b of the row (t - 1, b) that it continues;
+                          // not read at time 0
+  const int64_t* end_start;     // [N + 1], the sequences that end in row n are
+                                // end_sequence[end_start[n]] .. end_sequence[end_start[n + 1] - 1]
+  const int64_t* end_sequence;  // [end_start[N]], the caller's numbers
 };
 
-// Which rows exist. At time t the sequences 0 .. count[t]-1 are alive; count never grows with t,
-// except in a tree, whose rows at t have these numbers.
+// Which rows exist. At time t the sequences 0 .. count[t]-1 are alive; count never grows with t.
+//
+// A tree has the rows 0 .. count[t]-1 at time t instead, as many as it likes, and B is the most
+// rows of a time. It has `count` and `start`, no `order`, no `origin`, no resets and no hx, goes
+// forward in time, and is computed in float or double by a plan of one group and one member. h_n
+// and its gradient have a row for each sequence that ends in the tree.
 struct SequenceLayout {
   int64_t T;
   int64_t B;
@@ -56,7 +62,7 @@ struct SequenceLayout {
   const int64_t* start;    // [T], number of rows before time t; or null: rows lie at (t, b) strides
   const int64_t* order;    // [B], the caller's number of sequence b; or null: b
   const int64_t* origin;   // [B], where the rows of sequence b lie, in row strides; or null: b
-  const PrefixTree* tree;  // or null: no sequences share rows. With `start`, forward in time
+  const PrefixTree* tree;  // or null: no sequences share rows
 };
 
 // Where the rows of a tensor lie. Without `start`, row (t, b) is data + t * time_stride +
@@ -75,7 +81,8 @@ struct Resets {
 };
 
 // What stands for the products of the inputs with weight_ih where the input is token ids: row
-// ids(t, b) of a table of such products.
+// ids(t, b) of a table of such products. The biases are added to it, and with a table they are read
+// from the layer even where `panels` has them.
 template <class Scalar>
 struct TokenTable {
   RowStrides<const int64_t> ids;  // (t, b) -> id, without features; absent: the layer has inputs
@@ -93,6 +100,9 @@ struct Chains {
 // error of a long product grows with the chain, and this keeps the error at that of other BLAS
 // kernels.
 constexpr int64_t kChain = 64;
+
+// The gradients of so many rows, about, gather apart from large sums before they are added to them.
+constexpr int64_t kRowsApart = 4096;
 
 // One direction of one layer: what forward and backward share.
 template <class Scalar>
@@ -119,7 +129,7 @@ struct Layer {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [H], or absent: not wanted
+  RowStrides<Scalar> output;  // (t, b) -> [H], or absent: not wanted; a tree has one
   Scalar* h_n;                // [B, H]
 };
 
@@ -128,14 +138,16 @@ struct Backward {
   Layer<Scalar> layer;
   RowStrides<const Scalar> output;       // (t, b) -> [H]
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
-  const Scalar* grad_h_n;                // [B, H], or null; any strides, as `sum` leaves them
+  const Scalar* grad_h_n;  // [B, H], or null; any strides, as `sum` leaves them. Of a tree: with
+                           // adjacent features
   int64_t grad_h_n_stride;
   int64_t grad_h_n_feature_stride;
   RowStrides<Scalar> grad_input;  // (t, b) -> [D], or absent: not wanted
   bool accumulate_input;          // add to grad_input instead of writing it
   Scalar* grad_hx;                // [B, H], or null: not wanted
   bool accumulate_weights;        // add to the gradients of the parameters; not in 16 bits
-  Scalar* grad_weight_ih;  // [H, D], of a table [V, H]; or null: no parameter gradient is wanted
+  Scalar* grad_weight_ih;  // [H, D], or the gradient of the table [V, H]; or null: no parameter
+                           // gradient is wanted
   Scalar* grad_weight_hh;  // [H, H]
   Scalar* grad_bias;       // [H], the gradient of either bias; or null: there is no bias
 };

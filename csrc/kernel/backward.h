@@ -4,12 +4,14 @@
 // over all rows of the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and
 // dz W_ih. The rows of a time block fit in cache together. Where the plan has groups of sequences,
 // each goes its own way through time with parameter gradients of its own, which are added up in the
-// end: no row travels between cores. A group of many sequences goes through time in parts, one after
-// the other, so that the rows of one step do not fill more than a time block.
+// end: no row travels between cores. A group of many sequences goes through time in parts, one
+// after the other, so that the rows of one step do not fill more than a time block.
 //
 // How these products are computed is a type, FloatProducts or PairProducts, with the members:
 // - Storage, Scalar: the type of the layer, and the type of its sums;
 // - Element, Recurrence: the type of the products' operands, and the panels of weight_hh;
+// - w: columns of a panel;
+// - dz, dz_stride: the rows of dz of a time block;
 // - block_rows: rows of a time block, about;
 // - gradient_size, deliver_gradient: sums of a gradient [H, width], and their way to the caller;
 // - prepare_input_gradient, pack_input_panel: weight_ih in panels, where grad_input is wanted;
@@ -23,7 +25,6 @@
 #pragma once
 
 #include "kernel/backward_recurrence.h"
-#include "kernel/row_sums.h"
 #include "kernel/subnormals.h"
 
 namespace namernn_fast {
@@ -117,7 +118,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     group.products.prepare_rows(args, capacity, runtime);
     if (args.grad_weight_ih) {
       group.gradients = gradient_sums(args, sizes, g, group_rows, runtime);
-      if (has_table(layer)) group.tokens = scratch<int64_t>(runtime, capacity);
+      if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
     }
     groups[g] = group;
   }
@@ -155,7 +156,7 @@ inline void backward_products(const BackwardPass<Products>& pass,
     const int64_t from_zero = count_rows_from_zero(args, group, block);
     products.add_weight_gradient(initial, share, H, from_zero, rows, products.previous, H,
                                  grad.weight_hh);
-    if (group.tokens) {
+    if (group.tokens.token) {
       add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
                          grad.weight_ih);
     } else {

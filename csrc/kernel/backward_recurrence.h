@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel/float_products.h"
+#include "kernel/row_sums.h"
 
 namespace namernn_fast {
 namespace {
@@ -17,7 +18,7 @@ struct BackwardGroup {
   WeightCopies copies;  // of weight_hh, of all groups
   Scalar* grad_h;       // [B, H], of all groups
   Scalar* grad_parent;  // [B, H], of a tree: the gradient of the state that each row continues
-  int64_t* tokens;      // [rows of a time block], if the gradient of a table is wanted
+  TokenRows tokens;     // if the gradient of a table is wanted
 };
 
 template <class Products>
@@ -116,7 +117,6 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   if (args.grad_weight_ih || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
       products.keep_row(args, row + b, t, b, previous_state(layer, args.output, t, b, continued));
-      if (group.tokens) group.tokens[row + b] = token_of(layer, t, b);
     }
   }
   if (part.team) barrier(*part.team, runtime);
@@ -143,6 +143,9 @@ inline void backward_recurrence(const BackwardPass<Products>& pass,
       !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nothing reads them
   const auto* weight_hh = weights_for<typename Products::Recurrence>(part, layer, copies).weights;
   if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);
+  if (group.tokens.token && part.member == 0) {
+    link_rows(layer, block, part.slice, group.tokens);
+  }
   const int64_t base = first_row(group.rows, block.first);
   for (int64_t s = block.first; s < block.last; ++s) {
     const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);

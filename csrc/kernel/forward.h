@@ -28,33 +28,45 @@ struct ForwardWeights {
 // Memory of all parts for what only some layers have.
 template <class Scalar>
 struct ForwardMemory {
-  Scalar* table;             // [V, H], with a table: its rows with the biases
+  const Scalar* table;       // [V, H], with a table: its rows with the biases
   const Scalar** looked_up;  // [members, B], with a table: where the starts of a time's sums lie
+  int64_t B;                 // of the whole layer, where the part works on a time block of it
   Scalar* continued;  // [B, H], of a tree: copies of the states that the rows of a time continue
 };
+
+// The rows of a layer's table with the biases, in the type that kernels compute in.
+template <class Storage, class Scalar = Compute<Storage>>
+inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
+  const int64_t V = layer.table.V;
+  const int64_t H = layer.H;
+  if constexpr (std::is_same_v<Storage, Scalar>) {
+    if (!layer.bias_ih && !layer.bias_hh) return layer.table.rows;
+  }
+  Scalar* table = scratch<Scalar>(runtime, V * H);
+  const int64_t workers = choose_workers(kAddingCost * double(V) * double(H), runtime.machine);
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t v = V * begin / workers; v < V * end / workers; ++v) {
+      for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+        Vec<Scalar> sum = load_upto(layer.table.rows + v * H + j, n);
+        if (layer.bias_ih) sum += load_upto(layer.bias_ih + j, n);
+        if (layer.bias_hh) sum += load_upto(layer.bias_hh + j, n);
+        store_upto(table + v * H + j, sum, n);
+      });
+    }
+  });
+  return table;
+}
 
 template <class Storage, class Scalar = Compute<Storage>>
 inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const Plan& plan,
                                             const Runtime& runtime) {
   ForwardMemory<Scalar> memory{};
-  const int64_t H = layer.H;
-  if (layer.layout.tree) memory.continued = scratch<Scalar>(runtime, layer.layout.B * H);
+  if (layer.layout.tree) memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
   if (!has_table(layer)) return memory;
+  memory.B = layer.layout.B;
   memory.looked_up = static_cast<const Scalar**>(
       runtime.scratch(size_t(plan.members * layer.layout.B) * sizeof(const Scalar*)));
-  memory.table = scratch<Scalar>(runtime, layer.table.V * H);
-  const int64_t workers =
-      choose_workers(kAddingCost * double(layer.table.V) * double(H), runtime.machine);
-  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-    for (int64_t v = layer.table.V * begin / workers; v < layer.table.V * end / workers; ++v) {
-      for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-        Vec<Scalar> sum = load_upto(layer.table.rows + v * H + j, n);
-        if (layer.bias_ih) sum += load_upto(layer.bias_ih + j, n);
-        if (layer.bias_hh) sum += load_upto(layer.bias_hh + j, n);
-        store_upto(memory.table + v * H + j, sum, n);
-      });
-    }
-  });
+  memory.table = biased_table(layer, runtime);
   return memory;
 }
 
@@ -114,7 +126,7 @@ struct ForwardPart {
 
   // Finds the table's rows for sequences begin .. end at t.
   const Scalar* const* look_up(int64_t t, int64_t begin, int64_t end) const {
-    const Scalar** rows = memory.looked_up + part.member * args.layer.layout.B + begin;
+    const Scalar** rows = memory.looked_up + part.member * memory.B + begin;
     for (int64_t b = begin; b < end; ++b) {
       rows[b - begin] = memory.table + token_of(args.layer, t, b) * args.layer.H;
     }
@@ -226,14 +238,15 @@ struct ForwardPart {
 };
 
 // Whether a single sequence is so short that packing the weights would cost more than it gains,
-// which is mostly the input projection of several steps at once. Rows of whole vectors only.
+// which is mostly the input projection of several steps at once. Rows of whole vectors only, which
+// lie evenly.
 template <class Scalar>
 inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   const int64_t T = layer.layout.T;
-  return layer.layout.B == 1 && !layer.batch_invariant && !layer.resets.at && !layer.panels &&
-         T <= kUnpackedSteps && T * layer.D <= 4 * (layer.D + layer.H) && layer.D % lanes == 0 &&
-         layer.H % lanes == 0;
+  return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
+         !layer.batch_invariant && !layer.resets.at && !layer.panels && T <= kUnpackedSteps &&
+         T * layer.D <= 4 * (layer.D + layer.H) && layer.D % lanes == 0 && layer.H % lanes == 0;
 }
 
 // The forward pass of one short sequence, which reads the weights without packing them.

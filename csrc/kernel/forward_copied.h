@@ -9,7 +9,11 @@
 namespace namernn_fast {
 namespace {
 
+#if defined(NAMERNN_FAST_SANITIZE)
+constexpr int64_t kCopiedBytes = int64_t(1) << 14;  // small problems, too, have several time blocks
+#else
 constexpr int64_t kCopiedBytes = int64_t(1) << 20;
+#endif
 
 // Copies of the rows of one time block, for all parts.
 template <class Scalar>
@@ -170,13 +174,20 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
 template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  if (layer.layout.origin || !args.output.data) return forward_copied(args, runtime);
+  const bool unpacked = leaves_weights_unpacked(layer);
+  if (!unpacked && (layer.layout.origin || !args.output.data)) {
+    return forward_copied(args, runtime);
+  }
   const Plan plan = forward_plan(layer, runtime);
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
-  if (leaves_weights_unpacked(layer)) {
+  if (unpacked) {
+    Forward<Scalar> kept = args;  // with an output in any case, since h_n has the same bits in both
+    if (!args.output.data) {
+      kept.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
+    }
     run_plan(plan, layer, runtime, teams,
-             [&](const Part& part) { forward_unpacked_part(args, no_state, part, runtime); });
+             [&](const Part& part) { forward_unpacked_part(kept, no_state, part, runtime); });
     return;
   }
   const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);

@@ -2,8 +2,9 @@
 // of several groups are added up.
 //
 // Each addition to a large sum rounds it, and a parameter's gradient is the sum of one product for
-// every kChunkRows rows. So the gradients of kRowsApart rows gather apart from the sums; when they
-// are added to the sums, what rounding takes from them stays there and is added the next time.
+// every kChunkRows rows. So the gradients of kRowsApart rows gather apart from the sums, in groups
+// that have more than twice as many rows; when they are added to the sums, what rounding takes from
+// them stays there and is added the next time.
 #pragma once
 
 #include <type_traits>
@@ -13,8 +14,6 @@
 
 namespace namernn_fast {
 namespace {
-
-constexpr int64_t kRowsApart = 4096;  // in groups that have more than twice as many rows
 
 // One array for each parameter, whose sums are in the order that the products give them.
 template <class Scalar>

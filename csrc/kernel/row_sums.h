@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel/sharing.h"
+#include "kernel/time_blocks.h"
 
 namespace namernn_fast {
 namespace {
@@ -31,22 +32,75 @@ inline void add_bias_gradient(const Products& products, bool initial, Share& sha
   });
 }
 
-// grad [V, H] (+)= the rows of dz, each added to the row of its token, in the order of the rows.
+// The rows of a time block, linked by token.
+struct TokenRows {
+  int64_t* token;   // [rows of a time block], or null: the gradient of a table is not wanted
+  int64_t* before;  // [rows of a time block], the row before with the token of a row, or -1
+  int64_t* last;    // [V], the last row with a token; of tokens that no row has, anything
+};
+
+inline TokenRows token_rows(int64_t V, int64_t rows, const Runtime& runtime) {
+  return {scratch<int64_t>(runtime, rows), scratch<int64_t>(runtime, rows),
+          zeros<int64_t>(runtime, V)};
+}
+
+// Links the rows that a slice has in a time block.
+template <class Storage>
+inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice slice,
+                      const TokenRows& rows) {
+  int64_t row = 0;
+  for (int64_t t = block.first; t < block.last; ++t) {
+    for (int64_t b = slice.begin; b < alive_end(layer.layout, t, slice); ++b, ++row) {
+      const int64_t token = token_of(layer, t, b);
+      // What is left from another time block is not a row before this one with the token.
+      const int64_t last = rows.last[token];
+      rows.before[row] = last < row && rows.token[last] == token ? last : -1;
+      rows.token[row] = token;
+      rows.last[token] = row;
+    }
+  }
+}
+
+constexpr int64_t kTokenChain = 16;  // rows that are added up before they are added to a sum
+
+// sum [width] += the rows of dz with the token of row `last`, from there back, for `width` columns
+// from `first` on, a panel at most. Sums of sums lose less than adding each row to a large sum.
 template <class Products, class Scalar>
-inline void add_table_gradient(const Products& products, const int64_t* tokens, bool initial,
+inline void add_token_rows(const Products& products, const TokenRows& rows, int64_t last,
+                           int64_t first, int64_t width, Scalar* sum) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  Vec<Scalar> total[Products::w / lanes] = {};
+  for (int64_t row = last; row >= 0;) {
+    Vec<Scalar> chain[Products::w / lanes] = {};
+    for (int64_t i = 0; i < kTokenChain && row >= 0; ++i, row = rows.before[row]) {
+      const auto* dz = products.dz + row * products.dz_stride + first;
+      for_each_vector<Scalar>(
+          width, [&](int64_t j, int64_t n) { chain[j / lanes] += load_upto(dz + j, n); });
+    }
+    for (int64_t v = 0; v < Products::w / lanes; ++v) total[v] += chain[v];
+  }
+  for_each_vector<Scalar>(width, [&](int64_t j, int64_t n) {
+    store_upto(sum + j, load_upto(sum + j, n) + total[j / lanes], n);
+  });
+}
+
+// grad [V, H] (+)= the sums of dz over the block's rows with each token.
+template <class Products, class Scalar>
+inline void add_table_gradient(const Products& products, const TokenRows& tokens, bool initial,
                                Share& share, int64_t V, int64_t H, int64_t rows, Scalar* grad) {
-  for (int64_t first = 0; first < H; first += Products::w) {
+  constexpr int64_t w = Products::w;
+  for (int64_t first = 0; first < H; first += w) {
     if (!take(share)) continue;
-    const int64_t width = min64(Products::w, H - first);
+    const int64_t width = min64(w, H - first);
     for (int64_t v = 0; initial && v < V; ++v) {
       std::memset(grad + v * H + first, 0, width * sizeof(Scalar));
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto* dz = products.dz + r * products.dz_stride + first;
-      Scalar* sum = grad + tokens[r] * H + first;
-      for_each_vector<Scalar>(width, [&](int64_t j, int64_t n) {
-        store_upto(sum + j, load_upto(sum + j, n) + load_upto(dz + j, n), n);
-      });
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t token = tokens.token[row];
+      if (tokens.last[token] != row) continue;
+      Scalar* sum = grad + token * H + first;
+      width == w ? add_token_rows(products, tokens, row, first, w, sum)
+                 : add_token_rows(products, tokens, row, first, width, sum);
     }
   }
 }

@@ -43,10 +43,12 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
   const Stretches stretches(stack.batch.layout, wave.steps);
   for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
+  std::optional<Tensor> table;  // of the first layer
   run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
     Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
     if (i == 0) panels[size_t(k)] = panels_for(own.forward_panels, args.layer);
     args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
+    use_biased_table(args.layer, stack.dtype, table);
     stretches.select(i, args.layer,
                      {args.output.data, args.output.time_stride, args.output.row_stride});
     args.output = stretches.from(i, args.output);

@@ -80,12 +80,16 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   BackwardTensors grads;
   check(int64_t(hidden.size()) == stack.layers - 1, "hidden must hold the outputs of ",
         stack.layers - 1, " layer(s), got ", hidden.size());
+  // The rows of trees have no stride of their own.
+  const auto readable = [&](const Tensor& rows) {
+    return options.share_prefixes ? dense(rows) : with_adjacent_features(rows);
+  };
   for (const Tensor& of_layer : hidden) {
     check_tensor("hidden", of_layer, stack.dtype, output_shape);
-    grads.outputs.push_back(with_adjacent_features(of_layer));
+    grads.outputs.push_back(readable(of_layer));
   }
   check_tensor("output", output, stack.dtype, output_shape);
-  grads.outputs.push_back(with_adjacent_features(output));
+  grads.outputs.push_back(readable(output));
   if (grad_output) {
     check_tensor("grad_output", *grad_output, stack.dtype, output_shape);
     grads.grad_output = with_adjacent_features(*grad_output);

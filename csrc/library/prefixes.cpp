@@ -23,7 +23,7 @@ int bits_of(int64_t n) {
 }  // namespace
 
 PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64_t least) {
-  least = std::max<int64_t>(1, least);
+  least = std::clamp<int64_t>(least, 1, batch.layout.B);
   read_sequences(batch, ids);
   sort(V);
   cut(batch.layout.T, least);
@@ -104,7 +104,7 @@ void PrefixTrees::cut(int64_t steps, int64_t least) {
   int64_t rows = 0;
   for (size_t i = 0; i < sequences_.size(); ++i) {
     const int64_t added = sequences_[i].length - shared_[i];
-    if (i > 0 && passed * trees >= all * int64_t(first_row_.size())) {
+    if (added > 0 && passed * trees >= all * int64_t(first_row_.size())) {
       finish_tree();
       first_sequence_.push_back(int64_t(i));
       first_row_.push_back(rows);

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "library/runtime.h"
@@ -143,6 +144,25 @@ Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer)
   const Tensor panels = empty({int64_t(format.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
   format.pack(layer, mutable_data<char>(panels), Call(one_thread()).runtime());
   return panels;
+}
+
+// Adds the biases of a layer to its table, in a tensor that all stretches of a wave or all trees
+// read: each call of a kernel would add them again.
+template <class Scalar>
+void use_biased_table(Layer<Scalar>& layer, int32_t dtype, std::optional<Tensor>& biased) {
+  if (!layer.table.rows || !layer.bias_ih) return;
+  if (!biased) {
+    const int64_t H = layer.H;
+    biased = empty({layer.table.V, H}, dtype);
+    Scalar* table = mutable_data<Scalar>(*biased);
+    for (int64_t v = 0; v < layer.table.V; ++v) {
+      for (int64_t j = 0; j < H; ++j) {
+        table[v * H + j] = layer.table.rows[v * H + j] + layer.bias_ih[j] + layer.bias_hh[j];
+      }
+    }
+  }
+  layer.table.rows = const_data<Scalar>(*biased);
+  layer.bias_ih = layer.bias_hh = nullptr;
 }
 
 }  // namespace namernn_fast

@@ -7,6 +7,7 @@ namespace {
 Stack check_input(const Tensor& input, const std::optional<Tensor>& hx,
                   const std::vector<Tensor>& weights, int64_t layers, Batch batch,
                   const Options& options) {
+  check(input.is_cpu(), "input must be on the CPU");
   const bool ids = has_ids(input);
   Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
   stack.layers = layers;
@@ -14,7 +15,6 @@ Stack check_input(const Tensor& input, const std::optional<Tensor>& hx,
   stack.batch_invariant = options.batch_invariant;
   stack.per_direction = options.bias ? 4 : 2;
   stack.activation = options.relu ? Activation::relu : Activation::tanh;
-  check(input.is_cpu(), "input must be on the CPU");
   stack.H = weights[1].size(0);
   if (ids) {
     stack.dtype = dtype_of(weights[1]);

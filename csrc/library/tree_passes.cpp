@@ -56,6 +56,9 @@ template <class Scalar>
 void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results) {
   const KernelsFor<Scalar>& own = kernels();
   const std::vector<Tensor> panels = panels_of_layers(stack, own.forward_panels);
+  std::optional<Tensor> table;
+  Layer<Scalar> first = layer_of<Scalar>(stack, 0, 0);
+  use_biased_table(first, stack.dtype, table);
   const int64_t size = stack.batch.B * stack.H;
   std::atomic<int64_t> next{0};
   for_each_worker(std::min(this_machine().threads, trees.count()), [&](int64_t) {
@@ -70,6 +73,7 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
       for (int64_t k = 0; k < stack.layers; ++k) {
         Forward<Scalar> args{};
         args.layer = tree_layer<Scalar>(stack, tree, k, input, panels[size_t(k)]);
+        use_biased_table(args.layer, stack.dtype, table);
         args.output = {
             tree_rows<Scalar>(results.outputs[size_t(k)], trees, i, stack.H, workspaces[k % 2]), 0,
             stack.H};
@@ -81,30 +85,87 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
   });
 }
 
-// The gradients that one worker sums up over its trees: those of the caller, or some of its own.
-std::vector<Tensor> gradients_of(const BackwardTensors& grads, int64_t worker, int32_t dtype) {
-  if (worker == 0) return grads.grad_weights;
-  std::vector<Tensor> own;
-  for (const Tensor& grad : grads.grad_weights) {
-    const auto sizes = grad.sizes();
-    own.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype));
-  }
-  return own;
-}
-
-// Sums up a gradient over all workers, in the order of the workers.
+// The gradients that one worker sums up over its trees. A kernel sees one tree, so that the rows of
+// many trees gather apart here, as the rows of one call do in kernel/gradient_sums.h.
 template <class Scalar>
-void add_workers(const std::vector<std::vector<Tensor>>& grads, int64_t per_direction) {
-  for (size_t w = 1; w < grads.size(); ++w) {
-    for (size_t i = 0; i < grads[w].size(); ++i) {
-      if (per_direction == 4 && i % 4 == 3) continue;  // finish_backward() writes the second bias
-      Scalar* sum = mutable_data<Scalar>(grads[0][i]);
-      const Scalar* own = const_data<Scalar>(grads[w][i]);
-      const int64_t n = grads[w][i].numel();
-      for (int64_t e = 0; e < n; ++e) sum[e] += own[e];
+class WorkerGradients {
+ public:
+  // For the gradients of so many rows. The first worker sums them up where the caller gets them.
+  WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
+      : sums_(first ? grads.grad_weights : like(grads.grad_weights, stack.dtype)),
+        has_bias_(stack.per_direction == 4) {
+    if (rows <= 2 * kRowsApart) return;
+    apart_ = like(grads.grad_weights, stack.dtype);
+    for (const Tensor& grad : apart_) {
+      std::fill_n(mutable_data<Scalar>(grad), grad.numel(), Scalar());
     }
   }
-}
+
+  // Where the gradients of a kernel's next call go, and whether it must add to what is there.
+  const std::vector<Tensor>& place() const { return is_apart_ ? apart_ : sums_; }
+  bool accumulate() const { return is_apart_ || rows_ > 0; }
+
+  // Counts the rows of a tree whose gradients have been added.
+  void count(int64_t rows) {
+    rows_ += rows;
+    if (apart_.empty() || rows_ < kRowsApart) return;
+    if (is_apart_) add_apart();
+    is_apart_ = true;
+    rows_ = 0;
+  }
+
+  // Completes the sums over all trees that have been counted.
+  void finish() {
+    if (is_apart_) add_apart();
+  }
+
+  // Adds the sums of another worker.
+  void add(const WorkerGradients& other) {
+    for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
+      const Scalar* own = const_data<Scalar>(other.sums_[i]);
+      for (int64_t e = 0; e < n; ++e) sums[e] += own[e];
+    });
+  }
+
+ private:
+  static std::vector<Tensor> like(const std::vector<Tensor>& tensors, int32_t dtype) {
+    std::vector<Tensor> made;
+    for (const Tensor& tensor : tensors) {
+      const auto sizes = tensor.sizes();
+      made.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype));
+    }
+    return made;
+  }
+
+  // Calls f(i, sums, n) for the n elements of every gradient but those of second biases, which
+  // finish_backward() writes.
+  template <class F>
+  void for_each_sum(F&& f) {
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      if (!has_bias_ || i % 4 < 3) f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
+    }
+  }
+
+  // sums += apart, and leaves in `apart` what rounding lost, by Knuth's TwoSum.
+  void add_apart() {
+    for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
+      Scalar* apart = mutable_data<Scalar>(apart_[i]);
+      for (int64_t e = 0; e < n; ++e) {
+        const Scalar sum = sums[e] + apart[e];
+        const Scalar added = sum - sums[e];
+        const Scalar lost = (sums[e] - (sum - added)) + (apart[e] - added);
+        sums[e] = sum;
+        apart[e] = lost == lost ? lost : Scalar();
+      }
+    });
+  }
+
+  std::vector<Tensor> sums_;
+  std::vector<Tensor> apart_;  // not in the sums yet; empty: nothing gathers apart
+  bool has_bias_;
+  bool is_apart_ = false;  // whether the gradients of the next rows gather apart
+  int64_t rows_ = 0;       // since they were last added to the sums
+};
 
 template <class Scalar>
 void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads) {
@@ -116,8 +177,12 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
                          grads.want_weights.begin();
   const int64_t H = stack.H;
   const int64_t workers = std::min(this_machine().threads, trees.count());
-  std::vector<std::vector<Tensor>> sums;
-  for (int64_t w = 0; w < workers; ++w) sums.push_back(gradients_of(grads, w, stack.dtype));
+  const auto first_tree = [&](int64_t worker) { return trees.count() * worker / workers; };
+  std::vector<WorkerGradients<Scalar>> sums;
+  for (int64_t w = 0; w < workers; ++w) {
+    const int64_t rows = trees.first_row(first_tree(w + 1)) - trees.first_row(first_tree(w));
+    sums.emplace_back(stack, grads, w == 0, rows);
+  }
 
   for_each_worker(workers, [&](int64_t w) {
     std::optional<Tensor> workspaces[2];  // of gradients of the outputs of layers of either parity
@@ -125,8 +190,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
       workspaces[k] = empty({trees.most_rows(), H}, stack.dtype);
     }
     Tree tree;
-    const int64_t first = trees.count() * w / workers;
-    for (int64_t i = first; i < trees.count() * (w + 1) / workers; ++i) {
+    for (int64_t i = first_tree(w); i < first_tree(w + 1); ++i) {
       trees.build(i, tree);
       const auto output = [&](int64_t k) {
         return const_data<Scalar>(grads.outputs[size_t(k)]) + trees.first_row(i) * H;
@@ -146,17 +210,19 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
           args.grad_h_n_feature_stride = 1;
         }
         if (grads.want_weights[size_t(k)]) {
-          const Tensor* own_grads = &sums[size_t(w)][size_t(k * stack.per_direction)];
-          args.grad_weight_ih = mutable_data<Scalar>(own_grads[0]);
-          args.grad_weight_hh = mutable_data<Scalar>(own_grads[1]);
-          if (stack.per_direction == 4) args.grad_bias = mutable_data<Scalar>(own_grads[2]);
-          args.accumulate_weights = i > first;
+          const Tensor* place = &sums[size_t(w)].place()[size_t(k * stack.per_direction)];
+          args.grad_weight_ih = mutable_data<Scalar>(place[0]);
+          args.grad_weight_hh = mutable_data<Scalar>(place[1]);
+          if (stack.per_direction == 4) args.grad_bias = mutable_data<Scalar>(place[2]);
+          args.accumulate_weights = sums[size_t(w)].accumulate();
         }
         own.backward(args, Call(one_thread()).runtime());
       }
+      sums[size_t(w)].count(trees.rows(i));
     }
+    sums[size_t(w)].finish();
   });
-  add_workers<Scalar>(sums, stack.per_direction);
+  for (int64_t w = 1; w < workers; ++w) sums[0].add(sums[size_t(w)]);
 }
 
 // Calls run(Scalar()) for the type of a stack, which is float or double.

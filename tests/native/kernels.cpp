@@ -3,116 +3,18 @@
 // The work is shared out in every way, with threads that come together, late, or not at all. The
 // results that do not depend on it must have the bits of a run on one thread. Linked with the
 // kernels' static libraries by `make sanitize` and `make sanitize-threads`.
-#include <sys/mman.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#endif
 #include <unistd.h>
+#endif
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <thread>
-#include <vector>
 
-#include "contract.h"
-#include "plan.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(address, size) (void(address), void(size))
-#define ASAN_UNPOISON_MEMORY_REGION(address, size) (void(address), void(size))
-#endif
+#include "driver.h"
 
 namespace namernn_fast {
-
-extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // of emulated_pairs.cpp
-
 namespace {
-
-Plan forced_plan{1, 1, 0};
-
-}  // namespace
-
-// Definitions in place of plan.cpp: the driver says how work is shared out.
-Plan choose_plan(const Workload& workload) {
-  return {std::min(forced_plan.groups, workload.layout.B),
-          std::min(forced_plan.members, workload.panels), 0};
-}
-int64_t choose_workers(double, const Machine& machine) { return machine.threads; }
-
-namespace {
-
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "%s\n", what);
-  std::exit(1);
-}
-
-// NaN in every type, and it ends where a page begins that nobody may touch: what runs over its end
-// is seen even in the instructions that no sanitizer looks into.
-class Guarded {
- public:
-  Guarded(size_t bytes, size_t alignment) {
-    const size_t page = size_t(sysconf(_SC_PAGESIZE));
-    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    mapped_ = (rounded + page - 1) / page * page + page;
-    map_ = static_cast<char*>(
-        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (map_ == MAP_FAILED) fail("out of memory");
-    char* const end = map_ + mapped_ - page;
-    mprotect(end, page, PROT_NONE);
-    data_ = end - rounded;
-    std::memset(data_, 0xff, rounded);
-    ASAN_POISON_MEMORY_REGION(map_, data_ - map_);
-    ASAN_POISON_MEMORY_REGION(data_ + bytes, rounded - bytes);
-  }
-  ~Guarded() {
-    ASAN_UNPOISON_MEMORY_REGION(map_, mapped_);
-    munmap(map_, mapped_);
-  }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-  char* data() const { return data_; }
-
- private:
-  char* map_;
-  char* data_;
-  size_t mapped_;
-};
-
-// ---- What the kernels need from the process ----
-
-enum class Arrival { together, late, in_pairs, alone };
-Arrival arrival = Arrival::together;
-thread_local bool in_region = false;
-std::vector<std::unique_ptr<Guarded>> taken;
-
-void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
-  const int64_t chunk = arrival == Arrival::alone ? n : arrival == Arrival::in_pairs ? 2 : 1;
-  std::vector<std::thread> threads;
-  for (int64_t begin = chunk; begin < n; begin += chunk) {
-    threads.emplace_back([=] {
-      in_region = true;
-      if (arrival == Arrival::late) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      body(context, begin, std::min(begin + chunk, n));
-    });
-  }
-  in_region = true;
-  body(context, 0, std::min(chunk, n));
-  in_region = false;
-  for (std::thread& thread : threads) thread.join();
-}
-
-void* scratch(size_t bytes) {
-  // Taking memory may throw, and only the thread that called the kernel has scratch memory.
-  if (in_region) fail("scratch memory was asked for inside a parallel region");
-  taken.push_back(std::make_unique<Guarded>(bytes, 64));
-  return taken.back()->data();
-}
 
 // ---- One problem: arguments, a run, its results ----
 
@@ -121,63 +23,40 @@ constexpr unsigned kKinds = 5;
 
 struct Problem {
   int64_t D, H, T, B;
+  int64_t V;  // rows of a table in place of inputs, D being 0; or 0
   Kind kind;
+  size_t l2_bytes;
   bool reverse, relu, bias, hx, resets, batch_invariant, packed_before, expanded_grad;
-  bool want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
-};
-
-class Random {
- public:
-  uint32_t bits() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return uint32_t(state_ >> 32);
-  }
-  // Of either sign, below 2^-exponent.
-  void draw(float& value, int exponent) { value = float(real(exponent)); }
-  void draw(double& value, int exponent) { value = real(exponent); }
-  void draw(BFloat16& value, int exponent) {
-    value.bits = uint16_t((bits() & 0x807f) | (126u - unsigned(exponent)) << 7);
-  }
-  void draw(Half& value, int exponent) {
-    value.bits = uint16_t((bits() & 0x83ff) | (14u - unsigned(exponent)) << 10);
-  }
-
- private:
-  double real(int exponent) { return (bits() / 2147483648.0 - 1) / double(1 << exponent); }
-  uint64_t state_ = 1;
-};
-
-template <class Storage>
-class Array {
- public:
-  explicit Array(int64_t size)
-      : size_(size), memory_(std::make_unique<Guarded>(size * sizeof(Storage), sizeof(Storage))) {}
-  Array(int64_t size, Random& random, int exponent) : Array(size) { draw(random, exponent); }
-  void draw(Random& random, int exponent) {
-    for (int64_t i = 0; i < size_; ++i) random.draw(data()[i], exponent);
-  }
-  Storage* data() const { return reinterpret_cast<Storage*>(memory_->data()); }
-  bool operator==(const Array& other) const {
-    return std::memcmp(data(), other.data(), size_ * sizeof(Storage)) == 0;
-  }
-
- private:
-  int64_t size_;
-  std::unique_ptr<Guarded> memory_;
+  bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 };
 
 template <class Storage>
 struct Results {
+  const Problem p;
   Array<Storage> output, h_n, grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias;
+  Array<Storage> last_state;  // h_n of a run without an output; or nothing
 
   Results(const Problem& p, int64_t rows)
-      : output(rows * p.H),
+      : p(p),
+        output(rows * p.H),
         h_n(p.B * p.H),
         grad_input(rows * p.D),
         grad_hx(p.B * p.H),
-        grad_weight_ih(p.H * p.D),
+        grad_weight_ih(p.H * (p.D + p.V)),
         grad_weight_hh(p.H * p.H),
-        grad_bias(p.H) {}
+        grad_bias(p.H),
+        last_state(p.want_output ? 0 : p.B * p.H) {}
+
+  // What is wrong with the results, apart from the values; or null.
+  const char* error() const {
+    const bool complete =
+        h_n.is_finite() && (!p.want_hx || grad_hx.is_finite()) &&
+        (!p.want_weights || (grad_weight_ih.is_finite() && grad_weight_hh.is_finite() &&
+                             (!p.bias || grad_bias.is_finite())));
+    if (!complete) return "a result that is not a number";
+    if (!p.want_output && !(last_state == h_n)) return "another h_n without an output";
+    return nullptr;
+  }
   // The sums over sequences depend on the number of groups, by rounding.
   bool equal(const Results& other, bool sums) const {
     return output == other.output && h_n == other.h_n && grad_input == other.grad_input &&
@@ -236,57 +115,86 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
   }
 }
 
-// The layer with its weights in panels that are packed before the pass runs.
+// The tensors that both passes read, and the layer that they make up.
 template <class Storage>
-Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
-                           std::unique_ptr<Guarded>& memory, const Runtime& runtime) {
-  memory = std::make_unique<Guarded>(format.bytes(layer.D, layer.H), 64);
-  format.pack(layer, memory->data(), runtime);
-  taken.clear();
-  layer.panels = memory->data();
-  layer.weight_ih = layer.weight_hh = layer.bias_ih = layer.bias_hh = nullptr;
-  return layer;
-}
-
-template <class Storage>
-Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const Runtime& runtime) {
-  Random random;
-  const Shape shape(p);
-  const int64_t rows = shape.rows;
-  const Array<Storage> input(rows * p.D, random, 0), hx(p.B * p.H, random, 0);
-  const Array<Storage> weight_ih(p.H * p.D, random, 3), weight_hh(p.H * p.H, random, 3);
-  const Array<Storage> bias_ih(p.H, random, 3), bias_hh(p.H, random, 3);
-  const Array<Storage> grad_output(rows * p.H, random, 0);
-  const Array<Storage> grad_h_n(p.expanded_grad ? 1 : p.B * p.H, random, 0);
-  const Guarded resets(p.T * p.B, 1);
-  for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
-  Results<Storage> results(p, rows);
-
+struct Arguments {
+  Array<Storage> input, hx, table, weight_ih, weight_hh, bias_ih, bias_hh;
+  Array<int64_t> ids;  // those of rows that do not exist are -1
+  Guarded resets;
   Layer<Storage> layer{};
-  layer.layout = shape.layout;
-  layer.D = p.D;
-  layer.H = p.H;
-  layer.reverse = p.reverse;
-  layer.activation = p.relu ? Activation::relu : Activation::tanh;
-  layer.input = rows_of<const Storage>(p, input.data(), p.D);
-  layer.hx = p.hx ? hx.data() : nullptr;
-  layer.hx_stride = p.H;
-  layer.weight_ih = weight_ih.data();
-  layer.weight_hh = weight_hh.data();
-  layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
-  layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
-  if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
-  layer.batch_invariant = p.batch_invariant;
-  layer.chains = {kChain, kChain};
-  std::unique_ptr<Guarded> panels;
 
+  Arguments(const Problem& p, const Shape& shape, Random& random)
+      : input(shape.rows * p.D, random, 0),
+        hx(p.B * p.H, random, 0),
+        table(p.V * p.H, random, 0),
+        weight_ih(p.H * p.D, random, 3),
+        weight_hh(p.H * p.H, random, 3),
+        bias_ih(p.H, random, 3),
+        bias_hh(p.H, random, 3),
+        ids(p.V ? shape.rows : 0),
+        resets(p.T * p.B, 1) {
+    for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
+    layer.layout = shape.layout;
+    layer.D = p.D;
+    layer.H = p.H;
+    layer.reverse = p.reverse;
+    layer.activation = p.relu ? Activation::relu : Activation::tanh;
+    if (p.V) {
+      draw_ids(p, shape, random);
+      layer.table = {rows_of<const int64_t>(p, ids.data(), 1), table.data(), p.V};
+    } else {
+      layer.input = rows_of<const Storage>(p, input.data(), p.D);
+      layer.weight_ih = weight_ih.data();
+    }
+    layer.hx = p.hx ? hx.data() : nullptr;
+    layer.hx_stride = p.H;
+    layer.weight_hh = weight_hh.data();
+    layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
+    layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
+    if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
+    layer.batch_invariant = p.batch_invariant;
+    layer.chains = {kChain, kChain};
+  }
+
+ private:
+  void draw_ids(const Problem& p, const Shape& shape, Random& random) {
+    const RowStrides<int64_t> rows = rows_of<int64_t>(p, ids.data(), 1);
+    const SequenceLayout& layout = shape.layout;
+    for (int64_t t = 0; t < p.T; ++t) {
+      for (int64_t b = 0; b < shape.count[t]; ++b) {
+        int64_t& id = layout.start
+                          ? rows.data[layout.start[t] + b]
+                          : rows.data[t * rows.time_stride +
+                                      (layout.origin ? layout.origin[b] : b) * rows.row_stride];
+        id = random.below(p.V);
+      }
+    }
+  }
+};
+
+template <class Storage>
+void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Layer<Storage>& layer,
+                 const Results<Storage>& results, const Runtime& runtime) {
+  std::unique_ptr<Guarded> panels;
   Forward<Storage> forward{layer, rows_of(p, results.output.data(), p.H), results.h_n.data()};
   if (p.packed_before && kernels.forward_panels.pack) {
     forward.layer = with_panels(kernels.forward_panels, layer, panels, runtime);
   }
   kernels.forward(forward, runtime);
-  taken.clear();
+  free_scratch();
+  if (p.want_output) return;
+  forward.output = {};
+  forward.h_n = results.last_state.data();
+  kernels.forward(forward, runtime);
+  free_scratch();
+}
 
+template <class Storage>
+void run_backward(const KernelsFor<Storage>& kernels, const Problem& p, const Layer<Storage>& layer,
+                  const Results<Storage>& results, Random& random, const Runtime& runtime) {
+  const Array<Storage> grad_output(results.output.size(), random, 0);
+  const Array<Storage> grad_h_n(p.expanded_grad ? 1 : p.B * p.H, random, 0);
+  std::unique_ptr<Guarded> panels;
   Backward<Storage> backward{};
   backward.layer = layer;
   if (p.packed_before && kernels.backward_panels.pack) {
@@ -299,7 +207,6 @@ Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const
   backward.grad_h_n_feature_stride = p.expanded_grad ? 0 : 1;
   if (p.want_input) backward.grad_input = rows_of(p, results.grad_input.data(), p.D);
   backward.accumulate_input = p.accumulate_input;
-  if (p.accumulate_input) results.grad_input.draw(random, 0);
   backward.grad_hx = p.want_hx ? results.grad_hx.data() : nullptr;
   if (p.want_weights) {
     backward.grad_weight_ih = results.grad_weight_ih.data();
@@ -307,56 +214,90 @@ Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const
     backward.grad_bias = p.bias ? results.grad_bias.data() : nullptr;
   }
   backward.accumulate_weights = p.accumulate_weights;
+  kernels.backward(backward, runtime);
+  free_scratch();
+}
+
+template <class Storage>
+Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const Runtime& runtime) {
+  Random random;
+  const Shape shape(p);
+  const Arguments<Storage> arguments(p, shape, random);
+  Results<Storage> results(p, shape.rows);
+  if (p.accumulate_input) results.grad_input.draw(random, 0);
   if (p.accumulate_weights) {
     results.grad_weight_ih.draw(random, 0);
     results.grad_weight_hh.draw(random, 0);
     results.grad_bias.draw(random, 0);
   }
-  kernels.backward(backward, runtime);
-  taken.clear();
+  run_forward(kernels, p, arguments.layer, results, runtime);
+  run_backward(kernels, p, arguments.layer, results, random, runtime);
   return results;
+}
+
+// Bits that vary what does not interact: every bit with every number of a round, mixed so that no
+// bit goes along with the layouts, which come round as well.
+uint32_t bits_of(uint32_t round) {
+  uint32_t bits = round * 0x9e3779b1u;
+  bits = (bits ^ bits >> 16) * 0x85ebca6bu;
+  bits = (bits ^ bits >> 13) * 0xc2b2ae35u;
+  return bits ^ bits >> 16;
+}
+
+// Each of the options has a layout and a direction, with inputs or with a table.
+template <class Storage>
+Problem problem_of(const int64_t (&shape)[4], unsigned options, uint32_t bits) {
+  const auto bit = [&](int i) { return (bits >> (31 - i) & 1) != 0; };
+  const auto& [D, H, T, B] = shape;
+  Problem p{};
+  const bool table = options / kKinds / 2 != 0;
+  p.D = table ? 0 : D, p.H = H, p.T = T, p.B = B;
+  p.V = table ? D : 0;
+  p.kind = Kind(options % kKinds);
+  p.reverse = options / kKinds % 2 != 0;
+  p.hx = bit(0), p.packed_before = bit(1), p.expanded_grad = bit(2);
+  p.want_input = !table && bit(3), p.want_hx = bit(4), p.want_weights = bit(5);
+  p.accumulate_input = p.want_input && bit(6);
+  p.l2_bytes = bit(7) ? 1 << 14 : 1 << 22;
+  p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);
+  p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11), p.relu = bit(12);
+  p.want_output = bit(13);
+  return p;
 }
 
 template <class Storage>
 void check(const char* name, const KernelsFor<Storage>& kernels) {
-  // The last has rows enough for two groups to gather some of their gradients apart.
+  // The sixth has rows enough for two groups to gather some of their gradients apart.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},    {16, 48, 5, 1},
                                       {9, 130, 4, 7}, {3, 200, 70, 3}, {20, 33, 40, 30},
                                       {2, 3, 260, 65}};
   static const Plan plans[] = {{2, 1, 0}, {1, 2, 0}, {3, 1, 0}, {1, 3, 0}, {2, 2, 0}, {2, 3, 0}};
   unsigned round = 0;
-  for (const auto& [D, H, T, B] : shapes) {
+  for (const auto& shape : shapes) {
     for (unsigned options = 0; options < 4 * kKinds; ++options) {
-      // The round's number varies what does not interact, bit by bit.
-      const auto bit = [&](int i) { return ((round * 2654435761u) >> (31 - i) & 1) != 0; };
-      Problem p{};
-      p.D = D, p.H = H, p.T = T, p.B = B;
-      p.kind = Kind(options % kKinds);
-      p.reverse = options / kKinds % 2 != 0;
-      p.relu = options / kKinds / 2 != 0;
-      p.hx = bit(0), p.packed_before = bit(1), p.expanded_grad = bit(2);
-      p.want_input = bit(3), p.want_hx = bit(4), p.want_weights = bit(5);
-      p.accumulate_input = p.want_input && bit(6);
-      p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);
-      p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11);
-      Runtime runtime{{1, size_t(bit(7) ? 1 << 14 : 1 << 22)}, &parallel, &scratch, [] {
-                        std::this_thread::yield();
-                      }};
+      const Problem p = problem_of<Storage>(shape, options, bits_of(round));
       forced_plan = {1, 1, 0};
-      const Results<Storage> alone = run(kernels, p, runtime);
+      const Results<Storage> alone = run(kernels, p, runtime_of(1, p.l2_bytes));
+      const char* error = alone.error();
       for (const Plan& plan : plans) {
+        if (error) break;
         forced_plan = plan;
-        runtime.machine.threads = plan.groups * plan.members;
         arrival = Arrival(round++ % 4);
-        if (run(kernels, p, runtime).equal(alone, plan.groups == 1)) continue;
-        std::fprintf(stderr, "%s, %zu bytes, (D, H, T, B) = (%d, %d, %d, %d), options %u, %d x %d",
-                     name, sizeof(Storage), int(D), int(H), int(T), int(B), options,
-                     int(plan.groups), int(plan.members));
-        fail(": other bits than on one thread");
+        const Results<Storage> shared =
+            run(kernels, p, runtime_of(plan.groups * plan.members, p.l2_bytes));
+        error = shared.error();
+        if (!shared.equal(alone, plan.groups == 1)) error = "other bits than on one thread";
       }
+      if (!error) continue;
+      std::fprintf(stderr,
+                   "%s, %zu bytes, (D, V, H, T, B) = (%d, %d, %d, %d, %d), options %u, %d x %d: ",
+                   name, sizeof(Storage), int(p.D), int(p.V), int(p.H), int(p.T), int(p.B), options,
+                   int(forced_plan.groups), int(forced_plan.members));
+      fail(error);
     }
   }
   std::printf("%s, %zu bytes: %u runs\n", name, sizeof(Storage), round);
+  std::fflush(stdout);
 }
 
 void check_all(const Kernels& kernels) {
@@ -364,6 +305,7 @@ void check_all(const Kernels& kernels) {
   check<double>(kernels.name, kernels);
   check<BFloat16>(kernels.name, kernels);
   check<Half>(kernels.name, kernels);
+  check_trees(kernels);
 }
 
 }  // namespace

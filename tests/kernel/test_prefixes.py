@@ -1,0 +1,329 @@
+"""Shared prefixes, through the operators: states have the bits of plain rows, gradients agree."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pad_sequence
+
+from namernn_fast import availability, ops
+
+pytestmark = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
+LAYOUTS = ("padded", "batch first", "lengths", "packed", "jagged")
+EVEN = ("padded", "batch first")
+"""The layouts whose sequences all have the same length."""
+STYLES = ("random", "stems", "equal", "prefixes", "distinct")
+VOCABULARIES = (1, 2, 31, 70_000)
+
+
+def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
+    """Returns lists of ids, which begin alike as `style` says."""
+    draw = random.Random(seed)
+    least = seq_len if layout in EVEN else 1 if layout == "packed" else 0
+    one = [draw.randrange(vocabulary) for _ in range(seq_len)]
+    stems = [one[: draw.randint(0, seq_len)] for _ in range(4)]
+    firsts = draw.sample(range(vocabulary), min(vocabulary, batch))
+    sequences = []
+    for b in range(batch):
+        length = draw.randint(least, seq_len)
+        ids = {
+            "random": [],
+            "stems": draw.choice(stems),
+            "equal": one,
+            "prefixes": one[: draw.randint(0, seq_len)] if layout in EVEN else one,
+            "distinct": [firsts[b % len(firsts)]],
+        }[style]
+        ids = ids if style == "equal" else ids[:length]
+        while len(ids) < length:
+            ids = [*ids, draw.randrange(vocabulary)]
+        sequences.append(ids)
+    return sorted(sequences, key=len, reverse=True) if layout == "packed" else sequences
+
+
+def arrange(sequences, layout):
+    """Returns the operators' input, its sequence_layout and its option bits.
+
+    The ids lie apart from each other in memory, and ids of padding are wrong.
+    """
+    rows = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    if layout == "packed":
+        batch_sizes = torch.tensor([(lengths > t).sum() for t in range(int(lengths.max()))])
+        ids = torch.cat([pad_sequence(rows)[t, :size] for t, size in enumerate(batch_sizes)])
+        kind = batch_sizes, ops.PACKED
+    elif layout == "jagged":
+        ids = torch.cat(rows)
+        kind = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]), ops.JAGGED
+    else:
+        first = layout == "batch first"
+        ids = pad_sequence(rows, batch_first=first, padding_value=-99)
+        if layout == "lengths":
+            ids = torch.nn.functional.pad(ids, (0, 0, 0, 1), value=-99)
+        kind = lengths if layout == "lengths" else None, ops.BATCH_FIRST if first else 0
+    return torch.stack([ids, ids + 1_000_000], -1)[..., 0], *kind
+
+
+@dataclass
+class Call:
+    """A batch of token ids, with weights of a stack."""
+
+    sequences: list[list[int]]
+    layout: str = "jagged"
+    vocabulary: int = 31
+    hidden_size: int = 8
+    num_layers: int = 1
+    bias: bool = True
+    relu: bool = False
+    dtype: torch.dtype = torch.float64
+    trees: int = 0
+
+    def __post_init__(self):
+        self.ids, self.sequence_layout, self.options = arrange(self.sequences, self.layout)
+        self.options += (ops.BIAS if self.bias else 0) + (ops.RELU if self.relu else 0)
+        generator = torch.Generator().manual_seed(len(self.sequences))
+        hidden_size = self.hidden_size
+
+        def uniform(*size):
+            return ((torch.rand(*size, generator=generator) * 2 - 1) * hidden_size**-0.5).to(
+                self.dtype
+            )
+
+        self.weights = []
+        for k in range(self.num_layers):
+            self.weights += [
+                uniform(hidden_size if k else self.vocabulary, hidden_size),
+                uniform(hidden_size, hidden_size),
+            ]
+            self.weights += [uniform(hidden_size), uniform(hidden_size)] if self.bias else []
+        self.grad_h_n = uniform(self.num_layers, len(self.sequences), hidden_size)
+
+    def arguments(self, share, bits):
+        shared = ops.SHARE_PREFIXES + ops.TREES * self.trees if share else 0
+        return self.sequence_layout, None, self.options + shared + bits
+
+    def last_state(self, share):
+        """Returns h_n of a call in inference."""
+        output, h_n, hidden = ops.rnn_forward(
+            self.ids, None, self.weights, *self.arguments(share, ops.LAST_STATE)
+        )
+        assert output.shape == (0,)
+        assert not hidden
+        return h_n
+
+    def forward(self, share):
+        """Returns output, h_n and hidden of a call in training."""
+        return ops.rnn_forward(
+            self.ids, None, self.weights, *self.arguments(share, ops.WANT_HIDDEN)
+        )
+
+    def backward(self, share, results, want_layers=None):
+        """Returns the gradients of the weights."""
+        output, _, hidden = results
+        want = range(self.num_layers) if want_layers is None else want_layers
+        arguments = (self.ids, None, self.weights, output, hidden, *self.arguments(share, 0))
+        return ops.rnn_backward(None, self.grad_h_n, *arguments, False, False, list(want))[2]
+
+    def shares(self):
+        """Whether the operators make trees, whose rows lie in another order than plain rows."""
+        output = self.forward(share=True)[0]
+        assert output.shape == (self.ids.numel(), self.hidden_size)
+        return not torch.equal(output, self.forward(share=False)[0].flatten(0, -2))
+
+
+def equal(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def check(call, set_threads=torch.set_num_threads):
+    """Compares a call that shares prefixes with plain rows."""
+    plain = call.forward(share=False)
+    expected = call.backward(False, plain)
+    of_threads = []
+    for threads in (1, 2):
+        set_threads(threads)
+        assert torch.equal(call.last_state(share=True), plain[1])
+        shared = call.forward(share=True)
+        assert torch.equal(shared[1], plain[1])
+        grads = call.backward(True, shared)
+        assert equal(call.backward(True, call.forward(share=True)), grads)
+        for grad, other, weight in zip(grads, expected, call.weights, strict=True):
+            assert grad.shape == weight.shape
+            assert grad.dtype == call.dtype
+            error = 1e-12 if call.dtype == torch.float64 else 2e-5
+            largest = float(other.abs().max()) if other.numel() else 0.0
+            torch.testing.assert_close(grad, other, rtol=0, atol=error * largest)
+        of_threads.append((shared, grads))
+    # The trees of the forward pass are found again by another number of threads.
+    assert equal(call.backward(True, of_threads[0][0]), of_threads[1][1])
+
+
+@st.composite
+def calls(draw):
+    layout = draw(st.sampled_from(LAYOUTS))
+    vocabulary = draw(st.sampled_from(VOCABULARIES))
+    sequences = draw_sequences(
+        draw(st.sampled_from(STYLES)),
+        vocabulary,
+        draw(st.integers(1, 60)),
+        draw(st.integers(1 if layout != "jagged" else 0, 40)),
+        layout,
+        draw(st.integers(0, 2**32)),
+    )
+    return Call(
+        sequences,
+        layout,
+        vocabulary,
+        draw(st.sampled_from((1, 5, 16))),
+        draw(st.integers(1, 3)),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.sampled_from((torch.float32, torch.float64))),
+        draw(st.sampled_from((0, 1, 2, 3, 2**40))),
+    )
+
+
+@given(calls())
+@settings(deadline=None, max_examples=100)
+def test_sharing_computes_what_plain_rows_do(call):
+    threads = torch.get_num_threads()
+    try:
+        check(call)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_sequences_in_many_trees(layout, dtype, threads):
+    sequences = draw_sequences("random", 31, 3000, 9, layout, seed=1)
+    call = Call(sequences, layout, num_layers=2, hidden_size=16, dtype=dtype)
+    assert call.shares()
+    check(call, threads)
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_long_sequences(vocabulary, threads):
+    sequences = draw_sequences("stems", vocabulary, 12, 300, "jagged", seed=2)
+    sequences += draw_sequences("random", vocabulary, 40, 40, "jagged", seed=3)
+    check(Call(sequences, vocabulary=vocabulary, num_layers=2, trees=2), threads)
+
+
+@pytest.mark.parametrize("trees", [0, 1, 2, 7, 2**40])
+@pytest.mark.parametrize("style", ["equal", "stems"])
+def test_it_shares_where_that_pays(style, trees, threads):
+    sequences = draw_sequences(style, 31, 400, 12, "lengths", seed=4)
+    call = Call(sequences, "lengths", trees=trees)
+    assert call.shares() or trees > 400  # as many as sequences would share little
+    check(call, threads)
+
+
+@pytest.mark.parametrize("batch", [1, 200])
+def test_it_does_not_share_where_nothing_is_alike(batch, threads):
+    call = Call(draw_sequences("distinct", 70_000, batch, 12, "padded", 5), "padded", 70_000)
+    assert not call.shares()
+    check(call, threads)
+
+
+def test_a_sequence_that_is_a_prefix_of_another(threads):
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+    sequences = [ids[:n] for n in (4, 12, 0, 1, 12, 7, 4, 4)] * 3
+    for layout in ("lengths", "jagged"):
+        call = Call(sequences, layout, num_layers=3)
+        assert call.shares()
+        check(call, threads)
+        h_n = call.last_state(share=True)
+        assert not h_n[:, 2].any()
+        assert torch.equal(h_n[:, 1], h_n[:, 4])
+        assert not torch.equal(h_n[:, 0], h_n[:, 1])
+
+
+@pytest.mark.parametrize("layout", ["lengths", "jagged"])
+def test_sequences_without_ids(layout, threads):
+    call = Call([[], [], []], layout)
+    check(call, threads)
+    assert not call.last_state(share=True).any()
+
+
+@pytest.mark.parametrize("want_layers", [[], [0], [1], [2], [0, 2]])
+def test_gradients_of_some_layers_alone(want_layers):
+    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=6), num_layers=3)
+    assert call.shares()
+    results = call.forward(share=True)
+    all_grads = call.backward(True, results)
+    grads = call.backward(True, results, want_layers)
+    assert len(grads) == (len(call.weights) if want_layers else 0)
+    for i, grad in enumerate(grads):
+        if i // 4 in want_layers:
+            assert torch.equal(grad, all_grads[i])
+        else:
+            assert grad.numel() == 0
+
+
+def test_gradients_and_rows_in_any_strides():
+    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=7), num_layers=2)
+    assert call.shares()
+    results = call.forward(share=True)
+    call.grad_h_n = call.grad_h_n[:1, :1, :1].expand(call.grad_h_n.shape)
+    output, h_n, hidden = results
+    apart = [torch.stack([rows, rows.neg()], -2)[..., 0, :] for rows in (output, *hidden)]
+    assert not apart[0].is_contiguous()
+    grads = call.backward(True, (apart[0], h_n, apart[1:]))
+    call.grad_h_n = call.grad_h_n.contiguous()
+    assert equal(grads, call.backward(True, results))
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("wrong", [-1, 7, 2**62])
+def test_a_wrong_id_is_refused_with_its_place(layout, share, wrong):
+    right = Call([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
+    call = Call([[1, 2, 3, 4, 5], [1, 2, 3, wrong, 5], [6, 5, 4, 3, 2]], layout, vocabulary=7)
+    message = f"^namernn_fast: input must hold ids from 0 to 6, got {wrong} at step 3 of sequence 1"
+    with pytest.raises(RuntimeError, match=message):
+        call.last_state(share)
+    with pytest.raises(RuntimeError, match=message):
+        call.backward(share, right.forward(share))
+
+
+@example(permutation=[2, 0, 1])
+@given(st.permutations(range(3)))
+@settings(deadline=None, max_examples=6)
+def test_the_place_of_a_wrong_id_is_the_caller_s(permutation):
+    sequences = [[1, 2, 3, 4, 5], [1, 2, 99], [6]]
+    for layout in ("lengths", "jagged"):
+        call = Call([sequences[b] for b in permutation], layout, vocabulary=7)
+        place = f"got 99 at step 2 of sequence {permutation.index(1)}"
+        with pytest.raises(RuntimeError, match=place):
+            call.last_state(share=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": ops.BIDIRECTIONAL}, "one direction alone can share prefixes"),
+        ({"hx": torch.zeros(1, 1, 4)}, "hx and reset do not go with shared prefixes"),
+        ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "hx and reset do not go with shared"),
+        ({"dtype": torch.bfloat16}, "weights must be float32 or float64 where prefixes"),
+        ({"input": torch.zeros(3, 1, 4)}, "input must be token ids where prefixes are shared"),
+    ],
+)
+def test_what_does_not_go_with_sharing_is_refused(changes, message):
+    ids = torch.zeros(3, 1, dtype=torch.int64)
+    call = {"input": ids, "hx": None, "reset": None, "options": 0, "dtype": None, **changes}
+    weights = [torch.zeros(4, 4, dtype=call["dtype"])] * (4 if call["options"] else 2)
+    options = call["options"] + ops.SHARE_PREFIXES
+    with pytest.raises(RuntimeError, match=message):
+        ops.rnn_forward(call["input"], call["hx"], weights, None, call["reset"], options)
+
+
+def test_a_gradient_of_the_output_is_refused():
+    call = Call([[1, 2, 3]] * 50)
+    output, _, hidden = call.forward(share=True)
+    arguments = (call.ids, None, call.weights, output, hidden, *call.arguments(True, 0))
+    with pytest.raises(RuntimeError, match="grad_output does not go with shared prefixes"):
+        ops.rnn_backward(torch.zeros_like(output), None, *arguments, False, False, [0])

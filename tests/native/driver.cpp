@@ -1,0 +1,92 @@
+#include "driver.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) (void(address), void(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) (void(address), void(size))
+#endif
+
+namespace namernn_fast {
+
+Plan forced_plan{1, 1, 0};
+Arrival arrival = Arrival::together;
+
+// Definitions in place of plan.cpp: the driver says how work is shared out.
+Plan choose_plan(const Workload& workload) {
+  return {std::min(forced_plan.groups, workload.layout.B),
+          std::min(forced_plan.members, workload.panels), 0};
+}
+int64_t choose_workers(double, const Machine& machine) { return machine.threads; }
+
+void fail(const char* what) {
+  std::fprintf(stderr, "%s\n", what);
+  std::exit(1);
+}
+
+Guarded::Guarded(size_t bytes, size_t alignment) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  mapped_ = (rounded + page - 1) / page * page + page;
+  map_ = static_cast<char*>(
+      mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (map_ == MAP_FAILED) fail("out of memory");
+  char* const end = map_ + mapped_ - page;
+  mprotect(end, page, PROT_NONE);
+  data_ = end - rounded;
+  std::memset(data_, 0xff, rounded);
+  ASAN_POISON_MEMORY_REGION(map_, data_ - map_);
+  ASAN_POISON_MEMORY_REGION(data_ + bytes, rounded - bytes);
+}
+
+Guarded::~Guarded() {
+  ASAN_UNPOISON_MEMORY_REGION(map_, mapped_);
+  munmap(map_, mapped_);
+}
+
+namespace {
+
+thread_local bool in_region = false;
+std::vector<std::unique_ptr<Guarded>> taken;
+
+void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+  const int64_t chunk = arrival == Arrival::alone ? n : arrival == Arrival::in_pairs ? 2 : 1;
+  std::vector<std::thread> threads;
+  for (int64_t begin = chunk; begin < n; begin += chunk) {
+    threads.emplace_back([=] {
+      in_region = true;
+      if (arrival == Arrival::late) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      body(context, begin, std::min(begin + chunk, n));
+    });
+  }
+  in_region = true;
+  body(context, 0, std::min(chunk, n));
+  in_region = false;
+  for (std::thread& thread : threads) thread.join();
+}
+
+void* scratch(size_t bytes) {
+  // Taking memory may throw, and only the thread that called the kernel has scratch memory.
+  if (in_region) fail("scratch memory was asked for inside a parallel region");
+  taken.push_back(std::make_unique<Guarded>(bytes, 64));
+  return taken.back()->data();
+}
+
+}  // namespace
+
+Runtime runtime_of(int64_t threads, size_t l2_bytes) {
+  return {{threads, l2_bytes}, &parallel, &scratch, [] { std::this_thread::yield(); }};
+}
+
+void free_scratch() { taken.clear(); }
+
+}  // namespace namernn_fast

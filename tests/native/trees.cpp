@@ -1,0 +1,277 @@
+// Runs the kernels over prefix trees, in stacks of two layers, and over the same sequences in plain
+// rows: the last states have the same bits, and the gradients agree.
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <utility>
+
+#include "driver.h"
+
+namespace namernn_fast {
+namespace {
+
+using Sequences = std::vector<std::vector<int64_t>>;
+
+struct Problem {
+  int64_t H, T, B, V;
+  bool relu, bias, accumulate, grad_h_n;  // grad_h_n: of the first layer too
+  size_t l2_bytes;
+};
+
+// Sequences of ids, longest first. Some begin like another, some are the same.
+Sequences draw_sequences(const Problem& p, Random& random) {
+  Sequences sequences(p.B);
+  for (int64_t b = 0; b < p.B; ++b) {
+    std::vector<int64_t>& ids = sequences[b];
+    if (b > 0 && random.below(3) == 0) ids = sequences[random.below(b)];
+    const bool kept = !ids.empty() && random.below(2) == 0;
+    const int64_t length = kept ? int64_t(ids.size()) : b == 0 ? p.T : 1 + random.below(p.T);
+    if (!kept) ids.resize(std::min(int64_t(ids.size()), random.below(length)));
+    while (int64_t(ids.size()) < length) ids.push_back(random.below(p.V));
+  }
+  std::stable_sort(sequences.begin(), sequences.end(),
+                   [](const auto& a, const auto& b) { return a.size() > b.size(); });
+  return sequences;
+}
+
+// The rows of sequences, each of its own or shared in a tree.
+struct Rows {
+  std::vector<int64_t> count, start, ids, parent, end_start, end_sequence;
+  PrefixTree tree{};
+  SequenceLayout layout{};
+
+  Rows(const Sequences& sequences, int64_t T, bool shared) : count(T), start(T), end_start(1) {
+    std::vector<int64_t> row_of(sequences.size());  // at the time at hand, among those of its time
+    for (int64_t t = 0; t < T; ++t) {
+      start[t] = int64_t(ids.size());
+      std::map<std::pair<int64_t, int64_t>, int64_t> rows;  // by parent and id
+      std::vector<std::vector<int64_t>> ends;
+      for (int64_t b = 0; b < int64_t(sequences.size()); ++b) {
+        if (int64_t(sequences[b].size()) <= t) continue;
+        const int64_t id = sequences[b][t];
+        const std::pair<int64_t, int64_t> place{shared ? t > 0 ? row_of[b] : -1 : b, id};
+        const auto [found, is_new] = rows.insert({place, count[t]});
+        if (is_new) {
+          ++count[t];
+          ids.push_back(id);
+          parent.push_back(t > 0 ? row_of[b] : -1);  // nobody reads those of time 0
+          ends.emplace_back();
+        }
+        row_of[b] = found->second;
+        if (int64_t(sequences[b].size()) == t + 1) ends[row_of[b]].push_back(b);
+      }
+      for (const std::vector<int64_t>& of_row : ends) {
+        end_sequence.insert(end_sequence.end(), of_row.begin(), of_row.end());
+        end_start.push_back(int64_t(end_sequence.size()));
+      }
+    }
+    layout.T = T;
+    layout.B = *std::max_element(count.begin(), count.end());
+    layout.N = int64_t(ids.size());
+    layout.count = count.data();
+    layout.start = start.data();
+    tree = {parent.data(), end_start.data(), end_sequence.data()};
+    if (shared) layout.tree = &tree;
+  }
+  Rows(const Rows&) = delete;
+  Rows& operator=(const Rows&) = delete;
+};
+
+template <class Scalar>
+struct Results {
+  Array<Scalar> h_n;                     // [2, B, H]
+  std::vector<Array<Scalar>> gradients;  // of both layers: weight_ih or the table, weight_hh, bias
+
+  explicit Results(const Problem& p) : h_n(2 * p.B * p.H) {
+    for (const int64_t rows :
+         {p.V, p.H, p.bias ? int64_t(1) : 0, p.H, p.H, p.bias ? int64_t(1) : 0}) {
+      gradients.emplace_back(rows * p.H);
+    }
+  }
+  bool is_finite() const {
+    bool finite = h_n.is_finite();
+    for (const Array<Scalar>& gradient : gradients) finite &= gradient.is_finite();
+    return finite;
+  }
+  bool operator==(const Results& other) const {
+    return h_n == other.h_n && gradients == other.gradients;
+  }
+  // Whether each gradient differs by rounding alone, in relation to its largest element.
+  bool agrees(const Results& other) const {
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      double largest = 0, difference = 0;
+      for (int64_t e = 0; e < gradients[i].size(); ++e) {
+        const double a = gradients[i].data()[e], b = other.gradients[i].data()[e];
+        largest = std::max(largest, std::abs(a));
+        difference = std::max(difference, std::abs(a - b));
+      }
+      if (difference > (sizeof(Scalar) == 8 ? 1e-12 : 1e-4) * largest) return false;
+    }
+    return true;
+  }
+};
+
+// A stack of two layers over rows.
+template <class Scalar>
+class Stack {
+ public:
+  Stack(const KernelsFor<Scalar>& kernels, const Problem& p, const Rows& rows, bool packed_before,
+        int64_t threads)
+      : kernels_(kernels),
+        p_(p),
+        rows_(rows),
+        packed_before_(packed_before),
+        runtime_(runtime_of(threads, p.l2_bytes)),
+        ids_(rows.ids),
+        table_(p.V * p.H, random_, 0),
+        grad_h_n_(2 * p.B * p.H, random_, 0),
+        outputs_{Array<Scalar>(rows.layout.N * p.H), Array<Scalar>(rows.layout.N * p.H)},
+        grad_rows_(rows.layout.N * p.H) {
+    for (int i = 0; i < 3; ++i) weights_.emplace_back(p.H * p.H, random_, 2);
+    for (int i = 0; i < 4; ++i) biases_.emplace_back(p.H, random_, 2);
+  }
+
+  Results<Scalar> run() {
+    Results<Scalar> results(p_);
+    for (const Array<Scalar>& gradient : results.gradients) {
+      for (int64_t e = 0; p_.accumulate && e < gradient.size(); ++e)
+        random_.draw(gradient.data()[e], 0);
+    }
+    for (int k = 0; k < 2; ++k) run_forward(k, results);
+    for (int k = 2; k-- > 0;) run_backward(k, results);
+    return results;
+  }
+
+ private:
+  Layer<Scalar> layer_of(int k) const {
+    Layer<Scalar> layer{};
+    layer.layout = rows_.layout;
+    layer.H = p_.H;
+    layer.activation = p_.relu ? Activation::relu : Activation::tanh;
+    if (k == 0) {
+      layer.table = {{ids_.data(), 0, 1}, table_.data(), p_.V};
+    } else {
+      layer.D = p_.H;
+      layer.input = {outputs_[0].data(), 0, p_.H};
+      layer.weight_ih = weights_[2].data();
+    }
+    layer.weight_hh = weights_[k].data();
+    if (p_.bias) {
+      layer.bias_ih = biases_[2 * k].data();
+      layer.bias_hh = biases_[2 * k + 1].data();
+    }
+    layer.batch_invariant = true;
+    layer.chains = {kChain, kChain};
+    return layer;
+  }
+
+  Layer<Scalar> maybe_packed(const PanelFormat<Scalar>& format, int k,
+                             std::unique_ptr<Guarded>& panels) const {
+    return packed_before_ ? with_panels(format, layer_of(k), panels, runtime_) : layer_of(k);
+  }
+
+  void run_forward(int k, const Results<Scalar>& results) const {
+    std::unique_ptr<Guarded> panels;
+    Forward<Scalar> args{};
+    args.layer = maybe_packed(kernels_.forward_panels, k, panels);
+    args.output = {outputs_[k].data(), 0, p_.H};
+    args.h_n = results.h_n.data() + k * p_.B * p_.H;
+    kernels_.forward(args, runtime_);
+    free_scratch();
+  }
+
+  void run_backward(int k, const Results<Scalar>& results) const {
+    std::unique_ptr<Guarded> panels;
+    Backward<Scalar> args{};
+    args.layer = maybe_packed(kernels_.backward_panels, k, panels);
+    args.output = {outputs_[k].data(), 0, p_.H};
+    if (k == 0) {
+      args.grad_output = {grad_rows_.data(), 0, p_.H};
+    } else {
+      args.grad_input = {grad_rows_.data(), 0, p_.H};
+    }
+    if (k == 1 || p_.grad_h_n) {
+      args.grad_h_n = grad_h_n_.data() + k * p_.B * p_.H;
+      args.grad_h_n_stride = p_.H;
+      args.grad_h_n_feature_stride = 1;
+    }
+    args.accumulate_weights = p_.accumulate;
+    args.grad_weight_ih = results.gradients[3 * k].data();
+    args.grad_weight_hh = results.gradients[3 * k + 1].data();
+    if (p_.bias) args.grad_bias = results.gradients[3 * k + 2].data();
+    kernels_.backward(args, runtime_);
+    free_scratch();
+  }
+
+  const KernelsFor<Scalar>& kernels_;
+  const Problem& p_;
+  const Rows& rows_;
+  bool packed_before_;
+  Runtime runtime_;
+  Random random_;
+  Array<int64_t> ids_;
+  Array<Scalar> table_, grad_h_n_;
+  Array<Scalar> outputs_[2], grad_rows_;
+  std::vector<Array<Scalar>> weights_, biases_;
+};
+
+template <class Scalar>
+const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random& random) {
+  const Sequences sequences = draw_sequences(p, random);
+  const Rows plain(sequences, p.T, false), tree(sequences, p.T, true);
+  if (plain.layout.B != p.B || tree.layout.N > plain.layout.N) return "rows that do not exist";
+  const auto run = [&](const Rows& rows, bool packed_before, int64_t threads) {
+    return Stack<Scalar>(kernels, p, rows, packed_before, threads).run();
+  };
+  const Results<Scalar> expected = run(plain, false, 1);
+  const Results<Scalar> results = run(tree, false, 1);
+  if (!results.is_finite()) return "a result that is not a number";
+  if (!(results.h_n == expected.h_n)) return "another h_n than in plain rows";
+  if (!results.agrees(expected)) return "other gradients than in plain rows";
+  if (!(run(tree, true, 1) == results)) return "other bits where panels were packed before";
+  if (!(run(tree, false, 3) == results)) return "other bits where threads share out the products";
+  return nullptr;
+}
+
+template <class Scalar>
+void check(const char* name, const KernelsFor<Scalar>& kernels) {
+  // Whole vectors of one sequence, rows of several time blocks, gradients that gather apart.
+  static const int64_t shapes[][4] = {{1, 1, 1, 1},    {48, 5, 1, 2},   {16, 7, 40, 1},
+                                      {7, 6, 3, 2},    {130, 4, 7, 3},  {33, 20, 60, 2},
+                                      {16, 9, 300, 5}, {9, 3, 50, 500}, {3, 12, 2500, 4}};
+  forced_plan = {1, 1, 0};
+  arrival = Arrival::together;
+  Random random;
+  int runs = 0;
+  for (const auto& [H, T, B, V] : shapes) {
+    for (unsigned options = 0; options < 4; ++options) {
+      const Problem p{H,
+                      T,
+                      B,
+                      V,
+                      options % 2 != 0,
+                      random.below(2) != 0,
+                      options / 2 != 0,
+                      random.below(2) != 0,
+                      size_t(random.below(2) ? 1 << 14 : 1 << 22)};
+      ++runs;
+      const char* error = error_of(kernels, p, random);
+      if (!error) continue;
+      std::fprintf(stderr,
+                   "%s, trees, %zu bytes, (H, T, B, V) = (%d, %d, %d, %d), options %u: ", name,
+                   sizeof(Scalar), int(H), int(T), int(B), int(V), options);
+      fail(error);
+    }
+  }
+  std::printf("%s, trees, %zu bytes: %d problems\n", name, sizeof(Scalar), runs);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+void check_trees(const Kernels& kernels) {
+  check<float>(kernels.name, kernels);
+  check<double>(kernels.name, kernels);
+}
+
+}  // namespace namernn_fast
