@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .integrations.fx import make_leaves
+from .integrations.nn_rnn import plain_twin
 from .nn import FusedRNN
 from .tokens import refuse_to_share
 
@@ -157,6 +158,22 @@ class TokenRNN(torch.nn.Module):
             rows = self.embedding(ids)
         more = {"lengths": lengths, "reset": reset}  # which nn.RNN does not know
         return self.rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """Returns what `torch.jit.script` compiles in place of this module."""
+        if type(self) is not TokenRNN:
+            return self
+        twin = plain_twin(self, _Scriptable)
+        # The parts are prepared in their turn, and the model is to keep its own.
+        twin.__dict__["_modules"] = dict(self._modules)
+        return twin
+
+
+class _Scriptable(torch.nn.Module):
+    """What TorchScript compiles of a `TokenRNN`: an embedding and `nn.RNN`."""
+
+    def forward(self, ids: Tensor, hx: Tensor | None = None):
+        return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 
 
 make_leaves(TokenRNN)

@@ -12,14 +12,21 @@ OFFSETS = torch.tensor([0, 4, 6, 9])
 LAYOUTS = ("padded", "lengths", "packed", "jagged")
 
 
-def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True):
+def stack_arguments(
+    layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True, tokens=False
+):
     """Returns arguments of `rnn_forward`."""
     directions = 2 if bidirectional else 1
-    parameters = torch.nn.RNN(
+    layer = torch.nn.RNN(
         4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
-    ).parameters()
+    )
+    parameters = [p.detach() for p in layer.parameters()]
     padded = layout in ("padded", "lengths")
     x = torch.randn((5, 3, 4) if padded else (9, 4), dtype=torch.float64)
+    if tokens:
+        x = torch.randint(7, x.shape[:-1])
+        for place in range(0, 4 * directions, 4):
+            parameters[place] = torch.randn(7, 6, dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
     hx = torch.randn(num_layers * directions, batch, 6, dtype=torch.float64) if with_hx else None
     sequence_layout = {
@@ -27,11 +34,11 @@ def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False
         "jagged": OFFSETS,
         "lengths": torch.arange(batch) % (3 if batch_first else 5),
     }.get(layout)
-    reset = torch.rand(x.shape[:2]) < 0.3 if padded else None
+    reset = torch.rand(5, 3) < 0.3 if padded else None
     options = ops.BIAS | ops.WANT_HIDDEN
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
-    return x, hx, [p.detach() for p in parameters], sequence_layout, reset, options
+    return x, hx, parameters, sequence_layout, reset, options
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,19 @@ def stack_arguments(layout, num_layers=1, bidirectional=False, batch_first=False
 )
 def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
     arguments = stack_arguments(layout, num_layers, bidirectional, batch_first, with_hx)
+    check_operators(arguments, layout, num_layers, with_hx, want_input=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "bidirectional", "with_hx"),
+    every_other(LAYOUTS, (False, True), (False, True)),
+)
+def test_opcheck_of_token_ids(layout, bidirectional, with_hx):
+    arguments = stack_arguments(layout, 2, bidirectional, with_hx, with_hx, tokens=True)
+    check_operators(arguments, layout, 2, with_hx, want_input=False)
+
+
+def check_operators(arguments, layout, num_layers, with_hx, want_input):
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
     # Without hx the batch of a packed sequence is a value, which opcheck compares.
     if layout != "packed" or with_hx:
@@ -48,10 +68,43 @@ def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
     output, h_n, hidden = ops.rnn_forward(*arguments)
     for grads in ((output, h_n), (None, h_n), (output, None)):
         layers = list(range(num_layers))
-        for want in (True, with_hx, layers), (False, False, layers[1:]), (True, False, []):
+        for want in (
+            (want_input, with_hx, layers),
+            (False, False, layers[1:]),
+            (want_input, False, []),
+        ):
             torch.library.opcheck(
                 ops.rnn_backward, (*grads, *arguments[:3], output, hidden, *arguments[3:], *want)
             )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_opcheck_of_the_last_state(layout, tokens, shared):
+    """Without an output, and where sequences share prefixes, in inference and in training."""
+    if shared and not tokens:
+        pytest.skip("rows are not shared")
+    *arguments, options = stack_arguments(layout, 2, with_hx=not shared, tokens=tokens)
+    if shared:
+        arguments[-1] = None  # reset
+        options |= ops.SHARE_PREFIXES
+    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    if layout != "packed" or not shared:
+        tests.append("test_aot_dispatch_dynamic")
+    alone = options & ~ops.WANT_HIDDEN | ops.LAST_STATE
+    torch.library.opcheck(ops.rnn_forward, (*arguments, alone), test_utils=tests)
+    output, h_n, hidden = ops.rnn_forward(*arguments, alone)
+    assert output.shape == (0,)
+    assert not hidden
+    if not shared:
+        assert torch.equal(h_n, ops.rnn_forward(*arguments, options)[1])
+        return
+    torch.testing.assert_close(h_n, ops.rnn_forward(*arguments, alone - ops.SHARE_PREFIXES)[1])
+    torch.library.opcheck(ops.rnn_forward, (*arguments, options), test_utils=tests)
+    output, h_n, hidden = ops.rnn_forward(*arguments, options)
+    rest = (*arguments[:3], output, hidden, *arguments[3:], options)
+    torch.library.opcheck(ops.rnn_backward, (None, h_n, *rest, False, False, [0, 1]))
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])

@@ -1,0 +1,433 @@
+"""`TokenRNN`: an embedding and a layer as one module, and what else may be done with modules."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils.rnn import pack_sequence
+
+from namernn_fast import (
+    FusedRNN,
+    TokenRNN,
+    availability,
+    batch_invariant,
+    explain,
+    ops,
+    replace_rnn,
+    restore_rnn,
+)
+
+V, D, H, T, B = 6, 4, 5, 7, 3
+IDS = torch.randint(V, (T, B), generator=torch.Generator().manual_seed(1))
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def model(**options):
+    return TokenRNN(V, D, H, dtype=torch.float64, **options)
+
+
+def of_parts(model, ids, *arguments, **more):
+    """Returns what the parts of a model give one after the other."""
+    return model.rnn(model.embedding(ids), *arguments, **more)
+
+
+def gradients(results, model):
+    """Returns the gradient of each parameter, of a sum in which each element has its weight."""
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
+    return torch.autograd.grad(results, [*model.parameters()], weights, allow_unused=True)
+
+
+def check(model, ids=IDS, *arguments, **more):
+    """Checks that a model gives the results and gradients that its parts give."""
+    wanted = of_parts(model, ids, *arguments, **more)
+    got = model(ids, *arguments, **more)
+    torch.testing.assert_close(got, wanted, **EXACT)
+    torch.testing.assert_close(gradients(got, model), gradients(wanted, model), **EXACT)
+    with torch.no_grad():
+        state = model.last_state(ids, *arguments, **more)
+    torch.testing.assert_close(state, wanted[1], **EXACT)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0, -2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_it_is_the_layer_on_the_embedding(padding_idx, bidirectional):
+    own = model(
+        num_layers=2, bidirectional=bidirectional, batch_first=True, padding_idx=padding_idx
+    )
+    ids = IDS.T.contiguous()
+    check(own, ids)
+    check(own, ids, torch.randn(4 if bidirectional else 2, B, H, dtype=torch.float64))
+    check(own, ids, lengths=[T, 0, 3])
+    check(own, ids, reset=torch.rand(B, T) < 0.3)
+    assert own.embedding.padding_idx == (4 if padding_idx == -2 else padding_idx)
+    if padding_idx is not None:
+        assert not own.embedding.weight[padding_idx].any()
+
+
+def test_packed_and_jagged():
+    own = model(num_layers=2)
+    packed = pack_sequence([IDS[:3, 0], IDS[:, 1], IDS[:1, 2]], enforce_sorted=False)
+    output, h_n = own(packed)
+    wanted, states = own.rnn(packed._replace(data=own.embedding(packed.data)))
+    torch.testing.assert_close((output.data, h_n), (wanted.data, states), **EXACT)
+    jagged = torch.nested.nested_tensor([IDS[:3, 0], IDS[:, 1]], layout=torch.jagged)
+    output, h_n = own(jagged)
+    torch.testing.assert_close(h_n, states[:, :2], **EXACT)
+    torch.testing.assert_close(own.last_state(jagged), h_n, **EXACT)
+
+
+def test_state_dict_copies_and_initialisation():
+    torch.manual_seed(5)
+    embedding, rnn = nn.Embedding(V, D, padding_idx=1), nn.RNN(D, H, 2, bias=False)
+    torch.manual_seed(5)
+    own = TokenRNN(V, D, H, 2, bias=False, padding_idx=1)
+    assert list(own.state_dict()) == [
+        "embedding.weight",
+        *(f"rnn.{name}" for name in rnn.state_dict()),
+    ]
+    parts = [*embedding.parameters(), *rnn.parameters()]
+    assert all(map(torch.equal, own.parameters(), parts))
+    stored = io.BytesIO()
+    torch.save(own, stored)
+    stored.seek(0)
+    loaded = TokenRNN(V, D, H, 2, bias=False, padding_idx=1)
+    loaded.load_state_dict(own.state_dict())
+    for twin in (
+        copy.deepcopy(own),
+        pickle.loads(pickle.dumps(own)),
+        torch.load(stored, weights_only=False),
+        loaded,
+    ):
+        assert all(map(torch.equal, twin(IDS), own(IDS)))
+        assert twin.embedding.padding_idx == 1
+    with torch.no_grad():
+        before = own(IDS)[0]
+        own.embedding.weight[IDS[0, 0]].add_(1)
+        assert not torch.equal(own(IDS)[0], before)
+
+
+def test_options_reach_both_parts():
+    own = TokenRNN(V, D, H, 3, "relu", False, True, 0.5, True, dtype=torch.bfloat16)
+    assert (own.rnn.num_layers, own.rnn.mode, own.rnn.bias) == (3, "RNN_RELU", False)
+    assert (own.rnn.batch_first, own.rnn.dropout, own.rnn.bidirectional) == (True, 0.5, True)
+    assert {p.dtype for p in own.parameters()} == {torch.bfloat16}
+    assert TokenRNN(V, D, H, batch_invariant=True).rnn.batch_invariant
+    with torch.device("meta"):
+        assert TokenRNN(V, D, H)(torch.zeros(T, B, dtype=torch.int64))[0].shape == (T, B, H)
+    with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
+        TokenRNN(V, D, H, nonlinearity="gelu")
+
+
+def test_training_moves_both_parts():
+    """Steps of an optimizer are those of the parts, to the last places of float64."""
+    own = model(num_layers=2, padding_idx=2)
+    twin = copy.deepcopy(own)
+    for module, run in ((own, own.last_state), (twin, lambda ids: of_parts(twin, ids)[1])):
+        optimizer = torch.optim.Adam(module.parameters())
+        for _ in range(5):
+            optimizer.zero_grad()
+            run(IDS).square().sum().backward()
+            optimizer.step()
+    for mine, other in zip(own.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+def test_an_embedding_that_does_more():
+    """Hooks run, and options of the embedding hold, since it is called by itself then."""
+    calls = []
+    own = model()
+    handle = own.embedding.register_forward_hook(lambda module, inputs, rows: rows * 2)
+    torch.testing.assert_close(own(IDS), own.rnn(own.embedding.weight[IDS] * 2), **EXACT)
+    torch.testing.assert_close(own.last_state(IDS), own(IDS)[1], **EXACT)
+    assert own.why_not_fused() == "the embedding has hooks"
+    handle.remove()
+    own.embedding.register_full_backward_hook(lambda *arguments: calls.append(arguments))
+    own(IDS)[1].sum().backward()
+    assert len(calls) == 1
+
+    own = model()
+    own.embedding.max_norm = 0.5
+    own(IDS)
+    assert own.embedding.weight[IDS].norm(dim=-1).max() <= 0.5 + 1e-6
+    own = model()
+    own.embedding.sparse = True
+    own.last_state(IDS).sum().backward()
+    assert own.embedding.weight.grad.is_sparse
+    own = model()
+    own.embedding.scale_grad_by_freq = True
+    own.last_state(IDS).sum().backward()
+    assert own.embedding.weight.grad.any()
+
+    class Doubled(nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids) * 2
+
+    own = model()
+    own.embedding = Doubled(V, D, dtype=torch.float64)
+    check(own)
+    assert own.why_not_fused() == "the embedding is of the class Doubled"
+    with pytest.raises(ValueError, match="is impossible here: the embedding is of the class Doub"):
+        own.last_state(IDS, share_prefixes=True)
+
+
+def test_hooks_of_the_layer_run():
+    own, calls = model(), []
+    own.rnn.register_forward_hook(lambda *arguments: calls.append(arguments))
+    own(IDS)
+    assert len(calls) == 1
+    check(own)
+
+
+def test_parametrizations():
+    own = model()
+    nn.utils.parametrizations.weight_norm(own.embedding, "weight")
+    nn.utils.parametrizations.weight_norm(own.rnn, "weight_hh_l0")
+    assert own.why_not_fused() is None
+    check(own)
+
+
+def test_replacing_and_restoring():
+    """With torch's own layer inside, a model still runs; lengths are then an error."""
+    own = model(num_layers=2)
+    wanted = own(IDS)
+    assert type(restore_rnn(own).rnn) is nn.RNN
+    torch.testing.assert_close(own(IDS), wanted)
+    torch.testing.assert_close(own.last_state(IDS), wanted[1])
+    with pytest.raises(TypeError, match="lengths"):
+        own(IDS, lengths=[1, 2, 3])
+    assert type(replace_rnn(own).rnn) is FusedRNN
+    assert own.why_not_fused() is None
+    torch.testing.assert_close(own(IDS), wanted)
+
+
+def test_batch_invariance():
+    own = TokenRNN(V, 16, 64)
+    with torch.no_grad(), batch_invariant():
+        whole = own(IDS)[0]
+        assert torch.equal(own(IDS[:, :1])[0], whole[:, :1])
+
+
+@pytest.mark.parametrize("in_dims", [1, 2])
+def test_vmap_over_ids(in_dims):
+    """Mapped ids take one fused call, with gradients of the embedding."""
+    own = model(num_layers=2, bidirectional=True, padding_idx=0)
+    ids = torch.randint(V, (T, B, B))
+    each = [own(one) for one in ids.unbind(in_dims)]
+    wanted = tuple(map(torch.stack, zip(*each, strict=True)))
+    got = vmap(own, in_dims)(ids)
+    torch.testing.assert_close(got, wanted, **EXACT)
+    torch.testing.assert_close(gradients(got, own), gradients(wanted, own), **EXACT)
+    state = vmap(own.last_state, in_dims)(ids)
+    torch.testing.assert_close(state, wanted[1], **EXACT)
+    with torch.no_grad():
+        torch.testing.assert_close(vmap(own.last_state, in_dims)(ids), wanted[1], **EXACT)
+    nested = vmap(vmap(own.last_state, 1), 0, 1)(ids.unsqueeze(0))
+    torch.testing.assert_close(nested.squeeze(1), torch.stack([own(i)[1] for i in ids.unbind(1)]))
+
+
+def test_vmap_over_lengths_and_models():
+    own = model(num_layers=2)
+    lengths = torch.randint(T + 1, (4, B))
+    garbage = IDS.masked_fill(torch.arange(T)[:, None] >= lengths.amax(0), -9)
+
+    def run(lengths):
+        return own(garbage, lengths=lengths)
+
+    each = [run(one) for one in lengths]
+    torch.testing.assert_close(vmap(run)(lengths), tuple(map(torch.stack, zip(*each, strict=True))))
+    models = [model(num_layers=2) for _ in range(4)]
+    parameters, _ = torch.func.stack_module_state(models)
+
+    def of_model(parameters, method="forward"):
+        return functional_call(
+            Methods(own, method), {f"m.{k}": v for k, v in parameters.items()}, (IDS,)
+        )
+
+    for method in ("forward", "last_state"):
+        got = vmap(of_model, (0, None))(parameters, method)
+        each = [getattr(m, method)(IDS) for m in models]
+        if method == "forward":
+            each = tuple(map(torch.stack, zip(*each, strict=True)))
+            torch.testing.assert_close(got, each, **EXACT)
+        else:
+            torch.testing.assert_close(got, torch.stack(each), **EXACT)
+            with torch.no_grad():
+                torch.testing.assert_close(vmap(of_model, (0, None))(parameters, method), got)
+
+
+class Methods(nn.Module):
+    """A module whose forward is another method of a module within."""
+
+    def __init__(self, module, method="last_state", **options):
+        super().__init__()
+        self.m, self.method, self.options = module, method, options
+
+    def forward(self, *arguments):
+        return getattr(self.m, self.method)(*arguments, **self.options)
+
+
+def test_an_id_without_a_row_under_vmap():
+    """Under vmap the place in the mapped ids is no place of the caller's."""
+    ids = IDS.repeat(2, 1, 1)
+    ids[1, 2, 2] = V
+    with pytest.raises(IndexError, match="input must hold ids from 0 to 5, the rows of embedding"):
+        vmap(model())(ids)
+    own = model()
+    vmap(lambda one: own(one, lengths=torch.tensor([T, T, 2])))(ids)
+
+
+@pytest.mark.parametrize("method", ["forward", "last_state"])
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_gradients_of_each_sample(method, padding_idx):
+    own = model(num_layers=2, bidirectional=True, padding_idx=padding_idx)
+    parameters = {name: p.detach() for name, p in own.named_parameters()}
+    wrapped = Methods(own, method)
+
+    def loss(parameters, ids):
+        results = functional_call(wrapped, {f"m.{k}": v for k, v in parameters.items()}, (ids,))
+        return sum(r.square().sum() for r in (results if method == "forward" else [results]))
+
+    ids = torch.randint(V, (4, T, B))
+    got = vmap(grad(loss), (None, 0))(parameters, ids)
+    for k, one in enumerate(ids):
+        own.zero_grad()
+        loss(dict(own.named_parameters()), one).backward()
+        for name, p in own.named_parameters():
+            torch.testing.assert_close(got[name][k], p.grad, **EXACT)
+
+
+def test_forward_mode_and_hessians():
+    own = model()
+    parameters = {name: p.detach() for name, p in own.named_parameters()}
+
+    def states(parameters):
+        return functional_call(own, parameters, (IDS,))[1]
+
+    def of_rows(parameters):
+        rows = parameters["embedding.weight"][IDS]
+        layer = {k.removeprefix("rnn."): v for k, v in parameters.items() if k[0] == "r"}
+        return functional_call(own.rnn, layer, (rows,))[1]
+
+    for transform in (torch.func.jacfwd, torch.func.jacrev, torch.func.hessian):
+        got, wanted = transform(states)(parameters), transform(of_rows)(parameters)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_explain():
+    kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else "reference"
+    own, ids = TokenRNN(9, D, 64), torch.randint(9, (5, 200))
+    told = explain(own, ids)
+    asked = "the output is asked for"
+    assert told.path == kernel
+    assert told.shortcuts == ("table",)
+    assert told.why_no_shortcut == {"last state": asked, "shared prefixes": asked}
+    with torch.no_grad():
+        told = explain(own, ids, last_state=True)
+        assert told.shortcuts == ("table", "last state", "shared prefixes")
+        assert not told.why_no_shortcut
+        assert str(told).startswith(f"{kernel} with table, last state, shared prefixes (")
+        with batch_invariant():
+            told = explain(own, ids, last_state=True)
+            assert told.shortcuts == ("last state",)
+    trained = explain(own, pack_sequence([*ids.T]), last_state=True)
+    assert trained.shortcuts == ("table", "shared prefixes")
+    assert trained.why_no_shortcut == {"last state": "the backward pass reads the output"}
+    assert "not last state: the backward pass reads the output" in str(trained)
+    few = explain(own, ids[:, :1], last_state=True).why_no_shortcut
+    assert few["table"] == "the product of 5 ids is less work than that of 9 rows"
+    assert few["shared prefixes"] == "it pays from 128 sequences, not for 1"
+    hx = torch.zeros(1, 200, 64)
+    assert "hx" in explain(own, ids, hx, last_state=True).why_no_shortcut["shared prefixes"]
+    reset = torch.zeros(5, 200, dtype=torch.bool)
+    told = explain(own, ids, reset=reset, last_state=True)
+    assert told.why_no_shortcut["shared prefixes"] == "reset begins sequences anew"
+    dropped = explain(TokenRNN(9, D, 64, 2, dropout=0.5), ids, last_state=True)
+    assert dropped.why_no_shortcut["last state"] == "dropout needs the output of each layer"
+    with torch.autocast("cpu", torch.bfloat16):
+        told = explain(own, ids, last_state=True)
+        assert told.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
+        assert "not in torch.bfloat16" in told.why_no_shortcut["shared prefixes"]
+    own.embedding.register_forward_hook(lambda *arguments: None)
+    told = explain(own, ids, last_state=True)
+    assert told.why_no_shortcut["table"] == "the embedding has hooks"
+
+    layer, embedding = FusedRNN(D, 64), torch.randn(9, D)
+    assert explain(layer, ids, embedding=embedding).shortcuts == ("table",)
+    rows = embedding[ids]
+    assert explain(layer, rows).shortcuts == ()
+    assert explain(layer, rows).why_no_shortcut == {}
+    told = explain(layer.requires_grad_(False), rows, last_state=True)
+    assert told.shortcuts == ("last state",)
+    assert told.why_no_shortcut["table"] == "input holds no token ids"
+    with pytest.raises(TypeError, match="int32 or int64, where embedding is given, got"):
+        explain(layer, rows, embedding=embedding)
+    with pytest.raises(TypeError, match="a FusedRNN, TokenRNN or FusedRNNCell, got Linear"):
+        explain(nn.Linear(2, 2), rows)
+
+
+def test_explain_without_a_kernel(monkeypatch):
+    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    told = explain(TokenRNN(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
+    assert told.path == "reference"
+    assert told.shortcuts == ("table",)
+    assert told.why_no_shortcut == {
+        "last state": "ATen operators compute every state",
+        "shared prefixes": "the C++ extension was not built",
+    }
+
+
+@pytest.mark.parametrize("compiler", [torch.jit.script, lambda m: torch.jit.trace(m, IDS)])
+def test_torchscript(compiler):
+    """A traced or scripted model shares its parameters, and works at other lengths when loaded."""
+    own = model()
+    program = compiler(own)
+    assert {p.data_ptr() for p in program.parameters()} == {p.data_ptr() for p in own.parameters()}
+    stored = io.BytesIO()
+    torch.jit.save(program, stored)
+    stored.seek(0)
+    loaded, ids = torch.jit.load(stored), torch.randint(V, (T + 2, B + 1))
+    torch.testing.assert_close(loaded(ids), own(ids), **EXACT)
+    replace_rnn(own)  # torch.jit.script leaves what it compiled in the model
+    assert type(own.rnn) is FusedRNN
+
+
+def test_tracing_of_the_last_state():
+    own = model()
+    program = torch.jit.trace(Methods(own), IDS)
+    ids = torch.randint(V, (T + 2, B + 1))
+    torch.testing.assert_close(program(ids), own(ids)[1], **EXACT)
+
+
+def test_a_model_is_a_leaf_of_fx():
+    net = nn.Sequential(model())
+    graph = torch.fx.symbolic_trace(net)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+    torch.testing.assert_close(graph(IDS), net(IDS))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_expanded_weights():
+    """Torch's own gradients of each sample, by the operators of nn.Embedding and nn.RNN."""
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    own = TokenRNN(V, D, H, 2, batch_first=True)
+    ids = torch.randint(V, (5, T))
+    call_for_per_sample_grads(own, batch_size=5)(ids)[0].sum().backward()
+    of_samples = {name: p.grad_sample for name, p in own.named_parameters()}
+    own(ids)[0].sum().backward()
+    for name, parameter in own.named_parameters():
+        torch.testing.assert_close(of_samples[name].sum(0), parameter.grad)
+
+
+def test_quantization_of_the_embedding():
+    """What another tool puts in the place of the embedding is called."""
+    own = TokenRNN(V, D, H)
+    embedding = copy.deepcopy(own.embedding)
+    embedding.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig
+    own.embedding = torch.ao.nn.quantized.Embedding.from_float(embedding)
+    torch.testing.assert_close(own(IDS), own.rnn(own.embedding(IDS)))
