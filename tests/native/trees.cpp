@@ -35,12 +35,12 @@ Sequences draw_sequences(const Problem& p, Random& random) {
 }
 
 // The rows of sequences, each of its own or shared in a tree.
-struct Rows {
+struct RowLayout {
   std::vector<int64_t> count, start, ids, parent, end_start, end_sequence;
   PrefixTree tree{};
   SequenceLayout layout{};
 
-  Rows(const Sequences& sequences, int64_t T, bool shared) : count(T), start(T), end_start(1) {
+  RowLayout(const Sequences& sequences, int64_t T, bool shared) : count(T), start(T), end_start(1) {
     std::vector<int64_t> row_of(sequences.size());  // at the time at hand, among those of its time
     for (int64_t t = 0; t < T; ++t) {
       start[t] = int64_t(ids.size());
@@ -73,8 +73,8 @@ struct Rows {
     tree = {parent.data(), end_start.data(), end_sequence.data()};
     if (shared) layout.tree = &tree;
   }
-  Rows(const Rows&) = delete;
-  Rows& operator=(const Rows&) = delete;
+  RowLayout(const RowLayout&) = delete;
+  RowLayout& operator=(const RowLayout&) = delete;
 };
 
 template <class Scalar>
@@ -115,8 +115,8 @@ struct Results {
 template <class Scalar>
 class Stack {
  public:
-  Stack(const KernelsFor<Scalar>& kernels, const Problem& p, const Rows& rows, bool packed_before,
-        int64_t threads)
+  Stack(const KernelsFor<Scalar>& kernels, const Problem& p, const RowLayout& rows,
+        bool packed_before, int64_t threads)
       : kernels_(kernels),
         p_(p),
         rows_(rows),
@@ -205,7 +205,7 @@ class Stack {
 
   const KernelsFor<Scalar>& kernels_;
   const Problem& p_;
-  const Rows& rows_;
+  const RowLayout& rows_;
   bool packed_before_;
   Runtime runtime_;
   Random random_;
@@ -218,9 +218,9 @@ class Stack {
 template <class Scalar>
 const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random& random) {
   const Sequences sequences = draw_sequences(p, random);
-  const Rows plain(sequences, p.T, false), tree(sequences, p.T, true);
+  const RowLayout plain(sequences, p.T, false), tree(sequences, p.T, true);
   if (plain.layout.B != p.B || tree.layout.N > plain.layout.N) return "rows that do not exist";
-  const auto run = [&](const Rows& rows, bool packed_before, int64_t threads) {
+  const auto run = [&](const RowLayout& rows, bool packed_before, int64_t threads) {
     return Stack<Scalar>(kernels, p, rows, packed_before, threads).run();
   };
   const Results<Scalar> expected = run(plain, false, 1);
