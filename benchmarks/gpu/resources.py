@@ -90,9 +90,9 @@ def builds() -> Iterator[tuple[Build, list[int]]]:
     yield from found.items()
 
 
-_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-_INDICES = {"lengths": "*i64", "offsets": "*i64", "starts": "*i64", "reset": "*u8"}
-_OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_hh_reverse"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_INDICES = {"ids": "*i64", "lengths": "*i64", "offsets": "*i64", "starts": "*i64", "reset": "*u8"}
+_OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_reverse"}
 
 
 def compile_kernel(
@@ -101,6 +101,7 @@ def compile_kernel(
     *,
     directions: int = 1,
     tanh: bool = True,
+    ring: bool = False,
     rows: Collection[str] = (),
     absent: Collection[str] = (),
 ) -> Resources:
@@ -111,37 +112,63 @@ def compile_kernel(
         build: The plan, the device and the hidden size.
         directions: The number of directions of the layer.
         tanh: Whether the nonlinearity is tanh.
-        rows: Which of lengths, offsets, starts and reset are given.
+        ring: Whether the forward kernel is to compute h_n alone.
+        rows: Which of ids, lengths, offsets, starts and reset are given.
         absent: Which optional arguments are not given.
     """
     plan, device = build.plan, build.device
+    is_forward = kernel is forward_kernel
+    padded = "lengths" in rows and "starts" not in rows
     constants = {
         "H": build.hidden_size,
         "DIRECTIONS": directions,
-        "PADDED": "lengths" in rows and "starts" not in rows,
+        "PADDED": padded and not (ring and is_forward),
+        **({"RING": ring} if is_forward else {}),
         "TANH": tanh,
         **constants_of(plan),
     }
     not_given = {*absent, *(_INDICES.keys() - rows)}
     not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
     not_given |= {"arrivals"} if plan.members == 1 else set()
-    signature, attributes = {}, {}
-    for i, name in enumerate(kernel.arg_names):
+    signature = {}
+    for name in kernel.arg_names:
         if name in not_given:
             constants[name] = None
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in VARYING:
-            signature[name] = "i32"
-        else:
-            pointers = {**_INDICES, "arrivals": "*i32"}
-            signature[name] = pointers.get(name, _POINTERS[build.dtype])
-            attributes[(i,)] = [["tt.divisibility", 16]]
+        if name not in constants:
+            pointers = {**dict.fromkeys(VARYING, "i32"), **_INDICES, "arrivals": "*i32"}
+            signature[name] = pointers.get(name, POINTERS[build.dtype])
+    settings = launch_settings_of(plan, device, "ids" in rows and is_forward)
+    return compile_for(device, kernel, signature, constants, settings)
+
+
+def compile_for(
+    device: Device,
+    kernel,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    settings: dict[str, Any],
+) -> Resources:
+    """Compiles a kernel for a device and returns the resources that it takes.
+
+    Args:
+        device: The device.
+        kernel: Any kernel.
+        signature: Triton's name of the type of each argument that is no constant. Pointers are
+            taken to be aligned.
+        constants: The other arguments.
+        settings: How Triton is to compile it.
+    """
+    types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if types[name].startswith("*")
+    }
     arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
     compiled = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
+        ASTSource(kernel, types, constants, attributes),
         target=GPUTarget(device.backend, arch, device.lanes),
-        options=launch_settings_of(plan, device),
+        options=settings,
     )
     shared = compiled.metadata.shared
     if device.backend == "hip":

@@ -1,4 +1,4 @@
-"""The recurrence of a layer in one kernel, forward and backward.
+"""The recurrence of a layer in one kernel, forward and backward; and sums of rows by token.
 
 Shapes are written in brackets: B is the block of sequences of a program, K a block of the hidden
 units that are summed over, N a block of the hidden units that are computed.
@@ -13,6 +13,10 @@ import triton.language as tl
 # across time; a program that is its block's only member keeps the state on chip as well. Otherwise
 # the previous state is read back from the rows that the previous step has written, with a barrier
 # in between.
+#
+# Triton compares values to find the variables that a loop changes: one that is another variable
+# before the loop, and becomes that variable again in the body, counts as constant. So no variable
+# that a loop assigns is a mere name of another before the loop.
 
 
 @triton.jit
@@ -82,6 +86,37 @@ def _row(t, first, starts, time_stride):
     if starts is not None:
         return first + tl.load(starts + t)
     return first + t * time_stride
+
+
+@triton.jit
+def _at_step(t, by, back, steps):
+    """Returns the time `by` steps of the pass after time t, or that of its last step."""
+    return tl.minimum(tl.maximum(t + by - 2 * by * back, 0), steps - 1)
+
+
+@triton.jit
+def _place(t, b, row, B, RING: tl.constexpr):
+    """Returns where the states of time t (a scalar or [B]) lie in the output [B].
+
+    That is the row of that time, or a place in a ring of two steps.
+    """
+    return (t & 1) * B + b if RING else row
+
+
+@triton.jit
+def _token(ids, t, row, length):
+    """Loads the token id of each sequence [B] at time t, from its row; 0 where it has none."""
+    return tl.load(ids + row, mask=t < length, other=0)
+
+
+@triton.jit
+def _row_of_token(token, V, is_known):
+    """Returns the row of the table for each token [B], and whether all tokens so far have one [B].
+
+    Ids on the device are unchecked: one that has no row takes row 0, and an assertion tells later.
+    """
+    has_row = (token >= 0) & (token < V)
+    return tl.where(has_row, token, 0), is_known & has_row
 
 
 @triton.jit
@@ -210,18 +245,21 @@ def _meet(arrivals, arrived, MEMBERS: tl.constexpr):
 
 
 # Arguments that vary from call to call: a kernel is not compiled anew for their values.
-VARYING = ["T", "B", "N", "time_stride", "batch_stride", "reset_time_stride", "reset_batch_stride"]
+VARYING = ["T", "B", "N", "V", "time_stride", "batch_stride"]
+VARYING += ["reset_time_stride", "reset_batch_stride"]
 
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
-    projected,  # (N, directions * H)
+    projected,  # (N, directions * H); with ids (V, directions * H): the table
+    ids,  # (N), the row of `projected` for each row, or None: its own
+    V,  # rows of `projected`
     weight_hh,  # (H, H)
     weight_hh_reverse,  # (H, H), of the second direction, or None
-    bias_hh,  # (H), or None
-    bias_hh_reverse,  # (H), of the second direction, or None
+    bias,  # (H), or None
+    bias_reverse,  # (H), of the second direction, or None
     hx,  # (directions, B, H), or None: zeros
-    output,  # (N, directions * H)
+    output,  # (N, directions * H); with RING (2 * B, directions * H): two steps in turn
     h_n,  # (directions, B, H)
     lengths,  # (B), or None: T each
     offsets,  # (B + 1), or None
@@ -237,7 +275,8 @@ def forward_kernel(
     reset_batch_stride,
     H: tl.constexpr,
     DIRECTIONS: tl.constexpr,
-    PADDED: tl.constexpr,  # whether there are rows past the end of sequences
+    PADDED: tl.constexpr,  # whether rows past the end of sequences are to be zeroed
+    RING: tl.constexpr,  # whether h_n alone is wanted, and output is memory to work in
     TANH: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -248,7 +287,7 @@ def forward_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes output and h_n of one layer: h_t = act(projected_t + b_hh + h_{t-1} W_hh^T)."""
+    """Computes output and h_n of one layer: h_t = act(projected_t + bias + h_{t-1} W_hh^T)."""
     KEEP_WEIGHT: tl.constexpr = TILES == 1 and BLOCK_K >= H
     KEEP_STATE: tl.constexpr = KEEP_WEIGHT and MEMBERS == 1
     WIDTH: tl.constexpr = DIRECTIONS * H
@@ -256,12 +295,12 @@ def forward_kernel(
     dtype: tl.constexpr = output.dtype.element_ty
     member, block = tl.program_id(0), tl.program_id(1)
     back = tl.program_id(2)  # the direction; the second direction goes back in time
-    weight, bias = weight_hh, bias_hh
+    weight = weight_hh
     if DIRECTIONS == 2:  # noqa: SIM102 - known when it is compiled
         if back == 1:
             weight = weight_hh_reverse
             if bias is not None:
-                bias = bias_hh_reverse
+                bias = bias_reverse
     projected += back * H
     output += back * H
     h_n += back.to(tl.int64) * B * H
@@ -274,11 +313,20 @@ def forward_kernel(
     length, first = _sequences(b, B, lengths, offsets, T, N, batch_stride)
     steps, t, begin, end = _times(length, back)
     row = _row(t, first, starts, time_stride)
-    row_before = row
+    place_before = _place(t, b, row, B, RING)
     n = member * BLOCK_N + tl.arange(0, BLOCK_N)
+    source_begin = row  # the row of `projected` to read before the first step
+    if ids is not None:
+        # A token is loaded a step before its row of the table: no step waits for both in turn.
+        token = _token(ids, t, row, length)
+        is_known = tl.full((BLOCK_B,), 1, tl.int1)
+        if KEEP_WEIGHT:
+            source_begin, is_known = _row_of_token(token, V, is_known)
+            t_after = tl.maximum(_at_step(t, 1, back, steps), 0)  # there may be no step
+            token = _token(ids, t_after, _row(t_after, first, starts, time_stride), length)
     if KEEP_WEIGHT:
         right = _kept_tile(weight, n, H, BLOCK_K, PARTS)
-        upcoming = _load_rows(projected, row, n, t < length, WIDTH, LIMIT_N)
+        upcoming = _load_rows(projected, source_begin, n, t < length, WIDTH, LIMIT_N)
     if KEEP_STATE:
         if hx is None:
             state = tl.zeros((BLOCK_B, BLOCK_N), dtype)
@@ -294,19 +342,25 @@ def forward_kernel(
             is_cut = _is_cut(t + back, b, length, reset, reset_time_stride, reset_batch_stride)
             goes_on = goes_on & ~is_cut
             begins = begins & ~is_cut
-        before = output + row_before * WIDTH
+        before = output + place_before * WIDTH
         if hx is not None:
             initial = hx + b * H
             some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
-        t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
+        t_after = _at_step(t, 1, back, steps)
         row_after = _row(t_after, first, starts, time_stride)
+        place = _place(t, b, row, B, RING)
+        source = row_after if KEEP_WEIGHT else row  # the row of `projected` to read in this step
+        if ids is not None:
+            source, is_known = _row_of_token(token, V, is_known)
+            t_token = _at_step(t, 2, back, steps) if KEEP_WEIGHT else t_after
+            token = _token(ids, t_token, _row(t_token, first, starts, time_stride), length)
         for i in range(TILES):
             n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
             if KEEP_WEIGHT:
                 z = upcoming.to(tl.float32)
-                upcoming = _load_rows(projected, row_after, n, t_after < length, WIDTH, LIMIT_N)
+                upcoming = _load_rows(projected, source, n, t_after < length, WIDTH, LIMIT_N)
             else:
-                z = _load_rows(projected, row, n, alive, WIDTH, LIMIT_N).to(tl.float32)
+                z = _load_rows(projected, source, n, alive, WIDTH, LIMIT_N).to(tl.float32)
             if bias is not None:
                 z += tl.load(bias + n, mask=n < H, other=0.0).to(tl.float32)[None, :]
             if KEEP_STATE:
@@ -329,19 +383,20 @@ def forward_kernel(
                 state = tl.where(alive[:, None], h, state)
             if PADDED:
                 h = tl.where(alive[:, None], h, 0.0).to(dtype)
-                _store_rows(output, row, n, h, b < B, WIDTH, LIMIT_N)
-            else:
-                _store_rows(output, row, n, h, alive, WIDTH, LIMIT_N)
-        row_before = row
+                _store_rows(output, place, n, h, b < B, WIDTH, LIMIT_N)
+            elif not (RING and KEEP_STATE):
+                _store_rows(output, place, n, h, alive, WIDTH, LIMIT_N)
+        place_before = place
         row = row_after
         if not KEEP_STATE:
             _meet(arrivals, MEMBERS * (s + 1), MEMBERS)
 
-    row = _row(tl.maximum(end, 0), first, starts, time_stride)
+    t_end = tl.maximum(end, 0)
+    place = _place(t_end, b, _row(t_end, first, starts, time_stride), B, RING)
     for i in range(TILES):
         n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
         if not KEEP_STATE:
-            state = _load_rows(output, row, n, length > 0, WIDTH, LIMIT_N)
+            state = _load_rows(output, place, n, length > 0, WIDTH, LIMIT_N)
             if hx is not None:
                 state += _load_rows(hx, b, n, (b < B) & (length == 0), H, LIMIT_N)
         _store_rows(h_n, b, n, state, b < B, H, LIMIT_N)
@@ -350,6 +405,8 @@ def forward_kernel(
             for u in range(steps, T):
                 row_u = _row(u, first, starts, time_stride)
                 _store_rows(output, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
+    if ids is not None:  # not in every step: an assertion is a barrier
+        tl.device_assert(is_known, "namernn_fast: input must hold ids of rows of the table")
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -422,7 +479,7 @@ def backward_kernel(
     length, first = _sequences(b, B, lengths, offsets, T, N, batch_stride)
     steps, t, begin, end = _times(length, back)
     row = _row(t, first, starts, time_stride)
-    row_before = row
+    row_before = _row(t, first, starts, time_stride)
     n = member * BLOCK_N + tl.arange(0, BLOCK_N)
     if KEEP_WEIGHT:
         right = _kept_tile(weight, n, H, BLOCK_K, PARTS)
@@ -442,7 +499,7 @@ def backward_kernel(
                 t + back, b, length, reset, reset_time_stride, reset_batch_stride
             )
         before = dz + row_before * WIDTH  # dz of the previous step of this pass
-        t_after = tl.minimum(tl.maximum(t + 1 - 2 * back, 0), steps - 1)
+        t_after = _at_step(t, 1, back, steps)
         row_after = _row(t_after, first, starts, time_stride)
         for i in range(TILES):
             n = (member + i * MEMBERS) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -527,3 +584,34 @@ def backward_kernel(
                 _store_rows(dz, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
                 if previous is not None:
                     _store_rows(previous, row_u, n, zeros, b < B, WIDTH, LIMIT_N)
+
+
+@triton.jit(do_not_specialize=["V"])
+def sums_by_token_kernel(
+    rows,  # (N, WIDTH)
+    order,  # (N), the numbers of the rows, sorted by token
+    borders,  # (V + 1), the place in `order` where the rows of each token begin
+    sums,  # (parts, V, WIDTH), float32
+    V,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,  # rows that are read at once
+    STAGES: tl.constexpr,
+):
+    """Computes the sum of the rows of each token in parts, each of every so many blocks of rows.
+
+    Programs lie in a grid (V, blocks of units, parts).
+    """
+    token, part = tl.program_id(0), tl.program_id(2)
+    begin, end = tl.load(borders + token), tl.load(borders + token + 1)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    sum = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
+    step = tl.num_programs(2) * BLOCK_R
+    for start in tl.range(begin + part * BLOCK_R, end, step, num_stages=STAGES):
+        at = start + tl.arange(0, BLOCK_R)
+        row = tl.load(order + at, mask=at < end, other=0)
+        mask = (at < end)[:, None] & (n[None, :] < WIDTH)
+        values = tl.load(rows + row[:, None] * WIDTH + n[None, :], mask=mask, other=0.0)
+        sum += values.to(tl.float32)
+    place = (part.to(tl.int64) * V + token) * WIDTH + n
+    tl.store(sums + place, tl.sum(sum, axis=0), mask=n < WIDTH)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from .. import ops
 from .device import Device, device_of
-from .kernels import backward_kernel, forward_kernel
+from .kernels import backward_kernel, forward_kernel, sums_by_token_kernel
 from .plan import Plan, plan_of
 from .problem import Stack
 
@@ -31,8 +32,8 @@ def constants_of(plan: Plan) -> dict[str, Any]:
 
 
 @functools.cache
-def launch_settings_of(plan: Plan, device: Device) -> dict[str, Any]:
-    """Returns how Triton is to compile and launch a kernel."""
+def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> dict[str, Any]:
+    """Returns how Triton is to compile and launch a kernel; with ids its assertion is compiled."""
     settings = {
         "num_warps": plan.warps,
         "enable_fp_fusion": True,
@@ -41,17 +42,28 @@ def launch_settings_of(plan: Plan, device: Device) -> dict[str, Any]:
     if device.backend == "cuda":
         # As many registers as there are: with fewer the compiler spills some, to fit more programs.
         settings["maxnreg"] = min(255, 65536 // (plan.warps * device.lanes))
+    if with_ids:
+        settings |= {"debug": True, "sanitize_overflow": False}
     return settings
 
 
-def _launch(kernel, stack: Stack, like: Tensor, tensors: Sequence[Tensor | None]) -> None:
-    """Launches a kernel over the rows of `like`.
+def _launch(
+    kernel,
+    stack: Stack,
+    like: Tensor,
+    tensors: Sequence[Tensor | int | None],
+    with_ids: bool = False,
+    **own: bool,
+) -> None:
+    """Launches a kernel over all rows.
 
     Args:
         kernel: `forward_kernel` or `backward_kernel`.
         stack: the layer's stack.
-        like: (N, features), for the device and the dtype.
+        like: for the device and the dtype.
         tensors: the kernel's arguments before those that both kernels have.
+        with_ids: whether the layer's input holds token ids.
+        own: arguments for which the kernel is compiled, besides those of the plan and the layer.
     """
     layout = stack.layout
     if layout.B == 0:
@@ -64,13 +76,14 @@ def _launch(kernel, stack: Stack, like: Tensor, tensors: Sequence[Tensor | None]
     constants = {
         "H": stack.hidden_size,
         "DIRECTIONS": stack.directions,
-        "PADDED": layout.padded,
         "TANH": not stack.options & ops.RELU,
+        **own,
         **constants_of(plan),
     }
     grid = (plan.members, blocks, stack.directions)
     arguments = (*tensors, *layout[:4], arrivals, *layout[4:])
-    _run(kernel, grid, arguments, constants, launch_settings_of(plan, device_of(like)))
+    settings = launch_settings_of(plan, device_of(like), with_ids)
+    _run(kernel, grid, arguments, constants, settings)
 
 
 def _run(kernel, grid, arguments, constants, settings) -> None:
@@ -108,6 +121,11 @@ def _join(of_each_direction) -> Tensor:
     return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
+def _beside(of_each_direction) -> Tensor:
+    """Returns the columns of all directions in one tensor, as they are where there is one."""
+    return torch.cat(of_each_direction, 1) if len(of_each_direction) == 2 else of_each_direction[0]
+
+
 def forward_layer(
     stack: Stack,
     x: Tensor,
@@ -115,23 +133,33 @@ def forward_layer(
     weights: list[ops.LayerWeights],
     output: Tensor,
     h_n: Tensor,
+    ring: bool,
 ) -> None:
     """Runs the forward pass of a layer.
 
     Args:
         stack: the layer's stack.
-        x: the input's rows (N, features).
+        x: the input's rows (N, features), or token ids (N).
         hx: initial states (directions, B, H), or None for zeros.
         weights: of each direction.
-        output: written, (N, directions * H).
+        output: written, (N, directions * H); with `ring` (2 * B, directions * H).
         h_n: written, (directions, B, H).
+        ring: whether output is memory for the states of two steps, since h_n alone is wanted.
     """
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
-    bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
-    # Not in the memory of output: a program may read a row ahead of the row that it writes.
-    projected = torch.nn.functional.linear(x, _join(weights_ih), bias_ih)
-    tensors = (projected, *_pair(weights_hh), *_pair(biases_hh), hx, output, h_n)
-    _launch(forward_kernel, stack, x, tensors)
+    with_ids, bias_ih = ops.has_ids(x), None
+    if with_ids:
+        # The kernel reads rows of the table in the place of projected rows, and adds both biases.
+        projected, ids = _beside(weights_ih), x
+        biases_hh = tuple(own.bias for own in weights)
+    else:
+        # Not in the memory of output: a program may read a row ahead of the row that it writes.
+        bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
+        projected, ids = torch.nn.functional.linear(x, _join(weights_ih), bias_ih), None
+    tensors = (projected, ids, len(projected), *_pair(weights_hh), *_pair(biases_hh))
+    padded = stack.layout.padded and not ring
+    tensors += (hx, output, h_n)
+    _launch(forward_kernel, stack, h_n, tensors, with_ids, PADDED=padded, RING=ring)
 
 
 def backward_layer(
@@ -164,7 +192,7 @@ def backward_layer(
     # Transposed here, so that both kernels read weights the same way.
     weights_hh = _pair([own.weight_hh.t().contiguous() for own in weights])
     tensors = (grad_output, grad_h_n, *weights_hh, hx, output, dz, previous, dz_last, grad_hx)
-    _launch(backward_kernel, stack, output, tensors)
+    _launch(backward_kernel, stack, output, tensors, PADDED=stack.layout.padded)
     if grad_hx is not None and dz_last is not None:
         for grad, last, own in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
             grad.addmm_(last, own.weight_hh)
@@ -179,17 +207,57 @@ def weight_gradients(
 
     Args:
         stack: the layer's stack.
-        x: the input's rows (N, features).
+        x: the input's rows (N, features), or token ids (N).
         weights: of each direction.
         dz: the gradient before the activation (N, directions * H).
         previous: the previous state of each row, like dz.
     """
     gradients = []
-    parts = (_of_directions(dz, stack), _of_directions(previous, stack), weights)
-    for own_dz, before, own in zip(*parts, strict=True):
+    tables: Sequence[Tensor | None] = [None] * len(weights)
+    if ops.has_ids(x):
+        tables = _of_directions(sums_by_token(dz, x, len(weights[0].weight_ih)), stack)
+    parts = (_of_directions(dz, stack), _of_directions(previous, stack), tables, weights)
+    for own_dz, before, table, own in zip(*parts, strict=True):
         transposed = own_dz.t()
-        gradients += [transposed @ x, transposed @ before]
+        grad_ih = transposed @ x if table is None else table.contiguous()
+        gradients += [grad_ih, transposed @ before]
         if own.bias_ih is not None:
             grad_bias = own_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
     return gradients
+
+
+_ROWS_OF_A_PART = 256  # of a token that has as many rows as others
+SUMS_SETTINGS = {"num_warps": 4, "enable_fp_fusion": True}
+"""How Triton is to compile and launch the kernel of `sums_by_token`."""
+
+
+def sums_constants_of(width: int) -> dict[str, Any]:
+    """Returns the arguments for which the kernel of `sums_by_token` is compiled."""
+    block = min(64, triton.next_power_of_2(width))
+    return {"WIDTH": width, "BLOCK_N": block, "BLOCK_R": 32, "STAGES": 3}
+
+
+def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
+    """Returns the sum of the rows of each token (vocabulary, features), added up in a fixed order.
+
+    Torch's own `embedding_dense_backward` adds the rows of few tokens by atomic operations, in any
+    order (https://github.com/pytorch/pytorch/pull/172454), unless a process asks for deterministic
+    algorithms.
+
+    Args:
+        rows: (N, features), contiguous. Rows of padding are zero.
+        ids: (N). No id is an address: rows whose id is not in the vocabulary are left out.
+        vocabulary: the number of tokens.
+    """
+    by_token, order = ids.to(torch.int32).sort(stable=True)
+    tokens = torch.arange(vocabulary + 1, dtype=torch.int32, device=ids.device)
+    borders = torch.searchsorted(by_token, tokens)
+    width = rows.shape[1]
+    parts = max(1, min(1024, len(ids) // (vocabulary * _ROWS_OF_A_PART)))
+    sums = rows.new_empty(parts, vocabulary, width, dtype=torch.float32)
+    constants = sums_constants_of(width)
+    grid = (vocabulary, -(-width // constants["BLOCK_N"]), parts)
+    arguments = (rows, order, borders, sums, vocabulary)
+    _run(sums_by_token_kernel, grid, arguments, constants, SUMS_SETTINGS)
+    return (sums.sum(0) if parts > 1 else sums[0]).to(rows.dtype)

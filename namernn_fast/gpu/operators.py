@@ -14,14 +14,23 @@ from .stack import backward_stack, forward_stack
 def rnn_forward(input, hx, weights, sequence_layout, reset, options):
     """`namernn_fast::rnn_forward` on a GPU; arguments and results as in `namernn_fast.ops`.
 
+    An id in input of which the table has no row is a device-side assertion.
+
     Raises:
         RuntimeError: the arguments do not fit, or BATCH_INVARIANT is set.
     """
     _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not promised on a GPU")
+    _require(
+        not (options & ops.LAST_STATE and options & ops.WANT_HIDDEN),
+        "options must not say both that the last state alone and that hidden is wanted",
+    )
     stack, x = _checked_stack(input, hx, weights, sequence_layout, reset, options)
     with on_device_of(input):
         outputs, h_n = forward_stack(stack, x)
-    outputs = [output.view(*input.shape[:-1], output.shape[1]) for output in outputs]
+    shape = ops.output_shape(input, stack.hidden_size, options)
+    if options & ops.LAST_STATE:
+        return h_n.new_empty(shape), h_n, []
+    outputs = [output.view(shape) for output in outputs]
     return outputs[-1], h_n, outputs[:-1] if options & ops.WANT_HIDDEN else []
 
 
@@ -45,10 +54,13 @@ def rnn_backward(
     Raises:
         RuntimeError: the arguments do not fit.
     """
+    _require(not options & ops.LAST_STATE, "the last state alone has no backward pass")
     stack, x = _checked_stack(input, hx, weights, sequence_layout, reset, options)
+    with_ids = ops.has_ids(input)
+    _require(not (with_ids and want_input), "want_input must be false for token ids")
     _check_results(stack, input, output, hidden, grad_output, grad_h_n, want_layers)
     with on_device_of(input):
-        if stack.layout.padded and 0 in want_layers:
+        if stack.layout.padded and 0 in want_layers and not with_ids:
             # Input past the end of a sequence may be NaN, and NaN times a dz of zero is NaN.
             steps = torch.arange(stack.layout.T, device=input.device)
             past = steps >= sequence_layout.unsqueeze(1)
@@ -61,11 +73,11 @@ def rnn_backward(
         grad_input, found = backward_stack(
             stack, x, outputs, grad, grad_h_n, grad_hx, want_input, want_layers
         )
-    nothing = input.new_empty(0)
+    nothing = stack.weights[0].new_empty(0)
     per_layer = ops.weights_per_layer(options)
     grad_weights = []
     for k in range(ops.layer_count(weights, options)):
-        grad_weights += found.get(k) or [input.new_empty(0) for _ in range(per_layer)]
+        grad_weights += found.get(k) or [nothing.new_empty(0) for _ in range(per_layer)]
     return (
         grad_input.view(input.shape) if want_input else nothing,
         grad_hx if want_hx else nothing,
@@ -82,16 +94,22 @@ def _require(condition: bool, message: str, *values: Any) -> None:
         raise RuntimeError("namernn_fast: " + message.format(*values))
 
 
-def _check_tensor(name: str, tensor: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> None:
+def _check_tensor(
+    name: str, tensor: Tensor | None, input: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     """Checks the device, dtype and shape of an optional tensor."""
     if tensor is None:
         return
     _require(
-        tensor.device == like.device,
+        tensor.device == input.device,
         "{} must be on the device of input, {}, got {}: move one of them with .to()",
-        *(name, like.device, tensor.device),
+        *(name, input.device, tensor.device),
     )
-    _require(tensor.dtype == like.dtype, "{} must have the dtype of input", name)
+    if tensor.dtype != dtype:
+        owner = "weight_hh of the first layer" if ops.has_ids(input) else "input"
+        _require(
+            False, "{} must have the dtype of {}, {}, got {}", name, owner, dtype, tensor.dtype
+        )
     _require(tensor.shape == shape, "{} must have shape {}, got {}", name, shape, _Shape(tensor))
 
 
@@ -107,6 +125,10 @@ class _Shape:
 
 def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator; returns them, and the input as (rows, features)."""
+    _require(
+        not options & ops.SHARE_PREFIXES,
+        "share_prefixes needs a CPU: the kernels on a GPU share no states",
+    )
     directions, per_layer = ops.directions_of(options), ops.weights_per_layer(options)
     _require(
         len(weights) > 0 and len(weights) % per_layer == 0,
@@ -114,17 +136,30 @@ def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple
         *(per_layer, len(weights)),
     )
     _require(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got {}", weights[1].dim())
+    with_ids = ops.has_ids(input)
+    dtype = weights[1].dtype if with_ids else input.dtype
     _require(
-        input.dtype in availability.TRITON_DTYPES,
-        "input must be of one of {}, got {}",
-        *(availability.TRITON_DTYPES, input.dtype),
+        dtype in availability.TRITON_DTYPES,
+        "{} must be of one of {}, got {}",
+        "weights" if with_ids else "input",
+        (*availability.TRITON_DTYPES, *([] if with_ids else [torch.int64])),
+        dtype,
+    )
+    _require(
+        not with_ids or (weights[0].dim() == 2 and len(weights[0]) > 0),
+        "the table of weight_ih must have 2 dimensions and a row at least, got shape {}",
+        _Shape(weights[0]),
     )
     layout = _read_layout(input, sequence_layout, reset, options)
     hidden_size = weights[1].shape[0]
-    for name, weight, shape in checks.weights_and_shapes(weights, input.shape[-1], options):
-        _check_tensor(name, weight, input, shape)
+    tables = directions if with_ids else 0
+    for name, weight, shape in checks.weights_and_shapes(weights, _features(input), options):
+        if tables and name == "weight_ih":
+            name, tables = "the table of weight_ih", tables - 1
+            shape = (len(weights[0]), hidden_size)
+        _check_tensor(name, weight, input, dtype, shape)
     states = ops.layer_count(weights, options) * directions
-    _check_tensor("hx", hx, input, (states, layout.B, hidden_size))
+    _check_tensor("hx", hx, input, dtype, (states, layout.B, hidden_size))
     stack = Stack(
         layout,
         None if hx is None else hx.contiguous(),
@@ -133,7 +168,12 @@ def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple
         directions,
         hidden_size,
     )
-    return stack, input.flatten(0, -2)
+    return stack, input.flatten().contiguous() if with_ids else input.flatten(0, -2)
+
+
+def _features(input: Tensor) -> int:
+    """Returns the features of an input row; 0 for token ids, which have no row."""
+    return 0 if ops.has_ids(input) else input.shape[-1]
 
 
 def _check_results(stack: Stack, input, output, hidden, grad_output, grad_h_n, want_layers) -> None:
@@ -144,13 +184,14 @@ def _check_results(stack: Stack, input, output, hidden, grad_output, grad_h_n, w
         "hidden must hold the outputs of {} layer(s), got {}",
         *(num_layers - 1, len(hidden)),
     )
-    shape = (*input.shape[:-1], stack.directions * stack.hidden_size)
-    _check_tensor("output", output, input, shape)
-    _check_tensor("grad_output", grad_output, input, shape)
+    dtype = stack.weights[0].dtype
+    shape = ops.output_shape(input, stack.hidden_size, stack.options)
+    _check_tensor("output", output, input, dtype, shape)
+    _check_tensor("grad_output", grad_output, input, dtype, shape)
     for tensor in hidden:
-        _check_tensor("hidden", tensor, input, shape)
+        _check_tensor("hidden", tensor, input, dtype, shape)
     states = (num_layers * stack.directions, stack.layout.B, stack.hidden_size)
-    _check_tensor("grad_h_n", grad_h_n, input, states)
+    _check_tensor("grad_h_n", grad_h_n, input, dtype, states)
     for k in want_layers:
         _require(0 <= k < num_layers, "want_layers must be from 0 to {}, got {}", num_layers - 1, k)
 
@@ -160,15 +201,16 @@ def _read_layout(input, sequence_layout, reset, options) -> SequenceLayout:
     packed, jagged = options & ops.PACKED, options & ops.JAGGED
     batch_first = options & ops.BATCH_FIRST
     _require(not (packed and jagged), "options must not say both packed and jagged")
-    dimensions = 2 if packed or jagged else 3
+    padded = not (packed or jagged)
+    dimensions = 1 + padded + (not ops.has_ids(input))
     _require(
         input.dim() == dimensions,
-        "input must have {} dimensions, got {}",
+        "input must have {} dimension(s), got {}",
         *(dimensions, input.dim()),
     )
     name = "batch_sizes" if packed else "offsets" if jagged else "lengths"
     given = sequence_layout is not None
-    _require(given or dimensions == 3, "sequence_layout must be the {} of input, got none", name)
+    _require(given or padded, "sequence_layout must be the {} of input, got none", name)
     _require(
         not given
         or packed
@@ -180,7 +222,7 @@ def _read_layout(input, sequence_layout, reset, options) -> SequenceLayout:
         "{} must be a 1-D int64 tensor on the device of input",
         name,
     )
-    N = input.shape[0] if dimensions == 2 else input.shape[0] * input.shape[1]
+    N = input.shape[0] * input.shape[1] if padded else input.shape[0]
     if packed:
         layout = _read_batch_sizes(sequence_layout, input, N)
     elif jagged:

@@ -6,7 +6,7 @@ run at the same time, a stretch apart, each on its own stream.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -135,21 +135,25 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
 
     Args:
         stack: the layers.
-        x: the input's rows (N, features).
+        x: the input's rows (N, features), or token ids (N).
 
     Returns:
-        The outputs of all layers, each (N, directions * H), and h_n.
+        The outputs of all layers, each (N, directions * H), and h_n. With LAST_STATE the output of
+        the last layer is memory that its kernel works in, (2 * B, directions * H).
     """
-    layers = stack.layers()
-    stretches = _stretches(stack, len(layers), x)
-    outputs = [x.new_empty(len(x), stack.directions * stack.hidden_size) for _ in layers]
-    h_n = x.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
+    layers, like = stack.layers(), stack.weights[0]  # ids have another dtype
+    stretches = _stretches(stack, len(layers), like)
+    width = stack.directions * stack.hidden_size
+    ring = len(layers) - 1 if stack.options & ops.LAST_STATE else None
+    rows = [2 * stack.layout.B if k == ring else len(x) for k in range(len(layers))]
+    outputs = [like.new_empty(count, width) for count in rows]
+    h_n = like.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
     into = h_n.chunk(len(layers))
     # The states between stretches alternate between two tensors, and end in h_n.
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
-    with _schedule(stretches, len(layers), x) as schedule:
+    with _schedule(stretches, len(layers), like) as schedule:
         for i, stretch in enumerate(stretches):
             for k, (hx, weights) in enumerate(layers):
                 task = functools.partial(
@@ -158,8 +162,9 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
                     stretch.of(outputs[k - 1] if k else x),
                     out_of[k] if i else hx,
                     weights,
-                    stretch.of(outputs[k]),
+                    outputs[k] if k == ring else stretch.of(outputs[k]),
                     into[k],
+                    k == ring,
                 )
                 schedule.run(k, k - 1 if k else None, task)
             into, out_of = out_of, into
@@ -173,7 +178,7 @@ def backward_stack(
 
     Args:
         stack: the layers.
-        x: the input's rows (N, features).
+        x: the input's rows (N, features), or token ids (N).
         outputs: of the layers, each (N, directions * H).
         grad_output: of the last layer's output, or None for zeros.
         grad_h_n: like h_n, or None for zeros.
@@ -184,10 +189,10 @@ def backward_stack(
     Returns:
         The gradient of x, or None, and by layer the gradients of its weights.
     """
-    layers = stack.layers()
+    layers, like = stack.layers(), stack.weights[0]  # ids have another dtype
     lowest = 0 if want_input or grad_hx is not None else min(want_layers, default=len(layers))
-    stretches = _stretches(stack, len(layers), x)
-    none = [None] * len(layers)
+    stretches = _stretches(stack, len(layers), like)
+    none: Sequence[Tensor | None] = [None] * len(layers)
     # Gradients of initial and of last states: of the whole sequences, then of a stretch, in two
     # tensors that alternate as one stretch hands them to the next.
     grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
@@ -195,7 +200,7 @@ def backward_stack(
     states = (len(layers), stack.layout.B, stack.hidden_size)
     into, out_of = none, none
     if len(stretches) > 1:
-        into, out_of = (x.new_empty(states).chunk(len(layers)) for _ in range(2))
+        into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
     grads = [*none, grad_output]  # gradients of each layer's input, and of the last output
     work: dict[int, tuple[Tensor, Tensor | None]] = {}  # by layer: dz and previous states
     grad_weights = {}
@@ -207,7 +212,7 @@ def backward_stack(
             below = outputs[k - 1] if k else x
             grad_weights[k] = weight_gradients(stack, below, layers[k][1], dz, previous)
 
-    with _schedule(stretches, len(layers), x) as schedule:
+    with _schedule(stretches, len(layers), like) as schedule:
         for i, stretch in reversed(list(enumerate(stretches))):
             is_last = i == len(stretches) - 1
             for k in reversed(range(lowest, len(layers))):

@@ -1,9 +1,11 @@
 """GPUs, without one: the kernels interpreted and compiled, the plan, and what is refused."""
 
+import ast
 import contextlib
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -210,6 +212,54 @@ def test_streams_wait_for_each_other(monkeypatch):
 
 # ---- Compiled ahead of time ----
 
+
+def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
+    """The interpreter, which runs Python, does not show what Triton makes of `before = now`."""
+    tree = ast.parse(Path(kernels.__file__).read_text(encoding="utf-8"))
+    loops = 0
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        names = {}  # variables that were given the value of another one
+        for node in function.body:
+            if isinstance(node, ast.For):
+                loops += 1
+                changed = {
+                    name.id
+                    for name in ast.walk(node)
+                    if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+                }
+                assert not changed & names.keys(), f"{function.name}: {changed & names.keys()}"
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Assign):
+                    aliased = isinstance(inner.value, ast.Name)
+                    for target in inner.targets:
+                        if isinstance(target, ast.Name):
+                            (names.__setitem__ if aliased else names.pop)(target.id, None)
+    assert loops >= 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name", "size"),
+    [
+        ("forward", "place_before", (4096, 64)),  # streamed
+        ("forward", "place_before", (1024, 64)),  # cooperative
+        ("backward", "row_before", (256, 64)),  # resident
+        ("backward", "row_before", (1024, 64)),
+    ],
+)
+def test_the_loop_over_time_carries_the_place_before(kernel, name, size, monkeypatch):
+    compiled, original = [], triton.compile
+    monkeypatch.setattr(
+        triton,
+        "compile",
+        lambda *given, **more: compiled.append(original(*given, **more)) or compiled[0],
+    )
+    device, dtype = DEVICES["sm_90"], torch.bfloat16
+    build = gpu_report.Build(device, size[0], dtype, choose(*size, dtype, device))
+    gpu_report.compile_kernel(gpu_report.KERNELS[kernel], build)
+    (over_time,) = re.findall(r"scf.for %s = .* iter_args\((.*?)\)", compiled[0].asm["ttir"])
+    assert f"%{name} = " in over_time
+
+
 # Every kind of plan, with and without tensor cores: (hidden size, batch, dtype).
 SAMPLE = [
     (64, 64, torch.float32),
@@ -232,6 +282,21 @@ def test_nothing_is_spilled(arch, case):
     build = gpu_report.Build(device, hidden_size, dtype, choose(hidden_size, batch, dtype, device))
     for kernel in gpu_report.KERNELS.values():
         assert within_limits(device, gpu_report.compile_kernel(kernel, build))
+    with_ids = gpu_report.compile_kernel(kernels.forward_kernel, build, rows={"ids"})
+    assert within_limits(device, with_ids)
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("case", [(9, torch.float32), (256, torch.bfloat16)], ids=str)
+def test_sums_by_token_compile(arch, case):
+    width, dtype = case
+    signature = {"rows": gpu_report.POINTERS[dtype], "order": "*i64", "borders": "*i64"}
+    signature |= {"sums": "*fp32", "V": "i32"}
+    taken = gpu_report.compile_for(
+        *(DEVICES[arch], kernels.sums_by_token_kernel, signature),
+        *(layer.sums_constants_of(width), layer.SUMS_SETTINGS),
+    )
+    assert within_limits(DEVICES[arch], taken)
 
 
 @pytest.mark.slow
@@ -243,13 +308,14 @@ def test_nothing_is_spilled_anywhere():
 
 CALLS = {
     "lengths": {"directions": 2, "rows": {"lengths", "reset"}, "tanh": False},
-    "packed": {"rows": {"starts", "lengths", "reset"}, "absent": {"hx", "grad_h_n", "bias_hh"}},
+    "packed": {"rows": {"starts", "lengths", "reset"}, "absent": {"hx", "grad_h_n", "bias"}},
     "jagged": {
         "directions": 2,
         "rows": {"offsets"},
-        "absent": {"hx", "grad_output", "previous", "dz_last", "grad_hx", "bias_hh"}
-        | {"bias_hh_reverse"},
+        "absent": {"hx", "grad_output", "previous", "dz_last", "grad_hx", "bias", "bias_reverse"},
     },
+    "token ids": {"directions": 2, "rows": {"ids", "lengths", "reset"}},
+    "last state of token ids": {"rows": {"ids", "lengths"}, "ring": True},
 }
 
 
@@ -263,6 +329,8 @@ def test_whatever_is_given_compiles(call, case):
         device, hidden_size, torch.bfloat16, choose(hidden_size, batch, torch.bfloat16, device)
     )
     for kernel in gpu_report.KERNELS.values():
+        if kernel is kernels.backward_kernel and "ids" in call["rows"]:
+            continue  # it reads no ids
         assert gpu_report.compile_kernel(kernel, build, **call).shared <= device.shared
 
 
@@ -285,9 +353,10 @@ def test_the_kept_table_is_of_these_kernels():
 # ---- What the host does ----
 
 
+@pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize("layout", ["padded", "lengths", "jagged"])
-def test_the_host_reads_no_tensor_of_the_device(layout, monkeypatch):
-    """Tensors without values, of which none can be read."""
+def test_the_host_reads_no_tensor_of_the_device(layout, with_ids, monkeypatch):
+    """Tensors without values, of which none can be read; the results have the promised shapes."""
     monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     launched = []
     monkeypatch.setattr(layer, "_run", lambda kernel, *_: launched.append(kernel))
@@ -295,20 +364,33 @@ def test_the_host_reads_no_tensor_of_the_device(layout, monkeypatch):
     with FakeTensorMode() as mode:
         weights = [mode.from_tensor(w) for w in weights]
         x = torch.empty((9, 4) if layout == "jagged" else (5, 3, 4))
+        if with_ids:
+            x = x[..., 0].long()
+            weights[0], weights[4] = torch.empty(7, 6), torch.empty(7, 6)
         numbers = {"lengths": 3, "jagged": 4}.get(layout)
         rows = None if numbers is None else torch.empty(numbers, dtype=torch.int64)
         reset = None if layout == "jagged" else torch.empty(5, 3, dtype=torch.bool)
         hx = torch.empty(4, 3, 6)
         options = ops.BIAS | ops.BIDIRECTIONAL | ops.WANT_HIDDEN
         given = (rows, reset, options | (ops.JAGGED if layout == "jagged" else 0))
-        output, h_n, hidden = gpu.rnn_forward(x, hx, weights, *given)
-        grad_input, grad_hx, grad_weights = gpu.rnn_backward(
-            output, h_n, x, hx, weights, output, hidden, *given, True, True, [0, 1]
-        )
-    assert output.shape == (*x.shape[:-1], 12)
-    assert (grad_input.shape, grad_hx.shape) == (x.shape, hx.shape)
-    assert [g.shape for g in grad_weights] == [w.shape for w in weights]
-    assert launched == [kernels.forward_kernel] * 2 + [kernels.backward_kernel] * 2
+        output, h_n, hidden = results = gpu.rnn_forward(x, hx, weights, *given)
+        backward = (output, h_n, x, hx, weights, output, hidden, *given, not with_ids, True, [0, 1])
+        grads = gpu.rnn_backward(*backward)
+        last = (x, hx, weights, *given[:2], given[2] & ~ops.WANT_HIDDEN | ops.LAST_STATE)
+        last_state = gpu.rnn_forward(*last)
+        assert shapes(results) == shapes(ops.rnn_forward(x, hx, weights, *given))
+        assert shapes(grads) == shapes(ops.rnn_backward(*backward))
+        assert shapes(last_state) == shapes(ops.rnn_forward(*last))
+    assert output.shape == (*(x.shape if with_ids else x.shape[:-1]), 12)
+    forward, backward = [kernels.forward_kernel] * 2, [kernels.backward_kernel] * 2
+    sums = [kernels.sums_by_token_kernel] * with_ids
+    assert launched == forward + backward + sums + forward
+
+
+def shapes(results):
+    """Returns the shape, dtype and device of every tensor in the results of an operator."""
+    flat = [t for result in results for t in (result if isinstance(result, list) else [result])]
+    return [(t.shape, t.dtype, t.device) for t in flat]
 
 
 # ---- What is refused ----
@@ -358,6 +440,63 @@ def test_batch_invariance_is_not_promised():
     x, weights = torch.randn(5, 2, 4), [p.detach() for p in torch.nn.RNN(4, 6).parameters()]
     with pytest.raises(RuntimeError, match="batch_invariant is not promised on a GPU"):
         gpu.rnn_forward(x, None, weights, None, None, ops.BIAS | ops.BATCH_INVARIANT)
+
+
+IDS, TABLE, WEIGHT_HH = torch.zeros(5, 2, dtype=torch.int64), torch.zeros(7, 6), torch.zeros(6, 6)
+
+
+@pytest.mark.parametrize(
+    ("input", "weights", "options", "message"),
+    [
+        (IDS, [TABLE, WEIGHT_HH], ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
+        (
+            IDS,
+            [TABLE, WEIGHT_HH],
+            ops.LAST_STATE | ops.WANT_HIDDEN,
+            "last state alone and that hidden",
+        ),
+        (IDS[0], [TABLE, WEIGHT_HH], 0, r"input must have 2 dimension\(s\), got 1"),
+        (IDS.int(), [TABLE, WEIGHT_HH], 0, r"input must be of one of .*int64.*, got torch.int32"),
+        (
+            IDS,
+            [TABLE[:, 1:], WEIGHT_HH],
+            0,
+            r"table of weight_ih must have shape \(7, 6\), got \(7, 5\)",
+        ),
+        (IDS, [TABLE[:0], WEIGHT_HH], 0, r"the table .* a row at least, got shape \(0, 6\)"),
+        (
+            IDS,
+            [TABLE.half(), WEIGHT_HH],
+            0,
+            r"weight_ih must have the dtype of weight_hh .*float16",
+        ),
+        (IDS, [TABLE.double(), WEIGHT_HH.double()], 0, r"weights must be of one of .*float64"),
+        (
+            *(IDS, [TABLE, WEIGHT_HH, TABLE[1:], WEIGHT_HH], ops.BIDIRECTIONAL),
+            r"the table of weight_ih must have shape \(7, 6\), got \(6, 6\)",
+        ),
+    ],
+)
+def test_token_ids_that_do_not_fit(input, weights, options, message):
+    with pytest.raises(RuntimeError, match=message):
+        gpu.rnn_forward(input, None, weights, None, None, options)
+
+
+@pytest.mark.parametrize(
+    ("want_input", "options", "message"),
+    [
+        (True, 0, "want_input must be false for token ids"),
+        (False, ops.LAST_STATE, "the last state alone has no backward pass"),
+        (False, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
+    ],
+)
+def test_gradients_that_there_are_not(want_input, options, message):
+    output, weights = torch.zeros(5, 2, 6), [TABLE, WEIGHT_HH]
+    with pytest.raises(RuntimeError, match=message):
+        gpu.rnn_backward(
+            *(output, None, IDS, None, weights, output, [], None, None, options),
+            *(want_input, False, [0]),
+        )
 
 
 def test_explain_tells_of_the_gpu(monkeypatch):

@@ -35,6 +35,9 @@ def _gpu_operators_on_the_cpu():
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
         patch.setattr(interpreter.ReduceOps, "sum", _sum)
         patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
+        # As on a GPU, where kernels that have assertions are compiled with them.
+        options = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+        patch.setattr(interpreter.interpreter_builder, "options", options)
         yield
 
 
@@ -67,7 +70,7 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 def _run(kernel, grid, arguments, constants, options):
     """Launches a kernel whose members run at the same time, in processes that share the tensors."""
-    members = grid[0]
+    members = constants.get("MEMBERS", 1)
     if members == 1:
         kernel[grid](*arguments, **constants)
         return

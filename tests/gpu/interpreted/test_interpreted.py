@@ -10,11 +10,12 @@ import torch
 import triton
 import triton.language as tl
 from cases import LAYOUTS, Case, draws
-from drawn import LUCKY, check_results, drawn_cases
+from drawn import LUCKY, PLACE, Drawn, check_results, drawn_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from triton.runtime.errors import InterpreterError
 
-from namernn_fast import FusedRNN, availability, gpu
+from namernn_fast import FusedRNN, availability, gpu, ops
 from namernn_fast.gpu import kernels, layer, stack
 from namernn_fast.gpu.plan import Plan
 from namernn_fast.testing import ErrorBudget
@@ -145,10 +146,9 @@ class AnyOrder(stack._InTurn):
             task()
 
 
-@pytest.mark.parametrize("layout", ["dense", "lengths"])
-@pytest.mark.parametrize("resets", [0.0, 0.4])
-@pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",)], ids=str)
-def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
+@pytest.fixture
+def three_stretches(monkeypatch):
+    """Cuts every stack in three stretches, whose tasks run in any order that streams allow."""
     stretches = []
 
     def cut(given, num_layers, like):
@@ -158,6 +158,16 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
     monkeypatch.setattr(stack, "_stretches", cut)
     seeds = itertools.count()
     monkeypatch.setattr(stack, "_schedule", lambda *_: AnyOrder(next(seeds)))
+    yield
+    assert stretches
+    assert set(stretches) == {3}
+
+
+@pytest.mark.parametrize("layout", ["dense", "lengths"])
+@pytest.mark.parametrize("resets", [0.0, 0.4])
+@pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",)], ids=str)
+@pytest.mark.usefixtures("three_stretches")
+def test_layers_at_the_same_time(layout, resets, wanted):
     case = replace(
         LUCKY,
         **{"D": 3, "H": 17, "T": 7, "B": 3, "dtype": torch.float32, "values": "ordinary"},
@@ -168,8 +178,132 @@ def test_layers_at_the_same_time(layout, resets, wanted, monkeypatch):
         resets=resets,
     )
     check_results(case)
-    assert stretches
-    assert set(stretches) == {3}
+
+
+class TokenCase(Drawn):
+    """A case of token ids. Its features are rows of the identity, so weight_ih^T is the table.
+
+    `FusedRNN` stands for calls of the operators: with gradients, and for the last state alone.
+    """
+
+    NOWHERE = (2**62, -1, -(2**62))  # ids of padding, which nobody may take for rows
+
+    def _draw(self, seed):
+        super()._draw(seed)
+        generator = torch.Generator().manual_seed(seed)
+        self.ids = torch.randint(self.D, (self.T, self.B), generator=generator)
+        self.x[..., ::2] = torch.nn.functional.one_hot(self.ids, self.D)
+
+    def _layout(self):
+        """Returns the number t * B + b of each row in its place, sequence_layout and options."""
+        lengths = torch.tensor(self.lengths)
+        rows = torch.arange(self.T * self.B).view(self.T, self.B)
+        exist = torch.arange(self.T)[:, None] < lengths
+        if self.layout == "packed":
+            return rows[exist], exist.sum(1), ops.PACKED
+        if self.layout == "jagged":
+            offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+            return rows.t()[exist.t()], offsets, ops.JAGGED
+        lengths = lengths if self.layout == "lengths" else None
+        return (
+            (rows.t(), lengths, ops.BATCH_FIRST) if self.module.batch_first else (rows, lengths, 0)
+        )
+
+    def run(self, layer_class, dtype):
+        if layer_class is not FusedRNN:
+            return super().run(layer_class, dtype)
+        module = self.module
+        rows, lengths, options = self._layout()
+        options |= ops.BIAS * module.bias + ops.BIDIRECTIONAL * module.bidirectional
+        options |= ops.RELU * (module.nonlinearity == "relu")
+        past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths)
+        nowhere = torch.tensor(self.NOWHERE).repeat(self.T, self.B)[:, : self.B]
+        ids = torch.where(past, nowhere, self.ids).flatten()[rows]
+        weights = [w.to(dtype) for w in self.weights]
+        for i in range(0, ops.weights_per_layer(options), 4 if module.bias else 2):
+            weights[i] = weights[i].t()
+        hx = None if self.hx is None else self.hx.to(dtype)
+        reset = self.reset.t() if options & ops.BATCH_FIRST and self.resets else self.reset
+
+        call = (ids, hx, weights, lengths, reset)
+        output, h_n, hidden = ops.rnn_forward(*call, options | ops.WANT_HIDDEN)
+        nothing, last, none = ops.rnn_forward(*call, options | ops.LAST_STATE)
+        assert (nothing.shape, none) == ((0,), [])
+        assert torch.equal(last, h_n)
+        _, grad_hx, grads = ops.rnn_backward(
+            *(self.grad_output.to(dtype).flatten(0, 1)[rows], self.grad_h_n.to(dtype)),
+            *(*call[:3], output, hidden, *call[3:], options),
+            *(False, hx is not None, list(range(module.num_layers))),
+        )
+        results = {"output": torch.zeros_like(self.grad_output, dtype=dtype), "h_n": h_n}
+        results["output"].view(-1, output.shape[-1])[rows] = output
+        if hx is not None:
+            results["grad_hx"] = grad_hx
+        for (name, p), grad in zip(module.named_parameters(), grads, strict=True):
+            is_table = name.startswith("weight_ih_l0")
+            results[f"grad_{name}"] = grad.t() if is_table else grad
+            assert results[f"grad_{name}"].shape == p.shape
+        return results
+
+
+def token_case(layout, dtype, **more):
+    options = LUCKY.options | {"num_layers": 1} | more.pop("options", {})
+    more = {"resets": 0.0} | more
+    return TokenCase(
+        *(6, 25, 4, 5, options, layout),
+        **{"dtype": dtype, "input_place": PLACE, "hx_place": PLACE, "given": LUCKY.given, **more},
+        wanted=frozenset(("hx", "weights")),
+    )
+
+
+BOTH = {"bidirectional": True}
+TOKEN_CASES = [
+    token_case("lengths", torch.float16, options=BOTH | {"batch_first": True}, resets=0.3),
+    token_case("packed", torch.float32, options={"num_layers": 2}, resets=0.3),
+    token_case("jagged", torch.bfloat16, options=BOTH, with_hx=False),
+    token_case("dense", torch.float32, options={"nonlinearity": "relu", "bias": False}),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_token_ids(plan, monkeypatch):
+    """Every kind of plan, and each case in a plan of every kind."""
+    monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
+    for case in TOKEN_CASES[list(PLANS).index(plan) % 2 :: 2]:
+        check_results(case)
+
+
+@pytest.mark.usefixtures("three_stretches")
+def test_layers_of_token_ids_at_the_same_time():
+    check_results(token_case("lengths", torch.float32, options={"num_layers": 3}, resets=0.3))
+
+
+@pytest.mark.parametrize("plan", [resident, streamed])
+@pytest.mark.parametrize("id", [-1, 6])
+def test_an_id_without_a_row(plan, id, monkeypatch):
+    """An error, and no address: this process would read any memory."""
+    monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
+    call = (None, weights, torch.tensor([3, 2]), None, ops.LAST_STATE)
+    ids[2, 1] = id  # past the end of its sequence
+    ops.rnn_forward(ids, *call)
+    ids[1, 1] = id
+    with pytest.raises(InterpreterError, match="input must hold ids of rows of the table"):
+        ops.rnn_forward(ids, *call)
+
+
+def test_sums_of_rows_by_token():
+    """In parts, with tokens that have no row, and rows that have no token."""
+    ids = torch.randint(-1, 3, (3000,))
+    ids[ids == 1] = 3
+    rows = torch.randn(3000, 5)
+    found = layer.sums_by_token(rows, ids, 3)
+    assert found[1].eq(0).all()
+    for token in (0, 2):
+        exact = rows[ids == token].double()
+        error = (found[token] - exact.sum(0)).abs()
+        assert (error <= 8 * torch.finfo(torch.float32).eps * exact.abs().sum(0)).all()
 
 
 @pytest.mark.parametrize("hidden_size", [1, 3, 130])
