@@ -105,6 +105,22 @@ def test_flops_are_counted():
     assert counter.get_total_flops() == 2 * (5 + 7) * 4 * (3 + 4)
 
 
+def test_flops_of_token_ids_are_counted():
+    """The product of the table is one of torch's own; the layer multiplies states alone."""
+    vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
+    table, states = 2 * vocabulary * 4 * 3, 2 * 12 * 4 * 4
+    layer, embedding = FusedRNN(3, 4), torch.randn(vocabulary, 3, requires_grad=True)
+    for method in ("forward", "last_state"):
+        run = getattr(layer, method)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run(ids, embedding=embedding)
+        assert counter.get_total_flops() == table + states
+        with FlopCounterMode(display=False) as counter:
+            results = run(ids, embedding=embedding)
+            (results if method == "last_state" else results[0]).sum().backward()
+        assert counter.get_total_flops() == 3 * table + 3 * states
+
+
 def test_restoring():
     model = nn.Sequential(nn.RNN(3, 4), nn.RNNCell(3, 4), nn.Linear(2, 2))
     before, classes = dict(model.named_parameters()), [type(module) for module in model]

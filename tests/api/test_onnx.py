@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import exact
 
-from namernn_fast import FusedRNN, FusedRNNCell, ops, replace_rnn
+from namernn_fast import FusedRNN, FusedRNNCell, TokenRNN, ops, replace_rnn
 from namernn_fast.integrations.onnx import rnn_forward
 from namernn_fast.testing import ErrorBudget
 
@@ -281,6 +281,73 @@ def test_plain_torch_export_keeps_the_operator(strict):
     budget = ErrorBudget(torch.float32)
     for _ in range(4):
         compare(budget, run, layer, torch.randn(9, 2, D))
+    budget.check()
+
+
+VOCABULARY = 9
+
+
+class OnTokens(torch.nn.Module):
+    """A model of token ids and lengths, by one of its methods."""
+
+    def __init__(self, with_output, **options):
+        super().__init__()
+        self.model, self.with_output = TokenRNN(VOCABULARY, D, H, **options), with_output
+
+    def forward(self, ids, lengths):
+        if self.with_output:
+            return self.model(ids, lengths=lengths)
+        return self.model.last_state(ids, lengths=lengths)
+
+
+def compare_tokens(budget, run, model):
+    """Compares what a program makes of ids, some of them in padding, with `nn.RNN` on each name."""
+    rnn, embedding = model.model.rnn, model.model.embedding.weight.detach()
+    for seq_len, lengths in ((9, [4, 0, 9, 1]), (7, [3, 6]), (4, [0, 0, 0])):
+        for _ in range(16):  # onnxruntime takes up to nine tenths of the budget
+            ids = torch.randint(VOCABULARY, (seq_len, len(lengths)))
+            past = torch.arange(seq_len)[:, None] >= torch.tensor(lengths)
+            results = [run(ids.masked_fill(past, 2**40), torch.tensor(lengths))]
+            hx = torch.zeros(rnn.num_layers * (2 if rnn.bidirectional else 1), len(lengths), H)
+            with torch.no_grad():
+                for dtype in (torch.float32, torch.float64):
+                    rows = embedding.to(dtype)[ids]
+                    output, h_n = one_by_one(as_nn(rnn, dtype), rows, lengths, hx.to(dtype))
+                    results.append((output, h_n) if model.with_output else (h_n,))
+            names = ("output", "h_n") if model.with_output else ("h_n",)
+            for name, ours, theirs, precise in zip(names, *results, strict=True):
+                budget.add((seq_len, name), ours, theirs, precise.numpy())
+
+
+TOKEN_INPUTS = (torch.zeros(5, 3, dtype=torch.int64), torch.tensor([5, 0, 2]))
+TOKEN_SHAPES = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC})
+
+
+@pytest.mark.parametrize("with_output", [True, False])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_token_ids(with_output, bidirectional):
+    """ONNX gets the rows of the embedding: one Gather, and one RNN a layer."""
+    model = OnTokens(with_output, bidirectional=bidirectional, padding_idx=2)
+    proto = export(model, TOKEN_INPUTS, dynamic_shapes=TOKEN_SHAPES)
+    onnx.checker.check_model(proto, full_check=True)
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert len(nodes(proto, "RNN")) == 1
+    assert not nodes(proto, "MatMul")
+    budget = ErrorBudget(torch.float32)
+    compare_tokens(budget, with_onnxruntime(proto), model)
+    budget.check()
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "bias": False}], ids=str)
+@pytest.mark.parametrize("with_output", [True, False])
+def test_an_exported_program_of_token_ids(with_output, options):
+    """A program that torch.export made has tables, whose rows the decomposition hands on."""
+    model = OnTokens(with_output, **options).requires_grad_(False)
+    program = torch.export.export(model, TOKEN_INPUTS, dynamic_shapes=TOKEN_SHAPES)
+    proto = export(program.run_decompositions({ops.rnn_forward: rnn_forward}))
+    assert len(nodes(proto, "RNN")) == 1
+    budget = ErrorBudget(torch.float32)
+    compare_tokens(budget, with_onnxruntime(proto), model)
     budget.check()
 
 
