@@ -156,7 +156,9 @@ def test_explain():
     assert explain(cell.requires_grad_(False), many, many.clone().requires_grad_()).path == "torch"
     with torch.no_grad():
         assert explain(FusedRNNCell(64, 64), many).path == f"cpu {namernn_fast.ops.cpu_kernel()}"
-    with pytest.raises(TypeError, match="layer must be a FusedRNN or FusedRNNCell, got Linear"):
+    with pytest.raises(
+        TypeError, match="layer must be a FusedRNN, TokenRNN or FusedRNNCell, got Linear"
+    ):
         explain(torch.nn.Linear(2, 2), x)
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):
         explain(module, [1.0])

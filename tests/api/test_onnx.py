@@ -316,7 +316,7 @@ def compare_tokens(budget, run, model):
                     results.append((output, h_n) if model.with_output else (h_n,))
             names = ("output", "h_n") if model.with_output else ("h_n",)
             for name, ours, theirs, precise in zip(names, *results, strict=True):
-                budget.add((seq_len, name), ours, theirs, precise.numpy())
+                budget.add(name, ours, theirs, precise.numpy())
 
 
 TOKEN_INPUTS = (torch.zeros(5, 3, dtype=torch.int64), torch.tensor([5, 0, 2]))

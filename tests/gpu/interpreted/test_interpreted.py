@@ -192,7 +192,7 @@ class TokenCase(Drawn):
         super()._draw(seed)
         generator = torch.Generator().manual_seed(seed)
         self.ids = torch.randint(self.D, (self.T, self.B), generator=generator)
-        self.x[..., ::2] = torch.nn.functional.one_hot(self.ids, self.D)
+        self.rows[..., ::2] = torch.nn.functional.one_hot(self.ids, self.D)
 
     def _layout(self):
         """Returns the number t * B + b of each row in its place, sequence_layout and options."""
