@@ -160,7 +160,7 @@ class Stack {
       layer.bias_ih = biases_[2 * k].data();
       layer.bias_hh = biases_[2 * k + 1].data();
     }
-    layer.batch_invariant = true;
+    layer.batch_invariant = p_.B == 1;  // or its plain rows would be computed from unpacked weights
     layer.chains = {kChain, kChain};
     return layer;
   }
