@@ -173,6 +173,60 @@ def _(layer_class):
         same(got, layer(part)[0])
 
 
+IDS = torch.tensor([[3, 1, 3], [0, 2, 3], [2, 2, 1], [4, 0, 4]])  # (seq_len, batch)
+
+
+@row("token ids and an embedding as input (`embedding=`)", "no such argument")
+def _(layer_class):
+    layer, embedding = layer_class(4, 5), torch.randn(5, 4, requires_grad=True)
+    wanted = layer(torch.nn.functional.embedding(IDS, embedding))
+    got = layer(IDS, embedding=embedding)
+    same(got, wanted)
+    same(
+        torch.autograd.grad(loss_of(got), embedding),
+        torch.autograd.grad(loss_of(wanted), embedding),
+    )
+
+
+@row("`torch.compile` and `torch.export` of token ids, any number of them", "no such argument")
+def _(layer_class):
+    layer, embedding = layer_class(4, 5), torch.randn(5, 4)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, ids):
+            return self.layer(ids, embedding=embedding)
+
+    dims = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Model(), (IDS,), dynamic_shapes=dims).module()
+    compiled = torch.compile(Model(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for ids in (IDS, IDS[:2, :2], IDS.repeat(3, 2)):
+        same(program(ids), Model()(ids))
+        same(compiled(ids), Model()(ids))
+
+
+@row("the last state alone, without an output (`last_state()`)", "no such method")
+def _(layer_class):
+    layer = layer_class(4, 5)
+    x = torch.randn(6, 3, 4)
+    same(layer.last_state(x), layer(x)[1])
+
+
+@row("states that sequences of token ids share, in training too", "no such method")
+def _(layer_class):
+    layer, embedding = layer_class(4, 40), torch.randn(5, 4, requires_grad=True)
+    states, gradients = [], []
+    for share in (True, False):
+        h_n = layer.last_state(IDS, embedding=embedding, share_prefixes=share)
+        states.append(h_n)
+        gradients.append(torch.autograd.grad(h_n.square().sum(), [embedding, *layer.parameters()]))
+    same(*states)
+    same(*gradients)
+
+
 @row("`vmap` over inputs", "its operator has no batching rule")
 def _(layer_class):
     layer = layer_class(4, 5)
