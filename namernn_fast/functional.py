@@ -121,11 +121,10 @@ def rnn(
     if batch_invariant or _batch_invariant:
         options |= ops.BATCH_INVARIANT
     dropout = dropout if training else 0.0
-    prepared = _prepare(
+    output, h_n, options = _run(
         input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, False
     )
-    output, h_n = dispatch.run(*prepared)
-    return _restore(input, output, h_n, prepared[5], embedding is not None)
+    return _restore(input, output, h_n, options, embedding is not None)
 
 
 def last_state(
@@ -176,17 +175,16 @@ def last_state(
     dropout = dropout if training else 0.0
     if share_prefixes and embedding is None:
         tokens.refuse_to_share("input holds no token ids")
-    prepared = _prepare(
+    _, h_n, options = _run(
         input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, share_prefixes
     )
-    _, h_n = dispatch.run(*prepared)
-    return _restore_states(input, h_n, prepared[5], embedding is not None)
+    return _restore_states(input, h_n, options, embedding is not None)
 
 
-def _prepare(
+def _run(
     input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, share_prefixes
 ):
-    """Returns the arguments of `dispatch.run`."""
+    """Returns output and h_n as the operators return them, and the options of the call."""
     if embedding is not None:
         tokens.check_types(input, embedding)
     elif padding_idx is not None:
@@ -228,7 +226,8 @@ def _prepare(
             dropout,
             share_prefixes,
         )
-    return rows, hx, weights, sequence_layout, reset, options, dropout
+    output, h_n = dispatch.run(rows, hx, weights, sequence_layout, reset, options, dropout)
+    return output, h_n, options
 
 
 def option_bits(weights, bias, bidirectional, nonlinearity, batch_first) -> int:
