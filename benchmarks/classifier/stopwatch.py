@@ -30,10 +30,18 @@ class Stopwatch:
         """The seconds of the parts and of all together, for each stretch that was trained."""
         self._mark = 0.0
         self._parts = dict.fromkeys(PARTS, 0.0)
-        program.model.register_forward_pre_hook(lambda *_: self._start())
-        program.model.register_forward_hook(lambda *_: self._lap(FORWARD))
-        program.optimizer.register_step_pre_hook(lambda *_: self._lap(BACKWARD))
-        program.optimizer.register_step_post_hook(lambda *_: self._lap(OPTIMIZER))
+        model, optimizer = program.model, program.optimizer
+        self._hooks = [
+            model.register_forward_pre_hook(lambda *_: self._start()),
+            model.register_forward_hook(lambda *_: self._lap(FORWARD)),
+            optimizer.register_step_pre_hook(lambda *_: self._lap(BACKWARD)),
+            optimizer.register_step_post_hook(lambda *_: self._lap(OPTIMIZER)),
+        ]
+
+    def remove(self) -> None:
+        """Removes the hooks, by which the program refers to this stopwatch."""
+        for hook in self._hooks:
+            hook.remove()
 
     def train(self, order: Tensor, batch_size: int) -> None:
         """Trains the program on a stretch of an epoch and records how long each part took."""
