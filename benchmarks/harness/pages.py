@@ -8,6 +8,7 @@ documents.
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,19 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the options, and refuses to record a trial run."""
+    """Returns the options, and refuses to record what is no measurement.
+
+    That is a trial run, and a run whose threads sleep while they wait: to wake one takes longer
+    than a small call. Only who shares the machine with other programs wants that.
+    """
     options = parser.parse_args()
     if options.record and getattr(options, "quick", False):
         parser.error("a quick run is no measurement: it cannot be recorded")
+    if hasattr(options, "threads") and os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        slow = "OMP_WAIT_POLICY=passive makes small calls on several threads slow"
+        if options.record:
+            parser.error(f"{slow}: unset it to record results")
+        print(f"{parser.prog}: {slow}: unset it to measure speed", file=sys.stderr)
     return options
 
 

@@ -233,6 +233,20 @@ def test_a_quick_run_is_not_recorded(monkeypatch):
         pages.parse(pages.parser("A program.", seconds=1.0))
 
 
+def test_a_run_whose_threads_sleep_is_not_recorded(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["program", "--record"])
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    parser = pages.parser("A program.", seconds=1.0)
+    assert pages.parse(parser).record
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    with pytest.raises(SystemExit):
+        pages.parse(parser)
+    monkeypatch.setattr("sys.argv", ["program"])
+    capsys.readouterr()
+    pages.parse(parser)
+    assert "unset it to measure speed" in capsys.readouterr().err
+
+
 def test_what_a_program_publishes(repository, capsys):
     pages.publish("one", {"rows": []}, "a table", record=False)
     assert json.loads((repository / "scratch" / "one.json").read_text()) == {"rows": []}
