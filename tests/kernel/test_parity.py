@@ -62,9 +62,10 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
             for _ in range(draws(shape[1])):
                 Case(*shape, options, layout, with_hx, next(seeds)).add_to(budget, FusedRNN, dtype)
         # The baseline rounds each product before it adds it, which the BLAS of `nn.RNN` does not:
-        # in one of these draws it takes more than the budget, which it keeps in the tests below.
-        for shape in TOKEN_SHAPES if ops.cpu_kernel() != "baseline" else ():
-            for _ in range(draws(shape[1])):
+        # its errors are a tenth larger, and of few draws the luckiest of `nn.RNN` sets the budget.
+        more = 3 if ops.cpu_kernel() == "baseline" else 1
+        for shape in TOKEN_SHAPES:
+            for _ in range(more * draws(shape[1])):
                 case = of_tokens(*shape, options, layout, with_hx, next(seeds))
                 case.add_to(budget, FusedRNN, dtype)
     budget.check()
