@@ -22,9 +22,10 @@ namespace {
 // Checks that the sequences of a call can share their prefixes, if they are to.
 void check_sharing(const Stack& stack, const Options& options) {
   if (!options.share_prefixes) return;
-  check(stack.has_ids, "input must be token ids where prefixes are shared");
-  check(stack.directions == 1, "one direction alone can share prefixes");
-  check(!stack.hx && !stack.batch.resets.at, "hx and reset do not go with shared prefixes");
+  check(stack.has_ids, "input must be token ids where prefixes are shared, got features");
+  check(stack.directions == 1, "one direction alone can share prefixes, got ", stack.directions);
+  check(!stack.hx, "hx must be none where prefixes are shared");
+  check(!stack.batch.resets.at, "reset must be none where prefixes are shared");
   check(stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64(),
         "weights must be float32 or float64 where prefixes are shared");
 }

@@ -305,11 +305,11 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(permutation):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": ops.BIDIRECTIONAL}, "one direction alone can share prefixes"),
-        ({"hx": torch.zeros(1, 1, 4)}, "hx and reset do not go with shared prefixes"),
-        ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "hx and reset do not go with shared"),
+        ({"options": ops.BIDIRECTIONAL}, "one direction alone can share prefixes, got 2"),
+        ({"hx": torch.zeros(1, 1, 4)}, "hx must be none where prefixes are shared"),
+        ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be none where prefixes"),
         ({"dtype": torch.bfloat16}, "weights must be float32 or float64 where prefixes"),
-        ({"input": torch.zeros(3, 1, 4)}, "input must be token ids where prefixes are shared"),
+        ({"input": torch.zeros(3, 1, 4)}, "where prefixes are shared, got features"),
     ],
 )
 def test_what_does_not_go_with_sharing_is_refused(changes, message):
