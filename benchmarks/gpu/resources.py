@@ -22,8 +22,8 @@ from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_REPORT, RESULTS
 from benchmarks.harness.tables import markdown
 from namernn_fast.gpu.device import Device
-from namernn_fast.gpu.kernels import VARYING, backward_kernel, forward_kernel
-from namernn_fast.gpu.layer import constants_of, launch_settings_of
+from namernn_fast.gpu.kernels import VARYING, LayoutTensors, backward_kernel, forward_kernel
+from namernn_fast.gpu.layer import form_of, launch_settings_of
 from namernn_fast.gpu.plan import Plan, choose
 
 RAW = RESULTS / "resources.json"
@@ -119,32 +119,31 @@ def compile_kernel(
     plan, device = build.plan, build.device
     is_forward = kernel is forward_kernel
     padded = "lengths" in rows and "starts" not in rows
-    constants = {
-        "H": build.hidden_size,
-        "DIRECTIONS": directions,
-        "PADDED": padded and not (ring and is_forward),
-        **({"RING": ring} if is_forward else {}),
-        "TANH": tanh,
-        **constants_of(plan),
-    }
     not_given = {*absent, *(_INDICES.keys() - rows)}
     not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
     not_given |= {"arrivals"} if plan.members == 1 else set()
-    signature = {}
-    for name in kernel.arg_names:
-        if name in not_given:
-            constants[name] = None
-        if name not in constants:
-            pointers = {**dict.fromkeys(VARYING, "i32"), **_INDICES, "arrivals": "*i32"}
-            signature[name] = pointers.get(name, POINTERS[build.dtype])
+    types = {**dict.fromkeys(VARYING, "i32"), **_INDICES, "arrivals": "*i32", "FORM": "constexpr"}
+
+    def type_of(name):
+        return "constexpr" if name in not_given else types.get(name, POINTERS[build.dtype])
+
+    signature = {name: type_of(name) for name in kernel.arg_names}
+    signature["layout"] = LayoutTensors(*map(type_of, LayoutTensors._fields))
+    padded = "lengths" in rows and "starts" not in rows
+    form = form_of(
+        *(plan, build.hidden_size, directions),
+        tanh=tanh,
+        padded=padded and not (ring and is_forward),
+        ring=ring and is_forward,
+    )
     settings = launch_settings_of(plan, device, "ids" in rows and is_forward)
-    return compile_for(device, kernel, signature, constants, settings)
+    return compile_for(device, kernel, signature, {"FORM": form}, settings)
 
 
 def compile_for(
     device: Device,
     kernel,
-    signature: dict[str, str],
+    signature: dict[str, Any],
     constants: dict[str, Any],
     settings: dict[str, Any],
 ) -> Resources:
@@ -153,20 +152,25 @@ def compile_for(
     Args:
         device: The device.
         kernel: Any kernel.
-        signature: Triton's name of the type of each argument that is no constant. Pointers are
-            taken to be aligned.
-        constants: The other arguments.
+        signature: Triton's name of the type of each argument, `constexpr` where it is a constant;
+            a tuple of them for an argument that is a tuple. Pointers are taken to be aligned.
+        constants: The arguments that are constants, except those that are None.
         settings: How Triton is to compile it.
     """
+    paths = {}  # of arguments and of members of tuples, as Triton names them
+    for i, name in enumerate(kernel.arg_names):
+        type = signature.get(name, "constexpr")
+        members = enumerate(type) if isinstance(type, tuple) else ()
+        paths |= {(i, k): member for k, member in members} or {(i,): type}
+    values = {(i,): constants.get(name) for i, name in enumerate(kernel.arg_names)}
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    constexprs = {path: values.get(path) for path, type in paths.items() if type == "constexpr"}
     attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names)
-        if types[name].startswith("*")
+        path: [["tt.divisibility", 16]] for path, type in paths.items() if type.startswith("*")
     }
     arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
     compiled = triton.compile(
-        ASTSource(kernel, types, constants, attributes),
+        ASTSource(kernel, types, constexprs, attributes),
         target=GPUTarget(device.backend, arch, device.lanes),
         options=settings,
     )

@@ -11,24 +11,45 @@ from torch import Tensor
 
 from .. import ops
 from .device import Device, device_of
-from .kernels import backward_kernel, forward_kernel, sums_by_token_kernel
+from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel, sums_by_token_kernel
 from .plan import Plan, plan_of
 from .problem import Stack
 
 
 @functools.cache
-def constants_of(plan: Plan) -> dict[str, Any]:
-    """Returns the arguments of a plan for which a kernel is compiled."""
-    return {
-        "BLOCK_B": plan.block_b,
-        "BLOCK_N": plan.block_n,
-        "BLOCK_K": plan.block_k,
-        "MEMBERS": plan.members,
-        "TILES": plan.tiles,
-        "PARTS": plan.parts,
-        "STAGES": plan.stages,
-        "PRECISION": plan.precision,
-    }
+def form_of(
+    plan: Plan, hidden_size: int, directions: int, *, tanh: bool, padded: bool, ring: bool = False
+) -> Form:
+    """Returns what a kernel is compiled for.
+
+    Args:
+        plan: of the layer.
+        hidden_size: hidden units of the layer.
+        directions: of the layer.
+        tanh: whether the nonlinearity is tanh.
+        padded: whether rows past the end of sequences are to be zeroed.
+        ring: whether the forward kernel is to compute h_n alone.
+    """
+    has_remainder = plan.members * plan.tiles * plan.block_n != hidden_size
+    return Form(
+        H=hidden_size,
+        DIRECTIONS=directions,
+        TANH=tanh,
+        PADDED=padded,
+        RING=ring,
+        BLOCK_B=plan.block_b,
+        BLOCK_N=plan.block_n,
+        BLOCK_K=plan.block_k,
+        MEMBERS=plan.members,
+        TILES=plan.tiles,
+        PARTS=plan.parts,
+        STAGES=plan.stages,
+        PRECISION=plan.precision,
+        KEEP_WEIGHT=plan.kind != "streamed",
+        KEEP_STATE=plan.kind == "resident",
+        WIDTH=directions * hidden_size,
+        LIMIT=hidden_size if has_remainder else None,
+    )
 
 
 @functools.cache
@@ -51,9 +72,10 @@ def _launch(
     kernel,
     stack: Stack,
     like: Tensor,
-    tensors: Sequence[Tensor | int | None],
-    with_ids: bool = False,
-    **own: bool,
+    own: dict[str, Tensor | int | None],
+    *,
+    padded: bool,
+    ring: bool = False,
 ) -> None:
     """Launches a kernel over all rows.
 
@@ -61,9 +83,9 @@ def _launch(
         kernel: `forward_kernel` or `backward_kernel`.
         stack: the layer's stack.
         like: for the device and the dtype.
-        tensors: the kernel's arguments before those that both kernels have.
-        with_ids: whether the layer's input holds token ids.
-        own: arguments for which the kernel is compiled, besides those of the plan and the layer.
+        own: the arguments that the other kernel does not have.
+        padded: whether rows past the end of sequences are to be zeroed.
+        ring: whether the forward kernel is to compute h_n alone.
     """
     layout = stack.layout
     if layout.B == 0:
@@ -73,21 +95,22 @@ def _launch(
     arrivals = None
     if plan.members > 1:
         arrivals = like.new_zeros(stack.directions * blocks, dtype=torch.int32)
-    constants = {
-        "H": stack.hidden_size,
-        "DIRECTIONS": stack.directions,
-        "TANH": not stack.options & ops.RELU,
-        **own,
-        **constants_of(plan),
+    tanh = not stack.options & ops.RELU
+    arguments = own | {
+        "layout": LayoutTensors(*layout[:4]),
+        "arrivals": arrivals,
+        **dict(zip(layout._fields[4:], layout[4:], strict=True)),
+        "FORM": form_of(
+            plan, stack.hidden_size, stack.directions, tanh=tanh, padded=padded, ring=ring
+        ),
     }
     grid = (plan.members, blocks, stack.directions)
-    arguments = (*tensors, *layout[:4], arrivals, *layout[4:])
-    settings = launch_settings_of(plan, device_of(like), with_ids)
-    _run(kernel, grid, arguments, constants, settings)
+    settings = launch_settings_of(plan, device_of(like), own.get("ids") is not None)
+    _run(kernel, grid, arguments, settings)
 
 
-def _run(kernel, grid, arguments, constants, settings) -> None:
-    kernel[grid](*arguments, **constants, **settings)
+def _run(kernel, grid, arguments: dict[str, Any], settings: dict[str, Any]) -> None:
+    kernel[grid](**arguments, **settings)
 
 
 def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
@@ -147,8 +170,7 @@ def forward_layer(
         ring: whether output is memory for the states of two steps, since h_n alone is wanted.
     """
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
-    with_ids, bias_ih = ops.has_ids(x), None
-    if with_ids:
+    if ops.has_ids(x):
         # The kernel reads rows of the table in the place of projected rows, and adds both biases.
         projected, ids = _beside(weights_ih), x
         biases_hh = tuple(own.bias for own in weights)
@@ -156,10 +178,22 @@ def forward_layer(
         # Not in the memory of output: a program may read a row ahead of the row that it writes.
         bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
         projected, ids = torch.nn.functional.linear(x, _join(weights_ih), bias_ih), None
-    tensors = (projected, ids, len(projected), *_pair(weights_hh), *_pair(biases_hh))
+    weight_hh, weight_hh_reverse = _pair(weights_hh)
+    bias, bias_reverse = _pair(biases_hh)
+    own = {
+        "projected": projected,
+        "ids": ids,
+        "V": len(projected),
+        "weight_hh": weight_hh,
+        "weight_hh_reverse": weight_hh_reverse,
+        "bias": bias,
+        "bias_reverse": bias_reverse,
+        "hx": hx,
+        "output": output,
+        "h_n": h_n,
+    }
     padded = stack.layout.padded and not ring
-    tensors += (hx, output, h_n)
-    _launch(forward_kernel, stack, h_n, tensors, with_ids, PADDED=padded, RING=ring)
+    _launch(forward_kernel, stack, h_n, own, padded=padded, ring=ring)
 
 
 def backward_layer(
@@ -190,12 +224,23 @@ def backward_layer(
     """
     dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
     # Transposed here, so that both kernels read weights the same way.
-    weights_hh = _pair([own.weight_hh.t().contiguous() for own in weights])
-    tensors = (grad_output, grad_h_n, *weights_hh, hx, output, dz, previous, dz_last, grad_hx)
-    _launch(backward_kernel, stack, output, tensors, PADDED=stack.layout.padded)
+    weight_hh, weight_hh_reverse = _pair([own.weight_hh.t().contiguous() for own in weights])
+    own = {
+        "grad_output": grad_output,
+        "grad_h_n": grad_h_n,
+        "weight_hh": weight_hh,
+        "weight_hh_reverse": weight_hh_reverse,
+        "hx": hx,
+        "output": output,
+        "dz": dz,
+        "previous": previous,
+        "dz_last": dz_last,
+        "grad_hx": grad_hx,
+    }
+    _launch(backward_kernel, stack, output, own, padded=stack.layout.padded)
     if grad_hx is not None and dz_last is not None:
-        for grad, last, own in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
-            grad.addmm_(last, own.weight_hh)
+        for grad, last, of in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
+            grad.addmm_(last, of.weight_hh)
     if grad_input is not None:
         torch.mm(dz, _join([own.weight_ih for own in weights]), out=grad_input)
 
@@ -258,6 +303,6 @@ def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
     sums = rows.new_empty(parts, vocabulary, width, dtype=torch.float32)
     constants = sums_constants_of(width)
     grid = (vocabulary, -(-width // constants["BLOCK_N"]), parts)
-    arguments = (rows, order, borders, sums, vocabulary)
-    _run(sums_by_token_kernel, grid, arguments, constants, SUMS_SETTINGS)
+    arguments = {"rows": rows, "order": order, "borders": borders, "sums": sums, "V": vocabulary}
+    _run(sums_by_token_kernel, grid, arguments | constants, SUMS_SETTINGS)
     return (sums.sum(0) if parts > 1 else sums[0]).to(rows.dtype)

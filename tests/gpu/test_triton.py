@@ -215,10 +215,12 @@ def test_streams_wait_for_each_other(monkeypatch):
 
 def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
     """The interpreter, which runs Python, does not show what Triton makes of `before = now`."""
-    tree = ast.parse(Path(kernels.__file__).read_text(encoding="utf-8"))
     loops = 0
-    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
-        names = {}  # variables that were given the value of another one
+    files = sorted(Path(kernels.__file__).parent.glob("*.py"))
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        names = {}  # whether each variable was given the value of another one, or a field
         for node in function.body:
             if isinstance(node, ast.For):
                 loops += 1
@@ -227,14 +229,24 @@ def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
                     for name in ast.walk(node)
                     if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
                 }
-                assert not changed & names.keys(), f"{function.name}: {changed & names.keys()}"
+                wrong = {name for name in changed if names.get(name)}
+                assert not wrong, f"{function.name}: {wrong}"
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Assign):
-                    aliased = isinstance(inner.value, ast.Name)
                     for target in inner.targets:
-                        if isinstance(target, ast.Name):
-                            (names.__setitem__ if aliased else names.pop)(target.id, None)
-    assert loops >= 2
+                        for name, value in assigned(target, inner.value):
+                            names[name] = isinstance(value, ast.Name | ast.Attribute)
+    assert loops >= 5
+
+
+def assigned(target, value):
+    """Yields each variable that an assignment changes, with what it is assigned."""
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    elif isinstance(target, ast.Tuple):
+        values = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
+        for one, of in zip(target.elts, values, strict=True):
+            yield from assigned(one, of)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +268,7 @@ def test_the_loop_over_time_carries_the_place_before(kernel, name, size, monkeyp
     device, dtype = DEVICES["sm_90"], torch.bfloat16
     build = gpu_report.Build(device, size[0], dtype, choose(*size, dtype, device))
     gpu_report.compile_kernel(gpu_report.KERNELS[kernel], build)
-    (over_time,) = re.findall(r"scf.for %s = .* iter_args\((.*?)\)", compiled[0].asm["ttir"])
+    (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", compiled[0].asm["ttir"])
     assert f"%{name} = " in over_time
 
 

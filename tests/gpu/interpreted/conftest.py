@@ -60,7 +60,7 @@ def _sum(self, input):
 
 def _call(self, *arguments, **options):
     """Calls a function within a kernel without preparing the language again for each call."""
-    if self.fn.__module__ == kernels.__name__:
+    if self.fn.__module__.startswith(kernels.__name__):
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
 
@@ -68,13 +68,13 @@ def _call(self, *arguments, **options):
 _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
-def _run(kernel, grid, arguments, constants, options):
+def _run(kernel, grid, arguments, settings):
     """Launches a kernel whose members run at the same time, in processes that share the tensors."""
-    members = constants.get("MEMBERS", 1)
+    members = arguments["FORM"].MEMBERS if "FORM" in arguments else 1
     if members == 1:
-        kernel[grid](*arguments, **constants)
+        kernel[grid](**arguments)
         return
-    for argument in arguments:
+    for argument in (*arguments.values(), *arguments["layout"]):
         if isinstance(argument, torch.Tensor):
             argument.untyped_storage().share_memory_()
     running = set()
@@ -82,7 +82,7 @@ def _run(kernel, grid, arguments, constants, options):
         child = os.fork()
         if child == 0:
             try:
-                _run_member(member, kernel, grid, arguments, constants)
+                _run_member(member, kernel, grid, arguments)
             except BaseException:
                 traceback.print_exc()
             os._exit(1)
@@ -97,7 +97,7 @@ def _run(kernel, grid, arguments, constants, options):
             raise AssertionError("a member of a block failed: its traceback is above")
 
 
-def _run_member(member, kernel, grid, arguments, constants):
+def _run_member(member, kernel, grid, arguments):
     """Runs the programs of one member, and ends the process."""
     place = interpreter.InterpreterBuilder.set_grid_idx
     dimensions = interpreter.InterpreterBuilder.set_grid_dim
@@ -107,7 +107,7 @@ def _run_member(member, kernel, grid, arguments, constants):
         patch.setattr(builder, "set_grid_dim", lambda _, y, z: dimensions(builder, *grid))
         # Restoring would copy all tensors onto themselves, over what other members are writing.
         patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
-        kernel[(1, *grid[1:])](*arguments, **constants)
+        kernel[(1, *grid[1:])](**arguments)
 
 
 class Worst:

@@ -1,0 +1,190 @@
+"""The backward pass of a layer's recurrence in one kernel."""
+
+import triton
+import triton.language as tl
+
+from .arguments import VARYING
+from .primitives import (
+    activation_backward,
+    begin,
+    is_cut_at,
+    kept_tile,
+    load_rows,
+    load_states,
+    meet,
+    of_direction,
+    offsets_of_direction,
+    product,
+    row_at,
+    step_at,
+    store_rows,
+    store_zeros_past_the_end,
+    streamed_product,
+    sum_of_parts,
+    time_of,
+    units,
+    zeros,
+)
+
+
+@triton.jit
+def _inputs(output, grad_output, row, there, n, FORM: tl.constexpr):
+    """Loads the states, and the gradient of the output, of one time [B, N] each."""
+    h = load_rows(output, row, n, there, FORM.WIDTH, FORM.LIMIT)
+    if grad_output is None:
+        grad = zeros(h.dtype, FORM)
+    else:
+        grad = load_rows(grad_output, row, n, there, FORM.WIDTH, FORM.LIMIT)
+    return h, grad
+
+
+@triton.jit
+def _add_product(grad, state, before, receives, right, n, FORM: tl.constexpr):
+    """Returns grad [B, N] + dz of the step before, in the order of the pass, times weight_hh.
+
+    Args:
+        state: that dz, if it is kept.
+        before: where that dz is in memory [B].
+        receives: whether there is one [B].
+        right: this program's part of weight_hh, or where all of it is.
+    """
+    if FORM.KEEP_STATE:
+        left = tl.where(receives[:, None], state, 0.0).to(state.dtype)
+        received = product(left, right, grad, FORM)
+    elif FORM.KEEP_WEIGHT:
+        received = sum_of_parts(load_states(before, receives, FORM), right, grad, FORM)
+    else:
+        received = streamed_product(before, receives, right, n, grad, FORM)
+    # Where nothing is received, zero times an infinite weight would make NaN.
+    return tl.where(receives[:, None], received, grad)
+
+
+@triton.jit
+def _finish(
+    state, hx, grad_h_n, dz, previous, dz_last, grad_hx, layout, program, FORM: tl.constexpr
+):
+    """Writes what belongs to the step before the first one, and to rows past the end."""
+    b, length = program.b, program.length
+    end = tl.where(program.back == 1, 0, length - 1)
+    row = row_at(tl.maximum(end, 0), layout, program)
+    border = tl.where(program.back == 1, 0, length)
+    receives = (length > 0) & ~is_cut_at(border, layout, program, FORM)
+    nothing = zeros(dz.dtype.element_ty, FORM)
+    for i in range(FORM.TILES):
+        n = units(i, program, FORM)
+        if previous is not None:
+            initial = nothing if hx is None else load_rows(hx, b, n, receives, FORM.H, FORM.LIMIT)
+            store_rows(previous, row, n, initial, length > 0, FORM.WIDTH, FORM.LIMIT)
+        if grad_hx is not None:
+            if FORM.KEEP_STATE:
+                last = tl.where(receives[:, None], state, 0.0).to(dz.dtype.element_ty)
+            else:
+                last = load_rows(dz, row, n, receives, FORM.WIDTH, FORM.LIMIT)
+            store_rows(dz_last, b, n, last, b < program.B, FORM.H, FORM.LIMIT)
+            handed_on = nothing
+            if grad_h_n is not None:
+                is_empty = (b < program.B) & (length == 0)
+                handed_on = load_rows(grad_h_n, b, n, is_empty, FORM.H, FORM.LIMIT)
+            store_rows(grad_hx, b, n, handed_on, b < program.B, FORM.H, FORM.LIMIT)
+        if FORM.PADDED:
+            store_zeros_past_the_end(dz, n, layout, program, FORM)
+            if previous is not None:
+                store_zeros_past_the_end(previous, n, layout, program, FORM)
+
+
+@triton.jit
+def _store(previous, dz, row_before, row, n, h, own, step, program, FORM: tl.constexpr):
+    """Stores dz of the rows of one time, and the previous state of the rows a step before."""
+    there = program.b < program.B
+    if previous is not None:
+        store_rows(previous, row_before, n, h, step.goes_on, FORM.WIDTH, FORM.LIMIT)
+    if FORM.PADDED:
+        own = tl.where(step.alive[:, None], own, 0.0).to(own.dtype)
+        store_rows(dz, row, n, own, there, FORM.WIDTH, FORM.LIMIT)
+        if previous is not None:
+            nothing = zeros(own.dtype, FORM)
+            store_rows(previous, row, n, nothing, there & ~step.alive, FORM.WIDTH, FORM.LIMIT)
+    else:
+        store_rows(dz, row, n, own, step.alive, FORM.WIDTH, FORM.LIMIT)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def backward_kernel(
+    grad_output,  # (N, directions * H), or None: zeros
+    grad_h_n,  # (directions, B, H), or None: zeros
+    weight_hh,  # (H, H), transposed
+    weight_hh_reverse,  # (H, H), transposed, of the second direction, or None
+    hx,  # (directions, B, H), or None: zeros
+    output,  # (N, directions * H)
+    dz,  # (N, directions * H): the gradient before the activation
+    previous,  # (N, directions * H): the previous state of each row, or None: not wanted
+    dz_last,  # (directions, B, H): dz of the first steps, to be multiplied by weight_hh for grad_hx
+    grad_hx,  # (directions, B, H), or None: neither it nor dz_last is wanted
+    layout,  # this and all further arguments as in forward_kernel
+    arrivals,
+    T,
+    B,
+    N,
+    time_stride,
+    batch_stride,
+    reset_time_stride,
+    reset_batch_stride,
+    FORM: tl.constexpr,
+):
+    """Computes dz of a layer, from the end: dz_t = (grad_output_t + dz_{t+1} W_hh) act'(h_t)."""
+    strides = (time_stride, batch_stride, reset_time_stride, reset_batch_stride)
+    program = begin(layout, T, B, N, strides, True, FORM)
+    dtype: tl.constexpr = output.dtype.element_ty
+    right = of_direction(weight_hh, weight_hh_reverse, program, FORM)
+    columns, states = offsets_of_direction(program, FORM)
+    output += columns
+    dz += columns
+    previous = None if previous is None else previous + columns
+    grad_output = None if grad_output is None else grad_output + columns
+    grad_h_n = None if grad_h_n is None else grad_h_n + states
+    hx = None if hx is None else hx + states
+    dz_last = None if dz_last is None else dz_last + states
+    grad_hx = None if grad_hx is None else grad_hx + states
+
+    t = time_of(0, program)
+    row = row_at(t, layout, program)
+    row_before = row_at(t, layout, program)
+    state = None  # dz of the previous step of this pass, if it is kept
+    if FORM.KEEP_WEIGHT:
+        n = units(0, program, FORM)
+        right = kept_tile(right, n, FORM)
+        upcoming = _inputs(output, grad_output, row, t < program.length, n, FORM)
+    if FORM.KEEP_STATE:
+        state = zeros(dtype, FORM)
+
+    for s in tl.range(0, program.steps, num_stages=1):
+        t = time_of(s, program)
+        step = step_at(t, layout, program, FORM)
+        receives = step.goes_on & ~step.is_cut
+        t_after = time_of(s + 1, program)
+        row_after = row_at(t_after, layout, program)
+        source = row_after if FORM.KEEP_WEIGHT else row
+        there = t_after < program.length if FORM.KEEP_WEIGHT else step.alive
+        for i in range(FORM.TILES):
+            n = units(i, program, FORM)
+            inputs = _inputs(output, grad_output, source, there, n, FORM)
+            if FORM.KEEP_WEIGHT:  # which leave time to load the inputs of the step after
+                inputs, upcoming = upcoming, inputs
+            h, grad = inputs
+            grad = grad.to(tl.float32)
+            if grad_h_n is not None:
+                own = load_rows(grad_h_n, program.b, n, step.begins, FORM.H, FORM.LIMIT)
+                grad += own.to(tl.float32)
+            before = dz + row_before * FORM.WIDTH  # dz of the previous step of this pass
+            grad = _add_product(grad, state, before, receives, right, n, FORM)
+            own = activation_backward(grad, h.to(tl.float32), FORM).to(dtype)
+            if FORM.KEEP_STATE:
+                state = tl.where(step.alive[:, None], own, state)
+            h = tl.where(receives[:, None], h, 0.0).to(dtype)
+            _store(previous, dz, row_before, row, n, h, own, step, program, FORM)
+        row_before = row
+        row = row_after
+        if not FORM.KEEP_STATE:
+            meet(arrivals, s, program, FORM)
+
+    _finish(state, hx, grad_h_n, dz, previous, dz_last, grad_hx, layout, program, FORM)

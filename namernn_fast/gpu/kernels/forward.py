@@ -1,0 +1,216 @@
+"""The forward pass of a layer in one kernel."""
+
+import triton
+import triton.language as tl
+
+from .arguments import VARYING
+from .primitives import (
+    activation,
+    begin,
+    kept_tile,
+    load_rows,
+    load_states,
+    meet,
+    of_direction,
+    offsets_of_direction,
+    product,
+    row_at,
+    step_at,
+    store_rows,
+    store_zeros_past_the_end,
+    streamed_product,
+    sum_of_parts,
+    time_of,
+    units,
+    zeros,
+)
+
+
+@triton.jit
+def _place(t, row, program, FORM: tl.constexpr):
+    """Returns where the states of time t (a scalar or [B]) lie in the output [B].
+
+    That is the row of that time, or a place in a ring of two steps.
+    """
+    return (t & 1) * program.B + program.b if FORM.RING else row
+
+
+@triton.jit
+def _token(ids, t, layout, program):
+    """Loads the token id of each sequence [B] at time t; 0 where it has none."""
+    return tl.load(ids + row_at(t, layout, program), mask=t < program.length, other=0)
+
+
+@triton.jit
+def _row_of_token(token, V, is_known):
+    """Returns the row of the table for each token [B], and whether all tokens so far have one [B].
+
+    Ids on the device are unchecked: one that has no row takes row 0, and an assertion tells later.
+    """
+    has_row = (token >= 0) & (token < V)
+    return tl.where(has_row, token, 0), is_known & has_row
+
+
+@triton.jit
+def _first_state(output, hx, n, program, FORM: tl.constexpr):
+    """Returns the state before the first step [B, N]."""
+    if hx is None:
+        state = zeros(output.dtype.element_ty, FORM)
+    else:
+        state = load_rows(hx, program.b, n, program.b < program.B, FORM.H, FORM.LIMIT)
+    return state
+
+
+@triton.jit
+def _add_bias(z, bias, n, FORM: tl.constexpr):
+    """Returns z [B, N] in float32 + bias, unless that is None."""
+    z = z.to(tl.float32)
+    if bias is not None:
+        z += tl.load(bias + n, mask=n < FORM.H, other=0.0).to(tl.float32)[None, :]
+    return z
+
+
+@triton.jit
+def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constexpr):
+    """Returns z [B, N] + previous states times weight_hh.
+
+    Args:
+        state: the previous states, if they are kept.
+        before: where the states of the step before are in memory [B].
+        hx: the initial states (B, H), or None: zeros.
+        right: this program's part of weight_hh, or where all of it is.
+    """
+    if FORM.KEEP_STATE:
+        state = tl.where(step.is_cut[:, None], 0.0, state).to(state.dtype)
+        z = product(state, right, z, FORM)
+    else:
+        goes_on = step.goes_on & ~step.is_cut
+        begins = step.begins & ~step.is_cut
+        if hx is not None:
+            initial = hx + program.b * FORM.H
+            some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
+        if FORM.KEEP_WEIGHT:
+            left = load_states(before, goes_on, FORM)
+            if hx is not None:  # noqa: SIM102 - known when it is compiled
+                if some_begin:
+                    left += load_states(initial, begins, FORM)
+            z = sum_of_parts(left, right, z, FORM)
+        else:
+            z = streamed_product(before, goes_on, right, n, z, FORM)
+            if hx is not None:  # noqa: SIM102 - known when it is compiled
+                if some_begin:
+                    z = streamed_product(initial, begins, right, n, z, FORM)
+    return z
+
+
+@triton.jit
+def _store_states(output, place, n, h, step, program, FORM: tl.constexpr):
+    """Stores the states of one time; zeros where there is none, if rows are padded."""
+    if FORM.PADDED:
+        h = tl.where(step.alive[:, None], h, 0.0).to(h.dtype)
+        store_rows(output, place, n, h, program.b < program.B, FORM.WIDTH, FORM.LIMIT)
+    elif not (FORM.RING and FORM.KEEP_STATE):
+        store_rows(output, place, n, h, step.alive, FORM.WIDTH, FORM.LIMIT)
+
+
+@triton.jit
+def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
+    """Stores h_n: the state that was kept, or what the last steps have written; pads the output."""
+    b, there = program.b, program.b < program.B
+    t = tl.maximum(tl.where(program.back == 1, 0, program.length - 1), 0)
+    place = _place(t, row_at(t, layout, program), program, FORM)
+    for i in range(FORM.TILES):
+        n = units(i, program, FORM)
+        if FORM.KEEP_STATE:
+            last = state
+        else:
+            last = load_rows(output, place, n, program.length > 0, FORM.WIDTH, FORM.LIMIT)
+            if hx is not None:
+                is_empty = there & (program.length == 0)
+                last += load_rows(hx, b, n, is_empty, FORM.H, FORM.LIMIT)
+        store_rows(h_n, b, n, last, there, FORM.H, FORM.LIMIT)
+        if FORM.PADDED:
+            store_zeros_past_the_end(output, n, layout, program, FORM)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def forward_kernel(
+    projected,  # (N, directions * H); with ids (V, directions * H): the table
+    ids,  # (N), the row of `projected` for each row, or None: its own
+    V,  # rows of `projected`
+    weight_hh,  # (H, H)
+    weight_hh_reverse,  # (H, H), of the second direction, or None
+    bias,  # (H), or None
+    bias_reverse,  # (H), of the second direction, or None
+    hx,  # (directions, B, H), or None: zeros
+    output,  # (N, directions * H); with RING (2 * B, directions * H): two steps in turn
+    h_n,  # (directions, B, H)
+    layout,  # `LayoutTensors`
+    arrivals,  # (directions, blocks), zeros, or None: there is one member
+    T,
+    B,
+    N,
+    time_stride,  # in rows
+    batch_stride,
+    reset_time_stride,  # in elements
+    reset_batch_stride,
+    FORM: tl.constexpr,  # `Form`
+):
+    """Computes output and h_n of one layer: h_t = act(projected_t + bias + h_{t-1} W_hh^T)."""
+    strides = (time_stride, batch_stride, reset_time_stride, reset_batch_stride)
+    program = begin(layout, T, B, N, strides, False, FORM)
+    right = of_direction(weight_hh, weight_hh_reverse, program, FORM)
+    bias = None if bias is None else of_direction(bias, bias_reverse, program, FORM)
+    columns, states = offsets_of_direction(program, FORM)
+    projected += columns
+    output += columns
+    hx = None if hx is None else hx + states
+
+    t = time_of(0, program)
+    row = row_at(t, layout, program)
+    place_before = _place(t, row_at(t, layout, program), program, FORM)
+    first_source = row  # of `projected`
+    if ids is not None:
+        # A token is loaded a step before its row of the table: no step waits for both in turn.
+        token = _token(ids, t, layout, program)
+        is_known = tl.full((FORM.BLOCK_B,), 1, tl.int1)
+        if FORM.KEEP_WEIGHT:
+            first_source, is_known = _row_of_token(token, V, is_known)
+            token = _token(ids, time_of(1, program), layout, program)
+    n = units(0, program, FORM)
+    state = _first_state(output, hx, n, program, FORM) if FORM.KEEP_STATE else None
+    if FORM.KEEP_WEIGHT:
+        right = kept_tile(right, n, FORM)
+        upcoming = load_rows(projected, first_source, n, t < program.length, FORM.WIDTH, FORM.LIMIT)
+
+    for s in tl.range(0, program.steps, num_stages=1):
+        t = time_of(s, program)
+        step = step_at(t, layout, program, FORM)
+        t_after = time_of(s + 1, program)
+        row_after = row_at(t_after, layout, program)
+        place = _place(t, row, program, FORM)
+        source = row_after if FORM.KEEP_WEIGHT else row
+        there = t_after < program.length if FORM.KEEP_WEIGHT else step.alive
+        if ids is not None:
+            source, is_known = _row_of_token(token, V, is_known)
+            token = _token(ids, time_of(s + 1 + FORM.KEEP_WEIGHT, program), layout, program)
+        for i in range(FORM.TILES):
+            n = units(i, program, FORM)
+            z = load_rows(projected, source, n, there, FORM.WIDTH, FORM.LIMIT)
+            if FORM.KEEP_WEIGHT:  # which leave time to load the inputs of the step after
+                z, upcoming = upcoming, z
+            z = _add_bias(z, bias, n, FORM)
+            before = output + place_before * FORM.WIDTH
+            z = _add_product(z, state, before, hx, step, right, n, program, FORM)
+            h = activation(z, FORM).to(output.dtype.element_ty)
+            if FORM.KEEP_STATE:
+                state = tl.where(step.alive[:, None], h, state)
+            _store_states(output, place, n, h, step, program, FORM)
+        place_before = place
+        row = row_after
+        if not FORM.KEEP_STATE:
+            meet(arrivals, s, program, FORM)
+
+    _finish(state, output, hx, h_n + states, layout, program, FORM)
+    if ids is not None:  # not in every step: an assertion is a barrier
+        tl.device_assert(is_known, "namernn_fast: input must hold ids of rows of the table")

@@ -1,0 +1,288 @@
+"""What a program of either pass is made of: which rows it has, products, stores and the barrier."""
+
+import triton
+import triton.language as tl
+
+from .arguments import Program, Step
+
+# Programs lie in a grid (members, blocks of sequences, directions). The members of a block of
+# sequences share out the hidden units, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS,
+# ... A program with a single tile, in a single block of K, keeps its part of weight_hh on chip
+# across time; a program that is its block's only member keeps the state on chip as well. Otherwise
+# the previous state is read back from the rows that the previous step has written, with a barrier
+# in between.
+#
+# Triton compares values to find the variables that a loop changes: one that is another variable
+# before the loop, and becomes that variable again in the body, counts as constant. So no variable
+# that a loop assigns is a mere name of another value before the loop, nor is a field of a tuple.
+
+
+@triton.jit
+def tanh(x):
+    """tanh by expm1, which is a polynomial, and e / (e + 1); -0 stays -0.
+
+    The CPU kernel has the same formula, in csrc/kernel/tanh.h.
+    """
+    a = tl.abs(x)
+    a = tl.where(a > 10.0, 10.0, a)  # NaN stays
+    n = tl.floor(a * 2.885390043258667 + 0.5)  # 2 / ln 2
+    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, in so few bits that n times it is exact
+    c = tl.fma(s, 0.0446286706909, 0.133865452122)
+    c = tl.fma(s, c, 0.333330255182)
+    c = tl.fma(s, c, 0.666661717641)
+    c = tl.fma(s, c, 1.00000001239)
+    power = tl.exp2(n)
+    e = tl.fma(power, tl.fma(c, s * s, s), 0.5 * power - 0.5)
+    sign = x.to(tl.int32, bitcast=True) & -0x80000000
+    return ((e / (e + 1)).to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def activation(z, FORM: tl.constexpr):
+    # relu of NaN is NaN, as in torch.
+    return tanh(z) if FORM.TANH else tl.where(z <= 0, 0.0, z)
+
+
+@triton.jit
+def activation_backward(grad, h, FORM: tl.constexpr):
+    return grad * (1 - h * h) if FORM.TANH else tl.where(h <= 0, 0.0, grad)
+
+
+@triton.jit
+def _sequences(b, layout, T, B, N, batch_stride):
+    """Returns the number of steps of each sequence [B], and the place of its first row [B].
+
+    Lengths and offsets on the device are unchecked, so they are clamped to the tensors.
+    """
+    mask = b < B
+    if layout.offsets is not None:
+        first = tl.load(layout.offsets + b, mask=mask, other=0)
+        first = tl.minimum(tl.maximum(first, 0), N)
+        length = tl.load(layout.offsets + b + 1, mask=mask, other=0) - first
+        return tl.minimum(tl.maximum(length, 0), N - first), first
+    if layout.lengths is not None:
+        length = tl.minimum(tl.maximum(tl.load(layout.lengths + b, mask=mask, other=0), 0), T)
+    else:
+        length = tl.where(mask, T, 0).to(tl.int64)
+    return length, b * batch_stride
+
+
+@triton.jit
+def begin(layout, T, B, N, strides, FIRST_GOES_BACK: tl.constexpr, FORM: tl.constexpr):
+    """Returns what a program of either pass knows before its first step.
+
+    Args:
+        strides: time_stride, batch_stride, reset_time_stride and reset_batch_stride.
+        FIRST_GOES_BACK: whether the pass goes back in time in the first direction.
+    """
+    member, block, direction = tl.program_id(0), tl.program_id(1), 0
+    if FORM.DIRECTIONS == 2:
+        direction = tl.program_id(2)
+    b = (block * FORM.BLOCK_B + tl.arange(0, FORM.BLOCK_B)).to(tl.int64)
+    length, first = _sequences(b, layout, T, B, N, strides[1])
+    return Program(
+        member=member,
+        direction=direction,
+        group=direction * tl.num_programs(1) + block,
+        back=1 - direction if FIRST_GOES_BACK else direction,
+        b=b,
+        T=T,
+        B=B,
+        steps=tl.max(length, axis=0),
+        length=length,
+        first=first,
+        time_stride=strides[0],
+        reset_time_stride=strides[2],
+        reset_batch_stride=strides[3],
+    )
+
+
+@triton.jit
+def of_direction(first, second, program, FORM: tl.constexpr):
+    """Returns the pointer of the program's direction, of two."""
+    chosen = first
+    if FORM.DIRECTIONS == 2:  # noqa: SIM102 - known when it is compiled
+        if program.direction == 1:
+            chosen = second
+    return chosen
+
+
+@triton.jit
+def offsets_of_direction(program, FORM: tl.constexpr):
+    """Returns where the program's direction begins, in a row and in states (directions, B, H)."""
+    direction = tl.cast(program.direction, tl.int64)
+    return direction * FORM.H, direction * program.B * FORM.H
+
+
+@triton.jit
+def units(i, program, FORM: tl.constexpr):
+    """Returns the hidden units of a program's tile i [N]."""
+    return (program.member + i * FORM.MEMBERS) * FORM.BLOCK_N + tl.arange(0, FORM.BLOCK_N)
+
+
+@triton.jit
+def time_of(s, program):
+    """Returns the time of step s of the pass, or of its last step; 0 where there is no step."""
+    s = tl.minimum(s, program.steps - 1)
+    return tl.maximum(tl.where(program.back == 1, program.steps - 1 - s, s), 0)
+
+
+@triton.jit
+def row_at(t, layout, program):
+    """Returns the row of each sequence [B] at time t (a scalar or [B]), if it is alive then."""
+    if layout.starts is not None:
+        return program.first + tl.load(layout.starts + t)
+    return program.first + t * program.time_stride
+
+
+@triton.jit
+def step_at(t, layout, program, FORM: tl.constexpr):
+    """Returns which sequences are alive at time t, and how they got there."""
+    alive = t < program.length
+    is_first = t == tl.where(program.back == 1, program.length - 1, 0)
+    is_cut = is_cut_at(t + program.back, layout, program, FORM)
+    return Step(alive=alive, begins=alive & is_first, goes_on=alive & ~is_first, is_cut=is_cut)
+
+
+@triton.jit
+def is_cut_at(border, layout, program, FORM: tl.constexpr):
+    """Returns whether a state begins anew between the times border - 1 and border [B]."""
+    if layout.reset is None:
+        is_cut = tl.full((FORM.BLOCK_B,), 0, tl.int1)
+    else:
+        place = border * program.reset_time_stride + program.b * program.reset_batch_stride
+        is_cut = tl.load(layout.reset + place, mask=border < program.length, other=0) != 0
+    return is_cut
+
+
+@triton.jit
+def zeros(dtype: tl.constexpr, FORM: tl.constexpr):
+    """Returns zeros [B, N]."""
+    return tl.full((FORM.BLOCK_B, FORM.BLOCK_N), 0.0, dtype)
+
+
+@triton.jit
+def load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
+    """Loads units n of rows [B, N]; zeros where mask [B] is not set and for units from LIMIT on.
+
+    Bypasses the first-level cache, which does not see the stores of other programs.
+    """
+    place = row[:, None] * WIDTH + n[None, :]
+    mask = mask[:, None]
+    if LIMIT is not None:
+        mask = mask & (n[None, :] < LIMIT)
+    return tl.load(data + place, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def store_rows(data, row, n, values, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
+    """Stores values [B, N] into units n of rows, where mask [B] is set, for units below LIMIT."""
+    place = row[:, None] * WIDTH + n[None, :]
+    mask = mask[:, None]
+    if LIMIT is not None:
+        mask = mask & (n[None, :] < LIMIT)
+    tl.store(data + place, values, mask=mask)
+
+
+@triton.jit
+def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
+    """Stores zeros into units n of the rows that no sequence of the block has a step for."""
+    nothing = zeros(data.dtype.element_ty, FORM)
+    for u in range(program.steps, program.T):
+        row = row_at(u, layout, program)
+        store_rows(data, row, n, nothing, program.b < program.B, FORM.WIDTH, FORM.LIMIT)
+
+
+@triton.jit
+def _tile(weight, k, n, H: tl.constexpr):
+    """Loads the transpose of a weight (H, H) for the units k and n [K, N]."""
+    return tl.load(
+        weight + n[None, :] * H + k[:, None], mask=(k[:, None] < H) & (n[None, :] < H), other=0.0
+    )
+
+
+@triton.jit
+def product(left, right, sum, FORM: tl.constexpr):
+    """Returns sum [B, N] + left [B, K] right [K, N]; one sequence without tensor cores."""
+    if left.shape[0] == 1:
+        terms = tl.trans(left).to(tl.float32) * right.to(tl.float32)
+        return sum + tl.sum(terms, axis=0)[None, :]
+    return tl.dot(left, right, sum, input_precision=FORM.PRECISION)
+
+
+# Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
+# of the tile; so the sum over the units k is split into PARTS, which warps share out as well.
+
+
+@triton.jit
+def kept_tile(weight, n, FORM: tl.constexpr):
+    """Loads the transpose of a weight (H, H) for all units k and the units n.
+
+    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts.
+    """
+    if FORM.PARTS == 1:
+        tile = _tile(weight, tl.arange(0, FORM.BLOCK_K), n, FORM.H)
+    else:
+        part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
+        k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, :, None]
+        n = n[None, None, :]
+        tile = tl.load(weight + n * FORM.H + k, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
+    return tile
+
+
+@triton.jit
+def load_states(states, mask, FORM: tl.constexpr):
+    """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts."""
+    if FORM.PARTS == 1:
+        k = tl.arange(0, FORM.BLOCK_K)[None, :]
+        place, mask = states[:, None] + k, mask[:, None]
+    else:
+        part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
+        k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, None, :]
+        place, mask = states[None, :, None] + k, mask[None, :, None]
+    if FORM.H % FORM.BLOCK_K != 0:
+        mask = mask & (k < FORM.H)
+    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def sum_of_parts(left, right, sum, FORM: tl.constexpr):
+    """Returns sum [B, N] + states times a tile of weight_hh on chip, both split into PARTS."""
+    if FORM.PARTS == 1:
+        sum = product(left, right, sum, FORM)
+    else:
+        sum += tl.sum(tl.dot(left, right, input_precision=FORM.PRECISION), axis=0)
+    return sum
+
+
+@triton.jit
+def streamed_product(
+    states,
+    mask,
+    weight,
+    n,
+    sum,
+    FORM: tl.constexpr,
+):
+    """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block."""
+    for start in tl.range(0, FORM.H, FORM.BLOCK_K, num_stages=FORM.STAGES):
+        k = start + tl.arange(0, FORM.BLOCK_K)
+        some = (
+            mask[:, None] if FORM.H % FORM.BLOCK_K == 0 else mask[:, None] & (k[None, :] < FORM.H)
+        )
+        left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
+        sum = product(left, _tile(weight, k, n, FORM.H), sum, FORM)
+    return sum
+
+
+@triton.jit
+def meet(arrivals, s, program, FORM: tl.constexpr):
+    """A barrier after step s: returns when the stores of all members of the block are visible."""
+    tl.debug_barrier()
+    if FORM.MEMBERS > 1:
+        arrivals += program.group
+        tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
+        while tl.load(arrivals, volatile=True) < FORM.MEMBERS * (s + 1):
+            pass
+        tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
+        tl.debug_barrier()

@@ -1,0 +1,35 @@
+"""Sums of rows by token."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["V"])
+def sums_by_token_kernel(
+    rows,  # (N, WIDTH)
+    order,  # (N), the numbers of the rows, sorted by token
+    borders,  # (V + 1), the place in `order` where the rows of each token begin
+    sums,  # (parts, V, WIDTH), float32
+    V,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,  # rows that are read at once
+    STAGES: tl.constexpr,
+):
+    """Computes the sum of the rows of each token in parts, each of every so many blocks of rows.
+
+    Programs lie in a grid (V, blocks of units, parts).
+    """
+    token, part = tl.program_id(0), tl.program_id(2)
+    begin, end = tl.load(borders + token), tl.load(borders + token + 1)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    sum = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
+    step = tl.num_programs(2) * BLOCK_R
+    for start in tl.range(begin + part * BLOCK_R, end, step, num_stages=STAGES):
+        at = start + tl.arange(0, BLOCK_R)
+        row = tl.load(order + at, mask=at < end, other=0)
+        mask = (at < end)[:, None] & (n[None, :] < WIDTH)
+        values = tl.load(rows + row[:, None] * WIDTH + n[None, :], mask=mask, other=0.0)
+        sum += values.to(tl.float32)
+    place = (part.to(tl.int64) * V + token) * WIDTH + n
+    tl.store(sums + place, tl.sum(sum, axis=0), mask=n < WIDTH)
