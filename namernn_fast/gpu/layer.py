@@ -91,10 +91,10 @@ def _launch(
     if layout.B == 0:
         return
     plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
-    blocks = -(-layout.B // plan.block_b)
+    groups = -(-layout.B // plan.block_b) * stack.directions
     arrivals = None
     if plan.members > 1:
-        arrivals = like.new_zeros(stack.directions * blocks, dtype=torch.int32)
+        arrivals = like.new_zeros(groups, dtype=torch.int32)
     tanh = not stack.options & ops.RELU
     arguments = own | {
         "layout": LayoutTensors(*layout[:4]),
@@ -104,7 +104,7 @@ def _launch(
             plan, stack.hidden_size, stack.directions, tanh=tanh, padded=padded, ring=ring
         ),
     }
-    grid = (plan.members, blocks, stack.directions)
+    grid = (plan.members * groups,)
     settings = launch_settings_of(plan, device_of(like), own.get("ids") is not None)
     _run(kernel, grid, arguments, settings)
 

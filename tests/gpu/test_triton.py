@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -69,6 +70,31 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
                 assert config.block_k >= hidden_size
             assert config.block_k % config.parts == 0
             assert config.warps * device.lanes <= 1024
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+def test_every_grid_can_be_launched(arch, monkeypatch):
+    """CUDA takes 2**31 - 1 programs on the first axis of a grid, and 65,535 on the others."""
+    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES[arch])
+    grids = []
+    monkeypatch.setattr(layer, "_run", lambda kernel, grid, *_: grids.append(grid))
+    sizes = itertools.product((1, 64, 128, 129, 1024, 4096), (1, 3, 65_535, 65_536, 2**20))
+    for (hidden_size, batch), directions, dtype in itertools.product(
+        sizes, (1, 2), (torch.float32, torch.bfloat16)
+    ):
+        with FakeTensorMode():
+            weights = [torch.empty(hidden_size, n, dtype=dtype) for n in (2, hidden_size)]
+            x = torch.empty(1, batch, 2, dtype=dtype)
+            options = ops.BIDIRECTIONAL if directions == 2 else 0
+            call = (x, None, weights * directions, None, None, options)
+            output, h_n, _ = gpu.rnn_forward(*call)
+            gpu.rnn_backward(output, h_n, *call[:3], output, [], *call[3:], True, False, [0])
+            rows, ids = torch.empty(batch, hidden_size), torch.empty(batch, dtype=torch.int64)
+            layer.sums_by_token(rows, ids, 2**20)
+    assert len(grids) == 3 * 6 * 5 * 2 * 2
+    for grid in grids:
+        assert 0 < grid[0] < 2**31
+        assert all(0 < programs < 2**16 for programs in grid[1:])
 
 
 def test_the_kind_of_plan_follows_the_size():
@@ -268,7 +294,9 @@ def test_the_loop_over_time_carries_the_place_before(kernel, name, size, monkeyp
     device, dtype = DEVICES["sm_90"], torch.bfloat16
     build = gpu_report.Build(device, size[0], dtype, choose(*size, dtype, device))
     gpu_report.compile_kernel(gpu_report.KERNELS[kernel], build)
-    (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", compiled[0].asm["ttir"])
+    (over_time,) = re.findall(
+        r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", compiled[0].asm["ttir"]
+    )
     assert f"%{name} = " in over_time
 
 

@@ -146,7 +146,7 @@ def forward_kernel(
     output,  # (N, directions * H); with RING (2 * B, directions * H): two steps in turn
     h_n,  # (directions, B, H)
     layout,  # `LayoutTensors`
-    arrivals,  # (directions, blocks), zeros, or None: there is one member
+    arrivals,  # (blocks * directions), zeros, or None: there is one member
     T,
     B,
     N,

@@ -5,9 +5,10 @@ import triton.language as tl
 
 from .arguments import Program, Step
 
-# Programs lie in a grid (members, blocks of sequences, directions). The members of a block of
-# sequences share out the hidden units, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS,
-# ... A program with a single tile, in a single block of K, keeps its part of weight_hh on chip
+# Programs lie on the first axis of a grid, which alone may have more than 65,535: the members of a
+# block of sequences side by side, the directions of a block of sequences side by side, too. Members
+# share out the hidden units, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ... A
+# program with a single tile, in a single block of K, keeps its part of weight_hh on chip
 # across time; a program that is its block's only member keeps the state on chip as well. Otherwise
 # the previous state is read back from the rows that the previous step has written, with a barrier
 # in between.
@@ -75,15 +76,16 @@ def begin(layout, T, B, N, strides, FIRST_GOES_BACK: tl.constexpr, FORM: tl.cons
         strides: time_stride, batch_stride, reset_time_stride and reset_batch_stride.
         FIRST_GOES_BACK: whether the pass goes back in time in the first direction.
     """
-    member, block, direction = tl.program_id(0), tl.program_id(1), 0
+    member, group = tl.program_id(0) % FORM.MEMBERS, tl.program_id(0) // FORM.MEMBERS
+    block, direction = group, 0
     if FORM.DIRECTIONS == 2:
-        direction = tl.program_id(2)
+        block, direction = group // 2, group % 2
     b = (block * FORM.BLOCK_B + tl.arange(0, FORM.BLOCK_B)).to(tl.int64)
     length, first = _sequences(b, layout, T, B, N, strides[1])
     return Program(
         member=member,
         direction=direction,
-        group=direction * tl.num_programs(1) + block,
+        group=group,
         back=1 - direction if FIRST_GOES_BACK else direction,
         b=b,
         T=T,

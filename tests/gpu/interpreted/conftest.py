@@ -101,13 +101,16 @@ def _run_member(member, kernel, grid, arguments):
     """Runs the programs of one member, and ends the process."""
     place = interpreter.InterpreterBuilder.set_grid_idx
     dimensions = interpreter.InterpreterBuilder.set_grid_dim
+    members = arguments["FORM"].MEMBERS
     with pytest.MonkeyPatch.context() as patch:
         builder = interpreter.interpreter_builder
-        patch.setattr(builder, "set_grid_idx", lambda _, y, z: place(builder, member, y, z))
-        patch.setattr(builder, "set_grid_dim", lambda _, y, z: dimensions(builder, *grid))
+        patch.setattr(
+            builder, "set_grid_idx", lambda x, y, z: place(builder, x * members + member, y, z)
+        )
+        patch.setattr(builder, "set_grid_dim", lambda x, y, z: dimensions(builder, *grid, y, z))
         # Restoring would copy all tensors onto themselves, over what other members are writing.
         patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
-        kernel[(1, *grid[1:])](**arguments)
+        kernel[(grid[0] // members,)](**arguments)
 
 
 class Worst:
