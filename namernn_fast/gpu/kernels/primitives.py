@@ -204,12 +204,28 @@ def _tile(weight, k, n, H: tl.constexpr):
 
 
 @triton.jit
+def _operand(x, FORM: tl.constexpr):
+    """Rounds an operand of tensor cores to TF32, if they are to multiply in TF32: to the nearest
+    value, ties away from zero. Tensor cores alone would cut the last 13 bits off.
+
+    Numbers that would round to infinity, infinity and NaN stay: NaN as CUDA makes it has all bits
+    set, and would carry over into the sign.
+    """
+    if FORM.PRECISION == "tf32" and FORM.BLOCK_B > 1:
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        rounded = bits.to(tl.float32, bitcast=True)
+        x = tl.where(tl.abs(x) < 3.4e38, rounded, x)
+    return x
+
+
+@triton.jit
 def product(left, right, sum, FORM: tl.constexpr):
-    """Returns sum [B, N] + left [B, K] right [K, N]; one sequence without tensor cores."""
-    if left.shape[0] == 1:
+    """Returns sum [B, N] + left [B, K] right [K, N], whose weights are rounded already; one
+    sequence without tensor cores."""
+    if FORM.BLOCK_B == 1:
         terms = tl.trans(left).to(tl.float32) * right.to(tl.float32)
         return sum + tl.sum(terms, axis=0)[None, :]
-    return tl.dot(left, right, sum, input_precision=FORM.PRECISION)
+    return tl.dot(_operand(left, FORM), right, sum, input_precision=FORM.PRECISION)
 
 
 # Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
@@ -229,7 +245,7 @@ def kept_tile(weight, n, FORM: tl.constexpr):
         k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, :, None]
         n = n[None, None, :]
         tile = tl.load(weight + n * FORM.H + k, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
-    return tile
+    return _operand(tile, FORM)
 
 
 @triton.jit
@@ -253,7 +269,7 @@ def sum_of_parts(left, right, sum, FORM: tl.constexpr):
     if FORM.PARTS == 1:
         sum = product(left, right, sum, FORM)
     else:
-        sum += tl.sum(tl.dot(left, right, input_precision=FORM.PRECISION), axis=0)
+        sum += tl.sum(tl.dot(_operand(left, FORM), right, input_precision=FORM.PRECISION), axis=0)
     return sum
 
 
@@ -273,7 +289,7 @@ def streamed_product(
             mask[:, None] if FORM.H % FORM.BLOCK_K == 0 else mask[:, None] & (k[None, :] < FORM.H)
         )
         left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
-        sum = product(left, _tile(weight, k, n, FORM.H), sum, FORM)
+        sum = product(left, _operand(_tile(weight, k, n, FORM.H), FORM), sum, FORM)
     return sum
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 from namernn_fast import gpu, testing
@@ -42,14 +43,20 @@ def _gpu_operators_on_the_cpu():
 
 
 def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
-    """Multiplies the values of bfloat16; Triton's own interpreter multiplies their bits."""
-    values = [
-        interpreter._convert_float(operand.data, tl.bfloat16, tl.float32, None).view(np.float32)
-        if operand.dtype == tl.bfloat16
-        else operand.data.astype(sum.data.dtype)
-        for operand in (left, right)
-    ]
-    return interpreter.TensorHandle(np.matmul(*values) + sum.data, sum.dtype.scalar)
+    """Multiplies as tensor cores do: the values of bfloat16, of which Triton's own interpreter
+    multiplies the bits, and of TF32, whose operands lose their last 13 bits."""
+
+    def values(operand):
+        if operand.dtype == tl.bfloat16:
+            found = interpreter._convert_float(operand.data, tl.bfloat16, tl.float32, None)
+            return found.view(np.float32)
+        found = operand.data.astype(sum.data.dtype)
+        if operand.dtype == tl.float32 and input_precision == ir.INPUT_PRECISION.TF32:
+            found = (found.view(np.int32) & -0x2000).view(np.float32)
+        return found
+
+    product = np.matmul(values(left), values(right))
+    return interpreter.TensorHandle(product + sum.data, sum.dtype.scalar)
 
 
 def _sum(self, input):

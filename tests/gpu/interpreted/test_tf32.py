@@ -1,0 +1,115 @@
+"""TF32 against the float64 oracle: as near to it as products of operands that are rounded."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from plans import PLANS
+
+from namernn_fast import FusedRNN
+from namernn_fast.gpu import layer
+from namernn_fast.gpu.kernels import primitives
+from namernn_fast.testing import ErrorBudget
+
+
+def nearest(x):
+    """Returns float32 numbers rounded to TF32, to the nearest value."""
+    bits = x.view(torch.int32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & -0x2000).view(torch.float32)
+
+
+class RoundedProduct(torch.autograd.Function):
+    """h W^T of rounded operands, as libraries compute it in TF32; its gradient of h, too."""
+
+    @staticmethod
+    def forward(context, h, weight):
+        context.save_for_backward(h, weight)
+        return nearest(h) @ nearest(weight).t()
+
+    @staticmethod
+    def backward(context, grad):
+        h, weight = context.saved_tensors
+        return nearest(grad) @ nearest(weight), grad.t() @ h
+
+
+def recurrence(inputs, hx, weights, product):
+    """Returns output and h_n of a layer with tanh and without biases."""
+    weight_ih, weight_hh = weights
+    states = [hx[0]]
+    for x in inputs:
+        states.append(torch.tanh(x @ weight_ih.t() + product(states[-1], weight_hh)))
+    return torch.stack(states[1:]), states[-1][None]
+
+
+def results(run, inputs, hx, weights, grads, dtype):
+    """Returns the results of `run` and the gradients of all that it is given."""
+    inputs, hx, *weights = (
+        of.to(dtype, copy=True).requires_grad_() for of in (inputs, hx, *weights)
+    )
+    output, h_n = run(inputs, hx, weights)
+    torch.autograd.backward([output, h_n], [of.to(dtype) for of in grads])
+    names = ("inputs", "hx", "weight_ih", "weight_hh")
+    found = {
+        f"grad_{name}": of.grad for name, of in zip(names, (inputs, hx, *weights), strict=True)
+    }
+    return found | {"output": output.detach(), "h_n": h_n.detach()}
+
+
+def fused(inputs, hx, weights):
+    rnn = FusedRNN(inputs.shape[2], hx.shape[2], bias=False)
+    parameters = dict(zip(("weight_ih_l0", "weight_hh_l0"), weights, strict=True))
+    return torch.func.functional_call(rnn, parameters, (inputs, hx))
+
+
+@pytest.mark.parametrize("plan", [name for name in PLANS if "one_sequence" not in name])
+@pytest.mark.parametrize("hidden_size", [33, 130])
+def test_operands_are_rounded_to_the_nearest_value(plan, hidden_size, monkeypatch):
+    """Cut off, as tensor cores cut them, they would make errors of nearly three times the size."""
+    choose = PLANS[plan](hidden_size)._replace(precision="tf32")
+    monkeypatch.setattr(layer, "plan_of", lambda *_: choose)
+    generator = torch.Generator().manual_seed(hidden_size)
+    T, B, D = 5, 17, 3
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    inputs, hx = randn(T, B, D), randn(1, B, hidden_size).tanh()
+    bound = 2 / hidden_size**0.5
+    weights = [
+        (torch.rand(hidden_size, n, generator=generator) - 0.5) * bound for n in (D, hidden_size)
+    ]
+    given = (inputs, hx, weights, (randn(T, B, hidden_size), randn(1, B, hidden_size)))
+    ours = results(fused, *given, torch.float32)
+    theirs = results(lambda *of: recurrence(*of, RoundedProduct.apply), *given, torch.float32)
+    exact = results(
+        lambda *of: recurrence(*of, lambda h, weight: h @ weight.t()), *given, torch.float64
+    )
+    budget = ErrorBudget(torch.float32)
+    for name, reference in exact.items():
+        budget.add((plan, hidden_size, name), ours[name], theirs[name], reference)
+    budget.check()
+
+
+@triton.jit
+def _operand_kernel(x, y, BLOCK: tl.constexpr, FORM: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, primitives._operand(tl.load(x + at), FORM))
+
+
+def test_rounding_of_all_kinds_of_numbers():
+    """NaN and infinity stay, as does what would overflow; NaN of CUDA has all bits set."""
+    plan = PLANS["resident"](16)._replace(precision="tf32")
+    form = layer.form_of(plan, 16, 1, tanh=True, padded=False)
+    numbers = torch.randint(-(2**31), 2**31, (2**14,), generator=torch.Generator().manual_seed(0))
+    special = [0, -(2**31), 1, 0xFFF, 0x1000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000, 0x7FFFFFFF]
+    numbers[: len(special)] = torch.tensor(special)
+    x = numbers.to(torch.int32).view(torch.float32)
+    y = torch.empty_like(x)
+    _operand_kernel[(1,)](x, y, len(x), form)
+    large = x.abs() >= 3.4e38
+    assert torch.equal(y[large], x[large])
+    assert torch.equal(y.isnan(), x.isnan())
+    x, y = x[x.abs() < 3.4e38], y[x.abs() < 3.4e38]
+    assert (y.view(torch.int32) & 0x1FFF).eq(0).all()
+    unit = torch.exp2(torch.frexp(x.double()).exponent.double().clamp(-125) - 11)
+    assert ((y.double() - x.double()).abs() <= unit / 2).all()
