@@ -285,19 +285,34 @@ def assigned(target, value):
     ],
 )
 def test_the_loop_over_time_carries_the_place_before(kernel, name, size, monkeypatch):
+    text = compiled_text(kernel, *size, torch.bfloat16, monkeypatch, "ttir")
+    (over_time,) = re.findall(
+        r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", compiled[0].asm["ttir"]
+    )
+    assert f"%{name} = " in over_time
+
+
+def test_one_thread_polls_at_the_barrier(monkeypatch):
+    """It has the others wait at a barrier of the program, and hands what it read to them."""
+    ptx = compiled_text("forward", 1024, 1, torch.float32, monkeypatch, "ptx")
+    by_one = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
+    assert re.search(by_one + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
+    assert "ld.volatile" not in ptx
+
+
+def compiled_text(kernel, hidden_size, batch, dtype, monkeypatch, stage):
+    """Returns what a stage of Triton's compiler makes of a kernel for an H100."""
     compiled, original = [], triton.compile
     monkeypatch.setattr(
         triton,
         "compile",
         lambda *given, **more: compiled.append(original(*given, **more)) or compiled[0],
     )
-    device, dtype = DEVICES["sm_90"], torch.bfloat16
-    build = gpu_report.Build(device, size[0], dtype, choose(*size, dtype, device))
+    device = DEVICES["sm_90"]
+    plan = choose(hidden_size, batch, dtype, device)
+    build = gpu_report.Build(device, hidden_size, dtype, plan)
     gpu_report.compile_kernel(gpu_report.KERNELS[kernel], build)
-    (over_time,) = re.findall(
-        r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", compiled[0].asm["ttir"]
-    )
-    assert f"%{name} = " in over_time
+    return compiled[0].asm[stage]
 
 
 # Every kind of plan, with and without tensor cores: (hidden size, batch, dtype).

@@ -295,12 +295,16 @@ def streamed_product(
 
 @triton.jit
 def meet(arrivals, s, program, FORM: tl.constexpr):
-    """A barrier after step s: returns when the stores of all members of the block are visible."""
+    """A barrier after step s: returns when the stores of all members of the block are visible.
+
+    One thread polls: Triton lets one thread execute an atomic operation on a scalar, and hands the
+    result to the others at a barrier of the program. All members poll once at least, the last one
+    to arrive as well, since to acquire is to drop what the first-level cache holds.
+    """
     tl.debug_barrier()
     if FORM.MEMBERS > 1:
         arrivals += program.group
         tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
-        while tl.load(arrivals, volatile=True) < FORM.MEMBERS * (s + 1):
-            pass
-        tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
-        tl.debug_barrier()
+        arrived = tl.full((), 0, tl.int32)
+        while arrived < FORM.MEMBERS * (s + 1):
+            arrived = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
