@@ -13,6 +13,11 @@ from .arguments import Program, Step
 # the previous state is read back from the rows that the previous step has written, with a barrier
 # in between.
 #
+# The first-level cache does not see the stores of other programs. Loads of what other programs
+# write ask to bypass it, but Triton drops that request where it makes a load a copy to shared memory
+# in pieces of less than 16 bytes. So correctness rests on the barrier alone: to acquire is to drop
+# what that cache holds.
+#
 # Triton compares values to find the variables that a loop changes: one that is another variable
 # before the loop, and becomes that variable again in the body, counts as constant. So no variable
 # that a loop assigns is a mere name of another value before the loop, nor is a field of a tuple.
@@ -165,10 +170,7 @@ def zeros(dtype: tl.constexpr, FORM: tl.constexpr):
 
 @triton.jit
 def load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
-    """Loads units n of rows [B, N]; zeros where mask [B] is not set and for units from LIMIT on.
-
-    Bypasses the first-level cache, which does not see the stores of other programs.
-    """
+    """Loads units n of rows [B, N]; zeros where mask [B] is not set and for units from LIMIT on."""
     place = row[:, None] * WIDTH + n[None, :]
     mask = mask[:, None]
     if LIMIT is not None:
