@@ -286,9 +286,7 @@ def assigned(target, value):
 )
 def test_the_loop_over_time_carries_the_place_before(kernel, name, size, monkeypatch):
     text = compiled_text(kernel, *size, torch.bfloat16, monkeypatch, "ttir")
-    (over_time,) = re.findall(
-        r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", compiled[0].asm["ttir"]
-    )
+    (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
     assert f"%{name} = " in over_time
 
 

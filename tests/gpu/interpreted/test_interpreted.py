@@ -7,8 +7,6 @@ from dataclasses import replace
 import hypothesis
 import pytest
 import torch
-import triton
-import triton.language as tl
 from cases import LAYOUTS, Case, draws
 from drawn import LUCKY, PLACE, Drawn, check_results, drawn_cases
 from hypothesis import given, settings
@@ -18,7 +16,6 @@ from triton.runtime.errors import InterpreterError
 
 from namernn_fast import FusedRNN, availability, gpu, ops
 from namernn_fast.gpu import kernels, layer, stack
-from namernn_fast.gpu.kernels import primitives
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = availability.TRITON_DTYPES
@@ -291,26 +288,3 @@ def test_autotune_times_both_passes(monkeypatch, nothing_tuned):
 
     gpu.autotune(torch.randn(2, 3, 4), 5, bidirectional=True, measure=measure)
     assert set(launched) == {kernels.forward_kernel, kernels.backward_kernel}
-
-
-@triton.jit
-def _tanh_kernel(x, y, BLOCK: tl.constexpr):
-    at = tl.arange(0, BLOCK)
-    tl.store(y + at, primitives.tanh(tl.load(x + at)))
-
-
-def test_tanh():
-    """Over the whole range, to two units in the last place."""
-    magnitudes = torch.cat(
-        [torch.logspace(-38, 4, 2**15 - 8), torch.tensor([0.0] * 7 + [torch.inf])]
-    )
-    x = torch.cat([magnitudes, -magnitudes])
-    y = torch.empty_like(x)
-    _tanh_kernel[(1,)](x, y, BLOCK=len(x))
-    exact = x.double().tanh()
-    unit = torch.finfo(torch.float32).eps * exact.abs().clamp(torch.finfo(torch.float32).tiny)
-    assert ((y - exact).abs() <= 2 * unit).all()
-    assert torch.equal(y.signbit(), x.signbit())
-    at = torch.full((16,), torch.nan)
-    _tanh_kernel[(1,)](at, at, BLOCK=16)
-    assert at.isnan().all()
