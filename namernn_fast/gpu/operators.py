@@ -1,5 +1,6 @@
 """The operators of `namernn_fast.ops` on a GPU: they check and read their arguments."""
 
+import functools
 from typing import Any
 
 import torch
@@ -73,14 +74,14 @@ def rnn_backward(
         grad_input, found = backward_stack(
             stack, x, outputs, grad, grad_h_n, grad_hx, want_input, want_layers
         )
-    nothing = stack.weights[0].new_empty(0)
+    nothing = functools.partial(stack.weights[0].new_empty, 0)  # no result may be another's alias
     per_layer = ops.weights_per_layer(options)
     grad_weights = []
     for k in range(ops.layer_count(weights, options)):
-        grad_weights += found.get(k) or [nothing.new_empty(0) for _ in range(per_layer)]
+        grad_weights += found.get(k) or [nothing() for _ in range(per_layer)]
     return (
-        grad_input.view(input.shape) if want_input else nothing,
-        grad_hx if want_hx else nothing,
+        grad_input.view(input.shape) if want_input else nothing(),
+        grad_hx if want_hx else nothing(),
         grad_weights if want_layers else [],
     )
 

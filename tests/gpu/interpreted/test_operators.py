@@ -1,0 +1,83 @@
+"""The GPU operators, interpreted, as `torch.library.opcheck` judges them."""
+
+import pytest
+import torch
+
+from namernn_fast import ops
+
+D, H, T, B, VOCABULARY = 4, 20, 3, 2, 7
+LENGTHS = torch.tensor([T, 2])
+
+
+def weights_of(options, num_layers, with_ids):
+    rnn = torch.nn.RNN(
+        *(D, H, num_layers),
+        bias=bool(options & ops.BIAS),
+        bidirectional=bool(options & ops.BIDIRECTIONAL),
+    )
+    weights = [p.detach() for p in rnn.parameters()]
+    per_layer = ops.weights_per_layer(options)
+    if with_ids:
+        for i in range(0, per_layer, per_layer // ops.directions_of(options)):
+            weights[i] = torch.randn(VOCABULARY, H)
+    return weights
+
+
+def rows_of(options, with_lengths):
+    """Returns the shape of input without features, and sequence_layout."""
+    if options & ops.PACKED:
+        return (5,), torch.tensor([2, 2, 1])
+    if options & ops.JAGGED:
+        return (5,), torch.tensor([0, T, 5])
+    shape = (B, T) if options & ops.BATCH_FIRST else (T, B)
+    return shape, LENGTHS if with_lengths else None
+
+
+CALLS = {
+    "dense": {},
+    "dense with ids": {"with_ids": True},
+    "two layers": {"num_layers": 2, "options": ops.BIAS | ops.BIDIRECTIONAL},
+    "lengths": {"with_lengths": True, "options": ops.BIAS | ops.BATCH_FIRST},
+    "packed": {"options": ops.PACKED | ops.BIAS},
+    "packed ids": {"options": ops.PACKED, "with_ids": True},
+    "jagged": {"options": ops.JAGGED | ops.RELU | ops.BIAS},
+    "reset": {"with_reset": True, "options": ops.BIAS | ops.BIDIRECTIONAL},
+}
+
+
+def call_of(options=ops.BIAS, num_layers=1, with_ids=False, with_lengths=False, with_reset=False):
+    """Returns the arguments of `rnn_forward`."""
+    shape, layout = rows_of(options, with_lengths)
+    input = torch.randint(VOCABULARY, shape) if with_ids else torch.randn(*shape, D)
+    states = num_layers * ops.directions_of(options)
+    reset = torch.rand(T, B) < 0.4 if with_reset else None
+    weights = weights_of(options, num_layers, with_ids)
+    return input, torch.randn(states, B, H), weights, layout, reset, options
+
+
+def opcheck(operator, arguments):
+    checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
+    torch.library.opcheck(operator, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("more", [ops.WANT_HIDDEN, ops.LAST_STATE], ids=["output", "last state"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_forward(call, more):
+    *arguments, options = call_of(**call)
+    opcheck(ops.rnn_forward, (*arguments, options | more))
+
+
+@pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_backward(call, wanted):
+    """`weights`, of ordinary training, wants neither the gradient of input nor that of hx."""
+    input, hx, weights, *rest, options = call_of(**call)
+    forward = (input, hx, weights, *rest, options | ops.WANT_HIDDEN)
+    output, h_n, hidden = ops.rnn_forward(*forward)
+    num_layers = ops.layer_count(weights, options)
+    want_input = wanted == "everything" and not ops.has_ids(input)
+    want_layers = [] if wanted == "hx" else list(range(num_layers))
+    backward = (torch.randn_like(output), torch.randn_like(h_n), input, hx, weights, output, hidden)
+    opcheck(
+        ops.rnn_backward, (*backward, *rest, options, want_input, wanted != "weights", want_layers)
+    )
