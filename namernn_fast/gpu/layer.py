@@ -10,10 +10,12 @@ import triton
 from torch import Tensor
 
 from .. import ops
+from . import launching
 from .device import Device, device_of
 from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel, sums_by_token_kernel
 from .plan import Plan, plan_of
 from .problem import Stack
+from .products import product
 
 
 @functools.cache
@@ -106,11 +108,7 @@ def _launch(
     }
     grid = (plan.members * groups,)
     settings = launch_settings_of(plan, device_of(like), own.get("ids") is not None)
-    _run(kernel, grid, arguments, settings)
-
-
-def _run(kernel, grid, arguments: dict[str, Any], settings: dict[str, Any]) -> None:
-    kernel[grid](**arguments, **settings)
+    launching.run(kernel, grid, arguments, settings)
 
 
 def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
@@ -177,7 +175,7 @@ def forward_layer(
     else:
         # Not in the memory of output: a program may read a row ahead of the row that it writes.
         bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
-        projected, ids = torch.nn.functional.linear(x, _join(weights_ih), bias_ih), None
+        projected, ids = product(x, _join(weights_ih).t(), bias_ih), None
     weight_hh, weight_hh_reverse = _pair(weights_hh)
     bias, bias_reverse = _pair(biases_hh)
     own = {
@@ -240,9 +238,9 @@ def backward_layer(
     _launch(backward_kernel, stack, output, own, padded=stack.layout.padded)
     if grad_hx is not None and dz_last is not None:
         for grad, last, of in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
-            grad.addmm_(last, of.weight_hh)
+            product(last, of.weight_hh, plus=grad, out=grad)
     if grad_input is not None:
-        torch.mm(dz, _join([own.weight_ih for own in weights]), out=grad_input)
+        product(dz, _join([own.weight_ih for own in weights]), out=grad_input)
 
 
 def weight_gradients(
@@ -264,8 +262,8 @@ def weight_gradients(
     parts = (_of_directions(dz, stack), _of_directions(previous, stack), tables, weights)
     for own_dz, before, table, own in zip(*parts, strict=True):
         transposed = own_dz.t()
-        grad_ih = transposed @ x if table is None else table.contiguous()
-        gradients += [grad_ih, transposed @ before]
+        grad_ih = product(transposed, x) if table is None else table.contiguous()
+        gradients += [grad_ih, product(transposed, before)]
         if own.bias_ih is not None:
             grad_bias = own_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
@@ -304,5 +302,5 @@ def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
     constants = sums_constants_of(width)
     grid = (vocabulary, -(-width // constants["BLOCK_N"]), parts)
     arguments = {"rows": rows, "order": order, "borders": borders, "sums": sums, "V": vocabulary}
-    _run(sums_by_token_kernel, grid, arguments | constants, SUMS_SETTINGS)
+    launching.run(sums_by_token_kernel, grid, arguments | constants, SUMS_SETTINGS)
     return (sums.sum(0) if parts > 1 else sums[0]).to(rows.dtype)

@@ -1,4 +1,5 @@
-"""The Triton kernels: the recurrence of a layer, forward and backward, and sums of rows by token.
+"""The Triton kernels: the recurrence of a layer, forward and backward, products around it, and sums
+of rows by token.
 
 Shapes are written in brackets: B is the block of sequences of a program, K a block of the hidden
 units that are summed over, N a block of the hidden units that are computed.
@@ -7,6 +8,7 @@ units that are summed over, N a block of the hidden units that are computed.
 from .arguments import VARYING, Form, LayoutTensors
 from .backward import backward_kernel
 from .forward import forward_kernel
+from .product import product_kernel
 from .sums import sums_by_token_kernel
 
 __all__ = [
@@ -15,5 +17,6 @@ __all__ = [
     "LayoutTensors",
     "backward_kernel",
     "forward_kernel",
+    "product_kernel",
     "sums_by_token_kernel",
 ]

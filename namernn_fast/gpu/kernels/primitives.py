@@ -213,17 +213,22 @@ def _tile(weight, k, n, H: tl.constexpr):
 
 
 @triton.jit
-def _operand(x, FORM: tl.constexpr):
-    """Rounds an operand of tensor cores to TF32, if they are to multiply in TF32: to the nearest
-    value, ties away from zero. Tensor cores alone would cut the last 13 bits off.
+def round_to_tf32(x):
+    """Rounds float32 to the nearest value of TF32, ties away from zero. Tensor cores alone would
+    cut the last 13 bits of their operands off.
 
     Numbers that would round to infinity, infinity and NaN stay: NaN as CUDA makes it has all bits
     set, and would carry over into the sign.
     """
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(tl.abs(x) < 3.4e38, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def _operand(x, FORM: tl.constexpr):
+    """Rounds an operand of tensor cores to TF32, if they are to multiply in TF32."""
     if FORM.PRECISION == "tf32" and FORM.BLOCK_B > 1:
-        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-        rounded = bits.to(tl.float32, bitcast=True)
-        x = tl.where(tl.abs(x) < 3.4e38, rounded, x)
+        x = round_to_tf32(x)
     return x
 
 

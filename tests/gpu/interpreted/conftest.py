@@ -17,11 +17,12 @@ from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 from namernn_fast import gpu, testing
-from namernn_fast.gpu import device, kernels, layer
+from namernn_fast.gpu import device, launching
 
 if not triton.knobs.runtime.interpret:
     raise RuntimeError("set TRITON_INTERPRET=1")
 
+_KERNELS = "namernn_fast.gpu.kernels"
 H100 = device.Device("cuda", "sm_90", 227 * 1024, 132)
 
 
@@ -32,7 +33,7 @@ def _gpu_operators_on_the_cpu():
         library.impl(name, getattr(gpu, name), allow_override=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "find_device", lambda index: H100)
-        patch.setattr(layer, "_run", _run)
+        patch.setattr(launching, "run", _run)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
         patch.setattr(interpreter.ReduceOps, "sum", _sum)
         patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
@@ -67,7 +68,7 @@ def _sum(self, input):
 
 def _call(self, *arguments, **options):
     """Calls a function within a kernel without preparing the language again for each call."""
-    if self.fn.__module__.startswith(kernels.__name__):
+    if self.fn.__module__.startswith(_KERNELS):
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
 
@@ -118,6 +119,23 @@ def _run_member(member, kernel, grid, arguments):
         # Restoring would copy all tensors onto themselves, over what other members are writing.
         patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: os._exit(0))
         kernel[(grid[0] // members,)](**arguments)
+
+
+@pytest.fixture(autouse=True)
+def fp32_precision():
+    """Sets the precision of RNNs and of torch's products for one test; at first IEEE for both.
+
+    The budgets are those of an `nn.RNN` on the CPU, which rounds nothing to TF32.
+    """
+    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = rnn.fp32_precision, matmul.fp32_precision
+
+    def set_flags(of_rnn, of_matmul):
+        rnn.fp32_precision, matmul.fp32_precision = of_rnn, of_matmul
+
+    set_flags("ieee", "ieee")
+    yield set_flags
+    set_flags(*before)
 
 
 class Worst:

@@ -1,0 +1,132 @@
+"""Matrix products in the precision of the recurrence.
+
+An RNN in cuDNN has one precision for all of its products in float32:
+`torch.backends.cudnn.rnn.fp32_precision`. Torch's own matrix products have another one,
+`torch.backends.cuda.matmul.fp32_precision`. Both are settings of the process, which no call may
+change for a moment: other threads would see it. So where they differ, a kernel of this package
+multiplies; where they agree, and in 16 bits, torch does.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import launching
+from .device import Device, device_of, may_round_to_tf32
+from .kernels import product_kernel
+
+_TERMS_OF_A_PART = 512  # of a sum that several programs share out, at least
+
+
+class Tiles(NamedTuple):
+    """How the programs of a product share it out."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+_SMALL = {"ieee": Tiles(64, 64, 16, 4, 3), "tf32": Tiles(64, 64, 32, 4, 3)}
+_LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, 8, 3)}
+
+
+class ProductPlan(NamedTuple):
+    """How a product is computed."""
+
+    tiles: Tiles
+    terms: int
+    """Terms of the sum in each part, a multiple of the block of K."""
+    parts: int
+    """Into how many parts the sum is split, which are added up in their order."""
+    precision: str
+    """`ieee` or `tf32`."""
+
+    def constants(self) -> dict[str, Any]:
+        """Returns the arguments for which the kernel is compiled."""
+        m, n, k, _, stages = self.tiles
+        sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "STAGES": stages}
+        return sizes | {"PRECISION": self.precision}
+
+    def settings(self) -> dict[str, Any]:
+        """Returns how Triton is to compile and launch the kernel."""
+        return {"num_warps": self.tiles.warps, "enable_fp_fusion": True}
+
+
+def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPlan:
+    """Returns the plan of a product (M, K) by (K, N), made from sizes alone."""
+
+    def blocks(tiles):
+        return triton.cdiv(M, tiles.block_m) * triton.cdiv(N, tiles.block_n)
+
+    tiles = _LARGE[precision] if blocks(_LARGE[precision]) >= processors else _SMALL[precision]
+    parts = max(1, min(K // _TERMS_OF_A_PART, processors // max(1, blocks(tiles))))
+    terms = triton.cdiv(triton.cdiv(K, parts), tiles.block_k) * tiles.block_k
+    return ProductPlan(tiles, terms, max(1, triton.cdiv(K, max(1, terms))), precision)
+
+
+def precision_of_rnn(device: Device) -> str:
+    """Returns the precision of an RNN's products in float32, `ieee` or `tf32`."""
+    return "tf32" if may_round_to_tf32(device) else "ieee"
+
+
+def _precision_of_torch() -> str:
+    """Returns the precision of torch's own products in float32 on a GPU."""
+    matmul: Any = torch.backends.cuda.matmul
+    return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+
+
+def product(
+    left: Tensor, right: Tensor, plus: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """Returns left @ right + plus, in float32 in the precision of an RNN.
+
+    Repeated calls give identical bits.
+
+    Args:
+        left: (M, K), of any strides.
+        right: (K, N), of any strides.
+        plus: (N) or (M, N), or None for zeros.
+        out: (M, N), contiguous, to be written; it may be `plus`. None: a new tensor.
+    """
+    if left.dtype == torch.float32:
+        device = device_of(left)
+        precision = precision_of_rnn(device)
+        if precision != _precision_of_torch():
+            return _product(left, right, plus, out, precision, device)
+    if plus is None:
+        return torch.mm(left, right, out=out)
+    return torch.addmm(plus, left, right, out=out)
+
+
+def _product(left, right, plus, out, precision, device) -> Tensor:
+    """`product` by the kernel of this package."""
+    (M, K), N = left.shape, right.shape[1]
+    if out is None:
+        out = left.new_empty(M, N)
+    if M == 0 or N == 0:
+        return out
+    plan = choose(M, N, K, precision, device.processors)
+    split = plan.parts > 1
+    arguments = {
+        **{"left": left, "right": right, "plus": None, "out": out},
+        **{"M": M, "N": N, "K": K, "K_OF_A_PART": plan.terms},
+        **dict(zip(("left_stride_m", "left_stride_k"), left.stride(), strict=True)),
+        **dict(zip(("right_stride_k", "right_stride_n"), right.stride(), strict=True)),
+        **{"plus_stride_m": 0, "plus_stride_n": 0},
+        **plan.constants(),
+    }
+    if split:
+        arguments["out"] = sums = left.new_empty(plan.parts, M, N)
+    elif plus is not None:
+        plus = plus.expand(M, N)
+        strides = dict(zip(("plus_stride_m", "plus_stride_n"), plus.stride(), strict=True))
+        arguments |= {"plus": plus, **strides}
+    blocks = triton.cdiv(M, plan.tiles.block_m) * triton.cdiv(N, plan.tiles.block_n)
+    launching.run(product_kernel, (blocks, plan.parts), arguments, plan.settings())
+    if split:
+        torch.sum(sums, 0, out=out) if plus is None else torch.add(sums.sum(0), plus, out=out)
+    return out

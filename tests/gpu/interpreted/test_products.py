@@ -1,0 +1,132 @@
+"""Matrix products in the precision of the recurrence, in Triton's interpreter."""
+
+import pytest
+import torch
+from cases import Case
+
+from namernn_fast import FusedRNN, ops
+from namernn_fast.gpu import kernels, launching, products
+from namernn_fast.testing import ErrorBudget
+
+RNN, MATMUL = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The precision of each product that a kernel of this package computes."""
+    precisions, run = [], launching.run
+
+    def record(kernel, grid, arguments, settings):
+        if kernel is kernels.product_kernel:
+            precisions.append(arguments["PRECISION"])
+        run(kernel, grid, arguments, settings)
+
+    monkeypatch.setattr(launching, "run", record)
+    return precisions
+
+
+def nearest_in_tf32(x):
+    """Rounds to 11 significant bits, ties away from zero, in float64 and by arithmetic alone."""
+    mantissa, exponent = torch.frexp(x.double())
+    rounded = (mantissa.abs() * 2**11 + 0.5).floor() / 2**11
+    return torch.ldexp(rounded.copysign(mantissa), exponent)
+
+
+def test_the_oracle_rounds():
+    ulp = 2.0**-10
+    x = torch.tensor([1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.49 * ulp, 1 + 0.51 * ulp])
+    assert torch.equal(nearest_in_tf32(x) - 1, torch.tensor([1, 2, 0, 1]).double() * ulp)
+
+
+def matrix(rows, columns, kind):
+    """Returns a matrix of random numbers that lies as its rows, its columns, or every other one."""
+    if kind == "columns":
+        return torch.randn(columns, rows).t()
+    return torch.randn(rows, 2 * columns)[:, ::2] if kind == "apart" else torch.randn(rows, columns)
+
+
+SIZES = [(1, 1, 1), (65, 3, 17), (5, 130, 33), (3, 7, 1500), (64, 64, 64)]
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("lies", ["rows", "columns", "apart"])
+@pytest.mark.parametrize("plus", [None, "bias", "matrix", "out"])
+def test_a_product(precision, lies, plus, fp32_precision, launched):
+    """The error is that of the sum. A missing rounding would be a thousand times larger."""
+    fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
+    for M, N, K in SIZES:
+        left, right = matrix(M, K, lies), matrix(K, N, lies)
+        added = {"bias": torch.randn(N), "matrix": torch.randn(M, N), "out": torch.randn(M, N)}
+        added = added.get(plus)
+        operands = (left, right)
+        if precision == "tf32":
+            operands = [nearest_in_tf32(x) for x in operands]
+        exact = operands[0].double() @ operands[1].double()
+        magnitude = operands[0].abs().double() @ operands[1].abs().double()
+        if added is not None:
+            exact, magnitude = exact + added, magnitude + added.abs()
+        found = products.product(left, right, added, added if plus == "out" else None)
+        assert ((found - exact).abs() <= (2 + K**0.5) * EPS * magnitude).all()
+        if plus == "out":
+            assert found is added
+    assert launched == [precision] * len(SIZES)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_what_is_not_a_number(precision, fp32_precision):
+    fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
+    odd = [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3.4e38, 1e-45]
+    payload = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).item()
+    left = torch.tensor([*odd, payload])[:, None]
+    found = products.product(left, torch.ones(1, 3))
+    kept = left.expand(8, 3)[:5]
+    torch.testing.assert_close(found[:5], kept, rtol=0, atol=0, equal_nan=True)
+    assert found[7].isnan().all()
+
+
+def test_a_long_sum_is_split():
+    plan = products.choose(256, 128, 8192, "tf32", 132)
+    assert plan.parts == 16
+    assert (plan.parts - 1) * plan.terms < 8192 <= plan.parts * plan.terms
+    for M, N, K in [*SIZES, (1, 1, 10**6), (4096, 4096, 10**5), (3, 3, 0)]:
+        for precision in ("ieee", "tf32"):
+            plan = products.choose(M, N, K, precision, 132)
+            assert plan.terms % plan.tiles.block_k == 0
+            assert (plan.parts - 1) * plan.terms < max(K, 1)
+            assert plan.parts * plan.terms >= K
+            assert plan.parts <= 132
+
+
+WEIGHTS = [p.detach() for p in torch.nn.RNN(4, 20).parameters()]
+
+
+def train():
+    x, hx = torch.randn(3, 2, 4), torch.randn(1, 2, 20)
+    output, h_n, _ = ops.rnn_forward(x, hx, WEIGHTS, None, None, ops.BIAS | ops.WANT_HIDDEN)
+    grads = (torch.randn_like(output), torch.randn_like(h_n))
+    rest = (output, [], None, None, ops.BIAS, True, True, [0])
+    return output, h_n, ops.rnn_backward(*grads, x, hx, WEIGHTS, *rest)
+
+
+@pytest.mark.parametrize("rnn", ["ieee", "tf32", "none"])
+@pytest.mark.parametrize("matmul", ["ieee", "tf32", "none"])
+def test_all_products_obey_the_flag_of_rnn(rnn, matmul, fp32_precision, launched):
+    fp32_precision(rnn, matmul)
+    before = RNN.fp32_precision, MATMUL.fp32_precision
+    train()
+    # The projection; the gradients of hx, of input, of weight_ih and of weight_hh.
+    wanted = "tf32" if rnn == "tf32" else "ieee"
+    agree = wanted == ("tf32" if matmul == "tf32" else "ieee")
+    assert launched == ([] if agree else [wanted] * 5)
+    assert (RNN.fp32_precision, MATMUL.fp32_precision) == before
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed", "jagged"])
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "bias": False}])
+def test_layers_whose_products_are_all_kernels(layout, options, fp32_precision, launched):
+    fp32_precision("ieee", "tf32")
+    budget = ErrorBudget(torch.float32)
+    Case(5, 17, 3, 4, options, layout).add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+    assert launched
