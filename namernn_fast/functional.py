@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, ops, tokens
+from . import dispatch, ops, tokens, transfers
 from .checks import check_reset, hint_at_embedding
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
@@ -362,6 +362,8 @@ def _as_sequence_layout(lengths, data, options) -> Tensor:
             lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if lengths.is_cpu and data.is_cuda and not torch.compiler.is_compiling():
+        return transfers.to_gpu(lengths.long(), data.device, "lengths")
     return lengths.to(data.device, torch.int64, non_blocking=True)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import availability, checks, ops
+from .. import availability, checks, ops, transfers
+from . import launching
 from .layer import on_device_of
 from .problem import SequenceLayout, Stack
 from .stack import backward_stack, forward_stack
@@ -264,18 +265,21 @@ def _read_batch_sizes(batch_sizes, input, N) -> SequenceLayout:
     )
     sizes = checks.check_batch_sizes(batch_sizes, N)
     T, B = len(sizes), sizes[0]
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    # How many steps have more than b sequences, for every b.
-    lengths = T - torch.searchsorted(batch_sizes.flip(0), torch.arange(B), right=True)
-    table = torch.cat([starts, lengths])
-    if input.is_cuda:
-        table = table.pin_memory()
-        if torch.cuda.is_current_stream_capturing():
-            _captured.append(table)
-        table = table.to(input.device, non_blocking=True)
+    if transfers.is_capturing(input.device):
+        with on_device_of(input):
+            table = _starts_and_lengths(launching.upload(sizes, input.device), B)
+    else:
+        table = _starts_and_lengths(batch_sizes, B)
+        if input.is_cuda:
+            table = transfers.to_gpu(table, input.device, "batch_sizes")
     starts, lengths = table.split([T, B])
     return SequenceLayout(lengths, None, starts, None, T, B, N, 0, 1)
 
 
-_captured: list[Tensor] = []
-"""Tables that a CUDA graph reads again at every replay: kept for the life of the process."""
+def _starts_and_lengths(batch_sizes: Tensor, B: int) -> Tensor:
+    """Returns the number of rows before each time and the number of steps of each sequence."""
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    # How many steps have more than b sequences, for every b.
+    sequences = torch.arange(B, device=batch_sizes.device)
+    lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequences, right=True)
+    return torch.cat([starts, lengths])

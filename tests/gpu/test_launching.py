@@ -1,10 +1,13 @@
 """How kernels are launched, and what a call consists of: without a GPU, and not interpreted."""
 
+import contextlib
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton")
 
@@ -12,10 +15,66 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
-from namernn_fast.gpu import products  # noqa: E402
-from namernn_fast.gpu.kernels import product_kernel  # noqa: E402
+from namernn_fast import rnn, transfers  # noqa: E402
+from namernn_fast.gpu import launching, products  # noqa: E402
+from namernn_fast.gpu.kernels import product_kernel, upload_kernel  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
+
+
+# ---- CUDA graphs, with a fake of the capture ----
+
+
+class FakeCuda:
+    """What `torch.cuda` says of two GPUs, of which number 1 captures its current stream."""
+
+    def __init__(self, monkeypatch):
+        self.current = 0
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device", self.enter)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.current == 1)
+
+    @contextlib.contextmanager
+    def enter(self, device):
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+
+def test_the_device_of_the_input_is_asked(monkeypatch):
+    FakeCuda(monkeypatch)
+    assert not transfers.is_capturing(torch.device("cuda", 0))
+    assert transfers.is_capturing(torch.device("cuda", 1))
+    assert not transfers.is_capturing(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("lengths", [[5, 2], torch.tensor([5, 2], dtype=torch.int32)], ids=type)
+def test_lengths_of_the_cpu_while_a_graph_is_captured(lengths, monkeypatch):
+    FakeCuda(monkeypatch)
+    sizes = ((6, 4), (6, 6), (6,), (6,))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, *weights = (torch.empty(size, device="cuda:1") for size in ((5, 2, 4), *sizes))
+        with pytest.raises(
+            RuntimeError, match=r"lengths must be a tensor on cuda:1 while .*\.to\("
+        ):
+            rnn(x, None, weights, lengths=lengths)
+
+
+def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
+    """Triton makes a constant of an argument that is 1 and compiles anew for multiples of 16."""
+    launched = []
+    monkeypatch.setattr(launching, "run", lambda kernel, grid, given, _: launched.append(given))
+    launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
+    values = launched.pop()["values"]
+    assert len(values) == launching._UPLOADED
+    assert all(v != 1 and v % 16 and v < 2**31 for v in values)
+    types = {"out": "*i64", "values": ("i32",) * len(values)}
+    compiled = triton.compile(
+        ASTSource(upload_kernel, types, {}, {}),
+        target=GPUTarget("cuda", 80, 32),
+        options=launching.UPLOAD_SETTINGS,
+    )
+    assert "st.global" in compiled.asm["ptx"]
 
 
 # ---- Products, compiled ahead of time ----

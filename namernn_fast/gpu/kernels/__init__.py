@@ -1,5 +1,5 @@
-"""The Triton kernels: the recurrence of a layer, forward and backward, products around it, and sums
-of rows by token.
+"""The Triton kernels: the recurrence of a layer, forward and backward, products around it, sums of
+rows by token, and numbers that come as arguments.
 
 Shapes are written in brackets: B is the block of sequences of a program, K a block of the hidden
 units that are summed over, N a block of the hidden units that are computed.
@@ -10,6 +10,7 @@ from .backward import backward_kernel
 from .forward import forward_kernel
 from .product import product_kernel
 from .sums import sums_by_token_kernel
+from .upload import upload_kernel
 
 __all__ = [
     "VARYING",
@@ -19,4 +20,5 @@ __all__ = [
     "forward_kernel",
     "product_kernel",
     "sums_by_token_kernel",
+    "upload_kernel",
 ]

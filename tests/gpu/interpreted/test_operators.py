@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from namernn_fast import ops
+from namernn_fast import ops, transfers
+from namernn_fast.gpu import launching
 
 D, H, T, B, VOCABULARY = 4, 20, 3, 2, 7
 LENGTHS = torch.tensor([T, 2])
@@ -81,3 +82,26 @@ def test_backward(call, wanted):
     opcheck(
         ops.rnn_backward, (*backward, *rest, options, want_input, wanted != "weights", want_layers)
     )
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 130])
+def test_numbers_that_come_as_arguments(count):
+    numbers = torch.randint(2**30 - 1, (count,)).tolist()
+    numbers[0] = 2**30 - 2
+    assert launching.upload(numbers, torch.device("cpu")).tolist() == numbers
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
+    """Nothing but arguments of kernels tells of batch_sizes: the bits of an eager call."""
+    call = call_of(ops.BIAS | ops.PACKED, with_ids=with_ids)
+    eager = ops.rnn_forward(*call)
+    monkeypatch.setattr(transfers, "is_capturing", lambda device: True)
+    uploaded, upload = [], launching.upload
+    monkeypatch.setattr(
+        launching, "upload", lambda *given: uploaded.append(given[0]) or upload(*given)
+    )
+    captured = ops.rnn_forward(*call)
+    assert uploaded == [[2, 2, 1]]
+    assert torch.equal(captured[0], eager[0])
+    assert torch.equal(captured[1], eager[1])
