@@ -1,6 +1,7 @@
 """The properties of a GPU that decide how kernels run."""
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -18,15 +19,18 @@ class Device(NamedTuple):
     """Bytes of shared memory that one program can have."""
     processors: int
     """Streaming multiprocessors, or compute units."""
+    cooperative: bool = True
+    """Whether programs that wait for each other may be launched: none such was refused so far."""
 
     @property
     def meeting(self) -> int:
         """How many programs may wait for each other.
 
-        One on AMD, where Triton's barrier within a program does not wait until the stores of all of
-        its warps are done: other programs could read old values.
+        One where their launch was refused, and on AMD, where Triton's barrier within a program does
+        not wait until the stores of all of its warps are done: other programs could read old
+        values.
         """
-        return self.processors if self.backend == "cuda" else 1
+        return self.processors if self.backend == "cuda" and self.cooperative else 1
 
     @property
     def lanes(self) -> int:
@@ -49,9 +53,33 @@ def find_device(index: int) -> Device:
     )
 
 
+_refusing: set[int] = set()
+"""The indices of GPUs that refused to launch programs that wait for each other."""
+
+
 def device_of(tensor: Tensor) -> Device:
     """Returns the GPU that a tensor is on."""
-    return find_device(tensor.get_device())
+    index = tensor.get_device()
+    device = find_device(index)
+    return device._replace(cooperative=False) if index in _refusing else device
+
+
+def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
+    """Notes for the rest of the process that the GPU of a tensor refused a cooperative launch.
+
+    It warns of it, once for each GPU.
+    """
+    index = tensor.get_device()
+    if index not in _refusing:
+        _refusing.add(index)
+        warnings.warn(
+            f"namernn_fast: {tensor.device} refused a cooperative launch ({error}), as it may with "
+            "a part of its processors, under NVIDIA's multi-process service or in a green context. "
+            "From now on each program runs on its own there and reads weight_hh at every step, "
+            "which takes longer for large hidden sizes",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def may_round_to_tf32(device: Device) -> bool:

@@ -1,11 +1,14 @@
 """Launching kernels: the one place where this package calls Triton to run something."""
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..transfers import is_capturing
 from .kernels import upload_kernel
 
 _UPLOADED = 64  # numbers of a launch
@@ -37,3 +40,66 @@ def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
         values = tuple(2 * v + 3 for v in padded[i * _UPLOADED : (i + 1) * _UPLOADED])
         run(upload_kernel, (1,), {"out": part, "values": values}, UPLOAD_SETTINGS)
     return out.flatten()[: len(numbers)]
+
+
+# What the driver says of CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE and CUDA_ERROR_NOT_SUPPORTED.
+_REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
+
+
+def is_refusal(error: RuntimeError) -> bool:
+    """Returns whether an error of a cooperative launch says that the device takes none like it."""
+    return any(text in str(error) for text in _REFUSALS)
+
+
+_lock = threading.Lock()
+_last: dict[torch.device, dict[torch.cuda.Stream, torch.cuda.Event | None]] = {}
+"""For each device, the streams whose cooperative kernels may run at the same time: those of the
+last launches. The event of a stream is behind its last cooperative kernel."""
+
+
+@contextlib.contextmanager
+def turn(device: torch.device) -> Iterator[None]:
+    """Returns a context for the launch of one cooperative kernel on the current stream.
+
+    The kernel waits for the cooperative kernels that this process has launched on other streams:
+    the CUDA documentation says that all programs of one such kernel run at once, and nothing of two
+    kernels of which each has some of its programs running and waits for the others. A graph is
+    replayed at times and on streams that are unknown here, so nothing waits during a capture.
+    """
+    if device.type != "cuda" or is_capturing(device):
+        yield
+        return
+    stream = torch.cuda.current_stream(device)
+    with _lock:
+        last = _wait_for_others(device, stream)
+        yield
+        event = last.get(stream) or torch.cuda.Event()
+        event.record(stream)
+        last[stream] = event
+
+
+def share_turn(device: torch.device, stream: torch.cuda.Stream, others: Iterable) -> None:
+    """Lets cooperative kernels of several streams run at once, since all of their programs fit.
+
+    Args:
+        device: the device.
+        stream: its current stream, on which `others` wait.
+        others: streams.
+    """
+    if is_capturing(device):
+        return
+    with _lock:
+        last = _wait_for_others(device, stream)
+        for own in (stream, *others):
+            last.setdefault(own, None)
+
+
+def _wait_for_others(device, stream) -> dict:
+    """Lets a stream wait for the cooperative kernels of others; returns the streams of its turn."""
+    last = _last.setdefault(device, {})
+    if stream not in last:
+        for event in last.values():
+            if event is not None:
+                stream.wait_event(event)
+        last.clear()
+    return last

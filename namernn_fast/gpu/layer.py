@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from . import launching
-from .device import Device, device_of
+from .device import Device, device_of, let_no_programs_meet
 from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel, sums_by_token_kernel
 from .plan import Plan, plan_of
 from .problem import Stack
@@ -108,7 +108,17 @@ def _launch(
     }
     grid = (plan.members * groups,)
     settings = launch_settings_of(plan, device_of(like), own.get("ids") is not None)
-    launching.run(kernel, grid, arguments, settings)
+    if plan.members == 1:
+        launching.run(kernel, grid, arguments, settings)
+        return
+    try:
+        with launching.turn(like.device):
+            launching.run(kernel, grid, arguments, settings)
+    except RuntimeError as error:
+        if not launching.is_refusal(error):
+            raise
+        let_no_programs_meet(like, error)
+        _launch(kernel, stack, like, own, padded=padded, ring=ring)
 
 
 def on_device_of(tensor: Tensor) -> contextlib.ExitStack:

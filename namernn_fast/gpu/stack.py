@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from . import launching
 from .device import device_of
 from .layer import backward_layer, forward_layer, weight_gradients
 from .plan import plan_of
@@ -85,18 +86,21 @@ class _InTurn:
 
 
 class _AtOnce(_InTurn):
-    """Runs tasks on a stream for each layer.
+    """Runs tasks on a stream for each layer. The programs of all layers fit on the device at once.
 
     A task must write its results into tensors that were allocated before, on the current stream.
     """
 
-    def __init__(self, like: Tensor, num_layers: int):
+    def __init__(self, like: Tensor, num_layers: int, cooperative: bool):
+        self.device, self.cooperative = like.device, cooperative
         self.main = torch.cuda.current_stream(like.device)
         self.streams = _streams(like.device, num_layers)
         self.done: dict[int, torch.cuda.Event] = {}
         self.last: list[Callable[[], object]] = []
 
     def __enter__(self):
+        if self.cooperative:
+            launching.share_turn(self.device, self.main, self.streams)
         for stream in self.streams:
             stream.wait_stream(self.main)
         return self
@@ -125,9 +129,12 @@ def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream(device) for _ in range(count)]
 
 
-def _schedule(stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
+def _schedule(stack: Stack, stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
     """Returns what runs the tasks of the layers: at once if there are several stretches."""
-    return _AtOnce(like, num_layers) if len(stretches) > 1 else _InTurn()
+    if len(stretches) == 1:
+        return _InTurn()
+    plan = plan_of(stack.hidden_size, stack.layout.B, like, stack.directions)
+    return _AtOnce(like, num_layers, plan.members > 1)
 
 
 def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -153,7 +160,7 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
-    with _schedule(stretches, len(layers), like) as schedule:
+    with _schedule(stack, stretches, len(layers), like) as schedule:
         for i, stretch in enumerate(stretches):
             for k, (hx, weights) in enumerate(layers):
                 task = functools.partial(
@@ -212,7 +219,7 @@ def backward_stack(
             below = outputs[k - 1] if k else x
             grad_weights[k] = weight_gradients(stack, below, layers[k][1], dz, previous)
 
-    with _schedule(stretches, len(layers), like) as schedule:
+    with _schedule(stack, stretches, len(layers), like) as schedule:
         for i, stretch in reversed(list(enumerate(stretches))):
             is_last = i == len(stretches) - 1
             for k in reversed(range(lowest, len(layers))):

@@ -1,10 +1,14 @@
 """Times plans where a user asks for it; nothing else in this package times anything."""
 
+import warnings
+from collections.abc import Callable
+
 import torch
 import triton
 from torch import Tensor
 
 from .. import ops
+from .layer import on_device_of
 from .operators import rnn_backward, rnn_forward
 from .plan import Plan, Size, size_of, tuned
 
@@ -16,8 +20,10 @@ def autotune(input: Tensor, hidden_size: int, *, bidirectional: bool = False, me
         input: (seq_len, batch, features), on a GPU, of the sizes and the dtype to tune for.
         hidden_size: hidden units of the layer.
         bidirectional: whether the layer has two directions.
-        measure: returns the milliseconds of `call()`; by default `triton.testing.do_bench`. A call
-            is a forward and a backward pass.
+        measure: returns the milliseconds of `call()`, a forward and a backward pass. By default
+            `triton.testing.do_bench_cudagraph`, which replays a CUDA graph of calls, so that the
+            host's time does not count; where no graph can be captured a warning says why, and
+            `triton.testing.do_bench` measures.
 
     Returns:
         The plan of all later calls with this batch, dtype and hidden size.
@@ -39,17 +45,44 @@ def autotune(input: Tensor, hidden_size: int, *, bidirectional: bool = False, me
         rnn_backward(output, h_n, input, None, weights, output, [], *padded, True, False, [0])
 
     size = size_of(hidden_size, input.shape[1], input, directions)
-    taken: dict[Plan, float] = {}
+    if measure is not None:
+        taken = _time(size, call, measure)
+    else:
+        with on_device_of(input):
+            taken = _time_by_default(size, call)
+    if size_of(hidden_size, input.shape[1], input, directions) != size:
+        # The GPU refused a cooperative launch, so that other plans were timed than those meant.
+        return autotune(input, hidden_size, bidirectional=bidirectional, measure=measure)
+    tuned[size] = min(taken, key=lambda plan: taken[plan])
+    return tuned[size]
+
+
+def _time_by_default(size: Size, call: Callable[[], None]) -> dict[Plan, float]:
+    """Returns the milliseconds of each plan in CUDA graphs, or from the host for all of them."""
+    try:
+        return _time(size, call, triton.testing.do_bench_cudagraph)
+    except RuntimeError as error:
+        warnings.warn(
+            f"namernn_fast: autotune could not capture a CUDA graph ({error}) and times calls from "
+            "the host, of which small layers do not keep a GPU busy",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return _time(size, call, triton.testing.do_bench)
+
+
+def _time(size: Size, call: Callable[[], None], measure) -> dict[Plan, float]:
+    """Returns the milliseconds of each plan that fits the device."""
+    taken = {}
     for plan in _candidates(size):
         tuned[size] = plan
         try:
-            taken[plan] = (measure or triton.testing.do_bench)(call)
-        except triton.runtime.errors.OutOfResources:  # the plan does not fit the device
+            taken[plan] = measure(call)
+        except triton.runtime.errors.OutOfResources:
             continue
         finally:
             del tuned[size]
-    tuned[size] = min(taken, key=lambda plan: taken[plan])
-    return tuned[size]
+    return taken
 
 
 def _candidates(size: Size) -> list[Plan]:

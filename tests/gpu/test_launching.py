@@ -15,8 +15,16 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
-from namernn_fast import rnn, transfers  # noqa: E402
-from namernn_fast.gpu import launching, products  # noqa: E402
+from namernn_fast import gpu, rnn, transfers  # noqa: E402
+from namernn_fast.gpu import (  # noqa: E402
+    device,
+    launching,
+    plan,
+    problem,
+    products,
+    stack,
+    tuning,
+)
 from namernn_fast.gpu.kernels import product_kernel, upload_kernel  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
@@ -75,6 +83,191 @@ def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
         options=launching.UPLOAD_SETTINGS,
     )
     assert "st.global" in compiled.asm["ptx"]
+
+
+# ---- Cooperative launches ----
+
+H100 = DEVICES["sm_90"]
+TOO_LARGE = "Triton Error [CUDA]: too many blocks in cooperative launch"
+NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
+
+
+@pytest.fixture
+def h100(monkeypatch, nothing_tuned):
+    """An H100 that has refused no launch yet, as far as plans depend on it."""
+    monkeypatch.setattr(device, "find_device", lambda index: H100)
+    monkeypatch.setattr(device, "_refusing", set())
+
+
+class Launches(list):
+    """The number of members of each launch; a cooperative launch is refused with an error."""
+
+    def __init__(self, monkeypatch, error=None):
+        self.error = error
+        monkeypatch.setattr(launching, "run", self.run)
+
+    def run(self, kernel, grid, arguments, settings):
+        if "FORM" in arguments:
+            self.append(arguments["FORM"].MEMBERS)
+            if self.error and settings["launch_cooperative_grid"]:
+                raise RuntimeError(self.error)
+
+
+def train(calls=1):
+    """Runs both passes without values, in a cooperative plan on an H100."""
+    with FakeTensorMode():
+        sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
+        x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
+        for _ in range(calls):
+            output, h_n, _ = gpu.rnn_forward(x, None, weights, None, None, 0)
+            given = (x, None, weights, output, [], None, None, 0)
+            gpu.rnn_backward(output, h_n, *given, True, False, [0])
+
+
+@pytest.mark.parametrize("error", [TOO_LARGE, NOT_SUPPORTED])
+@pytest.mark.usefixtures("h100")
+def test_a_refused_launch_is_made_without_cooperation(error, monkeypatch):
+    launches = Launches(monkeypatch, error)
+    with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as told:
+        train(calls=2)
+    assert len(told) == 1
+    assert launches[0] > 1
+    assert launches[1:] == [1] * 4
+
+
+@pytest.mark.usefixtures("h100")
+def test_another_error_of_a_launch_is_raised(monkeypatch):
+    Launches(monkeypatch, "Triton Error [CUDA]: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        train()
+    assert device.device_of(torch.empty(0)).cooperative
+
+
+class Stream:
+    """What a stream is told, in the order of the telling."""
+
+    def __init__(self, name):
+        self.name, self.told = name, []
+
+    def wait_event(self, event):
+        self.told.append(f"wait for {event.at}")
+
+
+class Event:
+    """Where an event was recorded last."""
+
+    def record(self, stream):
+        self.at = f"{stream.name} {len(stream.told)}"
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """A function that launches a cooperative kernel on a stream."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(launching, "is_capturing", lambda device: False)
+    monkeypatch.setattr(launching, "_last", {})
+
+    def launch(stream, index=0):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        with launching.turn(torch.device("cuda", index)):
+            stream.told.append("kernel")
+
+    return launch
+
+
+def test_cooperative_kernels_of_two_streams_take_turns(on):
+    first, second = Stream("first"), Stream("second")
+    for stream in (first, first, second, second, first):
+        on(stream)
+    assert first.told == ["kernel", "kernel", "wait for second 3", "kernel"]
+    assert second.told == ["wait for first 2", "kernel", "kernel"]
+    on(second, index=1)
+    assert second.told[-2:] == ["kernel", "kernel"]  # another device has its own turns
+
+
+def test_streams_whose_programs_all_fit_share_a_turn(on):
+    main, below, above, other = (Stream(name) for name in ("main", "below", "above", "other"))
+    on(other)
+    launching.share_turn(torch.device("cuda", 0), main, [below, above])
+    for stream in (below, above, below, main, other):
+        on(stream)
+    assert main.told == ["wait for other 1", "kernel"]
+    assert (below.told, above.told) == (["kernel", "kernel"], ["kernel"])
+    assert other.told[1:-1] == ["wait for main 2", "wait for below 2", "wait for above 1"]
+
+
+def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
+    first, second = Stream("first"), Stream("second")
+    on(first)
+    monkeypatch.setattr(launching, "is_capturing", lambda device: True)
+    on(second)
+    assert second.told == ["kernel"]
+    assert launching._last[torch.device("cuda", 0)].keys() == {first}
+
+
+@pytest.mark.usefixtures("h100")
+def test_a_stack_at_once_shares_a_turn(monkeypatch):
+    shared, main = [], Stream("main")
+    main.wait_stream = lambda stream: None
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(stack, "_streams", lambda device, count: [])
+    monkeypatch.setattr(launching, "share_turn", lambda *given: shared.append(given))
+    layout = problem.SequenceLayout(None, None, None, None, 512, 1, 512, 1, 1)
+    for hidden_size, cooperative in ((128, False), (1024, True)):
+        layers = problem.Stack(layout, None, [], 0, 1, hidden_size)
+        like = torch.empty(0, dtype=torch.bfloat16)
+        parts = stack._stretches(layers, 2, like)
+        assert len(parts) > 1
+        with stack._schedule(layers, parts, 2, like):
+            assert len(shared) == cooperative
+
+
+# ---- Autotune ----
+
+
+def autotune(hidden_size):
+    return gpu.autotune(torch.empty(5, 1, 8, dtype=torch.bfloat16), hidden_size)
+
+
+@pytest.mark.usefixtures("h100")
+def test_autotune_times_graphs(monkeypatch):
+    Launches(monkeypatch)
+    monkeypatch.setattr(triton.testing, "do_bench", lambda call: 1 / 0)
+    times = iter([3.0, 1.0, *[2.0] * 99])
+    monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: next(times))
+    best = autotune(128)
+    assert best == tuning._candidates(plan.size_of(128, 1, torch.empty(0).bfloat16(), 1))[1]
+
+
+@pytest.mark.usefixtures("h100")
+def test_autotune_says_why_it_times_from_the_host(monkeypatch):
+    """All plans are timed the same way, even if one of them alone cannot be captured."""
+    graphs, calls = [], []
+
+    def capture(call):
+        graphs.append(call)
+        if len(graphs) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return 0.0
+
+    monkeypatch.setattr(triton.testing, "do_bench_cudagraph", capture)
+    monkeypatch.setattr(triton.testing, "do_bench", lambda call: calls.append(call) or len(calls))
+    with pytest.warns(RuntimeWarning, match=r"could not capture a CUDA graph \(operation not perm"):
+        best = autotune(128)
+    candidates = tuning._candidates(plan.size_of(128, 1, torch.empty(0).bfloat16(), 1))
+    assert len(calls) == len(candidates)
+    assert best == candidates[0]
+
+
+@pytest.mark.usefixtures("h100")
+def test_autotune_where_a_cooperative_launch_is_refused(monkeypatch):
+    launches = Launches(monkeypatch, TOO_LARGE)
+    monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: call() or 1.0)
+    with pytest.warns(RuntimeWarning, match="refused a cooperative launch"):
+        best = autotune(1024)
+    assert launches[0] > 1
+    assert best.members == 1
+    assert {found.members for found in plan.tuned.values()} == {1}
 
 
 # ---- Products, compiled ahead of time ----

@@ -214,7 +214,7 @@ def test_streams_wait_for_each_other(monkeypatch):
         current[-1].told.append(name)
 
     def run(then):
-        with stack._AtOnce(torch.empty(0), 2) as schedule:
+        with stack._AtOnce(torch.empty(0), 2, cooperative=False) as schedule:
             for stretch in ("first", "second"):
                 schedule.run(0, None, functools.partial(task, stretch))
                 schedule.run(1, 0, functools.partial(task, stretch))

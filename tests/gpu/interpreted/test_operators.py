@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from cases import Case
 
-from namernn_fast import ops, transfers
-from namernn_fast.gpu import launching
+from namernn_fast import FusedRNN, ops, transfers
+from namernn_fast.gpu import device, launching
+from namernn_fast.testing import ErrorBudget
 
 D, H, T, B, VOCABULARY = 4, 20, 3, 2, 7
 LENGTHS = torch.tensor([T, 2])
@@ -105,3 +107,21 @@ def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
     assert uploaded == [[2, 2, 1]]
     assert torch.equal(captured[0], eager[0])
     assert torch.equal(captured[1], eager[1])
+
+
+def test_a_refused_launch_computes_all_the_same(monkeypatch):
+    monkeypatch.setattr(device, "_refusing", set())
+    run, refused = launching.run, []
+
+    def refuse(kernel, grid, arguments, settings):
+        if settings.get("launch_cooperative_grid"):
+            refused.append(arguments["FORM"].MEMBERS)
+            raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch")
+        run(kernel, grid, arguments, settings)
+
+    monkeypatch.setattr(launching, "run", refuse)
+    budget = ErrorBudget(torch.float32)
+    with pytest.warns(RuntimeWarning, match="refused a cooperative launch"):
+        Case(3, 256, 2, 1).add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+    assert len(refused) == 1
