@@ -39,7 +39,7 @@ def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
     for i, part in enumerate(out.unbind(0)):
         values = tuple(2 * v + 3 for v in padded[i * _UPLOADED : (i + 1) * _UPLOADED])
         run(upload_kernel, (1,), {"out": part, "values": values}, UPLOAD_SETTINGS)
-    return out.flatten()[: len(numbers)]
+    return out.flatten().narrow(0, 0, len(numbers))
 
 
 # What the driver says of CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE and CUDA_ERROR_NOT_SUPPORTED.

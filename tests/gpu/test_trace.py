@@ -1,0 +1,268 @@
+"""What one call launches on a GPU: its kernels, operators and copies, traced without a GPU.
+
+Tensors on the GPU are fake: they have a device, but no values. So whatever reads a value of the
+device is an error here, as it would wait for the device there.
+"""
+
+import contextlib
+import itertools
+import textwrap
+
+import pytest
+import torch
+from expecttest import assert_expected_inline
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+pytest.importorskip("triton")
+
+from torch.nn.utils.rnn import PackedSequence
+
+from benchmarks.gpu.resources import DEVICES
+from namernn_fast import gpu, last_state, ops, rnn
+from namernn_fast.gpu import device, launching
+
+GPU = torch.device("cuda", 0)
+(H100,) = (device for device in DEVICES if device.arch == "sm_90")
+
+
+class Trace(TorchDispatchMode):
+    """Notes all that reaches the GPU: operators that compute there, copies, and kernels.
+
+    Raises:
+        AssertionError: a copy from the CPU is from pageable memory, or waits for the device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.device = GPU  # of fake tensors
+        self.noted, self.pinned, self.capturing = [], [], False
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        is_pinned = kwargs.pop("pin_memory", False)
+        given = tree_flatten((args, kwargs))[0]
+        if not any(isinstance(x, FakeTensor) or x == self.device for x in given):
+            result = operator(*args, **kwargs)
+            if is_pinned:
+                self.pinned.append(result)
+            return result
+        with self.fake:
+            result = operator(*args, **kwargs)
+        name = operator.__name__.split(".")[0]
+        assert name not in {"_local_scalar_dense", "item", "nonzero", "_unique2"}, name
+        if name == "_to_copy" and not isinstance(args[0], FakeTensor):
+            assert args[0] in self, "a copy from pageable memory waits for the stream"
+            assert kwargs["non_blocking"], "a blocking copy waits for the device"
+            self.noted.append("copy from the CPU")
+        elif not operator.is_view and name not in FREE:
+            self.noted.append(name)
+        return result
+
+    def take(self):
+        """Returns what was noted, and forgets it."""
+        noted, self.noted = self.noted, []
+        return noted
+
+    def __contains__(self, tensor):
+        return any(tensor.data_ptr() == pinned.data_ptr() for pinned in self.pinned)
+
+    def launch(self, kernel, *_):
+        self.noted.append(kernel.__name__)
+
+
+# What neither computes nor copies.
+FREE = {
+    "device",
+    "detach",
+    "_unsafe_view",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+}
+
+
+@pytest.fixture
+def trace(monkeypatch):
+    """A trace, and operators that reach the GPU's implementation with fake tensors."""
+    found = Trace()
+    monkeypatch.setattr(launching, "run", found.launch)
+    monkeypatch.setattr(device, "find_device", lambda index: H100)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.capturing)
+    monkeypatch.setattr(ops, "rnn_forward", gpu.rnn_forward)
+    monkeypatch.setattr(ops, "rnn_backward", gpu.rnn_backward)
+    return found
+
+
+T, B, D, H, VOCABULARY, N = 5, 3, 4, 6, 2, 9
+LENGTHS = torch.tensor([5, 3, 1])
+PACKED = torch.tensor([3, 2, 2, 1, 1])
+DENSE = (T, B, D)
+
+
+def on_gpu(trace, *sizes, dtype=torch.float32):
+    with trace.fake:
+        return [torch.empty(size, dtype=dtype, device=trace.device) for size in sizes]
+
+
+def weights_of(trace, num_layers=1, directions=1):
+    sizes = []
+    for k in range(num_layers):
+        sizes += [(H, H * directions if k else D), (H, H), (H,), (H,)] * directions
+    return on_gpu(trace, *sizes)
+
+
+def paragraph(title, *passes):
+    """Returns the title and, for each pass, the number of launches and what is launched."""
+    text = f"{title}\n"
+    for noted in passes:
+        runs = [(name, len(list(same))) for name, same in itertools.groupby(noted)]
+        names = ", ".join(name if count == 1 else f"{count} {name}" for name, count in runs)
+        text += textwrap.fill(f"{len(noted)}: {names}", 96, initial_indent="  ") + "\n"
+    return text
+
+
+def test_inference(trace):
+    """What `rnn()` launches, from the caller's tensors on."""
+    dense, packed, h_0, tokens = on_gpu(trace, DENSE, (N, D), (1, B, H), (VOCABULARY, D))
+    ids, on_device = on_gpu(trace, (T, B), (B,), dtype=torch.int64)
+    (reset,) = on_gpu(trace, (T, B), dtype=torch.bool)
+    calls = {
+        "dense": ((dense, h_0), {}),
+        "lengths on the GPU": ((dense, None), {"lengths": on_device}),
+        "lengths on the CPU": ((dense, None), {"lengths": LENGTHS}),
+        "packed": ((PackedSequence(packed, PACKED), None), {}),
+        "packed while a graph is captured": ((PackedSequence(packed, PACKED), None), {}),
+        "reset": ((dense, None), {"reset": reset}),
+        "token ids": ((ids, None), {"embedding": tokens}),
+    }
+    found = ""
+    for title, (given, more) in calls.items():
+        trace.capturing = "captured" in title
+        with trace, torch.no_grad():
+            rnn(*given, weights_of(trace), **more)
+        found += paragraph(title, trace.take())
+    with trace, torch.no_grad():
+        last_state(dense, None, weights_of(trace))
+        found += paragraph("last state", trace.take())
+        rnn(dense, None, weights_of(trace, 2))
+        found += paragraph("two layers", trace.take())
+    assert_expected_inline(
+        found,
+        """\
+dense
+  2: product_kernel, forward_kernel
+lengths on the GPU
+  2: product_kernel, forward_kernel
+lengths on the CPU
+  3: copy from the CPU, product_kernel, forward_kernel
+packed
+  3: copy from the CPU, product_kernel, forward_kernel
+packed while a graph is captured
+  10: upload_kernel, cumsum, sub, arange, flip, searchsorted, rsub, cat, product_kernel,
+forward_kernel
+reset
+  2: product_kernel, forward_kernel
+token ids
+  3: mm, add, forward_kernel
+last state
+  2: product_kernel, forward_kernel
+two layers
+  4: product_kernel, forward_kernel, product_kernel, forward_kernel
+""",
+    )
+
+
+def test_training(trace):
+    """What the operators launch: the forward pass, and the backward pass with all gradients."""
+    # A torch without CUDA cannot copy fake tensors of a GPU by `contiguous()`. Other tensors of the
+    # CPU are on "cpu", which is not "cpu:0".
+    trace.device = torch.device("cpu", 0)
+    dense, packed, jagged, tables = on_gpu(trace, DENSE, (N, D), (N, D), (VOCABULARY, H))
+    ids, lengths, offsets = on_gpu(trace, (T, B), (B,), (B + 1,), dtype=torch.int64)
+    (reset,) = on_gpu(trace, (T, B), dtype=torch.bool)
+    calls = {
+        "dense": (dense, None, None, 0),
+        "lengths": (dense, lengths, None, 0),
+        "packed": (packed, PACKED, None, ops.PACKED),
+        "jagged": (jagged, offsets, None, ops.JAGGED),
+        "reset": (dense, None, reset, 0),
+        "token ids": (ids, None, None, 0),
+        "two directions": (dense, None, None, ops.BIDIRECTIONAL),
+        "two layers": (dense, None, None, 0),
+    }
+    found = ""
+    for title, (input, layout, reset, options) in calls.items():
+        num_layers, directions = 1 + (title == "two layers"), ops.directions_of(options)
+        weights = weights_of(trace, num_layers, directions)
+        with_ids = ops.has_ids(input)
+        if with_ids:
+            weights[0] = tables
+        (hx,) = on_gpu(trace, (num_layers * directions, B, H))
+        given = (layout, reset, options | ops.BIAS | ops.WANT_HIDDEN)
+        with trace:
+            output, h_n, hidden = gpu.rnn_forward(input, hx, weights, *given)
+            before = trace.take()
+            forward = (input, hx, weights, output, hidden)
+            layers = list(range(num_layers))
+            gpu.rnn_backward(output, h_n, *forward, *given, not with_ids, True, layers)
+        found += paragraph(title, before, trace.take())
+    assert_expected_inline(
+        found,
+        """\
+dense
+  2: product_kernel, forward_kernel
+  8: clone, backward_kernel, 4 product_kernel, sum, clone
+lengths
+  2: product_kernel, forward_kernel
+  11: arange, ge, masked_fill, clone, backward_kernel, 4 product_kernel, sum, clone
+packed
+  2: product_kernel, forward_kernel
+  8: clone, backward_kernel, 4 product_kernel, sum, clone
+jagged
+  2: product_kernel, forward_kernel
+  8: clone, backward_kernel, 4 product_kernel, sum, clone
+reset
+  2: product_kernel, forward_kernel
+  8: clone, backward_kernel, 4 product_kernel, sum, clone
+token ids
+  2: add, forward_kernel
+  11: clone, backward_kernel, product_kernel, _to_copy, sort, arange, searchsorted,
+sums_by_token_kernel, product_kernel, sum, clone
+two directions
+  4: 2 cat, product_kernel, forward_kernel
+  15: 2 clone, backward_kernel, 2 product_kernel, cat, 3 product_kernel, sum, clone, 2
+product_kernel, sum, clone
+two layers
+  4: product_kernel, forward_kernel, product_kernel, forward_kernel
+  16: clone, backward_kernel, 4 product_kernel, sum, 2 clone, backward_kernel, 4 product_kernel,
+sum, clone
+""",
+    )
+
+
+@pytest.fixture
+def only_products_round():
+    """The setting that torch's products are rounded to TF32 and those of an RNN are not."""
+    flags = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = [flag.fp32_precision for flag in flags]
+    for flag, precision in zip(flags, ("ieee", "tf32"), strict=True):
+        flag.fp32_precision = precision
+    yield
+    for flag, precision in zip(flags, before, strict=True):
+        flag.fp32_precision = precision
+
+
+@pytest.mark.usefixtures("only_products_round")
+def test_the_product_of_a_table_is_not_rounded_more_than_an_rnn(trace):
+    (tokens,) = on_gpu(trace, (VOCABULARY, D))
+    (ids,) = on_gpu(trace, (T, B), dtype=torch.int64)
+    with trace, torch.no_grad():
+        rnn(ids, None, weights_of(trace), embedding=tokens)
+    assert trace.take() == ["embedding", "product_kernel", "forward_kernel"]
