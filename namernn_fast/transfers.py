@@ -13,6 +13,8 @@ def is_capturing(device: torch.device) -> bool:
     """Returns whether a CUDA graph captures the current stream of a device."""
     if device.type != "cuda" or not torch.cuda.is_initialized():
         return False
+    if device.index in (None, torch.cuda.current_device()):
+        return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()
 

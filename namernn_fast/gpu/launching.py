@@ -51,7 +51,7 @@ def is_refusal(error: RuntimeError) -> bool:
     return any(text in str(error) for text in _REFUSALS)
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a hook of Triton's at a launch may make another call
 _last: dict[torch.device, dict[torch.cuda.Stream, torch.cuda.Event | None]] = {}
 """For each device, the streams whose cooperative kernels may run at the same time: those of the
 last launches. The event of a stream is behind its last cooperative kernel."""

@@ -39,6 +39,7 @@ class FakeCuda:
     def __init__(self, monkeypatch):
         self.current = 0
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
         monkeypatch.setattr(torch.cuda, "device", self.enter)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.current == 1)
 
@@ -50,10 +51,14 @@ class FakeCuda:
 
 
 def test_the_device_of_the_input_is_asked(monkeypatch):
-    FakeCuda(monkeypatch)
+    cuda = FakeCuda(monkeypatch)
+    assert not transfers.is_capturing(torch.device("cuda"))
     assert not transfers.is_capturing(torch.device("cuda", 0))
     assert transfers.is_capturing(torch.device("cuda", 1))
     assert not transfers.is_capturing(torch.device("cpu"))
+    cuda.current = 1
+    assert transfers.is_capturing(torch.device("cuda"))
+    assert not transfers.is_capturing(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize("lengths", [[5, 2], torch.tensor([5, 2], dtype=torch.int32)], ids=type)
