@@ -287,22 +287,22 @@ POINTERS = {"left", "right", "out"}
 TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
 
 
-def compile_product(device, plan, contiguous):
-    """Compiles a product whose other strides, and whose sizes, are divisible by 16."""
-    constants = {**plan.constants(), "plus": None, **dict.fromkeys(contiguous, 1)}
+def compile_product(device, plan, contiguous, aligned, wide=False):
+    """Compiles a product whose other strides, sizes and addresses are divisible by 16, or not."""
+    constants = {**plan.constants(), "plus": None, "WIDE": wide, **dict.fromkeys(contiguous, 1)}
     types = {
         name: "constexpr" if name in constants else "*fp32" if name in POINTERS else "i32"
         for name in product_kernel.arg_names
     }
-    aligned = {
+    attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, kind in enumerate(types.values())
-        if kind != "constexpr"
+        if kind != "constexpr" and aligned
     }
     return triton.compile(
-        ASTSource(product_kernel, types, constants, aligned),
+        ASTSource(product_kernel, types, constants, attributes),
         target=GPUTarget("cuda", int(device.arch.removeprefix("sm_")), device.lanes),
-        options=plan.settings(),
+        options=plan.settings(device),
     )
 
 
@@ -320,11 +320,12 @@ def local_memory(compiled, tmp_path):
 @pytest.mark.parametrize("arch", TENSOR_CORES)
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("layout", PRODUCTS)
-def test_a_product_compiles_to(arch, precision, layout, tmp_path):
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_product_compiles_to(arch, precision, layout, aligned, tmp_path):
     device = DEVICES[arch]
     for tiles in {products._SMALL[precision], products._LARGE[precision]}:
         plan = products.ProductPlan(tiles, 512, 1, precision)
-        compiled = compile_product(device, plan, PRODUCTS[layout])
+        compiled = compile_product(device, plan, PRODUCTS[layout], aligned)
         ptx = compiled.asm["ptx"]
         assert local_memory(compiled, tmp_path) == 0
         assert compiled.metadata.shared <= device.shared
@@ -336,3 +337,9 @@ def test_a_product_compiles_to(arch, precision, layout, tmp_path):
             assert rounded * tiles.warps * 32 >= values
         else:
             assert rounded == 0
+
+
+def test_a_product_of_far_places_compiles():
+    plan = products.choose(2**20, 64, 64, "tf32", 132)
+    compiled = compile_product(H100, plan, PRODUCTS["x w^T"], aligned=False, wide=True)
+    assert "wgmma" in compiled.asm["ptx"]

@@ -31,6 +31,7 @@ def product_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,  # ieee or tf32
+    WIDE: tl.constexpr,  # whether a place within a block can be 2^31 and more
 ):
     """Computes out = left right + plus, with the sum over K in parts.
 
@@ -38,24 +39,29 @@ def product_kernel(
     """
     tile, part = tl.program_id(0), tl.program_id(1)
     blocks_n = tl.cdiv(N, BLOCK_N)
-    m = (tile // blocks_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (tile % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_m, first_n = (tile // blocks_n).to(tl.int64) * BLOCK_M, tile % blocks_n * BLOCK_N
     begin = part.to(tl.int64) * K_OF_A_PART
     end = tl.minimum(begin + K_OF_A_PART, K)
-    left_rows = left + m[:, None] * left_stride_m
-    right_columns = right + n[None, :].to(tl.int64) * right_stride_n
+    # Places within a block take half the registers of addresses, and do not change in the loop.
+    m, n, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    is_m, is_n = (m < M - first_m)[:, None], (n < N - first_n)[None, :]
+    if WIDE:
+        m, n, k = m.to(tl.int64), n.to(tl.int64), k.to(tl.int64)
+    left += first_m * left_stride_m
+    right += first_n.to(tl.int64) * right_stride_n
+    left_place = m[:, None] * left_stride_m + k[None, :] * left_stride_k
+    right_place = k[:, None] * right_stride_k + n[None, :] * right_stride_n
     sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
-        k = start + tl.arange(0, BLOCK_K)
-        mask = (m[:, None] < M) & (k[None, :] < end)
-        a = tl.load(left_rows + k[None, :] * left_stride_k, mask=mask, other=0.0)
-        mask = (k[:, None] < end) & (n[None, :] < N)
-        b = tl.load(right_columns + k[:, None] * right_stride_k, mask=mask, other=0.0)
+        is_k = k < end - start
+        a = tl.load(left + start * left_stride_k + left_place, mask=is_m & is_k[None, :], other=0.0)
+        b = tl.load(
+            right + start * right_stride_k + right_place, mask=is_k[:, None] & is_n, other=0.0
+        )
         if PRECISION == "tf32":
             a, b = round_to_tf32(a), round_to_tf32(b)
         sum = tl.dot(a, b, sum, input_precision=PRECISION)
-    mask = (m[:, None] < M) & (n[None, :] < N)
+    m, n = m.to(tl.int64)[:, None] + first_m, n[None, :] + first_n
     if plus is not None:
-        place = m[:, None] * plus_stride_m + n[None, :] * plus_stride_n
-        sum += tl.load(plus + place, mask=mask, other=0.0)
-    tl.store(out + (part.to(tl.int64) * M + m[:, None]) * N + n[None, :], sum, mask=mask)
+        sum += tl.load(plus + m * plus_stride_m + n * plus_stride_n, mask=is_m & is_n, other=0.0)
+    tl.store(out + (part.to(tl.int64) * M + m) * N + n, sum, mask=is_m & is_n)

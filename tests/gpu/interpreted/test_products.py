@@ -85,6 +85,24 @@ def test_what_is_not_a_number(precision, fp32_precision):
     assert found[7].isnan().all()
 
 
+def test_far_places(fp32_precision, monkeypatch):
+    """The kernel for places of 2^31 and more, which computes near places as well."""
+    fp32_precision("ieee", "tf32")
+    left, right = torch.randn(65, 17), torch.randn(17, 3)
+    near = products.product(left, right)
+    run, wide = launching.run, []
+
+    def run_wide(kernel, grid, arguments, settings):
+        wide.append(arguments["WIDE"])
+        run(kernel, grid, arguments | {"WIDE": True}, settings)
+
+    monkeypatch.setattr(launching, "run", run_wide)
+    assert torch.equal(products.product(left, right), near)
+    far = left[:1].as_strided((1, 17), (2**31, 1))  # of one row, so that no memory is so large
+    products.product(far, right)
+    assert wide == [False, True]
+
+
 def test_a_long_sum_is_split():
     plan = products.choose(256, 128, 8192, "tf32", 132)
     assert plan.parts == 16
