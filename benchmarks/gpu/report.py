@@ -121,9 +121,10 @@ def report(document: dict[str, Any]) -> str:
     )
     introduction = (
         f"{machine['device']}; torch {machine['torch']}, CUDA {machine['cuda']}, cuDNN "
-        f"{machine['cudnn']}, Triton {machine['triton']}. {how} `{FORWARD}` is under "
-        f"`inference_mode`; `{TRAINING}` computes the gradients of all parameters from fixed "
-        "random gradients at `output` and `h_n`. "
+        f"{machine['cudnn']}, Triton {machine['triton']}. {how} "
+        "`tf32` is torch's default for an RNN in float32, `float32` rounds nothing. "
+        f"`{FORWARD}` is under `inference_mode`; `{TRAINING}` computes the gradients of all "
+        "parameters from fixed random gradients at `output` and `h_n`. "
         f"Packed batches have the lengths of names, drawn from {machine['names']}, and are "
         "packed outside of what is timed. Every cell passed the gate, in every precision and "
         f"launch, before it was timed. {SLOWER} marks a loss."

@@ -39,6 +39,17 @@ def _precision_of_the_process_stays():
     assert [knob.fp32_precision for knob in knobs] == before
 
 
+@pytest.mark.parametrize(
+    ("precision", "of_rnns", "of_products"),
+    [(grid.TF32, "tf32", None), (grid.BFLOAT16, "tf32", None), (grid.FLOAT32, "ieee", "ieee")],
+)
+def test_the_defaults_of_torch_are_raced_as_they_are(precision, of_rnns, of_products):
+    knobs = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+    own = knobs[1].fp32_precision
+    with precision.of_the_process():
+        assert [knob.fp32_precision for knob in knobs] == [of_rnns, of_products or own]
+
+
 def run(platform, deadline=NOW):
     return list(race.run(platform, deadline))
 
