@@ -231,8 +231,7 @@ def backward_layer(
         grad_input: written if wanted: (N, features).
     """
     dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
-    # Transposed here, so that both kernels read weights the same way.
-    weight_hh, weight_hh_reverse = _pair([own.weight_hh.t().contiguous() for own in weights])
+    weight_hh, weight_hh_reverse = _pair([own.weight_hh for own in weights])
     own = {
         "grad_output": grad_output,
         "grad_h_n": grad_h_n,

@@ -54,7 +54,7 @@ def _add_product(grad, state, before, receives, right, n, FORM: tl.constexpr):
     elif FORM.KEEP_WEIGHT:
         received = sum_of_parts(load_states(before, receives, FORM), right, grad, FORM)
     else:
-        received = streamed_product(before, receives, right, n, grad, FORM)
+        received = streamed_product(before, receives, right, n, grad, False, FORM)
     # Where nothing is received, zero times an infinite weight would make NaN.
     return tl.where(receives[:, None], received, grad)
 
@@ -112,8 +112,8 @@ def _store(previous, dz, row_before, row, n, h, own, step, program, FORM: tl.con
 def backward_kernel(
     grad_output,  # (N, directions * H), or None: zeros
     grad_h_n,  # (directions, B, H), or None: zeros
-    weight_hh,  # (H, H), transposed
-    weight_hh_reverse,  # (H, H), transposed, of the second direction, or None
+    weight_hh,  # (H, H)
+    weight_hh_reverse,  # (H, H), of the second direction, or None
     hx,  # (directions, B, H), or None: zeros
     output,  # (N, directions * H)
     dz,  # (N, directions * H): the gradient before the activation
@@ -152,7 +152,7 @@ def backward_kernel(
     state = None  # dz of the previous step of this pass, if it is kept
     if FORM.KEEP_WEIGHT:
         n = units(0, program, FORM)
-        right = kept_tile(right, n, FORM)
+        right = kept_tile(right, n, False, FORM)
         upcoming = _inputs(output, grad_output, row, t < program.length, n, FORM)
     if FORM.KEEP_STATE:
         state = zeros(dtype, FORM)

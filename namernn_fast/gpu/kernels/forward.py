@@ -96,10 +96,10 @@ def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constex
                     left += load_states(initial, begins, FORM)
             z = sum_of_parts(left, right, z, FORM)
         else:
-            z = streamed_product(before, goes_on, right, n, z, FORM)
+            z = streamed_product(before, goes_on, right, n, z, True, FORM)
             if hx is not None:  # noqa: SIM102 - known when it is compiled
                 if some_begin:
-                    z = streamed_product(initial, begins, right, n, z, FORM)
+                    z = streamed_product(initial, begins, right, n, z, True, FORM)
     return z
 
 
@@ -180,7 +180,7 @@ def forward_kernel(
     n = units(0, program, FORM)
     state = _first_state(output, hx, n, program, FORM) if FORM.KEEP_STATE else None
     if FORM.KEEP_WEIGHT:
-        right = kept_tile(right, n, FORM)
+        right = kept_tile(right, n, True, FORM)
         upcoming = load_rows(projected, first_source, n, t < program.length, FORM.WIDTH, FORM.LIMIT)
 
     for s in tl.range(0, program.steps, num_stages=1):

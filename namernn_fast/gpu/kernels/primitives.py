@@ -205,11 +205,18 @@ def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
 
 
 @triton.jit
-def _tile(weight, k, n, H: tl.constexpr):
-    """Loads the transpose of a weight (H, H) for the units k and n [K, N]."""
-    return tl.load(
-        weight + n[None, :] * H + k[:, None], mask=(k[:, None] < H) & (n[None, :] < H), other=0.0
-    )
+def _place_of_weight(k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+    """Returns where the weights from the units k to the units n are in a weight (H, H)."""
+    return n * FORM.H + k if TRANSPOSED else k * FORM.H + n
+
+
+@triton.jit
+def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+    """Loads a weight (H, H), or its transpose, for the units k and n [K, N]."""
+    k, n = k[:, None], n[None, :]
+    place = _place_of_weight(k, n, TRANSPOSED, FORM)
+    tile = tl.load(weight + place, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
+    return _operand(tile, FORM)
 
 
 @triton.jit
@@ -247,19 +254,21 @@ def product(left, right, sum, FORM: tl.constexpr):
 
 
 @triton.jit
-def kept_tile(weight, n, FORM: tl.constexpr):
-    """Loads the transpose of a weight (H, H) for all units k and the units n.
+def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+    """Loads a weight (H, H), or its transpose, for all units k and the units n.
 
     Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts.
     """
     if FORM.PARTS == 1:
-        tile = _tile(weight, tl.arange(0, FORM.BLOCK_K), n, FORM.H)
+        tile = _tile(weight, tl.arange(0, FORM.BLOCK_K), n, TRANSPOSED, FORM)
     else:
         part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
         k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, :, None]
         n = n[None, None, :]
-        tile = tl.load(weight + n * FORM.H + k, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
-    return _operand(tile, FORM)
+        place = _place_of_weight(k, n, TRANSPOSED, FORM)
+        tile = tl.load(weight + place, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
+        tile = _operand(tile, FORM)
+    return tile
 
 
 @triton.jit
@@ -294,6 +303,7 @@ def streamed_product(
     weight,
     n,
     sum,
+    TRANSPOSED: tl.constexpr,
     FORM: tl.constexpr,
 ):
     """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block."""
@@ -303,7 +313,7 @@ def streamed_product(
             mask[:, None] if FORM.H % FORM.BLOCK_K == 0 else mask[:, None] & (k[None, :] < FORM.H)
         )
         left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
-        sum = product(left, _operand(_tile(weight, k, n, FORM.H), FORM), sum, FORM)
+        sum = product(left, _tile(weight, k, n, TRANSPOSED, FORM), sum, FORM)
     return sum
 
 
