@@ -298,6 +298,14 @@ def test_one_thread_polls_at_the_barrier(monkeypatch):
     assert "ld.volatile" not in ptx
 
 
+@pytest.mark.parametrize("kernel", gpu_report.KERNELS)
+@pytest.mark.parametrize("size", [(128, 64), (256, 4), (512, 1)], ids=str)
+def test_one_sequence_is_summed_within_threads(kernel, size, monkeypatch):
+    """With all threads along the units that are summed over, each sum takes shuffles of its own."""
+    ptx = compiled_text(kernel, *size, torch.float32, monkeypatch, "ptx")
+    assert 0 < len(re.findall(r"shfl\.sync", ptx)) <= 16
+
+
 def compiled_text(kernel, hidden_size, batch, dtype, monkeypatch, stage):
     """Returns what a stage of Triton's compiler makes of a kernel for an H100."""
     compiled, original = [], triton.compile

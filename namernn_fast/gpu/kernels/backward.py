@@ -15,12 +15,12 @@ from .primitives import (
     of_direction,
     offsets_of_direction,
     product,
+    product_of_states,
     row_at,
     step_at,
     store_rows,
     store_zeros_past_the_end,
     streamed_product,
-    sum_of_parts,
     time_of,
     units,
     zeros,
@@ -52,7 +52,7 @@ def _add_product(grad, state, before, receives, right, n, FORM: tl.constexpr):
         left = tl.where(receives[:, None], state, 0.0).to(state.dtype)
         received = product(left, right, grad, FORM)
     elif FORM.KEEP_WEIGHT:
-        received = sum_of_parts(load_states(before, receives, FORM), right, grad, FORM)
+        received = product_of_states(load_states(before, receives, FORM), right, grad, FORM)
     else:
         received = streamed_product(before, receives, right, n, grad, False, FORM)
     # Where nothing is received, zero times an infinite weight would make NaN.

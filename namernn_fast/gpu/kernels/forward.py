@@ -14,12 +14,12 @@ from .primitives import (
     of_direction,
     offsets_of_direction,
     product,
+    product_of_states,
     row_at,
     step_at,
     store_rows,
     store_zeros_past_the_end,
     streamed_product,
-    sum_of_parts,
     time_of,
     units,
     zeros,
@@ -94,7 +94,7 @@ def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constex
             if hx is not None:  # noqa: SIM102 - known when it is compiled
                 if some_begin:
                     left += load_states(initial, begins, FORM)
-            z = sum_of_parts(left, right, z, FORM)
+            z = product_of_states(left, right, z, FORM)
         else:
             z = streamed_product(before, goes_on, right, n, z, True, FORM)
             if hx is not None:  # noqa: SIM102 - known when it is compiled

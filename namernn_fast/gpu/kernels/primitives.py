@@ -205,16 +205,9 @@ def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
 
 
 @triton.jit
-def _place_of_weight(k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """Returns where the weights from the units k to the units n are in a weight (H, H)."""
-    return n * FORM.H + k if TRANSPOSED else k * FORM.H + n
-
-
-@triton.jit
 def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """Loads a weight (H, H), or its transpose, for the units k and n [K, N]."""
-    k, n = k[:, None], n[None, :]
-    place = _place_of_weight(k, n, TRANSPOSED, FORM)
+    """Loads a weight (H, H), or its transpose, for the units k and n."""
+    place = n * FORM.H + k if TRANSPOSED else k * FORM.H + n
     tile = tl.load(weight + place, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
     return _operand(tile, FORM)
 
@@ -239,14 +232,36 @@ def _operand(x, FORM: tl.constexpr):
     return x
 
 
+# One sequence is multiplied without tensor cores, in products [K / VECTOR, N, VECTOR]. Their shape
+# has Triton give VECTOR units k side by side to a thread and lay lanes along the units n, so that
+# most of a sum is made within a thread. Threads load all states that they multiply themselves: to
+# hand them around would take longer. A weight that is not transposed has other units side by side:
+# where the state is on chip as well, a VECTOR of 1 has Triton lay lanes along n.
+
+
+@triton.jit
+def _units_of_one(VECTOR: tl.constexpr, FORM: tl.constexpr):
+    """Returns all units k [K / VECTOR, 1, VECTOR]."""
+    blocks = tl.arange(0, FORM.BLOCK_K // VECTOR) * VECTOR
+    return blocks[:, None, None] + tl.arange(0, VECTOR)[None, None, :]
+
+
+@triton.jit
+def _product_of_one(left, right, sum):
+    """Returns sum [1, N] + left [K / VECTOR, N, VECTOR] times right, summed over all units k."""
+    terms = left.to(tl.float32) * right.to(tl.float32)
+    return sum + tl.sum(tl.sum(terms, axis=2), axis=0)[None, :]
+
+
 @triton.jit
 def product(left, right, sum, FORM: tl.constexpr):
-    """Returns sum [B, N] + left [B, K] right [K, N], whose weights are rounded already; one
-    sequence without tensor cores."""
+    """Returns sum [B, N] + left [B, K] times a tile of weight_hh on chip."""
     if FORM.BLOCK_B == 1:
-        terms = tl.trans(left).to(tl.float32) * right.to(tl.float32)
-        return sum + tl.sum(terms, axis=0)[None, :]
-    return tl.dot(_operand(left, FORM), right, sum, input_precision=FORM.PRECISION)
+        left = tl.reshape(left, (right.shape[0], 1, right.shape[2]))
+        sum = _product_of_one(left, right, sum)
+    else:
+        sum = tl.dot(_operand(left, FORM), right, sum, input_precision=FORM.PRECISION)
+    return sum
 
 
 # Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
@@ -257,24 +272,30 @@ def product(left, right, sum, FORM: tl.constexpr):
 def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
     """Loads a weight (H, H), or its transpose, for all units k and the units n.
 
-    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts.
+    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts, or for one sequence
+    [K / VECTOR, N, VECTOR].
     """
-    if FORM.PARTS == 1:
-        tile = _tile(weight, tl.arange(0, FORM.BLOCK_K), n, TRANSPOSED, FORM)
+    if FORM.BLOCK_B == 1:
+        vector: tl.constexpr = 4 if TRANSPOSED or not FORM.KEEP_STATE else 1
+        k, n = _units_of_one(vector, FORM), n[None, :, None]
+    elif FORM.PARTS == 1:
+        k, n = tl.arange(0, FORM.BLOCK_K)[:, None], n[None, :]
     else:
         part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
         k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, :, None]
         n = n[None, None, :]
-        place = _place_of_weight(k, n, TRANSPOSED, FORM)
-        tile = tl.load(weight + place, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
-        tile = _operand(tile, FORM)
-    return tile
+    return _tile(weight, k, n, TRANSPOSED, FORM)
 
 
 @triton.jit
 def load_states(states, mask, FORM: tl.constexpr):
-    """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts."""
-    if FORM.PARTS == 1:
+    """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts, and for one
+    sequence as [K / 4, N, 4], the same for all n."""
+    if FORM.BLOCK_B == 1:
+        k = _units_of_one(4, FORM)
+        everywhere = tl.arange(0, FORM.BLOCK_N)[None, :, None] * 0
+        place, mask = states[:, None, None] + k + everywhere, mask[:, None, None]
+    elif FORM.PARTS == 1:
         k = tl.arange(0, FORM.BLOCK_K)[None, :]
         place, mask = states[:, None] + k, mask[:, None]
     else:
@@ -287,12 +308,15 @@ def load_states(states, mask, FORM: tl.constexpr):
 
 
 @triton.jit
-def sum_of_parts(left, right, sum, FORM: tl.constexpr):
-    """Returns sum [B, N] + states times a tile of weight_hh on chip, both split into PARTS."""
-    if FORM.PARTS == 1:
+def product_of_states(left, right, sum, FORM: tl.constexpr):
+    """Returns sum [B, N] + loaded states times a tile of weight_hh on chip."""
+    if FORM.BLOCK_B == 1:
+        sum = _product_of_one(left, right, sum)
+    elif FORM.PARTS == 1:
         sum = product(left, right, sum, FORM)
     else:
-        sum += tl.sum(tl.dot(_operand(left, FORM), right, input_precision=FORM.PRECISION), axis=0)
+        left = _operand(left, FORM)
+        sum += tl.sum(tl.dot(left, right, input_precision=FORM.PRECISION), axis=0)
     return sum
 
 
@@ -313,7 +337,7 @@ def streamed_product(
             mask[:, None] if FORM.H % FORM.BLOCK_K == 0 else mask[:, None] & (k[None, :] < FORM.H)
         )
         left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
-        sum = product(left, _tile(weight, k, n, TRANSPOSED, FORM), sum, FORM)
+        sum = product(left, _tile(weight, k[:, None], n[None, :], TRANSPOSED, FORM), sum, FORM)
     return sum
 
 
