@@ -253,30 +253,64 @@ def backward_layer(
 
 
 def weight_gradients(
-    stack: Stack, x: Tensor, weights: list[ops.LayerWeights], dz: Tensor, previous: Tensor
+    stack: Stack,
+    x: Tensor,
+    hx: Tensor | None,
+    weights: list[ops.LayerWeights],
+    output: Tensor,
+    dz: Tensor,
+    previous: Tensor | None,
 ) -> list[Tensor]:
     """Returns the gradients of a layer's weights, in the order of the flat list.
 
     Args:
         stack: the layer's stack.
         x: the input's rows (N, features), or token ids (N).
+        hx: initial states (directions, B, H), or None for zeros.
         weights: of each direction.
-        dz: the gradient before the activation (N, directions * H).
-        previous: the previous state of each row, like dz.
+        output: of the forward pass, (N, directions * H).
+        dz: the gradient before the activation, like output.
+        previous: the previous state of each row, like output, or None where rows are consecutive.
     """
     gradients = []
     tables: Sequence[Tensor | None] = [None] * len(weights)
     if ops.has_ids(x):
         tables = _of_directions(sums_by_token(dz, x, len(weights[0].weight_ih)), stack)
-    parts = (_of_directions(dz, stack), _of_directions(previous, stack), tables, weights)
-    for own_dz, before, table, own in zip(*parts, strict=True):
+    rows_of_directions = _of_directions(dz, stack)
+    for k, (own_dz, table, own) in enumerate(zip(rows_of_directions, tables, weights, strict=True)):
         transposed = own_dz.t()
-        grad_ih = product(transposed, x) if table is None else table.contiguous()
-        gradients += [grad_ih, product(transposed, before)]
+        gradients.append(product(transposed, x) if table is None else table.contiguous())
+        if previous is None:
+            initial = None if hx is None else hx[k]
+            states = _of_directions(output, stack)[k]
+            gradients.append(_grad_weight_hh(own_dz, states, initial, stack.layout.B, k == 1))
+        else:
+            gradients.append(product(transposed, _of_directions(previous, stack)[k]))
         if own.bias_ih is not None:
             grad_bias = own_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
     return gradients
+
+
+def _grad_weight_hh(
+    dz: Tensor, states: Tensor, hx: Tensor | None, batch: int, reverse: bool
+) -> Tensor:
+    """Returns the gradient of weight_hh of one direction, where rows are consecutive.
+
+    Args:
+        dz: the gradient before the activation (N, H).
+        states: the output of the direction (N, H): the previous states are its rows a step before.
+        hx: initial states (B, H), or None for zeros.
+        batch: the rows of one time.
+        reverse: whether the direction goes back in time.
+    """
+    border = len(dz) - batch if reverse else batch
+    if reverse:
+        later, before, first = dz[:border], states[batch:], dz[border:]
+    else:
+        later, before, first = dz[border:], states[: len(dz) - batch], dz[:border]
+    grad = None if hx is None else product(first.t(), hx)
+    return product(later.t(), before, plus=grad, out=grad)
 
 
 _ROWS_OF_A_PART = 256  # of a token that has as many rows as others

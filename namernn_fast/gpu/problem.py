@@ -38,6 +38,13 @@ class SequenceLayout(NamedTuple):
         """Whether there are rows past the end of sequences."""
         return self.lengths is not None and self.starts is None
 
+    @property
+    def consecutive(self) -> bool:
+        """Whether all rows exist, time by time, and each continues the state before it."""
+        return self.batch_stride == 1 and all(
+            of is None for of in (self.lengths, self.offsets, self.starts, self.reset)
+        )
+
 
 class Stack(NamedTuple):
     """A stack of layers with its rows, for both passes."""

@@ -209,15 +209,17 @@ def backward_stack(
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
     grads = [*none, grad_output]  # gradients of each layer's input, and of the last output
-    work: dict[int, tuple[Tensor, Tensor | None]] = {}  # by layer: dz and previous states
+    work: dict[
+        int, tuple[Tensor, Tensor | None]
+    ] = {}  # by layer: dz, and previous states if output is not they
     grad_weights = {}
 
     def finish(k):
         dz, previous = work.pop(k)
         grads[k + 1] = None
-        if previous is not None:
+        if k in want_layers:
             below = outputs[k - 1] if k else x
-            grad_weights[k] = weight_gradients(stack, below, layers[k][1], dz, previous)
+            grad_weights[k] = weight_gradients(stack, below, *layers[k], outputs[k], dz, previous)
 
     with _schedule(stack, stretches, len(layers), like) as schedule:
         for i, stretch in reversed(list(enumerate(stretches))):
@@ -225,7 +227,9 @@ def backward_stack(
             for k in reversed(range(lowest, len(layers))):
                 hx, weights = layers[k]
                 if is_last:
-                    previous = torch.empty_like(outputs[k]) if k in want_layers else None
+                    previous = None
+                    if k in want_layers and not stack.layout.consecutive:
+                        previous = torch.empty_like(outputs[k])
                     work[k] = torch.empty_like(outputs[k]), previous
                     if want_input or k > lowest:
                         grads[k] = torch.empty_like(outputs[k - 1] if k else x)

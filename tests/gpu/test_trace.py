@@ -218,31 +218,31 @@ def test_training(trace):
         """\
 dense
   2: product_kernel, forward_kernel
-  8: clone, backward_kernel, 4 product_kernel, sum, clone
+  8: backward_kernel, 5 product_kernel, sum, clone
 lengths
   2: product_kernel, forward_kernel
-  11: arange, ge, masked_fill, clone, backward_kernel, 4 product_kernel, sum, clone
+  10: arange, ge, masked_fill, backward_kernel, 4 product_kernel, sum, clone
 packed
   2: product_kernel, forward_kernel
-  8: clone, backward_kernel, 4 product_kernel, sum, clone
+  7: backward_kernel, 4 product_kernel, sum, clone
 jagged
   2: product_kernel, forward_kernel
-  8: clone, backward_kernel, 4 product_kernel, sum, clone
+  7: backward_kernel, 4 product_kernel, sum, clone
 reset
   2: product_kernel, forward_kernel
-  8: clone, backward_kernel, 4 product_kernel, sum, clone
+  7: backward_kernel, 4 product_kernel, sum, clone
 token ids
   2: add, forward_kernel
-  11: clone, backward_kernel, product_kernel, _to_copy, sort, arange, searchsorted,
-sums_by_token_kernel, product_kernel, sum, clone
+  11: backward_kernel, product_kernel, _to_copy, sort, arange, searchsorted,
+sums_by_token_kernel, 2 product_kernel, sum, clone
 two directions
   4: 2 cat, product_kernel, forward_kernel
-  15: 2 clone, backward_kernel, 2 product_kernel, cat, 3 product_kernel, sum, clone, 2
-product_kernel, sum, clone
+  15: backward_kernel, 2 product_kernel, cat, 4 product_kernel, sum, clone, 3 product_kernel,
+sum, clone
 two layers
   4: product_kernel, forward_kernel, product_kernel, forward_kernel
-  16: clone, backward_kernel, 4 product_kernel, sum, 2 clone, backward_kernel, 4 product_kernel,
-sum, clone
+  16: backward_kernel, 5 product_kernel, sum, clone, backward_kernel, 5 product_kernel, sum,
+clone
 """,
     )
 

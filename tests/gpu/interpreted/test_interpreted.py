@@ -274,6 +274,17 @@ def test_the_chosen_plan(hidden_size):
     budget.check()
 
 
+@pytest.mark.parametrize("seq_len", [1, 4])
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_consecutive_rows_in_both_directions(seq_len, with_hx):
+    """Where all rows exist, time by time, the output itself holds the previous states."""
+    budget = ErrorBudget(torch.float32)
+    for seed in range(4):
+        case = Case(3, 17, seq_len, 3, {"bidirectional": True}, with_hx=with_hx, seed=seed)
+        case.add_to(budget, FusedRNN, torch.float32)
+    budget.check()
+
+
 def test_autotune_times_both_passes(monkeypatch, nothing_tuned):
     launched = []
     launch = launching.run
