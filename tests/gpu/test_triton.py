@@ -347,6 +347,21 @@ def test_nothing_is_spilled(arch, case):
     assert within_limits(device, with_ids)
 
 
+@pytest.mark.parametrize("arch", [arch for arch in DEVICES if arch.startswith("sm_")])
+@pytest.mark.parametrize("call", [{}, {"directions": 2, "rows": {"ids", "lengths", "reset"}}])
+def test_two_programs_of_one_sequence_share_a_processor(arch, call):
+    device = DEVICES[arch]
+    plan = choose(128, 4096, torch.float32, device)
+    assert (plan.kind, plan.block_b) == ("resident", 1)
+    build = gpu_report.Build(device, 128, torch.float32, plan)
+    for kernel in gpu_report.KERNELS.values():
+        if kernel is kernels.backward_kernel:  # it reads no ids
+            call = call | {"rows": {*call.get("rows", ())} - {"ids"}}
+        taken = gpu_report.compile_kernel(kernel, build, **call)
+        assert within_limits(device, taken)
+        assert gpu_report.occupancy(device, plan, taken) >= 2 * plan.warps / 64
+
+
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("case", [(9, torch.float32), (256, torch.bfloat16)], ids=str)
 def test_sums_by_token_compile(arch, case):
