@@ -8,7 +8,7 @@ import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,11 +77,11 @@ class Resources(NamedTuple):
     """Bytes of shared memory of a program."""
 
 
-def builds() -> Iterator[tuple[Build, list[int]]]:
+def builds(devices: Iterable[Device] = DEVICES) -> Iterator[tuple[Build, list[int]]]:
     """Yields every plan for the sizes above, with the batches that it is made for."""
     found: dict[Build, list[int]] = {}
     for device, (dtype, tf32), hidden_size, batch in itertools.product(
-        DEVICES, PRECISIONS, HIDDEN_SIZES, BATCHES
+        devices, PRECISIONS, HIDDEN_SIZES, BATCHES
     ):
         if tf32 and device.backend != "cuda":
             continue
@@ -95,7 +95,19 @@ _INDICES = {"ids": "*i64", "lengths": "*i64", "offsets": "*i64", "starts": "*i64
 _OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_reverse"}
 
 
-def compile_kernel(
+class Specialisation(NamedTuple):
+    """What a kernel is compiled for, besides the device."""
+
+    signature: dict[str, Any]
+    """Triton's name of the type of each argument, `constexpr` where it is a constant; a tuple of
+    them for an argument that is a tuple."""
+    constants: dict[str, Any]
+    """The arguments that are constants, except those that are None."""
+    settings: dict[str, Any]
+    """How Triton is to compile it."""
+
+
+def specialise(
     kernel,
     build: Build,
     *,
@@ -104,8 +116,8 @@ def compile_kernel(
     ring: bool = False,
     rows: Collection[str] = (),
     absent: Collection[str] = (),
-) -> Resources:
-    """Compiles a kernel and returns the resources that it takes.
+) -> Specialisation:
+    """Returns what a kernel is compiled for in a call.
 
     Args:
         kernel: One of `KERNELS`.
@@ -118,7 +130,6 @@ def compile_kernel(
     """
     plan, device = build.plan, build.device
     is_forward = kernel is forward_kernel
-    padded = "lengths" in rows and "starts" not in rows
     not_given = {*absent, *(_INDICES.keys() - rows)}
     not_given |= _OF_TWO_DIRECTIONS if directions == 1 else set()
     not_given |= {"arrivals"} if plan.members == 1 else set()
@@ -137,7 +148,18 @@ def compile_kernel(
         ring=ring and is_forward,
     )
     settings = launch_settings_of(plan, device, "ids" in rows and is_forward)
-    return compile_for(device, kernel, signature, {"FORM": form}, settings)
+    return Specialisation(signature, {"FORM": form}, settings)
+
+
+def compile_kernel(kernel, build: Build, **call: Any) -> Resources:
+    """Compiles a kernel for a call and returns the resources that it takes.
+
+    Args:
+        kernel: One of `KERNELS`.
+        build: The plan, the device and the hidden size.
+        call: What is given in the call, as `specialise` takes it.
+    """
+    return compile_for(build.device, kernel, *specialise(kernel, build, **call))
 
 
 def compile_for(
@@ -147,49 +169,66 @@ def compile_for(
     constants: dict[str, Any],
     settings: dict[str, Any],
 ) -> Resources:
-    """Compiles a kernel for a device and returns the resources that it takes.
+    """Compiles any kernel for a device and returns the resources that it takes."""
+    to = Specialisation(signature, constants, settings)
+    return resources_of(device, compiled(device, source_of(kernel, to), settings))
+
+
+def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
+    """Returns what Triton compiles.
 
     Args:
-        device: The device.
         kernel: Any kernel.
-        signature: Triton's name of the type of each argument, `constexpr` where it is a constant;
-            a tuple of them for an argument that is a tuple. Pointers are taken to be aligned.
-        constants: The arguments that are constants, except those that are None.
-        settings: How Triton is to compile it.
+        to: What it is compiled for.
+        aligned: Whether pointers are taken to be divisible by 16, as Triton finds at a launch.
     """
     paths = {}  # of arguments and of members of tuples, as Triton names them
     for i, name in enumerate(kernel.arg_names):
-        type = signature.get(name, "constexpr")
+        type = to.signature.get(name, "constexpr")
         members = enumerate(type) if isinstance(type, tuple) else ()
         paths |= {(i, k): member for k, member in members} or {(i,): type}
-    values = {(i,): constants.get(name) for i, name in enumerate(kernel.arg_names)}
-    types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    values = {(i,): to.constants.get(name) for i, name in enumerate(kernel.arg_names)}
+    types = {name: to.signature.get(name, "constexpr") for name in kernel.arg_names}
     constexprs = {path: values.get(path) for path, type in paths.items() if type == "constexpr"}
     attributes = {
-        path: [["tt.divisibility", 16]] for path, type in paths.items() if type.startswith("*")
+        path: [["tt.divisibility", 16]]
+        for path, type in paths.items()
+        if type.startswith("*") and aligned
     }
+    return ASTSource(kernel, types, constexprs, attributes)
+
+
+def compiled(device: Device, source: ASTSource, settings: dict[str, Any]) -> Any:
+    """Compiles for a device, and returns Triton's own object."""
     arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
-    compiled = triton.compile(
-        ASTSource(kernel, types, constexprs, attributes),
-        target=GPUTarget(device.backend, arch, device.lanes),
-        options=settings,
-    )
+    target = GPUTarget(device.backend, arch, device.lanes)
+    return triton.compile(source, target=target, options=settings)
+
+
+def resources_of(device: Device, compiled: Any) -> Resources:
+    """Returns the resources that a kernel takes, from what `compiled` returned."""
     shared = compiled.metadata.shared
     if device.backend == "hip":
         text = compiled.asm["amdgcn"]
         names = ("vgpr_count", "private_segment_fixed_size")
         return Resources(*(_number(rf"\.{name}:\s+(\d+)", text) for name in names), shared)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        tool = Path(triton.backends.__file__).parent / "nvidia/bin/cuobjdump"
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
+    text = run_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
     registers, stack, local = (
         _number(rf"{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")
     )
     return Resources(registers, stack + local, shared)
+
+
+def run_tool(name: str, *options: str, cubin: bytes) -> str:
+    """Returns what one of NVIDIA's tools, which Triton brings, prints about a cubin."""
+    tool = Path(triton.backends.__file__).parent / "nvidia/bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [tool, *options, file.name], check=True, capture_output=True, text=True
+        )
+    return done.stdout
 
 
 def _number(pattern: str, text: str) -> int:
