@@ -1,0 +1,85 @@
+"""Every launch of a recurrence is within CUDA's limits, for sizes up to a million sequences.
+
+What a compiled kernel takes, registers and shared memory, and whether its indices fit is checked by
+`make gpu-lint` for each form of a plan.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.gpu.lint.cases import DEVICES
+from benchmarks.gpu.resources import DEVICES as REPORTED
+from namernn_fast import ops
+from namernn_fast.gpu import device, kernels, launching, plan, problem, stack
+
+# The table "Technical Specifications per Compute Capability" of the CUDA programming guide; AMD has
+# the same limits or larger ones.
+GRID = (2**31 - 1, 65535, 65535)
+THREADS = 1024
+RECURRENCES = (kernels.forward_kernel, kernels.backward_kernel)
+REGISTERS = 65536
+
+ARCHITECTURES = {known.arch: known for known in (*DEVICES, *REPORTED)}
+BATCHES = (1, 2, 33, 1024, 65535, 65536, 1 << 17, (1 << 20) - 1, 1 << 20)
+HIDDEN_SIZES = (1, 16, 33, 64, 100, 128, 200, 256, 512, 1000, 1024, 2048, 4096)
+PRECISIONS = {
+    "float32": (torch.float32, False),
+    "TF32": (torch.float32, True),
+    "bfloat16": (torch.bfloat16, False),
+}
+
+
+def launches(monkeypatch, hidden_size, batch, directions, dtype):
+    """Returns the kernels of a layer's forward and backward pass, with their grids and settings."""
+    made = []
+    monkeypatch.setattr(
+        *(launching, "run"),
+        lambda kernel, grid, arguments, settings: made.append((kernel, grid, settings)),
+    )
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    layout = problem.SequenceLayout(*(None,) * 4, 1, batch, batch, batch, 1)
+    options = ops.BIAS | (ops.BIDIRECTIONAL if directions == 2 else 0)
+    shapes = ((hidden_size, 1), (hidden_size, hidden_size), (hidden_size,), (hidden_size,))
+    weights = [empty(*shape) for _ in range(directions) for shape in shapes]
+    layers = problem.Stack(layout, None, weights, options, directions, hidden_size)
+    x = empty(batch, 1)
+    outputs, h_n = stack.forward_stack(layers, x)
+    gradients = (torch.empty_like(outputs[0]), torch.empty_like(h_n), None)
+    stack.backward_stack(layers, x, outputs, *gradients, True, [0])
+    assert sum(kernel in RECURRENCES for kernel, *_ in made) == 2
+    return made
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_launches_are_within_limits(arch, precision, monkeypatch):
+    known = ARCHITECTURES[arch]
+    dtype, tf32 = PRECISIONS[precision]
+    monkeypatch.setattr(device, "find_device", lambda index: known)
+    monkeypatch.setattr(plan, "may_round_to_tf32", lambda device: tf32)
+    for hidden_size, batch, directions in itertools.product(HIDDEN_SIZES, BATCHES, (1, 2)):
+        size = (hidden_size, batch, directions)
+        chosen = plan.plan_of(hidden_size, batch, torch.empty(0, dtype=dtype), directions)
+        threads = chosen.warps * known.lanes
+        assert threads <= THREADS, size
+        for kernel, grid, settings in launches(monkeypatch, *size, dtype):
+            programs = 1
+            for axis, limit in zip(grid, GRID, strict=False):
+                assert 0 < axis <= limit, (size, grid)
+                programs *= axis
+            if kernel not in RECURRENCES:
+                continue
+            blocks = -(-batch // chosen.block_b)
+            assert programs == chosen.members * blocks * directions, (size, grid)
+            if chosen.members > 1:  # they wait for each other, so all must run at once
+                assert programs <= known.processors, (size, grid)
+                assert settings["launch_cooperative_grid"], size
+            if known.backend == "cuda":
+                assert settings["maxnreg"] * threads <= REGISTERS, size
