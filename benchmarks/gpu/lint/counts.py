@@ -1,0 +1,140 @@
+"""What a step of a kernel's loop over time takes, counted in its machine code.
+
+An instruction of an inner loop counts as often as the loop runs, where that is known from the code;
+the wait for other programs counts once. Code that runs in some steps alone, as where sequences
+begin, counts as if it ran in all, so the counts are an upper bound.
+"""
+
+from typing import NamedTuple
+
+from benchmarks.gpu.lint.chain import chain
+from benchmarks.gpu.lint.evaluate import evaluate
+from benchmarks.gpu.lint.events import ATOMICS, Event, Kernel
+from benchmarks.gpu.lint.flow import Loop
+from benchmarks.gpu.lint.machine import UnknownValueError
+from benchmarks.gpu.lint.sass import Instruction
+
+_LANES = 32
+_MOST_TURNS = 1024
+_BYTES = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
+_TENSOR = ("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA")
+
+
+class Counts(NamedTuple):
+    """What one step takes; instructions as one warp issues them, bytes of a whole program."""
+
+    instructions: int
+    """Issue slots of a warp."""
+    shuffles: int
+    """Exchanges among the lanes of a warp."""
+    barriers: int
+    """Barriers of the program."""
+    special: int
+    """Instructions of the unit for special functions: exponentials and reciprocals."""
+    tensor: int
+    """Instructions of the tensor cores."""
+    tensor_operations: int
+    """Operations of the program on tensor cores, two for a multiply-add; 0 where the code does
+    not tell the size, on Blackwell."""
+    arithmetic: int
+    """Additions, products and multiply-adds in float32 on the CUDA cores."""
+    shared_bytes: int
+    """Bytes that the program's warps read and write in shared memory, copies into it among them."""
+    global_bytes: int
+    """Bytes that the program's warps read and write in global memory, if no lane is masked."""
+    global_accesses: int
+    """Instructions of a warp that read or write global memory, those on the counter among them."""
+    chain: int
+    """Cycles of a step of a warp that is alone, by the simulation of `chain.py`."""
+
+
+def count(kernel: Kernel) -> Counts:
+    """Returns what a step of the loop over time takes."""
+    warps = kernel.case.build.plan.warps
+    found = dict.fromkeys(Counts._fields, 0)
+    turns = {loop: _turns(kernel, loop) for loop in kernel.flow.inner(kernel.time_loop)}
+    for place in kernel.flow.places(kernel.time_loop.blocks):
+        at, block = kernel[place], kernel.flow.block_of[place]
+        if at.never:
+            continue
+        times = 1
+        for loop, of_loop in turns.items():
+            times *= of_loop if block in loop.blocks else 1
+        for name, amount in _of_instruction(at, warps).items():
+            found[name] += times * amount
+    found["chain"] = chain(kernel, turns)
+    return Counts(**found)
+
+
+def _of_instruction(at: Instruction, warps: int) -> dict[str, int]:
+    """Returns what one execution of an instruction takes."""
+    found = {"instructions": 1}
+    one = {
+        "SHFL": "shuffles",
+        "MUFU": "special",
+        **dict.fromkeys(("FFMA", "FADD", "FMUL", "FFMA2", "FADD2", "FMUL2"), "arithmetic"),
+        **dict.fromkeys(_TENSOR, "tensor"),
+    }.get(at.opcode)
+    if one:
+        found[one] = 1
+    if at.opcode in ("HMMA", "HGMMA"):
+        found["tensor_operations"] = warps * _operations(at)
+    if at.opcode == "BAR" and "SYNC" in at.modifiers:
+        found["barriers"] = 1
+    bytes_of_warp = _LANES * next((_BYTES[name] for name in at.modifiers if name in _BYTES), 4)
+    if at.opcode in ("LDS", "STS", "LDGSTS"):
+        found["shared_bytes"] = warps * bytes_of_warp
+    if at.opcode in ("LDSM", "STSM"):  # matrices of 8 x 8 values of 16 bits
+        found["shared_bytes"] = warps * 128 * at.width
+    if at.opcode in ("LDG", "LD", "STG", "ST", "LDGSTS"):
+        found["global_bytes"] = warps * bytes_of_warp
+    if at.opcode in ("LDG", "LD", "STG", "ST", "LDGSTS") or at.opcode in ATOMICS:
+        found["global_accesses"] = 1
+    return found
+
+
+def _operations(at: Instruction) -> int:
+    """Returns the operations of a product on tensor cores, for one warp."""
+    shape = at.modifiers[0]
+    if "x" in shape:  # of four warps together
+        rows, columns, inner = map(int, shape.split("x"))
+        return 2 * rows * columns * inner // 4
+    return 2 * 16 * 8 * int(shape.removeprefix("168"))
+
+
+def _turns(kernel: Kernel, loop: Loop) -> int:
+    """Returns how often an inner loop runs each time that it is reached; 1 for a wait.
+
+    Raises:
+        UnknownValueError: The code does not tell.
+    """
+    places = list(kernel.flow.places(loop.blocks))
+    if any(kernel.events.get(place) is Event.POLL for place in places):
+        return 1
+    opcodes = {kernel[place].opcode for place in places}
+    if opcodes & {"SYNCS", "ELECT", "VOTEU"} and "BAR" not in opcodes:
+        return 1  # a wait for the tensor cores, or one turn for each of the lanes that are active
+    leaving = [
+        block for block in loop.blocks if not loop.blocks.issuperset(kernel.flow.after[block])
+    ]
+    last = kernel.flow.blocks[leaving[0]][-1]
+    condition = kernel[last].condition
+    if len(leaving) != 1 or not condition:
+        return _tiles(kernel, loop)
+    goes_on = kernel.flow.block_of.get(last + 1) not in loop.blocks  # where the branch is taken
+    for turn in range(_MOST_TURNS):
+        value = evaluate(kernel.values, last, condition.lstrip("!"), loop=loop, iteration=turn)
+        if (bool(value) != condition.startswith("!")) != goes_on:
+            return turn + 1
+    raise UnknownValueError("a loop that runs very often")
+
+
+def _tiles(kernel: Kernel, loop: Loop) -> int:
+    """Returns how often the loop over tiles runs: it is the one around the loop over hidden units.
+
+    Initial states have a second loop over hidden units, in the forward pass.
+    """
+    products = 2 if kernel.case.kernel == "forward" and "hx" in kernel.pointers else 1
+    if sum(_turns(kernel, other) > 1 for other in kernel.flow.inner(loop)) != products:
+        raise UnknownValueError("a loop with several ends")
+    return kernel.case.build.plan.tiles
