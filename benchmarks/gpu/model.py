@@ -1,25 +1,32 @@
-"""A roofline of the layer on an H100, on paper; `model_page.py` writes the page.
+"""What the layer's kernels take on an H100, on paper; `model_page.py` writes the page.
 
-Nothing is measured: every figure follows from `CONSTANTS`. Legend: T steps, B sequences, H hidden
-units, D input features, w bytes of a value.
+Nothing is measured. What a step takes is read off the machine code that the plan's kernels compile
+to, as `make gpu-lint RECORD=1` recorded it; how fast the units of the GPU are is in `CONSTANTS`.
+Legend: T steps, B sequences, H hidden units, D input features.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
+from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.harness.grid import FORWARD, TRAINING, Cell
-from namernn_fast.gpu.device import Device
-from namernn_fast.gpu.plan import choose
+from benchmarks.gpu.grid import Precision
+from benchmarks.gpu.lint import budgets, chain
+from benchmarks.gpu.lint.cases import DENSE, DEVICES, Case
+from benchmarks.gpu.lint.counts import Counts
+from benchmarks.gpu.resources import Build, Resources, occupancy
+from benchmarks.harness.grid import TRAINING, Cell
+from namernn_fast import ops
+from namernn_fast.gpu import device, launching, plan, problem, stack
 from namernn_fast.names import encode_names
 from namernn_fast.names.dataset import embedded_sample
 
 DATASHEET = "NVIDIA's datasheet, as glennklockwood.com/garden/processors/h100 gives it"
 TABLE = "table 3 of doi 10.1016/j.ultsonch.2023.106546"
+GUIDE = "CUDA's programming guide, throughput of native arithmetic instructions, 9.0"
 ASSUMED = "assumed"
 
 
@@ -36,35 +43,34 @@ class Constant:
 CONSTANTS = {
     "sms": Constant(132, "", "multiprocessors", DATASHEET),
     "clock": Constant(1.755e9, "1/s", "clock", TABLE),
-    "float32": Constant(66.9e12, "FLOP/s", "float32, on the CUDA cores", DATASHEET),
-    "tf32": Constant(494.7e12, "FLOP/s", "TF32, on the tensor cores, dense", DATASHEET),
-    "bfloat16": Constant(989.4e12, "FLOP/s", "bfloat16, on the tensor cores, dense", DATASHEET),
-    "hbm": Constant(3.35e12, "B/s", "device memory", DATASHEET),
-    "l2": Constant(8.986e12, "B/s", "L2, all multiprocessors together", TABLE),
-    "l2_port": Constant(64, "B/cycle", "L2, one multiprocessor", ASSUMED),
+    "issue": Constant(4, "1/cycle", "instructions of a warp, one multiprocessor", GUIDE),
+    "arithmetic": Constant(4, "1/cycle", "of them in float32", GUIDE),
+    "special": Constant(0.5, "1/cycle", "of them exponentials and reciprocals", GUIDE),
+    "shuffles": Constant(1, "1/cycle", "of them shuffles", GUIDE),
     "shared": Constant(
         128, "B/cycle", "shared memory, one multiprocessor", f"{TABLE}: 32,348 GB/s over 144"
     ),
-    "on_chip": Constant(
-        227 * 1024, "B", "shared memory of one program", "CUDA's programming guide"
-    ),
-    "chain": Constant(
-        500, "cycles", "a step's chain: state, product, tanh, the program's own barrier", ASSUMED
-    ),
-    "barrier": Constant(1.5e-6, "s", "a barrier of the whole grid", f"{ASSUMED}: 1 to 2 µs"),
+    "l2_port": Constant(64, "B/cycle", "L2, one multiprocessor", ASSUMED),
+    "l2": Constant(8.986e12, "B/s", "L2, all multiprocessors together", TABLE),
+    "hbm": Constant(3.35e12, "B/s", "device memory", DATASHEET),
+    "float32": Constant(66.9e12, "FLOP/s", "float32, on the CUDA cores", DATASHEET),
+    "tf32": Constant(494.7e12, "FLOP/s", "TF32, on the tensor cores, dense", DATASHEET),
+    "bfloat16": Constant(989.4e12, "FLOP/s", "bfloat16, on the tensor cores, dense", DATASHEET),
+    "latency of arithmetic": Constant(chain.ARITHMETIC, "cycles", "an instruction's result", TABLE),
+    "latency of shared": Constant(chain.SHARED, "cycles", "a load from shared memory", TABLE),
+    "latency of l2": Constant(chain.L2, "cycles", "an access to L2", TABLE),
+    "latency of shuffles": Constant(chain.SHUFFLE, "cycles", "a shuffle", ASSUMED),
+    "latency of special": Constant(chain.SPECIAL, "cycles", "a special function", ASSUMED),
+    "latency of tensor": Constant(chain.TENSOR, "cycles", "a tile on tensor cores", ASSUMED),
+    "latency of barriers": Constant(chain.BARRIER, "cycles", "a program's barrier", ASSUMED),
     "node": Constant(1e-6, "s", "from one kernel of a CUDA graph to the next", ASSUMED),
 }
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2}
-# A tile of the tensor cores has 16 rows, used or not, and reads a weight once for 64 of them.
-TILE_ROWS = 16
-READ_ROWS = 64
-# Columns of the tiles in which programs share out a step.
-TILE_COLUMNS = (16, 32, 64, 128)
 # Rows and columns of the tiles of a product that runs by itself, for what it reads from L2.
 PRODUCT_TILE = 128
-# Kernels of a call: projection and recurrence; in training also the recurrence backwards, two
-# products and the bias.
-KERNELS = {FORWARD: 2, TRAINING: 6}
+# The largest hidden sizes for which PyTorch has cuDNN run a persistent kernel, as
+# `use_rnn_persist_small_h` in its aten/src/ATen/native/cudnn/RNN.cpp says.
+PERSISTENT = {"forward": 384, "backward": 256}
 
 
 def of(name: str) -> float:
@@ -72,155 +78,66 @@ def of(name: str) -> float:
     return CONSTANTS[name].value
 
 
-def cycles(name: str) -> float:
-    """Returns the seconds of a constant that is given in cycles."""
-    return of(name) / of("clock")
-
-
-def per_second(name: str) -> float:
-    """Returns the rate per second of one multiprocessor, from a constant per cycle."""
-    return of(name) * of("clock")
-
-
-def padded(rows: int, precision: str) -> int:
-    """Returns the rows that are computed: tensor cores, which float32 does not use, fill tiles."""
-    return rows if precision == "float32" else TILE_ROWS * math.ceil(rows / TILE_ROWS)
-
-
-def blocks(precision: str) -> tuple[int, ...]:
-    """Returns how many sequences a program may have."""
-    return (1, 16, 32, 64, 128) if precision == "float32" else (16, 32, 64, 128)
-
-
-def from_shared(rows: int, hidden: int, columns: int, precision: str) -> float:
-    """Returns the seconds of a program's reads from shared memory in one step.
-
-    Tensor cores read weights from shared memory; in float32 weights stay in registers, and states
-    are read.
-    """
-    values = rows * hidden
-    if precision != "float32":
-        values = hidden * columns * math.ceil(rows / READ_ROWS)
-    return BYTES[precision] * values / per_second("shared")
+(H100,) = (known for known in DEVICES if known.arch == "sm_90")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the recurrence: the seconds of each resource, which overlap, and its latency."""
+    """One step of the recurrence: the cycles of each unit, which overlap."""
 
-    resources: dict[str, float]
-    latency: dict[str, float] = field(
-        default_factory=lambda: {"the step's own chain": cycles("chain")}
-    )
-    waves: int = 1
+    kind: str
+    cycles: dict[str, float]
+    waves: int
     """How often programs take turns on the multiprocessors."""
 
     @property
     def seconds(self) -> float:
-        return self.waves * (max(self.resources.values()) + sum(self.latency.values()))
+        return self.waves * max(self.cycles.values()) / of("clock")
 
     @property
     def bound(self) -> str:
-        """The largest single term."""
-        terms = self.resources | self.latency
-        return max(terms, key=terms.__getitem__)
+        """What takes the most cycles."""
+        return max(self.cycles, key=self.cycles.__getitem__)
 
 
-def rows_in_and_out(batch: int, hidden: int, width: int) -> float:
-    """Returns the seconds in which a step reads its projected rows and writes its states."""
-    return 2 * batch * hidden * width / of("hbm")
+@cache
+def _record() -> tuple[budgets.Recorded, dict[str, Resources]]:
+    return budgets.load()[1], budgets.taken()
 
 
-def resident(batch: int, hidden: int, precision: str) -> Iterator[Step]:
-    """Plans with one program for a block of sequences and weight_hh on chip."""
-    weight = BYTES[precision] * hidden**2
-    if weight > of("on_chip"):
-        return
-    for rows in blocks(precision):
-        waves = math.ceil(math.ceil(batch / rows) / of("sms"))
-        yield Step(
-            {
-                "multiply-adds": 2 * rows * hidden**2 * of("sms") / of(precision),
-                "shared memory": from_shared(rows, hidden, hidden, precision),
-                "device memory": rows_in_and_out(batch, hidden, BYTES[precision]) / waves,
-            },
-            waves=waves,
-        )
-
-
-def streamed(batch: int, hidden: int, precision: str) -> Iterator[Step]:
-    """Plans that read weight_hh from L2 at every step: by one program for a block of sequences, or
-    in tiles that all programs share out, with one barrier of the grid for each step."""
-    width, sms = BYTES[precision], of("sms")
-    for rows, columns in itertools.product(blocks(precision), (*TILE_COLUMNS, hidden)):
-        programs = math.ceil(batch / rows) * math.ceil(hidden / columns)
-        turns, together = math.ceil(programs / sms), min(programs, sms)
-        read = width * hidden * (columns + (rows if columns < hidden else 0))
-        yield Step(
-            {
-                "multiply-adds": turns * 2 * rows * columns * hidden * sms / of(precision),
-                "L2": turns * max(read * together / of("l2"), read / per_second("l2_port")),
-                "device memory": rows_in_and_out(batch, hidden, width),
-            },
-            {"the step's own chain": cycles("chain") * (turns if columns == hidden else 1)}
-            | ({"the barrier": of("barrier")} if columns < hidden else {}),
-        )
-
-
-def cooperative(batch: int, hidden: int, precision: str) -> Iterator[Step]:
-    """Plans that cut weight_hh over the programs of a group, with one barrier of the grid for each
-    step. Each group has its share of the sequences, whose states its programs read from L2."""
-    width, sms = BYTES[precision], of("sms")
-    for groups in (2**power for power in range(8)):
-        for members in (2**power for power in range(1, 8)):
-            own = width * hidden**2 / members
-            if groups * members > sms or groups > batch or own > of("on_chip"):
-                continue
-            rows = padded(math.ceil(batch / groups), precision)
-            states = width * rows * hidden
-            yield Step(
-                {
-                    "multiply-adds": 2 * rows * hidden**2 / members * sms / of(precision),
-                    "shared memory": from_shared(rows, hidden, hidden // members, precision),
-                    "L2": max(states * groups * members / of("l2"), states / per_second("l2_port")),
-                    "device memory": rows_in_and_out(batch, hidden, width),
-                },
-                {"the step's own chain": cycles("chain"), "the barrier": of("barrier")},
-            )
-
-
-H100 = Device("cuda", "sm_90", int(of("on_chip")), int(of("sms")))
-
-
-def planned(cell: Cell, precision: str) -> tuple[str, Step]:
-    """Returns the kind of plan that the layer makes for a cell on an H100, and one step of it."""
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    plan = choose(cell.hidden_size, cell.batch, dtype, H100, tf32=precision == "tf32")
-    hidden, width, sms = cell.hidden_size, BYTES[precision], of("sms")
-    programs = plan.members * math.ceil(cell.batch / plan.block_b)
-    waves = math.ceil(programs / sms)
-    rows, columns = plan.block_b, plan.tiles * min(plan.block_n, hidden)
-    resources = {
-        "multiply-adds": 2 * rows * columns * hidden * sms / of(precision),
-        "device memory": rows_in_and_out(cell.batch, hidden, width) / waves,
+def step(hidden_size: int, batch: int, precision: Precision, kernel: str) -> Step:
+    """Returns a step of `forward` or `backward` with the plan that the layer makes."""
+    chosen = plan.choose(hidden_size, batch, precision.dtype, H100, tf32=precision.tf32)
+    case = Case(Build(H100, hidden_size, precision.dtype, chosen), kernel, DENSE, 1)
+    counts, taken = (known.get(case.name) for known in _record())
+    if counts is None or taken is None:
+        raise SystemExit(f"{case.name} is not recorded: run make gpu-lint RECORD=1")
+    programs = chosen.members * math.ceil(batch / chosen.block_b)
+    at_once = max(1, round(occupancy(H100, chosen, taken) * 64 / chosen.warps))
+    on_one = math.ceil(programs / of("sms"))  # programs of one multiprocessor, in all waves
+    waves = math.ceil(on_one / at_once)
+    together = math.ceil(on_one / waves)
+    busy = min(programs / waves, of("sms") * together)
+    cycles = {
+        unit: together * one for unit, one in _cycles(counts, chosen.warps, precision).items()
     }
-    if plan.kind != "streamed":
-        resources["shared memory"] = from_shared(rows, hidden, columns, precision)
-    if plan.kind != "resident":
-        read = width * rows * hidden
-        if plan.kind == "streamed":
-            read = width * hidden * (rows * plan.tiles + columns)
-        together = min(programs, sms)
-        resources["L2"] = max(read * together / of("l2"), read / per_second("l2_port"))
-    latency = {"the step's own chain": cycles("chain")}
-    if plan.members > 1:
-        latency["the barrier"] = of("barrier")
-    return plan.kind, Step(resources, latency, waves)
+    cycles["all of L2"] = busy * counts.global_bytes / of("l2") * of("clock")
+    cycles["the chain of a warp"] = counts.chain
+    return Step(chosen.kind, cycles, waves)
 
 
-PlanKind = Callable[[int, int, str], Iterator[Step]]
-"""Yields a step of every plan of one kind, from a batch, a hidden size and a precision."""
-PLAN_KINDS: tuple[PlanKind, ...] = (resident, streamed, cooperative)
+def _cycles(counts: Counts, warps: int, precision: Precision) -> dict[str, float]:
+    """Returns the cycles of each unit of a multiprocessor that a step of one program takes."""
+    tensor = counts.tensor_operations * of("sms") * of("clock")
+    return {
+        "issue slots": counts.instructions * warps / of("issue"),
+        "float32": counts.arithmetic * warps / of("arithmetic"),
+        "special functions": counts.special * warps / of("special"),
+        "shuffles": counts.shuffles * warps / of("shuffles"),
+        "tensor cores": tensor / of("tf32" if precision.tf32 else "bfloat16"),
+        "shared memory": counts.shared_bytes / of("shared"),
+        "the port to L2": counts.global_bytes / of("l2_port"),
+    }
 
 
 @cache
@@ -238,25 +155,9 @@ def alive(cell: Cell) -> list[int]:
     return [math.ceil(cell.batch * share) for share in shares]
 
 
-@dataclass(frozen=True)
-class Recurrence:
-    """One pass through time with the fastest plan for it."""
-
-    kind: str
-    first: Step
-    seconds: float
-
-
-def recurrence(cell: Cell, precision: str) -> Recurrence:
-    """Returns the recurrence of a cell with the fastest plan."""
-    found = []
-    for kind in PLAN_KINDS:
-        steps = {b: [*kind(b, cell.hidden_size, precision)] for b in set(alive(cell))}
-        if all(steps.values()):
-            best = {b: min(some, key=lambda step: step.seconds) for b, some in steps.items()}
-            seconds = sum(best[b].seconds for b in alive(cell))
-            found.append(Recurrence(kind.__name__, best[cell.batch], seconds))
-    return min(found, key=lambda one: one.seconds)
+def kernels_of_passes(cell: Cell) -> list[str]:
+    """Returns the kernels through time of a cell's mode."""
+    return ["forward", "backward"] if cell.mode == TRAINING else ["forward"]
 
 
 def product(rows: int, inner: int, columns: int, precision: str) -> float:
@@ -276,28 +177,77 @@ def products(cell: Cell, precision: str) -> float:
     return seconds
 
 
-def passes(cell: Cell) -> int:
-    """Returns how often a cell goes through time."""
-    return 2 if cell.mode == TRAINING else 1
+class _Launches(TorchDispatchMode):
+    """Counts operators that launch a kernel: those that make or change values."""
+
+    _NONE = ("empty", "view", "as_strided", "detach", "t.", "transpose", "select", "slice", "split")
+    _NONE += ("unbind", "unflatten", "expand", "alias", "unsqueeze", "squeeze", "permute")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = str(function).removeprefix("aten.").removeprefix("new_").removeprefix("_")
+        self.count += not name.startswith(self._NONE)
+        return function(*arguments, **(options or {}))
 
 
-def graph_seconds(cell: Cell, precision: str) -> float:
+@cache
+def kernels_of(cell: Cell, precision: Precision) -> int:
+    """Returns how many kernels a call launches, by running the host's code without values."""
+    count = _Launches()
+
+    def launch(*arguments):
+        count.count += 1
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=precision.dtype, device="meta")
+
+    hidden, size, batch, steps = cell.hidden_size, cell.input_size, cell.batch, len(alive(cell))
+    layout = problem.SequenceLayout(*(None,) * 4, steps, batch, steps * batch, batch, 1)
+    weights = [empty(hidden, size), empty(hidden, hidden), empty(hidden), empty(hidden)]
+    layers = problem.Stack(layout, None, weights, ops.BIAS, 1, hidden)
+    x = empty(steps * batch, size)
+    with (
+        mock.patch.object(device, "find_device", return_value=H100),
+        mock.patch.object(plan, "may_round_to_tf32", return_value=precision.tf32),
+        mock.patch.object(launching, "run", launch),
+        count,
+    ):
+        outputs, h_n = stack.forward_stack(layers, x)
+        if cell.mode == TRAINING:
+            gradients = (torch.empty_like(outputs[0]), torch.empty_like(h_n), None)
+            stack.backward_stack(layers, x, outputs, *gradients, False, [0])
+    return count.count
+
+
+def graph_seconds(cell: Cell, precision: Precision) -> float:
     """Returns the predicted seconds of one replay of a CUDA graph."""
-    through_time = passes(cell) * recurrence(cell, precision).seconds
-    return through_time + products(cell, precision) + KERNELS[cell.mode] * of("node")
+    through_time = sum(
+        # The plan is that of the whole batch; with fewer sequences alive a step takes no less.
+        len(alive(cell)) * step(cell.hidden_size, cell.batch, precision, kernel).seconds
+        for kernel in kernels_of_passes(cell)
+    )
+    launches = kernels_of(cell, precision) * of("node")
+    return through_time + products(cell, precision.name) + launches
 
 
-def stepwise_seconds(cell: Cell, precision: str) -> float:
-    """Returns the predicted seconds of an implementation with two kernels for each step, a product
-    and the nonlinearity: cuDNN's standard algorithm and FlashRNN's alternating kernels."""
-    hidden, width = cell.hidden_size, BYTES[precision]
+def rival_seconds(cell: Cell, precision: Precision) -> float | None:
+    """Returns the predicted seconds of cuDNN's standard algorithm, with two kernels for each step:
+    a product and the nonlinearity. None where PyTorch has cuDNN run a persistent kernel, about
+    whose speed nothing is known.
+    """
+    if any(cell.hidden_size <= PERSISTENT[kernel] for kernel in kernels_of_passes(cell)):
+        return None
+    hidden, width = cell.hidden_size, BYTES[precision.name]
     seconds = 0.0
     for batch in alive(cell):
         weight = hidden**2 * math.ceil(batch / PRODUCT_TILE)
         states = batch * hidden * math.ceil(hidden / PRODUCT_TILE)
         work = (
-            2 * padded(batch, precision) * hidden**2 / of(precision),
+            2 * batch * hidden**2 / of(precision.name),
             width * (weight + states) / of("l2"),
         )
-        seconds += max(work) + cycles("chain") + 2 * of("node")
-    return passes(cell) * seconds + products(cell, precision)
+        seconds += max(work) + 2 * of("node")
+    return len(kernels_of_passes(cell)) * seconds + products(cell, precision.name)

@@ -2,24 +2,20 @@
 
 import dataclasses
 import statistics
+from collections import Counter
 
-from benchmarks.gpu.grid import CELLS
+from benchmarks.gpu.grid import CELLS, PRECISIONS, Precision
 from benchmarks.gpu.model import (
-    BYTES,
     CONSTANTS,
-    KERNELS,
+    PERSISTENT,
     PRODUCT_TILE,
-    READ_ROWS,
-    TILE_COLUMNS,
-    TILE_ROWS,
     graph_seconds,
-    of,
-    planned,
-    recurrence,
-    stepwise_seconds,
+    kernels_of,
+    rival_seconds,
+    step,
 )
 from benchmarks.harness import pages
-from benchmarks.harness.grid import FORWARD, MODES, TRAINING
+from benchmarks.harness.grid import FORWARD, MODES, Cell
 from benchmarks.harness.paths import GPU_MODEL
 from benchmarks.harness.tables import markdown, ratio
 
@@ -29,37 +25,42 @@ def microseconds(seconds: float) -> str:
     return f"{1e6 * seconds:.1f}"
 
 
-def table(precision: str) -> str:
+def over(cell: Cell, precision: Precision) -> float | None:
+    """Returns the model of cuDNN over that of the layer, None where no ratio is known."""
+    rival = rival_seconds(cell, precision)
+    return None if rival is None else rival / graph_seconds(cell, precision)
+
+
+def table(precision: Precision) -> str:
     """Returns a line for each cell in one precision."""
-    lines = [["(D, H, T)", "B", "fastest", "a step", "bound by", "plan", "its step"]]
+    lines = [["(D, H, T)", "B", "plan", "a step", "bound by", "a step back", "bound by"]]
     for mode in MODES:
-        lines[0] += [f"{mode}: graph", "two kernels a step", "over graph"]
+        lines[0] += [f"{mode}: kernels", "graph", "cuDNN over it"]
     for cell in CELLS:
         if cell.mode != FORWARD:
             continue
-        found = recurrence(cell, precision)
         sizes = f"({cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'})"
         line = [sizes, str(cell.batch)]
-        line += [found.kind, microseconds(found.first.seconds), found.first.bound]
-        kind, step = planned(cell, precision)
-        line += [kind, microseconds(step.seconds)]
+        for kernel in ("forward", "backward"):
+            found = step(cell.hidden_size, cell.batch, precision, kernel)
+            line += [found.kind] if kernel == "forward" else []
+            line += [microseconds(found.seconds), found.bound]
         for mode in MODES:
             same = dataclasses.replace(cell, mode=mode)
-            graph, stepwise = graph_seconds(same, precision), stepwise_seconds(same, precision)
-            line += map(microseconds, (graph, stepwise))
-            line.append(ratio(stepwise / graph))
+            times = over(same, precision)
+            line += [str(kernels_of(same, precision)), microseconds(graph_seconds(same, precision))]
+            line.append("" if times is None else ratio(times))
         lines.append(line)
     return markdown(lines)
 
 
-def bounds(precision: str) -> str:
-    """Says how many cells are fastest with each kind of plan, and what bounds them."""
-    counts: dict[str, dict[str, int]] = {}
+def bounds(precision: Precision) -> str:
+    """Says how many cells there are of each kind of plan, and what bounds them."""
+    counts: dict[str, Counter[str]] = {}
     for cell in CELLS:
         if cell.mode == FORWARD:
-            found = recurrence(cell, precision)
-            by_bound = counts.setdefault(found.kind, {})
-            by_bound[found.first.bound] = by_bound.get(found.first.bound, 0) + 1
+            found = step(cell.hidden_size, cell.batch, precision, "forward")
+            counts.setdefault(found.kind, Counter())[found.bound] += 1
     parts = []
     for kind, by_bound in counts.items():
         reasons = ", ".join(f"{bound} {count}" for bound, count in by_bound.items())
@@ -67,28 +68,28 @@ def bounds(precision: str) -> str:
     return "; ".join(parts)
 
 
-def means(precision: str) -> str:
-    """Returns the mean and the worst ratio of each mode to two kernels a step."""
+def means(precision: Precision) -> str:
+    """Returns the mean and the worst ratio of each mode to cuDNN, where one is known."""
     parts = []
     for mode in MODES:
-        found = {
-            cell: stepwise_seconds(cell, precision) / graph_seconds(cell, precision)
-            for cell in CELLS
-            if cell.mode == mode
-        }
+        ratios = {cell: over(cell, precision) for cell in CELLS if cell.mode == mode}
+        found = {cell: times for cell, times in ratios.items() if times is not None}
         worst = min(found, key=found.__getitem__)
         mean = statistics.geometric_mean(found.values())
-        parts.append(f"{mode} {mean:.2f}, at worst {found[worst]:.2f} in {worst}")
+        parts.append(
+            f"{mode} {mean:.2f} over {len(found)} of {len(ratios)} cells, at worst "
+            f"{found[worst]:.2f} in {worst}"
+        )
     return "; ".join(parts)
 
 
 TEXT = """\
-# A roofline of the layer on an H100
+# A model of the layer on an H100
 
-Written by `make gpu-model RECORD=1` from the constants below and the grid of
-`benchmarks/gpu/grid.py`. **Nothing here has been measured on a GPU.** These are floors, for
-kernels that keep every unit at its datasheet's rate; what `make bench-gpu` measures will lie
-above them.
+Written by `make gpu-model RECORD=1` from the constants below, the grid of
+`benchmarks/gpu/grid.py`, and what `make gpu-lint RECORD=1` counted in the kernels' machine code.
+**Nothing here has been measured on a GPU.** These are estimates from below; what `make bench-gpu`
+measures will lie above.
 
 ## Constants
 
@@ -96,59 +97,53 @@ above them.
 
 ## The model
 
-T steps, B sequences, H hidden units, D input features, w bytes a value; times in microseconds.
+T steps, B sequences, H hidden units, D input features; times in microseconds.
 
-A call is the projection of all rows, one product of 2·T·B·D·H operations, and then T steps, each
-with a product of 2·B·H² operations that waits for the step before. Training has the steps once
-more, backwards, and grad_weight_ih, grad_weight_hh and the bias as products over all rows at once:
-these are not bound by latency, and cost what their operations or their bytes do. Within a step the
-resources overlap, so the largest counts, and latencies are added. A multiprocessor has one program.
-There are three kinds of plan, of which a cell takes the fastest:
+A call is the projection of all rows, one product of 2·T·B·D·H operations, and then T steps.
+Training has the steps once more, backwards, and grad_weight_ih, grad_weight_hh and the bias as
+products over all rows at once, which cost what their operations or their bytes do.
 
-- **resident**: one program for a block of sequences, weight_hh on chip, which must hold it: H²·w up
-  to {on_chip} KiB, {largest}.
-  A step costs its chain of dependent instructions, and for tensor cores H²·w bytes from shared
-  memory for every {read_rows} rows and at least {tile_rows} rows of operations, however few the
-  sequences. Without tensor cores multiply-adds bind it.
-- **streamed**: weight_hh from L2 at every step, H²·w bytes for every block of sequences: read by
-  one program for a block, or in tiles of up to {tile_columns} hidden units, which all programs
-  share out and which cost a barrier of the grid a step. L2 binds it: the port of one
-  multiprocessor while there are few tiles, all of L2 when there are many.
-- **cooperative**: weight_hh cut over the programs of a group, each with its part on chip. Every
-  program reads the states of its group from L2, B·H·w bytes, and waits at one barrier of the grid
-  a step. The barrier binds it for few sequences and makes T times {barrier} µs its floor; for many
-  it is L2, for all programs read all states, where the tiles of a product read each value a few
-  times only, or, in float32, the multiply-adds.
+The plan is the one that `choose` in `namernn_fast/gpu/plan.py` makes for the cell. A step takes
+as long as the unit that it keeps busy for longest, or the chain of a warp if that is longer:
 
-Around it, a CUDA graph costs a gap for each kernel: {forward_kernels} forward, {training_kernels}
-in training. A call from Python costs what its host needs, and the GPU waits wherever it has less to
-do: that is no property of the GPU, so it is not in the model.
+- **issue slots, float32, special functions, shuffles, tensor cores, shared memory, L2**: the
+  instructions and bytes of a step, counted in the loop over time ([gpu_lint.md](gpu_lint.md)),
+  times the warps of all programs that are on a multiprocessor at the same time, over the unit's
+  rate.
+- **the chain of a warp**: the cycles of a step in a simulation of the loop's instructions, one
+  after the other, each waiting for its sources, with one latency for each unit. The wait for
+  other programs is a part of it: stores, fence, arrival and look at the counter each take the
+  latency of L2. All programs are taken to arrive at the same time.
+
+Where there are more programs than the multiprocessors hold at once, by registers and shared
+memory, they take turns. Masked lanes count, and so does code that runs in some steps alone.
+
+Around it, a CUDA graph costs a gap for each kernel; the kernels of a call are counted by running
+the host's code without values. A call from Python costs what its host needs, and the GPU waits
+wherever it has less to do: that is no property of the GPU, so it is not in the model.
 
 ## What others do
 
-- **cuDNN** has no published figures for a vanilla RNN on an H100 that were found. The column `two
-  kernels a step` is a model of what its standard algorithm must do: a product and a nonlinearity
-  for each step, with the chain of one step, tiles of {product_tile} x {product_tile} values from
-  L2, and the gap of a graph's nodes between kernels. It is no measurement. cuDNN also has
-  persistent kernels, whose floor is that of the plans above; when PyTorch took them in, it chose
-  them for half precision (pytorch/pytorch#11248, #43165), and it added others for small hidden
-  sizes, 10 times as fast "in some shapes" (#62143). bfloat16 reaches cuDNN since its version 9.13
-  (#164411); before, `nn.RNN` runs ATen's operators. `make bench-gpu` notes which it raced.
-- **FlashRNN** (arXiv 2412.07752) reports up to 50 times the speed of a plain PyTorch loop, which is
-  not cuDNN; its README has its fused kernels 2 to 5 times as fast as its alternating ones, which
-  run two kernels a step. No figure of its paper for `elman` was found. Its fused kernels keep the
-  recurrent matrix in registers and shared memory and synchronise the grid: they have the floor of
-  the cooperative plan, without the projection, which they leave to the caller.
+- **cuDNN**: PyTorch has it run a persistent kernel for tanh and relu up to H = {forward} forward
+  and H = {backward} backward (`PERSIST_STATIC_SMALL_H`). No figures of its speed were found, so
+  no ratio is given there. For larger sizes `cuDNN over it` is the ratio of a model of cuDNN's
+  standard algorithm to that of the layer, both in a CUDA graph: two kernels for each step, a
+  product and a nonlinearity, in tiles of {tile} x {tile} values from L2, with the gap between the
+  nodes of a graph. It is no measurement, and leaves out every latency within its kernels, which
+  the model of the layer has: it errs in cuDNN's favour. In half precision PyTorch has cuDNN run
+  other persistent kernels for some batches. bfloat16 reaches cuDNN since its version 9.13
+  (pytorch/pytorch#164411); before, `nn.RNN` runs ATen's operators. `make bench-gpu` notes which
+  it raced.
+- **FlashRNN** (arXiv 2412.07752) reports up to 50 times the speed of a plain PyTorch loop, which
+  is not cuDNN; its README has its fused kernels 2 to 5 times as fast as its alternating ones,
+  which run two kernels a step. No figure of its paper for `elman` was found.
 - **Persistent RNNs** (Diamos et al., 2016) sustained 2.8 TFLOP/s, 45% of a Titan X's peak, on 4
-  sequences, about 30 times as fast as products step by step: what the cooperative plan is for.
+  sequences, about 30 times as fast as products step by step.
 
 ## Predictions
 
-`fastest` is the kind of plan that the model finds fastest, and the figures are its predictions.
-`plan` is the kind of plan that `choose` in `namernn_fast/gpu/plan.py` makes for the layer, and
-`its step` is what the model predicts for that plan, with its blocks. The step shown is the first,
-with all sequences alive. Names have the lengths of the embedded sample. `over graph` compares the
-model of two kernels a step with ours, both in a CUDA graph.
+`a step` is a step of the forward pass, `a step back` one of the backward pass, with all sequences
+alive. Names have the lengths of the embedded sample.
 """
 
 
@@ -160,34 +155,14 @@ def constants() -> str:
     return markdown(lines)
 
 
-def largest_resident(precision: str) -> str:
-    """Names the largest hidden size of the grid whose weight_hh one program can hold."""
-    sizes = {cell.hidden_size for cell in CELLS}
-    fitting = max(h for h in sizes if BYTES[precision] * h**2 <= of("on_chip"))
-    return f"H = {fitting} in {precision}"
-
-
 def page() -> str:
     """Returns the whole page."""
-    parts = [
-        TEXT.format(
-            constants=constants(),
-            on_chip=int(of("on_chip")) // 1024,
-            largest=" and ".join(largest_resident(precision) for precision in BYTES),
-            read_rows=READ_ROWS,
-            tile_rows=TILE_ROWS,
-            tile_columns=max(TILE_COLUMNS),
-            product_tile=PRODUCT_TILE,
-            barrier=f"{1e6 * of('barrier'):g}",
-            forward_kernels=KERNELS[FORWARD],
-            training_kernels=KERNELS[TRAINING],
-        )
-    ]
-    for precision in BYTES:
+    parts = [TEXT.format(constants=constants(), tile=PRODUCT_TILE, **PERSISTENT)]
+    for precision in PRECISIONS:
         parts += [
-            f"### {precision}\n",
-            f"Cells by kind of plan and bound: {bounds(precision)}.\n",
-            f"Geometric mean over two kernels a step: {means(precision)}.\n",
+            f"### {precision.name}\n",
+            f"Cells by kind of plan and what bounds the forward pass: {bounds(precision)}.\n",
+            f"Geometric mean of cuDNN over the layer: {means(precision)}.\n",
             f"{table(precision)}\n",
         ]
     return "\n".join(parts)

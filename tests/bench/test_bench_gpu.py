@@ -250,11 +250,26 @@ def test_the_page_of_the_model_is_up_to_date():
     assert GPU_MODEL.read_text(encoding="utf-8") == model_page.page(), "run make gpu-model RECORD=1"
 
 
-def test_the_model_keeps_weights_on_chip_where_they_fit():
-    assert not list(model.resident(1, 512, "bfloat16"))
-    assert list(model.resident(1, 256, "bfloat16"))
-    long = Cell(DENSE, FORWARD, 1, 2048, 2048, 100)
-    found = model.recurrence(long, "float32")
-    assert found.kind == "cooperative"
-    assert found.seconds >= 100 * model.of("barrier")
-    assert model.graph_seconds(replace(long, mode=TRAINING), "float32") > 2 * found.seconds
+def test_a_step_is_bound_by_what_takes_longest():
+    long = model.step(2048, 1, grid.FLOAT32, "forward")
+    assert long.kind != "resident"
+    assert long.seconds >= model.of("latency of l2") / model.of("clock")
+    assert long.seconds == long.waves * long.cycles[long.bound] / model.of("clock")
+    few, many = (model.step(128, batch, grid.FLOAT32, "forward") for batch in (1, 4096))
+    assert many.seconds > 2 * few.seconds
+
+
+def test_no_ratio_where_nothing_is_known_of_the_rival():
+    for hidden_size, mode, known in (
+        *((384, FORWARD, False), (385, FORWARD, True)),
+        *((256, TRAINING, False), (300, TRAINING, False), (512, TRAINING, True)),
+    ):
+        cell = Cell(DENSE, mode, 1, hidden_size, hidden_size, 8)
+        assert (model.rival_seconds(cell, grid.FLOAT32) is not None) == known
+
+
+def test_the_kernels_of_a_call():
+    cell = Cell(DENSE, FORWARD, 1, 1024, 1024, 8)
+    assert model.kernels_of(cell, grid.FLOAT32) >= 2  # the projection and the recurrence
+    training = replace(cell, mode=TRAINING)
+    assert model.kernels_of(training, grid.FLOAT32) > model.kernels_of(cell, grid.FLOAT32) + 3
