@@ -116,7 +116,8 @@ as long as the unit that it keeps busy for longest, or the chain of a warp if th
   latency of L2. All programs are taken to arrive at the same time.
 
 Where there are more programs than the multiprocessors hold at once, by registers and shared
-memory, they take turns. Masked lanes count, and so does code that runs in some steps alone.
+memory, they take turns. Masked lanes count, as do lanes that read the same bytes, and so does code
+that runs in some steps alone.
 
 Around it, a CUDA graph costs a gap for each kernel; the kernels of a call are counted by running
 the host's code without values. A call from Python costs what its host needs, and the GPU waits

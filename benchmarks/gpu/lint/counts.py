@@ -41,7 +41,8 @@ class Counts(NamedTuple):
     shared_bytes: int
     """Bytes that the program's warps read and write in shared memory, copies into it among them."""
     global_bytes: int
-    """Bytes that the program's warps read and write in global memory, if no lane is masked."""
+    """Bytes that the lanes of the program read and write in global memory: masked lanes count, and
+    lanes that read the same bytes count each."""
     global_accesses: int
     """Instructions of a warp that read or write global memory, those on the counter among them."""
     chain: int
