@@ -1,143 +1,175 @@
-"""What the layer's kernels take on an H100, on paper; `model_page.py` writes the page.
+"""What the layer takes on an H100, predicted from the machine code of the kernels.
 
-Nothing is measured. What a step takes is read off the machine code that the plan's kernels compile
-to, as `make gpu-lint RECORD=1` recorded it; how fast the units of the GPU are is in `CONSTANTS`.
-Legend: T steps, B sequences, H hidden units, D input features.
+Nothing is measured on a GPU: the counts are read off the code that the compiler emits for the plan
+that `choose` makes, the rates and latencies are those of `h100.py`. `model_page.py` writes the
+page. Legend: T steps, B sequences, H hidden units, D input features.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cache
-from unittest import mock
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.grid import Precision
-from benchmarks.gpu.lint import budgets, chain
-from benchmarks.gpu.lint.cases import DENSE, DEVICES, Case
-from benchmarks.gpu.lint.counts import Counts
-from benchmarks.gpu.resources import Build, Resources, occupancy
+from benchmarks.gpu import resources
+from benchmarks.gpu.grid import PRECISIONS
+from benchmarks.gpu.h100 import H100, cycles, rate, tensor_cycles
+from benchmarks.gpu.latency import latency_of_a_step
+from benchmarks.gpu.lint.building import build
+from benchmarks.gpu.lint.cases import DENSE, Case
+from benchmarks.gpu.lint.counts import count, turns_of
+from benchmarks.gpu.lint.events import Kernel
+from benchmarks.gpu.memory import SECTOR, Memory
 from benchmarks.harness.grid import TRAINING, Cell
-from namernn_fast import ops
-from namernn_fast.gpu import device, launching, plan, problem, stack
+from namernn_fast.gpu.plan import Plan, choose
 from namernn_fast.names import encode_names
 from namernn_fast.names.dataset import embedded_sample
 
-DATASHEET = "NVIDIA's datasheet, as glennklockwood.com/garden/processors/h100 gives it"
-TABLE = "table 3 of doi 10.1016/j.ultsonch.2023.106546"
-GUIDE = "CUDA's programming guide, throughput of native arithmetic instructions, 9.0"
-ASSUMED = "assumed"
+_LANES = 32
+BYTES = {precision.name: precision.dtype.itemsize for precision in PRECISIONS}
+BY_NAME = {precision.name: precision for precision in PRECISIONS}
+# Arguments of the kernels with a row for each step and sequence, which come from device memory or
+# go there.
+_ROWS = {"projected", "output", "grad_output", "dz", "previous"}
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A figure of an H100 SXM5, its unit and where it comes from."""
+class Facts(NamedTuple):
+    """What a step of a kernel takes, read off its machine code."""
 
-    value: float
-    unit: str
-    meaning: str
-    source: str
-
-
-CONSTANTS = {
-    "sms": Constant(132, "", "multiprocessors", DATASHEET),
-    "clock": Constant(1.755e9, "1/s", "clock", TABLE),
-    "issue": Constant(4, "1/cycle", "instructions of a warp, one multiprocessor", GUIDE),
-    "arithmetic": Constant(4, "1/cycle", "of them in float32", GUIDE),
-    "special": Constant(0.5, "1/cycle", "of them exponentials and reciprocals", GUIDE),
-    "shuffles": Constant(1, "1/cycle", "of them shuffles", GUIDE),
-    "shared": Constant(
-        128, "B/cycle", "shared memory, one multiprocessor", f"{TABLE}: 32,348 GB/s over 144"
-    ),
-    "l2_port": Constant(64, "B/cycle", "L2, one multiprocessor", ASSUMED),
-    "l2": Constant(8.986e12, "B/s", "L2, all multiprocessors together", TABLE),
-    "hbm": Constant(3.35e12, "B/s", "device memory", DATASHEET),
-    "float32": Constant(66.9e12, "FLOP/s", "float32, on the CUDA cores", DATASHEET),
-    "tf32": Constant(494.7e12, "FLOP/s", "TF32, on the tensor cores, dense", DATASHEET),
-    "bfloat16": Constant(989.4e12, "FLOP/s", "bfloat16, on the tensor cores, dense", DATASHEET),
-    "latency of arithmetic": Constant(chain.ARITHMETIC, "cycles", "an instruction's result", TABLE),
-    "latency of shared": Constant(chain.SHARED, "cycles", "a load from shared memory", TABLE),
-    "latency of l2": Constant(chain.L2, "cycles", "an access to L2", TABLE),
-    "latency of shuffles": Constant(chain.SHUFFLE, "cycles", "a shuffle", ASSUMED),
-    "latency of special": Constant(chain.SPECIAL, "cycles", "a special function", ASSUMED),
-    "latency of tensor": Constant(chain.TENSOR, "cycles", "a tile on tensor cores", ASSUMED),
-    "latency of barriers": Constant(chain.BARRIER, "cycles", "a program's barrier", ASSUMED),
-    "node": Constant(1e-6, "s", "from one kernel of a CUDA graph to the next", ASSUMED),
-}
-BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2}
-# Rows and columns of the tiles of a product that runs by itself, for what it reads from L2.
-PRODUCT_TILE = 128
-# The largest hidden sizes for which PyTorch has cuDNN run a persistent kernel, as
-# `use_rnn_persist_small_h` in its aten/src/ATen/native/cudnn/RNN.cpp says.
-PERSISTENT = {"forward": 384, "backward": 256}
+    instructions: int
+    """Issue slots of a warp."""
+    arithmetic: int
+    """Instructions of a warp that compute in float32."""
+    special: int
+    """Exponentials and reciprocals of a warp."""
+    shuffles: int
+    """Shuffles of a warp."""
+    global_bytes: int
+    """Bytes of global memory in the sectors that a program reads and writes."""
+    bank_rows: int
+    """Rows of banks of shared memory that a program reads and writes."""
+    least_bank_rows: int
+    """Rows of banks that it would read and write without bank conflicts."""
+    tensor_cycles: float
+    """Cycles for which the products of a program occupy all tensor cores of an SM."""
+    latency: float
+    """Cycles of one warp, simulated."""
+    rows: int
+    """Rows of each sequence that are read or written in device memory, each once."""
+    resident: int
+    """Programs that fit an SM at the same time."""
 
 
-def of(name: str) -> float:
-    """Returns the value of a constant."""
-    return CONSTANTS[name].value
+def plan_of(cell: Cell, precision: str) -> Plan:
+    """Returns the plan that the layer makes for a cell on an H100."""
+    of = BY_NAME[precision]
+    return choose(cell.hidden_size, cell.batch, of.dtype, H100, tf32=of.tf32)
 
 
-(H100,) = (known for known in DEVICES if known.arch == "sm_90")
+def case_of(cell: Cell, precision: str, kernel: str) -> Case:
+    """Returns the kernel of a cell as it is compiled, with dense rows.
+
+    Args:
+        cell: The cell.
+        precision: The name of the precision.
+        kernel: `forward` or `backward`.
+    """
+    plan, dtype = plan_of(cell, precision), BY_NAME[precision].dtype
+    return Case(resources.Build(H100, cell.hidden_size, dtype, plan), kernel, DENSE, 1)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of the recurrence: the cycles of each unit, which overlap."""
-
-    kind: str
-    cycles: dict[str, float]
-    waves: int
-    """How often programs take turns on the multiprocessors."""
-
-    @property
-    def seconds(self) -> float:
-        return self.waves * max(self.cycles.values()) / of("clock")
-
-    @property
-    def bound(self) -> str:
-        """What takes the most cycles."""
-        return max(self.cycles, key=self.cycles.__getitem__)
-
-
-@cache
-def _record() -> tuple[budgets.Recorded, dict[str, Resources]]:
-    return budgets.load()[1], budgets.taken()
-
-
-def step(hidden_size: int, batch: int, precision: Precision, kernel: str) -> Step:
-    """Returns a step of `forward` or `backward` with the plan that the layer makes."""
-    chosen = plan.choose(hidden_size, batch, precision.dtype, H100, tf32=precision.tf32)
-    case = Case(Build(H100, hidden_size, precision.dtype, chosen), kernel, DENSE, 1)
-    counts, taken = (known.get(case.name) for known in _record())
-    if counts is None or taken is None:
-        raise SystemExit(f"{case.name} is not recorded: run make gpu-lint RECORD=1")
-    programs = chosen.members * math.ceil(batch / chosen.block_b)
-    at_once = max(1, round(occupancy(H100, chosen, taken) * 64 / chosen.warps))
-    on_one = math.ceil(programs / of("sms"))  # programs of one multiprocessor, in all waves
-    waves = math.ceil(on_one / at_once)
-    together = math.ceil(on_one / waves)
-    busy = min(programs / waves, of("sms") * together)
-    cycles = {
-        unit: together * one for unit, one in _cycles(counts, chosen.warps, precision).items()
-    }
-    cycles["all of L2"] = busy * counts.global_bytes / of("l2") * of("clock")
-    cycles["the chain of a warp"] = counts.chain
-    return Step(chosen.kind, cycles, waves)
+def facts_of(case: Case) -> Facts:
+    """Compiles a kernel and reads off what a step takes."""
+    built, plan = build(case), case.build.plan
+    kernel = Kernel(case, built)
+    memory, counts = Memory(kernel), count(kernel)
+    if kernel.time_loop is None:
+        raise ValueError(f"{case.name} has no loop over time")
+    turns = {loop: turns_of(kernel, loop) for loop in kernel.flow.inner(kernel.time_loop)}
+    rows, least, sectors, tensor = 0, 0, 0, 0.0
+    for place in kernel.flow.places(kernel.time_loop.blocks):
+        at, block = kernel[place], kernel.flow.block_of[place]
+        times = math.prod(of for loop, of in turns.items() if block in loop.blocks)
+        access = memory.shared(place)
+        rows, least = rows + times * access.rows, least + times * access.least
+        sectors += times * memory.sectors(place)
+        if at.opcode in ("HMMA", "HGMMA"):
+            tensor += times * tensor_cycles(at)
+    occupied = resources.occupancy(H100, plan, built.taken)
+    return Facts(
+        *(counts.instructions, counts.arithmetic, counts.special, counts.shuffles),
+        global_bytes=sectors * SECTOR * plan.warps,
+        bank_rows=rows * plan.warps,
+        least_bank_rows=least * plan.warps,
+        tensor_cycles=tensor * plan.warps / 4,
+        latency=latency_of_a_step(kernel, turns),
+        rows=len(_ROWS & kernel.pointers),
+        resident=max(1, round(occupied * 64 / plan.warps)),
+    )
 
 
-def _cycles(counts: Counts, warps: int, precision: Precision) -> dict[str, float]:
-    """Returns the cycles of each unit of a multiprocessor that a step of one program takes."""
-    tensor = counts.tensor_operations * of("sms") * of("clock")
+class Step(NamedTuple):
+    """One step of the recurrence of all sequences of a cell."""
+
+    seconds: float
+    bound: str
+    """What takes the most time."""
+
+
+def units_of(facts: Facts, plan: Plan, resident: int) -> dict[str, float]:
+    """Returns the cycles in a step for which the programs of an SM occupy each of its units.
+
+    Args:
+        facts: Of the kernel.
+        plan: Its plan.
+        resident: The programs of the SM.
+    """
+    warps = plan.warps * resident
     return {
-        "issue slots": counts.instructions * warps / of("issue"),
-        "float32": counts.arithmetic * warps / of("arithmetic"),
-        "special functions": counts.special * warps / of("special"),
-        "shuffles": counts.shuffles * warps / of("shuffles"),
-        "tensor cores": tensor / of("tf32" if precision.tf32 else "bfloat16"),
-        "shared memory": counts.shared_bytes / of("shared"),
-        "the port to L2": counts.global_bytes / of("l2_port"),
+        "instructions": facts.instructions * warps / rate("issue"),
+        "float32": facts.arithmetic * warps * _LANES / rate("float32"),
+        "exponentials": facts.special * warps * _LANES / rate("special"),
+        "shuffles": facts.shuffles * warps * _LANES / rate("shuffle"),
+        "shared memory": facts.bank_rows * resident / rate("shared"),
+        "tensor cores": facts.tensor_cycles * resident,
+        "L2 port": facts.global_bytes * resident / rate("l2_port"),
     }
+
+
+def _wave(facts: Facts, plan: Plan, programs: int, of_device: float) -> tuple[float, str]:
+    """Returns the cycles of a step of programs that run at the same time, and what binds them."""
+    busiest = math.ceil(programs / H100.processors)
+    terms = {"latency": facts.latency} | units_of(facts, plan, busiest)
+    terms["L2"] = cycles(facts.global_bytes * programs / rate("l2"))
+    terms["device memory"] = cycles(of_device * programs / rate("hbm"))
+    bound = max(terms, key=terms.__getitem__)
+    return terms[bound], bound
+
+
+def step(facts: Facts, plan: Plan, batch: int, hidden_size: int, width: int) -> Step:
+    """Returns a step of all sequences, whose programs take turns where they do not fit at once.
+
+    Args:
+        facts: Of the kernel.
+        plan: Its plan.
+        batch: The sequences.
+        hidden_size: The hidden units.
+        width: The bytes of a value.
+    """
+    blocks = math.ceil(batch / plan.block_b)
+    programs = plan.members * blocks
+    if plan.kind != "streamed":  # it reads and writes rows of sequences alone
+        present = batch / (blocks * plan.block_b)
+        facts = facts._replace(global_bytes=round(facts.global_bytes * present))
+    at_once = H100.processors * facts.resident
+    # Of one program, in device memory.
+    of_device = facts.rows * batch * hidden_size * width / programs
+    turns, rest = divmod(programs, at_once)
+    found = [_wave(facts, plan, at_once, of_device)] * turns
+    if rest:
+        found.append(_wave(facts, plan, rest, of_device))
+    return Step(sum(of for of, _ in found) / rate("clock"), found[0][1])
 
 
 @cache
@@ -155,15 +187,11 @@ def alive(cell: Cell) -> list[int]:
     return [math.ceil(cell.batch * share) for share in shares]
 
 
-def kernels_of_passes(cell: Cell) -> list[str]:
-    """Returns the kernels through time of a cell's mode."""
-    return ["forward", "backward"] if cell.mode == TRAINING else ["forward"]
-
-
 def product(rows: int, inner: int, columns: int, precision: str) -> float:
-    """Returns the seconds of a matrix product from and to device memory."""
+    """Returns the seconds of a matrix product at best: at the peak, from and to device memory."""
     values = rows * inner + inner * columns + rows * columns
-    return max(2 * rows * inner * columns / of(precision), BYTES[precision] * values / of("hbm"))
+    of_rate = rate(precision) * H100.processors * rate("clock")
+    return max(rows * inner * columns / of_rate, BYTES[precision] * values / rate("hbm"))
 
 
 def products(cell: Cell, precision: str) -> float:
@@ -173,81 +201,77 @@ def products(cell: Cell, precision: str) -> float:
     seconds = product(rows, size, hidden, precision)
     if cell.mode == TRAINING:
         seconds += product(hidden, rows, size, precision) + product(hidden, rows, hidden, precision)
-        seconds += BYTES[precision] * rows * hidden / of("hbm")
+        seconds += BYTES[precision] * rows * hidden / rate("hbm")
     return seconds
 
 
-class _Launches(TorchDispatchMode):
-    """Counts operators that launch a kernel: those that make or change values."""
+@dataclass(frozen=True)
+class Record:
+    """All that predictions are made from, besides constants: what `make gpu-model` records."""
 
-    _NONE = ("empty", "view", "as_strided", "detach", "t.", "transpose", "select", "slice", "split")
-    _NONE += ("unbind", "unflatten", "expand", "alias", "unsqueeze", "squeeze", "permute")
+    triton: str
+    facts: dict[str, Facts]
+    """By the name of the case."""
+    launches: dict[str, list[str]]
+    """What a call launches, by precision and cell."""
 
-    def __init__(self):
-        super().__init__()
-        self.count = 0
+    def document(self) -> dict[str, Any]:
+        """Returns what JSON can hold."""
+        facts = {name: one._asdict() for name, one in self.facts.items()}
+        return {"triton": self.triton, "kernels": facts, "launches": self.launches}
 
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name = str(function).removeprefix("aten.").removeprefix("new_").removeprefix("_")
-        self.count += not name.startswith(self._NONE)
-        return function(*arguments, **(options or {}))
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> "Record":
+        """Returns the record that `document` returned."""
+        facts = {name: Facts(**one) for name, one in document["kernels"].items()}
+        return cls(document["triton"], facts, document["launches"])
+
+    def step(
+        self,
+        cell: Cell,
+        precision: str,
+        kernel: str,
+        batch: int | None = None,
+        conflicts: bool = True,
+    ) -> Step:
+        """Returns a step of a cell.
+
+        Args:
+            cell: The cell.
+            precision: The name of the precision.
+            kernel: `forward` or `backward`.
+            batch: The sequences that are there; all by default.
+            conflicts: Whether bank conflicts take time.
+        """
+        case = case_of(cell, precision, kernel)
+        sequences = cell.batch if batch is None else batch
+        facts, plan = self.facts[case.name], case.build.plan
+        if not conflicts:
+            facts = facts._replace(bank_rows=facts.least_bank_rows)
+        return step(facts, plan, sequences, cell.hidden_size, BYTES[precision])
+
+    def kernels(self, cell: Cell, precision: str) -> list[str]:
+        """Returns what a call of a cell launches."""
+        return self.launches[key_of(cell, precision)]
+
+    def graph_seconds(self, cell: Cell, precision: str) -> float:
+        """Returns the predicted seconds of one replay of a CUDA graph."""
+        passes = ["forward", "backward"] if cell.mode == TRAINING else ["forward"]
+        steps = {
+            (kernel, batch): self.step(cell, precision, kernel, batch).seconds
+            for kernel in passes
+            for batch in set(alive(cell))
+        }
+        through_time = sum(steps[kernel, batch] for kernel in passes for batch in alive(cell))
+        gaps = len(self.kernels(cell, precision)) * rate("node")
+        return through_time + products(cell, precision) + gaps
 
 
-@cache
-def kernels_of(cell: Cell, precision: Precision) -> int:
-    """Returns how many kernels a call launches, by running the host's code without values."""
-    count = _Launches()
-
-    def launch(*arguments):
-        count.count += 1
-
-    def empty(*shape):
-        return torch.empty(shape, dtype=precision.dtype, device="meta")
-
-    hidden, size, batch, steps = cell.hidden_size, cell.input_size, cell.batch, len(alive(cell))
-    layout = problem.SequenceLayout(*(None,) * 4, steps, batch, steps * batch, batch, 1)
-    weights = [empty(hidden, size), empty(hidden, hidden), empty(hidden), empty(hidden)]
-    layers = problem.Stack(layout, None, weights, ops.BIAS, 1, hidden)
-    x = empty(steps * batch, size)
-    with (
-        mock.patch.object(device, "find_device", return_value=H100),
-        mock.patch.object(plan, "may_round_to_tf32", return_value=precision.tf32),
-        mock.patch.object(launching, "run", launch),
-        count,
-    ):
-        outputs, h_n = stack.forward_stack(layers, x)
-        if cell.mode == TRAINING:
-            gradients = (torch.empty_like(outputs[0]), torch.empty_like(h_n), None)
-            stack.backward_stack(layers, x, outputs, *gradients, False, [0])
-    return count.count
+def key_of(cell: Cell, precision: str) -> str:
+    """Returns the name of a cell in a precision."""
+    return f"{precision} {cell}"
 
 
-def graph_seconds(cell: Cell, precision: Precision) -> float:
-    """Returns the predicted seconds of one replay of a CUDA graph."""
-    through_time = sum(
-        # The plan is that of the whole batch; with fewer sequences alive a step takes no less.
-        len(alive(cell)) * step(cell.hidden_size, cell.batch, precision, kernel).seconds
-        for kernel in kernels_of_passes(cell)
-    )
-    launches = kernels_of(cell, precision) * of("node")
-    return through_time + products(cell, precision.name) + launches
-
-
-def rival_seconds(cell: Cell, precision: Precision) -> float | None:
-    """Returns the predicted seconds of cuDNN's standard algorithm, with two kernels for each step:
-    a product and the nonlinearity. None where PyTorch has cuDNN run a persistent kernel, about
-    whose speed nothing is known.
-    """
-    if any(cell.hidden_size <= PERSISTENT[kernel] for kernel in kernels_of_passes(cell)):
-        return None
-    hidden, width = cell.hidden_size, BYTES[precision.name]
-    seconds = 0.0
-    for batch in alive(cell):
-        weight = hidden**2 * math.ceil(batch / PRODUCT_TILE)
-        states = batch * hidden * math.ceil(hidden / PRODUCT_TILE)
-        work = (
-            2 * batch * hidden**2 / of(precision.name),
-            width * (weight + states) / of("l2"),
-        )
-        seconds += max(work) + 2 * of("node")
-    return len(kernels_of_passes(cell)) * seconds + products(cell, precision.name)
+def batch_sizes_of(cell: Cell) -> torch.Tensor | None:
+    """Returns the batch sizes of a packed cell."""
+    return torch.tensor(alive(cell)) if cell.seq_len is None else None

@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: what it does with losses, errors and lateness, and its model."""
+"""The GPU benchmark without a GPU: what it does with losses, errors and lateness."""
 
 import importlib.util
 import json
@@ -16,11 +16,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu import cudnn, grid, model, model_page, race
+from benchmarks.gpu import cudnn, grid, race
 from benchmarks.gpu import report as page
 from benchmarks.gpu.flash import FLASH
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
-from benchmarks.harness.paths import GPU_MODEL
 from benchmarks.harness.tables import ratio
 from namernn_fast import FusedRNN
 
@@ -244,32 +243,3 @@ def test_the_grid_has_the_extremes():
         sizes = [getattr(cell, size) for cell in grid.CELLS if cell.seq_len is not None]
         assert (min(sizes), max(sizes)) == (least, most)
     assert len(set(grid.CELLS)) == len(grid.CELLS)
-
-
-def test_the_page_of_the_model_is_up_to_date():
-    assert GPU_MODEL.read_text(encoding="utf-8") == model_page.page(), "run make gpu-model RECORD=1"
-
-
-def test_a_step_is_bound_by_what_takes_longest():
-    long = model.step(2048, 1, grid.FLOAT32, "forward")
-    assert long.kind != "resident"
-    assert long.seconds >= model.of("latency of l2") / model.of("clock")
-    assert long.seconds == long.waves * long.cycles[long.bound] / model.of("clock")
-    few, many = (model.step(128, batch, grid.FLOAT32, "forward") for batch in (1, 4096))
-    assert many.seconds > 2 * few.seconds
-
-
-def test_no_ratio_where_nothing_is_known_of_the_rival():
-    for hidden_size, mode, known in (
-        *((384, FORWARD, False), (385, FORWARD, True)),
-        *((256, TRAINING, False), (300, TRAINING, False), (512, TRAINING, True)),
-    ):
-        cell = Cell(DENSE, mode, 1, hidden_size, hidden_size, 8)
-        assert (model.rival_seconds(cell, grid.FLOAT32) is not None) == known
-
-
-def test_the_kernels_of_a_call():
-    cell = Cell(DENSE, FORWARD, 1, 1024, 1024, 8)
-    assert model.kernels_of(cell, grid.FLOAT32) >= 2  # the projection and the recurrence
-    training = replace(cell, mode=TRAINING)
-    assert model.kernels_of(training, grid.FLOAT32) > model.kernels_of(cell, grid.FLOAT32) + 3

@@ -53,7 +53,7 @@ def count(kernel: Kernel) -> Counts:
     """Returns what a step of the loop over time takes."""
     warps = kernel.case.build.plan.warps
     found = dict.fromkeys(Counts._fields, 0)
-    turns = {loop: _turns(kernel, loop) for loop in kernel.flow.inner(kernel.time_loop)}
+    turns = {loop: turns_of(kernel, loop) for loop in kernel.flow.inner(kernel.time_loop)}
     for place in kernel.flow.places(kernel.time_loop.blocks):
         at, block = kernel[place], kernel.flow.block_of[place]
         if at.never:
@@ -103,7 +103,7 @@ def _operations(at: Instruction) -> int:
     return 2 * 16 * 8 * int(shape.removeprefix("168"))
 
 
-def _turns(kernel: Kernel, loop: Loop) -> int:
+def turns_of(kernel: Kernel, loop: Loop) -> int:
     """Returns how often an inner loop runs each time that it is reached; 1 for a wait.
 
     Raises:
@@ -136,6 +136,6 @@ def _tiles(kernel: Kernel, loop: Loop) -> int:
     Initial states have a second loop over hidden units, in the forward pass.
     """
     products = 2 if kernel.case.kernel == "forward" and "hx" in kernel.pointers else 1
-    if sum(_turns(kernel, other) > 1 for other in kernel.flow.inner(loop)) != products:
+    if sum(turns_of(kernel, other) > 1 for other in kernel.flow.inner(loop)) != products:
         raise UnknownValueError("a loop with several ends")
     return kernel.case.build.plan.tiles
