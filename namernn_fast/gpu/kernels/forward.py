@@ -71,6 +71,29 @@ def _add_bias(z, bias, n, FORM: tl.constexpr):
 
 
 @triton.jit
+def _load_previous(before, hx, goes_on, begins, program, FORM: tl.constexpr):
+    """Loads all units of the previous states, and of hx for sequences that begin; as `load_states`.
+
+    Of one sequence there is only one of both: a branch chooses where it is, since Triton knows no
+    more of the alignment of addresses that are selected.
+    """
+    if hx is None:
+        left = load_states(before, goes_on, FORM)
+    else:
+        initial = hx + program.b * FORM.H
+        some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
+        if FORM.BLOCK_B == 1:
+            if some_begin:
+                before = initial
+            left = load_states(before, goes_on | begins, FORM)
+        else:
+            left = load_states(before, goes_on, FORM)
+            if some_begin:
+                left += load_states(initial, begins, FORM)
+    return left
+
+
+@triton.jit
 def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constexpr):
     """Returns z [B, N] + previous states times weight_hh.
 
@@ -86,19 +109,14 @@ def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constex
     else:
         goes_on = step.goes_on & ~step.is_cut
         begins = step.begins & ~step.is_cut
-        if hx is not None:
-            initial = hx + program.b * FORM.H
-            some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
         if FORM.KEEP_WEIGHT:
-            left = load_states(before, goes_on, FORM)
-            if hx is not None:  # noqa: SIM102 - known when it is compiled
-                if some_begin:
-                    left += load_states(initial, begins, FORM)
+            left = _load_previous(before, hx, goes_on, begins, program, FORM)
             z = product_of_states(left, right, z, FORM)
         else:
             z = streamed_product(before, goes_on, right, n, z, True, FORM)
             if hx is not None:  # noqa: SIM102 - known when it is compiled
-                if some_begin:
+                if tl.max(begins.to(tl.int32), axis=0) != 0:
+                    initial = hx + program.b * FORM.H
                     z = streamed_product(initial, begins, right, n, z, True, FORM)
     return z
 
