@@ -45,6 +45,8 @@ def form_of(
         MEMBERS=plan.members,
         TILES=plan.tiles,
         PARTS=plan.parts,
+        # Threads of large programs have too few registers for more loads on their way.
+        VECTOR=2 if plan.warps > 8 else 4,
         STAGES=plan.stages,
         PRECISION=plan.precision,
         KEEP_WEIGHT=plan.kind != "streamed",

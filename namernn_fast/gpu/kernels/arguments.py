@@ -48,6 +48,8 @@ class Form(NamedTuple):
     """Blocks of hidden units of each member."""
     PARTS: int
     """Into how many parts the sum over hidden units is split, for different warps."""
+    VECTOR: int
+    """Hidden units side by side that a thread sums over, in products of one sequence."""
     STAGES: int
     """Tiles of weight_hh on their way at once, where weight_hh is streamed."""
     PRECISION: str

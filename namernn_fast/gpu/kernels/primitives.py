@@ -25,10 +25,10 @@ from .arguments import Program, Step
 
 @triton.jit
 def tanh(x):
-    """tanh by expm1, which is a polynomial, and e / (e + 1), to 2.5 units in the last place.
+    """tanh by expm1, which is a polynomial, and e / (e + 1), to 3 units in the last place.
 
     The CPU kernel has the same formula, in csrc/kernel/tanh.h. Of approximate instructions there is
-    a division, off by 2 units at most, whose error is taken off; a power of two is made from its
+    a division, off by 2 units at most, whose quotient is improved; a power of two is made from its
     exponent. -0 stays -0.
     """
     a = tl.abs(x)
@@ -44,8 +44,7 @@ def tanh(x):
     power = exponent.to(tl.float32, bitcast=True)  # 2**n
     e = tl.fma(power, tl.fma(c, s * s, s), 0.5 * power - 0.5)
     reciprocal = 1.0 / (e + 1)
-    y = e * reciprocal
-    y = tl.fma(tl.fma(-y, e + 1, e), reciprocal, y)
+    y = e * tl.fma(reciprocal, tl.fma(-(e + 1), reciprocal, 1.0), reciprocal)
     sign = x.to(tl.int32, bitcast=True) & -0x80000000
     return (y.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
@@ -276,7 +275,7 @@ def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
     [K / VECTOR, N, VECTOR].
     """
     if FORM.BLOCK_B == 1:
-        vector: tl.constexpr = 4 if TRANSPOSED or not FORM.KEEP_STATE else 1
+        vector: tl.constexpr = FORM.VECTOR if TRANSPOSED or not FORM.KEEP_STATE else 1
         k, n = _units_of_one(vector, FORM), n[None, :, None]
     elif FORM.PARTS == 1:
         k, n = tl.arange(0, FORM.BLOCK_K)[:, None], n[None, :]
@@ -290,9 +289,9 @@ def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 @triton.jit
 def load_states(states, mask, FORM: tl.constexpr):
     """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts, and for one
-    sequence as [K / 4, N, 4], the same for all n."""
+    sequence as [K / VECTOR, N, VECTOR], the same for all n."""
     if FORM.BLOCK_B == 1:
-        k = _units_of_one(4, FORM)
+        k = _units_of_one(FORM.VECTOR, FORM)
         everywhere = tl.arange(0, FORM.BLOCK_N)[None, :, None] * 0
         place, mask = states[:, None, None] + k + everywhere, mask[:, None, None]
     elif FORM.PARTS == 1:

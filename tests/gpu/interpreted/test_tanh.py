@@ -24,7 +24,7 @@ def tanh(x):
 
 @pytest.mark.parametrize("off", [0, -2, 2])
 def test_accuracy(off, monkeypatch):
-    """Over the whole range, to 2.5 units in the last place, where Triton's division is off by the
+    """Over the whole range, to 3 units in the last place, where Triton's division is off by the
     2 units that PTX allows `div.full`; `exp2`, which has no promise there, must not be used."""
 
     def divide(self, left, right):
@@ -37,7 +37,7 @@ def test_accuracy(off, monkeypatch):
     x = bits.to(torch.int32).view(torch.float32)
     exact = x.double().tanh()
     unit = torch.exp2(torch.frexp(exact.float()).exponent.double().clamp(-125) - 24)
-    assert ((tanh(x) - exact).abs() <= 2.5 * unit).all()
+    assert ((tanh(x) - exact).abs() <= 3 * unit).all()
     assert torch.equal(tanh(-x), -tanh(x))
 
 
