@@ -220,7 +220,7 @@ def forward_kernel(
             z = _add_bias(z, bias, n, FORM)
             before = output + place_before * FORM.WIDTH
             z = _add_product(z, state, before, hx, step, right, n, program, FORM)
-            h = activation(z, FORM).to(output.dtype.element_ty)
+            h = activation(z, output.dtype.element_ty, FORM)
             if FORM.KEEP_STATE:
                 state = tl.where(step.alive[:, None], h, state)
             _store_states(output, place, n, h, step, program, FORM)

@@ -24,12 +24,13 @@ from .arguments import Program, Step
 
 
 @triton.jit
-def tanh(x):
-    """tanh by expm1, which is a polynomial, and e / (e + 1), to 3 units in the last place.
+def tanh(x, IMPROVE: tl.constexpr):
+    """tanh by expm1, which is a polynomial, and e / (e + 1), to 2.5 units in the last place.
 
     The CPU kernel has the same formula, in csrc/kernel/tanh.h. Of approximate instructions there is
-    a division, off by 2 units at most, whose quotient is improved; a power of two is made from its
-    exponent. -0 stays -0.
+    a division, off by 2 units at most; a power of two is made from its exponent. -0 stays -0.
+
+    IMPROVE: whether to take off the division's error, which results of 16 bits do not show.
     """
     a = tl.abs(x)
     a = tl.where(a > 10.0, 10.0, a)  # NaN stays
@@ -43,16 +44,22 @@ def tanh(x):
     exponent = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
     power = exponent.to(tl.float32, bitcast=True)  # 2**n
     e = tl.fma(power, tl.fma(c, s * s, s), 0.5 * power - 0.5)
-    reciprocal = 1.0 / (e + 1)
-    y = e * tl.fma(reciprocal, tl.fma(-(e + 1), reciprocal, 1.0), reciprocal)
+    if IMPROVE:
+        reciprocal = 1.0 / (e + 1)
+        y = e * reciprocal
+        y = tl.fma(tl.fma(-y, e + 1, e), reciprocal, y)
+    else:
+        y = e / (e + 1)
     sign = x.to(tl.int32, bitcast=True) & -0x80000000
     return (y.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def activation(z, FORM: tl.constexpr):
+def activation(z, dtype: tl.constexpr, FORM: tl.constexpr):
+    """Returns the states from their sums z in float32, in another dtype."""
     # relu of NaN is NaN, as in torch.
-    return tanh(z) if FORM.TANH else tl.where(z <= 0, 0.0, z)
+    h = tanh(z, dtype == tl.float32) if FORM.TANH else tl.where(z <= 0, 0.0, z)
+    return h.to(dtype)
 
 
 @triton.jit
