@@ -23,7 +23,7 @@ from benchmarks.harness.paths import GPU_REPORT, RESULTS
 from benchmarks.harness.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, LayoutTensors, backward_kernel, forward_kernel
-from namernn_fast.gpu.layer import form_of, launch_settings_of
+from namernn_fast.gpu.layer import form_of, launch_settings_of, takes_transpose
 from namernn_fast.gpu.plan import Plan, choose
 
 RAW = RESULTS / "resources.json"
@@ -146,6 +146,7 @@ def specialise(
         tanh=tanh,
         padded=padded and not (ring and is_forward),
         ring=ring and is_forward,
+        transposed=is_forward and takes_transpose(plan, build.dtype),
     )
     settings = launch_settings_of(plan, device, "ids" in rows and is_forward)
     return Specialisation(signature, {"FORM": form}, settings)

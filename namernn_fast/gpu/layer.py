@@ -20,7 +20,14 @@ from .products import product
 
 @functools.cache
 def form_of(
-    plan: Plan, hidden_size: int, directions: int, *, tanh: bool, padded: bool, ring: bool = False
+    plan: Plan,
+    hidden_size: int,
+    directions: int,
+    *,
+    tanh: bool,
+    padded: bool,
+    ring: bool = False,
+    transposed: bool = False,
 ) -> Form:
     """Returns what a kernel is compiled for.
 
@@ -31,6 +38,7 @@ def form_of(
         tanh: whether the nonlinearity is tanh.
         padded: whether rows past the end of sequences are to be zeroed.
         ring: whether the forward kernel is to compute h_n alone.
+        transposed: whether the forward kernel is given weight_hh as its transpose.
     """
     has_remainder = plan.members * plan.tiles * plan.block_n != hidden_size
     return Form(
@@ -49,6 +57,7 @@ def form_of(
         VECTOR=2 if plan.warps > 8 else 4,
         STAGES=plan.stages,
         PRECISION=plan.precision,
+        TRANSPOSED=transposed,
         KEEP_WEIGHT=plan.kind != "streamed",
         KEEP_STATE=plan.kind == "resident",
         WIDTH=directions * hidden_size,
@@ -73,6 +82,15 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
     if with_ids:
         settings |= {"debug": True, "sanitize_overflow": False}
     return settings
+
+
+def takes_transpose(plan: Plan, dtype: torch.dtype) -> bool:
+    """Returns whether the forward kernel is to be given weight_hh as its transpose.
+
+    Without tensor cores, lanes read the units n of a streamed tile at the same time. In weight_hh
+    itself these are a row apart, in the same banks of shared memory.
+    """
+    return plan.kind == "streamed" and plan.precision == "ieee" and dtype == torch.float32
 
 
 def _launch(
@@ -103,12 +121,18 @@ def _launch(
     if plan.members > 1:
         arrivals = like.new_zeros(groups, dtype=torch.int32)
     tanh = not stack.options & ops.RELU
-    arguments = own | {
+    transposed = kernel is forward_kernel and takes_transpose(plan, like.dtype)
+    arguments: dict[str, Any] = own | (_transposes(own) if transposed else {})
+    arguments |= {
         "layout": LayoutTensors(*layout[:4]),
         "arrivals": arrivals,
         **dict(zip(layout._fields[4:], layout[4:], strict=True)),
         "FORM": form_of(
-            plan, stack.hidden_size, stack.directions, tanh=tanh, padded=padded, ring=ring
+            *(plan, stack.hidden_size, stack.directions),
+            tanh=tanh,
+            padded=padded,
+            ring=ring,
+            transposed=transposed,
         ),
     }
     grid = (plan.members * groups,)
@@ -124,6 +148,12 @@ def _launch(
             raise
         let_no_programs_meet(like, error)
         _launch(kernel, stack, like, own, padded=padded, ring=ring)
+
+
+def _transposes(own: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the transposes of weight_hh of all directions, by the names of the arguments."""
+    names = ("weight_hh", "weight_hh_reverse")
+    return {name: own[name].t().contiguous() for name in names if own[name] is not None}
 
 
 def on_device_of(tensor: Tensor) -> contextlib.ExitStack:

@@ -313,3 +313,10 @@ def test_products_count_as_often_as_they_run(record):
 def test_a_sample_of_the_launches_is_up_to_date(record, cell):
     found = launches.launched(cell, grid.FLOAT32, None)
     assert record.kernels(cell, "float32") == found, "run make gpu-model RECORD=1"
+
+
+def test_tiles_without_tensor_cores_have_no_bank_conflicts():
+    cell = Cell(DENSE, FORWARD, 1024, 256, 256, 8)
+    for kernel in ("forward", "backward"):
+        facts = model.facts_of(model.case_of(cell, "float32", kernel))
+        assert facts.bank_rows == facts.least_bank_rows > 0

@@ -10,7 +10,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from benchmarks.gpu.lint import budgets, chain, rules  # noqa: E402
+from benchmarks.gpu.lint import budgets, rules  # noqa: E402
 from benchmarks.gpu.lint.__main__ import Result, compare, lint  # noqa: E402
 from benchmarks.gpu.lint.building import Built, build  # noqa: E402
 from benchmarks.gpu.lint.cases import CALLS, DENSE, DEVICES, Case, cases  # noqa: E402
@@ -238,14 +238,6 @@ def test_events_of_the_exchange():
     kernel = Kernel(COOPERATIVE, build(COOPERATIVE))
     found = set(kernel.events.values())
     assert found == set(Event) - {Event.NEXT_STEP}
-
-
-def test_the_chain_of_a_step_waits_for_memory(monkeypatch):
-    kernel = Kernel(COOPERATIVE, build(COOPERATIVE))
-    before, by = count(kernel).chain, 1000
-    monkeypatch.setattr(chain, "L2", chain.L2 + by)
-    # The stores, the arrival, the look at the counter, and the load of the states.
-    assert count(kernel).chain - before == 4 * by
 
 
 def test_budgets():

@@ -17,7 +17,6 @@ from benchmarks.gpu.lint.cases import DENSE, Case, cases
 from benchmarks.gpu.lint.counts import Counts, count
 from benchmarks.gpu.lint.events import Finding, Kernel
 from benchmarks.gpu.lint.machine import UnknownValueError
-from benchmarks.gpu.resources import Resources
 from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_LINT
 from benchmarks.harness.tables import markdown
@@ -32,8 +31,6 @@ class Result(NamedTuple):
     findings: list[Finding]
     counts: Counts | None
     """What a step takes, or None where the code does not tell."""
-    taken: Resources
-    """The resources of the kernel."""
 
 
 def lint(case: Case) -> Result:
@@ -41,10 +38,10 @@ def lint(case: Case) -> Result:
     kernel = Kernel(case, build(case))
     findings = list(rules.check(kernel))
     try:
-        return Result(case, findings, count(kernel), kernel.taken)
+        return Result(case, findings, count(kernel))
     except UnknownValueError as what:
         lost = Finding("loop", f"cannot tell how often: {what}")
-        return Result(case, [*findings, lost], None, kernel.taken)
+        return Result(case, [*findings, lost], None)
 
 
 def compare(results: list[Result]) -> tuple[list[Result], list[str]]:
@@ -57,16 +54,16 @@ def compare(results: list[Result]) -> tuple[list[Result], list[str]]:
             "are not compared."
         )
         return results, remarks
-    for case, findings, counts, taken in results:
+    for case, findings, counts in results:
         budget = recorded.get(case.name)
         if budget is None:
             more = [Finding("budget", "is not recorded: run make gpu-lint RECORD=1")]
         else:
             more = list(budgets.exceeded(counts, budget)) if counts else []
-        found.append(Result(case, findings + more, counts, taken))
+        found.append(Result(case, findings + more, counts))
     improved = [
         case.name
-        for case, _, counts, _ in results
+        for case, _, counts in results
         if counts and case.name in recorded and budgets.has_improved(counts, recorded[case.name])
     ]
     if improved:
@@ -100,7 +97,7 @@ def table(results: list[Result]) -> str:
     heads = ["", "dtype", "H", "plan", "members x tiles", "B x N x K", "warps", "kernel"]
     heads += [name.replace("_", " ") for name in Counts._fields]
     lines = [heads]
-    for case, _, counts, _ in results:
+    for case, _, counts in results:
         if case.rows != DENSE or case.directions != 1 or counts is None:
             continue
         made, plan = case.build, case.build.plan
@@ -137,9 +134,8 @@ def main() -> int:
     if options.record:
         if options.only:
             parser.error("a part of the cases is no record")
-        counts = {case.name: counts for case, _, counts, _ in results if counts}
-        taken = {case.name: taken for case, _, _, taken in results}
-        recorded = budgets.document(triton.__version__, counts, taken)
+        counts = {case.name: counts for case, _, counts in results if counts}
+        recorded = budgets.document(triton.__version__, counts)
         pages.publish("gpu_lint", recorded, text(results), record=True, page=GPU_LINT)
         remarks = []
     else:

@@ -5,21 +5,18 @@ from collections.abc import Iterator
 
 from benchmarks.gpu.lint.counts import Counts
 from benchmarks.gpu.lint.events import Finding
-from benchmarks.gpu.resources import Resources
 from benchmarks.harness.paths import RESULTS
 
 RAW = RESULTS / "gpu_lint.json"
 Recorded = dict[str, Counts]
 
 
-def document(triton: str, counts: Recorded, taken: dict[str, Resources]) -> dict:
-    """Returns what is recorded: the version of the compiler; by case what a step takes, and the
-    resources of the kernel."""
+def document(triton: str, counts: Recorded) -> dict:
+    """Returns what is recorded: the version of the compiler, and by case what a step takes."""
     return {
         "triton": triton,
         "fields": Counts._fields,
         "counts": {name: list(of_case) for name, of_case in counts.items()},
-        "taken": {name: list(of_case) for name, of_case in taken.items()},
     }
 
 
@@ -33,12 +30,6 @@ def load() -> tuple[str, Recorded]:
         name: Counts(**dict(zip(fields, of_case, strict=True)))
         for name, of_case in kept["counts"].items()
     }
-
-
-def taken() -> dict[str, Resources]:
-    """Returns the resources of the kernels that were recorded, by case."""
-    kept = json.loads(RAW.read_text(encoding="utf-8"))["taken"]
-    return {name: Resources(*of_case) for name, of_case in kept.items()}
 
 
 def exceeded(counts: Counts, recorded: Counts) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ begin, counts as if it ran in all, so the counts are an upper bound.
 
 from typing import NamedTuple
 
-from benchmarks.gpu.lint.chain import chain
+from benchmarks.gpu.latency import latency_of_a_step
 from benchmarks.gpu.lint.evaluate import evaluate
 from benchmarks.gpu.lint.events import ATOMICS, Event, Kernel
 from benchmarks.gpu.lint.flow import Loop
@@ -45,8 +45,8 @@ class Counts(NamedTuple):
     lanes that read the same bytes count each."""
     global_accesses: int
     """Instructions of a warp that read or write global memory, those on the counter among them."""
-    chain: int
-    """Cycles of a step of a warp that is alone, by the simulation of `chain.py`."""
+    latency: int
+    """Cycles of a step of a warp that is alone, as `benchmarks/gpu/latency.py` simulates it."""
 
 
 def count(kernel: Kernel) -> Counts:
@@ -63,7 +63,7 @@ def count(kernel: Kernel) -> Counts:
             times *= of_loop if block in loop.blocks else 1
         for name, amount in _of_instruction(at, warps).items():
             found[name] += times * amount
-    found["chain"] = chain(kernel, turns)
+    found["latency"] = round(latency_of_a_step(kernel, turns))
     return Counts(**found)
 
 

@@ -54,6 +54,8 @@ class Form(NamedTuple):
     """Tiles of weight_hh on their way at once, where weight_hh is streamed."""
     PRECISION: str
     """Of products in float32, as `tl.dot` has it."""
+    TRANSPOSED: bool
+    """Whether weight_hh is given as its transpose, in the forward pass."""
     KEEP_WEIGHT: bool
     """Whether a program keeps its part of weight_hh on chip across time."""
     KEEP_STATE: bool

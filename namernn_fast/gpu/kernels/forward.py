@@ -113,11 +113,11 @@ def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constex
             left = _load_previous(before, hx, goes_on, begins, program, FORM)
             z = product_of_states(left, right, z, FORM)
         else:
-            z = streamed_product(before, goes_on, right, n, z, True, FORM)
+            z = streamed_product(before, goes_on, right, n, z, not FORM.TRANSPOSED, FORM)
             if hx is not None:  # noqa: SIM102 - known when it is compiled
                 if tl.max(begins.to(tl.int32), axis=0) != 0:
                     initial = hx + program.b * FORM.H
-                    z = streamed_product(initial, begins, right, n, z, True, FORM)
+                    z = streamed_product(initial, begins, right, n, z, not FORM.TRANSPOSED, FORM)
     return z
 
 
