@@ -11,7 +11,7 @@ import pytest
 triton = pytest.importorskip("triton")
 
 from benchmarks.gpu.lint import budgets, rules  # noqa: E402
-from benchmarks.gpu.lint.__main__ import Result, compare, lint  # noqa: E402
+from benchmarks.gpu.lint.__main__ import Result, compare, lint, set_known_apart  # noqa: E402
 from benchmarks.gpu.lint.building import Built, build  # noqa: E402
 from benchmarks.gpu.lint.cases import CALLS, DENSE, DEVICES, Case, cases  # noqa: E402
 from benchmarks.gpu.lint.counts import Counts, count  # noqa: E402
@@ -145,7 +145,7 @@ def test_a_loop_that_became_worse_exceeds_its_budget(tmp_path):
     text = "z = load_rows(projected, source, n, there, FORM.WIDTH, FORM.LIMIT)"
     planted = mutant(tmp_path, "barrier", text, f"{text}\n            tl.debug_barrier()")
     kernel = Kernel(COOPERATIVE, build(COOPERATIVE, planted.forward_kernel, keep=False))
-    (worse,), _ = compare([Result(COOPERATIVE, [], count(kernel), kernel.taken)])
+    (worse,), _ = compare([Result(COOPERATIVE, [], count(kernel))])
     assert {finding.rule for finding in worse.findings} == {"budget"}
     assert all("in a step, recorded were" in finding.message for finding in worse.findings)
 
@@ -248,3 +248,21 @@ def test_budgets():
     assert list(budgets.exceeded(worse, before)) == [Finding("budget", message)]
     assert budgets.has_improved(before, worse)
     assert not budgets.has_improved(worse, before)
+
+
+def test_what_is_known_is_no_error():
+    spills, *_ = [
+        case for case in ALL if "sm_90 float32 H512" in case.name and "w16 forward" in case.name
+    ]
+    local, other = Finding("local", "something is spilled"), Finding("wait", "no wait")
+    (result,), remarks = set_known_apart([Result(spills, [local, other], None)], whole=False)
+    assert result.findings == [other]
+    assert len(remarks) == 1
+    (result,), remarks = set_known_apart([Result(COOPERATIVE, [local], None)], whole=False)
+    assert result.findings == [local]
+    assert remarks == []
+
+
+def test_what_is_known_and_mended_is_an_error():
+    (result,), _ = set_known_apart([Result(COOPERATIVE, [], None)], whole=True)
+    assert {finding.rule for finding in result.findings} == {"known"}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import triton
 
-from benchmarks.gpu.lint import budgets, rules
+from benchmarks.gpu.lint import budgets, known, rules
 from benchmarks.gpu.lint.building import build
 from benchmarks.gpu.lint.cases import DENSE, Case, cases
 from benchmarks.gpu.lint.counts import Counts, count
@@ -70,6 +70,31 @@ def compare(results: list[Result]) -> tuple[list[Result], list[str]]:
         remarks.append(f"{len(improved)} cases take less than recorded, as {improved[0]}.")
         remarks.append("Run make gpu-lint RECORD=1 to hold them to it.")
     return found, remarks
+
+
+def set_known_apart(results: list[Result], whole: bool) -> tuple[list[Result], list[str]]:
+    """Returns the results without what is known, and remarks about that.
+
+    Args:
+        results: Of the cases.
+        whole: Whether these are all cases: what is known must be among them then.
+    """
+    seen: dict[known.Known, set[str]] = {one: set() for one in known.KNOWN}
+    left = []
+    for case, findings, counts in results:
+        new = []
+        for finding in findings:
+            if one := known.find(case.name, finding):
+                seen[one].add(case.name)
+            else:
+                new.append(finding)
+        left.append(Result(case, new, counts))
+    if whole:
+        gone = [one for one, names in seen.items() if not names]
+        left[0].findings.extend(Finding("known", f"is mended: {one.why}") for one in gone)
+    return left, [
+        f"Known of {len(names)} kernels: {one.why}." for one, names in seen.items() if names
+    ]
 
 
 def report(results: list[Result], remarks: list[str]) -> str:
@@ -140,7 +165,8 @@ def main() -> int:
         remarks = []
     else:
         results, remarks = compare(results)
-    print(report(results, remarks))
+    results, more = set_known_apart(results, not (options.only or options.quick))
+    print(report(results, remarks + more))
     return int(any(findings for _, findings, *_ in results))
 
 

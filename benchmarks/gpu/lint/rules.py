@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchmarks.gpu.lint import exchange, ranges
 from benchmarks.gpu.lint.cases import UNALIGNED
-from benchmarks.gpu.lint.events import ATOMICS, LOADS, STORES, WEIGHTS, Finding, Kernel
+from benchmarks.gpu.lint.events import ATOMICS, COUNTER, LOADS, STORES, WEIGHTS, Finding, Kernel
 
 _LOCAL = {"LDL", "STL"}
 _REGISTERS = 65536  # of a processor
@@ -25,12 +25,16 @@ def check(kernel: Kernel) -> Iterator[Finding]:
 
 
 def _attribution(kernel: Kernel) -> Iterator[Finding]:
-    """Checks that each access to global memory belongs to one argument: other rules rest on it."""
+    """Checks that it is known what each access to global memory belongs to.
+
+    One that may belong to several arguments is subject to the rules of each, but the counter must
+    be told apart.
+    """
     for place in kernel.reachable:
         at = kernel[place]
         if at.opcode in LOADS | STORES | ATOMICS and not at.never:
             memory = kernel.memory_of(place)
-            if len(memory) != 1 or "unknown" in memory:
+            if "unknown" in memory or (COUNTER in memory and len(memory) > 1):
                 names = " or ".join(sorted(memory)) or "nothing"
                 yield Finding("attribution", f"the address of {at} comes from {names}")
 
