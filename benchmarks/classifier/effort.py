@@ -1,7 +1,7 @@
 """How much of the benchmark runs: all of it, or a trial run of seconds."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.classifier.with_torch import SETTINGS, Settings
 from benchmarks.harness.race import QUICK, TimeBudget
@@ -33,6 +33,15 @@ class Effort:
     """The time of each race."""
     fresh: bool
     """Whether memory is measured in fresh processes, which import torch for seconds."""
+
+    def within(self, names: int) -> "Effort":
+        """Returns the effort for data of so many names.
+
+        A stretch has no more, and two batches at least: the embedded sample is too small for the
+        large batches.
+        """
+        batches = tuple(batch for batch in self.batches if 2 * batch <= names)
+        return replace(self, stretch=min(self.stretch, names), batches=batches)
 
 
 TRIAL = Effort(

@@ -33,6 +33,7 @@ def announce(stage: str) -> None:
 def run(options: argparse.Namespace, effort: Effort) -> dict[str, Any]:
     """Checks and measures everything; returns the raw rows."""
     corpus = Corpus.of_data(effort.corpus)
+    effort = effort.within(len(corpus.names))
     start = starting_weights(len(corpus.languages))
     made_up = Imitation(corpus.names).draw(effort.many)
     document: dict[str, Any] = {"data": surnames.description(), "names": len(corpus.names)}

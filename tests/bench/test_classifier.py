@@ -45,6 +45,17 @@ def weights(corpus):
     return starting_weights(len(corpus.languages))
 
 
+def test_the_embedded_sample_is_enough_for_a_whole_run(corpus):
+    whole = effort.effort_of(argparse.Namespace(quick=False, seconds=2.0))
+    fitted = whole.within(len(corpus.names))
+    assert fitted.batches == (16, 64)
+    for batch in fitted.batches:
+        for stretch in (fitted.stretch, fitted.stretch // 2):
+            course = training.Course(len(corpus.names), batch, stretch)
+            assert course.stretches
+    assert whole.within(20_074) == whole
+
+
 def test_made_up_names_look_like_the_data(corpus):
     imitation = Imitation(corpus.names)
     names = imitation.draw(3000)
