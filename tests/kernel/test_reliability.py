@@ -179,8 +179,8 @@ def test_an_interrupt():
     program = FORK + (
         "import signal, threading\n"
         "wanted = results()\n"
-        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "try:\n"
+        "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    while True: module(inputs[1])\n"
         "except KeyboardInterrupt: print('interrupted')\n"
         "print(results() == wanted)"
