@@ -7,14 +7,14 @@ replaced by the rows that they stand for.
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import fp32_precision, ops
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
 from .dispatch import why_not_kernel
 from .integrations import onnx
@@ -106,16 +106,13 @@ def why_not_table(ids: Tensor, embedding: Tensor, options: int, tracing: bool) -
             return f"a compiler gets tables of up to {TRACED_VOCABULARY} rows"
     elif vocabulary > ids.numel():
         return f"the product of {ids.numel()} ids is less work than that of {vocabulary} rows"
-    elif embedding.is_cuda and embedding.dtype == torch.float32 and _products_round_more():
+    elif (
+        embedding.is_cuda
+        and embedding.dtype == torch.float32
+        and (fp32_precision.of_products(), fp32_precision.of_rnns()) == ("tf32", "ieee")
+    ):
         return "the product of a table would be rounded to TF32, and that of an RNN is not to be"
     return None
-
-
-def _products_round_more() -> bool:
-    """Returns whether torch's products on a GPU round float32 to TF32 and an RNN does not."""
-    rnn: Any = torch.backends.cudnn.rnn
-    matmul: Any = torch.backends.cuda.matmul
-    return matmul.fp32_precision == "tf32" and rnn.fp32_precision != "tf32"
 
 
 def why_not_shared(

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import fp32_precision
+
 
 class Device(NamedTuple):
     """A GPU, as far as plans and launches depend on it."""
@@ -31,6 +33,15 @@ class Device(NamedTuple):
         values.
         """
         return self.processors if self.backend == "cuda" and self.cooperative else 1
+
+    def most_registers(self, warps: int, programs: int = 1) -> int:
+        """Returns how many registers a thread can have, where programs share a processor of NVIDIA.
+
+        Args:
+            warps: of a program.
+            programs: that share the processor.
+        """
+        return min(255, 65536 // (programs * warps * self.lanes))
 
     @property
     def lanes(self) -> int:
@@ -84,5 +95,4 @@ def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
 
 def may_round_to_tf32(device: Device) -> bool:
     """Returns whether torch's own setting lets an RNN round float32 to TF32; never on AMD."""
-    rnn: Any = torch.backends.cudnn.rnn
-    return device.backend == "cuda" and rnn.fp32_precision == "tf32"
+    return device.backend == "cuda" and fp32_precision.of_rnns() == "tf32"

@@ -78,7 +78,7 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
         # One sequence takes less than half of them: two programs share a processor then, of which
         # one works while the other waits.
         programs = 2 if plan.kind == "resident" and plan.block_b == 1 else 1
-        settings["maxnreg"] = min(255, 65536 // (programs * plan.warps * device.lanes))
+        settings["maxnreg"] = device.most_registers(plan.warps, programs)
     if with_ids:
         settings |= {"debug": True, "sanitize_overflow": False}
     return settings

@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .. import fp32_precision
 from . import launching
 from .device import Device, device_of, may_round_to_tf32
 from .kernels import product_kernel
@@ -57,7 +58,7 @@ class ProductPlan(NamedTuple):
         settings = {"num_warps": self.tiles.warps, "enable_fp_fusion": True}
         if device.backend == "cuda":
             # Where the compiler chooses fewer, to fit more programs, it spills some.
-            settings["maxnreg"] = min(255, 65536 // (self.tiles.warps * device.lanes))
+            settings["maxnreg"] = device.most_registers(self.tiles.warps)
         return settings
 
 
@@ -78,12 +79,6 @@ def precision_of_rnn(device: Device) -> str:
     return "tf32" if may_round_to_tf32(device) else "ieee"
 
 
-def _precision_of_torch() -> str:
-    """Returns the precision of torch's own products in float32 on a GPU."""
-    matmul: Any = torch.backends.cuda.matmul
-    return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
-
-
 def product(
     left: Tensor, right: Tensor, plus: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -100,7 +95,7 @@ def product(
     if left.dtype == torch.float32:
         device = device_of(left)
         precision = precision_of_rnn(device)
-        if precision != _precision_of_torch():
+        if precision != fp32_precision.of_products():
             return _product(left, right, plus, out, precision, device)
     if plus is None:
         return torch.mm(left, right, out=out)

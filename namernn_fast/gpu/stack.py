@@ -209,9 +209,8 @@ def backward_stack(
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
     grads = [*none, grad_output]  # gradients of each layer's input, and of the last output
-    work: dict[
-        int, tuple[Tensor, Tensor | None]
-    ] = {}  # by layer: dz, and previous states if output is not they
+    # By layer: dz, and the previous states where the output does not hold them row by row.
+    work: dict[int, tuple[Tensor, Tensor | None]] = {}
     grad_weights = {}
 
     def finish(k):

@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from namernn_fast import FusedRNN, availability, explain, ops
+from namernn_fast import FusedRNN, availability, explain, fp32_precision, ops
 
 triton = pytest.importorskip("triton")
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
 from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
-from namernn_fast.gpu import kernels, launching, layer, plan, problem, products, stack  # noqa: E402
+from namernn_fast.gpu import kernels, launching, layer, plan, problem, stack  # noqa: E402
 from namernn_fast.gpu.plan import choose  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
@@ -291,7 +291,7 @@ def test_the_loop_over_time_carries_the_place_before(kernel, name, size, monkeyp
 
 
 def test_one_thread_polls_at_the_barrier(monkeypatch):
-    """It has the others wait at a barrier of the program, and hands what it read to them."""
+    """The thread that polls has the others wait at a barrier, and hands the count to them."""
     ptx = compiled_text("forward", 1024, 1, torch.float32, monkeypatch, "ptx")
     by_one = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
     assert re.search(by_one + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
@@ -436,7 +436,7 @@ def test_the_host_reads_no_tensor_of_the_device(layout, with_ids, monkeypatch):
     monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, *_: launched.append(kernel))
-    monkeypatch.setattr(products, "_precision_of_torch", lambda: "tf32")  # torch multiplies
+    monkeypatch.setattr(fp32_precision, "of_products", lambda: "tf32")  # torch multiplies
     weights = [p.detach() for p in torch.nn.RNN(4, 6, 2, bidirectional=True).parameters()]
     with FakeTensorMode() as mode:
         weights = [mode.from_tensor(w) for w in weights]

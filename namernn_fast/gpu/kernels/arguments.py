@@ -70,7 +70,7 @@ class Program(NamedTuple):
     """What a program of either pass knows before its first step."""
 
     member: Any
-    """Which of the members of its block of sequences the program is."""
+    """The number of the program among the members of its block of sequences."""
     direction: Any
     """The direction; in the forward pass the second one goes back in time."""
     group: Any

@@ -1,0 +1,19 @@
+"""The precision of products in float32 on GPUs, `ieee` or `tf32`, as the process is set."""
+
+from typing import Any
+
+import torch
+
+
+def of_rnns() -> str:
+    """Returns the precision of all products of an RNN."""
+    return _of(torch.backends.cudnn.rnn)
+
+
+def of_products() -> str:
+    """Returns the precision of torch's own matrix products."""
+    return _of(torch.backends.cuda.matmul)
+
+
+def _of(setting: Any) -> str:
+    return "tf32" if setting.fp32_precision == "tf32" else "ieee"
