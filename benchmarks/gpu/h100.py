@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from benchmarks.gpu.lint.events import ATOMICS
 from benchmarks.gpu.lint.sass import Instruction
-from namernn_fast.gpu.device import Device
+from benchmarks.gpu.resources import H100
 
 WHITEPAPER = (
     "NVIDIA's H100 whitepaper 1.04, table 3, as openxla/xla quotes it (cuda_core_info_table.cc)"
@@ -27,7 +27,7 @@ class Constant:
 
 
 RATES = {
-    "processors": Constant(132, "", "streaming multiprocessors (SM)", WHITEPAPER),
+    "processors": Constant(H100.processors, "", "streaming multiprocessors (SM)", WHITEPAPER),
     "clock": Constant(1.83e9, "1/s", "boost clock where tensor cores work", WHITEPAPER),
     "issue": Constant(4, "instructions/cycle", "schedulers of an SM", WHITEPAPER),
     "float32": Constant(128, "results/cycle", "float32 on the CUDA cores of an SM", GUIDE),
@@ -64,9 +64,6 @@ LATENCIES = {
     "atomic": Constant(219.3, "cycles", "arrival at a counter in L2", ASSUMED),
 }
 
-SHARED_OF_A_PROGRAM = 227 * 1024
-H100 = Device("cuda", "sm_90", SHARED_OF_A_PROGRAM, int(RATES["processors"].value))
-
 
 def rate(name: str) -> float:
     """Returns one of `RATES`."""
@@ -76,11 +73,6 @@ def rate(name: str) -> float:
 def cycles(seconds: float) -> float:
     """Returns a time in cycles."""
     return seconds * rate("clock")
-
-
-def seconds(cycles: float) -> float:
-    """Returns the time of so many cycles."""
-    return cycles / rate("clock")
 
 
 _UNITS = {
@@ -102,24 +94,6 @@ def unit_of(at: Instruction) -> str:
     return _UNITS.get(at.opcode, "arithmetic")
 
 
-def multiply_adds(at: Instruction) -> int:
-    """Returns the multiply-adds of a product on tensor cores: `HMMA.16816`, `HGMMA.64x8x16`.
-
-    Raises:
-        ValueError: The sizes are unknown.
-    """
-    for part in at.modifiers:
-        if part in _SIZES:
-            return _SIZES[part]
-        sizes = part.split("x")
-        if len(sizes) == 3 and all(size.isdigit() for size in sizes):
-            return int(sizes[0]) * int(sizes[1]) * int(sizes[2])
-    raise ValueError(f"the sizes of {at} are unknown")
-
-
-_SIZES = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}
-
-
 def tensor_cycles(at: Instruction) -> float:
     """Returns for how many cycles an instruction occupies the tensor cores that execute it.
 
@@ -127,5 +101,5 @@ def tensor_cycles(at: Instruction) -> float:
     """
     kind = "tf32" if "TF32" in at.modifiers else "bfloat16"
     if at.opcode == "HGMMA":
-        return multiply_adds(at) / rate(kind)
-    return multiply_adds(at) / (rate(kind) / 4 * rate("hmma"))
+        return at.multiply_adds / rate(kind)
+    return at.multiply_adds / (rate(kind) / 4 * rate("hmma"))

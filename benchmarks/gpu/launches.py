@@ -17,7 +17,7 @@ from namernn_fast import gpu, ops
 from namernn_fast.gpu import device
 
 # Operators that allocate memory, or look at it in another way, and launch nothing.
-_FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}
+FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "device", "_unsafe_view"}
 
 
 class _Notes(TorchDispatchMode):
@@ -31,7 +31,7 @@ class _Notes(TorchDispatchMode):
         result = operator(*args, **(kwargs or {}))
         name = operator.__name__.split(".")[0]
         on_device = isinstance(result, torch.Tensor) and result.is_meta
-        if on_device and not operator.is_view and name not in _FREE:
+        if on_device and not operator.is_view and name not in FREE:
             self.noted.append(name)
         return result
 

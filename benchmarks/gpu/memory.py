@@ -11,18 +11,16 @@ from collections import Counter
 from typing import NamedTuple
 
 from benchmarks.gpu.lint.evaluate import evaluate
-from benchmarks.gpu.lint.events import Kernel
+from benchmarks.gpu.lint.events import LOADS, STORES, Kernel
 from benchmarks.gpu.lint.machine import UnknownValueError
-from benchmarks.gpu.lint.sass import Instruction
+from benchmarks.gpu.lint.sass import LANES
 
-_LANES = 32
 _BANKS = 32
 _WORD = 4
 _ROW = _BANKS * _WORD  # bytes
 SECTOR = 32  # bytes
-_BYTES = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 _SHARED = {"LDS", "STS", "LDSM", "STSM", "LDGSTS"}
-_GLOBAL = {"LDG", "LD", "STG", "ST", "LDGSTS"}
+_GLOBAL = LOADS | STORES
 _MATRIX_LANES = 8  # of which each holds the address of 16 bytes of a matrix
 # Arguments of the kernels; the addresses of a warp lie the same way for all sizes like these.
 _SIZES = {"T": 8, "B": 4096, "N": 8 * 4096, "time_stride": 4096, "batch_stride": 1}
@@ -67,12 +65,12 @@ class Memory:
         if at.opcode not in _SHARED or at.never:
             return Access(0, 0)
         matrices = at.width if at.opcode in ("LDSM", "STSM") else 0
-        size = 16 if matrices else _bytes_of(at)
+        size = at.bytes
         operand = next(name for name in at.operands if name.startswith("["))
         try:
             addresses = self._addresses(place, operand)
         except UnknownValueError:
-            rows = max(1, (matrices * _MATRIX_LANES or _LANES) * size // _ROW)
+            rows = max(1, (matrices * _MATRIX_LANES or LANES) * size // _ROW)
             return Access(rows, rows)
         if not matrices:
             return access_of(addresses, size)
@@ -88,12 +86,12 @@ class Memory:
         at = self.kernel[place]
         if at.opcode not in _GLOBAL or at.never:
             return 0
-        size = _bytes_of(at)
+        size = at.bytes
         operand = next(name for name in at.operands if name.startswith("desc"))
         try:
             addresses = self._addresses(place, operand[operand.index("][") + 1 :])
         except UnknownValueError:
-            return _LANES * size // SECTOR
+            return LANES * size // SECTOR
         return sectors_of(addresses, size)
 
     def _addresses(self, place: int, operand: str) -> list[int]:
@@ -101,7 +99,7 @@ class Memory:
         names = re.findall(r"U?R\d+", operand)
         by = re.search(r"(-?)(0x[0-9a-f]+)\]$", operand)
         offset = int(by[1] + by[2], 16) if by else 0
-        bases = [self._base(place, name) for name in names] or [[0] * _LANES]
+        bases = [self._base(place, name) for name in names] or [[0] * LANES]
         return [sum(base) + offset for base in zip(*bases, strict=True)]
 
     def _base(self, place: int, name: str) -> list[int]:
@@ -115,7 +113,7 @@ class Memory:
                 evaluate(
                     kernel.values, place, name, thread=lane, loop=around[-1], given=self._given
                 )
-                for lane in range(_LANES)
+                for lane in range(LANES)
             ]
         return self._bases[key]
 
@@ -144,7 +142,3 @@ def _given(kernel: Kernel) -> dict[int, int]:
             (begin,) = at.constants
             found[place] = int.from_bytes(bank[begin : begin + 4 * at.width], "little")
     return found
-
-
-def _bytes_of(at: Instruction) -> int:
-    return next((_BYTES[name] for name in at.modifiers if name in _BYTES), 4)

@@ -15,18 +15,18 @@ import torch
 from benchmarks.gpu import resources
 from benchmarks.gpu.grid import PRECISIONS
 from benchmarks.gpu.h100 import H100, cycles, rate, tensor_cycles
-from benchmarks.gpu.latency import latency_of_a_step
+from benchmarks.gpu.lint import cases
 from benchmarks.gpu.lint.building import build
-from benchmarks.gpu.lint.cases import DENSE, Case
-from benchmarks.gpu.lint.counts import count, turns_of
+from benchmarks.gpu.lint.cases import Case
+from benchmarks.gpu.lint.counts import count, executions, turns_of_loops
 from benchmarks.gpu.lint.events import Kernel
+from benchmarks.gpu.lint.sass import LANES
 from benchmarks.gpu.memory import SECTOR, Memory
 from benchmarks.harness.grid import TRAINING, Cell
-from namernn_fast.gpu.plan import Plan, choose
+from namernn_fast.gpu.plan import Plan
 from namernn_fast.names import encode_names
 from namernn_fast.names.dataset import embedded_sample
 
-_LANES = 32
 BYTES = {precision.name: precision.dtype.itemsize for precision in PRECISIONS}
 BY_NAME = {precision.name: precision for precision in PRECISIONS}
 # Arguments of the kernels with a row for each step and sequence, which come from device memory or
@@ -53,7 +53,7 @@ class Facts(NamedTuple):
     """Rows of banks that it would read and write without bank conflicts."""
     tensor_cycles: float
     """Cycles for which the products of a program occupy all tensor cores of an SM."""
-    latency: float
+    latency: int
     """Cycles of one warp, simulated."""
     rows: int
     """Rows of each sequence that are read or written in device memory, each once."""
@@ -63,8 +63,7 @@ class Facts(NamedTuple):
 
 def plan_of(cell: Cell, precision: str) -> Plan:
     """Returns the plan that the layer makes for a cell on an H100."""
-    of = BY_NAME[precision]
-    return choose(cell.hidden_size, cell.batch, of.dtype, H100, tf32=of.tf32)
+    return case_of(cell, precision, "forward").build.plan
 
 
 def case_of(cell: Cell, precision: str, kernel: str) -> Case:
@@ -75,8 +74,7 @@ def case_of(cell: Cell, precision: str, kernel: str) -> Case:
         precision: The name of the precision.
         kernel: `forward` or `backward`.
     """
-    plan, dtype = plan_of(cell, precision), BY_NAME[precision].dtype
-    return Case(resources.Build(H100, cell.hidden_size, dtype, plan), kernel, DENSE, 1)
+    return cases.case_of(cell, BY_NAME[precision], kernel)
 
 
 def facts_of(case: Case) -> Facts:
@@ -86,11 +84,9 @@ def facts_of(case: Case) -> Facts:
     memory, counts = Memory(kernel), count(kernel)
     if kernel.time_loop is None:
         raise ValueError(f"{case.name} has no loop over time")
-    turns = {loop: turns_of(kernel, loop) for loop in kernel.flow.inner(kernel.time_loop)}
     rows, least, sectors, tensor = 0, 0, 0, 0.0
-    for place in kernel.flow.places(kernel.time_loop.blocks):
-        at, block = kernel[place], kernel.flow.block_of[place]
-        times = math.prod(of for loop, of in turns.items() if block in loop.blocks)
+    for place, times in executions(kernel, turns_of_loops(kernel)):
+        at = kernel[place]
         access = memory.shared(place)
         rows, least = rows + times * access.rows, least + times * access.least
         sectors += times * memory.sectors(place)
@@ -103,7 +99,7 @@ def facts_of(case: Case) -> Facts:
         bank_rows=rows * plan.warps,
         least_bank_rows=least * plan.warps,
         tensor_cycles=tensor * plan.warps / 4,
-        latency=latency_of_a_step(kernel, turns),
+        latency=counts.latency,
         rows=len(_ROWS & kernel.pointers),
         resident=max(1, round(occupied * 64 / plan.warps)),
     )
@@ -128,9 +124,9 @@ def units_of(facts: Facts, plan: Plan, resident: int) -> dict[str, float]:
     warps = plan.warps * resident
     return {
         "instructions": facts.instructions * warps / rate("issue"),
-        "float32": facts.arithmetic * warps * _LANES / rate("float32"),
-        "exponentials": facts.special * warps * _LANES / rate("special"),
-        "shuffles": facts.shuffles * warps * _LANES / rate("shuffle"),
+        "float32": facts.arithmetic * warps * LANES / rate("float32"),
+        "exponentials": facts.special * warps * LANES / rate("special"),
+        "shuffles": facts.shuffles * warps * LANES / rate("shuffle"),
         "shared memory": facts.bank_rows * resident / rate("shared"),
         "tensor cores": facts.tensor_cycles * resident,
         "L2 port": facts.global_bytes * resident / rate("l2_port"),

@@ -30,9 +30,10 @@ RAW = RESULTS / "resources.json"
 
 # The shared memory that one program can have and the number of processors, from the makers' manuals
 # (A100, H100 SXM, B200, MI300X).
+H100 = Device("cuda", "sm_90", 227 * 1024, 132)
 DEVICES = (
     Device("cuda", "sm_80", 163 * 1024, 108),
-    Device("cuda", "sm_90", 227 * 1024, 132),
+    H100,
     Device("cuda", "sm_100", 227 * 1024, 148),
     Device("hip", "gfx942", 64 * 1024, 304),
 )

@@ -56,6 +56,6 @@ def loop(cell: Cell, precision: str) -> Loop:
     read = hidden**2 * math.ceil(batch / _TILE) + states * math.ceil(hidden / _TILE)
     return Loop(
         product=max(states * hidden / of_rate, width * (read + states) / rate("l2")),
-        # It reads the product and the projected rows, and writes states.
+        # The pointwise kernel reads the product and the projected rows, and writes states.
         pointwise=width * max(3 * states / rate("l2"), 2 * states / rate("hbm")),
     )

@@ -19,12 +19,12 @@ pytest.importorskip("triton")
 
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks.gpu.resources import DEVICES
+from benchmarks.gpu.launches import FREE
+from benchmarks.gpu.resources import H100
 from namernn_fast import gpu, last_state, ops, rnn
 from namernn_fast.gpu import device, launching
 
 GPU = torch.device("cuda", 0)
-(H100,) = (device for device in DEVICES if device.arch == "sm_90")
 
 
 class Trace(TorchDispatchMode):
@@ -71,18 +71,6 @@ class Trace(TorchDispatchMode):
 
     def launch(self, kernel, *_):
         self.noted.append(kernel.__name__)
-
-
-# What neither computes nor copies.
-FREE = {
-    "device",
-    "detach",
-    "_unsafe_view",
-    "empty",
-    "empty_like",
-    "new_empty",
-    "empty_strided",
-}
 
 
 @pytest.fixture

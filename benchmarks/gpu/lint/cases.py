@@ -1,4 +1,4 @@
-"""Which kernels the lint compiles: plans of every architecture, with every kind of rows.
+"""The kernels that the lint compiles: plans of every architecture, with every kind of rows.
 
 The plans are those of `make gpu-report`, and of further architectures. Both kernels are compiled
 for every plan with dense rows. Every other kind of rows is compiled for both kernels with every
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.gpu import resources
-from benchmarks.gpu.grid import CELLS, PRECISIONS
+from benchmarks.gpu.grid import CELLS, PRECISIONS, Precision
+from benchmarks.harness.grid import Cell
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.plan import choose
 
@@ -76,13 +77,22 @@ def cases() -> Iterator[Case]:
 
 def _of_the_model() -> Iterator[Case]:
     """Yields what the model of an H100 reads: the plans of the benchmark's grid."""
-    (h100,) = (device for device in DEVICES if device.arch == "sm_90")
     for cell, precision in itertools.product(CELLS, PRECISIONS):
-        sizes = (cell.hidden_size, cell.batch, precision.dtype, h100)
-        plan = choose(*sizes, tf32=precision.tf32)
-        build = resources.Build(h100, cell.hidden_size, precision.dtype, plan)
         for kernel in resources.KERNELS:
-            yield Case(build, kernel, DENSE, 1)
+            yield case_of(cell, precision, kernel)
+
+
+def case_of(cell: Cell, precision: Precision, kernel: str) -> Case:
+    """Returns a kernel of a cell of the benchmark as it is compiled for an H100, with dense rows.
+
+    Args:
+        cell: The cell.
+        precision: The precision.
+        kernel: `forward` or `backward`.
+    """
+    h100, hidden_size, dtype = resources.H100, cell.hidden_size, precision.dtype
+    plan = choose(hidden_size, cell.batch, dtype, h100, tf32=precision.tf32)
+    return Case(resources.Build(h100, hidden_size, dtype, plan), kernel, DENSE, 1)
 
 
 def _of_the_report() -> Iterator[Case]:

@@ -5,18 +5,18 @@ the wait for other programs counts once. Code that runs in some steps alone, as 
 begin, counts as if it ran in all, so the counts are an upper bound.
 """
 
+import math
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from benchmarks.gpu.latency import latency_of_a_step
-from benchmarks.gpu.lint.evaluate import evaluate
-from benchmarks.gpu.lint.events import ATOMICS, Event, Kernel
+from benchmarks.gpu.lint.events import ATOMICS, LOADS, STORES, Event, Kernel
 from benchmarks.gpu.lint.flow import Loop
 from benchmarks.gpu.lint.machine import UnknownValueError
-from benchmarks.gpu.lint.sass import Instruction
+from benchmarks.gpu.lint.sass import LANES, Instruction
 
-_LANES = 32
 _MOST_TURNS = 1024
-_BYTES = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
+_GLOBAL = LOADS | STORES
 _TENSOR = ("HMMA", "HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA")
 
 
@@ -53,18 +53,34 @@ def count(kernel: Kernel) -> Counts:
     """Returns what a step of the loop over time takes."""
     warps = kernel.case.build.plan.warps
     found = dict.fromkeys(Counts._fields, 0)
-    turns = {loop: turns_of(kernel, loop) for loop in kernel.flow.inner(kernel.time_loop)}
-    for place in kernel.flow.places(kernel.time_loop.blocks):
-        at, block = kernel[place], kernel.flow.block_of[place]
-        if at.never:
-            continue
-        times = 1
-        for loop, of_loop in turns.items():
-            times *= of_loop if block in loop.blocks else 1
-        for name, amount in _of_instruction(at, warps).items():
+    turns = turns_of_loops(kernel)
+    for place, times in executions(kernel, turns):
+        for name, amount in _of_instruction(kernel[place], warps).items():
             found[name] += times * amount
     found["latency"] = round(latency_of_a_step(kernel, turns))
     return Counts(**found)
+
+
+def turns_of_loops(kernel: Kernel) -> dict[Loop, int]:
+    """Returns how often each loop within the loop over time runs each time that it is reached.
+
+    Raises:
+        UnknownValueError: The code does not tell.
+    """
+    return {loop: _turns_of(kernel, loop) for loop in kernel.flow.inner(kernel.time_loop)}
+
+
+def executions(kernel: Kernel, turns: Mapping[Loop, int]) -> Iterator[tuple[int, int]]:
+    """Yields the places of the instructions of a step, and how often each is executed in it.
+
+    Args:
+        kernel: The kernel.
+        turns: As `turns_of_loops` returns it.
+    """
+    for place in kernel.flow.places(kernel.time_loop.blocks):
+        block = kernel.flow.block_of[place]
+        if not kernel[place].never:
+            yield place, math.prod(of for loop, of in turns.items() if block in loop.blocks)
 
 
 def _of_instruction(at: Instruction, warps: int) -> dict[str, int]:
@@ -79,31 +95,22 @@ def _of_instruction(at: Instruction, warps: int) -> dict[str, int]:
     if one:
         found[one] = 1
     if at.opcode in ("HMMA", "HGMMA"):
-        found["tensor_operations"] = warps * _operations(at)
+        together = 4 if at.opcode == "HGMMA" else 1  # warps that execute it
+        found["tensor_operations"] = 2 * warps * at.multiply_adds // together
     if at.opcode == "BAR" and "SYNC" in at.modifiers:
         found["barriers"] = 1
-    bytes_of_warp = _LANES * next((_BYTES[name] for name in at.modifiers if name in _BYTES), 4)
     if at.opcode in ("LDS", "STS", "LDGSTS"):
-        found["shared_bytes"] = warps * bytes_of_warp
+        found["shared_bytes"] = warps * LANES * at.bytes
     if at.opcode in ("LDSM", "STSM"):  # matrices of 8 x 8 values of 16 bits
         found["shared_bytes"] = warps * 128 * at.width
-    if at.opcode in ("LDG", "LD", "STG", "ST", "LDGSTS"):
-        found["global_bytes"] = warps * bytes_of_warp
-    if at.opcode in ("LDG", "LD", "STG", "ST", "LDGSTS") or at.opcode in ATOMICS:
+    if at.opcode in _GLOBAL:
+        found["global_bytes"] = warps * LANES * at.bytes
+    if at.opcode in _GLOBAL | ATOMICS:
         found["global_accesses"] = 1
     return found
 
 
-def _operations(at: Instruction) -> int:
-    """Returns the operations of a product on tensor cores, for one warp."""
-    shape = at.modifiers[0]
-    if "x" in shape:  # of four warps together
-        rows, columns, inner = map(int, shape.split("x"))
-        return 2 * rows * columns * inner // 4
-    return 2 * 16 * 8 * int(shape.removeprefix("168"))
-
-
-def turns_of(kernel: Kernel, loop: Loop) -> int:
+def _turns_of(kernel: Kernel, loop: Loop) -> int:
     """Returns how often an inner loop runs each time that it is reached; 1 for a wait.
 
     Raises:
@@ -124,8 +131,10 @@ def turns_of(kernel: Kernel, loop: Loop) -> int:
         return _tiles(kernel, loop)
     goes_on = kernel.flow.block_of.get(last + 1) not in loop.blocks  # where the branch is taken
     for turn in range(_MOST_TURNS):
-        value = evaluate(kernel.values, last, condition.lstrip("!"), loop=loop, iteration=turn)
-        if (bool(value) != condition.startswith("!")) != goes_on:
+        holds = kernel.holds(last, condition, loop=loop, iteration=turn)
+        if holds is None:
+            raise UnknownValueError(str(kernel[last]))
+        if holds != goes_on:
             return turn + 1
     raise UnknownValueError("a loop that runs very often")
 
@@ -136,6 +145,6 @@ def _tiles(kernel: Kernel, loop: Loop) -> int:
     Initial states have a second loop over hidden units, in the forward pass.
     """
     products = 2 if kernel.case.kernel == "forward" and "hx" in kernel.pointers else 1
-    if sum(turns_of(kernel, other) > 1 for other in kernel.flow.inner(loop)) != products:
+    if sum(_turns_of(kernel, other) > 1 for other in kernel.flow.inner(loop)) != products:
         raise UnknownValueError("a loop with several ends")
     return kernel.case.build.plan.tiles

@@ -2,7 +2,7 @@
 
 import enum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.gpu.lint.building import Built
 from benchmarks.gpu.lint.cases import Case
@@ -126,12 +126,18 @@ class Kernel:
         sizes = {loop: len(list(self.flow.places(loop.blocks))) for loop in self.flow.outermost}
         return max(sizes, key=lambda loop: sizes[loop]) if sizes else None
 
-    def holds(self, place: int, predicate: str, thread: int) -> bool | None:
-        """Returns whether a predicate holds for a thread at a place; None if that is unknown."""
+    def holds(self, place: int, predicate: str, **known: Any) -> bool | None:
+        """Returns whether a predicate holds at a place; None if that is unknown.
+
+        Args:
+            place: Where the predicate is read.
+            predicate: As `P0` or `!P0`.
+            known: What `evaluate` may be given: the thread, the loop and its iteration, results.
+        """
         if predicate.endswith("T"):
             return not predicate.startswith("!")
         try:
-            value = evaluate(self.values, place, predicate.lstrip("!"), thread=thread)
+            value = evaluate(self.values, place, predicate.lstrip("!"), **known)
         except UnknownValueError:
             return None
         return bool(value) != predicate.startswith("!")

@@ -14,10 +14,8 @@ A program that is its block's only member needs a barrier between store and load
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.gpu.lint.evaluate import evaluate
 from benchmarks.gpu.lint.events import COUNTER, Event, Finding, Kernel
 from benchmarks.gpu.lint.flow import Loop
-from benchmarks.gpu.lint.machine import UnknownValueError
 
 _STEPS = 4  # for which the awaited count is computed
 
@@ -58,7 +56,7 @@ def _elected(kernel: Kernel, place: int) -> list[int] | None:
             return None
     found = []
     for thread in range(32 * kernel.case.build.plan.warps):
-        held = [kernel.holds(at, guard, thread) for at, guard in guards]
+        held = [kernel.holds(at, guard, thread=thread) for at, guard in guards]
         if None in held:
             return None
         if all(held):
@@ -129,14 +127,9 @@ def _stays(kernel: Kernel, poll: int, time, loop: Loop, step: int, arrived: int)
         guard = kernel[last].condition
         if len(leaves) != 1 or not guard:
             continue
-        try:
-            value = evaluate(
-                *(kernel.values, last, guard.lstrip("!")),
-                **{"loop": time, "iteration": step, "given": given},
-            )
-        except UnknownValueError:
+        taken = kernel.holds(last, guard, loop=time, iteration=step, given=given)
+        if taken is None:
             continue
-        taken = bool(value) != guard.startswith("!")
         leaves_if_taken = leaves[0] != kernel.flow.block_of.get(last + 1)
         return taken != leaves_if_taken
     return None
@@ -180,7 +173,7 @@ def _counts(kernel: Kernel, place: int, event: Event, thread: int) -> bool:
     guard = kernel[place].guard
     if not guard or event in (Event.STORE, Event.LOAD):
         return True
-    return event is not Event.BARRIER and bool(kernel.holds(place, guard, thread))
+    return event is not Event.BARRIER and bool(kernel.holds(place, guard, thread=thread))
 
 
 def _following(kernel: Kernel, block: int, thread: int) -> list[int]:
@@ -189,7 +182,7 @@ def _following(kernel: Kernel, block: int, thread: int) -> list[int]:
     guard = kernel[last].condition
     if len(following) != 2 or not guard:
         return following
-    holds = kernel.holds(last, guard, thread)
+    holds = kernel.holds(last, guard, thread=thread)
     if holds is None:
         holds = _holds_in_every_step(kernel, last, guard, thread)
     if holds is None:
@@ -206,16 +199,10 @@ def _holds_in_every_step(kernel: Kernel, place: int, guard: str, thread: int) ->
     loop, inner = _loops_around(kernel, place)
     if loop is None or inner is not None:
         return None
-    found = set()
-    for step in range(_STEPS):
-        try:
-            value = evaluate(
-                *(kernel.values, place, guard.lstrip("!")),
-                **{"thread": thread, "loop": loop, "iteration": step},
-            )
-        except UnknownValueError:
-            return None
-        found.add(bool(value) != guard.startswith("!"))
+    found = {
+        kernel.holds(place, guard, thread=thread, loop=loop, iteration=step)
+        for step in range(_STEPS)
+    }
     return found.pop() if len(found) == 1 else None
 
 

@@ -1,4 +1,4 @@
-"""Which sums and products of 32 bits in the addresses of a kernel may overflow.
+"""Finds the sums and products of 32 bits in the addresses of a kernel that may overflow.
 
 They are looked for in the intermediate code that Triton makes first. Every value of 32 bits has a
 range: that of the program's number follows from the launch, that of a loop's variable from its

@@ -3,6 +3,7 @@
 An instruction looks like `/*1e70*/ @!P2 LDG.E.64.STRONG.GPU R28, desc[UR8][R2.64+0x10] ;`.
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -13,6 +14,10 @@ _REGISTER = re.compile(r"\bU?R(?:\d+|Z)\b")
 _PREDICATE = re.compile(r"^!?(U?P(?:\d|T))$")
 _OPERAND = re.compile(r"(?:\[[^\]]*\]|`\([^)]*\)|[^,\[])+")  # commas within brackets are no borders
 _CONSTANT = re.compile(r"c\[0x0\]\[(0x[0-9a-f]+)\]")
+
+LANES = 32  # of a warp
+_BYTES = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
+_PRODUCTS = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
 
 # Instructions without a register as a result.
 _NO_RESULT = {
@@ -95,6 +100,26 @@ class Instruction(NamedTuple):
         if self.opcode == "LDSM":
             return int(self.modifiers[-1]) if self.modifiers[-1] in ("2", "4") else 1
         return 1
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that a lane reads or writes in memory; of a matrix, those of a row."""
+        if self.opcode in ("LDSM", "STSM"):
+            return 16
+        return next((_BYTES[name] for name in self.modifiers if name in _BYTES), 4)
+
+    @property
+    def multiply_adds(self) -> int:
+        """The multiply-adds of a product on tensor cores: `HMMA.16816`, `HGMMA.64x8x16`.
+
+        Raises:
+            ValueError: The sizes are unknown.
+        """
+        for part in self.modifiers:
+            sizes = _PRODUCTS.get(part) or part.split("x")
+            if len(sizes) == 3 and all(str(size).isdigit() for size in sizes):
+                return math.prod(map(int, sizes))
+        raise ValueError(f"the sizes of {self} are unknown")
 
     @property
     def _of_64_bits(self) -> bool:
