@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import Case
 from plans import PLANS
-from test_tf32 import fused, nearest, results
+from tf32 import Rounded, fused, recurrence, results
 from torch.nn.functional import linear
 
 from namernn_fast import FusedRNN, ops
@@ -153,28 +153,6 @@ def test_layers_whose_products_are_all_kernels(layout, options, fp32_precision, 
     assert launched
 
 
-class Rounded(torch.autograd.Function):
-    """x W^T and its gradients from operands that are rounded to TF32, as libraries compute them."""
-
-    @staticmethod
-    def forward(context, x, weight):
-        context.save_for_backward(x, weight)
-        return nearest(x) @ nearest(weight).t()
-
-    @staticmethod
-    def backward(context, grad):
-        x, weight = context.saved_tensors
-        return nearest(grad) @ nearest(weight), nearest(grad).t() @ nearest(x)
-
-
-def recurrence(inputs, hx, weights, times):
-    """Returns output and h_n of a layer with tanh and without biases."""
-    states = [hx[0]]
-    for x in inputs:
-        states.append(torch.tanh(times(x, weights[0]) + times(states[-1], weights[1])))
-    return torch.stack(states[1:]), states[-1][None]
-
-
 @pytest.mark.parametrize("plan", ["resident", "streamed"])
 def test_a_layer_in_tf32(plan, fp32_precision, launched, monkeypatch):
     """The projection, the recurrence and all gradients: all of them as near as rounded operands."""
@@ -187,8 +165,8 @@ def test_a_layer_in_tf32(plan, fp32_precision, launched, monkeypatch):
     given += [(torch.randn(T, B, H), torch.randn(1, B, H))]
     ours = results(fused, *given, torch.float32)
     assert launched == ["tf32"] * 6
-    theirs = results(lambda *of: recurrence(*of, Rounded.apply), *given, torch.float32)
-    exact = results(lambda *of: recurrence(*of, linear), *given, torch.float64)
+    theirs = results(recurrence(Rounded.apply, Rounded.apply), *given, torch.float32)
+    exact = results(recurrence(linear, linear), *given, torch.float64)
     budget = ErrorBudget(torch.float32)
     for name, reference in exact.items():
         budget.add((plan, name), ours[name], theirs[name], reference)

@@ -5,60 +5,12 @@ import torch
 import triton
 import triton.language as tl
 from plans import PLANS
+from tf32 import RoundedRecurrence, fused, recurrence, results
+from torch.nn.functional import linear
 
-from namernn_fast import FusedRNN
 from namernn_fast.gpu import layer
 from namernn_fast.gpu.kernels import primitives
 from namernn_fast.testing import ErrorBudget
-
-
-def nearest(x):
-    """Returns float32 numbers rounded to TF32, to the nearest value."""
-    bits = x.view(torch.int32)
-    return ((bits + 0xFFF + (bits >> 13 & 1)) & -0x2000).view(torch.float32)
-
-
-class RoundedProduct(torch.autograd.Function):
-    """h W^T of rounded operands, as libraries compute it in TF32; its gradient of h, too."""
-
-    @staticmethod
-    def forward(context, h, weight):
-        context.save_for_backward(h, weight)
-        return nearest(h) @ nearest(weight).t()
-
-    @staticmethod
-    def backward(context, grad):
-        h, weight = context.saved_tensors
-        return nearest(grad) @ nearest(weight), grad.t() @ h
-
-
-def recurrence(inputs, hx, weights, product):
-    """Returns output and h_n of a layer with tanh and without biases."""
-    weight_ih, weight_hh = weights
-    states = [hx[0]]
-    for x in inputs:
-        states.append(torch.tanh(x @ weight_ih.t() + product(states[-1], weight_hh)))
-    return torch.stack(states[1:]), states[-1][None]
-
-
-def results(run, inputs, hx, weights, grads, dtype):
-    """Returns the results of `run` and the gradients of all that it is given."""
-    inputs, hx, *weights = (
-        of.to(dtype, copy=True).requires_grad_() for of in (inputs, hx, *weights)
-    )
-    output, h_n = run(inputs, hx, weights)
-    torch.autograd.backward([output, h_n], [of.to(dtype) for of in grads])
-    names = ("inputs", "hx", "weight_ih", "weight_hh")
-    found = {
-        f"grad_{name}": of.grad for name, of in zip(names, (inputs, hx, *weights), strict=True)
-    }
-    return found | {"output": output.detach(), "h_n": h_n.detach()}
-
-
-def fused(inputs, hx, weights):
-    rnn = FusedRNN(inputs.shape[2], hx.shape[2], bias=False)
-    parameters = dict(zip(("weight_ih_l0", "weight_hh_l0"), weights, strict=True))
-    return torch.func.functional_call(rnn, parameters, (inputs, hx))
 
 
 @pytest.mark.parametrize("plan", [name for name in PLANS if "one_sequence" not in name])
@@ -80,10 +32,8 @@ def test_operands_are_rounded_to_the_nearest_value(plan, hidden_size, monkeypatc
     ]
     given = (inputs, hx, weights, (randn(T, B, hidden_size), randn(1, B, hidden_size)))
     ours = results(fused, *given, torch.float32)
-    theirs = results(lambda *of: recurrence(*of, RoundedProduct.apply), *given, torch.float32)
-    exact = results(
-        lambda *of: recurrence(*of, lambda h, weight: h @ weight.t()), *given, torch.float64
-    )
+    theirs = results(recurrence(linear, RoundedRecurrence.apply), *given, torch.float32)
+    exact = results(recurrence(linear, linear), *given, torch.float64)
     budget = ErrorBudget(torch.float32)
     for name, reference in exact.items():
         budget.add((plan, hidden_size, name), ours[name], theirs[name], reference)

@@ -1,0 +1,72 @@
+"""A layer in PyTorch with operands that are rounded to TF32 as libraries round them."""
+
+import torch
+
+from namernn_fast import FusedRNN
+
+
+def nearest(x):
+    """Returns float32 numbers rounded to TF32, to the nearest value."""
+    bits = x.view(torch.int32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & -0x2000).view(torch.float32)
+
+
+class Rounded(torch.autograd.Function):
+    """x W^T and its gradients from operands that are rounded to TF32."""
+
+    @staticmethod
+    def forward(context, x, weight):
+        context.save_for_backward(x, weight)
+        return nearest(x) @ nearest(weight).t()
+
+    @staticmethod
+    def backward(context, grad):
+        x, weight = context.saved_tensors
+        return nearest(grad) @ nearest(weight), nearest(grad).t() @ nearest(x)
+
+
+class RoundedRecurrence(Rounded):
+    """The same product, but for the gradient of W: that is not a part of the recurrence."""
+
+    @staticmethod
+    def backward(context, grad):
+        h, weight = context.saved_tensors
+        return nearest(grad) @ nearest(weight), grad.t() @ h
+
+
+def recurrence(projection, product):
+    """Returns a layer with tanh and without biases, made from products x W^T.
+
+    Args:
+        projection: of input and weight_ih.
+        product: of a state and weight_hh.
+    """
+
+    def run(inputs, hx, weights):
+        weight_ih, weight_hh = weights
+        states = [hx[0]]
+        for x in inputs:
+            states.append(torch.tanh(projection(x, weight_ih) + product(states[-1], weight_hh)))
+        return torch.stack(states[1:]), states[-1][None]
+
+    return run
+
+
+def results(run, inputs, hx, weights, grads, dtype):
+    """Returns the results of `run` and the gradients of all that it is given."""
+    inputs, hx, *weights = (
+        of.to(dtype, copy=True).requires_grad_() for of in (inputs, hx, *weights)
+    )
+    output, h_n = run(inputs, hx, weights)
+    torch.autograd.backward([output, h_n], [of.to(dtype) for of in grads])
+    names = ("inputs", "hx", "weight_ih", "weight_hh")
+    found = {
+        f"grad_{name}": of.grad for name, of in zip(names, (inputs, hx, *weights), strict=True)
+    }
+    return found | {"output": output.detach(), "h_n": h_n.detach()}
+
+
+def fused(inputs, hx, weights):
+    rnn = FusedRNN(inputs.shape[2], hx.shape[2], bias=False)
+    parameters = dict(zip(("weight_ih_l0", "weight_hh_l0"), weights, strict=True))
+    return torch.func.functional_call(rnn, parameters, (inputs, hx))
