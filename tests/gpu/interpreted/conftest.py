@@ -147,12 +147,6 @@ class Worst:
 
 
 @pytest.fixture(autouse=True)
-def _products_are_not_rounded(monkeypatch):
-    """The results of most tests are compared with those of `nn.RNN` on a CPU, which has no TF32."""
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-
-
-@pytest.fixture(autouse=True)
 def _watch_budgets(monkeypatch):
     check = testing.ErrorBudget.check
 
