@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -283,6 +284,11 @@ def _processes(arguments: argparse.Namespace) -> Iterator[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
+    # Its functions have the default group at the time of the import as the default of an argument:
+    # imported later, as by an optimizer's first step, they would keep the group and its threads
+    # alive, and a thread that frees a tensor while the interpreter shuts down aborts the process.
+    importlib.import_module("torch.distributed.nn")
+
     device = torch.device(arguments.device)
     try:
         if device.type == "cuda":
