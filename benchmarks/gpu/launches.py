@@ -14,7 +14,7 @@ from benchmarks.gpu.grid import Precision
 from benchmarks.gpu.h100 import H100
 from benchmarks.harness.grid import PACKED, TRAINING, Cell
 from namernn_fast import gpu, ops
-from namernn_fast.gpu import device
+from namernn_fast.gpu import device, stepwise
 
 # Operators that allocate memory, or look at it in another way, and launch nothing.
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "device", "_unsafe_view"}
@@ -41,7 +41,8 @@ class _Notes(TorchDispatchMode):
 
 
 def launched(cell: Cell, precision: Precision, batch_sizes: torch.Tensor | None) -> list[str]:
-    """Returns the names of all that one call of a cell launches, in their order.
+    """Returns the names of all that one call of a cell launches, in their order, with one kernel
+    for all steps.
 
     Args:
         cell: The cell; in training its input receives no gradient, as in a first layer.
@@ -63,6 +64,8 @@ def launched(cell: Cell, precision: Precision, batch_sizes: torch.Tensor | None)
     notes = _Notes()
     with (
         mock.patch.object(device, "find_device", return_value=H100),
+        # The model is one of kernels: where torch multiplies the steps, they are the other choice.
+        mock.patch.object(stepwise, "suits", return_value=False),
         mock.patch.object(JITFunction, "run", lambda kernel, *args, **kwargs: notes.launch(kernel)),
         mock.patch.object(
             torch, "is_autocast_enabled", return_value=False

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
+import torch
 import triton
 
 from benchmarks.gpu.grid import CELLS
@@ -121,11 +122,15 @@ on a card older than an H100. From H = 264 on it took about as long as the stand
 
 ## Would a loop of library calls be faster where H x B is large?
 
-A step could be a library's product and a pointwise kernel, in a loop that a CUDA graph holds. Its
-least time is the product at the peak of the datasheet, or at the rate at which L2 feeds tiles of
-128 x 128 values, the pointwise kernel at the rate of memory, and two gaps of a graph. No library
-reaches that. `mended` is our step without bank conflicts; `tie` is the gap between nodes with which
-the loop would take as long as our mended step, if the rest of it took no more than the least.
+A step can be a product of torch and a pointwise kernel instead (`namernn_fast/gpu/stepwise.py`),
+in a loop that a CUDA graph holds. Its least time is the product at the peak of the datasheet, or
+at the rate at which L2 feeds tiles of 128 x 128 values, the pointwise kernel at the rate of
+memory, and two gaps of a graph: no library reaches that. `mended` is our step without bank
+conflicts; `tie` is the gap between nodes with which the loop would take as long as our mended
+step, if the rest of it took no more than the least. `chosen` says where the layer takes the loop
+for dense rows: always, or while a graph is captured, since an eager call waits for the host's
+launches where steps are short. With TF32 it does so where torch's own products may be rounded to
+TF32 too.
 
 {loops}
 
@@ -239,7 +244,7 @@ def streamed(precision: str) -> list[Cell]:
 def loops(record: Record) -> str:
     """Returns the forward step of streamed plans beside that of a loop of library calls."""
     heads = ["(D, H, T)", "B", "precision", "our step", "mended", "bound by"]
-    heads += ["product", "pointwise", "loop", "loop / ours", "loop / mended", "tie"]
+    heads += ["product", "pointwise", "loop", "loop / ours", "loop / mended", "tie", "chosen"]
     lines = [heads]
     for precision in BY_NAME:
         for cell in streamed(precision):
@@ -249,8 +254,19 @@ def loops(record: Record) -> str:
             line += map(microseconds, (least.product, least.pointwise, least.seconds))
             line += [f"{least.seconds / one.seconds:.2f}" for one in (ours, mended)]
             line.append(microseconds(max(0.0, least.gap_of_a_tie(mended.seconds))))
+            line.append(_chosen(cell, precision))
             lines.append(line)
     return markdown(lines)
+
+
+def _chosen(cell: Cell, precision: str) -> str:
+    """Returns when torch multiplies the steps of a cell: `always`, `captured` or `no`."""
+    if BY_NAME[precision].dtype != torch.float32:
+        return "no"
+    plan, sizes = plan_of(cell, precision), (cell.hidden_size, cell.batch)
+    if plan.runs_stepwise(*sizes, is_captured=False):
+        return "always"
+    return "captured" if plan.runs_stepwise(*sizes, is_captured=True) else "no"
 
 
 def _sides(record: Record, cell: Cell, precision: str) -> tuple[Step, Step, Loop]:
@@ -263,7 +279,7 @@ def _sides(record: Record, cell: Cell, precision: str) -> tuple[Step, Step, Loop
 def verdict(record: Record) -> str:
     """Says for which cells the least time of a loop is clearly below our step."""
     headings = (
-        "The loop is worth building: even without bank conflicts our step takes clearly longer "
+        "The loop is faster: even without bank conflicts our step takes clearly longer "
         "(in brackets the loop over the mended step)",
         "Bank conflicts are to be mended first: the loop is clearly faster than our step as it is, "
         "and not than the mended one (the loop over our step)",

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import ops
-from . import launching
+from . import launching, stepwise
 from .device import Device, device_of, let_no_programs_meet
-from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel, sums_by_token_kernel
+from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel
 from .plan import Plan, plan_of
 from .problem import Stack
 from .products import product
+from .sums import sums_by_token
 
 
 @functools.cache
@@ -213,6 +213,11 @@ def forward_layer(
         ring: whether output is memory for the states of two steps, since h_n alone is wanted.
     """
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
+    if not ops.has_ids(x) and stepwise.suits(stack, h_n):
+        bias = _join([own.bias for own in weights]) if stack.options & ops.BIAS else None
+        states = product(x, _join(weights_ih).t(), bias, out=None if ring else output)
+        stepwise.forward_steps(stack, hx, list(weights_hh), states, h_n)
+        return
     if ops.has_ids(x):
         # The kernel reads rows of the table in the place of projected rows, and adds both biases.
         projected, ids = _beside(weights_ih), x
@@ -265,8 +270,27 @@ def backward_layer(
         grad_hx: written if wanted: (directions, B, H).
         grad_input: written if wanted: (N, features).
     """
+    weights_hh = [own.weight_hh for own in weights]
+    run = stepwise.backward_steps if stepwise.suits(stack, output) else _backward_in_one_kernel
+    run(stack, hx, weights_hh, output, grad_output, grad_h_n, dz, previous, grad_hx)
+    if grad_input is not None:
+        product(dz, _join([own.weight_ih for own in weights]), out=grad_input)
+
+
+def _backward_in_one_kernel(
+    stack: Stack,
+    hx: Tensor | None,
+    weights_hh: list[Tensor],
+    output: Tensor,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    dz: Tensor,
+    previous: Tensor | None,
+    grad_hx: Tensor | None,
+) -> None:
+    """Runs the recurrence of `backward_layer`, whose arguments it takes."""
     dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
-    weight_hh, weight_hh_reverse = _pair([own.weight_hh for own in weights])
+    weight_hh, weight_hh_reverse = _pair(weights_hh)
     own = {
         "grad_output": grad_output,
         "grad_h_n": grad_h_n,
@@ -281,10 +305,8 @@ def backward_layer(
     }
     _launch(backward_kernel, stack, output, own, padded=stack.layout.padded)
     if grad_hx is not None and dz_last is not None:
-        for grad, last, of in zip(grad_hx.unbind(0), dz_last.unbind(0), weights, strict=True):
-            product(last, of.weight_hh, plus=grad, out=grad)
-    if grad_input is not None:
-        product(dz, _join([own.weight_ih for own in weights]), out=grad_input)
+        for grad, last, weight in zip(grad_hx, dz_last, weights_hh, strict=True):
+            product(last, weight, plus=grad, out=grad)
 
 
 def weight_gradients(
@@ -346,39 +368,3 @@ def _grad_weight_hh(
         later, before, first = dz[border:], states[: len(dz) - batch], dz[:border]
     grad = None if hx is None else product(first.t(), hx)
     return product(later.t(), before, plus=grad, out=grad)
-
-
-_ROWS_OF_A_PART = 256  # of a token that has as many rows as others
-SUMS_SETTINGS = {"num_warps": 4, "enable_fp_fusion": True}
-"""How Triton is to compile and launch the kernel of `sums_by_token`."""
-
-
-def sums_constants_of(width: int) -> dict[str, Any]:
-    """Returns the arguments for which the kernel of `sums_by_token` is compiled."""
-    block = min(64, triton.next_power_of_2(width))
-    return {"WIDTH": width, "BLOCK_N": block, "BLOCK_R": 32, "STAGES": 3}
-
-
-def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
-    """Returns the sum of the rows of each token (vocabulary, features), added up in a fixed order.
-
-    Torch's own `embedding_dense_backward` adds the rows of few tokens by atomic operations, in any
-    order (https://github.com/pytorch/pytorch/pull/172454), unless a process asks for deterministic
-    algorithms.
-
-    Args:
-        rows: (N, features), contiguous. Rows of padding are zero.
-        ids: (N). No id is an address: rows whose id is not in the vocabulary are left out.
-        vocabulary: the number of tokens.
-    """
-    by_token, order = ids.to(torch.int32).sort(stable=True)
-    tokens = torch.arange(vocabulary + 1, dtype=torch.int32, device=ids.device)
-    borders = torch.searchsorted(by_token, tokens)
-    width = rows.shape[1]
-    parts = max(1, min(1024, len(ids) // (vocabulary * _ROWS_OF_A_PART)))
-    sums = rows.new_empty(parts, vocabulary, width, dtype=torch.float32)
-    constants = sums_constants_of(width)
-    grid = (vocabulary, -(-width // constants["BLOCK_N"]), parts)
-    arguments = {"rows": rows, "order": order, "borders": borders, "sums": sums, "V": vocabulary}
-    launching.run(sums_by_token_kernel, grid, arguments | constants, SUMS_SETTINGS)
-    return (sums.sum(0) if parts > 1 else sums[0]).to(rows.dtype)

@@ -31,6 +31,9 @@ class Plan(NamedTuple):
     """Tiles of weight_hh on their way at once, where weight_hh is streamed."""
     precision: str
     """Of products in float32, as `tl.dot` has it: `ieee` or `tf32`."""
+    stepwise: bool | None = None
+    """Whether torch multiplies the states of each step in the place of a streamed kernel, where it
+    can; None: where an estimate says that it takes less time."""
 
     @property
     def kind(self) -> str:
@@ -43,7 +46,29 @@ class Plan(NamedTuple):
             return "streamed"
         return "resident" if self.members == 1 else "cooperative"
 
+    def runs_stepwise(self, hidden_size: int, batch: int, is_captured: bool) -> bool:
+        """Returns whether torch multiplies the states of each step in the place of a kernel.
 
+        Args:
+            hidden_size: hidden units of the layer.
+            batch: sequences.
+            is_captured: whether a CUDA graph is captured, whose replays do not wait for the host.
+        """
+        if self.kind != "streamed":
+            return False
+        if self.stepwise is not None:
+            return self.stepwise
+        if hidden_size < _UNITS_THAT_PAY[self.precision]:
+            return False
+        return is_captured or batch * hidden_size**2 >= _HIDES_THE_HOST
+
+
+FEWEST_UNITS_OF_STEPS = 512
+"""Hidden units from which on a product of torch at every step can be faster than one kernel."""
+# By the model of an H100, docs/gpu_model.md: the hidden units from which on it clearly is, and the
+# multiply-adds of a step that take a GPU longer than the host takes for two launches.
+_UNITS_THAT_PAY = {"ieee": 512, "tf32": 1024}
+_HIDES_THE_HOST = 2**28
 _KEPT_IN_REGISTERS = 64  # values of weight_hh in a thread, where no tensor core takes them
 # Limits in bytes beyond which registers would be spilled: for the states of more than 16 sequences
 # in a program that holds all of weight_hh; for a member's part of weight_hh with a block of states.

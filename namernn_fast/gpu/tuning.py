@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from .layer import on_device_of
 from .operators import rnn_backward, rnn_forward
-from .plan import Plan, Size, size_of, tuned
+from .plan import FEWEST_UNITS_OF_STEPS, Plan, Size, size_of, tuned
 
 
 def autotune(input: Tensor, hidden_size: int, *, bidirectional: bool = False, measure=None) -> Plan:
@@ -86,13 +86,21 @@ def _time(size: Size, call: Callable[[], None], measure) -> dict[Plan, float]:
 
 
 def _candidates(size: Size) -> list[Plan]:
-    """Returns the plans for this size and for other batches, with more warps and with fewer."""
+    """Returns the plans for this size and for other batches, with more warps and with fewer.
+
+    Where weight_hh is streamed, torch's products at every step are a plan of their own.
+    """
     chosen = [size.choose()]
     chosen += [size._replace(batch=batch).choose() for batch in (1, 16, 64, 256, 1024, 4096)]
-    found = []
+    found, by_products = [], []
     for plan in chosen:
         blocks = triton.cdiv(size.batch, plan.block_b) * size.directions
         if plan.members > 1 and plan.members * blocks > size.device.meeting:
             continue
+        if plan.kind == "streamed":
+            by_products.append(plan._replace(stepwise=True))
+            plan = plan._replace(stepwise=False)
         found += [plan._replace(warps=warps) for warps in (4, 8, 16)]
+    if size.hidden_size >= FEWEST_UNITS_OF_STEPS and size.dtype == torch.float32:
+        found += by_products[:1]
     return list(dict.fromkeys(found))

@@ -15,7 +15,7 @@ from plans import PLANS, resident, streamed
 from triton.runtime.errors import InterpreterError
 
 from namernn_fast import FusedRNN, availability, gpu, ops
-from namernn_fast.gpu import kernels, launching, layer, stack
+from namernn_fast.gpu import kernels, launching, layer, stack, sums
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = availability.TRITON_DTYPES
@@ -258,7 +258,7 @@ def test_sums_of_rows_by_token():
     ids = torch.randint(-1, 3, (3000,))
     ids[ids == 1] = 3
     rows = torch.randn(3000, 5)
-    found = layer.sums_by_token(rows, ids, 3)
+    found = sums.sums_by_token(rows, ids, 3)
     assert found[1].eq(0).all()
     for token in (0, 2):
         exact = rows[ids == token].double()

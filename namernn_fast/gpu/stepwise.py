@@ -1,0 +1,132 @@
+"""The recurrence of a layer as two launches at every step: a product of torch and the activation.
+
+It takes the place of a kernel that reads weight_hh anew at every step, where a step is so large a
+product that a library's is faster than tiles that stream through one kernel (docs/gpu_model.md
+compares them). States are computed where the projected input lies, and gradients where the gradient
+of the output is copied to, so that no product has to copy what is added to it.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import fp32_precision, ops, transfers
+from .device import device_of
+from .plan import FEWEST_UNITS_OF_STEPS, plan_of
+from .problem import Stack
+from .products import precision_of_rnn
+
+
+def suits(stack: Stack, like: Tensor) -> bool:
+    """Returns whether the recurrence of a layer is to run step by step.
+
+    Args:
+        stack: the layer's stack.
+        like: for the device and the dtype.
+    """
+    layout = stack.layout
+    if stack.hidden_size < FEWEST_UNITS_OF_STEPS or like.dtype != torch.float32:
+        return False  # 16 bits would be rounded before the activation too
+    some = (layout.lengths, layout.offsets, layout.starts, layout.reset)
+    if layout.B == 0 or any(of is not None for of in some):
+        return False
+    if precision_of_rnn(device_of(like)) != fp32_precision.of_products():
+        return False  # torch's product would not have the precision of an RNN
+    plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
+    return plan.runs_stepwise(stack.hidden_size, layout.B, transfers.is_capturing(like.device))
+
+
+def forward_steps(
+    stack: Stack,
+    hx: Tensor | None,
+    weights_hh: list[Tensor],
+    states: Tensor,
+    h_n: Tensor,
+) -> None:
+    """Computes the states of a layer.
+
+    Args:
+        stack: the layer's stack.
+        hx: initial states (directions, B, H), or None for zeros.
+        weights_hh: of each direction (H, H).
+        states: (N, directions * H): the projected input with both biases; replaced by the states.
+        h_n: written, (directions, B, H).
+    """
+    activate = torch.relu_ if stack.options & ops.RELU else torch.tanh_
+    for k, weight_hh in enumerate(weights_hh):
+        transposed = weight_hh.t()
+        steps = _steps(states, stack, k)
+        before = None if hx is None else hx[k]
+        for h in steps:
+            if before is not None:
+                h.addmm_(before, transposed)
+            activate(h)
+            before = h
+        h_n[k].copy_(steps[-1])
+
+
+def backward_steps(
+    stack: Stack,
+    hx: Tensor | None,
+    weights_hh: list[Tensor],
+    output: Tensor,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    dz: Tensor,
+    previous: Tensor | None,
+    grad_hx: Tensor | None,
+) -> None:
+    """Computes what `backward_layer` computes, but for the gradient of the input.
+
+    Args:
+        stack: the layer's stack.
+        hx: initial states (directions, B, H), or None for zeros.
+        weights_hh: of each direction (H, H).
+        output: of the forward pass, (N, directions * H).
+        grad_output: like output, or None for zeros.
+        grad_h_n: (directions, B, H), or None for zeros.
+        dz: written: the gradient before the activation, like output.
+        previous: written if wanted: the previous state of each row, like output.
+        grad_hx: written if wanted: (directions, B, H).
+    """
+    aten = torch.ops.aten
+    is_relu = stack.options & ops.RELU
+    if grad_output is None:
+        dz.zero_()
+    else:
+        dz.copy_(grad_output)
+    for k, weight_hh in enumerate(weights_hh):
+        states, grads = _steps(output, stack, k), _steps(dz, stack, k)
+        if grad_h_n is not None:
+            grads[-1].add_(grad_h_n[k])
+        after = None
+        for h, grad in zip(reversed(states), reversed(grads), strict=True):
+            if after is not None:
+                grad.addmm_(after, weight_hh)
+            if is_relu:
+                aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
+            else:
+                aten.tanh_backward.grad_input(grad, h, grad_input=grad)
+            after = grad
+        if grad_hx is not None:
+            torch.mm(grads[0], weight_hh, out=grad_hx[k])
+        if previous is not None:
+            first, *others = _steps(previous, stack, k)
+            first.zero_() if hx is None else first.copy_(hx[k])
+            if others:
+                torch._foreach_copy_(others, states[:-1])
+
+
+def _steps(rows: Tensor, stack: Stack, k: int) -> list[Tensor]:
+    """Returns the rows of each time, in the order of the direction: views (B, H).
+
+    Args:
+        rows: (N, directions * H).
+        stack: the layer's stack.
+        k: the direction, of which the second one goes back in time.
+    """
+    layout, H = stack.layout, stack.hidden_size
+    width = rows.shape[1]
+    strides = (layout.time_stride * width, layout.batch_stride * width, 1)
+    offset = rows.storage_offset() + k * H
+    steps = rows.as_strided((layout.T, layout.B, H), strides, offset).unbind(0)
+    return list(reversed(steps)) if k else list(steps)

@@ -1,0 +1,45 @@
+"""Sums of the rows of each token, for the gradient of a table."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import launching
+from .kernels import sums_by_token_kernel
+
+_ROWS_OF_A_PART = 256  # of a token that has as many rows as others
+SUMS_SETTINGS = {"num_warps": 4, "enable_fp_fusion": True}
+"""How Triton is to compile and launch the kernel of `sums_by_token`."""
+
+
+def sums_constants_of(width: int) -> dict[str, Any]:
+    """Returns the arguments for which the kernel of `sums_by_token` is compiled."""
+    block = min(64, triton.next_power_of_2(width))
+    return {"WIDTH": width, "BLOCK_N": block, "BLOCK_R": 32, "STAGES": 3}
+
+
+def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
+    """Returns the sum of the rows of each token (vocabulary, features), added up in a fixed order.
+
+    Torch's own `embedding_dense_backward` adds the rows of few tokens by atomic operations, in any
+    order (https://github.com/pytorch/pytorch/pull/172454), unless a process asks for deterministic
+    algorithms.
+
+    Args:
+        rows: (N, features), contiguous. Rows of padding are zero.
+        ids: (N). No id is an address: rows whose id is not in the vocabulary are left out.
+        vocabulary: the number of tokens.
+    """
+    by_token, order = ids.to(torch.int32).sort(stable=True)
+    tokens = torch.arange(vocabulary + 1, dtype=torch.int32, device=ids.device)
+    borders = torch.searchsorted(by_token, tokens)
+    width = rows.shape[1]
+    parts = max(1, min(1024, len(ids) // (vocabulary * _ROWS_OF_A_PART)))
+    sums = rows.new_empty(parts, vocabulary, width, dtype=torch.float32)
+    constants = sums_constants_of(width)
+    grid = (vocabulary, -(-width // constants["BLOCK_N"]), parts)
+    arguments = {"rows": rows, "order": order, "borders": borders, "sums": sums, "V": vocabulary}
+    launching.run(sums_by_token_kernel, grid, arguments | constants, SUMS_SETTINGS)
+    return (sums.sum(0) if parts > 1 else sums[0]).to(rows.dtype)

@@ -1,0 +1,129 @@
+"""A layer whose steps torch multiplies, against the float64 oracle, and when that is chosen."""
+
+from dataclasses import replace
+
+import hypothesis
+import pytest
+import torch
+from drawn import LUCKY, check_results, drawn_cases
+from hypothesis import given, settings
+from plans import resident, streamed
+
+from namernn_fast import last_state, ops, transfers
+from namernn_fast.gpu import layer, plan, stepwise, tuning
+from namernn_fast.gpu.problem import SequenceLayout, Stack
+
+TORCH = streamed(17)._replace(stepwise=True)
+
+
+def let_torch_multiply(patch):
+    """Lets torch multiply the steps of small layers too, and no kernel run."""
+    patch.setattr(stepwise, "FEWEST_UNITS_OF_STEPS", 1)
+    patch.setattr(stepwise, "plan_of", lambda *_: TORCH)
+    patch.setattr(layer, "plan_of", lambda *_: pytest.fail("a kernel was launched"))
+
+
+@pytest.fixture
+def stepwise_alone(monkeypatch):
+    let_torch_multiply(monkeypatch)
+
+
+@pytest.mark.parametrize("options", [{}, {"nonlinearity": "relu", "batch_first": True}], ids=str)
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",), ("hx",)], ids=str)
+@pytest.mark.usefixtures("stepwise_alone")
+def test_results(options, directions, wanted):
+    for T, num_layers in ((1, 1), (4, 2)):
+        case = replace(
+            LUCKY,
+            **{"D": 3, "H": 17, "T": T, "B": 3, "dtype": torch.float32, "values": "ordinary"},
+            options=LUCKY.options
+            | {"num_layers": num_layers, "bidirectional": directions == 2}
+            | options,
+            layout="dense",
+            with_hx="hx" in wanted,
+            wanted=frozenset(wanted),
+            resets=0.0,
+        )
+        check_results(case)
+
+
+@hypothesis.seed(0)  # without it, the examples change with every edit of this function
+@given(drawn_cases())
+@settings(deadline=None, max_examples=40)
+def test_any_dense_call(case):
+    """Saturated and non-finite values, empty batches, anything left out."""
+    case.dtype, case.layout, case.resets, case.vocabulary = torch.float32, "dense", 0.0, 0
+    case.__post_init__()
+    with pytest.MonkeyPatch.context() as patch:
+        let_torch_multiply(patch)
+        check_results(case)
+
+
+@pytest.mark.usefixtures("stepwise_alone")
+def test_last_state_alone():
+    rnn = torch.nn.RNN(5, 17, bidirectional=True)
+    x, hx = torch.randn(6, 3, 5), torch.randn(2, 3, 17)
+    weights = [p.detach() for p in rnn.parameters()]
+    found = last_state(x, hx, weights, bidirectional=True)
+    torch.testing.assert_close(found, rnn(x, hx)[1].detach())
+
+
+# ---- When torch multiplies the steps ----
+
+
+def stack_of(hidden_size, batch, **layout):
+    rows = SequenceLayout(*[None] * 4, T=2, B=batch, N=2 * batch, time_stride=batch, batch_stride=1)
+    return Stack(rows._replace(**layout), None, [], ops.BIAS, 1, hidden_size)
+
+
+def suits(hidden_size, batch, dtype=torch.float32, **layout):
+    return stepwise.suits(stack_of(hidden_size, batch, **layout), torch.empty(0, dtype=dtype))
+
+
+@pytest.fixture(params=[False, True], ids=["eager", "captured"])
+def is_captured(request, monkeypatch):
+    monkeypatch.setattr(transfers, "is_capturing", lambda device: request.param)
+    return request.param
+
+
+def test_large_steps_alone(is_captured, fp32_precision):
+    """An eager call waits for the host, which a step must outlast; a captured one does not."""
+    assert suits(1024, 1024)
+    assert suits(512, 1024)
+    assert suits(512, 256) == is_captured
+    assert not suits(512, 1)  # cooperative
+    assert not suits(256, 4096)
+    fp32_precision("tf32", "tf32")
+    assert suits(1024, 1024)
+    assert suits(1024, 64) == is_captured
+    assert not suits(512, 1024)
+
+
+def test_what_a_kernel_must_do(is_captured, fp32_precision):
+    some = torch.empty(0)
+    assert not suits(1024, 1024, torch.bfloat16)
+    assert not suits(1024, 0)
+    for name in ("lengths", "offsets", "starts", "reset"):
+        assert not suits(1024, 1024, **{name: some})
+    for flags in (("tf32", "ieee"), ("ieee", "tf32")):
+        fp32_precision(*flags)
+        assert not suits(1024, 1024)
+
+
+def test_what_was_tuned_decides(is_captured, monkeypatch):
+    size = plan.size_of(1024, 1024, torch.empty(0), 1)
+    for stepwise_or_not in (False, True):
+        chosen = size.choose()._replace(stepwise=stepwise_or_not)
+        monkeypatch.setitem(plan.tuned, size, chosen)
+        assert suits(1024, 1024) == stepwise_or_not
+    monkeypatch.setitem(plan.tuned, size, resident(1024))
+    assert not suits(1024, 1024)
+
+
+def test_autotune_times_both():
+    size = plan.size_of(1024, 1024, torch.empty(0), 1)
+    tried = {found.stepwise for found in tuning._candidates(size) if found.kind == "streamed"}
+    assert tried == {False, True}
+    small = size._replace(hidden_size=256, batch=4096)
+    assert not any(found.stepwise for found in tuning._candidates(small))
