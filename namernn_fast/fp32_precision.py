@@ -6,8 +6,8 @@ import torch
 
 
 def of_rnns() -> str:
-    """Returns the precision of all products of an RNN."""
-    return _of(torch.backends.cudnn.rnn)
+    """Returns the precision of all products of an RNN: on AMD always `ieee`."""
+    return "ieee" if torch.version.hip else _of(torch.backends.cudnn.rnn)
 
 
 def of_products() -> str:

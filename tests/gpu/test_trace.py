@@ -235,12 +235,17 @@ clone
     )
 
 
-@pytest.fixture
-def only_products_round():
-    """The setting that torch's products are rounded to TF32 and those of an RNN are not."""
+@pytest.fixture(params=["NVIDIA", "AMD"])
+def only_products_round(request, monkeypatch):
+    """Torch's products are rounded to TF32 and those of an RNN are not; on AMD these never are."""
+    of_rnns = "ieee"
+    if request.param == "AMD":
+        of_rnns = "tf32"
+        monkeypatch.setattr(torch.version, "hip", "6.4")
+        monkeypatch.setattr(device, "find_device", lambda index: H100._replace(backend="hip"))
     flags = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = [flag.fp32_precision for flag in flags]
-    for flag, precision in zip(flags, ("ieee", "tf32"), strict=True):
+    for flag, precision in zip(flags, (of_rnns, "tf32"), strict=True):
         flag.fp32_precision = precision
     yield
     for flag, precision in zip(flags, before, strict=True):
