@@ -63,6 +63,7 @@ def step_by_vmap(predict, stacked, x, y):
 
 def main():
     """Compares with a loop, and trains."""
+    torch.set_num_threads(1)  # more gain nothing in a model this small
     torch.manual_seed(0)
     members = [Forecaster() for _ in range(MEMBERS)]
     stacked, _ = stack_module_state(members)  # of each parameter one tensor, (MEMBERS, ...)
@@ -76,13 +77,13 @@ def main():
     torch.testing.assert_close([*by_vmap[1]], by_loop[1])
     print(f"losses and gradients of {MEMBERS} members: vmap gives those of a loop")
     plain = restore_rnn(nn.ModuleList(copy.deepcopy(members)))  # with torch.nn.RNN
-    times = []
-    for arguments in ("loop(members, x, y)", "loop(plain, x, y)", "vmap(predict, stacked, x, y)"):
-        timer = Timer(f"step_by_{arguments}", globals={**globals(), **locals()})
-        times.append(timer.blocked_autorange(min_run_time=0.3).median)
-    ratios = times[0] / times[2], times[1] / times[2]
-    print("a step is {:.2f} times as fast as the loop,".format(ratios[0]), end=" ")
-    print("{:.2f} times as fast as with nn.RNN, on this machine".format(ratios[1]))
+    names = {**globals(), **locals()}
+    steps = "loop(members, x, y)", "loop(plain, x, y)", "vmap(predict, stacked, x, y)"
+    timers = [Timer(f"step_by_{step}", globals=names) for step in steps]
+    rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # in turns
+    looped, looped_plain, mapped = map(min, zip(*rounds, strict=True))
+    print(f"a step is {looped / mapped:.2f} times as fast as the loop on this machine")
+    print(f"a step is {looped_plain / mapped:.2f} times as fast as a loop over nn.RNN on this machine")
 
     optimizer = torch.optim.Adam(stacked.values(), lr=0.01)
     for _ in range(150):

@@ -13,6 +13,7 @@ import io
 import onnxruntime
 import torch
 from torch import nn
+from torch.export import Dim
 
 from namernn_fast import TokenRNN
 
@@ -48,7 +49,7 @@ def main():
         dynamo=True,
         input_names=["ids", "lengths"],
         output_names=["scores"],
-        dynamic_shapes=({0: "batch", 1: "steps"}, {0: "batch"}),
+        dynamic_shapes=({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}),
         verbose=False,
     )
     file = io.BytesIO()  # or the name of a file
