@@ -81,9 +81,9 @@ def main():
     steps = "loop(members, x, y)", "loop(plain, x, y)", "vmap(predict, stacked, x, y)"
     timers = [Timer(f"step_by_{step}", globals=names) for step in steps]
     rounds = [[timer.timeit(20).mean for timer in timers] for _ in range(7)]  # in turns
-    looped, looped_plain, mapped = map(min, zip(*rounds, strict=True))
-    print(f"a step is {looped / mapped:.2f} times as fast as the loop on this machine")
-    print(f"a step is {looped_plain / mapped:.2f} times as fast as a loop over nn.RNN on this machine")
+    loop, rnn_loop, mapped = map(min, zip(*rounds, strict=True))
+    print(f"a step is {loop / mapped:.2f} times as fast as the loop on this machine")
+    print(f"a step is {rnn_loop / mapped:.2f} times as fast as a loop over nn.RNN on this machine")
 
     optimizer = torch.optim.Adam(stacked.values(), lr=0.01)
     for _ in range(150):

@@ -5,8 +5,9 @@
 `map_batches` streams a folder of Parquet files through workers, each of which loads the pretrained
 network once, and writes another folder; on a cluster, Ray spreads the workers over its machines.
 The script writes a table of made-up names, scores it with two workers on this machine, and prints
-that the languages are those of a single call, how often each one comes, and the rate. It takes half
-a minute, most of which is the start of Ray. Ray comes with `pip install ".[examples]"`.
+that the languages are those of a single call, how many workers took part, the languages that come
+most often, and the rate. It takes less than a minute, most of which is the start of Ray and of the
+workers. Ray comes with `pip install ".[examples]"`.
 """
 
 import argparse

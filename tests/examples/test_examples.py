@@ -6,6 +6,7 @@ An example whose packages are not installed is skipped. Times are printed, but n
 import os
 import re
 import runpy
+import site
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +52,12 @@ def run_apart(tmp_path):
     """Runs an example by a program of its own, in a folder and a home folder that are empty."""
 
     def run_apart(*command):
-        environment = {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        # Ray writes to the home folder, which is also where Python looks for the user's packages.
+        environment = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
             cwd=tmp_path,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
