@@ -21,9 +21,10 @@ SAMPLES, STEPS, HIDDEN, DELTA = 2048, 9, 16, 1e-4
 
 
 class LastState(FusedRNN):
-    """A layer that returns one tensor, which the hooks of Opacus need, and takes no other argument.
+    """A layer from one tensor to one tensor, which is all that the hooks of Opacus can repeat.
 
-    A `FusedRNN` as it is goes with `grad_sample_mode="ew"`, by the operators of `nn.RNN`.
+    They would drop `lengths` without a word, and the gradients would be wrong. A `FusedRNN` as it
+    is goes with `grad_sample_mode="ew"`, by the operators of `nn.RNN`.
     """
 
     def forward(self, x):
