@@ -1,0 +1,90 @@
+"""Trains a model in several processes, each of which takes a share of every batch.
+
+    torchrun --standalone --nproc-per-node 2 examples/train_torchrun.py
+
+`DistributedDataParallel` takes the layer like any other module. The first process then trains
+another model of equal initial weights by itself on whole batches. It prints the losses of both
+trainings, which differ by rounding alone, and takes some seconds.
+"""
+
+import copy
+import os
+
+import torch
+import torch.distributed as dist
+
+# Imported before a group exists: its functions have the group at the time of their import as the
+# default of an argument. Imported by the first step of an optimizer instead, they would keep the
+# group and its threads alive until the interpreter shuts down, which may abort the process.
+import torch.distributed.nn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from namernn_fast import FusedRNN
+
+SYMBOLS, STEPS, SHARE, UPDATES = 4, 8, 64, 200
+
+
+class Classifier(nn.Module):
+    """Reads one-hot symbols (batch, STEPS, SYMBOLS) and tells the first one."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = FusedRNN(SYMBOLS, 32, batch_first=True)
+        self.head = nn.Linear(32, SYMBOLS)
+
+    def forward(self, x):
+        return self.head(self.rnn.last_state(x)[-1])
+
+
+def train(model, batch, mine):
+    """Trains on some sequences of each batch, and returns the losses of these sequences.
+
+    Args:
+        model: of this process.
+        batch: the number of sequences in a batch, of all processes together.
+        mine: a slice, the sequences of this process.
+    """
+    generator = torch.Generator().manual_seed(1)  # every process draws the whole batch
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    losses = []
+    for _ in range(UPDATES):
+        symbols = torch.randint(SYMBOLS, (batch, STEPS), generator=generator)[mine]
+        scores = model(nn.functional.one_hot(symbols, SYMBOLS).float())
+        loss = nn.functional.cross_entropy(scores, symbols[:, 0])
+        optimizer.zero_grad()
+        loss.backward()  # DistributedDataParallel takes the mean of the processes' gradients here
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def main():
+    """Trains in all processes, then in the first one alone."""
+    if "RANK" not in os.environ:
+        raise SystemExit("start this program by torchrun, as its first lines say")
+    dist.init_process_group("gloo")
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    model = Classifier()
+    alone = copy.deepcopy(model)
+
+    batch = SHARE * processes
+    share = slice(SHARE * rank, SHARE * (rank + 1))
+    together = train(DistributedDataParallel(model), batch, share)
+    dist.all_reduce(together)
+    together /= processes  # the losses of whole batches
+    if rank == 0:
+        single = train(alone, batch, slice(None))
+        for update in range(0, UPDATES, 40):
+            losses = together[update], processes, single[update]
+            print("update {:3}: loss {:.4f} by {} processes, {:.4f} by one".format(update, *losses))
+        torch.testing.assert_close(together, single, rtol=1e-3, atol=1e-4)
+        distance = (together - single).abs().max()
+        print(f"last loss {together[-1]:.4f}; largest difference of all losses {distance:.1e}")
+    dist.barrier()  # no process closes its connections before the first one is done
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Every example runs, shows what it claims, and fails where its claim does not hold.
+
+An example whose packages are not installed is skipped. Times are printed, but no test judges them.
+"""
+
+import os
+import re
+import runpy
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map_only
+
+from namernn_fast import FusedRNN
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NEEDS = {
+    "swap_in": (),
+    "lengths": (),
+    "resets": ("gymnasium",),
+    "onnx_export": ("onnxscript", "onnxruntime"),
+    "ensemble": (),
+    "privacy": ("opacus",),
+    "score_table": ("ray.data", "safetensors"),
+    "train_torchrun": (),
+}
+"""The packages that an example needs beside torch."""
+
+
+@pytest.fixture
+def run(threads, monkeypatch, tmp_path, capsys):
+    """Runs an example in this process, which saves the import of torch; returns what it prints."""
+    threads(1)  # models this small gain nothing from more
+    monkeypatch.chdir(tmp_path)
+
+    def run(name):
+        for package in NEEDS[name]:
+            pytest.importorskip(package)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def run_apart(tmp_path):
+    """Runs an example by a program of its own, in a folder and a home folder that are empty."""
+
+    def run_apart(*command):
+        # Ray writes to the home folder, which is also where Python looks for the user's packages.
+        environment = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=tmp_path,
+            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            out, err = process.communicate(timeout=200)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # which ends the processes it has started, as killing it would not
+            raise
+        assert process.returncode == 0, err
+        return out
+
+    return run_apart
+
+
+def numbers(pattern, printed):
+    """Returns the numbers in what an example printed at the only place that fits the pattern."""
+    (found,) = re.findall(pattern, printed)
+    return [float(number.replace(",", "")) for number in ([found] if type(found) is str else found)]
+
+
+def test_every_script_is_run_and_listed():
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert scripts - {"walkthrough", "build_walkthrough"} == set(NEEDS)
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\[(\w+)\.py\]\(\1\.py\)", readme)) == scripts
+
+
+def test_swap_in(run):
+    printed = run("swap_in")
+    assert "the layer was RNN and is FusedRNN\n" in printed
+    for result in ("scores", "gradients"):
+        error = rf"error of {result}: (\S+), with nn.RNN (\S+); within budget"
+        ours, theirs = numbers(error, printed)
+        assert 0 < ours < 10 * theirs
+    # Two layers in two directions, of four tensors each; the embedding; the head.
+    assert numbers(r"checkpoints: (\d+) tensors of equal names load both ways", printed) == [19]
+    for what in ("a forward pass", "a training step"):
+        assert numbers(rf"{what} is (\S+) times as fast on this machine", printed)[0] > 0
+
+
+def test_lengths(run):
+    printed = run("lengths")
+    for result in ("scores", "gradients"):
+        ours, packed = numbers(rf"error of {result}: (\S+), packed (\S+); within budget", printed)
+        assert 0 < ours < 10 * packed
+    accuracy, chance = numbers(r"after training: (\S+), by chance (\S+)", printed)
+    assert accuracy > 0.9 > chance
+    assert numbers(r"is (\S+) times as fast as packing on this machine", printed)[0] > 0
+
+
+def test_resets(run):
+    printed = run("resets")
+    begun, environments, steps = numbers(
+        r"(\d+) episodes begin in (\d+) environments within (\d+) steps", printed
+    )
+    assert environments < begun < environments * steps
+    assert "log-probabilities and gradients are within the error budget of the loop\n" in printed
+    assert numbers(r"is (\S+) times as fast as the loop on this machine", printed)[0] > 0
+    (first,), (last,) = (numbers(rf"earns (\S+) at {when}", printed) for when in ("first", "last"))
+    assert first < 0.5
+    assert last > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+def test_onnx_export(run):
+    printed = run("onnx_export")
+    nodes, layers = numbers(r"(\d+) nodes, (\d+) of them RNN", printed)
+    assert nodes > layers == 1
+    for shape in ((1, 1), (3, 7), (16, 40), (100, 12)):
+        batch = "batch {}, steps {}: equal, largest distance".format(*shape)
+        assert numbers(rf"{batch} (\S+)", printed)[0] < 1e-5
+
+
+def test_ensemble(run):
+    printed = run("ensemble")
+    assert "losses and gradients of 6 members: vmap gives those of a loop\n" in printed
+    for rival in ("the loop", "a loop over nn.RNN"):
+        assert numbers(rf"is (\S+) times as fast as {rival} on this machine", printed)[0] > 0
+    (alone,), (together,) = (
+        numbers(rf"error of {what}: (\S+)", printed)
+        for what in ("a member, on average", "the mean prediction")
+    )
+    noise = 0.1**2
+    assert noise < together < alone < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off", "ignore:Full backward hook is firing")
+def test_privacy(run):
+    printed = run("privacy")
+    for who in ("vmap gives", "Opacus keeps"):
+        assert f"gradients of 32 samples: {who} those of a loop\n" in printed
+    assert numbers(r"accuracy on other samples: (\S+)", printed)[0] > 0.8
+    epsilon, delta = numbers(r"privacy spent: epsilon (\S+) at delta (\S+)", printed)
+    assert 0.5 < epsilon < 4
+    assert delta < 1 / 2048
+
+
+def test_score_table(run_apart):
+    for package in NEEDS["score_table"]:
+        pytest.importorskip(package)
+    printed = run_apart(EXAMPLES / "score_table.py", "--rows", "20000")
+    assert "20,000 rows of 8 files: the languages are those of a single call\n" in printed
+    assert numbers(r"(\d+) workers took part", printed)[0] in (1, 2)
+    told = dict(re.findall(r"(\w+) ([\d,]+)(?:, |\n)", printed.partition("most frequent: ")[2]))
+    assert len(told) == 4
+    assert "English" in told
+    assert numbers(r"(\S+) rows a second on this machine", printed)[0] > 0
+
+
+needs_gloo = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this torch has no gloo",
+)
+
+
+@needs_gloo
+def test_train_torchrun(run_apart):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    printed = run_apart(*torchrun, EXAMPLES / "train_torchrun.py")
+    losses = re.findall(r"update +\d+: loss (\S+) by 2 processes, (\S+) by one\n", printed)
+    assert len(losses) == 5
+    for together, alone in losses:
+        assert float(together) == pytest.approx(float(alone), rel=1e-2, abs=2e-4)
+    last, difference = numbers(r"last loss (\S+); largest difference of all losses (\S+)", printed)
+    assert last < 0.1 < float(losses[0][0])
+    assert difference < 1e-3
+
+
+@needs_gloo
+def test_train_torchrun_says_how_it_is_started(run, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit, match="start this program by torchrun"):
+        run("train_torchrun")
+
+
+def slightly_wrong(function):
+    """Returns a function whose tensors, or whose functions' tensors, are a thousandth too large."""
+
+    def wrong(*arguments, **options):
+        result = function(*arguments, **options)
+        if callable(result):
+            return slightly_wrong(result)
+        return tree_map_only(torch.Tensor, lambda tensor: 1.001 * tensor, result)
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "attribute"),
+    [
+        ("swap_in", FusedRNN, "forward"),
+        ("lengths", FusedRNN, "last_state"),
+        ("resets", FusedRNN, "forward"),
+        ("ensemble", torch.func, "vmap"),
+        ("privacy", torch.func, "vmap"),
+    ],
+)
+def test_results_that_are_slightly_wrong_are_found(name, place, attribute, run, monkeypatch):
+    monkeypatch.setattr(place, attribute, slightly_wrong(getattr(place, attribute)))
+    with pytest.raises(AssertionError, match=r"exceeds its budget|Tensor-likes are not close"):
+        run(name)
