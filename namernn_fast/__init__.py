@@ -4,7 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .explaining import explain
 from .functional import batch_invariant, last_state, rnn
-from .nn import FusedRNN, FusedRNNCell, replace_rnn, restore_rnn
+from .nn import FusedRNN, FusedRNNCell
+from .replacing import replace_rnn, restore_rnn
 from .token_rnn import TokenRNN
 
 try:

@@ -1,6 +1,7 @@
 """`torch.func.vmap`: folds the mapped dimension into the batch dimension of one fused call."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def is_mapped(*tensors: Tensor | None) -> bool:
     )
 
 
-def one_level_below():
+def one_level_below() -> AbstractContextManager[object]:
     """Returns a context without the innermost `vmap`, for what it does not map over."""
     return retrieve_current_functorch_interpreter().lower()
 
