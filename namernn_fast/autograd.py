@@ -50,6 +50,7 @@ class FusedStack(torch.autograd.Function):
         want_input, want_hx, weights = needed[0], needed[1], ctx.weights
         input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
         hidden = rest[: ctx.plan.hidden]  # the other tensors are weights
+        grad_weights: Sequence[Tensor | None]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif _must_be_differentiable(grad_output, grad_h_n):

@@ -30,8 +30,8 @@ no gradient.
 
 import functools
 import importlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -87,8 +87,9 @@ _library.define(
     "int l2_bytes) -> (int, int, float, int)"
 )
 
-rnn_forward = torch.ops.namernn_fast.rnn_forward.default
-rnn_backward = torch.ops.namernn_fast.rnn_backward.default
+_Results: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
+rnn_forward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_forward.default
+rnn_backward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_backward.default
 
 
 class LayerWeights(NamedTuple):
@@ -215,7 +216,7 @@ def _(
     sequence_layout: Tensor | None,
     reset: Tensor | None,
     options: int,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> _Results:
     num_layers, directions = layer_count(weights, options), directions_of(options)
     hidden_size = weights[1].shape[0]
     if hx is not None:
@@ -251,7 +252,7 @@ def _(
     want_input: bool,
     want_hx: bool,
     want_layers: Sequence[int],
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> _Results:
     per_layer, like = weights_per_layer(options), weights[0]
     return (
         like.new_empty(input.shape if want_input else (0,)),
