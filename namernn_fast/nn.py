@@ -1,7 +1,7 @@
 """The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -169,7 +169,30 @@ class FusedRNN(torch.nn.RNN):
         )
 
     if TYPE_CHECKING:  # torch declares that a call returns anything
-        __call__ = forward
+
+        @overload
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            lengths: Lengths | None = None,
+            reset: Tensor | None = None,
+            embedding: Tensor | None = None,
+            padding_idx: int | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
+
+        @overload
+        def __call__(
+            self,
+            input: PackedSequence,
+            hx: Tensor | None = None,
+            lengths: None = None,
+            reset: Tensor | None = None,
+            embedding: Tensor | None = None,
+            padding_idx: int | None = None,
+        ) -> tuple[PackedSequence, Tensor]: ...
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def last_state(
         self,
@@ -291,7 +314,8 @@ class FusedRNNCell(torch.nn.RNNCell):
         return step(input, hx, *weights)
 
     if TYPE_CHECKING:  # torch declares that a call returns anything
-        __call__ = forward
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def why_not_fused(
         self, input: Tensor, hx: Tensor | None = None, weights: Sequence[Tensor] | None = None
