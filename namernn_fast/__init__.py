@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import requirements  # noqa: F401 - first, for it says why other modules would fail
 from .explaining import explain
 from .functional import batch_invariant, last_state, rnn
 from .nn import FusedRNN, FusedRNNCell
