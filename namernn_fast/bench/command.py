@@ -45,6 +45,9 @@ CELLS = tuple(
     for mode in MODES
 )
 
+WIDTH = 40
+"""Characters of the line that shows how far a run is."""
+
 Results = dict[Cell, dict[str, Rounds]]
 """The rounds of each layer in each cell."""
 
@@ -112,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
     """
     _check_paths(options)
     with _settled(options.threads):
+        facts = advice.gather()  # before this program is what keeps the machine busy
         cells = [cell for cell in CELLS if cell.is_small or not options.quick]
         print(machine())
         calls = check(cells)
@@ -121,7 +125,9 @@ def run(options: argparse.Namespace) -> None:
         print(report(results))
         if options.quick:
             print("\nA quick run shows that it works. It is no measurement.")
-        for text in advice.advise(advice.gather()):
+        elif advice.is_busy(facts):
+            print("\nThe machine was busy with other programs: this is no measurement.")
+        for text in advice.advise(facts):
             print("\n" + advice.wrapped(text))
         described = machine()
         title = f"{_processor()}, {torch.get_num_threads()} thread(s)"
@@ -233,10 +239,11 @@ def _shown(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
     is_seen = sys.stderr is not None and sys.stderr.isatty()
     for number, cell in enumerate(cells):
         if is_seen:
-            print(f"\r{number} of {len(cells)} cells {done}", end="", file=sys.stderr, flush=True)
+            text = f"{number} of {len(cells)} cells {done}"
+            print(f"{text:<{WIDTH}}", end="\r", file=sys.stderr, flush=True)
         yield cell
     if is_seen:
-        print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+        print(" " * WIDTH, end="\r", file=sys.stderr, flush=True)
 
 
 def _medians(results: Results) -> Timings:

@@ -37,9 +37,8 @@ def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | 
 
     figure = Figure(figsize=(2.2 + 3.6 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
-    batches = sorted(
-        {cell.batch for lines in panels.values() for line in lines.values() for cell in line}
-    )
+    cells = [cell for lines in panels.values() for line in lines.values() for cell in line]
+    batches = sorted({cell.batch for cell in cells})
     for panel, (subtitle, lines) in zip(axes[0], panels.items(), strict=True):
         for (label, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
             points = {cell.batch: speed_up(medians) for cell, medians in line.items()}
