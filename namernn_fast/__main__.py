@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     # PyTorch raises RuntimeError when memory runs out.
-    except (BudgetError, OSError, RuntimeError, MemoryError, ModuleNotFoundError) as error:
+    except (BudgetError, OSError, RuntimeError, MemoryError, ImportError) as error:
         return _failed(error, 1)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
@@ -99,4 +99,8 @@ def _triton() -> str:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is where the program that started this one closed it
+            # The terminal's encoding may have no multiplication sign.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())
