@@ -98,9 +98,13 @@ def _triton() -> str:
     return f"triton {triton.__version__}"
 
 
-if __name__ == "__main__":
+def _escape_what_cannot_be_shown() -> None:
+    """Makes the streams escape what their encoding lacks, which may be the multiplication sign."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # as it is where the program that started this one closed it
-            # The terminal's encoding may have no multiplication sign.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    _escape_what_cannot_be_shown()
     sys.exit(main())

@@ -69,8 +69,8 @@ def advise(facts: Facts) -> list[str]:
     found = []
     if not facts.has_extension:
         found.append(
-            "Install the package with its C++ extension. Without it, every input on a CPU takes "
-            f"ATen operators step by step, hardly faster than nn.RNN: {availability.REINSTALL}."
+            f"To have the fused kernel, {availability.REINSTALL}. Without the C++ extension every "
+            "input on a CPU takes ATen operators step by step, which is hardly faster than nn.RNN."
         )
     elif facts.capability and _is_lower(facts.kernel, facts.best_kernel):
         found.append(

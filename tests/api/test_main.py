@@ -55,7 +55,7 @@ def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
     ("facts", "begins"),
     [
         ({}, []),
-        ({"has_extension": False, "kernel": ""}, ["Install the package with its C++ extension."]),
+        ({"has_extension": False, "kernel": ""}, ["To have the fused kernel, reinstall it with"]),
         (
             {"kernel": "baseline", "capability": "default"},
             ["Unset ATEN_CPU_CAPABILITY=default: it keeps the kernel at baseline, and this"],
