@@ -2,9 +2,11 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import requirements  # noqa: F401 - first, for it says why other modules would fail
 from .explaining import explain
 from .functional import batch_invariant, last_state, rnn
-from .nn import FusedRNN, FusedRNNCell, replace_rnn, restore_rnn
+from .nn import FusedRNN, FusedRNNCell
+from .replacing import replace_rnn, restore_rnn
 from .token_rnn import TokenRNN
 
 try:

@@ -1,23 +1,81 @@
-"""`python -m namernn_fast`: prints versions, the processor's capability and the paths available."""
+"""The command line: `python -m namernn_fast`, and `python -m namernn_fast bench`.
 
+Without a command it prints versions, the processor's capability, the paths available, and what
+would make them faster. Exit codes: 0 for success; 1 for a failure (a check, a file, a missing
+package); 2 for wrong options; 130 when interrupted. Failures are one line on standard error.
+"""
+
+import argparse
+import os
 import platform
+import sys
+from collections.abc import Sequence
 
 import torch
 
-from . import __version__, availability, ops
+from . import __version__, advice
+from .bench import command as bench
+from .testing import BudgetError
+
+PROGRAM = "python -m namernn_fast"
 
 
-def main() -> None:
-    """Prints one line for each fact."""
-    has_kernel = availability.HAS_EXTENSION
-    kernel = f"cpu {ops.cpu_kernel()}" if has_kernel else "none (built without a compiler)"
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+        argv: the arguments, `sys.argv[1:]` if None.
+
+    Raises:
+        SystemExit: options are wrong (argparse, code 2), or help was asked for.
+    """
+    try:
+        options = _parser().parse_args(argv)
+        options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the output has gone; Python's own flush at exit must not report it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    # PyTorch raises RuntimeError when memory runs out.
+    except (BudgetError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        return _failed(error, 1)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+    return 0
+
+
+def _failed(reason: object, code: int) -> int:
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Says what this installation uses, and what would make it faster.",
+        epilog=f"The surname classifier has a command line of its own: {PROGRAM}.names --help",
+    )
+    parser.add_argument("--version", action="version", version=f"namernn_fast {__version__}")
+    parser.set_defaults(run=_show)
+    bench.add_parser(parser.add_subparsers(metavar="COMMAND"))
+    return parser
+
+
+def _show(options: argparse.Namespace) -> None:
+    """Prints one line for each fact, and then the advice."""
+    facts = advice.gather()
+    kernel = f"cpu {facts.kernel}" if facts.has_extension else "none (built without a compiler)"
     lines = {
         "namernn_fast": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "CPU capability (ATen)": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "threads": facts.threads,
+        "processors": facts.usable,
         "fused kernel": kernel,
         "fused kernel on GPUs": _triton(),
         "other devices and dtypes": "reference (ATen operators)",
@@ -25,6 +83,10 @@ def main() -> None:
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
+    found = advice.advise(facts)
+    print("\nFaster:" if found else "\nFaster: nothing is known that would make it faster here.")
+    for text in found:
+        print(advice.wrapped(text))
 
 
 def _triton() -> str:
@@ -36,5 +98,13 @@ def _triton() -> str:
     return f"triton {triton.__version__}"
 
 
+def _escape_what_cannot_be_shown() -> None:
+    """Makes the streams escape what their encoding lacks, which may be the multiplication sign."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is where the program that started this one closed it
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
 if __name__ == "__main__":
-    main()
+    _escape_what_cannot_be_shown()
+    sys.exit(main())

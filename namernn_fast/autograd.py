@@ -3,8 +3,8 @@
 import functools
 import itertools
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,12 +12,22 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 from . import ops, reference
 
+_Run: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+
 
 class FusedStack(torch.autograd.Function):
     """`rnn_forward` with `rnn_backward` as its gradient. Keeps only outputs of the forward pass."""
 
     @staticmethod
-    def forward(ctx, input, hx, sequence_layout, reset, options, *weights):
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        hx: Tensor | None,
+        sequence_layout: Tensor | None,
+        reset: Tensor | None,
+        options: int,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         options |= ops.WANT_HIDDEN
         output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
         compiling = torch.compiler.is_compiling()
@@ -33,11 +43,14 @@ class FusedStack(torch.autograd.Function):
         return output, h_n
 
     @staticmethod
-    def backward(ctx, grad_output, grad_h_n):
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         options, needed = ctx.options, ctx.needs_input_grad
         want_input, want_hx, weights = needed[0], needed[1], ctx.weights
         input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
         hidden = rest[: ctx.plan.hidden]  # the other tensors are weights
+        grad_weights: Sequence[Tensor | None]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif _must_be_differentiable(grad_output, grad_h_n):
@@ -111,7 +124,7 @@ def _versions(weights: Sequence[Tensor]) -> list[int] | None:
         return None
 
 
-def _saved_tensors(ctx) -> Sequence[Tensor | None]:
+def _saved_tensors(ctx: Any) -> Any:
     """Returns the saved tensors.
 
     Raises:
@@ -147,8 +160,15 @@ def _must_be_differentiable(grad_output: Tensor | None, grad_h_n: Tensor | None)
 
 
 def _differentiable_backward(
-    ctx, input, hx, weights, sequence_layout, reset, grad_output, grad_h_n
-):
+    ctx: Any,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+) -> list[Tensor | None]:
     """Returns the gradients of input, hx and weights by way of the reference path.
 
     These have a graph of their own where gradients are enabled.
@@ -159,13 +179,13 @@ def _differentiable_backward(
             "backward pass without create_graph, is_grads_batched and transforms allows that: "
             "change it afterwards"
         )
-    values = (input, hx, *weights)
+    values: tuple[Any, ...] = (input, hx, *weights)  # a Tensor where a gradient is needed
     needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[_BEFORE_WEIGHTS:])
 
-    def run(*wanted):
-        wanted = iter(wanted)
+    def run(*wanted: Tensor) -> tuple[Tensor, Tensor]:
+        given = iter(wanted)
         input, hx, *weights = (
-            next(wanted) if need else value for value, need in zip(values, needed, strict=True)
+            next(given) if need else value for value, need in zip(values, needed, strict=True)
         )
         return reference.rnn_stack(input, hx, weights, sequence_layout, reset, ctx.options)
 
@@ -175,7 +195,9 @@ def _differentiable_backward(
     return [next(grads) if need else None for need in needed]
 
 
-def _autograd_vjp(run, wanted, grads):
+def _autograd_vjp(
+    run: _Run, wanted: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> Sequence[Tensor]:
     """Returns the gradients of `wanted`, with graphs of their own where gradients are enabled."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -191,10 +213,10 @@ def _autograd_vjp(run, wanted, grads):
         )
 
 
-def _vjp(run, wanted, grads):
+def _vjp(run: _Run, wanted: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Sequence[Tensor]:
     """Returns the gradients of `wanted` within transforms of torch.func, unknown to autograd."""
-    results, pull_back = torch.func.vjp(run, *wanted)
-    return pull_back(
+    results, pull_back = torch.func.vjp(run, *wanted)  # type: ignore[misc]
+    return pull_back(  # type: ignore[no-any-return]
         tuple(
             torch.zeros_like(result) if grad is None else grad
             for result, grad in zip(results, grads, strict=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import platform
 import sys
 import warnings
 
@@ -16,17 +17,38 @@ CAPABILITY_MINIMUM = (8, 0)
 _IMPORTING = {__package__, "importlib", "_frozen_importlib", "_frozen_importlib_external"}
 
 
+REINSTALL = (
+    "reinstall it with a C++ compiler at hand "
+    "(pip install --force-reinstall --no-cache-dir --no-build-isolation)"
+)
+"""How an extension is built anew: pip keeps wheels, and a build in isolation sees another torch."""
+
+
 def _load_extension() -> bool:
-    """Loads the C++ extension, which implements the operators on the CPU; says if it is missing."""
+    """Loads the C++ extension, which implements the operators on the CPU; says if it is missing.
+
+    Raises:
+        ImportError: the extension is there and cannot be loaded.
+    """
     name = f"{__package__}._C"
-    if importlib.util.find_spec(name) is None:
+    spec = importlib.util.find_spec(name)
+    if spec is None:
         _warn_importer(
-            "namernn_fast was built without its C++ extension: every input takes the slower path "
-            "through ATen operators. To have the kernels, reinstall it with a C++ compiler at hand "
-            "(pip install --force-reinstall --no-cache-dir)."
+            "namernn_fast was built without its C++ extension: every input on a CPU takes the "
+            f"slower path through ATen operators. To have the kernels, {REINSTALL}."
         )
         return False
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ImportError(
+            f"namernn_fast: the C++ extension {spec.origin} cannot be loaded with torch "
+            f"{torch.__version__} and Python {platform.python_version()} on "
+            f"{platform.system()} {platform.machine()}: {error}. It was built for another system "
+            f"or another torch, or its file is damaged: {REINSTALL}",
+            name=name,
+            path=spec.origin,
+        ) from error
     return True
 
 

@@ -33,7 +33,14 @@ def check_reset(reset: Tensor, is_jagged: bool) -> None:
         )
 
 
-def check_like_nn_rnn(data, hx, weights, sequence_layout, reset, options) -> None:
+def check_like_nn_rnn(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> None:
     """Raises the errors of `nn.RNN` for input and hx that do not fit the weights.
 
     Args:
@@ -96,7 +103,14 @@ def hint_at_embedding(data: Tensor) -> str:
     return ". Token ids need embedding="
 
 
-def check_reference_arguments(data, hx, weights, sequence_layout, reset, options) -> None:
+def check_reference_arguments(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> None:
     """Checks for the reference path what the operators check for the kernels.
 
     Args:
@@ -110,14 +124,14 @@ def check_reference_arguments(data, hx, weights, sequence_layout, reset, options
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
     if options & ops.PACKED:
-        sizes = check_batch_sizes(sequence_layout, data.shape[0])
+        sizes = check_batch_sizes(sequence_layout, data.shape[0])  # type: ignore[arg-type]
         if hx is not None and hx.shape[1] != sizes[0]:
             expected = (hx.shape[0], sizes[0], hx.shape[2])
             raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
         if reset is not None:
             check_reset_shape(reset, len(sizes), sizes[0], options)
     elif options & ops.JAGGED:
-        _check_offsets(sequence_layout, data.shape[0])
+        _check_offsets(sequence_layout, data.shape[0])  # type: ignore[arg-type]
     elif sequence_layout is not None:
         _check_lengths(data, sequence_layout, options)
 

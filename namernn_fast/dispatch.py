@@ -6,6 +6,7 @@ options only h_n has a meaning: a path may return any tensor as output.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ from . import availability, ops, reference
 from .autograd import FusedStack
 from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .integrations import onnx, vmap
+
+_Arguments: TypeAlias = tuple[
+    Tensor, Tensor | None, Sequence[Tensor], Tensor | None, Tensor | None, int
+]
+_Path: TypeAlias = Callable[
+    [Tensor, Tensor | None, Sequence[Tensor], Tensor | None, Tensor | None, int],
+    tuple[Tensor, Tensor],
+]
 
 
 def run(
@@ -63,13 +72,20 @@ def run(
         raise
 
 
-def _check_ids(data, hx, weights, sequence_layout, reset, options) -> None:
+def _check_ids(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> None:
     """Names a token id without a row, in the words that this package has for it on every path."""
     if ops.has_ids(data):
         check_ids(data, weights[0].shape[0], sequence_layout, options)
 
 
-def _choose_path(like: Tensor, options: int, tracing: bool) -> Callable:
+def _choose_path(like: Tensor, options: int, tracing: bool) -> _Path:
     """Returns the path of a call whose device and dtype are those of `like`."""
     if tracing and onnx.exporting():
         return onnx.rnn_stack
@@ -98,7 +114,7 @@ def why_not_kernel(like: Tensor, tracing: bool) -> str | None:
     return availability.why_not_kernel(like)
 
 
-def _run_layers(path: Callable, dropout: float, arguments: tuple) -> tuple[Tensor, Tensor]:
+def _run_layers(path: _Path, dropout: float, arguments: _Arguments) -> tuple[Tensor, Tensor]:
     """Runs the layers of a stack in one call each, with dropout between them.
 
     The layers run with time first, so that dropout draws the masks that `nn.RNN` draws. Dropout
@@ -121,30 +137,55 @@ def _run_layers(path: Callable, dropout: float, arguments: tuple) -> tuple[Tenso
     return reference.with_batch_first(data) if batch_first else data, torch.cat(states)
 
 
-def _fused_path(data, hx, weights, sequence_layout, reset, options):
+def _fused_path(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() and (
         data.requires_grad
         or (hx is not None and hx.requires_grad)
         or any(w.requires_grad for w in weights)
     ):
         options &= ~ops.LAST_STATE  # the backward pass reads the output
-        return FusedStack.apply(data, hx, sequence_layout, reset, options, *weights)
+        return FusedStack.apply(  # type: ignore[no-any-return,no-untyped-call]
+            data, hx, sequence_layout, reset, options, *weights
+        )
     output, h_n, _ = ops.rnn_forward(data, hx, weights, sequence_layout, reset, options)
     return output, h_n
 
 
-def _mapped_path(data, hx, weights, sequence_layout, reset, options):
+def _mapped_path(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> tuple[Tensor, Tensor]:
     """The fused path under vmap, which may itself be under another vmap."""
     if not torch._C._are_functorch_transforms_active():
         return _fused_path(data, hx, weights, sequence_layout, reset, options)
     if not vmap.is_mapped(data, hx, sequence_layout, reset, *weights):
         with vmap.one_level_below():
             return _mapped_path(data, hx, weights, sequence_layout, reset, options)
-    return vmap.Mapped.apply(_mapped_path, data, hx, sequence_layout, reset, options, *weights)
+    return vmap.Mapped.apply(  # type: ignore[no-any-return,no-untyped-call]
+        _mapped_path, data, hx, sequence_layout, reset, options, *weights
+    )
 
 
-def _reference_path(data, hx, weights, sequence_layout, reset, options):
-    if torch.jit.is_tracing():
+def _reference_path(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> tuple[Tensor, Tensor]:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace would record the loop over ATen operators at one length: use a "
             "FusedRNN without lengths= and reset=, whose operators it records at any length"

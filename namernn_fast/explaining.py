@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, ops, tokens
+from . import functional, layouts, ops, tokens
 from .dispatch import why_not_kernel
 from .functional import cast_like_autocast
 from .nn import FusedRNN, FusedRNNCell
@@ -125,7 +125,7 @@ def _of_ids(
     )
     if layer.batch_invariant or functional.batch_invariant_is_on():
         options |= ops.BATCH_INVARIANT
-    ids, hx, sequence_layout, reset, options = functional.normalise(
+    ids, hx, sequence_layout, reset, options = layouts.normalise(
         input, hx, weights, reset, options, True
     )
     tracing = torch.compiler.is_compiling()

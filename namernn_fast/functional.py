@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, ops, tokens, transfers
-from .checks import check_reset, hint_at_embedding
+from . import dispatch, ops, tokens
+from .layouts import Lengths, as_sequence_layout, normalise, restore, restore_states
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -46,6 +46,46 @@ def batch_invariant_is_on() -> bool:
     return _batch_invariant
 
 
+@overload
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = ...,
+    bias: bool = ...,
+    batch_first: bool = ...,
+    dropout: float = ...,
+    bidirectional: bool = ...,
+    training: bool = ...,
+    lengths: Lengths | None = ...,
+    reset: Tensor | None = ...,
+    batch_invariant: bool = ...,
+    embedding: Tensor | None = ...,
+    padding_idx: int | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def rnn(
+    input: PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = ...,
+    bias: bool = ...,
+    batch_first: bool = ...,
+    dropout: float = ...,
+    bidirectional: bool = ...,
+    training: bool = ...,
+    lengths: None = ...,
+    reset: Tensor | None = ...,
+    batch_invariant: bool = ...,
+    embedding: Tensor | None = ...,
+    padding_idx: int | None = ...,
+) -> tuple[PackedSequence, Tensor]: ...
+
+
 def rnn(
     input: Tensor | PackedSequence,
     hx: Tensor | None,
@@ -57,7 +97,7 @@ def rnn(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths | None = None,
     reset: Tensor | None = None,
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
@@ -124,7 +164,7 @@ def rnn(
     output, h_n, options = _run(
         input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, False
     )
-    return _restore(input, output, h_n, options, embedding is not None)
+    return restore(input, output, h_n, options, embedding is not None)
 
 
 def last_state(
@@ -139,7 +179,7 @@ def last_state(
     dropout: float = 0.0,
     bidirectional: bool = False,
     training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths | None = None,
     reset: Tensor | None = None,
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
@@ -178,19 +218,29 @@ def last_state(
     _, h_n, options = _run(
         input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, share_prefixes
     )
-    return _restore_states(input, h_n, options, embedding is not None)
+    return restore_states(input, h_n, options, embedding is not None)
 
 
 def _run(
-    input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, share_prefixes
-):
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Lengths | None,
+    reset: Tensor | None,
+    options: int,
+    dropout: float,
+    embedding: Tensor | None,
+    padding_idx: int | None,
+    share_prefixes: bool | None,
+) -> tuple[Tensor, Tensor, int]:
     """Returns output and h_n as the operators return them, and the options of the call."""
     if embedding is not None:
         tokens.check_types(input, embedding)
     elif padding_idx is not None:
         raise ValueError(f"padding_idx={padding_idx} goes with embedding, which is None")
     # The usual input is what the operators take, and a function call is dear.
-    data, sequence_layout = input, None
+    data: Tensor = input  # type: ignore[assignment]
+    sequence_layout: Tensor | None = None
     has_ids = embedding is not None
     if (
         not isinstance(input, Tensor)
@@ -203,7 +253,7 @@ def _run(
             input, hx, weights, reset, options, has_ids
         )
     if lengths is not None:
-        sequence_layout = _as_sequence_layout(lengths, data, options)
+        sequence_layout = as_sequence_layout(lengths, data, options)
     if dropout and len(weights) == ops.weights_per_layer(options):
         dropout = 0.0
     rows = data if embedding is None else embedding
@@ -230,7 +280,13 @@ def _run(
     return output, h_n, options
 
 
-def option_bits(weights, bias, bidirectional, nonlinearity, batch_first) -> int:
+def option_bits(
+    weights: Sequence[Tensor],
+    bias: bool,
+    bidirectional: bool,
+    nonlinearity: str,
+    batch_first: bool,
+) -> int:
     """Returns the option bits of a call, having checked the number of weights."""
     options = ops.BIAS if bias else 0
     if bidirectional:
@@ -250,147 +306,9 @@ def option_bits(weights, bias, bidirectional, nonlinearity, batch_first) -> int:
     return options
 
 
-def normalise(input, hx, weights, reset, options, has_ids):
-    """Returns data, hx, sequence_layout, reset and options, as the operators take them.
-
-    `has_ids` says whether input holds token ids, which have no dimension of features.
-    """
-    if hx is not None and not isinstance(hx, Tensor):
-        raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
-    packed = isinstance(input, PackedSequence)
-    if not packed and not isinstance(input, Tensor):
-        raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    if hx is not None and hx.dim() != 3 and (packed or input.is_nested):
-        raise RuntimeError(f"hx must have 3 dimensions, got {hx.dim()}")
-    if packed:
-        return _normalise_packed(input, hx, weights, reset, options, has_ids)
-    if reset is not None:
-        check_reset(reset, input.is_nested)
-    if input.is_nested:
-        _check_jagged(input, has_ids)
-        return input.values(), hx, input.offsets().long(), reset, options | ops.JAGGED
-    dim = input.dim() + has_ids
-    if dim == 3:
-        if hx is not None and hx.dim() != 3:
-            raise RuntimeError(
-                f"For batched {input.dim()}-D input, hx should be 3-D but got {hx.dim()}-D tensor"
-                if has_ids
-                else f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
-            )
-        return input, hx, None, reset, options
-    if dim != 2:
-        _refuse_dimensions(input, has_ids)
-    batch_dim = 0 if options & ops.BATCH_FIRST else 1
-    if hx is not None:
-        if hx.dim() != 2:
-            raise RuntimeError(
-                f"For unbatched 1-D input, hx should be 2-D but got {hx.dim()}-D tensor"
-                if has_ids
-                else f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
-            )
-        hx = hx.unsqueeze(1)
-    reset = None if reset is None else reset.unsqueeze(batch_dim)
-    return input.unsqueeze(batch_dim), hx, None, reset, options
-
-
-def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
-    """Raises the error of a padded input that has the wrong number of dimensions."""
-    if has_ids:
-        raise ValueError(
-            "input with embedding holds token ids, which must have 1 or 2 dimensions, got "
-            f"{input.dim()}"
-        )
-    raise ValueError(
-        f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
-        + hint_at_embedding(input)
-    )
-
-
-def _normalise_packed(input: PackedSequence, hx, weights, reset, options, has_ids):
-    """`normalise` for a PackedSequence: hx and reset come into the order of its data."""
-    data, batch_sizes, sorted_indices, _ = input
-    options |= ops.PACKED
-    if reset is not None:
-        check_reset(reset, is_jagged=False)
-    if sorted_indices is not None:
-        if reset is not None:
-            reset = reset.index_select(0 if options & ops.BATCH_FIRST else 1, sorted_indices)
-        if hx is not None:
-            hx = hx.index_select(1, sorted_indices)
-        elif torch.compiler.is_compiling():
-            # A tracer must know the batch as a size: in batch_sizes it is a value, at which a
-            # graph breaks.
-            states = ops.layer_count(weights, options) * ops.directions_of(options)
-            hx = weights[1].new_zeros(states, sorted_indices.shape[0], weights[1].shape[0])
-    if data.dim() + has_ids != 2:
-        raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
-    return data, hx, batch_sizes, reset, options
-
-
-def _check_jagged(input, has_ids: bool) -> None:
-    """Checks that a nested tensor is jagged (batch, any length, features) and without holes.
-
-    Token ids have no dimension of features.
-    """
-    if input.layout != torch.jagged:
-        raise ValueError(
-            "a nested input must have layout=torch.jagged, got torch.strided: make it with "
-            "torch.nested.nested_tensor(..., layout=torch.jagged)"
-        )
-    if input.dim() + has_ids != 3 or input._ragged_idx != 1:
-        features = "" if has_ids else ", features"
-        raise ValueError(
-            f"a jagged input must be (batch, jagged steps{features}), got "
-            f"{input.dim()} dimensions, of which number {input._ragged_idx} is jagged"
-        )
-    if input.lengths() is not None:
-        raise ValueError("a jagged input must have no holes, which input.contiguous() removes")
-
-
-def _as_sequence_layout(lengths, data, options) -> Tensor:
-    """Returns lengths as the operators take them: int64, on the device of input.
-
-    Nothing waits for that device.
-    """
-    if options & (ops.PACKED | ops.JAGGED):
-        raise ValueError(
-            "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
-        )
-    if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, device="cpu")  # a copy, which nobody can change
-        if not lengths.numel():  # no value says which type it has
-            lengths = lengths.long()
-    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
-        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-    if lengths.is_cpu and data.is_cuda and not torch.compiler.is_compiling():
-        return transfers.to_gpu(lengths.long(), data.device, "lengths")
-    return lengths.to(data.device, torch.int64, non_blocking=True)
-
-
 def cast_like_autocast(tensor: Tensor) -> Tensor:
     """Casts a tensor as autocast does for `nn.RNN`: to its lower precision, except float64."""
     device = tensor.device.type
     if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(device))
-
-
-def _restore(input, output, h_n, options, has_ids):
-    """Returns output and h_n in the layout of `input`."""
-    if options & ops.PACKED:
-        output = PackedSequence(output, *input[1:])
-    elif options & ops.JAGGED:
-        output = torch.nested.nested_tensor_from_jagged(output, input.offsets())
-    elif input.dim() + has_ids == 2:
-        output = output.squeeze(0 if options & ops.BATCH_FIRST else 1)
-    else:
-        return output, h_n
-    return output, _restore_states(input, h_n, options, has_ids)
-
-
-def _restore_states(input, h_n, options, has_ids):
-    """Returns h_n in the layout of `input`."""
-    if options & ops.PACKED:
-        order = input.unsorted_indices
-        return h_n if order is None else h_n.index_select(1, order)
-    return h_n.squeeze(1) if input.dim() + has_ids == 2 and not options & ops.JAGGED else h_n

@@ -1,12 +1,13 @@
 """The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
 
 from collections.abc import Sequence
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
+from torch.types import Device
 
 from . import availability, tokens
 from .functional import batch_invariant_is_on, last_state, rnn
@@ -14,6 +15,7 @@ from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import must_serve, plain_twin
+from .layouts import Lengths
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -53,17 +55,36 @@ class FusedRNN(torch.nn.RNN):
 
     batch_invariant: bool = False
 
-    # `device` is an argument by name because `torch.nn.utils.skip_init` requires that.
-    def __init__(self, *args, batch_invariant: bool = False, device=None, dtype=None, **kwargs):
-        super().__init__(*args, device=device, dtype=dtype, **kwargs)
-        self.batch_invariant = batch_invariant
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            nonlinearity: str = "tanh",
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            *,
+            batch_invariant: bool = False,
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
+
+    else:  # `nn.RNN` reads its arguments by itself
+        # `device` is an argument by name because `torch.nn.utils.skip_init` requires that.
+        def __init__(self, *args, batch_invariant=False, device=None, dtype=None, **kwargs):
+            super().__init__(*args, device=device, dtype=dtype, **kwargs)
+            self.batch_invariant = batch_invariant
 
     @overload
     def forward(
         self,
         input: Tensor,
         hx: Tensor | None = None,
-        lengths: Tensor | Sequence[int] | None = None,
+        lengths: Lengths | None = None,
         reset: Tensor | None = None,
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
@@ -82,7 +103,15 @@ class FusedRNN(torch.nn.RNN):
 
     # Every argument may come by position, since torch's older ONNX exporter hands over a None for
     # every parameter.
-    def forward(self, input, hx=None, lengths=None, reset=None, embedding=None, padding_idx=None):
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layer over whole sequences.
 
         Args:
@@ -122,8 +151,8 @@ class FusedRNN(torch.nn.RNN):
         )
         if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
             return self._as_nn_rnn(input, hx, embedding, padding_idx)
-        return rnn(
-            input,
+        return rnn(  # type: ignore[misc]
+            input,  # type: ignore[arg-type]
             hx,
             weights,
             nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",  # as `nn.RNN` reads it
@@ -139,11 +168,37 @@ class FusedRNN(torch.nn.RNN):
             padding_idx=padding_idx,
         )
 
+    if TYPE_CHECKING:  # torch declares that a call returns anything
+
+        @overload
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            lengths: Lengths | None = None,
+            reset: Tensor | None = None,
+            embedding: Tensor | None = None,
+            padding_idx: int | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
+
+        @overload
+        def __call__(
+            self,
+            input: PackedSequence,
+            hx: Tensor | None = None,
+            lengths: None = None,
+            reset: Tensor | None = None,
+            embedding: Tensor | None = None,
+            padding_idx: int | None = None,
+        ) -> tuple[PackedSequence, Tensor]: ...
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
     def last_state(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        lengths: Tensor | Sequence[int] | None = None,
+        lengths: Lengths | None = None,
         reset: Tensor | None = None,
         *,
         embedding: Tensor | None = None,
@@ -187,7 +242,13 @@ class FusedRNN(torch.nn.RNN):
             padding_idx=padding_idx,
         )
 
-    def _as_nn_rnn(self, input, hx, embedding, padding_idx):
+    def _as_nn_rnn(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None,
+        embedding: Tensor | None,
+        padding_idx: int | None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Returns what the operators of `nn.RNN` compute."""
         self._refuse_if_invariant()
         if embedding is not None:
@@ -197,7 +258,7 @@ class FusedRNN(torch.nn.RNN):
     def __prepare_scriptable__(self) -> torch.nn.RNN:
         """Returns what `torch.jit.script` compiles in place of this module."""
         self._refuse_if_invariant()
-        return self if type(self) not in _PLAIN else plain_twin(self, _PLAIN[FusedRNN])
+        return self if type(self) not in PLAIN else plain_twin(self, PLAIN[FusedRNN])
 
     def _refuse_if_invariant(self) -> None:
         """Checks that the operators of `nn.RNN`, which must serve, may serve."""
@@ -252,6 +313,10 @@ class FusedRNNCell(torch.nn.RNNCell):
             hx = input.new_zeros(input.shape[0], self.hidden_size)
         return step(input, hx, *weights)
 
+    if TYPE_CHECKING:  # torch declares that a call returns anything
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
+
     def why_not_fused(
         self, input: Tensor, hx: Tensor | None = None, weights: Sequence[Tensor] | None = None
     ) -> str | None:
@@ -278,7 +343,7 @@ class FusedRNNCell(torch.nn.RNNCell):
             return "torch's own cell is faster where a gradient is needed"
         if (
             torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
             or torch._C._is_any_autocast_enabled()
             or forward_ad._current_level >= 0
         ):
@@ -300,62 +365,14 @@ class FusedRNNCell(torch.nn.RNNCell):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCell:
         """Returns what `torch.jit.script` compiles in place of this module."""
-        return self if type(self) not in _PLAIN else plain_twin(self, _PLAIN[FusedRNNCell])
+        return self if type(self) not in PLAIN else plain_twin(self, PLAIN[FusedRNNCell])
 
 
 allow_tracing(FusedRNN)
 make_leaves(FusedRNN, FusedRNNCell)
 count_flops()
 
-_FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
-
-
-_PLAIN = {fused: plain for plain, fused in _FUSED.items()}
-
-
-def replace_rnn(model: torch.nn.Module) -> torch.nn.Module:
-    """Turns every `nn.RNN` and `nn.RNNCell` in `model`, or `model` itself, into its fused class.
-
-    The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
-    training flags and all references to modules stay as they are. Subclasses of `nn.RNN` and
-    `nn.RNNCell` are left alone, since they may override anything.
-
-    Args:
-        model: any module.
-
-    Returns:
-        `model`, for chaining.
-
-    Raises:
-        TypeError: model is no module.
-    """
-    return _change_classes(model, _FUSED)
-
-
-def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
-    """Turns every `FusedRNN` and `FusedRNNCell` in `model`, or `model` itself, into torch's class.
-
-    The way back from `replace_rnn`, for tools that know the modules of torch by their class, such
-    as `torch.ao.quantization.quantize_dynamic`. Arguments that only the fused classes have
-    (`batch_invariant`) are forgotten. Subclasses are left alone.
-
-    Args:
-        model: any module.
-
-    Returns:
-        `model`, for chaining.
-
-    Raises:
-        TypeError: model is no module.
-    """
-    return _change_classes(model, _PLAIN)
-
-
-def _change_classes(model: torch.nn.Module, classes: dict[type, type]) -> torch.nn.Module:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    for module in model.modules():
-        if type(module) in classes:
-            module.__class__ = classes[type(module)]
-            module.__dict__.pop("batch_invariant", None)
-    return model
+FUSED: dict[type, type] = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
+"""The fused class of each class of torch."""
+PLAIN = {fused: plain for plain, fused in FUSED.items()}
+"""The class of torch for each fused class."""

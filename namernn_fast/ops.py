@@ -30,8 +30,8 @@ no gradient.
 
 import functools
 import importlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -87,8 +87,9 @@ _library.define(
     "int l2_bytes) -> (int, int, float, int)"
 )
 
-rnn_forward = torch.ops.namernn_fast.rnn_forward.default
-rnn_backward = torch.ops.namernn_fast.rnn_backward.default
+_Results: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
+rnn_forward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_forward.default
+rnn_backward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_backward.default
 
 
 class LayerWeights(NamedTuple):
@@ -166,7 +167,7 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
         `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` where these make its
         products faster.
     """
-    return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)
+    return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)  # type: ignore[no-any-return]
 
 
 class Plan(NamedTuple):
@@ -208,15 +209,22 @@ def cpu_plan(
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_forward")
-def _(input, hx, weights, sequence_layout, reset, options):
+def _(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> _Results:
     num_layers, directions = layer_count(weights, options), directions_of(options)
     hidden_size = weights[1].shape[0]
     if hx is not None:
-        batch = hx.shape[1]
+        batch: Any = hx.shape[1]  # a number or a symbol
     elif options & PACKED:  # the batch is a value in batch_sizes, unknown to a tracer
         batch = torch.library.get_ctx().new_dynamic_size()
     elif options & JAGGED:
-        batch = sequence_layout.shape[0] - 1
+        batch = sequence_layout.shape[0] - 1  # type: ignore[union-attr]
     else:
         batch = input.shape[0 if options & BATCH_FIRST else 1]
     shape = output_shape(input, hidden_size, options)
@@ -231,24 +239,24 @@ def _(input, hx, weights, sequence_layout, reset, options):
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_backward")
 def _(
-    grad_output,
-    grad_h_n,
-    input,
-    hx,
-    weights,
-    output,
-    hidden,
-    sequence_layout,
-    reset,
-    options,
-    want_input,
-    want_hx,
-    want_layers,
-):
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    hidden: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+    want_input: bool,
+    want_hx: bool,
+    want_layers: Sequence[int],
+) -> _Results:
     per_layer, like = weights_per_layer(options), weights[0]
     return (
         like.new_empty(input.shape if want_input else (0,)),
-        like.new_empty(hx.shape if want_hx else (0,)),
+        like.new_empty(hx.shape if want_hx else (0,)),  # type: ignore[union-attr]
         [
             w.new_empty(w.shape if i // per_layer in want_layers else (0,))
             for i, w in enumerate(weights if want_layers else [])
@@ -257,7 +265,7 @@ def _(
 
 
 @functools.cache
-def gpu_backend(device: torch.device):
+def gpu_backend(device: torch.device) -> Any:
     """Imports and returns the operators' implementation for GPUs, once a GPU's tensor arrives.
 
     Raises:
@@ -268,11 +276,11 @@ def gpu_backend(device: torch.device):
 
 
 @torch.library.impl(_library, "rnn_forward", "CUDA")
-def _(input, *arguments):
+def _(input: Tensor, *arguments: Any) -> Any:
     return gpu_backend(input.device).rnn_forward(input, *arguments)
 
 
 @torch.library.impl(_library, "rnn_backward", "CUDA")
-def _(grad_output, grad_h_n, input, *arguments):
+def _(grad_output: Tensor | None, grad_h_n: Tensor | None, input: Tensor, *arguments: Any) -> Any:
     backend = gpu_backend(input.device)
     return backend.rnn_backward(grad_output, grad_h_n, input, *arguments)

@@ -69,8 +69,8 @@ class ErrorBudget:
     """
 
     def __init__(self, dtype: torch.dtype, floor: float = 0.0):
-        self.eps = torch.finfo(dtype).eps
-        self.tiny = torch.finfo(dtype).tiny
+        self.eps: float = torch.finfo(dtype).eps
+        self.tiny: float = torch.finfo(dtype).tiny
         self.floor = floor
         self.results: dict[Hashable, _Extremes] = defaultdict(_Extremes)
 

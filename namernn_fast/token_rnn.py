@@ -1,13 +1,15 @@
 """`TokenRNN`: an embedding and the layer on top of it, from token ids to states."""
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.types import Device
 
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import plain_twin
+from .layouts import Lengths
 from .nn import FusedRNN
 from .tokens import refuse_to_share
 
@@ -49,9 +51,9 @@ class TokenRNN(torch.nn.Module):
         *,
         padding_idx: int | None = None,
         batch_invariant: bool = False,
-        device=None,
-        dtype=None,
-    ):
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.embedding = torch.nn.Embedding(
             num_embeddings, input_size, padding_idx, device=device, dtype=dtype
@@ -70,11 +72,29 @@ class TokenRNN(torch.nn.Module):
             dtype=dtype,
         )
 
+    @overload
+    def forward(
+        self,
+        ids: Tensor,
+        hx: Tensor | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        ids: PackedSequence,
+        hx: Tensor | None = None,
+        lengths: None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[PackedSequence, Tensor]: ...
+
     def forward(
         self,
         ids: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        lengths: Tensor | Sequence[int] | None = None,
+        lengths: Lengths | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layer over sequences of token ids.
@@ -95,14 +115,43 @@ class TokenRNN(torch.nn.Module):
         """
         if self.why_not_fused() is None:
             embedding = self.embedding
-            return self.rnn(ids, hx, lengths, reset, embedding.weight, embedding.padding_idx)
+            return self.rnn(  # type: ignore[misc]
+                ids,  # type: ignore[arg-type]
+                hx,
+                lengths,
+                reset,
+                embedding.weight,
+                embedding.padding_idx,
+            )
         return self._one_after_the_other(ids, hx, lengths, reset)
+
+    if TYPE_CHECKING:  # torch declares that a call returns anything
+
+        @overload
+        def __call__(
+            self,
+            ids: Tensor,
+            hx: Tensor | None = None,
+            lengths: Lengths | None = None,
+            reset: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
+
+        @overload
+        def __call__(
+            self,
+            ids: PackedSequence,
+            hx: Tensor | None = None,
+            lengths: None = None,
+            reset: Tensor | None = None,
+        ) -> tuple[PackedSequence, Tensor]: ...
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def last_state(
         self,
         ids: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        lengths: Tensor | Sequence[int] | None = None,
+        lengths: Lengths | None = None,
         reset: Tensor | None = None,
         *,
         share_prefixes: bool | None = None,
@@ -150,14 +199,23 @@ class TokenRNN(torch.nn.Module):
             return "the embedding has one of the options max_norm, scale_grad_by_freq and sparse"
         return None
 
-    def _one_after_the_other(self, ids, hx, lengths, reset):
+    def _one_after_the_other(
+        self,
+        ids: Tensor | PackedSequence,
+        hx: Tensor | None,
+        lengths: Lengths | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Returns what the layer makes of the rows that the embedding returns."""
+        rows: Any
         if isinstance(ids, PackedSequence):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
         more = {"lengths": lengths, "reset": reset}  # which nn.RNN does not know
-        return self.rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
+        rnn: torch.nn.Module = self.rnn  # of any class, with the results of a layer
+        output, h_n = rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
+        return output, h_n
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Returns what `torch.jit.script` compiles in place of this module."""
@@ -172,7 +230,8 @@ class TokenRNN(torch.nn.Module):
 class _Scriptable(torch.nn.Module):
     """What TorchScript compiles of a `TokenRNN`: an embedding and `nn.RNN`."""
 
-    def forward(self, ids: Tensor, hx: Tensor | None = None):
+    # TorchScript infers the type of the result.
+    def forward(self, ids: Tensor, hx: Tensor | None = None):  # type: ignore[no-untyped-def]
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 
 

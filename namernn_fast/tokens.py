@@ -231,7 +231,9 @@ def _sequences(ids: Tensor, sequence_layout: Tensor | None, options: int) -> int
     return ids.shape[0 if options & ops.BATCH_FIRST else 1]
 
 
-def _check_embedding(embedding, padding_idx, ids, weights) -> None:
+def _check_embedding(
+    embedding: Tensor, padding_idx: int | None, ids: Tensor, weights: Sequence[Tensor]
+) -> None:
     """Checks embedding and padding_idx.
 
     Raises:

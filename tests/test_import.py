@@ -1,14 +1,20 @@
-"""The warning that the C++ extension is missing points at the user's line, however it imports."""
+"""What an import says where torch is too old, or the C++ extension is missing or does not fit.
+
+The warning that it is missing points at the user's line, however that imports the package.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 
 import namernn_fast
+from namernn_fast import availability, requirements
 
 PACKAGE = Path(namernn_fast.__file__).parent
 
@@ -21,19 +27,21 @@ IMPORTS = {
 }
 
 
+# An editable install would lead back to the extension that it was built with.
+PLAIN_IMPORTS = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
+
+
+def copy_without_extension(folder):
+    """Copies the package to a folder as a build without a compiler leaves it."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    return Path(shutil.copytree(PACKAGE, folder / "namernn_fast", ignore=ignored))
+
+
 @pytest.mark.parametrize("line", IMPORTS.values(), ids=IMPORTS)
 def test_the_warning_points_at_the_import(line, tmp_path):
-    shutil.copytree(
-        PACKAGE, tmp_path / "namernn_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
-    )
+    copy_without_extension(tmp_path)
     script = tmp_path / "namernn_fast_user.py"  # its name must not be taken for the package's
-    # An editable install would lead back to the extension that it was built with.
-    script.write_text(
-        "import importlib, sys\n"
-        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
-        f"{line}\n"
-        f"{line}\n"
-    )
+    script.write_text(f"import importlib, sys\n{PLAIN_IMPORTS}{line}\n{line}\n")
     ran = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -44,3 +52,84 @@ def test_the_warning_points_at_the_import(line, tmp_path):
     warning = "UserWarning: namernn_fast was built without its C++ extension"
     assert f"{script}:3: {warning}" in ran.stderr
     assert ran.stderr.count(warning) == 1
+
+
+@pytest.mark.parametrize("found", ["2.9.1", "2.9.0+cu130", "1.13.1", "2.9.0a0+git1234", "0.4.1"])
+def test_an_old_torch_is_named(found):
+    wanted = (
+        f"namernn_fast needs torch 2.10 or newer, found {found}: pip install --upgrade "
+        "'torch>=2.10'"
+    )
+    with pytest.raises(ImportError, match=f"^{re.escape(wanted)}$"):
+        requirements.check_torch(found)
+
+
+@pytest.mark.parametrize("found", ["2.10.0", "2.10.0a0+git1234", "2.13.0+cpu", "3.0", "unknown"])
+def test_a_new_torch_passes(found):
+    requirements.check_torch(found)
+
+
+def test_the_metadata_asks_for_the_same_torch():
+    assert "torch>=" + ".".join(map(str, requirements.TORCH_MINIMUM)) in requires("namernn_fast")
+
+
+def test_an_old_torch_is_named_before_anything_of_it_is_missed():
+    """Nothing of torch but its version is there, as in a version that lacks what is imported."""
+    program = (
+        "import sys, types\n"
+        "sys.modules['torch'] = types.ModuleType('torch')\n"
+        "sys.modules['torch'].__version__ = '2.9.1'\n"
+        "import namernn_fast.names.text\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.returncode == 1
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: namernn_fast needs torch 2.10 or newer, found 2.9.1: pip")
+
+
+def test_a_damaged_extension_is_named(tmp_path):
+    """A library that the system cannot load ends the import; its own words are in the message."""
+    extension = copy_without_extension(tmp_path) / "_C.abi3.so"
+    extension.write_bytes(b"no library at all")
+    program = f"""
+import sys
+{PLAIN_IMPORTS}
+try:
+    import namernn_fast
+except ImportError as error:
+    print(error, error.path, type(error.__cause__).__name__, error.__cause__, sep="\\n")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    message, path, kind, cause = ran.stdout.splitlines()
+    assert message.startswith(f"namernn_fast: the C++ extension {extension} cannot be loaded with")
+    assert f": {cause}. It was built for another system or another torch" in message
+    assert message.endswith("--no-build-isolation)")
+    assert (path, kind) == (str(extension), "ImportError")
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
+def test_an_extension_that_does_not_fit_is_no_fallback(error, monkeypatch):
+    """Whatever the loader raises is kept as the cause, with its words and what to do."""
+    cause = error("undefined symbol: aoti_torch_of_tomorrow")
+
+    def fail(name):
+        raise cause
+
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(availability.importlib, "import_module", fail)
+    with pytest.raises(ImportError, match=r"of_tomorrow\. .*: reinstall it") as failed:
+        availability._load_extension()
+    assert failed.value.__cause__ is cause
+
+
+class Spec:
+    """Where a module is found."""
+
+    origin = "_C.abi3.so"

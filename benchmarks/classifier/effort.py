@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, replace
 
 from benchmarks.classifier.with_torch import SETTINGS, Settings
-from benchmarks.harness.race import QUICK, TimeBudget
+from namernn_fast.bench.race import QUICK, TimeBudget
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.classifier.program import Corpus, Program
 from benchmarks.classifier.work import count, floor
 from benchmarks.harness.machine import momentary_rate
-from benchmarks.harness.race import Rounds, TimeBudget, race, timed
+from namernn_fast.bench.race import Rounds, TimeBudget, race, timed
 from namernn_fast.names import fold
 
 

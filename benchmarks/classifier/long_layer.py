@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.classifier.program import EMBEDDING, HIDDEN
-from benchmarks.harness.race import Call, TimeBudget, race
 from namernn_fast import FusedRNN
+from namernn_fast.bench.race import Call, TimeBudget, race
 from namernn_fast.testing import assert_within_budget
 
 FORWARD, LAST_STATE = "forward", "last_state"

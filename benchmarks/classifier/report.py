@@ -9,7 +9,7 @@ from benchmarks.classifier.memory import LABELS, LONG, TRAINING
 from benchmarks.classifier.program import EMBEDDING, HIDDEN
 from benchmarks.classifier.rivals import MAIN
 from benchmarks.classifier.stopwatch import PARTS, REST, TOTAL
-from benchmarks.harness.tables import duration, markdown, ratio
+from namernn_fast.bench.tables import duration, markdown, ratio
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from benchmarks.classifier.stopwatch import TOTAL, Stopwatch
 from benchmarks.classifier.with_torch import Settings, WithTorch
 from benchmarks.classifier.work import count_batches, floor
 from benchmarks.harness.machine import momentary_rate
-from benchmarks.harness.race import TimeBudget, race
+from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.names import fold
 
 SETTINGS_BUDGET = TimeBudget(0, warmup_seconds=0, round_seconds=0, min_rounds=2)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness.grid import BASELINE, EPOCH_CELLS, FUSED, LAYERS, Cell
-from benchmarks.harness.race import Call, TimeBudget
 from benchmarks.harness.surnames import names
 from namernn_fast import FusedRNN
+from namernn_fast.bench.race import Call, TimeBudget
 from namernn_fast.names import (
     Batch,
     LabelledNames,

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness.grid import LAYERS, PACKED_CELLS, Cell
-from benchmarks.harness.race import Call
 from benchmarks.harness.surnames import names
-from benchmarks.harness.workload import gated_calls
+from namernn_fast.bench.race import Call
+from namernn_fast.bench.workload import gated_calls
 from namernn_fast.names import encode_names
 
 

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.harness import pages, surnames
 from benchmarks.harness.grid import FORWARD, Cell
-from benchmarks.harness.race import QUICK, TAPE, Call, Rounds, TimeBudget, race
+from benchmarks.harness.tape import TAPE
 from namernn_fast import FusedRNN, explain
+from namernn_fast.bench.race import QUICK, Call, Rounds, TimeBudget, race
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

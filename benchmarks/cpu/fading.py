@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, DENSE, FUSED, TRAINING, Cell
+from benchmarks.harness.grid import BASELINE, DENSE, FUSED, TRAINING, Cell, shape
 from benchmarks.harness.machine import cpu_name
-from benchmarks.harness.race import TimeBudget, race
-from benchmarks.harness.tables import duration, markdown, ratio, shape
-from benchmarks.harness.workload import Gradients, Input, Parameters, gated_calls, train
+from namernn_fast.bench.race import TimeBudget, race
+from namernn_fast.bench.tables import duration, markdown, ratio
+from namernn_fast.bench.workload import Gradients, Input, Parameters, gated_calls, train
 
 CELL = Cell(DENSE, TRAINING, 16, 512, 512, 128)
 QUICK_CELL = Cell(DENSE, TRAINING, 2, 8, 8, 128)

@@ -55,7 +55,7 @@ def measure(name: str, threads: int) -> dict[str, float]:
 def main() -> None:
     from benchmarks.harness import pages
     from benchmarks.harness.machine import cpu_name
-    from benchmarks.harness.tables import duration, markdown
+    from namernn_fast.bench.tables import duration, markdown
 
     options = pages.parse(pages.parser(__doc__, seconds=5.0))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in LAYERS}

@@ -15,10 +15,10 @@ from torch import nn
 from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES
 from benchmarks.harness.machine import cpu_name
-from benchmarks.harness.race import Call, race
-from benchmarks.harness.tables import duration, markdown, ratio
-from benchmarks.harness.workload import call_of, draw_gradients
 from namernn_fast import FusedRNN, ops
+from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.tables import duration, markdown, ratio
+from namernn_fast.bench.workload import call_of, draw_gradients
 
 SHAPES = [  # hidden_size, which is the input_size too, seq_len, batch
     (64, 8, 1),

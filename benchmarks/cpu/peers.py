@@ -21,12 +21,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from benchmarks.cpu.rivals import RIVALS, Problem
 from benchmarks.harness import pages
 from benchmarks.harness.gate import check_rival
-from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
+from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell, shape
 from benchmarks.harness.machine import cpu_name, hop
-from benchmarks.harness.race import Call, race
-from benchmarks.harness.tables import SLOWER, duration, markdown, ratio, shape
-from benchmarks.harness.workload import draw_gradients, train
 from namernn_fast import FusedRNN
+from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
+from namernn_fast.bench.workload import draw_gradients, train
 from namernn_fast.testing import assert_within_budget
 
 # (input_size, hidden_size, seq_len, batch)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.grid import FORWARD, TRAINING, Cell
-from benchmarks.harness.race import Call
-from benchmarks.harness.workload import Gradients
+from namernn_fast.bench.race import Call
+from namernn_fast.bench.workload import Gradients
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cpu.peers import SHAPES
 from benchmarks.harness import pages
-from benchmarks.harness.tables import duration, markdown
+from namernn_fast.bench.tables import duration, markdown
 from namernn_fast.ops import cpu_plan
 
 THREADS = (1, 2, 8, 32, 96)

@@ -30,10 +30,10 @@ from benchmarks.harness.grid import (
     Cell,
 )
 from benchmarks.harness.machine import cpu_name
-from benchmarks.harness.race import Call, race
-from benchmarks.harness.tables import duration, markdown, ratio
-from benchmarks.harness.workload import gated_calls
 from namernn_fast import FusedRNNCell, availability
+from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.tables import duration, markdown, ratio
+from namernn_fast.bench.workload import gated_calls
 from namernn_fast.testing import assert_within_budget
 
 CELL = "cell"

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks.harness.grid import TRAINING
-from benchmarks.harness.workload import Input, call_of, draw_gradients
 from namernn_fast import availability, gpu, ops
+from namernn_fast.bench.workload import Input, call_of, draw_gradients
 from namernn_fast.gpu import device as gpu_device
 from namernn_fast.testing import BudgetError
 

@@ -31,7 +31,7 @@ from benchmarks.gpu.rivals import SMALL_H, Loop, algorithm, loop
 from benchmarks.harness import pages
 from benchmarks.harness.grid import FORWARD, MODES, Cell
 from benchmarks.harness.paths import GPU_MODEL, RESULTS
-from benchmarks.harness.tables import markdown
+from namernn_fast.bench.tables import markdown
 
 RAW = RESULTS / "gpu_model.json"
 KERNELS = ("forward", "backward")

@@ -26,9 +26,9 @@ from benchmarks.gpu.grid import BFLOAT16, CELLS, DRY_CELLS, FLOAT32, PRECISIONS,
 from benchmarks.harness import surnames
 from benchmarks.harness.gate import check_rival
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell
-from benchmarks.harness.race import Call, timed
-from benchmarks.harness.workload import Input, call_of, draw_gradients, results
 from namernn_fast import FusedRNN, explain
+from namernn_fast.bench.race import Call, timed
+from namernn_fast.bench.workload import Input, call_of, draw_gradients, results
 from namernn_fast.names import NamesData, encode_names
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.testing import BudgetError, assert_within_budget

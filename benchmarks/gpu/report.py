@@ -11,8 +11,8 @@ import triton
 
 from benchmarks.gpu.race import FAILED, GPU, LATE, MEASURED, RED, Platform, Row, known_names
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES, TRAINING, Cell
-from benchmarks.harness.tables import SLOWER, markdown, ratio, shape
+from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES, TRAINING, Cell, shape
+from namernn_fast.bench.tables import SLOWER, markdown, ratio
 
 NOTHING = ("", "", "")
 

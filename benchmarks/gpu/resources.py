@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_REPORT, RESULTS
-from benchmarks.harness.tables import markdown
+from namernn_fast.bench.tables import markdown
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.kernels import VARYING, LayoutTensors, backward_kernel, forward_kernel
 from namernn_fast.gpu.layer import form_of, launch_settings_of, takes_transpose

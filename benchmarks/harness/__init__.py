@@ -1,1 +1,1 @@
-"""What every benchmark shares: grid, workload, gate, race, machine, tables, pages."""
+"""What every benchmark shares, besides `namernn_fast.bench`: grid, gate, tape, machine, pages."""

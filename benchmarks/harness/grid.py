@@ -1,64 +1,48 @@
 """The grid of `make bench`: every cell, in the order in which it is timed and reported."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from namernn_fast.bench.cells import (
+    BASELINE,
+    DENSE,
+    FORWARD,
+    FUSED,
+    LAYERS,
+    LONGEST_NAME,
+    MODES,
+    PACKED,
+    TRAINING,
+    Cell,
+)
 
-FORWARD = "forward"
-TRAINING = "forward + backward"
-MODES = (FORWARD, TRAINING)
+__all__ = [
+    "BASELINE",
+    "BATCHES",
+    "DENSE",
+    "DENSE_CELLS",
+    "EPOCH",
+    "EPOCH_BATCH",
+    "EPOCH_CELLS",
+    "FAMILIES",
+    "FORWARD",
+    "FUSED",
+    "LAYERS",
+    "LONGEST_NAME",
+    "MODES",
+    "PACKED",
+    "PACKED_CELLS",
+    "PACKED_SHAPE",
+    "SHAPES",
+    "TRAINING",
+    "Cell",
+    "shape",
+]
 
-DENSE = "dense"
-PACKED = "packed"
 EPOCH = "epoch"
 FAMILIES = (DENSE, PACKED, EPOCH)
-
-BASELINE = "nn.RNN"
-FUSED = "FusedRNN"
-LAYERS = (BASELINE, FUSED)
 
 BATCHES = (1, 16, 64, 256, 1024)
 SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 128))
 PACKED_SHAPE = (64, 256)
-LONGEST_NAME = 20
 EPOCH_BATCH = 64
-# Multiply-adds of the largest training step of a quick run.
-QUICK_WORK = 4 * 10**8
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One comparison of two layers; `seq_len` is None where names determine the lengths."""
-
-    family: str
-    mode: str
-    batch: int
-    input_size: int
-    hidden_size: int
-    seq_len: int | None = None
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "Cell":
-        """Returns the cell of a row of raw results, which has the cell's fields among others."""
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
-
-    def __str__(self) -> str:
-        sizes = {"D": self.input_size, "H": self.hidden_size, "T": self.seq_len, "B": self.batch}
-        written = "-".join(f"{letter}{size}" for letter, size in sizes.items() if size is not None)
-        return f"{self.family}-{self.mode.replace(' ', '')}-{written}"
-
-    @property
-    def row_work(self) -> int:
-        """Multiply-adds of the forward pass of one sequence, at most."""
-        return (
-            (self.seq_len or LONGEST_NAME) * self.hidden_size * (self.input_size + self.hidden_size)
-        )
-
-    @property
-    def is_small(self) -> bool:
-        """Whether a quick run times this cell, in either mode."""
-        return 3 * self.batch * self.row_work <= QUICK_WORK
-
 
 DENSE_CELLS = tuple(
     Cell(DENSE, mode, batch, *shape) for mode in MODES for shape in SHAPES for batch in BATCHES
@@ -67,3 +51,9 @@ PACKED_CELLS = tuple(
     Cell(PACKED, mode, batch, *PACKED_SHAPE) for mode in MODES for batch in BATCHES
 )
 EPOCH_CELLS = (Cell(EPOCH, TRAINING, EPOCH_BATCH, *PACKED_SHAPE),)
+
+
+def shape(cell: Cell) -> str:
+    """Returns `(D, H, T)`, with `names` in the place of T where the names determine it."""
+    sizes = f"{cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'}"
+    return f"epoch ({sizes})" if cell.family == EPOCH else f"({sizes})"

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.harness.grid import MODES, Cell
 from benchmarks.harness.paths import PERFORMANCE, RESULTS, ROOT, SCRATCH
-from benchmarks.harness.race import QUICK, TimeBudget, keep_freed_memory
+from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 
 Rows = list[dict[str, Any]]
 

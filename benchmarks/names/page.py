@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from benchmarks.harness.tables import markdown
+from namernn_fast.bench.tables import markdown
 from namernn_fast.names.distillation import MADE_UP
 
 MAJORITY = "majority"

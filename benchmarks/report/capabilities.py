@@ -24,8 +24,8 @@ from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, FUSED
 from benchmarks.harness.machine import cpu_name
 from benchmarks.harness.paths import CAPABILITIES
-from benchmarks.harness.race import TimeBudget, race
 from namernn_fast import FusedRNN, reference
+from namernn_fast.bench.race import TimeBudget, race
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
 # The longest that a try may take, and that a slow try may take, which compiles C++.

@@ -1,4 +1,4 @@
-"""Plots of speed-ups against the batch size. Needs matplotlib."""
+"""Files of plots, of which two runs with equal figures have equal bytes. Needs matplotlib."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,21 +6,9 @@ from pathlib import Path
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from benchmarks.harness.grid import BASELINE, BATCHES, FUSED, Cell
-from benchmarks.harness.tables import TIMES
+from namernn_fast.bench.plot import COLOURS, MARKERS, Medians, Timings, draw, speed_up
 
-# The colours of Okabe and Ito, which colour-blind readers can tell apart; markers serve in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-MARKERS = ("o", "s", "^", "D")
-
-Medians = dict[str, float]
-"""The median seconds per call of each layer."""
-Timings = dict[Cell, Medians]
-
-
-def speed_up(medians: Medians) -> float:
-    """Returns how many times faster the fused layer is."""
-    return medians[BASELINE] / medians[FUSED]
+__all__ = ["COLOURS", "MARKERS", "Medians", "Timings", "save", "save_figure", "speed_up"]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -33,44 +21,6 @@ def save(figure: Figure, path: Path) -> None:
 def save_figure(
     path: Path, title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | None
 ) -> Path:
-    """Saves one figure of speed-ups.
-
-    Args:
-        path: The file.
-        title: What follows "Speed-up of FusedRNN over nn.RNN" above the figure.
-        panels: The panels by their titles, and in each panel the lines by their labels.
-        legend: The title of the legend.
-    """
-    figure, axes = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(2.2 + 3.6 * len(panels), 3.8),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for panel, (subtitle, lines) in zip(axes[0], panels.items(), strict=True):
-        for (label, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
-            points = {cell.batch: speed_up(medians) for cell, medians in line.items()}
-            panel.plot([*points], [*points.values()], color=colour, marker=marker, label=label)
-        panel.axhline(1, color="0.3", linewidth=1, linestyle="--")
-        panel.set(title=subtitle, xlabel="batch size", xscale="log", yscale="log")
-        panel.set_xticks(BATCHES, labels=map(str, BATCHES))
-        panel.minorticks_off()
-        panel.grid(color="0.9")
-        panel.spines[["top", "right"]].set_visible(False)
-    first = axes[0, 0]
-    # The axis begins below 1, so that a loss is visible as one, and has a tick above 1.
-    low, high = min(first.get_ylim()[0], 0.8), max(first.get_ylim()[1], 2.2)
-    ticks = [2.0**power for power in range(-5, 8) if low <= 2.0**power <= high]
-    first.set(ylim=(low, high), ylabel=f"{BASELINE} time / {FUSED} time")
-    first.set_yticks(ticks, labels=[f"{tick:g}{TIMES}" for tick in ticks])
-    figure.suptitle(f"Speed-up of {FUSED} over {BASELINE}: {title}")
-    figure.legend(
-        *first.get_legend_handles_labels(),
-        title=legend,
-        loc="outside right center",
-        frameon=False,
-    )
-    save(figure, path)
+    """Saves one figure of speed-ups to `path`, with the arguments of `namernn_fast.bench.plot`."""
+    save(draw(title, panels, legend), path)
     return path

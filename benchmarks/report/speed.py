@@ -30,10 +30,11 @@ from benchmarks.harness.grid import (
     PACKED_CELLS,
     TRAINING,
     Cell,
+    shape,
 )
 from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
-from benchmarks.harness.tables import TIMES, duration, markdown, ratio, shape
 from benchmarks.report.plots import Medians, Timings, save_figure, speed_up
+from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
 
 RAW = "latest.json"
 SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}

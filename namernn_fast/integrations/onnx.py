@@ -6,6 +6,7 @@ package but torch is needed.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def exporting() -> bool:
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def rnn_forward(*arguments) -> tuple[Tensor, Tensor, list[Tensor]]:
+def rnn_forward(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """A decomposition of the operator `rnn_forward`, without `hidden`.
 
     It prepares a program that torch.export made before:

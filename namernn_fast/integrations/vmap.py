@@ -1,6 +1,8 @@
 """`torch.func.vmap`: folds the mapped dimension into the batch dimension of one fused call."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def is_mapped(*tensors: Tensor | None) -> bool:
     )
 
 
-def one_level_below():
+def one_level_below() -> AbstractContextManager[object]:
     """Returns a context without the innermost `vmap`, for what it does not map over."""
     return retrieve_current_functorch_interpreter().lower()
 
@@ -39,17 +41,25 @@ class Mapped(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Any:
         raise AssertionError("the vmap rule takes every call")
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         raise AssertionError("the vmap rule takes every call")
 
     @staticmethod
     def vmap(
-        info, in_dims, run_stack: Callable, input, hx, sequence_layout, reset, options, *weights
-    ):
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        run_stack: Callable[..., tuple[Tensor, Tensor]],
+        input: Tensor,
+        hx: Tensor | None,
+        sequence_layout: Tensor | None,
+        reset: Tensor | None,
+        options: int,
+        *weights: Tensor,
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, int]]:
         """Folds the mapped dimension into the batch, or calls once for each mapped set of weights.
 
         Args:
@@ -109,12 +119,12 @@ class Mapped(torch.autograd.Function):
         return (output.unflatten(batch_dim, split), h_n.unflatten(1, split)), (batch_dim + 1, 2)
 
 
-def _split(tensor, dim, size):
+def _split(tensor: Any, dim: int | None, size: int) -> Any:
     """Returns the tensor of each call: the slices of `dim`, or the tensor itself for all."""
     return [tensor] * size if dim is None else tensor.unbind(dim)
 
 
-def _fold(tensor, dim, batch_dim, size):
+def _fold(tensor: Any, dim: int | None, batch_dim: int, size: int) -> Any:
     """Returns the tensor with the mapped dimension folded into the batch, the batch first."""
     if tensor is None:
         return None

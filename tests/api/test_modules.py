@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -162,14 +160,6 @@ def test_explain():
         explain(torch.nn.Linear(2, 2), x)
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):
         explain(module, [1.0])
-
-
-def test_main_prints_versions_and_paths():
-    ran = subprocess.run(
-        [sys.executable, "-m", "namernn_fast"], capture_output=True, text=True, check=True
-    )
-    for word in (namernn_fast.__version__, torch.__version__, namernn_fast.ops.cpu_kernel()):
-        assert word in ran.stdout
 
 
 class Wrapped:

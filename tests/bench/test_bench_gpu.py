@@ -20,8 +20,8 @@ from benchmarks.gpu import cudnn, grid, race
 from benchmarks.gpu import report as page
 from benchmarks.gpu.flash import FLASH
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, TRAINING, Cell
-from benchmarks.harness.tables import ratio
 from namernn_fast import FusedRNN
+from namernn_fast.bench.tables import ratio
 
 ROOT = Path(__file__).parents[2]
 # What `pip install torch triton numpy` brings.

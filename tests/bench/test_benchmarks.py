@@ -9,13 +9,14 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from benchmarks.cpu import fading, first_call, layers, peers, roofline, torch_operators
-from benchmarks.harness import pages, workload
+from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
 from benchmarks.harness.pages import write_section
-from benchmarks.harness.race import QUICK
-from benchmarks.harness.tables import ratio
 from benchmarks.report import speed
 from namernn_fast import FusedRNN
+from namernn_fast.bench import workload
+from namernn_fast.bench.race import QUICK
+from namernn_fast.bench.tables import ratio
 from namernn_fast.testing import BudgetError, ErrorBudget
 
 

@@ -19,7 +19,7 @@ from benchmarks.gpu.lint.events import Finding, Kernel
 from benchmarks.gpu.lint.machine import UnknownValueError
 from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_LINT
-from benchmarks.harness.tables import markdown
+from namernn_fast.bench.tables import markdown
 
 _SHOWN = 3  # findings of one rule in one case
 

@@ -3,28 +3,33 @@
 The gate of a cell looks at the results of the very calls that are timed. Every training step gives
 gradients to both `output` and `h_n`. With a gradient at `h_n` alone, the gradient of the state
 fades over a hundred steps to subnormal numbers, in which some processors are many times slower: a
-benchmark would measure that weakness in place of the work. `benchmarks/cpu/fading.py` shows the
-fading case by itself.
+benchmark would measure that weakness in place of the work. The benchmark
+`benchmarks/cpu/fading.py` of the repository shows the fading case by itself.
 """
 
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, TRAINING, Cell
-from benchmarks.harness.race import Call
-from namernn_fast import FusedRNN
-from namernn_fast.testing import assert_within_budget
+from ..nn import FusedRNN
+from ..testing import assert_within_budget
+from .cells import BASELINE, FORWARD, FUSED, TRAINING, Cell
+from .race import Call
+
+# The oracle computes at most so many multiply-adds, and at least so many sequences of the batch.
+ORACLE_WORK = 2**28
+ORACLE_ROWS = 16
 
 Input = Tensor | PackedSequence
 Parameters = tuple[nn.Parameter, ...]
 Gradients = tuple[Tensor, ...]
 """The gradient of `output`, or of its data if it is packed, and the gradient of each state."""
-TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple]
+TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple[Any, ...]]
 
 
 def draw_gradients(layer: nn.RNN, input: Input) -> Gradients:
@@ -35,9 +40,10 @@ def draw_gradients(layer: nn.RNN, input: Input) -> Gradients:
         input: Its input, `(seq_len, batch, input_size)` or packed, on the layer's device and in the
             layer's dtype.
     """
-    packed = isinstance(input, PackedSequence)
-    batch = int(input.batch_sizes[0]) if packed else input.shape[1]
-    data = input.data if packed else input
+    if isinstance(input, PackedSequence):
+        data, batch = input.data, int(input.batch_sizes[0])
+    else:
+        data, batch = input, input.shape[1]
     directions = 2 if layer.bidirectional else 1
     shapes = (
         (*data.shape[:-1], directions * layer.hidden_size),
@@ -49,7 +55,7 @@ def draw_gradients(layer: nn.RNN, input: Input) -> Gradients:
 
 def train(
     module: nn.Module, parameters: Parameters, input: Input, gradients: Gradients
-) -> tuple[Input, Tensor]:
+) -> tuple[Any, ...]:
     """Runs a module forward, and backward from `gradients` at its output and its states.
 
     The parameters receive gradients and the input receives none, as in a first layer.
@@ -62,7 +68,8 @@ def train(
     """
     for parameter in parameters:
         parameter.grad = None
-    output, *states = returned = module(input)
+    returned: tuple[Any, ...] = module(input)
+    output, *states = returned
     data = output.data if isinstance(output, PackedSequence) else output
     torch.autograd.backward((data, *states), gradients)
     return returned
@@ -99,6 +106,12 @@ def results(layer: nn.RNN, call: Call, mode: str, rows: Tensor | None = None) ->
     return {name: value.detach().cpu() for name, value in named.items()}
 
 
+def rows_of_oracle(cell: Cell) -> Tensor | None:
+    """Returns the sequences of a dense batch that the gate looks at, or None for all of them."""
+    known = min(cell.batch, max(ORACLE_ROWS, ORACLE_WORK // cell.row_work))
+    return torch.linspace(0, cell.batch - 1, known).long() if known < cell.batch else None
+
+
 def gated_calls(
     cell: Cell, input: Input, rows: Tensor | None = None, step: TrainingStep = train
 ) -> dict[str, Call]:
@@ -118,9 +131,10 @@ def gated_calls(
     fused.load_state_dict(baseline.state_dict())
     layers = {BASELINE: baseline, FUSED: fused}
     gradients = draw_gradients(baseline, input) if cell.mode == TRAINING else ()
-    known, seen, seen_by_oracle = input, gradients, gradients
+    known: Any = input
+    seen, seen_by_oracle = gradients, gradients
     if rows is not None:
-        known, seen_by_oracle = input[:, rows], tuple(value[:, rows] for value in gradients)
+        known, seen_by_oracle = known[:, rows], tuple(value[:, rows] for value in gradients)
         seen = tuple(torch.zeros_like(value) for value in gradients)
         for value, exact in zip(seen, seen_by_oracle, strict=True):
             value[:, rows] = exact

@@ -1,8 +1,6 @@
-"""How numbers, cells and tables are written, in the terminal and in the documents."""
+"""How durations, ratios and tables are written, in the terminal and in documents."""
 
 from collections.abc import Iterable
-
-from benchmarks.harness.grid import EPOCH, Cell
 
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 SLOWER = "▼"
@@ -20,12 +18,6 @@ def duration(seconds: float) -> str:
 def ratio(value: float) -> str:
     """Returns a speed-up, marked if it is a loss."""
     return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
-
-
-def shape(cell: Cell) -> str:
-    """Returns `(D, H, T)`, with `names` in the place of T where the names determine it."""
-    sizes = f"{cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'}"
-    return f"epoch ({sizes})" if cell.family == EPOCH else f"({sizes})"
 
 
 def markdown(rows: Iterable[list[str]]) -> str:

@@ -1,23 +1,18 @@
 """Times several calls against each other on a machine whose speed drifts.
 
-pytest-benchmark times one function at a time, and seconds later the machine has another speed. Here
-the calls of a cell alternate round by round, tens of milliseconds apart, in one process: A B, B A,
-A B, … Whatever slows the machine for a while slows every call, so their medians can be compared.
-
-The rounds are recorded first and handed to pytest-benchmark afterwards, by its documented means
-alone: each call has a test of its own in the cell's group, whose clock is a `Tape` of the recorded
-rounds. Statistics, JSON and comparison tables are therefore pytest-benchmark's own, and every round
-in the JSON is a measured one, in seconds per call. The number of calls in a round differs between
-the calls, so that a round of each lasts equally long; it is kept as `iterations` in `extra_info`.
+A call that is timed alone has another machine than the next call seconds later. Here the calls of a
+cell alternate round by round, tens of milliseconds apart, in one process: A B, B A, A B, … Whatever
+slows the machine for a while slows every call, so their medians can be compared.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 
 # Just below the 32 MiB at which glibc's threshold stops growing.
 LARGEST_KEPT_BYTES = 31 * 2**20
@@ -87,31 +82,3 @@ def race(calls: Mapping[str, Call], budget: TimeBudget) -> dict[str, Rounds]:
         # No call always follows the same other call, whatever that one leaves in the caches.
         order.reverse()
     return {name: Rounds(iterations[name], tuple(seconds[name])) for name in calls}
-
-
-class Tape:
-    """A clock that shows recorded durations: a `step` after a `rewind` lasts as its round did."""
-
-    def __init__(self) -> None:
-        self._shown = 0.0
-        self._rounds: Iterator[float] = iter(())
-
-    def load(self, seconds: Iterable[float]) -> None:
-        """Takes the durations that the clock shows from now on."""
-        # Six digits are finer than any timer here and keep the raw data small.
-        self._rounds = (float(f"{duration:.6g}") for duration in seconds)
-
-    def now(self) -> float:
-        """Returns the time that the clock shows."""
-        return self._shown
-
-    def rewind(self) -> None:
-        """Sets the clock to zero."""
-        self._shown = 0.0
-
-    def step(self) -> None:
-        """Moves the clock on by the next recorded duration."""
-        self._shown = next(self._rounds, 0.0)
-
-
-TAPE = Tape()

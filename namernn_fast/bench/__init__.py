@@ -1,0 +1,1 @@
+"""`python -m namernn_fast bench`, and what it shares with the benchmarks of the repository."""

@@ -1,0 +1,315 @@
+"""`python -m namernn_fast bench`: races FusedRNN against nn.RNN on the CPU of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import importlib.util
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from .. import advice
+from ..explaining import explain
+from ..nn import FusedRNN
+from ..testing import BudgetError
+from .cells import BASELINE, DENSE, FORWARD, FUSED, LAYERS, MODES, PACKED, TRAINING, Cell
+from .plot import Timings, draw, speed_up
+from .race import QUICK, Call, Rounds, TimeBudget, keep_freed_memory, race
+from .tables import duration, markdown, ratio
+from .workload import Input, gated_calls, rows_of_oracle
+
+SECONDS = 45.0
+"""What the rounds of all cells take together by default; the checks add a quarter to that."""
+BATCHES = (1, 16, 256)
+SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 32))
+PACKED_SHAPE = (64, 256)
+LENGTHS = (2, 12)
+"""The least and the greatest length of a packed sequence: of most surnames."""
+CELLS = tuple(
+    Cell(family, mode, batch, *shape)
+    for family, shapes in ((DENSE, SHAPES), (PACKED, (PACKED_SHAPE,)))
+    for shape in shapes
+    for batch in BATCHES
+    for mode in MODES
+)
+
+WIDTH = 40
+"""Characters of the line that shows how far a run is."""
+
+Results = dict[Cell, dict[str, Rounds]]
+"""The rounds of each layer in each cell."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the subparsers of `python -m namernn_fast`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "bench",
+        help="race FusedRNN against torch.nn.RNN on the CPU of this machine, in about a minute",
+        description="Checks the results of FusedRNN against the error budget of "
+        "namernn_fast.testing, and then times it and torch.nn.RNN in turns, in one process. "
+        "Nothing is timed if a check fails. Writes no file unless told to.",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--seconds",
+        type=_positive,
+        default=SECONDS,
+        metavar="S",
+        help="for the rounds of all cells together; the checks come on top (default: %(default)g)",
+    )
+    length.add_argument(
+        "--quick", action="store_true", help="small cells and few short rounds: no measurement"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_threads,
+        default=None,
+        metavar="N",
+        help=f"threads of torch (default: those that it takes, here {torch.get_num_threads()})",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="also draw a plot (matplotlib)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write every round, as JSON")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def _threads(text: str) -> int:
+    """The argparse type of `--threads`."""
+    try:
+        if 0 < (threads := int(text)) <= 4096:
+            return threads
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 4096")
+
+
+def _positive(text: str) -> float:
+    """The argparse type of `--seconds`."""
+    try:
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Checks, times, prints and writes, as the options say.
+
+    Raises:
+        BudgetError: a result of FusedRNN is not as accurate as it must be.
+        ModuleNotFoundError: a plot is wanted, and matplotlib is not installed.
+        OSError: a file cannot be written.
+        SystemExit: a path cannot be right (argparse, code 2).
+    """
+    _check_paths(options)
+    with _settled(options.threads):
+        facts = advice.gather()  # before this program is what keeps the machine busy
+        cells = [cell for cell in CELLS if cell.is_small or not options.quick]
+        print(machine())
+        calls = check(cells)
+        print(f"Results of {FUSED} are within the error budget in all {len(cells)} cells.\n")
+        budget = QUICK if options.quick else TimeBudget(options.seconds / len(cells))
+        results = measure(calls, budget)
+        print(report(results))
+        if options.quick:
+            print("\nA quick run shows that it works. It is no measurement.")
+        elif advice.is_busy(facts):
+            print("\nThe machine was busy with other programs: this is no measurement.")
+        for text in advice.advise(facts):
+            print("\n" + advice.wrapped(text))
+        described = machine()
+        title = f"{_processor()}, {torch.get_num_threads()} thread(s)"
+    if options.json is not None:
+        options.json.write_text(_json(results, described), encoding="utf-8")
+    if options.plot is not None:
+        draw(title, _panels(_medians(results)), "(D, H, T)").savefig(options.plot, dpi=150)
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Checks before the minute of timing what can be known of the files to be written."""
+    for path in (options.plot, options.json):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            options.parser.error(f"{str(path)!r} is no path of a file in a folder that exists")
+    if options.plot is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError(
+            "--plot needs matplotlib, which is not installed: pip install matplotlib"
+        )
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if options.plot.suffix[1:].lower() not in kinds:
+        options.parser.error(
+            f"--plot {str(options.plot)!r} must end with one of {', '.join(sorted(kinds))}"
+        )
+
+
+@contextmanager
+def _settled(threads: int | None) -> Iterator[None]:
+    """Brings the process to the state of one that has run for long, on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    keep_freed_memory()
+    # The collector stays on, as in a user's program, but does not walk all of torch while a round
+    # is timed.
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        torch.set_num_threads(before)
+
+
+def machine() -> str:
+    """Describes what is measured, in a line: processor, threads, torch, the path of FusedRNN."""
+    path = explain(FusedRNN(1, 1), torch.zeros(1, 1, 1)).path
+    return (
+        f"{_processor()}, {os.cpu_count()} processors, {torch.get_num_threads()} thread(s); "
+        f"torch {torch.__version__}; {FUSED} on `{path}`; float32"
+    )
+
+
+def _processor() -> str:
+    """Returns the name of the processor, or of its architecture where the name is unknown."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == "model name":
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _input(cell: Cell) -> Input:
+    """Draws the input of a cell: time-major, or packed with lengths drawn from `LENGTHS`."""
+    generator = torch.Generator().manual_seed(1)
+    if cell.seq_len is not None:
+        return torch.randn(cell.seq_len, cell.batch, cell.input_size, generator=generator)
+    least, greatest = LENGTHS
+    lengths = torch.randint(least, greatest + 1, (cell.batch,), generator=generator)
+    padded = torch.randn(greatest, cell.batch, cell.input_size, generator=generator)
+    return pack_padded_sequence(padded, lengths, enforce_sorted=False)
+
+
+def check(cells: Iterable[Cell]) -> dict[Cell, dict[str, Call]]:
+    """Returns the calls of both layers in each cell, whose results are within the error budget.
+
+    Raises:
+        BudgetError: the results of a cell are not; the message names the cell.
+    """
+    calls = {}
+    for cell in _shown(cells, "checked"):
+        rows = rows_of_oracle(cell) if cell.family == DENSE else None
+        try:
+            calls[cell] = gated_calls(cell, _input(cell), rows)
+        except BudgetError as error:
+            raise BudgetError(f"{FUSED} is wrong in {cell}, nothing was timed: {error}") from error
+    return calls
+
+
+def measure(calls: dict[Cell, dict[str, Call]], budget: TimeBudget) -> Results:
+    """Returns the rounds of both layers in each cell, which take turns."""
+    results = {}
+    for cell in _shown(calls, "timed"):
+        # Entered once, since entering it in each call costs a tenth of the shortest calls.
+        with torch.inference_mode(cell.mode == FORWARD):
+            results[cell] = race(calls[cell], budget)
+    return results
+
+
+def _shown(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
+    """Yields the cells, and shows on a terminal how many are done."""
+    cells = list(cells)
+    is_seen = sys.stderr is not None and sys.stderr.isatty()
+    for number, cell in enumerate(cells):
+        if is_seen:
+            text = f"{number} of {len(cells)} cells {done}"
+            print(f"{text:<{WIDTH}}", end="\r", file=sys.stderr, flush=True)
+        yield cell
+    if is_seen:
+        print(" " * WIDTH, end="\r", file=sys.stderr, flush=True)
+
+
+def _medians(results: Results) -> Timings:
+    """Returns the median seconds per call of each layer in each cell."""
+    return {
+        cell: {layer: statistics.median(rounds.seconds) for layer, rounds in timed.items()}
+        for cell, timed in results.items()
+    }
+
+
+def _label(cell: Cell) -> str:
+    """Returns `(D, H, T)`; of packed sequences the range of T."""
+    steps = cell.seq_len or "{}..{}".format(*LENGTHS)
+    return f"({cell.input_size}, {cell.hidden_size}, {steps})"
+
+
+def report(results: Results) -> str:
+    """Returns the table of medians and speed-ups, with geometric means and the worst of each."""
+    medians = _medians(results)
+    rows = [["(D, H, T)", "B"]]
+    for mode in MODES:
+        rows[0] += [f"{mode}: {BASELINE}", FUSED, "speed-up"]
+    for cell in medians:
+        twin = dataclasses.replace(cell, mode=TRAINING)
+        if cell.mode == FORWARD:
+            row = [_label(cell), str(cell.batch)]
+            for one in (cell, twin):
+                timed = medians.get(one)
+                row += [""] * 3 if timed is None else [*_durations(timed), ratio(speed_up(timed))]
+            rows.append(row)
+    summaries: Sequence[tuple[str, Callable[[list[float]], float]]] = (
+        ("geometric mean", statistics.geometric_mean),
+        ("worst", min),
+    )
+    for name, summary in summaries:
+        row = [name, ""]
+        for mode in MODES:
+            ratios = [speed_up(timed) for cell, timed in medians.items() if cell.mode == mode]
+            row += ["", "", ratio(summary(ratios))]
+        rows.append(row)
+    counts = [len(rounds.seconds) for timed in results.values() for rounds in timed.values()]
+    return (
+        f"{markdown(rows)}\n\nMedians of {min(counts)} to {max(counts)} rounds, in which the two "
+        f"layers take turns. `{TRAINING}` is a\nstep with gradients at output and h_n; sequences "
+        f"of {'{} to {}'.format(*LENGTHS)} steps are packed."
+    )
+
+
+def _durations(timed: dict[str, float]) -> list[str]:
+    """Returns how long a call of each layer takes."""
+    return [duration(timed[layer]) for layer in LAYERS]
+
+
+def _panels(medians: Timings) -> dict[str, dict[str, Timings]]:
+    """Returns the panels of the plot by their modes, and in each a line for each shape."""
+    panels: dict[str, dict[str, Timings]] = {mode: {} for mode in MODES}
+    for cell, timed in medians.items():
+        panels[cell.mode].setdefault(_label(cell), {})[cell] = timed
+    return panels
+
+
+def _json(results: Results, described: str) -> str:
+    """Returns every round, in seconds per call, as a JSON document."""
+    rows = [
+        dataclasses.asdict(cell) | {"layer": layer} | dataclasses.asdict(rounds)
+        for cell, timed in results.items()
+        for layer, rounds in timed.items()
+    ]
+    return json.dumps({"machine": described, "packed_lengths": LENGTHS, "rows": rows}) + "\n"

@@ -1,0 +1,195 @@
+"""Input of every layout on its way to the operators, and results on their way back.
+
+The layouts are padded, with the time or the batch first, one sequence without a batch, packed, and
+jagged, each with features or with token ids.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import ops, transfers
+from .checks import check_reset, hint_at_embedding
+
+
+class SupportsArray(Protocol):
+    """A NumPy array, or another object that `torch.tensor` reads by the method `__array__`."""
+
+    def __array__(self) -> Any:
+        """Returns the values as a NumPy array."""
+
+
+Lengths: TypeAlias = Tensor | Sequence[int] | SupportsArray
+"""The number of steps of each padded sequence: (batch), of any integer dtype."""
+
+
+def normalise(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    reset: Tensor | None,
+    options: int,
+    has_ids: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+    """Returns data, hx, sequence_layout, reset and options, as the operators take them.
+
+    `has_ids` says whether input holds token ids, which have no dimension of features.
+    """
+    if hx is not None and not isinstance(hx, Tensor):
+        raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
+    if isinstance(input, PackedSequence):
+        return _normalise_packed(input, hx, weights, reset, options, has_ids)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    if input.is_nested:
+        return _normalise_jagged(input, hx, reset, options, has_ids)
+    if reset is not None:
+        check_reset(reset, is_jagged=False)
+    dim = input.dim() + has_ids
+    if dim == 3:
+        if hx is not None and hx.dim() != 3:
+            raise RuntimeError(
+                f"For batched {input.dim()}-D input, hx should be 3-D but got {hx.dim()}-D tensor"
+                if has_ids
+                else f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
+            )
+        return input, hx, None, reset, options
+    if dim != 2:
+        _refuse_dimensions(input, has_ids)
+    batch_dim = 0 if options & ops.BATCH_FIRST else 1
+    if hx is not None:
+        if hx.dim() != 2:
+            raise RuntimeError(
+                f"For unbatched 1-D input, hx should be 2-D but got {hx.dim()}-D tensor"
+                if has_ids
+                else f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
+            )
+        hx = hx.unsqueeze(1)
+    reset = None if reset is None else reset.unsqueeze(batch_dim)
+    return input.unsqueeze(batch_dim), hx, None, reset, options
+
+
+def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
+    """Raises the error of a padded input that has the wrong number of dimensions."""
+    if has_ids:
+        raise ValueError(
+            "input with embedding holds token ids, which must have 1 or 2 dimensions, got "
+            f"{input.dim()}"
+        )
+    raise ValueError(
+        f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+        + hint_at_embedding(input)
+    )
+
+
+def _normalise_packed(
+    input: PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    reset: Tensor | None,
+    options: int,
+    has_ids: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+    """`normalise` for a PackedSequence: hx and reset come into the order of its data."""
+    _check_states(hx)
+    data, batch_sizes, sorted_indices, _ = input
+    options |= ops.PACKED
+    if reset is not None:
+        check_reset(reset, is_jagged=False)
+    if sorted_indices is not None:
+        if reset is not None:
+            reset = reset.index_select(0 if options & ops.BATCH_FIRST else 1, sorted_indices)
+        if hx is not None:
+            hx = hx.index_select(1, sorted_indices)
+        elif torch.compiler.is_compiling():
+            # A tracer must know the batch as a size: in batch_sizes it is a value, at which a
+            # graph breaks.
+            states = ops.layer_count(weights, options) * ops.directions_of(options)
+            hx = weights[1].new_zeros(states, sorted_indices.shape[0], weights[1].shape[0])
+    if data.dim() + has_ids != 2:
+        raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
+    return data, hx, batch_sizes, reset, options
+
+
+def _normalise_jagged(
+    input: Any, hx: Tensor | None, reset: Tensor | None, options: int, has_ids: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+    """`normalise` for a nested tensor."""
+    _check_states(hx)
+    if reset is not None:
+        check_reset(reset, is_jagged=True)
+    _check_jagged(input, has_ids)
+    return input.values(), hx, input.offsets().long(), reset, options | ops.JAGGED
+
+
+def _check_states(hx: Tensor | None) -> None:
+    """Checks that the initial states of a packed or a jagged input have a batch."""
+    if hx is not None and hx.dim() != 3:
+        raise RuntimeError(f"hx must have 3 dimensions, got {hx.dim()}")
+
+
+def _check_jagged(input: Any, has_ids: bool) -> None:
+    """Checks that a nested tensor is jagged (batch, any length, features) and without holes.
+
+    Token ids have no dimension of features.
+    """
+    if input.layout != torch.jagged:
+        raise ValueError(
+            "a nested input must have layout=torch.jagged, got torch.strided: make it with "
+            "torch.nested.nested_tensor(..., layout=torch.jagged)"
+        )
+    if input.dim() + has_ids != 3 or input._ragged_idx != 1:
+        features = "" if has_ids else ", features"
+        raise ValueError(
+            f"a jagged input must be (batch, jagged steps{features}), got "
+            f"{input.dim()} dimensions, of which number {input._ragged_idx} is jagged"
+        )
+    if input.lengths() is not None:
+        raise ValueError("a jagged input must have no holes, which input.contiguous() removes")
+
+
+def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
+    """Returns lengths as the operators take them: int64, on the device of input.
+
+    Nothing waits for that device.
+    """
+    if options & (ops.PACKED | ops.JAGGED):
+        raise ValueError(
+            "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
+        )
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths, device="cpu")  # a copy, which nobody can change
+        if not lengths.numel():  # no value says which type it has
+            lengths = lengths.long()
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if lengths.is_cpu and data.is_cuda and not torch.compiler.is_compiling():
+        return transfers.to_gpu(lengths.long(), data.device, "lengths")
+    return lengths.to(data.device, torch.int64, non_blocking=True)
+
+
+def restore(
+    input: Any, output: Tensor, h_n: Tensor, options: int, has_ids: bool
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Returns output and h_n in the layout of `input`, a Tensor or a PackedSequence."""
+    if options & ops.PACKED:
+        packed = PackedSequence(output, *input[1:])
+        return packed, restore_states(input, h_n, options, has_ids)
+    if options & ops.JAGGED:
+        output = torch.nested.nested_tensor_from_jagged(output, input.offsets())
+    elif input.dim() + has_ids == 2:
+        output = output.squeeze(0 if options & ops.BATCH_FIRST else 1)
+    else:
+        return output, h_n
+    return output, restore_states(input, h_n, options, has_ids)
+
+
+def restore_states(input: Any, h_n: Tensor, options: int, has_ids: bool) -> Tensor:
+    """Returns h_n in the layout of `input`, a Tensor or a PackedSequence."""
+    if options & ops.PACKED:
+        order = input.unsorted_indices
+        return h_n if order is None else h_n.index_select(1, order)
+    return h_n.squeeze(1) if input.dim() + has_ids == 2 and not options & ops.JAGGED else h_n

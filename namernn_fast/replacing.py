@@ -1,0 +1,69 @@
+"""`replace_rnn` and `restore_rnn`: the fused modules in the place of torch's, and the way back."""
+
+from typing import TypeVar, overload
+
+import torch
+
+from .nn import FUSED, PLAIN, FusedRNN, FusedRNNCell
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def replace_rnn(model: Model) -> Model:
+    """Turns every `nn.RNN` and `nn.RNNCell` in `model`, or `model` itself, into its fused class.
+
+    The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
+    training flags and all references to modules stay as they are. Subclasses of `nn.RNN` and
+    `nn.RNNCell` are left alone, since they may override anything.
+
+    Args:
+        model: any module.
+
+    Returns:
+        `model`, for chaining.
+
+    Raises:
+        TypeError: model is no module.
+    """
+    return _change_classes(model, FUSED)
+
+
+@overload
+def restore_rnn(model: FusedRNN) -> torch.nn.RNN: ...
+
+
+@overload
+def restore_rnn(model: FusedRNNCell) -> torch.nn.RNNCell: ...
+
+
+@overload
+def restore_rnn(model: Model) -> Model: ...
+
+
+def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
+    """Turns every `FusedRNN` and `FusedRNNCell` in `model`, or `model` itself, into torch's class.
+
+    The way back from `replace_rnn`, for tools that know the modules of torch by their class, such
+    as `torch.ao.quantization.quantize_dynamic`. Arguments that only the fused classes have
+    (`batch_invariant`) are forgotten. Subclasses are left alone.
+
+    Args:
+        model: any module.
+
+    Returns:
+        `model`, for chaining.
+
+    Raises:
+        TypeError: model is no module.
+    """
+    return _change_classes(model, PLAIN)
+
+
+def _change_classes(model: Model, classes: dict[type, type]) -> Model:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+            module.__dict__.pop("batch_invariant", None)
+    return model

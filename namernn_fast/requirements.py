@@ -1,0 +1,28 @@
+"""What the package needs of torch. It is checked before any other module of it is imported."""
+
+import re
+
+import torch
+
+TORCH_MINIMUM = (2, 10)
+
+
+def check_torch(found: str) -> None:
+    """Checks the version of torch.
+
+    Args:
+        found: the version. One that does not begin with two numbers passes.
+
+    Raises:
+        ImportError: it is below `TORCH_MINIMUM`.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers and (int(numbers[1]), int(numbers[2])) < TORCH_MINIMUM:
+        wanted = ".".join(map(str, TORCH_MINIMUM))
+        raise ImportError(
+            f"namernn_fast needs torch {wanted} or newer, found {found}: "
+            f"pip install --upgrade 'torch>={wanted}'"
+        )
+
+
+check_torch(torch.__version__)

@@ -1,0 +1,181 @@
+"""`python -m namernn_fast`: what it says, what it advises, and its exit codes."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import namernn_fast
+from namernn_fast import __main__ as cli
+from namernn_fast import advice, availability, ops
+
+PROGRAM = "python -m namernn_fast: error: "
+QUIET = advice.Facts(
+    has_extension=True,
+    kernel="avx2",
+    best_kernel="avx2",
+    capability=None,
+    threads=2,
+    usable=2,
+    processors=2,
+    load=0.3,
+    is_passive=False,
+    has_openmp=True,
+    gpu_trouble=None,
+)
+
+
+def test_versions_and_paths_are_printed():
+    ran = subprocess.run(
+        [sys.executable, "-m", "namernn_fast"], capture_output=True, text=True, check=True
+    )
+    for word in (namernn_fast.__version__, torch.__version__, ops.cpu_kernel()):
+        assert word in ran.stdout
+    assert not ran.stderr
+
+
+def test_advice_is_printed(threads, capsys):
+    usable = advice.usable_processors()
+    threads(usable + 1)
+    assert cli.main([]) == 0
+    assert f"- Set OMP_NUM_THREADS={usable}, or call" in capsys.readouterr().out
+
+
+def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(advice, "gather", lambda: QUIET)
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out.endswith("nothing is known that would make it faster here.\n")
+
+
+@pytest.mark.parametrize(
+    ("facts", "begins"),
+    [
+        ({}, []),
+        ({"has_extension": False, "kernel": ""}, ["To have the fused kernel, reinstall it with"]),
+        (
+            {"kernel": "baseline", "capability": "default"},
+            ["Unset ATEN_CPU_CAPABILITY=default: it keeps the kernel at baseline, and this"],
+        ),
+        ({"kernel": "avx2", "capability": "avx2"}, []),  # the best that there is
+        ({"best_kernel": "avx512"}, []),  # no variable is the reason
+        ({"best_kernel": "", "capability": "default"}, []),  # nothing better is known
+        ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
+        ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or take fewer threads"]),
+        ({"load": 2.0}, []),  # what the process itself may have left behind
+        ({"load": 2.5, "threads": 1}, []),  # nobody waits
+        ({"load": 2.5, "is_passive": True}, []),
+        ({"load": 2.5, "has_openmp": False}, []),
+        ({"load": None, "is_passive": True}, []),
+        ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive where a process has the machine"]),
+        ({"is_passive": True, "load": 1.0}, []),
+        ({"gpu_trouble": "A GPU is old"}, ["Input on the GPU is an error so far. A GPU is old."]),
+        ({"threads": 4, "load": 9.0}, ["Set OMP_NUM_THREADS=2", "Set OMP_WAIT_POLICY=passive"]),
+    ],
+    ids=str,
+)
+def test_advice_follows_from_facts(facts, begins):
+    found = advice.advise(dataclasses.replace(QUIET, **facts))
+    assert [text[: len(begin)] for text, begin in zip(found, begins, strict=True)] == begins
+
+
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="the kernel may not be the best")
+@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="there is no kernel")
+def test_the_best_kernel_is_the_one_that_the_kernel_chooses():
+    facts = advice.gather()
+    assert facts.kernel == ops.cpu_kernel()
+    if facts.best_kernel:  # as on every x86-64 processor with AVX2
+        assert facts.best_kernel == facts.kernel
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+    ids=str,
+)
+def test_the_limit_of_a_container_counts(files, limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert advice.usable_processors(tmp_path) == (limit or 8)
+
+
+def test_a_gpu_that_the_kernels_cannot_use_is_named(monkeypatch):
+    def refuse(device):
+        raise RuntimeError(f"namernn_fast: a {device.type} device needs Triton 3.6 or newer")
+
+    assert advice.gather().gpu_trouble is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(availability, "require_triton", refuse)
+    assert advice.gather().gpu_trouble == "A cuda device needs Triton 3.6 or newer"
+    monkeypatch.setattr(availability, "require_triton", lambda device: None)
+    assert advice.gather().gpu_trouble is None
+
+
+def test_help_and_version(capsys):
+    for options, text in (
+        (["--version"], f"namernn_fast {namernn_fast.__version__}\n"),
+        (["--help"], "bench"),
+        (["bench", "--help"], "--seconds S"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            cli.main(options)
+        assert left.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_wrong(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bnech"])
+    assert left.value.code == 2
+    assert "invalid choice: 'bnech'" in capsys.readouterr().err
+
+
+class Gone(io.StringIO):
+    """Standard output whose reader has gone."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def flush(self):
+        raise BrokenPipeError
+
+
+def test_a_reader_that_goes_ends_it_without_a_traceback(monkeypatch, capsys, tmp_path):
+    with (tmp_path / "pipe").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Gone(file))
+        assert cli.main([]) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("out of\nmemory"), 1, "out of memory"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+    ],
+)
+def test_failures_are_one_line(error, code, text, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(advice, "gather", fail)
+    assert cli.main([]) == code
+    assert capsys.readouterr().err == f"{PROGRAM}{text}\n"

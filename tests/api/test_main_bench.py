@@ -1,0 +1,149 @@
+"""`python -m namernn_fast bench`: it checks, then times, and writes what it is asked to."""
+
+import json
+import re
+import statistics
+
+import pytest
+import torch
+
+from namernn_fast import FusedRNN, advice
+from namernn_fast import __main__ as cli
+from namernn_fast.bench import command, workload
+from namernn_fast.bench.cells import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, Cell
+from namernn_fast.bench.race import QUICK, Rounds
+from namernn_fast.bench.tables import ratio
+
+PROGRAM = "python -m namernn_fast: error: "
+SIZES = ((DENSE, 1, 4, 5, 6), (DENSE, 3, 4, 5, 6), (PACKED, 3, 4, 5))
+
+
+@pytest.fixture(autouse=True)
+def small_cells(monkeypatch, tmp_path):
+    """Cells that take no time, and an empty folder to be in."""
+    cells = tuple(Cell(family, mode, *sizes) for family, *sizes in SIZES for mode in MODES)
+    monkeypatch.setattr(command, "CELLS", cells)
+    monkeypatch.setattr(command, "PACKED_SHAPE", (4, 5))
+    monkeypatch.chdir(tmp_path)
+    return cells
+
+
+@pytest.fixture
+def raced(monkeypatch):
+    """The threads and the mode of each race, which does not take place."""
+    seen = []
+
+    def race(calls, budget):
+        seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return {BASELINE: Rounds(1, (0.4, 0.6, 0.5)), FUSED: Rounds(1, (0.1, 0.3, 0.2))}
+
+    monkeypatch.setattr(command, "race", race)
+    return seen
+
+
+def test_every_cell_is_checked_timed_and_printed(small_cells, tmp_path, capsys):
+    assert cli.main(["bench", "--quick", "--json", "rounds.json"]) == 0
+    out = capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["rounds.json"]
+    document = json.loads((tmp_path / "rounds.json").read_text())
+    assert out.startswith(document["machine"] + "\n")
+    assert f"within the error budget in all {len(small_cells)} cells" in out
+
+    medians = {}
+    for row in document["rows"]:
+        assert len(row["seconds"]) >= QUICK.min_rounds
+        assert min(row["seconds"]) > 0
+        medians.setdefault(Cell.of(row), {})[row["layer"]] = statistics.median(row["seconds"])
+    assert tuple(medians) == small_cells
+    speed_ups = [median[BASELINE] / median[FUSED] for median in medians.values()]
+    for summary in (statistics.geometric_mean, min):
+        for place in range(len(MODES)):
+            speed_ups.append(summary(speed_ups[place : len(small_cells) : len(MODES)]))
+    printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)  # line by line, forward before training
+    assert printed == [ratio(value) for value in speed_ups]
+    assert "It is no measurement." in out
+
+
+def test_the_threads_asked_for_race(raced, small_cells, threads, capsys, tmp_path):
+    threads(1)
+    assert cli.main(["bench", "--threads", "2"]) == 0
+    assert raced == [(2, cell.mode == FORWARD) for cell in small_cells]
+    assert torch.get_num_threads() == 1
+    assert capsys.readouterr().out.count("2.50×") == len(small_cells) + 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_timed_where_a_result_is_wrong(raced, monkeypatch, capsys):
+    class Wrong(FusedRNN):
+        def forward(self, *arguments, **options):
+            output, h_n = super().forward(*arguments, **options)
+            return output, h_n + 1e-3
+
+    monkeypatch.setattr(workload, "FusedRNN", Wrong)
+    assert cli.main(["bench"]) == 1
+    printed = capsys.readouterr()
+    cell = command.CELLS[0]
+    assert printed.err.startswith(f"{PROGRAM}FusedRNN is wrong in {cell}, nothing was timed: h_n")
+    assert printed.err.count("\n") == 1
+    assert "|" not in printed.out
+    assert not raced
+
+
+def test_a_plot_is_drawn(raced, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert cli.main(["bench", "--plot", "speed.png"]) == 0
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", "--plot", "speed.gif.txt.exe"])
+    assert left.value.code == 2
+
+
+def test_a_plot_without_matplotlib_is_an_error_at_once(raced, monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["bench", "--plot", "speed.png"]) == 1
+    assert capsys.readouterr() == (
+        "",
+        f"{PROGRAM}--plot needs matplotlib, which is not installed: pip install matplotlib\n",
+    )
+    assert not raced
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--threads 0",
+        "--threads two",
+        "--seconds 0",
+        "--seconds nan",
+        "--seconds 1 --quick",
+        "--json missing/rounds.json",
+        "--json .",
+        "speed",
+    ],
+)
+def test_wrong_options_end_it_at_once(options, raced, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", *options.split()])
+    assert left.value.code == 2
+    assert "error: " in capsys.readouterr().err
+    assert not raced
+
+
+def test_a_busy_machine_is_told(raced, monkeypatch, capsys):
+    loads = iter([10.0 * advice.gather().processors, 0.0])
+    monkeypatch.setattr(advice, "_load", lambda: next(loads))
+    assert cli.main(["bench"]) == 0
+    assert "busy with other programs: this is no measurement" in capsys.readouterr().out
+    assert cli.main(["bench"]) == 0
+    assert "busy" not in capsys.readouterr().out
+
+
+def test_an_interruption_leaves_the_process_as_it_was(monkeypatch, threads, capsys):
+    def interrupt(calls, budget):
+        raise KeyboardInterrupt
+
+    threads(1)
+    monkeypatch.setattr(command, "race", interrupt)
+    assert cli.main(["bench", "--threads", "2", "--json", "rounds.json"]) == 130
+    assert torch.get_num_threads() == 1
+    assert capsys.readouterr().err == f"{PROGRAM}interrupted\n"

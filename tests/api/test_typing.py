@@ -1,0 +1,49 @@
+"""Type hints of the public interface: the package declares them, and they hold in a program."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numpy")
+api = pytest.importorskip("mypy.api")
+
+import typed_program  # noqa: E402 - it needs NumPy
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(typed_program.__file__)
+
+
+def test_the_package_declares_its_hints():
+    """PEP 561: without this file type checkers take no hint from an installed package."""
+    assert (files("namernn_fast") / "py.typed").is_file()
+
+
+def test_a_program_is_checked_strictly(monkeypatch, tmp_path):
+    """Every type that the program asserts is right, and every mistake in it is an error.
+
+    Without the comments that expect the mistakes, the marked lines alone are errors, of their kind.
+    """
+    text = PROGRAM.read_text(encoding="utf-8")
+    marked = re.compile(r"  # type: ignore\[([a-z-]+)\]")
+    expected = [
+        (number, found[1])
+        for number, line in enumerate(text.splitlines(), 1)
+        if (found := marked.search(line))
+    ]
+    assert len(expected) > 10  # the pattern has found them
+    bare = tmp_path / "bare_program.py"
+    bare.write_text(marked.sub("", text), encoding="utf-8")
+
+    monkeypatch.chdir(ROOT)  # with what `make check` has kept of torch in .mypy_cache
+    monkeypatch.setenv("MYPYPATH", str(ROOT))
+    output, failure, _ = api.run(["--strict", "--no-error-summary", str(PROGRAM), str(bare)])
+    assert not failure
+    errors = re.findall(r"^(.*?):(\d+): error: .*\[([a-z-]+)\]$", output, re.MULTILINE)
+    found = list(dict.fromkeys((Path(file).name, int(line), kind) for file, line, kind in errors))
+    assert found == [("bare_program.py", line, kind) for line, kind in expected]
+
+
+def test_the_program_runs():
+    typed_program.main()

@@ -1,0 +1,142 @@
+"""A program of a user, which tests/api/test_typing.py checks in mypy's strict mode and runs.
+
+`mistakes` is not run: each of its lines must be an error, and the check reports an error that is
+expected and does not come.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from typing_extensions import assert_type
+
+import namernn_fast
+from namernn_fast import (
+    FusedRNN,
+    FusedRNNCell,
+    TokenRNN,
+    batch_invariant,
+    explain,
+    last_state,
+    replace_rnn,
+    restore_rnn,
+    rnn,
+)
+from namernn_fast.testing import ErrorBudget, assert_within_budget, max_error
+
+
+class Tagger(nn.Module):
+    """A model with a layer in it."""
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.layer = FusedRNN(3, 4, bidirectional=True, device=device, dtype=torch.float32)
+        self.head = nn.Linear(8, 2, device=device)
+
+    def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns (seq_len, batch, 2)."""
+        output, _ = self.layer(input, lengths=lengths)
+        return torch.relu(self.head(output))
+
+
+def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
+    """Calls the modules with (seq_len, batch, 3), packed rows of 3 and ids (seq_len, batch)."""
+    layer = FusedRNN(3, 4, 1, "relu", batch_invariant=True)
+    output, h_n = layer(input)
+    assert_type(output, Tensor)
+    assert_type(h_n, Tensor)
+    assert_type(layer(input, h_n, reset=torch.zeros(5, 2, dtype=torch.bool)), tuple[Tensor, Tensor])
+    assert_type(layer(packed), tuple[PackedSequence, Tensor])
+    assert_type(layer.forward(packed), tuple[PackedSequence, Tensor])
+    for lengths in (torch.tensor([5, 2]), [5, 2], (5, 2), np.array([5, 2])):
+        assert_type(layer(input, lengths=lengths), tuple[Tensor, Tensor])
+    assert_type(layer.last_state(packed), Tensor)
+    assert_type(layer.batch_invariant, bool)
+    assert_type(layer.weight_ih_l0, Tensor | nn.Module)  # as of nn.RNN
+
+    reader = TokenRNN(7, 3, 4, padding_idx=0)
+    assert_type(reader(ids), tuple[Tensor, Tensor])
+    assert_type(reader(pack_sequence([ids[:, 0]])), tuple[PackedSequence, Tensor])
+    assert_type(reader.last_state(ids, share_prefixes=False), Tensor)
+    assert_type(reader.embedding, nn.Embedding)
+    assert_type(reader.rnn, FusedRNN)
+
+    cell = FusedRNNCell(3, 4, nonlinearity="relu")
+    assert_type(cell(input[0], cell(input[0])), Tensor)
+
+
+def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
+    """Calls the functions with inputs like those of `use_modules`."""
+    layer = FusedRNN(3, 4)
+    weights = list(layer.parameters())
+    assert_type(rnn(input, None, weights), tuple[Tensor, Tensor])
+    assert_type(rnn(packed, None, weights), tuple[PackedSequence, Tensor])
+    assert_type(rnn(ids, None, weights, embedding=torch.randn(7, 3)), tuple[Tensor, Tensor])
+    assert_type(last_state(packed, None, weights), Tensor)
+    with batch_invariant():
+        layer(input)
+
+    assert_type(replace_rnn(nn.RNN(3, 4)), nn.RNN)
+    assert_type(replace_rnn(Tagger()), Tagger)
+    assert_type(restore_rnn(layer), nn.RNN)
+    assert_type(restore_rnn(FusedRNNCell(3, 4)), nn.RNNCell)
+    assert_type(restore_rnn(Tagger()), Tagger)
+
+    told = explain(FusedRNN(3, 4), packed)
+    assert_type(told.path, str)
+    assert_type(told.why_not, dict[str, str])
+    assert_type(told.shortcuts, tuple[str, ...])
+    assert_type(namernn_fast.__version__, str)
+
+    assert_type(max_error(input, input.double()), float)
+    assert_within_budget({"output": input}, {"output": input}, {"output": input.double()})
+    budget = ErrorBudget(torch.float32)
+    budget.add("output", input, input, input.double().numpy())
+    assert_type(budget.exceeded(), list[str])
+
+
+def use_either(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
+    """Calls a layer with what may be one kind of input or the other."""
+    output, h_n = FusedRNN(3, 4)(input)
+    assert_type(h_n, Tensor)
+    return output
+
+
+def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> None:
+    """Makes mistakes, of which each is an error of the kind that its comment names."""
+    layer = FusedRNN(3, 4)
+    FusedRNN("3", 4)  # type: ignore[arg-type]
+    FusedRNN(3, 4, nonlinearity=torch.tanh)  # type: ignore[arg-type]
+    FusedRNN(3, 4, proj_size=2)  # type: ignore[call-arg]
+    FusedRNN(3)  # type: ignore[call-arg]
+    TokenRNN(7, 3, 4, padding_idx="0")  # type: ignore[arg-type]
+    layer([1.0, 2.0])  # type: ignore[call-overload]
+    layer(input, lenghts=[5, 2])  # type: ignore[call-overload]
+    layer(input, lengths=[5.0, 2.0])  # type: ignore[list-item]
+    layer(packed, lengths=[5, 2])  # type: ignore[call-overload]
+    layer(packed)[0].relu()  # type: ignore[attr-defined]
+    layer.last_state(input, share_prefixes="yes")  # type: ignore[arg-type]
+    FusedRNNCell(3, 4)(packed)  # type: ignore[arg-type]
+    rnn(packed, None, list(layer.parameters()), lengths=[5, 2])  # type: ignore[call-overload]
+    rnn(input, None, layer.state_dict())  # type: ignore[call-overload]
+    last_state(input, None)  # type: ignore[call-arg]
+    explain(layer, None)  # type: ignore[arg-type]
+    replace_rnn(model.state_dict())  # type: ignore[type-var]
+    restored: FusedRNN = restore_rnn(layer)  # type: ignore[assignment]
+    max_error(input)  # type: ignore[call-arg]
+    namernn_fast.__version__ += 1  # type: ignore[operator]
+    del restored
+
+
+def main() -> None:
+    """Runs what is right of this program."""
+    input, ids = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
+    packed = pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
+    use_modules(input, packed, ids)
+    use_functions(input, packed, ids)
+    use_either(packed)
+    Tagger("cpu")(input, torch.tensor([5, 2]))
+
+
+if __name__ == "__main__":
+    main()
