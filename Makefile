@@ -111,6 +111,27 @@ walkthrough: setup
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[walkthrough]"
 	$(BIN)/python examples/build_walkthrough.py
 
+# The documentation site, in build/docs/html. Warnings are errors, and nothing is fetched but packages.
+.PHONY: docs docs-test
+SPHINX = OMP_WAIT_POLICY=passive $(BIN)/sphinx-build -q -d build/docs/doctrees
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/docs
+	$(SPHINX) -W --keep-going docs build/docs/html
+	@echo "wrote build/docs/html/index.html"
+
+# The code of all pages and docstrings, links within the site, and that no page fetches anything. Where
+# other sites cannot be reached, the last line says so and nothing fails.
+docs-test: docs
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "" tests/test_docs.py
+	$(BIN)/python docs/check_site.py build/docs/html
+	@$(SPHINX) -b linkcheck docs build/docs/linkcheck > build/docs/linkcheck.log 2>&1 \
+	  && echo "all links to other sites work" \
+	  || echo "some links to other sites were not reached: build/docs/linkcheck/output.txt"
+
 # Runs with what the machine has: a GPU, torch, Triton and NumPy. DRY_RUN=1 needs no GPU and measures
 # nothing.
 bench-gpu:

@@ -69,6 +69,10 @@ def explain(
         TypeError: layer or input is something else.
         RuntimeError: the input is on a GPU, and Triton is missing or too old, or the GPU is.
         ValueError, RuntimeError: token ids, embedding, hx or reset are none of such a call.
+
+    Example:
+        >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
+        {'cpu': 'the CPU kernel does not run on meta'}
     """
     if not isinstance(layer, FusedRNN | FusedRNNCell | TokenRNN):
         raise TypeError(

@@ -197,8 +197,9 @@ def last_state(
             may differ. It is possible on a CPU, for token ids, in one direction, in float32 and
             float64, without hx, reset, batch_invariant and dropout between layers, outside
             compilers and torch.func transforms.
-        input, hx, weights, nonlinearity, bias, batch_first, dropout, bidirectional, training,
-            lengths, reset, batch_invariant, embedding, padding_idx: as of `rnn()`.
+        input, hx, weights, nonlinearity, bias, batch_first, dropout: as of `rnn()`.
+        bidirectional, training, lengths, reset, batch_invariant: as of `rnn()`.
+        embedding, padding_idx: as of `rnn()`.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *

@@ -51,6 +51,12 @@ class FusedRNN(torch.nn.RNN):
             `namernn_fast.explain` says which path an input takes.
         batch_invariant: whether the bits of a sequence's results must not depend on how it is
             batched, as within `namernn_fast.batch_invariant()`.
+
+    Example:
+        >>> layer = FusedRNN(8, 16, batch_first=True)
+        >>> output, h_n = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
+        >>> output.shape, h_n.shape
+        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
     """
 
     batch_invariant: bool = False
@@ -282,6 +288,11 @@ class FusedRNNCell(torch.nn.RNNCell):
     `torch.nn.RNNCell`. Its operators serve here too where they are faster than the fused kernel:
     for few states, and wherever a gradient is needed. `namernn_fast.explain` says which path an
     input takes.
+
+    Example:
+        >>> cell = FusedRNNCell(8, 16)
+        >>> cell(torch.randn(3, 8), torch.zeros(3, 16)).shape
+        torch.Size([3, 16])
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:

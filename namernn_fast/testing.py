@@ -146,6 +146,14 @@ def assert_within_budget(
 
     Raises:
         BudgetError: if an error exceeds its budget, or if names or shapes differ.
+
+    Example:
+        >>> x = torch.linspace(-3, 3, 7)
+        >>> exact = {"tanh": x.double().tanh()}
+        >>> assert_within_budget({"tanh": x.tanh()}, {"tanh": x.tanh()}, exact)
+        >>> assert_within_budget({"tanh": x.tanh() + 0.25}, {"tanh": x.tanh()}, exact)
+        Traceback (most recent call last):
+        namernn_fast.testing.BudgetError: tanh: error 0.25 exceeds its budget ...
     """
     if not ours.keys() == theirs.keys() == reference.keys():
         raise BudgetError(f"results {[*ours]} and {[*theirs]} where {[*reference]} were due")

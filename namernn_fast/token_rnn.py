@@ -28,10 +28,16 @@ class TokenRNN(torch.nn.Module):
     Args:
         num_embeddings: the size of the vocabulary.
         input_size: features of a row of the embedding.
-        hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,
-            batch_invariant: as of `FusedRNN`.
+        hidden_size, num_layers, nonlinearity, bias, batch_first: as of `FusedRNN`.
+        dropout, bidirectional, batch_invariant: as of `FusedRNN`.
         padding_idx: the row of the embedding that begins as zeros and gets no gradient.
         device, dtype: of the parameters.
+
+    Example:
+        >>> model = TokenRNN(31, 8, 16, padding_idx=0)
+        >>> ids = torch.randint(1, 31, (5, 3))
+        >>> torch.allclose(model.last_state(ids), model(ids)[1], atol=1e-6)
+        True
     """
 
     embedding: torch.nn.Embedding

@@ -109,7 +109,13 @@ def load_names(
 
 
 def embedded_sample() -> NamesData:
-    """Returns the surnames of `sample.SAMPLE`."""
+    """Returns the surnames of `sample.SAMPLE`, which need neither a file nor a network.
+
+    Example:
+        >>> data = embedded_sample()
+        >>> data.is_sample, data.languages[:3]
+        (True, ('Arabic', 'Chinese', 'Czech'))
+    """
     files = ((language, "\n".join(names).encode()) for language, names in SAMPLE.items())
     return _parse(files, "the embedded sample", is_sample=True)
 

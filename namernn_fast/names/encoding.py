@@ -185,6 +185,10 @@ def encode(name: str) -> Tensor:
 
     Raises:
         InputError: the name is unusable.
+
+    Example:
+        >>> encode("Ana").tolist()
+        [0, 13, 0]
     """
     return encode_names([name]).characters
 

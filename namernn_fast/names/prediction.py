@@ -152,6 +152,12 @@ def load(
 
     Raises:
         InputError, OSError, ModuleNotFoundError: as of `load_checkpoint`.
+
+    Example:
+        >>> predictor = load(pretrained_checkpoint())
+        >>> predictor.languages_of(["Ślusàrski", "Nguyen"])
+        ['Polish', 'Vietnamese']
+        >>> ((language, probability),) = predictor.predict(["Ślusàrski"], top=1)[0]
     """
     if path is None:
         path = _default()

@@ -86,6 +86,10 @@ def fold(name: str) -> str:
     a spelling nor a decomposition in ASCII (digits, hyphens, other scripts) are dropped: `dropped`
     tells which. So are blanks at either end: in the data eight Korean rows have them by a typing
     slip, and a model would tell the language by them.
+
+    Example:
+        >>> fold("Ślusàrski"), fold("O’Neal")
+        ('slusarski', "o'neal")
     """
     if not name.isascii():
         name = _NOT_ASCII.sub(_spelled_run, name)

@@ -1,0 +1,70 @@
+"""Builds the documentation site; `make docs` runs it, with warnings as errors.
+
+Neither the build nor a page fetches anything: fonts, scripts and styles are files of the site, and
+formulas are MathML, which browsers draw by themselves.
+"""
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "namernn_fast"
+author = "The namernn_fast authors"
+release = version = version_of(project)
+project_copyright = author
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "pages",  # of the folder _extensions
+]
+# A page is a Markdown file, or a program in percent cells, which is executed.
+source_suffix = {".md": "myst-nb", ".nb.py": "myst-nb"}
+nitpicky = True
+# The documentation of torch and Python is not at hand, since the build fetches nothing. Words in
+# single backticks become links where they name something, and stay code where they do not.
+default_role = "py:obj"
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),
+    (
+        "py:.*",
+        r"(torch|nn|collections|numpy|np|os|pathlib|namernn_fast\.(gpu|layouts|replacing))\..*",
+    ),
+    ("py:class", "Tensor|PackedSequence"),
+]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+myst_update_mathjax = False
+html_math_renderer = "mathml"
+
+nb_custom_formats = {".nb.py": ["pages.read_program", {}]}
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+
+autodoc_default_options = {"member-order": "bysource"}
+autodoc_mock_imports = ["triton"]
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 80
+
+html_theme = "furo"
+pygments_dark_style = "github-dark"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_domain_indices = False
+html_show_sphinx = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+linkcheck_timeout = 5
+linkcheck_retries = 1

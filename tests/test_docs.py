@@ -1,0 +1,87 @@
+"""The documentation: the code of pages and of docstrings runs, and links lead somewhere."""
+
+import doctest
+import importlib
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("namernn_fast/**/*.md")]
+}
+EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # which takes long
+WITH_CODE = [
+    pytest.param(name, marks=pytest.mark.slow if name in EXPORTING else ())
+    for name, text in sorted(PAGES.items())
+    if "```python" in text
+]
+MODULES = ["nn", "explaining", "token_rnn", "testing"]
+MODULES += [f"names.{name}" for name in ("dataset", "encoding", "prediction", "text")]
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_code_of_a_page(page):
+    """Blocks of Python are executed one after the other, and answers to `>>>` are compared."""
+    sybil = pytest.importorskip("sybil")
+    markdown = pytest.importorskip("sybil.parsers.markdown")
+    if page in EXPORTING:
+        pytest.importorskip("onnxscript")
+    parsers = [markdown.PythonCodeBlockParser(doctest_optionflags=FLAGS), markdown.SkipParser()]
+    for example in sybil.Sybil(parsers).parse(ROOT / page).examples():
+        example.evaluate()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_docstrings(module):
+    ran = doctest.testmod(importlib.import_module(f"namernn_fast.{module}"), optionflags=FLAGS)
+    assert ran.attempted
+    assert not ran.failed
+
+
+def without_code(text):
+    return re.sub(r"```.*?```|`[^`\n]+`", "code", text, flags=re.DOTALL)
+
+
+def places(text):
+    """Returns the anchors that a heading of Markdown has in a checkout's view."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_of_a_checkout(page):
+    """Links within the checkout lead to files that exist, and to headings of theirs."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(PAGES[page])):
+        if not link.startswith(("https:", "http:")):
+            file, _, place = link.partition("#")
+            target = (ROOT / page).parent / file if file else ROOT / page
+            assert target.exists(), link
+            assert not place or place in places(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_sessions_are_marked_as_python(page):
+    """A session in a block without a language would not be executed."""
+    assert not re.search(r"^```(?!python)\w*\n>>>", PAGES[page], flags=re.MULTILINE)
+
+
+def test_faults_of_a_site_are_found(tmp_path):
+    page = "<h1 id='here'>{}</h1>"
+    outside = "<img src='//x.org/a.png'><a href='https://x.org'>no request</a>"
+    (tmp_path / "good.html").write_text(page.format("<a href='faulty.html#here'>good</a>"))
+    (tmp_path / "faulty.html").write_text(
+        page.format(f"<a href='good.html#there'></a><a href='gone.html'></a>{outside}")
+    )
+    (tmp_path / "site.css").write_text("@import url('https://x.org/font.css');")
+    findings = runpy.run_path(str(ROOT / "docs" / "check_site.py"))["findings"]
+    assert list(findings(tmp_path)) == [
+        "faulty.html: fetches //x.org/a.png",
+        "faulty.html: leads to good.html#there, which has no such place",
+        "faulty.html: leads to gone.html, which does not exist",
+        "site.css: fetches https://x.org/font.css",
+    ]
