@@ -32,9 +32,10 @@ def compilers() -> list[str]:
 def build(compiler: str) -> bool:
     """Returns whether a compiler builds the extension without a warning."""
     headers = [*torch.utils.cpp_extension.include_paths(), sysconfig.get_path("include")]
-    flags = ["-Wall", "-Wextra", "-Werror", *(f"-isystem{folder}" for folder in headers)]
-    environment = {**os.environ, "CXX": compiler, "CFLAGS": shlex.join(flags)}
-    folder = ROOT / "build" / "warnings" / compiler
+    flags = shlex.join(["-Wall", "-Wextra", "-Werror", *(f"-isystem{path}" for path in headers)])
+    # Versions of setuptools differ in the variable that they read for C++.
+    environment = {**os.environ, "CXX": compiler, "CFLAGS": flags, "CXXFLAGS": flags}
+    folder = ROOT / "build" / "warnings" / Path(compiler).name
     command = [sys.executable, "setup.py", "-q", "build", "--force"]
     command += ["--build-lib", folder / "lib", "--build-temp", folder]
     return not subprocess.run(command, cwd=ROOT, env=environment).returncode

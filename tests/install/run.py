@@ -23,15 +23,19 @@ PAGE = DOCS / "install.md"
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
-# Versions of Python, each with a version of torch, or with the newest that there is for it.
+# Versions of Python, each with a version of torch or with the newest that there is for it: every
+# torch once, and the oldest and the newest of either with each other.
 MATRIX = (
     ("3.10", "torch==2.10.*"),
+    ("3.10", "torch"),
     ("3.11", "torch==2.13.*"),
+    ("3.12", "torch==2.11.*"),
     ("3.12", "torch==2.12.*"),
-    ("3.12", "torch"),
+    ("3.13", "torch==2.10.*"),
     ("3.13", "torch"),
 )
 COUNTS = ("passed", "failed", "skipped")
+KEYS = ("python", "torch")
 
 
 def find_python(version: str) -> str | None:
@@ -112,9 +116,9 @@ def audit(wheel: Path) -> list[str]:
     ]
 
 
-def version_key(symbol: str) -> list[int]:
-    """Returns the numbers of a version such as `GLIBC_2.34`, to compare them by."""
-    return [int(part) for part in symbol.rpartition("_")[2].split(".")]
+def version_key(version: str) -> list[int]:
+    """Returns the numbers of a version such as `GLIBC_2.34` or `2.13.0+cpu`, to compare them by."""
+    return [int(part) for part in version.rpartition("_")[2].partition("+")[0].split(".")]
 
 
 def table(found: list[dict]) -> str:
@@ -150,18 +154,20 @@ def main() -> int:
     results = json.loads(kept.read_text()) if kept.exists() else {}
     if results.get("wheel") != digest:
         results = {"wheel": digest, "environments": {}}
-    found = results["environments"]
+    found, left_out = results["environments"], []
     for version, torch in matrix:
         python = find_python(version)
         if not python:
-            print(f"Python {version} is not installed: left out", flush=True)
+            left_out.append(f"- not run: Python {version} with {torch}, which is not installed")
+            print(left_out[-1], flush=True)
             continue
         print(f"Python {version}, {torch}", flush=True)
         folder = FOLDER / "environment"
         found[f"{version} {torch}"] = test(python, torch, wheel, folder)
         kept.write_text(json.dumps(results))
         shutil.rmtree(folder)
-    text = table([found[name] for name in sorted(found)])
+    ordered = sorted(found.values(), key=lambda it: [version_key(it[k]) for k in KEYS])
+    text = "\n".join([table(ordered), *left_out])
     facts = "\n".join(audit(wheel))
     print(f"\n{facts}\n\n{text}")
     if options.record:
