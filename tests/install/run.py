@@ -167,7 +167,7 @@ def main() -> int:
         kept.write_text(json.dumps(results))
         shutil.rmtree(folder)
     ordered = sorted(found.values(), key=lambda it: [version_key(it[k]) for k in KEYS])
-    text = "\n".join([table(ordered), *left_out])
+    text = "\n\n".join([table(ordered), *(["\n".join(left_out)] if left_out else [])])
     facts = "\n".join(audit(wheel))
     print(f"\n{facts}\n\n{text}")
     if options.record:
