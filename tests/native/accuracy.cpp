@@ -15,7 +15,8 @@ struct Problem {
   bool relu;
 };
 
-// The arguments or the results of one problem as plain numbers, by name.
+// The arguments and the results of one problem, by name.
+enum Argument { kInput, kHx, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGradOutput, kGradLast };
 enum Name { kOutput, kLast, kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBias, kNames };
 const char* const names[] = {
     "output", "h_n", "grad_input", "grad_hx", "grad_weight_ih", "grad_weight_hh", "grad_bias"};
@@ -105,8 +106,6 @@ class Plain {
     return results_;
   }
 
-  enum Argument { kInput, kHx, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGradOutput, kGradLast };
-
  private:
   // The state that sequence b has before time t.
   const Number* state(int64_t t, int64_t b) const {
@@ -164,7 +163,7 @@ std::vector<double> numbers(const Array<Storage>& array) {
   return found;
 }
 
-// Random arguments, in the order of Plain::Argument.
+// Random arguments, in the order of Argument.
 template <class Storage>
 std::vector<Array<Storage>> draw(const Problem& p, Random& random) {
   std::vector<Array<Storage>> drawn;
@@ -181,12 +180,10 @@ std::vector<Array<Storage>> draw(const Problem& p, Random& random) {
 template <class Storage>
 Values<double> run(const KernelsFor<Storage>& kernels, const Problem& p,
                    const std::vector<Array<Storage>>& arguments) {
-  using Argument = typename Plain<double>::Argument;
-  const auto given = [&](Argument name) { return arguments[name].data(); };
+  const auto given = [&](Argument name) -> const Storage* { return arguments[name].data(); };
   const auto rows_of = [&](auto* data, int64_t size) {
     return RowStrides<std::remove_pointer_t<decltype(data)>>{data, p.B * size, size};
   };
-  const auto input = [](const Storage* data) { return data; };
   std::vector<Array<Storage>> found;
   for (const int64_t size :
        {p.T * p.B * p.H, p.B * p.H, p.T * p.B * p.D, p.B * p.H, p.H * p.D, p.H * p.H, p.H}) {
@@ -199,22 +196,23 @@ Values<double> run(const KernelsFor<Storage>& kernels, const Problem& p,
   layer.D = p.D;
   layer.H = p.H;
   layer.activation = p.relu ? Activation::relu : Activation::tanh;
-  layer.input = rows_of(input(given(Plain<double>::kInput)), p.D);
-  layer.hx = given(Plain<double>::kHx);
+  layer.input = rows_of(given(kInput), p.D);
+  layer.hx = given(kHx);
   layer.hx_stride = p.H;
-  layer.weight_ih = given(Plain<double>::kWeightIh);
-  layer.weight_hh = given(Plain<double>::kWeightHh);
-  layer.bias_ih = given(Plain<double>::kBiasIh);
-  layer.bias_hh = given(Plain<double>::kBiasHh);
+  layer.weight_ih = given(kWeightIh);
+  layer.weight_hh = given(kWeightHh);
+  layer.bias_ih = given(kBiasIh);
+  layer.bias_hh = given(kBiasHh);
   layer.chains = {kChain, kChain};
   const Runtime runtime = runtime_of(1, 1 << 20);
   kernels.forward({layer, rows_of(found[kOutput].data(), p.H), found[kLast].data()}, runtime);
   free_scratch();
   Backward<Storage> backward{};
   backward.layer = layer;
-  backward.output = rows_of(input(found[kOutput].data()), p.H);
-  backward.grad_output = rows_of(input(given(Plain<double>::kGradOutput)), p.H);
-  backward.grad_h_n = given(Plain<double>::kGradLast);
+  const Storage* output = found[kOutput].data();
+  backward.output = rows_of(output, p.H);
+  backward.grad_output = rows_of(given(kGradOutput), p.H);
+  backward.grad_h_n = given(kGradLast);
   backward.grad_h_n_stride = p.H;
   backward.grad_h_n_feature_stride = 1;
   backward.grad_input = rows_of(found[kGradInput].data(), p.D);
@@ -239,7 +237,7 @@ struct Share {
     for (size_t i = 0; i < exact.size(); ++i) {
       // A NaN must not be lost in a comparison.
       const double error = std::fabs(double(found[i] - exact[i]));
-      ours = error <= ours ? ours : error;
+      ours = std::isnan(ours) || error <= ours ? ours : error;
       plain = std::max(plain, double(std::fabs(loop[i] - exact[i])));
       largest = std::max(largest, double(std::fabs(exact[i])));
     }
