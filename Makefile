@@ -61,7 +61,7 @@ wheel: $(VENV)/torch
 
 # Installs the wheel where there is no compiler, with old and new versions of Python and torch. Each of
 # them takes minutes, and 7 GB until its tests have run. RECORD=1 writes docs/install.md, as below.
-wheel-test: setup
+wheel-test: setup wheel
 	PYTHONPATH=. $(BIN)/python tests/install/run.py $(RECORDING)
 
 # The kernels by themselves on 64-bit ARM, in an emulator.
