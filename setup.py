@@ -1,8 +1,9 @@
 """Builds one static library per ISA and the extension that chooses among them at run time.
 
 Everything else about the package is in pyproject.toml. A C++ compiler that is found must succeed:
-a build that fails ends with an error. Without a C++ compiler, or with `NAMERNN_FAST_NO_EXT=1`, the
-package has no extension, its wheel is tagged `py3-none-any`, and it says so when it is imported.
+a build that fails ends with an error. Without a C++ compiler, on Windows, or with
+`NAMERNN_FAST_NO_EXT=1`, the package has no extension, its wheel is tagged `py3-none-any`, and it
+says so when it is imported.
 pip keeps a wheel that it built from an sdist or a commit, and nothing in a wheel can forbid that:
 `pip install --force-reinstall --no-cache-dir` has the extension built once there is a compiler.
 `NAMERNN_FAST_SANITIZE=address,undefined` or `thread` builds for those sanitizers: see the Makefile.
@@ -12,6 +13,7 @@ pip keeps a wheel that it built from an sdist or a commit, and nothing in a whee
 import copy
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -47,8 +49,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
 # Folders whose files building and testing need, and which setuptools would leave out of an sdist.
-SDIST_FOLDERS = (".ci", "benchmarks", "csrc", "docs", "examples", "tests")
-SDIST_FILES = (".clang-format", ".gitignore", "*.md", "Makefile")
+SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests")
+SDIST_FILES = (".clang-format", ".gitignore", "*.md", "CITATION.cff", "Makefile")
 
 
 class CleanBuildPy(build_py):
@@ -75,8 +77,24 @@ class CompleteSdist(sdist):
         super().make_distribution()
 
 
+def description() -> str:
+    """Returns README.md for an index page, which has no files of the repository beside it.
+
+    Pictures are left out, and of links only the text is kept, unless they lead to an address.
+    """
+    text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
 def has_compiler():
-    """Returns whether there is a C++ compiler; one that `CXX` names is taken to be there."""
+    """Returns whether there is a C++ compiler; one that `CXX` names is taken to be there.
+
+    The kernels are written on the vector extension of GCC and Clang, which Microsoft's compiler
+    lacks, and torch's build for Windows uses no other compiler: there is none on Windows.
+    """
+    if sys.platform == "win32":
+        return False
     if "CXX" in os.environ:
         return True
     command = shlex.split(sysconfig.get_config_var("CXX") or "c++")
@@ -139,8 +157,12 @@ arguments: dict = {"cmdclass": {}}
 if os.environ.get("NAMERNN_FAST_NO_EXT") == "1":
     print("namernn_fast: NAMERNN_FAST_NO_EXT=1: the package has no C++ extension.")
 elif not has_compiler():
-    print("namernn_fast: no C++ compiler was found: the package has no C++ extension.")
+    print("namernn_fast: there is no GCC or Clang to use: the package has no C++ extension.")
 else:
     arguments = extension_arguments()
 arguments["cmdclass"] |= {"build_py": CleanBuildPy, "sdist": CompleteSdist}
-setup(**arguments)
+setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
+    **arguments,
+)

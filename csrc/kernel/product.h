@@ -197,16 +197,19 @@ inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
   }
 }
 
+// acc[0] += all other vectors, by halves.
+template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
+inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kDistance; ++r) acc[r] += acc[r + kDistance];
+  if constexpr (kDistance > 1) add_by_halves<Scalar, kDistance / 2>(acc);
+}
+
 // Lane r of the result is the sum of the lanes of acc[r].
 template <class Scalar>
 inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
-  constexpr int lanes = Simd<Scalar>::lanes;
   transpose<Scalar>(acc);
-#pragma GCC unroll 4
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-#pragma GCC unroll 16
-    for (int r = 0; r < distance; ++r) acc[r] += acc[r + distance];
-  }
+  add_by_halves<Scalar>(acc);
   return acc[0];
 }
 

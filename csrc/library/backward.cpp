@@ -47,7 +47,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
 }
 
 // The lowest layer that has anything to do: no gradient is wanted of the layers below.
-int64_t lowest_layer(const Stack& stack, const BackwardTensors& grads) {
+int64_t lowest_layer(const BackwardTensors& grads) {
   if (grads.grad_input || grads.grad_hx) return 0;
   return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
          grads.want_weights.begin();
@@ -71,7 +71,7 @@ void copy_last_gradients(const Stack& stack, const Backward<Scalar>& args) {
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& own = kernels();
-  const int64_t lowest = lowest_layer(stack, grads);
+  const int64_t lowest = lowest_layer(grads);
   const int64_t layers = stack.layers - lowest;
   const int64_t size = stack.batch.B * stack.H;
   const Stretches stretches(stack.batch.layout, wave.steps);
@@ -113,11 +113,11 @@ template <class Scalar>
 void run_backward(const Stack& stack, const BackwardTensors& grads) {
   if constexpr (std::is_floating_point_v<Scalar>) {
     const Wave wave = wave_of(stack, Pass::backward);
-    if (wave.layers > 1 && lowest_layer(stack, grads) < stack.layers - 1) {
+    if (wave.layers > 1 && lowest_layer(grads) < stack.layers - 1) {
       return run_backward_wave<Scalar>(stack, wave, grads);
     }
   }
-  const int64_t lowest = lowest_layer(stack, grads);
+  const int64_t lowest = lowest_layer(grads);
   std::optional<Tensor> grad_output = grads.grad_output;
   for (int64_t k = stack.layers; k-- > lowest;) {
     const int64_t D = stack.input_size(k);

@@ -17,17 +17,17 @@ struct Stack {
   Batch batch;
   bool has_ids;  // whether input is token ids
   Tensor input;
-  std::optional<Tensor> hx;
-  std::vector<Tensor> weights;
-  int64_t layers;
-  int64_t directions;
-  int64_t per_direction;  // weights of one direction: 2, or 4 with biases
-  int64_t D;  // features of input, 0 where it is ids; those of later layers are directions * H
-  int64_t V;  // rows of the tables that stand for products with the input, where it is ids
-  int64_t H;
-  int32_t dtype;
-  Activation activation;
-  bool batch_invariant;
+  std::optional<Tensor> hx = {};
+  std::vector<Tensor> weights = {};
+  int64_t layers = 0;
+  int64_t directions = 0;
+  int64_t per_direction = 0;  // weights of one direction: 2, or 4 with biases
+  int64_t D = 0;  // features of input, 0 where it is ids; those of later layers are directions * H
+  int64_t V = 0;  // rows of the tables that stand for products with the input, where it is ids
+  int64_t H = 0;
+  int32_t dtype = 0;
+  Activation activation = Activation::tanh;
+  bool batch_invariant = false;
 
   // The number of a layer's direction among the states and the weights.
   int64_t state_of(int64_t layer, int64_t direction) const {

@@ -1,6 +1,7 @@
 """The source distribution, the wheels that are built from it, and builds that must fail."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,24 @@ def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
     (wheel,) = (tmp_path / "wheel").iterdir()
     assert wheel.name.endswith("-py3-none-any.whl")
     assert package_files(wheel) == {f"namernn_fast/{name}" for name in modules}
+
+
+def test_the_description_suits_an_index_page(tree, tmp_path):
+    """An index page shows the README, and has no file of the repository beside it."""
+    hook = "prepare_metadata_for_build_wheel"
+    run_hook(hook, tree, tmp_path / "metadata", NAMERNN_FAST_NO_EXT="1")
+    (file,) = (tmp_path / "metadata").glob("*.dist-info/METADATA")
+    metadata = file.read_text(encoding="utf-8")
+    assert "Description-Content-Type: text/markdown" in metadata
+    assert "A fused vanilla (Elman) RNN for PyTorch" in metadata
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_the_citation_has_the_version_of_the_package(tree):
+    cited = re.search(r"^version: (.*)$", (tree / "CITATION.cff").read_text(), re.MULTILINE)
+    version = re.search(r'^version = "(.*)"$', (tree / "pyproject.toml").read_text(), re.MULTILINE)
+    assert cited[1] == version[1]
 
 
 @needs_compiler

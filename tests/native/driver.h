@@ -18,6 +18,9 @@ extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // of emulated_pairs.
 // Runs the kernels over prefix trees, in trees.cpp.
 void check_trees(const Kernels& kernels);
 
+// Compares the kernels with plain loops, in accuracy.cpp.
+void check_accuracy(const Kernels& kernels);
+
 // Ends the process.
 [[noreturn]] void fail(const char* what);
 

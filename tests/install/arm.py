@@ -1,0 +1,72 @@
+"""Compiles the kernels for 64-bit ARM, and runs their native tests in an emulator.
+
+`make test-arm` runs it. It needs a cross-compiler and qemu, and no ARM machine, no torch and no
+Python for ARM: so it shows that the kernels are right there, not how fast they are. It also reads
+the machine code: multiply-adds must take whole NEON registers, which are 16 bytes wide, and no
+register of SVE may appear, which not every processor has. `--record` writes docs/install.md.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "arm"
+COMPILER, OBJDUMP = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump"
+EMULATOR = "qemu-aarch64"
+PACKAGES = {COMPILER: "g++-aarch64-linux-gnu", OBJDUMP: "g++-aarch64-linux-gnu"}
+PACKAGES[EMULATOR] = "qemu-user"
+# As setup.py compiles the kernels.
+FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-Icsrc", "-Wall", "-Wextra")
+
+
+def output_of(*command) -> str:
+    ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if ran.returncode:
+        raise SystemExit(f"{command[0]} ended with status {ran.returncode}")
+    return ran.stdout
+
+
+def check_vectors(kernels: Path) -> str:
+    """Checks which vectors the machine code multiplies, and returns a line that says so."""
+    code = output_of(OBJDUMP, "--disassemble", "--no-show-raw-insn", kernels)
+    found = {lanes: len(re.findall(rf"\tfmla\tv\d+\.{lanes},", code)) for lanes in ("4s", "2d")}
+    if not all(found.values()):
+        raise SystemExit(f"no multiply-add takes a whole NEON register: {found}")
+    if wider := re.search(r"^.*\tz\d+\.[bhsd],.*$", code, re.MULTILINE):
+        raise SystemExit(f"an instruction of SVE: {wider[0]}")
+    return (
+        f"machine code: {found['4s']} multiply-adds of four floats and {found['2d']} of two "
+        "doubles, in registers of 16 bytes; no register of SVE"
+    )
+
+
+def main() -> None:
+    """Compiles, checks, runs, and prints what it found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write docs/install.md")
+    options = parser.parse_args()
+    if missing := {PACKAGES[tool] for tool in PACKAGES if not shutil.which(tool)}:
+        raise SystemExit(f"make test-arm needs: apt-get install {' '.join(sorted(missing))}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    kernels, tests = FOLDER / "baseline.o", FOLDER / "kernels"
+    output_of(COMPILER, *FLAGS, "-Werror", "-c", "csrc/isa/baseline.cpp", "-o", kernels)
+    vectors = check_vectors(kernels)
+    print(vectors, flush=True)
+    native = sorted((ROOT / "tests" / "native").glob("*.cpp"))
+    output_of(COMPILER, *FLAGS, "-Wno-psabi", *native, kernels, "-static", "-pthread", "-o", tests)
+    ran = output_of(EMULATOR, tests, "baseline")
+    print(ran)
+    if options.record:
+        from benchmarks.harness.pages import write_section
+        from benchmarks.harness.paths import DOCS
+
+        tools = [output_of(tool, "--version").splitlines()[0] for tool in (COMPILER, EMULATOR)]
+        lines = [*tools, vectors, *ran.splitlines()]
+        write_section(DOCS / "install.md", "arm", "\n".join(f"- {line}" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

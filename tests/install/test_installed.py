@@ -1,0 +1,293 @@
+"""What an installed package must do, without a compiler and without the rest of this repository.
+
+`make wheel-test` runs this file by itself in fresh environments; it needs torch and pytest, and
+skips what needs a package that is not there. It is broad and shallow: the rest of tests/ goes into
+each matter.
+"""
+
+import copy
+import functools
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+import namernn_fast
+from namernn_fast import FusedRNN, FusedRNNCell, TokenRNN, availability, explain, replace_rnn
+from namernn_fast.testing import ErrorBudget
+
+T, B, D, H = 12, 7, 16, 37
+LENGTHS = [5, 12, 1, 9, 12, 3, 8]
+LAYOUTS = ("dense", "packed", "lengths", "jagged")
+STACKS = {
+    "one layer": {},
+    "batch first": {"batch_first": True, "bias": False},
+    "two layers, two directions": {"num_layers": 2, "bidirectional": True},
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def has(*packages):
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def run_python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def pair(dtype=torch.float32, **options):
+    """Returns a `FusedRNN` and an `nn.RNN` with equal weights."""
+    theirs = torch.nn.RNN(D, H, dtype=dtype, **options)
+    ours = FusedRNN(D, H, dtype=dtype, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def call(module, x, hx, layout):
+    """Runs a layer on a padded (T, B, D), and returns output (T, B, ...) and h_n.
+
+    Layers that take neither lengths nor jagged tensors get a packed sequence in their place.
+    """
+    first = module.batch_first
+    padded = x.transpose(0, 1) if first else x
+    if layout == "dense":
+        output, h_n = module(padded, hx)
+    elif layout == "lengths" and isinstance(module, FusedRNN):
+        output, h_n = module(padded, hx, lengths=LENGTHS)
+    elif layout == "jagged" and isinstance(module, FusedRNN):
+        rows = [x[:length, b] for b, length in enumerate(LENGTHS)]
+        output, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
+        return pad_sequence(output.unbind(0)), h_n
+    else:
+        packed = pack_padded_sequence(padded, LENGTHS, batch_first=first, enforce_sorted=False)
+        output, h_n = module(packed, hx)
+        return pad_packed_sequence(output)[0], h_n
+    return (output.transpose(0, 1) if first else output), h_n
+
+
+def results(module, layout, seed):
+    """Returns output, h_n and every gradient of one call on random values, by name."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = module.weight_hh_l0.dtype
+
+    def draw(*size):
+        # In a precision that all dtypes share, so that all layers get equal numbers.
+        return torch.randn(*size, generator=generator).bfloat16().to(dtype)
+
+    states = module.num_layers * (2 if module.bidirectional else 1)
+    x = draw(T, B, D).requires_grad_()
+    hx = draw(states, B, H).requires_grad_()
+    output, h_n = call(module, x, hx, layout)
+    module.zero_grad()
+    torch.autograd.backward([output, h_n], [draw(*output.shape), draw(*h_n.shape)])
+    found = {"output": output, "h_n": h_n, "grad_input": x.grad, "grad_hx": hx.grad}
+    found |= {f"grad_{name}": p.grad for name, p in module.named_parameters()}
+    return {name: value.detach() for name, value in found.items()}
+
+
+def test_the_extension_is_installed():
+    assert availability.HAS_EXTENSION
+    assert "cpu" in str(explain(FusedRNN(D, H), torch.randn(T, B, D)))
+
+
+def test_no_file_of_a_checkout_is_imported():
+    """The tests would otherwise tell nothing of the wheel; `make wheel-test` says where it is."""
+    if not (folder := os.environ.get("NAMERNN_FAST_INSTALLED_IN")):
+        pytest.skip("these tests run in no environment of make wheel-test")
+    assert os.path.commonpath([folder, namernn_fast.__file__]) == folder
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
+def test_results_and_gradients_are_within_the_budget(options, dtype):
+    """All layouts and draws of a result count as one: those of few numbers may be exact by luck."""
+    torch.manual_seed(0)
+    ours, theirs = pair(dtype, **options)
+    precise = copy.deepcopy(theirs).double()
+    budget = ErrorBudget(dtype)
+    for layout in LAYOUTS:
+        for seed in range(4):
+            reference = results(precise, layout, seed)
+            mine, torchs = results(ours, layout, seed), results(theirs, layout, seed)
+            for name, value in reference.items():
+                budget.add(name, mine[name], torchs[name], value)
+    budget.check()
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_double_precision(layout, nonlinearity):
+    torch.manual_seed(0)
+    ours, theirs = pair(torch.float64, nonlinearity=nonlinearity, num_layers=2)
+    torch.testing.assert_close(
+        results(ours, layout, 0), results(theirs, layout, 0), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_resets_begin_sequences_anew():
+    ours, theirs = pair(torch.float64)
+    x, reset = torch.randn(T, 1, D, dtype=torch.float64), torch.zeros(T, 1, dtype=torch.bool)
+    reset[5] = True
+    parts = [theirs(part)[0] for part in (x[:5], x[5:])]
+    torch.testing.assert_close(ours(x, reset=reset)[0], torch.cat(parts))
+
+
+def test_token_ids():
+    reader = TokenRNN(31, D, H, dtype=torch.float64)
+    ids = torch.randint(31, (T, B))
+    theirs = torch.nn.RNN(D, H, dtype=torch.float64)
+    theirs.load_state_dict(reader.rnn.state_dict())
+    output, h_n = theirs(reader.embedding(ids))
+    torch.testing.assert_close(reader(ids), (output, h_n))
+    torch.testing.assert_close(reader.last_state(ids), h_n)
+
+
+def test_cell():
+    theirs = torch.nn.RNNCell(D, H, dtype=torch.float64)
+    ours = FusedRNNCell(D, H, dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x, h = (torch.randn(B, size, dtype=torch.float64) for size in (D, H))
+    torch.testing.assert_close(ours(x, h), theirs(x, h))
+
+
+def test_every_number_of_threads_gives_the_same_bits():
+    layer, x, before = FusedRNN(D, H), torch.randn(T, B, D), torch.get_num_threads()
+    try:
+        outputs = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outputs.append(layer(x)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+class Net(torch.nn.Module):
+    """A layer between two operators, to be traced in one graph."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.rnn = FusedRNN(D, H, **options)
+
+    def forward(self, x, lengths=None):
+        output, h_n = self.rnn(torch.sin(x), lengths=lengths)
+        return output.square().sum() + h_n.sum()
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "lengths"])
+def test_compile(lengths):
+    torch._dynamo.reset()
+    net, x = Net(num_layers=2, bidirectional=True), torch.randn(T, B, D)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    seen = []
+    for run in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+        net.zero_grad()
+        loss = run(x, lengths)
+        loss.backward()
+        seen.append([loss, *(p.grad.clone() for p in net.parameters())])
+    torch.testing.assert_close(*seen)
+
+
+def test_export():
+    net, x = Net().eval(), torch.randn(T, B, D)
+    sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
+    program = torch.export.export(net, (x,), dynamic_shapes=(sizes,))
+    other = torch.randn(T + 3, B + 2, D)
+    torch.testing.assert_close(program.module()(other), net(other))
+
+
+def test_vmap_and_gradients_of_each_sample():
+    layer, x = FusedRNN(D, H, dtype=torch.float64), torch.randn(3, T, B, D, dtype=torch.float64)
+    expected = torch.stack([layer(one)[0] for one in x])
+    torch.testing.assert_close(torch.func.vmap(lambda one: layer(one)[0])(x), expected)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, one):
+        return torch.func.functional_call(layer, parameters, (one,))[0].square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    layer(x[0])[0].square().sum().backward()
+    torch.testing.assert_close(each["weight_hh_l0"][0], layer.weight_hh_l0.grad)
+
+
+@pytest.mark.skipif(not has("onnx", "onnxscript", "onnxruntime"), reason="needs ONNX")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
+def test_onnx(options):
+    import onnxruntime
+
+    layer, x = FusedRNN(D, H, **options).eval(), torch.randn(T, B, D)
+    exported = torch.onnx.export(layer, (x,), dynamo=True, verbose=False)
+    assert (
+        sum(node.op_type == "RNN" for node in exported.model_proto.graph.node) == layer.num_layers
+    )
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        expected = [value.numpy() for value in layer(x)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other))
+
+
+def test_swapped_into_a_model_saved_and_loaded():
+    model = torch.nn.ModuleDict({"rnn": torch.nn.RNN(D, H), "head": torch.nn.Linear(H, 2)})
+    x = torch.randn(T, B, D)
+    expected = model["rnn"](x)
+    swapped = replace_rnn(copy.deepcopy(model))
+    assert isinstance(swapped["rnn"], FusedRNN)
+    file = io.BytesIO()
+    torch.save(swapped, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    torch.testing.assert_close(loaded["rnn"](x), expected)
+    model.load_state_dict(loaded.state_dict())
+
+
+@functools.cache
+def built_for_x86():
+    return availability.HAS_EXTENSION and torch.backends.cpu.get_cpu_capability() in (
+        *("DEFAULT", "AVX2", "AVX512"),
+    )
+
+
+@pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
+def test_every_instruction_set_of_the_processor(level):
+    """The kernel follows ATen's switch, and its results follow `nn.RNN`."""
+    if not built_for_x86():
+        pytest.skip("ATen has these levels on x86-64")
+    program = """
+import torch, namernn_fast
+theirs = torch.nn.RNN(16, 48, num_layers=2, dtype=torch.float64)
+ours = namernn_fast.replace_rnn(torch.nn.ModuleList([theirs]))[0]
+x = torch.randn(9, 5, 16, dtype=torch.float64)
+torch.testing.assert_close(ours(x), theirs(x))
+print(namernn_fast.ops.cpu_kernel(), torch.backends.cpu.get_cpu_capability())
+"""
+    kernel, capability = run_python("-c", program, ATEN_CPU_CAPABILITY=level).split()
+    if capability.lower() != level:
+        pytest.skip(f"this processor has no {level}")
+    assert kernel == {"default": "baseline"}.get(level, level)
+
+
+def test_the_module_says_what_is_installed():
+    told = run_python("-m", "namernn_fast")
+    assert namernn_fast.__version__ in told
+    assert torch.__version__ in told
+
+
+@pytest.mark.skipif(not has("safetensors", "requests", "tqdm"), reason="needs the extra names")
+def test_the_names_application_has_its_network():
+    told = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
+    assert "Japanese" in told
