@@ -118,6 +118,7 @@ roofline: setup
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.threads $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.first_call $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.waiting $(RECORDING)
 
 capabilities: setup
 	$(BIN)/python -m benchmarks.report.capabilities $(RECORDING)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from benchmarks.cpu import fading, first_call, layers, peers, roofline, torch_operators
+from benchmarks.cpu import fading, first_call, layers, peers, roofline, torch_operators, waiting
 from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
 from benchmarks.harness.pages import write_section
@@ -105,6 +107,18 @@ def test_the_report_of_what_runs_on_torchs_operators():
     assert "Reference path, packed input" in text
     assert text.count(f"2.00 ms |      1.00 ms |    {ratio(2.0)}") == 2
     assert text.count("| worst ") == 2
+
+
+def test_a_new_process_starts_with_the_policy_that_is_timed(monkeypatch):
+    monkeypatch.setenv(waiting.VARIABLE, "active")
+    monkeypatch.setattr(waiting, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(waiting, "measure", lambda: os.environ.get(waiting.VARIABLE))
+    seen = [waiting._in_new_process(policy) for policy in waiting.POLICIES.values()]
+    assert seen == [None, "passive"]
+
+
+def test_a_step_that_waits_is_timed():
+    assert 0 < waiting.measure(FUSED, torch.get_num_threads(), 0.01) < 10
 
 
 def test_first_calls(monkeypatch):

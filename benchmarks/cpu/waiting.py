@@ -1,0 +1,114 @@
+"""Times how threads wait: `python -m benchmarks.cpu.waiting [--record]`.
+
+A training step of a small batch, in new processes with `OMP_WAIT_POLICY` unset and set to
+`passive`, on a machine with nothing else to do and beside programs that keep every processor busy.
+"""
+
+import itertools
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+from benchmarks.harness.grid import BASELINE, FUSED
+
+LAYERS = (BASELINE, FUSED)
+POLICIES = {"not set": None, "`passive`": "passive"}
+NEIGHBOURS = {"idle": False, "busy": True}
+SIZES = (64, 256, 8, 16)
+"""Features, hidden units, steps and sequences."""
+VARIABLE = "OMP_WAIT_POLICY"
+
+
+def measure(name: str, threads: int, seconds: float) -> float:
+    """Returns the mean seconds of a training step in this process, which should be a new one.
+
+    The mean, since what a program waits for is the sum of all steps, the slowest among them.
+    """
+    import torch
+
+    from namernn_fast import FusedRNN
+
+    torch.set_num_threads(threads)
+    features, hidden_size, steps, batch = SIZES
+    layer = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}[name](features, hidden_size)
+    optimizer = torch.optim.Adam(layer.parameters())
+    x, grad = torch.randn(steps, batch, features), torch.randn(steps, batch, hidden_size)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        layer(x)[0].backward(grad)
+        optimizer.step()
+
+    step()
+    count, started = 0, time.perf_counter()
+    while (taken := time.perf_counter() - started) < seconds:
+        step()
+        count += 1
+    return taken / count
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def _neighbours(are_busy: bool) -> Iterator[None]:
+    """Lets other programs keep every processor busy, or not."""
+    context = multiprocessing.get_context("spawn")
+    running = [context.Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)]
+    if not are_busy:
+        running = []
+    for process in running:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+            process.join()
+
+
+def _in_new_process(policy: str | None, *arguments) -> float:
+    """Returns what `measure` finds in a process that starts with this policy."""
+    os.environ.pop(VARIABLE, None)
+    if policy is not None:
+        os.environ[VARIABLE] = policy
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def main() -> None:
+    from benchmarks.harness import pages
+    from benchmarks.harness.machine import cpu_name
+    from namernn_fast.bench.tables import duration, markdown
+
+    options = pages.parse(pages.parser(__doc__, seconds=6.0))
+    each = options.seconds / 3
+    found: dict[str, list[float]] = {}
+    rounds = 1 if options.quick else 3
+    for state, _ in itertools.product(NEIGHBOURS, range(rounds)):
+        with _neighbours(NEIGHBOURS[state]):
+            for name, policy in itertools.product(LAYERS, POLICIES):
+                taken = _in_new_process(POLICIES[policy], name, options.threads, each)
+                found.setdefault(f"{state}, {name}, {policy}", []).append(taken)
+    lines = [["a training step", *(f"{VARIABLE} {policy}" for policy in POLICIES)]]
+    for state, name in itertools.product(NEIGHBOURS, LAYERS):
+        medians = [statistics.median(found[f"{state}, {name}, {policy}"]) for policy in POLICIES]
+        lines.append([f"{name}, {state} machine", *map(duration, medians)])
+    features, hidden_size, steps, batch = SIZES
+    text = (
+        f"{cpu_name()}, {os.cpu_count()} processors, {options.threads} thread(s); ({features}, "
+        f"{hidden_size}, {steps}), B = {batch}, with Adam. Medians of {rounds} processes each, of "
+        "each the mean step. On the busy machine as many other programs run as there are "
+        f"processors.\n\n{markdown(lines)}"
+    )
+    pages.publish("waiting", {"rounds": found}, text, options.record)
+
+
+if __name__ == "__main__":
+    main()
