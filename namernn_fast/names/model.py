@@ -103,7 +103,7 @@ class NameClassifier(nn.Module):
             if lengths is not None:
                 raise TypeError("lengths go with padded ids, not with a PackedSequence")
             if self.ngrams is not None:  # which look at neighbours, as padded names have them
-                return self(*pad_packed_sequence(names, batch_first=True))
+                return self.forward(*pad_packed_sequence(names, batch_first=True))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
             lengths = lengths.to(names.device)
         else:
@@ -235,7 +235,7 @@ class NameEnsemble(nn.Module):
     @property
     def config(self) -> list[dict[str, Any]]:
         """The options of each member."""
-        return [member.config for member in self.members]  # type: ignore[misc, union-attr]
+        return [member.config for member in self.members]  # type: ignore[misc]
 
     def forward(self, names: PackedSequence | Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns the mean logits (batch, num_classes); the arguments are a classifier's."""

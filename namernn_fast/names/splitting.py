@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from .encoding import EncodedNames, encode_folded
 from .text import InputError, fold
 
 METHODS = ("string", "random")
+
+
+_Unit = TypeVar("_Unit")
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,9 @@ def _rank(seed: int, unit: object) -> bytes:
     return hashlib.blake2b(f"{seed}:{unit}".encode(), digest_size=16).digest()
 
 
-def _cut(units: list[Any], validation: float, test: float) -> tuple[list, list, list]:
+def _cut(
+    units: list[_Unit], validation: float, test: float
+) -> tuple[list[_Unit], list[_Unit], list[_Unit]]:
     """Cuts units into train, validation and test, none of them empty where there are three."""
     count = len(units)
     least = int(count >= 3)

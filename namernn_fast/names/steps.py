@@ -102,7 +102,7 @@ def _step(
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for parameter in parameters:
         parameter.grad = None
-    scores = model(batch.names)
+    scores: Tensor = model(batch.names)
     logits = scores.detach()
     scores.backward(_loss_gradient(logits, batch, recipe.label_smoothing))
     if recipe.clip_norm is not None:

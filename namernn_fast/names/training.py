@@ -346,5 +346,5 @@ def _temperature(scores: Tensor, labels: Tensor) -> float:
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]  # the stub wants a float
+    optimizer.step(loss)
     return log_temperature.exp().item()
