@@ -13,7 +13,7 @@ from . import launching, stepwise
 from .device import Device, device_of, let_no_programs_meet
 from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel
 from .plan import Plan, plan_of
-from .problem import Stack
+from .problem import BackwardTensors, Stack
 from .products import product
 from .sums import sums_by_token
 
@@ -216,7 +216,7 @@ def forward_layer(
     if not ops.has_ids(x) and stepwise.suits(stack, h_n):
         bias = _join([own.bias for own in weights]) if stack.options & ops.BIAS else None
         states = product(x, _join(weights_ih).t(), bias, out=None if ring else output)
-        stepwise.forward_steps(stack, hx, list(weights_hh), states, h_n)
+        stepwise.forward_steps(stack, hx, weights_hh, states, h_n)
         return
     if ops.has_ids(x):
         # The kernel reads rows of the table in the place of projected rows, and adds both biases.
@@ -271,41 +271,24 @@ def backward_layer(
         grad_input: written if wanted: (N, features).
     """
     weights_hh = [own.weight_hh for own in weights]
+    tensors = BackwardTensors(
+        *(hx, weights_hh, output, grad_output, grad_h_n, dz, previous, grad_hx)
+    )
     run = stepwise.backward_steps if stepwise.suits(stack, output) else _backward_in_one_kernel
-    run(stack, hx, weights_hh, output, grad_output, grad_h_n, dz, previous, grad_hx)
+    run(stack, tensors)
     if grad_input is not None:
         product(dz, _join([own.weight_ih for own in weights]), out=grad_input)
 
 
-def _backward_in_one_kernel(
-    stack: Stack,
-    hx: Tensor | None,
-    weights_hh: list[Tensor],
-    output: Tensor,
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    dz: Tensor,
-    previous: Tensor | None,
-    grad_hx: Tensor | None,
-) -> None:
-    """Runs the recurrence of `backward_layer`, whose arguments it takes."""
-    dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
-    weight_hh, weight_hh_reverse = _pair(weights_hh)
-    own = {
-        "grad_output": grad_output,
-        "grad_h_n": grad_h_n,
-        "weight_hh": weight_hh,
-        "weight_hh_reverse": weight_hh_reverse,
-        "hx": hx,
-        "output": output,
-        "dz": dz,
-        "previous": previous,
-        "dz_last": dz_last,
-        "grad_hx": grad_hx,
-    }
-    _launch(backward_kernel, stack, output, own, padded=stack.layout.padded)
+def _backward_in_one_kernel(stack: Stack, tensors: BackwardTensors) -> None:
+    """Runs the backward recurrence of a layer, all steps in one kernel."""
+    own: dict[str, Any] = tensors._asdict()
+    own["weight_hh"], own["weight_hh_reverse"] = _pair(own.pop("weights_hh"))
+    grad_hx = tensors.grad_hx
+    own["dz_last"] = dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
+    _launch(backward_kernel, stack, tensors.output, own, padded=stack.layout.padded)
     if grad_hx is not None and dz_last is not None:
-        for grad, last, weight in zip(grad_hx, dz_last, weights_hh, strict=True):
+        for grad, last, weight in zip(grad_hx, dz_last, tensors.weights_hh, strict=True):
             product(last, weight, plus=grad, out=grad)
 
 

@@ -63,3 +63,24 @@ class Stack(NamedTuple):
         """Returns for each layer its initial states and the weights of its directions."""
         states = ops.states_of_layers(self.hx, self.weights, self.options)
         return list(zip(states, ops.layers_of(self.weights, self.options), strict=True))
+
+
+class BackwardTensors(NamedTuple):
+    """What the backward recurrence of a layer reads and writes."""
+
+    hx: Tensor | None
+    """Initial states (directions, B, H), or None: zeros."""
+    weights_hh: Sequence[Tensor]
+    """Of each direction (H, H)."""
+    output: Tensor
+    """Of the forward pass, (N, directions * H)."""
+    grad_output: Tensor | None
+    """Like output, or None: zeros."""
+    grad_h_n: Tensor | None
+    """(directions, B, H), or None: zeros."""
+    dz: Tensor
+    """Written: the gradient before the activation, like output."""
+    previous: Tensor | None
+    """Written if it is wanted: the previous state of each row, like output."""
+    grad_hx: Tensor | None
+    """Written if it is wanted: (directions, B, H)."""

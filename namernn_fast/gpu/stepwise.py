@@ -6,13 +6,15 @@ compares them). States are computed where the projected input lies, and gradient
 of the output is copied to, so that no product has to copy what is added to it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .. import fp32_precision, ops, transfers
 from .device import device_of
 from .plan import FEWEST_UNITS_OF_STEPS, plan_of
-from .problem import Stack
+from .problem import BackwardTensors, Stack
 from .products import precision_of_rnn
 
 
@@ -38,7 +40,7 @@ def suits(stack: Stack, like: Tensor) -> bool:
 def forward_steps(
     stack: Stack,
     hx: Tensor | None,
-    weights_hh: list[Tensor],
+    weights_hh: Sequence[Tensor],
     states: Tensor,
     h_n: Tensor,
 ) -> None:
@@ -64,32 +66,10 @@ def forward_steps(
         h_n[k].copy_(steps[-1])
 
 
-def backward_steps(
-    stack: Stack,
-    hx: Tensor | None,
-    weights_hh: list[Tensor],
-    output: Tensor,
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    dz: Tensor,
-    previous: Tensor | None,
-    grad_hx: Tensor | None,
-) -> None:
-    """Computes what `backward_layer` computes, but for the gradient of the input.
-
-    Args:
-        stack: the layer's stack.
-        hx: initial states (directions, B, H), or None for zeros.
-        weights_hh: of each direction (H, H).
-        output: of the forward pass, (N, directions * H).
-        grad_output: like output, or None for zeros.
-        grad_h_n: (directions, B, H), or None for zeros.
-        dz: written: the gradient before the activation, like output.
-        previous: written if wanted: the previous state of each row, like output.
-        grad_hx: written if wanted: (directions, B, H).
-    """
+def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
+    """Runs the backward recurrence of a layer."""
+    hx, weights_hh, output, grad_output, grad_h_n, dz, previous, grad_hx = tensors
     aten = torch.ops.aten
-    is_relu = stack.options & ops.RELU
     if grad_output is None:
         dz.zero_()
     else:
@@ -102,7 +82,7 @@ def backward_steps(
         for h, grad in zip(reversed(states), reversed(grads), strict=True):
             if after is not None:
                 grad.addmm_(after, weight_hh)
-            if is_relu:
+            if stack.options & ops.RELU:
                 aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
             else:
                 aten.tanh_backward.grad_input(grad, h, grad_input=grad)
