@@ -1,7 +1,7 @@
 """The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -175,30 +175,7 @@ class FusedRNN(torch.nn.RNN):
         )
 
     if TYPE_CHECKING:  # torch declares that a call returns anything
-
-        @overload
-        def __call__(
-            self,
-            input: Tensor,
-            hx: Tensor | None = None,
-            lengths: Lengths | None = None,
-            reset: Tensor | None = None,
-            embedding: Tensor | None = None,
-            padding_idx: int | None = None,
-        ) -> tuple[Tensor, Tensor]: ...
-
-        @overload
-        def __call__(
-            self,
-            input: PackedSequence,
-            hx: Tensor | None = None,
-            lengths: None = None,
-            reset: Tensor | None = None,
-            embedding: Tensor | None = None,
-            padding_idx: int | None = None,
-        ) -> tuple[PackedSequence, Tensor]: ...
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        __call__ = forward
 
     def last_state(
         self,

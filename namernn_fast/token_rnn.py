@@ -132,26 +132,7 @@ class TokenRNN(torch.nn.Module):
         return self._one_after_the_other(ids, hx, lengths, reset)
 
     if TYPE_CHECKING:  # torch declares that a call returns anything
-
-        @overload
-        def __call__(
-            self,
-            ids: Tensor,
-            hx: Tensor | None = None,
-            lengths: Lengths | None = None,
-            reset: Tensor | None = None,
-        ) -> tuple[Tensor, Tensor]: ...
-
-        @overload
-        def __call__(
-            self,
-            ids: PackedSequence,
-            hx: Tensor | None = None,
-            lengths: None = None,
-            reset: Tensor | None = None,
-        ) -> tuple[PackedSequence, Tensor]: ...
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        __call__ = forward
 
     def last_state(
         self,
