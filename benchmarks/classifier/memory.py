@@ -6,12 +6,11 @@ from the process that started it. Before the call, a small one has started threa
 the code, which would count as well.
 """
 
-import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from benchmarks.classifier.long_layer import LONG_CALLS, long_call
 from benchmarks.classifier.made_up import Imitation
 from benchmarks.classifier.program import Corpus, Program, starting_weights
 from benchmarks.classifier.rivals import MAIN
+from benchmarks.harness.processes import in_new_process
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
@@ -76,13 +76,6 @@ def of_long_call(name: str, threads: int, seq_len: int, batch: int) -> int:
         return peak_above(long_call(name, seq_len, batch))
 
 
-def in_fresh_process(task: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Returns what `task` returns in a process that has run nothing before."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(task, *arguments).result()
-
-
 def measure(threads: int, effort: Effort) -> list[dict[str, Any]]:
     """Returns a row for each task and program, or for each call of the layer."""
     tasks: list[tuple[dict[str, Any], Callable[..., int], tuple]] = []
@@ -99,5 +92,5 @@ def measure(threads: int, effort: Effort) -> list[dict[str, Any]]:
         return [{**row, "bytes": task(*arguments)} for row, task, arguments in tasks]
     # Importing torch takes most of the time, and memory does not depend on who else runs.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda task: in_fresh_process(task[1], task[2]), tasks)
+        found = pool.map(lambda task: in_new_process(task[1], *task[2]), tasks)
         return [{**row, "bytes": size} for (row, *_), size in zip(tasks, found, strict=True)]

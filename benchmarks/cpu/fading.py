@@ -8,10 +8,8 @@ other benchmark has gradients that fade.
 """
 
 import dataclasses
-import multiprocessing
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, DENSE, FUSED, TRAINING, Cell, shape
 from benchmarks.harness.machine import cpu_name
+from benchmarks.harness.processes import in_new_process
 from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import Gradients, Input, Parameters, gated_calls, train
@@ -79,9 +78,7 @@ def run(cell: Cell, threads: int, budget: TimeBudget) -> list[dict[str, Any]]:
     """Times every case, each in a process of its own; returns a row for each."""
     rows = []
     for name in CASES:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            medians = pool.submit(measure, name, cell, threads, budget).result()
+        medians = in_new_process(measure, name, cell, threads, budget)
         rows.append({"case": name, "medians": medians})
     return rows
 

@@ -5,16 +5,15 @@ the first call of a compiled model. Torch's caches of compiled code are off. `to
 not trace `nn.RNN`: it leaves that layer as it is, and compiles what stands around it.
 """
 
-import multiprocessing
 import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 
-from benchmarks.harness.grid import BASELINE, FUSED
+from benchmarks.harness.processes import in_new_process
 
-LAYERS = {BASELINE: ("torch.nn", "RNN"), FUSED: ("namernn_fast", "FusedRNN")}
+# A new process imports this module first, which must import neither torch nor the layer.
+LAYERS = {"nn.RNN": ("torch.nn", "RNN"), "FusedRNN": ("namernn_fast", "FusedRNN")}
 STAGES = ("import", "first forward", "first backward", "second forward and backward")
 COMPILED_STAGES = ("first compiled forward and backward", "second compiled forward and backward")
 
@@ -61,9 +60,8 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in LAYERS}
     for _ in range(1 if options.quick else int(options.seconds)):
         for name, rounds in found.items():
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                rounds.append(pool.submit(measure, name, options.threads).result())
+            rounds.append(in_new_process(measure, name, options.threads))
+    rounds_of_each = min(map(len, found.values()))
     medians = {
         name: {stage: statistics.median(r[stage] for r in rounds) for stage in rounds[0]}
         for name, rounds in found.items()
@@ -73,7 +71,7 @@ def main() -> None:
         lines.append([stage, *(duration(medians[name][stage]) for name in LAYERS)])
     text = (
         f"{cpu_name()}, {options.threads} thread(s). Medians of "
-        f"{len(found[BASELINE])} new processes each; the import is what the layer adds to torch's."
+        f"{rounds_of_each} new processes each; the import is what the layer adds to torch's."
         f"\n\n{markdown(lines)}"
     )
     pages.publish("first_call", {"rounds": found}, text, options.record)

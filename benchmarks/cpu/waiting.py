@@ -10,12 +10,11 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
-from benchmarks.harness.grid import BASELINE, FUSED
+from benchmarks.harness.grid import BASELINE, FUSED, LAYERS
+from benchmarks.harness.processes import in_new_process
 
-LAYERS = (BASELINE, FUSED)
 POLICIES = {"not set": None, "`passive`": "passive"}
 NEIGHBOURS = {"idle": False, "busy": True}
 SIZES = (64, 256, 8, 16)
@@ -60,9 +59,8 @@ def _spin() -> None:
 def _neighbours(are_busy: bool) -> Iterator[None]:
     """Lets other programs keep every processor busy, or not."""
     context = multiprocessing.get_context("spawn")
-    running = [context.Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)]
-    if not are_busy:
-        running = []
+    count = (os.cpu_count() or 1) if are_busy else 0
+    running = [context.Process(target=_spin, daemon=True) for _ in range(count)]
     for process in running:
         process.start()
     try:
@@ -73,13 +71,12 @@ def _neighbours(are_busy: bool) -> Iterator[None]:
             process.join()
 
 
-def _in_new_process(policy: str | None, *arguments) -> float:
+def _under(policy: str | None, *arguments) -> float:
     """Returns what `measure` finds in a process that starts with this policy."""
     os.environ.pop(VARIABLE, None)
     if policy is not None:
         os.environ[VARIABLE] = policy
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+    return in_new_process(measure, *arguments)
 
 
 def main() -> None:
@@ -94,7 +91,7 @@ def main() -> None:
     for state, _ in itertools.product(NEIGHBOURS, range(rounds)):
         with _neighbours(NEIGHBOURS[state]):
             for name, policy in itertools.product(LAYERS, POLICIES):
-                taken = _in_new_process(POLICIES[policy], name, options.threads, each)
+                taken = _under(POLICIES[policy], name, options.threads, each)
                 found.setdefault(f"{state}, {name}, {policy}", []).append(taken)
     lines = [["a training step", *(f"{VARIABLE} {policy}" for policy in POLICIES)]]
     for state, name in itertools.product(NEIGHBOURS, LAYERS):

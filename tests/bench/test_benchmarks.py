@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,9 +13,20 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from benchmarks.cpu import fading, first_call, layers, peers, roofline, torch_operators, waiting
-from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, TRAINING, Cell
+from benchmarks.harness import pages, processes
+from benchmarks.harness.grid import (
+    BASELINE,
+    DENSE,
+    FORWARD,
+    FUSED,
+    LAYERS,
+    MODES,
+    PACKED,
+    TRAINING,
+    Cell,
+)
 from benchmarks.harness.pages import write_section
+from benchmarks.harness.paths import ROOT
 from benchmarks.report import speed
 from namernn_fast import FusedRNN
 from namernn_fast.bench import workload
@@ -111,14 +124,24 @@ def test_the_report_of_what_runs_on_torchs_operators():
 
 def test_a_new_process_starts_with_the_policy_that_is_timed(monkeypatch):
     monkeypatch.setenv(waiting.VARIABLE, "active")
-    monkeypatch.setattr(waiting, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     monkeypatch.setattr(waiting, "measure", lambda: os.environ.get(waiting.VARIABLE))
-    seen = [waiting._in_new_process(policy) for policy in waiting.POLICIES.values()]
+    seen = [waiting._under(policy) for policy in waiting.POLICIES.values()]
     assert seen == [None, "passive"]
 
 
 def test_a_step_that_waits_is_timed():
     assert 0 < waiting.measure(FUSED, torch.get_num_threads(), 0.01) < 10
+
+
+def test_a_first_call_finds_nothing_imported():
+    """What the import of a layer adds to that of torch is a stage that is timed."""
+    program = "import sys, benchmarks.cpu.first_call; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "namernn_fast"} & {*ran.stdout.split()}
+    assert [*first_call.LAYERS] == [*LAYERS]
 
 
 def test_first_calls(monkeypatch):

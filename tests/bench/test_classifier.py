@@ -20,6 +20,7 @@ from benchmarks.classifier.shortcuts import SharedPrefixes
 from benchmarks.classifier.stopwatch import PARTS, REST, TOTAL, Stopwatch
 from benchmarks.classifier.with_torch import SETTINGS, WithTorch
 from benchmarks.harness import surnames
+from benchmarks.harness.processes import in_new_process
 from namernn_fast.names import ALPHABET, fold
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.testing import BudgetError
@@ -249,7 +250,7 @@ def test_the_peak_of_a_call_is_above_what_was_there_before():
 def test_a_fresh_process_has_not_the_peak_of_its_parent():
     size = 512 * 2**20
     kept = torch.ones(size // 4)
-    fresh = memory.in_fresh_process(memory.peak_bytes, ())
+    fresh = in_new_process(memory.peak_bytes)
     assert 0 < fresh < memory.peak_bytes() - size // 2
     del kept
 
