@@ -14,7 +14,7 @@ SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
 	names walkthrough bench-gpu gpu-lint gpu-model gpu-report check format clean compare third-party \
-	wheel wheel-test test-arm warnings
+	wheel wheel-test test-arm warnings docs docs-test
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
 
@@ -31,7 +31,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	touch $@
 
 # Two tests at a time. Threads that wait without spinning leave their core to the other test.
-test test-all fuzz: export OMP_WAIT_POLICY ?= passive
+test test-all fuzz docs docs-test: export OMP_WAIT_POLICY ?= passive
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -139,8 +139,7 @@ walkthrough: setup
 	$(BIN)/python examples/build_walkthrough.py
 
 # The documentation site, in build/docs/html. Warnings are errors, and nothing is fetched but packages.
-.PHONY: docs docs-test
-SPHINX = OMP_WAIT_POLICY=passive $(BIN)/sphinx-build -q -d build/docs/doctrees
+SPHINX = $(BIN)/sphinx-build -q -d build/docs/doctrees
 
 $(VENV)/docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
@@ -153,7 +152,7 @@ docs: $(VENV)/docs
 # The code of all pages and docstrings, links within the site, and that no page fetches anything. Where
 # other sites cannot be reached, the last line says so and nothing fails.
 docs-test: docs
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "" tests/test_docs.py
+	$(BIN)/python -m pytest -q -m "" tests/test_docs.py
 	$(BIN)/python docs/check_site.py build/docs/html
 	@$(SPHINX) -b linkcheck docs build/docs/linkcheck > build/docs/linkcheck.log 2>&1 \
 	  && echo "all links to other sites work" \

@@ -25,6 +25,9 @@ class SupportsArray(Protocol):
 Lengths: TypeAlias = Tensor | Sequence[int] | SupportsArray
 """The number of steps of each padded sequence: (batch), of any integer dtype."""
 
+_Normalised: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]
+"""data, hx, sequence_layout, reset and options, as the operators take them."""
+
 
 def normalise(
     input: Tensor | PackedSequence,
@@ -33,7 +36,7 @@ def normalise(
     reset: Tensor | None,
     options: int,
     has_ids: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+) -> _Normalised:
     """Returns data, hx, sequence_layout, reset and options, as the operators take them.
 
     `has_ids` says whether input holds token ids, which have no dimension of features.
@@ -92,7 +95,7 @@ def _normalise_packed(
     reset: Tensor | None,
     options: int,
     has_ids: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+) -> _Normalised:
     """`normalise` for a PackedSequence: hx and reset come into the order of its data."""
     _check_states(hx)
     data, batch_sizes, sorted_indices, _ = input
@@ -116,7 +119,7 @@ def _normalise_packed(
 
 def _normalise_jagged(
     input: Any, hx: Tensor | None, reset: Tensor | None, options: int, has_ids: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+) -> _Normalised:
     """`normalise` for a nested tensor."""
     _check_states(hx)
     if reset is not None:

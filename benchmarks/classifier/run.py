@@ -20,7 +20,7 @@ from benchmarks.classifier.program import Corpus, starting_weights
 from benchmarks.classifier.report import report
 from benchmarks.classifier.rivals import MAIN, PROGRAMS
 from benchmarks.harness import pages, surnames
-from benchmarks.harness.machine import cpu_name
+from namernn_fast.bench.machine import cpu_name
 
 STARTED = time.perf_counter()
 

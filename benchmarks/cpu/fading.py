@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, DENSE, FUSED, TRAINING, Cell, shape
-from benchmarks.harness.machine import cpu_name
 from benchmarks.harness.processes import in_new_process
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import Gradients, Input, Parameters, gated_calls, train

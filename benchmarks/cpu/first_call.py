@@ -53,7 +53,7 @@ def measure(name: str, threads: int) -> dict[str, float]:
 
 def main() -> None:
     from benchmarks.harness import pages
-    from benchmarks.harness.machine import cpu_name
+    from namernn_fast.bench.machine import cpu_name
     from namernn_fast.bench.tables import duration, markdown
 
     options = pages.parse(pages.parser(__doc__, seconds=5.0))

@@ -22,8 +22,9 @@ from benchmarks.cpu.rivals import RIVALS, Problem
 from benchmarks.harness import pages
 from benchmarks.harness.gate import check_rival
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell, shape
-from benchmarks.harness.machine import cpu_name, hop
+from benchmarks.harness.machine import hop
 from namernn_fast import FusedRNN
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
 from namernn_fast.bench.workload import draw_gradients, train

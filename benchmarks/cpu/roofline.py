@@ -21,9 +21,10 @@ from matplotlib import pyplot
 from benchmarks.cpu.peers import cells
 from benchmarks.harness import pages
 from benchmarks.harness.grid import FORWARD, FUSED, MODES, TRAINING, Cell, shape
-from benchmarks.harness.machine import Machine, cpu_name, measure, momentary_rate
+from benchmarks.harness.machine import Machine, measure, momentary_rate
 from benchmarks.report.plots import COLOURS, MARKERS, save
 from namernn_fast import FusedRNN
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import QUICK, Call, TimeBudget, timed, warm_up
 from namernn_fast.bench.tables import duration, markdown
 from namernn_fast.bench.workload import gated_calls

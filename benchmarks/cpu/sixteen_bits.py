@@ -15,8 +15,8 @@ from torch import nn
 from benchmarks.cpu.peers import cells
 from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, Cell, shape
-from benchmarks.harness.machine import cpu_name
 from namernn_fast import FusedRNN, ops
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import call_of, draw_gradients

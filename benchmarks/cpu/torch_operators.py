@@ -29,8 +29,8 @@ from benchmarks.harness.grid import (
     TRAINING,
     Cell,
 )
-from benchmarks.harness.machine import cpu_name
 from namernn_fast import FusedRNNCell, availability
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import gated_calls

@@ -81,7 +81,7 @@ def _under(policy: str | None, *arguments) -> float:
 
 def main() -> None:
     from benchmarks.harness import pages
-    from benchmarks.harness.machine import cpu_name
+    from namernn_fast.bench.machine import cpu_name
     from namernn_fast.bench.tables import duration, markdown
 
     options = pages.parse(pages.parser(__doc__, seconds=6.0))

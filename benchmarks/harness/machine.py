@@ -36,13 +36,6 @@ class Machine:
     """The median seconds that a word takes from core to core; 0 on one thread."""
 
 
-def cpu_name() -> str:
-    """Returns the name of the processor."""
-    from cpuinfo import get_cpu_info  # pytest-benchmark depends on it
-
-    return str(get_cpu_info().get("brand_raw", "unknown CPU"))
-
-
 @cache
 def _probe() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"

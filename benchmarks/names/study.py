@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import pages
-from benchmarks.harness.machine import cpu_name
 from benchmarks.harness.paths import DOCS, ROOT
 from benchmarks.harness.surnames import names
 from benchmarks.names.page import (
@@ -43,6 +42,7 @@ from benchmarks.names.page import (
     card,
     report,
 )
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.names import RECIPES, Fit, Split, fit, load_checkpoint, save_checkpoint, split
 from namernn_fast.names.baselines import (
     NGRAMS,

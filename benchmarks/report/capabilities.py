@@ -22,9 +22,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from benchmarks.harness import pages
 from benchmarks.harness.grid import BASELINE, FUSED
-from benchmarks.harness.machine import cpu_name
 from benchmarks.harness.paths import CAPABILITIES
 from namernn_fast import FusedRNN, reference
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from ..explaining import explain
 from ..nn import FusedRNN
 from ..testing import BudgetError
 from .cells import BASELINE, DENSE, FORWARD, FUSED, LAYERS, MODES, PACKED, TRAINING, Cell
+from .machine import cpu_name
 from .plot import Timings, draw, speed_up
 from .race import QUICK, Call, Rounds, TimeBudget, keep_freed_memory, race
 from .tables import duration, markdown, ratio
@@ -117,7 +117,8 @@ def run(options: argparse.Namespace) -> None:
     with _settled(options.threads):
         facts = advice.gather()  # before this program is what keeps the machine busy
         cells = [cell for cell in CELLS if cell.is_small or not options.quick]
-        print(machine())
+        described = machine()
+        print(described)
         calls = check(cells)
         print(f"Results of {FUSED} are within the error budget in all {len(cells)} cells.\n")
         budget = QUICK if options.quick else TimeBudget(options.seconds / len(cells))
@@ -129,8 +130,7 @@ def run(options: argparse.Namespace) -> None:
             print("\nThe machine was busy with other programs: this is no measurement.")
         for text in advice.advise(facts):
             print("\n" + advice.wrapped(text))
-        described = machine()
-        title = f"{_processor()}, {torch.get_num_threads()} thread(s)"
+        title = f"{cpu_name()}, {torch.get_num_threads()} thread(s)"
     if options.json is not None:
         options.json.write_text(_json(results, described), encoding="utf-8")
     if options.plot is not None:
@@ -178,22 +178,9 @@ def machine() -> str:
     """Describes what is measured, in a line: processor, threads, torch, the path of FusedRNN."""
     path = explain(FusedRNN(1, 1), torch.zeros(1, 1, 1)).path
     return (
-        f"{_processor()}, {os.cpu_count()} processors, {torch.get_num_threads()} thread(s); "
+        f"{cpu_name()}, {os.cpu_count()} processors, {torch.get_num_threads()} thread(s); "
         f"torch {torch.__version__}; {FUSED} on `{path}`; float32"
     )
-
-
-def _processor() -> str:
-    """Returns the name of the processor, or of its architecture where the name is unknown."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name.strip() == "model name":
-                    return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown CPU"
 
 
 def _input(cell: Cell) -> Input:

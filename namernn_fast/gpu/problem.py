@@ -39,11 +39,15 @@ class SequenceLayout(NamedTuple):
         return self.lengths is not None and self.starts is None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all rows exist, and each continues the state before it."""
+        some = (self.lengths, self.offsets, self.starts, self.reset)
+        return all(of is None for of in some)
+
+    @property
     def consecutive(self) -> bool:
         """Whether all rows exist, time by time, and each continues the state before it."""
-        return self.batch_stride == 1 and all(
-            of is None for of in (self.lengths, self.offsets, self.starts, self.reset)
-        )
+        return self.batch_stride == 1 and self.is_whole
 
 
 class Stack(NamedTuple):
@@ -71,7 +75,7 @@ class BackwardTensors(NamedTuple):
     hx: Tensor | None
     """Initial states (directions, B, H), or None: zeros."""
     weights_hh: Sequence[Tensor]
-    """Of each direction (H, H)."""
+    """The recurrent weights of each direction (H, H)."""
     output: Tensor
     """Of the forward pass, (N, directions * H)."""
     grad_output: Tensor | None

@@ -79,6 +79,18 @@ def precision_of_rnn(device: Device) -> str:
     return "tf32" if may_round_to_tf32(device) else "ieee"
 
 
+def precision_of_its_own(like: Tensor) -> str | None:
+    """Returns the precision of an RNN's products where torch's own products have another one.
+
+    Args:
+        like: for the device and the dtype; of 16 bits both have the same.
+    """
+    if like.dtype != torch.float32:
+        return None
+    precision = precision_of_rnn(device_of(like))
+    return precision if precision != fp32_precision.of_products() else None
+
+
 def product(
     left: Tensor, right: Tensor, plus: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -92,11 +104,8 @@ def product(
         plus: (N) or (M, N), or None for zeros.
         out: (M, N), contiguous, to be written; it may be `plus`. None: a new tensor.
     """
-    if left.dtype == torch.float32:
-        device = device_of(left)
-        precision = precision_of_rnn(device)
-        if precision != fp32_precision.of_products():
-            return _product(left, right, plus, out, precision, device)
+    if (precision := precision_of_its_own(left)) is not None:
+        return _product(left, right, plus, out, precision, device_of(left))
     if plus is None:
         return torch.mm(left, right, out=out)
     return torch.addmm(plus, left, right, out=out)

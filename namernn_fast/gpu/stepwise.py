@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import fp32_precision, ops, transfers
-from .device import device_of
+from .. import ops, transfers
 from .plan import FEWEST_UNITS_OF_STEPS, plan_of
 from .problem import BackwardTensors, Stack
-from .products import precision_of_rnn
+from .products import precision_of_its_own
 
 
 def suits(stack: Stack, like: Tensor) -> bool:
@@ -28,11 +27,8 @@ def suits(stack: Stack, like: Tensor) -> bool:
     layout = stack.layout
     if stack.hidden_size < FEWEST_UNITS_OF_STEPS or like.dtype != torch.float32:
         return False  # 16 bits would be rounded before the activation too
-    some = (layout.lengths, layout.offsets, layout.starts, layout.reset)
-    if layout.B == 0 or any(of is not None for of in some):
+    if layout.B == 0 or not layout.is_whole or precision_of_its_own(like) is not None:
         return False
-    if precision_of_rnn(device_of(like)) != fp32_precision.of_products():
-        return False  # torch's product would not have the precision of an RNN
     plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
     return plan.runs_stepwise(stack.hidden_size, layout.B, transfers.is_capturing(like.device))
 

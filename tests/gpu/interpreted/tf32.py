@@ -26,7 +26,7 @@ class Rounded(torch.autograd.Function):
 
 
 class RoundedRecurrence(Rounded):
-    """The same product, but for the gradient of W: that is not a part of the recurrence."""
+    """x W^T with rounded operands, and the gradient of W, which the recurrence lacks, unrounded."""
 
     @staticmethod
     def backward(context, grad):
