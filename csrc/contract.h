@@ -96,6 +96,13 @@ struct Chains {
   int64_t recurrence;
 };
 
+// Which weights the forward pass reads as the caller stores them, because packing them into panels
+// would take longer than it gains.
+struct InPlace {
+  bool weight_ih;
+  bool weight_hh;
+};
+
 // A chain of so many multiply-adds at most ends in one addition to the sum so far: the rounding
 // error of a long product grows with the chain, and this keeps the error at that of other BLAS
 // kernels.
@@ -124,6 +131,7 @@ struct Layer {
   Resets resets;
   bool batch_invariant;  // the results of a sequence must not depend on the rest of its batch
   Chains chains;
+  InPlace in_place;
 };
 
 template <class Scalar>
@@ -180,6 +188,7 @@ struct KernelsFor {
   void (*forward)(const Forward<Storage>&, const Runtime&);
   PanelFormat<Storage> backward_panels;  // null members: the pass makes its panels at every call
   void (*backward)(const Backward<Storage>&, const Runtime&);
+  int64_t panel_rate;  // of products with panels, in products of float
 };
 
 struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {

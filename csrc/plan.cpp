@@ -13,16 +13,17 @@
 namespace namernn_fast {
 namespace {
 
-constexpr double kRate = 60.0;    // float multiply-adds per ns on one core
-constexpr double kNear = 100.0;   // bytes per ns from the core's own cache
-constexpr double kFar = 30.0;     // bytes per ns from beyond that cache
-constexpr double kFits = 0.75;    // share of that cache for weights; rows want the rest
-constexpr double kRegion = 3000;  // ns to hand work to one other thread and get it back
-constexpr double kThread = 50;    // ns for every further thread
-constexpr double kMeeting = 150;  // ns of a barrier for every member
-constexpr double kStretch = 600;  // ns to begin a stretch of a wave
-constexpr double kWorth = 0.95;   // a wave must take less than this share of the time without it
-constexpr double kBackward = 3;   // time of the backward pass in forward passes
+constexpr double kRate = 60.0;       // float multiply-adds per ns on one core
+constexpr double kNear = 100.0;      // bytes per ns from the core's own cache
+constexpr double kFar = 30.0;        // bytes per ns from beyond that cache
+constexpr double kFits = 0.75;       // share of that cache for weights; rows want the rest
+constexpr double kRegion = 3000;     // ns to hand work to one other thread and get it back
+constexpr double kThread = 50;       // ns for every further thread
+constexpr double kMeeting = 150;     // ns of a barrier for every member
+constexpr double kStretch = 600;     // ns to begin a stretch of a wave
+constexpr double kWorth = 0.95;      // a wave must take less than this share of the time without it
+constexpr int64_t kStepsAlone = 16;  // so few steps never form a wave
+constexpr double kBackward = 3;      // time of the backward pass in forward passes
 
 double handing_over(int64_t workers) {
   return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
@@ -78,7 +79,7 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   const auto& [layout, machine, D, H, panels, scalar_bytes] = recurrent;
   const Wave none{1, layout.T};
   const int64_t at_once = std::min(layers, machine.threads);
-  if (at_once < 2 || layout.T <= kUnpackedSteps) return none;
+  if (at_once < 2 || layout.T <= kStepsAlone) return none;
   double shared = choose_plan(recurrent).time;
   double alone = choose_plan(on_one_thread(recurrent)).time;
   double begin = kStretch;
@@ -114,6 +115,13 @@ Chains choose_chains(const SequenceLayout& layout, int64_t H) {
     return few <= 2 ? kChain / 4 : few <= 12 ? kChain / 2 : kChain;
   };
   return {chain(layout.N), chain(layout.B)};
+}
+
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate) {
+  // Adding up the lanes makes a dot product slower than a product with panels, but the longer it
+  // is, the less; and packing costs more, the further away the weights are.
+  const auto gains = [&](int64_t K) { return 16 * panel_rate * layout.N <= K + K * K / 1024; };
+  return {gains(D), gains(H)};
 }
 
 }  // namespace namernn_fast

@@ -44,13 +44,13 @@ enum class Pass { forward, backward };
 // H input features.
 Wave choose_wave(const Workload& workload, int64_t layers, Pass pass);
 
-// A single sequence of so many steps at most may be computed from weights that nobody packs into
-// panels, with other last bits. No wave takes so few steps, since waves do pack: bits must not
-// depend on the number of threads.
-constexpr int64_t kUnpackedSteps = 16;
-
 // Multiply-adds that take as long as packing one element of the weights into a panel.
 constexpr double kPackingCost = 8;
+
+// Which weights the forward pass reads in place: those that few rows are multiplied with. The last
+// bits of the results depend on it, so it must not depend on the number of threads or on caches.
+// `panel_rate`: as in KernelsFor.
+InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate);
 
 // How many threads are worth having for so many multiply-adds that do not depend on each other.
 int64_t choose_workers(double multiply_adds, const Machine& machine);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernel/cell.h"
+#include "kernel/forward_copied.h"
 #include "kernel/weights.h"
 
 namespace namernn_fast {
@@ -147,6 +148,9 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels& 
 
 inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
+  if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
+    return forward_copied(args, runtime);  // in float, because pairs need panels
+  }
   const Plan plan = choose_plan({layer.layout, runtime.machine, layer.D, layer.H,
                                  panel_count<float>(layer.H), sizeof(BFloat16)});
   Team* teams = scratch<Team>(runtime, plan.groups);

@@ -10,7 +10,7 @@ namespace {
 
 // Both passes pack their panels at every call: no wave runs in bfloat16.
 constexpr KernelsFor<BFloat16> kernels_on_pairs() {
-  return {{nullptr, nullptr}, &forward_pairs, {nullptr, nullptr}, &backward<PairProducts>};
+  return {{nullptr, nullptr}, &forward_pairs, {nullptr, nullptr}, &backward<PairProducts>, 8};
 }
 
 }  // namespace

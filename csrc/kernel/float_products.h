@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kMinBlockRows = 256;  // of a time block
 constexpr int64_t kChunkRows = 256;     // of a product over a time block's rows, per pass over C
 constexpr int64_t kTaskRows = 96;       // of C in one unit of work
+constexpr int64_t kFewRows = 64;        // of a time block
 
 template <class StorageType>
 struct FloatProducts {
@@ -103,8 +104,12 @@ struct FloatProducts {
 
   void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t zeros, int64_t rows,
                            const Element* panels, int64_t width, Scalar* grad) const {
-    for (int64_t j = 0; j < width; j += w) {
-      for (int64_t i = 0; i < H; i += kTaskRows) {
+    // Few rows leave little to compute, so their tasks write memory in order: whole rows of grad.
+    const bool whole = rows <= kFewRows;
+    const int64_t task_rows = whole ? Shape<Scalar>::max_rows : kTaskRows;
+    const int64_t task_columns = whole ? width : w;
+    for (int64_t j = 0; j < width; j += task_columns) {
+      for (int64_t i = 0; i < H; i += task_rows) {
         if (!take(share)) continue;
         // Where all rows are zeros, the first of no rows writes zeros.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
@@ -113,8 +118,8 @@ struct FloatProducts {
               min64(kChunkRows, rows - k)};
           const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                       !(initial && k == zeros)};
-          product<Scalar, true>(&operand, 1, target, min64(kTaskRows, H - i), j,
-                                min64(j + w, width), Nothing());
+          product<Scalar, true>(&operand, 1, target, min64(task_rows, H - i), j,
+                                min64(j + task_columns, width), Nothing());
         }
       }
     }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernel/cell.h"
-#include "kernel/product.h"
+#include "kernel/product_in_place.h"
 #include "kernel/weights.h"
 
 namespace namernn_fast {
@@ -17,12 +17,14 @@ inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
 }
 
 // The weights that a part reads, and a state of zeros.
-template <class Scalar>
+template <class Scalar, class Storage>
 struct ForwardWeights {
   const Scalar* weights;  // in the order of ForwardPanels
   const Scalar* bias;
-  bool finite;          // whether the part's columns of weight_hh are
-  const Scalar* zeros;  // [H]: the initial state where there is no hx
+  bool finite;               // whether the part's columns of weight_hh are known to be
+  const Scalar* zeros;       // [H]: the initial state where there is no hx
+  const Storage* weight_ih;  // where the caller stores it, if it is read in place; else null
+  const Storage* weight_hh;  // likewise
 };
 
 // Memory of all parts for what only some layers have.
@@ -71,33 +73,41 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
 }
 
 template <class Storage, class Scalar>
-inline ForwardWeights<Scalar> forward_weights(const Part& part, const Layer<Storage>& layer,
-                                              const WeightCopies& copies, const Scalar* zeros) {
+inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
+                                                       const Layer<Storage>& layer,
+                                                       const WeightCopies& copies,
+                                                       const Scalar* zeros) {
   const auto panels = weights_for<ForwardPanels<Storage>>(part, layer, copies);
   bool finite = true;
   for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
     finite &= panels.finite[j / panels.w];
   }
-  return {panels.weights, panels.bias, finite, zeros};
+  return {panels.weights,
+          panels.bias,
+          finite,
+          zeros,
+          layer.in_place.weight_ih ? layer.weight_ih : nullptr,
+          layer.in_place.weight_hh ? layer.weight_hh : nullptr};
 }
 
 // Rows of the input projection at once, about, where it runs ahead of the recurrence.
 constexpr int64_t kProjectedRows = 256;
 
 // The forward pass of one part: a slice of the sequences, and columns of the hidden units.
-template <class Scalar>
+// Weights that are read in place are stored as Storage.
+template <class Scalar, class Storage = Scalar>
 struct ForwardPart {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   const Forward<Scalar>& args;
-  const ForwardWeights<Scalar>& weights;
+  const ForwardWeights<Scalar, Storage>& weights;
   const Part& part;
   const ForwardMemory<Scalar>& memory;
   bool project_first;  // the projection of projected_steps at once, before their recurrence
   int64_t projected_steps;
 
-  ForwardPart(const Forward<Scalar>& args, const ForwardWeights<Scalar>& weights, const Part& part,
-              const ForwardMemory<Scalar>& memory, const Runtime& runtime)
+  ForwardPart(const Forward<Scalar>& args, const ForwardWeights<Scalar, Storage>& weights,
+              const Part& part, const ForwardMemory<Scalar>& memory, const Runtime& runtime)
       : args(args), weights(weights), part(part), memory(memory) {
     // The projection is parallel in time. Done ahead, several steps at once, it has better tiles
     // where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
@@ -108,7 +118,8 @@ struct ForwardPart {
     const size_t bytes = size_t(layer.D + layer.H) * columns * sizeof(Scalar);
     project_first =
         !has_table(layer) &&
-        ((width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
+        (weights.weight_ih || weights.weight_hh ||
+         (width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
          bytes > runtime.machine.l2_bytes / 2);
     projected_steps = max64(1, kProjectedRows / max64(1, width));
   }
@@ -144,12 +155,18 @@ struct ForwardPart {
     const int64_t ahead = time_of(layer, min64(s + projected_steps, layout.T) - 1);
     for_each_run(
         layout, min64(t, ahead), max64(t, ahead) + 1, part.slice, flat, along, [&](const Run& run) {
-          const Operand<Scalar> operand =
-              projection(input_row(layer, run.t, run.b), run_stride(layer.input, run));
+          const Scalar* x = input_row(layer, run.t, run.b);
+          const int64_t stride = run_stride(layer.input, run);
           const Target<Scalar> target{row_at(args.output, layout, run.t, run.b),
                                       run_stride(args.output, run), weights.bias, 0, false};
-          product<Scalar, false>(&operand, 1, target, run.rows, part.columns.first,
-                                 part.columns.last, Nothing());
+          const auto [first, last] = part.columns;
+          if (weights.weight_ih) {
+            const OperandInPlace<Scalar, Storage> operand{x, stride, weights.weight_ih, layer.D};
+            product_in_place(operand, target, run.rows, first, last, Nothing());
+          } else {
+            const Operand<Scalar> operand = projection(x, stride);
+            product<Scalar, false>(&operand, 1, target, run.rows, first, last, Nothing());
+          }
         });
   }
 
@@ -158,26 +175,27 @@ struct ForwardPart {
     const Layer<Scalar>& layer = args.layer;
     Scalar* out = row_at(args.output, layer.layout, t, begin);
     const int64_t out_stride = args.output.row_stride;
+    Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
+                          project_first ? out_stride : 0, false};
+    if (has_table(layer)) target.starts = look_up(t, begin, end);
+    const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
+      for (int64_t r = i; r < i + rows; ++r) {
+        activate(layer.activation, out + r * out_stride + j, width);
+      }
+    };
+    const auto [first, last] = part.columns;
+    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
+    if (weights.weight_hh) {
+      const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.H};
+      return product_in_place(operand, target, end - begin, first, last, finish);
+    }
     Operand<Scalar> operands[2];
     int count = 0;
     if (!project_first && !has_table(layer)) {
       operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);
     }
-    if (h) {
-      operands[count++] = recurrence(h, h_stride);
-    } else if (!weights.finite) {  // zero times infinity is NaN
-      operands[count++] = recurrence(weights.zeros, 0);
-    }
-    Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
-                          project_first ? out_stride : 0, false};
-    if (has_table(layer)) target.starts = look_up(t, begin, end);
-    product<Scalar, false>(operands, count, target, end - begin, part.columns.first,
-                           part.columns.last,
-                           [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
-                             for (int64_t r = i; r < i + rows; ++r) {
-                               activate(layer.activation, out + r * out_stride + j, width);
-                             }
-                           });
+    if (h) operands[count++] = recurrence(h, h_stride);
+    product<Scalar, false>(operands, count, target, end - begin, first, last, finish);
   }
 
   // Computes the states at time t of a tree. The states that they continue are copied, because the
@@ -236,48 +254,6 @@ struct ForwardPart {
     }
   }
 };
-
-// Whether a single sequence is so short that packing the weights would cost more than it gains,
-// which is mostly the input projection of several steps at once. Rows of whole vectors only, which
-// lie evenly.
-template <class Scalar>
-inline bool leaves_weights_unpacked(const Layer<Scalar>& layer) {
-  constexpr int64_t lanes = Simd<Scalar>::lanes;
-  const int64_t T = layer.layout.T;
-  return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
-         !layer.batch_invariant && !layer.resets.at && !layer.panels && T <= kUnpackedSteps &&
-         T * layer.D <= 4 * (layer.D + layer.H) && layer.D % lanes == 0 && layer.H % lanes == 0;
-}
-
-// The forward pass of one short sequence, which reads the weights without packing them.
-template <class Scalar>
-inline void forward_unpacked_part(const Forward<Scalar>& args, const Scalar* zeros,
-                                  const Part& part, const Runtime& runtime) {
-  const Layer<Scalar>& layer = args.layer;
-  const int64_t T = layer.layout.T;
-  const auto [first, last] = part.columns;
-  const Scalar* h = layer.hx ? layer.hx : zeros;
-  for (int64_t s = 0; s < T; ++s) {
-    const int64_t t = time_of(layer, s);
-    Scalar* out = row_at(args.output, layer.layout, t, 0);
-    const Scalar* x = input_row(layer, t, 0);
-    const Scalar* looked_up = has_table(layer) ? table_row(layer, t, 0) : nullptr;
-    for (int64_t j = first; j < last; j += Simd<Scalar>::lanes) {
-      Vec<Scalar> acc[Simd<Scalar>::lanes] = {};
-      accumulate_rows(layer.weight_ih + j * layer.D, layer.D, x, acc);
-      accumulate_rows(layer.weight_hh + j * layer.H, layer.H, h, acc);
-      Vec<Scalar> z = sum_lanes<Scalar>(acc);
-      if (looked_up) z += load(looked_up + j);
-      if (layer.bias_ih) z += load(layer.bias_ih + j);
-      if (layer.bias_hh) z += load(layer.bias_hh + j);
-      store(out + j, z);
-    }
-    activate(layer.activation, out + first, last - first);
-    h = out;
-    if (part.team && s + 1 < T) barrier(*part.team, runtime);
-  }
-  std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
-}
 
 }  // namespace
 }  // namespace namernn_fast

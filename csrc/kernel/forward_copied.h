@@ -32,7 +32,7 @@ struct CopiedPart {
   using Scalar = Compute<Storage>;
 
   const Forward<Storage>& args;
-  const ForwardWeights<Scalar>& weights;
+  const ForwardWeights<Scalar, Storage>& weights;
   const CopiedRows<Scalar>& copies;
   const ForwardMemory<Scalar>& memory;
   const Part& part;
@@ -133,7 +133,7 @@ struct CopiedPart {
       Part inside = part;
       inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
-      ForwardPart<Scalar>(copied, weights, inside, memory, runtime).run(runtime);
+      ForwardPart<Scalar, Storage>(copied, weights, inside, memory, runtime).run(runtime);
       if (args.output.data) write_time_block(first, last);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
@@ -166,7 +166,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
+    const ForwardWeights<Scalar, Storage> own = forward_weights(part, layer, weights, no_state);
     CopiedPart<Storage>{args, own, rows, memory, part}.run(runtime);
   });
 }
@@ -174,22 +174,10 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
 template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  const bool unpacked = leaves_weights_unpacked(layer);
-  if (!unpacked && (layer.layout.origin || !args.output.data)) {
-    return forward_copied(args, runtime);
-  }
+  if (layer.layout.origin || !args.output.data) return forward_copied(args, runtime);
   const Plan plan = forward_plan(layer, runtime);
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
-  if (unpacked) {
-    Forward<Scalar> kept = args;  // with an output in any case, since h_n has the same bits in both
-    if (!args.output.data) {
-      kept.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
-    }
-    run_plan(plan, layer, runtime, teams,
-             [&](const Part& part) { forward_unpacked_part(kept, no_state, part, runtime); });
-    return;
-  }
   const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   // A step reads two states of every sequence, and writes one.
@@ -197,7 +185,7 @@ void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const int64_t parts =
       plan.members > 1 ? 1 : count_parts(layer.layout, plan.groups, row_bytes, runtime);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar> own = forward_weights(part, layer, weights, no_state);
+    const ForwardWeights<Scalar, Scalar> own = forward_weights(part, layer, weights, no_state);
     if (parts == 1) return ForwardPart<Scalar>(args, own, part, memory, runtime).run(runtime);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;

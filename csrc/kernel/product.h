@@ -183,35 +183,5 @@ inline void product(const Operand<Scalar>* operands, int count, const Target<Sca
   }
 }
 
-// acc[r] += W[r, K] x[K], lane by lane, for a vector's worth of rows of a row-major W whose rows
-// are whole vectors: for a single x, where packing W would cost as much as several products with
-// it.
-template <class Scalar>
-inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
-                            Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
-  constexpr int lanes = Simd<Scalar>::lanes;
-  for (int64_t k = 0; k < K; k += lanes) {
-    const Vec<Scalar> xk = load(x + k);
-#pragma GCC unroll 16
-    for (int r = 0; r < lanes; ++r) acc[r] += load(w + r * K + k) * xk;
-  }
-}
-
-// acc[0] += all other vectors, by halves.
-template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
-inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kDistance; ++r) acc[r] += acc[r + kDistance];
-  if constexpr (kDistance > 1) add_by_halves<Scalar, kDistance / 2>(acc);
-}
-
-// Lane r of the result is the sum of the lanes of acc[r].
-template <class Scalar>
-inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
-  transpose<Scalar>(acc);
-  add_by_halves<Scalar>(acc);
-  return acc[0];
-}
-
 }  // namespace
 }  // namespace namernn_fast

@@ -13,7 +13,8 @@ constexpr KernelsFor<Storage> kernels_for(void (*forward)(const Forward<Storage>
   return {{&ForwardPanels<Storage>::bytes, &pack_all<ForwardPanels<Storage>, Storage>},
           forward,
           {&backward_bytes<Storage>, &pack_backward<Storage>},
-          &backward<FloatProducts<Storage>>};
+          &backward<FloatProducts<Storage>>,
+          1};
 }
 
 constexpr Kernels kernels_named(const char* name) {

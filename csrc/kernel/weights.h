@@ -26,7 +26,8 @@ struct ForwardPanels {
 
   Scalar* weights;  // panels of [D + H, kGates * H]: W_ih^T over W_hh^T
   Scalar* bias;     // [panels * panel_width], both biases summed
-  bool* finite;     // [panels], whether weight_hh is: then a state of zeros needs no product
+  bool* finite;     // [panels], whether weight_hh is known to be: then a state of zeros needs no
+                    // product
 
   static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(kGates * H); }
   static size_t bytes(int64_t D, int64_t H) {
@@ -39,9 +40,13 @@ struct ForwardPanels {
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
     Scalar* panel = weights + p * (layer.D + layer.H) * w;
-    pack_transposed(layer.weight_ih, layer.D, kGates * layer.H, p * w, panel);
-    pack_transposed(layer.weight_hh, layer.H, kGates * layer.H, p * w, panel + layer.D * w);
+    if (!layer.in_place.weight_ih) {
+      pack_transposed(layer.weight_ih, layer.D, kGates * layer.H, p * w, panel);
+    }
     pack_bias(layer, p * w, bias + p * w);
+    finite[p] = false;
+    if (layer.in_place.weight_hh) return;
+    pack_transposed(layer.weight_hh, layer.H, kGates * layer.H, p * w, panel + layer.D * w);
     finite[p] = all_finite(panel + layer.D * w, layer.H * w);
   }
 };

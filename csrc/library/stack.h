@@ -9,6 +9,7 @@
 #include "library/batch.h"
 #include "library/tensors.h"
 #include "plan.h"
+#include "processor.h"
 
 namespace namernn_fast {
 
@@ -57,6 +58,10 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.batch_invariant = stack.batch_invariant;
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
+  if (!stack.batch_invariant) {
+    const KernelsFor<Scalar>& own = kernels();
+    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H, own.panel_rate);
+  }
   const Tensor* weights = stack.weights_of(state);
   if (k == 0 && stack.has_ids) {
     layer.table.rows = const_data<Scalar>(weights[0]);

@@ -110,7 +110,7 @@ class Array {
   std::unique_ptr<Guarded> memory_;
 };
 
-// The layer with its weights in panels that are packed before the pass runs.
+// The layer with those weights in panels, packed before the pass runs, that are not read in place.
 template <class Storage>
 Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
                            std::unique_ptr<Guarded>& memory, const Runtime& runtime) {
@@ -118,7 +118,8 @@ Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> la
   format.pack(layer, memory->data(), runtime);
   free_scratch();
   layer.panels = memory->data();
-  layer.weight_ih = layer.weight_hh = nullptr;
+  if (!layer.in_place.weight_ih) layer.weight_ih = nullptr;
+  if (!layer.in_place.weight_hh) layer.weight_hh = nullptr;
   if (!layer.table.ids.data) layer.bias_ih = layer.bias_hh = nullptr;
   return layer;
 }

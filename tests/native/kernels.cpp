@@ -27,6 +27,7 @@ struct Problem {
   int64_t V;  // rows of a table in place of inputs, D being 0; or 0
   Kind kind;
   size_t l2_bytes;
+  InPlace in_place;
   bool reverse, relu, bias, hx, resets, batch_invariant, packed_before, expanded_grad;
   bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 };
@@ -155,6 +156,7 @@ struct Arguments {
     if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
     layer.batch_invariant = p.batch_invariant;
     layer.chains = {kChain, kChain};
+    layer.in_place = p.in_place;
   }
 
  private:
@@ -263,6 +265,7 @@ Problem problem_of(const int64_t (&shape)[4], unsigned options, uint32_t bits) {
   p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);
   p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11), p.relu = bit(12);
   p.want_output = bit(13);
+  p.in_place = {!table && bit(14), bit(15)};
   return p;
 }
 
