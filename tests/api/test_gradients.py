@@ -5,11 +5,12 @@ import torch
 from cases import every_other
 from torch import nn
 from torch.autograd import forward_ad
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from namernn_fast import FusedRNN, FusedRNNCell, TokenRNN
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
+RESET = torch.tensor([[False, True]] * 6).T
 
 
 @pytest.mark.parametrize("change", [torch.relu_, lambda o: o[0].zero_(), nn.Dropout(inplace=True)])
@@ -200,6 +201,34 @@ def test_results_of_no_grad_may_be_changed_in_place(batch_first, reference, monk
     with torch.no_grad():
         state = FusedRNNCell(3, 64)(torch.randn(64, 3))
     state += leaf
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])
+def test_rows_described_in_inference_mode(what, reference, monkeypatch):
+    """What says which rows exist may come from inference mode, as with `nn.RNN`."""
+    if reference:
+        monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
+    module, x = FusedRNN(3, 4), XS[0]
+    lengths = torch.tensor([2, 1, 2, 2, 1, 2])
+    results = []
+    for mode in (False, True):
+        values = x.clone()
+        with torch.inference_mode(mode):
+            made = {"lengths": lengths.clone(), "reset": RESET.clone()}
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            offsets = torch.tensor([0, 2, 6])
+        if what in made:
+            output, _ = module(values, **{what: made[what]})
+        elif what == "offsets":
+            jagged = torch.nested.nested_tensor_from_jagged(values[0], offsets)
+            output = module(jagged)[0].values()
+        else:
+            data = packed.data.clone()
+            more = packed[2:] if what == "indices" else ()
+            output = module(PackedSequence(data, packed.batch_sizes, *more))[0].data
+        results.append(torch.autograd.grad(output.sum(), list(module.parameters())))
+    torch.testing.assert_close(*results)
 
 
 def test_a_bias_made_in_inference_mode():
