@@ -59,8 +59,7 @@ bool pool_lost = false;
 
 }  // namespace
 
-Call::Call(const Machine& machine)
-    : machine_(machine), outer_(current_scratch), scratch_(outer_) {
+Call::Call(const Machine& machine) : machine_(machine), outer_(current_scratch), scratch_(outer_) {
   current_scratch = &scratch_;
 }
 
