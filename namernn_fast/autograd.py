@@ -3,7 +3,7 @@
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -30,15 +30,27 @@ class FusedStack(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         options |= ops.WANT_HIDDEN
         output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
-        compiling = torch.compiler.is_compiling()
-        plan = _plan_backward.__wrapped__ if compiling else _plan_backward  # which has a cache
-        ctx.plan = plan(options, ctx.needs_input_grad)
-        read = itertools.compress(weights, ctx.plan.reads)
-        ctx.save_for_backward(input, hx, sequence_layout, reset, output, *hidden, *read)
-        # Autograd watches what is saved for changes in place. The other weights may change before
-        # the fused backward pass, as with `nn.RNN`. A compiler can read no version.
-        ctx.weights, ctx.versions = weights, None if compiling else _versions(weights)
-        ctx.options = options
+        needed = ctx.needs_input_grad
+        of_input, of_hx = input if needed[0] else None, hx if needed[1] else None
+        if torch.compiler.is_compiling():  # it keeps values itself, and can read no version
+            plan = _plan_backward.__wrapped__(options, needed)  # without its cache
+            ctx.call = options, plan, None, None, None
+            watched: Iterable[Tensor] = weights
+        else:
+            plan = _plan_backward(options, needed)
+            # Aliases, since `tensor.data = ...` before the backward pass is not to change them.
+            values = [weight.detach() for weight in weights]
+            input = input.detach()
+            hx = None if hx is None else hx.detach()
+            sequence_layout = None if sequence_layout is None else sequence_layout.detach()
+            reset = None if reset is None else reset.detach()
+            ctx.call = options, plan, values, weights, _versions(weights)
+            # Autograd watches what is saved for changes in place. The other weights may change
+            # in place before the fused backward pass, as with `nn.RNN`.
+            watched = itertools.compress(values, plan.reads)
+        ctx.save_for_backward(
+            of_input, of_hx, input, hx, sequence_layout, reset, output, *hidden, *watched
+        )
         ctx.set_materialize_grads(False)
         return output, h_n
 
@@ -46,16 +58,30 @@ class FusedStack(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        options, needed = ctx.options, ctx.needs_input_grad
-        want_input, want_hx, weights = needed[0], needed[1], ctx.weights
-        input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
-        hidden = rest[: ctx.plan.hidden]  # the other tensors are weights
+        options, plan, weights, originals, versions = ctx.call
+        want_input, want_hx, *_ = needed = ctx.needs_input_grad
+        of_input, of_hx, input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
+        hidden = rest[: plan.hidden]
+        if weights is None:
+            weights = originals = rest[plan.hidden :]
         grad_weights: Sequence[Tensor | None]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif _must_be_differentiable(grad_output, grad_h_n):
+            if versions is not None and versions != _versions(originals):
+                raise RuntimeError(
+                    "FusedRNN: a bias or weight_ih was changed in place since the forward pass. "
+                    "Only a backward pass without create_graph, is_grads_batched and transforms "
+                    "allows that: change it afterwards"
+                )
             grad_input, grad_hx, *grad_weights = _differentiable_backward(
-                ctx, input, hx, weights, sequence_layout, reset, grad_output, grad_h_n
+                (of_input, of_hx, *originals),
+                (input, hx, *weights),
+                (*needed[:2], *needed[_BEFORE_WEIGHTS:]),
+                sequence_layout,
+                reset,
+                options,
+                (grad_output, grad_h_n),
             )
         else:
             grad_input, grad_hx, grad_weights = ops.rnn_backward(
@@ -71,7 +97,7 @@ class FusedStack(torch.autograd.Function):
                 options,
                 want_input,
                 want_hx,
-                ctx.plan.want_layers,
+                plan.want_layers,
             )
         return (
             grad_input if want_input else None,
@@ -81,6 +107,11 @@ class FusedStack(torch.autograd.Function):
             *(grad_weights or [None] * len(weights)),
         )
 
+
+apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
+"""`FusedStack.apply` where no torch.func transform is active and no compiler traces the call.
+
+It leaves out what those two need, which takes one twentieth of the time of a small call."""
 
 _NOT_DIFFERENTIABLE = (None,) * 3  # sequence_layout, reset and options
 _BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
@@ -160,39 +191,61 @@ def _must_be_differentiable(grad_output: Tensor | None, grad_h_n: Tensor | None)
 
 
 def _differentiable_backward(
-    ctx: Any,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
+    originals: tuple[Any, ...],
+    values: tuple[Any, ...],
+    needed: tuple[bool, ...],
     sequence_layout: Tensor | None,
     reset: Tensor | None,
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
+    options: int,
+    grads: tuple[Tensor | None, Tensor | None],
 ) -> list[Tensor | None]:
     """Returns the gradients of input, hx and weights by way of the reference path.
 
     These have a graph of their own where gradients are enabled.
+
+    Args:
+        originals: input, hx and weights of the forward pass, whose gradients get gradients. Only
+            those that need a gradient are read.
+        values: what these tensors held in the forward pass.
+        needed: which of them need a gradient.
+        sequence_layout, reset, options: as of `namernn_fast.ops`.
+        grads: the gradients of output and h_n.
     """
-    if ctx.versions is not None and ctx.versions != _versions(ctx.weights):
-        raise RuntimeError(
-            "FusedRNN: a bias or weight_ih was changed in place since the forward pass. Only a "
-            "backward pass without create_graph, is_grads_batched and transforms allows that: "
-            "change it afterwards"
-        )
-    values: tuple[Any, ...] = (input, hx, *weights)  # a Tensor where a gradient is needed
-    needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[_BEFORE_WEIGHTS:])
 
     def run(*wanted: Tensor) -> tuple[Tensor, Tensor]:
         given = iter(wanted)
         input, hx, *weights = (
             next(given) if need else value for value, need in zip(values, needed, strict=True)
         )
-        return reference.rnn_stack(input, hx, weights, sequence_layout, reset, ctx.options)
+        return reference.rnn_stack(input, hx, weights, sequence_layout, reset, options)
 
-    wanted = [value for value, need in zip(values, needed, strict=True) if need]
+    with torch.enable_grad():
+        wanted = [
+            original if original.is_set_to(value) else _Former.apply(original, value)  # type: ignore[no-untyped-call]
+            for original, value, need in zip(originals, values, needed, strict=True)
+            if need
+        ]
     pull_back = _vjp if torch._C._are_functorch_transforms_active() else _autograd_vjp
-    grads = iter(pull_back(run, wanted, (grad_output, grad_h_n)))
-    return [next(grads) if need else None for need in needed]
+    gradients = iter(pull_back(run, wanted, grads))
+    return [next(gradients) if need else None for need in needed]
+
+
+class _Former(torch.autograd.Function):
+    """What a tensor held before its `.data` was replaced; the gradient goes to the tensor."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Tensor, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 def _autograd_vjp(

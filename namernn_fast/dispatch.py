@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import availability, ops, reference
-from .autograd import FusedStack
+from .autograd import FusedStack, apply_untransformed
 from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .integrations import onnx, vmap
 
@@ -151,9 +151,8 @@ def _fused_path(
         or any(w.requires_grad for w in weights)
     ):
         options &= ~ops.LAST_STATE  # the backward pass reads the output
-        return FusedStack.apply(  # type: ignore[no-any-return,no-untyped-call]
-            data, hx, sequence_layout, reset, options, *weights
-        )
+        apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
+        return apply(data, hx, sequence_layout, reset, options, *weights)
     output, h_n, _ = ops.rnn_forward(data, hx, weights, sequence_layout, reset, options)
     return output, h_n
 

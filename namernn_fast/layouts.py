@@ -51,6 +51,7 @@ def normalise(
         return _normalise_jagged(input, hx, reset, options, has_ids)
     if reset is not None:
         check_reset(reset, is_jagged=False)
+        reset = _savable(reset)
     dim = input.dim() + has_ids
     if dim == 3:
         if hx is not None and hx.dim() != 3:
@@ -102,11 +103,12 @@ def _normalise_packed(
     options |= ops.PACKED
     if reset is not None:
         check_reset(reset, is_jagged=False)
+        reset = _savable(reset)
     if sorted_indices is not None:
         if reset is not None:
             reset = reset.index_select(0 if options & ops.BATCH_FIRST else 1, sorted_indices)
         if hx is not None:
-            hx = hx.index_select(1, sorted_indices)
+            hx = hx.index_select(1, _savable(sorted_indices))
         elif torch.compiler.is_compiling():
             # A tracer must know the batch as a size: in batch_sizes it is a value, at which a
             # graph breaks.
@@ -114,7 +116,7 @@ def _normalise_packed(
             hx = weights[1].new_zeros(states, sorted_indices.shape[0], weights[1].shape[0])
     if data.dim() + has_ids != 2:
         raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
-    return data, hx, batch_sizes, reset, options
+    return data, hx, _savable(batch_sizes), reset, options
 
 
 def _normalise_jagged(
@@ -125,7 +127,15 @@ def _normalise_jagged(
     if reset is not None:
         check_reset(reset, is_jagged=True)
     _check_jagged(input, has_ids)
-    return input.values(), hx, input.offsets().long(), reset, options | ops.JAGGED
+    offsets = _savable(input.offsets().long())
+    return input.values(), hx, offsets, reset, options | ops.JAGGED
+
+
+def _savable(tensor: Tensor) -> Tensor:
+    """Returns the tensor, or a copy where autograd could not save it: of inference mode."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return tensor  # Dynamo cannot trace is_inference
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _check_states(hx: Tensor | None) -> None:
@@ -171,7 +181,7 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if lengths.is_cpu and data.is_cuda and not torch.compiler.is_compiling():
         return transfers.to_gpu(lengths.long(), data.device, "lengths")
-    return lengths.to(data.device, torch.int64, non_blocking=True)
+    return _savable(lengths.to(data.device, torch.int64, non_blocking=True))
 
 
 def restore(
@@ -194,5 +204,5 @@ def restore_states(input: Any, h_n: Tensor, options: int, has_ids: bool) -> Tens
     """Returns h_n in the layout of `input`, a Tensor or a PackedSequence."""
     if options & ops.PACKED:
         order = input.unsorted_indices
-        return h_n if order is None else h_n.index_select(1, order)
+        return h_n if order is None else h_n.index_select(1, _savable(order))
     return h_n.squeeze(1) if input.dim() + has_ids == 2 and not options & ops.JAGGED else h_n

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
@@ -28,6 +29,20 @@ def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
         return [parameters[name] for name in names]  # type: ignore[misc]
     except KeyError:
         return [getattr(module, name) for name in names]
+
+
+def what_else_runs(module: torch.nn.Module) -> str | None:
+    """Returns what a call of a module runs besides the `forward` of its class, or None."""
+    if "forward" in module.__dict__:
+        return "a forward of its own"
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return "hooks"
+    return "global hooks" if _has_any_global_hook() else None
 
 
 class FusedRNN(torch.nn.RNN):
@@ -188,7 +203,9 @@ class FusedRNN(torch.nn.RNN):
         padding_idx: int | None = None,
         share_prefixes: bool | None = None,
     ) -> Tensor:
-        """Returns h_n of `forward`, without its output. Hooks of the module do not run.
+        """Returns h_n of `forward`, without its output.
+
+        A layer with hooks, or with a `forward` set on the object, is called, so that these run.
 
         Args:
             input, hx, lengths, reset, embedding, padding_idx: as of `forward`.
@@ -202,6 +219,11 @@ class FusedRNN(torch.nn.RNN):
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.last_state`.
         """
+        what_else = what_else_runs(self)
+        if what_else is not None:
+            if share_prefixes:
+                tokens.refuse_to_share(f"the layer has {what_else}")
+            return self(input, hx, lengths, reset, embedding, padding_idx)[1]  # type: ignore[misc,arg-type]
         weights = _current(self, self._flat_weights_names)
         if must_serve(input, hx, weights, lengths is None and reset is None):
             if share_prefixes:

@@ -1,5 +1,6 @@
 """`replace_rnn` and `restore_rnn`: the fused modules in the place of torch's, and the way back."""
 
+import warnings
 from typing import TypeVar, overload
 
 import torch
@@ -14,7 +15,8 @@ def replace_rnn(model: Model) -> Model:
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of `nn.RNN` and
-    `nn.RNNCell` are left alone, since they may override anything.
+    `nn.RNNCell` are left alone, since they may override anything. A warning says if there is
+    nothing to replace, and names these subclasses.
 
     Args:
         model: any module.
@@ -25,7 +27,27 @@ def replace_rnn(model: Model) -> Model:
     Raises:
         TypeError: model is no module.
     """
-    return _change_classes(model, FUSED)
+    _change_classes(model, FUSED)
+    if not any(type(module) in PLAIN for module in model.modules()):
+        _warn_of_nothing(model)
+    return model
+
+
+def _warn_of_nothing(model: torch.nn.Module) -> None:
+    """Warns that no module of `model` was replaced."""
+    left_alone = sorted(
+        {
+            type(module).__qualname__
+            for module in model.modules()
+            if isinstance(module, (torch.nn.RNN, torch.nn.RNNCell))
+        }
+    )
+    subclasses = f", only subclasses of them: {', '.join(left_alone)}" if left_alone else ""
+    warnings.warn(
+        f"replace_rnn replaced nothing: there is no nn.RNN and no nn.RNNCell in the "
+        f"{type(model).__qualname__}{subclasses}",
+        stacklevel=3,
+    )
 
 
 @overload

@@ -10,7 +10,7 @@ from torch.types import Device
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import plain_twin
 from .layouts import Lengths
-from .nn import FusedRNN
+from .nn import FusedRNN, what_else_runs
 from .tokens import refuse_to_share
 
 
@@ -23,7 +23,7 @@ class TokenRNN(torch.nn.Module):
 
     The parts are the modules `embedding` and `rnn`. They are called one after the other where the
     layer would not see what they do: with hooks on the embedding, with its options max_norm,
-    scale_grad_by_freq and sparse, and with another class in the place of one of them.
+    scale_grad_by_freq and sparse, and with another class or another `forward` in the place of one.
 
     Args:
         num_embeddings: the size of the vocabulary.
@@ -143,7 +143,9 @@ class TokenRNN(torch.nn.Module):
         *,
         share_prefixes: bool | None = None,
     ) -> Tensor:
-        """Returns h_n of `forward`, without its output. Hooks of both modules do not run.
+        """Returns h_n of `forward`, without its output.
+
+        A model with hooks, or with a `forward` set on the object, is called, so that these run.
 
         Args:
             ids, hx, lengths, reset: as of `forward`.
@@ -153,10 +155,13 @@ class TokenRNN(torch.nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.last_state`.
         """
-        why_not = self.why_not_fused()
+        what_else = what_else_runs(self)
+        why_not = self.why_not_fused() if what_else is None else f"the model has {what_else}"
         if why_not is not None:
             if share_prefixes:
                 refuse_to_share(why_not)
+            if what_else is not None:
+                return self(ids, hx, lengths, reset)[1]  # type: ignore[misc,arg-type]
             return self._one_after_the_other(ids, hx, lengths, reset)[1]
         return self.rnn.last_state(
             ids,
@@ -175,13 +180,10 @@ class TokenRNN(torch.nn.Module):
             return f"the embedding is of the class {type(embedding).__name__}"
         if type(self.rnn).forward is not FusedRNN.forward:
             return f"the layer is of the class {type(self.rnn).__name__}"
-        if (
-            embedding._forward_hooks
-            or embedding._forward_pre_hooks
-            or embedding._backward_hooks
-            or embedding._backward_pre_hooks
-        ):
-            return "the embedding has hooks"
+        if what_else := what_else_runs(embedding):
+            return f"the embedding has {what_else}"
+        if "forward" in self.rnn.__dict__:
+            return "the layer has a forward of its own"
         if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
             return "the embedding has one of the options max_norm, scale_grad_by_freq and sparse"
         return None

@@ -212,10 +212,14 @@ def _with_tables(
     embedding: Tensor, padding_idx: int | None, weights: Sequence[Tensor], options: int
 ) -> list[Tensor]:
     """Returns the weights with a table in the place of each weight_ih of the first layer."""
-    if padding_idx is not None and torch.is_grad_enabled():
-        # The values of embedding itself, without a gradient for the row padding_idx.
-        every_row = torch.arange(embedding.shape[0], device=embedding.device)
-        embedding = F.embedding(every_row, embedding, padding_idx)
+    if torch.is_grad_enabled():
+        if padding_idx is None:
+            # A view keeps its values when another `.data` is assigned before the backward pass.
+            embedding = embedding.view_as(embedding)
+        else:
+            # The values of embedding itself, without a gradient for the row padding_idx.
+            every_row = torch.arange(embedding.shape[0], device=embedding.device)
+            embedding = F.embedding(every_row, embedding, padding_idx)
     given = [*weights]
     for place in range(0, ops.weights_per_layer(options), 4 if options & ops.BIAS else 2):
         given[place] = F.linear(embedding, weights[place])

@@ -1,6 +1,8 @@
 // Who computes what: shares of sequences, hidden units and loops, and the parts of a plan.
 #pragma once
 
+#include <type_traits>
+
 #include "kernel/panels.h"
 #include "kernel/rows.h"
 #include "kernel/team.h"
@@ -135,6 +137,7 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
 // error between two barriers would leave the other members waiting.
 template <class Scalar>
 inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
+  static_assert(std::is_trivially_copyable_v<Scalar>);  // nobody constructs or destroys an element
   return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
 }
 

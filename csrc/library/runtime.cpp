@@ -59,9 +59,11 @@ bool pool_lost = false;
 
 }  // namespace
 
-Call::Call(const Machine& machine) : machine_(machine) { current_scratch = &scratch_; }
+Call::Call(const Machine& machine) : machine_(machine), outer_(current_scratch), scratch_(outer_) {
+  current_scratch = &scratch_;
+}
 
-Call::~Call() { current_scratch = nullptr; }
+Call::~Call() { current_scratch = outer_; }
 
 Runtime Call::runtime() const {
   return {machine_, &run_in_pool, [](size_t bytes) { return current_scratch->take(bytes); },

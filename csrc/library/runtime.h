@@ -21,7 +21,8 @@ class Scratch {
   static constexpr size_t kKept = size_t(16) << 20;
 #endif
 
-  Scratch() = default;
+  // Behind what a call of the same thread that is not over has taken, or null.
+  explicit Scratch(const Scratch* outer) : used_(outer ? outer->used_ : 0) {}
   ~Scratch() {
     for (void* p : extra_) std::free(p);
   }
@@ -37,18 +38,22 @@ class Scratch {
   static char* allocate(size_t bytes);
   // Pages of it that no call has touched cost nothing.
   static thread_local std::unique_ptr<char, Free> kept_;
-  size_t used_ = 0;
+  size_t used_;
   std::vector<void*> extra_;
 };
-// What one call of a kernel may use: scratch memory of its own, and so many threads.
+// What one call of a kernel may use: scratch memory of its own, and so many threads. Calls of one
+// thread may nest, and end in the reverse order.
 class Call {
  public:
   explicit Call(const Machine& machine);
   ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
   Runtime runtime() const;
 
  private:
   Machine machine_;
+  Scratch* outer_;
   Scratch scratch_;
 };
 

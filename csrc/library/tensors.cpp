@@ -24,9 +24,10 @@ char* copy_elements(const char* from, const int64_t* sizes, const int64_t* strid
 }  // namespace
 
 Tensor contiguous_copy(const Tensor& tensor) {
-  if (!is_pool_lost()) return torch::stable::contiguous(tensor);
   const auto sizes = tensor.sizes();
-  const Tensor copy = empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype_of(tensor));
+  // torch's own contiguous() fails without a reason that could be read here.
+  Tensor copy = empty(std::vector<int64_t>(sizes.begin(), sizes.end()), dtype_of(tensor));
+  if (!is_pool_lost()) return torch::stable::copy_(copy, tensor);
   copy_elements(const_data<char>(tensor), sizes.data(), tensor.strides().data(), tensor.dim(),
                 tensor.element_size(), mutable_data<char>(copy));
   return copy;

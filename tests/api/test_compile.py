@@ -249,3 +249,15 @@ except torch._dynamo.exc.Unsupported:
     )
     assert "torch.Size([3, 2, 5])" in ran.stdout
     assert "refused as before" in ran.stdout
+
+
+@pytest.mark.parametrize("forward", [False, True], ids=["eager", "compiled"])
+def test_compiled_autograd(forward):
+    """The backward pass of either forward pass can be compiled as autograd runs it."""
+    module, x = FusedRNN(3, 4, 2), torch.randn(5, 2, 3)
+    wanted = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+    run = torch.compile(module, backend="aot_eager") if forward else module
+    output, _ = run(x)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        output.sum().backward()
+    torch.testing.assert_close([p.grad for p in module.parameters()], [*wanted])

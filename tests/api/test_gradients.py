@@ -5,11 +5,12 @@ import torch
 from cases import every_other
 from torch import nn
 from torch.autograd import forward_ad
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN, FusedRNNCell
+from namernn_fast import FusedRNN, FusedRNNCell, TokenRNN
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
+RESET = torch.tensor([[False, True]] * 6).T
 
 
 @pytest.mark.parametrize("change", [torch.relu_, lambda o: o[0].zero_(), nn.Dropout(inplace=True)])
@@ -38,6 +39,79 @@ def test_in_place_change_of_what_the_gradient_does_not_need(names):
         getattr(ours, names[0]).add_(1)
     with pytest.raises(RuntimeError, match="changed in place since the forward pass"):
         torch.autograd.grad(output.sum(), ours.weight_hh_l0, create_graph=True)
+
+
+def assign_data(tensors):
+    for tensor in tensors:
+        tensor.data = torch.full_like(tensor, 0.5)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("what", ["weights", "input", "constant input", "input of a graph", "hx"])
+def test_data_assigned_between_the_passes(what, create_graph):
+    """As with `nn.RNN`, the gradient is that of the values that the forward pass read."""
+    ours, theirs = (cls(3, 4, 2, dtype=torch.float64) for cls in (FusedRNN, nn.RNN))
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for module in (ours, theirs):
+        x = XS[0].transpose(0, 1).double().requires_grad_(what != "constant input")
+        hx = torch.zeros(2, 2, 4, dtype=torch.float64, requires_grad=True)
+        given = x * 1 if what == "input of a graph" else x
+        wanted = [hx, *module.parameters(), *([x] if x.requires_grad else [])]
+        output, _ = module(given, hx)
+        assign_data({"weights": module.parameters(), "hx": [hx]}.get(what, [given]))
+        gradients = torch.autograd.grad(output.square().sum(), wanted, create_graph=create_graph)
+        if create_graph:
+            penalty = sum(gradient.square().sum() for gradient in gradients)
+            gradients += torch.autograd.grad(penalty, wanted)
+        results.append(gradients)
+    torch.testing.assert_close(*results)
+
+
+def test_data_of_another_dtype_between_the_passes():
+    x, module = XS[0].clone().requires_grad_(), FusedRNN(3, 4, 2)
+    (wanted,) = torch.autograd.grad(module(x)[0].sum(), x)
+    output, _ = module(x)
+    module.double()
+    output.sum().backward()
+    assert torch.equal(x.grad, wanted)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_data_of_a_token_rnn_assigned_between_the_passes(padding_idx):
+    module = TokenRNN(5, 3, 4, padding_idx=padding_idx)
+    ids = torch.arange(10).remainder(5).view(5, 2)
+    wanted = torch.autograd.grad(module(ids)[0].square().sum(), list(module.parameters()))
+    output, _ = module(ids)
+    assign_data(module.parameters())
+    gradients = torch.autograd.grad(output.square().sum(), list(module.parameters()))
+    torch.testing.assert_close(gradients, wanted)
+
+
+def test_transforms_of_a_pull_back_after_data_was_assigned():
+    results = []
+    ours, theirs = (cls(3, 4, dtype=torch.float64) for cls in (FusedRNN, nn.RNN))
+    ours.load_state_dict(theirs.state_dict())
+    for module in (ours, theirs):
+        output, _ = module(XS[0].transpose(0, 1).double())
+        wanted = list(module.parameters())
+        assign_data(wanted)
+
+        def pull_back(vector, output=output, wanted=wanted):
+            return torch.autograd.grad(output, wanted, vector, retain_graph=True)
+
+        vectors = torch.stack([torch.ones_like(output), output.detach()])
+        results.append(torch.vmap(pull_back)(vectors))
+        results[-1] += torch.func.jvp(pull_back, (vectors[0],), (vectors[1],))[1]
+        results[-1] += torch.autograd.grad(output, wanted, vectors, is_grads_batched=True)
+    torch.testing.assert_close(*results)
+
+
+def test_a_tensor_that_outlived_a_transform():
+    outlived = []
+    torch.func.grad(lambda x: (outlived.append(x), x.sum())[1])(XS[0])
+    module = FusedRNN(3, 4)
+    torch.testing.assert_close(module(outlived[0]), module(XS[0]))
 
 
 def test_in_place_change_of_what_the_gradient_needs():
@@ -127,6 +201,34 @@ def test_results_of_no_grad_may_be_changed_in_place(batch_first, reference, monk
     with torch.no_grad():
         state = FusedRNNCell(3, 64)(torch.randn(64, 3))
     state += leaf
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])
+def test_rows_described_in_inference_mode(what, reference, monkeypatch):
+    """What says which rows exist may come from inference mode, as with `nn.RNN`."""
+    if reference:
+        monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
+    module, x = FusedRNN(3, 4), XS[0]
+    lengths = torch.tensor([2, 1, 2, 2, 1, 2])
+    results = []
+    for mode in (False, True):
+        values = x.clone()
+        with torch.inference_mode(mode):
+            made = {"lengths": lengths.clone(), "reset": RESET.clone()}
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            offsets = torch.tensor([0, 2, 6])
+        if what in made:
+            output, _ = module(values, **{what: made[what]})
+        elif what == "offsets":
+            jagged = torch.nested.nested_tensor_from_jagged(values[0], offsets)
+            output = module(jagged)[0].values()
+        else:
+            data = packed.data.clone()
+            more = packed[2:] if what == "indices" else ()
+            output = module(PackedSequence(data, packed.batch_sizes, *more))[0].data
+        results.append(torch.autograd.grad(output.sum(), list(module.parameters())))
+    torch.testing.assert_close(*results)
 
 
 def test_a_bias_made_in_inference_mode():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -53,6 +54,19 @@ class Model(torch.nn.Module):
         self.cell = torch.nn.RNNCell(4, 4)
         self.other = torch.nn.LSTM(4, 4)
         self.custom = type("Custom", (torch.nn.RNN,), {})(4, 4)
+
+
+def test_replace_rnn_without_anything_to_replace():
+    custom = type("Custom", (torch.nn.RNN,), {})
+    for model, words in (
+        (torch.nn.Linear(2, 3), "no nn.RNNCell in the Linear$"),
+        (torch.nn.Sequential(custom(2, 3), custom(3, 3)), "only subclasses of them: Custom$"),
+    ):
+        with pytest.warns(UserWarning, match=words) as warned:
+            assert replace_rnn(model) is model
+        assert len(warned) == 1
+    with warnings.catch_warnings(action="error"):
+        replace_rnn(replace_rnn(torch.nn.RNN(2, 3)))
 
 
 def test_replace_rnn_keeps_everything_but_the_class():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast import (
@@ -181,6 +182,67 @@ def test_hooks_of_the_layer_run():
     own(IDS)
     assert len(calls) == 1
     check(own)
+
+
+def double_all(module, inputs, results):
+    return 2 * results if torch.is_tensor(results) else tuple(2 * r for r in results)
+
+
+def double_forward(module):
+    """Sets a forward on the object, as accelerate does."""
+    run = module.forward
+    module.forward = lambda *args, **kwargs: double_all(module, args, run(*args, **kwargs))
+
+
+@pytest.mark.parametrize("part", ["", "embedding", "rnn"])
+@pytest.mark.parametrize("how", ["forward", "hook", "global hook"])
+def test_what_a_call_runs_besides_forward(how, part):
+    """It runs in the parts as in an embedding and an RNN, and in `last_state` of the whole."""
+    own = model()
+    twin = nn.ModuleDict({"embedding": copy.deepcopy(own.embedding), "rnn": nn.RNN(D, H).double()})
+    twin.rnn.load_state_dict(own.rnn.state_dict())
+    twin.forward = lambda ids: twin.rnn(twin.embedding(ids))
+    handles = []
+    if how == "global hook":
+        chosen = [m.get_submodule(part) for m in (own, twin)]
+        handles.append(
+            nn.modules.module.register_module_forward_hook(
+                lambda module, *arguments: (
+                    double_all(module, *arguments) if any(module is m for m in chosen) else None
+                )
+            )
+        )
+    for module in (own, twin):
+        if how == "forward":
+            double_forward(module.get_submodule(part))
+        elif how == "hook":
+            module.get_submodule(part).register_forward_hook(double_all)
+    try:
+        _, wanted = twin(IDS)
+        torch.testing.assert_close(own(IDS)[1], wanted)
+        torch.testing.assert_close(own.last_state(IDS), wanted)
+        with pytest.raises(ValueError, match=f"has .*{how.split()[-1]}"):
+            own.last_state(IDS, share_prefixes=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["TokenRNN", "FusedRNN"])
+def test_last_state_of_pruned_weights(whole):
+    """Pruning computes the weight in a hook before forward, for each call."""
+    own = model()
+    prune.random_unstructured(own.rnn, "weight_hh_l0", 0.5)
+    pruned = {name: value * 2 for name, value in own.state_dict().items()}
+    own.load_state_dict(pruned)
+    rows = own.embedding.weight.detach()[IDS]
+    run = (lambda: own.last_state(IDS)) if whole else (lambda: own.rnn.last_state(rows))
+    for _ in range(2):  # steps of training
+        last = run()
+        torch.testing.assert_close(last, own.rnn(rows)[1])
+        last.sum().backward()
+        with torch.no_grad():
+            own.rnn.weight_hh_l0_orig.mul_(1.5)
 
 
 def test_parametrizations():

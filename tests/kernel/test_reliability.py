@@ -220,6 +220,12 @@ def test_an_output_too_big_for_memory(shape):
     assert all(map(torch.equal, results_of(module, x), wanted))
 
 
+def test_a_copy_of_an_input_too_big_for_memory():
+    """An input whose features lie apart is copied: the error says what there was no memory for."""
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"no memory for a tensor of shape \(1"):
+        FusedRNN(2, 4)(torch.zeros(1).expand(2**30, 2**20, 2))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 @pytest.mark.parametrize("both_at_once", [True, False])
 def test_scratch_memory_that_cannot_be_had(both_at_once):
