@@ -65,11 +65,13 @@ def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
                 )
 
 
-def is_same_file(first: Path | int, second: Path | int) -> bool:
+def is_same_file(output: Path | int, source: Path | int) -> bool:
     """Returns whether two paths or descriptors are one plain file that exists."""
+    if isinstance(output, Path):
+        output = output.resolve()  # as `replacing` does, so that absent/../file is the file
     try:
-        status = os.stat(first)
-        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(second))
+        status = os.stat(output)
+        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(source))
     except OSError:
         return False
 

@@ -409,6 +409,7 @@ PEOPLE = b"id,surname,town\n1,Nguyen,Hanoi\n2,Kim,Seoul\n"
     [
         ("people.csv", "people.csv"),
         ("people.csv", "folder/../people.csv"),
+        ("people.csv", "none/../people.csv"),
         ("people.csv", "/people.csv"),
         ("folder/people.csv", "linked/people.csv"),
         ("people.csv", "symbolic.csv"),
@@ -446,36 +447,35 @@ def test_the_model_is_not_overwritten(run, model):
 
 
 @pytest.mark.parametrize(
-    ("stdin", "stdout", "argv", "written", "read"),
+    ("redirected", "argv", "written", "read"),
     [
-        ("r", None, ["-", "--output", "people.csv"], "--output", "standard input"),
-        ("r", None, ["--input", "/dev/stdin", "--output", "people.csv"], "--output", "--input"),
-        (None, "a", ["--input", "people.csv"], "standard output", "--input"),
-        (None, "a", ["--input", "people.csv", "--output", "-"], "standard output", "--input"),
-        ("r", "a", ["-", "--output", "stdout"], "standard output", "standard input"),
+        ([0], ["-", "--output", "people.csv"], "--output", "standard input"),
+        ([0], ["--input", "/dev/stdin", "--output", "people.csv"], "--output", "--input"),
+        ([1], ["--input", "people.csv"], "standard output", "--input"),
+        ([1], ["--input", "people.csv", "--output", "-"], "standard output", "--input"),
+        ([0, 1], ["-", "--output", "stdout"], "standard output", "standard input"),
     ],
 )
-def test_redirected_input_is_not_overwritten(root, tmp_path, stdin, stdout, argv, written, read):
+def test_redirected_input_is_not_overwritten(
+    run, tmp_path, monkeypatch, redirected, argv, written, read
+):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "people.csv"
     path.write_bytes(PEOPLE)
     (tmp_path / "stdout").symlink_to("/dev/stdout")
-    result = program(root, tmp_path, argv, stdin and path.open(stdin), stdout and path.open(stdout))
-    assert result.returncode == 2
-    assert f"{PROGRAM}: error: {written} would overwrite what {read} reads" in result.stderr
+    saved = {number: os.dup(number) for number in redirected}
+    with path.open("r+b") as file:
+        try:
+            for number in redirected:
+                os.dup2(file.fileno(), number)
+            code, out, err = run(*argv)
+        finally:
+            for number, before in saved.items():
+                os.dup2(before, number)
+                os.close(before)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{PROGRAM}: error: {written} would overwrite what {read} reads")
     assert path.read_bytes() == PEOPLE
-
-
-def program(root, folder, argv, stdin, stdout):
-    """Run `predict` as a program in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "namernn_fast.names", "predict", *argv],
-        stdin=stdin or subprocess.DEVNULL,
-        stdout=stdout or subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        text=True,
-    )
 
 
 def test_devices(run, root, tmp_path):
@@ -486,12 +486,11 @@ def test_devices(run, root, tmp_path):
     names.write_text("Kim\n")
     log.write_text("before\n")
     stdout.symlink_to("/dev/stdout")
-    argv = ["--input", "/dev/stdin", "--output", "stdout"]
-    piped = program(root, tmp_path, argv, names.open(), None)
-    assert (piped.returncode, piped.stderr) == (0, "")
-    assert piped.stdout.startswith("Kim\n")
-    assert program(root, tmp_path, argv, names.open(), log.open("a")).returncode == 0
-    assert log.read_text() == f"before\n{piped.stdout}"
+    options = ["--input", "/dev/stdin", "--output", stdout]
+    program = [sys.executable, "-m", "namernn_fast.names", "predict", *options]
+    with names.open() as input, log.open("a") as output:
+        assert subprocess.run(program, stdin=input, stdout=output, cwd=root).returncode == 0
+    assert log.read_text().startswith("before\nKim\n")
     assert stdout.is_symlink()
 
 
