@@ -1,4 +1,4 @@
-"""`predict`: tells the languages of names, given as arguments or in a file of any length."""
+"""`predict`: reports the languages of names, given as arguments or in a file of any length."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .arguments import add_parser as add_command
 _STDIN, _STDOUT = 0, 1  # file descriptors
 
 _EPILOG = """
-One row is told for each name, in their order. A name that cannot be read has an error in its row,
-and standard error tells their number. The exit code is 2 if no name at all could be read.
+Each name gives one row, in order. A name that cannot be read has an error in its row, and standard
+error says how many there are. The exit code is 2 if no name at all could be read.
 In tables and CSV, characters that are not printable are written as escapes such as \\x1b, and so is
-the first character of a cell of CSV that a spreadsheet would take for a formula.
+the first character of a CSV cell that a spreadsheet would take for a formula.
 """
 
 
@@ -40,13 +40,13 @@ def add_parser(commands: Any) -> None:
     )
     source.add_argument("--input", type=path, metavar="FILE", help="names to read, - as above")
     add_model(parser)
-    parser.add_argument("--top", type=COUNT, default=3, help="how many languages to tell")
+    parser.add_argument("--top", type=COUNT, default=3, help="how many languages to report")
     parser.add_argument(
         "--min-probability",
         type=PROBABILITY,
         default=0.0,
         metavar="P",
-        help="tell no language of a lower probability; a name without any is unknown",
+        help="omit languages below this probability; a name with none left is unknown",
     )
     group = parser.add_argument_group("input")
     group.add_argument(
@@ -67,7 +67,7 @@ def add_parser(commands: Any) -> None:
         help="between the cells of CSV, or 'tab' (default: a comma; a tab in .tsv files)",
     )
     group.add_argument(
-        "--no-header", action="store_true", help="the first row of CSV is a name already"
+        "--no-header", action="store_true", help="the first row of CSV is a name, not a header"
     )
     group = parser.add_argument_group("output")
     group.add_argument(
