@@ -545,5 +545,5 @@ print(explain(model.rnn, torch.zeros(5, 1, model.rnn.input_size)))
 # - Start section 5 with $W_h$ drawn from a normal distribution. For which scale do gradients
 #   neither vanish nor explode?
 # - Draw section 10 for your own name, and find the character at which the model is sure.
-# - Train a model of your own: `python -m namernn_fast.names train`, then run the `predict` line that
-#   it prints.
+# - Train a model of your own with `python -m namernn_fast.names train`, then run the `predict` line
+#   that it prints.
