@@ -309,11 +309,11 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
         if not state.is_kept:
             raise
         raise OSError(f"{error}; --resume saves the trained model when it can be") from error
+    state.remove()
     print(f"saved {escaped(str(target))}")
     path = escaped(shlex.quote(str(target.absolute())))
     print("predict goes on answering with the pretrained model unless this one is named:")
-    print(f"  {PROGRAM} predict --checkpoint {path} Frank", flush=True)
-    state.remove()
+    print(f"  {PROGRAM} predict --checkpoint {path} Frank")
 
 
 @contextmanager
