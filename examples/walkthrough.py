@@ -425,11 +425,12 @@ plt.show()
 #
 # ## 9. A trained classifier
 #
-# Training takes many such steps. A small trained model comes with the package. To use one of your
-# own, train it with `python -m namernn_fast.names train`; `names.load()` then gives that one.
+# Training takes many such steps. A small trained model comes with the package, and `names.load()`
+# gives it. To use one of your own, train it with `python -m namernn_fast.names train`, which prints
+# where it saved the model, and pass that path: `names.load(path)`.
 
 # %%
-predictor = names.load(names.pretrained_checkpoint())
+predictor = names.load()
 examples = ["Frank", "Ślusàrski", "O'Neal", "Nakamura", "Papadopoulos", "Nguyen", "Ivanov"]
 for name, answers in zip(examples, predictor.predict(examples, top=3), strict=True):
     shown = ", ".join(f"{language} {probability:.0%}" for language, probability in answers)
@@ -528,7 +529,7 @@ if torch.accelerator.is_available():
     devices.append(torch.accelerator.current_accelerator().type)  # such as "cuda" or "mps"
 many = [name for name, _ in data.rows[:2000]]
 for device in devices:
-    there = names.load(names.pretrained_checkpoint(), device=device)
+    there = names.load(device=device)
     there.probabilities(many)  # the first call on a GPU compiles kernels
     started = time.perf_counter()
     on_device = there.probabilities(many)
@@ -544,5 +545,5 @@ print(explain(model.rnn, torch.zeros(5, 1, model.rnn.input_size)))
 # - Start section 5 with $W_h$ drawn from a normal distribution. For which scale do gradients
 #   neither vanish nor explode?
 # - Draw section 10 for your own name, and find the character at which the model is sure.
-# - Train a model of your own: `python -m namernn_fast.names train`, then
-#   `python -m namernn_fast.names predict Frank`.
+# - Train a model of your own with `python -m namernn_fast.names train`, then run the `predict` line
+#   that it prints.

@@ -2,7 +2,7 @@
 
     from namernn_fast import names
 
-    predictor = names.load()  # the pretrained model, or the one that the user has trained
+    predictor = names.load()  # the pretrained model; names.load(path) loads one that was trained
     predictor.predict(["Frank"])  # for each name a list of (language, probability)
 
     fitted = names.fit(names.split(names.load_names()))

@@ -33,6 +33,9 @@ from .text import ALPHABET, FOLDING_VERSION, MAX_LANGUAGES, InputError, is_langu
 
 KIND = "namernn_fast.names checkpoint 2"
 
+PRETRAINED = "pretrained"
+"""What the model that comes with the package is called where a model is asked for."""
+
 # Bounds on what a file may ask for, far above any use and far below any harm.
 _MAX_SIZE = 4096
 _MAX_LAYERS = 64  # of all members together: building more takes seconds
@@ -70,8 +73,9 @@ class Checkpoint:
     languages: tuple[str, ...]
     """What the outputs of the model stand for."""
     info: dict[str, Any]
-    """Plain values: "split" (its method, seed, shares and SHA-256, and the data's source, SHA-256
-    and rows), "recipe", "seed", "history" (results of the epochs), "versions"."""
+    """Plain values: "trained" (the UTC date), "split" (its method, seed, shares and SHA-256, and
+    the data's source, SHA-256 and rows), "recipe", "seed", "metrics" (on the validation and the
+    test part), "history" (results of the epochs), "versions"."""
 
     def is_sample(self) -> bool:
         """Returns whether the model was trained on the small embedded sample."""
@@ -90,6 +94,11 @@ def default_checkpoint() -> Path:
 def pretrained_checkpoint() -> Path:
     """Returns the path of the small model that comes with the package."""
     return Path(__file__).with_name("pretrained") / "names.safetensors"
+
+
+def find_checkpoint(model: str | os.PathLike[str]) -> Path:
+    """Returns the path of a model: that of the package for `PRETRAINED`, else `model` itself."""
+    return pretrained_checkpoint() if model == PRETRAINED else Path(model)
 
 
 def versions() -> dict[str, str]:
@@ -162,24 +171,17 @@ def check_loadable(options: Sequence[Mapping[str, Any]], num_languages: int) -> 
 
 
 def check_worth_replacing(path: Path, is_sample: bool) -> None:
-    """Raises an error where a new model at `path` would destroy something better.
+    """Raises an error if a new model at `path` would destroy something better.
 
     Args:
         path: where the new model goes.
         is_sample: whether the new model is trained on the embedded sample.
 
     Raises:
-        InputError: there is a file that is no checkpoint, or a model of real data that a model of
-            the sample would replace: one at `path`, or at the default path the pretrained model,
-            which answers as long as there is none.
+        InputError: there is a file at `path` that is no checkpoint, or a model of real data that a
+            model of the sample would replace.
     """
     if not path.exists():
-        if is_sample and path == default_checkpoint() and pretrained_checkpoint().exists():
-            raise InputError(
-                "a model of the embedded sample would answer in place of the pretrained model, "
-                f"which knows real data; --force saves it at {path} all the same, --checkpoint "
-                "saves it elsewhere"
-            )
         return
     try:
         replaced = describe_checkpoint(path)

@@ -1,12 +1,13 @@
-"""Files and optional packages: the cache folder, replacing a file as a whole, imports on demand."""
+"""Files and optional packages: the cache folder, safe replacement of files, imports on demand."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import secrets
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +42,40 @@ def cache_folder() -> Path:
     return base / "namernn_fast"
 
 
+Used = tuple[str, Path | int]
+"""What the user calls a file, such as the option that names it, and its path or descriptor."""
+
+
+def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
+    """Raises an error if an output is a file that is also an input, however each path is spelled.
+
+    Only plain files count: a terminal or a pipe can be both.
+
+    Raises:
+        InputError: the message names the output and the input.
+    """
+    inputs = list(inputs)
+    for written, output in outputs:
+        for read, source in inputs:
+            if is_same_file(output, source):
+                path = output if isinstance(output, Path) else source
+                shown = f", {path}" if isinstance(path, Path) else ""
+                raise InputError(
+                    f"{written} would overwrite what {read} reads{shown}: choose another file"
+                )
+
+
+def is_same_file(output: Path | int, source: Path | int) -> bool:
+    """Returns whether two paths or descriptors are one plain file that exists."""
+    if isinstance(output, Path):
+        output = output.resolve()  # as `replacing` does, so that absent/../file is the file
+    try:
+        status = os.stat(output)
+        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(source))
+    except OSError:
+        return False
+
+
 def check_replaceable(path: Path) -> None:
     """Raises now what `replacing` would raise later, and makes the folder of `path` if need be.
 
@@ -48,22 +83,25 @@ def check_replaceable(path: Path) -> None:
         InputError: `path` exists and is not a plain file, so that replacing it would do harm.
         OSError: the folder of `path` cannot be made or written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not a plain file")
-    tempfile.TemporaryFile(dir=path.parent).close()
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` which replaces `path` when the block succeeds.
 
-    When the block fails, nothing is left behind and `path` is as it was.
+    When the block fails, nothing is left behind and `path` is as it was. A symbolic link stays a
+    link: the file that it leads to is replaced.
 
     Raises:
         InputError, OSError: as of `check_replaceable`.
     """
     check_replaceable(path)
+    path = path.resolve()
     # Not made by tempfile, whose files no other user may read.
     # The name of `path` is not part of the name, which could become too long for the disk.
     partial = path.with_name(f".{secrets.token_hex(8)}.part")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import FusedRNN
 
-from .checkpoint import Checkpoint, default_checkpoint, load_checkpoint, pretrained_checkpoint
+from .checkpoint import PRETRAINED, Checkpoint, find_checkpoint, load_checkpoint
 from .encoding import EncodedNames, encode, encode_names
 from .model import NameClassifier, NameEnsemble
 from .text import InputError, check_names, fold
@@ -137,16 +136,16 @@ class Predictor:
 
 
 def load(
-    path: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] = PRETRAINED,
     *,
     device: str | torch.device = "cpu",
     rnn_class: type[nn.RNN] = FusedRNN,
 ) -> Predictor:
-    """Loads a model.
+    """Loads a model: without a path the pretrained one, whatever has been trained since.
 
     Args:
-        path: of a checkpoint. If None, the model that `train` saved at its default path; where
-            there is none, or no home folder, the pretrained model of the package.
+        path: of a checkpoint, or "pretrained" for the model that comes with the package. A file of
+            that name is "./pretrained", or a `pathlib.Path`.
         device: where to run the model.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
 
@@ -154,22 +153,13 @@ def load(
         InputError, OSError, ModuleNotFoundError: as of `load_checkpoint`.
 
     Example:
-        >>> predictor = load(pretrained_checkpoint())
+        >>> predictor = load()
         >>> predictor.languages_of(["Ślusàrski", "Nguyen"])
         ['Polish', 'Vietnamese']
         >>> ((language, probability),) = predictor.predict(["Ślusàrski"], top=1)[0]
     """
-    if path is None:
-        path = _default()
-    return Predictor(load_checkpoint(path, device=device, rnn_class=rnn_class))
-
-
-def _default() -> Path:
-    try:
-        trained = default_checkpoint()
-    except InputError:  # no home folder, as a service may have none
-        return pretrained_checkpoint()
-    return trained if trained.exists() else pretrained_checkpoint()
+    checkpoint = load_checkpoint(find_checkpoint(path), device=device, rnn_class=rnn_class)
+    return Predictor(checkpoint)
 
 
 def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:

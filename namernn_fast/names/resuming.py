@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .tensor_files import MAX_BYTES, read_tensors, write_tensors
+from .tensor_files import MAX_BYTES, read_tensors, read_values, write_tensors
 from .text import InputError
 
 # A state has the weights of the networks that are finished, and of the one in training four times
@@ -21,6 +21,19 @@ MAX_STATE_BYTES = 4 * MAX_BYTES
 KIND = "namernn_fast.names training 1"
 
 _log = logging.getLogger(__name__)
+
+
+def check_is_state(path: Path) -> None:
+    """Raises an error if the file at `path` is not the state of a training.
+
+    Raises:
+        InputError: the file is something else, which a new training would replace and then remove.
+        OSError: the disk failed.
+    """
+    try:
+        read_values(path, KIND, max_bytes=MAX_STATE_BYTES)
+    except InputError as error:
+        raise InputError(f"{error}; --force replaces it") from error
 
 
 class StateFile:

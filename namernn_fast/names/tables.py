@@ -10,13 +10,14 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from .text import InputError, escaped
+from .text import InputError, escaped, why_unusable
 
 FORMATS = ("text", "csv", "jsonl")
 
@@ -26,6 +27,9 @@ MAX_LINE_BYTES = 65_536
 # Lines are read again after a quote that nothing closes, so the bound is on the time as well.
 _MAX_RECORD_LINES = 100
 
+# Titles of a column of names, without the signs that may be in them.
+_TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fullname"}
+
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _BLOCK_BYTES = 65_536
 _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
@@ -34,6 +38,8 @@ _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
 # second one first.
 _CHUNK_ROWS = 16_384
 _CHUNK_CHARACTERS = 1_000_000
+
+_log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -202,6 +208,7 @@ def _csv_rows(
         if isinstance(first, _NoRecord):
             raise InputError(f"the header is {first.error}")
         place = _place(first, column)
+        _warn_of_name(first[place].strip(), column)
     else:
         # A damaged or empty record does not tell how many columns there are.
         titles = [] if isinstance(first, _NoRecord) else [""] * len(first)
@@ -209,6 +216,15 @@ def _csv_rows(
         yield _cell(first, place)
     for record in records:
         yield _cell(record, place)
+
+
+def _warn_of_name(title: str, column: str | None) -> None:
+    """Warns that the first row was read as a header if nothing tells it from a name."""
+    word = "".join(filter(str.isalnum, title.casefold()))
+    if column != title and word not in _TITLES and why_unusable(title) is None:
+        _log.warning(
+            "the first row, %r, is read as the header; --no-header reads it as a name", title
+        )
 
 
 def _cell(record: list[str] | _NoRecord, place: int) -> Row:

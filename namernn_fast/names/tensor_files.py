@@ -68,13 +68,13 @@ def write_tensors(
         file.write(content)
 
 
-def read_values(path: str | os.PathLike[str], kind: str) -> Any:
+def read_values(path: str | os.PathLike[str], kind: str, *, max_bytes: int = MAX_BYTES) -> Any:
     """Returns the plain values of a file of tensors, and reads no tensor.
 
     Raises:
         InputError, OSError, ModuleNotFoundError: as of `read_tensors`.
     """
-    with _opened(path, kind, MAX_BYTES) as (_, values):
+    with _opened(path, kind, max_bytes) as (_, values):
         return values
 
 

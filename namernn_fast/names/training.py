@@ -8,6 +8,7 @@ import time
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -285,12 +286,14 @@ def fit(
     temperature = _adjust(model, members, split, recipe)
     loss, accuracy = validate(model, split.validation)
     info = {
+        "trained": datetime.now(timezone.utc).date().isoformat(),
         "split": split.info,
         "recipe": recipe.values(),
         "seed": seed,
         "metrics": {
             "validation_loss": loss,
             "validation_accuracy": accuracy,
+            "test_accuracy": validate(model, split.test)[1],
             "temperature": temperature,
         },
         "history": [asdict(epoch) for epoch in history],

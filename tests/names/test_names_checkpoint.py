@@ -3,6 +3,7 @@
 import errno
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import date
 
 import pytest
 import torch
@@ -79,6 +80,7 @@ def test_a_checkpoint_records_where_the_model_comes_from(trained):
         (2, 2),
     ]
     assert 0 <= info["metrics"]["validation_accuracy"] <= 1
+    assert date.fromisoformat(info["trained"]).isoformat() == info["trained"]
     assert set(info["versions"]) == {"namernn_fast", "torch", "python"}
 
 

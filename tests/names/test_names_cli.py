@@ -1,6 +1,7 @@
 """The command line: what it prints, and its one line and exit code for everything that fails."""
 
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -29,7 +30,7 @@ PROGRAM = "python -m namernn_fast.names"
 def test_train_then_predict(folder, run, cache):
     code, out, err = run("train", "--data", folder, "--epochs", 2, *SMALL)
     assert (code, err) == (0, "")
-    first, *epochs, last = out.splitlines()
+    first, *epochs, saved, said, command = out.splitlines()
     parts = split(read_names(folder))
     rows = sum(map(len, SAMPLE.values()))
     assert first == (
@@ -38,11 +39,24 @@ def test_train_then_predict(folder, run, cache):
         f"split {parts.info['sha256'][:16]}"
     )
     assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
-    assert last == f"saved {cache / 'names.safetensors'}"
+    assert saved == f"saved {cache / 'names.safetensors'}"
+    assert said == "predict goes on answering with the pretrained model unless this one is named:"
     assert list(cache.iterdir()) == [cache / "names.safetensors"]
 
-    code, out, err = run("predict", "Ślusàrski", "Kim", "--top", 2)
-    assert (code, err) == (0, "")
+    pretrained = run("predict", "Frank", "--checkpoint", "pretrained")
+    assert run("predict", "Frank") == pretrained
+    code, out, err = run(*shlex.split(command)[3:])
+    assert (code, out == pretrained[1]) == (0, False)
+    accuracy = load_checkpoint(cache / "names.safetensors").info["metrics"]["test_accuracy"]
+    assert re.fullmatch(
+        rf"the model is {cache}/names.safetensors, not the pretrained one: "
+        rf"trained on \d{{4}}-\d\d-\d\d, test accuracy {accuracy:.1%}\n",
+        err,
+    )
+
+    trained = ("--checkpoint", cache / "names.safetensors")
+    code, out, _ = run("predict", "Ślusàrski", "Kim", "--top", 2, *trained)
+    assert code == 0
     lines = out.splitlines()
     assert lines[0::3] == ["Ślusàrski", "Kim"]
     for best, second in (lines[1:3], lines[4:6]):
@@ -50,7 +64,7 @@ def test_train_then_predict(folder, run, cache):
         assert float(answers[0][1]) >= float(answers[1][1]) > 0
         assert {answer[2] for answer in answers} <= set(SAMPLE)
 
-    code, out, _ = run("predict", "Kim", "--top", 99)
+    code, out, _ = run("predict", "Kim", "--top", 99, *trained)
     assert sorted(line.split()[-1] for line in out.splitlines()[1:]) == sorted(SAMPLE)
 
 
@@ -129,7 +143,7 @@ def test_the_same_command_prints_the_same(folder, run):
 
 
 def test_the_sample_is_announced(run, offline, caplog):
-    code, out, _ = run("train", "--epochs", 1, *SMALL, "--force")
+    code, out, _ = run("train", "--epochs", 1, *SMALL)
     assert code == 0
     assert " names in 18 languages from the embedded sample; " in out.splitlines()[0]
     [record] = caplog.records
@@ -140,16 +154,45 @@ def test_the_sample_is_announced(run, offline, caplog):
     )
 
 
-def test_weights_that_overflow_are_an_error(fails, tmp_path):
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ({}, "training date not recorded, test accuracy not recorded"),
+        (
+            {"trained": "2026-02-03", "metrics": {"validation_accuracy": 0.5}},
+            "trained on 2026-02-03, test accuracy not recorded",
+        ),
+        (
+            {"trained": "\x1b[31m", "metrics": {"test_accuracy": 0.1234}},
+            "training date not recorded, test accuracy 12.3%",
+        ),
+        (
+            {"trained": 5, "metrics": {"test_accuracy": 7.0}},
+            "training date not recorded, test accuracy not recorded",
+        ),
+        ({"metrics": []}, "training date not recorded, test accuracy not recorded"),
+    ],
+)
+def test_predict_says_what_a_checkpoint_records(run, tmp_path, monkeypatch, info, said):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Checkpoint(NameClassifier(2, 2, 3), ("A", "B"), info)
+    save_checkpoint("pretrained", checkpoint)
+    code, out, err = run("predict", "Kim", "--checkpoint", "./pretrained", "--top", 1)
+    assert (code, err) == (0, f"the model is pretrained, not the pretrained one: {said}\n")
+    assert out.splitlines()[1][-1] in "AB"
+
+
+def test_weights_that_overflow_are_an_error(run, tmp_path):
     path = tmp_path / "names.safetensors"
     model = NameClassifier(2, 2, 3)
     for value in model.parameters():
         torch.nn.init.constant_(value, 3e38)
     save_checkpoint(path, Checkpoint(model, ("A", "B"), {}))
-    assert fails("predict", "Kim", "--checkpoint", path) == (
-        2,
-        "the model gives probabilities that are not finite: it is damaged",
-    )
+    code, out, err = run("predict", "Kim", "--checkpoint", path)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[1:] == [
+        f"{PROGRAM}: error: the model gives probabilities that are not finite: it is damaged"
+    ]
 
 
 def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
@@ -168,10 +211,13 @@ def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
         f"the folder {tmp_path}/{shown}: skipped 1 empty lines and 0 unusable names\n"
     )
     assert f"from the folder {tmp_path}/{shown}; " in out.splitlines()[0]
-    assert out.splitlines()[-1] == f"saved {tmp_path}/{shown}.safetensors"
+    assert out.splitlines()[-3] == f"saved {tmp_path}/{shown}.safetensors"
+    assert all(line.isprintable() for line in out.split("\n"))
 
     code, out, err = run("predict", odd, "x\u2028y", "--top", 1, "--checkpoint", path)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith(f"the model is {tmp_path}/{shown}.safetensors, not the pretrained one: ")
+    assert err.count("\n") == 1
     assert [line for line in out.splitlines() if not line.startswith("  ")] == [shown, r"x\u2028y"]
     assert all(line.isprintable() for line in out.split("\n"))
 
@@ -275,6 +321,7 @@ def test_a_path_does_not_steer_the_terminal(fails):
         ("--recipe", "secret", "invalid choice: 'secret'"),
         ("--seed", "-1", "'-1' is not a whole number from 0 to 2**63 - 1"),
         ("--checkpoint", "", "the path is empty"),
+        ("--checkpoint", "pretrained", "'pretrained' is the model that comes with the package; "),
         ("--device", "abacus", "abacus cannot be used ("),
         ("--device", "meta", "meta cannot be used ("),
         ("--nonlinearity", "sigmoid", "invalid choice: 'sigmoid'"),
@@ -373,12 +420,12 @@ def test_as_a_program(root, folder, tmp_path):
     )
     out, err = train.communicate()
     assert train.returncode == 0
-    assert out.endswith(f"saved {path}\n")
+    assert f"\nsaved {path}\n" in out
     assert err == (f"the folder {folder}: skipped 1 empty lines and 0 unusable names\n")
     left = start(root, "-m", "namernn_fast.names", "predict", "Kim", "--checkpoint", path)
     left.stdout.close()
     assert left.wait() == 1
-    assert left.stderr.read() == ""
+    assert left.stderr.read().count("\n") == 1
     left.stderr.close()
 
 

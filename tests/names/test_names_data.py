@@ -357,6 +357,17 @@ def test_a_file_may_have_the_longest_name_that_the_disk_takes(tmp_path):
     assert path.read_bytes() == b"one"
 
 
+def test_a_symbolic_link_stays_where_its_file_is_replaced(tmp_path):
+    for name in ("there", "new"):
+        link, path = tmp_path / f"link to {name}", tmp_path / "folder" / name
+        link.symlink_to(path)
+        with files.replacing(link) as file:
+            file.write(b"one")
+        assert link.is_symlink()
+        assert path.read_bytes() == b"one"
+        assert list(path.parent.glob(".*")) == []
+
+
 @pytest.mark.parametrize("path", ["/dev/null", "/"])
 def test_only_plain_files_are_replaced(path):
     with (

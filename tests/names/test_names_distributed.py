@@ -43,7 +43,7 @@ def test_two_processes_give_the_losses_of_one(folder, run, root, tmp_path):
         raise
     assert process.returncode == 0, err
     # One process alone reports and saves.
-    assert len(out.splitlines()) == 1 + 4 + 1
+    assert len(out.splitlines()) == 1 + 4 + 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names", "one", "two"]
 
     one, two = (load_checkpoint(tmp_path / name) for name in ("one", "two"))

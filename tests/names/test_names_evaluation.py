@@ -18,7 +18,7 @@ from scipy import stats
 from sklearn import metrics
 
 from namernn_fast.names import baselines, evaluation, figures, significance
-from namernn_fast.names.checkpoint import Checkpoint, save_checkpoint
+from namernn_fast.names.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from namernn_fast.names.commands import evaluate as command
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
 from namernn_fast.names.model import NameClassifier, NameEnsemble
@@ -437,6 +437,8 @@ def test_the_command(run, save, tmp_path, sample_split):
     )
     assert code == 0
     assert err.splitlines() == [
+        f"the model is {path}, not the pretrained one: training date not recorded, "
+        "test accuracy not recorded",
         "this model was trained on the small embedded sample, not on the names data set",
         "fitting the baseline of character n-grams; --no-ngrams leaves it out",
     ]
@@ -593,6 +595,29 @@ def test_targets_are_checked_before_the_work(fails, save, tmp_path):
     (tmp_path / "pictures" / "calibration.png").mkdir(parents=True)
     code, message = fails(path, "--figures", tmp_path / "pictures")
     assert (code, message) == (2, f"{tmp_path / 'pictures' / 'calibration.png'}: not a plain file")
+
+
+@pytest.mark.parametrize(
+    ("options", "written", "read"),
+    [
+        (["--json", "model.safetensors"], "--json", "--checkpoint"),
+        (["--json", "names/A.txt", "--data", "names"], "--json", "--data"),
+        (["--figures", "pictures"], "--figures", "--checkpoint"),
+    ],
+)
+def test_what_is_read_is_not_overwritten(
+    fails, save, make_folder, tmp_path, monkeypatch, options, written, read
+):
+    monkeypatch.chdir(tmp_path)
+    make_folder({"A": "Kim\n"})
+    path = save()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "calibration.png").symlink_to(path)
+    code, message = fails(path, *options)
+    assert code == 2
+    assert message.startswith(f"{written} would overwrite what {read} reads, ")
+    assert load_checkpoint(path).languages
+    assert (tmp_path / "names" / "A.txt").read_text() == "Kim\n"
 
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib"])

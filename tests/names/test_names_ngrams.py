@@ -157,6 +157,7 @@ def test_the_command_line_takes_a_teacher_of_its_own_split_alone(tmp_path, monke
     capsys.readouterr()
     for wrong, reason in (
         ([*taught, "--split-seed", "1"], "the teacher was trained on another split"),
+        ([str(small), "--teacher", "pretrained"], "the teacher was trained on another split"),
         ([str(small), "--recipe", "distilled"], "--recipe distilled goes with --teacher"),
         ([str(small), "--made-up", "9"], "--made-up goes with --teacher"),
     ):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -34,6 +35,13 @@ def model(tmp_path_factory):
     return path
 
 
+def note(model):
+    return (
+        f"the model is {model}, not the pretrained one: training date not recorded, "
+        "test accuracy not recorded\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def predictor(model):
     return load(model)
@@ -41,13 +49,13 @@ def predictor(model):
 
 @pytest.fixture
 def run(model, capsys, monkeypatch):
-    """Run `predict` and return the exit code, the output and the standard error."""
+    """Run `predict`; return the exit code, the output, and the standard error after the note."""
 
     def run(*argv, stdin=b""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         code = cli.main(["predict", "--checkpoint", str(model), *map(str, argv)])
         captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return code, captured.out, captured.err.removeprefix(note(model))
 
     return run
 
@@ -390,14 +398,100 @@ def test_files_in_and_out(run, tmp_path):
         target = tmp_path / "new" / f"out.{suffix}"
         assert run("--input", source, "--output", target) == (0, "", "")
         assert read(target.read_text()) == ["Kim", "Nowak"]
-    source = tmp_path / "in.jsonl"
-    source.write_text('"Kim"\n')
-    assert run("--input", source, "--output", source) == (0, "", "")
-    assert json.loads(source.read_text())["name"] == "Kim"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
-        "in.jsonl",
-        "in.tsv",
-    ]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["in.tsv"]
+
+
+PEOPLE = b"id,surname,town\n1,Nguyen,Hanoi\n2,Kim,Seoul\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("people.csv", "people.csv"),
+        ("people.csv", "folder/../people.csv"),
+        ("people.csv", "none/../people.csv"),
+        ("people.csv", "/people.csv"),
+        ("folder/people.csv", "linked/people.csv"),
+        ("people.csv", "symbolic.csv"),
+        ("symbolic.csv", "people.csv"),
+        ("people.csv", "hard.csv"),
+    ],
+)
+def test_the_input_is_not_overwritten(run, tmp_path, monkeypatch, source, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "linked").symlink_to("folder")
+    for path in (tmp_path / "people.csv", tmp_path / "folder" / "people.csv"):
+        path.write_bytes(PEOPLE)
+    (tmp_path / "symbolic.csv").symlink_to("people.csv")
+    (tmp_path / "hard.csv").hardlink_to("people.csv")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(predict, "load_predictor", None)  # nothing may be read
+    target = f"{tmp_path}{target}" if target.startswith("/") else target
+    assert run("--input", source, "--column", "surname", "--output", target) == (
+        2,
+        "",
+        f"{PROGRAM}: error: --output would overwrite what --input reads, {target}: "
+        "choose another file\n",
+    )
+    assert (tmp_path / source).read_bytes() == PEOPLE
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_model_is_not_overwritten(run, model):
+    before = model.read_bytes()
+    code, _, err = run("Kim", "--output", model)
+    assert code == 2
+    assert f"--output would overwrite what --checkpoint reads, {model}" in err
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("redirected", "argv", "written", "read"),
+    [
+        ([0], ["-", "--output", "people.csv"], "--output", "standard input"),
+        ([0], ["--input", "/dev/stdin", "--output", "people.csv"], "--output", "--input"),
+        ([1], ["--input", "people.csv"], "standard output", "--input"),
+        ([1], ["--input", "people.csv", "--output", "-"], "standard output", "--input"),
+        ([0, 1], ["-", "--output", "stdout"], "standard output", "standard input"),
+    ],
+)
+def test_redirected_input_is_not_overwritten(
+    run, tmp_path, monkeypatch, redirected, argv, written, read
+):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "people.csv"
+    path.write_bytes(PEOPLE)
+    (tmp_path / "stdout").symlink_to("/dev/stdout")
+    saved = {number: os.dup(number) for number in redirected}
+    with path.open("r+b") as file:
+        try:
+            for number in redirected:
+                os.dup2(file.fileno(), number)
+            code, out, err = run(*argv)
+        finally:
+            for number, before in saved.items():
+                os.dup2(before, number)
+                os.close(before)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{PROGRAM}: error: {written} would overwrite what {read} reads")
+    assert path.read_bytes() == PEOPLE
+
+
+def test_devices(run, root, tmp_path):
+    """What looks like a file and is none is written to, and stays what it is."""
+    assert run("Kim", "--output", "/dev/null") == (0, "", "")
+    assert run("--input", "/dev/null", "--output", "/dev/null") == (0, "", "")
+    names, log, stdout = (tmp_path / name for name in ("names.txt", "log.txt", "stdout"))
+    names.write_text("Kim\n")
+    log.write_text("before\n")
+    stdout.symlink_to("/dev/stdout")
+    options = ["--input", "/dev/stdin", "--output", stdout]
+    program = [sys.executable, "-m", "namernn_fast.names", "predict", *options]
+    with names.open() as input, log.open("a") as output:
+        assert subprocess.run(program, stdin=input, stdout=output, cwd=root).returncode == 0
+    assert log.read_text().startswith("before\nKim\n")
+    assert stdout.is_symlink()
 
 
 def test_options_of_the_input_arrive(run):
@@ -418,9 +512,34 @@ def test_no_name_could_be_read(run, tmp_path):
 
 
 def test_input_that_is_not_there(run, tmp_path):
-    for path in (tmp_path, tmp_path / "none\x1b"):
-        shown = escaped(f"{path}: there is no such file")
+    for path, reason in [
+        (tmp_path, "a folder, and --input takes a file"),
+        (tmp_path / "none\x1b", "there is no such file"),
+    ]:
+        shown = escaped(f"{path}: {reason}")
         assert run("--input", path) == (2, "", f"{PROGRAM}: error: {shown}\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        (b"Nguyen\nKim\n", [], "Nguyen"),
+        (b'\xef\xbb\xbf" O\'Neal"\nKim\n', [], "O'Neal"),
+        (b"1,Nguyen\n2,Kim\n", ["--column", "2"], "Nguyen"),
+        (b"Nguyen\nKim\n", ["--no-header"], None),
+        (b"Nguyen\nKim\n", ["--column", "Nguyen"], None),
+        (b"2\nKim\n", [], None),
+        (b"Last_Name\nKim\n", [], None),
+        (b"surname\nKim\n", [], None),
+        (b"id,name\n1,Kim\n", [], None),
+        (b"id,name\n1,Kim\n", ["--column", "2"], None),
+        (b"id,who\n1,Kim\n", ["--column", "who"], None),
+    ],
+)
+def test_a_name_that_is_read_as_the_header_is_told(run, content, options, said):
+    code, _, err = run("-", "--input-format", "csv", *options, stdin=content)
+    line = f"the first row, {said!r}, is read as the header; --no-header reads it as a name\n"
+    assert (code, err) == (0, line if said else "")
 
 
 def test_nothing_is_written_when_the_column_is_not_there(run, tmp_path):
@@ -621,7 +740,8 @@ def test_as_a_program(root, model):
     )
     *lines, codes = process.stdout.decode().splitlines(keepends=True)
     assert codes == "0 0 False\n"
-    assert process.stderr == b"2 of 3 names could not be read\n" * 2
+    said = f"{note(model)}2 of 3 names could not be read\n"
+    assert process.stderr.decode() == said * 2
     assert lines[:3] == lines[3:]
     check((0, "".join(lines[:3]), "-"), names, "jsonl")
 

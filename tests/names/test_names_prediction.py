@@ -1,5 +1,7 @@
 """Prediction: bounded batches, the order of the names, and whatever people take for a name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from bounds import bounded
@@ -13,11 +15,11 @@ from namernn_fast.names import (
     NameClassifier,
     NameEnsemble,
     Predictor,
-    checkpoint,
     encode_names,
     fold,
     load,
     prediction,
+    pretrained_checkpoint,
     save_checkpoint,
 )
 from namernn_fast.names.sample import SAMPLE
@@ -247,22 +249,18 @@ def test_any_text_has_an_answer_or_a_reason(asked, name):
     check_any_name(asked, name)
 
 
-def test_the_trained_model_comes_before_the_pretrained_one(asked, cache, tmp_path, monkeypatch):
-    pretrained = tmp_path / "pretrained.safetensors"
-    for module in (checkpoint, prediction):
-        monkeypatch.setattr(module, "pretrained_checkpoint", lambda: pretrained)
-    with pytest.raises(InputError, match=rf"^{pretrained}: there is no such file$"):
-        load()
-    save_checkpoint(pretrained, asked.checkpoint)
-    assert load().predict(["Kim"]) == asked.predict(["Kim"])
-    trained = predictor(seed=1)
-    save_checkpoint(cache / "names.safetensors", trained.checkpoint)
-    assert load().predict(["Kim"]) == trained.predict(["Kim"]) != asked.predict(["Kim"])
-    assert load(pretrained).predict(["Kim"]) == asked.predict(["Kim"])
+def test_the_model_is_the_pretrained_one_unless_another_is_named(
+    asked, cache, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pretrained = load(pretrained_checkpoint()).predict(["Kim"])
+    for path in ("pretrained", cache / "names.safetensors"):
+        save_checkpoint(path, asked.checkpoint)
+    for model in ((), ("pretrained",)):
+        assert load(*model).predict(["Kim"]) == pretrained
+    for model in ("./pretrained", Path("pretrained"), cache / "names.safetensors"):
+        assert load(model).predict(["Kim"]) == asked.predict(["Kim"]) != pretrained
 
 
-def test_the_pretrained_model_needs_no_home_folder(asked, homeless, tmp_path, monkeypatch):
-    pretrained = tmp_path / "pretrained.safetensors"
-    save_checkpoint(pretrained, asked.checkpoint)
-    monkeypatch.setattr(prediction, "pretrained_checkpoint", lambda: pretrained)
-    assert load().predict(["Kim"]) == asked.predict(["Kim"])
+def test_the_pretrained_model_needs_no_home_folder(homeless):
+    assert load().predict(["Nguyen"], top=1)[0][0][0] == "Vietnamese"

@@ -231,6 +231,13 @@ def test_failures(run, tmp_path, make_folder):
         "",
         f"{program} {tmp_path}: not a plain file\n",
     )
+    for path in (folder / "A.txt", tmp_path / "none" / ".." / folder.name / "A.txt"):
+        assert run("data", "--data", folder, "--report", path) == (
+            2,
+            "",
+            f"{program} --report would overwrite what --data reads, {path}: choose another file\n",
+        )
+    assert (folder / "A.txt").read_text() == "Kim\nLee\nLu\n"
     assert run("data", "--data", tmp_path / "none") == (
         2,
         "",

@@ -57,8 +57,9 @@ def resumed(path, recipe, identity=IDENTITY):
 
 
 def outcome(fitted):
-    """Everything that a training gives but the time that it took."""
+    """Everything that a training gives, except its date and the time that it took."""
     info = {**fitted.checkpoint.info, "history": [replace(e, seconds=0) for e in fitted.history]}
+    del info["trained"]
     return info, {
         name: value.tolist() for name, value in fitted.checkpoint.model.state_dict().items()
     }

@@ -247,6 +247,14 @@ def asked_directly(app, headers, receive):
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
+def note(checkpoint):
+    """What is said of a model that is not the pretrained one."""
+    return (
+        f"the model is {checkpoint}, not the pretrained one: training date not recorded, "
+        "test accuracy not recorded\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def app(predictor):
     return server.application(predictor)
@@ -731,7 +739,7 @@ def test_a_request_in_flight_is_answered_when_the_server_is_told_to_stop(root, c
         status, answer = read_answer(connection)
         assert (status, answer["results"][0]["name"]) == (200, "Kim")
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (0, "", "")
+    assert (process.returncode, out, err) == (0, "", note(checkpoint))
 
 
 def test_a_request_that_does_not_end_does_not_keep_the_server(predictor, monkeypatch):
@@ -775,7 +783,10 @@ def test_the_command_ends_well_on_a_signal(checkpoint, capsys, monkeypatch, numb
     assert cli.main(["serve", "--port", "0", *options]) == 0
     thread.join()
     assert statuses == [200]
-    assert capsys.readouterr() == (f"serving at http://localhost:{ports[0]}/ (Ctrl-C stops)\n", "")
+    assert capsys.readouterr() == (
+        f"serving at http://localhost:{ports[0]}/ (Ctrl-C stops)\n",
+        note(checkpoint),
+    )
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
@@ -799,6 +810,7 @@ def fails(capsys, checkpoint):
         code = cli.main(["serve", "--checkpoint", str(checkpoint), *options])
         out, err = capsys.readouterr()
         assert out == ""
+        err = err.removeprefix(note(checkpoint))
         assert err.count("\n") == 1
         return code, err.strip().partition(": error: ")[2]
 
@@ -858,7 +870,7 @@ def test_every_address_needs_names(checkpoint, monkeypatch, capsys):
     options = ["--checkpoint", str(checkpoint), "--host", "0.0.0.0"]
     app, url = commanded(monkeypatch, *options)
     assert url.startswith("http://localhost:")
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err == note(checkpoint) + (
         "clients must ask by one of the host names localhost, 127.0.0.1, [::1]; "
         "--allowed-host NAME adds the name of this machine\n"
     )

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import re
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from namernn_fast.names import load_checkpoint, tensor_files
+from namernn_fast.names import load_checkpoint, pretrained_checkpoint, tensor_files
 from namernn_fast.names.commands import train
 
 SMALL = ["--embedding-size", "5", "--hidden-size", "7"]
@@ -49,26 +50,67 @@ def test_what_is_no_checkpoint_is_not_replaced(run, fails, folder, tmp_path, con
     assert run("predict", "Kim", "--checkpoint", path)[0] == 0
 
 
-def test_predict_says_when_the_model_of_a_sample_speaks(run, offline, folder):
+def test_predict_says_when_the_model_of_a_sample_speaks(run, offline, folder, tmp_path):
     warning = "this model was trained on the small embedded sample, not on the names data set\n"
-    run("train", "--epochs", 1, *SMALL, "--force")
-    code, out, err = run("predict", "Kim")
-    assert (code, err) == (0, warning)
+    path = ("--checkpoint", tmp_path / "model")
+    run("train", "--epochs", 1, *SMALL, *path)
+    code, out, err = run("predict", "Kim", *path)
+    assert (code, err.endswith(f"\n{warning}")) == (0, True)
     assert warning not in out
-    run("train", "--data", folder, "--epochs", 1, *SMALL)
-    assert run("predict", "Kim")[2] == ""
+    run("train", "--data", folder, "--epochs", 1, *SMALL, *path)
+    assert warning not in run("predict", "Kim", *path)[2]
 
 
-def test_a_model_of_the_sample_does_not_answer_in_place_of_the_pretrained_one(
-    run, offline, cache, tmp_path
+@pytest.mark.parametrize(
+    ("options", "written", "read"),
+    [
+        (["--data", "names", "--checkpoint", "names/Irish.txt"], "--checkpoint", "--data"),
+        (["--data", "~/names.zip", "--checkpoint", "names.zip"], "--checkpoint", "--data"),
+        (["--checkpoint", "names/Irish.txt"], "--checkpoint", "NAMERNN_FAST_DATA"),
+        (["--teacher", "model", "--checkpoint", "./model"], "--checkpoint", "--teacher"),
+        (["--teacher", "model.state", "--checkpoint", "model"], "the state", "--teacher"),
+        (["--checkpoint", pretrained_checkpoint()], "--checkpoint", "predict without options"),
+    ],
+)
+def test_training_overwrites_nothing_that_is_read(
+    fails, folder, tmp_path, monkeypatch, options, written, read
 ):
-    code, _, err = run("train", "--epochs", 1, *SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NAMERNN_FAST_DATA", "names")
+    for name in ("names.zip", "model", "model.state"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(train, "load_names", None)  # nothing may be read
+    before = contents(tmp_path)
+    code, message = fails("train", "--force", *options)
     assert code == 2
-    assert "in place of the pretrained model" in err
-    assert not list(cache.glob("*.safetensors*"))
-    elsewhere = tmp_path / "mine.safetensors"
-    assert run("train", "--epochs", 1, *SMALL, "--checkpoint", elsewhere)[0] == 0
-    assert run("train", "--epochs", 1, *SMALL, "--force")[0] == 0
+    assert re.match(rf"{written}.* would overwrite what {read} reads, ", message)
+    assert contents(tmp_path) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_file_that_is_no_state_is_neither_replaced_nor_removed(run, folder, tmp_path):
+    path = tmp_path / "thesis.state"
+    path.write_text("my thesis")
+    options = (
+        "train",
+        "--data",
+        folder,
+        "--epochs",
+        1,
+        *SMALL,
+        "--checkpoint",
+        tmp_path / "thesis",
+    )
+    code, _, err = run(*options)
+    assert code == 2
+    assert err.startswith(f"{PROGRAM}: error: {path}: not a readable safetensors file (")
+    assert err.endswith("; --force replaces it\n")
+    assert path.read_text() == "my thesis"
+    assert run(*options, "--force")[0] == 0
 
 
 def interrupt_after(epochs, monkeypatch):
@@ -117,7 +159,7 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, cache, monkeypat
     assert message.startswith(f"{state} split is '")
     code, out, err = run(*options, "--resume")
     assert (code, err) == (0, "")
-    assert [line.split(":")[0] for line in out.splitlines()[1:-1]] == ["network 2 of 2, epoch 2"]
+    assert [line.split(":")[0] for line in out.splitlines()[1:-3]] == ["network 2 of 2, epoch 2"]
     assert [each.name for each in cache.iterdir()] == ["names.safetensors"]
     resumed = load_checkpoint(path)
     for name, value in whole.model.state_dict().items():
@@ -170,7 +212,7 @@ def test_a_full_disk_loses_no_training(run, folder, cache, monkeypatch):
     assert not path.exists()
     code, out, err = run(*options, "--resume")
     assert (code, err) == (0, "")
-    assert out.splitlines()[1:] == [f"saved {path}"]
+    assert out.splitlines()[1] == f"saved {path}"
     assert [each.name for each in cache.iterdir()] == ["names.safetensors"]
 
 

@@ -302,6 +302,7 @@ def test_the_best_epoch_is_kept_and_not_the_last():
     metrics = fitted.checkpoint.info["metrics"]
     loss, accuracy = validate(fitted.checkpoint.model, PARTS.validation)
     assert (metrics["validation_loss"], metrics["validation_accuracy"]) == (loss, accuracy)
+    assert metrics["test_accuracy"] == validate(fitted.checkpoint.model, PARTS.test)[1]
 
 
 @pytest.mark.parametrize("members", [1, 2])

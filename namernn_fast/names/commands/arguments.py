@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import nn
 
 from namernn_fast import FusedRNN
 
+from ..checkpoint import PRETRAINED, pretrained_checkpoint
 from ..dataset import DATA_URL, DATA_VARIABLE, NamesData
 from ..prediction import Predictor, load
 from ..splitting import METHODS, Split, split
@@ -56,6 +59,11 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def model(text: str) -> Path:
+    """The argparse type of a trained model, by its path or its name."""
+    return pretrained_checkpoint() if text == PRETRAINED else path(text)
+
+
 def device(text: str) -> torch.device:
     """The argparse type of a device, which must work."""
     try:
@@ -91,9 +99,21 @@ def add_parser(
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
-    """Adds the options that say which model runs and where; `checkpoint` describes its option."""
-    parser.add_argument("--checkpoint", type=path, metavar="PATH", help=checkpoint)
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which trained model runs, and where."""
+    parser.add_argument(
+        "--checkpoint",
+        type=model,
+        default=PRETRAINED,
+        metavar="PATH",
+        help=f"a trained model, or '{PRETRAINED}': the one that comes with the package (a file of "
+        f"that name is ./{PRETRAINED})",
+    )
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where and how a model runs."""
     parser.add_argument("--device", type=device, default="cpu", help="where the model runs")
     parser.add_argument(
         "--rnn",
@@ -104,13 +124,27 @@ def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
 
 
 def load_predictor(arguments: argparse.Namespace) -> Predictor:
-    """Loads the model of the options of `add_model`, and warns where it is one of the sample."""
-    predictor = load(
-        arguments.checkpoint, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn]
-    )
+    """Loads the model of the options of `add_model`; says which if it is not the pretrained one."""
+    path: Path = arguments.checkpoint
+    predictor = load(path, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn])
+    if not path.samefile(pretrained_checkpoint()):
+        say(f"the model is {path}, not the pretrained one: {_record(predictor.info)}")
     if predictor.checkpoint.is_sample():
         say("this model was trained on the small embedded sample, not on the names data set")
     return predictor
+
+
+def _record(info: dict[str, Any]) -> str:
+    """Returns when a model was trained and how good it is; its file may hold anything there."""
+    try:
+        trained = f"trained on {datetime.date.fromisoformat(info['trained'])}"
+    except (KeyError, TypeError, ValueError):
+        trained = "training date not recorded"
+    metrics = info.get("metrics")
+    accuracy = metrics.get("test_accuracy") if isinstance(metrics, dict) else None
+    if type(accuracy) is float and 0 <= accuracy <= 1:
+        return f"{trained}, test accuracy {accuracy:.1%}"
+    return f"{trained}, test accuracy not recorded"
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +173,18 @@ def add_split(parser: argparse.ArgumentParser) -> None:
         "--validation", type=SHARE, default=0.1, help="share of the validation part"
     )
     parser.add_argument("--test", type=SHARE, default=0.2, help="share of the test part")
+
+
+def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Returns the files of the user that the options of `add_data` make `load_names` read."""
+    option, named = "--data", arguments.data
+    if named is None:
+        option, named = DATA_VARIABLE, os.environ.get(DATA_VARIABLE)
+    if not named:
+        return []
+    source = Path(os.path.expanduser(named))
+    files = source.glob("*.txt") if source.is_dir() else [source]
+    return [(option, file) for file in files]
 
 
 def split_data(data: NamesData, arguments: argparse.Namespace) -> Split:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..dataset import load_names
-from ..files import check_replaceable, replacing
+from ..files import check_no_overwrite, check_replaceable, replacing
 from ..formatting import Cell, aligned, literal, markdown
 from ..report import DataReport, LanguageFacts, describe
 from ..text import escaped
-from .arguments import add_data, add_split, path, split_data
+from .arguments import add_data, add_split, data_files, path, split_data
 from .arguments import add_parser as add_command
 
 # Columns of the table of languages.
@@ -56,6 +56,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reports as the options say."""
     if arguments.report is not None:
+        check_no_overwrite([("--report", arguments.report)], data_files(arguments))
         check_replaceable(arguments.report)
     data = load_names(arguments.data, allow_sample=not arguments.no_sample)
     parts = split_data(data, arguments)

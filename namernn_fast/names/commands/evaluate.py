@@ -22,14 +22,14 @@ from ..figures import (
     draw_learning_curves,
     usable_history,
 )
-from ..files import check_replaceable, replacing, require
+from ..files import check_no_overwrite, check_replaceable, replacing, require
 from ..formatting import Cell, aligned
 from ..prediction import logits
 from ..report import leak
 from ..significance import Difference, Interval
 from ..splitting import METHODS, LabelledNames, Split, split
 from ..text import InputError, escaped
-from .arguments import add_data, add_model, load_predictor, path, say
+from .arguments import add_data, add_model, data_files, load_predictor, path, say
 from .arguments import add_parser as add_command
 
 _FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands, "evaluate", run, "tell how good a model is on names that it has not seen"
     )
-    add_model(parser, "the trained model")
+    add_model(parser)
     add_data(parser)
     parser.add_argument(
         "--part",
@@ -80,7 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.figures is not None:
         require("matplotlib")
     # Checked here so that a bad path fails before the work, not after it.
-    for target in _targets(arguments):
+    targets = _targets(arguments)
+    check_no_overwrite(targets, [("--checkpoint", arguments.checkpoint), *data_files(arguments)])
+    for _, target in targets:
         check_replaceable(target)
     checkpoint = load_predictor(arguments).checkpoint
     parts = _recorded_split(checkpoint, arguments)
@@ -97,12 +99,12 @@ def run(arguments: argparse.Namespace) -> None:
         _draw(arguments.figures, checkpoint, results)
 
 
-def _targets(arguments: argparse.Namespace) -> list[Path]:
-    targets = [] if arguments.json is None else [arguments.json]
+def _targets(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
+    targets = [] if arguments.json is None else [("--json", arguments.json)]
     if (folder := arguments.figures) is not None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: not a folder")
-        targets += [folder / name for name in _FIGURES]
+        targets += [("--figures", folder / name) for name in _FIGURES]
     return targets
 
 

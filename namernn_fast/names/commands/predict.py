@@ -1,4 +1,4 @@
-"""`predict`: tells the languages of names, given as arguments or in a file of any length."""
+"""`predict`: reports the languages of names, given as arguments or in a file of any length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..answers import answer_rows
-from ..files import check_replaceable, replacing, require
+from ..files import Used, check_no_overwrite, check_replaceable, is_same_file, replacing, require
 from ..tables import FORMATS, Row, chunks, delimiter_of, format_of, read_rows
 from ..text import InputError, escaped
 from ..writers import FORMATS as OUTPUT_FORMATS
@@ -20,11 +20,13 @@ from ..writers import writer_of
 from .arguments import COUNT, PROBABILITY, add_model, load_predictor, path, say
 from .arguments import add_parser as add_command
 
+_STDIN, _STDOUT = 0, 1  # file descriptors
+
 _EPILOG = """
-One row is told for each name, in their order. A name that cannot be read has an error in its row,
-and standard error tells their number. The exit code is 2 if no name at all could be read.
+Each name gives one row, in order. A name that cannot be read has an error in its row, and standard
+error says how many there are. The exit code is 2 if no name at all could be read.
 In tables and CSV, characters that are not printable are written as escapes such as \\x1b, and so is
-the first character of a cell of CSV that a spreadsheet would take for a formula.
+the first character of a CSV cell that a spreadsheet would take for a formula.
 """
 
 
@@ -37,14 +39,14 @@ def add_parser(commands: Any) -> None:
         "names", nargs="*", default=[], metavar="NAME", help="a name, or - for standard input"
     )
     source.add_argument("--input", type=path, metavar="FILE", help="names to read, - as above")
-    add_model(parser, "the trained model")
-    parser.add_argument("--top", type=COUNT, default=3, help="how many languages to tell")
+    add_model(parser)
+    parser.add_argument("--top", type=COUNT, default=3, help="how many languages to report")
     parser.add_argument(
         "--min-probability",
         type=PROBABILITY,
         default=0.0,
         metavar="P",
-        help="tell no language of a lower probability; a name without any is unknown",
+        help="omit languages below this probability; a name with none left is unknown",
     )
     group = parser.add_argument_group("input")
     group.add_argument(
@@ -65,7 +67,7 @@ def add_parser(commands: Any) -> None:
         help="between the cells of CSV, or 'tab' (default: a comma; a tab in .tsv files)",
     )
     group.add_argument(
-        "--no-header", action="store_true", help="the first row of CSV is a name already"
+        "--no-header", action="store_true", help="the first row of CSV is a name, not a header"
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -80,14 +82,14 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts as the options say."""
-    output = None if arguments.output in (None, Path("-")) else arguments.output
-    if output is not None:
-        # Checked here so that a bad path fails before the work, not after it.
+    output = _output(arguments)
+    # Checked here so that a bad path fails before the work, not after it.
+    if output is not None and not _is_stream(output):
         check_replaceable(output)
     with _rows(arguments) as (rows, source):
         predictor = load_predictor(arguments)
         top = min(arguments.top, len(predictor.languages))
-        writer = writer_of(arguments.format or output_format_of(output or Path()), top)
+        writer = writer_of(arguments.format or output_format_of(arguments.output or Path()), top)
         count = failed = 0
         head = writer.head()
         with _target(output) as write, _bar(source, output) as show, _frozen():
@@ -119,6 +121,36 @@ def _delimiter(text: str) -> str:
     return sign
 
 
+def _output(arguments: argparse.Namespace) -> Path | None:
+    """Returns the file to write, or None for standard output.
+
+    Raises:
+        InputError: what is written would overwrite what is read.
+    """
+    output: Path | None = arguments.output
+    # /dev/stdout may be a plain file, which has content of others and must not be replaced.
+    if output == Path("-") or (output is not None and is_same_file(output, _STDOUT)):
+        output = None
+    inputs: list[Used] = [("--checkpoint", arguments.checkpoint)]
+    if (source := _input(arguments)) == Path("-"):
+        inputs.append(("standard input", _STDIN))
+    elif source is not None:
+        inputs.append(("--input", source))
+    written: Used = ("standard output", _STDOUT) if output is None else ("--output", output)
+    check_no_overwrite([written], inputs)
+    return output
+
+
+def _input(arguments: argparse.Namespace) -> Path | None:
+    """Returns the file to read, - for standard input, or None if the names are arguments."""
+    return Path("-") if arguments.names == ["-"] else arguments.input
+
+
+def _is_stream(path: Path) -> bool:
+    """Returns whether `path` is written to as it is, such as /dev/null or a named pipe."""
+    return path.is_char_device() or path.is_fifo()
+
+
 class _Source:
     """A file that counts what is read of it, which a pipe cannot tell."""
 
@@ -136,7 +168,7 @@ class _Source:
 @contextmanager
 def _rows(arguments: argparse.Namespace) -> Iterator[tuple[Iterable[Row], _Source | None]]:
     """Yields the rows, and the file that they are read from or None for arguments."""
-    path = Path("-") if arguments.names == ["-"] else arguments.input
+    path = _input(arguments)
     if path is None:
         yield map(Row, arguments.names), None
         return
@@ -147,8 +179,10 @@ def _rows(arguments: argparse.Namespace) -> Iterator[tuple[Iterable[Row], _Sourc
     else:
         try:
             file = path.open("rb")
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except FileNotFoundError as error:
             raise InputError(f"{path}: there is no such file") from error
+        except IsADirectoryError as error:
+            raise InputError(f"{path}: a folder, and --input takes a file") from error
     with file as opened:
         # A pipe or a device has no size.
         source = _Source(opened, path.stat().st_size if path.is_file() else None)
@@ -183,7 +217,7 @@ def _target(output: Path | None) -> Iterator[Callable[[str], object]]:
             raise InputError("standard output is closed")
         yield sys.stdout.write
         return
-    with replacing(output) as file:
+    with output.open("wb") if _is_stream(output) else replacing(output) as file:
         yield lambda text: file.write(text.encode())
 
 

@@ -18,7 +18,7 @@ _PORT = number(int, "a port from 0 to 65535", lambda value: 0 <= value < 2**16)
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
     parser = add_command(commands, "serve", run, "serve a web page and an API of the languages")
-    add_model(parser, "the trained model")
+    add_model(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen at; 0.0.0.0 is every address"
     )

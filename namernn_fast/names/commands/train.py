@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,17 +19,19 @@ import torch
 import torch.distributed as dist
 
 from ..checkpoint import (
+    PRETRAINED,
     check_worth_replacing,
     default_checkpoint,
     load_checkpoint,
+    pretrained_checkpoint,
     save_checkpoint,
 )
 from ..dataset import NamesData, load_names
 from ..distillation import MADE_UP, distilled
-from ..files import check_replaceable, require
+from ..files import Used, check_no_overwrite, check_replaceable, require
 from ..model import POOLINGS
 from ..recipes import RECIPES, SCHEDULES, Recipe
-from ..resuming import StateFile
+from ..resuming import StateFile, check_is_state
 from ..splitting import Split
 from ..steps import process
 from ..text import InputError, escaped
@@ -38,11 +41,14 @@ from .arguments import (
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
+    PROGRAM,
     RNN_CLASSES,
     SEED,
     add_data,
-    add_model,
+    add_device,
     add_split,
+    data_files,
+    model,
     path,
     say,
     split_data,
@@ -79,7 +85,13 @@ _MODEL = (
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
     parser = add_command(commands, "train", run, "train a model and save it")
-    add_model(parser, "where the model is saved (default: in the user's cache folder)")
+    parser.add_argument(
+        "--checkpoint",
+        type=_target,
+        metavar="PATH",
+        help="where the model is saved (default: names.safetensors in the user's cache folder)",
+    )
+    add_device(parser)
     add_data(parser)
     add_split(parser)
     parser.add_argument(
@@ -96,7 +108,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace a model of real data by one of the sample, or a file that is no model",
+        help="replace a model of real data by one of the sample, or a file that is no model or no "
+        "state of a training",
     )
     group = parser.add_argument_group("recipe", "how to train; options change what --recipe gives")
     group.add_argument("--recipe", choices=sorted(RECIPES), default="plain")
@@ -113,7 +126,7 @@ def add_parser(commands: Any) -> None:
     )
     group.add_argument(
         "--teacher",
-        type=path,
+        type=model,
         metavar="PATH",
         help="a trained model whose answers are learned, for its names and made-up ones; "
         "--recipe distilled goes with it",
@@ -130,6 +143,8 @@ def run(arguments: argparse.Namespace) -> None:
     require("safetensors")
     recipe = _recipe(arguments)
     target: Path = arguments.checkpoint or default_checkpoint()
+    kept = target.with_name(f"{target.name}.state")
+    _check_inputs_kept(target, kept, arguments)
     with _processes(arguments):
         first = process()[0] == 0
         data = _data(arguments)
@@ -141,7 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
         _check_processes_agree(parts)
         if arguments.teacher is not None:
             parts = _taught(parts, arguments)
-        state = _state(target, arguments, parts, recipe)
+        state = _state(kept, arguments, parts, recipe)
         if first:
             print(_description(parts), flush=True)
         try:
@@ -161,6 +176,24 @@ def run(arguments: argparse.Namespace) -> None:
             raise
         if first:
             _save(target, fitted, state)
+
+
+def _target(text: str) -> Path:
+    """The argparse type of the path of a new model."""
+    if text == PRETRAINED:
+        raise argparse.ArgumentTypeError(
+            f"'{PRETRAINED}' is the model that comes with the package; ./{PRETRAINED} is a file"
+        )
+    return path(text)
+
+
+def _check_inputs_kept(target: Path, kept: Path, arguments: argparse.Namespace) -> None:
+    """Raises an error if the model or the training's state would overwrite what is read."""
+    inputs: list[Used] = [("predict without options", pretrained_checkpoint())]
+    if arguments.teacher is not None:
+        inputs.append(("--teacher", arguments.teacher))
+    outputs = [("--checkpoint", target), ("the state of the training beside --checkpoint", kept)]
+    check_no_overwrite(outputs, [*inputs, *data_files(arguments)])
 
 
 def _data(arguments: argparse.Namespace) -> NamesData:
@@ -247,9 +280,8 @@ def _description(parts: Split) -> str:
     )
 
 
-def _state(target: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe) -> StateFile:
+def _state(kept: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe) -> StateFile:
     """Returns the file of the training's state, read if the training is to be resumed."""
-    kept = target.with_name(f"{target.name}.state")
     check_replaceable(kept)
     identity = {
         "recipe": recipe.values(),
@@ -262,8 +294,11 @@ def _state(target: Path, arguments: argparse.Namespace, parts: Split, recipe: Re
     state = StateFile(kept, identity)
     if arguments.resume:
         state.read()
-    elif kept.exists() and process()[0] == 0:
-        say(f"{kept}: an interrupted training, which is replaced; --resume would go on from it")
+    elif kept.exists():
+        if not arguments.force:
+            check_is_state(kept)
+        if process()[0] == 0:
+            say(f"{kept}: an interrupted training, which is replaced; --resume would go on from it")
     return state
 
 
@@ -274,8 +309,11 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
         if not state.is_kept:
             raise
         raise OSError(f"{error}; --resume saves the trained model when it can be") from error
-    print(f"saved {escaped(str(target))}")
     state.remove()
+    print(f"saved {escaped(str(target))}")
+    path = escaped(shlex.quote(str(target.absolute())))
+    print("predict goes on answering with the pretrained model unless this one is named:")
+    print(f"  {PROGRAM} predict --checkpoint {path} Frank")
 
 
 @contextmanager
