@@ -266,11 +266,11 @@ class Drawn(Case):
 
     def weigh(self, sample):
         """Adds a sample of what rounding does to each compared result to its budget."""
-        # In 16 bits, sums are computed in float32.
-        compute = torch.promote_types(self.dtype, torch.float32)
-        eps = [torch.finfo(dtype).eps for dtype in (self.dtype, compute)]
+        numbers = torch.finfo(self.dtype)
+        sums = torch.finfo(torch.promote_types(self.dtype, torch.float32))
+        nudges = oracle.Nudges(numbers.eps, numbers.tiny, sums.eps, [self.seed, sample])
         with np.errstate(all="ignore"):
-            nearby = self.run_oracle(self.dtype, oracle.Nudges(*eps, [self.seed, sample]))
+            nearby = self.run_oracle(self.dtype, nudges)
         for name, (budget, exact, compared) in self.compared.items():
             kept = compared & np.isfinite(nearby[name])
             budget.add_nearby(name, sample, nearby[name][kept], exact[kept])

@@ -32,26 +32,29 @@ EXACT = Rounding()
 class Nudges(Rounding):
     """Moves numbers up or down by chance, by about as much as rounding may.
 
-    A number moves by its last place. A sum of K terms moves by `sqrt(K / 2)` roundings of the root
-    sum of squares of its terms. That is what terms added one after the other come to, since partial
-    sums are as large as K / 2 terms in the root mean square. Lanes, chains and trees round smaller
-    partial sums.
+    A number moves by its last place; zero and infinity stay. A sum of K terms moves by
+    `sqrt(K / 2)` roundings of the root sum of squares of its terms. That is what terms added one
+    after the other come to, since partial sums are as large as K / 2 terms in the root mean square.
+    Lanes, chains and trees round smaller partial sums.
 
     Args:
         eps: The unit in the last place of 1 of the numbers.
-        sum_eps: The same of the precision in which sums are computed.
+        tiny: Their smallest normal number, below which the last place is the one of that number.
+        sum_eps: `eps` of the precision in which sums are computed.
         seed: Of the directions.
     """
 
-    def __init__(self, eps, sum_eps, seed):
-        self.eps, self.sum_eps = eps, sum_eps
+    def __init__(self, eps, tiny, sum_eps, seed):
+        self.eps, self.tiny, self.sum_eps = eps, tiny, sum_eps
         self.generator = np.random.default_rng(seed)
 
     def _signs(self, values):
         return 2 * self.generator.integers(2, size=values.shape) - 1
 
     def numbers(self, values):
-        return values * (1 + self.eps * self._signs(values))
+        moving = np.isfinite(values) & (values != 0)
+        last_place = self.eps * np.maximum(np.abs(values), self.tiny)
+        return values + np.where(moving, last_place, 0) * self._signs(values)
 
     def sums(self, values, *products):
         squares = sum(matrix**2 @ vector**2 for matrix, vector in products)
