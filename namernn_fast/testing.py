@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["BudgetError", "ErrorBudget", "assert_within_budget", "max_error"]
 
 # `c` by bytes of the dtype. Correct results err by up to 8 units in the last place of the largest
-# value in float32 (700 steps), and by up to 1.3 in 16 bits. Faults begin at hundreds of units in
-# float32 (a tanh that is off by 1e-5, a product rounded to 16 bits) and at 5 in 16 bits (a lost
-# term).
+# value in float32 (700 steps), and by up to 1.3 in 16 bits. Single faults come to 50 units and more
+# in float32 (a tanh that is off by 1e-5, a product rounded to 16 bits), and in 16 bits to 10 (a
+# lost term).
 _UNITS = {8: 16.0, 4: 16.0, 2: 1.5}
 
 

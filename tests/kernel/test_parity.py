@@ -105,8 +105,9 @@ def look(layer, x):
 def test_gradients_of_many_rows(bidirectional, count, threads):
     """Gradients come from the last states, so that late steps add much and early steps little.
 
-    Their budget is tight: sums of these rows err by less than one unit in the last place, and by 5
-    to 16 if chunks of 64 or 256 rows are added straight to one large sum.
+    Their budget is three units in the last place of the largest value, beside a rival that is
+    exactly rounded: these sums err by one at most, and by 5 to 16 if chunks of 64 or 256 rows are
+    added straight to one large sum.
     """
     threads(count)
     budget, tight = ErrorBudget(torch.float32), ErrorBudget(torch.float32, units=1)
@@ -116,8 +117,10 @@ def test_gradients_of_many_rows(bidirectional, count, threads):
         exact = look(copy.deepcopy(theirs).double(), x.double())
         mine, his = (look(layer, x) for layer in (ours, theirs))
         for name, reference in exact.items():
-            of_name = tight if name.startswith("grad") else budget
-            of_name.add(name, mine[name], his[name], reference.numpy())
+            if name.startswith("grad"):
+                tight.add(name, mine[name], reference.float(), reference)
+            else:
+                budget.add(name, mine[name], his[name], reference)
     budget.check()
     tight.check()
 
