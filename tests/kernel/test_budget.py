@@ -18,7 +18,7 @@ SHAPES = [(16, 48, 5, 1), (64, 64, 8, 16), (20, 33, 5, 70), (8, 24, 100, 2)]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_rival_that_is_exactly_rounded_fails_no_correct_result(shape, dtype, num_layers):
     budget = ErrorBudget(dtype)
-    for seed in range(3):
+    for seed in range(2):
         case = Case(*shape, {"num_layers": num_layers, "bias": seed > 0}, seed=seed)
         ours = case.run(FusedRNN, dtype)
         for name, exact in case.run_oracle(dtype).items():
