@@ -49,12 +49,6 @@ def exact(tensor, dtype):
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
 
 
-def nudge_by(unit, seed):
-    """Returns a function that makes each number larger or smaller by `unit` of it, by chance."""
-    signs = np.random.default_rng(seed)
-    return lambda values: values * (1 + unit * (2 * signs.integers(2, size=values.shape) - 1))
-
-
 class Pieces:
     """The parts of sequences between resets; each part is a sequence of its own."""
 
@@ -242,23 +236,26 @@ class Case:
         directions = 2 if self.module.bidirectional else 1
         return Pieces(self.lengths, self.reset, len(self.grad_h_n), directions)
 
-    def _oracle_forward(self, dtype, nudge=oracle.unchanged):
-        x = nudge(exact(self.rows[..., ::2], dtype))
+    def _oracle_forward(self, dtype, rounding=oracle.EXACT):
+        def given(tensor):
+            return rounding.numbers(exact(tensor, dtype))
+
+        x = given(self.rows[..., ::2])
         x = x[self.ids.numpy()] if self.vocabulary else x
-        weights = [nudge(exact(w, dtype)) for w in self.weights]
-        hx = nudge(exact(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx, dtype))
+        weights = [given(w) for w in self.weights]
+        hx = given(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx)
         options = (self.module.nonlinearity, self.module.bidirectional)
         pieces = self.pieces
         initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)
-        ran = oracle.rnn(pieces.of(x), initial, weights, *options, nudge)
+        ran = oracle.rnn(pieces.of(x), initial, weights, *options, rounding)
         return hx, initial, weights, options, *ran
 
-    def run_oracle(self, dtype, nudge=oracle.unchanged) -> dict[str, np.ndarray]:
+    def run_oracle(self, dtype, rounding=oracle.EXACT) -> dict[str, np.ndarray]:
         """Returns the results of the NumPy oracle, whose inputs are first rounded to `dtype`.
 
-        `nudge` is applied to the inputs, to every state and to its gradient before the activation.
+        `rounding` is applied to the inputs as to states.
         """
-        hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, nudge)
+        hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, rounding)
         pieces = self.pieces
         grad_output, grad_h_n = exact(self.grad_output, dtype), exact(self.grad_h_n, dtype)
         grad_sequences, grad_initial, grad_weights = oracle.rnn_backward(
@@ -268,7 +265,7 @@ class Case:
             *options,
             pieces.of(grad_output),
             np.where(pieces.end[..., None], grad_h_n[:, pieces.sequence], 0),
-            nudge,
+            rounding,
         )
         # An empty sequence hands its state on.
         h_n, grad_hx = hx.copy(), grad_h_n.copy()

@@ -10,41 +10,100 @@ ACTIVATIONS = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
 DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: 1 - (h <= 0).astype(h.dtype)}
 
 
-def unchanged(values):
-    return values
+class Rounding:
+    """What rounding does to the numbers of an RNN. Here it does nothing."""
+
+    def numbers(self, values):
+        """Rounds states, and their gradients before the activation."""
+        return values
+
+    def sums(self, values, *products):
+        """Rounds sums of products, `values`: the sum of `matrix @ vector` over pairs of both."""
+        return values
+
+    def terms(self, values, count):
+        """Rounds terms of sums so that each sum of `count` of them is as rounding leaves it."""
+        return values
 
 
-def direction(x, h, weights, nonlinearity, nudge):
+EXACT = Rounding()
+
+
+class Nudges(Rounding):
+    """Moves numbers up or down by chance, by about as much as rounding may.
+
+    A number moves by its last place; zero and infinity stay. A sum of K terms moves by
+    `sqrt(K / 2)` roundings of the root sum of squares of its terms. That is what terms added one
+    after the other come to, since partial sums are as large as K / 2 terms in the root mean square.
+    Lanes, chains and trees round smaller partial sums.
+
+    Args:
+        eps: The unit in the last place of 1 of the numbers.
+        tiny: Their smallest normal number, below which the last place is the one of that number.
+        sum_eps: `eps` of the precision in which sums are computed.
+        seed: Of the directions.
+    """
+
+    def __init__(self, eps, tiny, sum_eps, seed):
+        self.eps, self.tiny, self.sum_eps = eps, tiny, sum_eps
+        self.generator = np.random.default_rng(seed)
+
+    def _signs(self, values):
+        return 2 * self.generator.integers(2, size=values.shape) - 1
+
+    def numbers(self, values):
+        moving = np.isfinite(values) & (values != 0)
+        last_place = self.eps * np.maximum(np.abs(values), self.tiny)
+        return values + np.where(moving, last_place, 0) * self._signs(values)
+
+    def sums(self, values, *products):
+        squares = sum(matrix**2 @ vector**2 for matrix, vector in products)
+        squares = np.where(np.isfinite(squares), squares, 0)
+        count = sum(len(vector) for _, vector in products)
+        return values + self.sum_eps / 2 * np.sqrt(count / 2 * squares) * self._signs(values)
+
+    def terms(self, values, count):
+        return values * (1 + self.sum_eps / 2 * np.sqrt(count / 2) * self._signs(values))
+
+
+def direction(x, h, weights, nonlinearity, rounding):
     """Returns the states (L, H) for an input x (L, D) and an initial state h (H)."""
     weight_ih, weight_hh, *biases = weights
     states = []
     for x_t in x:
-        h = nudge(ACTIVATIONS[nonlinearity](weight_ih @ x_t + weight_hh @ h + sum(biases)))
+        z = weight_ih @ x_t + weight_hh @ h + sum(biases)
+        z = rounding.sums(z, (weight_ih, x_t), (weight_hh, h))
+        h = rounding.numbers(ACTIVATIONS[nonlinearity](z))
         states.append(h)
     return np.array(states)
 
 
-def direction_backward(x, hx, states, weights, nonlinearity, grad_states, grad_last, nudge):
-    """Returns gradients of x, hx and weights from those of all states and of the last state."""
+def direction_backward(
+    x, hx, states, weights, nonlinearity, grad_states, grad_last, rounding, rows
+):
+    """Returns gradients of x, hx and weights from those of all states and of the last state.
+
+    `rows` is the number of rows of all sequences, over which gradients of weights are summed.
+    """
     weight_ih, weight_hh, *biases = weights
     grad_x = np.zeros_like(x)
     grad_ih, grad_hh = np.zeros_like(weight_ih), np.zeros_like(weight_hh)
     grad_bias = np.zeros_like(weight_hh[0])
     grad_h = grad_last
     for t in reversed(range(len(x))):
-        dz = nudge((grad_h + grad_states[t]) * DERIVATIVES[nonlinearity](states[t]))
-        grad_x[t] = dz @ weight_ih
-        grad_ih += np.outer(dz, x[t])
-        grad_hh += np.outer(dz, states[t - 1] if t else hx)
-        grad_bias += dz
-        grad_h = dz @ weight_hh
+        dz = (grad_h + grad_states[t]) * DERIVATIVES[nonlinearity](states[t])
+        dz = rounding.numbers(dz)
+        grad_x[t] = rounding.sums(dz @ weight_ih, (weight_ih.T, dz))
+        grad_ih += rounding.terms(np.outer(dz, x[t]), rows)
+        grad_hh += rounding.terms(np.outer(dz, states[t - 1] if t else hx), rows)
+        grad_bias += rounding.terms(dz, rows)
+        grad_h = rounding.sums(dz @ weight_hh, (weight_hh.T, dz))
     return grad_x, grad_h, [grad_ih, grad_hh, *[grad_bias] * len(biases)]
 
 
-def rnn(sequences, hx, weights, nonlinearity, bidirectional, nudge=unchanged):
+def rnn(sequences, hx, weights, nonlinearity, bidirectional, rounding=EXACT):
     """Forward for a list of sequences (L_b, D), hx (layers * directions, B, H), flat weights.
 
-    `nudge` is what happens to every state, and in the backward pass to its gradient before act.
     Returns the outputs (L_b, directions * H), h_n like hx, and what `rnn_backward` needs.
     """
     directions = 2 if bidirectional else 1
@@ -58,7 +117,7 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional, nudge=unchanged):
             for d in range(directions):
                 own = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
                 x = layer_input[::-1] if d else layer_input
-                h = direction(x, hx[k + d, b], own, nonlinearity, nudge)
+                h = direction(x, hx[k + d, b], own, nonlinearity, rounding)
                 records.append((x, hx[k + d, b], h, own))
                 h_n[k + d, b] = h[-1]
                 states.append(h[::-1] if d else h)
@@ -69,7 +128,7 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional, nudge=unchanged):
 
 
 def rnn_backward(
-    tape, hx, weights, nonlinearity, bidirectional, grad_outputs, grad_h_n, nudge=unchanged
+    tape, hx, weights, nonlinearity, bidirectional, grad_outputs, grad_h_n, rounding=EXACT
 ):
     """Returns the gradients of the sequences (a list), of hx and of the weights (a list)."""
     directions = 2 if bidirectional else 1
@@ -78,6 +137,7 @@ def rnn_backward(
     grad_weights = [np.zeros_like(w) for w in weights]
     grad_sequences = []
     hidden_size = hx.shape[-1]
+    rows = sum(map(len, grad_outputs))
     for b, (records, grad) in enumerate(zip(tape, grad_outputs, strict=True)):
         for k in reversed(range(0, len(hx), directions)):
             grad_input = 0
@@ -92,7 +152,8 @@ def rnn_backward(
                     nonlinearity,
                     grad_states[::-1] if d else grad_states,
                     grad_h_n[k + d, b],
-                    nudge,
+                    rounding,
+                    rows,
                 )
                 grad_input = grad_input + (grad_x[::-1] if d else grad_x)
                 for i, own_grad in enumerate(own_grads):

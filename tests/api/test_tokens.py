@@ -76,9 +76,9 @@ def data_of(output):
 
 
 def gradients(results, leaves):
-    """Returns gradients of a sum in which every element has a weight of its own."""
+    """Returns gradients of a sum in which every element has a weight of its own, in any dtype."""
     generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
+    weights = [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
     return torch.autograd.grad(results, leaves, weights, retain_graph=True, allow_unused=True)
 
 

@@ -34,11 +34,9 @@ def layer_and_input(options, seq_len, batch, dtype=torch.float64):
 
 
 def gradients(module, results, inputs):
-    """Returns gradients of a sum in which every element has a weight of its own."""
+    """Returns gradients of a sum in which every element has a weight of its own, in any dtype."""
     generator = torch.Generator().manual_seed(1)
-    loss = sum(
-        (r * torch.randn(r.shape, dtype=r.dtype, generator=generator)).sum() for r in results
-    )
+    loss = sum((r * torch.randn(r.shape, generator=generator).to(r.dtype)).sum() for r in results)
     return torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True)
 
 
