@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic, what they time and check, and where they write."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,16 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from benchmarks.cpu import fading, first_call, layers, peers, roofline, torch_operators, waiting
+from benchmarks.cpu import (
+    fading,
+    first_call,
+    layers,
+    peers,
+    roofline,
+    torch_operators,
+    waiting,
+    wide,
+)
 from benchmarks.harness import pages, processes
 from benchmarks.harness.grid import (
     BASELINE,
@@ -31,7 +41,7 @@ from benchmarks.report import speed
 from namernn_fast import FusedRNN
 from namernn_fast.bench import workload
 from namernn_fast.bench.race import QUICK
-from namernn_fast.bench.tables import ratio
+from namernn_fast.bench.tables import markdown, ratio
 from namernn_fast.testing import BudgetError, ErrorBudget
 
 
@@ -192,6 +202,52 @@ def test_flops_are_those_of_the_formula():
         if t:
             count += 2 * batch * hidden * hidden  # dz W_hh, dz^T h_{t-1}
     assert roofline.flops(Cell(DENSE, TRAINING, batch, size, hidden, steps)) == 2 * count
+
+
+def test_wide_layers(repository, monkeypatch, capsys):
+    """A wrong result is reported and not timed; the other cells are, and nothing is recorded."""
+    shapes = {torch.float32: ((3, 4, 1, 1), (5, 3, 6, 2)), torch.bfloat16: ((3, 4, 2, 1),)}
+    monkeypatch.setattr(wide, "SHAPES", shapes)
+    monkeypatch.setattr(wide.pages, "time_budget", lambda *_, **__: QUICK)
+    monkeypatch.setattr(wide.pages, "settle", lambda _: None)
+    monkeypatch.setattr(wide.machine, "read_rate", lambda threads, block_bytes, seconds: 1e9)
+    monkeypatch.setattr("sys.argv", ["wide", "--record", "--threads", "2"])
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    page = repository / "PERFORMANCE.md"
+    publish = functools.partial(pages.publish, page=page)
+    monkeypatch.setattr(wide.pages, "publish", publish)
+    page.write_text("<!-- wide_2: begin -->\n<!-- wide_2: end -->\n")
+    gate = workload.assert_within_budget
+
+    wide.main()
+    assert page.read_text().count("The worst 2 of 2 cells in float32") == len(MODES)
+    rows = json.loads((repository / "results" / "wide_2.json").read_text())["rows"]
+    assert all(row["rounds"] >= QUICK.min_rounds for row in rows)
+
+    def planted(ours, theirs, oracle):
+        if ours["h_n"].shape == (1, 1, 4) and ours["h_n"].dtype == torch.float32:
+            ours = ours | {"h_n": ours["h_n"] + 1e-3}
+        gate(ours, theirs, oracle)
+
+    recorded = page.read_text()
+    monkeypatch.setattr(workload, "assert_within_budget", planted)
+    with pytest.raises(SystemExit, match=r"dense-forward-D3-H4-T1-B1 in float32: h_n: error"):
+        wide.main()
+    assert "The worst 1 of 1 cells in float32" in capsys.readouterr().out
+    assert page.read_text() == recorded
+    rows = json.loads((repository / "scratch" / "wide_2.json").read_text())["rows"]
+    assert len(rows) == 2 * 3 - 2
+
+
+def test_the_read_floor_counts_every_weight_once_a_step():
+    cell = Cell(DENSE, FORWARD, 2, 5, 3, 4)
+    assert wide.weights_read(cell) == 5 * 3 + 3 * 3 * 3
+    training = dataclasses.replace(cell, mode=TRAINING)
+    assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
+
+
+def test_a_table_has_a_dash_in_every_divider():
+    assert markdown([["a", "B"], ["b", "1"]]) == "| a  |  B |\n| -- | -: |\n| b  |  1 |"
 
 
 def test_a_section_of_a_page(tmp_path):
