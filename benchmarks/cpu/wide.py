@@ -7,7 +7,6 @@ block of the weights' size, which lies in the nearest memory that holds them.
 
 import argparse
 import dataclasses
-import math
 import statistics
 from typing import Any
 
@@ -15,12 +14,11 @@ import torch
 
 from benchmarks.harness import machine, pages
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, MODES, TRAINING, Cell, shape
-from benchmarks.revisions.intervals import interval
+from benchmarks.harness.spread import speed_up_interval
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import gated_calls, rows_of_oracle
-from namernn_fast.testing import BudgetError
 
 SHAPES = {  # (input_size, hidden_size, seq_len, batch)
     torch.float32: (
@@ -125,28 +123,24 @@ def floor(cell: Cell, dtype: torch.dtype, threads: int) -> float:
     return dtype.itemsize * weights_read(cell) / rate
 
 
-def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
-    """Times every cell whose results are right; returns their rows, and what was wrong."""
-    rows, wrong = [], []
-    budget = dataclasses.replace(pages.time_budget(options, max_rounds=30), min_rounds=7)
+def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
+    """Times every cell whose results are right; returns a row for each, and adds the others to
+    `wrong`."""
+    rows: list[dict[str, Any]] = []
+    budget = pages.time_budget(options, max_rounds=30)
     for dtype, cell in cells(options.quick):
         name = str(dtype).removeprefix("torch.")
-        try:
+        with pages.gated(f"{cell} in {name}", wrong):
             found = calls(cell, dtype)
-        except BudgetError as error:
-            wrong.append(f"{cell} in {name}: {error}")
-            print(wrong[-1], flush=True)
-            continue
-        with torch.set_grad_enabled(cell.mode != FORWARD):
-            rounds = {layer: timed.seconds for layer, timed in race(found, budget).items()}
-        medians = {layer: statistics.median(seconds) for layer, seconds in rounds.items()}
-        pairs = zip(rounds[BASELINE], rounds[FUSED], strict=True)
-        spread = interval([math.log(theirs / ours) for theirs, ours in pairs])
-        row = {**dataclasses.asdict(cell), "dtype": name, "medians": medians}
-        row |= {"rounds": spread.count, "spread": [spread.low, spread.high]}
-        rows.append(row | {"floor": floor(cell, dtype, options.threads)})
-        print(*line(rows[-1]), cell.mode, name, sep="  ", flush=True)
-    return rows, wrong
+            with torch.set_grad_enabled(cell.mode != FORWARD):
+                rounds = {layer: timed.seconds for layer, timed in race(found, budget).items()}
+            medians = {layer: statistics.median(seconds) for layer, seconds in rounds.items()}
+            row = {**dataclasses.asdict(cell), "dtype": name, "medians": medians}
+            row["rounds"] = len(rounds[FUSED])
+            row["spread"] = speed_up_interval(rounds[BASELINE], rounds[FUSED])
+            rows.append(row | {"floor": floor(cell, dtype, options.threads)})
+            print(*line(rows[-1]), cell.mode, name, sep="  ", flush=True)
+    return rows
 
 
 def speed_up(row: dict[str, Any]) -> float:
@@ -188,10 +182,12 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     counts = [row["rounds"] for row in document["rows"]]
+    if not counts:
+        return "No cell was timed."
     introduction = (
         f"{document['cpu']}, {document['threads']} thread(s); torch {document['torch']}. Speed-ups "
-        f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, beside the 95 % "
-        "interval of the ratio of neighbouring rounds. The read floor is what reading the weights "
+        f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, beside their "
+        "95 % interval. The read floor is what reading the weights "
         "takes, the recurrent ones in each step and pass, and the column says how much of "
         f"{FUSED}'s time that is."
     )
@@ -202,14 +198,12 @@ def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=1.5))
     pages.settle(options.threads)
 
-    rows, wrong = run(options)
-    if rows:
-        document = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
-        document["rows"] = rows
-        name = f"wide_{options.threads}"
-        pages.publish(name, document, report(document), options.record and not wrong)
-    if wrong:
-        raise SystemExit("\n".join(("Wrong results, which were not timed:", *wrong)))
+    wrong: list[str] = []
+    rows = run(options, wrong)
+    document = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
+    document["rows"] = rows
+    name = f"wide_{options.threads}"
+    pages.publish(name, document, report(document), options.record, wrong=wrong)
 
 
 if __name__ == "__main__":

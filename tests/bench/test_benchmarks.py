@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import json
 import os
+import statistics
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +25,7 @@ from benchmarks.cpu import (
     waiting,
     wide,
 )
+from benchmarks.cpu import run as cpu_run
 from benchmarks.harness import pages, processes
 from benchmarks.harness.grid import (
     BASELINE,
@@ -37,10 +40,11 @@ from benchmarks.harness.grid import (
 )
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
+from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import speed
 from namernn_fast import FusedRNN
 from namernn_fast.bench import workload
-from namernn_fast.bench.race import QUICK
+from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
 from namernn_fast.testing import BudgetError, ErrorBudget
 
@@ -130,6 +134,49 @@ def test_the_report_of_what_runs_on_torchs_operators():
     assert "Reference path, packed input" in text
     assert text.count(f"2.00 ms |      1.00 ms |    {ratio(2.0)}") == 2
     assert text.count("| worst ") == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cell_of_torchs_operators_that_is_wrong_is_blank(mode):
+    row = {"family": "cell", "threads": 1, "shape": [3, 4], "batch": 8, "speed_up": 2.0}
+    row |= {"mode": mode, "medians": {BASELINE: 2e-3, FUSED: 1e-3}}
+    names = {BASELINE: "theirs", FUSED: "ours"}
+    _, _, found, worst = torch_operators.table([row], names).splitlines()
+    times, blank = ["2.00 ms", "1.00 ms", ratio(2.0)], [""] * 3
+    columns = [*times, *blank] if mode == FORWARD else [*blank, *times]
+    assert [part.strip() for part in found.split("|")[3:-1]] == columns
+    assert worst.count(ratio(2.0)) == 1
+
+
+def test_a_case_that_is_wrong_is_not_timed(monkeypatch):
+    first, *others = fading.CASES
+
+    def measured(task, name, *_):
+        if name == first:
+            raise BudgetError("planted")
+        return {BASELINE: 2.0, FUSED: 1.0}
+
+    monkeypatch.setattr(fading, "in_new_process", measured)
+    wrong = []
+    rows = fading.run(fading.QUICK_CELL, 1, QUICK, wrong)
+    assert [row["case"] for row in rows] == others
+    assert wrong == [f"{first}: planted"]
+
+
+def test_calls_that_outlast_their_budget_take_turns_for_a_spread():
+    calls = []
+    raced = {name: functools.partial(calls.append, name) for name in "ab"}
+    rounds = race(raced, TimeBudget(seconds=0, warmup_seconds=0, round_seconds=0))
+    assert [len(rounds[name].seconds) for name in "ab"] == [7, 7]
+    assert "".join(calls) == "ab" + "abba" * 3 + "ab"
+
+
+def test_the_interval_of_a_speed_up():
+    drift = [1.0, 2.0, 1.5, 1.1, 4.0, 2.5, 1.7]
+    assert speed_up_interval([2 * seconds for seconds in drift], drift) == (2.0, 2.0)
+    theirs = [2.0, 2.2, 1.8, 2.1, 1.9, 2.05, 40.0]
+    low, high = speed_up_interval(theirs, [1.0] * 7)
+    assert 1.8 <= low < statistics.median(theirs) < high <= 2.2
 
 
 def test_a_new_process_starts_with_the_policy_that_is_timed(monkeypatch):
@@ -273,7 +320,7 @@ def raw_run(cells):
     benchmarks = [
         {
             "extra_info": dataclasses.asdict(cell) | {"layer": layer},
-            "stats": {"median": median, "rounds": 3},
+            "stats": {"median": median, "rounds": 7, "data": [median * (1 + i) for i in range(7)]},
         }
         for cell in cells
         for layer, median in ((BASELINE, 2e-3), (FUSED, 1e-3))
@@ -315,7 +362,58 @@ def test_a_run_is_recorded_on_request_alone(repository):
     assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text()
 
 
+def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
+    """`make bench` on two cells, one of which is wrong, and programs one of which is."""
+    plugin = """
+        import dataclasses
+        from benchmarks.harness import grid
+        from namernn_fast.bench import workload
+
+        gate = workload.assert_within_budget
+        grid.DENSE_CELLS = [c for c in grid.DENSE_CELLS if c.hidden_size == 64 and c.batch < 64]
+
+        def planted(ours, theirs, oracle):
+            if ours["h_n"].shape[1] == 16 and len(ours) == 2:
+                ours = ours | {"h_n": ours["h_n"] + 1e-3}
+            gate(ours, theirs, oracle)
+
+        workload.assert_within_budget = planted
+    """
+    (repository / "planted.py").write_text(textwrap.dedent(plugin))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(repository), str(ROOT))))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p planted -k test_layer")
+    monkeypatch.setattr(cpu_run, "SCRATCH", repository / "scratch")
+    monkeypatch.setattr(cpu_run, "OTHERS", ("a.b",))
+    monkeypatch.setattr("sys.argv", ["run", "--quick", "--threads", "1"])
+
+    python = cpu_run.python
+
+    def run(module, *arguments):
+        if module == "benchmarks.a.b":
+            (repository / "scratch" / "b.json").write_text('{"wrong": ["one", "two"]}')
+            return 1
+        if module == "benchmarks.report.speed":
+            speed.publish(json.loads((repository / "scratch" / "latest.json").read_text()), False)
+            return 0
+        return python(module, *arguments)
+
+    monkeypatch.setattr(cpu_run, "python", run)
+    assert cpu_run.main() == 1
+    failed = "dense-forward-D64-H64-T8-B16: h_n: error"
+    text = (repository / "scratch" / "benchmark_table.md").read_text()
+    rows = [[part.strip() for part in line.split("|")[1:7]] for line in text.splitlines()]
+    by_batch = {row[1]: row[2:] for row in rows if row[:1] == ["(64, 64, 8)"]}
+    assert by_batch["16"] == [""] * 4
+    assert all(by_batch["1"])
+    assert failed in text
+    summary = capfd.readouterr().err.partition("Checks that failed")[2]
+    assert f"benchmarks.cpu: {failed}" in summary
+    assert "benchmarks.a.b: one\nbenchmarks.a.b: two" in summary
+
+
 def test_a_run_that_lacks_cells_is_not_recorded(repository):
+    forward = [cell for cell in speed.DENSE_CELLS if cell.mode == FORWARD]
+    speed.publish(raw_run(forward), record=False)
     with pytest.raises(SystemExit, match="lacks cells of the grid"):
         speed.publish(raw_run(speed.DENSE_CELLS), record=True)
     assert not (repository / "results").exists()
