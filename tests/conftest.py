@@ -1,8 +1,14 @@
 import os
+import tempfile
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# The path of a socket has at most 107 characters: those of worker processes, in a temporary folder
+# with a long path, cannot be made, and a DataLoader then waits for ever.
+if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 # These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]

@@ -1,8 +1,5 @@
 """The table in docs/capabilities.md is what `benchmarks/report/capabilities.py` finds."""
 
-import os
-import tempfile
-
 import pytest
 
 from benchmarks.harness.grid import FUSED
@@ -28,13 +25,6 @@ def test_every_no_has_its_reason_in_words():
         for name, cell in cells.items():
             if cell.startswith(NO):
                 assert cell == f"{NO} ({ROWS[label].why_not[name]})"
-
-
-@pytest.fixture(autouse=True)
-def _short_paths(monkeypatch):
-    """The path of a fork server's socket has at most 107 characters, however long TMPDIR is."""
-    if os.path.isdir("/tmp"):
-        monkeypatch.setattr(tempfile, "tempdir", "/tmp")
 
 
 @pytest.mark.parametrize(
