@@ -267,8 +267,8 @@ def test_wide_layers(repository, monkeypatch, capsys):
     gate = workload.assert_within_budget
 
     wide.main()
-    assert page.read_text().count("The worst 2 of 2 cells in float32") == len(MODES)
-    rows = json.loads((repository / "results" / "wide_2.json").read_text())["rows"]
+    assert page.read_text(encoding="utf-8").count("The worst 2 of 2 cells in float32") == len(MODES)
+    rows = json.loads((repository / "results" / "wide_2.json").read_text(encoding="utf-8"))["rows"]
     assert all(row["rounds"] >= QUICK.min_rounds for row in rows)
 
     def planted(ours, theirs, oracle):
@@ -276,13 +276,13 @@ def test_wide_layers(repository, monkeypatch, capsys):
             ours = ours | {"h_n": ours["h_n"] + 1e-3}
         gate(ours, theirs, oracle)
 
-    recorded = page.read_text()
+    recorded = page.read_text(encoding="utf-8")
     monkeypatch.setattr(workload, "assert_within_budget", planted)
     with pytest.raises(SystemExit, match=r"dense-forward-D3-H4-T1-B1 in float32: h_n: error"):
         wide.main()
     assert "The worst 1 of 1 cells in float32" in capsys.readouterr().out
-    assert page.read_text() == recorded
-    rows = json.loads((repository / "scratch" / "wide_2.json").read_text())["rows"]
+    assert page.read_text(encoding="utf-8") == recorded
+    rows = json.loads((repository / "scratch" / "wide_2.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 2 * 3 - 2
 
 
@@ -301,10 +301,10 @@ def test_a_section_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- one: begin -->\nold\n<!-- one: end -->\nb\n")
     write_section(page, "one", "new")
-    assert page.read_text() == "a\n<!-- one: begin -->\nnew\n<!-- one: end -->\nb\n"
+    assert page.read_text(encoding="utf-8") == "a\n<!-- one: begin -->\nnew\n<!-- one: end -->\nb\n"
     with pytest.raises(SystemExit, match=r"page\.md has no section between"):
         write_section(page, "two", "new")
-    assert "new" in page.read_text()
+    assert "new" in page.read_text(encoding="utf-8")
 
 
 def test_results_of_a_call():
@@ -344,22 +344,25 @@ def repository(tmp_path, monkeypatch):
 
 def test_a_run_is_recorded_on_request_alone(repository):
     cells = [*speed.DENSE_CELLS, *speed.PACKED_CELLS, *speed.EPOCH_CELLS]
-    before = speed.README.read_text(), speed.PERFORMANCE.read_text()
+    before = speed.README.read_text(encoding="utf-8"), speed.PERFORMANCE.read_text(encoding="utf-8")
     speed.publish(raw_run(cells), record=False)
     names = {"latest.json", "speed.md", "benchmark_table.md"}
     names |= {"speedup_dense.png", "speedup_packed.png"}
     assert {path.name for path in (repository / "scratch").iterdir()} == names
     assert not (repository / "results").exists()
-    assert (speed.README.read_text(), speed.PERFORMANCE.read_text()) == before
+    assert (
+        speed.README.read_text(encoding="utf-8"),
+        speed.PERFORMANCE.read_text(encoding="utf-8"),
+    ) == before
 
     speed.publish(raw_run(cells), record=True)
     assert (repository / "results" / "latest.json").exists()
-    text = speed.README.read_text()
+    text = speed.README.read_text(encoding="utf-8")
     two = ratio(2.0)
     assert f"{two} in inference (worst {two}) and {two} in training (worst {two})" in text
     assert "(results/speedup_dense.png)" in text
     assert "a CPU" in text
-    assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text()
+    assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
 
 
 def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
@@ -393,14 +396,17 @@ def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
             (repository / "scratch" / "b.json").write_text('{"wrong": ["one", "two"]}')
             return 1
         if module == "benchmarks.report.speed":
-            speed.publish(json.loads((repository / "scratch" / "latest.json").read_text()), False)
+            speed.publish(
+                json.loads((repository / "scratch" / "latest.json").read_text(encoding="utf-8")),
+                False,
+            )
             return 0
         return python(module, *arguments)
 
     monkeypatch.setattr(cpu_run, "python", run)
     assert cpu_run.main() == 1
     failed = "dense-forward-D64-H64-T8-B16: h_n: error"
-    text = (repository / "scratch" / "benchmark_table.md").read_text()
+    text = (repository / "scratch" / "benchmark_table.md").read_text(encoding="utf-8")
     rows = [[part.strip() for part in line.split("|")[1:7]] for line in text.splitlines()]
     by_batch = {row[1]: row[2:] for row in rows if row[:1] == ["(64, 64, 8)"]}
     assert by_batch["16"] == [""] * 4
@@ -441,8 +447,10 @@ def test_a_run_whose_threads_sleep_is_not_recorded(monkeypatch, capsys):
 
 def test_what_a_program_publishes(repository, capsys):
     pages.publish("one", {"rows": []}, "a table", record=False)
-    assert json.loads((repository / "scratch" / "one.json").read_text()) == {"rows": []}
-    assert (repository / "scratch" / "one.md").read_text() == "a table\n"
+    assert json.loads((repository / "scratch" / "one.json").read_text(encoding="utf-8")) == {
+        "rows": []
+    }
+    assert (repository / "scratch" / "one.md").read_text(encoding="utf-8") == "a table\n"
     printed = capsys.readouterr().out
     assert "a table\n\nWritten: " in printed
     assert "one.json" in printed
