@@ -116,6 +116,8 @@ bench-peers: setup
 
 roofline: setup
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.wide $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.wide $(RECORDING) --threads 1
 	$(BIN)/python -m benchmarks.cpu.threads $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.first_call $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.waiting $(RECORDING)

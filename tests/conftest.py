@@ -1,8 +1,14 @@
 import os
+import tempfile
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+# The path of a socket has at most 107 characters: those of worker processes, in a temporary folder
+# with a long path, cannot be made, and a DataLoader then waits for ever.
+if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 # These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
@@ -10,8 +16,10 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/inte
 # Pytest shows the values in a failed `assert` of test files alone; tests/drawn.py asserts as well.
 pytest.register_assert_rewrite("drawn")
 
-settings.register_profile("test", derandomize=True)
-settings.register_profile("fuzz", max_examples=2500, print_blob=True)
+# No example fails because the machine is busy.
+TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("test", derandomize=True, **TIMELESS)
+settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)
 settings.load_profile("test")
 
 

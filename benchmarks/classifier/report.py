@@ -106,10 +106,11 @@ def long_table(rows: Sequence[Row], memory: Sequence[Row]) -> str:
 def introduction(document: Mapping[str, Any]) -> str:
     """Says where and how the results of a run were measured."""
     machine = document["machine"]
-    rounds = [row["rounds"] for row in document["training"]]
+    timed = document["training"] or document["labels"]
+    rounds = [row["rounds"] for row in document["training"]] or [0]
     peaks = {
-        threads: median(row["peak"] for row in document["training"] if row["threads"] == threads)
-        for threads in dict.fromkeys(row["threads"] for row in document["training"])
+        threads: median(row["peak"] for row in timed if row["threads"] == threads)
+        for threads in dict.fromkeys(row["threads"] for row in timed)
     }
     rates = " and ".join(f"{peak / 1e9:.0f} GFLOP/s" for peak in peaks.values())
     return (
@@ -131,19 +132,24 @@ def introduction(document: Mapping[str, Any]) -> str:
 def report(document: Mapping[str, Any]) -> str:
     """Returns the tables of a run."""
     parts = [introduction(document)]
-    for threads in dict.fromkeys(row["threads"] for row in document["training"]):
+    timed = [*document["training"], *document["labels"]]
+    for threads in dict.fromkeys(row["threads"] for row in timed):
         trained, labelled = (
             [row for row in document[key] if row["threads"] == threads]
             for key in ("training", "labels")
         )
-        parts += [f"**An epoch of training, {threads} thread(s)**", training_table(trained)]
-        parts += [settings(trained)]
-        parts += [f"**From strings to labels, {threads} thread(s)**", labels_table(labelled)]
-        parts += [beginnings(labelled)]
+        if trained:
+            parts += [f"**An epoch of training, {threads} thread(s)**", training_table(trained)]
+            parts += [settings(trained)]
+        if labelled:
+            parts += [f"**From strings to labels, {threads} thread(s)**", labels_table(labelled)]
+            parts += [beginnings(labelled)]
     parts += ["**Memory**", memory_table(document["memory"])]
     parts.append(
         "Each in a fresh process: the peak of the resident set (`VmHWM`) above what it was before, "
         "behind a small run that starts threads and reads in the code."
     )
-    parts += ["**The last state of a long call**", long_table(document["long"], document["memory"])]
+    if document["long"]:
+        parts.append("**The last state of a long call**")
+        parts.append(long_table(document["long"], document["memory"]))
     return "\n\n".join(parts)

@@ -30,8 +30,12 @@ def announce(stage: str) -> None:
     print(f"{time.perf_counter() - STARTED:4.0f} s: {stage}", flush=True)
 
 
-def run(options: argparse.Namespace, effort: Effort) -> dict[str, Any]:
-    """Checks and measures everything; returns the raw rows."""
+def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[str, Any]:
+    """Checks and measures everything; returns the raw rows.
+
+    What fails its check is not timed and joins `wrong`: all epochs, the labels on a number of
+    threads, or the long call on it.
+    """
     corpus = Corpus.of_data(effort.corpus)
     effort = effort.within(len(corpus.names))
     start = starting_weights(len(corpus.languages))
@@ -40,28 +44,33 @@ def run(options: argparse.Namespace, effort: Effort) -> dict[str, Any]:
     document |= {"training": [], "labels": [], "long": []}
     weights = start
     pages.settle(options.threads)
-    for batch_size, steps in effort.gate.items():
-        announce(f"checking {steps} losses, B = {batch_size}")
-        weights = gate.check_losses(PROGRAMS, corpus, start, batch_size, steps)
+    batches: tuple[int, ...] = ()
+    with pages.gated("epochs", wrong):
+        for batch_size, steps in effort.gate.items():
+            announce(f"checking {steps} losses, B = {batch_size}")
+            weights = gate.check_losses(PROGRAMS, corpus, start, batch_size, steps)
+        batches = effort.batches
     for threads in sorted({options.threads, 1}, reverse=True):
         pages.settle(threads)
-        for batch_size in effort.batches:
+        for batch_size in batches:
             announce(f"epochs, B = {batch_size}, {threads} thread(s)")
             document["training"] += training.race_epochs(corpus, start, threads, batch_size, effort)
-        announce(f"labels, {threads} thread(s)")
-        programs = {kind: kind(corpus, weights) for kind in PROGRAMS}
-        gate.check_labels(programs, corpus, corpus.names[: effort.gate_labels])
-        document["labels"] += labelling.race_labels(
-            programs, corpus, corpus.names, threads, effort.budget
-        )
-        main_programs = {kind: programs[kind] for kind in MAIN}
-        announce("labels of made-up names")
-        names = made_up if threads == options.threads else made_up[: effort.fewer]
-        document["labels"] += labelling.race_labels(
-            main_programs, corpus, names, threads, budget=None
-        )
-        announce("a long call")
-        document["long"] += long_layer.race_calls(threads, *effort.long, effort.budget)
+        with pages.gated(f"labels, {threads} thread(s)", wrong):
+            announce(f"labels, {threads} thread(s)")
+            programs = {kind: kind(corpus, weights) for kind in PROGRAMS}
+            gate.check_labels(programs, corpus, corpus.names[: effort.gate_labels])
+            document["labels"] += labelling.race_labels(
+                programs, corpus, corpus.names, threads, effort.budget
+            )
+            main_programs = {kind: programs[kind] for kind in MAIN}
+            announce("labels of made-up names")
+            names = made_up if threads == options.threads else made_up[: effort.fewer]
+            document["labels"] += labelling.race_labels(
+                main_programs, corpus, names, threads, budget=None
+            )
+        with pages.gated(f"a long call, {threads} thread(s)", wrong):
+            announce("a long call")
+            document["long"] += long_layer.race_calls(threads, *effort.long, effort.budget)
     announce("memory")
     document["memory"] = memory.measure(options.threads, effort)
     return document
@@ -73,8 +82,9 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
-    document = {"machine": machine, **run(options, effort_of(options))}
-    pages.publish("classifier", document, report(document), options.record)
+    wrong: list[str] = []
+    document = {"machine": machine, **run(options, effort_of(options), wrong)}
+    pages.publish("classifier", document, report(document), options.record, wrong=wrong)
 
 
 if __name__ == "__main__":

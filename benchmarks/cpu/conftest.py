@@ -35,6 +35,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in big]
 
 
+WRONG: list[str] = []
+"""The cells whose check failed: pytest goes on to the next cell."""
+
+
+def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
+    if isinstance(node, pytest.Function):
+        failure = f"{node.callspec.params['cell']}: {call.excinfo.value}"
+        if failure not in WRONG:  # each cell has a test for each layer
+            WRONG.append(failure)
+
+
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     cpu = machine_info["cpu"]
     machine_info.clear()
@@ -54,6 +65,7 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
         # own way of timing, which is not used.
         del entry["params"], entry["options"]
     output_json["names"] = surnames.description()
+    output_json["wrong"] = WRONG
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,18 +2,32 @@
 
 Results go to `build/bench/`, which git ignores. With `--record` a full run without an error
 replaces the recorded results, the tables in `docs/performance.md` and the summary in the README.
+A cell whose check fails is not timed; the others are, and the run ends with an error that names it.
 """
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 from benchmarks.harness import pages
 from benchmarks.harness.paths import ROOT, SCRATCH
+
+OTHERS = ("cpu.fading", "cpu.torch_operators", "classifier.run")
+"""Programs that run after the cells of the grid."""
 
 
 def python(module: str, *arguments: str) -> int:
     """Runs a module from the root of the repository; returns its exit status."""
     return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT).returncode
+
+
+def failures(raw: Path, module: str, status: int) -> list[str]:
+    """Returns the checks that failed in a module which has ended, by the results that it wrote."""
+    if status == 0:
+        return []
+    wrong = json.loads(raw.read_text(encoding="utf-8")).get("wrong") if raw.exists() else None
+    return [f"{module}: {what}" for what in wrong or [f"ended with status {status}"]]
 
 
 def main() -> int:
@@ -41,10 +55,17 @@ def main() -> int:
         return status or 1
     # A run with an error is reported, but not recorded.
     record = ["--record"] if options.record and status == 0 else []
-    others = ("cpu.fading", "cpu.torch_operators", "classifier.run")
-    for module in (f"benchmarks.{name}" for name in others):
-        status = python(module, threads, *quick, *record) or status
-    return python("benchmarks.report.speed", str(raw), *record) or status
+    wrong = failures(raw, "benchmarks.cpu", status)
+    for name in OTHERS:
+        written = SCRATCH / f"{name.removesuffix('.run').split('.')[-1]}.json"
+        written.unlink(missing_ok=True)
+        module = f"benchmarks.{name}"
+        wrong += failures(written, module, python(module, threads, *quick, *record))
+    if reported := python("benchmarks.report.speed", str(raw), *record):
+        wrong.append(f"benchmarks.report.speed: ended with status {reported}")
+    if wrong:
+        print(pages.failures(wrong), file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

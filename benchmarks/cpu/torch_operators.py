@@ -113,24 +113,26 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial
         yield of_row | {"mode": mode}, partial(layer_calls, cell)
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every case; returns a row for each."""
-    rows = []
+def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
+    """Times every case whose results are right; returns a row for each, and adds the others to
+    `wrong`."""
+    rows: list[dict[str, Any]] = []
     budget = pages.time_budget(options, max_rounds=100)
     if not options.quick:
         budget = dataclasses.replace(budget, round_seconds=0.003)
     for of_row, make_calls in cases(options):
         pages.settle(of_row["threads"])
         availability.HAS_EXTENSION = of_row["family"] == CELL
-        calls = make_calls()
-        with torch.inference_mode(of_row["mode"] == FORWARD):
-            rounds = race(calls, budget)
-        medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-        # Each round beside the round of the other side next to it: a drifting machine cancels out.
-        pairs = zip(rounds[BASELINE].seconds, rounds[FUSED].seconds, strict=True)
-        speed_up = statistics.median(theirs / ours for theirs, ours in pairs)
-        rows.append({**of_row, "medians": medians, "speed_up": speed_up})
-        print(rows[-1], flush=True)
+        with pages.gated(of_row, wrong):
+            calls = make_calls()
+            with torch.inference_mode(of_row["mode"] == FORWARD):
+                rounds = race(calls, budget)
+            medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
+            # Each round beside the neighbouring round of the other side: drift cancels out.
+            pairs = zip(rounds[BASELINE].seconds, rounds[FUSED].seconds, strict=True)
+            speed_up = statistics.median(theirs / ours for theirs, ours in pairs)
+            rows.append({**of_row, "medians": medians, "speed_up": speed_up})
+            print(rows[-1], flush=True)
     return rows
 
 
@@ -145,6 +147,7 @@ def table(rows: list[dict[str, Any]], names: Mapping[str, str]) -> str:
     lines: dict[tuple[str, int, bool], list[str]] = {}
     worst = ["worst", ""]
     for mode in MODES:
+        untimed = [""] * (len(header) - 2)
         header += [f"{mode}: {names[BASELINE]}", names[FUSED], "speed-up"]
         ratios = []
         for row in rows:
@@ -153,9 +156,11 @@ def table(rows: list[dict[str, Any]], names: Mapping[str, str]) -> str:
                 times = [row["medians"][name] for name in (BASELINE, FUSED)]
                 ratios.append(row["speed_up"])
                 without = "" if key[2] else " without hx"
-                line = lines.setdefault(key, [key[0] + without, str(key[1])])
+                line = lines.setdefault(key, [key[0] + without, str(key[1]), *untimed])
                 line += [*map(duration, times), ratio(ratios[-1])]
-        worst += ["", "", ratio(min(ratios))]
+        for line in lines.values():
+            line += [""] * (len(header) - len(line))
+        worst += ["", "", ratio(min(ratios)) if ratios else ""]
     return markdown([header, *lines.values(), worst])
 
 
@@ -180,9 +185,10 @@ def report(document: dict[str, Any]) -> str:
 
 def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=0.4))
-    rows = run(options)
+    wrong: list[str] = []
+    rows = run(options, wrong)
     document = {"cpu": cpu_name(), "torch": torch.__version__, "rows": rows}
-    pages.publish("torch_operators", document, report(document), options.record)
+    pages.publish("torch_operators", document, report(document), options.record, wrong=wrong)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,14 @@ def multiply_add_rate(threads: int, seconds: float) -> float:
         return sum(pool.map(_probe().multiply_add_rate, [seconds] * threads))
 
 
+def read_rate(threads: int, block_bytes: int, seconds: float) -> float:
+    """Returns the bytes per second at which so many threads read a block, each a part of it, over
+    and over."""
+    parts = [block_bytes // threads] * threads
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(_probe().read_rate, parts, [seconds] * threads))
+
+
 def momentary_rate() -> float:
     """Returns the operations per second of the calling thread, before its clock can change."""
     return _probe().multiply_add_rate(MOMENT)

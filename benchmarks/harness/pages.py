@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from benchmarks.harness.grid import MODES, Cell
 from benchmarks.harness.paths import PERFORMANCE, RESULTS, ROOT, SCRATCH
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
+from namernn_fast.testing import BudgetError
 
 Rows = list[dict[str, Any]]
 
@@ -77,6 +79,17 @@ def chosen(cells: Iterable[Cell], options: argparse.Namespace) -> list[Cell]:
     return [cell for cell in cells if cell.is_small or not options.quick]
 
 
+@contextmanager
+def gated(cell: object, wrong: list[str]) -> Iterator[None]:
+    """Ends the check and the timing of a cell on a `BudgetError`, prints it and adds it to `wrong`,
+    so that the program goes on to the next cell."""
+    try:
+        yield
+    except BudgetError as error:
+        wrong.append(f"{cell}: {error}")
+        print(f"WRONG: {wrong[-1]}", flush=True)
+
+
 def by_mode(introduction: str, rows: Rows, table: Callable[[Rows, str], str]) -> str:
     """Returns the introduction, and under it a table of the rows for each mode."""
     parts = [introduction]
@@ -93,9 +106,16 @@ def folder_of(record: bool) -> Path:
 
 
 def publish(
-    name: str, document: dict[str, Any], text: str, record: bool, page: Path = PERFORMANCE
+    name: str,
+    document: dict[str, Any],
+    text: str,
+    record: bool,
+    page: Path = PERFORMANCE,
+    wrong: Sequence[str] = (),
 ) -> None:
     """Writes the raw rows and the text of a run, prints the text, and says where both are.
+
+    A run with wrong results is not recorded.
 
     Args:
         name: The name of the files, and of the section of `page`.
@@ -103,12 +123,26 @@ def publish(
         text: The tables, in Markdown.
         record: Whether the text replaces the section of `page`; otherwise it gets a file by itself.
         page: The document with the section.
+        wrong: The cells that were not timed, because a check failed.
+
+    Raises:
+        SystemExit: a result was wrong; the message names each.
     """
+    if wrong:
+        record = False
+        document = document | {"wrong": wrong}
     folder = folder_of(record)
     raw = folder / f"{name}.json"
     raw.write_text(json.dumps(document) + "\n", encoding="utf-8")
     print(text)
     announce(raw, write_text(folder, name, text, record, page))
+    if wrong:
+        raise SystemExit(failures(wrong))
+
+
+def failures(wrong: Iterable[str]) -> str:
+    """Returns a line for each check that failed."""
+    return "\n".join(("Checks that failed, whose cells were not timed:", *wrong))
 
 
 def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> Path:

@@ -29,8 +29,8 @@ from namernn_fast.bench.race import TimeBudget, race
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
 # The longest that a try may take, and that a slow try may take, which compiles C++.
-SECONDS = 120
-SLOW_SECONDS = 400
+SECONDS = 600
+SLOW_SECONDS = 1200
 YES, NO = "yes", "no"
 
 Try = Callable[[type[torch.nn.RNN]], str | None]

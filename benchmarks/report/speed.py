@@ -33,10 +33,14 @@ from benchmarks.harness.grid import (
     shape,
 )
 from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
+from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report.plots import Medians, Timings, save_figure, speed_up
 from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
 
 RAW = "latest.json"
+Spreads = dict[Cell, tuple[float, float]]
+"""The interval of the speed-up in each cell."""
+
 SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}
 
 
@@ -49,6 +53,15 @@ def load(raw: Mapping[str, Any]) -> Timings:
     return {cell: medians for cell, medians in timings.items() if len(medians) == 2}
 
 
+def spreads(raw: Mapping[str, Any], timings: Timings) -> Spreads:
+    """Returns the interval of the speed-up in each cell that `timings` has."""
+    rounds: dict[Cell, dict[str, list[float]]] = {}
+    for entry in raw["benchmarks"]:
+        info = entry["extra_info"]
+        rounds.setdefault(Cell.of(info), {})[info["layer"]] = entry["stats"]["data"]
+    return {cell: speed_up_interval(*(rounds[cell][layer] for layer in LAYERS)) for cell in timings}
+
+
 def select(timings: Timings, **wanted: object) -> Timings:
     """Returns the cells that have the wanted attributes."""
     return {
@@ -58,11 +71,11 @@ def select(timings: Timings, **wanted: object) -> Timings:
     }
 
 
-def table_rows(timings: Timings) -> Iterator[list[str]]:
+def table_rows(timings: Timings, spreads: Spreads) -> Iterator[list[str]]:
     """Yields a row for each shape and batch size, and the worst case and mean of each family."""
     header = ["(D, H, T)", "B"]
     for mode in MODES:
-        header += [f"{mode}: {BASELINE}", FUSED, "speed-up"]
+        header += [f"{mode}: {BASELINE}", FUSED, "speed-up", "95 %"]
     yield header
     for family in FAMILIES:
         section = select(timings, family=family)
@@ -70,7 +83,7 @@ def table_rows(timings: Timings) -> Iterator[list[str]]:
             row = [label, str(batch)]
             for mode in MODES:
                 row += timing_columns(
-                    medians
+                    (medians, spreads[cell])
                     for cell, medians in select(section, batch=batch, mode=mode).items()
                     if shape(cell) == label
                 )
@@ -80,11 +93,12 @@ def table_rows(timings: Timings) -> Iterator[list[str]]:
     yield from summary_rows("all", timings)
 
 
-def timing_columns(found: Iterable[Medians]) -> list[str]:
-    """Returns both medians and their ratio, or blanks for what was not timed."""
-    for medians in found:
-        return [*(duration(medians[layer]) for layer in LAYERS), ratio(speed_up(medians))]
-    return ["", "", ""]
+def timing_columns(found: Iterable[tuple[Medians, tuple[float, float]]]) -> list[str]:
+    """Returns both medians, their ratio and its interval, or blanks for what was not timed."""
+    for medians, (low, high) in found:
+        times = (duration(medians[layer]) for layer in LAYERS)
+        return [*times, ratio(speed_up(medians)), f"{low:.2f} to {high:.2f}"]
+    return [""] * 4
 
 
 def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
@@ -93,7 +107,7 @@ def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
         row = [f"{title}: {label}", ""]
         for mode in MODES:
             ratios = [*map(speed_up, select(timings, mode=mode).values())]
-            row += ["", "", ratio(summarise(ratios)) if ratios else ""]
+            row += ["", "", ratio(summarise(ratios)) if ratios else "", ""]
         yield row
 
 
@@ -105,7 +119,8 @@ def caption(raw: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['cpu_capability']}; torch {machine['torch']}; "
         f"{FUSED} on `{machine['fused_path']}`; float32. "
-        f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate. "
+        f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate, "
+        "and the 95 % interval of the ratio of the medians. "
         "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
         "parameters from fixed random gradients at `output` and `h_n`. "
         f"Packed batches have lengths from {raw['names']}, and are packed outside of what is "
@@ -127,7 +142,11 @@ def losses(timings: Timings) -> str:
 
 def section(raw: Mapping[str, Any], timings: Timings) -> str:
     """Returns the caption, the table and the losses of a run."""
-    return "\n\n".join((caption(raw), markdown(table_rows(timings)), losses(timings)))
+    table = markdown(table_rows(timings, spreads(raw, timings)))
+    parts = [caption(raw), table, losses(timings)]
+    if wrong := raw.get("wrong"):
+        parts.append(pages.failures(f"- {failure}" for failure in wrong))
+    return "\n\n".join(parts)
 
 
 def summary(raw: Mapping[str, Any], timings: Timings) -> str:
@@ -135,9 +154,9 @@ def summary(raw: Mapping[str, Any], timings: Timings) -> str:
     machine = raw["machine_info"]
     parts = []
     for name, mode in (("inference", FORWARD), ("training", TRAINING)):
-        ratios = [*map(speed_up, select(timings, mode=mode).values())]
-        worst, mean = (ratio(summarise(ratios)) for summarise in SUMMARIES.values())
-        parts.append(f"{mean} in {name} (worst {worst})")
+        if ratios := [*map(speed_up, select(timings, mode=mode).values())]:
+            worst, mean = (ratio(summarise(ratios)) for summarise in SUMMARIES.values())
+            parts.append(f"{mean} in {name} (worst {worst})")
     return (
         f"Geometric mean of the speed-up over `{BASELINE}`: {' and '.join(parts)}, over the "
         f"{len(timings)} cells of [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "

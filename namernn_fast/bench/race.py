@@ -25,7 +25,8 @@ class TimeBudget:
     seconds: float = 2.0
     warmup_seconds: float = 0.05
     round_seconds: float = 0.02
-    min_rounds: int = 3
+    min_rounds: int = 7
+    """However long a call takes: a busy moment of the machine can be the median of fewer."""
     max_rounds: int = 50
 
 

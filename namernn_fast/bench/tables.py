@@ -23,7 +23,8 @@ def ratio(value: float) -> str:
 def markdown(rows: Iterable[list[str]]) -> str:
     """Returns a Markdown table, padded so that it is readable in a terminal too."""
     rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # A divider needs a dash beside its colon.
+    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     divider = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
     for row in (rows[0], divider, *rows[1:]):

@@ -1,10 +1,13 @@
 """The benchmarks' own arithmetic, what they time and check, and where they write."""
 
 import dataclasses
+import functools
 import json
 import os
+import statistics
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +15,17 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from benchmarks.cpu import fading, first_call, layers, peers, roofline, torch_operators, waiting
+from benchmarks.cpu import (
+    fading,
+    first_call,
+    layers,
+    peers,
+    roofline,
+    torch_operators,
+    waiting,
+    wide,
+)
+from benchmarks.cpu import run as cpu_run
 from benchmarks.harness import pages, processes
 from benchmarks.harness.grid import (
     BASELINE,
@@ -27,11 +40,12 @@ from benchmarks.harness.grid import (
 )
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
+from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import speed
 from namernn_fast import FusedRNN
 from namernn_fast.bench import workload
-from namernn_fast.bench.race import QUICK
-from namernn_fast.bench.tables import ratio
+from namernn_fast.bench.race import QUICK, TimeBudget, race
+from namernn_fast.bench.tables import markdown, ratio
 from namernn_fast.testing import BudgetError, ErrorBudget
 
 
@@ -122,6 +136,49 @@ def test_the_report_of_what_runs_on_torchs_operators():
     assert text.count("| worst ") == 2
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cell_of_torchs_operators_that_is_wrong_is_blank(mode):
+    row = {"family": "cell", "threads": 1, "shape": [3, 4], "batch": 8, "speed_up": 2.0}
+    row |= {"mode": mode, "medians": {BASELINE: 2e-3, FUSED: 1e-3}}
+    names = {BASELINE: "theirs", FUSED: "ours"}
+    _, _, found, worst = torch_operators.table([row], names).splitlines()
+    times, blank = ["2.00 ms", "1.00 ms", ratio(2.0)], [""] * 3
+    columns = [*times, *blank] if mode == FORWARD else [*blank, *times]
+    assert [part.strip() for part in found.split("|")[3:-1]] == columns
+    assert worst.count(ratio(2.0)) == 1
+
+
+def test_a_case_that_is_wrong_is_not_timed(monkeypatch):
+    first, *others = fading.CASES
+
+    def measured(task, name, *_):
+        if name == first:
+            raise BudgetError("planted")
+        return {BASELINE: 2.0, FUSED: 1.0}
+
+    monkeypatch.setattr(fading, "in_new_process", measured)
+    wrong = []
+    rows = fading.run(fading.QUICK_CELL, 1, QUICK, wrong)
+    assert [row["case"] for row in rows] == others
+    assert wrong == [f"{first}: planted"]
+
+
+def test_calls_that_outlast_their_budget_take_turns_for_a_spread():
+    calls = []
+    raced = {name: functools.partial(calls.append, name) for name in "ab"}
+    rounds = race(raced, TimeBudget(seconds=0, warmup_seconds=0, round_seconds=0))
+    assert [len(rounds[name].seconds) for name in "ab"] == [7, 7]
+    assert "".join(calls) == "ab" + "abba" * 3 + "ab"
+
+
+def test_the_interval_of_a_speed_up():
+    drift = [1.0, 2.0, 1.5, 1.1, 4.0, 2.5, 1.7]
+    assert speed_up_interval([2 * seconds for seconds in drift], drift) == (2.0, 2.0)
+    theirs = [2.0, 2.2, 1.8, 2.1, 1.9, 2.05, 40.0]
+    low, high = speed_up_interval(theirs, [1.0] * 7)
+    assert 1.8 <= low < statistics.median(theirs) < high <= 2.2
+
+
 def test_a_new_process_starts_with_the_policy_that_is_timed(monkeypatch):
     monkeypatch.setenv(waiting.VARIABLE, "active")
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
@@ -131,7 +188,7 @@ def test_a_new_process_starts_with_the_policy_that_is_timed(monkeypatch):
 
 
 def test_a_step_that_waits_is_timed():
-    assert 0 < waiting.measure(FUSED, torch.get_num_threads(), 0.01) < 10
+    assert waiting.measure(FUSED, torch.get_num_threads(), 0.01) > 0
 
 
 def test_a_first_call_finds_nothing_imported():
@@ -194,14 +251,60 @@ def test_flops_are_those_of_the_formula():
     assert roofline.flops(Cell(DENSE, TRAINING, batch, size, hidden, steps)) == 2 * count
 
 
+def test_wide_layers(repository, monkeypatch, capsys):
+    """A wrong result is reported and not timed; the other cells are, and nothing is recorded."""
+    shapes = {torch.float32: ((3, 4, 1, 1), (5, 3, 6, 2)), torch.bfloat16: ((3, 4, 2, 1),)}
+    monkeypatch.setattr(wide, "SHAPES", shapes)
+    monkeypatch.setattr(wide.pages, "time_budget", lambda *_, **__: QUICK)
+    monkeypatch.setattr(wide.pages, "settle", lambda _: None)
+    monkeypatch.setattr(wide.machine, "read_rate", lambda threads, block_bytes, seconds: 1e9)
+    monkeypatch.setattr("sys.argv", ["wide", "--record", "--threads", "2"])
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    page = repository / "PERFORMANCE.md"
+    publish = functools.partial(pages.publish, page=page)
+    monkeypatch.setattr(wide.pages, "publish", publish)
+    page.write_text("<!-- wide_2: begin -->\n<!-- wide_2: end -->\n")
+    gate = workload.assert_within_budget
+
+    wide.main()
+    assert page.read_text(encoding="utf-8").count("The worst 2 of 2 cells in float32") == len(MODES)
+    rows = json.loads((repository / "results" / "wide_2.json").read_text(encoding="utf-8"))["rows"]
+    assert all(row["rounds"] >= QUICK.min_rounds for row in rows)
+
+    def planted(ours, theirs, oracle):
+        if ours["h_n"].shape == (1, 1, 4) and ours["h_n"].dtype == torch.float32:
+            ours = ours | {"h_n": ours["h_n"] + 1e-3}
+        gate(ours, theirs, oracle)
+
+    recorded = page.read_text(encoding="utf-8")
+    monkeypatch.setattr(workload, "assert_within_budget", planted)
+    with pytest.raises(SystemExit, match=r"dense-forward-D3-H4-T1-B1 in float32: h_n: error"):
+        wide.main()
+    assert "The worst 1 of 1 cells in float32" in capsys.readouterr().out
+    assert page.read_text(encoding="utf-8") == recorded
+    rows = json.loads((repository / "scratch" / "wide_2.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 2 * 3 - 2
+
+
+def test_the_read_floor_counts_every_weight_once_a_step():
+    cell = Cell(DENSE, FORWARD, 2, 5, 3, 4)
+    assert wide.weights_read(cell) == 5 * 3 + 3 * 3 * 3
+    training = dataclasses.replace(cell, mode=TRAINING)
+    assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
+
+
+def test_a_table_has_a_dash_in_every_divider():
+    assert markdown([["a", "B"], ["b", "1"]]) == "| a  |  B |\n| -- | -: |\n| b  |  1 |"
+
+
 def test_a_section_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- one: begin -->\nold\n<!-- one: end -->\nb\n")
     write_section(page, "one", "new")
-    assert page.read_text() == "a\n<!-- one: begin -->\nnew\n<!-- one: end -->\nb\n"
+    assert page.read_text(encoding="utf-8") == "a\n<!-- one: begin -->\nnew\n<!-- one: end -->\nb\n"
     with pytest.raises(SystemExit, match=r"page\.md has no section between"):
         write_section(page, "two", "new")
-    assert "new" in page.read_text()
+    assert "new" in page.read_text(encoding="utf-8")
 
 
 def test_results_of_a_call():
@@ -217,7 +320,7 @@ def raw_run(cells):
     benchmarks = [
         {
             "extra_info": dataclasses.asdict(cell) | {"layer": layer},
-            "stats": {"median": median, "rounds": 3},
+            "stats": {"median": median, "rounds": 7, "data": [median * (1 + i) for i in range(7)]},
         }
         for cell in cells
         for layer, median in ((BASELINE, 2e-3), (FUSED, 1e-3))
@@ -241,25 +344,82 @@ def repository(tmp_path, monkeypatch):
 
 def test_a_run_is_recorded_on_request_alone(repository):
     cells = [*speed.DENSE_CELLS, *speed.PACKED_CELLS, *speed.EPOCH_CELLS]
-    before = speed.README.read_text(), speed.PERFORMANCE.read_text()
+    before = speed.README.read_text(encoding="utf-8"), speed.PERFORMANCE.read_text(encoding="utf-8")
     speed.publish(raw_run(cells), record=False)
     names = {"latest.json", "speed.md", "benchmark_table.md"}
     names |= {"speedup_dense.png", "speedup_packed.png"}
     assert {path.name for path in (repository / "scratch").iterdir()} == names
     assert not (repository / "results").exists()
-    assert (speed.README.read_text(), speed.PERFORMANCE.read_text()) == before
+    assert (
+        speed.README.read_text(encoding="utf-8"),
+        speed.PERFORMANCE.read_text(encoding="utf-8"),
+    ) == before
 
     speed.publish(raw_run(cells), record=True)
     assert (repository / "results" / "latest.json").exists()
-    text = speed.README.read_text()
+    text = speed.README.read_text(encoding="utf-8")
     two = ratio(2.0)
     assert f"{two} in inference (worst {two}) and {two} in training (worst {two})" in text
     assert "(results/speedup_dense.png)" in text
     assert "a CPU" in text
-    assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text()
+    assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
+
+
+def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
+    """`make bench` on two cells, one of which is wrong, and programs one of which is."""
+    plugin = """
+        import dataclasses
+        from benchmarks.harness import grid
+        from namernn_fast.bench import workload
+
+        gate = workload.assert_within_budget
+        grid.DENSE_CELLS = [c for c in grid.DENSE_CELLS if c.hidden_size == 64 and c.batch < 64]
+
+        def planted(ours, theirs, oracle):
+            if ours["h_n"].shape[1] == 16 and len(ours) == 2:
+                ours = ours | {"h_n": ours["h_n"] + 1e-3}
+            gate(ours, theirs, oracle)
+
+        workload.assert_within_budget = planted
+    """
+    (repository / "planted.py").write_text(textwrap.dedent(plugin))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(repository), str(ROOT))))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p planted -k test_layer")
+    monkeypatch.setattr(cpu_run, "SCRATCH", repository / "scratch")
+    monkeypatch.setattr(cpu_run, "OTHERS", ("a.b",))
+    monkeypatch.setattr("sys.argv", ["run", "--quick", "--threads", "1"])
+
+    python = cpu_run.python
+
+    def run(module, *arguments):
+        if module == "benchmarks.a.b":
+            (repository / "scratch" / "b.json").write_text('{"wrong": ["one", "two"]}')
+            return 1
+        if module == "benchmarks.report.speed":
+            speed.publish(
+                json.loads((repository / "scratch" / "latest.json").read_text(encoding="utf-8")),
+                False,
+            )
+            return 0
+        return python(module, *arguments)
+
+    monkeypatch.setattr(cpu_run, "python", run)
+    assert cpu_run.main() == 1
+    failed = "dense-forward-D64-H64-T8-B16: h_n: error"
+    text = (repository / "scratch" / "benchmark_table.md").read_text(encoding="utf-8")
+    rows = [[part.strip() for part in line.split("|")[1:7]] for line in text.splitlines()]
+    by_batch = {row[1]: row[2:] for row in rows if row[:1] == ["(64, 64, 8)"]}
+    assert by_batch["16"] == [""] * 4
+    assert all(by_batch["1"])
+    assert failed in text
+    summary = capfd.readouterr().err.partition("Checks that failed")[2]
+    assert f"benchmarks.cpu: {failed}" in summary
+    assert "benchmarks.a.b: one\nbenchmarks.a.b: two" in summary
 
 
 def test_a_run_that_lacks_cells_is_not_recorded(repository):
+    forward = [cell for cell in speed.DENSE_CELLS if cell.mode == FORWARD]
+    speed.publish(raw_run(forward), record=False)
     with pytest.raises(SystemExit, match="lacks cells of the grid"):
         speed.publish(raw_run(speed.DENSE_CELLS), record=True)
     assert not (repository / "results").exists()
@@ -287,8 +447,10 @@ def test_a_run_whose_threads_sleep_is_not_recorded(monkeypatch, capsys):
 
 def test_what_a_program_publishes(repository, capsys):
     pages.publish("one", {"rows": []}, "a table", record=False)
-    assert json.loads((repository / "scratch" / "one.json").read_text()) == {"rows": []}
-    assert (repository / "scratch" / "one.md").read_text() == "a table\n"
+    assert json.loads((repository / "scratch" / "one.json").read_text(encoding="utf-8")) == {
+        "rows": []
+    }
+    assert (repository / "scratch" / "one.md").read_text(encoding="utf-8") == "a table\n"
     printed = capsys.readouterr().out
     assert "a table\n\nWritten: " in printed
     assert "one.json" in printed

