@@ -51,8 +51,8 @@ def explain(
     Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
     instruction set of this processor, `cpu amx` and `cpu avx512_bf16` the fused CPU kernel with
     products in bfloat16; `triton sm_90`, for example, is the fused kernel of a GPU; `reference` is
-    ATen operators, step by step; `torch` is torch's own operator for a single step, which a
-    FusedRNNCell takes where that is faster.
+    ATen operators, step by step; `torch` is torch's own operator for a single step, which
+    FusedRNNCell takes unless it must be batch-invariant or runs within `vmap`.
 
     Shortcuts: `table` multiplies each row of an embedding once, not once for each token;
     `last state` writes no output; with `shared prefixes` sequences of token ids that begin alike

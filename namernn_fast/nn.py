@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from . import availability, tokens
+from . import tokens
 from .functional import batch_invariant_is_on, last_state, rnn
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
@@ -276,17 +275,15 @@ class FusedRNN(torch.nn.RNN):
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
-_FUSED_FROM_ELEMENTS = 4096
-"""States, batch * hidden_size, from which the fused kernel is faster than ATen's four operators."""
 
 
 class FusedRNNCell(torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
     Constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.RNNCell`. Its operators serve here too where they are faster than the fused kernel:
-    for few states, and wherever a gradient is needed. `namernn_fast.explain` says which path an
-    input takes.
+    `torch.nn.RNNCell`, whose operators compute a step: the fused kernel gains over a sequence. It
+    serves for what those operators lack, batch invariance and `vmap`. `namernn_fast.explain` says
+    which path an input takes.
 
     Example:
         >>> cell = FusedRNNCell(8, 16)
@@ -336,29 +333,13 @@ class FusedRNNCell(torch.nn.RNNCell):
             input, hx: of the call.
             weights: the current weights of this cell, if they are at hand.
         """
-        # Torch's own cell promises no bits, and `vmap` has no rule for it.
-        wanted = batch_invariant_is_on() or torch._C._are_functorch_transforms_active()
-        if not wanted and (
-            input.dim() != 2 or input.shape[0] * self.hidden_size < _FUSED_FROM_ELEMENTS
-        ):
-            return f"torch's own cell is faster for fewer than {_FUSED_FROM_ELEMENTS} states"
+        # torch's own cell promises no bits, and has no rule for `vmap`.
+        if not (batch_invariant_is_on() or torch._C._are_functorch_transforms_active()):
+            return "torch's own cell is as fast for a single step"
         weights = _current(self, _CELL_WEIGHTS) if weights is None else weights
         if not self._fits(input, hx, weights[0]):
             return "nn.RNNCell has the errors of arguments that do not fit"
-        if wanted:
-            return None
-        if torch.is_grad_enabled() and any(
-            tensor is not None and tensor.requires_grad for tensor in (input, hx, *weights)
-        ):
-            return "torch's own cell is faster where a gradient is needed"
-        if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-            or torch._C._is_any_autocast_enabled()
-            or forward_ad._current_level >= 0
-        ):
-            return "the call is traced, in forward mode or under autocast"
-        return availability.why_not_kernel(input)
+        return None
 
     def _fits(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> bool:
         """Returns whether shapes and dtypes fit, as far as the errors of the layer would differ."""

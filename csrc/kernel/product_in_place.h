@@ -26,7 +26,7 @@ template <class Scalar>
 struct InPlaceShape {
   static constexpr int max_rows = NAMERNN_REGISTERS >= 32 ? 6 : 3;
   static constexpr int columns(int rows) {
-    const int most = rows == 1 || (rows == 2 && NAMERNN_REGISTERS >= 32) ? 8 : 4;
+    const int most = rows <= (NAMERNN_REGISTERS >= 32 ? 3 : 1) ? 8 : 4;
     return most < Simd<Scalar>::lanes ? most : Simd<Scalar>::lanes;
   }
 };
