@@ -1,20 +1,18 @@
 """Times what runs on torch's operators: `python -m benchmarks.cpu.torch_operators [--record]`.
 
 The reference path serves every device and dtype without a kernel. Here the C++ extension is
-switched off, so that the path runs on a CPU, beside `nn.RNN`. `FusedRNNCell` takes torch's own cell
-where that is faster than the kernel; it runs beside `nn.RNNCell`, on one thread and on all of them.
+switched off, so that the path runs on a CPU, beside `nn.RNN`.
 """
 
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness import pages
@@ -26,63 +24,17 @@ from benchmarks.harness.grid import (
     MODES,
     PACKED,
     SHAPES,
-    TRAINING,
     Cell,
 )
-from namernn_fast import FusedRNNCell, availability
+from namernn_fast import availability
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import gated_calls
-from namernn_fast.testing import assert_within_budget
 
-CELL = "cell"
-CELL_SHAPES = ((16, 16), (64, 64), (64, 256), (128, 128))
-CELL_BATCHES = (1, 8, 64, 256, 1024)
-BATCHES_WITHOUT_HX = (1, 64)
 LAYER_BATCHES = (1, 16, 64, 256)
 LARGEST_WORK = 10**9
 """Multiply-adds of the largest forward pass of the reference path that is timed."""
-
-CELLS: dict[str, type[nn.RNNCell]] = {BASELINE: nn.RNNCell, FUSED: FusedRNNCell}
-
-
-def step(cell: nn.RNNCell, x: Tensor, hx: Tensor | None, gradient: Tensor) -> Tensor:
-    """Runs one training step of a cell, with gradients of its parameters and of `hx`."""
-    for parameter in (*cell.parameters(), *(() if hx is None else (hx,))):
-        parameter.grad = None
-    h = cell(x, hx)
-    h.backward(gradient)
-    return h
-
-
-def cell_calls(
-    shape: tuple[int, int], batch: int, mode: str, with_hx: bool = True
-) -> dict[str, Call]:
-    """Returns the calls of both cells, over equal parameters, after both passed the gate."""
-    torch.manual_seed(0)
-    weights = nn.RNNCell(*shape).state_dict()
-    tensors = [torch.randn(batch, size) for size in (shape[0], shape[1], shape[1])]
-    calls, found = {}, {}
-    for name, cls in {**CELLS, "exact": nn.RNNCell}.items():
-        dtype = torch.float64 if name == "exact" else torch.float32
-        cell = cls(*shape, dtype=dtype)
-        cell.load_state_dict(weights)
-        x, hx, gradient = (value.to(dtype, copy=True) for value in tensors)
-        leaves = dict(cell.named_parameters())
-        if with_hx:
-            leaves["hx"] = hx.requires_grad_(mode == TRAINING)
-        else:
-            hx = None
-        calls[name] = (
-            partial(cell, x, hx) if mode == FORWARD else partial(step, cell, x, hx, gradient)
-        )
-        with torch.inference_mode(mode == FORWARD):
-            found[name] = {"h": calls[name]().detach()}
-        if mode == TRAINING:
-            found[name] |= {f"grad {leaf}": value.grad.clone() for leaf, value in leaves.items()}
-    assert_within_budget(found[FUSED], found[BASELINE], found["exact"])
-    return {name: calls[name] for name in CELLS}
 
 
 def layer_calls(cell: Cell) -> dict[str, Call]:
@@ -97,14 +49,6 @@ def layer_calls(cell: Cell) -> dict[str, Call]:
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial]]:
     """Yields what identifies each row, and what makes its calls."""
-    for threads, shape, batch, with_hx, mode in product(
-        sorted({1, options.threads}), CELL_SHAPES, CELL_BATCHES, (True, False), MODES
-    ):
-        if (options.quick and batch > 8) or not (with_hx or batch in BATCHES_WITHOUT_HX):
-            continue
-        of_row = {"family": CELL, "threads": threads, "shape": shape, "batch": batch}
-        of_row |= {"with_hx": with_hx, "mode": mode}
-        yield of_row, partial(cell_calls, shape, batch, mode, with_hx)
     for family, shape, batch, mode in product((DENSE, PACKED), SHAPES, LAYER_BATCHES, MODES):
         cell = Cell(family, mode, batch, *shape)
         if batch * cell.row_work > LARGEST_WORK or (options.quick and not cell.is_small):
@@ -116,13 +60,13 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial
 def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
     """Times every case whose results are right; returns a row for each, and adds the others to
     `wrong`."""
+    availability.HAS_EXTENSION = False
     rows: list[dict[str, Any]] = []
     budget = pages.time_budget(options, max_rounds=100)
     if not options.quick:
         budget = dataclasses.replace(budget, round_seconds=0.003)
     for of_row, make_calls in cases(options):
         pages.settle(of_row["threads"])
-        availability.HAS_EXTENSION = of_row["family"] == CELL
         with pages.gated(of_row, wrong):
             calls = make_calls()
             with torch.inference_mode(of_row["mode"] == FORWARD):
@@ -136,27 +80,21 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]], names: Mapping[str, str]) -> str:
-    """Returns a line for each shape and batch, and a line of the worst ratios.
-
-    Args:
-        rows: the rows of one family and number of threads.
-        names: the headings of both sides.
-    """
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a line for each shape and batch of one family, and a line of the worst ratios."""
     header = ["shape", "B"]
-    lines: dict[tuple[str, int, bool], list[str]] = {}
+    lines: dict[tuple[str, int], list[str]] = {}
     worst = ["worst", ""]
     for mode in MODES:
         untimed = [""] * (len(header) - 2)
-        header += [f"{mode}: {names[BASELINE]}", names[FUSED], "speed-up"]
+        header += [f"{mode}: {BASELINE}", "reference path", "speed-up"]
         ratios = []
         for row in rows:
             if row["mode"] == mode:
-                key = (str(tuple(row["shape"])), row["batch"], row.get("with_hx", True))
+                key = (str(tuple(row["shape"])), row["batch"])
                 times = [row["medians"][name] for name in (BASELINE, FUSED)]
                 ratios.append(row["speed_up"])
-                without = "" if key[2] else " without hx"
-                line = lines.setdefault(key, [key[0] + without, str(key[1]), *untimed])
+                line = lines.setdefault(key, [key[0], str(key[1]), *untimed])
                 line += [*map(duration, times), ratio(ratios[-1])]
         for line in lines.values():
             line += [""] * (len(header) - len(line))
@@ -168,18 +106,12 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     parts = [
         f"{document['cpu']}; torch {document['torch']}; float32. Times are medians of rounds; a "
-        "speed-up is the median of the ratios of neighbouring rounds. In training, `FusedRNNCell` "
-        "runs the operators of `nn.RNNCell`, so that its speed-ups show the noise."
+        "speed-up is the median of the ratios of neighbouring rounds."
     ]
     for family, threads in dict.fromkeys((r["family"], r["threads"]) for r in document["rows"]):
         rows = [r for r in document["rows"] if (r["family"], r["threads"]) == (family, threads)]
-        if family == CELL:
-            names = {BASELINE: "nn.RNNCell", FUSED: "FusedRNNCell"}
-            title = f"`FusedRNNCell`, shapes (D, H), {threads} thread(s)"
-        else:
-            names = {BASELINE: BASELINE, FUSED: "reference path"}
-            title = f"Reference path, {family} input, shapes (D, H, T), {threads} thread(s)"
-        parts += [f"**{title}**", table(rows, names)]
+        title = f"Reference path, {family} input, shapes (D, H, T), {threads} thread(s)"
+        parts += [f"**{title}**", table(rows)]
     return "\n\n".join(parts)
 
 

@@ -21,6 +21,8 @@
 // - end_recurrence: what is left to prepare once the rows of the time block are known;
 // - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels,
 //   whose first rows are zeros and may be left out;
+// - write_weight_gradient: the same product, of kOneProductRows rows at most, as the whole
+// gradient;
 // - write_input_gradient: grad_input (+)= dz W_ih over the time block's rows.
 #pragma once
 
@@ -122,7 +124,9 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     }
     groups[g] = group;
   }
-  return {args, runtime, plan, teams, block_rows, groups, parts, rows};
+  const bool one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
+                           !has_table(layer) && !args.accumulate_weights;
+  return {args, runtime, plan, teams, block_rows, groups, parts, rows, one_product};
 }
 
 // How many rows at the begin of a time block have no previous state, so that they add nothing to
@@ -154,9 +158,16 @@ inline void backward_products(const BackwardPass<Products>& pass,
     const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
     const int64_t from_zero = count_rows_from_zero(args, group, block);
-    products.add_weight_gradient(initial, share, H, from_zero, rows, products.previous, H,
-                                 grad.weight_hh);
-    if (group.tokens.token) {
+    if (pass.one_product) {
+      products.write_weight_gradient(share, H, from_zero, rows, products.previous, H,
+                                     args.grad_weight_hh);
+    } else {
+      products.add_weight_gradient(initial, share, H, from_zero, rows, products.previous, H,
+                                   grad.weight_hh);
+    }
+    if (pass.one_product) {
+      products.write_weight_gradient(share, H, 0, rows, products.input, D, args.grad_weight_ih);
+    } else if (group.tokens.token) {
       add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
                          grad.weight_ih);
     } else {
@@ -263,13 +274,14 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
     add_groups(&Gradients<Scalar>::weight_hh, sizes.weight_hh);
     if (sizes.bias) add_groups(&Gradients<Scalar>::bias, sizes.bias);
   }
+  deliver(sums.bias, args.grad_bias, H);
+  if (pass.one_product) return;
   if (has_table(args.layer)) {
     deliver(sums.weight_ih, args.grad_weight_ih, sizes.weight_ih);
   } else {
     Products::deliver_gradient(sums.weight_ih, args.grad_weight_ih, H, args.layer.D, pass.runtime);
   }
   Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, H, H, pass.runtime);
-  deliver(sums.bias, args.grad_bias, H);
 }
 
 template <class Products>

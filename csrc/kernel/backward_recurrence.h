@@ -33,6 +33,7 @@ struct BackwardPass {
   Group* groups;       // [groups]
   int64_t parts;       // of a group, which go through time one after the other
   GroupRows* rows;     // [groups * parts]
+  bool one_product;    // whether the gradient of each weight is one product, which needs no sums
 };
 
 // Calls f(part) for the parts of a group that have rows, one after the other. The gradients of all

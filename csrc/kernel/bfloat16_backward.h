@@ -73,6 +73,7 @@ struct PairRow {
 
 constexpr int64_t kMinPairRows = 512;    // of a time block: gradients are read and written once
 constexpr int64_t kPairChunkRows = 256;  // of a product over a time block's rows, per pass over C
+static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
 
 struct PairProducts {
   using Storage = BFloat16;
@@ -185,6 +186,25 @@ struct PairProducts {
             initial&& k == start ? tile.multiply<false>(a, capacity, K, height, panel, c)
                                  : tile.multiply<true>(a, capacity, K, height, panel, c);
           }
+        }
+      }
+    }
+  }
+
+  void write_weight_gradient(Share& share, int64_t H, int64_t zeros, int64_t count,
+                             const BFloat16* panels, int64_t width, BFloat16* grad) const {
+    PairTile tile;
+    alignas(64) float sums[PairTile::rows * w];
+    const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
+    const int64_t K = padded(count) - start;
+    for (int64_t i = 0; i < H; i += PairTile::rows) {
+      if (!take(share)) continue;
+      const int64_t height = min64(PairTile::rows, H - i);
+      const BFloat16* a = dz_transposed + i * capacity + start;
+      for (int64_t j = 0; j < width; j += w) {
+        tile.multiply<false>(a, capacity, K, height, panels + j * capacity + start * w, sums);
+        for (int64_t r = 0; r < height; ++r) {
+          convert(sums + r * w, grad + (i + r) * width + j, min64(w, width - j));
         }
       }
     }

@@ -12,10 +12,10 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kMinBlockRows = 256;  // of a time block
-constexpr int64_t kChunkRows = 256;     // of a product over a time block's rows, per pass over C
-constexpr int64_t kTaskRows = 96;       // of C in one unit of work
-constexpr int64_t kFewRows = 64;        // of a time block
+constexpr int64_t kMinBlockRows = kOneProductRows;  // of a time block
+constexpr int64_t kChunkRows = 256;  // of a product over a time block's rows, per pass over C
+constexpr int64_t kTaskRows = 96;    // of C in one unit of work
+constexpr int64_t kFewRows = 64;     // of a time block
 
 template <class StorageType>
 struct FloatProducts {
@@ -120,6 +120,33 @@ struct FloatProducts {
                                       !(initial && k == zeros)};
           product<Scalar, true>(&operand, 1, target, min64(task_rows, H - i), j,
                                 min64(j + task_columns, width), Nothing());
+        }
+      }
+    }
+  }
+
+  void write_weight_gradient(Share& share, int64_t H, int64_t zeros, int64_t rows,
+                             const Element* panels, int64_t width, Storage* grad) const {
+    if constexpr (std::is_same_v<Storage, Scalar>) {
+      add_weight_gradient(true, share, H, zeros, rows, panels, width, grad);
+    } else {
+      constexpr int64_t height = Shape<Scalar>::max_rows;
+      alignas(64) Scalar sums[height * w];
+      const Operand<Scalar> all{dz + zeros * dz_stride, 1,           dz_stride, panels + zeros * w,
+                                capacity * w,           rows - zeros};
+      for (int64_t i = 0; i < H; i += height) {
+        if (!take(share)) continue;
+        const int64_t tile_rows = min64(height, H - i);
+        for (int64_t j = 0; j < width; j += w) {
+          const int64_t columns = min64(w, width - j);
+          Operand<Scalar> operand = all;
+          operand.a += i;
+          operand.panels += j * capacity;
+          const Target<Scalar> target{sums, w, nullptr, 0, false};
+          product<Scalar, true>(&operand, 1, target, tile_rows, 0, columns, Nothing());
+          for (int64_t r = 0; r < tile_rows; ++r) {
+            convert(sums + r * w, grad + (i + r) * width + j, columns);
+          }
         }
       }
     }

@@ -201,6 +201,7 @@ struct ForwardPart {
   // Computes the states at time t of a tree. The states that they continue are copied, because the
   // left operand of a product is rows at one distance from each other.
   void advance_tree(int64_t t) const {
+    NAMERNN_EXPECT(part.members == 1);
     const Layer<Scalar>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
     const int64_t count = layout.count[t];
@@ -215,6 +216,7 @@ struct ForwardPart {
 
   // Copies the states of sequences that end at t to h_n. For layouts without `order`.
   void keep_last_states(int64_t t) const {
+    NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
     const auto [first, last] = part.columns;
     if (layer.layout.tree) {

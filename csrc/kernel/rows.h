@@ -121,6 +121,7 @@ inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b)
 // The number of the row, among those of the time before, that row b of time t > 0 of a tree
 // continues.
 inline int64_t parent_of(const SequenceLayout& layout, int64_t t, int64_t b) {
+  NAMERNN_EXPECT(layout.tree && t > 0);
   return layout.tree->parent[layout.start[t] + b];
 }
 
@@ -157,6 +158,7 @@ inline const Scalar* previous_state(const Layer<Scalar>& layer,
 template <class Scalar, class F>
 inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
                               int64_t t, Slice slice, F&& f) {
+  NAMERNN_EXPECT(!layer.layout.order && !layer.layout.origin && !layer.layout.tree);
   constexpr const Scalar* zeros = nullptr;
   const int64_t continued = continued_end(layer, t, slice);
   for_each_cut(layer, t, slice.begin, continued, [&](int64_t first, int64_t last, bool cut) {

@@ -7,6 +7,13 @@
 #include <immintrin.h>
 #endif
 
+#if defined(NAMERNN_FAST_SANITIZE)
+#include <cassert>
+#define NAMERNN_EXPECT(condition) assert(condition)  // a precondition, in builds for sanitizers
+#else
+#define NAMERNN_EXPECT(condition)
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>

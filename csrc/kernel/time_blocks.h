@@ -6,6 +6,9 @@
 namespace namernn_fast {
 namespace {
 
+// Rows of a call whose products are not summed up over time blocks: no time block holds fewer.
+constexpr int64_t kOneProductRows = 256;
+
 // The rows of one group's sequences, numbered in the order of time.
 struct GroupRows {
   Slice slice;
