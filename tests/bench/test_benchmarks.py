@@ -373,6 +373,8 @@ def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
     (repository / "planted.py").write_text(textwrap.dedent(plugin))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(repository), str(ROOT))))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p planted -k test_layer")
+    for variable in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        monkeypatch.delenv(variable)  # pytest-benchmark writes nothing in a worker of xdist
     monkeypatch.setattr(cpu_run, "SCRATCH", repository / "scratch")
     monkeypatch.setattr(cpu_run, "OTHERS", ("a.b",))
     monkeypatch.setattr("sys.argv", ["run", "--quick", "--threads", "1"])
