@@ -96,8 +96,8 @@ struct Chains {
   int64_t recurrence;
 };
 
-// Which weights the forward pass reads as the caller stores them, because packing them into panels
-// would take longer than it gains.
+// The weights that the forward pass reads where the caller stores them, because packing would take
+// longer than it gains.
 struct InPlace {
   bool weight_ih;
   bool weight_hh;

@@ -22,7 +22,7 @@ constexpr double kThread = 50;       // ns for every further thread
 constexpr double kMeeting = 150;     // ns of a barrier for every member
 constexpr double kStretch = 600;     // ns to begin a stretch of a wave
 constexpr double kWorth = 0.95;      // a wave must take less than this share of the time without it
-constexpr int64_t kStepsAlone = 16;  // so few steps never form a wave
+constexpr int64_t kStepsAlone = 16;  // up to this many steps, layers form no wave
 constexpr double kBackward = 3;      // time of the backward pass in forward passes
 
 double handing_over(int64_t workers) {

@@ -47,9 +47,9 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass);
 // Multiply-adds that take as long as packing one element of the weights into a panel.
 constexpr double kPackingCost = 8;
 
-// Which weights the forward pass reads in place: those that few rows are multiplied with. The last
-// bits of the results depend on it, so it must not depend on the number of threads or on caches.
-// `panel_rate`: as in KernelsFor.
+// Chooses the weights that the forward pass reads in place: those that few rows are multiplied
+// with. The last bits of results follow from the choice, so neither threads nor caches may affect
+// it. `panel_rate`: as in KernelsFor.
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate);
 
 // How many threads are worth having for so many multiply-adds that do not depend on each other.

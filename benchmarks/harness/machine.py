@@ -67,8 +67,7 @@ def multiply_add_rate(threads: int, seconds: float) -> float:
 
 
 def read_rate(threads: int, block_bytes: int, seconds: float) -> float:
-    """Returns the bytes per second at which so many threads read a block, each a part of it, over
-    and over."""
+    """Returns the bytes per second at which threads read a block repeatedly, each its own part."""
     parts = [block_bytes // threads] * threads
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(_probe().read_rate, parts, [seconds] * threads))

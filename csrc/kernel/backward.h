@@ -21,8 +21,7 @@
 // - end_recurrence: what is left to prepare once the rows of the time block are known;
 // - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels,
 //   whose first rows are zeros and may be left out;
-// - write_weight_gradient: the same product, of kOneProductRows rows at most, as the whole
-// gradient;
+// - write_weight_gradient: that product as the whole gradient, for at most kOneProductRows rows;
 // - write_input_gradient: grad_input (+)= dz W_ih over the time block's rows.
 #pragma once
 
@@ -161,17 +160,16 @@ inline void backward_products(const BackwardPass<Products>& pass,
     if (pass.one_product) {
       products.write_weight_gradient(share, H, from_zero, rows, products.previous, H,
                                      args.grad_weight_hh);
+      products.write_weight_gradient(share, H, 0, rows, products.input, D, args.grad_weight_ih);
     } else {
       products.add_weight_gradient(initial, share, H, from_zero, rows, products.previous, H,
                                    grad.weight_hh);
-    }
-    if (pass.one_product) {
-      products.write_weight_gradient(share, H, 0, rows, products.input, D, args.grad_weight_ih);
-    } else if (group.tokens.token) {
-      add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
-                         grad.weight_ih);
-    } else {
-      products.add_weight_gradient(initial, share, H, 0, rows, products.input, D, grad.weight_ih);
+      if (group.tokens.token) {
+        add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
+                           grad.weight_ih);
+      } else {
+        products.add_weight_gradient(initial, share, H, 0, rows, products.input, D, grad.weight_ih);
+      }
     }
     if (args.grad_bias) add_bias_gradient(products, initial, share, H, rows, grad.bias);
   }

@@ -41,8 +41,9 @@ class Scratch {
   size_t used_;
   std::vector<void*> extra_;
 };
-// What one call of a kernel may use: scratch memory of its own, and so many threads. Calls of one
-// thread may nest, and end in the reverse order.
+
+// What one call of a kernel may use: its own scratch memory, and a number of threads. The calls of
+// a thread may nest; the inner one ends first.
 class Call {
  public:
   explicit Call(const Machine& machine);
