@@ -54,7 +54,7 @@ inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&
 
 // acc[0] += all other vectors, by halves.
 template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
-inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+[[gnu::always_inline]] inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kDistance; ++r) acc[r] += acc[r + kDistance];
   if constexpr (kDistance > 1) add_by_halves<Scalar, kDistance / 2>(acc);
@@ -62,7 +62,7 @@ inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
 
 // Lane r of the result is the sum of the lanes of acc[r].
 template <class Scalar>
-inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+[[gnu::always_inline]] inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
   transpose<Scalar>(acc);
   add_by_halves<Scalar>(acc);
   return acc[0];

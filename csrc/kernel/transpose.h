@@ -1,4 +1,5 @@
-// The transpose of a square of vectors in registers.
+// The transpose of a square of vectors in registers, which a call would move to memory: so all of
+// it is inlined, everywhere.
 #pragma once
 
 #include <utility>
@@ -18,7 +19,8 @@ constexpr int merge_high(int l, int distance, int lanes) {
 }
 
 template <class Scalar, int kDistance, int... kLane>
-inline void merge(Vec<Scalar>& a, Vec<Scalar>& b, std::integer_sequence<int, kLane...>) {
+[[gnu::always_inline]] inline void merge(Vec<Scalar>& a, Vec<Scalar>& b,
+                                         std::integer_sequence<int, kLane...>) {
   constexpr int lanes = Simd<Scalar>::lanes;
   const Vec<Scalar> low = __builtin_shufflevector(a, b, merge_low(kLane, kDistance, lanes)...);
   b = __builtin_shufflevector(a, b, merge_high(kLane, kDistance, lanes)...);
@@ -26,7 +28,7 @@ inline void merge(Vec<Scalar>& a, Vec<Scalar>& b, std::integer_sequence<int, kLa
 }
 
 template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
-inline void transpose(Vec<Scalar> (&rows)[Simd<Scalar>::lanes]) {
+[[gnu::always_inline]] inline void transpose(Vec<Scalar> (&rows)[Simd<Scalar>::lanes]) {
   constexpr int lanes = Simd<Scalar>::lanes;
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) {

@@ -1,0 +1,69 @@
+// The forward pass of one short sequence through a small layer. It reads the weights where the
+// caller stores them and adds up the lanes of both products together: packing, or one product after
+// the other, would take a tenth longer.
+#pragma once
+
+#include "kernel/cell.h"
+#include "kernel/product_in_place.h"
+
+namespace namernn_fast {
+namespace {
+
+// Whether the layer is small and its sequence short. Rows of whole vectors only.
+template <class Scalar>
+inline bool is_short(const Layer<Scalar>& layer) {
+  constexpr int64_t lanes = Simd<Scalar>::lanes;
+  constexpr int64_t most_steps = 16;
+  constexpr int64_t most_features =
+      512;  // of input and state: larger weights stream better in rows
+  const int64_t T = layer.layout.T;
+  return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
+         !layer.batch_invariant && !layer.resets.at && !layer.panels && T <= most_steps &&
+         layer.D + layer.H <= most_features && T * layer.D <= 4 * (layer.D + layer.H) &&
+         layer.D % lanes == 0 && layer.H % lanes == 0;
+}
+
+// acc[r] += W[r, K] x[K], lane by lane, for a vector's worth of rows of W.
+template <class Scalar>
+inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
+                            Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
+  constexpr int lanes = Simd<Scalar>::lanes;
+  for (int64_t k = 0; k < K; k += lanes) {
+    const Vec<Scalar> xk = load(x + k);
+#pragma GCC unroll 16
+    for (int r = 0; r < lanes; ++r) acc[r] += load(w + r * K + k) * xk;
+  }
+}
+
+// `zeros`: [H], the initial state if there is no hx.
+template <class Scalar>
+inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros, const Part& part,
+                               const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  const int64_t T = layer.layout.T;
+  const auto [first, last] = part.columns;
+  const Scalar* h = layer.hx ? layer.hx : zeros;
+  for (int64_t s = 0; s < T; ++s) {
+    const int64_t t = time_of(layer, s);
+    Scalar* out = row_at(args.output, layer.layout, t, 0);
+    const Scalar* x = input_row(layer, t, 0);
+    const Scalar* looked_up = has_table(layer) ? table_row(layer, t, 0) : nullptr;
+    for (int64_t j = first; j < last; j += Simd<Scalar>::lanes) {
+      Vec<Scalar> acc[Simd<Scalar>::lanes] = {};
+      accumulate_rows(layer.weight_ih + j * layer.D, layer.D, x, acc);
+      accumulate_rows(layer.weight_hh + j * layer.H, layer.H, h, acc);
+      Vec<Scalar> z = sum_lanes<Scalar>(acc);
+      if (looked_up) z += load(looked_up + j);
+      if (layer.bias_ih) z += load(layer.bias_ih + j);
+      if (layer.bias_hh) z += load(layer.bias_hh + j);
+      store(out + j, z);
+    }
+    activate(layer.activation, out + first, last - first);
+    h = out;
+    if (part.team && s + 1 < T) barrier(*part.team, runtime);
+  }
+  std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
+}
+
+}  // namespace
+}  // namespace namernn_fast
