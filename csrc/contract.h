@@ -188,6 +188,9 @@ struct KernelsFor {
   void (*forward)(const Forward<Storage>&, const Runtime&);
   PanelFormat<Storage> backward_panels;  // null members: the pass makes its panels at every call
   void (*backward)(const Backward<Storage>&, const Runtime&);
+  // Writes the rows of the layer's table with its biases, [V, H] in the type that kernels compute
+  // in. Null: no caller keeps a table.
+  void (*add_biases)(const Layer<Storage>&, void* table, const Runtime&);
   int64_t panel_rate;  // of products with panels, in products of float
 };
 

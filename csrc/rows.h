@@ -1,8 +1,11 @@
-// Which rows exist, where their inputs lie and which row holds their previous state. Other files
-// ask a SequenceLayout only whether it has `count`, `order` or `origin`.
+// Which rows exist, where their inputs lie and which row holds their previous state. Kernels ask a
+// SequenceLayout itself only whether it has `count`, `order` or `origin`. Internal linkage, as in
+// arithmetic.h.
 #pragma once
 
-#include "kernel/simd.h"
+#include "arithmetic.h"
+#include "contract.h"
+#include "expect.h"
 
 namespace namernn_fast {
 namespace {

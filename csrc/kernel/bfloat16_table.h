@@ -8,9 +8,10 @@
 namespace namernn_fast {
 namespace {
 
-// Both passes pack their panels at every call: no wave runs in bfloat16.
+// Both passes make panels and table at every call: no wave or tree runs in bfloat16.
 constexpr KernelsFor<BFloat16> kernels_on_pairs() {
-  return {{nullptr, nullptr}, &forward_pairs, {nullptr, nullptr}, &backward<PairProducts>, 8};
+  return {{nullptr, nullptr},      &forward_pairs, {nullptr, nullptr},
+          &backward<PairProducts>, nullptr,        8};
 }
 
 }  // namespace

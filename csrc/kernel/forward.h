@@ -36,15 +36,13 @@ struct ForwardMemory {
   Scalar* continued;  // [B, H], of a tree: copies of the states that the rows of a time continue
 };
 
-// The rows of a layer's table with the biases, in the type that kernels compute in.
-template <class Storage, class Scalar = Compute<Storage>>
-inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
+// Writes the rows of a layer's table with the biases, in the type that kernels compute in.
+template <class Storage>
+inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  Scalar* table = static_cast<Scalar*>(result);
   const int64_t V = layer.table.V;
   const int64_t H = layer.H;
-  if constexpr (std::is_same_v<Storage, Scalar>) {
-    if (!layer.bias_ih && !layer.bias_hh) return layer.table.rows;
-  }
-  Scalar* table = scratch<Scalar>(runtime, V * H);
   const int64_t workers = choose_workers(kAddingCost * double(V) * double(H), runtime.machine);
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
     for (int64_t v = V * begin / workers; v < V * end / workers; ++v) {
@@ -56,6 +54,16 @@ inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& ru
       });
     }
   });
+}
+
+// The rows of a layer's table with the biases.
+template <class Storage, class Scalar = Compute<Storage>>
+inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
+  if constexpr (std::is_same_v<Storage, Scalar>) {
+    if (!layer.bias_ih && !layer.bias_hh) return layer.table.rows;
+  }
+  Scalar* table = scratch<Scalar>(runtime, layer.table.V * layer.H);
+  add_biases(layer, table, runtime);
   return table;
 }
 

@@ -53,18 +53,15 @@ inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares
   return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
 }
 
-// sums += apart, and leaves in `apart` what rounding lost: exact, by Knuth's TwoSum, for finite
-// values.
+// sums += apart, and leaves in `apart` what rounding lost.
 template <class Scalar>
 inline void add_apart(Scalar* sums, Scalar* apart, const Columns& elements) {
   for_each_vector<Scalar>(elements.last - elements.first, [&](int64_t i, int64_t n) {
-    const Vec<Scalar> a = load_upto(sums + elements.first + i, n);
-    const Vec<Scalar> b = load_upto(apart + elements.first + i, n);
-    const Vec<Scalar> sum = a + b;
-    const Vec<Scalar> added = sum - a;
-    const Vec<Scalar> lost = (a - (sum - added)) + (b - added);
+    Vec<Scalar> sum = load_upto(sums + elements.first + i, n);
+    Vec<Scalar> rest = load_upto(apart + elements.first + i, n);
+    add_keeping_error(sum, rest);
     store_upto(sums + elements.first + i, sum, n);
-    store_upto(apart + elements.first + i, lost == lost ? lost : Vec<Scalar>{}, n);
+    store_upto(apart + elements.first + i, rest, n);
   });
 }
 

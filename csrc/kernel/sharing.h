@@ -4,9 +4,9 @@
 #include <type_traits>
 
 #include "kernel/panels.h"
-#include "kernel/rows.h"
 #include "kernel/team.h"
 #include "plan.h"
+#include "rows.h"
 
 namespace namernn_fast {
 namespace {

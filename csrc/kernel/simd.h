@@ -7,25 +7,17 @@
 #include <immintrin.h>
 #endif
 
-#if defined(NAMERNN_FAST_SANITIZE)
-#include <cassert>
-#define NAMERNN_EXPECT(condition) assert(condition)  // a precondition, in builds for sanitizers
-#else
-#define NAMERNN_EXPECT(condition)
-#endif
-
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
+#include "arithmetic.h"
 #include "contract.h"
+#include "expect.h"
 
 namespace namernn_fast {
 namespace {
-
-inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class Scalar>
 struct Bits;

@@ -14,6 +14,7 @@ constexpr KernelsFor<Storage> kernels_for(void (*forward)(const Forward<Storage>
           forward,
           {&backward_bytes<Storage>, &pack_backward<Storage>},
           &backward<FloatProducts<Storage>>,
+          &add_biases<Storage>,
           1};
 }
 

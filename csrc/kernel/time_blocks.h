@@ -1,7 +1,7 @@
 // The stretches of time that the backward pass works through, and the rows of a group in them.
 #pragma once
 
-#include "kernel/rows.h"
+#include "rows.h"
 
 namespace namernn_fast {
 namespace {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "library/runtime.h"
+#include "rows.h"
 
 namespace namernn_fast {
 namespace {
@@ -123,7 +124,7 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   sort_sequences(lengths.data(), batch);
   batch.origin.resize(size_t(batch.layout.B));
   for (int64_t i = 0; i < batch.layout.B; ++i) {
-    batch.origin[size_t(i)] = values[batch.order.empty() ? i : batch.order[size_t(i)]];
+    batch.origin[size_t(i)] = values[place_of(batch.layout, i)];
   }
 }
 
@@ -146,7 +147,7 @@ void read_resets(const Tensor& reset, Batch& batch) {
   bool any = false;
   for (int64_t t = 0; t < layout.T; ++t) {
     for (int64_t b = 0; b < layout.B; ++b) {
-      const bool cut = at[t * time_stride + (layout.order ? layout.order[b] : b) * stride];
+      const bool cut = at[t * time_stride + place_of(layout, b) * stride];
       batch.resets_in_order[size_t(t * layout.B + b)] = cut;
       any = any || cut;
     }
@@ -192,15 +193,11 @@ void check_ids(const Batch& batch, const Tensor& ids, int64_t V) {
       rows_of<const int64_t>(batch, ids, const_data<int64_t>(ids), 0);
   const SequenceLayout& layout = batch.layout;
   for (int64_t t = 0; t < layout.T; ++t) {
-    const int64_t alive = layout.count ? layout.count[t] : layout.B;
-    for (int64_t b = 0; b < alive; ++b) {
-      const int64_t id = layout.start
-                             ? rows.data[(layout.start[t] + b) * rows.row_stride]
-                             : rows.data[t * rows.time_stride +
-                                         (layout.origin ? layout.origin[b] : b) * rows.row_stride];
+    for (int64_t b = 0; b < count_at(layout, t); ++b) {
+      const int64_t id = *row_at(rows, layout, t, b);
       if (uint64_t(id) < uint64_t(V)) continue;
       fail("input must hold ids from 0 to ", V - 1, ", got ", id, " at step ", t, " of sequence ",
-           layout.order ? layout.order[b] : b);
+           place_of(layout, b));
     }
   }
 }
@@ -231,10 +228,8 @@ void clear_padding(const Batch& batch, const Tensor& tensor) {
   const int64_t grain = std::max<int64_t>(1, worth_a_thread / (batch.B * int64_t(bytes) + 1));
   const auto clear = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t alive = t >= layout.T ? 0 : layout.count ? layout.count[t] : layout.B;
-      for (int64_t b = alive; b < batch.B; ++b) {
-        const int64_t place = batch.order.empty() ? b : batch.order[size_t(b)];
-        const int64_t row = t * rows.time_stride + place * rows.row_stride;
+      for (int64_t b = count_at(layout, t); b < batch.B; ++b) {
+        const int64_t row = t * rows.time_stride + place_of(layout, b) * rows.row_stride;
         std::memset(rows.data + row * int64_t(element), 0, bytes);
       }
     }

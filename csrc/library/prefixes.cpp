@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "rows.h"
+
 namespace namernn_fast {
 namespace {
 
@@ -29,8 +31,7 @@ PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64
   cut(batch.layout.T, least);
   double plain = 0;  // the time of each of `least` workers, which share out the sequences
   for (int64_t t = 0; t < batch.layout.T; ++t) {
-    const int64_t alive = batch.layout.count ? batch.layout.count[t] : batch.layout.B;
-    plain += cost_of(double(alive) / double(least));
+    plain += cost_of(double(count_at(batch.layout, t)) / double(least));
   }
   const double workers = double(std::min(least, count()));
   worthwhile_ = kGathering * cost_ / workers < kWorth * plain;
@@ -46,13 +47,9 @@ void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   int64_t* copy = ids_.data();
   int64_t length = layout.T;  // sequences are sorted, longest first
   for (int64_t b = 0; b < layout.B; ++b) {
-    while (layout.count && layout.count[length - 1] <= b) --length;
-    sequences_[size_t(b)] = {copy, length, layout.order ? layout.order[b] : b, 0};
-    const int64_t origin = (layout.origin ? layout.origin[b] : b) * rows.row_stride;
-    for (int64_t t = 0; t < length; ++t) {
-      *copy++ = layout.start ? rows.data[(layout.start[t] + b) * rows.row_stride]
-                             : rows.data[t * rows.time_stride + origin];
-    }
+    while (count_at(layout, length - 1) <= b) --length;
+    sequences_[size_t(b)] = {copy, length, place_of(layout, b), 0};
+    for (int64_t t = 0; t < length; ++t) *copy++ = *row_at(rows, layout, t, b);
   }
 }
 

@@ -152,14 +152,9 @@ template <class Scalar>
 void use_biased_table(Layer<Scalar>& layer, int32_t dtype, std::optional<Tensor>& biased) {
   if (!layer.table.rows || !layer.bias_ih) return;
   if (!biased) {
-    const int64_t H = layer.H;
-    biased = empty({layer.table.V, H}, dtype);
-    Scalar* table = mutable_data<Scalar>(*biased);
-    for (int64_t v = 0; v < layer.table.V; ++v) {
-      for (int64_t j = 0; j < H; ++j) {
-        table[v * H + j] = layer.table.rows[v * H + j] + layer.bias_ih[j] + layer.bias_hh[j];
-      }
-    }
+    const KernelsFor<Scalar>& own = kernels();
+    biased = empty({layer.table.V, layer.H}, dtype);
+    own.add_biases(layer, mutable_data<Scalar>(*biased), Call(one_thread()).runtime());
   }
   layer.table.rows = const_data<Scalar>(*biased);
   layer.bias_ih = layer.bias_hh = nullptr;

@@ -10,6 +10,7 @@
 #include "library/tensors.h"
 #include "plan.h"
 #include "processor.h"
+#include "rows.h"
 
 namespace namernn_fast {
 
@@ -98,7 +99,7 @@ template <class F>
 void for_each_idle_state(const Stack& stack, F&& f) {
   const Batch& batch = stack.batch;
   for (int64_t i = batch.layout.B; i < batch.B; ++i) {
-    const int64_t b = batch.order.empty() ? i : batch.order[size_t(i)];
+    const int64_t b = place_of(batch.layout, i);
     for (int64_t state = 0; state < stack.layers * stack.directions; ++state) f(state, b);
   }
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <type_traits>
 
+#include "arithmetic.h"
 #include "library/schedule.h"
 
 namespace namernn_fast {
@@ -146,17 +147,11 @@ class WorkerGradients {
     }
   }
 
-  // sums += apart, and leaves in `apart` what rounding lost, by Knuth's TwoSum.
+  // sums += apart, and leaves in `apart` what rounding lost.
   void add_apart() {
     for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
       Scalar* apart = mutable_data<Scalar>(apart_[i]);
-      for (int64_t e = 0; e < n; ++e) {
-        const Scalar sum = sums[e] + apart[e];
-        const Scalar added = sum - sums[e];
-        const Scalar lost = (sums[e] - (sum - added)) + (apart[e] - added);
-        sums[e] = sum;
-        apart[e] = lost == lost ? lost : Scalar();
-      }
+      for (int64_t e = 0; e < n; ++e) add_keeping_error(sums[e], apart[e]);
     });
   }
 

@@ -1,0 +1,9 @@
+// Preconditions that builds for sanitizers assert.
+#pragma once
+
+#if defined(NAMERNN_FAST_SANITIZE)
+#include <cassert>
+#define NAMERNN_EXPECT(condition) assert(condition)
+#else
+#define NAMERNN_EXPECT(condition)
+#endif
