@@ -1,8 +1,8 @@
 """Compares two revisions of the library that are built on this machine.
 
-    python -m benchmarks.revisions bits BASE [REVISION] [options]
-    python -m benchmarks.revisions speed BASE [REVISION] [options]
-    python -m benchmarks.revisions build BASE [REVISION] [options]
+    python -m tools.revisions bits BASE [REVISION] [options]
+    python -m tools.revisions speed BASE [REVISION] [options]
+    python -m tools.revisions build BASE [REVISION] [options]
 
 REVISION is the working tree as it stands, if it is not given. `bits` compares the bits of results
 and gradients; `speed` times both revisions in turns; `build` builds them and does no more. A
@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.revisions import bits, builds, planting, speed
+from tools.revisions import bits, builds, planting, speed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         help="change a coefficient of tanh in REVISION by one last place, which must be noticed",
     )
     top = argparse.ArgumentParser(
-        prog="python -m benchmarks.revisions",
+        prog="python -m tools.revisions",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

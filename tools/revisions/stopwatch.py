@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
-from benchmarks.revisions.cells import CELLS, FORWARD, LONGEST, MEAN_LENGTH, SPREAD, Cell
 from namernn_fast import FusedRNN
+from tools.revisions.cells import CELLS, FORWARD, LONGEST, MEAN_LENGTH, SPREAD, Cell
 
 WARM_UP_SECONDS = 0.02
 COSTLY = 2e10

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
-from benchmarks.revisions.cases import SECOND_ORDER, Case, all_cases
 from namernn_fast import FusedRNN, FusedRNNCell, ops, rnn
+from tools.revisions.cases import SECOND_ORDER, Case, all_cases
 
 HUGE = 3e38
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.revisions import planting
+from tools.revisions import planting
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from benchmarks.revisions import bits, builds, planting, speed
-from benchmarks.revisions.cases import DTYPES, LAYOUTS, all_cases
-from benchmarks.revisions.cells import CELLS
-from benchmarks.revisions.intervals import interval, student_t
+from tools.revisions import bits, builds, planting, speed
+from tools.revisions.cases import DTYPES, LAYOUTS, all_cases
+from tools.revisions.cells import CELLS
+from tools.revisions.intervals import interval, student_t
 
 CHECKOUT = pytest.mark.skipif(
     not (builds.ROOT / ".git").exists(), reason="needs a checkout of the repository"
@@ -202,7 +202,7 @@ def test_an_unknown_revision_is_an_error():
 @pytest.mark.slow
 def test_a_planted_change_of_one_last_place_is_noticed():
     """Builds HEAD with and without the plant, or finds both in build/revisions."""
-    command = [sys.executable, "-m", "benchmarks.revisions", "bits", "HEAD", "HEAD", "--plant"]
+    command = [sys.executable, "-m", "tools.revisions", "bits", "HEAD", "HEAD", "--plant"]
     command += ["--levels", "default"]
     ran = subprocess.run(command, cwd=builds.ROOT, capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr

@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.revisions.builds import Build, command, environment_of
-from benchmarks.revisions.cells import CELLS
-from benchmarks.revisions.intervals import TOLERANCE, Interval, interval
+from tools.revisions.builds import Build, command, environment_of
+from tools.revisions.cells import CELLS
+from tools.revisions.intervals import TOLERANCE, Interval, interval
 
 TURN_SECONDS = 0.05
 """The time for which a build is called in one turn."""

@@ -1,6 +1,6 @@
 """What `nn.RNN` and `FusedRNN` can do on a CPU: every row of the table is tried.
 
-    python -m benchmarks.report.capabilities [--record]
+    python -m tools.capabilities [--record]
 
 Whether a row says yes or no is what its try finds. The reason for a no is written beside the try,
 in words, because the text of an exception rarely says it.

@@ -6,8 +6,8 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from benchmarks.revisions.builds import Build, command, environment_of
-from benchmarks.revisions.cases import DTYPES
+from tools.revisions.builds import Build, command, environment_of
+from tools.revisions.cases import DTYPES
 
 Digests = dict[str, dict[str, str]]
 """For each case and number of threads, a digest for each result."""
