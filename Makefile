@@ -180,8 +180,8 @@ gpu-model: setup
 # Does the working tree compute the same bits as a revision, and as fast? make compare BASE=<revision>
 BASE ?= HEAD~1
 compare: setup
-	$(BIN)/python -m tools.revisions bits $(BASE)
-	$(BIN)/python -m tools.revisions speed $(BASE)
+	$(BIN)/python -m tools.revisions.bits $(BASE)
+	$(BIN)/python -m tools.revisions.speed $(BASE)
 
 check: setup
 	$(BIN)/ruff check

@@ -1,7 +1,10 @@
-"""Compares two revisions of the library on one machine, bit for bit and in speed.
+"""Compares two revisions of the library on one machine.
 
-`python -m tools.revisions bits BASE` says whether both revisions compute the same bits, and
-`python -m tools.revisions speed BASE` says whether the newer revision is as fast. This package
-imports nothing from the rest of `benchmarks`, because its programs drive revisions that have
-another `benchmarks` folder or none.
+    python -m tools.revisions.bits BASE [REVISION]
+    python -m tools.revisions.speed BASE [REVISION]
+
+`bits` says whether both compute the same bits, `speed` whether REVISION is as fast. Both are what
+git names so; without REVISION it is the working tree as it stands. The exit code is 0 if all is
+well. Each builds the revisions in build/revisions, or finds them there. `digest` and `stopwatch`
+are what they run for each revision; these two use only the public interface of the library.
 """

@@ -1,200 +1,115 @@
-"""Builds a revision of the library in a folder of its own, which is kept for the next comparison.
+"""Builds revisions of the library, each in a folder that is kept for the next comparison."""
 
-A revision is anything that names a commit or a tree for git. The working tree as it stands is
-written to git's object store first, through an index of its own, so that it is built in the same
-way as a commit and is found again as long as no file changes.
-"""
-
+import argparse
 import hashlib
 import importlib.metadata
-import json
+import io
 import os
-import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
-
-from tools.revisions import planting
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"
 WORKING_TREE = "the working tree"
-# What the extension is compiled from.
-NATIVE = ("csrc", "setup.py", "pyproject.toml")
+# What the library is built from. Without the rest of a tree, its folder hides no other package.
+SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
-@dataclass(frozen=True)
-class Build:
+class Build(NamedTuple):
     """A built revision."""
 
     name: str
-    """The revision as the user named it."""
-    tree: str
-    """The hash of the revision's tree in git."""
     library: Path
-    """The folder that holds `namernn_fast` and nothing else."""
-    seconds: float
-    """The time that building took on the clock."""
-    processor_seconds: float
-    """The time that the compiler and its helpers took on all processors together."""
-
-    @property
-    def extension(self) -> Path:
-        """The compiled extension."""
-        return next((self.library / "namernn_fast").glob("_C*.so"))
+    """The folder that holds `namernn_fast`."""
 
     def __str__(self) -> str:
-        return f"{self.name} (tree {self.tree[:10]})"
+        return self.name
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Starts Python so that it finds this build first, and then the packages beside `tools`."""
+        path = f"{self.library}{os.pathsep}{ROOT}"
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.library,
+            env=os.environ | {"PYTHONPATH": path} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
 
-class BuildError(RuntimeError):
-    """A revision could not be built."""
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the arguments that `bits` and `speed` share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("base", metavar="BASE", help="the older revision")
+    parser.add_argument("revision", metavar="REVISION", nargs="?", default=WORKING_TREE)
+    return parser
 
 
-def git(*arguments: str, **options) -> str:
-    """Runs git at the root of the repository.
-
-    Args:
-        *arguments: the arguments of the git command.
-        **options: further arguments of `subprocess.run`.
-
-    Returns:
-        What git printed, without the last line break.
-
-    Raises:
-        BuildError: git failed, for instance because a revision is unknown.
-    """
-    ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, **options)
+def git(*arguments: str, **options) -> bytes:
+    """Runs git at the root of the repository and returns what it prints."""
+    ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, **options)
     if ran.returncode:
-        raise BuildError(f"git {' '.join(arguments)}: {ran.stderr.strip()}")
-    return ran.stdout.strip()
+        raise SystemExit(f"git {' '.join(arguments)}: {ran.stderr.decode()}")
+    return ran.stdout
 
 
 def tree_of(revision: str) -> str:
-    """Returns the hash of a revision's tree; `WORKING_TREE` names the files as they stand."""
+    """Returns the hash of a revision's tree.
+
+    That of the working tree goes through an index of its own, so that it has the untracked files
+    and the user's index stays as it is.
+    """
     if revision != WORKING_TREE:
-        return git("rev-parse", "--verify", f"{revision}^{{tree}}")
+        return git("rev-parse", "--verify", f"{revision}^{{tree}}").decode().strip()
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "GIT_INDEX_FILE": f"{folder}/index"}
+        environment = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
         git("read-tree", "HEAD", env=environment)
         git("add", "--all", env=environment)
-        return git("write-tree", env=environment)
+        return git("write-tree", env=environment).decode().strip()
 
 
-def content(tree: str, *paths: str) -> str:
-    """Returns a text that changes with the files of a tree from which the library is built."""
-    return git("ls-tree", "-r", tree, "--", *(paths or (*NATIVE, "namernn_fast")))
-
-
-def toolchain() -> str:
-    """Returns a hash of what a build depends on besides the revision."""
-    compiler = subprocess.run(
-        [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True
-    ).stdout
-    variables = [os.environ.get(name, "") for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS")]
-    versions = [platform.python_version(), importlib.metadata.version("torch"), compiler]
-    return hashlib.sha256("\n".join([*versions, *variables]).encode()).hexdigest()
-
-
-def build(revision: str, cache: Path, plant: bool = False) -> Build:
-    """Builds a revision, or finds it built.
-
-    Args:
-        revision: the revision in git's words, or `WORKING_TREE`.
-        cache: the folder that keeps the builds.
-        plant: whether one coefficient of tanh is changed in its last place before building.
-
-    Returns:
-        The built revision.
-
-    Raises:
-        BuildError: the revision is unknown, or it did not compile.
-    """
+def build(revision: str) -> Build:
+    """Builds a revision, or finds it built."""
     tree = tree_of(revision)
-    native = content(tree, *NATIVE) + toolchain() + "planted" * plant
-    native, python = (hashlib.sha256(t.encode()).hexdigest()[:12] for t in (native, content(tree)))
-    folder = cache.resolve() / f"{native}-{python}"
-    record = folder / "build.json"
-    if not record.exists():
-        print(f"Building {revision} in {folder} …", flush=True)
-        begun = folder.with_name(f"{folder.name}.{os.getpid()}")
-        export(tree, begun / "tree")
-        if plant:
-            print(planting.plant(begun / "tree" / "csrc"))
-        compiled = next(cache.resolve().glob(f"{native}-*/build.json"), None)
-        if compiled is None:
-            times = compile_in_place(begun / "tree", begun / "build.log")
-        else:  # another revision has the same C++
-            times = json.loads(compiled.read_text())
-            for extension in compiled.parent.glob("library/namernn_fast/_C*.so"):
-                shutil.copy2(extension, begun / "tree" / "namernn_fast")
-        (begun / "library").mkdir()
-        (begun / "library" / "namernn_fast").symlink_to("../tree/namernn_fast")
-        (begun / "build.json").write_text(json.dumps(times))
-        shutil.rmtree(folder, ignore_errors=True)
-        begun.rename(folder)
-    name = f"{revision} with a planted change" if plant else revision
-    return Build(name, tree, folder / "library", **json.loads(record.read_text()))
+    compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True)
+    toolchain = [compiler.stdout, sys.version, importlib.metadata.version("torch")]
+    toolchain += [os.environ.get(name) for name in ("CC", "CFLAGS", "CXXFLAGS")]
+    sources = git("ls-tree", "-r", tree, "--", *SOURCES)
+    key = hashlib.sha256(sources + repr(toolchain).encode()).hexdigest()[:16]
+    library = CACHE / key
+    if not library.exists():
+        print(f"Building {revision} in {library} …", flush=True)
+        compile_tree(tree, library)
+    built = Build(f"{revision} (tree {tree[:10]})", library)
+    # Whatever else is installed, a comparison must not take another library for this one.
+    check = built.start("-c", "import namernn_fast; print(namernn_fast.__file__)")
+    if (found := check.communicate()[0].strip()) != f"{library}/namernn_fast/__init__.py":
+        raise SystemExit(f"{built}: Python finds {found or 'nothing'}")
+    return built
 
 
-def export(tree: str, folder: Path) -> None:
-    """Writes the files of a tree of git into a new folder."""
-    folder.mkdir(parents=True)
-    archive = subprocess.Popen(["git", "archive", tree], cwd=ROOT, stdout=subprocess.PIPE)
-    subprocess.run(["tar", "-x", "-C", folder], stdin=archive.stdout, check=True)
-    if archive.wait():
-        raise BuildError(f"git could not archive {tree}")
-
-
-def compile_in_place(tree: Path, log: Path) -> dict[str, float]:
-    """Compiles the extension of an exported tree, with the torch of this Python.
-
-    Args:
-        tree: the folder of the exported tree.
-        log: the file that receives what the compiler prints.
-
-    Returns:
-        The times that `Build` has.
-
-    Raises:
-        BuildError: compiling failed, or gave no extension, whatever the exit status said.
-    """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("NAMERNN_FAST_")}
-    start = time.perf_counter()
-    with log.open("w") as output:
-        child = subprocess.Popen(
-            [sys.executable, "setup.py", "build_ext", "--inplace"],
-            cwd=tree,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    if child.returncode or not list((tree / "namernn_fast").glob("_C*.so")):
-        raise BuildError(f"no extension was built; {log} ends:\n{log.read_text()[-2000:]}")
-    shutil.rmtree(tree / "build", ignore_errors=True)
-    return {"seconds": seconds, "processor_seconds": usage.ru_utime + usage.ru_stime}
-
-
-def command(build: Build, module: str, *arguments: str) -> list[str]:
-    """Returns the command that runs a module of this package for one build."""
-    return [
-        sys.executable,
-        "-m",
-        f"{__package__}.{module}",
-        "--library",
-        str(build.library),
-        *arguments,
-    ]
-
-
-def environment_of(build: Build, **variables: str) -> dict[str, str]:
-    """Returns the environment in which Python finds the build first, and then this package."""
-    inherited = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
-    return {**inherited, "PYTHONPATH": f"{build.library}{os.pathsep}{ROOT}", **variables}
+def compile_tree(tree: str, library: Path) -> None:
+    """Writes the library's part of a tree of git into a new folder, and compiles it there."""
+    begun = library.with_suffix(".begun")
+    shutil.rmtree(begun, ignore_errors=True)
+    with tarfile.open(fileobj=io.BytesIO(git("archive", tree, "--", *SOURCES))) as archive:
+        archive.extractall(begun, filter="data")
+    ran = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=begun,
+        env={k: v for k, v in os.environ.items() if not k.startswith("NAMERNN_FAST_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    # Without a compiler, setup.py succeeds and builds no extension.
+    if ran.returncode or not [*(begun / "namernn_fast").glob("_C*.so")]:
+        raise SystemExit(f"No extension was built:\n{ran.stdout[-2000:]}")
+    shutil.rmtree(begun / "build", ignore_errors=True)
+    begun.rename(library)

@@ -1,27 +1,26 @@
-"""The program that `bits` runs for each revision: prints digests of the results of every case.
+"""The program that `bits` runs for each revision.
 
-Only the public interface of the library is used, and `ops.cpu_kernel`, which tells the instruction
-set. The first line printed names the kernels for float32 and bfloat16. The second line is JSON:
-for each case and number of threads, a digest for each result.
+    python -m tools.revisions.digest KERNEL KERNEL DTYPE...
+
+It prints JSON: a digest of each result of each call in these dtypes, on one thread and on two. It
+makes no call unless these are the kernels for float32 and bfloat16.
 """
 
-import argparse
 import contextlib
 import ctypes
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+import sys
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-import namernn_fast
 from namernn_fast import FusedRNN, FusedRNNCell, ops, rnn
 from tools.revisions.cases import SECOND_ORDER, Case, all_cases
 
-HUGE = 3e38
+NON_FINITE = (torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42)
+OPTIONS = ("nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
 
 
 def digest(tensor: Tensor) -> str:
@@ -51,74 +50,33 @@ class Draws:
         wide = torch.randn(*outer, (1 + self.case.strided) * features, generator=self.generator)
         return wide.to(self.dtype)[..., :: 1 + self.case.strided]
 
-    def weight(self, shape: torch.Size, hidden_size: int) -> Tensor:
-        """Values of a parameter: those of a new layer, or far larger where tanh is to saturate."""
-        bound = hidden_size**-0.5 * (30 if self.case.values == "saturated" else 1)
+    def weight(self, shape: torch.Size) -> Tensor:
+        """Values of a parameter: those of a new layer, or far larger if tanh is to saturate."""
+        scale = 30 if self.case.values == "saturated" else 1
+        bound = scale * self.case.sizes.hidden_size**-0.5
         return ((torch.rand(shape, generator=self.generator) * 2 - 1) * bound).to(self.dtype)
 
     def lengths(self, least: int) -> Tensor:
-        """Lengths of the batch's sequences, of which one has all steps."""
-        steps, batch = self.case.sizes[2:]
+        """Lengths of the batch's sequences, one of which has all steps."""
+        _, _, steps, batch = self.case.sizes
         lengths = torch.randint(least, steps + 1, (batch,), generator=self.generator)
         lengths[batch // 2] = steps
         return lengths
 
-    def input(self, steps: int, batch: int, features: int) -> Tensor:
+    def input(self, steps: int, batch: int) -> Tensor:
         """An input (steps, batch, features), with the values that the case wants."""
+        features = self.case.sizes.input_size
         input = self.normal(steps, batch, features)
         if self.case.values == "non-finite":
-            for value in (torch.inf, -torch.inf, torch.nan, HUGE, -HUGE, 1e-42):
+            for value in NON_FINITE:
                 row = int(torch.randint(steps * batch, (1,), generator=self.generator))
                 input[row // batch, row % batch, row % features] = value
         return input
 
     def resets(self) -> Tensor:
-        """Resets (steps, batch), of which a fifth is set."""
-        steps, batch = self.case.sizes[2:]
+        """Resets (steps, batch), a fifth of which is set."""
+        _, _, steps, batch = self.case.sizes
         return torch.rand(steps, batch, generator=self.generator) < 0.2
-
-
-@dataclass
-class Call:
-    """Everything that a call needs."""
-
-    leaf: Tensor
-    """The tensor that gets the gradient of the input."""
-    input: Tensor | PackedSequence
-    options: dict[str, Tensor]
-    """The keyword arguments of the call."""
-
-
-def prepare_input(case: Case, draws: Draws) -> Call:
-    """Draws the input of a case, in the case's layout."""
-    input_size, _, steps, batch = case.sizes
-    wants_input = case.wanted in ("all", "input", SECOND_ORDER)
-    if case.layout == "jagged":
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), draws.lengths(0).cumsum(0)])
-        rows = draws.input(int(offsets[-1]), 1, input_size)[:, 0].requires_grad_(wants_input)
-        return Call(rows, torch.nested.nested_tensor_from_jagged(rows, offsets), {})
-    leaf = draws.input(steps, batch, input_size)
-    if case.layout == "unbatched":
-        leaf = leaf[:, 0]
-    elif case.batch_first:
-        leaf = leaf.transpose(0, 1) if case.strided else leaf.transpose(0, 1).contiguous()
-    leaf = leaf.detach().requires_grad_(wants_input)
-    call = Call(leaf, leaf, {})
-    if case.reset:
-        reset = draws.resets()
-        if case.layout == "unbatched":
-            reset = reset[:, 0]
-        elif case.batch_first:
-            reset = reset.transpose(0, 1)
-        call.options["reset"] = reset
-    if case.layout == "lengths":
-        call.options["lengths"] = draws.lengths(0)
-    elif case.layout.startswith("packed"):
-        lengths, is_sorted = draws.lengths(1), case.layout == "packed"
-        if is_sorted:
-            lengths = lengths.sort(descending=True).values
-        call.input = pack_padded_sequence(leaf, lengths, case.batch_first, is_sorted)
-    return call
 
 
 def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
@@ -127,87 +85,75 @@ def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
     if case.call == "cell":
         layer = FusedRNNCell(*sizes, case.bias, case.nonlinearity, dtype=draws.dtype)
     else:
-        layer = FusedRNN(
-            *sizes,
-            case.num_layers,
-            case.nonlinearity,
-            case.bias,
-            case.batch_first,
-            case.dropout,
-            case.bidirectional,
-            batch_invariant=case.batch_invariant,
-            dtype=draws.dtype,
-        )
+        options = {name: getattr(case, name) for name in OPTIONS}
+        layer = FusedRNN(*sizes, case.num_layers, dtype=draws.dtype, **options)
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.copy_(draws.weight(parameter.shape, case.sizes.hidden_size))
-    return layer.requires_grad_(case.wanted in ("all", "weights", SECOND_ORDER))
+            parameter.copy_(draws.weight(parameter.shape))
+    return layer.requires_grad_(case.wants("weights"))
 
 
-def forward(case: Case, layer: torch.nn.Module, call: Call, hx: Tensor | None) -> dict[str, Tensor]:
-    """Calls the library in the way that the case names."""
-    if case.dropout:
-        torch.manual_seed(0)
-    autocast = contextlib.nullcontext()
-    if case.autocast:
-        autocast = torch.autocast("cpu", getattr(torch, case.autocast))
-    with autocast:
-        if case.call == "function":
-            output, h_n = rnn(
-                call.input,
-                hx,
-                list(layer.parameters()),
-                nonlinearity=case.nonlinearity,
-                bias=case.bias,
-                batch_first=case.batch_first,
-                dropout=case.dropout,
-                bidirectional=case.bidirectional,
-                training=True,
-                batch_invariant=case.batch_invariant,
-                **call.options,
-            )
-        else:
-            output, h_n = layer(call.input, hx, **call.options)
-    if isinstance(output, PackedSequence):
-        output = output.data
-    return {"output": output.values() if output.is_nested else output, "h_n": h_n}
+def prepare_input(case: Case, draws: Draws) -> tuple[Tensor, Tensor | PackedSequence, dict]:
+    """Draws a leaf, the input that is made of it, and the call's keyword arguments."""
+    _, _, steps, batch = case.sizes
+    if case.layout == "jagged":
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), draws.lengths(0).cumsum(0)])
+        rows = draws.input(int(offsets[-1]), 1)[:, 0].requires_grad_(case.wants("input"))
+        return rows, torch.nested.nested_tensor_from_jagged(rows, offsets), {}
 
+    def arranged(tensor: Tensor) -> Tensor:
+        if case.layout == "unbatched":
+            return tensor[:, 0]
+        return tensor.transpose(0, 1) if case.batch_first else tensor
 
-def run(case: Case) -> dict[str, str]:
-    """Runs a case.
-
-    Returns:
-        A digest for each result: the outputs and every gradient that is wanted. A call that raises
-        has its exception for its only result.
-    """
-    try:
-        return {name: digest(tensor) for name, tensor in results(case).items()}
-    except Exception as error:  # every case is reported, whatever another case does
-        return {"raised": f"{type(error).__name__}: {error}"}
+    leaf = arranged(draws.input(steps, batch))
+    if case.call == "cell":
+        leaf = leaf[0]
+    if case.batch_first and not case.strided:
+        leaf = leaf.contiguous()
+    leaf = leaf.detach().requires_grad_(case.wants("input"))
+    options = {"reset": arranged(draws.resets())} if case.reset else {}
+    if case.layout == "lengths":
+        options["lengths"] = draws.lengths(0)
+    elif case.layout.startswith("packed"):
+        lengths, is_sorted = draws.lengths(1), case.layout == "packed"
+        if is_sorted:
+            lengths = lengths.sort(descending=True).values
+        return leaf, pack_padded_sequence(leaf, lengths, case.batch_first, is_sorted), options
+    return leaf, leaf, options
 
 
 def results(case: Case) -> dict[str, Tensor]:
-    """Returns the results of a case by name."""
+    """Returns the results of a case by name: the outputs and every gradient that is wanted."""
     draws = Draws(case)
-    layer, hidden_size = prepare_layer(case, draws), case.sizes.hidden_size
-    call = prepare_input(case, draws)
-    wants_hx = case.wanted in ("all", "hx", SECOND_ORDER)
+    layer = prepare_layer(case, draws)
+    leaf, input, options = prepare_input(case, draws)
+    outer = (case.sizes.batch,) * (case.layout != "unbatched")
+    if case.call != "cell":
+        outer = (case.num_layers * (1 + case.bidirectional), *outer)
+    hx = None
+    if case.hx:
+        hx = draws.normal(*outer, case.sizes.hidden_size).requires_grad_(case.wants("hx"))
+    autocast = contextlib.nullcontext()
+    if case.autocast:
+        autocast = torch.autocast("cpu", getattr(torch, case.autocast))
+    torch.manual_seed(0)  # for dropout
+    with autocast:
+        if case.call == "function":
+            options |= {name: getattr(case, name) for name in OPTIONS}
+            returned = rnn(input, hx, [*layer.parameters()], training=True, **options)
+        else:
+            returned = layer(input, hx, **options)
     if case.call == "cell":
-        call.leaf = call.input = call.leaf.detach()[0].requires_grad_(call.leaf.requires_grad)
-        outer = call.input.shape[:-1]
+        found = {"h_n": returned}
     else:
-        states = case.num_layers * (1 + case.bidirectional)
-        outer = (states,) if case.layout == "unbatched" else (states, case.sizes.batch)
-    hx = draws.normal(*outer, hidden_size).requires_grad_(wants_hx) if case.hx else None
-    if case.call == "cell":
-        found = {"h_n": layer(call.input, hx)}
-    else:
-        found = forward(case, layer, call, hx)
-    leaves = {"input": call.leaf, "hx": hx, **dict(layer.named_parameters())}
+        output, h_n = returned
+        if isinstance(output, PackedSequence):
+            output = output.data
+        found = {"output": output.values() if output.is_nested else output, "h_n": h_n}
+    leaves = {"input": leaf, "hx": hx, **dict(layer.named_parameters())}
     leaves = {k: v for k, v in leaves.items() if v is not None and v.requires_grad}
-    if not leaves:
-        return found
-    return found | gradients(case, draws, found, leaves)
+    return found | gradients(case, draws, found, leaves) if leaves else found
 
 
 def gradients(
@@ -230,30 +176,27 @@ def gradients(
     return {k: v for k, v in named.items() if v is not None}
 
 
+def digests_of(case: Case) -> dict[str, str]:
+    """Returns a digest for each result of a case, or what the case raises."""
+    try:
+        return {name: digest(tensor) for name, tensor in results(case).items()}
+    except Exception as error:  # every case is reported, whatever another case does
+        return {"raised": f"{type(error).__name__}: {error}"}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", type=Path, required=True, help="folder of the library")
-    parser.add_argument("--kernels", nargs=2, required=True, help="for float32 and bfloat16")
-    parser.add_argument("--dtypes", nargs="+", required=True)
-    parser.add_argument("--threads", type=int, nargs="+", required=True)
-    options = parser.parse_args()
-    own = Path(namernn_fast.__file__).resolve().parent
-    if own != (options.library / "namernn_fast").resolve():
-        raise SystemExit(f"the library of {options.library} was wanted, got {own}")
-    # Before any ATen operator, which might use instructions that the processor does not have.
-    kernels = [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)]
-    print(json.dumps(kernels), flush=True)
-    if kernels != options.kernels:
-        return
-    # A result that is left unwritten holds NaN, not what was there by chance.
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    cases = [case for case in all_cases() if (case.autocast or case.dtype) in options.dtypes]
+    *kernels, dtypes = sys.argv[1], sys.argv[2], sys.argv[3:]
     digests = {}
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        for case in cases:
-            digests[f"{case.name}, threads={threads}"] = run(case)
+    # Before any ATen operator, which might use instructions that the processor does not have.
+    if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
+        # A result that is left unwritten holds NaN, not what was there by chance.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for case in all_cases():
+                if (case.autocast or case.dtype) in dtypes:
+                    digests[f"{case.name}, threads={threads}"] = digests_of(case)
     print(json.dumps(digests))
 
 
