@@ -123,12 +123,12 @@ roofline: setup
 	$(BIN)/python -m benchmarks.cpu.waiting $(RECORDING)
 
 capabilities: setup
-	$(BIN)/python -m benchmarks.report.capabilities $(RECORDING)
+	$(BIN)/python -m tools.capabilities $(RECORDING)
 
 # Measures every table and plot of README.md, docs/performance.md and docs/capabilities.md anew.
 record: RECORD = 1
 record: bench bench-peers roofline capabilities
-	$(BIN)/python -m benchmarks.report.picture
+	$(BIN)/python -m tools.picture
 
 # The reference result of the names application on five splits, which takes half an hour or more. RECORD=1
 # replaces the table of docs/names.md, the pretrained network and its model card.
@@ -180,8 +180,8 @@ gpu-model: setup
 # Does the working tree compute the same bits as a revision, and as fast? make compare BASE=<revision>
 BASE ?= HEAD~1
 compare: setup
-	$(BIN)/python -m benchmarks.revisions bits $(BASE)
-	$(BIN)/python -m benchmarks.revisions speed $(BASE)
+	$(BIN)/python -m tools.revisions.bits $(BASE)
+	$(BIN)/python -m tools.revisions.speed $(BASE)
 
 check: setup
 	$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""What is written and drawn from results, and the table of capabilities."""
+"""What is written and drawn from results."""

@@ -1,6 +1,6 @@
 """Draws what the layer does: the sequence unrolled, and one operator against several at every step.
 
-`python -m benchmarks.report.picture` writes docs/unrolled.png.
+`python -m tools.picture` writes docs/unrolled.png.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch.profiler import profile
 
-PICTURE = Path(__file__).parents[2] / "docs" / "unrolled.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "unrolled.png"
 STEPS = 4
 SPACING = 2.4  # from one step of the picture to the next
 INK, STATE, OPERATOR, FUSED = "#333333", "#dfe7f2", "#f3d9c9", "#d5e8d4"

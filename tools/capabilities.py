@@ -1,18 +1,20 @@
 """What `nn.RNN` and `FusedRNN` can do on a CPU: every row of the table is tried.
 
-    python -m benchmarks.report.capabilities [--record]
+    python -m tools.capabilities [--record]
 
 Whether a row says yes or no is what its try finds. The reason for a no is written beside the try,
 in words, because the text of an exception rarely says it.
 """
 
+import inspect
+import itertools
 import multiprocessing
 import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,23 +30,18 @@ from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
-# The longest that a try may take, and that a slow try may take, which compiles C++.
-SECONDS = 600
-SLOW_SECONDS = 1200
+SECONDS = 1200
+"""The longest that a try may take; one of them compiles C++."""
 YES, NO = "yes", "no"
 
-Try = Callable[[type[torch.nn.RNN]], str | None]
 
-
-@dataclass
-class Row:
+class Row(NamedTuple):
     """A row of the table."""
 
-    attempt: Try
+    attempt: Callable[..., str | None]
     why_not: dict[str, str]
-    """Why a layer class cannot do it, by its name."""
+    """Why a layer class cannot do it, by the name of the class."""
     slow: bool
-    """Whether the try takes long."""
 
 
 ROWS: dict[str, Row] = {}
@@ -52,22 +49,22 @@ ROWS: dict[str, Row] = {}
 
 def row(
     label: str, without: str = "", *, ours: str = "", slow: bool = False
-) -> Callable[[Try], Try]:
-    """Registers a try, which raises where a layer class cannot do what the row says.
+) -> Callable[[Callable[..., str | None]], None]:
+    """Registers a try, which raises if a layer class cannot do what the row says.
 
-    A text that the try returns is worth knowing where a layer class can.
+    A try gets those of these arguments that its signature names: `layer_class`, `layer`, which has
+    4 features and 5 hidden units, and `x`, an input of 6 steps and 3 sequences. It may return a
+    text that is worth knowing of a layer class that can.
 
     Args:
         label: The first cell of the row.
         without: Why `nn.RNN` cannot.
         ours: Why `FusedRNN` cannot.
-        slow: Whether the try takes long.
+        slow: Whether the try takes minutes.
     """
 
-    def register(attempt: Try) -> Try:
-        why_not = {BASELINE: without, FUSED: ours}
-        ROWS[label] = Row(attempt, {name: text for name, text in why_not.items() if text}, slow)
-        return attempt
+    def register(attempt: Callable[..., str | None]) -> None:
+        ROWS[label] = Row(attempt, {BASELINE: without, FUSED: ours}, slow)
 
     return register
 
@@ -87,17 +84,14 @@ def loss_of(result) -> Tensor:
 
 
 @row("`torch.compile(fullgraph=True)`, forward and backward", "`torch.compile` does not trace it")
-def _(layer_class):
-    layer = layer_class(4, 5)
-    x = torch.randn(6, 3, 4)
+def _(layer, x):
     loss = loss_of(torch.compile(layer, fullgraph=True, backend="aot_eager")(x))
     loss.backward()
     same(loss, loss_of(layer(x)))
 
 
 @row("one compilation for all lengths and batches, packed too", "`torch.compile` does not trace it")
-def _(layer_class):
-    layer = layer_class(4, 5)
+def _(layer):
     for make in (lambda n: torch.randn(n, n + 1, 4), lambda n: packed(*range(1, n + 1))):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
@@ -108,57 +102,49 @@ def _(layer_class):
         assert compilations == 1, f"{compilations} compilations"
 
 
-def exported(layer: torch.nn.Module) -> torch.export.ExportedProgram:
-    dims = {0: torch.export.Dim("seq_len"), 1: torch.export.Dim("batch")}
-    return torch.export.export(layer, (torch.randn(6, 3, 4),), dynamic_shapes=(dims,))
+ANY_LENGTH_AND_BATCH = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
 
 
 @row("`torch.export` with any length and batch", "the program has one fixed length")
-def _(layer_class):
-    layer = layer_class(4, 5)
-    x = torch.randn(9, 7, 4)
-    same(exported(layer).module()(x), layer(x))
+def _(layer, x):
+    program = torch.export.export(layer, (x,), dynamic_shapes=ANY_LENGTH_AND_BATCH)
+    longer = torch.randn(9, 7, 4)
+    same(program.module()(longer), layer(longer))
 
 
 @row("AOTInductor package of that program", "the program has one fixed length", slow=True)
-def _(layer_class):
-    layer = layer_class(4, 5).requires_grad_(False)
-    x = torch.randn(9, 7, 4)
+def _(layer, x):
+    layer.requires_grad_(False)
+    program = torch.export.export(layer, (x,), dynamic_shapes=ANY_LENGTH_AND_BATCH)
+    longer = torch.randn(9, 7, 4)
     with tempfile.TemporaryDirectory() as folder:
-        package = torch._inductor.aoti_compile_and_package(
-            exported(layer), package_path=f"{folder}/rnn.pt2"
-        )
-        same(tuple(torch._inductor.aoti_load_package(package)(x)), layer(x))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/rnn.pt2")
+        same(tuple(torch._inductor.aoti_load_package(path)(longer)), layer(longer))
 
 
 @row(
     "ONNX `RNN` nodes, any length and batch (`dynamo=True`)",
     "the steps are unrolled for one fixed length",
 )
-def _(layer_class):
-    dims = {0: torch.export.Dim("seq_len"), 1: torch.export.Dim("batch")}
-    program = torch.onnx.export(
-        layer_class(4, 5), (torch.randn(6, 3, 4),), dynamo=True, dynamic_shapes=(dims,)
-    )
+def _(layer, x):
+    program = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=ANY_LENGTH_AND_BATCH)
     graph = program.model_proto.graph
     assert any(node.op_type == "RNN" for node in graph.node), "unrolled for one length"
 
 
 @row("`lengths=` in place of packing, also of sequences without a step", "no such argument")
-def _(layer_class):
-    layer = layer_class(4, 5)
-    x, hx = torch.randn(6, 3, 4), torch.randn(1, 3, 5)
+def _(layer, x):
+    hx = torch.randn(1, 3, 5)
     output, h_n = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
     for b, length in ((0, 2), (1, 6)):
-        wanted, last = layer(x[:length, b : b + 1], hx[:, b : b + 1])
-        same((output[:length, b : b + 1], h_n[:, b : b + 1]), (wanted, last))
+        alone = layer(x[:length, b : b + 1], hx[:, b : b + 1])
+        same((output[:length, b : b + 1], h_n[:, b : b + 1]), alone)
     same((output[:, 2], h_n[:, 2]), (torch.zeros(6, 5), hx[:, 2]))
 
 
 @row("`reset=`: a fresh state within a sequence", "no such argument")
-def _(layer_class):
-    layer = layer_class(4, 5)
-    x, reset = torch.randn(6, 3, 4), torch.zeros(6, 3, dtype=torch.bool)
+def _(layer, x):
+    reset = torch.zeros(6, 3, dtype=torch.bool)
     reset[2, 1] = True
     output, _ = layer(x, reset=reset)
     same(output[2:, 1:2], layer(x[2:, 1:2])[0])
@@ -177,78 +163,57 @@ IDS = torch.tensor([[3, 1, 3], [0, 2, 3], [2, 2, 1], [4, 0, 4]])  # (seq_len, ba
 
 
 @row("token ids and an embedding as input (`embedding=`)", "no such argument")
-def _(layer_class):
-    layer, embedding = layer_class(4, 5), torch.randn(5, 4, requires_grad=True)
-    wanted = layer(torch.nn.functional.embedding(IDS, embedding))
+def _(layer):
+    embedding = torch.randn(5, 4, requires_grad=True)
     got = layer(IDS, embedding=embedding)
+    wanted = layer(torch.nn.functional.embedding(IDS, embedding))
     same(got, wanted)
-    same(
-        torch.autograd.grad(loss_of(got), embedding),
-        torch.autograd.grad(loss_of(wanted), embedding),
-    )
+    same(*(torch.autograd.grad(loss_of(result), embedding) for result in (got, wanted)))
 
 
 @row("`torch.compile` and `torch.export` of token ids, any number of them", "no such argument")
-def _(layer_class):
-    layer, embedding = layer_class(4, 5), torch.randn(5, 4)
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, ids):
-            return self.layer(ids, embedding=embedding)
-
-    dims = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(Model(), (IDS,), dynamic_shapes=dims).module()
-    compiled = torch.compile(Model(), fullgraph=True, dynamic=True, backend="aot_eager")
+def _(layer):
+    embedding = {"embedding": torch.randn(5, 4)}
+    shapes = {"input": ANY_LENGTH_AND_BATCH[0], "embedding": None}
+    program = torch.export.export(layer, (IDS,), embedding, dynamic_shapes=shapes).module()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for ids in (IDS, IDS[:2, :2], IDS.repeat(3, 2)):
-        same(program(ids), Model()(ids))
-        same(compiled(ids), Model()(ids))
+        same(program(ids, **embedding), layer(ids, **embedding))
+        same(compiled(ids, **embedding), layer(ids, **embedding))
 
 
 @row("the last state alone, without an output (`last_state()`)", "no such method")
-def _(layer_class):
-    layer = layer_class(4, 5)
-    x = torch.randn(6, 3, 4)
+def _(layer, x):
     same(layer.last_state(x), layer(x)[1])
 
 
 @row("states that sequences of token ids share, in training too", "no such method")
 def _(layer_class):
     layer, embedding = layer_class(4, 40), torch.randn(5, 4, requires_grad=True)
-    states, gradients = [], []
+    found = []
     for share in (True, False):
         h_n = layer.last_state(IDS, embedding=embedding, share_prefixes=share)
-        states.append(h_n)
-        gradients.append(torch.autograd.grad(h_n.square().sum(), [embedding, *layer.parameters()]))
-    same(*states)
-    same(*gradients)
+        leaves = [embedding, *layer.parameters()]
+        found.append([h_n, *torch.autograd.grad(h_n.square().sum(), leaves)])
+    same(*found)
 
 
 @row("`vmap` over inputs", "its operator has no batching rule")
-def _(layer_class):
-    layer = layer_class(4, 5)
+def _(layer):
     x = torch.randn(2, 6, 3, 4)
     same(vmap(lambda x: layer(x)[0])(x), torch.stack([layer(own)[0] for own in x]))
 
 
 @row("`vmap` over models (`stack_module_state`)", "its operator has no batching rule")
-def _(layer_class):
+def _(layer_class, x):
     layers = [layer_class(4, 5) for _ in range(3)]
     weights, _ = stack_module_state(layers)
-    x = torch.randn(6, 3, 4)
     got = vmap(lambda weights: functional_call(layers[0], weights, (x,))[0])(weights)
     same(got, torch.stack([layer(x)[0] for layer in layers]))
 
 
-@row(
-    "per-sample gradients, `vmap(grad(...))`",
-    "its operator writes in place where `vmap` cannot",
-)
-def _(layer_class):
-    layer = layer_class(4, 5)
+@row("per-sample gradients, `vmap(grad(...))`", "its operator writes in place where `vmap` cannot")
+def _(layer):
     weights = {name: p.detach() for name, p in layer.named_parameters()}
 
     def loss(weights, x):
@@ -261,9 +226,7 @@ def _(layer_class):
 
 
 @row("forward mode: `jacfwd`, `hessian`")
-def _(layer_class):
-    layer = layer_class(4, 5)
-    x = torch.randn(6, 3, 4)
+def _(layer, x):
     jacfwd(lambda x: layer(x)[0])(x)
     hessian(lambda x: loss_of(layer(x)))(x)
 
@@ -272,66 +235,47 @@ def _(layer_class):
     "forward mode of packed sequences",
     "its operator for packed sequences needs the memory of its input, which a transform hides",
 )
-def _(layer_class):
-    layer = layer_class(4, 5)
+def _(layer):
     data, *rest = packed(3, 6, 2)
     jacfwd(lambda data: layer(PackedSequence(data, *rest))[1])(data)
 
 
 @row("double backward, dense and packed")
-def _(layer_class):
-    layer = layer_class(4, 5)
-    for x in (torch.randn(6, 3, 4), packed(3, 6, 2)):
-        data = (x.data if isinstance(x, PackedSequence) else x).requires_grad_()
-        (gradient,) = torch.autograd.grad(loss_of(layer(x)), data, create_graph=True)
+def _(layer, x):
+    sequences = packed(3, 6, 2)
+    for input, leaf in ((x, x), (sequences, sequences.data)):
+        leaf.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(layer(input)), leaf, create_graph=True)
         gradient.square().sum().backward()
 
 
 @row("several gradients at once: `jacobian(vectorize=True)`, `is_grads_batched=True`")
-def _(layer_class):
-    layer, x = layer_class(4, 5), torch.randn(6, 3, 4)
-    jacobians = [
-        torch.autograd.functional.jacobian(lambda x: layer(x)[1], x, vectorize=vectorize)
-        for vectorize in (True, False)
-    ]
-    same(*jacobians)
+def _(layer, x):
+    jacobian = torch.autograd.functional.jacobian
+    same(*(jacobian(lambda x: layer(x)[1], x, vectorize=batched) for batched in (True, False)))
 
 
 @row("gradients in `eval()`, equal to those in `train()`")
-def _(layer_class):
-    layer = layer_class(4, 5, num_layers=2)
-    found = []
-    for training in (True, False):
-        x = torch.ones(6, 3, 4, requires_grad=True)
-        loss_of(layer.train(training)(x)).backward()
-        found.append(x.grad)
-    same(*found)
+def _(layer_class, x):
+    layer, x = layer_class(4, 5, num_layers=2), x.requires_grad_()
+    losses = [loss_of(layer.train(training)(x)) for training in (True, False)]
+    same(*(torch.autograd.grad(loss, x) for loss in losses))
 
 
 @row("`torch.autocast`, bfloat16 and float16 layers")
-def _(layer_class):
-    x = torch.randn(6, 3, 4)
-    layers = [layer_class(4, 5, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]
-    losses = [loss_of(layer(x.to(layer.weight_ih_l0.dtype))) for layer in layers]
+def _(layer_class, layer, x):
     with torch.autocast("cpu", torch.bfloat16):
-        losses.append(loss_of(layer_class(4, 5)(x)))
-    for loss in losses:
-        loss.backward()
+        loss_of(layer(x)).backward()
+    for dtype in (torch.bfloat16, torch.float16):
+        loss_of(layer_class(4, 5, dtype=dtype)(x.to(dtype))).backward()
 
 
-@row(
-    "float32 `hx` with a bfloat16 layer, and the reverse",
-    "`hx` must have the dtype of the layer",
-)
-def _(layer_class):
-    for own, other in (
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.bfloat16),
-    ):
-        layer = layer_class(4, 5, dtype=own)
+@row("float32 `hx` with a bfloat16 layer, and the reverse", "`hx` must have the dtype of the layer")
+def _(layer_class, x):
+    for own, other in itertools.permutations((torch.bfloat16, torch.float32)):
+        layer, input = layer_class(4, 5, dtype=own), x.to(own)
         hx = torch.randn(1, 3, 5, dtype=other)
-        x = torch.randn(6, 3, 4, dtype=own)
-        same(layer(x, hx), layer(x, hx.to(own)))
+        same(layer(input, hx), layer(input, hx.to(own)))
 
 
 @row("batch-invariant bits (`batch_invariant=True`)", "no such argument")
@@ -362,12 +306,11 @@ def _(layer_class):
 
 
 @row("construction on `meta`, then `to_empty`")
-def _(layer_class):
+def _(layer_class, x):
     with torch.device("meta"):
         layer = layer_class(4, 5)
-    layer = layer.to_empty(device="cpu")
-    layer.reset_parameters()
-    layer(torch.randn(6, 3, 4))
+    layer.to_empty(device="cpu").reset_parameters()
+    layer(x)
 
 
 @row("construction by `skip_init`", "its signature does not show the argument `device`")
@@ -398,7 +341,7 @@ def _(layer_class):
 
 
 @row("`DistributedDataParallel`, `fully_shard`")
-def _(layer_class):
+def _(layer_class, layer, x):
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -407,31 +350,31 @@ def _(layer_class):
     with tempfile.TemporaryDirectory() as folder:
         init_process_group("gloo", f"file://{folder}/rendezvous", rank=0, world_size=1)
         sharded = fully_shard(layer_class(4, 5), mesh=init_device_mesh("cpu", (1,)))
-        for layer in (DistributedDataParallel(layer_class(4, 5)), sharded):
-            loss_of(layer(torch.randn(6, 3, 4))).backward()
-            torch.optim.SGD(layer.parameters()).step()
+        for model in (DistributedDataParallel(layer), sharded):
+            loss_of(model(x)).backward()
+            torch.optim.SGD(model.parameters()).step()
         destroy_process_group()
 
 
 @row("`torch.jit.script`, `torch.jit.trace` at any length")
-def _(layer_class):
+def _(layer, x):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = layer_class(4, 5)
+            self.layer = layer
 
         def forward(self, x):
             return self.layer(x)
 
-    for compiler in (torch.jit.script, lambda model: torch.jit.trace(model, torch.randn(6, 3, 4))):
-        model, x = Model(), torch.randn(9, 2, 4)
-        same(compiler(model)(x), model(x))
-        loss_of(compiler(model)(x)).backward()
+    longer = torch.randn(9, 2, 4)
+    for compiled in (torch.jit.script(Model()), torch.jit.trace(Model(), x)):
+        same(compiled(longer), layer(longer))
+        loss_of(compiled(longer)).backward()
 
 
 @row("a leaf of `torch.fx` graphs")
-def _(layer_class):
-    graph = torch.fx.symbolic_trace(torch.nn.Sequential(layer_class(4, 5))).graph
+def _(layer):
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(layer)).graph
     assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "output"]
 
 
@@ -439,12 +382,12 @@ def _(layer_class):
     "an in-place change of `output` before its gradient is computed",
     ours="the gradient is computed from `output`, of which no copy is kept",
 )
-def _(layer_class):
-    output, _ = layer_class(4, 5)(torch.randn(6, 3, 4))
+def _(layer, x):
+    output, _ = layer(x)
     output.relu_().sum().backward()
 
 
-def child(label: str, name: str, answers: Any) -> None:
+def child(label: str, name: str, answers: Connection) -> None:
     """Makes a try and sends whether it succeeded, and the text of its note or of its error."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -452,8 +395,10 @@ def child(label: str, name: str, answers: Any) -> None:
     calls = []  # calls of FusedRNN that went through ATen operators
     rnn_stack = reference.rnn_stack
     reference.rnn_stack = lambda *arguments: calls.append(label) or rnn_stack(*arguments)
+    attempt, layer_class = ROWS[label].attempt, LAYERS[name]
+    given = {"layer_class": layer_class, "layer": layer_class(4, 5), "x": torch.randn(6, 3, 4)}
     try:
-        note = ROWS[label].attempt(LAYERS[name])
+        note = attempt(**{key: given[key] for key in inspect.signature(attempt).parameters})
     except Exception as error:
         answers.send((NO, f"{type(error).__name__}: {error}"))
     else:
@@ -466,7 +411,6 @@ def attempt(label: str, name: str) -> tuple[str, str]:
     Returns:
         `yes` and what is worth knowing, or `no` and the text of the error.
     """
-    seconds = SLOW_SECONDS if ROWS[label].slow else SECONDS
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast"])
     receiver, sender = context.Pipe(duplex=False)
@@ -474,8 +418,8 @@ def attempt(label: str, name: str) -> tuple[str, str]:
     process.start()
     sender.close()
     try:
-        if not receiver.poll(seconds):
-            return NO, f"not within {seconds} s"
+        if not receiver.poll(SECONDS):
+            return NO, f"not within {SECONDS} s"
         return receiver.recv()
     except EOFError:
         process.join()
@@ -488,29 +432,21 @@ def cell(label: str, name: str) -> str:
     """Returns the cell of the table for one row and layer class."""
     verdict, text = attempt(label, name)
     if verdict == NO:
-        why_not = ROWS[label].why_not.get(name)
-        if why_not is None:
+        why_not = ROWS[label].why_not[name]
+        if not why_not:
             raise SystemExit(f"{label}: {name} has no written reason for its error: {text}")
         text = why_not
     return f"{verdict} ({text})" if text else verdict
 
 
-def table(labels: list[str]) -> str:
-    """Returns the machine and a table of the rows that `labels` names."""
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__))
     lines = [f"{cpu_name()}; torch {torch.__version__}.", ""]
     lines += [f"| on a CPU | {BASELINE} | {FUSED} |", "| --- | --- | --- |"]
-    for label in labels:
+    for label in ROWS:
         lines.append("| " + " | ".join((label, *(cell(label, name) for name in LAYERS))) + " |")
         print(lines[-1], flush=True)
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = pages.parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="the first rows alone: a trial run")
-    options = pages.parse(parser)
-    text = table([*ROWS][:3] if options.quick else [*ROWS])
-    folder = pages.folder_of(record=False)
+    folder, text = pages.folder_of(record=False), "\n".join(lines)
     pages.announce(pages.write_text(folder, "capabilities", text, options.record, CAPABILITIES))
 
 

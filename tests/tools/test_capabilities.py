@@ -1,10 +1,10 @@
-"""The table in docs/capabilities.md is what `benchmarks/report/capabilities.py` finds."""
+"""The table in docs/capabilities.md is what `tools/capabilities.py` finds."""
 
 import pytest
 
 from benchmarks.harness.grid import FUSED
 from benchmarks.harness.paths import CAPABILITIES
-from benchmarks.report.capabilities import LAYERS, NO, ROWS, attempt
+from tools.capabilities import LAYERS, NO, ROWS, attempt
 
 
 def published():

@@ -1,0 +1,115 @@
+"""Builds revisions of the library, each in a folder that is kept for the next comparison."""
+
+import argparse
+import hashlib
+import importlib.metadata
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "revisions"
+WORKING_TREE = "the working tree"
+# What the library is built from. Without the rest of a tree, its folder hides no other package.
+SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+class Build(NamedTuple):
+    """A built revision."""
+
+    name: str
+    library: Path
+    """The folder that holds `namernn_fast`."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Starts Python so that it finds this build first, and then the packages beside `tools`."""
+        path = f"{self.library}{os.pathsep}{ROOT}"
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.library,
+            env=os.environ | {"PYTHONPATH": path} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the arguments that `bits` and `speed` share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("base", metavar="BASE", help="the older revision")
+    parser.add_argument("revision", metavar="REVISION", nargs="?", default=WORKING_TREE)
+    return parser
+
+
+def git(*arguments: str, **options) -> bytes:
+    """Runs git at the root of the repository and returns what it prints."""
+    ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, **options)
+    if ran.returncode:
+        raise SystemExit(f"git {' '.join(arguments)}: {ran.stderr.decode()}")
+    return ran.stdout
+
+
+def tree_of(revision: str) -> str:
+    """Returns the hash of a revision's tree.
+
+    That of the working tree goes through an index of its own, so that it has the untracked files
+    and the user's index stays as it is.
+    """
+    if revision != WORKING_TREE:
+        return git("rev-parse", "--verify", f"{revision}^{{tree}}").decode().strip()
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
+        git("read-tree", "HEAD", env=environment)
+        git("add", "--all", env=environment)
+        return git("write-tree", env=environment).decode().strip()
+
+
+def build(revision: str) -> Build:
+    """Builds a revision, or finds it built."""
+    tree = tree_of(revision)
+    compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True)
+    toolchain = [compiler.stdout, sys.version, importlib.metadata.version("torch")]
+    toolchain += [os.environ.get(name) for name in ("CC", "CFLAGS", "CXXFLAGS")]
+    sources = git("ls-tree", "-r", tree, "--", *SOURCES)
+    key = hashlib.sha256(sources + repr(toolchain).encode()).hexdigest()[:16]
+    library = CACHE / key
+    if not library.exists():
+        print(f"Building {revision} in {library} …", flush=True)
+        compile_tree(tree, library)
+    built = Build(f"{revision} (tree {tree[:10]})", library)
+    # Whatever else is installed, a comparison must not take another library for this one.
+    check = built.start("-c", "import namernn_fast; print(namernn_fast.__file__)")
+    if (found := check.communicate()[0].strip()) != f"{library}/namernn_fast/__init__.py":
+        raise SystemExit(f"{built}: Python finds {found or 'nothing'}")
+    return built
+
+
+def compile_tree(tree: str, library: Path) -> None:
+    """Writes the library's part of a tree of git into a new folder, and compiles it there."""
+    begun = library.with_suffix(".begun")
+    shutil.rmtree(begun, ignore_errors=True)
+    with tarfile.open(fileobj=io.BytesIO(git("archive", tree, "--", *SOURCES))) as archive:
+        archive.extractall(begun, filter="data")
+    ran = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=begun,
+        env={k: v for k, v in os.environ.items() if not k.startswith("NAMERNN_FAST_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    # Without a compiler, setup.py succeeds and builds no extension.
+    if ran.returncode or not [*(begun / "namernn_fast").glob("_C*.so")]:
+        raise SystemExit(f"No extension was built:\n{ran.stdout[-2000:]}")
+    shutil.rmtree(begun / "build", ignore_errors=True)
+    begun.rename(library)

@@ -1,0 +1,204 @@
+"""The program that `bits` runs for each revision.
+
+    python -m tools.revisions.digest KERNEL KERNEL DTYPE...
+
+It prints JSON: a digest of each result of each call in these dtypes, on one thread and on two. It
+makes no call unless these are the kernels for float32 and bfloat16.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import sys
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from namernn_fast import FusedRNN, FusedRNNCell, ops, rnn
+from tools.revisions.cases import SECOND_ORDER, Case, all_cases
+
+NON_FINITE = (torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42)
+OPTIONS = ("nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
+
+
+def digest(tensor: Tensor) -> str:
+    """Returns a digest of a tensor's dtype, shape and bits.
+
+    Every NaN counts as the same NaN: which operand's bits a NaN inherits is the compiler's choice.
+    """
+    tensor = tensor.detach()
+    tensor = tensor.masked_fill(tensor.isnan(), torch.nan).contiguous()
+    bits = ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
+    about = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    return hashlib.sha256(about + bits).hexdigest()[:16]
+
+
+class Draws:
+    """Random tensors that depend on a case's name and the order in which they are drawn."""
+
+    def __init__(self, case: Case):
+        seed = hashlib.sha256(case.name.encode()).digest()[:7]
+        self.generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
+        self.case = case
+        self.dtype = getattr(torch, case.dtype)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal values, with the strides that the case wants."""
+        *outer, features = shape
+        wide = torch.randn(*outer, (1 + self.case.strided) * features, generator=self.generator)
+        return wide.to(self.dtype)[..., :: 1 + self.case.strided]
+
+    def weight(self, shape: torch.Size) -> Tensor:
+        """Values of a parameter: those of a new layer, or far larger if tanh is to saturate."""
+        scale = 30 if self.case.values == "saturated" else 1
+        bound = scale * self.case.sizes.hidden_size**-0.5
+        return ((torch.rand(shape, generator=self.generator) * 2 - 1) * bound).to(self.dtype)
+
+    def lengths(self, least: int) -> Tensor:
+        """Lengths of the batch's sequences, one of which has all steps."""
+        _, _, steps, batch = self.case.sizes
+        lengths = torch.randint(least, steps + 1, (batch,), generator=self.generator)
+        lengths[batch // 2] = steps
+        return lengths
+
+    def input(self, steps: int, batch: int) -> Tensor:
+        """An input (steps, batch, features), with the values that the case wants."""
+        features = self.case.sizes.input_size
+        input = self.normal(steps, batch, features)
+        if self.case.values == "non-finite":
+            for value in NON_FINITE:
+                row = int(torch.randint(steps * batch, (1,), generator=self.generator))
+                input[row // batch, row % batch, row % features] = value
+        return input
+
+    def resets(self) -> Tensor:
+        """Resets (steps, batch), a fifth of which is set."""
+        _, _, steps, batch = self.case.sizes
+        return torch.rand(steps, batch, generator=self.generator) < 0.2
+
+
+def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
+    """Makes the layer of a case, with drawn parameters."""
+    sizes = case.sizes[:2]
+    if case.call == "cell":
+        layer = FusedRNNCell(*sizes, case.bias, case.nonlinearity, dtype=draws.dtype)
+    else:
+        options = {name: getattr(case, name) for name in OPTIONS}
+        layer = FusedRNN(*sizes, case.num_layers, dtype=draws.dtype, **options)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(draws.weight(parameter.shape))
+    return layer.requires_grad_(case.wants("weights"))
+
+
+def prepare_input(case: Case, draws: Draws) -> tuple[Tensor, Tensor | PackedSequence, dict]:
+    """Draws a leaf, the input that is made of it, and the call's keyword arguments."""
+    _, _, steps, batch = case.sizes
+    if case.layout == "jagged":
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), draws.lengths(0).cumsum(0)])
+        rows = draws.input(int(offsets[-1]), 1)[:, 0].requires_grad_(case.wants("input"))
+        return rows, torch.nested.nested_tensor_from_jagged(rows, offsets), {}
+
+    def arranged(tensor: Tensor) -> Tensor:
+        if case.layout == "unbatched":
+            return tensor[:, 0]
+        return tensor.transpose(0, 1) if case.batch_first else tensor
+
+    leaf = arranged(draws.input(steps, batch))
+    if case.call == "cell":
+        leaf = leaf[0]
+    if case.batch_first and not case.strided:
+        leaf = leaf.contiguous()
+    leaf = leaf.detach().requires_grad_(case.wants("input"))
+    options = {"reset": arranged(draws.resets())} if case.reset else {}
+    if case.layout == "lengths":
+        options["lengths"] = draws.lengths(0)
+    elif case.layout.startswith("packed"):
+        lengths, is_sorted = draws.lengths(1), case.layout == "packed"
+        if is_sorted:
+            lengths = lengths.sort(descending=True).values
+        return leaf, pack_padded_sequence(leaf, lengths, case.batch_first, is_sorted), options
+    return leaf, leaf, options
+
+
+def results(case: Case) -> dict[str, Tensor]:
+    """Returns the results of a case by name: the outputs and every gradient that is wanted."""
+    draws = Draws(case)
+    layer = prepare_layer(case, draws)
+    leaf, input, options = prepare_input(case, draws)
+    outer = (case.sizes.batch,) * (case.layout != "unbatched")
+    if case.call != "cell":
+        outer = (case.num_layers * (1 + case.bidirectional), *outer)
+    hx = None
+    if case.hx:
+        hx = draws.normal(*outer, case.sizes.hidden_size).requires_grad_(case.wants("hx"))
+    autocast = contextlib.nullcontext()
+    if case.autocast:
+        autocast = torch.autocast("cpu", getattr(torch, case.autocast))
+    torch.manual_seed(0)  # for dropout
+    with autocast:
+        if case.call == "function":
+            options |= {name: getattr(case, name) for name in OPTIONS}
+            returned = rnn(input, hx, [*layer.parameters()], training=True, **options)
+        else:
+            returned = layer(input, hx, **options)
+    if case.call == "cell":
+        found = {"h_n": returned}
+    else:
+        output, h_n = returned
+        if isinstance(output, PackedSequence):
+            output = output.data
+        found = {"output": output.values() if output.is_nested else output, "h_n": h_n}
+    leaves = {"input": leaf, "hx": hx, **dict(layer.named_parameters())}
+    leaves = {k: v for k, v in leaves.items() if v is not None and v.requires_grad}
+    return found | gradients(case, draws, found, leaves) if leaves else found
+
+
+def gradients(
+    case: Case, draws: Draws, found: dict[str, Tensor], leaves: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Differentiates the results by the leaves, once or twice."""
+    chosen = [v for k, v in found.items() if case.given in (k, "both", "sums")] or [found["h_n"]]
+    if case.given == "sums":
+        given = [torch.ones((), dtype=v.dtype).expand(v.shape) for v in chosen]
+    else:
+        given = [draws.normal(*v.shape).to(v.dtype) for v in chosen]
+    twice = case.wanted == SECOND_ORDER
+    inputs = list(leaves.values())
+    first = torch.autograd.grad(chosen, inputs, given, create_graph=twice, allow_unused=True)
+    named = dict(zip((f"grad_{k}" for k in leaves), first, strict=True))
+    if twice:
+        squares = sum((g.float() ** 2).sum() for g in first if g is not None)
+        second = torch.autograd.grad(squares, inputs, allow_unused=True)
+        named |= dict(zip((f"grad_grad_{k}" for k in leaves), second, strict=True))
+    return {k: v for k, v in named.items() if v is not None}
+
+
+def digests_of(case: Case) -> dict[str, str]:
+    """Returns a digest for each result of a case, or what the case raises."""
+    try:
+        return {name: digest(tensor) for name, tensor in results(case).items()}
+    except Exception as error:  # every case is reported, whatever another case does
+        return {"raised": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    *kernels, dtypes = sys.argv[1], sys.argv[2], sys.argv[3:]
+    digests = {}
+    # Before any ATen operator, which might use instructions that the processor does not have.
+    if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
+        # A result that is left unwritten holds NaN, not what was there by chance.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for case in all_cases():
+                if (case.autocast or case.dtype) in dtypes:
+                    digests[f"{case.name}, threads={threads}"] = digests_of(case)
+    print(json.dumps(digests))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Is a revision as fast as another? python -m tools.revisions.speed BASE [REVISION]"""
+
+import json
+import os
+import re
+import statistics
+import sys
+from dataclasses import asdict
+from typing import NamedTuple
+
+from benchmarks.harness.grid import DENSE_CELLS, PACKED_CELLS, Cell
+from benchmarks.harness.spread import speed_up_interval
+from tools.revisions import builds
+
+TOLERANCE = 1.04
+"""A cell is slower if its whole interval lies beyond this ratio of new to old time."""
+
+Times = tuple[float, float]
+"""The seconds of a call before and after."""
+
+
+class Ratio(NamedTuple):
+    """Old time over new time, above 1 if the new revision is faster, with a 95 % interval."""
+
+    low: float
+    middle: float
+    high: float
+
+    @classmethod
+    def of(cls, pairs: list[Times]) -> "Ratio":
+        """Returns the ratio of the medians of paired times."""
+        old, new = zip(*pairs, strict=True)
+        low, high = speed_up_interval(old, new)
+        return cls(low, statistics.median(old) / statistics.median(new), high)
+
+    def __str__(self) -> str:
+        return f"{self.middle:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def time_round(
+    base: builds.Build, new: builds.Build, threads: int, number: int, cells: list[Cell]
+) -> list[Times]:
+    """Times every cell once in a fresh process for each build.
+
+    The processes take turns at each cell. Who begins alternates, so that drift cancels.
+    """
+    stopwatch = ("-m", "tools.revisions.stopwatch", str(threads))
+    found = []
+    with base.start(*stopwatch) as old, new.start(*stopwatch) as newer:
+        for index, cell in enumerate(cells):
+            seconds = {}
+            for process in (old, newer) if (number + index) % 2 else (newer, old):
+                process.stdin.write(json.dumps(asdict(cell)) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                if not answer:
+                    raise SystemExit(f"{cell}: a stopwatch ended with {process.wait()}")
+                seconds[process] = float(answer)
+            found.append((seconds[old], seconds[newer]))
+    return found
+
+
+def mean_of(pairs: list[Times]) -> Times:
+    """Returns the geometric means of both builds over all cells of a round."""
+    old, new = zip(*pairs, strict=True)
+    return statistics.geometric_mean(old), statistics.geometric_mean(new)
+
+
+def verdict(cells: dict[Cell, Ratio], mean: Ratio) -> list[str]:
+    """Returns what is wrong with the newer revision's speed, one sentence each."""
+    wrong = [
+        f"{cell} is more than {TOLERANCE - 1:.0%} slower: {ratio}"
+        for cell, ratio in cells.items()
+        if ratio.high < 1 / TOLERANCE
+    ]
+    return wrong + ([f"the geometric mean is slower: {mean}"] if mean.high < 1 else [])
+
+
+def main() -> bool:
+    """Prints a table, and returns whether nothing is shown to be slower."""
+    parser = builds.parser(__doc__)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=12, help="rounds over the whole grid")
+    parser.add_argument("--cells", default="", help="a regular expression that selects cells")
+    options = parser.parse_args()
+    base, new = builds.build(options.base), builds.build(options.revision)
+    cells = [c for c in (*DENSE_CELLS, *PACKED_CELLS) if re.search(options.cells, str(c))]
+    if not cells:
+        parser.error(f"no cell matches {options.cells!r}")
+    print(f"{base} against {new}: {len(cells)} cells, {options.threads} thread(s)", flush=True)
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append(time_round(base, new, options.threads, number, cells))
+        print(f"  round {number + 1} of {options.rounds}", flush=True)
+    ratios = {cell: Ratio.of([pairs[i] for pairs in rounds]) for i, cell in enumerate(cells)}
+    mean = Ratio.of([mean_of(pairs) for pairs in rounds])
+    print("Old time over new time, above 1 if the new revision is faster, with 95 % intervals:")
+    for name, ratio in {**ratios, "geometric mean": mean}.items():
+        print(f"  {name!s:<44}  {ratio}")
+    wrong = verdict(ratios, mean)
+    unsettled = sum(ratio.low <= 1 / TOLERANCE <= ratio.high for ratio in ratios.values())
+    if wrong:
+        print("\n".join(wrong))
+    elif unsettled:
+        print(
+            f"Not shown to be slower, but {unsettled} of {len(cells)} intervals reach beyond "
+            f"{TOLERANCE - 1:.0%} slower: take more --rounds, or a quieter machine."
+        )
+    else:
+        print("As fast.")
+    return not wrong
+
+
+if __name__ == "__main__":
+    sys.exit(not main())
