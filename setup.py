@@ -49,7 +49,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
 # Folders whose files building and testing need, and which setuptools would leave out of an sdist.
-SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests")
+SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests", "tools")
 SDIST_FILES = (".clang-format", ".gitignore", "*.md", "CITATION.cff", "Makefile")
 
 

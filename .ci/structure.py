@@ -19,10 +19,10 @@ FILE_LINES, FUNCTION_LINES = 400, 80
 EXCEPTIONS = {}
 
 # Where words are looked for, as prefixes of paths.
-CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "README", "CONTRIBUTING")
+CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CONTRIBUTING")
 EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
-GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/")
+GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/lint/")
 # (pattern, what to write in its place, where)
 BANNED = [
     (r"(?i)\bhouses?\b", "architecture", EVERYWHERE),

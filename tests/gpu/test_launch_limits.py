@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu.lint.cases import DEVICES
 from benchmarks.gpu.resources import DEVICES as REPORTED
 from namernn_fast import ops
 from namernn_fast.gpu import device, kernels, launching, plan, problem, stack, stepwise
+from tools.lint.cases import DEVICES
 
 # The table "Technical Specifications per Compute Capability" of the CUDA programming guide; AMD has
 # the same limits or larger ones.
