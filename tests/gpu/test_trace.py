@@ -75,11 +75,10 @@ class Trace(TorchDispatchMode):
 
 
 @pytest.fixture
-def trace(monkeypatch):
+def trace(monkeypatch, h100):
     """A trace, and operators that reach the GPU's implementation with fake tensors."""
     found = Trace()
     monkeypatch.setattr(launching, "run", found.launch)
-    monkeypatch.setattr(device, "find_device", lambda index: H100)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
