@@ -13,7 +13,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
-	names walkthrough bench-gpu gpu-lint gpu-model gpu-report check format clean compare third-party \
+	names walkthrough bench-gpu gpu-lint gpu-report check format clean compare third-party \
 	wheel wheel-test test-arm warnings docs docs-test
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
@@ -172,10 +172,7 @@ gpu-report: setup
 # Checks the machine code of the GPU kernels; no GPU is needed. It compiles for minutes, but what it has
 # compiled before it keeps in build/gpu-lint.
 gpu-lint: setup
-	$(BIN)/python -m benchmarks.gpu.lint $(RECORDING)
-
-gpu-model: setup
-	$(BIN)/python -m benchmarks.gpu.model_page $(RECORDING)
+	$(BIN)/python -m tools.lint $(RECORDING)
 
 # Does the working tree compute the same bits as a revision, and as fast? make compare BASE=<revision>
 BASE ?= HEAD~1

@@ -22,7 +22,7 @@ EXCEPTIONS = {}
 CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CONTRIBUTING")
 EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
-GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/")
+GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/lint/")
 # (pattern, what to write in its place, where)
 BANNED = [
     (r"(?i)\bhouses?\b", "architecture", EVERYWHERE),

@@ -39,13 +39,3 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def nothing_tuned():
-    """No configuration of a GPU's kernels, before one test and after it."""
-    from namernn_fast.gpu import plan  # which needs Triton
-
-    plan.tuned.clear()
-    yield
-    plan.tuned.clear()

@@ -1,1 +1,1 @@
-"""Benchmarks on GPUs, the model of one on paper, and what compiled kernels take."""
+"""Benchmarks on GPUs, and what compiled kernels take."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.gpu.resources import H100
 from benchmarks.harness.grid import TRAINING
 from namernn_fast import availability, gpu, ops
 from namernn_fast.bench.workload import Input, call_of, draw_gradients
@@ -28,16 +29,14 @@ class Interpreted:
     The change lasts as long as the process.
     """
 
-    # The device that the plan is made for: any GPU would do.
-    DEVICE = gpu_device.Device("cuda", "sm_90", 227 * 1024, 132)
-
     def __init__(self) -> None:
         self.calls = dict.fromkeys(("rnn_forward", "rnn_backward"), 0)
         self.library = torch.library.Library(ops.NAMESPACE, "IMPL")
         for name in self.calls:
             self.library.impl(name, partial(self.run, name), "CPU")
-        # There is no GPU to ask for its properties, and the C++ extension need not be built.
-        gpu_device.find_device = lambda index: self.DEVICE
+        # There is no GPU to ask for its properties, and the C++ extension need not be built. Any
+        # GPU would do to make plans for.
+        gpu_device.find_device = lambda index: H100
         availability.why_not_cpu_kernel = lambda input: None
 
     def run(self, name: str, *arguments: Any) -> Any:

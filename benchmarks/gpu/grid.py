@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.harness.grid import DENSE, MODES, PACKED, Cell
+from benchmarks.harness.grid import DENSE, MODES, PACKED, PACKED_SHAPE, Cell
 
 # By (input_size, hidden_size, seq_len), in the order in which they are timed.
 BATCHES = {
@@ -23,7 +23,6 @@ BATCHES = {
     (64, 64, 1024): (1, 64),
     (256, 256, 1024): (1, 64),
 }
-PACKED_SHAPE = (64, 256)
 PACKED_BATCHES = (1, 16, 64, 256, 1024, 4096)
 CELLS = (
     *(

@@ -161,19 +161,12 @@ def compile_kernel(kernel, build: Build, **call: Any) -> Resources:
         build: The plan, the device and the hidden size.
         call: What is given in the call, as `specialise` takes it.
     """
-    return compile_for(build.device, kernel, *specialise(kernel, build, **call))
+    return compile_for(build.device, kernel, specialise(kernel, build, **call))
 
 
-def compile_for(
-    device: Device,
-    kernel,
-    signature: dict[str, Any],
-    constants: dict[str, Any],
-    settings: dict[str, Any],
-) -> Resources:
+def compile_for(device: Device, kernel, to: Specialisation) -> Resources:
     """Compiles any kernel for a device and returns the resources that it takes."""
-    to = Specialisation(signature, constants, settings)
-    return resources_of(device, compiled(device, source_of(kernel, to), settings))
+    return resources_of(device, compiled(device, source_of(kernel, to), to.settings))
 
 
 def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:

@@ -246,38 +246,24 @@ def forward_layer(
 
 def backward_layer(
     stack: Stack,
-    hx: Tensor | None,
     weights: list[ops.LayerWeights],
-    output: Tensor,
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    dz: Tensor,
-    previous: Tensor | None,
-    grad_hx: Tensor | None,
+    tensors: BackwardTensors,
     grad_input: Tensor | None,
 ) -> None:
     """Runs the backward recurrence of a layer, and computes the gradients of hx and input.
 
     Args:
         stack: the layer's stack.
-        hx: initial states (directions, B, H), or None for zeros.
         weights: of each direction.
-        output: of the forward pass, (N, directions * H).
-        grad_output: like output, or None for zeros.
-        grad_h_n: (directions, B, H), or None for zeros.
-        dz: written: the gradient before the activation, like output.
-        previous: written if wanted: the previous state of each row, like output.
-        grad_hx: written if wanted: (directions, B, H).
+        tensors: what the recurrence reads and writes.
         grad_input: written if wanted: (N, features).
     """
-    weights_hh = [own.weight_hh for own in weights]
-    tensors = BackwardTensors(
-        *(hx, weights_hh, output, grad_output, grad_h_n, dz, previous, grad_hx)
-    )
-    run = stepwise.backward_steps if stepwise.suits(stack, output) else _backward_in_one_kernel
-    run(stack, tensors)
+    if stepwise.suits(stack, tensors.output):
+        stepwise.backward_steps(stack, tensors)
+    else:
+        _backward_in_one_kernel(stack, tensors)
     if grad_input is not None:
-        product(dz, _join([own.weight_ih for own in weights]), out=grad_input)
+        product(tensors.dz, _join([own.weight_ih for own in weights]), out=grad_input)
 
 
 def _backward_in_one_kernel(stack: Stack, tensors: BackwardTensors) -> None:

@@ -155,7 +155,8 @@ def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple
     layout = _read_layout(input, sequence_layout, reset, options)
     hidden_size = weights[1].shape[0]
     tables = directions if with_ids else 0
-    for name, weight, shape in checks.weights_and_shapes(weights, _features(input), options):
+    features = 0 if with_ids else input.shape[-1]
+    for name, weight, shape in checks.weights_and_shapes(weights, features, options):
         if tables and name == "weight_ih":
             name, tables = "the table of weight_ih", tables - 1
             shape = (len(weights[0]), hidden_size)
@@ -171,11 +172,6 @@ def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple
         hidden_size,
     )
     return stack, input.flatten().contiguous() if with_ids else input.flatten(0, -2)
-
-
-def _features(input: Tensor) -> int:
-    """Returns the features of an input row; 0 for token ids, which have no row."""
-    return 0 if ops.has_ids(input) else input.shape[-1]
 
 
 def _check_results(stack: Stack, input, output, hidden, grad_output, grad_h_n, want_layers) -> None:

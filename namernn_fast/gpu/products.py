@@ -74,11 +74,6 @@ def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPl
     return ProductPlan(tiles, terms, max(1, triton.cdiv(K, max(1, terms))), precision)
 
 
-def precision_of_rnn(device: Device) -> str:
-    """Returns the precision of an RNN's products in float32, `ieee` or `tf32`."""
-    return "tf32" if may_round_to_tf32(device) else "ieee"
-
-
 def precision_of_its_own(like: Tensor) -> str | None:
     """Returns the precision of an RNN's products where torch's own products have another one.
 
@@ -87,7 +82,7 @@ def precision_of_its_own(like: Tensor) -> str | None:
     """
     if like.dtype != torch.float32:
         return None
-    precision = precision_of_rnn(device_of(like))
+    precision = "tf32" if may_round_to_tf32(device_of(like)) else "ieee"
     return precision if precision != fp32_precision.of_products() else None
 
 

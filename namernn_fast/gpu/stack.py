@@ -17,7 +17,7 @@ from . import launching
 from .device import device_of
 from .layer import backward_layer, forward_layer, weight_gradients
 from .plan import plan_of
-from .problem import SequenceLayout, Stack
+from .problem import BackwardTensors, SequenceLayout, Stack
 
 _STRETCH = 128  # steps of a stretch, at least: fewer take less time than their launches
 _STRETCHES = 8  # stretches, at most
@@ -235,19 +235,19 @@ def backward_stack(
                 if i:
                     hx = outputs[k][stretch.begin - stack.layout.B : stretch.begin].unsqueeze(0)
                 dz, previous = work[k]
-                task = functools.partial(
-                    backward_layer,
-                    stack._replace(layout=stretch.layout),
-                    hx,
-                    weights,
-                    stretch.of(outputs[k]),
-                    stretch.of(grads[k + 1]),
-                    grads_h_n[k] if is_last else out_of[k],
-                    stretch.of(dz),
-                    stretch.of(previous),
-                    into[k] if i else grads_hx[k],
-                    stretch.of(grads[k]),
+                tensors = BackwardTensors(
+                    hx=hx,
+                    weights_hh=[own.weight_hh for own in weights],
+                    output=stretch.of(outputs[k]),
+                    grad_output=stretch.of(grads[k + 1]),
+                    grad_h_n=grads_h_n[k] if is_last else out_of[k],
+                    dz=stretch.of(dz),
+                    previous=stretch.of(previous),
+                    grad_hx=into[k] if i else grads_hx[k],
                 )
+                of_stretch = stack._replace(layout=stretch.layout)
+                grad_input = stretch.of(grads[k])
+                task = functools.partial(backward_layer, of_stretch, weights, tensors, grad_input)
                 schedule.run(k, k + 1 if k + 1 < len(layers) else None, task)
                 if i == 0:
                     schedule.finish(functools.partial(finish, k))

@@ -1,9 +1,9 @@
 """The recurrence of a layer as two launches at every step: a product of torch and the activation.
 
-It takes the place of a kernel that reads weight_hh anew at every step, where a step is so large a
-product that a library's is faster than tiles that stream through one kernel (docs/gpu_model.md
-compares them). States are computed where the projected input lies, and gradients where the gradient
-of the output is copied to, so that no product has to copy what is added to it.
+It replaces a kernel that reads weight_hh anew at every step, if a step is so large a product that
+torch's is estimated to be faster than tiles that stream through one kernel: see `plan`. States are
+computed where the projected input lies, and gradients where the gradient of the output is copied
+to, so that no product has to copy what is added to it.
 """
 
 from collections.abc import Sequence

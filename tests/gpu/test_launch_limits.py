@@ -1,4 +1,4 @@
-"""Every launch of a recurrence is within CUDA's limits, for sizes up to a million sequences.
+"""Every launch of a layer is within CUDA's limits, for sizes up to a million sequences.
 
 What a compiled kernel takes, registers and shared memory, and whether its indices fit is checked by
 `make gpu-lint` for each form of a plan.
@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu.lint.cases import DEVICES
 from benchmarks.gpu.resources import DEVICES as REPORTED
 from namernn_fast import ops
-from namernn_fast.gpu import device, kernels, launching, plan, problem, stack, stepwise
+from namernn_fast.gpu import device, kernels, launching, plan, problem, stack, stepwise, sums
+from tools.lint.cases import DEVICES
 
 # The table "Technical Specifications per Compute Capability" of the CUDA programming guide; AMD has
 # the same limits or larger ones.
@@ -34,7 +34,8 @@ PRECISIONS = {
 
 
 def launches(monkeypatch, hidden_size, batch, directions, dtype):
-    """Returns the kernels of a layer's forward and backward pass, with their grids and settings."""
+    """Returns the kernels of a layer's forward and backward pass and of the gradient of a large
+    table, with their grids and settings."""
     made = []
     monkeypatch.setattr(
         *(launching, "run"),
@@ -53,6 +54,7 @@ def launches(monkeypatch, hidden_size, batch, directions, dtype):
     outputs, h_n = stack.forward_stack(layers, x)
     gradients = (torch.empty_like(outputs[0]), torch.empty_like(h_n), None)
     stack.backward_stack(layers, x, outputs, *gradients, True, [0])
+    sums.sums_by_token(outputs[0], torch.empty(batch, dtype=torch.int64, device="meta"), 2**20)
     assert sum(kernel in RECURRENCES for kernel, *_ in made) == 2
     return made
 

@@ -1,9 +1,8 @@
 """How kernels are launched, and what a call consists of: without a GPU, and not interpreted."""
 
 import contextlib
+import functools
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
-from namernn_fast import gpu, rnn, transfers  # noqa: E402
+from namernn_fast import gpu, ops, rnn, transfers  # noqa: E402
 from namernn_fast.gpu import (  # noqa: E402
     device,
     launching,
@@ -82,11 +80,8 @@ def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
     assert len(values) == launching._UPLOADED
     assert all(v != 1 and v % 16 and v < 2**31 for v in values)
     types = {"out": "*i64", "values": ("i32",) * len(values)}
-    compiled = triton.compile(
-        ASTSource(upload_kernel, types, {}, {}),
-        target=GPUTarget("cuda", 80, 32),
-        options=launching.UPLOAD_SETTINGS,
-    )
+    source = ASTSource(upload_kernel, types, {}, {})
+    compiled = gpu_report.compiled(DEVICES["sm_80"], source, launching.UPLOAD_SETTINGS)
     assert "st.global" in compiled.asm["ptx"]
 
 
@@ -95,13 +90,6 @@ def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
 H100 = DEVICES["sm_90"]
 TOO_LARGE = "Triton Error [CUDA]: too many blocks in cooperative launch"
 NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
-
-
-@pytest.fixture
-def h100(monkeypatch, nothing_tuned):
-    """An H100 that has refused no launch yet, as far as plans depend on it."""
-    monkeypatch.setattr(device, "find_device", lambda index: H100)
-    monkeypatch.setattr(device, "_refusing", set())
 
 
 class Launches(list):
@@ -157,6 +145,14 @@ class Stream:
     def wait_event(self, event):
         self.told.append(f"wait for {event.at}")
 
+    def wait_stream(self, other):
+        self.wait_event(other.record_event())
+
+    def record_event(self):
+        event = Event()
+        event.record(self)
+        return event
+
 
 class Event:
     """Where an event was recorded last."""
@@ -210,17 +206,84 @@ def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
     assert launching._last[torch.device("cuda", 0)].keys() == {first}
 
 
+# ---- Layers at the same time ----
+
+
+def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
+    layout = problem.SequenceLayout(*[None] * 4, seq_len, batch, seq_len * batch, batch, 1)
+    return problem.Stack(layout, None, [], options, 1, hidden_size)
+
+
+@pytest.mark.usefixtures("h100")
+def test_long_layers_that_leave_room_run_at_once():
+    def stretches(num_layers=2, **sizes):
+        return stack._stretches(stack_of(**sizes), num_layers, torch.empty(0))
+
+    found = stretches()
+    assert len(found) == 8
+    assert [(s.begin, s.end, s.layout.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
+    assert found[-1].end == 1024 * 16
+    assert [s.layout.T for s in stretches(seq_len=300)] == [150, 150]
+    for alone in (
+        {"num_layers": 1},
+        {"seq_len": 255},
+        {"batch": 2000},  # of which one layer fills the device
+        {"batch": 0},
+        *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
+    ):
+        (whole,) = stretches(**alone)
+        assert (whole.begin, whole.end) == (0, whole.layout.N)
+
+
+def test_streams_wait_for_each_other(monkeypatch):
+    main, below, above = streams = [Stream(name) for name in ("main", "below", "above")]
+    current = [main]
+
+    @contextlib.contextmanager
+    def entered(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(stack, "_streams", lambda device, count: streams[1:])
+
+    def task(name):
+        current[-1].told.append(name)
+
+    def run(then):
+        with stack._AtOnce(torch.empty(0), 2, cooperative=False) as schedule:
+            for stretch in ("first", "second"):
+                schedule.run(0, None, functools.partial(task, stretch))
+                schedule.run(1, 0, functools.partial(task, stretch))
+            schedule.finish(functools.partial(task, "at last"))
+            then()
+
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(fail)
+    assert below.told == ["wait for main 0", "first", "second"]
+    assert above.told == [
+        *("wait for main 0", "wait for below 2", "first"),
+        *("wait for below 3", "second"),
+    ]
+    assert main.told == ["wait for below 3", "wait for above 5"]
+    run(lambda: None)
+    assert main.told[-1] == "at last"
+
+
 @pytest.mark.usefixtures("h100")
 def test_a_stack_at_once_shares_a_turn(monkeypatch):
-    shared, main = [], Stream("main")
-    main.wait_stream = lambda stream: None
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    shared = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
     monkeypatch.setattr(stack, "_streams", lambda device, count: [])
     monkeypatch.setattr(launching, "share_turn", lambda *given: shared.append(given))
-    layout = problem.SequenceLayout(None, None, None, None, 512, 1, 512, 1, 1)
+    like = torch.empty(0, dtype=torch.bfloat16)
     for hidden_size, cooperative in ((128, False), (1024, True)):
-        layers = problem.Stack(layout, None, [], 0, 1, hidden_size)
-        like = torch.empty(0, dtype=torch.bfloat16)
+        layers = stack_of(512, 1, hidden_size)
         parts = stack._stretches(layers, 2, like)
         assert len(parts) > 1
         with stack._schedule(layers, parts, 2, like):
@@ -299,36 +362,23 @@ def compile_product(device, plan, contiguous, aligned, wide=False):
         for i, kind in enumerate(types.values())
         if kind != "constexpr" and aligned
     }
-    return triton.compile(
-        ASTSource(product_kernel, types, constants, attributes),
-        target=GPUTarget("cuda", int(device.arch.removeprefix("sm_")), device.lanes),
-        options=plan.settings(device),
-    )
-
-
-def local_memory(compiled, tmp_path):
-    """Returns the bytes of local memory of a thread, into which registers are spilled."""
-    cubin = tmp_path / "product.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.backends.__file__).parent / "nvidia/bin/cuobjdump"
-    shown = subprocess.run(
-        [tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True
-    )
-    return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", shown.stdout))
+    source = ASTSource(product_kernel, types, constants, attributes)
+    return gpu_report.compiled(device, source, plan.settings(device))
 
 
 @pytest.mark.parametrize("arch", TENSOR_CORES)
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("layout", PRODUCTS)
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_product_compiles_to(arch, precision, layout, aligned, tmp_path):
+def test_a_product_compiles_to(arch, precision, layout, aligned):
     device = DEVICES[arch]
     for tiles in {products._SMALL[precision], products._LARGE[precision]}:
         plan = products.ProductPlan(tiles, 512, 1, precision)
         compiled = compile_product(device, plan, PRODUCTS[layout], aligned)
         ptx = compiled.asm["ptx"]
-        assert local_memory(compiled, tmp_path) == 0
-        assert compiled.metadata.shared <= device.shared
+        taken = gpu_report.resources_of(device, compiled)
+        assert taken.spilled == 0
+        assert taken.shared <= device.shared
         assert "cp.async" in ptx  # blocks are on their way while others are multiplied
         assert (TENSOR_CORES[arch] in ptx) == (precision == "tf32")
         values = (tiles.block_m + tiles.block_n) * tiles.block_k

@@ -1,9 +1,6 @@
 """GPUs, without one: the kernels interpreted and compiled, the plan, and what is refused."""
 
 import ast
-import contextlib
-import functools
-import itertools
 import json
 import os
 import re
@@ -16,14 +13,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from namernn_fast import FusedRNN, availability, explain, fp32_precision, ops
+from namernn_fast import FusedRNN, availability, explain, ops
 
 triton = pytest.importorskip("triton")
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
 from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
-from namernn_fast.gpu import kernels, launching, plan, problem, stack, stepwise, sums  # noqa: E402
+from namernn_fast.gpu import kernels, plan, sums  # noqa: E402
 from namernn_fast.gpu.plan import choose  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
@@ -72,32 +69,6 @@ def test_every_hidden_unit_is_computed_and_every_program_fits(arch, dtype, tf32)
             assert config.warps * device.lanes <= 1024
 
 
-@pytest.mark.parametrize("arch", DEVICES)
-def test_every_grid_can_be_launched(arch, monkeypatch):
-    """CUDA takes 2**31 - 1 programs on the first axis of a grid, and 65,535 on the others."""
-    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES[arch])
-    monkeypatch.setattr(stepwise, "suits", lambda *_: False)  # kernels alone have grids here
-    grids = []
-    monkeypatch.setattr(launching, "run", lambda kernel, grid, *_: grids.append(grid))
-    sizes = itertools.product((1, 64, 128, 129, 1024, 4096), (1, 3, 65_535, 65_536, 2**20))
-    for (hidden_size, batch), directions, dtype in itertools.product(
-        sizes, (1, 2), (torch.float32, torch.bfloat16)
-    ):
-        with FakeTensorMode():
-            weights = [torch.empty(hidden_size, n, dtype=dtype) for n in (2, hidden_size)]
-            x = torch.empty(1, batch, 2, dtype=dtype)
-            options = ops.BIDIRECTIONAL if directions == 2 else 0
-            call = (x, None, weights * directions, None, None, options)
-            output, h_n, _ = gpu.rnn_forward(*call)
-            gpu.rnn_backward(output, h_n, *call[:3], output, [], *call[3:], True, False, [0])
-            rows, ids = torch.empty(batch, hidden_size), torch.empty(batch, dtype=torch.int64)
-            sums.sums_by_token(rows, ids, 2**20)
-    assert len(grids) >= 3 * 6 * 5 * 2 * 2  # and products of both passes, where they are kernels
-    for grid in grids:
-        assert 0 < grid[0] < 2**31
-        assert all(0 < programs < 2**16 for programs in grid[1:])
-
-
 def test_the_kind_of_plan_follows_the_size():
     h100, mi300 = DEVICES["sm_90"], DEVICES["gfx942"]
 
@@ -132,8 +103,8 @@ def test_streamed_tiles_grow_with_the_work():
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
 
 
-def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
-    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
+@pytest.mark.usefixtures("h100")
+def test_autotune_keeps_the_fastest():
     input = torch.empty(5, 64, 8)
     chosen = plan.plan_of(128, 64, input, 1)
     tried = []
@@ -150,91 +121,6 @@ def test_autotune_keeps_the_fastest(monkeypatch, nothing_tuned):
     assert len(set(tried)) == len(tried) > 2
     assert plan.plan_of(128, 64, input, 1) == best
     assert plan.plan_of(128, 65, input, 1) == chosen
-
-
-# ---- Layers at the same time ----
-
-
-def stretches(num_layers=2, seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
-    layout = problem.SequenceLayout(
-        *(None, None, None, None, seq_len, batch, seq_len * batch, batch, 1)
-    )
-    layers = problem.Stack(layout, None, [], options, 1, hidden_size)
-    return stack._stretches(layers, num_layers, torch.empty(0))
-
-
-def test_long_layers_that_leave_room_run_at_once(monkeypatch):
-    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
-    found = stretches()
-    assert len(found) == 8
-    assert [(s.begin, s.end, s.layout.T) for s in found[:2]] == [(0, 2048, 128), (2048, 4096, 128)]
-    assert found[-1].end == 1024 * 16
-    assert [s.layout.T for s in stretches(seq_len=300)] == [150, 150]
-    for alone in (
-        {"num_layers": 1},
-        {"seq_len": 255},
-        {"batch": 2000},  # of which one layer fills the device
-        {"batch": 0},
-        *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
-    ):
-        (whole,) = stretches(**alone)
-        assert (whole.begin, whole.end) == (0, whole.layout.N)
-
-
-class Stream:
-    """What a stream is told, in the order of the telling."""
-
-    def __init__(self, name):
-        self.name, self.told = name, []
-
-    def wait_stream(self, other):
-        self.told.append(("wait", other.name, len(other.told)))
-
-    def wait_event(self, event):
-        self.told.append(("wait", *event))
-
-    def record_event(self):
-        return self.name, len(self.told)
-
-
-def test_streams_wait_for_each_other(monkeypatch):
-    main, below, above = streams = [Stream(name) for name in ("main", "below", "above")]
-    current = [main]
-
-    @contextlib.contextmanager
-    def entered(stream):
-        current.append(stream)
-        yield
-        current.pop()
-
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
-    monkeypatch.setattr(torch.cuda, "stream", entered)
-    monkeypatch.setattr(stack, "_streams", lambda device, count: streams[1:])
-
-    def task(name):
-        current[-1].told.append(name)
-
-    def run(then):
-        with stack._AtOnce(torch.empty(0), 2, cooperative=False) as schedule:
-            for stretch in ("first", "second"):
-                schedule.run(0, None, functools.partial(task, stretch))
-                schedule.run(1, 0, functools.partial(task, stretch))
-            schedule.finish(functools.partial(task, "at last"))
-            then()
-
-    def fail():
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run(fail)
-    assert below.told == [("wait", "main", 0), "first", "second"]
-    assert above.told == [
-        *(("wait", "main", 0), ("wait", "below", 2), "first"),
-        *(("wait", "below", 3), "second"),
-    ]
-    assert main.told == [("wait", "below", 3), ("wait", "above", 5)]
-    run(lambda: None)
-    assert main.told[-1] == "at last"
 
 
 # ---- Compiled ahead of time ----
@@ -285,15 +171,15 @@ def assigned(target, value):
         ("backward", "row_before", (1024, 64)),
     ],
 )
-def test_the_loop_over_time_carries_the_place_before(kernel, name, size, monkeypatch):
-    text = compiled_text(kernel, *size, torch.bfloat16, monkeypatch, "ttir")
+def test_the_loop_over_time_carries_the_place_before(kernel, name, size):
+    text = compiled_text(kernel, *size, torch.bfloat16, "ttir")
     (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
     assert f"%{name} = " in over_time
 
 
-def test_one_thread_polls_at_the_barrier(monkeypatch):
+def test_one_thread_polls_at_the_barrier():
     """The thread that polls has the others wait at a barrier, and hands the count to them."""
-    ptx = compiled_text("forward", 1024, 1, torch.float32, monkeypatch, "ptx")
+    ptx = compiled_text("forward", 1024, 1, torch.float32, "ptx")
     by_one = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
     assert re.search(by_one + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
     assert "ld.volatile" not in ptx
@@ -301,25 +187,23 @@ def test_one_thread_polls_at_the_barrier(monkeypatch):
 
 @pytest.mark.parametrize("kernel", gpu_report.KERNELS)
 @pytest.mark.parametrize("size", [(128, 64), (256, 4), (512, 1)], ids=str)
-def test_one_sequence_is_summed_within_threads(kernel, size, monkeypatch):
+def test_one_sequence_is_summed_within_threads(kernel, size):
     """With all threads along the units that are summed over, each sum takes shuffles of its own."""
-    ptx = compiled_text(kernel, *size, torch.float32, monkeypatch, "ptx")
+    ptx = compiled_text(kernel, *size, torch.float32, "ptx")
     assert 0 < len(re.findall(r"shfl\.sync", ptx)) <= 16
 
 
-def compiled_text(kernel, hidden_size, batch, dtype, monkeypatch, stage):
+def build_of(arch, hidden_size, batch, dtype):
+    device = DEVICES[arch]
+    return gpu_report.Build(device, hidden_size, dtype, choose(hidden_size, batch, dtype, device))
+
+
+def compiled_text(name, hidden_size, batch, dtype, stage):
     """Returns what a stage of Triton's compiler makes of a kernel for an H100."""
-    compiled, original = [], triton.compile
-    monkeypatch.setattr(
-        triton,
-        "compile",
-        lambda *given, **more: compiled.append(original(*given, **more)) or compiled[0],
-    )
-    device = DEVICES["sm_90"]
-    plan = choose(hidden_size, batch, dtype, device)
-    build = gpu_report.Build(device, hidden_size, dtype, plan)
-    gpu_report.compile_kernel(gpu_report.KERNELS[kernel], build)
-    return compiled[0].asm[stage]
+    kernel, build = gpu_report.KERNELS[name], build_of("sm_90", hidden_size, batch, dtype)
+    to = gpu_report.specialise(kernel, build)
+    source = gpu_report.source_of(kernel, to)
+    return gpu_report.compiled(build.device, source, to.settings).asm[stage]
 
 
 # Every kind of plan, with and without tensor cores: (hidden size, batch, dtype).
@@ -339,22 +223,19 @@ def within_limits(device, taken):
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
 def test_nothing_is_spilled(arch, case):
-    hidden_size, batch, dtype = case
-    device = DEVICES[arch]
-    build = gpu_report.Build(device, hidden_size, dtype, choose(hidden_size, batch, dtype, device))
+    build = build_of(arch, *case)
     for kernel in gpu_report.KERNELS.values():
-        assert within_limits(device, gpu_report.compile_kernel(kernel, build))
+        assert within_limits(build.device, gpu_report.compile_kernel(kernel, build))
     with_ids = gpu_report.compile_kernel(kernels.forward_kernel, build, rows={"ids"})
-    assert within_limits(device, with_ids)
+    assert within_limits(build.device, with_ids)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in DEVICES if arch.startswith("sm_")])
 @pytest.mark.parametrize("call", [{}, {"directions": 2, "rows": {"ids", "lengths", "reset"}}])
 def test_two_programs_of_one_sequence_share_a_processor(arch, call):
-    device = DEVICES[arch]
-    plan = choose(128, 4096, torch.float32, device)
+    build = build_of(arch, 128, 4096, torch.float32)
+    device, plan = build.device, build.plan
     assert (plan.kind, plan.block_b) == ("resident", 1)
-    build = gpu_report.Build(device, 128, torch.float32, plan)
     for kernel in gpu_report.KERNELS.values():
         if kernel is kernels.backward_kernel:  # it reads no ids
             call = call | {"rows": {*call.get("rows", ())} - {"ids"}}
@@ -369,10 +250,8 @@ def test_sums_by_token_compile(arch, case):
     width, dtype = case
     signature = {"rows": gpu_report.POINTERS[dtype], "order": "*i64", "borders": "*i64"}
     signature |= {"sums": "*fp32", "V": "i32"}
-    taken = gpu_report.compile_for(
-        *(DEVICES[arch], kernels.sums_by_token_kernel, signature),
-        *(sums.sums_constants_of(width), sums.SUMS_SETTINGS),
-    )
+    to = gpu_report.Specialisation(signature, sums.sums_constants_of(width), sums.SUMS_SETTINGS)
+    taken = gpu_report.compile_for(DEVICES[arch], kernels.sums_by_token_kernel, to)
     assert within_limits(DEVICES[arch], taken)
 
 
@@ -400,15 +279,11 @@ CALLS = {
 @pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
 def test_whatever_is_given_compiles(call, case):
     """All layouts, in each kind of plan, with sizes that leave remainders."""
-    hidden_size, batch = case
-    device = DEVICES["sm_90"]
-    build = gpu_report.Build(
-        device, hidden_size, torch.bfloat16, choose(hidden_size, batch, torch.bfloat16, device)
-    )
+    build = build_of("sm_90", *case, torch.bfloat16)
     for kernel in gpu_report.KERNELS.values():
         if kernel is kernels.backward_kernel and "ids" in call["rows"]:
             continue  # it reads no ids
-        assert gpu_report.compile_kernel(kernel, build, **call).shared <= device.shared
+        assert gpu_report.compile_kernel(kernel, build, **call).shared <= build.device.shared
 
 
 def test_the_kept_table_is_of_these_kernels():
@@ -425,50 +300,6 @@ def test_the_kept_table_is_of_these_kernels():
             assert row[name]["spilled"] == 0
             assert row[name]["shared"] <= DEVICES[row["arch"]].shared
     assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
-
-
-# ---- What the host does ----
-
-
-@pytest.mark.parametrize("with_ids", [False, True])
-@pytest.mark.parametrize("layout", ["padded", "lengths", "jagged"])
-def test_the_host_reads_no_tensor_of_the_device(layout, with_ids, monkeypatch):
-    """Tensors without values, of which none can be read; the results have the promised shapes."""
-    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
-    launched = []
-    monkeypatch.setattr(launching, "run", lambda kernel, *_: launched.append(kernel))
-    monkeypatch.setattr(fp32_precision, "of_products", lambda: "tf32")  # torch multiplies
-    weights = [p.detach() for p in torch.nn.RNN(4, 6, 2, bidirectional=True).parameters()]
-    with FakeTensorMode() as mode:
-        weights = [mode.from_tensor(w) for w in weights]
-        x = torch.empty((9, 4) if layout == "jagged" else (5, 3, 4))
-        if with_ids:
-            x = x[..., 0].long()
-            weights[0], weights[4] = torch.empty(7, 6), torch.empty(7, 6)
-        numbers = {"lengths": 3, "jagged": 4}.get(layout)
-        rows = None if numbers is None else torch.empty(numbers, dtype=torch.int64)
-        reset = None if layout == "jagged" else torch.empty(5, 3, dtype=torch.bool)
-        hx = torch.empty(4, 3, 6)
-        options = ops.BIAS | ops.BIDIRECTIONAL | ops.WANT_HIDDEN
-        given = (rows, reset, options | (ops.JAGGED if layout == "jagged" else 0))
-        output, h_n, hidden = results = gpu.rnn_forward(x, hx, weights, *given)
-        backward = (output, h_n, x, hx, weights, output, hidden, *given, not with_ids, True, [0, 1])
-        grads = gpu.rnn_backward(*backward)
-        last = (x, hx, weights, *given[:2], given[2] & ~ops.WANT_HIDDEN | ops.LAST_STATE)
-        last_state = gpu.rnn_forward(*last)
-        assert shapes(results) == shapes(ops.rnn_forward(x, hx, weights, *given))
-        assert shapes(grads) == shapes(ops.rnn_backward(*backward))
-        assert shapes(last_state) == shapes(ops.rnn_forward(*last))
-    assert output.shape == (*(x.shape if with_ids else x.shape[:-1]), 12)
-    forward, backward = [kernels.forward_kernel] * 2, [kernels.backward_kernel] * 2
-    of_tokens = [kernels.sums_by_token_kernel] * with_ids
-    assert launched == forward + backward + of_tokens + forward
-
-
-def shapes(results):
-    """Returns the shape, dtype and device of every tensor in the results of an operator."""
-    flat = [t for result in results for t in (result if isinstance(result, list) else [result])]
-    return [(t.shape, t.dtype, t.device) for t in flat]
 
 
 # ---- What is refused ----
@@ -577,9 +408,9 @@ def test_gradients_that_there_are_not(want_input, options, message):
         )
 
 
+@pytest.mark.usefixtures("h100")
 def test_explain_tells_of_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("namernn_fast.gpu.device.find_device", lambda index: DEVICES["sm_90"])
     with FakeTensorMode():
         x = torch.empty(5, 2, 4, device="cuda")
         assert explain(FusedRNN(4, 6), x).path == "triton sm_90"

@@ -4,8 +4,7 @@ import pytest
 import torch
 from cases import Case
 from plans import PLANS
-from tf32 import Rounded, fused, recurrence, results
-from torch.nn.functional import linear
+from tf32 import Rounded, check_results
 
 from namernn_fast import FusedRNN, ops
 from namernn_fast.gpu import kernels, launching, layer, products
@@ -159,15 +158,5 @@ def test_a_layer_in_tf32(plan, fp32_precision, launched, monkeypatch):
     fp32_precision("tf32", "ieee")
     tf32 = PLANS[plan](33)._replace(precision="tf32")
     monkeypatch.setattr(layer, "plan_of", lambda *_: tf32)
-    T, B, D, H = 5, 17, 9, 33
-    given = [torch.randn(T, B, D), torch.randn(1, B, H).tanh()]
-    given += [[(torch.rand(H, n) - 0.5) * 2 / H**0.5 for n in (D, H)]]
-    given += [(torch.randn(T, B, H), torch.randn(1, B, H))]
-    ours = results(fused, *given, torch.float32)
+    check_results(plan, 9, 33, Rounded.apply, Rounded.apply)
     assert launched == ["tf32"] * 6
-    theirs = results(recurrence(Rounded.apply, Rounded.apply), *given, torch.float32)
-    exact = results(recurrence(linear, linear), *given, torch.float64)
-    budget = ErrorBudget(torch.float32)
-    for name, reference in exact.items():
-        budget.add((plan, name), ours[name], theirs[name], reference)
-    budget.check()

@@ -5,12 +5,11 @@ import torch
 import triton
 import triton.language as tl
 from plans import PLANS
-from tf32 import RoundedRecurrence, fused, recurrence, results
+from tf32 import RoundedRecurrence, check_results
 from torch.nn.functional import linear
 
 from namernn_fast.gpu import layer
 from namernn_fast.gpu.kernels import primitives
-from namernn_fast.testing import ErrorBudget
 
 
 @pytest.mark.parametrize("plan", [name for name in PLANS if "one_sequence" not in name])
@@ -19,25 +18,7 @@ def test_operands_are_rounded_to_the_nearest_value(plan, hidden_size, monkeypatc
     """Cut off, as tensor cores cut them, they would make errors of nearly three times the size."""
     choose = PLANS[plan](hidden_size)._replace(precision="tf32")
     monkeypatch.setattr(layer, "plan_of", lambda *_: choose)
-    generator = torch.Generator().manual_seed(hidden_size)
-    T, B, D = 5, 17, 3
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    inputs, hx = randn(T, B, D), randn(1, B, hidden_size).tanh()
-    bound = 2 / hidden_size**0.5
-    weights = [
-        (torch.rand(hidden_size, n, generator=generator) - 0.5) * bound for n in (D, hidden_size)
-    ]
-    given = (inputs, hx, weights, (randn(T, B, hidden_size), randn(1, B, hidden_size)))
-    ours = results(fused, *given, torch.float32)
-    theirs = results(recurrence(linear, RoundedRecurrence.apply), *given, torch.float32)
-    exact = results(recurrence(linear, linear), *given, torch.float64)
-    budget = ErrorBudget(torch.float32)
-    for name, reference in exact.items():
-        budget.add((plan, hidden_size, name), ours[name], theirs[name], reference)
-    budget.check()
+    check_results(plan, 3, hidden_size, linear, RoundedRecurrence.apply)
 
 
 @triton.jit

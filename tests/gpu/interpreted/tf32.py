@@ -1,8 +1,10 @@
 """A layer in PyTorch with operands that are rounded to TF32 as libraries round them."""
 
 import torch
+from torch.nn.functional import linear
 
 from namernn_fast import FusedRNN
+from namernn_fast.testing import ErrorBudget
 
 
 def nearest(x):
@@ -64,6 +66,29 @@ def results(run, inputs, hx, weights, grads, dtype):
         f"grad_{name}": of.grad for name, of in zip(names, (inputs, hx, *weights), strict=True)
     }
     return found | {"output": output.detach(), "h_n": h_n.detach()}
+
+
+def check_results(name, features, hidden_size, projection, product):
+    """Holds a layer to the error of products whose operands are rounded.
+
+    Args:
+        name: of the case.
+        features: of the input.
+        hidden_size: hidden units of the layer.
+        projection: the rounded product of input and weight_ih.
+        product: the rounded product of a state and weight_hh.
+    """
+    T, B, H = 5, 17, hidden_size
+    given = [torch.randn(T, B, features), torch.randn(1, B, H).tanh()]
+    given += [[(torch.rand(H, n) - 0.5) * 2 / H**0.5 for n in (features, H)]]
+    given += [(torch.randn(T, B, H), torch.randn(1, B, H))]
+    ours = results(fused, *given, torch.float32)
+    theirs = results(recurrence(projection, product), *given, torch.float32)
+    exact = results(recurrence(linear, linear), *given, torch.float64)
+    budget = ErrorBudget(torch.float32)
+    for result, reference in exact.items():
+        budget.add((name, H, result), ours[result], theirs[result], reference)
+    budget.check()
 
 
 def fused(inputs, hx, weights):

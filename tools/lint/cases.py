@@ -3,7 +3,7 @@
 The plans are those of `make gpu-report`, and of further architectures. Both kernels are compiled
 for every plan with dense rows. Every other kind of rows is compiled for both kernels with every
 kind of plan (resident, cooperative, streamed) of every architecture; the precision and the number
-of directions change from one to the next. The model of an H100 reads plans of its own.
+of directions change from one to the next. The plans of the benchmark's grid on an H100 come on top.
 """
 
 import itertools
@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.gpu import resources
-from benchmarks.gpu.grid import CELLS, PRECISIONS, Precision
-from benchmarks.harness.grid import Cell
+from benchmarks.gpu.grid import CELLS, PRECISIONS
 from namernn_fast.gpu.device import Device
 from namernn_fast.gpu.plan import choose
 
@@ -72,27 +71,17 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Yields all cases, each once."""
-    yield from dict.fromkeys((*_of_the_report(), *_of_the_model()))
+    yield from dict.fromkeys((*_of_the_report(), *_of_the_grid()))
 
 
-def _of_the_model() -> Iterator[Case]:
-    """Yields what the model of an H100 reads: the plans of the benchmark's grid."""
+def _of_the_grid() -> Iterator[Case]:
+    """Yields the kernels that the benchmark's grid runs on an H100, with dense rows."""
+    h100 = resources.H100
     for cell, precision in itertools.product(CELLS, PRECISIONS):
+        hidden_size, dtype = cell.hidden_size, precision.dtype
+        plan = choose(hidden_size, cell.batch, dtype, h100, tf32=precision.tf32)
         for kernel in resources.KERNELS:
-            yield case_of(cell, precision, kernel)
-
-
-def case_of(cell: Cell, precision: Precision, kernel: str) -> Case:
-    """Returns a kernel of a cell of the benchmark as it is compiled for an H100, with dense rows.
-
-    Args:
-        cell: The cell.
-        precision: The precision.
-        kernel: `forward` or `backward`.
-    """
-    h100, hidden_size, dtype = resources.H100, cell.hidden_size, precision.dtype
-    plan = choose(hidden_size, cell.batch, dtype, h100, tf32=precision.tf32)
-    return Case(resources.Build(h100, hidden_size, dtype, plan), kernel, DENSE, 1)
+            yield Case(resources.Build(h100, hidden_size, dtype, plan), kernel, DENSE, 1)
 
 
 def _of_the_report() -> Iterator[Case]:

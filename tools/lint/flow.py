@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from benchmarks.gpu.lint.sass import Code, Instruction
+from tools.lint.sass import Code, Instruction
 
 
 class Loop(NamedTuple):

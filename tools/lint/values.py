@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from functools import cache, cached_property
 from typing import NamedTuple
 
-from benchmarks.gpu.lint.flow import Flow
-from benchmarks.gpu.lint.sass import Instruction, next_register, registers
+from tools.lint.flow import Flow
+from tools.lint.sass import Instruction, next_register, registers
 
 # Where the arguments begin, by the first digits of the architecture.
 _ARGUMENTS_AT = {"sm_8": 0x160, "sm_9": 0x210, "sm_10": 0x380, "sm_12": 0x380}

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import triton
 
-from benchmarks.gpu.lint import budgets, known, rules
-from benchmarks.gpu.lint.building import build
-from benchmarks.gpu.lint.cases import DENSE, Case, cases
-from benchmarks.gpu.lint.counts import Counts, count
-from benchmarks.gpu.lint.events import Finding, Kernel
-from benchmarks.gpu.lint.machine import UnknownValueError
 from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_LINT
 from namernn_fast.bench.tables import markdown
+from tools.lint import budgets, known, rules
+from tools.lint.building import build
+from tools.lint.cases import DENSE, Case, cases
+from tools.lint.counts import Counts, count
+from tools.lint.events import Finding, Kernel
+from tools.lint.machine import UnknownValueError
 
 _SHOWN = 3  # findings of one rule in one case
 

@@ -14,8 +14,8 @@ A program that is its block's only member needs a barrier between store and load
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.gpu.lint.events import COUNTER, Event, Finding, Kernel
-from benchmarks.gpu.lint.flow import Loop
+from tools.lint.events import COUNTER, Event, Finding, Kernel
+from tools.lint.flow import Loop
 
 _STEPS = 4  # for which the awaited count is computed
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from benchmarks.gpu.lint.events import Finding
+from tools.lint.events import Finding
 
 
 class Known(NamedTuple):

@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from benchmarks.gpu.latency import latency_of_a_step
-from benchmarks.gpu.lint.events import ATOMICS, LOADS, STORES, Event, Kernel
-from benchmarks.gpu.lint.flow import Loop
-from benchmarks.gpu.lint.machine import UnknownValueError
-from benchmarks.gpu.lint.sass import LANES, Instruction
+from tools.lint.events import ATOMICS, LOADS, STORES, Event, Kernel
+from tools.lint.flow import Loop
+from tools.lint.machine import UnknownValueError
+from tools.lint.sass import LANES, Instruction
 
 _MOST_TURNS = 1024
 _GLOBAL = LOADS | STORES
@@ -45,19 +44,15 @@ class Counts(NamedTuple):
     lanes that read the same bytes count each."""
     global_accesses: int
     """Instructions of a warp that read or write global memory, those on the counter among them."""
-    latency: int
-    """Cycles of a step of a warp that is alone, as `benchmarks/gpu/latency.py` simulates it."""
 
 
 def count(kernel: Kernel) -> Counts:
     """Returns what a step of the loop over time takes."""
     warps = kernel.case.build.plan.warps
     found = dict.fromkeys(Counts._fields, 0)
-    turns = turns_of_loops(kernel)
-    for place, times in executions(kernel, turns):
+    for place, times in executions(kernel, turns_of_loops(kernel)):
         for name, amount in _of_instruction(kernel[place], warps).items():
             found[name] += times * amount
-    found["latency"] = round(latency_of_a_step(kernel, turns))
     return Counts(**found)
 
 

@@ -4,8 +4,8 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 
-from benchmarks.gpu.lint.sass import Instruction
-from benchmarks.gpu.lint.values import Values, halves, slot
+from tools.lint.sass import Instruction
+from tools.lint.values import Values, halves, slot
 
 WORD = (1 << 32) - 1
 _LONG = (1 << 64) - 1

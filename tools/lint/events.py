@@ -4,13 +4,13 @@ import enum
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from benchmarks.gpu.lint.building import Built
-from benchmarks.gpu.lint.cases import Case
-from benchmarks.gpu.lint.evaluate import evaluate
-from benchmarks.gpu.lint.flow import Flow, Loop
-from benchmarks.gpu.lint.machine import UnknownValueError
-from benchmarks.gpu.lint.sass import Instruction, parse
-from benchmarks.gpu.lint.values import Values, arguments_of
+from tools.lint.building import Built
+from tools.lint.cases import Case
+from tools.lint.evaluate import evaluate
+from tools.lint.flow import Flow, Loop
+from tools.lint.machine import UnknownValueError
+from tools.lint.sass import Instruction, parse
+from tools.lint.values import Values, arguments_of
 
 # Arguments of the kernels: the rows by which members of a block hand each other states, the counter
 # at which they meet, and the weights of the recurrence.

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from benchmarks.gpu.lint import exchange, ranges
-from benchmarks.gpu.lint.cases import UNALIGNED
-from benchmarks.gpu.lint.events import ATOMICS, COUNTER, LOADS, STORES, WEIGHTS, Finding, Kernel
+from tools.lint import exchange, ranges
+from tools.lint.cases import UNALIGNED
+from tools.lint.events import ATOMICS, COUNTER, LOADS, STORES, WEIGHTS, Finding, Kernel
 
 _LOCAL = {"LDL", "STL"}
 _REGISTERS = 65536  # of a processor

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator
 
-from benchmarks.gpu.lint.counts import Counts
-from benchmarks.gpu.lint.events import Finding
 from benchmarks.harness.paths import RESULTS
+from tools.lint.counts import Counts
+from tools.lint.events import Finding
 
 RAW = RESULTS / "gpu_lint.json"
 Recorded = dict[str, Counts]

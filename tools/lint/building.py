@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import triton
 
 from benchmarks.gpu import resources
-from benchmarks.gpu.lint.cases import UNALIGNED, Case
 from benchmarks.harness.paths import ROOT
+from tools.lint.cases import UNALIGNED, Case
 
 KEPT = ROOT / "build" / "gpu-lint"
 _BYTES = {"i32": 4}

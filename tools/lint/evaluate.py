@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from benchmarks.gpu.lint.flow import Loop
-from benchmarks.gpu.lint.machine import WORD, Machine, UnknownValueError
-from benchmarks.gpu.lint.sass import Instruction
-from benchmarks.gpu.lint.values import Values, slot
+from tools.lint.flow import Loop
+from tools.lint.machine import WORD, Machine, UnknownValueError
+from tools.lint.sass import Instruction
+from tools.lint.values import Values, slot
 
 _MOST_INSTRUCTIONS = 400
 _MOST_RELOADS = 8
