@@ -77,7 +77,7 @@ def test_names_are_made_up_in_chunks(corpus, monkeypatch):
     assert len(Imitation(corpus.names).draw(9)) == 9
 
 
-@pytest.mark.parametrize("texts", [["ab"], ["ab", "ab"], ["b", "abc", "abd", "ab", "bb", "abc"]])
+@pytest.mark.parametrize("texts", [["ab"], ["ab", "ab", "abc"], ["b", "abc", "abd", "bb", "abc"]])
 def test_states_with_and_without_shared_prefixes(texts):
     beginnings = {text[:end] for text in texts for end in range(1, len(text) + 1)}
     counts = work.count(texts)
