@@ -125,7 +125,7 @@ roofline: setup
 capabilities: setup
 	$(BIN)/python -m tools.capabilities $(RECORDING)
 
-# Measures every table and plot of README.md, docs/performance.md and docs/capabilities.md anew.
+# Measures every table and plot of README.md, docs/performance*.md and docs/capabilities.md anew.
 record: RECORD = 1
 record: bench bench-peers roofline capabilities
 	$(BIN)/python -m tools.picture

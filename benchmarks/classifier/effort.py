@@ -27,8 +27,6 @@ class Effort:
     """How many of these names are read with one thread, and where memory is measured."""
     settings: tuple[Settings, ...]
     """What the user's program tries out."""
-    long: tuple[int, int]
-    """Steps and sequences of the long call of the layer."""
     budget: TimeBudget
     """The time of each race."""
     fresh: bool
@@ -53,7 +51,6 @@ TRIAL = Effort(
     many=100_000,
     fewer=5_000,
     settings=tuple(settings for settings in SETTINGS if settings.workers == 0),
-    long=(50, 4),
     budget=QUICK,
     fresh=False,
 )
@@ -72,7 +69,6 @@ def effort_of(options: argparse.Namespace) -> Effort:
         many=1_000_000,
         fewer=100_000,
         settings=SETTINGS,
-        long=(1000, 64),
         # A round is one stretch or one pass over the names, never several.
         budget=TimeBudget(options.seconds, warmup_seconds=0, round_seconds=0, max_rounds=40),
         fresh=True,

@@ -15,12 +15,10 @@ from benchmarks.classifier.program import Corpus, Program
 from benchmarks.classifier.with_torch import WithTorch
 from namernn_fast.testing import BudgetError, ErrorBudget
 
-STEPS = 100
-
 Weights = dict[str, Tensor]
 
 
-def losses(program: Program, corpus: Corpus, batch_size: int, steps: int = STEPS) -> Tensor:
+def losses(program: Program, corpus: Corpus, batch_size: int, steps: int) -> Tensor:
     """Trains a program for some steps; returns the loss of each: float64 (steps)."""
     generator = torch.Generator().manual_seed(2)
     passes = -(-steps * batch_size // len(corpus.names))
@@ -35,7 +33,7 @@ def check_losses(
     corpus: Corpus,
     weights: Weights,
     batch_size: int,
-    steps: int = STEPS,
+    steps: int,
 ) -> Weights:
     """Checks the losses of the first steps from the same weights on the same batches.
 

@@ -17,17 +17,16 @@ from typing import Any
 import torch
 
 from benchmarks.classifier.effort import Effort
-from benchmarks.classifier.long_layer import LONG_CALLS, long_call
 from benchmarks.classifier.made_up import Imitation
 from benchmarks.classifier.program import Corpus, Program, starting_weights
-from benchmarks.classifier.rivals import MAIN
+from benchmarks.classifier.rivals import PROGRAMS
 from benchmarks.harness.processes import in_new_process
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 KIBI = 1024
 
-TRAINING, LABELS, LONG = "training", "labels", "long"
+TRAINING, LABELS = "training", "labels"
 
 
 def peak_bytes() -> int:
@@ -68,26 +67,15 @@ def of_labels(kind: type[Program], threads: int, count: int, most: int | None) -
     return peak_above(lambda: program.label(names))
 
 
-def of_long_call(name: str, threads: int, seq_len: int, batch: int) -> int:
-    """Returns the bytes that a long call of a layer takes."""
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        long_call(name, 2, batch)()
-        return peak_above(long_call(name, seq_len, batch))
-
-
 def measure(threads: int, effort: Effort) -> list[dict[str, Any]]:
-    """Returns a row for each task and program, or for each call of the layer."""
+    """Returns a row for each task and program."""
     tasks: list[tuple[dict[str, Any], Callable[..., int], tuple]] = []
     largest = max(effort.batches)
-    for kind in MAIN:
+    for kind in PROGRAMS:
         row = {"task": TRAINING, "size": largest, "who": kind.name}
         tasks.append((row, of_training, (kind, threads, largest, effort.corpus)))
         row = {"task": LABELS, "size": effort.fewer, "who": kind.name}
         tasks.append((row, of_labels, (kind, threads, effort.fewer, effort.corpus)))
-    for name in LONG_CALLS:
-        row = {"task": LONG, "size": effort.long[1], "who": name}
-        tasks.append((row, of_long_call, (name, threads, *effort.long)))
     if not effort.fresh:
         return [{**row, "bytes": task(*arguments)} for row, task, arguments in tasks]
     # Importing torch takes most of the time, and memory does not depend on who else runs.

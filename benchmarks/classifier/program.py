@@ -54,10 +54,9 @@ class Program(ABC):
     """
 
     name: ClassVar[str]
-    token_table: ClassVar[bool] = False
-    """Whether the input product is made once for each character of the alphabet."""
-    shared_prefixes: ClassVar[bool] = False
-    """Whether names that begin alike share their states."""
+    shares: ClassVar[bool] = False
+    """Whether equal characters share their input product, and equal beginnings of names their
+    states."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
 

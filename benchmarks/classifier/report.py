@@ -4,36 +4,31 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.classifier.long_layer import FORWARD, LAST_STATE
-from benchmarks.classifier.memory import LABELS, LONG, TRAINING
+from benchmarks.classifier.memory import LABELS, TRAINING
 from benchmarks.classifier.program import EMBEDDING, HIDDEN
-from benchmarks.classifier.rivals import MAIN
+from benchmarks.classifier.rivals import PROGRAMS
 from benchmarks.classifier.stopwatch import PARTS, REST, TOTAL
 from namernn_fast.bench.tables import duration, markdown, ratio
 
 Row = dict[str, Any]
 
-TORCH, BEFORE, _ = (program.name for program in MAIN)
-VERSUS = (f"over {TORCH}", f"over {BEFORE}")
+TORCH, OURS = (program.name for program in PROGRAMS)
 
 
-def speed_ups(program: str, seconds: Mapping[str, float]) -> list[str]:
-    """Returns how many times faster a program is than each rival that comes before it."""
-    rivals = (TORCH, BEFORE)
-    slower = rivals[: rivals.index(program)] if program in rivals else rivals
-    ratios = [ratio(seconds[rival] / seconds[program]) for rival in slower]
-    return ratios + [""] * (len(rivals) - len(ratios))
+def speed_up(program: str, seconds: Mapping[str, float]) -> str:
+    """Returns how many times faster than the user's program the application is, in its line."""
+    return ratio(seconds[TORCH] / seconds[program]) if program == OURS else ""
 
 
 def training_table(rows: Sequence[Row]) -> str:
     """Returns a line for each batch size and program, of one number of threads."""
-    lines = [["program", "B", "epoch", *PARTS, REST, "floor", *VERSUS]]
+    lines = [["program", "B", "epoch", *PARTS, REST, "floor", "speed-up"]]
     for row in rows:
         others = [other for other in rows if other["batch"] == row["batch"]]
         totals = {other["program"]: other["seconds"][TOTAL] for other in others}
         times = [*(row["seconds"][part] for part in (TOTAL, *PARTS, REST)), row["floor"]]
         line = [row["program"], str(row["batch"]), *map(duration, times)]
-        lines.append(line + speed_ups(row["program"], totals))
+        lines.append([*line, speed_up(row["program"], totals)])
     return markdown(lines)
 
 
@@ -54,12 +49,12 @@ def rate(count: int, seconds: float) -> str:
 
 def labels_table(rows: Sequence[Row]) -> str:
     """Returns a line for each list of names and program, of one number of threads."""
-    lines = [["program", "names", "time", "names / s", "floor", *VERSUS]]
+    lines = [["program", "names", "time", "names / s", "floor", "speed-up"]]
     for row in rows:
         count, name = row["names"], row["program"]
         seconds = {other["program"]: other["seconds"] for other in rows if other["names"] == count}
         line = [name, f"{count:,}", duration(row["seconds"]), rate(count, row["seconds"])]
-        lines.append([*line, duration(row["floor"]), *speed_ups(name, seconds)])
+        lines.append([*line, duration(row["floor"]), speed_up(name, seconds)])
     return markdown(lines)
 
 
@@ -73,33 +68,14 @@ def beginnings(rows: Sequence[Row]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def mebibytes(size: int) -> str:
-    """Returns a size in memory."""
-    return f"{size / 2**20:.1f} MiB"
-
-
 def memory_table(rows: Sequence[Row]) -> str:
     """Returns a line for each task, with a column for each program."""
-    programs = [program.name for program in MAIN]
     titles = {TRAINING: "two steps of training, B = {:,}", LABELS: "labels of {:,} names"}
-    lines = [["peak memory", *programs]]
+    lines = [["peak memory", TORCH, OURS]]
     for task, title in titles.items():
         sizes = {row["who"]: row for row in rows if row["task"] == task}
-        line = [title.format(sizes[programs[0]]["size"])]
-        lines.append(line + [mebibytes(sizes[program]["bytes"]) for program in programs])
-    return markdown(lines)
-
-
-def long_table(rows: Sequence[Row], memory: Sequence[Row]) -> str:
-    """Returns the time and the memory of the long call of a layer."""
-    shape = f"({EMBEDDING}, {HIDDEN}, {rows[0]['seq_len']})"
-    lines = [[f"inference, {shape}, B = {rows[0]['batch']}", f"`{FORWARD}`", f"`{LAST_STATE}`"]]
-    for threads in dict.fromkeys(row["threads"] for row in rows):
-        times = {row["call"]: row["seconds"] for row in rows if row["threads"] == threads}
-        line = [f"time, {threads} thread(s)"]
-        lines.append(line + [duration(times[call]) for call in (FORWARD, LAST_STATE)])
-    sizes = {row["who"]: row["bytes"] for row in memory if row["task"] == LONG}
-    lines.append(["peak memory", *(mebibytes(sizes[call]) for call in (FORWARD, LAST_STATE))])
+        peaks = [f"{sizes[program]['bytes'] / 2**20:.1f} MiB" for program in (TORCH, OURS)]
+        lines.append([title.format(sizes[TORCH]["size"]), *peaks])
     return markdown(lines)
 
 
@@ -123,9 +99,9 @@ def introduction(document: Mapping[str, Any]) -> str:
         f"stretches, times the number of stretches. `rest` counts hits and losses. Every program "
         f"had the same batches in the same order. Its losses and labels were checked first: an "
         f"error of at most twice that of `{TORCH}` against an oracle in float64. The floor is the "
-        f"time for the multiply-adds that the results need at the measured peak of {rates}: with "
-        f"the token table the input product once for each character of the alphabet, with shared "
-        f"prefixes one state for all names that begin alike, in training within a batch."
+        f"time for the multiply-adds that the results need at the measured peak of {rates}. For "
+        f"the application that is the input product once for each character of the alphabet, and "
+        f"one state for all names that begin alike, in training within a batch."
     )
 
 
@@ -149,7 +125,4 @@ def report(document: Mapping[str, Any]) -> str:
         "Each in a fresh process: the peak of the resident set (`VmHWM`) above what it was before, "
         "behind a small run that starts threads and reads in the code."
     )
-    if document["long"]:
-        parts.append("**The last state of a long call**")
-        parts.append(long_table(document["long"], document["memory"]))
     return "\n\n".join(parts)

@@ -1,21 +1,7 @@
-"""The programs that race, and what they are to start from."""
+"""The programs that race, in the order of the tables."""
 
-from benchmarks.classifier.before import Before
-from benchmarks.classifier.now import Now
+from benchmarks.classifier.application import Application
 from benchmarks.classifier.program import Program
-from benchmarks.classifier.shortcuts import Both, LastState, SharedPrefixes, TokenTable
 from benchmarks.classifier.with_torch import WithTorch
 
-PROGRAMS: tuple[type[Program], ...] = (
-    WithTorch,
-    Before,
-    TokenTable,
-    LastState,
-    Both,
-    SharedPrefixes,
-    Now,
-)
-"""All programs, in the order of the tables."""
-
-MAIN: tuple[type[Program], ...] = (WithTorch, Before, Now)
-"""The programs that a user can have; the others show the shortcuts by themselves."""
+PROGRAMS: tuple[type[Program], ...] = (WithTorch, Application)

@@ -1,9 +1,7 @@
 """Races programs of the names classifier: `python -m benchmarks.classifier.run [--record]`.
 
-Three programs train the plain network and use it: what a user writes with `nn.RNN` and
-`DataLoader`, the names application as it was before it knew of token ids, and the application as it
-is. Four more are the application before with some of the shortcuts of `FusedRNN`. The gate comes
-first: losses and labels of all agree with an oracle.
+Two programs train the plain network and use it: what a user writes with `nn.RNN` and `DataLoader`,
+and the names application. The gate comes first: losses and labels of both agree with an oracle.
 """
 
 import argparse
@@ -13,13 +11,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.classifier import gate, labelling, long_layer, memory, training
+from benchmarks.classifier import gate, labelling, memory, training
 from benchmarks.classifier.effort import Effort, effort_of
 from benchmarks.classifier.made_up import Imitation
 from benchmarks.classifier.program import Corpus, starting_weights
 from benchmarks.classifier.report import report
-from benchmarks.classifier.rivals import MAIN, PROGRAMS
+from benchmarks.classifier.rivals import PROGRAMS
 from benchmarks.harness import pages, surnames
+from benchmarks.harness.paths import PERFORMANCE
 from namernn_fast.bench.machine import cpu_name
 
 STARTED = time.perf_counter()
@@ -33,15 +32,15 @@ def announce(stage: str) -> None:
 def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[str, Any]:
     """Checks and measures everything; returns the raw rows.
 
-    What fails its check is not timed and joins `wrong`: all epochs, the labels on a number of
-    threads, or the long call on it.
+    What fails its check is not timed and joins `wrong`: all epochs, or the labels on a number of
+    threads.
     """
     corpus = Corpus.of_data(effort.corpus)
     effort = effort.within(len(corpus.names))
     start = starting_weights(len(corpus.languages))
     made_up = Imitation(corpus.names).draw(effort.many)
     document: dict[str, Any] = {"data": surnames.description(), "names": len(corpus.names)}
-    document |= {"training": [], "labels": [], "long": []}
+    document |= {"training": [], "labels": []}
     weights = start
     pages.settle(options.threads)
     batches: tuple[int, ...] = ()
@@ -62,15 +61,11 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
             document["labels"] += labelling.race_labels(
                 programs, corpus, corpus.names, threads, effort.budget
             )
-            main_programs = {kind: programs[kind] for kind in MAIN}
             announce("labels of made-up names")
             names = made_up if threads == options.threads else made_up[: effort.fewer]
             document["labels"] += labelling.race_labels(
-                main_programs, corpus, names, threads, budget=None
+                programs, corpus, names, threads, budget=None
             )
-        with pages.gated(f"a long call, {threads} thread(s)", wrong):
-            announce("a long call")
-            document["long"] += long_layer.race_calls(threads, *effort.long, effort.budget)
     announce("memory")
     document["memory"] = memory.measure(options.threads, effort)
     return document
@@ -84,7 +79,9 @@ def main() -> None:
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}
     wrong: list[str] = []
     document = {"machine": machine, **run(options, effort_of(options), wrong)}
-    pages.publish("classifier", document, report(document), options.record, wrong=wrong)
+    pages.publish(
+        "classifier", document, report(document), options.record, PERFORMANCE, wrong=wrong
+    )
 
 
 if __name__ == "__main__":

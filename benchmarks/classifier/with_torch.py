@@ -5,6 +5,7 @@ It is written as well as a user can: names are encoded once, the batches are sor
 fastest on the machine (`SETTINGS`).
 """
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,21 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.classifier.before import fold
 from benchmarks.classifier.program import EMBEDDING, HIDDEN, LEARNING_RATE, Corpus, Program
 from namernn_fast.names import ALPHABET
+from namernn_fast.names.text import SPELLINGS
 
 Item = tuple[Tensor, int]
 
 PREDICTION_BATCH = 512
 IDS = bytes.maketrans(ALPHABET.encode(), bytes(range(len(ALPHABET))))
+KEPT = frozenset(ALPHABET + ALPHABET.upper())
+SPELL = str.maketrans(SPELLINGS)
+DROP_FROM_ASCII = str.maketrans(
+    {code: None for code in range(128) if chr(code) not in KEPT}
+    | {ord("`"): "'"}
+    | {ord(letter.upper()): letter for letter in ALPHABET if letter.isalpha()}
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,14 @@ class Settings:
 
 
 SETTINGS = tuple(Settings(workers, fused) for workers in (0, 1) for fused in (True, False))
+
+
+def fold(name: str) -> str:
+    """Returns `name` as a string over the alphabet, one name at a time."""
+    if name.isascii():
+        return name.translate(DROP_FROM_ASCII).strip()
+    spelled = unicodedata.normalize("NFD", name).translate(SPELL)
+    return "".join(character for character in spelled if character in KEPT).lower().strip()
 
 
 class Names(Dataset[Item]):

@@ -1,4 +1,4 @@
-"""How many multiply-adds the results of the classifier need, by which the floor is told."""
+"""The floor of the classifier: the time for the multiply-adds that its results need."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
@@ -45,31 +45,23 @@ def count_batches(batches: Iterable[Sequence[str]]) -> Counts:
     return sum(others, first)
 
 
-def multiply_adds(
-    counts: Counts, languages: int, training: bool, token_table: bool, shared_prefixes: bool
-) -> int:
-    """Returns the multiply-adds that the results need, in training the gradients too.
+def floor(
+    counts: Counts, languages: int, training: bool, program: type[Program], peak: float
+) -> float:
+    """Returns the least seconds of a program, by the multiply-adds that its results need.
 
     Args:
         counts: of the names.
         languages: the number of classes.
         training: whether the gradients of all parameters are wanted.
-        token_table: whether the input product is made once for each character of the alphabet.
-        shared_prefixes: whether names that begin alike share their states.
+        program: decides what equal characters and equal beginnings of names share.
+        peak: operations a second, two for each multiply-add.
     """
-    states, first = counts.characters, counts.names
-    if shared_prefixes:
+    inputs, states, first = counts.characters, counts.characters, counts.names
+    if program.shares:
+        inputs = len(ALPHABET) * counts.batches
         states, first = counts.prefixes, counts.first_characters
-    inputs = len(ALPHABET) * counts.batches if token_table else counts.characters
     forward = inputs * EMBEDDING * HIDDEN + (states - first) * HIDDEN**2
     forward += counts.names * HIDDEN * languages
     # The backward pass multiplies each product's gradient with both of its factors.
-    return 3 * forward if training else forward
-
-
-def floor(
-    counts: Counts, languages: int, training: bool, program: type[Program], peak: float
-) -> float:
-    """Returns the least seconds at `peak` operations a second, two for each multiply-add."""
-    shortcuts = (program.token_table, program.shared_prefixes)
-    return 2 * multiply_adds(counts, languages, training, *shortcuts) / peak
+    return 2 * (3 * forward if training else forward) / peak

@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from importlib import import_module
+from typing import Any
 
 from benchmarks.harness.processes import in_new_process
 
@@ -51,30 +52,33 @@ def measure(name: str, threads: int) -> dict[str, float]:
     return seconds
 
 
+def report(document: dict[str, Any]) -> str:
+    """Returns the table of a run."""
+    from namernn_fast.bench.tables import duration, markdown
+
+    found = document["rounds"]
+    lines = [["(64, 256, 8), B = 64", *LAYERS]]
+    for stage in (*STAGES, *COMPILED_STAGES):
+        medians = (statistics.median(each[stage] for each in found[name]) for name in LAYERS)
+        lines.append([stage, *map(duration, medians)])
+    return (
+        f"{document['cpu']}, {document['threads']} thread(s). Medians of "
+        f"{min(map(len, found.values()))} new processes each; the import is what the layer adds to "
+        f"torch's.\n\n{markdown(lines)}"
+    )
+
+
 def main() -> None:
     from benchmarks.harness import pages
     from namernn_fast.bench.machine import cpu_name
-    from namernn_fast.bench.tables import duration, markdown
 
     options = pages.parse(pages.parser(__doc__, seconds=5.0))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in LAYERS}
     for _ in range(1 if options.quick else int(options.seconds)):
         for name, rounds in found.items():
             rounds.append(in_new_process(measure, name, options.threads))
-    rounds_of_each = min(map(len, found.values()))
-    medians = {
-        name: {stage: statistics.median(r[stage] for r in rounds) for stage in rounds[0]}
-        for name, rounds in found.items()
-    }
-    lines = [["(64, 256, 8), B = 64", *LAYERS]]
-    for stage in (*STAGES, *COMPILED_STAGES):
-        lines.append([stage, *(duration(medians[name][stage]) for name in LAYERS)])
-    text = (
-        f"{cpu_name()}, {options.threads} thread(s). Medians of "
-        f"{rounds_of_each} new processes each; the import is what the layer adds to torch's."
-        f"\n\n{markdown(lines)}"
-    )
-    pages.publish("first_call", {"rounds": found}, text, options.record)
+    document = {"cpu": cpu_name(), "threads": options.threads, "rounds": found}
+    pages.publish("first_call", document, report(document), options.record)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.harness import pages
 from benchmarks.harness.gate import check_rival
 from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell, shape
 from benchmarks.harness.machine import hop
+from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES
 from namernn_fast import FusedRNN
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
@@ -240,7 +241,8 @@ def main() -> None:
         machine["hop"], machine["hop_median"] = hop()
     document = {"machine": machine, "others": others, "rows": rows}
     name = f"{'odd' if options.odd else 'peers'}_{options.threads}"
-    pages.publish(name, document, report(document), options.record)
+    page = PERFORMANCE if name == "peers_2" else PERFORMANCE_TABLES
+    pages.publish(name, document, report(document), options.record, page)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from benchmarks.cpu.peers import cells
 from benchmarks.harness import pages
 from benchmarks.harness.grid import FORWARD, FUSED, MODES, TRAINING, Cell, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
-from benchmarks.report.plots import COLOURS, MARKERS, save
+from benchmarks.report.plots import save
 from namernn_fast import FusedRNN
 from namernn_fast.bench.machine import cpu_name
+from namernn_fast.bench.plot import COLOURS, MARKERS
 from namernn_fast.bench.race import QUICK, Call, TimeBudget, timed, warm_up
 from namernn_fast.bench.tables import duration, markdown
 from namernn_fast.bench.workload import gated_calls
@@ -160,7 +161,7 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
     axes.plot(batches, roofs, color="0.3", label="roof: L2 cache, multiply-adds")
     for mode, marker in zip(MODES, MARKERS, strict=False):
         labels = dict.fromkeys(shape(Cell.of(row)) for row in rows)
-        for label, colour in zip(labels, (*COLOURS, "#56B4E9"), strict=False):
+        for label, colour in zip(labels, COLOURS, strict=False):
             points = {
                 row["batch"]: row["flops"] / row["median"]
                 for row in rows

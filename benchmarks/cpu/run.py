@@ -1,7 +1,7 @@
 """Runs the benchmarks of `make bench` and reports them: `python -m benchmarks.cpu.run [--quick]`.
 
 Results go to `build/bench/`, which git ignores. With `--record` a full run without an error
-replaces the recorded results, the tables in `docs/performance.md` and the summary in the README.
+replaces the recorded results, their tables in `docs/` and the summary in the README.
 A cell whose check fails is not timed; the others are, and the run ends with an error that names it.
 """
 

@@ -29,10 +29,10 @@ def run() -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def report(document: dict[str, Any]) -> str:
     """Returns a line for each shape."""
     lines = [["(D, H, T)", "B", *(f"{threads} threads" for threads in THREADS)]]
-    for row in rows:
+    for row in document["rows"]:
         plans = [
             f"{groups} x {members}, {duration(nanoseconds * 1e-9)}"
             for groups, members, nanoseconds in row["plans"]
@@ -43,8 +43,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     options = pages.parse(pages.parser(__doc__))
-    rows = run()
-    pages.publish("threads", {"threads": THREADS, "rows": rows}, table(rows), options.record)
+    document = {"threads": THREADS, "rows": run()}
+    pages.publish("threads", document, report(document), options.record)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from benchmarks.harness.grid import BASELINE, FUSED, LAYERS
 from benchmarks.harness.processes import in_new_process
@@ -79,10 +80,27 @@ def _under(policy: str | None, *arguments) -> float:
     return in_new_process(measure, *arguments)
 
 
+def report(document: dict[str, Any]) -> str:
+    """Returns the table of a run."""
+    from namernn_fast.bench.tables import duration, markdown
+
+    found = document["rounds"]
+    lines = [["a training step", *(f"{VARIABLE} {policy}" for policy in POLICIES)]]
+    for state, name in itertools.product(NEIGHBOURS, LAYERS):
+        rounds = [found[f"{state}, {name}, {policy}"] for policy in POLICIES]
+        lines.append([f"{name}, {state} machine", *map(duration, map(statistics.median, rounds))])
+    features, hidden_size, steps, batch = SIZES
+    return (
+        f"{document['cpu']}, {document['processors']} processors, {document['threads']} thread(s); "
+        f"({features}, {hidden_size}, {steps}), B = {batch}, with Adam. "
+        f"Medians of {len(rounds[0])} processes each, of each the mean step. On the busy machine "
+        f"as many other programs run as there are processors.\n\n{markdown(lines)}"
+    )
+
+
 def main() -> None:
     from benchmarks.harness import pages
     from namernn_fast.bench.machine import cpu_name
-    from namernn_fast.bench.tables import duration, markdown
 
     options = pages.parse(pages.parser(__doc__, seconds=6.0))
     each = options.seconds / 3
@@ -93,18 +111,9 @@ def main() -> None:
             for name, policy in itertools.product(LAYERS, POLICIES):
                 taken = _under(POLICIES[policy], name, options.threads, each)
                 found.setdefault(f"{state}, {name}, {policy}", []).append(taken)
-    lines = [["a training step", *(f"{VARIABLE} {policy}" for policy in POLICIES)]]
-    for state, name in itertools.product(NEIGHBOURS, LAYERS):
-        medians = [statistics.median(found[f"{state}, {name}, {policy}"]) for policy in POLICIES]
-        lines.append([f"{name}, {state} machine", *map(duration, medians)])
-    features, hidden_size, steps, batch = SIZES
-    text = (
-        f"{cpu_name()}, {os.cpu_count()} processors, {options.threads} thread(s); ({features}, "
-        f"{hidden_size}, {steps}), B = {batch}, with Adam. Medians of {rounds} processes each, of "
-        "each the mean step. On the busy machine as many other programs run as there are "
-        f"processors.\n\n{markdown(lines)}"
-    )
-    pages.publish("waiting", {"rounds": found}, text, options.record)
+    document = {"cpu": cpu_name(), "processors": os.cpu_count(), "threads": options.threads}
+    document["rounds"] = found
+    pages.publish("waiting", document, report(document), options.record)
 
 
 if __name__ == "__main__":

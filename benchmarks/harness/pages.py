@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness.grid import MODES, Cell
-from benchmarks.harness.paths import PERFORMANCE, RESULTS, ROOT, SCRATCH
+from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT, SCRATCH
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
 
@@ -110,7 +110,7 @@ def publish(
     document: dict[str, Any],
     text: str,
     record: bool,
-    page: Path = PERFORMANCE,
+    page: Path = PERFORMANCE_TABLES,
     wrong: Sequence[str] = (),
 ) -> None:
     """Writes the raw rows and the text of a run, prints the text, and says where both are.

@@ -6,10 +6,9 @@ part once. With `--record` it replaces the table of docs/names.md, the recorded 
 pretrained network of the package and its model card.
 
 Splits run side by side, each on one thread. What a split has finished lies in `build/names`, and a
-second run goes on from there; `--anew` starts again.
+second run of the same code goes on from there.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -283,30 +282,27 @@ def record(found: dict[str, Any]) -> None:
     network.info["split"] = without_path(network.info["split"])
     target.parent.mkdir(exist_ok=True)
     save_checkpoint(target, network, torch.float16)
-    CARD.write_text(card(found, target.stat().st_size), encoding="utf-8")
+    write_card(found)
+
+
+def write_card(found: dict[str, Any]) -> None:
+    """Writes the model card of the pretrained network."""
+    size = pretrained_checkpoint().stat().st_size
+    CARD.write_text(card(found, size), encoding="utf-8")
 
 
 def main() -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--splits", type=int, default=5, help="how many (default: 5)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="splits side by side")
-    parser.add_argument("--anew", action="store_true", help="forget what earlier runs finished")
-    parser.add_argument(
-        "--no-training", action="store_true", help="report what earlier runs finished, by any code"
-    )
-    options: argparse.Namespace = parser.parse_args()
+    options = pages.parse(parser)
     if names().is_sample:
         parser.error("the study needs the names data set: set NAMERNN_FAST_DATA")
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    if options.anew:
-        for path in SCRATCH.glob("*.safetensors"):
-            path.unlink()
     seeds = range(options.splits)
     version = code_version()
-    if not options.no_training:
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            for stage in STAGES:
-                list(pool.map(partial(run_stage, stage, folder=SCRATCH, version=version), seeds))
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for stage in STAGES:
+            list(pool.map(partial(run_stage, stage, folder=SCRATCH, version=version), seeds))
     found = summary(collect(seeds, SCRATCH))
     pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)
     if options.record:

@@ -34,7 +34,9 @@ from benchmarks.harness.grid import (
 )
 from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
 from benchmarks.harness.spread import speed_up_interval
-from benchmarks.report.plots import Medians, Timings, save_figure, speed_up
+from benchmarks.report.plots import save
+from namernn_fast.bench import plot
+from namernn_fast.bench.plot import Medians, Timings, speed_up
 from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
 
 RAW = "latest.json"
@@ -140,8 +142,9 @@ def losses(timings: Timings) -> str:
     return f"{FUSED} is slower in {len(slower)} of {len(timings)} cells: {'; '.join(slower)}."
 
 
-def section(raw: Mapping[str, Any], timings: Timings) -> str:
+def section(raw: Mapping[str, Any]) -> str:
     """Returns the caption, the table and the losses of a run."""
+    timings = load(raw)
     table = markdown(table_rows(timings, spreads(raw, timings)))
     parts = [caption(raw), table, losses(timings)]
     if wrong := raw.get("wrong"):
@@ -149,8 +152,9 @@ def section(raw: Mapping[str, Any], timings: Timings) -> str:
     return "\n\n".join(parts)
 
 
-def summary(raw: Mapping[str, Any], timings: Timings) -> str:
+def summary(raw: Mapping[str, Any]) -> str:
     """Returns the sentence of the README: the mean and the worst speed-up of each mode."""
+    timings = load(raw)
     machine = raw["machine_info"]
     parts = []
     for name, mode in (("inference", FORWARD), ("training", TRAINING)):
@@ -164,8 +168,29 @@ def summary(raw: Mapping[str, Any], timings: Timings) -> str:
     )
 
 
-def draw(timings: Timings, folder: Path) -> dict[str, Path]:
-    """Draws the speed-up against the batch size; returns the file of each family.
+def table_and_plots(raw: Mapping[str, Any]) -> str:
+    """Returns the section of docs/performance.md of a recorded run."""
+    return "\n\n".join((section(raw), link(DENSE, "../"), link(PACKED, "../")))
+
+
+def summary_and_plot(raw: Mapping[str, Any]) -> str:
+    """Returns the section of the README of a recorded run."""
+    return f"{link(DENSE)}\n\n{summary(raw)}"
+
+
+def link(family: str, up: str = "") -> str:
+    """Returns the Markdown of a plot on a page from which `up` leads to the repository's root."""
+    place = f"{up}{plot_path(RESULTS, family).relative_to(ROOT).as_posix()}"
+    return f"![Speed-up against batch size, {family} input]({place})"
+
+
+def plot_path(folder: Path, family: str) -> Path:
+    """Returns the file of the plot of a family of cells."""
+    return folder / f"speedup_{family}.png"
+
+
+def draw(timings: Timings, folder: Path) -> list[Path]:
+    """Draws the speed-up against the batch size; returns the files.
 
     The figure of dense input has a panel for each mode, the figure of packed input for each shape.
     """
@@ -181,14 +206,15 @@ def draw(timings: Timings, folder: Path) -> dict[str, Path]:
         f"(D, H, T) = {label}": {mode: select(packed, mode=mode) for mode in MODES}
         for label in dict.fromkeys(map(shape, packed))
     }
-    return {
-        family: save_figure(folder / f"speedup_{family}.png", f"{family} input", panels, legend)
-        for family, panels, legend in (
-            (DENSE, dense_panels, "(D, H, T)"),
-            (PACKED, packed_panels, None),
-        )
-        if panels
-    }
+    paths = []
+    for family, panels, legend in (
+        (DENSE, dense_panels, "(D, H, T)"),
+        (PACKED, packed_panels, None),
+    ):
+        if panels:
+            paths.append(plot_path(folder, family))
+            save(plot.draw(f"{family} input", panels, legend), paths[-1])
+    return paths
 
 
 def publish(raw: Mapping[str, Any], record: bool) -> None:
@@ -198,28 +224,21 @@ def publish(raw: Mapping[str, Any], record: bool) -> None:
         raise SystemExit("the run holds no cell in which both layers were timed")
     if record and timings.keys() != {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS}:
         raise SystemExit("the run lacks cells of the grid: it cannot be recorded")
-    table, sentence = section(raw, timings), summary(raw, timings)
+    table, sentence = section(raw), summary(raw)
     print(f"{table}\n\n{sentence}")
     folder = pages.folder_of(record)
     pyplot.switch_backend("Agg")
     plots = draw(timings, folder)
     if record:
-        table = "\n\n".join((table, *(link(path, family, "../") for family, path in plots.items())))
-        sentence = f"{link(plots[DENSE], DENSE)}\n\n{sentence}"
+        table, sentence = table_and_plots(raw), summary_and_plot(raw)
     file = folder / RAW
     file.write_text(json.dumps(raw) + "\n", encoding="utf-8")
     pages.announce(
         file,
         pages.write_text(folder, "benchmark table", table, record, PERFORMANCE),
         pages.write_text(folder, "speed", sentence, record, README),
-        *plots.values(),
+        *plots,
     )
-
-
-def link(path: Path, family: str, up: str = "") -> str:
-    """Returns the Markdown of a plot on a page from which `up` leads to the repository's root."""
-    place = f"{up}{path.relative_to(ROOT).as_posix()}"
-    return f"![Speed-up against batch size, {family} input]({place})"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The study of the names application: what it computes and tells from test scores."""
+"""The study of the names application: what it computes from test scores."""
 
 import json
 
@@ -8,6 +8,7 @@ import torch
 from benchmarks.names import page, study
 from namernn_fast.names import split
 from namernn_fast.names.dataset import embedded_sample
+from namernn_fast.names.tensor_files import write_tensors
 
 pytest.importorskip("sklearn")
 
@@ -26,47 +27,28 @@ def found():
     return json.loads(json.dumps(study.summary(study.Results(parts, scores, seconds))))
 
 
-def test_the_report_says_who_wins(found):
-    report = page.report(found)
-    [row] = [line for line in report.splitlines() if line.startswith(f"| {page.REFERENCE} ")]
-    assert "100.0 ± 0.0" in row
-    assert "1.000 ± 0.000" in row
-    assert row.split("|")[-2].strip() == "110"
-    for rival in page.RIVALS:
-        [verdict] = [
-            line
-            for line in report.splitlines()
-            if line.startswith(f"- **{page.REFERENCE}** against {rival}:")
-        ]
-        assert verdict.count(": ahead") == 2
-        assert verdict.count("2 splits won") == 2
-        [verdict] = [
-            line
-            for line in report.splitlines()
-            if line.startswith(f"- **{page.PLAIN}** against {rival}:")
-        ]
-        assert ": ahead" not in verdict
-
-    assert (
-        "**Who wins.** The reference by the paired bootstrap: against n-grams, accuracy: ahead"
-        in (report)
-    )
+def test_the_study_says_who_wins(found):
+    reference = found["systems"][page.REFERENCE]
+    assert reference["accuracy"] == reference["macro_f1"] == [1.0, 1.0]
+    assert reference["seconds"] == [100.0, 120.0]
+    for networks in found["tests"].values():
+        ahead = page.verdict("it", "them", networks[page.REFERENCE])
+        assert ahead.count(": ahead") == ahead.count("2 splits won") == 2
+        assert ": ahead" not in page.verdict("it", "them", networks[page.PLAIN])
 
 
-def test_a_loss_is_told_as_well(found):
-    tests = found["tests"][page.NGRAM][page.REFERENCE]
-    for figure in tests.values():
-        low, high = figure["bootstrap"]["low"], figure["bootstrap"]["high"]
-        figure["bootstrap"] |= {"low": -high, "value": -figure["bootstrap"]["value"], "high": -low}
-    assert page.verdict("ours", "theirs", tests).count(": behind") == 2
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.1, 0.3, "ahead"), (-0.3, -0.1, "behind"), (-0.1, 0.3, "no significant difference")],
+)
+def test_what_an_interval_says(low, high, said):
+    assert page.outcome({"low": low, "high": high}) == said
 
 
-def test_the_model_card_has_the_figures_of_the_first_split(found):
-    card = page.card(found, 2048)
-    assert "(2 KiB, weights in 16 bits)" in card
-    assert "which of 18 languages" in card
-    assert found["splits"][0]["sha256"] in card
-    small = found["systems"][page.SMALL]
-    [row] = [line for line in card.splitlines() if line.startswith("| this network ")]
-    assert f"{100 * small['accuracy'][0]:.1f}" in row
-    assert "{" not in card
+def test_a_split_is_trained_again_after_a_change_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "names", embedded_sample)
+    written = tmp_path / "plain0.safetensors"
+    write_tensors(written, study.KIND, {}, {"version": study.code_version()})
+    assert study.is_finished(written, study.code_version())
+    assert not study.is_finished(written, "another")
+    assert not study.is_finished(tmp_path / "plain1.safetensors", study.code_version())

@@ -1,4 +1,4 @@
-"""The names application as it is, by its own public functions."""
+"""The names application, by its own public functions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,12 +20,11 @@ from namernn_fast.names import (
 )
 
 
-class Now(Program):
+class Application(Program):
     """The application."""
 
     name = "application"
-    token_table = True
-    shared_prefixes = True
+    shares = True
 
     def __init__(self, corpus: Corpus, weights: dict[str, Tensor]):
         self.data = LabelledNames(

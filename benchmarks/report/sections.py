@@ -1,0 +1,84 @@
+"""Writes the tables of the documents again from the recorded results: nothing is measured.
+
+`python -m benchmarks.report.sections` is for a change in how a table is written.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.classifier.report import report as classifier_report
+from benchmarks.cpu import (
+    fading,
+    first_call,
+    layers,
+    peers,
+    roofline,
+    sixteen_bits,
+    threads,
+    torch_operators,
+    waiting,
+    wide,
+)
+from benchmarks.harness.pages import write_section
+from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES, README, RESULTS
+from benchmarks.names import page, study
+from benchmarks.report import speed
+
+
+class Section(NamedTuple):
+    """What stands between two markers of a page."""
+
+    page: Path
+    name: str
+    results: str
+    """The recorded file, without its ending."""
+    report: Callable[[dict[str, Any]], str]
+
+    def text(self) -> str:
+        """Returns the section, as the recorded results give it."""
+        return self.report(recorded(self.results))
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """Returns the recorded results of a program."""
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return document
+
+
+SECTIONS = (
+    Section(README, "speed", "latest", speed.summary_and_plot),
+    Section(PERFORMANCE, "benchmark table", "latest", speed.table_and_plots),
+    Section(PERFORMANCE, "peers_2", "peers_2", peers.report),
+    Section(PERFORMANCE, "classifier", "classifier", classifier_report),
+    *(
+        Section(PERFORMANCE_TABLES, name, name, report)
+        for name, report in (
+            ("peers_1", peers.report),
+            ("odd_2", peers.report),
+            ("odd_1", peers.report),
+            ("wide_2", wide.report),
+            ("wide_1", wide.report),
+            ("layers", layers.report),
+            ("sixteen_bits", sixteen_bits.report),
+            ("fading", fading.report),
+            ("torch_operators", torch_operators.report),
+            ("first_call", first_call.report),
+            ("waiting", waiting.report),
+            ("roofline", roofline.report),
+            ("threads", threads.report),
+        )
+    ),
+    Section(study.PAGE, "names", "names", page.report),
+)
+
+
+def main() -> None:
+    for section in SECTIONS:
+        write_section(section.page, section.name, section.text())
+    study.write_card(recorded("names"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""The tables of the documents are what the recorded results give."""
+
+import pytest
+
+from benchmarks.names import study
+from benchmarks.names.page import card
+from benchmarks.report.sections import SECTIONS, recorded
+from namernn_fast.names.checkpoint import pretrained_checkpoint
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+def test_a_section_is_what_the_recorded_results_give(section):
+    begin, end = f"<!-- {section.name}: begin -->\n", f"\n<!-- {section.name}: end -->"
+    page = section.page.read_text(encoding="utf-8")
+    assert page.partition(begin)[2].partition(end)[0] == section.text()
+
+
+def test_the_model_card_is_what_the_recorded_results_give():
+    size = pretrained_checkpoint().stat().st_size
+    assert study.CARD.read_text(encoding="utf-8") == card(recorded("names"), size)
