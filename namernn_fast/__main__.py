@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import __version__, advice
+from . import __version__, advice, ops
 from .bench import command as bench
 from .testing import BudgetError
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def _show(options: argparse.Namespace) -> None:
     """Prints one line for each fact, and then the advice."""
     facts = advice.gather()
-    kernel = f"cpu {facts.kernel}" if facts.has_extension else "none (built without a compiler)"
+    kernel = f"cpu {ops.cpu_kernel()}" if facts.has_extension else "none (built without a compiler)"
     lines = {
         "namernn_fast": __version__,
         "torch": torch.__version__,

@@ -1,7 +1,6 @@
 """What would make this installation faster on this machine: facts first, then advice from them.
 
-Every piece of advice follows from a fact that was looked up. docs/performance.md has what the facts
-cost.
+Only facts that change what someone does are here; docs/performance.md has what they cost.
 """
 
 import math
@@ -12,10 +11,8 @@ from pathlib import Path
 
 import torch
 
-from . import availability, ops
+from . import availability
 
-LEVELS = ("baseline", "avx2", "avx512")
-"""Instruction sets of the kernel for float32, the slowest first."""
 WIDTH = 88
 
 
@@ -24,12 +21,6 @@ class Facts:
     """What the advice follows from."""
 
     has_extension: bool
-    kernel: str
-    """The instruction set of the fused kernel; empty without the extension."""
-    best_kernel: str
-    """The instruction set that the kernel would choose by itself; empty if that is unknown."""
-    capability: str | None
-    """The environment variable ATEN_CPU_CAPABILITY."""
     threads: int
     """Threads of torch."""
     usable: int
@@ -48,12 +39,8 @@ class Facts:
 
 def gather() -> Facts:
     """Looks the facts up."""
-    has_extension = availability.HAS_EXTENSION
     return Facts(
-        has_extension=has_extension,
-        kernel=ops.cpu_kernel() if has_extension else "",
-        best_kernel=_best_kernel(),
-        capability=os.environ.get("ATEN_CPU_CAPABILITY"),
+        has_extension=availability.HAS_EXTENSION,
         threads=torch.get_num_threads(),
         usable=usable_processors(),
         processors=os.cpu_count() or 1,
@@ -71,11 +58,6 @@ def advise(facts: Facts) -> list[str]:
         found.append(
             f"To have the fused kernel, {availability.REINSTALL}. Without the C++ extension every "
             "input on a CPU takes ATen operators step by step, which is hardly faster than nn.RNN."
-        )
-    elif facts.capability and _is_lower(facts.kernel, facts.best_kernel):
-        found.append(
-            f"Unset ATEN_CPU_CAPABILITY={facts.capability}: it keeps the kernel at {facts.kernel}, "
-            f"and this processor has {facts.best_kernel}."
         )
     if facts.threads > facts.usable:
         found.append(
@@ -120,21 +102,6 @@ def wrapped(text: str) -> str:
     return textwrap.fill(
         text, WIDTH, subsequent_indent="  ", initial_indent="- ", break_on_hyphens=False
     )
-
-
-def _is_lower(kernel: str, best: str) -> bool:
-    """Returns whether both instruction sets are known, and the first is the slower one."""
-    known = kernel in LEVELS and best in LEVELS
-    return known and LEVELS.index(kernel) < LEVELS.index(best)
-
-
-def _best_kernel() -> str:
-    """Returns what the kernel would choose without ATEN_CPU_CAPABILITY, or "" if unknown."""
-    for name, question in (("avx512", "_is_avx512_supported"), ("avx2", "_is_avx2_supported")):
-        asked = getattr(torch.cpu, question, None)
-        if asked is not None and asked():
-            return name
-    return ""
 
 
 def usable_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -66,23 +66,13 @@ def run(
     try:
         return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
     except (IndexError, RuntimeError):
-        if not checked:  # the operator checks its arguments; `nn.RNN` has words of its own
+        # The operator has checked its arguments. Re-check to raise the message of `nn.RNN`, and for
+        # an id without a row the message that every path has.
+        if not checked:
             check_like_nn_rnn(*arguments)
-        _check_ids(*arguments)
+        if ops.has_ids(data):
+            check_ids(data, weights[0].shape[0], sequence_layout, options)
         raise
-
-
-def _check_ids(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> None:
-    """Names a token id without a row, in the words that this package has for it on every path."""
-    if ops.has_ids(data):
-        check_ids(data, weights[0].shape[0], sequence_layout, options)
 
 
 def _choose_path(like: Tensor, options: int, tracing: bool) -> _Path:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from namernn_fast import availability
+
 # The path of a socket has at most 107 characters: those of worker processes, in a temporary folder
 # with a long path, cannot be made, and a DataLoader then waits for ever.
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
@@ -31,6 +33,16 @@ def _poisoned_memory():
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["kernel", "reference"])
+def path(request, monkeypatch):
+    """Runs a test through the kernel and through ATen operators."""
+    if request.param == "reference":
+        monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    elif not availability.HAS_EXTENSION:
+        pytest.skip("the C++ extension was not built")
+    return request.param
 
 
 @pytest.fixture

@@ -259,7 +259,10 @@ def report(results: Results) -> str:
             row = [_label(cell), str(cell.batch)]
             for one in (cell, twin):
                 timed = medians.get(one)
-                row += [""] * 3 if timed is None else [*_durations(timed), ratio(speed_up(timed))]
+                if timed is None:
+                    row += [""] * 3
+                else:
+                    row += [*(duration(timed[layer]) for layer in LAYERS), ratio(speed_up(timed))]
             rows.append(row)
     summaries: Sequence[tuple[str, Callable[[list[float]], float]]] = (
         ("geometric mean", statistics.geometric_mean),
@@ -277,11 +280,6 @@ def report(results: Results) -> str:
         f"layers take turns. `{TRAINING}` is a\nstep with gradients at output and h_n; sequences "
         f"of {'{} to {}'.format(*LENGTHS)} steps are packed."
     )
-
-
-def _durations(timed: dict[str, float]) -> list[str]:
-    """Returns how long a call of each layer takes."""
-    return [duration(timed[layer]) for layer in LAYERS]
 
 
 def _panels(medians: Timings) -> dict[str, dict[str, Timings]]:

@@ -6,7 +6,6 @@ package but torch is needed.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +24,6 @@ def exporting() -> bool:
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def rnn_forward(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """A decomposition of the operator `rnn_forward`, without `hidden`.
-
-    It prepares a program that torch.export made before:
-    `torch.onnx.export(program.run_decompositions({ops.rnn_forward: onnx.rnn_forward}))`.
-    """
-    return *rnn_stack(*arguments), []
-
-
 def rnn_stack(
     input: Tensor,
     hx: Tensor | None,
@@ -45,8 +35,8 @@ def rnn_stack(
     """Runs a stack of layers over whole sequences, each layer as an ONNX node.
 
     Args:
-        input, hx, weights: as of `namernn_fast.ops`. Of token ids the node gets the rows of the
-            tables, which it multiplies by an identity matrix.
+        input, hx, weights: as of `namernn_fast.ops`. There are no token ids here: while an export
+            is at work, `tokens.look_up` gathers their rows.
         sequence_layout: lengths (batch) of padded sequences, which is all that ONNX has, or None.
             output is zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
         reset: None; ONNX has no resets.
@@ -68,28 +58,14 @@ def rnn_stack(
         )
     if options & ops.BATCH_FIRST:
         input = input.transpose(0, 1)
-    states, layers = [], ops.layers_of(weights, options)
-    if ops.has_ids(input):
-        input, layers[0] = _rows_of_tables(input, layers[0], sequence_layout)
-    for own_hx, layer in zip(ops.states_of_layers(hx, weights, options), layers, strict=True):
+    states = []
+    for own_hx, layer in zip(
+        ops.states_of_layers(hx, weights, options), ops.layers_of(weights, options), strict=True
+    ):
         input, h_n = _layer(input, own_hx, layer, sequence_layout, options)
         states.append(h_n)
     output = input.transpose(0, 1) if options & ops.BATCH_FIRST else input
     return output, states[0] if len(states) == 1 else torch.cat(states)
-
-
-def _rows_of_tables(ids, layer: list[ops.LayerWeights], lengths):
-    """Returns the rows of the tables (seq_len, batch, directions * hidden_size), and the layer.
-
-    In the place of each table the layer gets the weight_ih that takes its own rows as they are.
-    """
-    if lengths is not None:  # padding may hold ids that the tables have no row for
-        steps = torch.arange(ids.shape[0], device=ids.device)[:, None]
-        ids = ids.where(steps < lengths, 0)
-    rows = torch.cat([torch.nn.functional.embedding(ids, own.weight_ih) for own in layer], -1)
-    hidden_size = layer[0].weight_hh.shape[0]
-    own_rows = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device).split(hidden_size)
-    return rows, [own._replace(weight_ih=w) for own, w in zip(layer, own_rows, strict=True)]
 
 
 def _layer(input, hx, layer: list[ops.LayerWeights], lengths, options):

@@ -93,68 +93,62 @@ FEWER_STACKS = "every_option and not True-2-torch"
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_cpu_capability_passes_parity(level, pytestconfig):
     """The parity and kernel tests pass with ATen's own switch set to each level."""
-    if LEVELS.index(level) > LEVELS.index(highest_level()):
+    highest = run_python("import torch; print(torch.backends.cpu.get_cpu_capability())").lower()
+    if LEVELS.index(level) > LEVELS.index(highest):
         pytest.skip(f"this processor has no {level}")
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
-    names = {"default": "baseline"}
-    told = subprocess.run(
-        [sys.executable, "-c", "import namernn_fast.ops as o; print(o.cpu_kernel())"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert told.stdout.strip() == names.get(level, level)
-    if told.stdout.strip() == ops.cpu_kernel():
-        return  # the suite that runs this test has already shown it
-    # Long sequences run packed only, which do all that dense ones do. In 16 bits `nn.RNN` takes
-    # minutes on the lower levels.
-    run_kernel_tests(
-        environment,
-        pytestconfig,
-        f"test_kernel or not (bfloat16 or torch.float16 or {FEWER_STACKS} "
-        "or many_steps and not packed)",
-    )
+    kernel = kernel_at(level, torch.float32)
+    assert kernel == {"default": "baseline"}.get(level, level)
+    if kernel != ops.cpu_kernel():  # else the suite that runs this test has already shown it
+        # Long sequences run packed only, which do all that dense ones do. In 16 bits `nn.RNN` takes
+        # minutes on the lower levels.
+        run_kernel_tests(
+            level,
+            pytestconfig,
+            f"test_kernel or not (bfloat16 or torch.float16 or {FEWER_STACKS} "
+            "or many_steps and not packed)",
+        )
 
 
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
     """The three AVX-512 kernels differ in bfloat16 alone; ATen warns that two are unknown to it."""
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
-    program = "import torch, namernn_fast.ops as o; print(o.cpu_kernel(torch.bfloat16))"
-    told = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if told != level:
+    if kernel_at(level, torch.bfloat16) != level:
         pytest.skip(f"this processor has no {level}")
-    if told == ops.cpu_kernel(torch.bfloat16):
-        return  # the suite that runs this test has already shown it
-    run_kernel_tests(environment, pytestconfig, f"bfloat16 and not ({FEWER_STACKS})")
+    if level != ops.cpu_kernel(torch.bfloat16):
+        run_kernel_tests(level, pytestconfig, f"bfloat16 and not ({FEWER_STACKS})")
 
 
-def run_kernel_tests(environment, config, selection):
+def at_level(level):
+    """Returns the environment of a process at a level, or at the highest of this processor."""
+    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+    return environment if level is None else {**environment, "ATEN_CPU_CAPABILITY": level}
+
+
+def run_python(program, level=None):
+    """Returns what a program prints."""
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, env=at_level(level), capture_output=True, text=True, check=True)
+    return ran.stdout.strip()
+
+
+def kernel_at(level, dtype):
+    """Returns the instruction set of the kernel where a level is asked for."""
+    return run_python(f"import torch, namernn_fast.ops as o; print(o.cpu_kernel({dtype}))", level)
+
+
+def run_kernel_tests(level, config, selection):
     """Runs selected parity and kernel tests in a new process, slow ones too if this run does."""
     tests = Path(__file__).parents[1] / "kernel"
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
         + ["-m", config.option.markexpr]
         + [str(tests / name) for name in ("test_parity.py", "test_kernel.py")],
-        env=environment,
+        env=at_level(level),
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stdout
-
-
-def highest_level():
-    """Returns the highest level of this processor, whatever this process was told to use."""
-    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
-    program = "import torch; print(torch.backends.cpu.get_cpu_capability())"
-    ran = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    return ran.stdout.strip().lower()
 
 
 def test_without_the_extension(tmp_path):

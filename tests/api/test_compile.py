@@ -5,14 +5,36 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+from cases import every_other
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils._pytree import tree_leaves
 
-from namernn_fast import FusedRNN
+from namernn_fast import FusedRNN, TokenRNN
+from namernn_fast.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
+V = 30  # more than the ids of the first sizes, fewer than those of the last
+FEATURES = {
+    "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
+    "packed": lambda seq_len, batch: packed([*range(1, seq_len)] + batch * [seq_len]),
+    "packed unsorted": lambda seq_len, batch: packed(
+        [*range(1, seq_len)] + batch * [seq_len], in_order=False
+    ),
+}
+IDS = {
+    "ids": lambda seq_len, batch: torch.randint(V, (seq_len, batch)),
+    "packed ids": lambda seq_len, batch: pack_sequence(
+        [torch.randint(V, (n,)) for n in (*range(1, seq_len), *[seq_len] * batch)],
+        enforce_sorted=False,
+    ),
+}
+INPUTS = FEATURES | IDS
+# Sizes begin at 2, because torch itself compiles anew for a size of 1.
+SIZES = [(2 + i, 20 - i) for i in range(0, 19, 3)]
 
 
 @pytest.fixture(autouse=True)
@@ -22,21 +44,19 @@ def _nothing_compiled():
 
 
 class Net(torch.nn.Module):
-    """A layer and a linear head, to be traced in one graph."""
+    """A model and a linear head on its last states, and on its output if that is wanted."""
 
-    def __init__(self, **options):
+    def __init__(self, model, with_output=True):
         super().__init__()
-        self.rnn = FusedRNN(4, 6, **options)
-        width = 12 if options.get("bidirectional") else 6
-        self.head = torch.nn.Linear(width, 2)
+        self.model, self.with_output = model, with_output
+        self.head = torch.nn.Linear(6, 2)
 
-    def forward(self, x, hx=None):
-        input = (
-            x._replace(data=torch.sin(x.data)) if isinstance(x, PackedSequence) else torch.sin(x)
-        )
-        output, h_n = self.rnn(input, hx)
+    def forward(self, x, hx=None, lengths=None):
+        if not self.with_output:
+            return self.head(self.model.last_state(x, hx, lengths)).square().sum()
+        output, h_n = self.model(x, hx, lengths)
         output = output.data if isinstance(output, PackedSequence) else output
-        return self.head(output).square().sum() + h_n.sum()
+        return output.square().sum() + self.head(h_n).sum()
 
 
 def packed(lengths, in_order=True):
@@ -44,95 +64,82 @@ def packed(lengths, in_order=True):
     return pack_sequence([torch.randn(n, 4) for n in order], enforce_sorted=in_order)
 
 
-def check(compiled, net, x, hx=None):
+def initial_states(x):
+    batch = x.batch_sizes[0] if isinstance(x, PackedSequence) else x.shape[1]
+    return torch.randn(4, batch, 6)
+
+
+def check(compiled, net, *arguments):
     """Checks that the compiled and the plain network give the same loss and gradients."""
-    data = (x.data if isinstance(x, PackedSequence) else x).requires_grad_()
+    given = [t for t in tree_leaves(arguments) if torch.is_tensor(t) and t.is_floating_point()]
+    wanted = [*(t.requires_grad_() for t in given), *net.parameters()]
     results = []
     for run in (net, compiled):
-        net.zero_grad()
-        data.grad = None
-        loss = run(x, hx)
-        loss.backward()
-        results.append([loss, data.grad, *(p.grad for p in net.parameters())])
+        loss = run(*arguments)
+        results.append([loss, *torch.autograd.grad(loss, wanted)])
     torch.testing.assert_close(*results)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x, hx), net(x, hx))
+        torch.testing.assert_close(compiled(*arguments), net(*arguments))
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options", "with_output", "with_hx"),
     [
-        STACK | {"batch_first": True},
-        pytest.param({"nonlinearity": "relu"}, marks=pytest.mark.slow),
+        ("dense", {"batch_first": True}, True, False),
+        ("dense", {"nonlinearity": "relu"}, False, True),
+        ("packed", {}, True, False),
+        slow("packed", {}, True, True),
+        ("packed unsorted", {}, True, False),
+        slow("packed unsorted", {}, False, True),
+        ("ids", {"padding_idx": 3}, True, False),
+        ("ids", {}, False, True),
     ],
 )
-@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_compile_is_one_graph(options, dynamic):
-    net = Net(**options)
-    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic)
-    for shape in ((5, 3, 4), (7, 2, 4)):
-        check(compiled, net, torch.randn(shape))
-
-
-def test_reduce_overhead():
-    net = Net(**STACK)
-    compiled = torch.compile(net, fullgraph=True, mode="reduce-overhead")
-    for hx in (None, torch.randn(4, 3, 6)):
-        check(compiled, net, torch.randn(5, 3, 4), hx)
+def test_inductor(kind, options, with_output, with_hx):
+    options = STACK | options
+    model = TokenRNN(V, 4, 6, **options) if kind in IDS else FusedRNN(4, 6, **options)
+    net = Net(model, with_output)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True)
+    for size in ((5, 3), (9, 4)):
+        x = INPUTS[kind](*size)
+        check(compiled, net, x, initial_states(x) if with_hx else None)
 
 
 @pytest.mark.parametrize(
-    ("in_order", "with_hx"),
-    [
-        (True, False),
-        *(
-            pytest.param(*values, marks=pytest.mark.slow)
-            for values in [(True, True), (False, True)]
-        ),
-        (False, False),
-    ],
+    ("kind", "with_hx", "dynamic"), every_other([*FEATURES], (True, False), (True, None))
 )
-def test_compile_packed(in_order, with_hx):
-    net = Net(**STACK)
-    compiled = torch.compile(net, fullgraph=True)
-    check(compiled, net, packed([2, 5, 3], in_order), torch.randn(4, 3, 6) if with_hx else None)
-
-
-# Sizes begin at 2, because torch itself compiles anew for a size of 1.
-SIZES = [(2 + i, 21 - i) for i in range(20)]
-INPUTS = {
-    "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
-    "packed": lambda seq_len, batch: packed([*range(1, seq_len)] + batch * [seq_len]),
-    "packed unsorted": lambda seq_len, batch: packed(
-        [*range(1, seq_len)] + batch * [seq_len], in_order=False
-    ),
-}
-
-
-@pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
-@pytest.mark.parametrize("with_hx", [True, False])
-@pytest.mark.parametrize(("dynamic", "compilations"), [(True, 1), (None, 2)])
-def test_one_compilation_serves_every_shape(make, with_hx, dynamic, compilations):
+def test_one_compilation_serves_every_shape(kind, with_hx, dynamic):
     """The first shape compiles for all shapes with `dynamic=True`, the second one by default."""
-    net = Net(**STACK)
+    net = Net(FusedRNN(4, 6, **STACK))
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:
-        x = make(*size)
-        batch = x.batch_sizes[0] if isinstance(x, PackedSequence) else x.shape[1]
-        compiled(x, torch.randn(4, batch, 6) if with_hx else None).backward()
-    assert counters["stats"]["unique_graphs"] == compilations
+        x = INPUTS[kind](*size)
+        compiled(x, initial_states(x) if with_hx else None).backward()
+    assert counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
 
 
 @pytest.mark.parametrize(
-    ("make", "with_hx"),
-    [("dense", True), ("dense", False), ("packed", True), ("packed unsorted", False)],
+    ("kind", "with_output", "vocabulary"),
+    every_other([*IDS], (True, False), (V, TRACED_VOCABULARY + 1)),
 )
-def test_nothing_breaks_the_graph(make, with_hx):
+def test_one_compilation_serves_any_number_of_ids(kind, with_output, vocabulary):
+    """The choice between a table and rows of the embedding makes no guard on the number of ids."""
+    net = Net(TokenRNN(vocabulary, 4, 6), with_output)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in SIZES:
+        check(compiled, net, INPUTS[kind](*size))
+    assert counters["stats"]["unique_graphs"] == 2  # with gradients and without
+
+
+@pytest.mark.parametrize("kind", ["dense", "packed unsorted", "ids"])
+def test_nothing_breaks_the_graph(kind):
     """The graph is whole without `fullgraph=True` as well."""
-    hx = torch.randn(4, 8, 6) if with_hx else None
-    found = torch._dynamo.explain(FusedRNN(4, 6, **STACK))(
-        INPUTS[make](6, 8 if make == "dense" else 3), hx
-    )
+    model = TokenRNN(V, 4, 6, 2) if kind in IDS else FusedRNN(4, 6, **STACK)
+    found = torch._dynamo.explain(model)(INPUTS[kind](6, 3))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
     assert found.op_count > 1
 
@@ -146,7 +153,7 @@ def test_the_graph_does_not_grow_with_the_sequence():
     for seq_len in (5, 500):
         torch._dynamo.reset()
         backend = AotEagerAndRecordGraphs()
-        net = Net(**STACK)
+        net = Net(FusedRNN(4, 6, **STACK))
         torch.compile(net, fullgraph=True, backend=backend)(torch.randn(seq_len, 3, 4)).backward()
         graphs = [backend.fw_graphs[0].graph, backend.bw_graphs[0].graph]
         assert all(0 < len(own_nodes(graph)) <= 2 for graph in graphs)
@@ -165,11 +172,9 @@ def exported(module, with_hx):
     return torch.export.export(module, arguments, dynamic_shapes=dims)
 
 
-@pytest.mark.parametrize("options", [STACK, STACK | {"batch_first": True, "bias": False}])
-@pytest.mark.parametrize("with_hx", [True, False])
-@pytest.mark.parametrize("training", [True, False])
-def test_export(options, with_hx, training, tmp_path):
-    module = FusedRNN(4, 6, **options).train(training)
+@pytest.mark.parametrize(("batch_first", "with_hx", "training"), every_other(*[(False, True)] * 3))
+def test_export(batch_first, with_hx, training, tmp_path):
+    module = FusedRNN(4, 6, bias=not batch_first, batch_first=batch_first, **STACK).train(training)
     program = exported(module, with_hx)
     assert 0 < len(own_nodes(program.graph)) <= 4
     assert len(own_nodes(program.run_decompositions().graph)) == len(own_nodes(program.graph))
@@ -231,11 +236,16 @@ torch.testing.assert_close(tuple(loaded(x)), wanted)
 
 @pytest.mark.parametrize("dynamo_first", [True, False])
 def test_only_ours_is_traced(dynamo_first):
-    """Whichever is imported first, FusedRNN is traced and `nn.RNN` breaks the graph as before."""
+    """Whichever is imported first, FusedRNN is traced and `nn.RNN` breaks the graph as before.
+
+    The package alone imports no compiler and no exporter, which would take seconds.
+    """
     program = f"""
-import torch
+import sys, torch
 {"import torch._dynamo" if dynamo_first else ""}
+before = set(sys.modules)
 import namernn_fast
+assert not (sys.modules.keys() - before) & {{"torch._dynamo", "onnx", "onnxscript"}}
 x = torch.randn(3, 2, 4)
 compiled = torch.compile(namernn_fast.FusedRNN(4, 5), fullgraph=True, backend="eager")
 print(compiled(x)[0].shape)
@@ -261,3 +271,87 @@ def test_compiled_autograd(forward):
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
         output.sum().backward()
     torch.testing.assert_close([p.grad for p in module.parameters()], [*wanted])
+
+
+@pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
+def test_lengths(vocabulary):
+    """Ids in padding may be anything in a compiled model too."""
+    net = Net(TokenRNN(vocabulary, 4, 6, batch_first=True))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    ids, lengths = torch.randint(V, (4, 7)), torch.tensor([3, 0, 7, 1])
+    ids[torch.arange(7) >= lengths[:, None]] = -(2**62)
+    check(compiled, net, ids, None, lengths)
+    check(compiled, net, ids.clamp(-1).int(), torch.randn(1, 4, 6), lengths)
+
+
+def test_an_embedding_of_any_size():
+    """An embedding whose size is open is no table, as its size would become a guard."""
+    layer = FusedRNN(4, 6)
+
+    def run(ids, embedding):
+        return layer(ids, embedding=embedding)[0]
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for vocabulary in (5, 50, 5000):
+        ids, embedding = torch.randint(vocabulary, (7, 3)), torch.randn(vocabulary, 4)
+        torch.testing.assert_close(compiled(ids, embedding), layer(F.embedding(ids, embedding))[0])
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+class Method(torch.nn.Module):
+    """A model by one of its methods, with lengths."""
+
+    def __init__(self, model, with_output):
+        super().__init__()
+        self.model, self.with_output = model, with_output
+
+    def forward(self, ids, lengths):
+        if self.with_output:
+            return self.model(ids, lengths=lengths)
+        return self.model.last_state(ids, lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    ("with_output", "strict", "vocabulary"),
+    every_other((True, False), (True, False), (V, TRACED_VOCABULARY + 1)),
+)
+def test_export_of_ids(with_output, strict, vocabulary, tmp_path):
+    """The exported program takes any number of ids, with the bits of the model."""
+    module = Method(TokenRNN(vocabulary, 4, 6, **STACK), with_output)
+    module.requires_grad_(False)
+    seq_len, batch = Dim("seq_len"), Dim("batch")
+    shapes = ({0: seq_len, 1: batch}, {0: batch})
+    given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
+    program = torch.export.export(module, given, dynamic_shapes=shapes, strict=strict)
+    assert len(own_nodes(program.graph)) == 1
+    rows = [n for n in program.graph.nodes if "aten.embedding" in str(n.target)]
+    assert len(rows) == (0 if vocabulary == V else 1)
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    for shape in ((2, 9), (50, 2), (3, 70)):
+        ids, lengths = torch.randint(V, shape), torch.randint(shape[0] + 1, shape[1:])
+        ids[torch.arange(shape[0])[:, None] >= lengths] = -1
+        torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))
+
+
+def test_export_of_a_program_to_train():
+    module = Method(TokenRNN(V, 4, 6, padding_idx=1), True)
+    given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
+    shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+    program = torch.export.export(module, given, dynamic_shapes=shapes)
+    ids, lengths = torch.randint(V, (9, 4)), torch.tensor([9, 1, 0, 3])
+    torch.testing.assert_close(program.module()(ids, lengths), module(ids, lengths))
+
+
+@pytest.mark.slow
+def test_aot_inductor_of_ids(tmp_path):
+    module = Method(TokenRNN(V, 4, 6), False).requires_grad_(False)
+    given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
+    shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+    package = torch._inductor.aoti_compile_and_package(
+        torch.export.export(module, given, dynamic_shapes=shapes),
+        package_path=str(tmp_path / "model.pt2"),
+    )
+    loaded = torch._inductor.aoti_load_package(package)
+    for ids, lengths in (given, (torch.randint(V, (9, 2)), torch.tensor([1, 9]))):
+        torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import twins
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,28 +18,15 @@ XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_dropout_masks_are_those_of_nn_rnn(batch_first, bidirectional, reset):
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "dropout": 0.5}
-    ours, theirs = (cls(3, 16, 3, **options) for cls in (FusedRNN, nn.RNN))
-    ours.load_state_dict(theirs.state_dict())
+    x, never = XS[0], torch.zeros(2, 6, dtype=torch.bool)
+    if not batch_first:
+        x, never = x.transpose(0, 1), never.t()
     results = []
-    for module in (ours, theirs):
+    for module in twins(3, 16, 3, **options):
         torch.manual_seed(1)
-        more = {"reset": torch.zeros(2, 6, dtype=torch.bool)} if module is ours and reset else {}
-        x = XS[0] if batch_first else XS[0].transpose(0, 1)
-        if more and not batch_first:
-            more = {"reset": more["reset"].t()}
+        more = {"reset": never} if reset and isinstance(module, FusedRNN) else {}
         results.append(module(x, **more))
     torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize(
-    "lengths",
-    [np.array([6, 0]), np.array([6, 0], np.uint8), (6, 0), torch.tensor([6, 0]).short(), [6, 0]],
-    ids=lambda lengths: f"{type(lengths).__name__} {getattr(lengths, 'dtype', '')}",
-)
-def test_forms_of_lengths(lengths):
-    module = FusedRNN(3, 4, batch_first=True)
-    wanted = module(XS[0], lengths=torch.tensor([6, 0]))
-    torch.testing.assert_close(module(XS[0], lengths=lengths), wanted)
 
 
 def test_lengths_are_copied():
@@ -60,17 +48,8 @@ def test_no_lengths_of_an_empty_batch(lengths):
     assert h_n.shape == (1, 0, 4)
 
 
-def test_lengths_of_other_types():
-    for lengths in ([6.0, 1.0], np.array([6.0, 1.0]), torch.tensor([], dtype=torch.float32)):
-        with pytest.raises(TypeError, match=r"lengths must be integers, got torch\.float"):
-            FusedRNN(3, 4, batch_first=True)(XS[0], lengths=lengths)
-
-
-@pytest.mark.parametrize("reference", [False, True])
-def test_offsets_of_jagged_input(reference, monkeypatch):
+def test_offsets_of_jagged_input(path):
     """Offsets of 32 bits are taken, and decreasing ones refused on both paths."""
-    if reference:
-        monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
     module, values = FusedRNN(3, 4), torch.randn(8, 3)
     results = [
         module(torch.nested.nested_tensor_from_jagged(values, offsets))
@@ -134,8 +113,9 @@ def test_restoring():
     torch.testing.assert_close(model[0](XS[0]), wanted, rtol=0, atol=0)
     restored = restore_rnn(FusedRNN(3, 4, batch_invariant=True))
     assert set(restored.__dict__) == names
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
-        restore_rnn([model])
+    for change in (replace_rnn, restore_rnn):
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
+            change([model])
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])

@@ -4,13 +4,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from namernn_fast import FusedRNN, FusedRNNCell, replace_rnn
+from namernn_fast import FusedRNN, FusedRNNCell
 
-
-@pytest.fixture(params=["kernel", "reference"], autouse=True)
-def _path(request, monkeypatch):
-    if request.param == "reference":
-        monkeypatch.setattr("namernn_fast.availability.why_not_kernel", lambda input: "told so")
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def packed(rows, sizes):
@@ -125,8 +121,3 @@ def test_unknown_nonlinearity():
         FusedRNN(4, 5, nonlinearity="gelu")
     with pytest.raises(RuntimeError, match="Unknown nonlinearity: gelu"):
         FusedRNNCell(4, 5, nonlinearity="gelu")(torch.randn(3, 4))
-
-
-def test_replace_rnn_takes_modules():
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
-        replace_rnn([torch.nn.RNN(2, 3)])

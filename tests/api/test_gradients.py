@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import every_other
+from cases import every_other, twins
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -24,8 +24,7 @@ def test_in_place_change_of_output_is_an_error_that_says_what_to_do(change):
 @pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
 def test_in_place_change_of_what_the_gradient_does_not_need(names):
     """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass."""
-    ours, theirs = FusedRNN(3, 4, 2), nn.RNN(3, 4, 2)
-    ours.load_state_dict(theirs.state_dict())
+    ours, theirs = twins(3, 4, 2)
     for module in (ours, theirs):
         output, _ = module(XS[0])
         with torch.no_grad():
@@ -50,10 +49,8 @@ def assign_data(tensors):
 @pytest.mark.parametrize("what", ["weights", "input", "constant input", "input of a graph", "hx"])
 def test_data_assigned_between_the_passes(what, create_graph):
     """As with `nn.RNN`, the gradient is that of the values that the forward pass read."""
-    ours, theirs = (cls(3, 4, 2, dtype=torch.float64) for cls in (FusedRNN, nn.RNN))
-    ours.load_state_dict(theirs.state_dict())
     results = []
-    for module in (ours, theirs):
+    for module in twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_(what != "constant input")
         hx = torch.zeros(2, 2, 4, dtype=torch.float64, requires_grad=True)
         given = x * 1 if what == "input of a graph" else x
@@ -90,9 +87,7 @@ def test_data_of_a_token_rnn_assigned_between_the_passes(padding_idx):
 
 def test_transforms_of_a_pull_back_after_data_was_assigned():
     results = []
-    ours, theirs = (cls(3, 4, dtype=torch.float64) for cls in (FusedRNN, nn.RNN))
-    ours.load_state_dict(theirs.state_dict())
-    for module in (ours, theirs):
+    for module in twins(3, 4, dtype=torch.float64):
         output, _ = module(XS[0].transpose(0, 1).double())
         wanted = list(module.parameters())
         assign_data(wanted)
@@ -161,11 +156,9 @@ def test_batched_gradients(packed, bidirectional, nonlinearity):
 
 def test_transforms_of_a_pull_back():
     """Forward mode and torch.func look through the backward pass, as with `nn.RNN`."""
-    ours, theirs = (cls(3, 4, 2, dtype=torch.float64) for cls in (FusedRNN, nn.RNN))
-    ours.load_state_dict(theirs.state_dict())
     vector, tangent = torch.randn(2, 6, 2, 4, dtype=torch.float64)
     results = []
-    for module in (ours, theirs):
+    for module in twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_()
         output, _ = module(x)
 
@@ -185,12 +178,9 @@ def test_transforms_of_a_pull_back():
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_results_of_no_grad_may_be_changed_in_place(batch_first, reference, monkeypatch):
+def test_results_of_no_grad_may_be_changed_in_place(path, batch_first):
     """No result is a view, which autograd would not let change after no_grad."""
-    if reference:
-        monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
     leaf = torch.ones((), requires_grad=True)
     for dropout in (0.0, 0.5):
         module = FusedRNN(3, 4, 2, batch_first=batch_first, dropout=dropout)
@@ -203,12 +193,9 @@ def test_results_of_no_grad_may_be_changed_in_place(batch_first, reference, monk
     state += leaf
 
 
-@pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])
-def test_rows_described_in_inference_mode(what, reference, monkeypatch):
+def test_rows_described_in_inference_mode(path, what):
     """What says which rows exist may come from inference mode, as with `nn.RNN`."""
-    if reference:
-        monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
     module, x = FusedRNN(3, 4), XS[0]
     lengths = torch.tensor([2, 1, 2, 2, 1, 2])
     results = []

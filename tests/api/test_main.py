@@ -16,9 +16,6 @@ from namernn_fast import advice, availability, ops
 PROGRAM = "python -m namernn_fast: error: "
 QUIET = advice.Facts(
     has_extension=True,
-    kernel="avx2",
-    best_kernel="avx2",
-    capability=None,
     threads=2,
     usable=2,
     processors=2,
@@ -55,14 +52,7 @@ def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
     ("facts", "begins"),
     [
         ({}, []),
-        ({"has_extension": False, "kernel": ""}, ["To have the fused kernel, reinstall it with"]),
-        (
-            {"kernel": "baseline", "capability": "default"},
-            ["Unset ATEN_CPU_CAPABILITY=default: it keeps the kernel at baseline, and this"],
-        ),
-        ({"kernel": "avx2", "capability": "avx2"}, []),  # the best that there is
-        ({"best_kernel": "avx512"}, []),  # no variable is the reason
-        ({"best_kernel": "", "capability": "default"}, []),  # nothing better is known
+        ({"has_extension": False}, ["To have the fused kernel, reinstall it with"]),
         ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
         ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or take fewer threads"]),
         ({"load": 2.0}, []),  # what the process itself may have left behind
@@ -80,15 +70,6 @@ def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
 def test_advice_follows_from_facts(facts, begins):
     found = advice.advise(dataclasses.replace(QUIET, **facts))
     assert [text[: len(begin)] for text, begin in zip(found, begins, strict=True)] == begins
-
-
-@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="the kernel may not be the best")
-@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="there is no kernel")
-def test_the_best_kernel_is_the_one_that_the_kernel_chooses():
-    facts = advice.gather()
-    assert facts.kernel == ops.cpu_kernel()
-    if facts.best_kernel:  # as on every x86-64 processor with AVX2
-        assert facts.best_kernel == facts.kernel
 
 
 @pytest.mark.parametrize(
@@ -134,13 +115,6 @@ def test_help_and_version(capsys):
             cli.main(options)
         assert left.value.code == 0
         assert text in capsys.readouterr().out
-
-
-def test_an_unknown_command_is_wrong(capsys):
-    with pytest.raises(SystemExit) as left:
-        cli.main(["bnech"])
-    assert left.value.code == 2
-    assert "invalid choice: 'bnech'" in capsys.readouterr().err
 
 
 class Gone(io.StringIO):

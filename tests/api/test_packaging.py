@@ -160,9 +160,9 @@ def test_the_description_suits_an_index_page(tree, tmp_path):
     assert [link for link in links if not link.startswith("https://")] == []
 
 
-def test_the_citation_has_the_version_of_the_package(tree):
-    cited = re.search(r"^version: (.*)$", (tree / "CITATION.cff").read_text(), re.MULTILINE)
-    version = re.search(r'^version = "(.*)"$', (tree / "pyproject.toml").read_text(), re.MULTILINE)
+def test_the_citation_has_the_version_of_the_package():
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert cited[1] == version[1]
 
 

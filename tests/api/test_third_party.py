@@ -89,9 +89,3 @@ def test_a_test_that_no_longer_runs_has_failed(report):
         {"nn.RNN": {"kept": outcome, "lost": outcome}, "FusedRNN": {"kept": outcome}},
     )
     assert result.failing_here_alone() == {"lost": report.NO_LONGER}
-
-
-def test_ordinary_runs_do_not_collect_them():
-    files = [file.name for file in FOLDER.rglob("*.py")]
-    assert "run.py" in files
-    assert not [name for name in files if name.startswith("test_") or name.endswith("_test.py")]

@@ -17,6 +17,11 @@ def inputs(batch_first=False, mapped=K):
     return x, torch.randn(*lead, 4, 4, 5, dtype=torch.float64)
 
 
+def stacked(each, dim=0):
+    """Returns the results of several calls, stacked as vmap stacks them."""
+    return tuple(torch.stack(results, dim) for results in zip(*each, strict=True))
+
+
 def count_calls(monkeypatch):
     """Returns a list that grows with every call of the operator from now on."""
     calls = []
@@ -41,8 +46,8 @@ def test_over_inputs_and_states(batch_first, in_dims, out_dims, monkeypatch):
         module(*(t if dim is None else t[k] for t, dim in zip(pairs, in_dims, strict=True)))
         for k in range(K)
     ]
-    wanted = [torch.stack(results, out_dims) for results in zip(*each, strict=True)]
-    torch.testing.assert_close(got, tuple(wanted))
+    wanted = stacked(each, out_dims)
+    torch.testing.assert_close(got, wanted)
     leaves = [*pairs, *module.parameters()]
     weights = [torch.randn_like(w) for w in wanted]
     torch.testing.assert_close(
@@ -65,7 +70,7 @@ def test_over_lengths_and_resets():
             run(x[k], hx[k], *(g if d is None else g[k] for g, d in zip(given, dims, strict=True)))
             for k in range(K)
         ]
-        torch.testing.assert_close(got, tuple(map(torch.stack, zip(*each, strict=True))))
+        torch.testing.assert_close(got, stacked(each))
 
 
 def test_over_the_data_of_a_packed_sequence():
@@ -81,9 +86,7 @@ def test_over_the_data_of_a_packed_sequence():
 
     data = torch.stack([p.data for p in packed])
     each = [run(data[k], hx[k]) for k in range(K)]
-    torch.testing.assert_close(
-        vmap(run)(data, hx), tuple(map(torch.stack, zip(*each, strict=True)))
-    )
+    torch.testing.assert_close(vmap(run)(data, hx), stacked(each))
 
 
 @pytest.mark.parametrize("of_each", [False, True])
@@ -101,13 +104,13 @@ def test_over_models(of_each, monkeypatch):
     got = vmap(run, dims)(params, x, hx)
     assert len(calls) == (K if availability.HAS_EXTENSION else 0)
     each = [m(x[k], hx[k]) if of_each else m(x, hx) for k, m in enumerate(models)]
-    wanted = tuple(map(torch.stack, zip(*each, strict=True)))
+    wanted = stacked(each)
     torch.testing.assert_close(got, wanted)
     sum(r.square().sum() for r in got).backward()
     sum(r.square().sum() for r in wanted).backward()
-    for name, stacked in params.items():
+    for name, together in params.items():
         own = torch.stack([dict(m.named_parameters())[name].grad for m in models])
-        torch.testing.assert_close(stacked.grad, own)
+        torch.testing.assert_close(together.grad, own)
 
 
 def test_vmap_in_vmap_and_cells():

@@ -3,26 +3,16 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from namernn_fast import FusedRNN, availability, ops
+from namernn_fast import FusedRNN, ops
 from namernn_fast.testing import ErrorBudget
 
 ONE_LAYER = {}
 STACK = {"num_layers": 2, "bidirectional": True}
-PATHS = ("kernel", "reference")
-
-
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Runs a test through the kernel and through ATen operators."""
-    if request.param == "reference":
-        monkeypatch.setattr(availability, "HAS_EXTENSION", False)
-    elif not availability.HAS_EXTENSION:
-        pytest.skip("the C++ extension was not built")
-    return request.param
 
 
 def layer_and_input(options, seq_len, batch, dtype=torch.float64):
@@ -78,6 +68,7 @@ def test_lengths_come_in_any_form(path, batch_first):
         torch.tensor(lengths, dtype=dtype)
         for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64)
     ]
+    forms += [np.array(lengths), np.array(lengths, np.uint8)]
     forms.append(torch.tensor([9, 2, 9, 6, 9, 4])[1::2])
     for form in forms:
         got = module(x, hx, lengths=form)
@@ -171,44 +162,29 @@ def test_rows_that_make_no_sense(path):
     module, x, _ = layer_and_input({}, 5, 2)
     jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
     packed = pack_padded_sequence(x, [5, 2])
+    wide = torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged)
+    strided = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]])
     reset = torch.zeros(5, 2, dtype=torch.bool)
-    for call, error, text in (
-        (
-            lambda: module(x, lengths=[5, 6]),
-            RuntimeError,
-            "lengths must be from 0 to 5.* got 6 for",
-        ),
-        (lambda: module(x, lengths=[-1, 5]), RuntimeError, "lengths must be from 0 to 5.*, got -1"),
-        (lambda: module(x, lengths=[5]), RuntimeError, "one length for each of the 2 sequences"),
-        (
-            lambda: module(x, lengths=[5.0, 2.0]),
-            TypeError,
-            "lengths must be integers, got torch.fl",
-        ),
-        (lambda: module(packed, lengths=[5, 2]), ValueError, "lengths go with a padded input; a"),
-        (lambda: module(jagged, lengths=[5, 2]), ValueError, "lengths go with a padded input; a"),
-        (
-            lambda: module(x, reset=reset.int()),
-            TypeError,
-            "reset must be a bool tensor, got torch.",
-        ),
-        (lambda: module(x, reset=[True]), TypeError, "reset must be a bool tensor, got list"),
-        (lambda: module(x, reset=reset.T), RuntimeError, r"must have shape \(5, 2\), got \(2, 5\)"),
-        (lambda: module(packed, reset=reset[:4]), RuntimeError, r"shape \(5, 2\), got \(4, 2\)"),
-        (lambda: module(jagged, reset=reset), ValueError, "reset does not go with a jagged input"),
-        (
-            lambda: module(torch.nested.nested_tensor([x[:2, 0], x[:3, 0]])),
-            ValueError,
-            "a nested input must have layout=torch.jagged",
-        ),
-        (
-            lambda: module(torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged)),
-            ValueError,
-            "a jagged input must be .batch, jagged steps, features., got 4 dimensions",
-        ),
+    no_integers, no_bools = "lengths must be integers, got torch.fl", "reset must be a bool tensor"
+    for input, more, error, text in (
+        (x, {"lengths": [5, 6]}, RuntimeError, "lengths must be from 0 to 5.* got 6 for"),
+        (x, {"lengths": [-1, 5]}, RuntimeError, "lengths must be from 0 to 5.*, got -1"),
+        (x, {"lengths": [5]}, RuntimeError, "one length for each of the 2 sequences"),
+        (x, {"lengths": [5.0, 2.0]}, TypeError, no_integers),
+        (x, {"lengths": np.array([5.0, 2.0])}, TypeError, no_integers),
+        (x, {"lengths": torch.tensor([])}, TypeError, no_integers),
+        (packed, {"lengths": [5, 2]}, ValueError, "lengths go with a padded input; a"),
+        (jagged, {"lengths": [5, 2]}, ValueError, "lengths go with a padded input; a"),
+        (x, {"reset": reset.int()}, TypeError, f"{no_bools}, got torch."),
+        (x, {"reset": [True]}, TypeError, f"{no_bools}, got list"),
+        (x, {"reset": reset.T}, RuntimeError, r"must have shape \(5, 2\), got \(2, 5\)"),
+        (packed, {"reset": reset[:4]}, RuntimeError, r"shape \(5, 2\), got \(4, 2\)"),
+        (jagged, {"reset": reset}, ValueError, "reset does not go with a jagged input"),
+        (strided, {}, ValueError, "a nested input must have layout=torch.jagged"),
+        (wide, {}, ValueError, "must be .batch, jagged steps, features., got 4 dimensions"),
     ):
         with pytest.raises(error, match=text):
-            call()
+            module(input, **more)
 
 
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
