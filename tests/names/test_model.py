@@ -76,11 +76,10 @@ def test_logits_and_gradients_are_those_of_the_definition(options, within_budget
     assert [type(model.rnn) for model in models] == [FusedRNN, nn.RNN, nn.RNN]
     assert fused.config == plain.config
     torch.testing.assert_close(dict(fused.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
-    indices = torch.randperm(len(NAMES), generator=torch.Generator().manual_seed(1))
-    names = encode_names(NAMES).pack(indices)
-    logits = [fused(names), plain(names), one_by_one(oracle, [NAMES[i] for i in indices])]
+    names = NAMES[::3]
+    logits = [fused(packed(names)), plain(packed(names)), one_by_one(oracle, names)]
     within_budget(*logits)
-    weight = torch.randn(len(NAMES), 18, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(len(names), 18, generator=torch.Generator().manual_seed(2))
     for output in logits:
         (output * weight).sum().backward()
     for values in zip(*(model.parameters() for model in models), strict=True):
