@@ -39,7 +39,7 @@ LONG = "x" * (MAX_NAME_LENGTH + 1)
         ("Abl. Jr.,;'", "abl. jr.,;'", ""),
         ("Großmann-Łoś2", "grossmannlos", "-2"),
         ("İstanbul\u212a", "istanbulk", ""),
-        ("e\u0301\u0323", "e", ""),
+        ("e\u0301x\u0301\u0323", "ex", ""),
         (" Ahn \u00a0", "ahn", ""),
         ("Иванов", "", "Иванов"),
         ("и\u0306", "", "й"),
