@@ -228,8 +228,7 @@ def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     members = [
-        classifier(FusedRNN, bidirectional=True),
-        classifier(FusedRNN, num_layers=2),
+        classifier(FusedRNN, num_layers=2, bidirectional=True),
         classifier(FusedRNN, pooling="last+mean+max", ngrams=True),
     ]
     model = NameEnsemble(members).eval()
