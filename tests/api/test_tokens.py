@@ -22,6 +22,9 @@ OPTIONS = (
 LENGTHS = (3, T, 0, 1, T, 4)
 LAYOUTS = ("dense", "unbatched", "lengths", "packed", "packed unsorted", "jagged", "reset")
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
+needs_extension = pytest.mark.skipif(
+    not availability.HAS_EXTENSION, reason="the C++ extension was not built"
+)
 
 
 @pytest.fixture(params=["kernel", "reference"])
@@ -194,28 +197,19 @@ def test_gradcheck(path, share):
     lengths = torch.tensor([4, 0, 3])
     names = [name for name, _ in layer.named_parameters()]
     values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
-    hx = torch.randn(4, 3, H, dtype=torch.float64, requires_grad=True)
+    more = {"lengths": lengths, "share_prefixes": True} if share else {"lengths": lengths}
+    hx = () if share else (torch.randn(4, 3, H, dtype=torch.float64, requires_grad=True),)
 
-    def run(embedding, hx, *values):
+    def run(embedding, *leaves):
         if share:
-            return last_state(
-                ids, None, values, lengths=lengths, embedding=embedding, share_prefixes=True
-            )
-        parameters = dict(zip(names, values, strict=True))
-        more = {"lengths": lengths, "embedding": embedding}
-        return torch.func.functional_call(layer, parameters, (ids, hx), more)
+            return last_state(ids, None, leaves, embedding=embedding, **more)
+        parameters = dict(zip(names, leaves[1:], strict=True))
+        call = (ids, leaves[0])
+        return torch.func.functional_call(layer, parameters, call, {"embedding": embedding, **more})
 
-    leaves = (embedding, hx, *values)
-    if share:
-        # Without hx among the inputs, whose gradient would be undefined.
-        def run_shared(embedding, *values):
-            return run(embedding, None, *values)
-
-        leaves, run_checked = (embedding, *values), run_shared
-    else:
-        run_checked = run
-    assert torch.autograd.gradcheck(run_checked, leaves)
-    assert torch.autograd.gradgradcheck(run_checked, leaves, fast_mode=True)
+    leaves = (embedding, *hx, *values)
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
 def test_double_backward_of_the_padding_row(path):
@@ -359,7 +353,7 @@ def shared_input(layout, sequences):
     return pack_sequence(rows, enforce_sorted=False), {}
 
 
-@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+@needs_extension
 @pytest.mark.parametrize("layout", SHARED_LAYOUTS)
 @pytest.mark.parametrize("sequences", [1, 5, 300])
 @pytest.mark.parametrize(
@@ -386,7 +380,7 @@ def test_shared_prefixes(layout, sequences, options, threads):
         torch.testing.assert_close(result, results[0], **EXACT)
 
 
-@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+@needs_extension
 @pytest.mark.parametrize("layout", ["lengths", "packed unsorted"])
 def test_shared_prefixes_keep_the_error_budget(layout):
     """In float32 the errors are those of plain rows, forward and backward."""
@@ -416,7 +410,7 @@ def test_shared_prefixes_keep_the_error_budget(layout):
     budget.check()
 
 
-@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+@needs_extension
 def test_the_second_derivative_of_shared_prefixes():
     ids, lengths = names(150)
     layer = FusedRNN(4, 33, dtype=torch.float64)
@@ -430,7 +424,7 @@ def test_the_second_derivative_of_shared_prefixes():
     torch.testing.assert_close(*results, **EXACT)
 
 
-@pytest.mark.skipif(not availability.HAS_EXTENSION, reason="the C++ extension was not built")
+@needs_extension
 def test_the_backward_pass_finds_the_trees_of_the_forward_pass(threads):
     """The number of trees is that of threads, which may change between the passes."""
     ids, lengths = names(300)
@@ -446,10 +440,9 @@ def test_the_backward_pass_finds_the_trees_of_the_forward_pass(threads):
         torch.testing.assert_close(grads, found[0], **EXACT)
 
 
+@needs_extension
 def test_where_prefixes_are_shared(monkeypatch):
     """The sizes of a call decide, in training and in inference."""
-    if not availability.HAS_EXTENSION:
-        pytest.skip("the C++ extension was not built")
     found = recorded_options(monkeypatch)
 
     def shares(ids, layer, hx=None, grad=False, share=None, **more):
@@ -550,6 +543,7 @@ def test_an_id_without_a_row(path, wrong, vocabulary, method):
 
 IDS = torch.zeros(T, B, dtype=torch.int64)
 ROWS = torch.zeros(V, D)
+FEATURES = torch.zeros(T, B, D)
 
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
@@ -557,26 +551,16 @@ ROWS = torch.zeros(V, D)
     ("input", "more", "error", "text"),
     [
         (IDS, {"embedding": [1.0]}, TypeError, "embedding must be a Tensor or None, got list"),
-        (
-            torch.zeros(T, B, D),
-            {"embedding": ROWS},
-            TypeError,
-            "input must hold token ids, int32 or int64, where embedding is given, got torch.float",
-        ),
-        (IDS.short(), {"embedding": ROWS}, TypeError, "int32 or int64, .* got torch.int16"),
-        ([1], {"embedding": ROWS}, TypeError, "input must be a Tensor or a PackedSequence, got"),
-        (
-            IDS,
-            {"embedding": ROWS[:, :3]},
-            ValueError,
-            r"embedding must have shape \(vocabulary, 4\), got \(6, 3\)",
-        ),
+        (FEATURES, {}, TypeError, "token ids, int32 or int64, where embedding is given, got torch"),
+        (IDS.short(), {}, TypeError, "int32 or int64, .* got torch.int16"),
+        ([1], {}, TypeError, "input must be a Tensor or a PackedSequence, got"),
+        (IDS, {"embedding": ROWS[:, :3]}, ValueError, r"shape \(vocabulary, 4\), got \(6, 3\)"),
         (IDS, {"embedding": ROWS[0]}, ValueError, r"\(vocabulary, 4\), got \(4,\)"),
         (
             IDS,
             {"embedding": ROWS.double()},
             ValueError,
-            "embedding must have the dtype of the weights, torch.float32, got torch.float64",
+            "have the dtype of the weights, torch.float",
         ),
         (
             IDS,
@@ -584,75 +568,55 @@ ROWS = torch.zeros(V, D)
             ValueError,
             "must be on one device, got input on cpu, embedding on meta and weights on cpu",
         ),
+        (IDS, {"padding_idx": V}, ValueError, "from -6 to 5, as embedding has 6 rows, got 6"),
+        (IDS, {"padding_idx": -7}, ValueError, "from -6 to 5, .* got -7"),
         (
-            IDS,
-            {"embedding": ROWS, "padding_idx": V},
-            ValueError,
-            "padding_idx must be from -6 to 5, as embedding has 6 rows, got 6",
-        ),
-        (IDS, {"embedding": ROWS, "padding_idx": -7}, ValueError, "from -6 to 5, .* got -7"),
-        (
-            torch.zeros(T, B, D),
-            {"padding_idx": 1},
+            FEATURES,
+            {"padding_idx": 1, "embedding": None},
             ValueError,
             "padding_idx=1 goes with embedding, which is None",
         ),
-        (IDS[None], {"embedding": ROWS}, ValueError, "must have 1 or 2 dimensions, got 3"),
-        (IDS[0, 0], {"embedding": ROWS}, ValueError, "must have 1 or 2 dimensions, got 0"),
-        (IDS, {}, ValueError, r"RNN input dtype .*int64.* Token ids need embedding="),
-        (IDS[0], {}, ValueError, "to be 2D or 3D, got 1D tensor instead. Token ids need embedd"),
-        (IDS[:0], {"embedding": ROWS}, RuntimeError, "Expected sequence length to be larger"),
-        (
-            IDS,
-            {"embedding": ROWS, "hx": torch.zeros(1, H)},
-            RuntimeError,
-            "For batched 2-D input, hx should be 3-D but got 2-D tensor",
-        ),
+        (IDS[None], {}, ValueError, "must have 1 or 2 dimensions, got 3"),
+        (IDS[0, 0], {}, ValueError, "must have 1 or 2 dimensions, got 0"),
+        (IDS, {"embedding": None}, ValueError, "dtype .*int64.* Token ids need embedding="),
+        (IDS[0], {"embedding": None}, ValueError, "2D or 3D, got 1D tensor .* Token ids need"),
+        (IDS[:0], {}, RuntimeError, "Expected sequence length to be larger"),
+        (IDS, {"hx": torch.zeros(1, H)}, RuntimeError, "2-D input, hx should be 3-D but got 2-D"),
         (
             IDS[:, 0],
-            {"embedding": ROWS, "hx": torch.zeros(1, 1, H)},
+            {"hx": torch.zeros(1, 1, H)},
             RuntimeError,
             "For unbatched 1-D input, hx should be 2-D but got 3-D tensor",
         ),
         (
             IDS,
-            {"embedding": ROWS, "hx": torch.zeros(1, 3, H)},
+            {"hx": torch.zeros(1, 3, H)},
             RuntimeError,
             r"Expected hidden size \(1, 6, 5\), got \[1, 3, 5\]",
         ),
         (
             IDS,
-            {"embedding": ROWS, "hx": torch.zeros(1, B, H).double()},
+            {"hx": torch.zeros(1, B, H).double()},
             RuntimeError,
             "hx must have the dtype of the table, torch.float32, got torch.float64",
         ),
+        (IDS, {"lengths": [T] * 5}, RuntimeError, "one length for each of the 6 sequences"),
+        (IDS, {"lengths": [T] * 5 + [T + 1]}, RuntimeError, "lengths must be from 0 to 7"),
         (
             IDS,
-            {"embedding": ROWS, "lengths": [T] * 5},
-            RuntimeError,
-            "one length for each of the 6 sequences",
-        ),
-        (
-            IDS,
-            {"embedding": ROWS, "lengths": [T] * 5 + [T + 1]},
-            RuntimeError,
-            "lengths must be from 0 to 7",
-        ),
-        (
-            IDS,
-            {"embedding": ROWS, "reset": torch.zeros(B, T, dtype=torch.bool)},
+            {"reset": torch.zeros(B, T, dtype=torch.bool)},
             RuntimeError,
             r"reset must have shape \(7, 6\), got \(6, 7\)",
         ),
         (
             PackedSequence(IDS, torch.tensor([4, 3])),
-            {"embedding": ROWS},
+            {},
             RuntimeError,
             "input must have 1 dimensions, got 2",
         ),
         (
             torch.nested.nested_tensor([IDS], layout=torch.jagged),
-            {"embedding": ROWS},
+            {},
             ValueError,
             r"a jagged input must be \(batch, jagged steps\), got 3 dimensions",
         ),
@@ -660,11 +624,9 @@ ROWS = torch.zeros(V, D)
 )
 def test_errors(path, input, more, error, text, method):
     layer = FusedRNN(D, H)
-    hx = more.get("hx")
-    more = {name: value for name, value in more.items() if name != "hx"}
     for grad in (True, False):
         with torch.set_grad_enabled(grad), pytest.raises(error, match=text):
-            getattr(layer, method)(input, hx, **more)
+            getattr(layer, method)(input, **{"embedding": ROWS, **more})
     layer.last_state(IDS, embedding=ROWS)  # the layer still works after the error
 
 

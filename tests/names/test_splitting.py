@@ -1,5 +1,6 @@
 """The split: three parts that share no string, drawn alike on every machine."""
 
+import math
 from collections import Counter
 from itertools import chain
 
@@ -14,17 +15,12 @@ PARTS = ("train", "validation", "test")
 REAL_SHA256 = "2e2e99dbcb93bb11b35818b75b8c6769bf352f4cac08027aab3c448d3c15e67c"
 
 
-def pairs(part):
-    """The (folded name, language) pairs of one part."""
-    return list(zip(part.texts, part.labels.tolist(), strict=True))
-
-
 def all_pairs(parts):
-    return [pairs(getattr(parts, name)) for name in PARTS]
-
-
-def joined(lists):
-    return list(chain.from_iterable(lists))
+    """The (folded name, language) pairs of each part."""
+    return [
+        list(zip(part.texts, part.labels.tolist(), strict=True))
+        for part in (getattr(parts, name) for name in PARTS)
+    ]
 
 
 def few(*rows):
@@ -34,8 +30,8 @@ def few(*rows):
 
 def check_disjoint(data, parts):
     """Every distinct pair is in one part, and no string is in two."""
-    found = all_pairs(parts)
-    assert sorted(joined(found)) == sorted({(fold(name), label) for name, label in data.rows})
+    found = chain.from_iterable(all_pairs(parts))
+    assert sorted(found) == sorted({(fold(name), label) for name, label in data.rows})
     texts = [set(getattr(parts, name).texts) for name in PARTS]
     assert sum(map(len, texts)) == len(set.union(*texts))
 
@@ -55,10 +51,10 @@ def test_the_sample_is_split_by_string_and_stratified():
 
 
 def test_the_seed_fixes_the_split():
-    assert all_pairs(split(SAMPLE, seed=3)) == all_pairs(split(SAMPLE, seed=3))
-    assert split(SAMPLE, seed=3).info == split(SAMPLE, seed=3).info
-    assert all_pairs(split(SAMPLE, seed=3)) != all_pairs(split(SAMPLE, seed=4))
-    assert split(SAMPLE, seed=3).info["sha256"] != split(SAMPLE, seed=4).info["sha256"]
+    first, second, other = (split(SAMPLE, seed=seed) for seed in (3, 3, 4))
+    assert all_pairs(first) == all_pairs(second) != all_pairs(other)
+    assert first.info == second.info
+    assert first.info["sha256"] != other.info["sha256"]
 
 
 def test_the_real_data(real_folder):
@@ -87,28 +83,23 @@ def test_random_rows_leak_as_those_of_tutorials_do(real_folder):
     data = read_names(real_folder)
     parts = split(data, method="random")
     assert [len(getattr(parts, name)) for name in PARTS] == [14_052, 2_007, 4_015]
-    assert Counter(joined(all_pairs(parts))) == Counter(
-        (fold(name), label) for name, label in data.rows
-    )
+    rows = Counter((fold(name), label) for name, label in data.rows)
+    assert Counter(chain.from_iterable(all_pairs(parts))) == rows
     seen = set(parts.train.texts)
-    assert sum(text in seen for text in parts.test.texts) == 596
-    assert sum(text in seen for text in parts.validation.texts) == 312
+    leaked = [sum(text in seen for text in part.texts) for part in (parts.validation, parts.test)]
+    assert leaked == [312, 596]
     assert parts.info["method"] == "random"
 
 
-def test_repeats_count_once():
-    data = few(("Pugh", 0), ("PUGH", 0), ("Price", 0), ("Púgh ", 0), ("Rees", 0), ("Etxe", 1))
-    found = all_pairs(split(data))
-    assert sorted(joined(found)) == [("etxe", 1), ("price", 0), ("pugh", 0), ("rees", 0)]
-
-
 def test_three_strings_reach_every_part_and_fewer_are_trained_on_first():
-    shares = {"validation": 0.01, "test": 0.01}
-    few_and_fewer = few(*((name, 0) for name in ("Pugh", "Price", "Rees")), ("Etxe", 1), ("Agi", 1))
-    train, validation, test = all_pairs(split(few_and_fewer, **shares))
+    """Repeats count once."""
+    names = ("Pugh", "PUGH", "Price", "Púgh ", "Rees")
+    data = few(*((name, 0) for name in names), ("Etxe", 1), ("Agi", 1))
+    train, validation, test = all_pairs(split(data, validation=0.01, test=0.01))
     assert sorted(label for _, label in train) == [0, 1, 1]
     assert [label for _, label in validation] == [label for _, label in test] == [0]
-    greedy = split(few_and_fewer, validation=0.01, test=0.98)
+    greedy = split(data, validation=0.01, test=0.98)
+    check_disjoint(data, greedy)
     assert all(0 in part.labels for part in (greedy.train, greedy.validation, greedy.test))
     assert 1 in greedy.train.labels
 
@@ -124,14 +115,17 @@ def test_a_string_goes_with_its_rarest_language():
         assert counts == [1, 2]
 
 
-def test_odd_splits_are_refused():
-    for share in (0, 1, -1, float("nan")):
-        for option in ("validation", "test"):
-            with pytest.raises(InputError, match="must be above 0 and together below 1, not "):
-                split(SAMPLE, **{option: share})
-    with pytest.raises(InputError, match=r"together below 1, not 0\.5 and 0\.5$"):
-        split(SAMPLE, validation=0.5, test=0.5)
-    with pytest.raises(InputError, match="the method of the split must be one of"):
-        split(SAMPLE, method="rows")
-    with pytest.raises(InputError, match=r"^a few names: too few names for a validation part$"):
-        split(few(("Pugh", 0), ("Pugh", 1)))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"validation": share}, "must be above 0") for share in (0, 1, -1, math.nan)),
+        *(({"test": share}, "must be above 0") for share in (0, 1, -1, math.nan)),
+        ({"validation": 0.5, "test": 0.5}, r"together below 1, not 0\.5 and 0\.5$"),
+        ({"method": "rows"}, "the method of the split must be one of"),
+        ({"data": few(("Pugh", 0), ("Pugh", 1))}, "^a few names: too few names for a validation"),
+    ],
+    ids=str,
+)
+def test_odd_splits_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        split(**{"data": SAMPLE, **options})

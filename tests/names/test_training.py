@@ -1,5 +1,6 @@
 """Batches, steps and the training loop."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import nn
 from namernn_fast import FusedRNN
 from namernn_fast.names import (
     Batch,
+    Epoch,
     InputError,
     NameClassifier,
     NamesData,
@@ -18,7 +20,6 @@ from namernn_fast.names import (
     Recipe,
     batches,
     fit,
-    read_names,
     split,
     steps,
     train_epoch,
@@ -71,7 +72,6 @@ def test_processes_share_out_each_batch():
     """Shares weighted by their names give the mean over the whole batch; a batch of one too."""
     train = PARTS.train
     order = torch.arange(7)
-    values = torch.rand(len(train))
     whole = list(batches(train, order, 3))
     shares = [list(batches(train, order, 3, rank=rank, processes=2)) for rank in range(2)]
     assert [len(batch.targets) for batch in whole] == [3, 3, 1]
@@ -87,21 +87,20 @@ def figures(history):
     return [replace(epoch, seconds=0) for epoch in history]
 
 
-@pytest.mark.parametrize("recipe", [SHORT, ELABORATE], ids=["plain", "elaborate"])
-@pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
-def test_a_seed_fixes_every_bit(rnn_class, recipe):
-    def run(seed):
-        return fit(PARTS, recipe, seed=seed, rnn_class=rnn_class)
-
-    torch.manual_seed(1)
-    first = run(7)
+@pytest.mark.parametrize(
+    ("recipe", "rnn_class"),
+    [(SHORT, nn.RNN), (ELABORATE, FusedRNN)],
+    ids=["plain", "elaborate"],
+)
+def test_a_seed_fixes_every_bit(recipe, rnn_class):
     state = torch.get_rng_state()
-    second = run(7)
+    first, second, other = (
+        fit(PARTS, recipe, seed=seed, rnn_class=rnn_class) for seed in (7, 7, 8)
+    )
     assert torch.equal(torch.get_rng_state(), state)
-    assert figures(first.history) == figures(second.history)
+    assert figures(first.history) == figures(second.history) != figures(other.history)
     for name, value in first.checkpoint.model.state_dict().items():
         assert torch.equal(second.checkpoint.model.state_dict()[name], value)
-    assert figures(run(8).history) != figures(first.history)
 
 
 def test_the_loss_falls_and_the_history_is_complete():
@@ -114,57 +113,10 @@ def test_the_loss_falls_and_the_history_is_complete():
     assert [epoch.number for epoch in told] == [1, 2, 3]
     assert told[0].train_loss > told[1].train_loss > told[2].train_loss
     assert told[0].validation_loss > told[2].validation_loss
-    assert told[2].train_accuracy > told[0].train_accuracy
     assert all(epoch.seconds > 0 for epoch in told)
-    assert str(
-        replace(
-            told[0],
-            train_loss=2,
-            train_accuracy=0.5,
-            validation_loss=1.5,
-            validation_accuracy=0.25,
-            seconds=1.26,
-        )
-    ) == (
-        "epoch 1: train loss 2.0000, accuracy 50.0%; validation loss 1.5000, accuracy 25.0%; 1.3 s"
+    assert str(Epoch(1, 2, 2.0, 0.5, 1.5, 0.25, 1.26)) == (
+        "epoch 2: train loss 2.0000, accuracy 50.0%; validation loss 1.5000, accuracy 25.0%; 1.3 s"
     )
-
-
-def test_real_names_are_told_better_than_by_guessing_the_commonest(real_folder):
-    parts = split(read_names(real_folder))
-    recipe = Recipe(
-        epochs=1, batch_size=128, lr=3e-3, model={"embedding_size": 32, "hidden_size": 64}
-    )
-    fitted = fit(parts, recipe)
-    commonest = parts.validation.labels.bincount().max().item() / len(parts.validation)
-    assert fitted.history[-1].validation_accuracy > commonest
-    answers = Predictor(fitted.checkpoint).predict(["Yamashita", "Kovalevsky"], 1)
-    assert [answer[0][0] for answer in answers] == ["Japanese", "Russian"]
-
-
-def test_steps_are_those_of_nn_rnn_within_rounding(within_budget):
-    """Losses and logits of several runs together, since one step may round luckily."""
-    train = PARTS.train
-    recipe = Recipe(clip_norm=1.0)
-    results = {}
-    for kind, dtype in (
-        (FusedRNN, torch.float32),
-        (nn.RNN, torch.float32),
-        (nn.RNN, torch.float64),
-    ):
-        values = []
-        for seed in range(6):
-            torch.manual_seed(seed)
-            model = NameClassifier(18, rnn_class=kind, **SMALL).to(dtype)
-            # Not Adam: its first step has the size of the learning rate even where the gradient is
-            # rounding alone.
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            order = torch.randperm(len(train))
-            steps = list(batches(train, order, 64))
-            values += [train_step(model, optimizer, step, recipe)[0] for step in steps]
-            values += [model(step.names).detach().flatten() for step in steps]
-        results[kind, dtype] = torch.hstack(values)
-    within_budget(*results.values())
 
 
 def test_the_gradient_is_clipped_on_request():
@@ -182,15 +134,18 @@ def test_the_gradient_is_clipped_on_request():
     assert moved(2 * free) == free
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_train_step_tells_the_loss_and_hits_before_the_step(smoothing):
+@pytest.mark.parametrize("certain", [True, False])
+def test_train_step_returns_the_loss_and_hits_before_the_step(certain):
     model = NameClassifier(18, **SMALL)
     step = next(batches(PARTS.train, torch.arange(len(PARTS.train)), 64))
+    labels = step.targets
+    if not certain:
+        step = step._replace(targets=F.one_hot(labels, 18).float())
     logits = model(step.names)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    loss, hits = train_step(model, optimizer, step, Recipe(label_smoothing=smoothing))
-    assert torch.equal(loss, F.cross_entropy(logits, step.targets, label_smoothing=smoothing))
-    assert hits == (logits.argmax(1) == step.targets).sum()
+    loss, hits = train_step(model, optimizer, step, Recipe(label_smoothing=0.2))
+    assert torch.equal(loss, F.cross_entropy(logits, step.targets, label_smoothing=0.2))
+    assert hits == (logits.argmax(1) == labels).sum()
     assert not loss.requires_grad
     assert not torch.equal(model(step.names), logits)
 
@@ -234,9 +189,8 @@ def test_an_epoch_tells_the_mean_over_its_names(kept, monkeypatch):
     assert accuracy == (scores.argmax(1) == labels).double().mean().item()
 
 
-@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
-def test_a_training_takes_each_step_at_its_learning_rate(schedule, monkeypatch):
-    recipe = SHORT.changed(schedule=schedule, batch_size=100)
+def test_the_learning_rate_changes_at_every_step(monkeypatch):
+    recipe = SHORT.changed(schedule="one-cycle", batch_size=100)
     rates = []
 
     def noted(model, optimizer, batch, recipe, step=steps._step):
@@ -245,28 +199,15 @@ def test_a_training_takes_each_step_at_its_learning_rate(schedule, monkeypatch):
 
     monkeypatch.setattr(steps, "_step", noted)
     fit(PARTS, recipe)
-    total = 2 * -(-len(PARTS.train) // 100)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.lr)
-    expected = [recipe.lr] * total
-    if schedule == "one-cycle":
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.lr, total_steps=total, cycle_momentum=False
-        )
-        for step in range(total):
-            expected[step] = scheduler.get_last_lr()[0]
-            optimizer.step()
-            scheduler.step()
-    assert rates == expected
-
-
-def test_targets_may_be_probabilities():
-    model = NameClassifier(18, **SMALL)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = next(batches(PARTS.train, torch.arange(len(PARTS.train)), 64))
-    certain = step._replace(targets=F.one_hot(step.targets, 18).float())
-    results = [train_step(model, optimizer, batch, Recipe()) for batch in (step, certain)]
-    torch.testing.assert_close(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, epochs=2, steps_per_epoch=len(rates) // 2, cycle_momentum=False
+    )
+    assert len(rates) == 2 * math.ceil(len(PARTS.train) / 100)
+    for rate in rates:
+        assert rate == scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
 
 
 def test_validate_is_the_mean_over_names():
@@ -286,28 +227,23 @@ def test_the_best_epoch_is_kept_and_not_the_last():
     """A training rate this large goes up and down."""
     recipe = SHORT.changed(epochs=12, lr=0.05, members=2)
     fitted = fit(PARTS, recipe)
-    accuracies = [
-        [epoch.validation_accuracy for epoch in fitted.history if epoch.member == number]
-        for number in (1, 2)
-    ]
-    assert any(max(each) > each[-1] for each in accuracies)
-    for number, (member, each) in enumerate(
-        zip(fitted.checkpoint.model.members, accuracies, strict=True), 1
-    ):
-        loss, accuracy = validate(member, PARTS.validation)
-        assert accuracy == max(each)
+    for number, member in enumerate(fitted.checkpoint.model.members, 1):
+        epochs = [epoch for epoch in fitted.history if epoch.member == number]
         # Of epochs alike the first is kept.
-        best = [epoch for epoch in fitted.history if epoch.member == number][each.index(accuracy)]
-        assert loss == best.validation_loss
+        best = max(epochs, key=lambda epoch: epoch.validation_accuracy)
+        assert validate(member, PARTS.validation) == (
+            best.validation_loss,
+            best.validation_accuracy,
+        )
+        assert best.number < recipe.epochs
     metrics = fitted.checkpoint.info["metrics"]
     loss, accuracy = validate(fitted.checkpoint.model, PARTS.validation)
     assert (metrics["validation_loss"], metrics["validation_accuracy"]) == (loss, accuracy)
     assert metrics["test_accuracy"] == validate(fitted.checkpoint.model, PARTS.test)[1]
 
 
-@pytest.mark.parametrize("members", [1, 2])
-def test_priors_and_temperature_are_in_the_last_layer(members):
-    recipe = SHORT.changed(prior_correction=0.3, calibrated=True, members=members)
+def test_priors_and_temperature_are_in_the_last_layer():
+    recipe = SHORT.changed(prior_correction=0.3, calibrated=True, members=2)
     fitted = fit(PARTS, recipe)
     temperature = fitted.checkpoint.info["metrics"]["temperature"]
     assert 0 < temperature != 1
@@ -337,33 +273,34 @@ def test_a_language_without_a_training_name_spoils_nothing():
         assert Predictor(fitted.checkpoint).probabilities(["Odd"]).isfinite().all()
 
 
-def test_weights_that_break_at_the_end_of_an_epoch_end_the_run(monkeypatch):
-    def broken(model, *_):
+@pytest.mark.parametrize("where", ["in training", "in the last step"])
+def test_a_loss_that_is_not_finite_ends_the_run(where, monkeypatch):
+    def train(model, *_):
+        if where == "in training":
+            return math.nan, 0.5
         nn.init.constant_(model.classifier.bias, torch.nan)
         return 1.0, 0.5
 
-    monkeypatch.setattr(training, "train_epoch", broken)
+    monkeypatch.setattr(training, "train_epoch", train)
     with pytest.raises(RuntimeError, match=r"^the loss became nan in epoch 1: try a smaller"):
         fit(PARTS, SHORT)
 
 
+ODD_VALUES = {
+    "epochs": (0, 1.5, True),
+    "batch_size": (-1,),
+    "lr": (0, math.nan, math.inf),
+    "schedule": ("cosine",),
+    "weight_decay": (-1,),
+    "label_smoothing": (1,),
+    "clip_norm": (0,),
+    "members": (0,),
+    "prior_correction": (-0.1,),
+}
+
+
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("epochs", 0),
-        ("epochs", 1.5),
-        ("epochs", True),
-        ("batch_size", -1),
-        ("lr", 0),
-        ("lr", float("nan")),
-        ("lr", float("inf")),
-        ("schedule", "cosine"),
-        ("weight_decay", -1),
-        ("label_smoothing", 1),
-        ("clip_norm", 0),
-        ("members", 0),
-        ("prior_correction", -0.1),
-    ],
+    ("option", "value"), [(name, value) for name in ODD_VALUES for value in ODD_VALUES[name]]
 )
 def test_odd_recipes_are_refused(option, value):
     with pytest.raises(InputError) as error:
@@ -376,27 +313,17 @@ def test_a_recipe_of_too_many_epochs_is_refused():
         Recipe(epochs=1000, members=3)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run():
-    with pytest.raises(RuntimeError) as error:
-        fit(PARTS, SHORT.changed(lr=1e30, model={"nonlinearity": "relu"}))
-    assert "try a smaller learning rate" in str(error.value)
-
-
 def test_progress_is_shown_on_a_terminal_alone(capsys, monkeypatch):
     once = SHORT.changed(epochs=1)
-    fit(PARTS, once, progress=True)
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    fit(PARTS, once)
-    assert capsys.readouterr().err == ""
-    fit(PARTS, once, progress=True)
-    assert "epoch 1/1:   0%" in capsys.readouterr().err
+    for terminal, progress in ((False, True), (True, False), (True, True)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        fit(PARTS, once, progress=progress)
+        assert ("epoch 1/1:   0%" in capsys.readouterr().err) == (terminal and progress)
 
 
 def test_the_bar_alone_needs_tqdm(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     once = SHORT.changed(epochs=1)
-    assert len(fit(PARTS, once).history) == 1
-    with pytest.raises(ModuleNotFoundError) as error:
+    fit(PARTS, once)
+    with pytest.raises(ModuleNotFoundError, match=r"^tqdm is not installed; run: pip install "):
         fit(PARTS, once, progress=True)
-    assert str(error.value) == "tqdm is not installed; run: pip install 'namernn_fast[names]'"

@@ -1,9 +1,6 @@
 """A training that is interrupted goes on from its last epoch as if nothing had happened."""
 
-import errno
 import json
-import os
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -29,25 +26,8 @@ RECIPES = {
         model={"num_layers": 2, "dropout": 0.2, "state_dropout": 0.1, "character_dropout": 0.1},
     ),
 }
-IDENTITY = {"seed": 0, "recipe": PLAIN.values()}
-
-
-def interrupted(path, recipe, epochs, monkeypatch, identity=IDENTITY):
-    """Leaves the state of a training that was interrupted in the middle of an epoch."""
-    train_epoch = training.train_epoch
-    begun = []
-
-    def train_some(model, optimizer, steps, *arguments):
-        begun.append(1)
-        if len(begun) > epochs:
-            train_epoch(model, optimizer, [next(iter(steps))], *arguments)
-            raise KeyboardInterrupt
-        return train_epoch(model, optimizer, steps, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_epoch", train_some)
-        with pytest.raises(KeyboardInterrupt):
-            fit(PARTS, recipe, state=StateFile(path, identity))
+# A file gives the tuple and the number of a key back in other forms.
+IDENTITY = {"seed": 0, "recipe": PLAIN.values(), "sizes": (1, 2), "numbers": {1: 0.1}}
 
 
 def resumed(path, recipe, identity=IDENTITY):
@@ -65,89 +45,47 @@ def outcome(fitted):
     }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_resumed_training_gives_the_same_bits(name, tmp_path, monkeypatch):
-    recipe = RECIPES[name]
-    whole = outcome(fit(PARTS, recipe))
-    for epochs in range(1, recipe.epochs * recipe.members):
-        path = tmp_path / f"state {epochs}"
-        interrupted(path, recipe, epochs, monkeypatch)
-        assert outcome(resumed(path, recipe)) == whole
+def train_one_epoch(path, recipe, monkeypatch):
+    """Goes on from the state, if there is one, until the middle of the second epoch."""
+    train_epoch = training.train_epoch
+    begun = []
 
-
-def test_a_training_can_be_interrupted_again_and_again(tmp_path, monkeypatch):
-    recipe = RECIPES["ensemble"]
-    path = tmp_path / "state"
-    interrupted(path, recipe, 1, monkeypatch)
-    for _ in range(2):
-        state = StateFile(path, IDENTITY)
-        state.read()
-        told = []
-
-        def stop(epoch, told=told):
-            told.append(epoch)
+    def train_some(model, optimizer, steps, *arguments):
+        begun.append(1)
+        if len(begun) > 1:
+            train_epoch(model, optimizer, [next(iter(steps))], *arguments)
             raise KeyboardInterrupt
+        return train_epoch(model, optimizer, steps, *arguments)
 
+    state = StateFile(path, IDENTITY)
+    if path.exists():
+        state.read()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_epoch", train_some)
         with pytest.raises(KeyboardInterrupt):
-            fit(PARTS, recipe, state=state, report=stop)
-        assert len(told) == 1
+            fit(PARTS, recipe, state=state)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_that_is_interrupted_in_every_epoch_gives_the_same_bits(
+    name, tmp_path, monkeypatch
+):
+    recipe, path = RECIPES[name], tmp_path / "state"
+    for _ in range(recipe.epochs * recipe.members - 1):
+        train_one_epoch(path, recipe, monkeypatch)
     assert outcome(resumed(path, recipe)) == outcome(fit(PARTS, recipe))
 
 
-@contextmanager
-def full_disk(monkeypatch):
-    """Every file of tensors fails half written."""
-    replacing = tensor_files.replacing
-
-    @contextmanager
-    def full(path):
-        with replacing(path) as file:
-            yield file
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tensor_files, "replacing", full)
-        yield
-
-
-def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch, caplog):
-    state = StateFile(tmp_path / "state", IDENTITY)
-    with full_disk(monkeypatch):
-        fitted = fit(PARTS, PLAIN, state=state)
-    assert outcome(fitted) == outcome(fit(PARTS, PLAIN))
-    assert not state.is_kept
-    assert list(tmp_path.iterdir()) == []
-    assert [record.getMessage() for record in caplog.records] == 3 * [
-        "the state of the training could not be kept ([Errno 28] No space left on device); going on"
-    ]
-
-
-def test_a_disk_that_fills_up_keeps_the_last_state_that_was_written(tmp_path, monkeypatch):
-    path = tmp_path / "state"
-    interrupted(path, PLAIN, 1, monkeypatch)
-    before = path.read_bytes()
-    state = StateFile(path, IDENTITY)
-    state.read()
-    with full_disk(monkeypatch):
-        fit(PARTS, PLAIN, state=state)
-    assert path.read_bytes() == before
-    assert outcome(resumed(path, PLAIN)) == outcome(fit(PARTS, PLAIN))
-
-
 def test_a_finished_training_is_not_trained_again(tmp_path, monkeypatch):
+    """Its state holds the weights of its networks alone."""
     path = tmp_path / "state"
     whole = fit(PARTS, RECIPES["ensemble"], state=StateFile(path, IDENTITY))
+    tensors, _ = tensor_files.read_tensors(path, KIND)
+    assert len(tensors) == len(whole.checkpoint.model.state_dict())
     monkeypatch.setattr(training, "train_epoch", None)
     again = resumed(path, RECIPES["ensemble"])
     assert again.history == whole.history
     assert outcome(again) == outcome(whole)
-
-
-def test_a_state_of_finished_networks_holds_their_weights_alone(tmp_path):
-    path = tmp_path / "state"
-    fitted = fit(PARTS, RECIPES["ensemble"], state=StateFile(path, IDENTITY))
-    tensors, _ = tensor_files.read_tensors(path, KIND)
-    assert len(tensors) == len(fitted.checkpoint.model.state_dict())
 
 
 def refusal(path, recipe=PLAIN, identity=IDENTITY):
@@ -161,27 +99,6 @@ def refusal(path, recipe=PLAIN, identity=IDENTITY):
 def test_there_must_be_something_to_resume(tmp_path):
     assert refusal(tmp_path / "none") == "there is no unfinished training to resume"
     assert refusal(tmp_path) == "not a plain file"
-
-
-def test_another_training_is_refused_in_words(tmp_path, monkeypatch):
-    path = tmp_path / "state"
-    interrupted(path, PLAIN, 1, monkeypatch)
-    other = PLAIN.changed(lr=0.02, clip_norm=1.0, model={"hidden_size": 9, "pooling": "last"})
-    assert refusal(path, other, {"seed": 1, "recipe": other.values()}) == (
-        "the unfinished training differs: its recipe clip_norm is None, not 1.0; "
-        "its recipe lr is 0.01, not 0.02; its recipe model hidden_size is 7, not 9; "
-        "its recipe model pooling is None, not 'last'; its seed is 0, not 1"
-    )
-    assert refusal(path, PLAIN, {**IDENTITY, "data": "abc"}) == (
-        "the unfinished training differs: its data is None, not 'abc'"
-    )
-
-
-def test_values_that_a_file_gives_back_in_another_form_are_the_same(tmp_path, monkeypatch):
-    path = tmp_path / "state"
-    identity = {"sizes": (1, 2), "numbers": {1: 0.1}}
-    interrupted(path, PLAIN, 1, monkeypatch, identity)
-    assert outcome(resumed(path, PLAIN, identity)) == outcome(fit(PARTS, PLAIN))
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +142,8 @@ EPOCH = ("members", "1", "history", 0)
 @pytest.mark.parametrize(
     "where",
     [
-        ("identity",),
-        ("members",),
-        ("members", "1"),
-        ("members", "1", "history"),
-        EPOCH,
-        (*EPOCH, "member"),
-        (*EPOCH, "number"),
-        (*EPOCH, "validation_accuracy"),
+        *(("identity",), ("members",), ("members", "1"), ("members", "1", "history"), EPOCH),
+        *((*EPOCH, name) for name in ("member", "number", "validation_accuracy")),
     ],
     ids=lambda where: where[-1],
 )
@@ -272,6 +183,16 @@ def test_odd_numbers_of_networks_are_refused(kept, path, member):
     assert refusal(path) == "not a state of a training"
 
 
+def test_another_training_is_refused_in_words(kept, path):
+    path.write_bytes(kept[-1])
+    other = PLAIN.changed(lr=0.02, clip_norm=1.0, model={"hidden_size": 9, "pooling": "last"})
+    assert refusal(path, other, {**IDENTITY, "seed": 1, "recipe": other.values()}) == (
+        "the unfinished training differs: its recipe clip_norm is None, not 1.0; "
+        "its recipe lr is 0.01, not 0.02; its recipe model hidden_size is 7, not 9; "
+        "its recipe model pooling is None, not 'last'; its seed is 0, not 1"
+    )
+
+
 def test_a_checkpoint_is_no_state_and_a_torn_state_none(kept, path):
     whole = kept[-1]
     tensor_files.write_tensors(path, "another kind", kept[0], kept[1])
@@ -281,7 +202,7 @@ def test_a_checkpoint_is_no_state_and_a_torn_state_none(kept, path):
         assert refusal(path).startswith("not a readable safetensors file (")
 
 
-@settings(deadline=None, database=None, max_examples=25)
+@settings(database=None, max_examples=25)
 @given(st.data())
 def test_any_changed_byte_gives_a_training_or_an_error(kept, path, data):
     content = bytearray(kept[-1])

@@ -1,6 +1,7 @@
 """The command `train`: what it may replace, and how it survives Ctrl-C and a full disk."""
 
 import errno
+import hashlib
 import os
 import re
 from contextlib import contextmanager
@@ -11,53 +12,64 @@ import torch
 from namernn_fast.names import load_checkpoint, pretrained_checkpoint, tensor_files
 from namernn_fast.names.commands import train
 
-SMALL = ["--embedding-size", "5", "--hidden-size", "7"]
+SMALL = ("--embedding-size", 5, "--hidden-size", 7)
+ONCE = ("--epochs", 1, *SMALL)
 PROGRAM = "python -m namernn_fast.names"
 
 
 def test_the_sample_replaces_no_model_of_real_data(run, offline, folder, make_data, cache):
     path = cache / "names.safetensors"
-    assert run("train", "--data", folder, "--epochs", 1, *SMALL)[0] == 0
+    assert run("train", "--data", folder, *ONCE)[0] == 0
     before = path.read_bytes()
-    code, out, err = run("train", "--epochs", 1, *SMALL)
+    code, out, err = run("train", *ONCE)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
         f"{PROGRAM}: error: {path}: a model of real data, which a model of the embedded sample "
         "would replace; --force replaces it, --checkpoint saves the new model elsewhere"
     )
     assert path.read_bytes() == before
-    assert run("train", "--epochs", 1, *SMALL, "--checkpoint", cache / "other")[0] == 0
+    assert run("train", *ONCE, "--checkpoint", cache / "other")[0] == 0
     assert path.read_bytes() == before
-    assert run("train", "--epochs", 1, *SMALL, "--force")[0] == 0
+    assert run("train", *ONCE, "--force")[0] == 0
     assert load_checkpoint(path).is_sample()
     # Another sample's model is no loss, nor is a model of real data a worse one.
-    assert run("train", "--epochs", 1, *SMALL)[0] == 0
-    assert run("train", "--data", make_data("more"), "--epochs", 1, *SMALL)[0] == 0
+    assert run("train", *ONCE)[0] == 0
+    assert run("train", "--data", make_data("more"), *ONCE)[0] == 0
     assert not load_checkpoint(path).is_sample()
 
 
-@pytest.mark.parametrize("content", [b"", b"my thesis", b"PK\x03\x04 a model of torch.save"])
-def test_what_is_no_checkpoint_is_not_replaced(run, fails, folder, tmp_path, content):
-    path = tmp_path / "thesis.tex"
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model", b""),
+        ("model", b"my thesis"),
+        ("model", b"PK\x03\x04 a model of torch.save"),
+        ("model.state", b"my thesis"),
+    ],
+)
+def test_a_file_of_another_kind_is_neither_replaced_nor_removed(
+    run, fails, folder, tmp_path, name, content
+):
+    path = tmp_path / name
     path.write_bytes(content)
-    options = ("train", "--data", folder, "--epochs", 1, *SMALL, "--checkpoint", path)
+    options = ("train", "--data", folder, *ONCE, "--checkpoint", tmp_path / "model")
     code, message = fails(*options)
     assert code == 2
     assert message.startswith(f"{path}: ")
     assert message.endswith("; --force replaces it")
     assert path.read_bytes() == content
     assert run(*options, "--force")[0] == 0
-    assert run("predict", "Kim", "--checkpoint", path)[0] == 0
+    assert run("predict", "Kim", "--checkpoint", tmp_path / "model")[0] == 0
 
 
 def test_predict_says_when_the_model_of_a_sample_speaks(run, offline, folder, tmp_path):
     warning = "this model was trained on the small embedded sample, not on the names data set\n"
     path = ("--checkpoint", tmp_path / "model")
-    run("train", "--epochs", 1, *SMALL, *path)
+    run("train", *ONCE, *path)
     code, out, err = run("predict", "Kim", *path)
     assert (code, err.endswith(f"\n{warning}")) == (0, True)
     assert warning not in out
-    run("train", "--data", folder, "--epochs", 1, *SMALL, *path)
+    run("train", "--data", folder, *ONCE, *path)
     assert warning not in run("predict", "Kim", *path)[2]
 
 
@@ -92,27 +104,6 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_file_that_is_no_state_is_neither_replaced_nor_removed(run, folder, tmp_path):
-    path = tmp_path / "thesis.state"
-    path.write_text("my thesis")
-    options = (
-        "train",
-        "--data",
-        folder,
-        "--epochs",
-        1,
-        *SMALL,
-        "--checkpoint",
-        tmp_path / "thesis",
-    )
-    code, _, err = run(*options)
-    assert code == 2
-    assert err.startswith(f"{PROGRAM}: error: {path}: not a readable safetensors file (")
-    assert err.endswith("; --force replaces it\n")
-    assert path.read_text() == "my thesis"
-    assert run(*options, "--force")[0] == 0
-
-
 def interrupt_after(epochs, monkeypatch):
     """Ctrl-C as soon as some epochs have been reported."""
     reporter = train._reporter
@@ -131,7 +122,7 @@ def interrupt_after(epochs, monkeypatch):
     monkeypatch.setattr(train, "_reporter", interrupting)
 
 
-def test_an_interrupted_training_is_resumed(run, fails, folder, cache, monkeypatch):
+def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache, monkeypatch):
     path = cache / "names.safetensors"
     options = ("train", "--data", folder, "--epochs", 2, "--members", 2, *SMALL)
     assert run(*options)[0] == 0
@@ -151,12 +142,20 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, cache, monkeypat
     )
     assert [each.name for each in cache.iterdir()] == ["names.safetensors.state"]
 
-    state = f"{path}.state: the unfinished training differs: its"
-    for other in (("--seed", 1), ("--lr", 0.5), ("--split-seed", 1), ("--validation", 0.3)):
-        code, message = fails(*options, "--resume", *other)
+    more = make_data("more")
+    (more / "Polish.txt").write_text("Nowak\nKowalski\nLis\n")
+    for option, value, difference in (
+        ("--seed", 1, "seed is 0, not 1"),
+        ("--lr", 0.5, "recipe lr is 0.003, not 0.5"),
+        ("--split-seed", 1, "split is '"),
+        ("--data", more, "data is '"),
+    ):
+        code, message = fails(*options, "--resume", option, value)
         assert code == 2
-        assert message.startswith(state)
-    assert message.startswith(f"{state} split is '")
+        assert message.startswith(
+            f"{path}.state: the unfinished training differs: its {difference}"
+        )
+
     code, out, err = run(*options, "--resume")
     assert (code, err) == (0, "")
     assert [line.split(":")[0] for line in out.splitlines()[1:-3]] == ["network 2 of 2, epoch 2"]
@@ -170,68 +169,94 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, cache, monkeypat
     )
 
 
-def test_other_data_is_not_resumed(run, fails, folder, cache, monkeypatch):
-    options = ("train", "--data", folder, "--epochs", 2, *SMALL)
-    interrupt_after(1, monkeypatch)
-    assert run(*options)[0] == 130
-    (folder / "Polish.txt").write_text("Nowak\nKowalski\nLis\n")
-    code, message = fails(*options, "--resume")
-    assert code == 2
-    assert "the unfinished training differs: its data is '" in message
-    # A training that is begun anew says that it replaces the state of the interrupted one.
-    assert run(*options)[2].startswith(
-        f"{cache}/names.safetensors.state: an interrupted training, which is replaced; --resume "
-    )
+WARNING = (
+    "the state of the training could not be kept ([Errno 28] No space left on device); going on"
+)
+FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
 
-def full(monkeypatch, accepts):
-    """A disk on which files of tensors cannot be written, but for those that `accepts` takes."""
+@contextmanager
+def full(monkeypatch, kind=""):
+    """A disk on which every file of a kind fails half written."""
     replacing = tensor_files.replacing
 
     @contextmanager
     def half(path):
         with replacing(path) as file:
             yield file
-            if not accepts(path):
+            if path.name.endswith(kind):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tensor_files, "replacing", half)
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_files, "replacing", half)
+        yield
 
 
 def test_a_full_disk_loses_no_training(run, folder, cache, monkeypatch):
     path = cache / "names.safetensors"
     options = ("train", "--data", folder, "--epochs", 2, *SMALL)
     with monkeypatch.context() as patch:
-        full(patch, lambda path: path.suffix == ".state")
-        code, out, err = run(*options)
-    assert code == 1
-    assert err == (
-        f"{PROGRAM}: error: [Errno 28] No space left on device; "
-        "--resume saves the trained model when it can be\n"
-    )
+        interrupt_after(1, patch)
+        assert run(*options)[0] == 130
+        replaced = f"{path}.state: an interrupted training, which is replaced; --resume "
+        assert run(*options)[2].startswith(replaced)
+    before = contents(cache)
+    promise = f"{FULL}; --resume saves the trained model when it can be"
+    with full(monkeypatch):
+        code, _, err = run(*options, "--resume")
+    assert (code, err.splitlines()) == (1, [WARNING, promise])
+    assert contents(cache) == before
+    with full(monkeypatch, ".safetensors"):
+        code, _, err = run(*options, "--resume")
+    assert (code, err.splitlines()) == (1, [promise])
     assert not path.exists()
     code, out, err = run(*options, "--resume")
     assert (code, err) == (0, "")
     assert out.splitlines()[1] == f"saved {path}"
-    assert [each.name for each in cache.iterdir()] == ["names.safetensors"]
+    assert [*contents(cache)] == [path]
 
 
 def test_a_disk_too_full_for_a_state_ends_no_training(run, folder, cache, monkeypatch):
-    warning = (
-        "the state of the training could not be kept ([Errno 28] No space left on device); going on"
-    )
     options = ("train", "--data", folder, "--epochs", 2, *SMALL)
-    with monkeypatch.context() as patch:
-        full(patch, lambda path: path.suffix != ".state")
+    with full(monkeypatch, ".state"):
         code, _, err = run(*options)
-    assert (code, err.splitlines()) == (0, [warning] * 2)
-    full(monkeypatch, lambda path: False)
-    code, _, err = run(*options)
-    assert code == 1
+    assert (code, err.splitlines()) == (0, [WARNING] * 2)
+    assert [*contents(cache)] == [cache / "names.safetensors"]
+    with full(monkeypatch):
+        code, _, err = run(*options)
     # Nothing was kept, so nothing is promised.
-    assert err.splitlines() == [warning] * 2 + [
-        f"{PROGRAM}: error: [Errno 28] No space left on device"
-    ]
+    assert (code, err.splitlines()) == (1, [WARNING, WARNING, FULL])
+
+
+def test_a_teacher_is_of_the_same_split_and_a_training_has_one(
+    run, fails, folder, tmp_path, monkeypatch
+):
+    command = ("train", "--data", folder, *SMALL, "--checkpoint")
+    small, *teachers = (tmp_path / name for name in ("small", "teacher 0", "teacher 1"))
+    reading = ("--ngrams", "--pooling", "last+mean+max")
+    for seed, path in enumerate(teachers):
+        assert run(*command, path, "--epochs", 1, "--seed", seed, *reading)[0] == 0
+    assert load_checkpoint(teachers[0]).model.config["ngrams"]
+    lesson = (*command, small, "--recipe", "distilled", "--epochs", 2, "--made-up", 20, "--teacher")
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        assert run(*lesson, teachers[0])[0] == 130
+    code, message = fails(*lesson, teachers[1], "--resume")
+    assert code == 2
+    assert "the unfinished training differs: its teacher is '" in message
+    assert run(*lesson, teachers[0], "--resume")[0] == 0
+    record = load_checkpoint(small).info["split"]
+    assert record["made_up"] == 20
+    assert record["teacher"] == hashlib.sha256(teachers[0].read_bytes()).hexdigest()
+    for wrong, reason in (
+        ((*lesson, teachers[0], "--split-seed", 1), "the teacher was trained on another split"),
+        ((*lesson, "pretrained"), "the teacher was trained on another split"),
+        ((*command, small, "--recipe", "distilled"), "--recipe distilled goes with --teacher"),
+        ((*command, small, "--made-up", 9), "--made-up goes with --teacher"),
+    ):
+        code, message = fails(*wrong)
+        assert code == 2
+        assert reason in message
 
 
 def test_a_state_that_cannot_be_written_is_known_before_the_training(fails, folder, tmp_path):

@@ -1,0 +1,270 @@
+"""The classifier: which states it reads, and that its two recurrent layers are interchangeable."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+from namernn_fast import FusedRNN
+from namernn_fast.names import (
+    Checkpoint,
+    InputError,
+    NameClassifier,
+    NameEnsemble,
+    Predictor,
+    encode,
+    encode_names,
+)
+from namernn_fast.names.ngrams import NgramEmbedding
+from namernn_fast.names.sample import SAMPLE
+from namernn_fast.names.text import ALPHABET
+
+NAMES = [name for names in SAMPLE.values() for name in names]
+OPTIONS = [
+    {**options, "pooling": pooling}
+    for pooling in ("last", "last+mean+max")
+    for options in (
+        {},
+        {"bidirectional": True},
+        {"num_layers": 2, "nonlinearity": "relu"},
+        {"num_layers": 2, "bidirectional": True},
+        {"bidirectional": True, "ngrams": True},
+    )
+]
+options = pytest.mark.parametrize("options", OPTIONS, ids=str)
+KINDS = ((FusedRNN, torch.float32), (nn.RNN, torch.float32), (nn.RNN, torch.float64))
+
+
+def classifier(rnn_class, **options):
+    torch.manual_seed(5)
+    return NameClassifier(18, 16, 24, rnn_class=rnn_class, **options)
+
+
+def packed(names):
+    return encode_names(names).pack(torch.arange(len(names)))
+
+
+def padded(names):
+    """Padded ids (batch, longest) and lengths (batch)."""
+    return pad_packed_sequence(packed(names), batch_first=True)
+
+
+def read(model, states):
+    """What the linear layer reads, from the states after each character of a name."""
+    forward, *backward = states.chunk(model.num_directions, 1)
+    last = [forward[-1], *(each[0] for each in backward)]
+    rest = [] if model.config["pooling"] == "last" else [states.mean(0), states.amax(0)]
+    return torch.cat([*last, *rest])
+
+
+def one_by_one(model, names):
+    """The definition: each name alone, unpacked."""
+    logits = []
+    for name in names:
+        ids = encode(name)
+        embedded = model.embedding(ids)
+        if model.ngrams:
+            embedded = embedded + model.ngrams(ids.unsqueeze(0), torch.tensor([len(ids)]))[0]
+        logits.append(model.classifier(read(model, model.rnn(embedded)[0])))
+    return torch.stack(logits)
+
+
+@options
+def test_logits_and_gradients_are_those_of_the_definition(options, within_budget):
+    """From the same seed both layers have the same weights."""
+    models = fused, plain, oracle = [classifier(kind, **options).to(dtype) for kind, dtype in KINDS]
+    assert [type(model.rnn) for model in models] == [FusedRNN, nn.RNN, nn.RNN]
+    assert fused.config == plain.config
+    torch.testing.assert_close(dict(fused.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+    names = NAMES[::3]
+    logits = [fused(packed(names)), plain(packed(names)), one_by_one(oracle, names)]
+    # A fault of both layers' classifiers would be within the budget that one gives the other.
+    torch.testing.assert_close(logits[1].double(), logits[2], rtol=0, atol=1e-5)
+    within_budget(*logits)
+    weight = torch.randn(len(names), 18, generator=torch.Generator().manual_seed(2))
+    for output in logits:
+        (output * weight).sum().backward()
+    for values in zip(*(model.parameters() for model in models), strict=True):
+        within_budget(*(value.grad for value in values))
+
+
+@options
+@pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
+def test_padded_names_are_as_good_as_packed_ones(options, rnn_class):
+    model = classifier(rnn_class, **options)
+    names = NAMES[::17]
+    expected = model(packed(names))
+    own = pack_sequence([encode(name) for name in names], enforce_sorted=False)
+    assert torch.equal(model(own), expected)
+    # The padding may be longer than need be, and of any characters.
+    ids, lengths = padded(names)
+    wider = nn.functional.pad(ids, (0, 3))
+    junk = torch.where(torch.arange(wider.shape[1]) < lengths.unsqueeze(1), wider, 30)
+    for given in (ids, wider, junk):
+        torch.testing.assert_close(model(given, lengths), expected, rtol=0, atol=2e-6)
+
+
+@options
+def test_the_states_of_a_name_lead_to_its_logits(options):
+    model = classifier(FusedRNN, **options)
+    states = model.states(encode("Frank"))
+    torch.testing.assert_close(model.classifier(read(model, states)), model(packed(["Frank"]))[0])
+
+
+def test_other_input_is_refused():
+    model = classifier(FusedRNN)
+    with pytest.raises(TypeError) as error:
+        model(encode("Frank"))
+    assert str(error.value) == (
+        "names must be a PackedSequence, or a tensor with a tensor of lengths, not "
+        "Tensor with NoneType"
+    )
+    with pytest.raises(TypeError, match=r"^lengths go with padded ids, not with a PackedSequence$"):
+        model(packed(["Frank"]), torch.tensor([5]))
+
+
+@pytest.mark.parametrize("options", [{"nonlinearity": "sigmoid"}, {"pooling": "mean"}])
+def test_odd_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options.values()))):
+        classifier(FusedRNN, **options)
+
+
+def test_an_ensemble_averages_logits():
+    members = [classifier(FusedRNN), classifier(FusedRNN, bidirectional=True)]
+    names = packed(NAMES[:9])
+    expected = (members[0](names) + members[1](names)) / 2
+    torch.testing.assert_close(NameEnsemble(members)(names), expected)
+    assert NameEnsemble(members).config == [member.config for member in members]
+
+
+def test_character_dropout_zeroes_whole_characters():
+    model = classifier(nn.RNN, character_dropout=0.5)
+    ids = packed(NAMES).data
+    rows = model._embed(ids)
+    zero = (rows == 0).all(1)
+    assert 0.45 < zero.double().mean() < 0.55
+    assert torch.equal(rows[~zero], model.embedding(ids)[~zero])
+    model.eval()
+    assert torch.equal(model._embed(ids), model.embedding(ids))
+
+
+@options
+@pytest.mark.parametrize("given", [packed, padded], ids=["packed", "padded"])
+def test_a_dropped_character_is_one_for_both_layers(options, given, within_budget):
+    """From the same seed the same characters are unknown, as ids or as rows of zeros."""
+    results = []
+    weight = torch.randn(len(NAMES), 18, generator=torch.Generator().manual_seed(2))
+    names = given(NAMES)
+    names = names if given is padded else (names,)
+    for kind, dtype in KINDS:
+        model = classifier(kind, **options, character_dropout=0.3).to(dtype)
+        torch.manual_seed(8)
+        logits = model(*names)
+        torch.manual_seed(9)
+        assert not torch.equal(model(*names), logits)
+        (logits * weight).sum().backward()
+        results.append((logits, *(parameter.grad for parameter in model.parameters())))
+    for values in zip(*results, strict=True):
+        within_budget(*values)
+
+
+def test_the_fused_layer_is_given_ids(monkeypatch):
+    """No character is embedded, but for n-grams."""
+
+    def embedded(*_):
+        raise AssertionError("a character was embedded")
+
+    monkeypatch.setattr(nn.Embedding, "forward", embedded)
+    names = packed(NAMES)
+    for options in OPTIONS:
+        if "ngrams" not in options:
+            model = classifier(FusedRNN, **options, character_dropout=0.1)
+            assert model(names).isfinite().all()
+            assert model.states(encode("Frank")).isfinite().all()
+            one_way = model.num_directions == 1
+            assert model.shares_prefixes() == (one_way and options["pooling"] == "last")
+    for other in (classifier(nn.RNN), classifier(FusedRNN, ngrams=True)):
+        assert not other.shares_prefixes()
+        with pytest.raises(AssertionError, match=r"^a character was embedded$"):
+            other(names)
+
+
+def test_ngram_embeddings_are_those_of_the_definition():
+    """The rows of the three n-grams around each character, spelled out."""
+    names = ["frank", "li", "o", "o'neal", "de la cruz"]
+    table = NgramEmbedding(4)
+    ids, lengths = padded(names)
+    unknown = torch.zeros_like(ids, dtype=torch.bool)
+    unknown[0, 2] = unknown[3, 0] = True
+    symbols = len(ALPHABET) + 2
+    mark, hidden = len(ALPHABET), len(ALPHABET) + 1
+    for dropped in (None, unknown):
+        found = table(ids, lengths, dropped)
+        for row, name in enumerate(names):
+            seen = [ALPHABET.index(character) for character in name]
+            if dropped is not None:
+                seen = [hidden if dropped[row, i] else id for i, id in enumerate(seen)]
+            around = [mark, *seen, mark]
+            for place in range(len(name)):
+                before, here, after = around[place : place + 3]
+                expected = (
+                    table.before.weight[before * symbols + here]
+                    + table.after.weight[here * symbols + after]
+                    + table.around.weight[((before * symbols + here) * symbols + after) % 8192]
+                )
+                torch.testing.assert_close(found[row, place], expected)
+
+
+def test_dropped_characters_leave_no_trace_in_ngrams():
+    model = classifier(FusedRNN, ngrams=True, character_dropout=1.0)
+    assert torch.equal(model(packed(["abc"])), model(packed(["xyz"])))
+    model.eval()
+    assert not torch.equal(model(packed(["abc"])), model(packed(["xyz"])))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
+    """One export of an ensemble of both poolings, of one direction and of two."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    members = [
+        classifier(FusedRNN, num_layers=2, bidirectional=True),
+        classifier(FusedRNN, pooling="last+mean+max", ngrams=True),
+    ]
+    model = NameEnsemble(members).eval()
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        model,
+        padded(["Frank", "Papadopoulos", "Li"]),
+        dynamo=True,
+        verbose=False,
+        input_names=["names", "lengths"],
+        dynamic_shapes={"names": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}},
+    )
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for names in (["Li"], ["A", "B"], ["Kim", "Papageorgiou"] * 9, NAMES):
+        ids, lengths = padded(names)
+        [found] = session.run(None, {"names": ids.numpy(), "lengths": lengths.numpy()})
+        expected = model(ids, lengths).detach()
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=2e-6)
+
+
+def test_a_predictor_answers_in_the_order_of_the_names_the_best_languages_first():
+    languages = tuple(f"language {i}" for i in range(18))
+    model = classifier(FusedRNN, num_layers=2, dropout=0.5)
+    asked = Predictor(Checkpoint(model, languages, {}))
+    names = ["Li", "Papadopoulos", "Kim"]
+    probabilities = asked.probabilities(names)
+    assert not probabilities.requires_grad
+    assert torch.equal(probabilities, model(packed(names)).softmax(1))
+    for top in (1, 3, 18, 99):
+        for answer, row in zip(asked.predict(names, top), probabilities, strict=True):
+            values, places = row.topk(min(top, 18))
+            expected = zip(places.tolist(), values.tolist(), strict=True)
+            assert answer == [(languages[place], value) for place, value in expected]
+    with pytest.raises(InputError, match=r"^'李' holds no usable character"):
+        asked.predict(["Frank", "李"])
+    with pytest.raises(ValueError, match=r"^top must be at least 1, not 0$"):
+        asked.predict(["Frank"], 0)
+    assert asked.predict([]) == []
+    assert asked.probabilities([]).shape == (0, 18)

@@ -1,0 +1,251 @@
+"""Folding, encoding and packing of names."""
+
+import string
+import unicodedata
+
+import pytest
+import torch
+from bounds import bounded
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
+
+from namernn_fast.names import ALPHABET, InputError, encode, encode_names, fold
+from namernn_fast.names.dataset import read_names
+from namernn_fast.names.encoding import encode_folded
+from namernn_fast.names.text import (
+    MAX_NAME_LENGTH,
+    SPELLINGS,
+    dropped,
+    escaped,
+    fold_lines,
+    fold_usable,
+    why_unusable,
+)
+
+# Rich in what folding looks at: ends, newlines, other controls, letters with marks and without.
+_TELLING = "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßéŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2028\ud800"
+any_text = st.text() | st.text(st.sampled_from(_TELLING))
+folded_names = st.text(ALPHABET, min_size=1, max_size=20).filter(str.strip).map(str.strip)
+quick = settings(database=None, max_examples=100)
+many = settings(database=None, max_examples=500)
+LONG = "x" * (MAX_NAME_LENGTH + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "folded", "lost"),
+    [
+        ("Ślusàrski", "slusarski", ""),
+        ("Abl. Jr.,;'", "abl. jr.,;'", ""),
+        ("Großmann-Łoś2", "grossmannlos", "-2"),
+        ("İstanbul\u212a", "istanbulk", ""),
+        ("e\u0301x\u0301\u0323", "ex", ""),
+        (" Ahn \u00a0", "ahn", ""),
+        ("Иванов", "", "Иванов"),
+        ("и\u0306", "", "й"),
+        ("\u0301Kim", "kim", "\u0301"),
+        ("Kim-\u0301", "kim", "-\u0301"),
+        ("\x1b[31mKim", "mkim", "\x1b[31"),
+        ("\ud800", "", "\ud800"),
+        ("", "", ""),
+        ("’‘ʼ´`Neal'", "'''''neal'", ""),
+        ("Strauß", "strauss", ""),
+        ("STRAUẞ", "strauss", ""),
+        ("Ǽbelǿ", "aebelo", ""),
+        ("Œuvray", "oeuvray", ""),
+        ("Đorđević", "dordevic", ""),
+        ("Þórðarson", "thordarson", ""),
+        ("Ħal-Għaxaq Ŧ", "halghaxaq t", "-"),
+        ("Işık", "isik", ""),
+        ("Van\u00a0der\u202fBerg", "van der berg", ""),
+    ],
+)
+def test_what_is_folded_and_what_is_dropped(name, folded, lost):
+    assert fold(name) == fold(name.upper()) == folded
+    assert dropped(name) == lost
+
+
+@quick
+@given(st.text())
+def test_what_is_dropped_leaves_no_trace(name):
+    assert fold(dropped(name)) == ""
+    if not dropped(name) + fold(name):
+        assert not name.strip()
+
+
+def defined_fold(name, spellings=SPELLINGS):
+    """The folding in the words of its documentation, a character at a time."""
+    spelled = (spellings.get(c, c) for c in unicodedata.normalize("NFD", name))
+    kept = (c for c in "".join(spelled) if c in string.ascii_letters + " .,;'")
+    return "".join(kept).lower().strip(" ")
+
+
+@many
+@given(st.lists(any_text, max_size=6))
+@example([""])
+@example(["", ""])
+@example(["\n"])
+@example(["a\n", "\nb", "c"])
+@example([" a", "b ", "  c  ", " ", "d"])
+@example(["a b", "c  ", "  d"])
+@example([" " * 900 + "a" + " " * 99, "b"])
+@example(["é", "\u0301a", "e", "\u0301"])
+@example(["é" * 1000, "æ" * 1000, "\u0301" * 999 + "a"])
+@example([f"x{letter}x" for letter in SPELLINGS])
+def test_folding_is_what_its_documentation_says(names):
+    """One name at a time, and together."""
+    folded = [*map(defined_fold, names)]
+    assert [*map(fold, names)] == folded
+    assert fold_lines(names).decode("ascii") == "\n".join(folded)
+    assert fold_usable(names) == folded
+
+
+def test_the_spellings_change_few_of_the_real_names(real_folder):
+    """Without them a name is folded as the data set is customarily read."""
+    names = [name for name, _ in read_names(real_folder).rows]
+    folded = fold_lines(names).decode("ascii").split("\n")
+    assert folded == [*map(defined_fold, names)]
+    # Nine with ß, one with ł, and one that has a no-break space between its parts.
+    assert sum(a != defined_fold(b, {}) for a, b in zip(folded, names, strict=True)) == 11
+
+
+UNUSABLE = "'{}' holds no usable character: letters from A to Z, plain or accented, and .,;' are"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no names were given"),
+        (["Kim", "", "李"], UNUSABLE.format("")),
+        (["Kim", "\x1b Иванов", LONG], UNUSABLE.format(r"\x1b Иванов")),
+        (["Kim", LONG, "李"], "a name of 1,001 characters: at most 1,000 are read"),
+    ],
+    ids=range(4),
+)
+def test_the_first_unusable_name_is_refused(names, message):
+    with pytest.raises(InputError) as error:
+        encode_names(names)
+    assert str(error.value) == message
+
+
+def test_the_longest_name_is_read():
+    assert fold_usable([LONG, "Kim", "-", LONG[1:]]) == ["", "kim", "", LONG[1:]]
+    assert why_unusable(LONG[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("Frank", "names must be a list of strings, not str"),
+        (b"Frank", "names must be a list of strings, not bytes"),
+        (None, "names must be a list of strings, not NoneType"),
+        (["Frank", b"Kim"], "names must hold strings, but names[1] is b'Kim'"),
+    ],
+)
+def test_a_string_is_no_list_of_names(names, message):
+    with pytest.raises(TypeError) as error:
+        encode_names(names)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("O'Néàl 李 ", "O'Néàl 李 "),
+        ("\x1b[31mX", r"\x1b[31mX"),
+        ("a\r\nb\tc", r"a\r\nb\tc"),
+        ("a\u2028b\x85c", r"a\u2028b\x85c"),
+        ("\u202eright to left", r"\u202eright to left"),
+        ("\u200b\ufeff\ue000", r"\u200b\ufeff\ue000"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_escaped(text, shown):
+    assert escaped(text) == shown
+    assert escaped(shown) == shown
+
+
+@quick
+@given(st.text())
+def test_escaped_text_is_printable(text):
+    assert escaped(text).isprintable()
+
+
+@quick
+@given(st.lists(any_text.filter(fold) | folded_names, min_size=1, max_size=6))
+def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
+    assert ALPHABET == "abcdefghijklmnopqrstuvwxyz .,;'"
+    texts = [*map(fold, names)]
+    for encoded in (encode_names(names), encode_folded(texts)):
+        assert encoded.characters.dtype == encoded.lengths.dtype == torch.int64
+        assert encoded.characters.tolist() == [ALPHABET.index(c) for c in "".join(texts)]
+        assert encoded.lengths.tolist() == [*map(len, texts)]
+        assert torch.equal(encoded.starts, encoded.lengths.cumsum(0) - encoded.lengths)
+    assert torch.equal(encode(names[0]), encoded.characters[: len(texts[0])])
+
+
+@quick
+@given(st.lists(folded_names, min_size=1, max_size=12), st.data())
+def test_pack_is_pack_sequence(names, data):
+    encoded = encode_names(names)
+    assert len(encoded) == len(names)
+    places = st.integers(0, len(names) - 1)
+    indices = torch.tensor(data.draw(st.lists(places, min_size=1, max_size=12)))
+    packed = encoded.pack(indices)
+    expected = pack_sequence([encode(names[i]) for i in indices], enforce_sorted=False)
+    assert packed.data.dtype == torch.int64
+    assert torch.equal(packed.data, expected.data)
+    assert torch.equal(packed.batch_sizes, expected.batch_sizes)
+    lengths = encoded.lengths[indices]
+    by_length = lengths.sort(descending=True).values
+    if torch.equal(lengths, by_length):
+        assert packed.sorted_indices is packed.unsorted_indices is None
+    else:
+        assert torch.equal(lengths[packed.sorted_indices], by_length)
+        assert torch.equal(
+            packed.sorted_indices[packed.unsorted_indices], torch.arange(len(indices))
+        )
+
+
+@quick
+@given(st.lists(folded_names, min_size=1, max_size=30), st.integers(1, 40), st.data())
+def test_many_batches_are_packed_as_they_are_one_by_one(names, batch_size, data):
+    encoded = encode_names(names)
+    indices = torch.tensor(data.draw(st.permutations(range(len(names)))))
+    ordered = encoded.by_length(indices, batch_size)
+    expected = [encoded.by_length(batch) for batch in indices.split(batch_size)]
+    assert torch.equal(ordered, torch.cat(expected))
+    assert sorted(ordered.tolist()) == sorted(indices.tolist())
+    found = [*encoded.pack_each(ordered, batch_size)]
+    for packed, batch in zip(found, expected, strict=True):
+        alone = encoded.pack(batch)
+        assert packed.sorted_indices is alone.sorted_indices is None
+        assert packed.batch_sizes.device.type == "cpu"
+        assert torch.equal(packed.data, alone.data)
+        assert torch.equal(packed.batch_sizes, alone.batch_sizes)
+
+
+def test_many_batches_are_packed_in_bounded_memory():
+    """A long name among many would make a table of 60 million places, were there one for all."""
+    names = encode_names(["Kim", "x" * 1000, "Papadopoulos"] * 20_000)
+    with bounded(32):
+        count = sum(1 for _ in names.pack_each(names.by_length(torch.arange(len(names)), 64), 64))
+    assert count == 938
+
+
+@quick
+@given(st.lists(folded_names, min_size=1, max_size=30))
+def test_names_are_sorted_by_their_beginnings(names):
+    order = encode_names(names).by_beginning(torch.arange(len(names)))
+    expected = sorted(range(len(names)), key=lambda i: encode(names[i])[:6].tolist())
+    assert order.tolist() == expected
+
+
+def test_empty_batches_and_indices_out_of_range():
+    encoded = encode_names(["a", "bc"])
+    with pytest.raises(ValueError, match=r"^a batch holds at least one name$"):
+        encoded.pack(torch.arange(0))
+    assert [*encoded.pack_each(torch.arange(0), 3)] == []
+    for pack in (encoded.pack, lambda indices: next(encoded.pack_each(indices, 3))):
+        with pytest.raises(IndexError):
+            pack(torch.arange(3))
