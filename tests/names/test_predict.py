@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,12 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from namernn_fast.names import Checkpoint, InputError, NameClassifier, load, save_checkpoint, tables
-from namernn_fast.names import __main__ as cli
 from namernn_fast.names.answers import Answer, answer_rows
 from namernn_fast.names.commands import predict
 from namernn_fast.names.tables import MAX_LINE_BYTES, Row, chunks, read_rows
 from namernn_fast.names.text import dropped, escaped, why_unusable
-from namernn_fast.names.writers import CsvWriter, writer_of
+from namernn_fast.names.writers import CsvWriter
 
 LANGUAGES = ("Czech", "Irish", "Polish", "Thai")
 PROGRAM = "python -m namernn_fast.names"
@@ -35,29 +36,21 @@ def model(tmp_path_factory):
     return path
 
 
-def note(model):
-    return (
-        f"the model is {model}, not the pretrained one: training date not recorded, "
-        "test accuracy not recorded\n"
-    )
-
-
 @pytest.fixture(scope="module")
 def predictor(model):
     return load(model)
 
 
 @pytest.fixture
-def run(model, capsys, monkeypatch):
-    """Run `predict`; return the exit code, the output, and the standard error after the note."""
+def run(run, model, predictor, monkeypatch):
+    """Run `predict` with a small model, which is loaded once."""
 
-    def run(*argv, stdin=b""):
+    def predicted(*argv, stdin=b""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = cli.main(["predict", "--checkpoint", str(model), *map(str, argv)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.removeprefix(note(model))
+        return run("predict", "--checkpoint", model, *argv)
 
-    return run
+    monkeypatch.setattr(predict, "load_predictor", lambda arguments: predictor)
+    return predicted
 
 
 def rows_of(content, format="text", column=None, **options):
@@ -73,57 +66,47 @@ def names_of(content, *arguments, **options):
 # What is read
 
 
-class Trickle:
-    """A pipe: gives at most `size` bytes at once."""
+class Pipe:
+    """Gives its blocks one by one, whatever it is asked for."""
 
-    def __init__(self, content, size):
-        self.file = io.BytesIO(content)
-        self.size = size
+    def __init__(self, blocks):
+        self.blocks = iter(blocks)
 
     def read1(self, size):
-        return self.file.read(min(self.size, size))
+        return next(self.blocks, b"")
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+@pytest.mark.parametrize("size", [1, 2, 1000])
 def test_lines_end_with_lf_crlf_or_cr(size):
     content = b"\xef\xbb\xbfFrank\r\nKim\r\rNowak\n\n \r\n\x0bO\xe2\x80\xa8Neal"
-    rows = list(read_rows(Trickle(content, size), "text"))
-    if size >= 3:  # the mark is looked for in the first line, whenever that is read
-        assert rows[0].name == "Frank"
-    assert [row.name for row in rows[1:]] == ["Kim", "", "Nowak", "", " ", "\x0bO\u2028Neal"]
-    assert rows[0].name == "Frank"
+    pipe = Pipe(content[begin : begin + size] for begin in range(0, len(content), size))
+    rows = [row.name for row in read_rows(pipe, "text")]
+    assert rows == ["Frank", "Kim", "", "Nowak", "", " ", "\x0bO\u2028Neal"]
 
 
-def test_rows_of_an_empty_file_and_of_an_empty_line():
-    assert rows_of(b"") == []
-    assert rows_of(b"\n") == [Row("")]
-    assert rows_of(b"\r") == [Row("")]
-    assert rows_of(b"", "csv") == []
-    assert rows_of(b"name\n", "csv") == []
-    assert rows_of(b"", "jsonl") == []
+@pytest.mark.parametrize(
+    ("content", "format", "names"),
+    [
+        (b"", "text", []),
+        (b"\n", "text", [""]),
+        (b"\r", "text", [""]),
+        (b"", "csv", []),
+        (b"name\n", "csv", []),
+        (b"", "jsonl", []),
+        # Bytes that are no UTF-8 stay in their row; two odd bytes are no mark of UTF-16.
+        (b"Kim\nFra\xffnk\nNowak", "text", ["Kim", "Fra\udcffnk", "Nowak"]),
+        (b"\xff\xfe\nKim", "text", ["\udcff\udcfe", "Kim"]),
+    ],
+)
+def test_odd_files(content, format, names):
+    assert names_of(content, format) == names
 
 
-def test_bytes_that_are_no_utf8_stay_in_their_row():
-    assert rows_of(b"Kim\nFra\xffnk\nNowak") == [Row("Kim"), Row("Fra\udcffnk"), Row("Nowak")]
-
-
-def test_utf16_is_named_and_two_odd_bytes_are_not():
-    with pytest.raises(InputError, match="the input is in UTF-16; UTF-8 is read"):
-        rows_of("Frank\nKim".encode("utf-16"))
-    assert rows_of(b"\xff\xfe\nKim")[1] == Row("Kim")
-
-
-@pytest.mark.parametrize("format", ["text", "csv", "jsonl"])
-@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize(("format", "end"), [("text", b"\n"), ("csv", b"\r\n"), ("jsonl", b"\r")])
 def test_a_line_without_bound_is_one_row_and_little_memory(format, end):
-    blocks = [b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"']
-
-    class Blocks:
-        def read1(self, size):
-            return blocks.pop(0) if blocks else b""
-
+    pipe = Pipe([b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"'])
     tracemalloc.start()
-    rows = list(read_rows(Blocks(), format))
+    rows = list(read_rows(pipe, format))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
@@ -133,11 +116,6 @@ def test_a_line_without_bound_is_one_row_and_little_memory(format, end):
     assert kim.name.strip('"') == "Kim"
 
 
-def test_text_has_no_columns():
-    with pytest.raises(InputError, match="text has no columns"):
-        rows_of(b"Kim", "text", "name")
-
-
 def test_csv_cells():
     content = b'age,Name\n1,"O\'Neal, Jr."\r\n2,"say ""hi"""\r3,"two\r\nlines"\n4,\n5,b"c\n6,a\0b'
     assert names_of(content, "csv")[:5] == ["O'Neal, Jr.", 'say "hi"', "two\nlines", "", 'b"c']
@@ -145,20 +123,21 @@ def test_csv_cells():
 
 
 @pytest.mark.parametrize(
-    ("content", "column", "names"),
+    ("content", "column", "options"),
     [
-        (b"surname\nKim\n", None, ["Kim"]),
-        (b"id,NAME\n1,Kim\n", None, ["Kim"]),
-        (b"id,name,Name2\n1,Kim,x\n", None, ["Kim"]),
-        (b"id,who\n1,Kim\n", "who", ["Kim"]),
-        (b"id,who\n1,Kim\n", "2", ["Kim"]),
-        (b"2,who\nKim,1\n", "2", ["Kim"]),
-        (b"id,id\n1,Kim\n", "2", ["Kim"]),
-        ("id,Straße\n1,Kim\n".encode(), "Straße", ["Kim"]),
+        (b"surname\nKim\n", None, {}),
+        (b"id,NAME\n1,Kim\n", None, {}),
+        (b"id,name,Name2\n1,Kim,x\n", "name", {}),
+        (b"id,who\n1,Kim\n", "2", {}),
+        (b"2,who\nKim,1\n", "2", {}),
+        (b"id,id\n1,Kim\n", "2", {}),
+        ("id,Straße\n1,Kim\n".encode(), "Straße", {}),
+        (b"Kim\n", None, {"header": False}),
+        (b"1;Kim\n", "2", {"header": False, "delimiter": ";"}),
     ],
 )
-def test_the_column_of_csv(content, column, names):
-    assert names_of(content, "csv", column) == names
+def test_the_column_of_csv(content, column, options):
+    assert names_of(content, "csv", column, **options) == ["Kim"]
 
 
 @pytest.mark.parametrize(
@@ -171,9 +150,9 @@ def test_the_column_of_csv(content, column, names):
         (b"id,who\n", "0", "'0' is no number of a column"),
         (b"id,who\n", "9" * 5000, "is no number of a column"),
         (b"name,name\n", None, "2 columns are called 'name': give a number"),
-        (b"a,a\n", "a", "2 columns are called 'a': give a number"),
         (b"\nKim\n", None, "the header is an empty line"),
         (b'"name\n', None, "the header is not readable as CSV: "),
+        ("Frank\nKim".encode("utf-16"), None, "the input is in UTF-16; UTF-8 is read"),
     ],
 )
 def test_a_column_of_csv_that_is_not_there(content, column, message):
@@ -181,19 +160,21 @@ def test_a_column_of_csv_that_is_not_there(content, column, message):
         rows_of(content, "csv", column)
 
 
-def test_csv_without_a_header():
-    assert names_of(b"Kim\nNowak\n", "csv", header=False) == ["Kim", "Nowak"]
-    assert names_of(b"1,Kim\n2,Nowak\n", "csv", "2", header=False) == ["Kim", "Nowak"]
+@pytest.mark.parametrize(
+    ("format", "message"), [("text", "text has no columns"), ("csv", "without names")]
+)
+def test_a_column_without_titles(format, message):
+    with pytest.raises(InputError, match=message):
+        rows_of(b"1,Kim\n", format, "name", header=False)
+
+
+def test_records_that_are_damaged_short_or_empty():
     first, second = rows_of(b'"a"b,Kim\n2,Nowak\n', "csv", "2", header=False)
     assert first.error.startswith("not readable as CSV: ")
     assert second == Row("Nowak")
     assert rows_of(b"\nKim\n", "csv", header=False) == [Row(""), Row("Kim")]
-    with pytest.raises(InputError, match="without names"):
-        rows_of(b"1,Kim\n", "csv", "name", header=False)
-
-
-def test_another_delimiter():
-    assert names_of(b"1;Kim, Jr.\n", "csv", "2", delimiter=";", header=False) == ["Kim, Jr."]
+    missing = Row("1", "there is no column 2")
+    assert rows_of(b"id,name\n1\n\n2,Kim\n", "csv") == [missing, Row(""), Row("Kim")]
 
 
 @pytest.mark.parametrize("damage", [b'"Kim', b'"Kim"x', b'x,"Kim', b'""""Kim'])
@@ -215,14 +196,6 @@ def test_a_record_of_several_lines_is_bounded():
     assert others == [*[Row("x")] * 99, Row('x"'), Row("Kim")]
     rows = rows_of(b'name\n"' + (b"x" * 40_000 + b"\n") * 2 + b"Kim\n", "csv")
     assert [row.error is None for row in rows] == [False, True, True]
-
-
-def test_a_missing_cell_and_an_empty_line_of_csv():
-    assert rows_of(b"id,name\n1\n\n2,Kim\n", "csv") == [
-        Row("1", "there is no column 2"),
-        Row(""),
-        Row("Kim"),
-    ]
 
 
 def test_json_lines():
@@ -307,54 +280,36 @@ def test_languages_that_are_not_probable_enough(predictor, run):
 
 def test_the_table(run):
     code, out, err = run("Frank", "Jean-Luc", "Иванов", "\x1b[31m\u202eX")
-    assert code == 0
-    assert err == "1 of 4 names could not be read\n"
+    assert (code, err) == (0, "1 of 4 names could not be read\n")
     lines = out.splitlines()
-    assert [line for line in lines if not line.startswith("  ")] == [
-        "Frank",
-        "Jean-Luc",
-        "Иванов",
-        r"\x1b[31m\u202eX",
-    ]
+    shown = [line for line in lines if not line.startswith("  ")]
+    assert shown == ["Frank", "Jean-Luc", "Иванов", r"\x1b[31m\u202eX"]
+    values, languages = zip(*(line.split() for line in lines[1:4]), strict=True)
+    assert set(languages) < set(LANGUAGES)
+    assert [*values] == sorted(values, reverse=True)
     assert lines[8] == "  not read: -"
     assert lines[10] == f"  error: {why_unusable('Иванов')}"
     assert lines[-1] == r"  not read: \x1b[31\u202e"
-    assert [line.split()[1] in LANGUAGES for line in lines[1:4]] == [True] * 3
-    assert [float(line.split()[0]) for line in lines[1:4]] == sorted(
-        (float(line.split()[0]) for line in lines[1:4]), reverse=True
-    )
 
 
 def test_csv_out(run):
     code, out, err = run("-", "--format", "csv", "--top", 2, stdin=b'Kim\n\nJean-"Luc",\n')
     assert (code, err) == (0, "1 of 3 names could not be read\n")
-    kim, empty, jean = csv.DictReader(io.StringIO(out))
-    assert list(kim) == [
-        "name",
-        "language_1",
-        "probability_1",
-        "language_2",
-        "probability_2",
-        "dropped",
-        "error",
-    ]
-    assert (kim["name"], kim["dropped"], kim["error"]) == ("Kim", "", "")
-    assert {kim["language_1"], kim["language_2"]} < set(LANGUAGES)
-    assert 1 > float(kim["probability_1"]) > float(kim["probability_2"]) > 0
-    assert list(empty.values()) == ["", "", "", "", "", "", "the name is empty"]
-    assert (jean["name"], jean["dropped"]) == ('Jean-"Luc",', '-""')
-    assert run("-", "--format", "csv", "--top", 1) == (
-        0,
-        "name,language_1,probability_1,dropped,error\n",
-        "",
-    )
+    head, kim, empty, jean = csv.reader(io.StringIO(out))
+    assert ",".join(head) == "name,language_1,probability_1,language_2,probability_2,dropped,error"
+    assert (kim[0], kim[5:]) == ("Kim", ["", ""])
+    assert {kim[1], kim[3]} < set(LANGUAGES)
+    assert 1 > float(kim[2]) > float(kim[4]) > 0
+    assert empty == ["", "", "", "", "", "", "the name is empty"]
+    assert (jean[0], jean[5]) == ('Jean-"Luc",', '-""')
+    head = "name,language_1,probability_1,dropped,error\n"
+    assert run("-", "--format", "csv", "--top", 1) == (0, head, "")
 
 
 def test_jsonl_out(run):
     code, out, err = run("-", "--format", "jsonl", stdin="Ł-Kim\n\n\u202e\x1bX\n".encode())
     assert (code, err) == (0, "1 of 3 names could not be read\n")
     assert out.isascii()
-    assert out.count("\n") == 3
     kim, empty, odd = map(json.loads, out.splitlines())
     assert list(kim) == ["name", "languages", "dropped", "error"]
     assert (kim["name"], kim["dropped"], kim["error"]) == ("Ł-Kim", "-", None)
@@ -390,14 +345,12 @@ def test_a_cell_is_no_formula(name, cell):
 def test_files_in_and_out(run, tmp_path):
     source = tmp_path / "in.tsv"
     source.write_bytes(b"id\tname\n1\tKim\n2\tNowak\n")
-    for suffix, read in [
-        ("csv", lambda text: [row["name"] for row in csv.DictReader(io.StringIO(text))]),
-        ("jsonl", lambda text: [json.loads(line)["name"] for line in text.splitlines()]),
-        ("txt", lambda text: text.splitlines()[::4]),
-    ]:
+    for suffix, begin in [("csv", "Kim,"), ("jsonl", '{"name": "Kim", '), ("txt", "Kim\n  0.")]:
         target = tmp_path / "new" / f"out.{suffix}"
         assert run("--input", source, "--output", target) == (0, "", "")
-        assert read(target.read_text()) == ["Kim", "Nowak"]
+        text = target.read_text()
+        assert text.removeprefix(CsvWriter(3).head()).startswith(begin)
+        assert text.count("Kim") == text.count("Nowak") == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["in.tsv"]
 
 
@@ -408,12 +361,10 @@ PEOPLE = b"id,surname,town\n1,Nguyen,Hanoi\n2,Kim,Seoul\n"
     ("source", "target"),
     [
         ("people.csv", "people.csv"),
-        ("people.csv", "folder/../people.csv"),
         ("people.csv", "none/../people.csv"),
         ("people.csv", "/people.csv"),
         ("folder/people.csv", "linked/people.csv"),
         ("people.csv", "symbolic.csv"),
-        ("symbolic.csv", "people.csv"),
         ("people.csv", "hard.csv"),
     ],
 )
@@ -446,8 +397,22 @@ def test_the_model_is_not_overwritten(run, model):
     assert model.read_bytes() == before
 
 
+@contextmanager
+def redirected(files):
+    """Redirects file descriptors to {descriptor: open file}, as a shell does."""
+    saved = {number: os.dup(number) for number in files}
+    try:
+        for number, file in files.items():
+            os.dup2(file.fileno(), number)
+        yield
+    finally:
+        for number, before in saved.items():
+            os.dup2(before, number)
+            os.close(before)
+
+
 @pytest.mark.parametrize(
-    ("redirected", "argv", "written", "read"),
+    ("numbers", "argv", "written", "read"),
     [
         ([0], ["-", "--output", "people.csv"], "--output", "standard input"),
         ([0], ["--input", "/dev/stdin", "--output", "people.csv"], "--output", "--input"),
@@ -457,28 +422,20 @@ def test_the_model_is_not_overwritten(run, model):
     ],
 )
 def test_redirected_input_is_not_overwritten(
-    run, tmp_path, monkeypatch, redirected, argv, written, read
+    run, tmp_path, monkeypatch, numbers, argv, written, read
 ):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "people.csv"
     path.write_bytes(PEOPLE)
     (tmp_path / "stdout").symlink_to("/dev/stdout")
-    saved = {number: os.dup(number) for number in redirected}
-    with path.open("r+b") as file:
-        try:
-            for number in redirected:
-                os.dup2(file.fileno(), number)
-            code, out, err = run(*argv)
-        finally:
-            for number, before in saved.items():
-                os.dup2(before, number)
-                os.close(before)
+    with path.open("r+b") as file, redirected(dict.fromkeys(numbers, file)):
+        code, out, err = run(*argv)
     assert (code, out) == (2, "")
     assert err.startswith(f"{PROGRAM}: error: {written} would overwrite what {read} reads")
     assert path.read_bytes() == PEOPLE
 
 
-def test_devices(run, root, tmp_path):
+def test_devices(run, tmp_path):
     """What looks like a file and is none is written to, and stays what it is."""
     assert run("Kim", "--output", "/dev/null") == (0, "", "")
     assert run("--input", "/dev/null", "--output", "/dev/null") == (0, "", "")
@@ -486,11 +443,10 @@ def test_devices(run, root, tmp_path):
     names.write_text("Kim\n")
     log.write_text("before\n")
     stdout.symlink_to("/dev/stdout")
-    options = ["--input", "/dev/stdin", "--output", stdout]
-    program = [sys.executable, "-m", "namernn_fast.names", "predict", *options]
-    with names.open() as input, log.open("a") as output:
-        assert subprocess.run(program, stdin=input, stdout=output, cwd=root).returncode == 0
-    assert log.read_text().startswith("before\nKim\n")
+    with names.open() as input, log.open("a") as output, redirected({0: input, 1: output}):
+        code, out, _ = run("--input", "/dev/stdin", "--output", stdout)
+    assert (code, out[:4]) == (0, "Kim\n")  # to sys.stdout, which pytest has replaced
+    assert log.read_text() == "before\n"
     assert stdout.is_symlink()
 
 
@@ -528,10 +484,7 @@ def test_input_that_is_not_there(run, tmp_path):
         (b"1,Nguyen\n2,Kim\n", ["--column", "2"], "Nguyen"),
         (b"Nguyen\nKim\n", ["--no-header"], None),
         (b"Nguyen\nKim\n", ["--column", "Nguyen"], None),
-        (b"2\nKim\n", [], None),
         (b"Last_Name\nKim\n", [], None),
-        (b"surname\nKim\n", [], None),
-        (b"id,name\n1,Kim\n", [], None),
         (b"id,name\n1,Kim\n", ["--column", "2"], None),
         (b"id,who\n1,Kim\n", ["--column", "who"], None),
     ],
@@ -551,23 +504,6 @@ def test_nothing_is_written_when_the_column_is_not_there(run, tmp_path):
         assert err.startswith(f"{PROGRAM}: error: of several columns none is called 'name'")
     assert target.read_text() == "old"
     assert run("Kim", "--output", tmp_path)[0] == 2
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["Kim", "--input", "names.txt"],
-        ["Kim", "--delimiter", "ab"],
-        ["Kim", "--delimiter", '"'],
-        ["Kim", "--min-probability", "2"],
-        ["Kim", "--format", "xml"],
-    ],
-)
-def test_wrong_options(run, argv):
-    with pytest.raises(SystemExit) as exit:
-        run(*argv)
-    assert exit.value.code == 2
 
 
 def test_an_interrupted_run_leaves_nothing_behind(run, tmp_path, monkeypatch):
@@ -599,8 +535,7 @@ def test_the_bar_is_for_a_terminal(run, tmp_path, monkeypatch):
         if not shown:
             monkeypatch.setattr(sys, "stdout", Terminal())
         assert run(*argv)[0] == 0
-        assert ("20 names" in terminal.getvalue()) == shown
-        assert ("80.0/80.0" in terminal.getvalue()) == shown
+        assert bool(re.search("80.0/80.0.*20 names", terminal.getvalue())) == shown
 
 
 def test_memory_does_not_grow_with_the_number_of_names(run, tmp_path, monkeypatch):
@@ -627,11 +562,7 @@ ANY = st.one_of(
     ),
     st.sampled_from(["", "x" * 10_000, "\u202eمحمد", "e" + "\u0301" * 500, "Frank"]),
 )
-FUZZ = settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 def parsed(out, format):
@@ -651,7 +582,6 @@ def check(result, names, format):
     code, out, err = result
     rows = parsed(out, format)
     assert len(rows) == len(names)
-    usable = 0
     for (name, languages, error), given_name in zip(rows, names, strict=True):
         if given_name is None:
             continue
@@ -660,44 +590,29 @@ def check(result, names, format):
         assert len(languages) == (3 if error is None else 0)
         if error is None and format == "jsonl":
             assert name == given_name
-        usable += error is None
     failed = sum(error is not None for _, _, error in rows)
     assert code == (2 if failed == len(rows) > 0 else 0)
     assert (err == "") == (failed == 0)
-    assert "Traceback" not in err
 
 
-@pytest.fixture
-def fuzz(run, predictor, monkeypatch):
-    """Run `predict` without loading the model each time."""
-    monkeypatch.setattr(predict, "load_predictor", lambda arguments: predictor)
-    return run
-
-
-@FUZZ
-@given(names=st.lists(ANY, min_size=1, max_size=6), format=st.sampled_from(["csv", "jsonl"]))
-def test_any_arguments(fuzz, names, format):
-    if names == ["-"]:
-        return
-    check(fuzz("--format", format, "--", *names), names, format)
-
-
+@pytest.mark.parametrize("source", ["arguments", "jsonl", "csv"])
 @FUZZ
 @given(names=st.lists(ANY, max_size=6), format=st.sampled_from(["csv", "jsonl"]))
-def test_any_json_lines(fuzz, names, format):
-    stdin = "\n".join(map(json.dumps, names)).encode()
-    check(fuzz("-", "--input-format", "jsonl", "--format", format, stdin=stdin), names, format)
-
-
-@FUZZ
-@given(names=st.lists(ANY, max_size=6), format=st.sampled_from(["csv", "jsonl"]))
-def test_any_csv(fuzz, tmp_path, names, format):
-    names = [name.replace("\0", "").replace("\r", "\n") for name in names]
-    text = io.StringIO()
-    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["id", "name"], *((1, n) for n in names)])
-    path = tmp_path / "names.csv"
-    path.write_bytes(text.getvalue().encode("utf-8", "surrogatepass"))
-    check(fuzz("--input", path, "--format", format), names, format)
+def test_any_names(run, source, names, format):
+    if source == "arguments":
+        names = [name for name in names if name != "-"] or ["Kim"]
+        result = run("--format", format, "--", *names)
+    elif source == "jsonl":
+        stdin = "\n".join(map(json.dumps, names)).encode()
+        result = run("-", "--input-format", "jsonl", "--format", format, stdin=stdin)
+    else:
+        names = [name.replace("\0", "").replace("\r", "\n") for name in names]
+        text = io.StringIO()
+        rows = [["id", "name"], *((1, name) for name in names)]
+        csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)
+        stdin = text.getvalue().encode("utf-8", "surrogatepass")
+        result = run("-", "--input-format", "csv", "--format", format, stdin=stdin)
+    check(result, names, format)
 
 
 @FUZZ
@@ -708,29 +623,29 @@ def test_any_csv(fuzz, tmp_path, names, format):
     source=st.sampled_from(["text", "csv", "jsonl"]),
     format=st.sampled_from(["csv", "jsonl"]),
 )
-def test_any_bytes(fuzz, content, source, format):
+def test_any_bytes(run, content, source, format):
     """Text and JSON lines give a row for each line; CSV, whose records span lines, no more."""
     options = ["--input-format", source, "--format", format]
     options += ["--no-header", "--column", "1"] if source == "csv" else []
-    result = fuzz("-", *options, stdin=content)
+    result = run("-", *options, stdin=content)
     lines = len(content.splitlines())
     if source != "csv":
         check(result, [None] * lines, format)
     else:
         assert result[0] in (0, 2)
         assert len(parsed(result[1], format)) <= lines
-    table = fuzz("-", *options, "--format", "table", stdin=content)
+    table = run("-", *options, "--format", "table", stdin=content)
     assert table[0] == result[0]
     assert all(character.isprintable() or character == "\n" for character in table[1])
 
 
-def test_as_a_program(root, model):
+def test_as_a_program(root):
     """Bytes as the system gives them, and no import that takes seconds."""
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
-        "print(main(), main(sys.argv[1:5] + ['-']), 'torch._dynamo' in sys.modules)"
+        "print(main(), main(sys.argv[1:3] + ['-']), 'torch._dynamo' in sys.modules)"
     )
-    argv = ["predict", "--checkpoint", str(model), "--format=jsonl"]
+    argv = ["predict", "--format=jsonl"]
     names = ["Fra\udcffnk", "Kim", "\u202e"]
     process = subprocess.run(
         [sys.executable, "-c", code, *argv, *names],
@@ -740,12 +655,6 @@ def test_as_a_program(root, model):
     )
     *lines, codes = process.stdout.decode().splitlines(keepends=True)
     assert codes == "0 0 False\n"
-    said = f"{note(model)}2 of 3 names could not be read\n"
-    assert process.stderr.decode() == said * 2
+    assert process.stderr.decode() == "2 of 3 names could not be read\n" * 2
     assert lines[:3] == lines[3:]
     check((0, "".join(lines[:3]), "-"), names, "jsonl")
-
-
-def test_the_writer_of_each_format():
-    bodies = [writer_of(format, 1).body([]) for format in ("table", "csv", "jsonl")]
-    assert bodies == ["", "", ""]
