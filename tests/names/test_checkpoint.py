@@ -1,0 +1,166 @@
+"""Checkpoints: what they bring back, and what is not saved."""
+
+import errno
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import date
+
+import pytest
+import torch
+from bounds import bounded
+from torch import nn
+
+from namernn_fast import FusedRNN
+from namernn_fast.names import (
+    Checkpoint,
+    Epoch,
+    InputError,
+    NameClassifier,
+    NameEnsemble,
+    Predictor,
+    Recipe,
+    fit,
+    load_checkpoint,
+    save_checkpoint,
+    split,
+    tensor_files,
+)
+from namernn_fast.names.checkpoint import check_loadable
+from namernn_fast.names.dataset import embedded_sample
+from namernn_fast.names.recipes import MAX_EPOCHS
+from namernn_fast.names.text import MAX_LANGUAGES
+
+LANGUAGES = ("Basque", "Welsh", "Maori")
+INFO = {"split": {"data": {"is_sample": True}}}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    options = {"embedding_size": 8, "hidden_size": 12, "bidirectional": True, "num_layers": 2}
+    recipe = Recipe(epochs=2, members=2, model={**options, "dropout": 0.2})
+    return fit(split(embedded_sample()), recipe).checkpoint
+
+
+@pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
+def test_a_checkpoint_brings_the_model_back(trained, tmp_path, rnn_class):
+    path = tmp_path / "new" / "names.safetensors"
+    save_checkpoint(path, trained)
+    loaded = load_checkpoint(path, rnn_class=rnn_class)
+    assert list(path.parent.iterdir()) == [path]
+    assert loaded.languages == trained.languages
+    assert loaded.info == trained.info
+    assert {type(member.rnn) for member in loaded.model.members} == {rnn_class}
+    assert loaded.model.config == trained.model.config
+    assert not loaded.model.training
+    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+    if rnn_class is FusedRNN:
+        ours, theirs = (Predictor(each).probabilities(["Kim"]) for each in (loaded, trained))
+        assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_records_where_the_model_comes_from(trained):
+    data = embedded_sample()
+    info = trained.info
+    assert info["split"]["data"] == {
+        "source": "the embedded sample",
+        "sha256": data.sha256,
+        "rows": len(data.rows),
+        "is_sample": True,
+    }
+    assert info["split"] == split(data).info
+    assert info["recipe"]["members"] == 2
+    assert info["recipe"]["model"]["hidden_size"] == 12
+    assert info["seed"] == 0
+    assert [(epoch["member"], epoch["number"]) for epoch in info["history"]] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    assert 0 <= info["metrics"]["validation_accuracy"] <= 1
+    assert date.fromisoformat(info["trained"]).isoformat() == info["trained"]
+    assert set(info["versions"]) == {"namernn_fast", "torch", "python"}
+
+
+def test_sixteen_bits_are_enough_for_a_file(trained, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_checkpoint(path, trained, torch.float16)
+    half = load_checkpoint(path).model
+    for name, value in trained.model.state_dict().items():
+        assert half.state_dict()[name].dtype == torch.float32
+        assert torch.equal(half.state_dict()[name], value.half().float())
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1e5, torch.float16), (float("nan"), torch.float32)])
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, dtype):
+    model = NameClassifier(3, 2, 3)
+    nn.init.constant_(model.classifier.bias, value)
+    with pytest.raises(InputError, match=r"the weight classifier\.bias is not finite$"):
+        save_checkpoint(tmp_path / "new", Checkpoint(model, LANGUAGES, INFO), dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ({"hidden_size": 5000}, "the option hidden_size cannot be 5000"),
+        ({"hidden_size": 10**9}, "the option hidden_size cannot be 1000000000"),
+        ({"num_layers": 65}, "the option num_layers cannot be 65"),
+        ({"num_layers": 20}, "80 layers in all, from 1 to 64 can be"),
+        ({"secret": 1}, "there is no option 'secret'"),
+        ({"hidden_size": 4096}, "its weights take "),
+    ],
+)
+def test_a_model_that_could_not_be_loaded_is_not_trained(recipe, reason):
+    with bounded(), pytest.raises(InputError, match=f"^the model cannot be saved: {reason}"):
+        fit(split(embedded_sample()), Recipe(members=4, model=recipe))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(trained, tmp_path, monkeypatch):
+    path = tmp_path / "names.safetensors"
+    path.write_bytes(b"the old one")
+    replacing = tensor_files.replacing
+
+    @contextmanager
+    def full(path):
+        with replacing(path) as file:
+            yield file
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "replacing", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, trained)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_ensemble_has_a_member():
+    with pytest.raises(ValueError, match=r"^an ensemble has at least one member$"):
+        NameEnsemble([])
+
+
+@pytest.mark.parametrize("junk", ["x" * 2**20, [[]] * 50_000], ids=["text", "lists"])
+def test_values_that_are_too_large_are_not_saved(trained, tmp_path, junk):
+    odd = replace(trained, info={"junk": junk})
+    with pytest.raises(InputError, match=r" bytes would be too large to be read again$"):
+        save_checkpoint(tmp_path / "new", odd)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_too_large_is_not_written(tmp_path):
+    tensors = {"a": torch.ones(250)}
+    tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {}, max_bytes=2000)
+    with pytest.raises(InputError, match=r" bytes would be too large to be read again$"):
+        tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {}, max_bytes=1000)
+
+
+def test_the_bounds_allow_what_is_in_use(tmp_path):
+    check_loadable([{"hidden_size": 512, "num_layers": 2, "bidirectional": True}] * 10, 18)
+    languages = tuple(chr(0x20000 + i) * 50 for i in range(MAX_LANGUAGES))
+    epochs = [asdict(Epoch(10, i, *[1 / 3] * 5)) for i in range(MAX_EPOCHS)]
+    info = {"history": epochs, "split": {"data": {"source": "\udcff" * 4096}}}
+    largest = Checkpoint(NameClassifier(MAX_LANGUAGES, 1, 1), languages, info)
+    save_checkpoint(tmp_path / "largest", largest)
+    assert load_checkpoint(tmp_path / "largest").info == info

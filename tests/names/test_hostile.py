@@ -1,0 +1,300 @@
+"""Damaged and hostile checkpoints: each is refused at once, or is a model like any other."""
+
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from bounds import bounded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from namernn_fast.names import (
+    Checkpoint,
+    InputError,
+    NameClassifier,
+    Predictor,
+    load_checkpoint,
+    save_checkpoint,
+    tensor_files,
+)
+from namernn_fast.names.checkpoint import _OPTIONS, KIND
+
+LANGUAGES = ("Basque", "Welsh", "Maori")
+INFO = {"split": {"data": {"is_sample": True}}}
+quick = settings(deadline=None, database=None, max_examples=100)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return Checkpoint(NameClassifier(3, 2, 3, bidirectional=True), LANGUAGES, INFO)
+
+
+@pytest.fixture(scope="module")
+def tiny_bytes(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / "names.safetensors"
+    save_checkpoint(path, tiny)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A path whose file the tests replace at will."""
+    return tmp_path_factory.mktemp("hostile") / "names.safetensors"
+
+
+@pytest.fixture
+def write(tiny, tiny_bytes, path):
+    """Writes a file that is the tiny checkpoint but for the values and weights given."""
+    path.write_bytes(tiny_bytes)
+    values = tensor_files.read_values(path, KIND)
+
+    def write(weights=None, **changes):
+        content = {name: value for name, value in {**values, **changes}.items() if value != "left"}
+        tensor_files.write_tensors(path, KIND, weights or tiny.model.state_dict(), content)
+
+    return write
+
+
+def refusal(path):
+    """The reason why there is no checkpoint at `path`, which is found out in no time."""
+    with bounded(), pytest.raises(InputError) as error:
+        load_checkpoint(path)
+    start, _, rest = str(error.value).partition(": ")
+    assert start == str(path)
+    return rest
+
+
+def test_no_plain_file(tmp_path):
+    assert refusal(tmp_path / "none") == "there is no such file"
+    assert refusal(tmp_path) == "not a plain file"
+    os.mkfifo(tmp_path / "fifo")
+    assert refusal(tmp_path / "fifo") == "not a plain file"
+    assert refusal("/dev/zero") == "not a plain file"
+
+
+def test_a_file_of_twenty_gigabytes(tmp_path, tiny_bytes):
+    path = tmp_path / "names.safetensors"
+    path.write_bytes(tiny_bytes)
+    os.truncate(path, 20 * 10**9)
+    assert refusal(path) == ("too large, 20,000,000,000 bytes where at most 268,435,456 are read")
+
+
+class Harm:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        torch.save,
+        lambda harm, path: torch.save(harm, path, _use_new_zipfile_serialization=False),
+        lambda harm, path: path.write_bytes(pickle.dumps(harm)),
+    ],
+    ids=["zip", "legacy", "pickle"],
+)
+def test_a_pickle_is_named_and_runs_no_code(tmp_path, save):
+    path = tmp_path / "names.safetensors"
+    save(Harm(str(tmp_path / "harm")), path)
+    assert refusal(path).startswith("a pickle, as earlier versions wrote it with torch.save, ")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_option_of_the_classifier_is_checked():
+    assert set(_OPTIONS) == set(NameClassifier(3).config)
+
+
+def test_odd_options_are_refused(write, path, tiny):
+    odd = (True, 1.5, "x", None, [], {}, -1, float("nan"), float("inf"), 10**9, 10**400)
+    for option, value in tiny.model.config.items():
+        for other in odd:
+            if not (type(other) is type(value) is bool or other is value):
+                write(model={**tiny.model.config, option: other})
+                assert refusal(path).startswith("not a checkpoint that this version can read (")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "left"},
+        {"model": []},
+        {"model": 3},
+        {"model": "three"},
+        {"model": [[]]},
+        {"model": [{"num_layers": 16}] * 64},
+        {"model": [{"num_layers": 1}] * 65},
+        {"model": {"secret": 1}},
+        {"model": {"num_classes": 3}},
+        {"alphabet": "left"},
+        {"alphabet": "abc"},
+        {"alphabet": 3},
+        {"folding": "left"},
+        {"folding": 1},
+        {"languages": "left"},
+        {"languages": []},
+        {"languages": "ABC"},
+        {"languages": {"A": 1, "B": 2, "C": 3}},
+        {"languages": [1, 2, 3]},
+        {"languages": ["A", "B", "B"]},
+        {"languages": ["A", "B", ""]},
+        {"languages": ["A", "B", " "]},
+        {"languages": ["A", "B", "\x1b[2J"]},
+        {"languages": ["A", "B", "two\nlines"]},
+        {"languages": ["A", "B", "\u202eright to left"]},
+        {"languages": ["A", "B", "\ud800"]},
+        {"languages": ["A", "B", "C" * 51]},
+        {"languages": [f"language {i}" for i in range(501)]},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_odd_values_are_refused(write, path, changes):
+    write(**changes)
+    assert refusal(path).startswith("not a checkpoint that this version can read (")
+
+
+def test_other_weights_are_refused(write, path, tiny):
+    weights = tiny.model.state_dict()
+
+    def changed(**changes):
+        write({**weights, **changes})
+        return refusal(path)
+
+    bias = {"classifier.bias": torch.ones(4)}
+    assert changed(**bias) == "the tensor 'classifier.bias' has the shape (4,), not (3,)"
+    assert changed(odd=torch.ones(1)) == "the tensor 'odd' has the shape (1,), not None"
+    write({name: value for name, value in weights.items() if name != "classifier.bias"})
+    assert refusal(path) == "the tensor 'classifier.bias' has the shape None, not (3,)"
+    for value in (float("nan"), float("inf"), -float("inf")):
+        bias = {"classifier.bias": torch.tensor([0, value, 0])}
+        assert changed(**bias) == "the weight classifier.bias is not finite"
+    for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
+        bias = {"classifier.bias": torch.ones(3).to(dtype)}
+        assert changed(**bias) == f"the weight classifier.bias has the dtype {dtype}"
+
+
+def test_the_largest_model_is_not_built_for_a_file_that_does_not_hold_it(write, path, tiny):
+    largest = {"embedding_size": 4096, "hidden_size": 4096, "num_layers": 64, "bidirectional": True}
+    write(model={**tiny.model.config, **largest})
+    assert refusal(path).endswith("'classifier.weight' has the shape (3, 6), not (3, 8192)")
+
+
+def test_weights_that_overflow_are_an_error(path):
+    model = NameClassifier(3, 2, 3)
+    for value in model.parameters():
+        nn.init.constant_(value, 3e38)
+    save_checkpoint(path, Checkpoint(model, LANGUAGES, INFO))
+    with pytest.raises(InputError, match=r"^the model gives probabilities that are not finite"):
+        Predictor(load_checkpoint(path)).predict(["Kim"])
+
+
+def with_header(header, body=b""):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + body
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(2**17)},
+        {"__metadata__": {KIND: "[" + "[]," * 2**20 + "[]]"}},
+        b"[" * 2**22,
+    ],
+    ids=["tensors", "lists", "depth"],
+)
+def test_a_large_header_is_not_parsed(path, header):
+    path.write_bytes(with_header(header))
+    assert refusal(path) == "not a readable safetensors file (its header is too large)"
+
+
+def test_the_largest_header_that_is_parsed_is_harmless(path):
+    for item, kind in (("[],", False), ("{},", False), ("1,", True), ('"a",', True)):
+        count = (tensor_files.MAX_HEADER_BYTES - 99) // len(json.dumps(item)[1:-1])
+        path.write_bytes(with_header({"__metadata__": {KIND: "[" + item * count + "0]"}}))
+        expected = "not a checkpoint" if kind else f"not a file of the kind '{KIND}'"
+        assert refusal(path) == expected
+    path.write_bytes(with_header({"__metadata__": {KIND: "[" + "[]," * 49_998 + "0]"}}))
+    assert refusal(path) == "not a checkpoint"
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    for count in (0, 2**13):
+        path.write_bytes(with_header({f"t{i}": entry for i in range(count)}))
+        assert refusal(path) == f"not a file of the kind '{KIND}'"
+
+
+@pytest.mark.parametrize("depth", [40, 900, 10**5])
+def test_values_that_are_nested_deeply_are_refused(write, path, depth):
+    path.write_bytes(with_header({"__metadata__": {KIND: '{"a":' * depth + "1" + "}" * depth}}))
+    assert refusal(path) in (
+        "its values are nested more than 32 deep",
+        f"not a file of the kind '{KIND}'",
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n", b"\0" * 8, b"\xff" * 99])
+def test_what_is_no_safetensors_file(path, content):
+    path.write_bytes(content)
+    assert refusal(path).startswith("not a readable safetensors file (")
+
+
+def test_a_truncated_checkpoint(path, tiny_bytes):
+    for size in range(0, len(tiny_bytes), 61):
+        path.write_bytes(tiny_bytes[:size])
+        assert refusal(path).startswith("not a readable safetensors file (")
+    path.write_bytes(tiny_bytes + b"\0")
+    assert refusal(path).startswith("not a readable safetensors file (")
+
+
+def check_content(path, content):
+    """Any content is refused as a checkpoint, or is one that answers or is found damaged."""
+    path.write_bytes(content)
+    with bounded():
+        try:
+            loaded = load_checkpoint(path)
+            answer = Predictor(loaded).predict(["Kim"])
+        except InputError:
+            return
+    assert {language for language, _ in answer[0]} <= set(loaded.languages)
+    assert all(0 <= probability <= 1 for _, probability in answer[0])
+
+
+@quick
+@given(st.data())
+def test_any_changed_byte_gives_a_model_or_an_error(path, tiny_bytes, data):
+    content = bytearray(tiny_bytes)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= data.draw(st.integers(1, 255))
+    check_content(path, bytes(content))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=9,
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "F16", "I64", "F4", "F8_E8M0", "C64", "X"]) | values,
+        "shape": st.lists(st.integers(-1, 2**64), max_size=3) | values,
+        "data_offsets": st.lists(st.integers(0, 2**64), max_size=2) | values,
+    }
+)
+headers = st.dictionaries(st.text(max_size=9), entries | values, max_size=3)
+
+
+@quick
+@given(
+    st.binary(max_size=99)
+    | st.builds(with_header, values | headers, st.binary(max_size=99))
+    | st.builds(lambda m: with_header({"__metadata__": {KIND: json.dumps(m)}}), values)
+)
+def test_any_bytes_give_an_error(path, content):
+    path.write_bytes(content)
+    refusal(path)
