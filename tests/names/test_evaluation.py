@@ -193,6 +193,9 @@ def test_units_are_drawn_together():
     once = significance.bootstrap(Answers(labels, predictions), resamples=500)
     twice = Answers(labels.repeat(2), predictions.repeat(2), [*range(100), *range(100)])
     assert significance.bootstrap(twice, resamples=500) == once
+    scores = torch.eye(4)[twice.predictions]
+    found = evaluation.evaluate(twice.labels, scores, "ABCD", units=twice.units, resamples=500)
+    assert found.macro_f1 == once[1]
     apart = significance.bootstrap(dataclasses.replace(twice, units=None), resamples=500)
     ratio = (apart[0].high - apart[0].low) / (once[0].high - once[0].low)
     assert ratio == pytest.approx(math.sqrt(0.5), rel=0.15)

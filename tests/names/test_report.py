@@ -26,7 +26,7 @@ def described(data, **options):
 def tiny():
     """Names whose facts are counted by hand."""
     rows = [
-        *(("Kim", 0), ("Lee ", 0), ("Lu:", 0)),
+        *(("Kim", 0), ("Lee ", 0), ("Lu:\u00a0", 0)),
         *(("Groß", 1), ("Gross", 1), ("Lee", 1), ("Anna-Lee", 1), ("Weber", 1)),
         *(("Novak1", 2), ("Novak", 2), ("Nowák", 2), ("To The First Page", 2), ("Maxa/B", 2)),
     ]
@@ -60,7 +60,7 @@ def test_facts_of_the_whole(tiny):
         for row in found.odd_rows
     ] == [
         (2, "Lee ", "lee", "", "", ("blanks at the ends",)),
-        (3, "Lu:", "lu", "", ":", ("punctuation at the end",)),
+        (3, "Lu:\u00a0", "lu", "", ":", ("punctuation at the end", "blanks at the ends")),
         (4, "Groß", "gross", "ß", "", ()),
         (7, "Anna-Lee", "annalee", "", "-", ()),
         (9, "Novak1", "novak", "", "1", ("digits",)),
