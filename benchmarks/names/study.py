@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.harness import pages
 from benchmarks.harness.paths import DOCS, ROOT
@@ -62,11 +62,6 @@ PAGE = DOCS / "names.md"
 CARD = pretrained_checkpoint().with_name("MODEL_CARD.md")
 SCRATCH = ROOT / "build" / "names"
 KIND = "namernn_fast.names study 1"
-
-
-def scores_of(model: nn.Module, parts: Split) -> Tensor:
-    """Returns the logits of the test part."""
-    return logits(model, parts.test.names)
 
 
 def code_version() -> str:
@@ -121,7 +116,7 @@ def rivals(run: Run) -> dict[str, Tensor]:
 def plain(run: Run) -> dict[str, Tensor]:
     """Trains the plain recipe."""
     fitted = run.timed(PLAIN, lambda: fit(run.parts, RECIPES["plain"], seed=run.seed))
-    return {PLAIN: scores_of(fitted.checkpoint.model, run.parts)}
+    return {PLAIN: logits(fitted.checkpoint.model, run.parts.test.names)}
 
 
 def reference(run: Run) -> dict[str, Tensor]:
@@ -131,8 +126,8 @@ def reference(run: Run) -> dict[str, Tensor]:
     assert isinstance(model, NameEnsemble)
     save_checkpoint(run.model_path("reference"), fitted.checkpoint)
     return {
-        REFERENCE: scores_of(model, run.parts),
-        ONE: scores_of(model.members[0], run.parts),
+        REFERENCE: logits(model, run.parts.test.names),
+        ONE: logits(model.members[0], run.parts.test.names),
     }
 
 
@@ -147,7 +142,7 @@ def small(run: Run) -> dict[str, Tensor]:
 
     fitted = run.timed(SMALL, taught)
     save_checkpoint(run.model_path("small"), fitted.checkpoint)
-    return {SMALL: scores_of(fitted.checkpoint.model, run.parts)}
+    return {SMALL: logits(fitted.checkpoint.model, run.parts.test.names)}
 
 
 STAGES = {"rivals": rivals, "plain": plain, "reference": reference, "small": small}

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from namernn_fast import FusedRNN, __version__
 
-from .files import cache_folder
 from .model import POOLINGS, NameClassifier, NameEnsemble
 from .tensor_files import (
     MAX_BYTES,
@@ -82,23 +81,9 @@ class Checkpoint:
         return _is_sample(self.info)
 
 
-def default_checkpoint() -> Path:
-    """Returns the path where `train` saves a model when no path is given.
-
-    Raises:
-        InputError: the user has no home folder.
-    """
-    return cache_folder() / "names.safetensors"
-
-
 def pretrained_checkpoint() -> Path:
     """Returns the path of the small model that comes with the package."""
     return Path(__file__).with_name("pretrained") / "names.safetensors"
-
-
-def find_checkpoint(model: str | os.PathLike[str]) -> Path:
-    """Returns the path of a model: that of the package for `PRETRAINED`, else `model` itself."""
-    return pretrained_checkpoint() if model == PRETRAINED else Path(model)
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,10 +81,6 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     """How many names of each language (row) are said to be of each language (column)."""
 
-    def values(self) -> dict[str, Any]:
-        """Returns the figures as plain values, for a file."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -97,10 +93,6 @@ class Comparison:
     macro_f1: Difference
     """By the bootstrap."""
 
-    def values(self) -> dict[str, Any]:
-        """Returns the figures as plain values, for a file."""
-        return asdict(self)
-
 
 def evaluate(
     labels: Any,
@@ -109,7 +101,6 @@ def evaluate(
     *,
     units: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Evaluation:
     """Evaluates a classifier.
 
@@ -118,7 +109,7 @@ def evaluate(
         scores: float (number of names, number of languages), log-probabilities or logits.
         languages: the names of the languages.
         units: as of `Answers`, for the bootstrap.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
 
     Raises:
         ValueError: the shapes do not agree, there is no name, or a score is not finite.
@@ -144,7 +135,7 @@ def evaluate(
     return Evaluation(
         names=len(labels),
         accuracy=_share(predictions == labels),
-        macro_f1=bootstrap(answers, resamples=resamples, seed=seed)[1],
+        macro_f1=bootstrap(answers, resamples=resamples)[1],
         top3=_share(top3.any(1)),
         log_loss=F.nll_loss(log_probabilities, labels).item(),
         brier=(probabilities - F.one_hot(labels, len(languages))).square().sum(1).mean().item(),
@@ -154,8 +145,8 @@ def evaluate(
             if bin.accuracy is not None and bin.confidence is not None
         ),
         calibration=bins,
-        languages=_of_languages(labels, predictions, languages),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        languages=_of_languages(confusion, languages),
+        confusion=tuple(map(tuple, confusion.tolist())),
     )
 
 
@@ -166,7 +157,6 @@ def compare(
     *,
     units: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Comparison:
     """Tests whether two classifiers differ on the same names.
 
@@ -174,7 +164,7 @@ def compare(
         labels: int64 (number of names), the index of each name's language.
         first, second: the scores of each classifier, as of `evaluate`.
         units: as of `Answers`, for the bootstrap.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
 
     Raises:
         ModuleNotFoundError: scipy is not installed.
@@ -185,7 +175,6 @@ def compare(
         [Answers(labels, left, units)],
         [Answers(labels, right, units)],
         resamples=resamples,
-        seed=seed,
     )
     return Comparison(mcnemar(labels, left, right), accuracy, macro_f1)
 
@@ -212,26 +201,19 @@ def _share(hits: Tensor) -> Proportion:
     return share
 
 
-def _of_languages(
-    labels: Tensor, predictions: Tensor, languages: Sequence[str]
-) -> tuple[LanguageScores, ...]:
-    _, _, f1, _ = require("sklearn.metrics").precision_recall_fscore_support(
-        labels.numpy(), predictions.numpy(), labels=range(len(languages)), zero_division=0
-    )
-    count = len(languages)
-    names = labels.bincount(minlength=count).tolist()
-    predicted = predictions.bincount(minlength=count).tolist()
-    right = labels[labels == predictions].bincount(minlength=count).tolist()
+def _of_languages(confusion: Any, languages: Sequence[str]) -> tuple[LanguageScores, ...]:
+    numbers = (confusion.sum(1), confusion.sum(0), confusion.diagonal())
+    counts = zip(languages, *(each.tolist() for each in numbers), strict=True)
     return tuple(
         LanguageScores(
             language,
-            names[place],
-            predicted[place],
-            proportion(right[place], predicted[place]),
-            proportion(right[place], names[place]),
-            float(f1[place]),
+            names,
+            predicted,
+            proportion(right, predicted),
+            proportion(right, names),
+            2 * right / max(names + predicted, 1),
         )
-        for place, language in enumerate(languages)
+        for language, names, predicted, right in counts
     )
 
 

@@ -44,9 +44,8 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
     # A language is a file's name and no formula, whatever dollar signs it has.
     small = {"fontsize": 10 if count <= _MOST_WITH_NUMBERS else 400 / count}
     axes.set_xticks(ticks, names, **small, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(
-        ticks, [f"{name} ({sum(row)})" for name, row in _rows(names, evaluation)], **small
-    )
+    sizes = [f"{name} ({sum(row)})" for name, row in zip(names, evaluation.confusion, strict=True)]
+    axes.set_yticks(ticks, sizes, **small)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         label.set_parse_math(False)
     axes.set_xlabel("predicted language")
@@ -167,10 +166,6 @@ def usable_history(history: Any) -> list[dict[str, Any]] | None:
         if not all(type(value) in (int, float) and abs(value) < 1e9 for value in values):
             return None
     return history
-
-
-def _rows(names: Sequence[str], evaluation: Evaluation) -> Any:
-    return zip(names, evaluation.confusion, strict=True)
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:

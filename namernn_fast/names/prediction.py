@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import FusedRNN
 
-from .checkpoint import PRETRAINED, Checkpoint, find_checkpoint, load_checkpoint
+from .checkpoint import PRETRAINED, Checkpoint, load_checkpoint, pretrained_checkpoint
 from .encoding import EncodedNames, encode, encode_names
 from .model import NameClassifier, NameEnsemble
 from .text import InputError, check_names, fold
@@ -158,8 +159,8 @@ def load(
         ['Polish', 'Vietnamese']
         >>> ((language, probability),) = predictor.predict(["Ślusàrski"], top=1)[0]
     """
-    checkpoint = load_checkpoint(find_checkpoint(path), device=device, rnn_class=rnn_class)
-    return Predictor(checkpoint)
+    found = pretrained_checkpoint() if path == PRETRAINED else Path(path)
+    return Predictor(load_checkpoint(found, device=device, rnn_class=rnn_class))
 
 
 def probabilities(model: nn.Module, names: EncodedNames) -> Tensor:

@@ -1,11 +1,11 @@
-"""What is in the names data: its rows and what is odd about them, what folding does, its limits."""
+"""What is in the names data: its languages, its odd rows, and the limits of any accuracy."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -13,11 +13,6 @@ from .dataset import NamesData
 from .evaluation import best_hits
 from .splitting import LabelledNames, Split, split
 from .text import SPELLINGS, dropped, fold
-
-POLICY = (
-    "Rows that are no clean names are kept as they are, so that figures stay comparable with those "
-    "that others publish on the same files; this report counts them and names them."
-)
 
 # Texts that web pages left among the names.
 _NO_NAMES = frozenset({"to the first page"})
@@ -78,10 +73,6 @@ class LanguageFacts:
     """Rows beyond the first of each folded name."""
     shared: int
     """Distinct folded names that other languages have too."""
-    spelled: int
-    """Rows that the table of spellings changes."""
-    dropped: int
-    """Rows with characters that folding drops."""
     junk: int
     """Rows that a rule of `JUNK` finds."""
     train: int
@@ -91,42 +82,38 @@ class LanguageFacts:
 
 
 @dataclass(frozen=True)
+class OddRow:
+    """A row that is no clean name, or that folding changes in more than case and accents."""
+
+    row: int
+    """The number of the row in the data, from 1."""
+    language: str
+    name: str
+    folded: str
+    spelled: str
+    """The characters that the table of spellings changes."""
+    dropped: str
+    """The characters that folding drops."""
+    junk: tuple[str, ...]
+    """The rules of `JUNK` that find the row."""
+
+
+@dataclass(frozen=True)
 class DataReport:
     """All that `describe` finds."""
 
-    data: dict[str, Any]
-    """source, sha256, rows, is_sample, languages"""
     split: dict[str, Any]
-    """The method, seed, shares and SHA-256 of the split, and the sizes of its parts."""
+    """As of `Split.info`."""
     languages: tuple[LanguageFacts, ...]
     total: LanguageFacts
-    distinct: dict[str, int]
-    """Distinct strings and distinct pairs of a string and a language, as written and folded; of
-    the strings, those under several languages."""
-    folding: dict[str, int]
-    """Rows that folding changes in more than case and blanks at the ends, and by what."""
     ceiling: dict[str, float]
-    """The best accuracy that a function of the string can reach: over rows and over distinct pairs
-    of a string and a language, the strings as written and folded; and in each part of the split."""
+    """The best accuracy that a function of the folded string can reach: over the rows, over the
+    distinct pairs of a folded name and a language, and in the test part."""
     leak: dict[str, dict[str, float]]
-    """The share of the test part that is elsewhere in the data too, in the split and in a random
-    split of rows with the same shares: "pairs", with the same language; "strings", with any."""
-    lengths: dict[str, float]
-    """The mean and the longest length, as written and folded."""
-    dropped_characters: dict[str, int]
-    """How often folding drops each character."""
-    dropped_rows: tuple[dict[str, str], ...]
-    spelled_rows: tuple[dict[str, str], ...]
-    junk_rules: dict[str, str]
-    junk_policy: str
-    junk_rows: dict[str, tuple[dict[str, Any], ...]]
-    """For each rule of `JUNK` the rows that it finds, with their numbers in the data from 1."""
+    """As of `leak`, of the split and of a random split of rows with the same shares."""
+    odd_rows: tuple[OddRow, ...]
     shared_strings: dict[str, tuple[str, ...]]
     """The folded names that several languages have, with the languages."""
-
-    def values(self) -> dict[str, Any]:
-        """Returns the report as plain values, for a file."""
-        return asdict(self)
 
 
 def describe(data: NamesData, parts: Split) -> DataReport:
@@ -136,48 +123,60 @@ def describe(data: NamesData, parts: Split) -> DataReport:
         data: the names.
         parts: their split.
     """
-    rows = _Rows(data)
+    folded = [fold(name) for name, _ in data.rows]
+    labels = [label for _, label in data.rows]
+    pairs = sorted(set(zip(folded, labels, strict=True)))
+    languages_of: defaultdict[str, list[str]] = defaultdict(list)
+    for text, label in pairs:
+        languages_of[text].append(data.languages[label])
+    shared = {text: tuple(found) for text, found in languages_of.items() if len(found) > 1}
+    rows = [
+        OddRow(
+            row=number,
+            language=data.languages[label],
+            name=name,
+            folded=text,
+            spelled="".join(
+                c for c in unicodedata.normalize("NFD", name.strip()) if c in SPELLINGS
+            ),
+            dropped=dropped(name),
+            junk=tuple(rule for rule, (_, finds) in JUNK.items() if finds(name)),
+        )
+        for number, ((name, label), text) in enumerate(zip(data.rows, folded, strict=True), 1)
+    ]
+
+    def facts(title: str, languages: Collection[int]) -> LanguageFacts:
+        own_rows = [row for row, label in zip(rows, labels, strict=True) if label in languages]
+        own_texts = [text for text, label in pairs if label in languages]
+        return LanguageFacts(
+            language=title,
+            rows=len(own_rows),
+            distinct=len(own_texts),
+            repeats=len(own_rows) - len(own_texts),
+            shared=len(shared.keys() & own_texts),
+            junk=sum(bool(row.junk) for row in own_rows),
+            **{
+                name: sum(label in languages for label in getattr(parts, name).labels.tolist())
+                for name in ("train", "validation", "test")
+            },
+        )
+
     shares = {name: parts.info[name] for name in ("validation", "test", "seed")}
-    sizes = {name: len(part) for name, part in _parts(parts).items()}
     return DataReport(
-        data={
-            "source": data.source,
-            "sha256": data.sha256,
-            "rows": len(data.rows),
-            "languages": len(data.languages),
-            "is_sample": data.is_sample,
-        },
-        split={name: value for name, value in parts.info.items() if name != "data"}
-        | {"names": sizes},
-        languages=tuple(
-            rows.facts(language, [place], parts) for place, language in enumerate(data.languages)
-        ),
-        total=rows.facts("all", range(len(data.languages)), parts),
-        distinct=rows.distinct(),
-        folding=rows.folding(),
-        ceiling=rows.ceilings()
-        | {
-            f"{name} part": _ceiling(part.texts, part.labels.tolist())
-            for name, part in _parts(parts).items()
+        split=parts.info,
+        languages=tuple(facts(title, [label]) for label, title in enumerate(data.languages)),
+        total=facts("all", range(len(data.languages))),
+        ceiling={
+            "rows": best_hits(folded, labels) / len(labels),
+            "distinct pairs": len(languages_of) / len(pairs),
+            "test part": best_hits(parts.test.texts, parts.test.labels.tolist()) / len(parts.test),
         },
         leak={
             "this split": leak(parts),
             "random split": leak(split(data, method="random", **shares)),
         },
-        lengths=rows.lengths(),
-        dropped_characters=dict(
-            Counter(character for lost in rows.lost for character in lost).most_common()
-        ),
-        dropped_rows=rows.listed(rows.lost, "dropped"),
-        spelled_rows=rows.listed(rows.spelled, "spelled"),
-        junk_rules={rule: words for rule, (words, _) in JUNK.items()},
-        junk_policy=POLICY,
-        junk_rows=rows.junk_rows(),
-        shared_strings={
-            text: tuple(data.languages[language] for language in sorted(languages))
-            for text, languages in sorted(rows.languages_of.items())
-            if len(languages) > 1
-        },
+        odd_rows=tuple(row for row in rows if row.spelled or row.dropped or row.junk),
+        shared_strings=shared,
     )
 
 
@@ -195,119 +194,6 @@ def leak(parts: Split) -> dict[str, float]:
         "pairs": sum(pair in pairs for pair in tested) / len(tested),
         "strings": sum(text in strings for text, _ in tested) / len(tested),
     }
-
-
-class _Rows:
-    """The rows of the data with what folding does to them."""
-
-    def __init__(self, data: NamesData) -> None:
-        self.data = data
-        self.names = [name for name, _ in data.rows]
-        self.labels = [language for _, language in data.rows]
-        self.folded = [fold(name) for name in self.names]
-        self.lost = [dropped(name) for name in self.names]
-        self.spelled = [
-            "".join(c for c in _decomposed(name) if c in SPELLINGS) for name in self.names
-        ]
-        self.junk = {
-            rule: [finds(name) for name in self.names] for rule, (_, finds) in JUNK.items()
-        }
-        self.languages_of: defaultdict[str, set[int]] = defaultdict(set)
-        for text, language in zip(self.folded, self.labels, strict=True):
-            self.languages_of[text].add(language)
-
-    def facts(self, title: str, languages: Sequence[int], parts: Split) -> LanguageFacts:
-        places = [place for place, label in enumerate(self.labels) if label in languages]
-        pairs = {(self.folded[place], self.labels[place]) for place in places}
-        strings = {text for text, _ in pairs}
-        return LanguageFacts(
-            language=title,
-            rows=len(places),
-            distinct=len(pairs),
-            repeats=len(places) - len(pairs),
-            shared=sum(len(self.languages_of[text]) > 1 for text in strings),
-            spelled=sum(bool(self.spelled[place]) for place in places),
-            dropped=sum(bool(self.lost[place]) for place in places),
-            junk=sum(any(found[place] for found in self.junk.values()) for place in places),
-            **{
-                name: sum(label in languages for label in part.labels.tolist())
-                for name, part in _parts(parts).items()
-            },
-        )
-
-    def distinct(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for words, texts in (("as written", self.names), ("folded", self.folded)):
-            pairs = set(zip(texts, self.labels, strict=True))
-            times = Counter(text for text, _ in pairs)
-            counts |= {
-                f"strings {words}": len(times),
-                f"pairs {words}": len(pairs),
-                f"strings under several languages {words}": sum(n > 1 for n in times.values()),
-            }
-        return counts
-
-    def folding(self) -> dict[str, int]:
-        texts = list(zip(self.names, self.folded, strict=True))
-        return {
-            "rows changed": sum(text != name.strip().lower() for name, text in texts),
-            "rows changed by the spellings": sum(map(bool, self.spelled)),
-            "rows with dropped characters": sum(map(bool, self.lost)),
-        }
-
-    def ceilings(self) -> dict[str, float]:
-        ceilings: dict[str, float] = {}
-        for words, texts in (("as written", self.names), ("folded", self.folded)):
-            ceilings[f"rows {words}"] = _ceiling(texts, self.labels)
-            strings, labels = zip(*set(zip(texts, self.labels, strict=True)), strict=True)
-            ceilings[f"pairs {words}"] = _ceiling(strings, labels)
-        return ceilings
-
-    def lengths(self) -> dict[str, float]:
-        lengths: dict[str, float] = {}
-        for words, texts in (("as written", self.names), ("folded", self.folded)):
-            lengths[f"mean {words}"] = sum(map(len, texts)) / len(texts)
-            lengths[f"longest {words}"] = max(map(len, texts))
-        return lengths
-
-    def listed(self, values: Sequence[str], title: str) -> tuple[dict[str, str], ...]:
-        """Returns the rows for which there is a value."""
-        return tuple(
-            {
-                "language": self.data.languages[self.labels[place]],
-                "name": self.names[place],
-                "folded": self.folded[place],
-                title: value,
-            }
-            for place, value in enumerate(values)
-            if value
-        )
-
-    def junk_rows(self) -> dict[str, tuple[dict[str, Any], ...]]:
-        return {
-            rule: tuple(
-                {
-                    "row": place + 1,
-                    "language": self.data.languages[self.labels[place]],
-                    "name": self.names[place],
-                }
-                for place, is_junk in enumerate(found)
-                if is_junk
-            )
-            for rule, found in self.junk.items()
-        }
-
-
-def _ceiling(texts: Sequence[str], labels: Sequence[int]) -> float:
-    return best_hits(texts, labels) / len(texts)
-
-
-def _decomposed(name: str) -> str:
-    return unicodedata.normalize("NFD", name.strip())
-
-
-def _parts(parts: Split) -> dict[str, LabelledNames]:
-    return {"train": parts.train, "validation": parts.validation, "test": parts.test}
 
 
 def _pairs(part: LabelledNames) -> list[tuple[str, int]]:

@@ -127,18 +127,8 @@ def _opened(path: str | os.PathLike[str], kind: str, max_bytes: int) -> Iterator
         raise InputError(f"{path}: not a plain file")
     if (size := path.stat().st_size) > max_bytes:
         raise InputError(f"{path}: too large, {size:,} bytes where at most {max_bytes:,} are read")
-    _check_start(path)
-    try:
-        with library.safe_open(path, framework="pt", device="cpu") as file:
-            yield file, _values(path, kind, file.metadata())
-    except library.SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _check_start(path: Path) -> None:
-    """Refuses, by its first bytes, a file that the library should not see."""
-    with path.open("rb") as file:
-        start = file.read(8)
+    with path.open("rb") as content:
+        start = content.read(8)
     if start.startswith(_PICKLES):
         raise InputError(
             f"{path}: a pickle, as earlier versions wrote it with torch.save, which could run code "
@@ -146,6 +136,11 @@ def _check_start(path: Path) -> None:
         )
     if _header_bytes(start) > MAX_HEADER_BYTES:
         raise InputError(f"{path}: not a readable safetensors file (its header is too large)")
+    try:
+        with library.safe_open(path, framework="pt", device="cpu") as file:
+            yield file, _values(path, kind, file.metadata() or {})
+    except library.SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def _header_bytes(content: bytes) -> int:
@@ -153,12 +148,11 @@ def _header_bytes(content: bytes) -> int:
     return int.from_bytes(content[:8], "little")
 
 
-def _values(path: Path, kind: str, metadata: dict[str, str] | None) -> Any:
+def _values(path: Path, kind: str, metadata: Mapping[str, str]) -> Any:
     try:
-        text = (metadata or {})[kind]
-        if _brackets(text) > _MAX_BRACKETS:
+        if _brackets(metadata[kind]) > _MAX_BRACKETS:
             raise ValueError("too many lists and tables")
-        values = json.loads(text)
+        values = json.loads(metadata[kind])
     # JSON that is nested too deeply is a RecursionError.
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a file of the kind '{kind}'") from error
@@ -174,14 +168,7 @@ def _brackets(text: str) -> int:
 
 def _is_deeper(value: Any, depth: int) -> bool:
     """Returns whether lists and tables are nested more than `depth` deep."""
-    level = [value]
-    for _ in range(depth + 1):
-        nested = [value for value in level if isinstance(value, dict | list)]
-        level = [
-            item
-            for value in nested
-            for item in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not nested:
-            return False
-    return True
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in items)

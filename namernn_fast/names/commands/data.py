@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 from ..dataset import load_names
 from ..files import check_no_overwrite, check_replaceable, replacing
 from ..formatting import Cell, aligned, literal, markdown
-from ..report import DataReport, LanguageFacts, describe
+from ..report import JUNK, DataReport, describe
 from ..text import escaped
 from .arguments import add_data, add_split, data_files, path, split_data
 from .arguments import add_parser as add_command
 
 # Columns of the table of languages.
-_HEADER = (
-    "language",
-    "rows",
-    "distinct",
-    "repeats",
-    "shared",
-    "spelled",
-    "dropped",
-    "junk",
-    "train",
-    "valid.",
-    "test",
-)
+_HEADER = ("language", "rows", "distinct", "repeats", "shared", "junk", "train", "valid.", "test")
 _LEGEND = (
     "distinct: folded names; repeats: rows beyond the first of each; shared: names that other "
     "languages have too;",
-    "spelled: rows that the table of spellings changes; dropped: rows with characters that folding "
-    "drops;",
     "junk: rows that are no clean names; train, valid., test: names in the parts of the split",
 )
 
@@ -49,7 +36,7 @@ def add_parser(commands: Any) -> None:
         "--report",
         type=path,
         metavar="FILE",
-        help="write all facts and rows, as JSON if the file is called .json, else as Markdown",
+        help="write all facts and odd rows, as JSON if the file is called .json, else as Markdown",
     )
 
 
@@ -66,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(aligned(_HEADER, _languages(report)))
     print("\n".join(_LEGEND))
     print()
-    for title, text in _totals(report):
+    for title, text in _facts(report):
         print(escaped(f"{title}: {text}"))
     if arguments.report is not None:
         _write(arguments.report, report)
@@ -74,86 +61,48 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _languages(report: DataReport) -> list[list[Cell]]:
-    return [_row(facts) for facts in (*report.languages, report.total)]
+    return [list(astuple(facts)) for facts in (*report.languages, report.total)]
 
 
-def _row(facts: LanguageFacts) -> list[Cell]:
-    return [
-        facts.language,
-        facts.rows,
-        facts.distinct,
-        facts.repeats,
-        facts.shared,
-        facts.spelled,
-        facts.dropped,
-        facts.junk,
-        facts.train,
-        facts.validation,
-        facts.test,
-    ]
-
-
-def _totals(report: DataReport) -> list[tuple[str, str]]:
+def _facts(report: DataReport) -> list[tuple[str, str]]:
     """Returns the facts of the whole data: (title, text)."""
-    distinct, folding, ceiling = report.distinct, report.folding, report.ceiling
-    lengths, sizes = report.lengths, report.split["names"]
-    junk = ", ".join(f"{len(rows)} {rule}" for rule, rows in report.junk_rows.items() if rows)
-    lost = ", ".join(
-        f"'{character}' ({times:,})" for character, times in report.dropped_characters.items()
-    )
-    totals = [
-        (
-            "distinct",
-            f"{distinct['pairs as written']:,} pairs of a name and a language, "
-            f"{distinct['pairs folded']:,} once folded",
-        ),
-        (
-            "shared",
-            f"{distinct['strings under several languages as written']:,} strings are under several "
-            f"languages, {distinct['strings under several languages folded']:,} once folded",
-        ),
+    lost = Counter(character for row in report.odd_rows for character in row.dropped)
+    characters = ", ".join(f"'{character}' ({times:,})" for character, times in lost.most_common())
+    rules = Counter(rule for row in report.odd_rows for rule in row.junk)
+    junk = ", ".join(f"{rules[rule]} {rule}" for rule in JUNK if rule in rules)
+    ceiling, info = report.ceiling, report.split
+    facts = [
         (
             "folding",
-            f"changes {folding['rows changed']:,} rows in more than case, "
-            f"{folding['rows changed by the spellings']:,} of them by the table of spellings; "
-            f"drops {lost or 'nothing'}",
+            f"the table of spellings changes {sum(bool(row.spelled) for row in report.odd_rows):,} "
+            f"rows; dropped are {characters or 'no characters'}",
         ),
         ("junk", f"{report.total.junk:,} rows ({junk or 'none'}); kept as they are"),
         (
             "ceiling",
-            f"the best function of the string has {ceiling['rows as written']:.1%} of the rows "
-            f"right and {ceiling['pairs as written']:.1%} of the distinct pairs, of the folded "
-            f"string {ceiling['rows folded']:.1%} and {ceiling['pairs folded']:.1%}",
+            f"the best function of the folded string has {ceiling['rows']:.1%} of the rows right, "
+            f"{ceiling['distinct pairs']:.1%} of the distinct pairs of a name and a language, and "
+            f"{ceiling['test part']:.1%} of the test part",
         ),
-        (
-            "length",
-            f"{lengths['mean as written']:.2f} on average, at most "
-            f"{lengths['longest as written']:.0f}, once folded {lengths['longest folded']:.0f}",
-        ),
-        (
-            "split",
-            f"{report.split['method']}, seed {report.split['seed']}: {sizes['train']:,} to train, "
-            f"{sizes['validation']:,} to validate, {sizes['test']:,} to test; SHA-256 "
-            f"{report.split['sha256'][:16]}…; ceiling of the test part {ceiling['test part']:.1%}",
-        ),
+        ("split", f"{info['method']}, seed {info['seed']}; SHA-256 {info['sha256'][:16]}…"),
     ]
     for title, shares in report.leak.items():
-        if title == "this split" and report.split["method"] == "random":
+        if title == "this split" and info["method"] == "random":
             continue
-        totals.append(
+        facts.append(
             (
                 f"leak of {'the random split' if title == 'random split' else 'this split'}",
                 f"{shares['pairs']:.1%} of the test part are seen before the test, "
                 f"{shares['strings']:.1%} when the language is ignored",
             )
         )
-    return totals
+    return facts
 
 
 def _write(target: Path, report: DataReport) -> None:
     """Writes the whole report."""
     if target.suffix.lower() == ".json":
-        text = json.dumps(report.values(), indent=1, ensure_ascii=True)
+        text = json.dumps(asdict(report), indent=1)
     else:
         text = page(report)
     with replacing(target) as file:
@@ -163,48 +112,53 @@ def _write(target: Path, report: DataReport) -> None:
 def page(report: DataReport) -> str:
     """Returns the whole report in Markdown."""
     facts = {
-        "source": report.data["source"],
-        "SHA-256 of the data": report.data["sha256"],
+        "source": report.split["data"]["source"],
+        "SHA-256 of the data": report.split["data"]["sha256"],
         "SHA-256 of the split": report.split["sha256"],
-        **dict(_totals(report)),
+        **dict(_facts(report)),
     }
-    characters: list[list[Cell]] = [
-        [f"U+{ord(character):04X}", unicodedata.name(character, "no name"), times]
-        for character, times in report.dropped_characters.items()
+    rules = {rule: words for rule, (words, _) in JUNK.items()}
+    header = ("row", "language", "name", "folded", "spelled", "dropped", "junk")
+    odd_rows: list[list[Cell]] = [
+        [
+            row.row,
+            row.language,
+            _quoted(row.name),
+            row.folded,
+            row.spelled,
+            row.dropped,
+            ", ".join(row.junk),
+        ]
+        for row in report.odd_rows
     ]
-    sections = [
-        ("Languages", [markdown(_HEADER, _languages(report)), "\n".join(_LEGEND)]),
-        ("Facts", [f"- {literal(title)}: {literal(text)}" for title, text in facts.items()]),
-        (
-            "Characters that folding drops",
-            [markdown(("character", "its name", "times"), characters)],
-        ),
-        ("Rows with dropped characters", [_rows(report.dropped_rows)]),
-        ("Rows that the table of spellings changes", [_rows(report.spelled_rows)]),
-        ("Junk rows", [literal(report.junk_policy)]),
-    ]
-    for rule, rows in report.junk_rows.items():
-        title = f"Junk rows: {rule}"
-        sections.append((title, [f"The rule: {literal(report.junk_rules[rule])}.", _rows(rows)]))
     shared: list[list[Cell]] = [
         [text, ", ".join(languages)] for text, languages in report.shared_strings.items()
     ]
-    sections.append(
-        ("Folded names under several languages", [markdown(("name", "languages"), shared)])
+    return "\n\n".join(
+        [
+            "# The names data",
+            "## Languages",
+            markdown(_HEADER, _languages(report)),
+            "\n".join(_LEGEND),
+            "## Facts",
+            _listed(facts),
+            "## Odd rows",
+            "Rows that the table of spellings changes, rows with characters that folding drops, "
+            "and junk. They are kept as they are, so that figures can be compared with those that "
+            "others publish on the same files.",
+            _listed(rules),
+            markdown(header, odd_rows),
+            "## Folded names under several languages",
+            markdown(("name", "languages"), shared),
+        ]
     )
-    texts = ["# The names data"]
-    for title, paragraphs in sections:
-        texts += [f"## {title}", ("\n" if title == "Facts" else "\n\n").join(paragraphs)]
-    return "\n\n".join(texts)
 
 
-def _rows(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns a table of dictionaries that have the same keys."""
-    if not rows:
-        return "None."
-    return markdown(tuple(rows[0]), [[_quoted(value) for value in row.values()] for row in rows])
+def _listed(texts: Mapping[str, str]) -> str:
+    """Returns a list in Markdown."""
+    return "\n".join(f"- {literal(title)}: {literal(text)}" for title, text in texts.items())
 
 
-def _quoted(value: Any) -> Cell:
-    """Returns text whose blanks at the ends are seen."""
-    return f'"{value}"' if isinstance(value, str) and value != value.strip() else value
+def _quoted(name: str) -> str:
+    """Returns a name whose blanks at the ends are seen."""
+    return f'"{name}"' if name != name.strip() else name

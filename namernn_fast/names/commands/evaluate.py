@@ -262,9 +262,9 @@ def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
         "versions": {**versions(), "scikit-learn": require("sklearn").__version__},
         "ceiling": results.ceiling,
         "evaluations": {
-            name: evaluation.values() for name, evaluation in results.evaluations.items()
+            name: asdict(evaluation) for name, evaluation in results.evaluations.items()
         },
-        "model_minus_ngrams": results.comparison and results.comparison.values(),
+        "model_minus_ngrams": results.comparison and asdict(results.comparison),
     }
     # A checkpoint may record numbers that are not finite, which JSON does not have.
     content = json.loads(json.dumps(content), parse_constant=lambda name: None)

@@ -21,14 +21,13 @@ import torch.distributed as dist
 from ..checkpoint import (
     PRETRAINED,
     check_worth_replacing,
-    default_checkpoint,
     load_checkpoint,
     pretrained_checkpoint,
     save_checkpoint,
 )
 from ..dataset import NamesData, load_names
 from ..distillation import MADE_UP, distilled
-from ..files import Used, check_no_overwrite, check_replaceable, require
+from ..files import Used, cache_folder, check_no_overwrite, check_replaceable, require
 from ..model import POOLINGS
 from ..recipes import RECIPES, SCHEDULES, Recipe
 from ..resuming import StateFile, check_is_state
@@ -142,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains as the options say."""
     require("safetensors")
     recipe = _recipe(arguments)
-    target: Path = arguments.checkpoint or default_checkpoint()
+    target: Path = arguments.checkpoint or cache_folder() / "names.safetensors"
     kept = target.with_name(f"{target.name}.state")
     _check_inputs_kept(target, kept, arguments)
     with _processes(arguments):

@@ -92,15 +92,15 @@ class Harm:
         return open, (self.path, "w")
 
 
-def legacy(harm, path):
-    torch.save(harm, path, _use_new_zipfile_serialization=False)
-
-
-def pickled(harm, path):
-    path.write_bytes(pickle.dumps(harm))
-
-
-@pytest.mark.parametrize("save", [torch.save, legacy, pickled])
+@pytest.mark.parametrize(
+    "save",
+    [
+        torch.save,
+        lambda harm, path: torch.save(harm, path, _use_new_zipfile_serialization=False),
+        lambda harm, path: path.write_bytes(pickle.dumps(harm)),
+    ],
+    ids=["zip", "legacy", "pickle"],
+)
 def test_a_pickle_is_named_and_runs_no_code(tmp_path, save):
     path = tmp_path / "names.safetensors"
     save(Harm(str(tmp_path / "harm")), path)
@@ -108,9 +108,8 @@ def test_a_pickle_is_named_and_runs_no_code(tmp_path, save):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("options", [set(_OPTIONS)])
-def test_every_option_of_the_classifier_is_checked(options):
-    assert options == set(NameClassifier(3).config)
+def test_every_option_of_the_classifier_is_checked():
+    assert set(_OPTIONS) == set(NameClassifier(3).config)
 
 
 def test_odd_options_are_refused(write, path, tiny):
@@ -224,8 +223,9 @@ def test_the_largest_header_that_is_parsed_is_harmless(path):
     path.write_bytes(with_header({"__metadata__": {KIND: "[" + "[]," * 49_998 + "0]"}}))
     assert refusal(path) == "not a checkpoint"
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    path.write_bytes(with_header({f"t{i}": entry for i in range(2**13)}))
-    assert refusal(path) == f"not a file of the kind '{KIND}'"
+    for count in (0, 2**13):
+        path.write_bytes(with_header({f"t{i}": entry for i in range(count)}))
+        assert refusal(path) == f"not a file of the kind '{KIND}'"
 
 
 @pytest.mark.parametrize("depth", [40, 900, 10**5])
@@ -237,11 +237,10 @@ def test_values_that_are_nested_deeply_are_refused(write, path, depth):
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"text\n", b"\0" * 8, b"\xff" * 99, with_header(b"{}")])
-def test_what_is_no_checkpoint(path, content):
+@pytest.mark.parametrize("content", [b"", b"text\n", b"\0" * 8, b"\xff" * 99])
+def test_what_is_no_safetensors_file(path, content):
     path.write_bytes(content)
-    reason = refusal(path)
-    assert reason.startswith("not a readable safetensors file (") or content == with_header(b"{}")
+    assert refusal(path).startswith("not a readable safetensors file (")
 
 
 def test_a_truncated_checkpoint(path, tiny_bytes):
@@ -288,7 +287,6 @@ entries = st.fixed_dictionaries(
     }
 )
 headers = st.dictionaries(st.text(max_size=9), entries | values, max_size=3)
-metadata = st.fixed_dictionaries({"__metadata__": st.fixed_dictionaries({KIND: values})})
 
 
 @quick
