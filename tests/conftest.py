@@ -25,6 +25,10 @@ settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS
 settings.load_profile("test")
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Fills every `torch.empty` with NaN, so that a result that nobody wrote is seen."""

@@ -137,7 +137,8 @@ def plot(rows: list[Row], folder: Path) -> list[Path]:
     """Draws the speed-up against batch size: a figure for each mode and launch, a panel a shape."""
     from matplotlib import pyplot
 
-    from benchmarks.report.plots import save_figure
+    from benchmarks.report.plots import save
+    from namernn_fast.bench.plot import draw
 
     pyplot.switch_backend("Agg")
     figures: dict[tuple[str, str], dict[str, dict[str, dict[Cell, dict[str, float]]]]] = {}
@@ -149,7 +150,8 @@ def plot(rows: list[Row], folder: Path) -> list[Path]:
     paths = []
     for (mode, launch), panels in figures.items():
         file = "_".join(("gpu", *f"{mode} {launch}".lower().replace("+", "and").split()))
-        paths.append(save_figure(folder / f"{file}.png", f"{mode}, {launch}", panels, "precision"))
+        paths.append(folder / f"{file}.png")
+        save(draw(f"{mode}, {launch}", panels, "precision"), paths[-1])
     return paths
 
 

@@ -89,6 +89,7 @@ LEVELS = ("default", "avx2", "avx512")
 FEWER_STACKS = "every_option and not True-2-torch"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_cpu_capability_passes_parity(level, pytestconfig):
@@ -109,6 +110,7 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
         )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):

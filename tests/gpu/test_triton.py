@@ -34,6 +34,7 @@ def _nothing_is_known_of_a_gpu():
     ops.gpu_backend.cache_clear()
 
 
+@pytest.mark.long
 def test_interpreted_kernels():
     """The tests in tests/gpu/interpreted pass, in a process whose Triton interprets."""
     run = subprocess.run(
