@@ -50,14 +50,14 @@ def forward_steps(
         h_n: written, (directions, B, H).
     """
     activate = torch.relu_ if stack.options & ops.RELU else torch.tanh_
+    if hx is None:  # multiplied too, because zero times a weight that is not finite is NaN
+        hx = torch.zeros_like(h_n)
     for k, weight_hh in enumerate(weights_hh):
         transposed = weight_hh.t()
         steps = _steps(states, stack, k)
-        before = None if hx is None else hx[k]
+        before = hx[k]
         for h in steps:
-            if before is not None:
-                h.addmm_(before, transposed)
-            activate(h)
+            activate(h.addmm_(before, transposed))
             before = h
         h_n[k].copy_(steps[-1])
 

@@ -9,7 +9,7 @@ from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import given, settings
 from plans import resident, streamed
 
-from namernn_fast import last_state, ops, transfers
+from namernn_fast import FusedRNN, last_state, ops, transfers
 from namernn_fast.gpu import layer, plan, stepwise, tuning
 from namernn_fast.gpu.problem import SequenceLayout, Stack
 
@@ -46,6 +46,17 @@ def test_results(options, directions, wanted):
             resets=0.0,
         )
         check_results(case)
+
+
+@pytest.mark.usefixtures("stepwise_alone")
+def test_a_weight_that_is_not_finite_reaches_the_first_step():
+    theirs, ours = torch.nn.RNN(2, 3), FusedRNN(2, 3)
+    theirs.weight_hh_l0.data[0, 0] = torch.nan
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.ones(1, 1, 2)
+    expected = theirs(x)[0].isnan()
+    assert expected.sum() == 1
+    assert torch.equal(ours(x)[0].isnan(), expected)
 
 
 @hypothesis.seed(0)  # without it, the examples change with every edit of this function
