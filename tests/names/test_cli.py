@@ -87,6 +87,7 @@ def test_predict_says_what_a_checkpoint_records(run, tmp_path, monkeypatch, info
     said = f"the model is pretrained, not the pretrained one: {date}, {accuracy}\n"
     assert (code, err) == (0, said)
     assert out.splitlines()[1][-1] in "AB"
+    assert run("predict", "Kim", "--checkpoint", "pretrained")[2] == ""
 
 
 def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
