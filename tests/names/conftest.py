@@ -158,8 +158,8 @@ def run(capsys):
 def fails(run):
     """Run, expecting one line on standard error and nothing else; return the code and the line."""
 
-    def fails(*argv):
-        code, out, err = run(*argv)
+    def fails(*argv, **options):
+        code, out, err = run(*argv, **options)
         assert out == ""
         start, _, message = err.partition(": error: ")
         assert start == PROGRAM
