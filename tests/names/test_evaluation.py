@@ -432,8 +432,8 @@ SAMPLE = PARTS.info["data"]
     ("change", "reason"),
     [
         *(
-            ({"split": split}, "the checkpoint does not say on which split of which data it was")
-            for split in (
+            ({"split": record}, "the checkpoint does not say on which split of which data it was")
+            for record in (
                 "none",
                 PARTS.info | {"method": "psychic"},
                 PARTS.info | {"seed": "0"},

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast.names import ALPHABET, InputError, encode, encode_names, fold
-from namernn_fast.names.dataset import read_names
 from namernn_fast.names.encoding import encode_folded
 from namernn_fast.names.text import (
     MAX_NAME_LENGTH,
@@ -72,9 +71,9 @@ def test_what_is_dropped_leaves_no_trace(name):
         assert not name.strip()
 
 
-def defined_fold(name, spellings=SPELLINGS):
+def defined_fold(name):
     """The folding in the words of its documentation, a character at a time."""
-    spelled = (spellings.get(c, c) for c in unicodedata.normalize("NFD", name))
+    spelled = (SPELLINGS.get(c, c) for c in unicodedata.normalize("NFD", name))
     kept = (c for c in "".join(spelled) if c in string.ascii_letters + " .,;'")
     return "".join(kept).lower().strip(" ")
 
@@ -97,15 +96,6 @@ def test_folding_is_what_its_documentation_says(names):
     assert [*map(fold, names)] == folded
     assert fold_lines(names).decode("ascii") == "\n".join(folded)
     assert fold_usable(names) == folded
-
-
-def test_the_spellings_change_few_of_the_real_names(real_folder):
-    """Without them a name is folded as the data set is customarily read."""
-    names = [name for name, _ in read_names(real_folder).rows]
-    folded = fold_lines(names).decode("ascii").split("\n")
-    assert folded == [*map(defined_fold, names)]
-    # Nine with ß, one with ł, and one that has a no-break space between its parts.
-    assert sum(a != defined_fold(b, {}) for a, b in zip(folded, names, strict=True)) == 11
 
 
 UNUSABLE = "'{}' holds no usable character: letters from A to Z, plain or accented, and .,;' are"
