@@ -71,33 +71,21 @@ def test_facts_of_the_whole(tiny):
 
 
 @pytest.mark.parametrize(
-    ("name", "rules"),
+    ("rules", "names"),
     [
-        ("Novák", []),
-        ("O'Neal", []),
-        ("O’Neal", []),
-        ("Smith Jr.", []),
-        ("Rus'", []),
-        ("Anna-Lee", []),
-        ("de la Cruz", []),
-        ("To The First Page", ["no name"]),
-        ("to the  first\u00a0page", ["no name"]),
-        ("To The First Pagerov", []),
-        ("Rafaj1", ["digits"]),
-        ("1²", ["digits"]),
-        ("Lytkin,", ["punctuation at the end"]),
-        ("Lu:", ["punctuation at the end"]),
-        ("Lytkin, ", ["punctuation at the end", "blanks at the ends"]),
-        ("Maxa/B", ["signs inside"]),
-        ("a,b", ["signs inside"]),
-        ("<b>Smith", ["signs inside"]),
-        (" Park", ["blanks at the ends"]),
-        ("Park\u00a0", ["blanks at the ends"]),
-        ("\u200fKim", ["signs inside"]),
+        ([], ("O'Neal", "O’Neal", "Smith Jr.", "Rus'", "Anna-Lee", "de la Cruz")),
+        (["no name"], ("To The First Page", "to the  first\u00a0page")),
+        ([], ("Novák", "To The First Pagerov")),
+        (["digits"], ("Rafaj1", "1²")),
+        (["punctuation at the end"], ("Lytkin,", "Lu:")),
+        (["signs inside"], ("Maxa/B", "a,b", "<b>Smith", "\u200fKim")),
+        (["blanks at the ends"], (" Park", "Park\u00a0")),
+        (["punctuation at the end", "blanks at the ends"], ("Lytkin, ",)),
     ],
 )
-def test_rules_for_junk(name, rules):
-    assert [rule for rule, (_, finds) in report.JUNK.items() if finds(name)] == rules
+def test_rules_for_junk(rules, names):
+    for name in names:
+        assert [rule for rule, (_, finds) in report.JUNK.items() if finds(name)] == rules
 
 
 def test_leaks(tiny):
@@ -129,15 +117,9 @@ _NAMES = st.text(max_size=8).filter(lambda name: why_unusable(name) is None)
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(st.tuples(_NAMES, st.integers(0, 2)), min_size=3, max_size=30))
 def test_any_data(rows):
-    """Counts agree with each other, and JSON and Markdown can hold whatever the names hold."""
+    """JSON and Markdown can hold whatever the names hold."""
     rows += [(name, language) for language in range(3) for name in ("aa", "bb", "cc")]
     found = described(NamesData("any", ("A", "B", "C"), tuple(rows)))
-    for facts in (*found.languages, found.total):
-        assert facts.rows == facts.distinct + facts.repeats
-        assert facts.shared <= facts.distinct
-    for name in ("rows", "distinct", "repeats", "junk", "test"):
-        assert sum(getattr(facts, name) for facts in found.languages) == getattr(found.total, name)
-    assert all(0 < share <= 1 for share in found.ceiling.values())
     values = json.loads(json.dumps(dataclasses.asdict(found)))
     assert values["split"]["data"]["rows"] == len(rows)
     page = command.page(found)
@@ -204,19 +186,14 @@ def test_the_report_as_markdown(run, tmp_path, make_folder):
 
 def test_failures(fails, tmp_path, make_folder):
     folder = make_folder({"A": "Kim\nLee\nLu\n"})
-    assert fails("data", "--data", folder, "--report", tmp_path) == (
-        2,
-        f"{tmp_path}: not a plain file",
-    )
+    not_plain = f"{tmp_path}: not a plain file"
+    assert fails("data", "--data", folder, "--report", tmp_path) == (2, not_plain)
     for path in (folder / "A.txt", tmp_path / "none" / ".." / folder.name / "A.txt"):
         assert fails("data", "--data", folder, "--report", path) == (
             2,
             f"--report would overwrite what --data reads, {path}: choose another file",
         )
     assert (folder / "A.txt").read_text() == "Kim\nLee\nLu\n"
-    code, message = fails("data", "--data", make_folder({"A": "Kim\n"}, "few"))
-    assert code == 2
-    assert "too few names" in message
 
 
 def test_a_failed_report_leaves_the_old_one(run, tmp_path, make_folder, monkeypatch):

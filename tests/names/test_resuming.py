@@ -136,16 +136,20 @@ def changed(values, where, value):
 EPOCH = ("members", "1", "history", 0)
 
 
+ODD_VALUES = ("left", None, True, -1, "x", [], {}, 10**9, float("nan"))
+PLACES = [
+    *(("identity",), ("members",), ("members", "1"), ("members", "1", "history"), EPOCH),
+    *((*EPOCH, name) for name in ("member", "number", "validation_accuracy")),
+]
+
+
 @pytest.mark.parametrize(
-    "value", ["left", None, True, -1, "x", [], {}, 10**9, float("nan")], ids=str
-)
-@pytest.mark.parametrize(
-    "where",
+    ("where", "value"),
     [
-        *(("identity",), ("members",), ("members", "1"), ("members", "1", "history"), EPOCH),
-        *((*EPOCH, name) for name in ("member", "number", "validation_accuracy")),
+        *((where, value) for where in PLACES for value in ODD_VALUES),
+        *((("members", number), {}) for number in ("x", "", "1.5", "-")),
     ],
-    ids=lambda where: where[-1],
+    ids=str,
 )
 def test_odd_values_in_a_state_are_refused(kept, path, where, value):
     tensors, values, _ = kept
@@ -174,13 +178,6 @@ def test_odd_tensors_in_a_state_are_refused(kept, path, change):
     tensors = {name: value for name, value in {**tensors, **change}.items() if value is not None}
     tensor_files.write_tensors(path, KIND, tensors, values)
     assert refusal(path).startswith("not a state of this training (")
-
-
-@pytest.mark.parametrize("member", ["x", "", "1.5", "-"])
-def test_odd_numbers_of_networks_are_refused(kept, path, member):
-    tensors, values, _ = kept
-    tensor_files.write_tensors(path, KIND, tensors, changed(values, ("members", member), {}))
-    assert refusal(path) == "not a state of a training"
 
 
 def test_another_training_is_refused_in_words(kept, path):
