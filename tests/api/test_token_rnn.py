@@ -140,6 +140,13 @@ def test_an_embedding_of_another_class():
         own.last_state(IDS, share_prefixes=True)
 
 
+def test_a_forward_set_on_the_layer_gets_rows():
+    """It may know the arguments of `nn.RNN` alone."""
+    own = model()
+    own.rnn.forward = lambda rows, hx=None: (rows, hx)
+    assert torch.equal(own(IDS)[0], own.embedding(IDS))
+
+
 def test_a_backward_hook_of_the_embedding_runs():
     own, calls = model(), []
     own.embedding.register_full_backward_hook(lambda *arguments: calls.append(arguments))

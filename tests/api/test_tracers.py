@@ -85,7 +85,8 @@ def test_torchscript(tokens, how):
     }
     for input in inputs:
         same_gradients(reloaded(program), wanted, input)
-    replace_rnn(model)  # torch.jit.script leaves what it compiled in the model
+    if not tokens:
+        replace_rnn(model)  # torch.jit.script leaves what it compiled in a model of layers
     assert [type(module) for module in model.modules()] == classes
 
 
