@@ -45,7 +45,7 @@ from benchmarks.report import speed
 from namernn_fast import FusedRNN
 from namernn_fast.bench import workload
 from namernn_fast.bench.race import QUICK, TimeBudget, race
-from namernn_fast.bench.tables import ratio
+from namernn_fast.bench.tables import markdown, ratio
 from namernn_fast.testing import BudgetError, ErrorBudget
 
 
@@ -269,6 +269,10 @@ def test_the_read_floor_counts_every_weight_once_a_step():
     assert wide.weights_read(cell) == 5 * 3 + 3 * 3 * 3
     training = dataclasses.replace(cell, mode=TRAINING)
     assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
+
+
+def test_a_table_has_a_dash_in_every_divider():
+    assert markdown([["a", "B"], ["b", "1"]]) == "| a  |  B |\n| -- | -: |\n| b  |  1 |"
 
 
 def test_a_section_of_a_page(tmp_path):
