@@ -33,19 +33,6 @@ def test_gradients_in_evaluation_are_those_of_training(packed):
     assert all(map(torch.equal, evaluated, trained))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_training_step_with_a_gradient_penalty(packed):
-    modules = twins(3, 4, dtype=torch.float64, **STACK)
-    x = torch.randn(5, 3, 3, dtype=torch.float64)
-    for module in modules:
-        own = x.clone().requires_grad_()
-        loss = sum(t.square().mean() for t in run(module, own, packed))
-        (gradient,) = torch.autograd.grad(loss, own, create_graph=True)
-        (loss + (gradient.norm() - 1).square()).backward()
-        torch.optim.SGD(module.parameters(), 0.1).step()
-    torch.testing.assert_close(*(dict(module.named_parameters()) for module in modules))
-
-
 def test_forward_mode_and_mixed_mode():
     """`torch.func` gives Jacobians and Hessians with respect to input and weights."""
     modules = twins(3, 4, dtype=torch.float64, **STACK)

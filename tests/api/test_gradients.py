@@ -184,8 +184,11 @@ def test_results_of_no_grad_may_be_changed_in_place(path, batch_first):
     leaf = torch.ones((), requires_grad=True)
     for dropout in (0.0, 0.5):
         module = FusedRNN(3, 4, 2, batch_first=batch_first, dropout=dropout)
+        ids = {"input": torch.zeros(6, 2, dtype=torch.int64), "embedding": torch.zeros(5, 3)}
+        results = []
         with torch.no_grad():
-            results = module(XS[0])
+            for given in ({"input": XS[0]}, ids):
+                results += [*module(**given), module.last_state(**given)]
         for result in results:
             result += leaf
     with torch.no_grad():

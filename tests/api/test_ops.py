@@ -41,33 +41,28 @@ def stack_arguments(
     return x, hx, parameters, sequence_layout, reset, options
 
 
-@pytest.mark.parametrize(
-    ("layout", "batch_first", "num_layers", "bidirectional", "with_hx"),
-    every_other(LAYOUTS, (False, True), (1, 2), (False, True), (False, True)),
-)
-def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx):
-    arguments = stack_arguments(layout, num_layers, bidirectional, batch_first, with_hx)
-    check_operators(arguments, layout, num_layers, with_hx, want_input=True)
-
-
-@pytest.mark.parametrize(
-    ("layout", "bidirectional", "with_hx"),
-    every_other(LAYOUTS, (False, True), (False, True)),
-)
-def test_opcheck_of_token_ids(layout, bidirectional, with_hx):
-    arguments = stack_arguments(layout, 2, bidirectional, with_hx, with_hx, tokens=True)
-    check_operators(arguments, layout, 2, with_hx, want_input=False)
-
-
-def check_operators(arguments, layout, num_layers, with_hx, want_input):
+def forward_checks(layout, with_hx):
+    """Returns the checks of `opcheck` that a forward pass can take."""
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
     # Without hx the batch of a packed sequence is a value, which opcheck compares.
     if layout != "packed" or with_hx:
         tests.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.rnn_forward, arguments, test_utils=tests)
+    return tests
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch_first", "num_layers", "bidirectional", "with_hx", "tokens"),
+    [
+        *every_other(LAYOUTS, (False, True), (1, 2), (False, True), (False, True), (False,)),
+        *every_other(LAYOUTS, (True,), (2,), (False, True), (False, True), (True,)),
+    ],
+)
+def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx, tokens):
+    arguments = stack_arguments(layout, num_layers, bidirectional, batch_first, with_hx, tokens)
+    torch.library.opcheck(ops.rnn_forward, arguments, test_utils=forward_checks(layout, with_hx))
     output, h_n, hidden = ops.rnn_forward(*arguments)
+    want_input, layers = not tokens, list(range(num_layers))
     for grads in ((output, h_n), (None, h_n), (output, None)):
-        layers = list(range(num_layers))
         for want in (
             (want_input, with_hx, layers),
             (False, False, layers[1:]),
@@ -79,19 +74,16 @@ def check_operators(arguments, layout, num_layers, with_hx, want_input):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("tokens", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "shared"), [(False, False), (True, False), (True, True)], ids=str
+)
 def test_opcheck_of_the_last_state(layout, tokens, shared):
     """Without an output, and where sequences share prefixes, in inference and in training."""
-    if shared and not tokens:
-        pytest.skip("rows are not shared")
     *arguments, options = stack_arguments(layout, 2, with_hx=not shared, tokens=tokens)
     if shared:
         arguments[-1] = None  # reset
         options |= ops.SHARE_PREFIXES
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    if layout != "packed" or not shared:
-        tests.append("test_aot_dispatch_dynamic")
+    tests = forward_checks(layout, not shared)
     alone = options & ~ops.WANT_HIDDEN | ops.LAST_STATE
     torch.library.opcheck(ops.rnn_forward, (*arguments, alone), test_utils=tests)
     output, h_n, hidden = ops.rnn_forward(*arguments, alone)
@@ -160,125 +152,76 @@ def test_only_what_is_asked_for_has_a_gradient():
     assert hx.grad is not None
 
 
-@pytest.mark.parametrize("layer", [FusedRNN, FusedRNNCell])
-def test_torch_func_transforms_agree_with_nn(layer):
-    """Transforms that differentiate take the reference path and give the results of `nn.RNN`."""
-    base = torch.nn.RNN if layer is FusedRNN else torch.nn.RNNCell
-    ours, theirs = layer(3, 4, dtype=torch.float64), base(3, 4, dtype=torch.float64)
+def test_transforms_of_a_cell():
+    """Within transforms a cell takes `rnn`, and gives what `nn.RNNCell` does."""
+    ours, theirs = (cls(3, 4, dtype=torch.float64) for cls in (FusedRNNCell, torch.nn.RNNCell))
     ours.load_state_dict(theirs.state_dict())
     x, tangent = torch.randn(2, 5, 3, dtype=torch.float64).unbind(0)
-
-    def loss(module, x):
-        result = module(x)
-        return (result[0] if isinstance(result, tuple) else result).square().sum()
-
-    results = []
-    for module in (ours, theirs):
-        jvp = torch.func.jvp(lambda x, m=module: loss(m, x), (x,), (tangent,))[1]
-        grad = torch.func.grad(lambda x, m=module: loss(m, x))(x)
-        results.append((jvp, grad))
-    torch.testing.assert_close(*results)
-    mapped = torch.func.vmap(lambda x: loss(ours, x))(torch.stack([x, tangent]))
-    torch.testing.assert_close(mapped, torch.stack([loss(theirs, x), loss(theirs, tangent)]))
+    jvps = (torch.func.jvp(cell, (x,), (tangent,)) for cell in (ours, theirs))
+    torch.testing.assert_close(*jvps)
+    torch.testing.assert_close(torch.func.jacrev(ours)(x), torch.func.jacrev(theirs)(x))
 
 
-def test_the_operator_checks_for_itself():
+X, OUTPUT, H_N = torch.zeros(5, 2, 4), torch.zeros(5, 2, 5), torch.zeros(1, 2, 5)
+WEIGHTS = [torch.zeros(5, 4), torch.zeros(5, 5), torch.zeros(5), torch.zeros(5)]
+GOOD = {"input": X, "hx": None, "weights": WEIGHTS, "sequence_layout": None, "reset": None}
+GOOD |= {"options": ops.BIAS | ops.WANT_HIDDEN}
+PACKED_ROWS = {"input": X[0], "options": ops.BIAS | ops.PACKED}
+JAGGED_ROWS = {"input": X[0], "options": ops.BIAS | ops.JAGGED}
+
+
+def layout_of(*values, dtype=torch.int64):
+    return {"sequence_layout": torch.tensor(values, dtype=dtype)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"weights": WEIGHTS[:3]}, "weights must hold 4 tensors for each layer, got 3"),
+        ({"weights": []}, "weights must hold 4 tensors for each layer, got 0"),
+        ({"weights": WEIGHTS[:3], "options": ops.BIDIRECTIONAL}, "hold 4 tensors .*, got 3"),
+        ({"options": 1024}, "options must be bits of namernn_fast.ops, got 1024"),
+        ({"options": -1}, "options must be bits of namernn_fast.ops, got -1"),
+        ({"options": ops.PACKED | ops.JAGGED}, "options must not say both packed and jagged"),
+        ({"weights": [WEIGHTS[1]] * 4}, r"weight_ih must have shape \(5, 4\), got \(5, 5\)"),
+        ({"weights": [w.double() for w in WEIGHTS]}, "weight_ih must have the dtype of"),
+        ({"hx": torch.zeros(1, 3, 5)}, r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)"),
+        ({"input": X[0]}, "input must have 3 dimensions, got 2"),
+        ({"input": X[:0]}, "Expected sequence length to be larger than 0 in RNN"),
+        (layout_of(2, 3, dtype=torch.int32), "lengths must be a 1-D int64 tensor on the CPU"),
+        (layout_of(2), "one length for each of the 2 sequences, got 1"),
+        (layout_of(2, 6), "from 0 to 5, the steps of input, got 6 for sequence 1"),
+        (layout_of(-1, 2), "from 0 to 5, .*, got -1 for sequence 0"),
+        (layout_of(2) | PACKED_ROWS | {"input": X}, "input must have 2 dimensions, got 3"),
+        (PACKED_ROWS, "sequence_layout must be the batch_sizes of input, got none"),
+        (layout_of(2, dtype=torch.int32) | PACKED_ROWS, "batch_sizes must be a 1-D int64 tensor"),
+        (JAGGED_ROWS, "sequence_layout must be the offsets of input, got none"),
+        (layout_of(0, 1) | JAGGED_ROWS, "begin with 0 and end with 2, .*, got 0 and 1"),
+        (layout_of(0, 3, 2) | JAGGED_ROWS, "offsets must not decrease, got 2 after 3 at 2"),
+        ({"reset": torch.zeros(5, 2)}, "reset must be a bool tensor on the CPU"),
+        ({"reset": torch.zeros(2, 5) > 0}, r"reset must have shape \(5, 2\), got \(2, 5\)"),
+    ],
+)
+def test_the_forward_operator_checks_for_itself(changes, text):
     """An operator that is called directly, past all checks in Python, reads in bounds only."""
-    x = torch.randn(5, 2, 4)
-    weights = [p.detach() for p in torch.nn.RNN(4, 5).parameters()]
-    good = (x, None, weights, None, None, ops.BIAS | ops.WANT_HIDDEN)
-    packed, jagged = ops.BIAS | ops.PACKED, ops.BIAS | ops.JAGGED
-    output, h_n, _ = ops.rnn_forward(*good)
-    names = [argument.name for argument in ops.rnn_forward._schema.arguments]
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.namernn_fast.rnn_forward(**GOOD | changes)
 
-    def forward_with(**changes):
-        values = dict(zip(names, good, strict=True)) | changes
-        return lambda: torch.ops.namernn_fast.rnn_forward(**values)
 
-    def backward(grad_output, grad_h_n, output, hidden=(), layers=(0,)):
-        return lambda: ops.rnn_backward(
-            grad_output, grad_h_n, *good[:3], output, list(hidden), *good[3:], True, False, layers
-        )
-
-    for call, text in (
-        (
-            forward_with(weights=weights[:3]),
-            r"weights must hold 4 tensors for each layer, got 3",
-        ),
-        (forward_with(weights=[]), r"weights must hold 4 tensors for each layer, got 0"),
-        (
-            forward_with(weights=weights[:3], options=ops.BIDIRECTIONAL),
-            r"weights must hold 4 tensors for each layer, got 3",
-        ),
-        (forward_with(options=1024), "options must be bits of namernn_fast.ops, got 1024"),
-        (forward_with(options=-1), "options must be bits of namernn_fast.ops, got -1"),
-        (
-            forward_with(options=ops.PACKED | ops.JAGGED),
-            "options must not say both packed and jagged",
-        ),
-        (
-            forward_with(weights=[weights[1]] * 4),
-            r"weight_ih must have shape \(5, 4\), got \(5, 5\)",
-        ),
-        (forward_with(weights=[w.double() for w in weights]), "weight_ih must have the dtype of"),
-        (forward_with(hx=torch.zeros(1, 3, 5)), r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)"),
-        (forward_with(input=x[0]), "input must have 3 dimensions, got 2"),
-        (forward_with(input=x[:0]), "Expected sequence length to be larger than 0 in RNN"),
-        (
-            forward_with(
-                input=x[0], sequence_layout=torch.tensor([2], dtype=torch.int32), options=packed
-            ),
-            "batch_sizes must be a 1-D int64 tensor on the CPU",
-        ),
-        (backward(output[1:], None, output), r"grad_output must have shape \(5, 2, 5\), got \(4,"),
-        (backward(output, h_n[0], output), r"grad_h_n must have shape \(1, 2, 5\), got \(2, 5\)"),
-        (backward(output, h_n, output[..., 1:]), r"output must have shape \(5, 2, 5\)"),
-        (
-            backward(output, h_n, output, [x]),
-            r"hidden must hold the outputs of 0 layer\(s\), got 1",
-        ),
-        (backward(output, h_n, output, layers=[1]), "want_layers must be from 0 to 0, got 1"),
-        (
-            forward_with(sequence_layout=torch.tensor([2, 3], dtype=torch.int32)),
-            "lengths must be a 1-D int64 tensor on the CPU",
-        ),
-        (
-            forward_with(sequence_layout=torch.tensor([2])),
-            "one length for each of the 2 sequences, got 1",
-        ),
-        (
-            forward_with(sequence_layout=torch.tensor([2, 6])),
-            "lengths must be from 0 to 5, the steps of input, got 6 for sequence 1",
-        ),
-        (
-            forward_with(sequence_layout=torch.tensor([-1, 2])),
-            "from 0 to 5, .*, got -1 for sequence 0",
-        ),
-        (
-            forward_with(sequence_layout=torch.tensor([2]), options=packed),
-            "input must have 2 dimensions, got 3",
-        ),
-        (
-            forward_with(input=x[0], options=packed),
-            "sequence_layout must be the batch_sizes of input, got none",
-        ),
-        (
-            forward_with(input=x[0], options=jagged),
-            "sequence_layout must be the offsets of input, got none",
-        ),
-        (
-            forward_with(input=x[0], sequence_layout=torch.tensor([0, 1]), options=jagged),
-            "offsets must begin with 0 and end with 2, the rows of data, got 0 and 1",
-        ),
-        (
-            forward_with(input=x[0], sequence_layout=torch.tensor([0, 3, 2]), options=jagged),
-            "offsets must not decrease, got 2 after 3 at 2",
-        ),
-        (forward_with(reset=torch.zeros(5, 2)), "reset must be a bool tensor on the CPU"),
-        (
-            forward_with(reset=torch.zeros(2, 5, dtype=torch.bool)),
-            r"reset must have shape \(5, 2\), got \(2, 5\)",
-        ),
-    ):
-        with pytest.raises(RuntimeError, match=text):
-            call()
+@pytest.mark.parametrize(
+    ("grad_output", "grad_h_n", "output", "hidden", "layers", "text"),
+    [
+        (OUTPUT[1:], None, OUTPUT, [], [0], r"grad_output must have shape \(5, 2, 5\), got \(4,"),
+        (OUTPUT, H_N[0], OUTPUT, [], [0], r"grad_h_n must have shape \(1, 2, 5\), got \(2, 5\)"),
+        (OUTPUT, H_N, OUTPUT[..., 1:], [], [0], r"output must have shape \(5, 2, 5\)"),
+        (OUTPUT, H_N, OUTPUT, [X], [0], r"hidden must hold the outputs of 0 layer\(s\), got 1"),
+        (OUTPUT, H_N, OUTPUT, [], [1], "want_layers must be from 0 to 0, got 1"),
+    ],
+)
+def test_the_backward_operator_checks_for_itself(
+    grad_output, grad_h_n, output, hidden, layers, text
+):
+    x, hx, weights, *rest = GOOD.values()
+    results = grad_output, grad_h_n, x, hx, weights, output, hidden
+    with pytest.raises(RuntimeError, match=text):
+        ops.rnn_backward(*results, *rest, True, False, layers)

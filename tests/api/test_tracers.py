@@ -8,9 +8,17 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN, FusedRNNCell, batch_invariant, replace_rnn, restore_rnn
+from namernn_fast import (
+    FusedRNN,
+    FusedRNNCell,
+    TokenRNN,
+    batch_invariant,
+    replace_rnn,
+    restore_rnn,
+)
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
+IDS = torch.randint(7, (6, 2)), torch.randint(7, (9, 5))
 
 
 class Model(nn.Module):
@@ -64,20 +72,22 @@ def same_gradients(ours, theirs, *inputs):
         torch.testing.assert_close(parameter.grad, wanted[name].grad)
 
 
-@pytest.mark.parametrize("compiler", [torch.jit.script, lambda m: torch.jit.trace(m, XS[0])])
-def test_torchscript(compiler):
+@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_torchscript(tokens, how):
     """A traced or scripted model shares its parameters, and works at other lengths when loaded."""
-    model = Model()
+    model, inputs = (TokenRNN(7, 3, 4), IDS) if tokens else (Model(), XS)
     wanted = copy.deepcopy(model)
-    program = compiler(model)
+    classes = [type(module) for module in model.modules()]
+    program = torch.jit.script(model) if how == "script" else torch.jit.trace(model, inputs[0])
     assert {p.data_ptr() for p in program.parameters()} == {
         p.data_ptr() for p in model.parameters()
     }
-    for x in XS:
-        same_gradients(reloaded(program), wanted, x)
-    replace_rnn(model)  # torch.jit.script leaves what it compiled in the model
-    assert type(model.layer) is FusedRNN
-    assert type(model.cell) is FusedRNNCell
+    for input in inputs:
+        same_gradients(reloaded(program), wanted, input)
+    if not tokens:
+        replace_rnn(model)  # torch.jit.script leaves what it compiled in a model of layers
+    assert [type(module) for module in model.modules()] == classes
 
 
 @pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
@@ -109,15 +119,15 @@ def test_tracing_with_lengths_is_for_inference():
         torch.testing.assert_close(program(*other), module(*other))
 
 
-def test_torchscript_refuses_batch_invariance():
-    for compiler in (torch.jit.script, lambda m: torch.jit.trace(m, XS[0])):
-        for of_module in (True, False):
-            module = FusedRNN(3, 4, batch_invariant=of_module)
-            with (
-                batch_invariant(not of_module),
-                pytest.raises(RuntimeError, match="batch_invariant needs the fused kernel"),
-            ):
-                compiler(module)
+@pytest.mark.parametrize("compiler", [torch.jit.script, lambda m: torch.jit.trace(m, XS[0])])
+@pytest.mark.parametrize("of_module", [True, False])
+def test_torchscript_refuses_batch_invariance(compiler, of_module):
+    module = FusedRNN(3, 4, batch_invariant=of_module)
+    with (
+        batch_invariant(not of_module),
+        pytest.raises(RuntimeError, match="batch_invariant needs the fused kernel"),
+    ):
+        compiler(module)
 
 
 def test_scripting_leaves_subclasses_alone():
@@ -141,27 +151,40 @@ def test_tracing_without_a_kernel(monkeypatch):
         torch.jit.trace(module, (XS[0], torch.tensor([3, 1, 6])))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_expanded_weights():
-    """Torch's own gradients of each sample, which know the operators of `nn.RNN` alone."""
+def per_sample(module, input, **more):
+    """Calls a module so that the backward pass leaves gradients of each sample."""
+    # Imported after the package, which waits for torch to import expanded weights.
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
-    module = FusedRNN(3, 4, 2, batch_first=True, bidirectional=True)
-    x = torch.randn(5, 6, 3)
-    call_for_per_sample_grads(module, batch_size=5)(x)[0].sum().backward()
+    return call_for_per_sample_grads(module, batch_size=len(input))(input, **more)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tokens", [False, True])
+def test_expanded_weights(tokens):
+    """Torch's own gradients of each sample, which know the operators of `nn.RNN` alone."""
+    module, x = FusedRNN(3, 4, 2, batch_first=True, bidirectional=True), torch.randn(5, 6, 3)
+    if tokens:
+        module, x = TokenRNN(7, 3, 4, 2, batch_first=True), torch.randint(7, (5, 6))
+    per_sample(module, x)[0].sum().backward()
     of_samples = {name: p.grad_sample for name, p in module.named_parameters()}
     module(x)[0].sum().backward()
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(of_samples[name].sum(0), parameter.grad)
-    for options, text in (
-        ({"reset": torch.zeros(5, 6, dtype=torch.bool)}, "no rule for lengths= or reset="),
-        ({}, "batch_invariant needs the fused kernel"),
-    ):
-        for parameter in module.parameters():
-            parameter.grad_sample = None
-        module.batch_invariant = not options
-        with pytest.raises(RuntimeError, match=text):
-            call_for_per_sample_grads(module, batch_size=5)(x, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("invariant", "more", "text"),
+    [
+        (False, {"reset": torch.zeros(2, 6) > 0}, "no rule for lengths= or reset="),
+        (True, {}, "batch_invariant needs the fused kernel"),
+    ],
+)
+def test_what_expanded_weights_refuse(invariant, more, text):
+    module = FusedRNN(3, 4, batch_first=True, batch_invariant=invariant)
+    with pytest.raises(RuntimeError, match=text):
+        per_sample(module, XS[0], **more)
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
@@ -186,10 +209,11 @@ def test_older_onnx_exporter(with_hx):
         torch.testing.assert_close(torch.from_numpy(value), wanted.detach())
 
 
-@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
+@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell, TokenRNN])
 def test_modules_are_leaves_of_fx(cls):
     """With hooks too, which run once, and with torch's class in the place of a leaf later."""
-    model, x = nn.Sequential(cls(3, 4)), torch.randn(6, 3)
+    module, x = (TokenRNN(13, 3, 4), IDS[0]) if cls is TokenRNN else (cls(3, 4), XS[0][0])
+    model = nn.Sequential(module)
     model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
     graph = torch.fx.symbolic_trace(model)
     assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]

@@ -239,15 +239,16 @@ def test_wide_layers(repository, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["wide", "--record", "--threads", "2"])
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     page = repository / "PERFORMANCE.md"
-    publish = functools.partial(pages.publish, page=page)
-    monkeypatch.setattr(wide.pages, "publish", publish)
+    monkeypatch.setattr(wide.pages, "publish", functools.partial(pages.publish, page=page))
     page.write_text("<!-- wide_2: begin -->\n<!-- wide_2: end -->\n")
     gate = workload.assert_within_budget
 
+    def rows_in(folder):
+        return json.loads((repository / folder / "wide_2.json").read_text(encoding="utf-8"))["rows"]
+
     wide.main()
     assert page.read_text(encoding="utf-8").count("The worst 2 of 2 cells in float32") == len(MODES)
-    rows = json.loads((repository / "results" / "wide_2.json").read_text(encoding="utf-8"))["rows"]
-    assert all(row["rounds"] >= QUICK.min_rounds for row in rows)
+    assert all(row["rounds"] >= QUICK.min_rounds for row in rows_in("results"))
 
     def planted(ours, theirs, oracle):
         if ours["h_n"].shape == (1, 1, 4) and ours["h_n"].dtype == torch.float32:
@@ -260,8 +261,7 @@ def test_wide_layers(repository, monkeypatch, capsys):
         wide.main()
     assert "The worst 1 of 1 cells in float32" in capsys.readouterr().out
     assert page.read_text(encoding="utf-8") == recorded
-    rows = json.loads((repository / "scratch" / "wide_2.json").read_text(encoding="utf-8"))["rows"]
-    assert len(rows) == 2 * 3 - 2
+    assert len(rows_in("scratch")) == 2 * 3 - 2
 
 
 def test_the_read_floor_counts_every_weight_once_a_step():
@@ -357,28 +357,25 @@ def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p planted -k test_layer")
     for variable in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
         monkeypatch.delenv(variable)  # pytest-benchmark writes nothing in a worker of xdist
-    monkeypatch.setattr(cpu_run, "SCRATCH", repository / "scratch")
+    scratch, python = repository / "scratch", cpu_run.python
+    monkeypatch.setattr(cpu_run, "SCRATCH", scratch)
     monkeypatch.setattr(cpu_run, "OTHERS", ("a.b",))
     monkeypatch.setattr("sys.argv", ["run", "--quick", "--threads", "1"])
 
-    python = cpu_run.python
-
     def run(module, *arguments):
         if module == "benchmarks.a.b":
-            (repository / "scratch" / "b.json").write_text('{"wrong": ["one", "two"]}')
+            (scratch / "b.json").write_text('{"wrong": ["one", "two"]}')
             return 1
         if module == "benchmarks.report.speed":
-            speed.publish(
-                json.loads((repository / "scratch" / "latest.json").read_text(encoding="utf-8")),
-                False,
-            )
+            raw = json.loads((scratch / "latest.json").read_text(encoding="utf-8"))
+            speed.publish(raw, record=False)
             return 0
         return python(module, *arguments)
 
     monkeypatch.setattr(cpu_run, "python", run)
     assert cpu_run.main() == 1
     failed = "dense-forward-D64-H64-T8-B16: h_n: error"
-    text = (repository / "scratch" / "benchmark_table.md").read_text(encoding="utf-8")
+    text = (scratch / "benchmark_table.md").read_text(encoding="utf-8")
     rows = [[part.strip() for part in line.split("|")[1:7]] for line in text.splitlines()]
     by_batch = {row[1]: row[2:] for row in rows if row[:1] == ["(64, 64, 8)"]}
     assert by_batch["16"] == [""] * 4

@@ -293,18 +293,27 @@ def test_a_stack_at_once_shares_a_turn(monkeypatch):
 # ---- Autotune ----
 
 
-def autotune(hidden_size):
-    return gpu.autotune(torch.empty(5, 1, 8, dtype=torch.bfloat16), hidden_size)
+def autotune(hidden_size, **more):
+    return gpu.autotune(torch.empty(5, 1, 8, dtype=torch.bfloat16), hidden_size, **more)
 
 
 @pytest.mark.usefixtures("h100")
-def test_autotune_times_graphs(monkeypatch):
+def test_autotune_keeps_the_fastest_that_fits(monkeypatch):
     Launches(monkeypatch)
-    monkeypatch.setattr(triton.testing, "do_bench", lambda call: 1 / 0)
-    times = iter([3.0, 1.0, *[2.0] * 99])
-    monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: next(times))
-    best = autotune(128)
-    assert best == tuning._candidates(plan.size_of(128, 1, torch.empty(0).bfloat16(), 1))[1]
+    like = torch.empty(0, dtype=torch.bfloat16)
+    other = plan.plan_of(128, 2, like, 1)
+    tried = []
+
+    def measure(call):
+        tried.append(plan.plan_of(128, 1, like, 1))
+        if len(tried) == 1:
+            raise triton.runtime.errors.OutOfResources(300, 200, "shared memory")
+        return 1.0 if len(tried) == 3 else 2.0
+
+    best = autotune(128, measure=measure)
+    assert tried == tuning._candidates(plan.size_of(128, 1, like, 1))
+    assert best == tried[2] == plan.plan_of(128, 1, like, 1)
+    assert plan.plan_of(128, 2, like, 1) == other
 
 
 @pytest.mark.usefixtures("h100")
