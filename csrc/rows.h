@@ -1,6 +1,6 @@
-// Which rows exist, where their inputs lie and which row holds their previous state. Kernels ask a
-// SequenceLayout itself only whether it has `count`, `order` or `origin`. Internal linkage, as in
-// arithmetic.h.
+// Says which rows exist, where their inputs lie and which row holds the previous state of each.
+// Kernels ask a SequenceLayout itself only whether it has `count`, `order` or `origin`. Everything
+// here has internal linkage, as in arithmetic.h.
 #pragma once
 
 #include "arithmetic.h"

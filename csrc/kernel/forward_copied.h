@@ -175,20 +175,11 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
 template <class Scalar>
 void forward(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  const bool is_brief = is_short(layer);
-  if (!is_brief && (layer.layout.origin || !args.output.data)) return forward_copied(args, runtime);
+  if (is_short(layer)) return forward_short(args, runtime);
+  if (layer.layout.origin || !args.output.data) return forward_copied(args, runtime);
   const Plan plan = forward_plan(layer, runtime);
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
-  if (is_brief) {
-    Forward<Scalar> kept = args;  // with an output in any case, since h_n has the same bits in both
-    if (!args.output.data) {
-      kept.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
-    }
-    run_plan(plan, layer, runtime, teams,
-             [&](const Part& part) { forward_short_part(kept, no_state, part, runtime); });
-    return;
-  }
   const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   // A step reads two states of every sequence, and writes one.

@@ -3,8 +3,7 @@
 // the other, would take a tenth longer.
 #pragma once
 
-#include "kernel/cell.h"
-#include "kernel/product_in_place.h"
+#include "kernel/forward.h"
 
 namespace namernn_fast {
 namespace {
@@ -14,8 +13,7 @@ template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t most_steps = 16;
-  constexpr int64_t most_features =
-      512;  // of input and state: larger weights stream better in rows
+  constexpr int64_t most_features = 512;  // a few rows at a time read larger weights faster
   const int64_t T = layer.layout.T;
   return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
          !layer.batch_invariant && !layer.resets.at && !layer.panels && T <= most_steps &&
@@ -63,6 +61,18 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
     if (part.team && s + 1 < T) barrier(*part.team, runtime);
   }
   std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
+}
+
+template <class Scalar>
+inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
+  const Layer<Scalar>& layer = args.layer;
+  if (!args.output.data) {  // h_n has the same bits with and without an output
+    args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
+  }
+  const Plan plan = forward_plan(layer, runtime);
+  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  run_plan(plan, layer, runtime, scratch<Team>(runtime, plan.groups),
+           [&](const Part& part) { forward_short_part(args, no_state, part, runtime); });
 }
 
 }  // namespace

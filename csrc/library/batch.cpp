@@ -193,7 +193,8 @@ void check_ids(const Batch& batch, const Tensor& ids, int64_t V) {
       rows_of<const int64_t>(batch, ids, const_data<int64_t>(ids), 0);
   const SequenceLayout& layout = batch.layout;
   for (int64_t t = 0; t < layout.T; ++t) {
-    for (int64_t b = 0; b < count_at(layout, t); ++b) {
+    const int64_t alive = count_at(layout, t);
+    for (int64_t b = 0; b < alive; ++b) {
       const int64_t id = *row_at(rows, layout, t, b);
       if (uint64_t(id) < uint64_t(V)) continue;
       fail("input must hold ids from 0 to ", V - 1, ", got ", id, " at step ", t, " of sequence ",
