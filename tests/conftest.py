@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -47,6 +49,30 @@ def path(request, monkeypatch):
     elif not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     return request.param
+
+
+@pytest.fixture
+def run_program():
+    """Runs Python in a folder, with further environment variables, and returns what it prints."""
+
+    def run(*arguments, cwd, **environment):
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            out, err = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # which ends the processes it has started, as killing it would not
+            raise
+        assert process.returncode == 0, err
+        return out
+
+    return run
 
 
 @pytest.fixture

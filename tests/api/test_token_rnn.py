@@ -121,7 +121,7 @@ def test_training_moves_both_parts():
 
 @pytest.mark.parametrize("option", ["max_norm", "sparse", "scale_grad_by_freq"])
 def test_an_embedding_that_does_more(option):
-    """Options of the embedding hold, since it is called by itself then."""
+    """The module calls an embedding with these options, which the token table would ignore."""
     own = model()
     setattr(own.embedding, option, 0.5 if option == "max_norm" else True)
     assert "max_norm, scale_grad_by_freq and sparse" in own.why_not_fused()
@@ -141,7 +141,7 @@ def test_an_embedding_of_another_class():
 
 
 def test_a_forward_set_on_the_layer_gets_rows():
-    """It may know the arguments of `nn.RNN` alone."""
+    """A `forward` set on the layer may not know token ids, so the layer gets embedded rows."""
     own = model()
     own.rnn.forward = lambda rows, hx=None: (rows, hx)
     assert torch.equal(own(IDS)[0], own.embedding(IDS))

@@ -3,11 +3,9 @@
 An example whose packages are not installed is skipped. Times are printed, but no test judges them.
 """
 
-import os
 import re
 import runpy
 import site
-import subprocess
 import sys
 from pathlib import Path
 
@@ -48,27 +46,13 @@ def run(threads, monkeypatch, tmp_path, capsys):
 
 
 @pytest.fixture
-def run_apart(tmp_path):
+def run_apart(tmp_path, run_program):
     """Runs an example by a program of its own, in a folder and a home folder that are empty."""
 
     def run_apart(*command):
         # Ray writes to the home folder, which is also where Python looks for the user's packages.
         environment = {"HOME": str(tmp_path), "PYTHONUSERBASE": site.getuserbase()}
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=tmp_path,
-            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            out, err = process.communicate(timeout=600)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # which ends the processes it has started, as killing it would not
-            raise
-        assert process.returncode == 0, err
-        return out
+        return run_program(*command, cwd=tmp_path, **environment)
 
     return run_apart
 

@@ -163,7 +163,7 @@ def test_a_dropped_character_is_one_for_both_layers(options, given, within_budge
 
 
 def test_the_fused_layer_is_given_ids(monkeypatch):
-    """No character is embedded, but for n-grams."""
+    """Only n-grams need an embedding of each character; otherwise the layer reads ids."""
 
     def embedded(*_):
         raise AssertionError("a character was embedded")

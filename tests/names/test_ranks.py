@@ -1,9 +1,5 @@
 """Two processes of torchrun train as one process does."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -15,7 +11,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_two_processes_give_the_losses_of_one(folder, run, root, tmp_path):
+def test_two_processes_give_the_losses_of_one(folder, run, run_program, root, tmp_path):
     count = len(split(read_names(folder)).train)
     # The last batch has one name, so that the second process has none.
     batch_size = next(size for size in range(40, count) if count % size == 1)
@@ -26,22 +22,9 @@ def test_two_processes_give_the_losses_of_one(folder, run, root, tmp_path):
     options += ["--checkpoint"]
     assert run(*options, tmp_path / "one")[0] == 0
 
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "-m", "namernn_fast.names"]
-    process = subprocess.Popen(
-        [*torchrun, *options, str(tmp_path / "two")],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, err = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # which ends both of its processes, as killing it would not
-        raise
-    assert process.returncode == 0, err
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = ["-m", "namernn_fast.names", *options, tmp_path / "two"]
+    out = run_program(*torchrun, *program, cwd=root)
     # One process alone reports and saves.
     assert len(out.splitlines()) == 1 + 4 + 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names", "one", "two"]

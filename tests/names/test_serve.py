@@ -279,7 +279,7 @@ LEFT = {"type": "http.disconnect"}
 def test_a_body_that_is_not_read_to_its_end(
     predictor, monkeypatch, messages, declared, status, got
 ):
-    """Nothing is read after `messages`, of which None does not arrive in time."""
+    """The server answers after `messages` and reads no further; None stands for silence."""
     monkeypatch.setattr(requests, "BODY_SECONDS", 0.05 if status == 408 else HANG)
     headers = {b"host": b"localhost", b"content-type": b"application/json"}
     headers[b"content-length"] = declared

@@ -57,7 +57,7 @@ class Draws:
         return ((torch.rand(shape, generator=self.generator) * 2 - 1) * bound).to(self.dtype)
 
     def lengths(self, least: int) -> Tensor:
-        """Lengths of the batch's sequences, one of which has all steps."""
+        """Random lengths of the batch's sequences; one sequence has all steps."""
         _, _, steps, batch = self.case.sizes
         lengths = torch.randint(least, steps + 1, (batch,), generator=self.generator)
         lengths[batch // 2] = steps

@@ -53,7 +53,7 @@ def prepare(
 
 
 def times_of(call: Callable[[], object], seconds: float) -> list[float]:
-    """Calls for so many seconds, at least once, and returns the time of each call."""
+    """Calls at least once, until the seconds have passed, and returns the time of each call."""
     times: list[float] = []
     start = time.perf_counter()
     deadline = start + seconds
