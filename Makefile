@@ -9,11 +9,11 @@ export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
 
 comma := ,
-NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/native/*.h tests/native/*.cpp)
+NATIVE := $(wildcard $(foreach folder,csrc csrc/* tests/native tools/ptx,$(folder)/*.h $(folder)/*.cpp))
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
-	names walkthrough bench-gpu gpu-lint gpu-report check format clean compare third-party \
+	names walkthrough bench-gpu gpu-emulate gpu-lint gpu-report check format clean compare third-party \
 	wheel wheel-test test-arm warnings docs docs-test
 # What is timed must not share the machine with another target.
 .NOTPARALLEL:
@@ -31,7 +31,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	touch $@
 
 # Two tests at a time. Threads that wait without spinning leave their core to the other test.
-test test-all fuzz docs docs-test: export OMP_WAIT_POLICY ?= passive
+test test-all fuzz gpu-emulate docs docs-test: export OMP_WAIT_POLICY ?= passive
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -168,6 +168,10 @@ bench-gpu:
 # What the GPU kernels take of each architecture; no GPU is needed.
 gpu-report: setup
 	$(BIN)/python -m benchmarks.gpu.resources $(RECORDING)
+
+# Executes the GPU kernels on the CPU, on many layers of three architectures, and plants faults in them.
+gpu-emulate: setup
+	NAMERNN_FAST_EMULATE=1 $(BIN)/python -m pytest -m "" --numprocesses auto --maxprocesses 4 tests/gpu/emulated
 
 # Checks the machine code of the GPU kernels; no GPU is needed. It compiles for minutes, but what it has
 # compiled before it keeps in build/gpu-lint.

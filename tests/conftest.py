@@ -16,6 +16,8 @@ if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
 
 # These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
+if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
+    collect_ignore.append("gpu/emulated")
 
 # Pytest shows the values in a failed `assert` of test files alone; tests/drawn.py asserts as well.
 pytest.register_assert_rewrite("drawn")

@@ -1,9 +1,10 @@
-"""GPUs, without one: the kernels interpreted and compiled, the plan, and what is refused."""
+"""GPUs, without one: kernels interpreted, emulated and compiled, plans, and what is refused."""
 
 import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -22,6 +23,7 @@ from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
 from namernn_fast.gpu import kernels, sums  # noqa: E402
 from namernn_fast.gpu.plan import choose  # noqa: E402
+from tools.ptx.driver import KNOWN_TRITON  # noqa: E402
 
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 GPU = torch.device("cuda", 0)
@@ -34,18 +36,32 @@ def _nothing_is_known_of_a_gpu():
     ops.gpu_backend.cache_clear()
 
 
-@pytest.mark.long
-def test_interpreted_kernels():
-    """The tests in tests/gpu/interpreted pass, in a process whose Triton interprets."""
+def run_folder(name, **environment):
+    """Runs the tests of a folder in a process of their own, whose Triton runs kernels on a CPU."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu/interpreted"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/gpu/{name}"],
+        env={**os.environ, **environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.long
+def test_interpreted_kernels():
+    run_folder("interpreted", TRITON_INTERPRET="1")
+
+
+@pytest.mark.long
+def test_emulated_kernels():
+    known = ".".join(triton.__version__.split(".")[:2])
+    if known != KNOWN_TRITON:
+        pytest.skip(f"the instructions of Triton {KNOWN_TRITON} are known, not those of {known}")
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("there is no C++ compiler to build the machine with")
+    run_folder("emulated", NAMERNN_FAST_EMULATE="1")
 
 
 # ---- The plan ----

@@ -158,5 +158,5 @@ def test_a_layer_in_tf32(plan, fp32_precision, launched, monkeypatch):
     fp32_precision("tf32", "ieee")
     tf32 = PLANS[plan](33)._replace(precision="tf32")
     monkeypatch.setattr(layer, "plan_of", lambda *_: tf32)
-    check_results(plan, 9, 33, Rounded.apply, Rounded.apply)
+    check_results(plan, 9, 33, 17, Rounded.apply, Rounded.apply)
     assert launched == ["tf32"] * 6

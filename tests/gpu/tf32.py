@@ -68,17 +68,18 @@ def results(run, inputs, hx, weights, grads, dtype):
     return found | {"output": output.detach(), "h_n": h_n.detach()}
 
 
-def check_results(name, features, hidden_size, projection, product):
+def check_results(name, features, hidden_size, batch, projection, product):
     """Holds a layer to the error of products whose operands are rounded.
 
     Args:
         name: of the case.
         features: of the input.
         hidden_size: hidden units of the layer.
+        batch: sequences.
         projection: the rounded product of input and weight_ih.
         product: the rounded product of a state and weight_hh.
     """
-    T, B, H = 5, 17, hidden_size
+    T, B, H = 5, batch, hidden_size
     given = [torch.randn(T, B, features), torch.randn(1, B, H).tanh()]
     given += [[(torch.rand(H, n) - 0.5) * 2 / H**0.5 for n in (features, H)]]
     given += [(torch.randn(T, B, H), torch.randn(1, B, H))]

@@ -1,0 +1,97 @@
+"""Layers that reach every kind of plan, every dtype and both passes, in the project's own plans."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from drawn import LUCKY, Drawn
+from tf32 import Rounded, check_results
+
+from namernn_fast.gpu.device import Device
+from namernn_fast.gpu.plan import Plan, choose
+from namernn_fast.testing import ErrorBudget
+from tools.ptx.driver import DEVICES
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, and what it is given."""
+
+    arch: int
+    kind: str
+    """Of its plan."""
+    dtype: str
+    """`TF32` or a dtype of torch."""
+    H: int
+    B: int
+    T: int = 4
+    layout: str = "dense"
+    options: dict = field(default_factory=dict)
+    resets: float = 0.0
+    vocabulary: int = 0
+    with_hx: bool = True
+    processors: int | None = None
+    """Of the GPU, where it is to have few, as an instance of a partitioned one."""
+
+    def __str__(self) -> str:
+        return f"sm_{self.arch} {self.kind} {self.dtype} H{self.H} B{self.B} {self.layout}"
+
+    @property
+    def device(self) -> Device:
+        """The GPU."""
+        device = DEVICES[self.arch]
+        return device._replace(processors=self.processors) if self.processors else device
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the project chooses."""
+        return choose(
+            *(self.H, self.B, self.case.dtype, self.device),
+            directions=1 + self.options.get("bidirectional", False),
+            tf32=self.dtype == "TF32",
+        )
+
+    @property
+    def case(self) -> Drawn:
+        """The numbers of the layer."""
+        return replace(
+            LUCKY,
+            **{"D": 5, "H": self.H, "T": self.T, "B": self.B, "layout": self.layout},
+            **{"with_hx": self.with_hx, "vocabulary": self.vocabulary, "resets": self.resets},
+            options=LUCKY.options | {"num_layers": 1} | self.options,
+            dtype=torch.float32 if self.dtype == "TF32" else getattr(torch, self.dtype),
+            values="ordinary",
+        )
+
+    def check(self) -> None:
+        """Runs the layer, forward and backward, and holds it to its budget of errors."""
+        if self.dtype == "TF32":
+            check_results(str(self), 5, self.H, self.B, Rounded.apply, Rounded.apply)
+            return
+        case, forward, backward = self.case, *(ErrorBudget(self.case.dtype) for _ in range(2))
+        case.compare(forward, backward)
+        forward.check()
+        if backward.results:
+            backward.check()
+
+
+TWO_DIRECTIONS = {"bidirectional": True}
+TWO_LAYERS = {"num_layers": 2, "batch_first": True, "bias": False}
+RELU = {"nonlinearity": "relu", "batch_first": True}
+LAYERS = [
+    # One sequence in a program, weight_hh in registers, with and without remainders.
+    Layer(80, "resident", "float32", 33, 3, layout="lengths", options=TWO_DIRECTIONS, resets=0.3),
+    Layer(120, "resident", "float32", 128, 2, layout="jagged", options=RELU, vocabulary=7),
+    Layer(80, "cooperative", "float32", 200, 3, layout="packed", options=TWO_LAYERS),
+    Layer(90, "cooperative", "float32", 256, 2, layout="lengths", vocabulary=7, with_hx=False),
+    Layer(80, "streamed", "float32", 160, 5, layout="lengths", resets=0.3, processors=2),
+    # Tensor cores.
+    Layer(80, "resident", "TF32", 33, 5),
+    Layer(120, "cooperative", "TF32", 256, 17),
+    Layer(90, "streamed", "TF32", 300, 40, processors=8),
+    Layer(90, "resident", "bfloat16", 64, 19, layout="packed unsorted", options=TWO_DIRECTIONS),
+    Layer(80, "resident", "float16", 100, 3, layout="jagged", options=RELU),
+    Layer(80, "cooperative", "float16", 300, 5, layout="lengths", vocabulary=7),
+    Layer(90, "cooperative", "bfloat16", 384, 5, layout="packed", options=TWO_LAYERS, resets=0.3),
+    Layer(90, "streamed", "float16", 300, 5, layout="lengths", options=RELU, processors=8),
+    Layer(90, "streamed", "bfloat16", 300, 40, processors=8),
+]

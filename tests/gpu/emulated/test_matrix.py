@@ -1,0 +1,94 @@
+"""`make gpu-emulate`: layers on every architecture, what autotune may choose, the benchmark."""
+
+import dataclasses
+import itertools
+import random
+import zlib
+
+import pytest
+import torch
+from layers import RELU, TWO_DIRECTIONS, TWO_LAYERS, Layer
+from triton.runtime.errors import OutOfResources
+
+from benchmarks.gpu.dry_run import Interpreted
+from benchmarks.gpu.race import DRY, MEASURED, run
+from namernn_fast import availability
+from namernn_fast.gpu import device, plan, tuning
+from tools.ptx.driver import DEVICES
+
+pytestmark = pytest.mark.slow
+PRECISIONS = ("float32", "TF32", "bfloat16", "float16")
+SIZES = [
+    *itertools.product((16, 33, 64, 100, 127, 128), (1, 3, 19, 67)),
+    *itertools.product((200, 256, 300, 384, 512), (1, 5, 35)),
+]
+
+
+def layers(arch):
+    """Yields a layer of every size in every precision, whose rows and options take turns."""
+    rows = itertools.cycle(("dense", "lengths", "packed", "jagged", "packed unsorted"))
+    options = itertools.cycle(({}, TWO_DIRECTIONS, RELU, TWO_LAYERS | TWO_DIRECTIONS))
+    resets = itertools.cycle((0.0, 0.0, 0.3))
+    ids = itertools.cycle((0, 0, 0, 7))
+    states = itertools.cycle((True, True, False))
+    for i, ((H, B), precision) in enumerate(itertools.product(SIZES, PRECISIONS)):
+        layout, dropped = next(rows), next(resets)
+        fused = layout in ("dense", "lengths")
+        layer = Layer(
+            *(arch, "", precision, H, B, 3 + i % 3, layout, next(options)),
+            resets=dropped if fused else 0.0,
+            vocabulary=next(ids),
+            with_hx=next(states),
+        )
+        yield dataclasses.replace(layer, kind=layer.plan.kind)
+
+
+@pytest.mark.parametrize("layer", [one for arch in DEVICES for one in layers(arch)], ids=str)
+def test_layer(machine, layer, fp32_precision):
+    machine.device = layer.device
+    seed = zlib.crc32(str(layer).encode()) % 1000
+    machine.options.seed, machine.options.flush = seed, (0, 5, 50)[seed % 3]
+    machine.options.quantum = (5, 40, 400)[seed // 3 % 3]
+    if layer.dtype == "TF32":
+        fp32_precision("tf32", "ieee" if seed % 2 else "tf32")
+    layer.check()
+
+
+def candidates(arch):
+    """Returns some of the plans that autotune may choose, by chance."""
+    found = []
+    for H, B, directions in itertools.product((5, 33, 100, 256, 384), (1, 3, 40), (1, 2)):
+        for precision in PRECISIONS:
+            layer = Layer(arch, "", precision, H, B, 3, options={"bidirectional": directions == 2})
+            size = plan.Size(
+                *(H, B, layer.case.dtype, DEVICES[arch], directions, precision == "TF32")
+            )
+            found += [(layer, size, one) for one in tuning._candidates(size) if not one.stepwise]
+    return random.Random(arch).sample(found, 65)
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "chosen"),
+    [one for arch in DEVICES for one in candidates(arch)],
+    ids=lambda one: "" if isinstance(one, plan.Size) else str(one),
+)
+def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_precision):
+    machine.device = layer.device
+    monkeypatch.setitem(plan.tuned, size, chosen)
+    if layer.dtype == "TF32":
+        fp32_precision("tf32", "tf32")
+    try:
+        layer.check()
+    except OutOfResources:
+        pytest.skip("needs more shared memory than there is, as autotune would find")
+
+
+def test_the_benchmark(machine, monkeypatch):
+    """`make bench-gpu` up to its clock: every cell passes its gate on the kernels."""
+    machine.device = DEVICES[90]
+    for module, name in ((device, "find_device"), (availability, "why_not_cpu_kernel")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to undo what comes next
+    platform = dataclasses.replace(DRY, path=Interpreted().path)
+    torch.use_deterministic_algorithms(False)
+    rows = list(run(platform, float("inf")))
+    assert {row["status"] for row in rows} == {MEASURED}, rows

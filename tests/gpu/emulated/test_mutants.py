@@ -1,0 +1,25 @@
+"""Planted faults are found: by a check of the machine, or by wrong results."""
+
+import pytest
+from mutants import LAYERS, MUTANTS, caught, results
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """The results of each layer without a fault, once they are needed."""
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.name}, {mutant.layer}")
+def test_a_planted_fault(machine, mutant, wanted, fp32_precision):
+    layer = LAYERS[mutant.layer]
+    machine.device = layer.device
+    if layer.dtype == "TF32":
+        fp32_precision("tf32", "tf32")
+    if mutant.layer not in wanted:
+        wanted[mutant.layer] = results(layer)
+    assert not machine.faults
+    how = caught(machine, layer, mutant.plant, wanted[mutant.layer])
+    print(how)
+    assert how is not None

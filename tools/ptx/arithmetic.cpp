@@ -1,0 +1,411 @@
+// Instructions that compute in registers, a lane at a time.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "instructions.h"
+#include "numbers.h"
+
+namespace ptx {
+
+namespace {
+
+using s16 = int16_t;
+using u16 = uint16_t;
+using s32 = int32_t;
+using u32 = uint32_t;
+using s64 = int64_t;
+using u64 = uint64_t;
+
+template <class Value>
+const char* const kName = "";
+template <>
+const char* const kName<s16> = "s16";
+template <>
+const char* const kName<u16> = "u16";
+template <>
+const char* const kName<s32> = "s32";
+template <>
+const char* const kName<u32> = "u32";
+template <>
+const char* const kName<s64> = "s64";
+template <>
+const char* const kName<u64> = "u64";
+template <>
+const char* const kName<float> = "f32";
+template <>
+const char* const kName<Half> = "f16";
+template <>
+const char* const kName<BFloat16> = "bf16";
+
+template <class Value>
+std::string bits_name() {
+  return "b" + std::to_string(8 * sizeof(Value));
+}
+
+// ---- rows for several types: NAME.TYPE ----
+
+template <class... Values, class Work>
+void one(Table& table, const std::string& name, Work work) {
+  ((table[name + kName<Values>] = lanewise<Values, Values>(work)), ...);
+}
+
+template <class... Values, class Work>
+void two(Table& table, const std::string& name, Work work) {
+  ((table[name + kName<Values>] = lanewise<Values, Values, Values>(work)), ...);
+}
+
+template <class... Values, class Work>
+void two_of_bits(Table& table, const std::string& name, Work work) {
+  ((table[name + bits_name<Values>()] = lanewise<Values, Values, Values>(work)), ...);
+}
+
+template <class... Values, class Work>
+void three(Table& table, const std::string& name, Work work) {
+  ((table[name + kName<Values>] = lanewise<Values, Values, Values, Values>(work)), ...);
+}
+
+// Two numbers side by side in a register, each computed by itself.
+template <class Number, class... Sources, class Work, size_t... k>
+Entry in_pairs(Work work, std::index_sequence<k...>) {
+  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
+    Number* result = warp.lanes<Number>(at.results[0]);
+    const std::tuple<const Sources*...> from{warp.lanes<Sources>(at.sources[k])...};
+    each_lane(mask, [&](int lane) {
+      for (int i = 2 * lane; i < 2 * lane + 2; ++i) result[i] = work(std::get<k>(from)[i]...);
+    });
+  };
+  return {run, {2 * sizeof(Number)}, {static_cast<int>(2 * sizeof(Sources))...}};
+}
+
+template <class Number, class Work>
+void floating(Table& table, const std::string& name, Work work) {  // two sources
+  const std::string type = kName<Number>;
+  table[name + type] = lanewise<Number, Number, Number>(work);
+  table[name + type + "x2"] = in_pairs<Number, Number, Number>(work, std::make_index_sequence<2>());
+}
+
+template <class Number>
+void multiply_add(Table& table) {
+  const auto work = [](float a, float b, float c) { return Number(std::fma(a, b, c)); };
+  const std::string type = kName<Number>;
+  table["fma.rn." + type] = lanewise<Number, Number, Number, Number>(work);
+  table["fma.rn." + type + "x2"] =
+      in_pairs<Number, Number, Number, Number>(work, std::make_index_sequence<3>());
+}
+
+template <class Number>
+void add_floating(Table& table) {
+  const auto plus = [](float a, float b) { return Number(a + b); };
+  const auto minus = [](float a, float b) { return Number(a - b); };
+  const auto times = [](float a, float b) { return Number(a * b); };
+  for (const char* rounding : {"", "rn."}) {
+    floating<Number>(table, std::string("add.") + rounding, plus);
+    floating<Number>(table, std::string("sub.") + rounding, minus);
+    floating<Number>(table, std::string("mul.") + rounding, times);
+  }
+  multiply_add<Number>(table);
+  // Of a number and NaN the number is taken, with .NaN the latter.
+  const auto least = [](float a, float b) {
+    return Number(a != a ? b : b != b ? a : std::min(a, b));
+  };
+  const auto most = [](float a, float b) {
+    return Number(a != a ? b : b != b ? a : std::max(a, b));
+  };
+  const auto least_or_nan = [](float a, float b) {
+    return Number(a != a || b != b ? NAN : std::min(a, b));
+  };
+  const auto most_or_nan = [](float a, float b) {
+    return Number(a != a || b != b ? NAN : std::max(a, b));
+  };
+  two<Number>(table, "min.", least);
+  two<Number>(table, "max.", most);
+  two<Number>(table, "min.NaN.", least_or_nan);
+  two<Number>(table, "max.NaN.", most_or_nan);
+  one<Number>(table, "neg.", [](float a) { return Number(-a); });
+  one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
+}
+
+// ---- integers ----
+
+template <class Narrow, class Wide>
+void wide(Table& table) {
+  const std::string type = kName<Narrow>;
+  table["mul.wide." + type] =
+      lanewise<Wide, Narrow, Narrow>([](Wide a, Wide b) { return static_cast<Wide>(a * b); });
+  table["mad.wide." + type] = lanewise<Wide, Narrow, Narrow, Wide>(
+      [](Wide a, Wide b, Wide c) { return static_cast<Wide>(a * b + c); });
+  table["mul.hi." + type] = lanewise<Narrow, Narrow, Narrow>(
+      [](Wide a, Wide b) { return static_cast<Narrow>(a * b >> 8 * sizeof(Narrow)); });
+}
+
+template <class Value>
+void divide(Table& table) {
+  const std::string type = kName<Value>;
+  const auto entry = [](auto work) {
+    Entry made = lanewise<Value, Value, Value>(work);
+    const Handler run = made.run;
+    made.run = [run](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
+      const Value* divisor = warp.lanes<Value>(at.sources[1]);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (mask >> lane & 1 && divisor[lane] == 0) machine.stop("division by zero", {warp, lane});
+      }
+      // Lanes that are not in the mask may hold any divisor.
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (mask >> lane & 1) run(machine, warp, at, Mask{1} << lane);
+      }
+    };
+    return made;
+  };
+  table["div." + type] = entry([](Value a, Value b) { return static_cast<Value>(a / b); });
+  table["rem." + type] = entry([](Value a, Value b) { return static_cast<Value>(a % b); });
+}
+
+template <class Bits, class Signed>
+void shift(Table& table) {
+  constexpr u32 kBits = 8 * sizeof(Bits);
+  const auto left = [](Bits a, u32 by) { return static_cast<Bits>(by < kBits ? a << by : 0); };
+  const auto right = [](Bits a, u32 by) { return static_cast<Bits>(by < kBits ? a >> by : 0); };
+  const auto keep_sign = [](Signed a, u32 by) {
+    return static_cast<Signed>(a >> std::min(by, kBits - 1));
+  };
+  table["shl." + bits_name<Bits>()] = lanewise<Bits, Bits, u32>(left);
+  table["shr." + bits_name<Bits>()] = lanewise<Bits, Bits, u32>(right);
+  table[std::string("shr.") + kName<Bits>] = lanewise<Bits, Bits, u32>(right);
+  table[std::string("shr.") + kName<Signed>] = lanewise<Signed, Signed, u32>(keep_sign);
+}
+
+// Takes `count` bits from `first` on; beyond the highest bit of `a` they are `fill`.
+template <class Value>
+Value extract(Value a, u32 first, u32 count) {
+  constexpr u32 kBits = 8 * sizeof(Value);
+  first &= 255, count &= 255;
+  const bool is_signed = static_cast<Value>(-1) < 0;
+  const bool fill = is_signed && count != 0 && (a >> std::min(first + count - 1, kBits - 1) & 1);
+  u64 result = 0;
+  for (u32 i = 0; i < kBits; ++i) {
+    const bool bit = i < count && first + i < kBits ? a >> (first + i) & 1 : fill;
+    result |= static_cast<u64>(bit) << i;
+  }
+  return static_cast<Value>(result);
+}
+
+u32 permute(u32 a, u32 b, u32 choice) {
+  const u64 bytes = a | static_cast<u64>(b) << 32;
+  u32 result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const u32 chosen = choice >> 4 * i & 15;
+    u32 byte = bytes >> 8 * (chosen & 7) & 255;
+    if (chosen & 8) byte = byte & 128 ? 255 : 0;
+    result |= byte << 8 * i;
+  }
+  return result;
+}
+
+void add_integers(Table& table) {
+  two<s16, u16, s32, u32, s64, u64>(table, "add.", [](auto a, auto b) { return a + b; });
+  two<s16, u16, s32, u32, s64, u64>(table, "sub.", [](auto a, auto b) { return a - b; });
+  two<s16, u16, s32, u32, s64, u64>(
+      table, "mul.lo.", [](auto a, auto b) { return static_cast<u64>(a) * static_cast<u64>(b); });
+  two<s16, u16, s32, u32, s64, u64>(table, "min.", [](auto a, auto b) { return std::min(a, b); });
+  two<s16, u16, s32, u32, s64, u64>(table, "max.", [](auto a, auto b) { return std::max(a, b); });
+  three<s32, u32, s64, u64>(table, "mad.lo.", [](u64 a, u64 b, u64 c) { return a * b + c; });
+  one<s16, s32, s64>(table, "neg.", [](auto a) { return -a; });
+  one<s16, s32, s64>(table, "abs.", [](auto a) { return a < 0 ? -a : a; });
+  wide<s16, s32>(table);
+  wide<u16, u32>(table);
+  wide<s32, s64>(table);
+  wide<u32, u64>(table);
+  divide<s32>(table);
+  divide<u32>(table);
+  divide<s64>(table);
+  divide<u64>(table);
+}
+
+void add_bits(Table& table) {
+  two_of_bits<u16, u32, u64>(table, "and.", [](auto a, auto b) { return a & b; });
+  two_of_bits<u16, u32, u64>(table, "or.", [](auto a, auto b) { return a | b; });
+  two_of_bits<u16, u32, u64>(table, "xor.", [](auto a, auto b) { return a ^ b; });
+  table["not.b16"] = lanewise<u16, u16>([](u16 a) { return static_cast<u16>(~a); });
+  table["not.b32"] = lanewise<u32, u32>([](u32 a) { return ~a; });
+  table["not.b64"] = lanewise<u64, u64>([](u64 a) { return ~a; });
+  shift<u16, s16>(table);
+  shift<u32, s32>(table);
+  shift<u64, s64>(table);
+  table["bfe.u32"] = lanewise<u32, u32, u32, u32>(extract<u32>);
+  table["bfe.s32"] = lanewise<s32, s32, u32, u32>(extract<s32>);
+  table["prmt.b32"] = lanewise<u32, u32, u32, u32>(permute);
+}
+
+// ---- predicates, each a mask of a warp ----
+
+void put(Mask& predicate, Mask mask, Mask values) {
+  predicate = (predicate & ~mask) | (values & mask);
+}
+
+template <class Work>
+Entry of_predicates(Work work, std::vector<int> sources) {
+  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
+    const Mask a = warp.predicate(at.sources[0]);
+    put(warp.predicate(at.results[0]), mask, work(a, warp.predicate(at.sources.back())));
+  };
+  return {run, {1}, sources};
+}
+
+// Compares numbers that lie `count` to a lane, with a predicate for each of them.
+template <class Value, int count = 1, class Work>
+Entry comparison(Work work) {
+  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
+    const Value* a = warp.lanes<Value>(at.sources[0]);
+    const Value* b = warp.lanes<Value>(at.sources[1]);
+    for (int i = 0; i < count; ++i) {
+      Mask values = 0;
+      each_lane(kWholeWarp, [&](int lane) {
+        values |= static_cast<Mask>(work(a[count * lane + i], b[count * lane + i])) << lane;
+      });
+      put(warp.predicate(at.results[i]), mask, values);
+    }
+  };
+  constexpr int kSize = count * sizeof(Value);
+  return {run, std::vector<int>(count, 1), {kSize, kSize}};
+}
+
+template <class Value, class Compared, int count = 1>
+void compare(Table& table, const std::string& type) {
+  const auto add = [&](const char* name, auto work) {
+    table[std::string("setp.") + name + "." + type] = comparison<Value, count>(work);
+  };
+  add("eq", [](Compared a, Compared b) { return a == b; });
+  add("ne", [](Compared a, Compared b) { return a < b || a > b; });  // false for NaN
+  add("lt", [](Compared a, Compared b) { return a < b; });
+  add("le", [](Compared a, Compared b) { return a <= b; });
+  add("gt", [](Compared a, Compared b) { return a > b; });
+  add("ge", [](Compared a, Compared b) { return a >= b; });
+  if constexpr (std::is_same_v<Compared, float>) {  // these are true for NaN
+    add("equ", [](Compared a, Compared b) { return !(a < b || a > b); });
+    add("neu", [](Compared a, Compared b) { return a != b; });
+    add("ltu", [](Compared a, Compared b) { return !(a >= b); });
+    add("leu", [](Compared a, Compared b) { return !(a > b); });
+    add("gtu", [](Compared a, Compared b) { return !(a <= b); });
+    add("geu", [](Compared a, Compared b) { return !(a < b); });
+    add("num", [](Compared a, Compared b) { return a == a && b == b; });
+    add("nan", [](Compared a, Compared b) { return a != a || b != b; });
+  }
+}
+
+template <class Bits>
+void select(Table& table, std::vector<std::string> types) {
+  const auto run = [](Machine&, Warp& warp, const Instruction& at, Mask mask) {
+    const Mask chosen = warp.predicate(at.sources[2]);
+    Bits* result = warp.lanes<Bits>(at.results[0]);
+    const Bits* a = warp.lanes<Bits>(at.sources[0]);
+    const Bits* b = warp.lanes<Bits>(at.sources[1]);
+    each_lane(mask, [&](int lane) { result[lane] = chosen >> lane & 1 ? a[lane] : b[lane]; });
+  };
+  for (const std::string& type : types) {
+    table["selp." + type] = {run, {sizeof(Bits)}, {sizeof(Bits), sizeof(Bits), 1}};
+  }
+}
+
+void add_predicates(Table& table) {
+  table["and.pred"] = of_predicates([](Mask a, Mask b) { return a & b; }, {1, 1});
+  table["or.pred"] = of_predicates([](Mask a, Mask b) { return a | b; }, {1, 1});
+  table["xor.pred"] = of_predicates([](Mask a, Mask b) { return a ^ b; }, {1, 1});
+  table["not.pred"] = of_predicates([](Mask a, Mask) { return ~a; }, {1});
+  table["mov.pred"] = of_predicates([](Mask a, Mask) { return a; }, {1});
+  compare<u16, u16>(table, "b16");
+  compare<u16, u16>(table, "u16");
+  compare<s16, s16>(table, "s16");
+  compare<u32, u32>(table, "b32");
+  compare<u32, u32>(table, "u32");
+  compare<s32, s32>(table, "s32");
+  compare<u64, u64>(table, "b64");
+  compare<u64, u64>(table, "u64");
+  compare<s64, s64>(table, "s64");
+  compare<float, float>(table, "f32");
+  compare<Half, float>(table, "f16");
+  compare<BFloat16, float>(table, "bf16");
+  compare<Half, float, 2>(table, "f16x2");
+  compare<BFloat16, float, 2>(table, "bf16x2");
+  select<u16>(table, {"b16", "u16", "s16", "f16", "bf16"});
+  select<u32>(table, {"b32", "u32", "s32", "f32"});
+  select<u64>(table, {"b64", "u64", "s64"});
+}
+
+// ---- conversions ----
+
+template <class To, class... From>
+void convert_integers(Table& table) {
+  ((table[std::string("cvt.") + kName<To> + "." + kName<From>] =
+        lanewise<To, From>([](From value) { return static_cast<To>(value); })),
+   ...);
+}
+
+template <class Number>
+void convert_16_bits(Table& table) {
+  const std::string type = kName<Number>;
+  table["cvt.f32." + type] = lanewise<float, Number>([](float value) { return value; });
+  table["cvt.rn." + type + ".f32"] = lanewise<Number, float>([](float value) { return value; });
+  table["cvt.rn." + type + "x2.f32"] = lanewise<u32, float, float>([](float high, float low) {
+    return static_cast<u32>(Number(high).bits) << 16 | Number(low).bits;
+  });
+}
+
+template <class Bits>
+void move(Table& table, std::vector<std::string> types) {
+  for (const std::string& type : types) {
+    table["mov." + type] = lanewise<Bits, Bits>([](Bits a) { return a; });
+  }
+}
+
+// One value of all bits, or several that share them out, the lowest first.
+void pack_or_unpack(Machine&, Warp& warp, const Instruction& at, Mask mask) {
+  each_lane(mask, [&](int lane) {
+    uint64_t bits = 0;
+    int64_t size = 0;
+    for (const Operand& part : at.sources) {
+      bits |= warp.get(part, lane) << 8 * size;
+      size += part.size;
+    }
+    for (const Operand& part : at.results) {
+      warp.set(part, lane, bits);
+      bits = part.size < 8 ? bits >> 8 * part.size : 0;
+    }
+  });
+}
+
+void add_conversions(Table& table) {
+  convert_integers<u16, u32, s32, u64, s64>(table);
+  convert_integers<s16, u32, s32, u64, s64>(table);
+  convert_integers<u32, u16, s16, u64, s64>(table);
+  convert_integers<s32, u16, s16, u64, s64>(table);
+  convert_integers<u64, u16, u32, s32>(table);
+  convert_integers<s64, s16, u32, s32>(table);
+  convert_16_bits<Half>(table);
+  convert_16_bits<BFloat16>(table);
+  table["cvt.rn.f32.s32"] = lanewise<float, s32>([](s32 a) { return static_cast<float>(a); });
+  table["cvt.rn.f32.u32"] = lanewise<float, u32>([](u32 a) { return static_cast<float>(a); });
+  move<u16>(table, {"b16", "u16"});
+  move<u32>(table, {"b32", "u32", "f32"});
+  move<u64>(table, {"b64", "u64"});
+  table["cvta.global.u64"] = table["cvta.to.global.u64"] = table["mov.b64"];
+  table["pack"] = {pack_or_unpack, {}, {}};
+}
+
+}  // namespace
+
+void add_arithmetic(Table& table) {
+  add_floating<float>(table);
+  add_floating<Half>(table);
+  add_floating<BFloat16>(table);
+  const auto quotient = [](float a, float b) { return a / b; };  // .full may be off by 2 units
+  two<float>(table, "div.full.", quotient);
+  two<float>(table, "div.rn.", quotient);
+  add_integers(table);
+  add_bits(table);
+  add_predicates(table);
+  add_conversions(table);
+}
+
+}  // namespace ptx

@@ -1,0 +1,391 @@
+"""Decodes the PTX of one kernel into instructions of the machine.
+
+The names of instructions are PTX's own. `Decoder._operands` lists what is written in another way
+than results, then sources. Whatever neither this module nor the machine knows is an error.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class UnsupportedError(Exception):
+    """Something in the PTX that is not known here."""
+
+
+class Operand(NamedTuple):
+    """A register or a constant."""
+
+    number: int
+    """Among the places of a warp."""
+    size: int
+    """Bytes of a lane's value; 1: a predicate; 0: there is no operand."""
+
+
+class Signature(NamedTuple):
+    """The sizes of an instruction's operands; both empty where they depend on the call."""
+
+    results: list[int]
+    sources: list[int]
+
+
+@dataclass
+class Instruction:
+    """An instruction of the machine."""
+
+    name: str
+    line: int
+    guard: Operand | None
+    is_guard_negated: bool
+    results: list[Operand] = field(default_factory=list)
+    sources: list[Operand] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+
+_NOTHING = Operand(0, 0)
+_LANES = 32
+_SPECIAL = ["%tid.x", "%laneid", "%ntid.x"]
+_SPECIAL += [f"%{name}.{axis}" for name in ("ctaid", "nctaid") for axis in "xyz"]
+"""The special registers, as machine.cpp fills them."""
+_SPACES = {"param", "global", "shared", "shared::cta"}
+_HINTS = re.compile(r"weak|ca|cg|nc|gpu|v[248]|L[12]::.*|evict_\w+")
+"""Parts of a load's or a store's name that the machine treats all alike: `.cg` asks to bypass the
+first-level cache, but PTX's memory model does not know of it."""
+
+
+def size_of(type: str) -> int:
+    """Returns the bytes of a value of one of PTX's types."""
+    if type == "pred":
+        return 1
+    found = re.fullmatch(r"[busf](8|16|32|64)", type)
+    if found is None:
+        raise UnsupportedError(f"type {type}")
+    return int(found[1]) // 8
+
+
+class Decoder:
+    """Decodes a kernel; what it is made of is in the public attributes."""
+
+    def __init__(self, text: str, signature: Callable[[str], Signature | None]):
+        self._signature = signature
+        self.instructions: list[Instruction] = []
+        self.sources: dict[int, str] = {}
+        """For a line of the PTX the place in Python that it was made from."""
+        self.parameters: list[tuple[int, int]] = []
+        """The offset and the size of each parameter, in bytes."""
+        self.messages = _messages(text)
+        """What assertions say."""
+        self.sizes: list[int] = []
+        """Of the operands' values, by number."""
+        self.constants: list[tuple[Operand, int]] = []
+        self._constants: dict[tuple[int, int], Operand] = {}
+        self._scopes: list[dict[str, Operand]] = [{}]
+        self._labels: dict[str, int] = {}
+        self._targets: list[tuple[Instruction, str]] = []
+        # Shared memory begins at 0; texts of assertions are in `messages`.
+        symbols = r"\.extern \.shared [^;]*?(\w+)\[\]|\.global [^;=]*?(\w+)\[\d+\] ="
+        self._symbols = {one or other: 0 for one, other in re.findall(symbols, text)}
+        self._line = 0
+
+        self.specials = [self._declare(name, 4) for name in _SPECIAL]
+        begin = self._head(text)
+        for line, statement in _statements(text, begin, self.sources):
+            self._line = line
+            self._decode(statement)
+        for instruction, label in self._targets:
+            instruction.numbers.append(self._labels[label])
+
+    def _head(self, text: str) -> int:
+        """Reads the parameters and the number of threads; returns where the body begins."""
+        head = re.search(r"\.visible \.entry (\w+)\((.*?)\)(.*?)\{", text, re.DOTALL)
+        if head is None:
+            raise UnsupportedError("no kernel")
+        self.name = head[1]
+        end = 0
+        for line in head[2].split(",\n"):
+            found = re.search(r"\.param \.(\w+).*?(\w+)\s*$", line)
+            if found is None:
+                raise UnsupportedError(f"parameter {line}")
+            size = size_of(found[1])
+            begin = -(-end // size) * size
+            end = begin + size
+            self._symbols[found[2]] = begin
+            self.parameters.append((begin, size))
+        threads = re.search(r"\.reqntid (\d+)", head[3])
+        self.threads = int(threads[1]) if threads else 0
+        return head.end()
+
+    # ---- registers and constants ----
+
+    def _declare(self, name: str, size: int) -> Operand:
+        operand = Operand(len(self.sizes), size)
+        self.sizes.append(size)
+        self._scopes[-1][name] = operand
+        return operand
+
+    def _register(self, name: str) -> Operand | None:
+        for scope in reversed(self._scopes):
+            if name in scope:
+                return scope[name]
+        if re.fullmatch(r"%(n?)tid\.[yz]", name):  # programs have threads along x alone
+            return self._constant(int(name.startswith("%n")), 4)
+        return None
+
+    def _constant(self, value: int, size: int) -> Operand:
+        value &= 2 ** (32 if size == 1 else 8 * size) - 1
+        if (value, size) not in self._constants:
+            operand = Operand(len(self.sizes), size)
+            self.sizes.append(size)
+            self._constants[value, size] = operand
+            self.constants.append((operand, value))
+        return self._constants[value, size]
+
+    def _number(self, text: str) -> int:
+        if found := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})|0[dD]([0-9A-Fa-f]{16})", text):
+            return int(found[1] or found[2], 16)
+        if re.fullmatch(r"-?(0x[0-9A-Fa-f]+|\d+)U?", text):
+            return int(text.rstrip("U"), 0)
+        if text in self._symbols:
+            return self._symbols[text]
+        raise UnsupportedError(f"{text} in line {self._line}")
+
+    def _operand(self, text: str, size: int | None) -> Operand:
+        """Returns a register, or a constant of a size."""
+        if text == "_":
+            return self._declare("_", size) if size else _NOTHING
+        found = self._register(text)
+        if found is None:
+            if size is None:
+                raise UnsupportedError(f"{text} in line {self._line}")
+            value = self._number(text)
+            found = self._constant(-bool(value) if size == 1 else value, size)
+        elif size is not None and found.size != size:
+            raise UnsupportedError(
+                f"{text} has {found.size} bytes, not {size}, in line {self._line}"
+            )
+        return found
+
+    def _address(self, text: str) -> tuple[Operand, int]:
+        """Returns the register and the offset of `[ register + offset ]`."""
+        found = re.fullmatch(r"\[\s*(\S+?)\s*(?:\+\s*(-?\w+))?\s*\]", text)
+        if found is None:
+            raise UnsupportedError(f"{text} in line {self._line}")
+        base = self._register(found[1]) or self._constant(self._number(found[1]), 8)
+        return base, int(found[2] or "0", 0)
+
+    # ---- statements ----
+
+    def _decode(self, statement: str) -> None:
+        if statement == "{":
+            self._scopes.append({})
+        elif statement == "}":
+            self._scopes.pop()
+        elif statement.endswith(":"):
+            self._labels[statement[:-1]] = len(self.instructions)
+        elif statement.startswith(".reg "):
+            self._registers(statement)
+        elif not statement.startswith((".param ", ".pragma ")):
+            self._instruction(statement)
+
+    def _registers(self, statement: str) -> None:
+        _, type, names = statement.split(maxsplit=2)
+        for name in map(str.strip, names.split(",")):
+            several = re.fullmatch(r"(%\w+)<(\d+)>", name)
+            if several:
+                for i in range(int(several[2])):
+                    self._declare(f"{several[1]}{i}", size_of(type[1:]))
+            else:
+                self._declare(name, size_of(type[1:]))
+
+    def _instruction(self, statement: str) -> None:
+        guard = re.match(r"@(!?)(%?\w+)\s+", statement)
+        name, _, rest = statement[guard.end() if guard else 0 :].partition(" ")
+        made = Instruction(
+            name,
+            self._line,
+            self._operand(guard[2], 1) if guard else None,
+            bool(guard and guard[1]),
+        )
+        arguments = [_flat(argument) for argument in _split(rest)]
+        parts = name.split(".")
+        special = getattr(self, f"_{parts[0]}", None)
+        if special is None or special(made, parts, arguments) is False:
+            self._plain(made, [one for argument in arguments for one in argument])
+        if made.name:
+            self.instructions.append(made)
+
+    def _plain(self, made: Instruction, arguments: list[str]) -> None:
+        signature = self._signature(made.name)
+        if signature is None:
+            raise UnsupportedError(f"{made.name} in line {self._line}")
+        sizes = [*signature.results, *signature.sources]
+        if len(sizes) != len(arguments):
+            raise UnsupportedError(f"{made.name} of {len(arguments)} operands, line {self._line}")
+        operands = [self._operand(*both) for both in zip(arguments, sizes, strict=True)]
+        made.results = operands[: len(signature.results)]
+        made.sources = operands[len(signature.results) :]
+
+    # Instructions whose operands are written in another way, by the first part of their names. Each
+    # returns False where they are not, and leaves no name where there is nothing to do.
+
+    def _mov(self, made, parts, arguments):
+        if len(arguments[0]) == len(arguments[1]) == 1:
+            return False
+        whole = size_of(parts[-1])
+        made.name = "pack"
+        for own, operands in zip((made.results, made.sources), arguments, strict=True):
+            own += [self._operand(one, whole // len(operands)) for one in operands]
+        return True
+
+    def _ld(self, made, parts, arguments):
+        address, offset = self._address(arguments[1][0])
+        size = self._memory(made, parts)
+        made.results = [self._operand(one, None) for one in arguments[0]]
+        made.sources = [address]
+        made.numbers = [offset, size, int(parts[-1].startswith("s"))]
+
+    def _st(self, made, parts, arguments):
+        if "param" in parts:  # of a call
+            made.name = ""
+            return
+        address, offset = self._address(arguments[0][0])
+        size = self._memory(made, parts)
+        values = [self._register(one) or self._operand(one, max(size, 2)) for one in arguments[1]]
+        made.sources = [address, *values]
+        made.numbers = [offset, size]
+
+    def _red(self, made, parts, arguments):
+        address, offset = self._address(arguments[0][0])
+        size = self._memory(made, parts)
+        if parts[-1] != "u32":
+            raise UnsupportedError(f"{'.'.join(parts)} in line {self._line}")
+        made.sources = [address, self._operand(arguments[1][0], size)]
+        made.numbers = [offset, size]
+
+    def _memory(self, made, parts) -> int:
+        """Names a load, a store or an atomic operation as the machine does; returns the bytes of a
+        value."""
+        kept = [part for part in parts[:-1] if not _HINTS.fullmatch(part)]
+        made.name = ".".join(kept).replace("::cta", "")
+        if not _SPACES & set(parts) or parts[-1][0] not in "busf":
+            raise UnsupportedError(f"{'.'.join(parts)} in line {self._line}")
+        return size_of(parts[-1])
+
+    def _cp(self, made, parts, arguments):
+        if parts[2] == "wait_group":
+            made.numbers = [int(arguments[0][0])]
+        elif parts[2] != "commit_group":
+            if not {"shared", "global"} <= set(parts):
+                raise UnsupportedError(f"{made.name} in line {self._line}")
+            made.name = "cp.async"
+            (to, to_offset), (of, of_offset) = (self._address(one[0]) for one in arguments[:2])
+            taken = [self._operand(one[0], 4) for one in arguments[3:]]
+            made.sources = [to, of, *taken]
+            made.numbers = [to_offset, of_offset, int(arguments[2][0], 0)]
+
+    def _bar(self, made, parts, arguments):
+        if parts[1] == "warp":
+            return False
+        threads = [int(one[0]) for one in arguments[1:]]
+        if arguments[0] != ["0"] or threads not in ([], [self.threads]):
+            raise UnsupportedError(f"a barrier of some warps in line {self._line}")
+        return True
+
+    def _matrices(self, made, parts, address, registers):
+        base, offset = self._address(address)
+        if parts[1:4] != ["sync", "aligned", "m8n8"]:
+            raise UnsupportedError(f"{made.name} in line {self._line}")
+        made.name = parts[0]
+        made.numbers = [offset, int("trans" in parts)]
+        return base, [self._operand(one, 4) for one in registers]
+
+    def _ldmatrix(self, made, parts, arguments):
+        base, made.results = self._matrices(made, parts, arguments[1][0], arguments[0])
+        made.sources = [base]
+
+    def _stmatrix(self, made, parts, arguments):
+        base, values = self._matrices(made, parts, arguments[0][0], arguments[1])
+        made.sources = [base, *values]
+
+    def _wgmma(self, made, parts, arguments):
+        if parts[1] == "wait_group":
+            made.name, made.numbers = "wgmma.wait_group", [int(arguments[0][0])]
+            return True
+        if parts[1] != "mma_async":
+            return False
+        shape = re.fullmatch(r"m64n(\d+)k\d+", parts[4])
+        results, left, (right,), (adds,), *signs = arguments
+        transposed = [int(one[0]) for one in signs[2:]]
+        transposed = [0] * (
+            2 - len(transposed)
+        ) + transposed  # of registers there is no such number
+        if shape is None or [one[0] for one in signs[:2]] != ["1", "1"] or parts[5] != "f32":
+            raise UnsupportedError(f"{made.name} in line {self._line}")
+        made.name = f"wgmma.{parts[6]}"
+        made.results = [self._operand(one, 4) for one in results]
+        left_size = 8 if len(left) == 1 else 4
+        made.sources = [self._operand(right, 8), self._operand(adds, 1)]
+        made.sources += [self._operand(one, left_size) for one in left]
+        made.numbers = [int(shape[1]), *transposed]
+        return True
+
+    def _bra(self, made, parts, arguments):
+        made.name = "bra"
+        self._targets.append((made, arguments[0][0]))
+
+    def _call(self, made, parts, arguments):
+        if arguments[0] != ["__assertfail"]:
+            raise UnsupportedError(f"a call of {arguments[0]} in line {self._line}")
+        made.name = "assertion"
+
+
+def _messages(text: str) -> list[str]:
+    found = re.findall(r"\.global [^;=]*?\bassertMessage\w*\[\d+\] = \{([^}]*)\}", text)
+    return [bytes(map(int, one.split(","))).split(b"\0")[0].decode() for one in found]
+
+
+def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tuple[int, str]]:
+    """Yields the statements of a body, each with its line: braces, labels with their colon, and
+    what ends in a semicolon. Adds for each line the place in Python to `sources`."""
+    line = text.count("\n", 0, begin) + 1
+    depth, statement, place, first = 1, "", "", line
+    for row in text[begin:].split("\n"):
+        code, _, comment = row.partition("//")
+        code = code.strip()
+        if code.startswith(".loc"):  # also amid the lines of inline assembly
+            place = comment.split()[0] if comment.split() else place
+            code = ""
+        elif re.fullmatch(r"[$\w]+:", code):
+            yield line, code
+            code = ""
+        for piece in re.findall(r"[^;]*;|[^;]+$", code):
+            while not statement and (brace := re.match(r"\s*([{}])", piece)):
+                depth += 1 if brace[1] == "{" else -1
+                if depth == 0:
+                    return
+                yield line, brace[1]
+                piece = piece[brace.end() :]
+            if not piece.strip():
+                continue
+            if not statement:
+                first = line
+            statement += " " + piece.rstrip(";")
+            if piece.endswith(";"):
+                sources[first] = place
+                if statement.strip():
+                    yield first, " ".join(statement.split())
+                statement = ""
+        line += 1
+
+
+def _split(text: str) -> list[str]:
+    """Splits at commas that no bracket encloses."""
+    return [one.strip() for one in re.split(r",(?![^{\[(]*[}\])])", text) if one.strip()]
+
+
+def _flat(argument: str) -> list[str]:
+    """Returns the registers of `{a, b}` or of `a|b`, or the argument itself."""
+    if argument.startswith(("{", "(")):
+        return [one.strip() for one in argument[1:-1].split(",")]
+    return argument.split("|")

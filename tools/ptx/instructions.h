@@ -1,0 +1,44 @@
+// The instructions that the machine knows, by the names that they have in PTX.
+#pragma once
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "machine.h"
+
+namespace ptx {
+
+struct Entry {
+  Handler run;
+  std::vector<int> results, sources;  // bytes of a lane's value, 1: a predicate
+  bool is_whole = false;
+};
+
+// What decode.py tells about an instruction beside its operands is in `numbers`; each handler that
+// takes any says which.
+using Table = std::map<std::string, Entry>;
+
+void add_arithmetic(Table& table);
+void add_memory(Table& table);
+void add_warp(Table& table);
+void add_tensor_cores(Table& table);
+
+// An instruction that computes each lane's result from the sources of that lane alone.
+template <class Result, class... Sources, class Work, size_t... k>
+Entry lanewise(Work work, std::index_sequence<k...>) {
+  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
+    Result* result = warp.lanes<Result>(at.results[0]);
+    const std::tuple<const Sources*...> from{warp.lanes<Sources>(at.sources[k])...};
+    each_lane(mask, [&](int lane) { result[lane] = work(std::get<k>(from)[lane]...); });
+  };
+  return {run, {sizeof(Result)}, {static_cast<int>(sizeof(Sources))...}};
+}
+
+template <class Result, class... Sources, class Work>
+Entry lanewise(Work work) {
+  return lanewise<Result, Sources...>(work, std::index_sequence_for<Sources...>());
+}
+
+}  // namespace ptx

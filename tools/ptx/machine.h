@@ -1,0 +1,254 @@
+// What a kernel is made of while it runs: instructions, warps, programs, and the machine.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace ptx {
+
+constexpr int kLanes = 32;
+using Mask = uint32_t;  // a bit for each lane of a warp
+constexpr Mask kWholeWarp = ~Mask{0};
+
+struct Machine;
+struct Program;
+struct Warp;
+struct Instruction;
+
+// Executes an instruction for the lanes of the mask.
+using Handler = std::function<void(Machine&, Warp&, const Instruction&, Mask)>;
+
+struct Operand {
+  int64_t place;  // of the first lane's value among the registers of a warp, in bytes
+  int64_t size;   // of a lane's value; 1: a predicate, one bit of a Mask; 0: there is no operand
+};
+
+struct Instruction {
+  const Handler* run;
+  uint32_t line;  // of the PTX
+  bool is_whole;  // only whole warps may execute it
+  int64_t guard;  // the place of a predicate, or -1
+  bool is_guard_negated;
+  std::vector<Operand> results, sources;
+  std::vector<int64_t> numbers;
+};
+
+// Who did something to memory, and when.
+struct Access {
+  static constexpr uint32_t kNobody = ~uint32_t{0};
+  static constexpr uint8_t kSeveral = 255;  // warps of a program, or lanes of a warp
+
+  uint32_t program = kNobody;
+  uint32_t epoch = 0;    // barriers of the program before it
+  uint32_t meeting = 0;  // barriers of the warp before it, those of the program among them
+  uint16_t instruction = 0;
+  uint8_t warp = 0, lane = 0;
+};
+
+// What the machine knows of a few bytes of memory.
+struct Cell {
+  Access written, read;
+  std::unique_ptr<std::vector<Access>> read_by_others;  // of several programs, none before another
+  bool is_written = false, is_awaited = false;  // awaited: an asynchronous copy will write it
+};
+
+// For each program: how many of its epochs have happened.
+using Clock = std::vector<uint32_t>;
+
+struct Copy {  // one lane's cp.async
+  uint64_t from;
+  uint32_t to, size, taken;  // bytes, and how many of them are read; the others are zero
+  int lane;
+  bool is_done;
+};
+
+struct MatrixProduct {  // a wgmma that has been issued
+  void (*multiply)(Machine&, Warp&, const MatrixProduct&);
+  const Instruction* at;
+  uint64_t left, right;  // descriptors of matrices in shared memory
+  bool adds;             // to what is in the registers
+};
+
+struct Warp {
+  enum State { kReady, kWaiting, kEnded };
+
+  Program* program;
+  int number;
+  State state = kReady;
+  uint8_t* registers;
+  Mask live = kWholeWarp;                 // lanes that have not ended
+  Mask mask = kWholeWarp;                 // lanes that go on together
+  uint32_t at = 0;                        // their instruction
+  uint32_t next = 0;                      // that after it
+  std::array<uint32_t, kLanes> parted{};  // that of the other lanes
+  uint32_t meetings = 0;
+  std::array<uint64_t, kLanes> acquired{};  // when each lane last acquired
+
+  std::vector<Copy> copies;  // not committed to a group yet
+  std::deque<std::vector<Copy>> copy_groups;
+  std::vector<MatrixProduct> products;
+  std::deque<std::vector<MatrixProduct>> product_groups;
+
+  template <class Value>
+  Value* lanes(const Operand& of) {
+    return reinterpret_cast<Value*>(registers + of.place);
+  }
+  Mask& predicate(const Operand& of) { return *lanes<Mask>(of); }
+  // The bits of a lane's value, of any size.
+  uint64_t get(const Operand& of, int lane);
+  void set(const Operand& of, int lane, uint64_t bits);
+};
+
+struct Thread {
+  Warp& warp;
+  int lane;
+  Program& program() const { return *warp.program; }
+};
+
+// What one program sees of global memory that differs from memory itself.
+struct View {
+  struct Store {
+    uint64_t address;
+    uint32_t size, epoch;
+    int warp, lane;
+    uint8_t bytes[16];
+  };
+  struct Line {
+    uint8_t bytes[32];
+    uint64_t fetched;
+  };
+  // By the address of a line: stores that no other program sees yet, in order.
+  std::unordered_map<uint64_t, std::vector<Store>> pending;
+  std::unordered_map<uint64_t, Line> lines;  // what the first-level cache holds
+};
+
+struct Program {
+  uint32_t index;
+  std::array<uint32_t, 3> place;  // in the grid
+  uint32_t epoch = 0;
+  std::vector<Warp> warps;
+  size_t waiting = 0, ended = 0;  // warps
+  std::vector<uint8_t> registers, shared;
+  std::vector<Cell> cells;  // of shared memory
+  View view;
+  Clock known;                   // to all threads
+  std::map<int, Clock> learned;  // by one thread since the last barrier
+  uint64_t acquired = 0;         // when a thread last did so before the last barrier
+};
+
+struct Tensor {
+  uint64_t begin, end;
+  std::vector<Cell> cells;
+};
+
+struct Options {  // as in driver.py
+  int64_t seed, cooperative, window, quantum, patience, flush, forget;
+};
+
+struct Kernel {
+  std::vector<Instruction> code;
+  std::vector<uint8_t> constants;  // the first registers of each warp
+  int64_t registers;               // bytes of a warp
+  uint64_t cell = 4;               // bytes of memory in a Cell: the smallest that is stored
+  std::vector<Operand> specials;   // thread, lane, place in the grid, its size, threads
+};
+
+struct Fault {
+  std::string kind, text;
+  uint32_t line;
+  uint64_t count;
+};
+
+struct Stop {};  // thrown where a kernel cannot go on
+
+struct Machine {
+  Machine(const Kernel& kernel, const Options& options) : kernel(kernel), options(options) {}
+
+  const Kernel& kernel;
+  Options options;
+  std::array<uint32_t, 3> grid;
+  int warps;
+  std::vector<uint8_t> parameters;
+  size_t shared_bytes;
+  std::vector<Tensor> tensors;
+
+  std::vector<std::unique_ptr<Program>> programs;  // that have begun and not ended
+  std::unordered_map<uint64_t, Clock> released;    // by address
+  std::map<std::string, Fault> faults;
+  uint64_t now = 0, progress = 0;  // instructions of warps; when something last changed
+  uint64_t stale = 0;              // loads that got what memory no longer held
+  uint64_t random_state;
+
+  void run();
+  uint32_t programs_in_all() const { return grid[0] * grid[1] * grid[2]; }
+  uint32_t random(uint32_t below);
+  bool chance(int64_t percent) { return random(100) < static_cast<uint64_t>(percent); }
+
+  // machine.cpp: control. `stop` gives up; `report` goes on.
+  void report(const std::string& kind, const Thread& by, const std::string& text = "");
+  [[noreturn]] void stop(const std::string& kind, const Thread& by, const std::string& text = "");
+  void branch(Warp& warp, Mask lanes, uint32_t target);
+  void meet(Warp& warp);  // bar.sync
+  void end(Warp& warp, Mask lanes);
+
+  // order.cpp: what happened before what
+  bool happened_before(const Access& access, const Thread& thread) const;
+  void note_read(Cell& cell, const Thread& by, const char* memory);
+  void note_write(Cell& cell, const Thread& by, bool is_same, const char* memory);
+  void release(const Thread& by, uint64_t address);
+  void acquire(const Thread& by, uint64_t address);
+  void acquire_at_barrier(Program& program);
+
+  // global_memory.cpp
+  void load(const Thread& by, uint64_t address, uint32_t size, void* out);
+  void store(const Thread& by, uint64_t address, uint32_t size, const void* in);
+  void load_counter(const Thread& by, uint64_t address, uint32_t size, void* out);
+  void add_to_counter(const Thread& by, uint64_t address, uint32_t addend);
+  void check_bounds(const Thread& by, uint64_t address, uint32_t size, const char* what);
+  void drain_all(Program& program);
+
+  // shared_memory.cpp
+  void load_shared(const Thread& by, uint64_t address, uint32_t size, void* out);
+  void store_shared(const Thread& by, uint64_t address, uint32_t size, const void* in);
+  void begin_copy(const Thread& by, Copy copy);
+  void finish_copies(Warp& warp, size_t groups_left);
+
+ private:
+  void start(uint32_t index);
+  void gather(Warp& warp);
+  void advance(Warp& warp, uint32_t turns);
+  void complete_barrier(Program& program);
+  std::string place_of(const Access& access) const;
+  const Clock& known_to(const Thread& thread) const;
+  Tensor& tensor_of(const Thread& by, uint64_t address, uint32_t size, const char* what);
+  void note_global(Tensor& tensor, const Thread& by, uint64_t address, uint32_t size,
+                   const void* in);
+  void peek(const Program& program, uint64_t address, uint32_t size, uint8_t* out) const;
+  void drain(Program& program, const std::function<bool(const View::Store&)>& which);
+  uint8_t* shared_at(const Thread& by, uint64_t address, uint32_t size);
+  void read_copy(const Thread& by, Copy& copy);
+  template <class Work>
+  void each_shared_cell(const Thread& by, uint64_t address, uint32_t size, Work work);
+};
+
+// The lanes of a mask, one after the other; all of them in a loop that compilers can vectorize.
+template <class Work>
+inline void each_lane(Mask mask, Work work) {
+  if (mask == kWholeWarp) {
+    for (int lane = 0; lane < kLanes; ++lane) work(lane);
+  } else {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (mask >> lane & 1) work(lane);
+    }
+  }
+}
+
+}  // namespace ptx

@@ -1,0 +1,141 @@
+// Instructions that read or write memory.
+#include "instructions.h"
+
+namespace ptx {
+
+namespace {
+
+// `numbers` of a load or a store: an offset in bytes, the bytes of a value, and whether a load
+// fills a wider register with the sign. The first source is the address.
+struct Place {
+  uint64_t address;
+  uint32_t size;  // of all values
+
+  Place(Warp& warp, const Instruction& at, int lane, size_t values)
+      : address(warp.get(at.sources[0], lane) + at.numbers[0]),
+        size(static_cast<uint32_t>(at.numbers[1] * values)) {}
+};
+
+template <class Read>
+Handler load(Read read) {
+  return [read](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
+    const int64_t size = at.numbers[1];
+    each_lane(mask, [&](int lane) {
+      uint8_t bytes[16];
+      const Place place(warp, at, lane, at.results.size());
+      read(machine, Thread{warp, lane}, place, bytes);
+      for (size_t i = 0; i < at.results.size(); ++i) {
+        uint64_t value = 0;
+        std::memcpy(&value, bytes + i * size, size);
+        if (at.numbers[2]) {
+          const int64_t spare = 64 - 8 * size;
+          value = static_cast<uint64_t>(static_cast<int64_t>(value << spare) >> spare);
+        }
+        warp.set(at.results[i], lane, value);
+      }
+    });
+  };
+}
+
+// Lanes store in a random order: which of several stores to one place stays is undefined.
+template <class Write>
+Handler store(Write write) {
+  return [write](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
+    const int first = static_cast<int>(machine.random(kLanes));
+    const bool is_backward = machine.random(2) == 0;
+    for (int i = 0; i < kLanes; ++i) {
+      const int lane = (is_backward ? first - i + kLanes : first + i) % kLanes;
+      if (!(mask >> lane & 1)) continue;
+      uint8_t bytes[16];
+      const size_t values = at.sources.size() - 1;
+      for (size_t k = 0; k < values; ++k) {
+        const uint64_t value = warp.get(at.sources[k + 1], lane);
+        std::memcpy(bytes + k * at.numbers[1], &value, at.numbers[1]);
+      }
+      write(machine, Thread{warp, lane}, Place(warp, at, lane, values), bytes);
+    }
+  };
+}
+
+void load_parameter(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
+  if (from.address + from.size > machine.parameters.size()) machine.stop("out of parameters", by);
+  std::memcpy(out, machine.parameters.data() + from.address, from.size);
+}
+
+void load_global(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
+  machine.load(by, from.address, from.size, out);
+}
+
+void load_and_acquire(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
+  machine.load_counter(by, from.address, from.size, out);
+  machine.acquire(by, from.address);
+}
+
+void load_relaxed(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
+  machine.load_counter(by, from.address, from.size, out);
+}
+
+void load_from_shared(Machine& machine, const Thread& by, const Place& from, uint8_t* out) {
+  machine.load_shared(by, from.address, from.size, out);
+}
+
+void store_global(Machine& machine, const Thread& by, const Place& to, const uint8_t* in) {
+  machine.store(by, to.address, to.size, in);
+}
+
+void store_to_shared(Machine& machine, const Thread& by, const Place& to, const uint8_t* in) {
+  machine.store_shared(by, to.address, to.size, in);
+}
+
+template <bool releases>
+void add_to_global(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
+  each_lane(mask, [&](int lane) {
+    const Place place(warp, at, lane, 1);
+    if (releases) machine.release(Thread{warp, lane}, place.address);
+    machine.add_to_counter(Thread{warp, lane}, place.address,
+                           static_cast<uint32_t>(warp.get(at.sources[1], lane)));
+  });
+}
+
+// `numbers`: offsets of the places to write and to read, bytes. A third source is how many bytes
+// are read.
+void copy(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
+  each_lane(mask, [&](int lane) {
+    Copy one{};
+    one.to = static_cast<uint32_t>(warp.get(at.sources[0], lane) + at.numbers[0]);
+    one.from = warp.get(at.sources[1], lane) + at.numbers[1];
+    one.size = static_cast<uint32_t>(at.numbers[2]);
+    one.taken =
+        at.sources.size() > 2 ? static_cast<uint32_t>(warp.get(at.sources[2], lane)) : one.size;
+    one.lane = lane;
+    machine.begin_copy(Thread{warp, lane}, one);
+  });
+}
+
+void commit_copies(Machine&, Warp& warp, const Instruction&, Mask) {
+  warp.copy_groups.push_back(std::move(warp.copies));
+  warp.copies.clear();
+}
+
+void wait_for_copies(Machine& machine, Warp& warp, const Instruction& at, Mask) {
+  machine.finish_copies(warp, static_cast<size_t>(at.numbers[0]));
+}
+
+}  // namespace
+
+void add_memory(Table& table) {
+  table["ld.param"] = {load(load_parameter), {}, {}};
+  table["ld.global"] = {load(load_global), {}, {}};
+  table["ld.global.acquire"] = {load(load_and_acquire), {}, {}};
+  table["ld.global.relaxed"] = {load(load_relaxed), {}, {}};
+  table["ld.shared"] = {load(load_from_shared), {}, {}};
+  table["st.global"] = {store(store_global), {}, {}};
+  table["st.shared"] = {store(store_to_shared), {}, {}};
+  table["red.global.release.add"] = {add_to_global<true>, {}, {}};
+  table["red.global.relaxed.add"] = {add_to_global<false>, {}, {}};
+  table["cp.async"] = {copy, {}, {}};
+  table["cp.async.commit_group"] = {commit_copies, {}, {}};
+  table["cp.async.wait_group"] = {wait_for_copies, {}, {}};
+}
+
+}  // namespace ptx

@@ -1,0 +1,140 @@
+// What happened before what, and the races that follow. An access of another program has happened
+// before if its epoch has been released, and acquired since; one of this program, if there was a
+// barrier in between, or if it is by the same thread.
+#include <algorithm>
+#include <string>
+
+#include "machine.h"
+
+namespace ptx {
+
+namespace {
+
+Access access_of(const Thread& by) {
+  Access access;
+  access.program = by.program().index;
+  access.epoch = by.program().epoch;
+  access.meeting = by.warp.meetings;
+  access.instruction = static_cast<uint16_t>(by.warp.at);
+  access.warp = static_cast<uint8_t>(by.warp.number);
+  access.lane = static_cast<uint8_t>(by.lane);
+  return access;
+}
+
+// Adds a read of one program to an earlier one of it that a write may still race with.
+void add_read(Access& known, const Access& read) {
+  if (known.epoch < read.epoch) {
+    known = read;
+  } else if (known.warp != read.warp) {
+    known.warp = known.lane = Access::kSeveral;
+  } else if (known.meeting < read.meeting) {
+    known = read;
+  } else if (known.lane != read.lane) {
+    known.lane = Access::kSeveral;
+  }
+}
+
+void join(Clock& clock, const Clock& other) {
+  for (size_t i = 0; i < clock.size(); ++i) clock[i] = std::max(clock[i], other[i]);
+}
+
+const char* distance(const Access& access, const Thread& by) {
+  if (access.program != by.program().index) return "between programs";
+  return access.warp == by.warp.number ? "within a warp" : "between warps";
+}
+
+}  // namespace
+
+const Clock& Machine::known_to(const Thread& thread) const {
+  const auto& learned = thread.program().learned;
+  if (!learned.empty()) {
+    const auto found = learned.find(thread.warp.number * kLanes + thread.lane);
+    if (found != learned.end()) return found->second;
+  }
+  return thread.program().known;
+}
+
+std::string Machine::place_of(const Access& access) const {
+  return ", before by program " + std::to_string(access.program) + " at line " +
+         std::to_string(kernel.code[access.instruction].line);
+}
+
+// A thread releases what it has done, and what its program had done before the last barrier.
+void Machine::release(const Thread& by, uint64_t address) {
+  drain(by.program(), [&](const View::Store& store) {
+    return store.epoch < by.program().epoch ||
+           (store.warp == by.warp.number && store.lane == by.lane);
+  });
+  Clock clock = known_to(by);
+  clock[by.program().index] = by.program().epoch;
+  join(released.try_emplace(address, clock.size(), 0).first->second, clock);
+}
+
+void Machine::acquire(const Thread& by, uint64_t address) {
+  by.warp.acquired[by.lane] = now;
+  const auto found = released.find(address);
+  if (found == released.end()) return;
+  Program& program = by.program();
+  const int number = by.warp.number * kLanes + by.lane;
+  join(program.learned.try_emplace(number, program.known).first->second, found->second);
+}
+
+// At a barrier all threads learn what one of them has acquired.
+void Machine::acquire_at_barrier(Program& program) {
+  for (const auto& [thread, clock] : program.learned) join(program.known, clock);
+  program.learned.clear();
+  for (const Warp& warp : program.warps) {
+    for (const uint64_t when : warp.acquired) program.acquired = std::max(program.acquired, when);
+  }
+}
+
+bool Machine::happened_before(const Access& access, const Thread& thread) const {
+  const Program& program = thread.program();
+  if (access.program != program.index) return known_to(thread)[access.program] > access.epoch;
+  if (access.epoch < program.epoch) return true;
+  if (access.warp != thread.warp.number) return false;
+  return access.meeting < thread.warp.meetings || access.lane == thread.lane;
+}
+
+void Machine::note_read(Cell& cell, const Thread& by, const char* memory) {
+  const Access read = access_of(by);
+  if (cell.written.program != Access::kNobody && !happened_before(cell.written, by)) {
+    report(std::string("race ") + distance(cell.written, by) + ": read after write", by,
+           memory + place_of(cell.written));
+  }
+  if (cell.read.program == Access::kNobody || cell.read.program == read.program ||
+      happened_before(cell.read, by)) {
+    if (cell.read.program == read.program) {
+      add_read(cell.read, read);
+    } else {
+      cell.read = read;
+    }
+    return;
+  }
+  if (!cell.read_by_others) cell.read_by_others = std::make_unique<std::vector<Access>>();
+  for (Access& other : *cell.read_by_others) {
+    if (other.program == read.program) return add_read(other, read);
+  }
+  cell.read_by_others->push_back(read);
+}
+
+void Machine::note_write(Cell& cell, const Thread& by, bool is_same, const char* memory) {
+  const auto check = [&](const Access& earlier, const char* kind) {
+    if (earlier.program == Access::kNobody || happened_before(earlier, by)) return;
+    report(std::string("race ") + distance(earlier, by) + kind, by, memory + place_of(earlier));
+  };
+  if (!is_same) {  // to write what is there does no harm
+    const Access& earlier = cell.written;
+    const bool at_once = earlier.instruction == by.warp.at &&
+                         earlier.program == by.program().index && earlier.warp == by.warp.number;
+    check(earlier, at_once ? ": lanes store different values" : ": write after write");
+  }
+  check(cell.read, ": write after read");
+  if (cell.read_by_others) {
+    for (const Access& other : *cell.read_by_others) check(other, ": write after read");
+    cell.read_by_others.reset();
+  }
+  cell.written = access_of(by);
+}
+
+}  // namespace ptx

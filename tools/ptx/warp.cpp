@@ -1,0 +1,161 @@
+// Instructions that the lanes of a warp execute together, and those that say which comes next.
+#include <algorithm>
+
+#include "instructions.h"
+
+namespace ptx {
+
+namespace {
+
+// Sources: a value, a lane or what tells one, bounds of a segment, and the lanes that take part.
+template <class Choose>
+Entry shuffle(Choose choose) {
+  const auto run = [choose](Machine& machine, Warp& warp, const Instruction& at, Mask) {
+    if (*warp.lanes<uint32_t>(at.sources[3]) != kWholeWarp) {
+      machine.stop("unsupported: a shuffle among some lanes", {warp, 0});
+    }
+    uint32_t values[kLanes];
+    std::memcpy(values, warp.lanes<uint32_t>(at.sources[0]), sizeof(values));
+    const uint32_t* given = warp.lanes<uint32_t>(at.sources[1]);
+    const uint32_t* bounds = warp.lanes<uint32_t>(at.sources[2]);
+    uint32_t results[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int segment = bounds[lane] >> 8 & 31,
+                last = (lane & segment) | (bounds[lane] & 31 & ~segment);
+      results[lane] =
+          values[choose(lane, static_cast<int>(given[lane] & 31), lane & segment, last)];
+    }
+    std::memcpy(warp.lanes<uint32_t>(at.results[0]), results, sizeof(results));
+  };
+  return {run, {4}, {4, 4, 4, 4}, true};
+}
+
+template <class Value, class Work>
+Entry reduction(Work work) {
+  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask) {
+    const Value* values = warp.lanes<Value>(at.sources[0]);
+    Value result = values[0];
+    for (int lane = 1; lane < kLanes; ++lane) result = work(result, values[lane]);
+    std::fill_n(warp.lanes<Value>(at.results[0]), kLanes, result);
+  };
+  return {run, {sizeof(Value)}, {sizeof(Value), 4}, true};
+}
+
+template <class Work>
+Entry vote(Work work) {
+  const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask) {
+    warp.predicate(at.results[0]) = work(warp.predicate(at.sources[0])) ? kWholeWarp : 0;
+  };
+  return {run, {1}, {1, 4}, true};
+}
+
+void add_shuffles(Table& table) {
+  table["shfl.sync.bfly.b32"] = shuffle([](int lane, int given, int, int last) {
+    return (lane ^ given) <= last ? lane ^ given : lane;
+  });
+  table["shfl.sync.idx.b32"] = shuffle([](int lane, int given, int first, int last) {
+    return (first | given) <= last ? first | given : lane;
+  });
+  table["shfl.sync.down.b32"] = shuffle([](int lane, int given, int, int last) {
+    return lane + given <= last ? lane + given : lane;
+  });
+  table["shfl.sync.up.b32"] = shuffle([](int lane, int given, int, int last) {
+    return lane - given >= last ? lane - given : lane;
+  });
+  table["redux.sync.max.s32"] =
+      reduction<int32_t>([](int32_t a, int32_t b) { return std::max(a, b); });
+  table["redux.sync.min.s32"] =
+      reduction<int32_t>([](int32_t a, int32_t b) { return std::min(a, b); });
+  table["redux.sync.max.u32"] =
+      reduction<uint32_t>([](uint32_t a, uint32_t b) { return std::max(a, b); });
+  table["redux.sync.min.u32"] =
+      reduction<uint32_t>([](uint32_t a, uint32_t b) { return std::min(a, b); });
+  table["redux.sync.add.s32"] = reduction<int32_t>([](int32_t a, int32_t b) { return a + b; });
+  table["vote.sync.any.pred"] = vote([](Mask values) { return values != 0; });
+  table["vote.sync.all.pred"] = vote([](Mask values) { return values == kWholeWarp; });
+}
+
+// ---- matrices of 8 x 8 values of 16 bits ----
+
+struct Matrix {
+  uint16_t rows[8][8];
+  // The places of the two values that a lane has in a register.
+  uint16_t& of(int lane, int i, bool is_transposed) {
+    const int row = lane / 4, column = lane % 4 * 2 + i;
+    return is_transposed ? rows[column][row] : rows[row][column];
+  }
+};
+
+// Lane 8 * i + r has the address of row r of matrix i. `numbers`: an offset, transposed or not.
+void load_matrices(Machine& machine, Warp& warp, const Instruction& at, Mask) {
+  std::vector<Matrix> matrices(at.results.size());
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    for (int row = 0; row < 8; ++row) {
+      const int lane = static_cast<int>(8 * i) + row;
+      const uint64_t address = warp.get(at.sources[0], lane) + at.numbers[0];
+      machine.load_shared(Thread{warp, lane}, address, 16, matrices[i].rows[row]);
+    }
+  }
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t low = matrices[i].of(lane, 0, at.numbers[1]);
+      const uint32_t high = matrices[i].of(lane, 1, at.numbers[1]);
+      warp.set(at.results[i], lane, low | high << 16);
+    }
+  }
+}
+
+void store_matrices(Machine& machine, Warp& warp, const Instruction& at, Mask) {
+  for (size_t i = 1; i < at.sources.size(); ++i) {
+    Matrix matrix;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint64_t both = warp.get(at.sources[i], lane);
+      matrix.of(lane, 0, at.numbers[1]) = static_cast<uint16_t>(both);
+      matrix.of(lane, 1, at.numbers[1]) = static_cast<uint16_t>(both >> 16);
+    }
+    for (int row = 0; row < 8; ++row) {
+      const int lane = static_cast<int>(8 * (i - 1)) + row;
+      const uint64_t address = warp.get(at.sources[0], lane) + at.numbers[0];
+      machine.store_shared(Thread{warp, lane}, address, 16, matrix.rows[row]);
+    }
+  }
+}
+
+// ---- control ----
+
+void branch(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
+  machine.branch(warp, mask, static_cast<uint32_t>(at.numbers[0]));
+}
+
+void end(Machine& machine, Warp& warp, const Instruction&, Mask mask) { machine.end(warp, mask); }
+
+void meet(Machine& machine, Warp& warp, const Instruction&, Mask) { machine.meet(warp); }
+
+void meet_in_warp(Machine&, Warp& warp, const Instruction&, Mask) { ++warp.meetings; }
+
+void nothing(Machine&, Warp&, const Instruction&, Mask) {}
+
+Handler stop(const char* kind) {
+  return [kind](Machine& machine, Warp& warp, const Instruction&, Mask mask) {
+    machine.stop(kind, Thread{warp, __builtin_ctz(mask)});
+  };
+}
+
+}  // namespace
+
+void add_warp(Table& table) {
+  add_shuffles(table);
+  table["ldmatrix"] = {load_matrices, {}, {}, true};
+  table["stmatrix"] = {store_matrices, {}, {}, true};
+  table["bra"] = {branch, {}, {}};
+  table["ret"] = {end, {}, {}};
+  table["bar.sync"] = {meet, {}, {}, true};
+  table["bar.warp.sync"] = {meet_in_warp, {}, {4}, true};
+  // Orders the stores of a warp before those of asynchronous units, which the machine does not tell
+  // apart from others.
+  table["fence.proxy.async.shared::cta"] = {nothing, {}, {}};
+  table["trap"] = {stop("trap"), {}, {}};
+  table["assertion"] = {stop("assertion"), {}, {}};
+}
+
+}  // namespace ptx
