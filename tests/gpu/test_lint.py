@@ -145,8 +145,11 @@ def test_a_planted_fault_breaks_a_rule(name, tmp_path):
     assert broken(rules.build(case, getattr(planted, f"{case.kernel}_kernel"))) == {rule}
 
 
-def test_a_spilled_loop_breaks_a_rule():
-    assert broken(rules.build(COOPERATIVE, maxnreg=64)) == {"local"}
+def test_a_spilled_loop_breaks_a_rule(monkeypatch):
+    spilled = rules.build(COOPERATIVE, maxnreg=64)
+    assert broken(spilled) == {"local"}
+    monkeypatch.setattr(rules, "SPILLING", {"float32 H512 .* forward": "it is known"})
+    assert broken(spilled) == set()
 
 
 def test_a_loop_that_became_worse_exceeds_its_budget(tmp_path):

@@ -15,8 +15,8 @@ _REGISTERS = 65536  # of a processor
 _MOST_SEQUENCES = 1 << 20
 # Calls of the functions of the kernels that load a tile of weight_hh.
 _TILE = "_tile("
-# Kernels that spill and have not been mended, by a pattern that finds their names.
-_SPILL = {
+# Why kernels spill that have not been mended, by a pattern that finds their names.
+SPILLING = {
     r"float32 H\d+ cooperative \S+w16 forward": "a thread of 512 has 128 registers, of which 64 "
     "hold weights",
 }
@@ -75,9 +75,10 @@ def check(built: Built) -> Iterator[Finding]:
     yield from _tensor(built)
 
 
-def is_known_to_spill(name: str) -> bool:
-    """Returns whether a case is one of those that spill and have not been mended."""
-    return any(re.search(pattern, name) for pattern in _SPILL)
+def known_spill(built: Built) -> str:
+    """Returns why a kernel spills, if it does and that is known; else an empty string."""
+    reasons = (why for pattern, why in SPILLING.items() if re.search(pattern, built.case.name))
+    return next(reasons, "") if built.taken.spilled else ""
 
 
 def _local(built: Built) -> Iterator[Finding]:
@@ -86,7 +87,7 @@ def _local(built: Built) -> Iterator[Finding]:
     Pointers that are not divisible by 16 take more registers, and are rare: such kernels may spill.
     """
     case, spilled = built.case, built.taken.spilled
-    if spilled and case.rows != UNALIGNED and not is_known_to_spill(case.name):
+    if spilled and case.rows != UNALIGNED and not known_spill(built):
         yield Finding("local", f"a thread has {spilled} bytes of local memory")
 
 
