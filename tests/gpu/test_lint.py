@@ -16,7 +16,7 @@ from benchmarks.gpu import resources  # noqa: E402
 from benchmarks.gpu.machine_code import Code, Counts  # noqa: E402
 from namernn_fast.gpu import kernels  # noqa: E402
 from tools.lint import rules  # noqa: E402
-from tools.lint.__main__ import Result, exceeded, lint  # noqa: E402
+from tools.lint.__main__ import Result, differences, lint  # noqa: E402
 from tools.lint.cases import CALLS, DEVICES, USUAL, Case, cases  # noqa: E402
 
 ALL = list(cases())
@@ -68,7 +68,7 @@ def test_the_kernels_are_as_recorded():
     if record["triton"] != triton.__version__:
         pytest.skip(f"the record is of Triton {record['triton']}")
     counts = compiled(COOPERATIVE).code.count()
-    assert list(exceeded(Result(COOPERATIVE, [], counts), record)) == []
+    assert list(differences(Result(COOPERATIVE, [], counts), record)) == []
 
 
 def test_the_cases_cover_every_kind_of_plan_and_of_rows():
@@ -152,7 +152,7 @@ def test_a_spilled_loop_breaks_a_rule(monkeypatch):
     assert broken(spilled) == set()
 
 
-def test_a_loop_that_became_worse_exceeds_its_budget(tmp_path):
+def test_a_loop_that_became_worse_breaks_its_budget(tmp_path):
     planted = mutant(tmp_path, "worse", "h = activation(z,", "h = activation(tl.exp(z),")
     before = compiled(COOPERATIVE).code.count()
     build = COOPERATIVE.build
@@ -160,10 +160,10 @@ def test_a_loop_that_became_worse_exceeds_its_budget(tmp_path):
     row |= {"plan": build.plan._asdict(), "forward": before._asdict()}
     counts = rules.build(COOPERATIVE, planted.forward_kernel).code.count()
     assert counts.instructions > before.instructions
-    (worse,) = exceeded(Result(COOPERATIVE, [], counts), {"rows": [row]})
+    (worse,) = differences(Result(COOPERATIVE, [], counts), {"rows": [row]})
     were = f"recorded were {before.instructions}"
     assert worse == ("budget", f"{counts.instructions} instructions in a step, {were}")
-    assert list(exceeded(Result(COOPERATIVE, [], before), {"rows": [row]})) == []
+    assert list(differences(Result(COOPERATIVE, [], before), {"rows": [row]})) == []
 
 
 # ---- Faults planted in what was compiled ----
@@ -182,7 +182,7 @@ def test_weights_that_are_not_found_break_a_rule(tmp_path):
 
 def test_a_kernel_that_is_not_recorded_has_no_budget():
     result = Result(COOPERATIVE, [], compiled(COOPERATIVE).code.count())
-    (finding,) = exceeded(result, {"rows": []})
+    (finding,) = differences(result, {"rows": []})
     assert finding == ("budget", "is not recorded: run make gpu-report RECORD=1")
 
 
