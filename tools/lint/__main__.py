@@ -19,8 +19,6 @@ from benchmarks.gpu.machine_code import Counts
 from tools.lint.cases import REPORTED, USUAL, Case, cases
 from tools.lint.rules import SPILLING, Finding, build, check, known_spill
 
-_SHOWN = 3  # findings of one rule in one case
-
 
 class Result(NamedTuple):
     """What the lint found in a case."""
@@ -65,15 +63,9 @@ def report(results: list[Result]) -> str:
     """Returns all findings, and how many cases break each rule."""
     lines = []
     broken: Counter[str] = Counter()
-    for case, findings, *_ in results:
-        by_rule: dict[str, list[str]] = {}
-        for finding in findings:
-            by_rule.setdefault(finding.rule, []).append(finding.message)
-        for rule, messages in by_rule.items():
-            broken[rule] += 1
-            lines += [f"{case.name}: {rule}: {message}" for message in messages[:_SHOWN]]
-            if len(messages) > _SHOWN:
-                lines.append(f"{case.name}: {rule}: and {len(messages) - _SHOWN} more")
+    for result in results:
+        broken.update({finding.rule for finding in result.findings})
+        lines += [f"{result.case.name}: {rule}: {message}" for rule, message in result.findings]
     clean = sum(not result.findings for result in results)
     lines.append(f"{len(results)} kernels, of which {clean} break no rule.")
     lines += [f"- {rule}: {count} kernels" for rule, count in broken.most_common()]
