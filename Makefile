@@ -165,7 +165,7 @@ docs-test: docs
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run) $(RECORDING)
 
-# What the GPU kernels take of each architecture; no GPU is needed.
+# What the compiled GPU kernels take of each architecture; no GPU is needed.
 gpu-report: setup
 	$(BIN)/python -m benchmarks.gpu.resources $(RECORDING)
 
@@ -173,10 +173,9 @@ gpu-report: setup
 gpu-emulate: setup
 	NAMERNN_FAST_EMULATE=1 $(BIN)/python -m pytest -m "" --numprocesses auto --maxprocesses 4 tests/gpu/emulated
 
-# Checks the machine code of the GPU kernels; no GPU is needed. It compiles for minutes, but what it has
-# compiled before it keeps in build/gpu-lint.
+# Checks the machine code of the GPU kernels; no GPU is needed. gpu-report RECORD=1 records its budgets.
 gpu-lint: setup
-	$(BIN)/python -m tools.lint $(RECORDING)
+	$(BIN)/python -m tools.lint
 
 # Does the working tree compute the same bits as a revision, and as fast? make compare BASE=<revision>
 BASE ?= HEAD~1

@@ -1,16 +1,14 @@
 """What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
 
-Every plan that the layer makes for the sizes below is compiled for every architecture. With
-`--record` the registers, spills and shared memory of the results go into `docs/gpu_report.md`.
+Every plan that the layer makes for the sizes below is compiled for every architecture. `--record`
+writes registers, spills, shared memory and what the code of a step has to `resources.json`, and a
+part of it to `docs/gpu_report.md`. `make gpu-lint` holds the kernels to the record.
 """
 
 import itertools
 import re
-import subprocess
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.gpu.machine_code import Counts, code_of, run_tool
 from benchmarks.harness import pages
 from benchmarks.harness.paths import GPU_REPORT, RESULTS
 from namernn_fast.bench.tables import markdown
@@ -31,11 +30,12 @@ RAW = RESULTS / "resources.json"
 # The shared memory that one program can have and the number of processors, from the makers' manuals
 # (A100, H100 SXM, B200, MI300X).
 H100 = Device("cuda", "sm_90", 227 * 1024, 132)
+MI300X = Device("hip", "gfx942", 64 * 1024, 304)
 DEVICES = (
     Device("cuda", "sm_80", 163 * 1024, 108),
     H100,
     Device("cuda", "sm_100", 227 * 1024, 148),
-    Device("hip", "gfx942", 64 * 1024, 304),
+    MI300X,
 )
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 64, 1024)
@@ -49,6 +49,8 @@ KERNELS = {
     "forward": forward_kernel,
     "backward": backward_kernel,
 }
+# The usual call: no state goes in, and the loss is made of the output.
+USUAL = {"absent": frozenset({"hx", "grad_h_n", "grad_hx", "dz_last"})}
 
 
 class Build(NamedTuple):
@@ -214,18 +216,6 @@ def resources_of(device: Device, compiled: Any) -> Resources:
     return Resources(registers, stack + local, shared)
 
 
-def run_tool(name: str, *options: str, cubin: bytes) -> str:
-    """Returns what one of NVIDIA's tools, which Triton brings, prints about a cubin."""
-    tool = Path(triton.backends.__file__).parent / "nvidia/bin" / name
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run(
-            [tool, *options, file.name], check=True, capture_output=True, text=True
-        )
-    return done.stdout
-
-
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
@@ -246,7 +236,7 @@ def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
 
 
 def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
-    """Compiles the kernels of one plan and returns a row of the table."""
+    """Compiles the kernels of one plan for the usual call, and returns a row of the table."""
     build, batches = job
     row: dict[str, Any] = {
         "arch": build.device.arch,
@@ -256,18 +246,23 @@ def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
         "plan": build.plan._asdict(),
     }
     for name, kernel in KERNELS.items():
-        taken = compile_kernel(kernel, build)
+        to = specialise(kernel, build, **USUAL)
+        made = compiled(build.device, source_of(kernel, to), to.settings)
+        taken = resources_of(build.device, made)
         row[name] = {
             **taken._asdict(),
             "occupancy": occupancy(build.device, build.plan, taken),
         }
+        if build.device.backend == "cuda":
+            row[name] |= code_of(made.asm["cubin"]).count()._asdict()
     return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a line for each plan."""
-    heads = ["", "dtype", "H", "B", "plan", "members", "B x N x K", "warps"]
-    heads += ["registers", "spilled", "shared", "occupancy"]
+    heads = ["", "dtype", "H", "B", "plan", "members x tiles", "B x N x K", "warps"]
+    heads += ["registers", "spilled", "KiB shared", "occupancy"]
+    heads += [name.replace("_", " ") for name in Counts._fields]
     lines = [heads]
     for row in rows:
         plan = Plan(**row["plan"])
@@ -277,35 +272,31 @@ def table(rows: list[dict[str, Any]]) -> str:
                 *(row["arch"], row["dtype"], str(row["hidden_size"])),
                 ", ".join(map(str, row["batches"])),
                 plan.kind,
-                str(plan.members),
+                f"{plan.members} x {plan.tiles}",
                 f"{plan.block_b} x {plan.block_n} x {plan.block_k}",
                 str(plan.warps),
                 *(", ".join(str(of[name]) for of in taken) for name in ("registers", "spilled")),
                 ", ".join(f"{of['shared'] / 1024:.1f}" for of in taken),
                 ", ".join(f"{of['occupancy']:.0%}" for of in taken),
+                *(", ".join(str(of.get(name, "-")) for of in taken) for name in Counts._fields),
             ]
         )
     return markdown(lines)
 
 
 def text(document: dict[str, Any]) -> str:
-    """Returns the introduction and the table."""
-    introduction = (
-        f"Compiled by Triton {document['triton']}, forward and backward: registers of a thread, "
-        "bytes that a thread spills, KiB of shared memory of a program, and, by estimate, the "
-        "share of a processor's warps that can be at work. B: the batches that the plan is made "
-        "for; B x N x K: the block of a program, in sequences, hidden units, and hidden units "
-        "that are summed over."
-    )
-    return f"{introduction}\n\n{table(document['rows'])}"
+    """Returns the section of the page: the plans of one architecture of each maker."""
+    shown = (H100.arch, MI300X.arch)
+    rows = [row for row in document["rows"] if row["arch"] in shown]
+    return f"Compiled by Triton {document['triton']}.\n\n{table(rows)}"
 
 
 def main() -> None:
     parser = pages.parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="the first plans alone: a trial run")
+    parser.add_argument("--quick", action="store_true", help="few plans: a trial run")
     options = pages.parse(parser)
     with ProcessPoolExecutor() as pool:
-        rows = list(pool.map(measure, itertools.islice(builds(), 2 if options.quick else None)))
+        rows = list(pool.map(measure, list(builds())[:: 40 if options.quick else 1]))
     document = {"triton": triton.__version__, "rows": rows}
     pages.publish("resources", document, text(document), options.record, GPU_REPORT)
 

@@ -1,6 +1,8 @@
 """The lint of the GPU kernels' machine code: it passes the kernels, and catches planted faults."""
 
+import functools
 import importlib
+import json
 import re
 import shutil
 import sys
@@ -10,44 +12,47 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
+from benchmarks.gpu import resources  # noqa: E402
+from benchmarks.gpu.machine_code import Code, Counts  # noqa: E402
 from namernn_fast.gpu import kernels  # noqa: E402
-from tools.lint import budgets, rules  # noqa: E402
-from tools.lint.__main__ import Result, compare, lint, set_known_apart  # noqa: E402
-from tools.lint.building import Built, build  # noqa: E402
-from tools.lint.cases import CALLS, DENSE, DEVICES, Case, cases  # noqa: E402
-from tools.lint.counts import Counts, count  # noqa: E402
-from tools.lint.events import Event, Finding, Kernel  # noqa: E402
-from tools.lint.flow import Flow  # noqa: E402
-from tools.lint.sass import parse  # noqa: E402
+from tools.lint import rules  # noqa: E402
+from tools.lint.__main__ import Result, differences, lint  # noqa: E402
+from tools.lint.cases import CALLS, DEVICES, USUAL, Case, cases  # noqa: E402
 
 ALL = list(cases())
 
 
-def case(arch, precision, kind, kernel="forward", rows=DENSE, directions=1) -> Case:
-    """Returns the first case of this description whose plan has several members, if any has."""
+def case(arch, precision, kind, kernel="forward") -> Case:
+    """Returns the case of this description with the usual call and the most hidden units."""
     found = [
         case
         for case in ALL
         if (case.build.device.arch, case.build.precision) == (arch, precision)
-        and (case.build.plan.kind, case.kernel, case.rows, case.directions)
-        == (kind, kernel, rows, directions)
+        and (case.build.plan.kind, case.kernel, case.rows) == (kind, kernel, USUAL)
+        and case.build.hidden_size <= 512
     ]
-    return max(found, key=lambda case: (case.build.plan.members > 1, -case.build.hidden_size))
+    return max(found, key=lambda case: case.build.hidden_size)
 
 
-def broken(case: Case, built: Built) -> set[str]:
+@functools.cache
+def compiled(case: Case) -> rules.Built:
+    return rules.build(case)
+
+
+def broken(built: rules.Built) -> set[str]:
     """Returns the names of the rules that a kernel breaks."""
-    return {finding.rule for finding in rules.check(Kernel(case, built))}
+    return {finding.rule for finding in rules.check(built)}
 
 
 # ---- The kernels as they are ----
 
-# Each architecture once, each kernel, kind of plan and precision.
+COOPERATIVE = case("sm_90", "float32", "cooperative")
+STREAMED = case("sm_80", "float32", "streamed")
+TF32 = case("sm_90", "TF32", "cooperative")
 SAMPLE = [
-    case("sm_80", "float32", "streamed"),
+    STREAMED,
     case("sm_86", "bfloat16", "cooperative", "backward"),
-    case("sm_89", "TF32", "cooperative"),
-    case("sm_90", "float32", "cooperative", "backward"),
+    COOPERATIVE,
     case("sm_100", "TF32", "streamed"),
     case("sm_120", "bfloat16", "resident"),
 ]
@@ -55,58 +60,63 @@ SAMPLE = [
 
 @pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.name)
 def test_the_kernels_break_no_rule(case):
-    (result,), _ = compare([lint(case)])
-    assert result.findings == []
-    version, recorded = budgets.load()
-    if version == triton.__version__:
-        assert result.counts == recorded[case.name]
+    assert lint(case).findings == []
 
 
-def test_the_cases_cover_every_kind_of_rows_with_every_kind_of_plan():
-    met = {(case.build.device.arch, case.build.plan.kind, case.kernel, case.rows) for case in ALL}
-    for arch in (device.arch for device in DEVICES):
-        for kind in ("resident", "cooperative", "streamed"):
-            for rows in CALLS:
-                assert (arch, kind, "forward", rows) in met
-                assert (arch, kind, "backward", rows) in met or rows == "ids"
+def test_the_kernels_are_as_recorded():
+    record = json.loads(resources.RAW.read_text(encoding="utf-8"))
+    if record["triton"] != triton.__version__:
+        pytest.skip(f"the record is of Triton {record['triton']}")
+    counts = compiled(COOPERATIVE).code.count()
+    assert list(differences(Result(COOPERATIVE, [], counts), record)) == []
+
+
+def test_the_cases_cover_every_kind_of_plan_and_of_rows():
+    met = {(case.build.device.arch, case.build.plan.kind, case.kernel) for case in ALL}
+    rows = {(case.build.plan.kind, case.kernel, case.rows) for case in ALL}
+    for kind in ("resident", "cooperative", "streamed"):
+        for kernel in resources.KERNELS:
+            assert all((device.arch, kind, kernel) in met for device in DEVICES)
+            assert all(
+                (kind, kernel, of) in rows or (kernel, of) == ("backward", "ids") for of in CALLS
+            )
     names = [case.name for case in ALL]
     assert len(set(names)) == len(names)
 
 
 # ---- Faults planted in the source ----
 
-# The case, what replaces what in the kernels' source, and the rules that are broken.
-COOPERATIVE = case("sm_90", "float32", "cooperative")
-STREAMED = case("sm_80", "float32", "streamed")
-ACQUIRE, RELAXED = 'arrivals, 0, sem="acquire"', 'arrivals, 0, sem="relaxed"'
 OF_DIRECTION = "of_direction(weight_hh, weight_hh_reverse, program, FORM)"
+PLACE = "place = _place(t, row, program, FORM)"
+DIVIDED = "place = _place(t, row // program.time_stride, program, FORM)"
+PRODUCT = "right, sum, input_precision=FORM.PRECISION"
+# The case, what replaces what in the kernels' source, and the rule that is broken.
 MUTANTS = {
-    "no release": (COOPERATIVE, 'sem="release"', 'sem="relaxed"', {"release"}),
-    "no acquire": (COOPERATIVE, ACQUIRE, RELAXED, {"acquire"}),
-    "no acquire, loads through L1": (STREAMED, ACQUIRE, RELAXED, {"acquire", "stale"}),
-    "seen by one processor alone": (
-        *(COOPERATIVE, 'sem="release", scope="gpu"', 'sem="release", scope="cta"'),
-        {"arrival", "release"},
-    ),
-    "awaits the step before": (
-        COOPERATIVE,
-        "MEMBERS * (s + 1)",
-        "MEMBERS * s",
-        {"wait", "acquire"},
-    ),
-    "awaits one member less": (
-        *(COOPERATIVE, "MEMBERS * (s + 1)", "MEMBERS * (s + 1) - 1"),
-        {"wait"},
-    ),
-    "arrives twice": (COOPERATIVE, "(arrivals, 1,", "(arrivals, 2,", {"arrival"}),
     "reads weights in every step": (
         *(COOPERATIVE, "hx, step, right, n, program, FORM)\n            h ="),
         f"hx, step, kept_tile({OF_DIRECTION}, n, True, FORM), n, program, FORM)\n            h =",
-        {"weights"},
+        "weights",
+    ),
+    **{
+        f"divides in 64 bits on {arch}": (
+            case(arch, "float32", "cooperative"),
+            PLACE,
+            DIVIDED,
+            "call",
+        )
+        for arch in ("sm_80", "sm_90", "sm_100", "sm_120")
+    },
+    "rounds float32 to TF32": (
+        *(case("sm_80", "float32", "streamed"), PRODUCT, 'right, sum, input_precision="tf32"'),
+        "tensor",
+    ),
+    "multiplies TF32 without tensor cores": (
+        *(case("sm_80", "TF32", "streamed"), PRODUCT, 'right, sum, input_precision="ieee"'),
+        "tensor",
     ),
     "numbers of sequences in 32 bits": (
         *(COOPERATIVE, "tl.arange(0, FORM.BLOCK_B)).to(tl.int64)", "tl.arange(0, FORM.BLOCK_B))"),
-        {"index"},
+        "index",
     ),
 }
 
@@ -130,141 +140,104 @@ def mutant(folder: Path, name: str, old: str, new: str):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_fault_breaks_a_rule(name, tmp_path):
-    case, old, new, expected = MUTANTS[name]
+    case, old, new, rule = MUTANTS[name]
     planted = mutant(tmp_path, name, old, new)
-    built = build(case, getattr(planted, f"{case.kernel}_kernel"), keep=False)
-    assert broken(case, built) == expected
+    assert broken(rules.build(case, getattr(planted, f"{case.kernel}_kernel"))) == {rule}
 
 
-def test_a_spilled_loop_breaks_a_rule():
-    built = build(COOPERATIVE, keep=False, maxnreg=64)
-    assert broken(COOPERATIVE, built) == {"local"}
+def test_a_spilled_loop_breaks_a_rule(monkeypatch):
+    spilled = rules.build(COOPERATIVE, maxnreg=64)
+    assert broken(spilled) == {"local"}
+    monkeypatch.setattr(rules, "SPILLING", {"float32 H512 .* forward": "it is known"})
+    assert broken(spilled) == set()
 
 
-def test_a_loop_that_became_worse_exceeds_its_budget(tmp_path):
-    (result,), _ = compare([lint(COOPERATIVE)])
-    assert result.findings == []
-    text = "z = load_rows(projected, source, n, there, FORM.WIDTH, FORM.LIMIT)"
-    planted = mutant(tmp_path, "barrier", text, f"{text}\n            tl.debug_barrier()")
-    kernel = Kernel(COOPERATIVE, build(COOPERATIVE, planted.forward_kernel, keep=False))
-    (worse,), _ = compare([Result(COOPERATIVE, [], count(kernel))])
-    assert {finding.rule for finding in worse.findings} == {"budget"}
-    assert all("in a step, recorded were" in finding.message for finding in worse.findings)
+def test_a_loop_that_became_worse_breaks_its_budget(tmp_path):
+    planted = mutant(tmp_path, "worse", "h = activation(z,", "h = activation(tl.exp(z),")
+    before = compiled(COOPERATIVE).code.count()
+    build = COOPERATIVE.build
+    row = {"arch": "sm_90", "dtype": "float32", "hidden_size": build.hidden_size}
+    row |= {"plan": build.plan._asdict(), "forward": before._asdict()}
+    counts = rules.build(COOPERATIVE, planted.forward_kernel).code.count()
+    assert counts.instructions > before.instructions
+    (worse,) = differences(Result(COOPERATIVE, [], counts), {"rows": [row]})
+    were = f"recorded were {before.instructions}"
+    assert worse == ("budget", f"{counts.instructions} instructions in a step, {were}")
+    assert list(differences(Result(COOPERATIVE, [], before), {"rows": [row]})) == []
 
 
-# ---- Faults planted in the machine code: Triton has barriers of its own around an atomic ----
+# ---- Faults planted in what was compiled ----
 
 
-def without(built: Built, *patterns: str, between: tuple[str, str] = ("", "")) -> Built:
-    """Returns a kernel without the instructions of these patterns, between two others if given."""
-    kept, inside, left_out = [], not between[0], 0
-    for line in built.sass.splitlines():
-        if between[0] and re.search(between[0], line):
-            inside = True
-        elif between[1] and re.search(between[1], line):
-            inside = False
-        if inside and any(re.search(pattern, line) for pattern in patterns):
-            left_out += 1
-        else:
-            kept.append(line)
-    assert left_out
-    return built._replace(sass="\n".join(kept))
+@pytest.mark.parametrize("more", [{"shared": 2**20}, {"registers": 255 * 8}], ids=str)
+def test_a_program_that_does_not_fit_breaks_a_rule(more):
+    built = compiled(COOPERATIVE)
+    assert broken(built._replace(taken=built.taken._replace(**more))) == {"limits"}
 
 
-BAR, FENCE, INVALIDATION = r"BAR\.SYNC", r"MEMBAR\.\w+\.GPU", r"CCTL\.IVALL"
-ARRIVAL, STORE = r"\bREDG?\.E\.ADD", r"\bSTG\.E"
-REMOVED = {
-    "fence": ((FENCE,), {}, {"release"}),
-    "invalidation": ((INVALIDATION,), {}, {"acquire"}),
-    "first barrier": ((BAR,), {"between": (STORE, FENCE)}, {"release"}),
-    "last barrier": ((BAR,), {"between": (INVALIDATION, r"\bEXIT")}, {"acquire"}),
-    "arrival": ((ARRIVAL,), {}, {"arrival"}),
-}
+def test_weights_that_are_not_found_break_a_rule(tmp_path):
+    """Without the lines of the source nothing can be said of them."""
+    assert broken(compiled(COOPERATIVE)._replace(source=tmp_path)) == {"weights"}
 
 
-@pytest.mark.parametrize("case", [COOPERATIVE, STREAMED], ids=lambda case: case.name)
-@pytest.mark.parametrize("name", REMOVED)
-def test_an_instruction_that_is_missing_breaks_a_rule(case, name):
-    patterns, where, expected = REMOVED[name]
-    found = broken(case, without(build(case), *patterns, **where))
-    assert expected <= found <= expected | {"stale"}
+def test_a_kernel_that_is_not_recorded_has_no_budget():
+    result = Result(COOPERATIVE, [], compiled(COOPERATIVE).code.count())
+    (finding,) = differences(result, {"rows": []})
+    assert finding == ("budget", "is not recorded: run make gpu-report RECORD=1")
 
 
-def test_a_program_without_others_needs_a_barrier():
-    alone = next(
-        case for case in ALL if case.build.plan.kind == "streamed" and case.build.plan.members == 1
-    )
-    built = build(alone)
-    assert broken(alone, built) == set()
-    assert broken(alone, without(built, BAR)) == {"order"}
-
-
-# ---- The parts ----
+# ---- The code ----
 
 TEXT = """
 .text.kernel:
+	//## File "/kernels/primitives.py", line 7 inlined at "/kernels/forward.py", line 3
+	//## File "/kernels/forward.py", line 3
         /*0000*/                   S2R R0, SR_TID.X ;
-        /*0010*/                   MOV R2, RZ ;
 .L_x_0:
-        /*0020*/                   ISETP.NE.AND P0, PT, R0, RZ, PT ;
-        /*0030*/               @P0 BRA `(.L_x_1) ;
-        /*0040*/                   LDG.E.64.STRONG.GPU R4, desc[UR8][R6.64+0x10] ;
+        /*0010*/                   SHFL.BFLY PT, R2, R0, 0x1, 0x1f ;
+        /*0020*/                   BRA.DIV ~URZ, `(.L_x_4) ;
+        /*0030*/                   BSSY B0, `(.L_x_2) ;
 .L_x_1:
-        /*0050*/                   IADD3 R2, P1, R2, 0x1, RZ ;
-        /*0060*/                   ISETP.LT.AND P0, PT, R2, 0x5, PT ;
-        /*0070*/               @P0 BRA `(.L_x_0) ;
-        /*0080*/                   EXIT ;
+	//## File "/kernels/forward.py", line 4
+        /*0040*/                   LDG.E.STRONG.GPU R4, desc[UR8][R6.64+0x10] ;
+        /*0050*/              @!PT LDS RZ, [RZ] ;
+        /*0060*/               @P0 BRA `(.L_x_1) ;
+        /*0070*/                   BSYNC B0 ;
+.L_x_3:
+        /*0080*/                   BRA `(.L_x_3) ;
 .L_x_2:
-        /*0090*/                   BRA `(.L_x_2) ;
+        /*0090*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*00a0*/              @!P1 CALL.REL.NOINC `(.L_x_5) ;
+        /*00b0*/                   BRA `(.L_x_0) ;
+.L_x_5:
+        /*00c0*/                   EXIT ;
+.L_x_4:
+        /*00d0*/                   WARPSYNC.COLLECTIVE R9, `(.L_x_1) ;
+        /*00e0*/                   BRA `(.L_x_1) ;
+$__internal_0_$__cuda_sm20_div_s64:
+        /*00f0*/                   BRA `(.L_x_0) ;
 """
 
 
-def test_instructions():
-    code = parse(TEXT)
-    load = code.instructions[4]
-    assert (load.opcode, load.results, load.address) == ("LDG", ["R4", "R5"], ["R6"])
-    assert code.instructions[3].guard == "P0"
-    assert code.instructions[5].results == ["R2", "P1"]
-    assert code.labels[".L_x_1"] == 5
+def test_code():
+    code = Code(TEXT)
+    step = [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x90, 0xA0, 0xB0]
+    assert [at.offset for at in code.step] == step  # those behind BRA.DIV and BSYNC are not
+    assert [len(loop) for loop in code.loops] == [9, 2]
+    first, load = code.instructions[0], code.step[3]
+    assert (first.name, first.operands, first.calls) == (
+        "S2R",
+        "R0, SR_TID.X",
+        (("forward.py", 3),),
+    )
+    assert (load.guard, load.opcode, load.calls) == ("", "LDG", ())
+    assert code.count() == Counts(
+        instructions=9, in_loops=2, shuffles=1, barriers=1, global_accesses=1, tensor=0
+    )
     with pytest.raises(ValueError, match="no instruction"):
-        parse("nothing")
+        Code("nothing")
 
 
-def test_loops():
-    flow = Flow(parse(TEXT))
-    (loop,) = flow.loops  # that behind EXIT cannot be reached
-    assert list(flow.places(loop.blocks)) == [2, 3, 4, 5, 6, 7]
-
-
-def test_events_of_the_exchange():
-    kernel = Kernel(COOPERATIVE, build(COOPERATIVE))
-    found = set(kernel.events.values())
-    assert found == set(Event) - {Event.NEXT_STEP}
-
-
-def test_budgets():
-    before = Counts(*range(10, 10 + len(Counts._fields)))
-    assert list(budgets.exceeded(before, before)) == []
-    worse = before._replace(shuffles=99)
-    message = f"99 shuffles in a step, recorded were {before.shuffles}"
-    assert list(budgets.exceeded(worse, before)) == [Finding("budget", message)]
-    assert budgets.has_improved(before, worse)
-    assert not budgets.has_improved(worse, before)
-
-
-def test_what_is_known_is_no_error():
-    spills, *_ = [
-        case for case in ALL if "sm_90 float32 H512" in case.name and "w16 forward" in case.name
-    ]
-    local, other = Finding("local", "something is spilled"), Finding("wait", "no wait")
-    (result,), remarks = set_known_apart([Result(spills, [local, other], None)], whole=False)
-    assert result.findings == [other]
-    assert len(remarks) == 1
-    (result,), remarks = set_known_apart([Result(COOPERATIVE, [local], None)], whole=False)
-    assert result.findings == [local]
-    assert remarks == []
-
-
-def test_what_is_known_and_mended_is_an_error():
-    (result,), _ = set_known_apart([Result(COOPERATIVE, [], None)], whole=True)
-    assert {finding.rule for finding in result.findings} == {"known"}
+def test_a_kernel_without_a_loop_breaks_a_rule():
+    straight = Code("/*0000*/ EXIT ;")
+    assert broken(compiled(COOPERATIVE)._replace(code=straight)) == {"loop"}

@@ -1,74 +1,99 @@
-"""All rules of the lint that look at one kernel alone; budgets are in `budgets.py`."""
+"""The rules of the lint, of which each looks at one kernel; `docs/gpu_report.md` lists them."""
 
+import linecache
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from tools.lint import exchange, ranges
-from tools.lint.cases import UNALIGNED
-from tools.lint.events import ATOMICS, COUNTER, LOADS, STORES, WEIGHTS, Finding, Kernel
+from benchmarks.gpu import resources
+from benchmarks.gpu.machine_code import LOADS, Code, Instruction, code_of
+from tools.lint import ranges
+from tools.lint.cases import UNALIGNED, Case
 
-_LOCAL = {"LDL", "STL"}
 _REGISTERS = 65536  # of a processor
 _MOST_SEQUENCES = 1 << 20
+# Calls of the functions of the kernels that load a tile of weight_hh.
+_TILE = "_tile("
+# Why kernels spill that have not been mended, by a pattern that finds their names.
+SPILLING = {
+    r"float32 H\d+ cooperative \S+w16 forward": "a thread of 512 has 128 registers, of which 64 "
+    "hold weights",
+}
 
 
-def check(kernel: Kernel) -> Iterator[Finding]:
+class Finding(NamedTuple):
+    """A rule that a kernel breaks."""
+
+    rule: str
+    message: str
+
+
+class Built(NamedTuple):
+    """A case, compiled."""
+
+    case: Case
+    taken: resources.Resources
+    code: Code
+    source: Path
+    """The folder of the kernels' files."""
+    ttir: str
+    """The intermediate code that Triton makes first."""
+
+
+def build(case: Case, kernel=None, **settings: Any) -> Built:
+    """Compiles a case.
+
+    Args:
+        case: The case.
+        kernel: A kernel in place of the case's own.
+        settings: How Triton is to compile it, in place of the case's own settings.
+    """
+    kernel = kernel or resources.KERNELS[case.kernel]
+    to, device = case.specialisation, case.build.device
+    source = resources.source_of(kernel, to, aligned=case.rows != UNALIGNED)
+    made = resources.compiled(device, source, {**to.settings, **settings})
+    return Built(
+        case,
+        resources.resources_of(device, made),
+        code_of(made.asm["cubin"]),
+        Path(kernel.fn.__code__.co_filename).parent,
+        made.asm["ttir"],
+    )
+
+
+def check(built: Built) -> Iterator[Finding]:
     """Yields every rule that a kernel breaks."""
-    if kernel.time_loop is None:
+    yield from _local(built)
+    yield from _limits(built)
+    yield from _index(built)
+    if not built.code.loops:
         yield Finding("loop", "there is no loop over time")
         return
-    yield from _attribution(kernel)
-    yield from exchange.check(kernel)
-    yield from _weights(kernel)
-    yield from _local_memory(kernel)
-    yield from _limits(kernel)
-    yield from _indices(kernel)
+    yield from _weights(built)
+    yield from _call(built)
+    yield from _tensor(built)
 
 
-def _attribution(kernel: Kernel) -> Iterator[Finding]:
-    """Checks that it is known what each access to global memory belongs to.
+def known_spill(built: Built) -> str:
+    """Returns why a kernel spills, if it does and that is known; else an empty string."""
+    reasons = (why for pattern, why in SPILLING.items() if re.search(pattern, built.case.name))
+    return next(reasons, "") if built.taken.spilled else ""
 
-    One that may belong to several arguments is subject to the rules of each, but the counter must
-    be told apart.
+
+def _local(built: Built) -> Iterator[Finding]:
+    """Checks that nothing is spilled.
+
+    Pointers that are not divisible by 16 take more registers, and are rare: such kernels may spill.
     """
-    for place in kernel.reachable:
-        at = kernel[place]
-        if at.opcode in LOADS | STORES | ATOMICS and not at.never:
-            memory = kernel.memory_of(place)
-            if "unknown" in memory or (COUNTER in memory and len(memory) > 1):
-                names = " or ".join(sorted(memory)) or "nothing"
-                yield Finding("attribution", f"the address of {at} comes from {names}")
+    case, spilled = built.case, built.taken.spilled
+    if spilled and case.rows != UNALIGNED and not known_spill(built):
+        yield Finding("local", f"a thread has {spilled} bytes of local memory")
 
 
-def _weights(kernel: Kernel) -> Iterator[Finding]:
-    """Checks that weights that are kept on chip are not read in every step."""
-    if kernel.case.build.plan.kind == "streamed":
-        return
-    for place in kernel.flow.places(kernel.time_loop.blocks):
-        if kernel[place].opcode in LOADS and kernel.memory_of(place) & WEIGHTS:
-            yield Finding("weights", f"weights are read in every step: {kernel[place]}")
-
-
-def _local_memory(kernel: Kernel) -> Iterator[Finding]:
-    """Checks that nothing is spilled, in loops above all.
-
-    Pointers that are not divisible by 16, as those of views into odd places, take more registers:
-    such kernels may spill, and what a step of them takes is in the record.
-    """
-    if kernel.case.rows == UNALIGNED:
-        return
-    in_loops = {block for loop in kernel.flow.loops for block in loop.blocks}
-    looped = [place for place in kernel.flow.places(in_loops) if kernel[place].opcode in _LOCAL]
-    if looped:
-        yield Finding(
-            "local", f"{len(looped)} accesses to local memory in a loop: {kernel[looped[0]]}"
-        )
-    if kernel.taken.spilled:
-        yield Finding("local", f"a thread has {kernel.taken.spilled} bytes of local memory")
-
-
-def _limits(kernel: Kernel) -> Iterator[Finding]:
+def _limits(built: Built) -> Iterator[Finding]:
     """Checks that a processor has the shared memory and the registers of a program."""
-    plan, device, taken = kernel.case.build.plan, kernel.case.build.device, kernel.taken
+    plan, device, taken = built.case.build.plan, built.case.build.device, built.taken
     if taken.shared > device.shared:
         yield Finding("limits", f"{taken.shared} bytes of shared memory, of {device.shared}")
     registers = -(-taken.registers // 8) * 8 * device.lanes * plan.warps
@@ -76,9 +101,47 @@ def _limits(kernel: Kernel) -> Iterator[Finding]:
         yield Finding("limits", f"{registers} registers of a program, of {_REGISTERS}")
 
 
-def _indices(kernel: Kernel) -> Iterator[Finding]:
+def _index(built: Built) -> Iterator[Finding]:
     """Checks that no index of 32 bits overflows, with up to 2^20 sequences and any strides."""
-    plan, directions = kernel.case.build.plan, kernel.case.directions
+    plan, directions = built.case.build.plan, built.case.directions
     programs = plan.members * directions * -(-_MOST_SEQUENCES // plan.block_b)
-    for line in ranges.overflows(kernel.ttir, programs):
+    for line in ranges.overflows(built.ttir, programs):
         yield Finding("index", f"may overflow: {line}")
+
+
+def _weights(built: Built) -> Iterator[Finding]:
+    """Checks that weights that are kept on chip are not read in every step."""
+    if built.case.build.plan.kind == "streamed":
+        return
+    loads = [at for at in built.code.instructions if _loads_weights(built, at)]
+    if not loads:
+        yield Finding("weights", f"no load belongs to a call of {_TILE}")
+    again = sorted({*loads} & {*built.code.step})
+    if again:
+        yield Finding("weights", f"{len(again)} loads of weights in every step: {again[0]}")
+
+
+def _loads_weights(built: Built, at: Instruction) -> bool:
+    """Returns whether an instruction is a load by `_tile`, as the lines of the source tell.
+
+    The line of the load itself is not used: it is off by the lines of Triton's inline assembly.
+    """
+    calls = (linecache.getline(str(built.source / file), line) for file, line in at.calls)
+    return at.opcode in LOADS and any(_TILE in text for text in calls)
+
+
+def _call(built: Built) -> Iterator[Finding]:
+    """Checks that no step calls a function: the compiler does so for divisions of 64 bits."""
+    for at in built.code.step:
+        if at.opcode == "CALL" and at.target.startswith("$"):
+            yield Finding("call", f"a step calls a function: {at}")
+
+
+def _tensor(built: Built) -> Iterator[Finding]:
+    """Checks that a step uses tensor cores if and only if it multiplies several sequences in
+    16 bits or in TF32."""
+    build = built.case.build
+    expected = build.plan.block_b > 1 and build.precision != "float32"
+    count = built.code.count().tensor
+    if expected != bool(count):
+        yield Finding("tensor", f"{count} products on tensor cores in {build.precision}")

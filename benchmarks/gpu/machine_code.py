@@ -1,0 +1,201 @@
+"""The machine code of a GPU kernel, and what a step of its loop over time has."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+
+
+class Instruction(NamedTuple):
+    """One instruction, such as `@P0 LDG.E.64 R28, desc[UR8][R2.64+0x10]`."""
+
+    offset: int
+    guard: str
+    """The predicate under which it is executed, as `P0` or `!P0`; empty if always."""
+    name: str
+    """The opcode with its modifiers."""
+    operands: str
+    calls: tuple[tuple[str, int], ...]
+    """The calls in the source that led to it, the innermost first: names of files, and lines."""
+
+    @property
+    def opcode(self) -> str:
+        return self.name.split(".")[0]
+
+    @property
+    def target(self) -> str:
+        """The label that it names, or ""."""
+        found = re.search(r"`\((.*?)\)", self.operands)
+        return found[1] if found else ""
+
+    def __str__(self) -> str:
+        return f"{self.offset:#06x} {self.name} {self.operands}"
+
+
+class Counts(NamedTuple):
+    """Instructions in the code of a step, as one warp issues them.
+
+    A loop within the step counts as one turn, however often it runs. Code for some steps only
+    counts too.
+    """
+
+    instructions: int
+    in_loops: int
+    """Those in loops within the step: over hidden units, over tiles, or waiting for other programs.
+    """
+    shuffles: int
+    """Exchanges among the lanes of a warp."""
+    barriers: int
+    """Barriers of the program."""
+    global_accesses: int
+    """Loads, stores, copies and atomic operations in global memory."""
+    tensor: int
+    """Products on tensor cores."""
+
+
+LOADS = {"LDG", "LD", "LDGSTS"}
+_GLOBAL = LOADS | {"STG", "ST", "RED", "REDG", "ATOM", "ATOMG"}
+
+_LABEL = re.compile(r"(\.L_\w+|\.text\.\w+):")
+# The line that an instruction is made from, and below it the lines with the calls of its function.
+_SOURCE = re.compile(r'\s*//## File "(.*?)", line (\d+)')
+# `/*1e70*/ @!P2 LDG.E.64.STRONG.GPU R28, desc[UR8][R2.64+0x10] ;`
+_INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?([\w.]+)\s*([^;]*?)\s*;")
+
+
+class Code:
+    """The instructions of a kernel, and its loops.
+
+    Code for a warp whose lanes have parted (`BRA.DIV`) is left out: it does what the code beside it
+    does for a whole warp. So are functions that the compiler adds behind the kernel.
+    """
+
+    def __init__(self, text: str):
+        """Parses what `nvdisasm -c -ndf -gi` prints."""
+        self.instructions: list[Instruction] = []
+        self._labels: dict[str, int] = {}
+        lines: list[tuple[str, int]] = []
+        are_complete = True
+        for line in text.splitlines():
+            if line.startswith("$"):
+                break
+            if label := _LABEL.match(line):
+                self._labels[label[1]] = len(self.instructions)
+            elif found := _SOURCE.match(line):
+                lines = [*([] if are_complete else lines), (Path(found[1]).name, int(found[2]))]
+                are_complete = False
+            elif found := _INSTRUCTION.match(line):
+                offset, guard, name, operands = found.groups(default="")
+                are_complete = True
+                if guard not in ("!PT", "!UPT"):  # a place holder
+                    at = Instruction(int(offset, 16), guard, name, operands, tuple(lines[1:]))
+                    self.instructions.append(at)
+        if not self.instructions:
+            raise ValueError("there is no instruction in what nvdisasm printed")
+
+    @cached_property
+    def loops(self) -> list[frozenset[int]]:
+        """The places of the instructions of each loop, the longest loop first."""
+        after = self._edges()
+        before: dict[int, list[int]] = {place: [] for place in after}
+        for place, following in after.items():
+            for other in following:
+                before[other].append(place)
+        found: dict[int, set[int]] = {}
+        for last, header in _back_edges(after):
+            body = found.setdefault(header, {header})
+            waiting = [last]
+            while waiting:
+                place = waiting.pop()
+                if place not in body:
+                    body.add(place)
+                    waiting += before[place]
+        return sorted(map(frozenset, found.values()), key=lambda body: -len(body))
+
+    def _edges(self) -> dict[int, list[int]]:
+        """Returns the places that may follow the instruction at each place that can be reached."""
+        found: dict[int, list[int]] = {}
+        # A place, and by barrier register where warps meet again.
+        waiting: list[tuple[int, dict[str, int]]] = [(0, {})]
+        while waiting:
+            place, meeting = waiting.pop()
+            if place in found:
+                continue
+            at = self.instructions[place]
+            if at.opcode == "BSSY":
+                meeting = {**meeting, at.operands.split(",")[0]: self._labels[at.target]}
+            found[place] = self._following(place, meeting)
+            waiting += [(other, meeting) for other in found[place]]
+        return found
+
+    def _following(self, place: int, meeting: dict[str, int]) -> list[int]:
+        at, below = self.instructions[place], [place + 1]
+        is_conditional = at.guard or re.search(r"\bU?P\d", at.operands)
+        if at.opcode == "BSYNC" and at.operands in meeting:
+            return [meeting[at.operands]]
+        if at.opcode in ("BRA", "JMP", "CALL") and at.target in self._labels:
+            # A call within a kernel is a branch; other functions return.
+            if at.name.endswith((".DIV", ".CONV")):
+                return below
+            return [self._labels[at.target], *(below if is_conditional else [])]
+        # What calls an absolute address is a failed assertion.
+        if at.opcode in ("EXIT", "RET", "BPT") or at.name.startswith("CALL.ABS"):
+            return below if is_conditional else []
+        if at.opcode in ("BRX", "JMX"):
+            raise ValueError(f"a branch to a computed place is not understood: {at}")
+        return below
+
+    @cached_property
+    def step(self) -> list[Instruction]:
+        """The instructions of the loop over time, which is the longest one."""
+        return [self.instructions[place] for place in sorted(self.loops[0])]
+
+    def count(self) -> Counts:
+        """Returns what the code of a step has."""
+        inner = {place for loop in self.loops if loop < self.loops[0] for place in loop}
+        opcodes = [at.opcode for at in self.step]
+        return Counts(
+            instructions=len(opcodes),
+            in_loops=len(inner),
+            shuffles=opcodes.count("SHFL"),
+            barriers=sum(at.name.startswith("BAR.SYNC") for at in self.step),
+            global_accesses=sum(opcode in _GLOBAL for opcode in opcodes),
+            tensor=sum(opcode.endswith("MMA") for opcode in opcodes),
+        )
+
+
+def _back_edges(after: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
+    """Yields each edge to a place on the way to it, in a depth-first search."""
+    way, seen = {0: iter(after[0])}, {0}
+    while way:
+        place = next(reversed(way))
+        other = next(way[place], None)
+        if other is None:
+            del way[place]
+        elif other in way:
+            yield place, other
+        elif other not in seen:
+            seen.add(other)
+            way[other] = iter(after[other])
+
+
+def code_of(cubin: bytes) -> Code:
+    """Disassembles a kernel."""
+    return Code(run_tool("nvdisasm", "-c", "-ndf", "-gi", cubin=cubin))
+
+
+def run_tool(name: str, *options: str, cubin: bytes) -> str:
+    """Returns what one of NVIDIA's tools, which Triton brings, prints about a cubin."""
+    tool = Path(triton.backends.__file__).parent / "nvidia/bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [tool, *options, file.name], check=True, capture_output=True, text=True
+        )
+    return done.stdout
