@@ -44,7 +44,7 @@ class Instruction:
 
 
 _NOTHING = Operand(0, 0)
-_LANES = 32
+_MOST_INSTRUCTIONS = 2**16  # which the machine counts in 16 bits
 _SPECIAL = ["%tid.x", "%laneid", "%ntid.x"]
 _SPECIAL += [f"%{name}.{axis}" for name in ("ctaid", "nctaid") for axis in "xyz"]
 """The special registers, as machine.cpp fills them."""
@@ -93,6 +93,8 @@ class Decoder:
         for line, statement in _statements(text, begin, self.sources):
             self._line = line
             self._decode(statement)
+        if len(self.instructions) > _MOST_INSTRUCTIONS:
+            raise UnsupportedError(f"{len(self.instructions)} instructions")
         for instruction, label in self._targets:
             instruction.numbers.append(self._labels[label])
 

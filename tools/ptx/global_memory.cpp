@@ -37,27 +37,33 @@ Tensor& Machine::tensor_of(const Thread& by, uint64_t address, uint32_t size, co
            " bytes from tensor " + std::to_string(at));
 }
 
-void Machine::check_bounds(const Thread& by, uint64_t address, uint32_t size, const char* what) {
-  tensor_of(by, address, size, what);
-}
-
 // Lets other programs see pending stores for which `which` is true.
-void Machine::drain(Program& program, const std::function<bool(const View::Store&)>& which) {
+void Machine::publish(std::vector<View::Store>& stores,
+                      const std::function<bool(const View::Store&)>& which) {
   const auto becomes_visible = [&](const View::Store& store) {
     if (!which(store)) return false;
     std::memcpy(reinterpret_cast<void*>(store.address), store.bytes, store.size);
     return true;
   };
-  auto& pending = program.view.pending;
+  stores.erase(std::remove_if(stores.begin(), stores.end(), becomes_visible), stores.end());
+}
+
+// Publishes a thread's own stores, and those before the last barrier of its program.
+void Machine::publish_before(const Thread& by) {
+  auto& pending = by.program().view.pending;
   for (auto line = pending.begin(); line != pending.end();) {
-    auto& stores = line->second;
-    stores.erase(std::remove_if(stores.begin(), stores.end(), becomes_visible), stores.end());
-    line = stores.empty() ? pending.erase(line) : std::next(line);
+    publish(line->second, [&](const View::Store& store) {
+      return store.epoch < by.program().epoch ||
+             (store.warp == by.warp.number && store.lane == by.lane);
+    });
+    line = line->second.empty() ? pending.erase(line) : std::next(line);
   }
 }
 
-void Machine::drain_all(Program& program) {
-  drain(program, [](const View::Store&) { return true; });
+void Machine::publish_all(Program& program) {
+  for (auto& [line, stores] : program.view.pending) {
+    publish(stores, [](const View::Store&) { return true; });
+  }
 }
 
 // What a program has last stored at an address, within a line, or what memory holds.
@@ -123,15 +129,13 @@ void Machine::store(const Thread& by, uint64_t address, uint32_t size, const voi
   View::Store store{address, size, program.epoch, by.warp.number, by.lane, {}};
   std::memcpy(store.bytes, in, size);
   const uint64_t first = address / kLine * kLine;
-  program.view.pending[first].push_back(store);
+  std::vector<View::Store>& pending = program.view.pending[first];
+  pending.push_back(store);
   const auto line = program.view.lines.find(first);
   if (line != program.view.lines.end()) {
     std::memcpy(line->second.bytes + (address - first), in, size);
   }
-  if (chance(options.flush)) {
-    drain(program,
-          [&](const View::Store& other) { return other.address / kLine * kLine == first; });
-  }
+  if (chance(options.flush)) publish(pending, [](const View::Store&) { return true; });
 }
 
 void Machine::load_counter(const Thread& by, uint64_t address, uint32_t size, void* out) {

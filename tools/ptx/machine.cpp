@@ -191,7 +191,7 @@ void Machine::run() {
     }
     Program& program = *ready->program;
     if (program.ended == program.warps.size()) {
-      drain_all(program);
+      publish_all(program);
       progress = now;
       const auto is_it = [&](const auto& other) { return other.get() == &program; };
       programs.erase(std::find_if(programs.begin(), programs.end(), is_it));
@@ -217,8 +217,8 @@ const Table& table() {
 
 extern "C" {
 
-// Writes the bytes of an instruction's results, then -1, then those of its sources, then -1 and
-// whether it is for whole warps. Returns how many numbers that are, or -1: it is not known.
+// Writes the bytes of an instruction's results, then -1, then those of its sources. Returns how many
+// numbers that are, or -1: the instruction is not known.
 int64_t ptx_signature(const char* name, int64_t* out) {
   const auto found = ptx::table().find(name);
   if (found == ptx::table().end()) return -1;

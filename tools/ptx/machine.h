@@ -157,7 +157,7 @@ struct Kernel {
   std::vector<Instruction> code;
   std::vector<uint8_t> constants;  // the first registers of each warp
   int64_t registers;               // bytes of a warp
-  uint64_t cell = 4;               // bytes of memory in a Cell: the smallest that is stored
+  uint64_t cell = 4;               // bytes of memory in a Cell: no store writes fewer
   std::vector<Operand> specials;   // thread, lane, place in the grid, its size, threads
 };
 
@@ -184,7 +184,6 @@ struct Machine {
   std::unordered_map<uint64_t, Clock> released;    // by address
   std::map<std::string, Fault> faults;
   uint64_t now = 0, progress = 0;  // instructions of warps; when something last changed
-  uint64_t stale = 0;              // loads that got what memory no longer held
   uint64_t random_state;
 
   void run();
@@ -212,8 +211,8 @@ struct Machine {
   void store(const Thread& by, uint64_t address, uint32_t size, const void* in);
   void load_counter(const Thread& by, uint64_t address, uint32_t size, void* out);
   void add_to_counter(const Thread& by, uint64_t address, uint32_t addend);
-  void check_bounds(const Thread& by, uint64_t address, uint32_t size, const char* what);
-  void drain_all(Program& program);
+  void publish_before(const Thread& by);
+  void publish_all(Program& program);
 
   // shared_memory.cpp
   void load_shared(const Thread& by, uint64_t address, uint32_t size, void* out);
@@ -225,14 +224,14 @@ struct Machine {
   void start(uint32_t index);
   void gather(Warp& warp);
   void advance(Warp& warp, uint32_t turns);
-  void complete_barrier(Program& program);
   std::string place_of(const Access& access) const;
   const Clock& known_to(const Thread& thread) const;
   Tensor& tensor_of(const Thread& by, uint64_t address, uint32_t size, const char* what);
   void note_global(Tensor& tensor, const Thread& by, uint64_t address, uint32_t size,
                    const void* in);
   void peek(const Program& program, uint64_t address, uint32_t size, uint8_t* out) const;
-  void drain(Program& program, const std::function<bool(const View::Store&)>& which);
+  void publish(std::vector<View::Store>& stores,
+               const std::function<bool(const View::Store&)>& which);
   uint8_t* shared_at(const Thread& by, uint64_t address, uint32_t size);
   void read_copy(const Thread& by, Copy& copy);
   template <class Work>

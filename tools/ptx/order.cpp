@@ -61,10 +61,7 @@ std::string Machine::place_of(const Access& access) const {
 
 // A thread releases what it has done, and what its program had done before the last barrier.
 void Machine::release(const Thread& by, uint64_t address) {
-  drain(by.program(), [&](const View::Store& store) {
-    return store.epoch < by.program().epoch ||
-           (store.warp == by.warp.number && store.lane == by.lane);
-  });
+  publish_before(by);
   Clock clock = known_to(by);
   clock[by.program().index] = by.program().epoch;
   join(released.try_emplace(address, clock.size(), 0).first->second, clock);

@@ -1,5 +1,11 @@
-"""Faults to plant in the PTX of a layer's kernels, each in one place."""
+"""Faults to plant in the PTX of a layer's kernels, each in one place.
 
+`python tests/gpu/emulated/mutants.py` plants some of every kind by chance, and lists those that
+nobody finds; `make gpu-emulate` runs it, too.
+"""
+
+import itertools
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +14,7 @@ import torch
 from layers import Layer
 
 from namernn_fast import FusedRNN
-from tools.ptx.driver import FaultError, Machine, Options
+from tools.ptx.driver import FaultError, Machine, Options, install
 
 # Small layers that have what is changed.
 LAYERS = {
@@ -21,33 +27,8 @@ LAYERS = {
 }
 
 _REGISTER = r"%[a-z]+\d+"
-_ADD = "red.global.gpu.release.add.u32"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault to plant."""
-
-    name: str
-    layer: str
-    """Of `LAYERS`."""
-    pattern: str
-    """What is searched; `^` and `$` are the ends of a line."""
-    into: str | Callable[[re.Match], str]
-    kernel: str = "forward"
-    """Whose PTX is changed."""
-    which: int = 0
-    """Which of the places that are found."""
-
-    def plant(self, text: str) -> str:
-        """Returns the PTX with the fault, or as it is, where it is of another kernel."""
-        if f".entry {self.kernel}_kernel(" not in text:
-            return text
-        places = list(re.finditer(self.pattern, text, re.MULTILINE))
-        assert places, f"{self.name}: {self.pattern} is not in the kernel"
-        place = places[self.which]
-        into = self.into(place) if callable(self.into) else place.expand(self.into)
-        return text[: place.start()] + into + text[place.end() :]
+_ADD = r"red\.global\.gpu\.release\.add\.u32"
+_SUM = rf"(fma\.rn\.f32\s+(?:{_REGISTER}, ){{3}}){_REGISTER};"
 
 
 def _doubled(place):
@@ -62,54 +43,110 @@ def _swapped(place):
     return place[0].replace(f"{place[1]}, {place[2]}", f"{place[2]}, {place[1]}")
 
 
-_ARRIVAL = rf"bar\.sync\s+0;((?:(?!bar\.sync)[\s\S])*?{re.escape(_ADD)})"
-MUTANTS = [
+Into = str | Callable[[re.Match], str]
+KINDS: dict[str, tuple[str, Into]] = {
     # What programs exchange.
-    Mutant("a relaxed arrival", "cooperative", r"gpu\.release", "gpu.relaxed"),
-    Mutant("a relaxed look at the counter", "cooperative", r"gpu\.acquire", "gpu.relaxed"),
-    Mutant("a relaxed arrival", "tensor cores", r"gpu\.release", "gpu.relaxed", "backward"),
-    Mutant("a relaxed look", "tensor cores", r"gpu\.acquire", "gpu.relaxed", "backward"),
-    Mutant("an arrival of 2", "cooperative", rf"({_ADD} \[.*?\], ){_REGISTER}", r"\g<1>2"),
-    Mutant("an arrival of every thread", "cooperative", rf"@{_REGISTER} ({_ADD})", r"\1"),
-    Mutant("no arrival", "cooperative", rf"@{_REGISTER} {_ADD}.*;", ""),
+    "a relaxed arrival": (r"gpu\.release", "gpu.relaxed"),
+    "a relaxed look at the counter": (r"gpu\.acquire", "gpu.relaxed"),
+    "an arrival of 2": (rf"({_ADD} \[.*?\], ){_REGISTER}", r"\g<1>2"),
+    "an arrival of every thread": (rf"@{_REGISTER} ({_ADD})", r"\1"),
+    "no arrival": (rf"@{_REGISTER} {_ADD}.*;", ""),
     # What the warps of a program exchange.
-    Mutant("no barrier", "resident", r"bar\.sync\s+0;", "", which=3),
-    Mutant("no barrier", "tensor cores", r"bar\.sync\s+0;", "", which=-2),
-    Mutant("no barrier", "streamed", r"bar\.sync\s+0;", "", "backward", which=1),
-    Mutant("a wait for fewer copies", "streamed", r"cp\.async\.wait_group\s+(\d+)", _one_more),
-    Mutant("copies that are in no group", "streamed", r"cp\.async\.commit_group;", "", which=1),
-    Mutant("no wait for products", "wgmma", r"wgmma\.wait_group\.sync\.aligned (\d+)", _one_more),
-    Mutant("a barrier of one warp", "resident", r"^\s+bar\.sync", "@%p1 bar.sync", which=2),
+    "no barrier": (r"bar\.sync\s+0;", ""),
+    "a barrier of some warps": (r"^\s+bar\.sync", "@%p1 bar.sync"),
+    "a wait for fewer copies": (r"cp\.async\.wait_group\s+(\d+)", _one_more),
+    "copies that are in no group": (r"cp\.async\.commit_group;", ""),
+    "no wait for products": (r"wgmma\.wait_group\.sync\.aligned (\d+)", _one_more),
     # Where memory is read and written.
-    Mutant("a store without its mask", "cooperative", rf"@{_REGISTER} (st\.global)", r"\1"),
-    Mutant("a load without its mask", "cooperative", rf"@{_REGISTER} (ld\.global\.b32)", r"\1"),
-    Mutant("a store farther on", "tensor cores", r"(st\.global\S* \[ %rd\d+ \+ )0", r"\g<1>16"),
-    Mutant("a load farther on", "resident", r"(ld\.global\.cg.*\+ )0", r"\g<1>16", "backward"),
-    Mutant("a copy of all bytes", "streamed", r"(cp\.async\.c[ag].*?, 0x\w+), %r\d+", r"\1"),
-    Mutant("shared memory beside", "resident", r"(ld\.shared\S*\s+\S+.*\[%r\d+)\]", r"\1+16]"),
-    Mutant("shared memory beside", "TF32", r"(st\.shared\S*\s+\[%r\d+)\]", r"\1+16]"),
-    Mutant("a matrix not transposed", "tensor cores", r"\.trans\.shared", ".shared", "backward"),
-    Mutant("a step too many", "streamed", r"setp\.lt\.s64", "setp.le.s64"),
-    Mutant("an address 4 farther", "cooperative", r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
+    "a store without its mask": (rf"@{_REGISTER} (st\.global)", r"\1"),
+    "a load without its mask": (rf"@{_REGISTER} (ld\.global\.(?!gpu))", r"\1"),
+    "a store farther on": (r"(st\.global\S* \[ %rd\d+ \+ )0", r"\g<1>16"),
+    "a load farther on": (r"(ld\.global\.(?!gpu).*\+ )0", r"\g<1>16"),
+    "a copy of all bytes": (r"(cp\.async\.c[ag].*?, 0x\w+), %r\d+", r"\1"),
+    "a load from shared memory beside": (r"(ld\.shared\S*\s+\S+.*\[%r\d+)\]", r"\1+16]"),
+    "a store to shared memory beside": (r"(st\.shared\S*\s+\[%r\d+)\]", r"\1+16]"),
+    "a matrix not transposed": (r"\.trans\.shared", ".shared"),
+    "a step too many": (r"setp\.lt\.s64", "setp.le.s64"),
+    "a sequence too many": (r"setp\.lt\.s32", "setp.le.s32"),
+    "an address 4 farther": (r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
+    "the other branch": (rf"@({_REGISTER}) bra ", r"@!\1 bra "),
     # What is computed.
-    Mutant("a shuffle with another lane", "cooperative", r"(shfl\.sync\.bfly.*?, )(\d+)", _doubled),
-    Mutant(
-        *("a sum of one product", "streamed"),
-        *(rf"(fma\.rn\.f32\s+(?:{_REGISTER}, ){{3}}){_REGISTER};", r"\g<1>0f00000000;"),
-        which=40,
-    ),
-    Mutant("rows in another order", "TF32", r"mma\.sync\S+ \{.*?\}, \{ *(\S+), (\S+),", _swapped),
-    Mutant("a product that adds nothing", "wgmma", r"(wgmma\.mma_async.*?)%p\d+, 1", r"\g<1>0, 1"),
-    Mutant("operands not rounded", "TF32", r"(add\.s32\s+%r\d+, %r\d+, )4096", r"\g<1>0"),
-    Mutant("tanh of |x|", "resident", r"(and\.b32\s+%r\d+, %r\d+, )-2147483648", r"\g<1>0"),
-    Mutant(
-        "2 - h * h",
-        "resident",
-        r"(fma\.rn\.f32.*?)0f3F800000;",
-        r"\g<1>0f40000000;",
-        "backward",
-    ),
-    Mutant("a loop left early", "cooperative", r"@(%p\d+) bra", r"@!\1 bra", which=-1),
+    "a shuffle with another lane": (r"(shfl\.sync\.bfly.*?, )(\d+)", _doubled),
+    "a sum of one product": (_SUM, r"\g<1>0f00000000;"),
+    "rows in another order": (r"mma\.sync\S+ \{.*?\}, \{ *(\S+), (\S+),", _swapped),
+    "a product that adds nothing": (r"(wgmma\.mma_async.*?)%p\d+, 1", r"\g<1>0, 1"),
+    "operands not rounded": (r"(add\.s32\s+%r\d+, %r\d+, )4096", r"\g<1>0"),
+    "no sign": (r"(and\.b32\s+%r\d+, %r\d+, )-2147483648", r"\g<1>0"),
+    "2 in the place of 1": (r"(fma\.rn\.f32.*?)0f3F800000;", r"\g<1>0f40000000;"),
+}
+"""What is searched, where `^` and `$` are the ends of a line, and what it becomes."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault to plant, of one of `KINDS`."""
+
+    kind: str
+    layer: str
+    """Of `LAYERS`."""
+    kernel: str = "forward"
+    """Whose PTX is changed."""
+    which: int = 0
+    """Which of the places that are found."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.layer}, {self.kernel}"
+
+    def places(self, text: str) -> list[re.Match]:
+        """Returns what could be changed in the PTX; nothing in that of another kernel."""
+        if f".entry {self.kernel}_kernel(" not in text:
+            return []
+        return list(re.finditer(KINDS[self.kind][0], text, re.MULTILINE))
+
+    def plant(self, text: str) -> str:
+        """Returns the PTX with the fault, or as it is, where there is no place for it."""
+        places = self.places(text)
+        if not places:
+            return text
+        place, into = places[self.which], KINDS[self.kind][1]
+        changed = into(place) if callable(into) else place.expand(into)
+        return text[: place.start()] + changed + text[place.end() :]
+
+
+MUTANTS = [
+    Mutant("a relaxed arrival", "cooperative"),
+    Mutant("a relaxed arrival", "tensor cores", "backward"),
+    Mutant("a relaxed look at the counter", "cooperative"),
+    Mutant("a relaxed look at the counter", "tensor cores", "backward"),
+    Mutant("an arrival of 2", "cooperative"),
+    Mutant("an arrival of every thread", "cooperative"),
+    Mutant("no arrival", "cooperative"),
+    Mutant("no barrier", "resident", which=3),
+    Mutant("no barrier", "tensor cores", which=-2),
+    Mutant("no barrier", "streamed", "backward", which=1),
+    Mutant("a barrier of some warps", "resident", which=2),
+    Mutant("a wait for fewer copies", "streamed"),
+    Mutant("copies that are in no group", "streamed", which=1),
+    Mutant("no wait for products", "wgmma"),
+    Mutant("a store without its mask", "cooperative"),
+    Mutant("a load without its mask", "cooperative"),
+    Mutant("a store farther on", "tensor cores"),
+    Mutant("a load farther on", "resident", "backward", which=-1),
+    Mutant("a copy of all bytes", "streamed"),
+    Mutant("a load from shared memory beside", "resident"),
+    Mutant("a store to shared memory beside", "TF32"),
+    Mutant("a matrix not transposed", "tensor cores", "backward"),
+    Mutant("a step too many", "streamed"),
+    Mutant("a sequence too many", "cooperative"),
+    Mutant("an address 4 farther", "cooperative"),
+    Mutant("the other branch", "cooperative", which=-1),
+    Mutant("a shuffle with another lane", "cooperative"),
+    Mutant("a sum of one product", "streamed", which=40),
+    Mutant("rows in another order", "TF32"),
+    Mutant("a product that adds nothing", "wgmma"),
+    Mutant("operands not rounded", "TF32"),
+    Mutant("no sign", "resident"),
+    Mutant("2 in the place of 1", "resident", "backward"),
 ]
 
 
@@ -148,3 +185,44 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
     finally:
         machine.change = lambda text: text
         machine.faults.clear()
+
+
+def main() -> None:
+    """Plants faults by chance; prints how many of each kind were found, and the others."""
+    machine, chance = install(), random.Random(0)
+    planted: dict[str, list[bool]] = {}
+    for name, layer in LAYERS.items():
+        machine.device = layer.device
+        precision = "tf32" if layer.dtype == "TF32" else "ieee"
+        torch.backends.cudnn.rnn.fp32_precision = precision
+        torch.backends.cuda.matmul.fp32_precision = precision
+        machine.kernels.clear()
+        wanted = results(layer)
+        texts = list(machine.kernels)
+        for kernel, kind in itertools.product(("forward", "backward"), KINDS):
+            places = [
+                n for text in texts for n, _ in enumerate(Mutant(kind, name, kernel).places(text))
+            ]
+            for which in chance.sample(places, min(2, len(places))):
+                mutant = Mutant(kind, name, kernel, which)
+                how = caught(machine, layer, mutant.plant, wanted)
+                planted.setdefault(kind, []).append(how is not None)
+                if how is None:
+                    print(f"survived: {mutant}, {_where(mutant, texts)}", flush=True)
+    for kind, found in planted.items():
+        print(f"{kind}: {sum(found)} of {len(found)} found")
+    every = [one for found in planted.values() for one in found]
+    print(f"{sum(every)} of {len(every)} found")
+
+
+def _where(mutant: Mutant, texts: list[str]) -> str:
+    """Returns the line of Python that the changed PTX was made from, and the PTX."""
+    text, place = next(
+        (text, found[mutant.which]) for text in texts if (found := mutant.places(text))
+    )
+    locations = re.findall(r"\.loc.*?// (\S+)", text[: place.start()])
+    return f"{locations[-1] if locations else ''}: {place[0].strip()}"
+
+
+if __name__ == "__main__":
+    main()

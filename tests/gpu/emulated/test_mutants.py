@@ -11,7 +11,7 @@ def wanted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.name}, {mutant.layer}")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_planted_fault(machine, mutant, wanted, fp32_precision):
     layer = LAYERS[mutant.layer]
     machine.device = layer.device
@@ -20,6 +20,7 @@ def test_a_planted_fault(machine, mutant, wanted, fp32_precision):
     if mutant.layer not in wanted:
         wanted[mutant.layer] = results(layer)
     assert not machine.faults
+    assert any(mutant.places(text) for text in machine.kernels), "there is no place for it"
     how = caught(machine, layer, mutant.plant, wanted[mutant.layer])
     print(how)
     assert how is not None
