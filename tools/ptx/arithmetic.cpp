@@ -1,4 +1,4 @@
-// Instructions that compute in registers, a lane at a time.
+// Instructions that compute in registers, on each lane separately.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -44,7 +44,7 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// ---- rows for several types: NAME.TYPE ----
+// ---- Rows for several types, named NAME.TYPE ----
 
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
@@ -66,7 +66,7 @@ void three(Table& table, const std::string& name, Work work) {
   ((table[name + kName<Values>] = lanewise<Values, Values, Values, Values>(work)), ...);
 }
 
-// Two numbers side by side in a register, each computed by itself.
+// An instruction on packed pairs of numbers.
 template <class Number, class... Sources, class Work, size_t... k>
 Entry in_pairs(Work work, std::index_sequence<k...>) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
@@ -80,7 +80,7 @@ Entry in_pairs(Work work, std::index_sequence<k...>) {
 }
 
 template <class Number, class Work>
-void floating(Table& table, const std::string& name, Work work) {  // two sources
+void floating(Table& table, const std::string& name, Work work) {
   const std::string type = kName<Number>;
   table[name + type] = lanewise<Number, Number, Number>(work);
   table[name + type + "x2"] = in_pairs<Number, Number, Number>(work, std::make_index_sequence<2>());
@@ -106,7 +106,7 @@ void add_floating(Table& table) {
     floating<Number>(table, std::string("mul.") + rounding, times);
   }
   multiply_add<Number>(table);
-  // Of a number and NaN the number is taken, with .NaN the latter.
+  // min and max ignore NaN unless the name says .NaN.
   const auto least = [](float a, float b) {
     return Number(a != a ? b : b != b ? a : std::min(a, b));
   };
@@ -151,7 +151,7 @@ void divide(Table& table) {
       for (int lane = 0; lane < kLanes; ++lane) {
         if (mask >> lane & 1 && divisor[lane] == 0) machine.stop("division by zero", {warp, lane});
       }
-      // Lanes that are not in the mask may hold any divisor.
+      // Inactive lanes may hold a zero divisor.
       for (int lane = 0; lane < kLanes; ++lane) {
         if (mask >> lane & 1) run(machine, warp, at, Mask{1} << lane);
       }
@@ -176,7 +176,7 @@ void shift(Table& table) {
   table[std::string("shr.") + kName<Signed>] = lanewise<Signed, Signed, u32>(keep_sign);
 }
 
-// Takes `count` bits from `first` on; beyond the highest bit of `a` they are `fill`.
+// bfe: extracts `count` bits starting at `first`; bits beyond the value repeat its sign.
 template <class Value>
 Value extract(Value a, u32 first, u32 count) {
   constexpr u32 kBits = 8 * sizeof(Value);
@@ -238,7 +238,7 @@ void add_bits(Table& table) {
   table["prmt.b32"] = lanewise<u32, u32, u32, u32>(permute);
 }
 
-// ---- predicates, each a mask of a warp ----
+// ---- Predicates, each one Mask per warp ----
 
 void put(Mask& predicate, Mask mask, Mask values) {
   predicate = (predicate & ~mask) | (values & mask);
@@ -253,7 +253,7 @@ Entry of_predicates(Work work, std::vector<int> sources) {
   return {run, {1}, sources};
 }
 
-// Compares numbers that lie `count` to a lane, with a predicate for each of them.
+// Compares `count` packed numbers per lane, with one predicate result each.
 template <class Value, int count = 1, class Work>
 Entry comparison(Work work) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {
@@ -359,7 +359,7 @@ void move(Table& table, std::vector<std::string> types) {
   }
 }
 
-// One value of all bits, or several that share them out, the lowest first.
+// mov between one register and several that hold its parts, the lowest bits first.
 void pack_or_unpack(Machine&, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
     uint64_t bits = 0;
@@ -399,7 +399,7 @@ void add_arithmetic(Table& table) {
   add_floating<float>(table);
   add_floating<Half>(table);
   add_floating<BFloat16>(table);
-  const auto quotient = [](float a, float b) { return a / b; };  // .full may be off by 2 units
+  const auto quotient = [](float a, float b) { return a / b; };  // a GPU's .full may be 2 ulp off
   two<float>(table, "div.full.", quotient);
   two<float>(table, "div.rn.", quotient);
   add_integers(table);

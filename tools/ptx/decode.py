@@ -1,7 +1,7 @@
-"""Decodes the PTX of one kernel into instructions of the machine.
+"""Decodes the PTX of one kernel into instructions for the machine.
 
-The names of instructions are PTX's own. `Decoder._operands` lists what is written in another way
-than results, then sources. Whatever neither this module nor the machine knows is an error.
+Most instructions keep their PTX name, and their operands are results followed by sources. Those
+with another syntax have a method of `Decoder`. Anything unknown is an `UnsupportedError`.
 """
 
 import re
@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 
 class UnsupportedError(Exception):
-    """Something in the PTX that is not known here."""
+    """The PTX contains something this module or the machine does not know."""
 
 
 class Operand(NamedTuple):
     """A register or a constant."""
 
     number: int
-    """Among the places of a warp."""
+    """Its index among the registers and constants of the kernel."""
     size: int
-    """Bytes of a lane's value; 1: a predicate; 0: there is no operand."""
+    """Bytes per lane; 1 for a predicate, 0 for an unused operand."""
 
 
 class Signature(NamedTuple):
-    """The sizes of an instruction's operands; both empty where they depend on the call."""
+    """The operand sizes of an instruction; both empty if they vary."""
 
     results: list[int]
     sources: list[int]
@@ -32,7 +32,7 @@ class Signature(NamedTuple):
 
 @dataclass
 class Instruction:
-    """An instruction of the machine."""
+    """An instruction for the machine."""
 
     name: str
     line: int
@@ -50,12 +50,12 @@ _SPECIAL += [f"%{name}.{axis}" for name in ("ctaid", "nctaid") for axis in "xyz"
 """The special registers, as machine.cpp fills them."""
 _SPACES = {"param", "global", "shared", "shared::cta"}
 _HINTS = re.compile(r"weak|ca|cg|nc|gpu|v[248]|L[12]::.*|evict_\w+")
-"""Parts of a load's or a store's name that the machine treats all alike: `.cg` asks to bypass the
-first-level cache, but PTX's memory model does not know of it."""
+"""Name parts of loads and stores that do not change their meaning. `.cg` is among them: it asks to
+bypass L1, but PTX's memory model gives no such guarantee."""
 
 
 def size_of(type: str) -> int:
-    """Returns the bytes of a value of one of PTX's types."""
+    """Returns the size in bytes of a PTX type, or 1 for `pred`."""
     if type == "pred":
         return 1
     found = re.fullmatch(r"[busf](8|16|32|64)", type)
@@ -65,25 +65,30 @@ def size_of(type: str) -> int:
 
 
 class Decoder:
-    """Decodes a kernel; what it is made of is in the public attributes."""
+    """A decoded kernel.
+
+    Args:
+        text: The PTX of one kernel.
+        signature: Returns the operand sizes of an instruction, or None if it is unknown.
+    """
 
     def __init__(self, text: str, signature: Callable[[str], Signature | None]):
         self._signature = signature
         self.instructions: list[Instruction] = []
         self.sources: dict[int, str] = {}
-        """For a line of the PTX the place in Python that it was made from."""
+        """The Python file and line that each PTX line was compiled from."""
         self.parameters: list[tuple[int, int]] = []
-        """The offset and the size of each parameter, in bytes."""
+        """Offset and size of each parameter, in bytes."""
         self.messages = _messages(text)
-        """What assertions say."""
+        """The messages of the kernel's assertions."""
         self.sizes: list[int] = []
-        """Of the operands' values, by number."""
+        """The size of each operand, by its number."""
         self.constants: list[tuple[Operand, int]] = []
         self._constants: dict[tuple[int, int], Operand] = {}
         self._scopes: list[dict[str, Operand]] = [{}]
         self._labels: dict[str, int] = {}
         self._targets: list[tuple[Instruction, str]] = []
-        # Shared memory begins at 0; texts of assertions are in `messages`.
+        # Shared memory starts at 0. The addresses of assertion messages are never used.
         symbols = r"\.extern \.shared [^;]*?(\w+)\[\]|\.global [^;=]*?(\w+)\[\d+\] ="
         self._symbols = {one or other: 0 for one, other in re.findall(symbols, text)}
         self._line = 0
@@ -99,7 +104,7 @@ class Decoder:
             instruction.numbers.append(self._labels[label])
 
     def _head(self, text: str) -> int:
-        """Reads the parameters and the number of threads; returns where the body begins."""
+        """Reads the parameters and the number of threads; returns the offset of the body."""
         head = re.search(r"\.visible \.entry (\w+)\((.*?)\)(.*?)\{", text, re.DOTALL)
         if head is None:
             raise UnsupportedError("no kernel")
@@ -130,7 +135,7 @@ class Decoder:
         for scope in reversed(self._scopes):
             if name in scope:
                 return scope[name]
-        if re.fullmatch(r"%(n?)tid\.[yz]", name):  # programs have threads along x alone
+        if re.fullmatch(r"%(n?)tid\.[yz]", name):  # Triton uses only the x axis for threads
             return self._constant(int(name.startswith("%n")), 4)
         return None
 
@@ -153,7 +158,7 @@ class Decoder:
         raise UnsupportedError(f"{text} in line {self._line}")
 
     def _operand(self, text: str, size: int | None) -> Operand:
-        """Returns a register, or a constant of a size."""
+        """Returns a register, or a constant of the given size."""
         if text == "_":
             return self._declare("_", size) if size else _NOTHING
         found = self._register(text)
@@ -228,8 +233,8 @@ class Decoder:
         made.results = operands[: len(signature.results)]
         made.sources = operands[len(signature.results) :]
 
-    # Instructions whose operands are written in another way, by the first part of their names. Each
-    # returns False where they are not, and leaves no name where there is nothing to do.
+    # Instructions with a syntax of their own, found by the first part of the name. A method returns
+    # False to fall back to `_plain`, and clears the name to drop the instruction.
 
     def _mov(self, made, parts, arguments):
         if len(arguments[0]) == len(arguments[1]) == 1:
@@ -248,7 +253,7 @@ class Decoder:
         made.numbers = [offset, size, int(parts[-1].startswith("s"))]
 
     def _st(self, made, parts, arguments):
-        if "param" in parts:  # of a call
+        if "param" in parts:  # an argument of __assertfail
             made.name = ""
             return
         address, offset = self._address(arguments[0][0])
@@ -266,8 +271,7 @@ class Decoder:
         made.numbers = [offset, size]
 
     def _memory(self, made, parts) -> int:
-        """Names a load, a store or an atomic operation as the machine does; returns the bytes of a
-        value."""
+        """Drops hints from the name of a memory access; returns the size of a value in bytes."""
         kept = [part for part in parts[:-1] if not _HINTS.fullmatch(part)]
         made.name = ".".join(kept).replace("::cta", "")
         if not _SPACES & set(parts) or parts[-1][0] not in "busf":
@@ -348,14 +352,16 @@ def _messages(text: str) -> list[str]:
 
 
 def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tuple[int, str]]:
-    """Yields the statements of a body, each with its line: braces, labels with their colon, and
-    what ends in a semicolon. Adds for each line the place in Python to `sources`."""
+    """Yields each statement of the body with its line: braces, labels and instructions.
+
+    Adds the Python file and line of each PTX line to `sources`.
+    """
     line = text.count("\n", 0, begin) + 1
     depth, statement, place, first = 1, "", "", line
     for row in text[begin:].split("\n"):
         code, _, comment = row.partition("//")
         code = code.strip()
-        if code.startswith(".loc"):  # also amid the lines of inline assembly
+        if code.startswith(".loc"):  # may also stand within a multi-line inline assembly
             place = comment.split()[0] if comment.split() else place
             code = ""
         elif re.fullmatch(r"[$\w]+:", code):
@@ -382,7 +388,7 @@ def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tupl
 
 
 def _split(text: str) -> list[str]:
-    """Splits at commas that no bracket encloses."""
+    """Splits at top-level commas."""
     return [one.strip() for one in re.split(r",(?![^{\[(]*[}\])])", text) if one.strip()]
 
 

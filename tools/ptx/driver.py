@@ -1,7 +1,7 @@
-"""Lets Triton run kernels on this machine: it compiles them for a GPU, and their PTX is executed.
+"""A Triton driver that executes the PTX of kernels on the CPU.
 
-`install()` makes the project's operators on CPU tensors those of a GPU. Both last as long as the
-process. README.md says what is modelled.
+After `install()`, operators on CPU tensors run the GPU kernels, for the rest of the process.
+README.md says what is modelled.
 """
 
 import ctypes
@@ -28,9 +28,9 @@ from namernn_fast.gpu.device import Device
 from tools.ptx.decode import Decoder, Signature
 
 KNOWN_TRITON = "3.9"
-"""The versions of Triton whose instructions are known: those that begin like this."""
+"""The minor version of Triton whose instructions are all supported."""
 HERE = Path(__file__).parent
-# The shared memory of a program and the processors of an A100, an H100 and an RTX 5090.
+# A100, H100 and RTX 5090: shared memory per program, number of processors.
 DEVICES = {
     80: Device("cuda", "sm_80", 163 * 1024, 108),
     90: Device("cuda", "sm_90", 227 * 1024, 132),
@@ -39,16 +39,16 @@ DEVICES = {
 
 
 class FaultError(RuntimeError):
-    """A kernel did what it must not."""
+    """An assertion in a kernel failed."""
 
 
 class Fault(NamedTuple):
-    """What the machine found."""
+    """A fault that the machine found."""
 
     kernel: str
     kind: str
     place: str
-    """In Python, and in the PTX."""
+    """The Python file and line, and the PTX line."""
     text: str
 
     def __str__(self) -> str:
@@ -57,25 +57,25 @@ class Fault(NamedTuple):
 
 @dataclass
 class Options:
-    """How adverse the machine is; all chances in percent."""
+    """How adversarial the machine is. Chances are in percent."""
 
     seed: int = 1
     cooperative: int = 0
-    """Set by a launch: all programs run at once, and see each other's stores late."""
+    """Set by each launch: 1 if all programs run at once, with weak memory."""
     window: int = 3
-    """Programs that run at once, in other launches."""
+    """Programs that run at once if the launch is not cooperative."""
     quantum: int = 40
-    """Instructions of a warp, at most, before another one has its turn."""
+    """Maximum number of instructions before another warp runs."""
     patience: int = 20_000_000
-    """Instructions after which a kernel that changes nothing is taken to be stuck."""
+    """Instructions without a visible change after which the kernel counts as deadlocked."""
     flush: int = 5
-    """The chance that a store is visible at once."""
+    """Chance that a store becomes visible at once."""
     forget: int = 10
-    """The chance that a line of the first-level cache is not there any more."""
+    """Chance that a load finds its L1 line evicted."""
 
 
 def _library() -> ctypes.CDLL:
-    """Builds the machine for this processor, once for each state of its sources."""
+    """Builds and loads the machine. The build is cached by sources, flags and processor."""
     sources = sorted(HERE.glob("*.cpp"))
     compiler = os.environ.get("CXX", "c++")
     flags = [
@@ -107,7 +107,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _stable(path: Path) -> Iterator[bytes]:
-    """Yields the lines of a file; of /proc/cpuinfo those that tell processors apart."""
+    """Yields the lines of a file; of /proc/cpuinfo only those that identify the processor."""
     for line in path.read_bytes().splitlines():
         if path.name != "cpuinfo" or line.startswith((b"flags", b"Features", b"model name")):
             yield line
@@ -118,7 +118,7 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 class Kernel:
-    """A decoded kernel in the machine."""
+    """A kernel, decoded and loaded into the machine."""
 
     def __init__(self, library: ctypes.CDLL, text: str):
         self._library = library
@@ -162,8 +162,10 @@ class Kernel:
         return Signature(sizes[:border], sizes[border + 1 :])
 
     def _lay_out(self, decoded: Decoder) -> tuple[list[int], bytes]:
-        """Returns the place of every operand among a warp's registers, constants first, and the
-        bytes of the constants."""
+        """Returns the byte offset of each operand in a warp's registers, and the constants.
+
+        Constants come first, repeated for each lane.
+        """
         places = [0] * len(decoded.sizes)
         constants = bytearray()
         values = dict(decoded.constants)
@@ -183,8 +185,7 @@ class Kernel:
         return places, bytes(constants)
 
     def run(self, parameters, grid, warps, shared, storages, options: Options) -> tuple[list, int]:
-        """Runs the kernel; returns what `ptx_run` found, a list for each fault, and how many
-        instructions that took."""
+        """Runs the kernel; returns the fields of each fault and the number of instructions."""
         counts = np.zeros(1, np.int64)
         chosen = np.array([getattr(options, one.name) for one in fields(options)], np.int64)
         tensors = np.array(sorted(storages.items()), np.int64).reshape(-1, 2)
@@ -197,7 +198,7 @@ class Kernel:
 
 
 class Machine:
-    """What runs launches, and what it found."""
+    """Runs launches and collects faults."""
 
     def __init__(self, arch: int):
         self.device = DEVICES[arch]
@@ -205,15 +206,15 @@ class Machine:
         self.faults: list[Fault] = []
         self.launches = self.instructions = 0
         self.change: Callable[[str], str] = lambda text: text
-        """Changes the PTX before it is decoded: to plant faults."""
+        """Edits the PTX before it is decoded, to plant faults."""
         self.library: torch.library.Library | None = None
-        """Keeps the operators in their places."""
+        """Keeps the operators registered."""
         self.kernels: dict[str, Kernel] = {}
         """By their PTX."""
         self._library = _library()
 
     def kernel_of(self, text: str) -> Kernel:
-        """Returns a kernel, which is decoded once."""
+        """Returns the kernel for a PTX text, decoded once."""
         text = self.change(text)
         if text not in self.kernels:
             self.kernels[text] = Kernel(self._library, text)
@@ -224,7 +225,7 @@ class Machine:
 
         Args:
             text: Its PTX.
-            metadata: What Triton tells of it.
+            metadata: Triton's metadata of the compiled kernel.
             grid: The number of programs in each dimension.
             values: The arguments, tensors or integers.
 
@@ -254,11 +255,12 @@ class Machine:
 
     @staticmethod
     def _arguments(kernel: Kernel, values: list[Any]) -> tuple[bytearray, dict[int, int]]:
-        """Returns the bytes of the parameters, and the address and the size of each storage."""
+        """Returns the parameter bytes, and the size of each tensor's storage by address."""
         places = kernel.decoded.parameters
         parameters = bytearray(sum(places[-1]) if places else 0)
         storages = {}
-        for value, (begin, size) in zip(values, places, strict=False):  # the last ones are Triton's
+        # Triton appends parameters of its own, which stay zero.
+        for value, (begin, size) in zip(values, places, strict=False):
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
@@ -271,7 +273,7 @@ class Machine:
 
 
 def _without_constants(types, values) -> Iterator[Any]:
-    """Yields the arguments that are no constants; tuples of them one by one."""
+    """Yields the run-time arguments, flattening tuples."""
     for type, value in zip(types, values, strict=True):
         if isinstance(type, tuple):
             yield from _without_constants(type, value)
@@ -280,7 +282,7 @@ def _without_constants(types, values) -> Iterator[Any]:
 
 
 class _Launcher:
-    """What Triton calls to launch a compiled kernel."""
+    """Launches one compiled kernel; Triton calls it."""
 
     def __init__(self, machine: Machine, source, metadata):
         self.machine, self.metadata = machine, metadata
@@ -292,11 +294,11 @@ class _Launcher:
 
 
 class _Driver(DriverBase):
-    """Triton's driver of the machine."""
+    """The machine as a Triton driver."""
 
     def __init__(self, machine: Machine):
         self.machine = machine
-        self.utils = self  # of which Triton asks for the next three functions
+        self.utils = self  # provides the next three methods
         self.launcher_cls = partial(_Launcher, machine)
 
     def load_binary(self, name, binary, shared, device):
@@ -322,7 +324,7 @@ class _Driver(DriverBase):
     def get_active_torch_device(self):
         return torch.device("cpu")
 
-    def get_current_device(self):  # another one for each architecture: Triton keeps kernels by it
+    def get_current_device(self):  # differs by architecture, because Triton caches kernels by it
         return int(self.machine.device.arch.removeprefix("sm_"))
 
     def get_current_stream(self, device):
@@ -333,7 +335,8 @@ class _Driver(DriverBase):
 
 
 def _change_stages(backend=None, stages=None, *_):
-    """Triton's hook into its stages: PTX is the binary. Without arguments, what tells caches so."""
+    """Hooks into Triton's compilation to use the PTX as the binary. Returns a cache key if called
+    without stages."""
     if stages is None:
         return "executed PTX", "executed PTX"
     stages["cubin"] = lambda text, metadata: text.encode()
@@ -341,10 +344,10 @@ def _change_stages(backend=None, stages=None, *_):
 
 
 def install(arch: int = 80) -> Machine:
-    """Makes the machine Triton's device, and the operators of CPU tensors those of a GPU.
+    """Makes the machine Triton's device and routes operators on CPU tensors to the GPU kernels.
 
     Args:
-        arch: One of `DEVICES`; the machine's `device` may be another one later.
+        arch: A key of `DEVICES`. To switch later, set the machine's `device`.
     """
     machine = Machine(arch)
     triton.knobs.runtime.add_stages_inspection_hook = _change_stages
@@ -354,6 +357,6 @@ def install(arch: int = 80) -> Machine:
     machine.library = torch.library.Library(ops.NAMESPACE, "IMPL")
     for name in ("rnn_forward", "rnn_backward"):
         machine.library.impl(name, getattr(gpu, name), "CPU", allow_override=True)
-    # oneDNN lets a NaN in one row of a matrix of bfloat16 get into others.
+    # oneDNN's bfloat16 products let a NaN spread from one row to others.
     torch.backends.mkldnn.set_flags(False)
     return machine

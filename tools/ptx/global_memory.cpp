@@ -1,6 +1,6 @@
-// Global memory: bounds, and what each program sees of it. In a cooperative kernel no program sees
-// a store of another one before that has released it, except by chance, and loads may return what a
-// first-level cache has kept since before the last acquire.
+// Global memory. In a cooperative kernel, a program's stores stay invisible to other programs until
+// it releases them (except for a few, at random), and its loads may return stale cache lines until
+// it acquires.
 #include <algorithm>
 #include <string>
 
@@ -37,7 +37,7 @@ Tensor& Machine::tensor_of(const Thread& by, uint64_t address, uint32_t size, co
            " bytes from tensor " + std::to_string(at));
 }
 
-// Lets other programs see pending stores for which `which` is true.
+// Makes the chosen pending stores visible to other programs.
 void Machine::publish(std::vector<View::Store>& stores,
                       const std::function<bool(const View::Store&)>& which) {
   const auto becomes_visible = [&](const View::Store& store) {
@@ -48,7 +48,7 @@ void Machine::publish(std::vector<View::Store>& stores,
   stores.erase(std::remove_if(stores.begin(), stores.end(), becomes_visible), stores.end());
 }
 
-// Publishes a thread's own stores, and those before the last barrier of its program.
+// Publishes the thread's own stores and those before its program's last barrier.
 void Machine::publish_before(const Thread& by) {
   auto& pending = by.program().view.pending;
   for (auto line = pending.begin(); line != pending.end();) {
@@ -66,7 +66,7 @@ void Machine::publish_all(Program& program) {
   }
 }
 
-// What a program has last stored at an address, within a line, or what memory holds.
+// Reads memory as the program has left it, including its pending stores. Stays within a line.
 void Machine::peek(const Program& program, uint64_t address, uint32_t size, uint8_t* out) const {
   std::memcpy(out, reinterpret_cast<const void*>(address), size);
   const auto line = program.view.pending.find(address / kLine * kLine);
@@ -80,7 +80,7 @@ void Machine::peek(const Program& program, uint64_t address, uint32_t size, uint
   }
 }
 
-// Notes a read, or where `in` is given a write.
+// Notes a read, or a write of `in` if it is given.
 void Machine::note_global(Tensor& tensor, const Thread& by, uint64_t address, uint32_t size,
                           const void* in) {
   const uint64_t begin = address - tensor.begin, width = kernel.cell;

@@ -1,4 +1,4 @@
-// The instructions that the machine knows, by the names that they have in PTX.
+// The table of known instructions, keyed by their names in PTX.
 #pragma once
 
 #include <map>
@@ -12,12 +12,10 @@ namespace ptx {
 
 struct Entry {
   Handler run;
-  std::vector<int> results, sources;  // bytes of a lane's value, 1: a predicate
+  std::vector<int> results, sources;  // bytes per lane; 1 for a predicate
   bool is_whole = false;
 };
 
-// What decode.py tells about an instruction beside its operands is in `numbers`; each handler that
-// takes any says which.
 using Table = std::map<std::string, Entry>;
 
 void add_arithmetic(Table& table);
@@ -25,7 +23,7 @@ void add_memory(Table& table);
 void add_warp(Table& table);
 void add_tensor_cores(Table& table);
 
-// An instruction that computes each lane's result from the sources of that lane alone.
+// An instruction that works on each lane separately.
 template <class Result, class... Sources, class Work, size_t... k>
 Entry lanewise(Work work, std::index_sequence<k...>) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {

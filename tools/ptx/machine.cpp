@@ -1,6 +1,5 @@
-// Runs the programs of a kernel: a few instructions of a warp, then of another one, in a random
-// order. Lanes that have parted go on one group after the other, those that are farthest behind
-// first.
+// Schedules the warps of all programs at random, a few instructions at a time. When the lanes of a
+// warp diverge, those with the lowest instruction run first.
 #include "machine.h"
 
 #include <algorithm>
@@ -97,11 +96,11 @@ void Machine::meet(Warp& warp) {
   }
 }
 
-// Finds the lanes that go on next, where they have parted. Lanes at an instruction for whole warps
-// wait for the others.
+// Chooses which lanes of a diverged warp run next. Lanes at an instruction for the whole warp wait
+// for the others.
 void Machine::gather(Warp& warp) {
   each_lane(warp.mask, [&](int lane) { warp.parted[lane] = warp.next; });
-  std::pair<bool, uint32_t> first{true, ~uint32_t{0}};  // whether lanes wait, and where
+  std::pair<bool, uint32_t> first{true, ~uint32_t{0}};  // whether it waits, instruction
   each_lane(warp.live, [&](int lane) {
     const uint32_t at = warp.parted[lane];
     first = std::min(first, {kernel.code[at].is_whole, at});
@@ -167,7 +166,8 @@ void Machine::run() {
   for (uint32_t i = programs_in_all(); i > 1; --i) std::swap(order[i - 1], order[random(i)]);
   const size_t window = options.cooperative ? order.size() : static_cast<size_t>(options.window);
   size_t begun = 0;
-  uint32_t favoured = 0, frozen = 0;  // for a while one program has more turns, another one none
+  // To reach unusual interleavings, favour one program for a while and freeze another one.
+  uint32_t favoured = 0, frozen = 0;
   for (uint64_t turn = 0;; ++turn) {
     while (begun < order.size() && programs.size() < window) start(order[begun++]);
     if (programs.empty()) return;
@@ -213,12 +213,12 @@ const Table& table() {
 
 }  // namespace ptx
 
-// ---- what driver.py calls ----
+// ---- The interface to driver.py ----
 
 extern "C" {
 
-// Writes the bytes of an instruction's results, then -1, then those of its sources. Returns how many
-// numbers that are, or -1: the instruction is not known.
+// Writes the operand sizes of an instruction: results, -1, sources. Returns the count of numbers
+// written, or -1 if the instruction is unknown.
 int64_t ptx_signature(const char* name, int64_t* out) {
   const auto found = ptx::table().find(name);
   if (found == ptx::table().end()) return -1;
@@ -229,9 +229,9 @@ int64_t ptx_signature(const char* name, int64_t* out) {
   return end - out;
 }
 
-// Makes a kernel. `names`: of the instructions, each ended by a zero byte. `code`: for each its
-// line, guard, whether that is negated, and the counts of results, sources and numbers, followed by
-// those: place and size of each operand.
+// Creates a kernel. `names` holds a zero-terminated name per instruction. `code` holds, for each
+// instruction, its line, guard, whether the guard is negated, and the counts of results, sources
+// and numbers; then the place and size of each operand, and the numbers.
 ptx::Kernel* ptx_new(const char* names, const int64_t* code, int64_t count,
                      const uint8_t* constants, int64_t constant_bytes, int64_t registers,
                      const int64_t* specials, int64_t special_count) {
@@ -267,8 +267,9 @@ ptx::Kernel* ptx_new(const char* names, const int64_t* code, int64_t count,
 
 void ptx_delete(ptx::Kernel* kernel) { delete kernel; }
 
-// Runs a kernel; returns a line for each fault: kind, line of the PTX, how often, text, with tabs
-// in between. The text lives until the next call of this thread. `counts`: instructions.
+// Runs a kernel and returns one line per fault, with tab-separated kind, PTX line, count and text.
+// The returned text is valid until the thread's next call. `counts[0]` receives the number of
+// executed instructions.
 const char* ptx_run(const ptx::Kernel* kernel, const uint8_t* parameters, int64_t parameter_bytes,
                     const int64_t* grid, int64_t warps, int64_t shared_bytes,
                     const int64_t* tensors, int64_t tensor_count, const ptx::Options* options,

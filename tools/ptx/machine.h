@@ -1,4 +1,4 @@
-// What a kernel is made of while it runs: instructions, warps, programs, and the machine.
+// The state of a running kernel: its instructions, programs, warps and memory.
 #pragma once
 
 #include <array>
@@ -15,7 +15,7 @@
 namespace ptx {
 
 constexpr int kLanes = 32;
-using Mask = uint32_t;  // a bit for each lane of a warp
+using Mask = uint32_t;  // one bit per lane of a warp
 constexpr Mask kWholeWarp = ~Mask{0};
 
 struct Machine;
@@ -23,58 +23,59 @@ struct Program;
 struct Warp;
 struct Instruction;
 
-// Executes an instruction for the lanes of the mask.
+// Executes an instruction for the lanes in the mask.
 using Handler = std::function<void(Machine&, Warp&, const Instruction&, Mask)>;
 
 struct Operand {
-  int64_t place;  // of the first lane's value among the registers of a warp, in bytes
-  int64_t size;   // of a lane's value; 1: a predicate, one bit of a Mask; 0: there is no operand
+  int64_t place;  // byte offset of lane 0 in the registers of a warp
+  int64_t size;   // bytes per lane; 1 for a predicate, which is a Mask; 0 for an unused operand
 };
 
 struct Instruction {
   const Handler* run;
   uint32_t line;  // of the PTX
-  bool is_whole;  // only whole warps may execute it
+  bool is_whole;  // all lanes of the warp must execute it together
   int64_t guard;  // the place of a predicate, or -1
   bool is_guard_negated;
   std::vector<Operand> results, sources;
   std::vector<int64_t> numbers;
 };
 
-// Who did something to memory, and when.
+// Which thread accessed memory, and when.
 struct Access {
   static constexpr uint32_t kNobody = ~uint32_t{0};
-  static constexpr uint8_t kSeveral = 255;  // warps of a program, or lanes of a warp
+  static constexpr uint8_t kSeveral = 255;  // in `warp` or `lane`: more than one of them
 
   uint32_t program = kNobody;
-  uint32_t epoch = 0;    // barriers of the program before it
-  uint32_t meeting = 0;  // barriers of the warp before it, those of the program among them
+  uint32_t epoch = 0;    // number of program barriers before it
+  uint32_t meeting = 0;  // number of warp and program barriers before it
   uint16_t instruction = 0;
   uint8_t warp = 0, lane = 0;
 };
 
-// What the machine knows of a few bytes of memory.
+// The access history of a few bytes of memory.
 struct Cell {
   Access written, read;
-  std::unique_ptr<std::vector<Access>> read_by_others;  // of several programs, none before another
-  bool is_written = false, is_awaited = false;  // awaited: an asynchronous copy will write it
+  std::unique_ptr<std::vector<Access>> read_by_others;  // concurrent reads by other programs
+  bool is_written = false;
+  bool is_awaited = false;  // the destination of an unfinished cp.async
 };
 
-// For each program: how many of its epochs have happened.
+// A vector clock: the number of epochs of each program that happened before.
 using Clock = std::vector<uint32_t>;
 
 struct Copy {  // one lane's cp.async
   uint64_t from;
-  uint32_t to, size, taken;  // bytes, and how many of them are read; the others are zero
+  uint32_t to, size, taken;  // writes `size` bytes: reads `taken`, fills the rest with zeros
   int lane;
   bool is_done;
 };
 
-struct MatrixProduct {  // a wgmma that has been issued
+struct MatrixProduct {  // an issued wgmma
   void (*multiply)(Machine&, Warp&, const MatrixProduct&);
   const Instruction* at;
-  uint64_t left, right;  // descriptors of matrices in shared memory
-  bool adds;             // to what is in the registers
+  uint64_t left, right;  // shared-memory descriptors
+  bool adds;             // accumulates into the result registers
 };
 
 struct Warp {
@@ -84,15 +85,15 @@ struct Warp {
   int number;
   State state = kReady;
   uint8_t* registers;
-  Mask live = kWholeWarp;                 // lanes that have not ended
-  Mask mask = kWholeWarp;                 // lanes that go on together
-  uint32_t at = 0;                        // their instruction
+  Mask live = kWholeWarp;                 // lanes that have not exited
+  Mask mask = kWholeWarp;                 // lanes that run now
+  uint32_t at = 0;                        // the instruction they execute
   uint32_t next = 0;                      // that after it
-  std::array<uint32_t, kLanes> parted{};  // that of the other lanes
+  std::array<uint32_t, kLanes> parted{};  // `next` of the lanes that wait
   uint32_t meetings = 0;
-  std::array<uint64_t, kLanes> acquired{};  // when each lane last acquired
+  std::array<uint64_t, kLanes> acquired{};  // time of each lane's last acquire
 
-  std::vector<Copy> copies;  // not committed to a group yet
+  std::vector<Copy> copies;  // not yet committed to a group
   std::deque<std::vector<Copy>> copy_groups;
   std::vector<MatrixProduct> products;
   std::deque<std::vector<MatrixProduct>> product_groups;
@@ -102,7 +103,7 @@ struct Warp {
     return reinterpret_cast<Value*>(registers + of.place);
   }
   Mask& predicate(const Operand& of) { return *lanes<Mask>(of); }
-  // The bits of a lane's value, of any size.
+  // One lane's value, whatever its size.
   uint64_t get(const Operand& of, int lane);
   void set(const Operand& of, int lane, uint64_t bits);
 };
@@ -113,7 +114,7 @@ struct Thread {
   Program& program() const { return *warp.program; }
 };
 
-// What one program sees of global memory that differs from memory itself.
+// Where one program's view of global memory differs from memory itself.
 struct View {
   struct Store {
     uint64_t address;
@@ -125,9 +126,9 @@ struct View {
     uint8_t bytes[32];
     uint64_t fetched;
   };
-  // By the address of a line: stores that no other program sees yet, in order.
+  // Both by cache line: stores that are not yet visible to other programs, in order, and the L1.
   std::unordered_map<uint64_t, std::vector<Store>> pending;
-  std::unordered_map<uint64_t, Line> lines;  // what the first-level cache holds
+  std::unordered_map<uint64_t, Line> lines;
 };
 
 struct Program {
@@ -135,13 +136,13 @@ struct Program {
   std::array<uint32_t, 3> place;  // in the grid
   uint32_t epoch = 0;
   std::vector<Warp> warps;
-  size_t waiting = 0, ended = 0;  // warps
+  size_t waiting = 0, ended = 0;  // number of warps
   std::vector<uint8_t> registers, shared;
   std::vector<Cell> cells;  // of shared memory
   View view;
-  Clock known;                   // to all threads
-  std::map<int, Clock> learned;  // by one thread since the last barrier
-  uint64_t acquired = 0;         // when a thread last did so before the last barrier
+  Clock known;                   // what happened before the program's last barrier
+  std::map<int, Clock> learned;  // by thread: what it acquired since then
+  uint64_t acquired = 0;         // time of the last acquire before that barrier
 };
 
 struct Tensor {
@@ -155,10 +156,10 @@ struct Options {  // as in driver.py
 
 struct Kernel {
   std::vector<Instruction> code;
-  std::vector<uint8_t> constants;  // the first registers of each warp
-  int64_t registers;               // bytes of a warp
-  uint64_t cell = 4;               // bytes of memory in a Cell: no store writes fewer
-  std::vector<Operand> specials;   // thread, lane, place in the grid, its size, threads
+  std::vector<uint8_t> constants;  // initial values of each warp's first registers
+  int64_t registers;               // bytes per warp
+  uint64_t cell = 4;               // bytes per Cell: the size of the smallest store
+  std::vector<Operand> specials;   // thread, lane, threads, place in the grid, its size
 };
 
 struct Fault {
@@ -167,7 +168,7 @@ struct Fault {
   uint64_t count;
 };
 
-struct Stop {};  // thrown where a kernel cannot go on
+struct Stop {};  // thrown by Machine::stop
 
 struct Machine {
   Machine(const Kernel& kernel, const Options& options) : kernel(kernel), options(options) {}
@@ -183,7 +184,7 @@ struct Machine {
   std::vector<std::unique_ptr<Program>> programs;  // that have begun and not ended
   std::unordered_map<uint64_t, Clock> released;    // by address
   std::map<std::string, Fault> faults;
-  uint64_t now = 0, progress = 0;  // instructions of warps; when something last changed
+  uint64_t now = 0, progress = 0;  // executed instructions; time of the last visible change
   uint64_t random_state;
 
   void run();
@@ -191,14 +192,14 @@ struct Machine {
   uint32_t random(uint32_t below);
   bool chance(int64_t percent) { return random(100) < static_cast<uint64_t>(percent); }
 
-  // machine.cpp: control. `stop` gives up; `report` goes on.
+  // machine.cpp. `report` notes a fault; `stop` also ends the kernel.
   void report(const std::string& kind, const Thread& by, const std::string& text = "");
   [[noreturn]] void stop(const std::string& kind, const Thread& by, const std::string& text = "");
   void branch(Warp& warp, Mask lanes, uint32_t target);
   void meet(Warp& warp);  // bar.sync
   void end(Warp& warp, Mask lanes);
 
-  // order.cpp: what happened before what
+  // order.cpp
   bool happened_before(const Access& access, const Thread& thread) const;
   void note_read(Cell& cell, const Thread& by, const char* memory);
   void note_write(Cell& cell, const Thread& by, bool is_same, const char* memory);
@@ -238,7 +239,7 @@ struct Machine {
   void each_shared_cell(const Thread& by, uint64_t address, uint32_t size, Work work);
 };
 
-// The lanes of a mask, one after the other; all of them in a loop that compilers can vectorize.
+// Calls `work` for each lane in the mask. Compilers vectorise the loop over a whole warp.
 template <class Work>
 inline void each_lane(Mask mask, Work work) {
   if (mask == kWholeWarp) {

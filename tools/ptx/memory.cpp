@@ -5,11 +5,11 @@ namespace ptx {
 
 namespace {
 
-// `numbers` of a load or a store: an offset in bytes, the bytes of a value, and whether a load
-// fills a wider register with the sign. The first source is the address.
+// Source 0 is the address. `numbers`: byte offset, bytes per value, and for loads whether to
+// sign-extend.
 struct Place {
   uint64_t address;
-  uint32_t size;  // of all values
+  uint32_t size;  // of all values together
 
   Place(Warp& warp, const Instruction& at, int lane, size_t values)
       : address(warp.get(at.sources[0], lane) + at.numbers[0]),
@@ -37,7 +37,7 @@ Handler load(Read read) {
   };
 }
 
-// Lanes store in a random order: which of several stores to one place stays is undefined.
+// Lanes store in random order, because the winner among stores to one address is undefined.
 template <class Write>
 Handler store(Write write) {
   return [write](Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
@@ -97,8 +97,8 @@ void add_to_global(Machine& machine, Warp& warp, const Instruction& at, Mask mas
   });
 }
 
-// `numbers`: offsets of the places to write and to read, bytes. A third source is how many bytes
-// are read.
+// Sources: destination, source, and optionally the number of bytes to read. `numbers`: the offsets
+// of both addresses and the number of bytes to write.
 void copy(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
     Copy one{};

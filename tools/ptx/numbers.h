@@ -1,4 +1,4 @@
-// Numbers that C++ has no types for.
+// 16-bit and TF32 numbers.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@ inline To bits_of(const From& from) {
   return to;
 }
 
-constexpr uint16_t kNotANumber = 0x7fff;  // what NVIDIA's conversions to 16 bits make of NaN
+constexpr uint16_t kNotANumber = 0x7fff;  // NVIDIA's canonical NaN in both 16-bit formats
 
 struct BFloat16 {
   uint16_t bits;
@@ -40,7 +40,7 @@ struct Half {
       bits = kNotANumber;
     } else if (magnitude >= 65520) {  // from here on values round to infinity
       bits = sign | 0x7c00;
-    } else if (magnitude < 0x1p-14f) {  // subnormal: the sum has its last bit at 2^-24
+    } else if (magnitude < 0x1p-14f) {  // subnormal: adding 0.5 rounds at 2^-24
       bits = sign | static_cast<uint16_t>(bits_of<uint32_t>(magnitude + 0.5f) - 0x3f000000);
     } else {
       const uint32_t rounded = (x & 0x7fffffff) + 0xfff + (x >> 13 & 1);
@@ -57,7 +57,7 @@ struct Half {
   }
 };
 
-// What a tensor core takes of a float32: it cuts the last 13 bits off.
+// A float32 operand of a TF32 product: tensor cores ignore its last 13 bits.
 struct TensorFloat32 {
   uint32_t bits;
   operator float() const { return bits_of<float>(bits & ~uint32_t{0x1fff}); }

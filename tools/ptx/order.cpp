@@ -1,6 +1,6 @@
-// What happened before what, and the races that follow. An access of another program has happened
-// before if its epoch has been released, and acquired since; one of this program, if there was a
-// barrier in between, or if it is by the same thread.
+// The happens-before order and race detection. An access by another program happened before the
+// current one if its epoch was released and then acquired; an access by the same program, if a
+// barrier lies between them or the thread is the same.
 #include <algorithm>
 #include <string>
 
@@ -21,7 +21,7 @@ Access access_of(const Thread& by) {
   return access;
 }
 
-// Adds a read of one program to an earlier one of it that a write may still race with.
+// Merges a read into an earlier read by the same program.
 void add_read(Access& known, const Access& read) {
   if (known.epoch < read.epoch) {
     known = read;
@@ -59,7 +59,7 @@ std::string Machine::place_of(const Access& access) const {
          std::to_string(kernel.code[access.instruction].line);
 }
 
-// A thread releases what it has done, and what its program had done before the last barrier.
+// Releases the thread's own accesses and those before its program's last barrier.
 void Machine::release(const Thread& by, uint64_t address) {
   publish_before(by);
   Clock clock = known_to(by);
@@ -76,7 +76,7 @@ void Machine::acquire(const Thread& by, uint64_t address) {
   join(program.learned.try_emplace(number, program.known).first->second, found->second);
 }
 
-// At a barrier all threads learn what one of them has acquired.
+// After a barrier, all threads know what any of them acquired.
 void Machine::acquire_at_barrier(Program& program) {
   for (const auto& [thread, clock] : program.learned) join(program.known, clock);
   program.learned.clear();
@@ -120,7 +120,7 @@ void Machine::note_write(Cell& cell, const Thread& by, bool is_same, const char*
     if (earlier.program == Access::kNobody || happened_before(earlier, by)) return;
     report(std::string("race ") + distance(earlier, by) + kind, by, memory + place_of(earlier));
   };
-  if (!is_same) {  // to write what is there does no harm
+  if (!is_same) {  // rewriting the present value is harmless
     const Access& earlier = cell.written;
     const bool at_once = earlier.instruction == by.warp.at &&
                          earlier.program == by.program().index && earlier.warp == by.warp.number;

@@ -1,4 +1,4 @@
-// Shared memory: bounds, alignment, reads of what nobody has written, races, asynchronous copies.
+// Shared memory and the asynchronous copies into it.
 #include <algorithm>
 #include <string>
 
@@ -53,7 +53,7 @@ void Machine::read_copy(const Thread& by, Copy& copy) {
   copy.is_done = true;
 }
 
-// The bytes may arrive at once, or as late as the wait for them.
+// At random, the bytes arrive now or only when they are waited for.
 void Machine::begin_copy(const Thread& by, Copy copy) {
   shared_at(by, copy.to, copy.size);
   if (copy.taken != 0) tensor_of(by, copy.from, copy.taken, "asynchronous copy");

@@ -1,5 +1,5 @@
-// Products of small matrices. Sums are exact until they are written, and are cut off to float32
-// then, which is no better than tensor cores do. NVIDIA documents which lane has which element.
+// Matrix products. Sums are exact and truncated to float32 once, at the end; tensor cores are no
+// more precise. The PTX ISA documents which lane holds which element.
 #include <cmath>
 
 #include "instructions.h"
@@ -20,11 +20,11 @@ float cut_off(double value) {
 template <class Number>
 constexpr int kPerRegister = static_cast<int>(4 / sizeof(Number));
 
-// Reads a matrix of 16 rows (of 8 columns, transposed) from registers: each holds, for a lane, one
-// or two elements side by side. Registers go down the rows first, 8 at a time.
+// Reads a matrix from registers. Each lane holds one float or two adjacent 16-bit elements per
+// register; registers first go down the rows, 8 at a time.
 template <class Number, int rows, int columns>
 void read_fragment(Warp& warp, const Operand* from, double (&matrix)[rows][columns]) {
-  constexpr int kWidth = 4 * kPerRegister<Number>;  // columns of 8 rows that a register holds
+  constexpr int kWidth = 4 * kPerRegister<Number>;  // a register holds 8 rows of so many columns
   for (int right = 0; right < columns / kWidth; ++right) {
     for (int down = 0; down < rows / 8; ++down) {
       const Number* values = warp.lanes<Number>(from[right * (rows / 8) + down]);
@@ -65,10 +65,10 @@ Entry product() {
 
 // ---- wgmma: four warps multiply matrices in shared memory ----
 
-// A matrix in shared memory, as a descriptor tells of it.
+// A matrix in shared memory, as its descriptor lays it out.
 struct SharedMatrix {
   uint64_t start, leading, stride;
-  int swizzle;  // 0: none, else 1 to 3: rows of 128, 64 or 32 bytes
+  int swizzle;  // 0: none; 1, 2, 3: rows of 128, 64, 32 bytes
   bool is_transposed;
 
   SharedMatrix(uint64_t descriptor, bool is_transposed)
@@ -78,7 +78,7 @@ struct SharedMatrix {
         swizzle(static_cast<int>(descriptor >> 62)),
         is_transposed(is_transposed) {}
 
-  // The address of an element: k is its index along the sum, c along the other dimension.
+  // The address of an element; k is its index along the summed dimension, c along the other one.
   uint64_t address(uint64_t c, uint64_t k, uint64_t size) const {
     uint64_t offset;
     if (swizzle == 0) {  // tiles of 8 rows of 16 bytes
@@ -105,9 +105,8 @@ double element(Machine& machine, Warp& warp, uint64_t address) {
   return value;
 }
 
-// `numbers`: columns of the right matrix, whether the left and the right one are transposed.
-// Sources: descriptor of the right matrix, whether to add, and the left one: a descriptor, or
-// registers.
+// Sources: right descriptor, whether to accumulate, and the left matrix as a descriptor or in
+// registers. `numbers`: columns of the right matrix, whether left and right are transposed.
 template <class Number>
 void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product) {
   constexpr int kDepth = 8 * kPerRegister<Number>;
@@ -142,8 +141,7 @@ void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product)
   }
 }
 
-// A product is computed as late as the wait for it, unless chance has it computed when it is
-// committed.
+// At random, the product is computed when it is committed or only when it is waited for.
 template <class Number>
 Entry group_product() {
   const auto run = [](Machine&, Warp& warp, const Instruction& at, Mask) {

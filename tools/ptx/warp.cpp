@@ -1,4 +1,4 @@
-// Instructions that the lanes of a warp execute together, and those that say which comes next.
+// Shuffles, matrix loads, barriers and control flow.
 #include <algorithm>
 
 #include "instructions.h"
@@ -7,7 +7,7 @@ namespace ptx {
 
 namespace {
 
-// Sources: a value, a lane or what tells one, bounds of a segment, and the lanes that take part.
+// Sources: value, lane or lane offset, segment bounds, mask of the lanes that take part.
 template <class Choose>
 Entry shuffle(Choose choose) {
   const auto run = [choose](Machine& machine, Warp& warp, const Instruction& at, Mask) {
@@ -79,14 +79,15 @@ void add_shuffles(Table& table) {
 
 struct Matrix {
   uint16_t rows[8][8];
-  // The places of the two values that a lane has in a register.
+  // Element i (0 or 1) of the pair that a lane holds.
   uint16_t& of(int lane, int i, bool is_transposed) {
     const int row = lane / 4, column = lane % 4 * 2 + i;
     return is_transposed ? rows[column][row] : rows[row][column];
   }
 };
 
-// Lane 8 * i + r has the address of row r of matrix i. `numbers`: an offset, transposed or not.
+// Lane 8 * i + r holds the address of row r of matrix i. `numbers`: byte offset, whether
+// transposed.
 void load_matrices(Machine& machine, Warp& warp, const Instruction& at, Mask) {
   std::vector<Matrix> matrices(at.results.size());
   for (size_t i = 0; i < matrices.size(); ++i) {
@@ -151,8 +152,7 @@ void add_warp(Table& table) {
   table["ret"] = {end, {}, {}};
   table["bar.sync"] = {meet, {}, {}, true};
   table["bar.warp.sync"] = {meet_in_warp, {}, {4}, true};
-  // Orders the stores of a warp before those of asynchronous units, which the machine does not tell
-  // apart from others.
+  // Orders accesses through different proxies, which the machine does not distinguish.
   table["fence.proxy.async.shared::cta"] = {nothing, {}, {}};
   table["trap"] = {stop("trap"), {}, {}};
   table["assertion"] = {stop("assertion"), {}, {}};

@@ -1,4 +1,4 @@
-"""Runs the GPU operators on the CPU as their PTX, on tools/ptx; `test_triton.py` starts it."""
+"""Tests that execute the PTX of the GPU kernels, by tools/ptx; `test_triton.py` starts them."""
 
 import os
 
@@ -18,7 +18,7 @@ def _machine():
 
 @pytest.fixture
 def machine(_machine):
-    """The machine, an A100 at first, which finds no fault in this test."""
+    """The machine, initially an A100. Fails the test if it finds a fault."""
     _machine.device = driver.DEVICES[80]
     _machine.options = driver.Options()
     _machine.faults.clear()
@@ -28,7 +28,7 @@ def machine(_machine):
 
 @pytest.fixture(autouse=True)
 def fp32_precision():
-    """Sets the precision of RNNs and of torch's products for one test; at first IEEE for both."""
+    """Sets the precision of RNNs and of torch's products for one test; IEEE by default."""
     rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = rnn.fp32_precision, matmul.fp32_precision
 

@@ -1,4 +1,4 @@
-"""Layers that reach every kind of plan, every dtype and both passes, in the project's own plans."""
+"""Layers that cover every kind of plan, every dtype and both passes, with the default plans."""
 
 from dataclasses import dataclass, field, replace
 
@@ -14,13 +14,13 @@ from tools.ptx.driver import DEVICES
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer, and what it is given."""
+    """A layer and its input."""
 
     arch: int
     kind: str
-    """Of its plan."""
+    """The kind of its plan."""
     dtype: str
-    """`TF32` or a dtype of torch."""
+    """The name of a torch dtype, or `TF32`."""
     H: int
     B: int
     T: int = 4
@@ -30,7 +30,7 @@ class Layer:
     vocabulary: int = 0
     with_hx: bool = True
     processors: int | None = None
-    """Of the GPU, where it is to have few, as an instance of a partitioned one."""
+    """Processors of the GPU, to model a small one or a partition of a large one."""
 
     def __str__(self) -> str:
         return f"sm_{self.arch} {self.kind} {self.dtype} H{self.H} B{self.B} {self.layout}"
@@ -52,7 +52,7 @@ class Layer:
 
     @property
     def case(self) -> Drawn:
-        """The numbers of the layer."""
+        """The weights and inputs of the layer."""
         return replace(
             LUCKY,
             **{"D": 5, "H": self.H, "T": self.T, "B": self.B, "layout": self.layout},
@@ -63,7 +63,7 @@ class Layer:
         )
 
     def check(self) -> None:
-        """Runs the layer, forward and backward, and holds it to its budget of errors."""
+        """Runs the layer, forward and backward, and checks the error budget."""
         if self.dtype == "TF32":
             check_results(str(self), 5, self.H, self.B, Rounded.apply, Rounded.apply)
             return
@@ -78,12 +78,12 @@ TWO_DIRECTIONS = {"bidirectional": True}
 TWO_LAYERS = {"num_layers": 2, "batch_first": True, "bias": False}
 RELU = {"nonlinearity": "relu", "batch_first": True}
 LAYERS = [
-    # One sequence in a program, weight_hh in registers, with and without remainders.
+    # CUDA cores.
     Layer(80, "resident", "float32", 33, 3, layout="lengths", options=TWO_DIRECTIONS, resets=0.3),
     Layer(120, "resident", "float32", 128, 2, layout="jagged", options=RELU, vocabulary=7),
     Layer(80, "cooperative", "float32", 200, 3, layout="packed", options=TWO_LAYERS),
     Layer(90, "cooperative", "float32", 256, 2, layout="lengths", vocabulary=7, with_hx=False),
-    Layer(80, "streamed", "float32", 160, 5, layout="lengths", resets=0.3, processors=2),
+    Layer(80, "streamed", "float32", 500, 5, layout="lengths", resets=0.2, processors=4),
     # Tensor cores.
     Layer(80, "resident", "TF32", 33, 5),
     Layer(120, "cooperative", "TF32", 256, 17),

@@ -1,7 +1,7 @@
-"""Faults to plant in the PTX of a layer's kernels, each in one place.
+"""Faults to plant in the PTX of a layer's kernels, one place at a time.
 
-`python tests/gpu/emulated/mutants.py` plants some of every kind by chance, and lists those that
-nobody finds; `make gpu-emulate` runs it, too.
+As a program, it plants random faults of every kind and lists the ones that go unnoticed;
+`make gpu-emulate` runs it.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from layers import Layer
 from namernn_fast import FusedRNN
 from tools.ptx.driver import FaultError, Machine, Options, install
 
-# Small layers that have what is changed.
+# Small layers that contain what the mutants change.
 LAYERS = {
     "resident": Layer(80, "resident", "float32", 33, 3, layout="lengths"),
     "cooperative": Layer(80, "cooperative", "float32", 200, 3, layout="lengths"),
@@ -45,19 +45,19 @@ def _swapped(place):
 
 Into = str | Callable[[re.Match], str]
 KINDS: dict[str, tuple[str, Into]] = {
-    # What programs exchange.
+    # The exchange between programs.
     "a relaxed arrival": (r"gpu\.release", "gpu.relaxed"),
     "a relaxed look at the counter": (r"gpu\.acquire", "gpu.relaxed"),
     "an arrival of 2": (rf"({_ADD} \[.*?\], ){_REGISTER}", r"\g<1>2"),
     "an arrival of every thread": (rf"@{_REGISTER} ({_ADD})", r"\1"),
     "no arrival": (rf"@{_REGISTER} {_ADD}.*;", ""),
-    # What the warps of a program exchange.
+    # The exchange between the warps of a program.
     "no barrier": (r"bar\.sync\s+0;", ""),
     "a barrier of some warps": (r"^\s+bar\.sync", "@%p1 bar.sync"),
     "a wait for fewer copies": (r"cp\.async\.wait_group\s+(\d+)", _one_more),
     "copies that are in no group": (r"cp\.async\.commit_group;", ""),
     "no wait for products": (r"wgmma\.wait_group\.sync\.aligned (\d+)", _one_more),
-    # Where memory is read and written.
+    # Addresses and masks.
     "a store without its mask": (rf"@{_REGISTER} (st\.global)", r"\1"),
     "a load without its mask": (rf"@{_REGISTER} (ld\.global\.(?!gpu))", r"\1"),
     "a store farther on": (r"(st\.global\S* \[ %rd\d+ \+ )0", r"\g<1>16"),
@@ -70,7 +70,7 @@ KINDS: dict[str, tuple[str, Into]] = {
     "a sequence too many": (r"setp\.lt\.s32", "setp.le.s32"),
     "an address 4 farther": (r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
     "the other branch": (rf"@({_REGISTER}) bra ", r"@!\1 bra "),
-    # What is computed.
+    # Arithmetic.
     "a shuffle with another lane": (r"(shfl\.sync\.bfly.*?, )(\d+)", _doubled),
     "a sum of one product": (_SUM, r"\g<1>0f00000000;"),
     "rows in another order": (r"mma\.sync\S+ \{.*?\}, \{ *(\S+), (\S+),", _swapped),
@@ -79,32 +79,32 @@ KINDS: dict[str, tuple[str, Into]] = {
     "no sign": (r"(and\.b32\s+%r\d+, %r\d+, )-2147483648", r"\g<1>0"),
     "2 in the place of 1": (r"(fma\.rn\.f32.*?)0f3F800000;", r"\g<1>0f40000000;"),
 }
-"""What is searched, where `^` and `$` are the ends of a line, and what it becomes."""
+"""By name: a multi-line regular expression and its replacement."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault to plant, of one of `KINDS`."""
+    """One fault to plant."""
 
     kind: str
+    """A key of `KINDS`."""
     layer: str
-    """Of `LAYERS`."""
+    """A key of `LAYERS`."""
     kernel: str = "forward"
-    """Whose PTX is changed."""
     which: int = 0
-    """Which of the places that are found."""
+    """Which match of the pattern to change."""
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.layer}, {self.kernel}"
 
     def places(self, text: str) -> list[re.Match]:
-        """Returns what could be changed in the PTX; nothing in that of another kernel."""
+        """Returns all matches in the PTX; none if it is the PTX of another kernel."""
         if f".entry {self.kernel}_kernel(" not in text:
             return []
         return list(re.finditer(KINDS[self.kind][0], text, re.MULTILINE))
 
     def plant(self, text: str) -> str:
-        """Returns the PTX with the fault, or as it is, where there is no place for it."""
+        """Returns the PTX with the fault, or unchanged if nothing matches."""
         places = self.places(text)
         if not places:
             return text
@@ -168,7 +168,7 @@ _ROUNDING = {"float32": 3e-5, "TF32": 2e-4, "float16": 1e-2, "bfloat16": 6e-2}
 
 
 def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted) -> str | None:
-    """Plants a fault; returns what tells, or None."""
+    """Runs the layer with a fault; returns how it was noticed, or None."""
     machine.change = change
     try:
         for seed in (1, 2):
@@ -188,7 +188,7 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
 
 
 def main() -> None:
-    """Plants faults by chance; prints how many of each kind were found, and the others."""
+    """Plants random faults; prints those that survive, and how many of each kind were found."""
     machine, chance = install(), random.Random(0)
     planted: dict[str, list[bool]] = {}
     for name, layer in LAYERS.items():
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def _where(mutant: Mutant, texts: list[str]) -> str:
-    """Returns the line of Python that the changed PTX was made from, and the PTX."""
+    """Returns the Python line and the PTX that a mutant changes."""
     text, place = next(
         (text, found[mutant.which]) for text in texts if (found := mutant.places(text))
     )

@@ -1,4 +1,4 @@
-"""Single instructions of the machine, and faults in a few of them, on hand-written PTX."""
+"""Single instructions and single faults, in hand-written PTX."""
 
 import types
 
@@ -48,7 +48,7 @@ _KERNEL = """
 
 
 def run(machine, body, *given, programs=1, cooperative=False):
-    """Returns what 64 threads leave in %r5, from %r2, %r3 and %r4."""
+    """Returns %r5 of 64 threads after `body`, which finds its inputs in %r2, %r3 and %r4."""
     given = given or (A, B, C)
     out = torch.zeros_like(given[0])
     metadata = types.SimpleNamespace(launch_cooperative_grid=cooperative, num_warps=2, shared=1024)
@@ -58,7 +58,7 @@ def run(machine, body, *given, programs=1, cooperative=False):
 
 
 def bits(low, high):
-    """Returns numbers of 16 bits, two in each of 32."""
+    """Packs pairs of 16-bit numbers into 32 bits."""
     low, high = (of.view(torch.int16).int() & 0xFFFF for of in (low, high))
     return low | high << 16
 
@@ -98,7 +98,7 @@ INTEGERS = {
     "redux.sync.max.s32 %r5, %r2, -1": P.view(2, 32).amax(1).repeat_interleave(32),
     "setp.lt.s32 %p1, %r2, 0; mov.pred %p2, -1; xor.pred %p1, %p1, %p2;"
     "mov.b32 %r5, 0; @!%p1 mov.b32 %r5, 7": torch.where(P < 0, 7, 0).int(),
-    # Lanes part, and meet again where all of them shuffle.
+    # Lanes diverge and reconverge at the shuffle.
     "setp.lt.s32 %p1, %r2, 0; @%p1 bra $L1; mov.b32 %r7, 1; bra $L2;\n$L1:\nmov.b32 %r7, 2;\n"
     "$L2:\nshfl.sync.bfly.b32 %r5, %r7, 1, 31, -1": torch.where(P < 0, 2, 1).int()[LANE ^ 1],
     "st.shared.b32 [%r6+16], %r2; bar.sync 0; xor.b32 %r7, %r6, 128;ld.shared.b32 %r5, [%r7+16]": P[
@@ -166,8 +166,8 @@ def test_faults(machine, body):
     assert any(FAULTS[body] in kind for kind in found), found
 
 
-# A program hands 64 numbers to another one, through %rd1, and tells it by a counter, the first
-# element of c. The other one waits and copies them to a.
+# Program 0 writes 64 numbers to %rd1 and then increments a counter, the first element of c. Program 1
+# waits for the counter and copies the numbers to a.
 EXCHANGE = """
 	ld.param.b64 %rd4, [c];
 	mov.u32 %r7, %ctaid.x;
@@ -202,7 +202,7 @@ MISSING = {
 
 @pytest.mark.parametrize("missing", MISSING)
 def test_an_exchange_between_programs(machine, missing):
-    """What is missing is a race, and makes wrong numbers in some order of the programs."""
+    """Without any one of its parts the exchange is a race, and some schedule gives wrong numbers."""
     wrong = found = 0
     for seed in range(20):
         machine.options.seed, machine.options.flush = seed, 0

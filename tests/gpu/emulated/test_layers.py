@@ -1,4 +1,4 @@
-"""Layers, forward and backward, within their budgets, and without a fault of any kind."""
+"""Executed layers, forward and backward: within the error budget and without any fault."""
 
 import pytest
 from layers import LAYERS

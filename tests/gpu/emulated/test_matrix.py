@@ -25,7 +25,7 @@ SIZES = [
 
 
 def layers(arch):
-    """Yields a layer of every size in every precision, whose rows and options take turns."""
+    """Yields a layer of every size and precision; layouts and options take turns."""
     rows = itertools.cycle(("dense", "lengths", "packed", "jagged", "packed unsorted"))
     options = itertools.cycle(({}, TWO_DIRECTIONS, RELU, TWO_LAYERS | TWO_DIRECTIONS))
     resets = itertools.cycle((0.0, 0.0, 0.3))
@@ -55,7 +55,7 @@ def test_layer(machine, layer, fp32_precision):
 
 
 def candidates(arch):
-    """Returns some of the plans that autotune may choose, by chance."""
+    """Returns a random sample of the plans that autotune may choose."""
     found = []
     for H, B, directions in itertools.product((5, 33, 100, 256, 384), (1, 3, 40), (1, 2)):
         for precision in PRECISIONS:
@@ -84,10 +84,10 @@ def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_prec
 
 
 def test_the_benchmark(machine, monkeypatch):
-    """`make bench-gpu` up to its clock: every cell passes its gate on the kernels."""
+    """The code of `make bench-gpu`, except timing: every cell passes its gate."""
     machine.device = DEVICES[90]
     for module, name in ((device, "find_device"), (availability, "why_not_cpu_kernel")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # to undo what comes next
+        monkeypatch.setattr(module, name, getattr(module, name))  # restored after the test
     platform = dataclasses.replace(DRY, path=Interpreted().path)
     torch.use_deterministic_algorithms(False)
     rows = list(run(platform, float("inf")))

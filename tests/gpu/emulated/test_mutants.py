@@ -1,4 +1,4 @@
-"""Planted faults are found: by a check of the machine, or by wrong results."""
+"""Planted faults are found, by a check of the machine or by wrong results."""
 
 import pytest
 from mutants import LAYERS, MUTANTS, caught, results
@@ -6,7 +6,7 @@ from mutants import LAYERS, MUTANTS, caught, results
 
 @pytest.fixture(scope="module")
 def wanted():
-    """The results of each layer without a fault, once they are needed."""
+    """Caches the results of each layer without a planted fault."""
     return {}
 
 
