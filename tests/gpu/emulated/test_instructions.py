@@ -48,7 +48,7 @@ _KERNEL = """
 
 
 def run(machine, body, *given, programs=1, cooperative=False):
-    """Returns %r5 of 64 threads after `body`, which finds its inputs in %r2, %r3 and %r4."""
+    """Returns %r5 of 64 threads after `body`; its inputs are in %r2, %r3 and %r4."""
     given = given or (A, B, C)
     out = torch.zeros_like(given[0])
     metadata = types.SimpleNamespace(launch_cooperative_grid=cooperative, num_warps=2, shared=1024)
@@ -166,7 +166,7 @@ def test_faults(machine, body):
     assert any(FAULTS[body] in kind for kind in found), found
 
 
-# Program 0 writes 64 numbers to %rd1 and then increments a counter, the first element of c. Program 1
+# Program 0 writes 64 numbers to %rd1, then increments a counter, the first element of c. Program 1
 # waits for the counter and copies the numbers to a.
 EXCHANGE = """
 	ld.param.b64 %rd4, [c];
@@ -202,7 +202,7 @@ MISSING = {
 
 @pytest.mark.parametrize("missing", MISSING)
 def test_an_exchange_between_programs(machine, missing):
-    """Without any one of its parts the exchange is a race, and some schedule gives wrong numbers."""
+    """Without any one of its parts the exchange is a race, and may give wrong numbers."""
     wrong = found = 0
     for seed in range(20):
         machine.options.seed, machine.options.flush = seed, 0
