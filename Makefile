@@ -30,8 +30,10 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable ".[bench,check,test]"
 	touch $@
 
-# Two tests at a time. Threads that wait without spinning leave their core to the other test.
+# Two tests at a time. Threads that wait without spinning leave their core to the other test; those of
+# NumPy's BLAS spin, for products too small to share out.
 test test-all fuzz docs docs-test: export OMP_WAIT_POLICY ?= passive
+test test-all fuzz docs docs-test: export OPENBLAS_NUM_THREADS ?= 1
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
