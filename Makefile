@@ -30,8 +30,11 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-compile --no-build-isolation --editable ".[bench,check,test]"
 	touch $@
 
-# Two tests at a time. Threads that wait without spinning leave their core to the other test.
-test test-all fuzz gpu-emulate docs docs-test: export OMP_WAIT_POLICY ?= passive
+# Two tests at a time. Threads that wait without spinning leave their core to the other test; NumPy's
+# BLAS would spin, even for products too small to share out.
+PARALLEL := test test-all fuzz gpu-emulate docs docs-test
+$(PARALLEL): export OMP_WAIT_POLICY ?= passive
+$(PARALLEL): export OPENBLAS_NUM_THREADS ?= 1
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

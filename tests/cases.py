@@ -1,5 +1,6 @@
 """Runs one case, forward and backward, on `FusedRNN`, on `nn.RNN` or on the oracle."""
 
+import copy
 import itertools
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,20 +15,28 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from namernn_fast import FusedRNN
 
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
+# Layouts in which a case has the same rows, and so the same results.
+SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
 NO_IDS = (-1, 2**31 - 1)  # what stands in padding
 
 
-def every_other(*choices):
-    """Returns all combinations of the choices, every other one marked as slow.
+def one_in(count, *choices):
+    """Returns all combinations of the choices, and marks all as slow but one in `count`.
 
-    The unmarked combinations contain every combination of all choices but one.
+    The unmarked combinations contain every combination of all choices but any `count - 1`: these
+    have places whose sum leaves any remainder.
     """
     found = []
     for places in itertools.product(*(range(len(values)) for values in choices)):
         values = [of[place] for of, place in zip(choices, places, strict=True)]
-        marks = [pytest.mark.slow] if sum(places) % 2 else []
+        marks = [pytest.mark.slow] if sum(places) % count else []
         found.append(pytest.param(*values, marks=marks, id="-".join(map(str, values))))
     return found
+
+
+def every_other(*choices):
+    """Returns all combinations of the choices, every other one marked as slow."""
+    return one_in(2, *choices)
 
 
 def draws(hidden_size):
@@ -101,6 +110,7 @@ class Case:
     """(T, B), where sequences begin anew."""
 
     def __post_init__(self):
+        self._references = {}
         self.module = torch.nn.RNN(self.D, self.H, dtype=torch.float64, **self.options)
         self._draw(self.seed)
         # A relu whose argument is zero but for rounding has two right answers: draw others.
@@ -290,6 +300,18 @@ class Case:
             results[f"grad_{name}"] = grad
         return results
 
+    def in_layout(self, layout):
+        """Returns the case in another layout of the same rows, which shares its references."""
+        case = copy.copy(self)
+        case.layout = layout
+        return case
+
+    def references(self, dtype):
+        """Returns the results of `nn.RNN` and of the oracle, which are computed once."""
+        if dtype not in self._references:
+            self._references[dtype] = self.run(torch.nn.RNN, dtype), self.run_oracle(dtype)
+        return self._references[dtype]
+
     def add_to(self, budget, layer_class, dtype) -> None:
         """Runs the case on both layers and the oracle, and adds every result to the budget.
 
@@ -298,8 +320,7 @@ class Case:
         """
         kinks = self.module.nonlinearity == "relu" and dtype.itemsize == 2
         ours = self.run(layer_class, dtype)
-        theirs = self.run(torch.nn.RNN, dtype)
-        reference = self.run_oracle(dtype)
+        theirs, reference = self.references(dtype)
         shape = (self.D, self.H, self.T, self.B, "tokens" if self.vocabulary else "rows")
         for name, value in reference.items():
             if kinks and name.startswith("grad"):

@@ -412,7 +412,7 @@ def attempt(label: str, name: str) -> tuple[str, str]:
         `yes` and what is worth knowing, or `no` and the text of the error.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["namernn_fast"])
+    context.set_forkserver_preload(["namernn_fast", "torch._dynamo"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(label, name, sender), daemon=True)
     process.start()
