@@ -175,6 +175,7 @@ gpu-report: setup
 # Executes the GPU kernels on the CPU, on many layers of three architectures, and plants faults in them.
 gpu-emulate: setup
 	NAMERNN_FAST_EMULATE=1 $(BIN)/python -m pytest -m "" --numprocesses auto --maxprocesses 4 tests/gpu/emulated
+	PYTHONPATH=.:tests:tests/gpu $(BIN)/python -W ignore tests/gpu/emulated/mutants.py
 
 # Checks the machine code of the GPU kernels; no GPU is needed. gpu-report RECORD=1 records its budgets.
 gpu-lint: setup
