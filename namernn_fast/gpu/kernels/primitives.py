@@ -23,6 +23,10 @@ from .arguments import Program, Step
 # that a loop assigns is a mere name of another value before the loop, nor is a field of a tuple.
 
 
+LONGEST_CHAIN = tl.constexpr(64)
+"""Maximum number of multiply-adds accumulated before the partial sum is added to the total."""
+
+
 @triton.jit
 def tanh(x, IMPROVE: tl.constexpr):
     """tanh by expm1, which is a polynomial, and e / (e + 1), to 2.5 units in the last place.
@@ -336,15 +340,28 @@ def streamed_product(
     TRANSPOSED: tl.constexpr,
     FORM: tl.constexpr,
 ):
-    """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block."""
+    """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block.
+
+    Without tensor cores `tl.dot` is one chain of multiply-adds for each sum, whose rounding error
+    grows with its length.
+    """
+    CHAINED: tl.constexpr = FORM.PRECISION == "ieee" and states.dtype.element_ty == tl.float32
+    chain = zeros(tl.float32, FORM)
     for start in tl.range(0, FORM.H, FORM.BLOCK_K, num_stages=FORM.STAGES):
         k = start + tl.arange(0, FORM.BLOCK_K)
         some = (
             mask[:, None] if FORM.H % FORM.BLOCK_K == 0 else mask[:, None] & (k[None, :] < FORM.H)
         )
         left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
-        sum = product(left, _tile(weight, k[:, None], n[None, :], TRANSPOSED, FORM), sum, FORM)
-    return sum
+        right = _tile(weight, k[:, None], n[None, :], TRANSPOSED, FORM)
+        if CHAINED:
+            chain = product(left, right, chain, FORM)
+            if (start + FORM.BLOCK_K) % LONGEST_CHAIN == 0:
+                sum += chain
+                chain = zeros(tl.float32, FORM)
+        else:
+            sum = product(left, right, sum, FORM)
+    return sum + chain if CHAINED else sum
 
 
 @triton.jit
