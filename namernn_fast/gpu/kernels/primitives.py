@@ -1,4 +1,4 @@
-"""What a program of either pass is made of: which rows it has, products, stores and the barrier."""
+"""What a program of either pass is made of: which rows it has, loads, stores and the barrier."""
 
 import triton
 import triton.language as tl
@@ -21,10 +21,6 @@ from .arguments import Program, Step
 # Triton compares values to find the variables that a loop changes: one that is another variable
 # before the loop, and becomes that variable again in the body, counts as constant. So no variable
 # that a loop assigns is a mere name of another value before the loop, nor is a field of a tuple.
-
-
-LONGEST_CHAIN = tl.constexpr(64)
-"""Maximum number of multiply-adds accumulated before the partial sum is added to the total."""
 
 
 @triton.jit
@@ -212,156 +208,6 @@ def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
     for u in range(program.steps, program.T):
         row = row_at(u, layout, program)
         store_rows(data, row, n, nothing, program.b < program.B, FORM.WIDTH, FORM.LIMIT)
-
-
-@triton.jit
-def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """Loads a weight (H, H), or its transpose, for the units k and n."""
-    place = n * FORM.H + k if TRANSPOSED else k * FORM.H + n
-    tile = tl.load(weight + place, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
-    return _operand(tile, FORM)
-
-
-@triton.jit
-def round_to_tf32(x):
-    """Rounds float32 to the nearest value of TF32, ties away from zero. Tensor cores alone would
-    cut the last 13 bits of their operands off.
-
-    Numbers that would round to infinity, infinity and NaN stay: NaN as CUDA makes it has all bits
-    set, and would carry over into the sign.
-    """
-    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-    return tl.where(tl.abs(x) < 3.4e38, bits.to(tl.float32, bitcast=True), x)
-
-
-@triton.jit
-def _operand(x, FORM: tl.constexpr):
-    """Rounds an operand of tensor cores to TF32, if they are to multiply in TF32."""
-    if FORM.PRECISION == "tf32" and FORM.BLOCK_B > 1:
-        x = round_to_tf32(x)
-    return x
-
-
-# One sequence is multiplied without tensor cores, in products [K / VECTOR, N, VECTOR]. Their shape
-# has Triton give VECTOR units k side by side to a thread and lay lanes along the units n, so that
-# most of a sum is made within a thread. Threads load all states that they multiply themselves: to
-# hand them around would take longer. A weight that is not transposed has other units side by side:
-# where the state is on chip as well, a VECTOR of 1 has Triton lay lanes along n.
-
-
-@triton.jit
-def _units_of_one(VECTOR: tl.constexpr, FORM: tl.constexpr):
-    """Returns all units k [K / VECTOR, 1, VECTOR]."""
-    blocks = tl.arange(0, FORM.BLOCK_K // VECTOR) * VECTOR
-    return blocks[:, None, None] + tl.arange(0, VECTOR)[None, None, :]
-
-
-@triton.jit
-def _product_of_one(left, right, sum):
-    """Returns sum [1, N] + left [K / VECTOR, N, VECTOR] times right, summed over all units k."""
-    terms = left.to(tl.float32) * right.to(tl.float32)
-    return sum + tl.sum(tl.sum(terms, axis=2), axis=0)[None, :]
-
-
-@triton.jit
-def product(left, right, sum, FORM: tl.constexpr):
-    """Returns sum [B, N] + left [B, K] times a tile of weight_hh on chip."""
-    if FORM.BLOCK_B == 1:
-        left = tl.reshape(left, (right.shape[0], 1, right.shape[2]))
-        sum = _product_of_one(left, right, sum)
-    else:
-        sum = tl.dot(_operand(left, FORM), right, sum, input_precision=FORM.PRECISION)
-    return sum
-
-
-# Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
-# of the tile; so the sum over the units k is split into PARTS, which warps share out as well.
-
-
-@triton.jit
-def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """Loads a weight (H, H), or its transpose, for all units k and the units n.
-
-    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts, or for one sequence
-    [K / VECTOR, N, VECTOR].
-    """
-    if FORM.BLOCK_B == 1:
-        vector: tl.constexpr = FORM.VECTOR if TRANSPOSED or not FORM.KEEP_STATE else 1
-        k, n = _units_of_one(vector, FORM), n[None, :, None]
-    elif FORM.PARTS == 1:
-        k, n = tl.arange(0, FORM.BLOCK_K)[:, None], n[None, :]
-    else:
-        part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
-        k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, :, None]
-        n = n[None, None, :]
-    return _tile(weight, k, n, TRANSPOSED, FORM)
-
-
-@triton.jit
-def load_states(states, mask, FORM: tl.constexpr):
-    """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts, and for one
-    sequence as [K / VECTOR, N, VECTOR], the same for all n."""
-    if FORM.BLOCK_B == 1:
-        k = _units_of_one(FORM.VECTOR, FORM)
-        everywhere = tl.arange(0, FORM.BLOCK_N)[None, :, None] * 0
-        place, mask = states[:, None, None] + k + everywhere, mask[:, None, None]
-    elif FORM.PARTS == 1:
-        k = tl.arange(0, FORM.BLOCK_K)[None, :]
-        place, mask = states[:, None] + k, mask[:, None]
-    else:
-        part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
-        k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, None, :]
-        place, mask = states[None, :, None] + k, mask[None, :, None]
-    if FORM.H % FORM.BLOCK_K != 0:
-        mask = mask & (k < FORM.H)
-    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
-
-
-@triton.jit
-def product_of_states(left, right, sum, FORM: tl.constexpr):
-    """Returns sum [B, N] + loaded states times a tile of weight_hh on chip."""
-    if FORM.BLOCK_B == 1:
-        sum = _product_of_one(left, right, sum)
-    elif FORM.PARTS == 1:
-        sum = product(left, right, sum, FORM)
-    else:
-        left = _operand(left, FORM)
-        sum += tl.sum(tl.dot(left, right, input_precision=FORM.PRECISION), axis=0)
-    return sum
-
-
-@triton.jit
-def streamed_product(
-    states,
-    mask,
-    weight,
-    n,
-    sum,
-    TRANSPOSED: tl.constexpr,
-    FORM: tl.constexpr,
-):
-    """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block.
-
-    Without tensor cores `tl.dot` is one chain of multiply-adds for each sum, whose rounding error
-    grows with its length.
-    """
-    CHAINED: tl.constexpr = FORM.PRECISION == "ieee" and states.dtype.element_ty == tl.float32
-    chain = zeros(tl.float32, FORM)
-    for start in tl.range(0, FORM.H, FORM.BLOCK_K, num_stages=FORM.STAGES):
-        k = start + tl.arange(0, FORM.BLOCK_K)
-        some = (
-            mask[:, None] if FORM.H % FORM.BLOCK_K == 0 else mask[:, None] & (k[None, :] < FORM.H)
-        )
-        left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
-        right = _tile(weight, k[:, None], n[None, :], TRANSPOSED, FORM)
-        if CHAINED:
-            chain = product(left, right, chain, FORM)
-            if (start + FORM.BLOCK_K) % LONGEST_CHAIN == 0:
-                sum += chain
-                chain = zeros(tl.float32, FORM)
-        else:
-            sum = product(left, right, sum, FORM)
-    return sum + chain if CHAINED else sum
 
 
 @triton.jit
