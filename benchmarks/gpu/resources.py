@@ -39,6 +39,9 @@ DEVICES = (
 )
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 64, 1024)
+# Sizes that do not fill blocks of hidden units, and odd ones, whose rows are not aligned.
+UNEVEN_SIZES = (33, 100, 127, 200, 300)
+SIZES = (*itertools.product(HIDDEN_SIZES, BATCHES), *((size, 64) for size in UNEVEN_SIZES))
 # dtype, whether float32 may be rounded to TF32
 PRECISIONS = (
     (torch.float32, False),
@@ -83,9 +86,8 @@ class Resources(NamedTuple):
 def builds(devices: Iterable[Device] = DEVICES) -> Iterator[tuple[Build, list[int]]]:
     """Yields every plan for the sizes above, with the batches that it is made for."""
     found: dict[Build, list[int]] = {}
-    for device, (dtype, tf32), hidden_size, batch in itertools.product(
-        devices, PRECISIONS, HIDDEN_SIZES, BATCHES
-    ):
+    for device, (dtype, tf32), size in itertools.product(devices, PRECISIONS, sorted(SIZES)):
+        hidden_size, batch = size
         if tf32 and device.backend != "cuda":
             continue
         plan = choose(hidden_size, batch, dtype, device, tf32=tf32)

@@ -8,22 +8,24 @@ from .primitives import (
     activation_backward,
     begin,
     is_cut_at,
-    kept_tile,
     load_rows,
-    load_states,
     meet,
     of_direction,
     offsets_of_direction,
-    product,
-    product_of_states,
     row_at,
     step_at,
     store_rows,
     store_zeros_past_the_end,
-    streamed_product,
     time_of,
     units,
     zeros,
+)
+from .recurrent_product import (
+    kept_tile,
+    load_states,
+    product,
+    product_of_states,
+    streamed_product,
 )
 
 

@@ -7,22 +7,24 @@ from .arguments import VARYING
 from .primitives import (
     activation,
     begin,
-    kept_tile,
     load_rows,
-    load_states,
     meet,
     of_direction,
     offsets_of_direction,
-    product,
-    product_of_states,
     row_at,
     step_at,
     store_rows,
     store_zeros_past_the_end,
-    streamed_product,
     time_of,
     units,
     zeros,
+)
+from .recurrent_product import (
+    kept_tile,
+    load_states,
+    product,
+    product_of_states,
+    streamed_product,
 )
 
 

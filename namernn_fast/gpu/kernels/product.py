@@ -7,7 +7,7 @@ block of what is summed over.
 import triton
 import triton.language as tl
 
-from .primitives import round_to_tf32
+from .recurrent_product import round_to_tf32
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from tf32 import RoundedRecurrence, check_results
 from torch.nn.functional import linear
 
 from namernn_fast.gpu import layer
-from namernn_fast.gpu.kernels import primitives
+from namernn_fast.gpu.kernels import recurrent_product
 
 
 @pytest.mark.parametrize("plan", [name for name in PLANS if "one_sequence" not in name])
@@ -24,7 +24,7 @@ def test_operands_are_rounded_to_the_nearest_value(plan, hidden_size, monkeypatc
 @triton.jit
 def _operand_kernel(x, y, BLOCK: tl.constexpr, FORM: tl.constexpr):
     at = tl.arange(0, BLOCK)
-    tl.store(y + at, primitives._operand(tl.load(x + at), FORM))
+    tl.store(y + at, recurrent_product._operand(tl.load(x + at), FORM))
 
 
 def test_rounding_of_all_kinds_of_numbers():

@@ -1,0 +1,198 @@
+"""The product of a step: previous states times weight_hh, on chip or streamed."""
+
+import triton
+import triton.language as tl
+
+from .primitives import zeros
+
+
+@triton.jit
+def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+    """Loads a weight (H, H), or its transpose, for the units k and n."""
+    place = n * FORM.H + k if TRANSPOSED else k * FORM.H + n
+    tile = tl.load(weight + place, mask=(k < FORM.H) & (n < FORM.H), other=0.0)
+    return _operand(tile, FORM)
+
+
+@triton.jit
+def round_to_tf32(x):
+    """Rounds float32 to the nearest value of TF32, ties away from zero. Tensor cores alone would
+    cut the last 13 bits of their operands off.
+
+    Numbers that would round to infinity, infinity and NaN stay: NaN as CUDA makes it has all bits
+    set, and would carry over into the sign.
+    """
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(tl.abs(x) < 3.4e38, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def _operand(x, FORM: tl.constexpr):
+    """Rounds an operand of tensor cores to TF32, if they are to multiply in TF32."""
+    if FORM.PRECISION == "tf32" and FORM.BLOCK_B > 1:
+        x = round_to_tf32(x)
+    return x
+
+
+# One sequence is multiplied without tensor cores, in products of units k that a thread takes apart:
+# so Triton gives it whole vectors of them and lays lanes along the units n, and most of a sum is
+# made within a thread, whatever the alignment of rows. The thread's multiply-adds are written out.
+# If lanes exchanged bare products, the compiler would fuse each lane's own with the rounded one of
+# another lane, and copies of one sum would differ in their last bits.
+
+
+@triton.jit
+def _units_of_one(FORM: tl.constexpr):
+    """Returns all units k [K / VECTOR, 1, VECTOR]."""
+    blocks = tl.arange(0, FORM.BLOCK_K // FORM.VECTOR) * FORM.VECTOR
+    return blocks[:, None, None] + tl.arange(0, FORM.VECTOR)[None, None, :]
+
+
+@triton.jit
+def _apart(vectors, FORM: tl.constexpr):
+    """Returns the tensors [., N] in float32 that vectors [K / VECTOR, N, VECTOR] consist of.
+
+    Those of four units are halved too: with fewer sums at once a thread has enough registers.
+    """
+    vectors = vectors.to(tl.float32)
+    if FORM.VECTOR == 2:
+        tensors = tl.split(vectors)
+    else:
+        shape: tl.constexpr = (2, vectors.shape[0] // 2, vectors.shape[1], 2, 2)
+        halves = tl.permute(tl.reshape(vectors, shape), (1, 2, 3, 4, 0))
+        first, second = tl.split(halves)
+        tensors = _four_apart(first) + _four_apart(second)
+    return tensors
+
+
+@triton.jit
+def _four_apart(vectors):
+    """Returns vectors [K, N, 2, 2] as four tensors [K, N], unit by unit."""
+    even, odd = tl.split(vectors)
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _every_other(left, right, FIRST: tl.constexpr):
+    """Returns the sum of the products of every other of eight tensors."""
+    sum = left[FIRST] * right[FIRST]
+    for i in tl.static_range(FIRST + 2, 8, 2):
+        sum = tl.fma(left[i], right[i], sum)
+    return sum
+
+
+@triton.jit
+def _product_of_one(left, right, sum, FORM: tl.constexpr):
+    """Returns sum [1, N] + vectors [K / VECTOR, N, VECTOR] times a tile that was taken apart."""
+    left = _apart(left, FORM)
+    if FORM.VECTOR == 2:
+        terms = tl.fma(left[1], right[1], left[0] * right[0])
+    else:
+        terms = _every_other(left, right, 0) + _every_other(left, right, 1)
+    return sum + tl.sum(terms, axis=0)[None, :]
+
+
+@triton.jit
+def product(left, right, sum, FORM: tl.constexpr):
+    """Returns sum [B, N] + left [B, K] times a tile of weight_hh on chip."""
+    if FORM.BLOCK_B == 1:
+        left = tl.reshape(left, (FORM.BLOCK_K // FORM.VECTOR, 1, FORM.VECTOR))
+        sum = _product_of_one(left, right, sum, FORM)
+    else:
+        sum = tl.dot(_operand(left, FORM), right, sum, input_precision=FORM.PRECISION)
+    return sum
+
+
+# Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
+# of the tile; so the sum over the units k is split into PARTS, which warps share out as well.
+
+
+@triton.jit
+def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+    """Loads a weight (H, H), or its transpose, for all units k and the units n.
+
+    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts; for one sequence it is
+    taken apart.
+    """
+    if FORM.BLOCK_B == 1:
+        tile = _tile(weight, _units_of_one(FORM), n[None, :, None], TRANSPOSED, FORM)
+        tile = _apart(tile, FORM)
+    elif FORM.PARTS == 1:
+        tile = _tile(weight, tl.arange(0, FORM.BLOCK_K)[:, None], n[None, :], TRANSPOSED, FORM)
+    else:
+        part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
+        k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, :, None]
+        tile = _tile(weight, k, n[None, None, :], TRANSPOSED, FORM)
+    return tile
+
+
+@triton.jit
+def load_states(states, mask, FORM: tl.constexpr):
+    """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts.
+
+    For one sequence whose rows are whole vectors they are [K / VECTOR, N, VECTOR], the same for all
+    n: each thread loads all that it multiplies. To hand them around would take longer.
+    """
+    if FORM.BLOCK_B == 1 and FORM.VECTORS:
+        k = _units_of_one(FORM)
+        everywhere = tl.arange(0, FORM.BLOCK_N)[None, :, None] * 0
+        place, mask = states[:, None, None] + k + everywhere, mask[:, None, None]
+    elif FORM.PARTS == 1:
+        k = tl.arange(0, FORM.BLOCK_K)[None, :]
+        place, mask = states[:, None] + k, mask[:, None]
+    else:
+        part = tl.arange(0, FORM.PARTS) * (FORM.BLOCK_K // FORM.PARTS)
+        k = part[:, None, None] + tl.arange(0, FORM.BLOCK_K // FORM.PARTS)[None, None, :]
+        place, mask = states[None, :, None] + k, mask[None, :, None]
+    if FORM.H % FORM.BLOCK_K != 0:
+        mask = mask & (k < FORM.H)
+    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def product_of_states(left, right, sum, FORM: tl.constexpr):
+    """Returns sum [B, N] + loaded states times a tile of weight_hh on chip."""
+    if FORM.BLOCK_B == 1 and FORM.VECTORS:
+        sum = _product_of_one(left, right, sum, FORM)
+    elif FORM.PARTS == 1:
+        sum = product(left, right, sum, FORM)
+    else:
+        left = _operand(left, FORM)
+        sum += tl.sum(tl.dot(left, right, input_precision=FORM.PRECISION), axis=0)
+    return sum
+
+
+@triton.jit
+def streamed_product(
+    states,
+    mask,
+    weight,
+    n,
+    sum,
+    TRANSPOSED: tl.constexpr,
+    FORM: tl.constexpr,
+):
+    """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block.
+
+    Without tensor cores `tl.dot` is a chain of multiply-adds for each sum, whose rounding error
+    grows with its length: chains of at most 64 are added up.
+    """
+    CHAINED: tl.constexpr = FORM.PRECISION == "ieee" and states.dtype.element_ty == tl.float32
+    chain = zeros(tl.float32, FORM)
+    for start in tl.range(0, FORM.H, FORM.BLOCK_K, num_stages=FORM.STAGES):
+        k = start + tl.arange(0, FORM.BLOCK_K)
+        some = (
+            mask[:, None] if FORM.H % FORM.BLOCK_K == 0 else mask[:, None] & (k[None, :] < FORM.H)
+        )
+        left = tl.load(states[:, None] + k[None, :], mask=some, other=0.0, cache_modifier=".cg")
+        right = _tile(weight, k[:, None], n[None, :], TRANSPOSED, FORM)
+        if CHAINED:
+            chain = product(left, right, chain, FORM)
+            if (start + FORM.BLOCK_K) % 64 == 0:
+                sum += chain
+                chain = zeros(tl.float32, FORM)
+        else:
+            sum = product(left, right, sum, FORM)
+    return sum + chain if CHAINED else sum
