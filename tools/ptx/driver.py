@@ -68,6 +68,8 @@ class Options:
     """Maximum number of instructions before another warp runs."""
     patience: int = 20_000_000
     """Instructions without a visible change after which the kernel counts as deadlocked."""
+    limit: int = 1_000_000_000
+    """Instructions after which the kernel counts as endless."""
     flush: int = 5
     """Chance that a store becomes visible at once."""
     forget: int = 10

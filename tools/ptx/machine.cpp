@@ -189,6 +189,7 @@ void Machine::run() {
     if (now - progress > static_cast<uint64_t>(options.patience)) {
       stop("deadlock", {*ready, 0}, "nothing has changed for too long");
     }
+    if (now > static_cast<uint64_t>(options.limit)) stop("endless", {*ready, 0});
     Program& program = *ready->program;
     if (program.ended == program.warps.size()) {
       publish_all(program);

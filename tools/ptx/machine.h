@@ -151,7 +151,7 @@ struct Tensor {
 };
 
 struct Options {  // as in driver.py
-  int64_t seed, cooperative, window, quantum, patience, flush, forget;
+  int64_t seed, cooperative, window, quantum, patience, limit, flush, forget;
 };
 
 struct Kernel {

@@ -175,7 +175,9 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
     machine.change = change
     try:
         for seed in (1, 2):
-            machine.options = Options(seed=seed, flush=5 * (seed - 1), patience=2_000_000)
+            machine.options = Options(
+                seed=seed, flush=5 * (seed - 1), patience=1_000_000, limit=10_000_000
+            )
             try:
                 found = results(layer)
             except FaultError:
