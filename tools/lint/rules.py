@@ -19,8 +19,8 @@ _TILE = "_tile("
 SPILLING = {
     r"float32 H\d+ cooperative \S+w16 forward": "a thread of 512 has 128 registers, of which 64 "
     "hold weights",
-    r"TF32 H\d*[13579] .* backward": "rows of an odd hidden size are not aligned, so a thread holds "
-    "units of many rows",
+    r"TF32 H\d*[13579] .* backward": "rows of an odd hidden size are not aligned, so a thread "
+    "holds units of many rows",
 }
 
 
