@@ -9,7 +9,7 @@
 //
 // How these products are computed is a type, FloatProducts or PairProducts, with the members:
 // - Storage, Scalar: the type of the layer, and the type of its sums;
-// - Element, Recurrence: the type of the products' operands, and the panels of weight_hh;
+// - Element, Recurrence<Cell>: the type of the products' operands, and the panels of weight_hh;
 // - w: columns of a panel;
 // - dz, dz_stride: the rows of dz of a time block;
 // - block_rows: rows of a time block, about;
@@ -45,17 +45,25 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// The panels that a wave makes once for all stretches: their size, and packing them.
-template <class Storage>
+// The panels that a wave makes once for all stretches: those of weight_hh, then those of weight_ih.
+// Their size, where weight_ih is in them, and packing them.
+template <class Cell, class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
-  return RecurrencePanels<Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
+  return RecurrencePanels<Cell, Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
 }
-template <class Storage>
+template <class Cell, class Products, class Storage>
+typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
+  if (!panels) return nullptr;
+  auto* start = static_cast<char*>(const_cast<void*>(panels));
+  const size_t before = Products::template Recurrence<Cell>::bytes(layer.D, layer.H);
+  return reinterpret_cast<typename Products::Element*>(start + before);
+}
+template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
-  pack_all<RecurrencePanels<Storage>>(layer, panels, runtime);
+  pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
   FloatProducts<Storage> products{};
-  products.weight_ih = FloatProducts<Storage>::weight_ih_in(panels, layer.D, layer.H);
+  products.weight_ih = weight_ih_in<Cell, FloatProducts<Storage>>(panels, layer);
   pack_input_panels(products, layer, runtime);
 }
 
@@ -71,7 +79,7 @@ inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice
   return start;
 }
 
-template <class Products>
+template <class Cell, class Products>
 BackwardPass<Products> prepare_backward(const Backward<typename Products::Storage>& args,
                                         const Runtime& runtime) {
   using Scalar = typename Products::Scalar;
@@ -87,12 +95,13 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t block_rows = Products::block_rows(layer, runtime);
 
   Group common{};
-  common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
+  common.copies = weight_copies<typename Products::template Recurrence<Cell>>(layer, plan, runtime);
   common.grad_h =
       gathering_place<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
   if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
   if (args.grad_input.data) {
-    common.products.prepare_input_gradient(layer, plan, runtime);
+    auto* weight_ih = weight_ih_in<Cell, Products>(layer.panels, layer);
+    common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels(common.products, layer, runtime);
   }
   const GradientSizes sizes{
@@ -144,7 +153,7 @@ inline int64_t count_rows_from_zero(const Backward<typename Products::Storage>& 
 }
 
 // The products over a block's rows, as far as they fall to this share of this worker.
-template <class Products>
+template <class Cell, class Products>
 inline void backward_products(const BackwardPass<Products>& pass,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
                               const Gathering& gathering, Share share, int64_t worker) {
@@ -171,6 +180,7 @@ inline void backward_products(const BackwardPass<Products>& pass,
         products.add_weight_gradient(initial, share, H, 0, rows, products.input, D, grad.weight_ih);
       }
     }
+    static_assert(Cell::one_bias_gradient, "the library copies one bias's gradient to the other");
     if (args.grad_bias) add_bias_gradient(products, initial, share, H, rows, grad.bias);
   }
   if (args.grad_input.data) {
@@ -179,7 +189,7 @@ inline void backward_products(const BackwardPass<Products>& pass,
 }
 
 // Every group goes its own way through time, and its members share out the products too.
-template <class Products>
+template <class Cell, class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
   const auto& layer = pass.args.layer;
   run_plan(pass.plan, layer, pass.runtime, pass.teams, [&](const Part& part) {
@@ -191,10 +201,10 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
     for_each_part(pass, part.group, [&](const BackwardGroup<Products>& group) {
       for (TimeBlock block = block_before_all(layer);
            next_block(layer, group.rows, pass.block_rows, block);) {
-        backward_recurrence(pass, group, block, part);
+        backward_recurrence<Cell>(pass, group, block, part);
         if (part.team) barrier(*part.team, pass.runtime);
-        backward_products(pass, group, block, gathering, fixed_share(part.member, part.members),
-                          worker);
+        backward_products<Cell>(pass, group, block, gathering,
+                                fixed_share(part.member, part.members), worker);
         if (part.team) barrier(*part.team, pass.runtime);
         gather(gradients, count_rows(group.rows, block), gathering, add);
       }
@@ -205,7 +215,7 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
 
 // The only group goes through time by the plan; all threads share out the products, which have more
 // to share out than the recurrence.
-template <class Products>
+template <class Cell, class Products>
 void run_one_group(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
   const auto& args = pass.args;
@@ -231,15 +241,15 @@ void run_one_group(const BackwardPass<Products>& pass) {
          next_block(layer, group.rows, pass.block_rows, block);) {
       run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
         const FlushSubnormals flush;
-        backward_recurrence(pass, group, block, part);
+        backward_recurrence<Cell>(pass, group, block, part);
       });
       const int64_t rows = count_rows(group.rows, block);
       int64_t counter = 0;
       run_parallel(runtime, choose_workers(per_row * double(rows), runtime.machine),
                    [&](int64_t begin, int64_t) {
                      const FlushSubnormals flush;
-                     backward_products(pass, group, block, gathering, dynamic_share(&counter),
-                                       begin);
+                     backward_products<Cell>(pass, group, block, gathering, dynamic_share(&counter),
+                                             begin);
                    });
       gather(gradients, rows, gathering, add);
     }
@@ -282,13 +292,13 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
   Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, H, H, pass.runtime);
 }
 
-template <class Products>
+template <class Cell, class Products>
 void backward(const Backward<typename Products::Storage>& args, const Runtime& runtime) {
-  const BackwardPass<Products> pass = prepare_backward<Products>(args, runtime);
+  const BackwardPass<Products> pass = prepare_backward<Cell, Products>(args, runtime);
   if (pass.plan.groups > 1) {
-    run_groups_apart(pass);
+    run_groups_apart<Cell>(pass);
   } else {
-    run_one_group(pass);
+    run_one_group<Cell>(pass);
   }
   deliver_gradients(pass);
 }

@@ -47,7 +47,9 @@ inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t 
   }
 }
 
-// weight_hh as the backward recurrence on pairs reads it: panels of W_hh [padded(kGates * H), H].
+// weight_hh as the backward recurrence on pairs reads it: panels of W_hh
+// [padded(weight_blocks * H), H].
+template <class Cell>
 struct PairRecurrencePanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
@@ -55,11 +57,11 @@ struct PairRecurrencePanels {
 
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
   static size_t bytes(int64_t, int64_t H) {
-    return panels_size<float>(padded(kGates * H), H) * sizeof(BFloat16);
+    return panels_size<float>(padded(Cell::weight_blocks * H), H) * sizeof(BFloat16);
   }
   PairRecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<BFloat16*>(memory)) {}
   void pack(const Layer<BFloat16>& layer, int64_t p) const {
-    const int64_t K = kGates * layer.H;
+    const int64_t K = Cell::weight_blocks * layer.H;
     pack_pair_rows(layer.weight_hh, K, layer.H, p * w, weights + p * padded(K) * w);
   }
 };
@@ -79,7 +81,8 @@ struct PairProducts {
   using Storage = BFloat16;
   using Scalar = float;
   using Element = BFloat16;
-  using Recurrence = PairRecurrencePanels;
+  template <class Cell>
+  using Recurrence = PairRecurrencePanels<Cell>;
   static constexpr int64_t w = Shape<float>::panel_width;
 
   // Memory shared by all groups.
@@ -116,7 +119,8 @@ struct PairProducts {
     });
   }
 
-  void prepare_input_gradient(const Layer<BFloat16>& layer, const Plan&, const Runtime& runtime) {
+  void prepare_input_gradient(const Layer<BFloat16>& layer, BFloat16*, const Plan&,
+                              const Runtime& runtime) {
     weight_ih = scratch<BFloat16>(runtime, panels_size<float>(padded(layer.H), layer.D));
   }
 

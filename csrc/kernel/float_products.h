@@ -22,7 +22,8 @@ struct FloatProducts {
   using Storage = StorageType;
   using Scalar = Compute<Storage>;
   using Element = Scalar;
-  using Recurrence = RecurrencePanels<Storage>;
+  template <class Cell>
+  using Recurrence = RecurrencePanels<Cell, Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   // Memory shared by all groups.
@@ -49,16 +50,9 @@ struct FloatProducts {
     deliver(sums, result, H * width);
   }
 
-  // Where pack_backward puts weight_ih: after weight_hh.
-  static Element* weight_ih_in(const void* panels, int64_t D, int64_t H) {
-    auto* start = static_cast<char*>(const_cast<void*>(panels));
-    return reinterpret_cast<Element*>(start + Recurrence::bytes(D, H));
-  }
-
-  void prepare_input_gradient(const Layer<Storage>& layer, const Plan& plan,
+  void prepare_input_gradient(const Layer<Storage>& layer, Element* panels, const Plan& plan,
                               const Runtime& runtime) {
-    weight_ih = layer.panels ? weight_ih_in(layer.panels, layer.D, layer.H)
-                             : scratch<Element>(runtime, panels_size<Scalar>(layer.H, layer.D));
+    weight_ih = panels ? panels : scratch<Element>(runtime, panels_size<Scalar>(layer.H, layer.D));
     if (!std::is_same_v<Storage, Scalar> || layer.layout.origin) {
       const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
       staged = scratch<Scalar>(runtime, workers * kTaskRows * layer.D);

@@ -2,7 +2,6 @@
 // group has several members.
 #pragma once
 
-#include "kernel/cell.h"
 #include "kernel/product_in_place.h"
 #include "kernel/weights.h"
 
@@ -80,12 +79,12 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
   return memory;
 }
 
-template <class Storage, class Scalar>
+template <class Cell, class Storage, class Scalar>
 inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
                                                        const Layer<Storage>& layer,
                                                        const WeightCopies& copies,
                                                        const Scalar* zeros) {
-  const auto panels = weights_for<ForwardPanels<Storage>>(part, layer, copies);
+  const auto panels = weights_for<ForwardPanels<Cell, Storage>>(part, layer, copies);
   bool finite = true;
   for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
     finite &= panels.finite[j / panels.w];
@@ -103,8 +102,11 @@ constexpr int64_t kProjectedRows = 256;
 
 // The forward pass of one part: a slice of the sequences, and columns of the hidden units.
 // Weights that are read in place are stored as Storage.
-template <class Scalar, class Storage = Scalar>
+template <class Cell, class Scalar, class Storage = Scalar>
 struct ForwardPart {
+  static_assert(Cell::sums == 1 && Cell::sums_in_output,
+                "project() and advance() compute one block of sums, in the rows of the output");
+
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   const Forward<Scalar>& args;
@@ -132,7 +134,9 @@ struct ForwardPart {
     projected_steps = max64(1, kProjectedRows / max64(1, width));
   }
 
-  int64_t panel_size() const { return (args.layer.D + args.layer.H) * w; }
+  int64_t panel_size() const {
+    return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
+  }
 
   Operand<Scalar> projection(const Scalar* x, int64_t stride) const {
     return {
@@ -186,10 +190,9 @@ struct ForwardPart {
     Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
                           project_first ? out_stride : 0, false};
     if (has_table(layer)) target.starts = look_up(t, begin, end);
+    const Cell cell(layer);
     const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
-      for (int64_t r = i; r < i + rows; ++r) {
-        activate(layer.activation, out + r * out_stride + j, width);
-      }
+      for (int64_t r = i; r < i + rows; ++r) cell.states(out + r * out_stride + j, width);
     };
     const auto [first, last] = part.columns;
     if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
