@@ -1,11 +1,9 @@
 // The forward pass on copies, one time block after the other: of rows that are stored in 16
 // bits, or that lie in an order which a product cannot follow, or of an output that is not wanted,
-// whose rows need no place beyond the time block. And the entry point of the forward pass in float
-// and double, which chooses.
+// whose rows need no place beyond the time block.
 #pragma once
 
-#include "kernel/forward.h"
-#include "kernel/forward_short.h"
+#include "kernel/forward_rows.h"
 
 namespace namernn_fast {
 namespace {
@@ -170,32 +168,6 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
     const ForwardWeights<Scalar, Storage> own =
         forward_weights<Cell>(part, layer, weights, no_state);
     CopiedPart<Cell, Storage>{args, own, rows, memory, part}.run(runtime);
-  });
-}
-
-template <class Cell, class Scalar>
-void forward(const Forward<Scalar>& args, const Runtime& runtime) {
-  const Layer<Scalar>& layer = args.layer;
-  if (is_short(layer)) return forward_short<Cell>(args, runtime);
-  if (layer.layout.origin || !args.output.data) return forward_copied<Cell>(args, runtime);
-  const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
-  Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies weights = weight_copies<ForwardPanels<Cell, Scalar>>(layer, plan, runtime);
-  const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
-  // A step reads two states of every sequence, and writes one.
-  const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
-  const int64_t parts =
-      plan.members > 1 ? 1 : count_parts(layer.layout, plan.groups, row_bytes, runtime);
-  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar, Scalar> own =
-        forward_weights<Cell>(part, layer, weights, no_state);
-    if (parts == 1) return ForwardPart<Cell, Scalar>(args, own, part, memory, runtime).run(runtime);
-    for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
-      Part smaller = part;
-      smaller.slice = slice_of(layer.layout, p, plan.groups * parts);
-      ForwardPart<Cell, Scalar>(args, own, smaller, memory, runtime).run(runtime);
-    }
   });
 }
 

@@ -3,7 +3,7 @@
 // the other, would take a tenth longer.
 #pragma once
 
-#include "kernel/forward.h"
+#include "kernel/forward_rows.h"
 
 namespace namernn_fast {
 namespace {

@@ -3,17 +3,16 @@
 
 #include "kernel/backward.h"
 #include "kernel/cells/elman.h"
-#include "kernel/forward_copied.h"
+#include "kernel/forward.h"
 
 namespace namernn_fast {
 namespace {
 
 template <class Cell, class Storage>
-constexpr KernelsFor<Storage> kernels_for(void (*forward)(const Forward<Storage>&,
-                                                          const Runtime&)) {
+constexpr KernelsFor<Storage> kernels_for() {
   using Panels = ForwardPanels<Cell, Storage>;
   return {{&Panels::bytes, &pack_all<Panels, Storage>},
-          forward,
+          &forward<Cell, Storage>,
           {&backward_bytes<Cell, Storage>, &pack_backward<Cell, Storage>},
           &backward<Cell, FloatProducts<Storage>>,
           &add_biases<Storage>,
@@ -21,10 +20,10 @@ constexpr KernelsFor<Storage> kernels_for(void (*forward)(const Forward<Storage>
 }
 
 constexpr Kernels kernels_named(const char* name) {
-  return {kernels_for<Elman, float>(&forward<Elman, float>),
-          kernels_for<Elman, double>(&forward<Elman, double>),
-          kernels_for<Elman, BFloat16>(&forward_copied<Elman, BFloat16>),
-          kernels_for<Elman, Half>(&forward_copied<Elman, Half>),
+  return {kernels_for<Elman, float>(),
+          kernels_for<Elman, double>(),
+          kernels_for<Elman, BFloat16>(),
+          kernels_for<Elman, Half>(),
           name,
           name,
           Shape<float>::panel_width};
