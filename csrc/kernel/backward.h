@@ -7,25 +7,11 @@
 // end: no row travels between cores. A group of many sequences goes through time in parts, one
 // after the other, so that the rows of one step do not fill more than a time block.
 //
-// How these products are computed is a type, FloatProducts or PairProducts, with the members:
-// - Storage, Scalar: the type of the layer, and the type of its sums;
-// - Element, Recurrence<Cell>: the type of the products' operands, and the panels of weight_hh;
-// - w: columns of a panel;
-// - dz, dz_stride: the rows of dz of a time block;
-// - block_rows: rows of a time block, about;
-// - gradient_size, deliver_gradient: sums of a gradient [H, width], and their way to the caller;
-// - prepare_input_gradient, pack_input_panel: weight_ih in panels, where grad_input is wanted;
-// - prepare_rows: memory for the rows of a group's time blocks;
-// - keep_row: keeps h_{t-1} (null: zeros) and x_t of a row for the products over the time block;
-// - step_back: grad_h = dz W_hh for rows of one time, and the columns given;
-// - end_recurrence: what is left to prepare once the rows of the time block are known;
-// - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels,
-//   whose first rows are zeros and may be left out;
-// - write_weight_gradient: that product as the whole gradient, for at most kOneProductRows rows;
-// - write_input_gradient: grad_input (+)= dz W_ih over the time block's rows.
+// How these products are computed is a type: see products_interface.h.
 #pragma once
 
 #include "kernel/backward_recurrence.h"
+#include "kernel/products_interface.h"
 #include "kernel/subnormals.h"
 
 namespace namernn_fast {
@@ -294,6 +280,7 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
 
 template <class Cell, class Products>
 void backward(const Backward<typename Products::Storage>& args, const Runtime& runtime) {
+  static_assert(sizeof(ProductsInterface<Products>) > 0);  // checks the type's members
   const BackwardPass<Products> pass = prepare_backward<Cell, Products>(args, runtime);
   if (pass.plan.groups > 1) {
     run_groups_apart<Cell>(pass);

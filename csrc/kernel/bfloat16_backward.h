@@ -1,6 +1,5 @@
 // The products of the backward pass in bfloat16, on instructions that multiply pairs of bfloat16:
-// of gradients dz that are rounded to bfloat16, with sums in float. The interface is documented in
-// backward.h.
+// of gradients dz that are rounded to bfloat16, with sums in float. See products_interface.h.
 //
 // dz lies twice: by rows, to be multiplied with W_hh and W_ih, and transposed, to be multiplied
 // with inputs and states in the gradients of the weights. Right operands are panels of pairs of

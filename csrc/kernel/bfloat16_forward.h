@@ -3,16 +3,23 @@
 // A row of the left operand is [x_t, h_{t-1}], each padded with zeros to whole granules of kGranule
 // elements, so that the whole cell is one product. Two arrays of such rows take turns: while one is
 // read, the states are written into the other, rounded as they are in the output. A file in
-// csrc/isa/ defines the product of one tile beforehand, as the type `PairTile` with the members:
-//   rows: of a tile at most, all of which `a` and `c` can hold;
-//   multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] (+)= a[height, K] panel.
+// csrc/isa/ defines the product of one tile beforehand, as the type `PairTile`.
 #pragma once
+
+#include <type_traits>
 
 #include "kernel/forward_copied.h"
 #include "kernel/weights.h"
 
 namespace namernn_fast {
 namespace {
+
+// The rows of a tile at most, all of which `a` and `c` can hold.
+static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
+// multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] (+)= a[height, K] panel.
+static_assert(std::is_same_v<decltype(&PairTile::multiply<true>),
+                             void (PairTile::*)(const BFloat16*, int64_t, int64_t, int64_t,
+                                                const BFloat16*, float*)>);
 
 constexpr int64_t kGranule = 32;  // elements of K: a multiple of what any such instruction takes
 

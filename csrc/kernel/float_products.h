@@ -1,5 +1,5 @@
 // The products of the backward pass in float and double, in which 16-bit types are computed too
-// where no instructions multiply pairs of them. The interface is documented in backward.h.
+// where no instructions multiply pairs of them. See products_interface.h.
 #pragma once
 
 #include <type_traits>
