@@ -174,28 +174,42 @@ inline void backward_products(const BackwardPass<Products>& pass,
   }
 }
 
+// Takes a group through time: calls body(part, block, gathering) for every time block of each of
+// its parts, and `add` when enough gradients have gathered apart to be added to the sums.
+template <class Products, class Add, class Body>
+inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t group, Add&& add,
+                                Body&& body) {
+  const auto& layer = pass.args.layer;
+  const auto& gradients = pass.groups[group].gradients;
+  Gathering gathering;
+  for_each_part(pass, group, [&](const BackwardGroup<Products>& part) {
+    for (TimeBlock block = block_before_all(layer);
+         next_block(layer, part.rows, pass.block_rows, block);) {
+      body(part, block, gathering);
+      gather(gradients, count_rows(part.rows, block), gathering, add);
+    }
+  });
+  if (gathering.apart) add();
+}
+
 // Every group goes its own way through time, and its members share out the products too.
 template <class Cell, class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
-  const auto& layer = pass.args.layer;
-  run_plan(pass.plan, layer, pass.runtime, pass.teams, [&](const Part& part) {
+  const Runtime& runtime = pass.runtime;
+  run_plan(pass.plan, pass.args.layer, runtime, pass.teams, [&](const Part& part) {
     const FlushSubnormals flush;
     const int64_t worker = part.group * pass.plan.members + part.member;
     const auto& gradients = pass.groups[part.group].gradients;
     const auto add = [&] { add_apart(gradients, part.member, part.member + 1, part.members); };
-    Gathering gathering;
-    for_each_part(pass, part.group, [&](const BackwardGroup<Products>& group) {
-      for (TimeBlock block = block_before_all(layer);
-           next_block(layer, group.rows, pass.block_rows, block);) {
-        backward_recurrence<Cell>(pass, group, block, part);
-        if (part.team) barrier(*part.team, pass.runtime);
-        backward_products<Cell>(pass, group, block, gathering,
-                                fixed_share(part.member, part.members), worker);
-        if (part.team) barrier(*part.team, pass.runtime);
-        gather(gradients, count_rows(group.rows, block), gathering, add);
-      }
-    });
-    if (gathering.apart) add();
+    for_each_time_block(
+        pass, part.group, add,
+        [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
+          backward_recurrence<Cell>(pass, group, block, part);
+          if (part.team) barrier(*part.team, runtime);
+          backward_products<Cell>(pass, group, block, sums, fixed_share(part.member, part.members),
+                                  worker);
+          if (part.team) barrier(*part.team, runtime);
+        });
   });
 }
 
@@ -221,26 +235,20 @@ void run_one_group(const BackwardPass<Products>& pass) {
       add_apart(gradients, begin, end, workers);
     });
   };
-  Gathering gathering;
-  for_each_part(pass, 0, [&](const BackwardGroup<Products>& group) {
-    for (TimeBlock block = block_before_all(layer);
-         next_block(layer, group.rows, pass.block_rows, block);) {
-      run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
-        const FlushSubnormals flush;
-        backward_recurrence<Cell>(pass, group, block, part);
+  for_each_time_block(
+      pass, 0, add,
+      [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
+        run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
+          const FlushSubnormals flush;
+          backward_recurrence<Cell>(pass, group, block, part);
+        });
+        const double cost = per_row * double(count_rows(group.rows, block));
+        int64_t counter = 0;
+        run_parallel(runtime, choose_workers(cost, runtime.machine), [&](int64_t begin, int64_t) {
+          const FlushSubnormals flush;
+          backward_products<Cell>(pass, group, block, sums, dynamic_share(&counter), begin);
+        });
       });
-      const int64_t rows = count_rows(group.rows, block);
-      int64_t counter = 0;
-      run_parallel(runtime, choose_workers(per_row * double(rows), runtime.machine),
-                   [&](int64_t begin, int64_t) {
-                     const FlushSubnormals flush;
-                     backward_products<Cell>(pass, group, block, gathering, dynamic_share(&counter),
-                                             begin);
-                   });
-      gather(gradients, rows, gathering, add);
-    }
-  });
-  if (gathering.apart) add();
 }
 
 // Adds up the gradients of all groups, and writes what did not gather in its place.
