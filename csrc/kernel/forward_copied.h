@@ -35,6 +35,7 @@ struct CopiedPart {
   const CopiedRows<Scalar>& copies;
   const ForwardMemory<Scalar>& memory;
   const Part& part;
+  const Plan& plan;
 
   int64_t width() const { return part.columns.last - part.columns.first; }
   // The part's columns of the state of sequence b.
@@ -132,7 +133,10 @@ struct CopiedPart {
       Part inside = part;
       inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
-      ForwardPart<Cell, Scalar, Storage>(copied, weights, inside, memory, runtime).run(runtime);
+      const int64_t projected_steps = choose_projected_steps(
+          forward_workload(copied.layer, runtime), plan, plan.groups, layer.in_place);
+      ForwardPart<Cell, Scalar, Storage>{copied, weights, inside, memory, projected_steps}.run(
+          runtime);
       if (args.output.data) write_time_block(first, last);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
@@ -167,7 +171,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage> own =
         forward_weights<Cell>(part, layer, weights, no_state);
-    CopiedPart<Cell, Storage>{args, own, rows, memory, part}.run(runtime);
+    CopiedPart<Cell, Storage>{args, own, rows, memory, part, plan}.run(runtime);
   });
 }
 

@@ -9,10 +9,15 @@ namespace namernn_fast {
 namespace {
 
 template <class Storage>
-inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
+inline Workload forward_workload(const Layer<Storage>& layer, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
-  return choose_plan({layer.layout, runtime.machine, layer.D, layer.H, panel_count<Scalar>(layer.H),
-                      sizeof(Scalar)});
+  return {layer.layout,  runtime.machine, layer.D, layer.H, panel_count<Scalar>(layer.H),
+          sizeof(Scalar)};
+}
+
+template <class Storage>
+inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
+  return choose_plan(forward_workload(layer, runtime));
 }
 
 // The weights that a part reads, and a state of zeros.
@@ -97,9 +102,6 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
           layer.in_place.weight_hh ? layer.weight_hh : nullptr};
 }
 
-// Rows of the input projection at once, about, where it runs ahead of the recurrence.
-constexpr int64_t kProjectedRows = 256;
-
 // The forward pass of one part: a slice of the sequences, and columns of the hidden units.
 // Weights that are read in place are stored as Storage.
 template <class Cell, class Scalar, class Storage = Scalar>
@@ -113,26 +115,7 @@ struct ForwardPart {
   const ForwardWeights<Scalar, Storage>& weights;
   const Part& part;
   const ForwardMemory<Scalar>& memory;
-  bool project_first;  // the projection of projected_steps at once, before their recurrence
-  int64_t projected_steps;
-
-  ForwardPart(const Forward<Scalar>& args, const ForwardWeights<Scalar, Storage>& weights,
-              const Part& part, const ForwardMemory<Scalar>& memory, const Runtime& runtime)
-      : args(args), weights(weights), part(part), memory(memory) {
-    // The projection is parallel in time. Done ahead, several steps at once, it has better tiles
-    // where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
-    // weights would not fit.
-    const Layer<Scalar>& layer = args.layer;
-    const int64_t width = part.slice.end - part.slice.begin;
-    const int64_t columns = part.columns.last - part.columns.first;
-    const size_t bytes = size_t(layer.D + layer.H) * columns * sizeof(Scalar);
-    project_first =
-        !has_table(layer) &&
-        (weights.weight_ih || weights.weight_hh ||
-         (width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
-         bytes > runtime.machine.l2_bytes / 2);
-    projected_steps = max64(1, kProjectedRows / max64(1, width));
-  }
+  int64_t projected_steps;  // at once, ahead of their recurrence; or 0
 
   int64_t panel_size() const {
     return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
@@ -187,8 +170,8 @@ struct ForwardPart {
     const Layer<Scalar>& layer = args.layer;
     Scalar* out = row_at(args.output, layer.layout, t, begin);
     const int64_t out_stride = args.output.row_stride;
-    Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
-                          project_first ? out_stride : 0, false};
+    Target<Scalar> target{out, out_stride, projected_steps ? out : weights.bias,
+                          projected_steps ? out_stride : 0, false};
     if (has_table(layer)) target.starts = look_up(t, begin, end);
     const Cell cell(layer);
     const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
@@ -202,7 +185,7 @@ struct ForwardPart {
     }
     Operand<Scalar> operands[2];
     int count = 0;
-    if (!project_first && !has_table(layer)) {
+    if (!projected_steps && !has_table(layer)) {
       operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);
     }
     if (h) operands[count++] = recurrence(h, h_stride);
@@ -251,7 +234,7 @@ struct ForwardPart {
     for (int64_t s = 0; s < T; ++s) {
       if (!empty) {
         const int64_t t = time_of(layer, s);
-        if (project_first && s % projected_steps == 0) project(s);
+        if (projected_steps && s % projected_steps == 0) project(s);
         if (layer.layout.tree) {
           advance_tree(t);
         } else {
@@ -280,14 +263,15 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
   const int64_t parts =
       plan.members > 1 ? 1 : count_parts(layer.layout, plan.groups, row_bytes, runtime);
+  const int64_t projected_steps = choose_projected_steps(forward_workload(layer, runtime), plan,
+                                                         plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> own =
         forward_weights<Cell>(part, layer, weights, no_state);
-    if (parts == 1) return ForwardPart<Cell, Scalar>(args, own, part, memory, runtime).run(runtime);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);
-      ForwardPart<Cell, Scalar>(args, own, smaller, memory, runtime).run(runtime);
+      ForwardPart<Cell, Scalar>{args, own, smaller, memory, projected_steps}.run(runtime);
     }
   });
 }
