@@ -98,6 +98,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
                             ? 1
                             : count_parts(layout, plan.groups,
                                           int64_t(runtime.machine.l2_bytes) / block_rows, runtime);
+  common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
+                       !has_table(layer) && !args.accumulate_weights;
   Group* groups = scratch<Group>(runtime, plan.groups);
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
@@ -111,39 +113,36 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
       group_rows += first_row(rows[p], layout.T);
     }
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
-    group.products.prepare_rows(args, capacity, runtime);
+    group.products.prepare_rows(layer.D, H, args.grad_weight_ih != nullptr, capacity, runtime);
     if (args.grad_weight_ih) {
       group.gradients = gradient_sums(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
     }
     groups[g] = group;
   }
-  const bool one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
-                           !has_table(layer) && !args.accumulate_weights;
-  return {args, runtime, plan, teams, block_rows, groups, parts, rows, one_product};
+  return {args, runtime, plan, teams, block_rows, groups, parts, rows};
 }
 
 // How many rows at the begin of a time block have no previous state, so that they add nothing to
 // the gradient of weight_hh: those of time 0 without hx. Zero times infinity is NaN, so rows count
 // only where dz is finite.
 template <class Products>
-inline int64_t count_rows_from_zero(const Backward<typename Products::Storage>& args,
-                                    const BackwardGroup<Products>& group, const TimeBlock& block) {
-  const auto& layer = args.layer;
+inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
+                                    const Products& products, const GroupRows& rows,
+                                    const TimeBlock& block) {
   if (layer.reverse || layer.hx || block.first > 0) return 0;
-  const int64_t rows = first_row(group.rows, 1);
-  for (int64_t row = 0; row < rows; ++row) {
-    if (!all_finite(group.products.dz + row * group.products.dz_stride, layer.H)) return 0;
+  const int64_t count = first_row(rows, 1);
+  for (int64_t row = 0; row < count; ++row) {
+    if (!all_finite(products.dz + row * products.dz_stride, layer.H)) return 0;
   }
-  return rows;
+  return count;
 }
 
 // The products over a block's rows, as far as they fall to this share of this worker.
 template <class Cell, class Products>
-inline void backward_products(const BackwardPass<Products>& pass,
+inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
                               const Gathering& gathering, Share share, int64_t worker) {
-  const auto& args = pass.args;
   const Products& products = group.products;
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
@@ -151,19 +150,19 @@ inline void backward_products(const BackwardPass<Products>& pass,
   if (args.grad_weight_ih) {
     const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
-    const int64_t from_zero = count_rows_from_zero(args, group, block);
-    if (pass.one_product) {
-      products.write_weight_gradient(share, H, from_zero, rows, products.previous, H,
+    const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
+    if (group.one_product) {
+      products.write_weight_gradient(share, from_zero, rows, products.previous, H,
                                      args.grad_weight_hh);
-      products.write_weight_gradient(share, H, 0, rows, products.input, D, args.grad_weight_ih);
+      products.write_weight_gradient(share, 0, rows, products.input, D, args.grad_weight_ih);
     } else {
-      products.add_weight_gradient(initial, share, H, from_zero, rows, products.previous, H,
+      products.add_weight_gradient(initial, share, from_zero, rows, products.previous, H,
                                    grad.weight_hh);
       if (group.tokens.token) {
         add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
                            grad.weight_ih);
       } else {
-        products.add_weight_gradient(initial, share, H, 0, rows, products.input, D, grad.weight_ih);
+        products.add_weight_gradient(initial, share, 0, rows, products.input, D, grad.weight_ih);
       }
     }
     static_assert(Cell::one_bias_gradient, "the library copies one bias's gradient to the other");
@@ -195,8 +194,9 @@ inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t grou
 // Every group goes its own way through time, and its members share out the products too.
 template <class Cell, class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
+  const auto& args = pass.args;
   const Runtime& runtime = pass.runtime;
-  run_plan(pass.plan, pass.args.layer, runtime, pass.teams, [&](const Part& part) {
+  run_plan(pass.plan, args.layer, runtime, pass.teams, [&](const Part& part) {
     const FlushSubnormals flush;
     const int64_t worker = part.group * pass.plan.members + part.member;
     const auto& gradients = pass.groups[part.group].gradients;
@@ -204,9 +204,9 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
     for_each_time_block(
         pass, part.group, add,
         [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
-          backward_recurrence<Cell>(pass, group, block, part);
+          backward_recurrence<Cell>(args, group, block, part, runtime);
           if (part.team) barrier(*part.team, runtime);
-          backward_products<Cell>(pass, group, block, sums, fixed_share(part.member, part.members),
+          backward_products<Cell>(args, group, block, sums, fixed_share(part.member, part.members),
                                   worker);
           if (part.team) barrier(*part.team, runtime);
         });
@@ -240,13 +240,13 @@ void run_one_group(const BackwardPass<Products>& pass) {
       [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
         run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
           const FlushSubnormals flush;
-          backward_recurrence<Cell>(pass, group, block, part);
+          backward_recurrence<Cell>(args, group, block, part, runtime);
         });
         const double cost = per_row * double(count_rows(group.rows, block));
         int64_t counter = 0;
         run_parallel(runtime, choose_workers(cost, runtime.machine), [&](int64_t begin, int64_t) {
           const FlushSubnormals flush;
-          backward_products<Cell>(pass, group, block, sums, dynamic_share(&counter), begin);
+          backward_products<Cell>(args, group, block, sums, dynamic_share(&counter), begin);
         });
       });
 }
@@ -277,7 +277,7 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
     if (sizes.bias) add_groups(&Gradients<Scalar>::bias, sizes.bias);
   }
   deliver(sums.bias, args.grad_bias, H);
-  if (pass.one_product) return;
+  if (groups[0].one_product) return;
   if (has_table(args.layer)) {
     deliver(sums.weight_ih, args.grad_weight_ih, sizes.weight_ih);
   } else {

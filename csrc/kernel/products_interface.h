@@ -45,33 +45,33 @@ struct ProductsInterface {
   // pack_input_panel(layer, p): packs panel p of weight_ih.
   static_assert(same<decltype(&Products::pack_input_panel),
                      void (Products::*)(const Layer<Storage>&, int64_t) const>);
-  // prepare_rows(args, rows, runtime): takes memory for time blocks of that many rows at most.
+  // prepare_rows(D, H, want_weights, rows, runtime): takes memory for time blocks of that many rows
+  // at most, and for the gradients of weights if these are wanted.
   static_assert(same<decltype(&Products::prepare_rows),
-                     void (Products::*)(const Backward<Storage>&, int64_t, const Runtime&)>);
-  // keep_row(args, row, t, b, h): keeps x_t and h, the state before row (t, b), for the products
-  // over the time block. A null h stands for zeros.
+                     void (Products::*)(int64_t, int64_t, bool, int64_t, const Runtime&)>);
+  // keep_row(row, h, x, grad_input): keeps what the products over the time block need of a row: the
+  // state h before it, or null for zeros, its input or null, and the place of that input's gradient
+  // or null.
   static_assert(same<decltype(&Products::keep_row),
-                     void (Products::*)(const Backward<Storage>&, int64_t, int64_t, int64_t,
-                                        const Storage*) const>);
-  // step_back(row, weight_hh, H, rows, columns, grad_h): these columns of grad_h = dz W_hh for the
+                     void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
+  // step_back(row, weight_hh, rows, columns, grad_h): these columns of grad_h = dz W_hh for the
   // rows of one time, which begin at `row`.
-  static_assert(
-      same<decltype(&Products::step_back),
-           void (Products::*)(int64_t, const Element*, int64_t, int64_t, Columns, Scalar*) const>);
-  // end_recurrence(args, rows, part): prepares the products over the rows of the time block, once
+  static_assert(same<decltype(&Products::step_back),
+                     void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
+  // end_recurrence(rows, part): prepares the products over the rows of the time block, once
   // all of these are known.
-  static_assert(same<decltype(&Products::end_recurrence),
-                     void (Products::*)(const Backward<Storage>&, int64_t, const Part&) const>);
-  // add_weight_gradient(initial, share, H, zeros, rows, panels, width, grad): grad [H, width] =
+  static_assert(
+      same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
+  // add_weight_gradient(initial, share, zeros, rows, panels, width, grad): grad [H, width] =
   // dz^T X if `initial`, else +=. X lies in `panels`, and `zeros` of its first rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
-                     void (Products::*)(bool, Share&, int64_t, int64_t, int64_t, const Element*,
-                                        int64_t, Scalar*) const>);
-  // write_weight_gradient(share, H, zeros, rows, panels, width, grad): that product as the whole
+                     void (Products::*)(bool, Share&, int64_t, int64_t, const Element*, int64_t,
+                                        Scalar*) const>);
+  // write_weight_gradient(share, zeros, rows, panels, width, grad): that product as the whole
   // gradient, for at most kOneProductRows rows.
-  static_assert(same<decltype(&Products::write_weight_gradient),
-                     void (Products::*)(Share&, int64_t, int64_t, int64_t, const Element*, int64_t,
-                                        Storage*) const>);
+  static_assert(
+      same<decltype(&Products::write_weight_gradient),
+           void (Products::*)(Share&, int64_t, int64_t, const Element*, int64_t, Storage*) const>);
   // write_input_gradient(args, group, block, share, worker): grad_input (+)= dz W_ih.
   static_assert(same<decltype(&Products::write_input_gradient),
                      void (Products::*)(const Backward<Storage>&, const GroupRows&,
