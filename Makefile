@@ -9,7 +9,7 @@ export NAMERNN_FAST_DATA ?= $(abspath ../shared/data/names)
 endif
 
 comma := ,
-NATIVE := $(wildcard $(foreach folder,csrc csrc/* tests/native tools/ptx,$(folder)/*.h $(folder)/*.cpp))
+NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/* tests/native tools/ptx,$(folder)/*.h $(folder)/*.cpp))
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
 .PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \

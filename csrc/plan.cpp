@@ -24,6 +24,7 @@ constexpr double kStretch = 600;     // ns to begin a stretch of a wave
 constexpr double kWorth = 0.95;      // a wave must take less than this share of the time without it
 constexpr int64_t kStepsAlone = 16;  // up to this many steps, layers form no wave
 constexpr double kBackward = 3;      // time of the backward pass in forward passes
+constexpr int64_t kProjectedRows = 256;  // of the projection at once, if it runs ahead
 
 double handing_over(int64_t workers) {
   return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
@@ -101,6 +102,22 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   const double otherwise =
       double(layers) * (shared + packing / double(std::min(machine.threads, panels)));
   return stretches > 1 && time < kWorth * otherwise ? Wave{at_once, stretch} : none;
+}
+
+// The projection is parallel in time. Ahead of the recurrence, several steps at once, it has better
+// tiles where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
+// weights would not fit. Products that read weights in place start from the projection.
+int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
+                               InPlace in_place) {
+  const auto& [layout, machine, D, H, panels, scalar_bytes] = workload;
+  if (D == 0) return 0;
+  const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
+  const bool thin = width < kTileRows && (!layout.count || slices == 1);
+  const double share = double(ceiling(panels, plan.members)) / double(panels);
+  const double bytes = double(H) * double(D + H) * share * double(scalar_bytes);
+  const bool ahead =
+      in_place.weight_ih || in_place.weight_hh || thin || bytes > double(machine.l2_bytes / 2);
+  return ahead ? std::max<int64_t>(1, kProjectedRows / width) : 0;
 }
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {

@@ -52,6 +52,15 @@ constexpr double kPackingCost = 8;
 // it. `panel_rate`: as in KernelsFor.
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate);
 
+// Rows of a register tile at most.
+constexpr int64_t kTileRows = 6;
+
+// How many steps of the input projection run at once, ahead of their recurrence; 0: the projection
+// of each step is summed together with its recurrent product. For a plan whose sequences are cut
+// into so many `slices`. Does not affect results: sums have the same order either way.
+int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
+                               InPlace in_place);
+
 // How many threads are worth having for so many multiply-adds that do not depend on each other.
 int64_t choose_workers(double multiply_adds, const Machine& machine);
 

@@ -7,25 +7,11 @@
 // end: no row travels between cores. A group of many sequences goes through time in parts, one
 // after the other, so that the rows of one step do not fill more than a time block.
 //
-// How these products are computed is a type, FloatProducts or PairProducts, with the members:
-// - Storage, Scalar: the type of the layer, and the type of its sums;
-// - Element, Recurrence: the type of the products' operands, and the panels of weight_hh;
-// - w: columns of a panel;
-// - dz, dz_stride: the rows of dz of a time block;
-// - block_rows: rows of a time block, about;
-// - gradient_size, deliver_gradient: sums of a gradient [H, width], and their way to the caller;
-// - prepare_input_gradient, pack_input_panel: weight_ih in panels, where grad_input is wanted;
-// - prepare_rows: memory for the rows of a group's time blocks;
-// - keep_row: keeps h_{t-1} (null: zeros) and x_t of a row for the products over the time block;
-// - step_back: grad_h = dz W_hh for rows of one time, and the columns given;
-// - end_recurrence: what is left to prepare once the rows of the time block are known;
-// - add_weight_gradient: grad [H, width] (+)= dz^T X over the time block's rows, with X in panels,
-//   whose first rows are zeros and may be left out;
-// - write_weight_gradient: that product as the whole gradient, for at most kOneProductRows rows;
-// - write_input_gradient: grad_input (+)= dz W_ih over the time block's rows.
+// How these products are computed is a type: see products_interface.h.
 #pragma once
 
 #include "kernel/backward_recurrence.h"
+#include "kernel/products_interface.h"
 #include "kernel/subnormals.h"
 
 namespace namernn_fast {
@@ -45,17 +31,25 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// The panels that a wave makes once for all stretches: their size, and packing them.
-template <class Storage>
+// The panels that a wave makes once for all stretches: those of weight_hh, then those of weight_ih.
+// Their size, where weight_ih is in them, and packing them.
+template <class Cell, class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
-  return RecurrencePanels<Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
+  return RecurrencePanels<Cell, Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
 }
-template <class Storage>
+template <class Cell, class Products, class Storage>
+typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
+  if (!panels) return nullptr;
+  auto* start = static_cast<char*>(const_cast<void*>(panels));
+  const size_t before = Products::template Recurrence<Cell>::bytes(layer.D, layer.H);
+  return reinterpret_cast<typename Products::Element*>(start + before);
+}
+template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
-  pack_all<RecurrencePanels<Storage>>(layer, panels, runtime);
+  pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
   FloatProducts<Storage> products{};
-  products.weight_ih = FloatProducts<Storage>::weight_ih_in(panels, layer.D, layer.H);
+  products.weight_ih = weight_ih_in<Cell, FloatProducts<Storage>>(panels, layer);
   pack_input_panels(products, layer, runtime);
 }
 
@@ -71,7 +65,7 @@ inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice
   return start;
 }
 
-template <class Products>
+template <class Cell, class Products>
 BackwardPass<Products> prepare_backward(const Backward<typename Products::Storage>& args,
                                         const Runtime& runtime) {
   using Scalar = typename Products::Scalar;
@@ -87,12 +81,13 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const int64_t block_rows = Products::block_rows(layer, runtime);
 
   Group common{};
-  common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
+  common.copies = weight_copies<typename Products::template Recurrence<Cell>>(layer, plan, runtime);
   common.grad_h =
       gathering_place<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
   if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
   if (args.grad_input.data) {
-    common.products.prepare_input_gradient(layer, plan, runtime);
+    auto* weight_ih = weight_ih_in<Cell, Products>(layer.panels, layer);
+    common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels(common.products, layer, runtime);
   }
   const GradientSizes sizes{
@@ -103,6 +98,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
                             ? 1
                             : count_parts(layout, plan.groups,
                                           int64_t(runtime.machine.l2_bytes) / block_rows, runtime);
+  common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
+                       !has_table(layer) && !args.accumulate_weights;
   Group* groups = scratch<Group>(runtime, plan.groups);
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
@@ -116,39 +113,36 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
       group_rows += first_row(rows[p], layout.T);
     }
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
-    group.products.prepare_rows(args, capacity, runtime);
+    group.products.prepare_rows(layer.D, H, args.grad_weight_ih != nullptr, capacity, runtime);
     if (args.grad_weight_ih) {
       group.gradients = gradient_sums(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
     }
     groups[g] = group;
   }
-  const bool one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
-                           !has_table(layer) && !args.accumulate_weights;
-  return {args, runtime, plan, teams, block_rows, groups, parts, rows, one_product};
+  return {args, runtime, plan, teams, block_rows, groups, parts, rows};
 }
 
 // How many rows at the begin of a time block have no previous state, so that they add nothing to
 // the gradient of weight_hh: those of time 0 without hx. Zero times infinity is NaN, so rows count
 // only where dz is finite.
 template <class Products>
-inline int64_t count_rows_from_zero(const Backward<typename Products::Storage>& args,
-                                    const BackwardGroup<Products>& group, const TimeBlock& block) {
-  const auto& layer = args.layer;
+inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
+                                    const Products& products, const GroupRows& rows,
+                                    const TimeBlock& block) {
   if (layer.reverse || layer.hx || block.first > 0) return 0;
-  const int64_t rows = first_row(group.rows, 1);
-  for (int64_t row = 0; row < rows; ++row) {
-    if (!all_finite(group.products.dz + row * group.products.dz_stride, layer.H)) return 0;
+  const int64_t count = first_row(rows, 1);
+  for (int64_t row = 0; row < count; ++row) {
+    if (!all_finite(products.dz + row * products.dz_stride, layer.H)) return 0;
   }
-  return rows;
+  return count;
 }
 
 // The products over a block's rows, as far as they fall to this share of this worker.
-template <class Products>
-inline void backward_products(const BackwardPass<Products>& pass,
+template <class Cell, class Products>
+inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
                               const Gathering& gathering, Share share, int64_t worker) {
-  const auto& args = pass.args;
   const Products& products = group.products;
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
@@ -156,21 +150,22 @@ inline void backward_products(const BackwardPass<Products>& pass,
   if (args.grad_weight_ih) {
     const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
-    const int64_t from_zero = count_rows_from_zero(args, group, block);
-    if (pass.one_product) {
-      products.write_weight_gradient(share, H, from_zero, rows, products.previous, H,
+    const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
+    if (group.one_product) {
+      products.write_weight_gradient(share, from_zero, rows, products.previous, H,
                                      args.grad_weight_hh);
-      products.write_weight_gradient(share, H, 0, rows, products.input, D, args.grad_weight_ih);
+      products.write_weight_gradient(share, 0, rows, products.input, D, args.grad_weight_ih);
     } else {
-      products.add_weight_gradient(initial, share, H, from_zero, rows, products.previous, H,
+      products.add_weight_gradient(initial, share, from_zero, rows, products.previous, H,
                                    grad.weight_hh);
       if (group.tokens.token) {
         add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
                            grad.weight_ih);
       } else {
-        products.add_weight_gradient(initial, share, H, 0, rows, products.input, D, grad.weight_ih);
+        products.add_weight_gradient(initial, share, 0, rows, products.input, D, grad.weight_ih);
       }
     }
+    static_assert(Cell::one_bias_gradient, "the library copies one bias's gradient to the other");
     if (args.grad_bias) add_bias_gradient(products, initial, share, H, rows, grad.bias);
   }
   if (args.grad_input.data) {
@@ -178,34 +173,49 @@ inline void backward_products(const BackwardPass<Products>& pass,
   }
 }
 
-// Every group goes its own way through time, and its members share out the products too.
-template <class Products>
-void run_groups_apart(const BackwardPass<Products>& pass) {
+// Takes a group through time: calls body(part, block, gathering) for every time block of each of
+// its parts, and `add` when enough gradients have gathered apart to be added to the sums.
+template <class Products, class Add, class Body>
+inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t group, Add&& add,
+                                Body&& body) {
   const auto& layer = pass.args.layer;
-  run_plan(pass.plan, layer, pass.runtime, pass.teams, [&](const Part& part) {
+  const auto& gradients = pass.groups[group].gradients;
+  Gathering gathering;
+  for_each_part(pass, group, [&](const BackwardGroup<Products>& part) {
+    for (TimeBlock block = block_before_all(layer);
+         next_block(layer, part.rows, pass.block_rows, block);) {
+      body(part, block, gathering);
+      gather(gradients, count_rows(part.rows, block), gathering, add);
+    }
+  });
+  if (gathering.apart) add();
+}
+
+// Every group goes its own way through time, and its members share out the products too.
+template <class Cell, class Products>
+void run_groups_apart(const BackwardPass<Products>& pass) {
+  const auto& args = pass.args;
+  const Runtime& runtime = pass.runtime;
+  run_plan(pass.plan, args.layer, runtime, pass.teams, [&](const Part& part) {
     const FlushSubnormals flush;
     const int64_t worker = part.group * pass.plan.members + part.member;
     const auto& gradients = pass.groups[part.group].gradients;
     const auto add = [&] { add_apart(gradients, part.member, part.member + 1, part.members); };
-    Gathering gathering;
-    for_each_part(pass, part.group, [&](const BackwardGroup<Products>& group) {
-      for (TimeBlock block = block_before_all(layer);
-           next_block(layer, group.rows, pass.block_rows, block);) {
-        backward_recurrence(pass, group, block, part);
-        if (part.team) barrier(*part.team, pass.runtime);
-        backward_products(pass, group, block, gathering, fixed_share(part.member, part.members),
-                          worker);
-        if (part.team) barrier(*part.team, pass.runtime);
-        gather(gradients, count_rows(group.rows, block), gathering, add);
-      }
-    });
-    if (gathering.apart) add();
+    for_each_time_block(
+        pass, part.group, add,
+        [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
+          backward_recurrence<Cell>(args, group, block, part, runtime);
+          if (part.team) barrier(*part.team, runtime);
+          backward_products<Cell>(args, group, block, sums, fixed_share(part.member, part.members),
+                                  worker);
+          if (part.team) barrier(*part.team, runtime);
+        });
   });
 }
 
 // The only group goes through time by the plan; all threads share out the products, which have more
 // to share out than the recurrence.
-template <class Products>
+template <class Cell, class Products>
 void run_one_group(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
   const auto& args = pass.args;
@@ -225,26 +235,20 @@ void run_one_group(const BackwardPass<Products>& pass) {
       add_apart(gradients, begin, end, workers);
     });
   };
-  Gathering gathering;
-  for_each_part(pass, 0, [&](const BackwardGroup<Products>& group) {
-    for (TimeBlock block = block_before_all(layer);
-         next_block(layer, group.rows, pass.block_rows, block);) {
-      run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
-        const FlushSubnormals flush;
-        backward_recurrence(pass, group, block, part);
+  for_each_time_block(
+      pass, 0, add,
+      [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
+        run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
+          const FlushSubnormals flush;
+          backward_recurrence<Cell>(args, group, block, part, runtime);
+        });
+        const double cost = per_row * double(count_rows(group.rows, block));
+        int64_t counter = 0;
+        run_parallel(runtime, choose_workers(cost, runtime.machine), [&](int64_t begin, int64_t) {
+          const FlushSubnormals flush;
+          backward_products<Cell>(args, group, block, sums, dynamic_share(&counter), begin);
+        });
       });
-      const int64_t rows = count_rows(group.rows, block);
-      int64_t counter = 0;
-      run_parallel(runtime, choose_workers(per_row * double(rows), runtime.machine),
-                   [&](int64_t begin, int64_t) {
-                     const FlushSubnormals flush;
-                     backward_products(pass, group, block, gathering, dynamic_share(&counter),
-                                       begin);
-                   });
-      gather(gradients, rows, gathering, add);
-    }
-  });
-  if (gathering.apart) add();
 }
 
 // Adds up the gradients of all groups, and writes what did not gather in its place.
@@ -273,7 +277,7 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
     if (sizes.bias) add_groups(&Gradients<Scalar>::bias, sizes.bias);
   }
   deliver(sums.bias, args.grad_bias, H);
-  if (pass.one_product) return;
+  if (groups[0].one_product) return;
   if (has_table(args.layer)) {
     deliver(sums.weight_ih, args.grad_weight_ih, sizes.weight_ih);
   } else {
@@ -282,13 +286,14 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
   Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, H, H, pass.runtime);
 }
 
-template <class Products>
+template <class Cell, class Products>
 void backward(const Backward<typename Products::Storage>& args, const Runtime& runtime) {
-  const BackwardPass<Products> pass = prepare_backward<Products>(args, runtime);
+  static_assert(sizeof(ProductsInterface<Products>) > 0);  // checks the type's members
+  const BackwardPass<Products> pass = prepare_backward<Cell, Products>(args, runtime);
   if (pass.plan.groups > 1) {
-    run_groups_apart(pass);
+    run_groups_apart<Cell>(pass);
   } else {
-    run_one_group(pass);
+    run_one_group<Cell>(pass);
   }
   deliver_gradients(pass);
 }

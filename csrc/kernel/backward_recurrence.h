@@ -19,6 +19,7 @@ struct BackwardGroup {
   Scalar* grad_h;       // [B, H], of all groups
   Scalar* grad_parent;  // [B, H], of a tree: the gradient of the state that each row continues
   TokenRows tokens;     // if the gradient of a table is wanted
+  bool one_product;     // whether the gradient of each weight is one product, which needs no sums
 };
 
 template <class Products>
@@ -33,7 +34,6 @@ struct BackwardPass {
   Group* groups;       // [groups]
   int64_t parts;       // of a group, which go through time one after the other
   GroupRows* rows;     // [groups * parts]
-  bool one_product;    // whether the gradient of each weight is one product, which needs no sums
 };
 
 // Calls f(part) for the parts of a group that have rows, one after the other. The gradients of all
@@ -94,12 +94,15 @@ inline void gather_tree_gradients(const Backward<Storage>& args, int64_t t,
 }
 
 // One step of the recurrence, at time t. Sequence b has the row `row + b` of the time block.
-template <class Products>
+template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
                           const typename Products::Element* weight_hh, int64_t t, int64_t row,
                           const Part& part, const Runtime& runtime) {
+  static_assert(Cell::sums == 1 && Cell::kept == 0,
+                "a row of dz is one block, computed from the gradient and the row of the output");
   const auto& layer = args.layer;
+  const Cell cell(layer);
   const SequenceLayout& layout = layer.layout;
   const Products& products = group.products;
   const Slice slice = part.slice;
@@ -109,20 +112,21 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const int64_t end = alive_end(layout, t, slice);
   if (layout.tree) gather_tree_gradients(args, t, group.grad_parent, group.grad_h);
   for (int64_t b = slice.begin; b < end; ++b) {
-    activate_backward(
-        layer.activation, row_at(args.output, layout, t, b) + first_column,
-        group.grad_h + b * layer.H + first_column,
+    cell.sum_gradients(
+        row_at(args.output, layout, t, b) + first_column, group.grad_h + b * layer.H + first_column,
         args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
         products.dz + (row + b) * products.dz_stride + first_column, width);
   }
   if (args.grad_weight_ih || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-      products.keep_row(args, row + b, t, b, previous_state(layer, args.output, t, b, continued));
+      products.keep_row(row + b, previous_state(layer, args.output, t, b, continued),
+                        input_row(layer, t, b),
+                        args.grad_input.data ? row_at(args.grad_input, layout, t, b) : nullptr);
     }
   }
   if (part.team) barrier(*part.team, runtime);
   const int64_t wanted = args.grad_hx ? end : continued;
-  products.step_back(row + slice.begin, weight_hh, layer.H, wanted - slice.begin, part.columns,
+  products.step_back(row + slice.begin, weight_hh, wanted - slice.begin, part.columns,
                      (layout.tree ? group.grad_parent : group.grad_h) + slice.begin * layer.H);
   for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
@@ -132,17 +136,17 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   });
 }
 
-template <class Products>
-inline void backward_recurrence(const BackwardPass<Products>& pass,
+template <class Cell, class Products>
+inline void backward_recurrence(const Backward<typename Products::Storage>& args,
                                 const BackwardGroup<Products>& group, const TimeBlock& block,
-                                Part part) {
+                                Part part, const Runtime& runtime) {
   part.slice = group.rows.slice;
-  const auto& args = pass.args;
   const auto& layer = args.layer;
   WeightCopies copies = group.copies;
   copies.packed |=
       !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nothing reads them
-  const auto* weight_hh = weights_for<typename Products::Recurrence>(part, layer, copies).weights;
+  using Panels = typename Products::template Recurrence<Cell>;
+  const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;
   if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);
   if (group.tokens.token && part.member == 0) {
     link_rows(layer, block, part.slice, group.tokens);
@@ -151,9 +155,9 @@ inline void backward_recurrence(const BackwardPass<Products>& pass,
   for (int64_t s = block.first; s < block.last; ++s) {
     const int64_t t = layer.reverse ? s : block.last - 1 - (s - block.first);
     const int64_t row = first_row(group.rows, t) - base - part.slice.begin;
-    backward_step(args, group, weight_hh, t, row, part, pass.runtime);
+    backward_step<Cell>(args, group, weight_hh, t, row, part, runtime);
   }
-  group.products.end_recurrence(args, count_rows(group.rows, block), part);
+  group.products.end_recurrence(count_rows(group.rows, block), part);
 }
 
 }  // namespace

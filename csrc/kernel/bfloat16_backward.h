@@ -1,6 +1,5 @@
 // The products of the backward pass in bfloat16, on instructions that multiply pairs of bfloat16:
-// of gradients dz that are rounded to bfloat16, with sums in float. The interface is documented in
-// backward.h.
+// of gradients dz that are rounded to bfloat16, with sums in float. See products_interface.h.
 //
 // dz lies twice: by rows, to be multiplied with W_hh and W_ih, and transposed, to be multiplied
 // with inputs and states in the gradients of the weights. Right operands are panels of pairs of
@@ -47,7 +46,9 @@ inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t 
   }
 }
 
-// weight_hh as the backward recurrence on pairs reads it: panels of W_hh [padded(kGates * H), H].
+// weight_hh as the backward recurrence on pairs reads it: panels of W_hh
+// [padded(weight_blocks * H), H].
+template <class Cell>
 struct PairRecurrencePanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
@@ -55,11 +56,11 @@ struct PairRecurrencePanels {
 
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
   static size_t bytes(int64_t, int64_t H) {
-    return panels_size<float>(padded(kGates * H), H) * sizeof(BFloat16);
+    return panels_size<float>(padded(Cell::weight_blocks * H), H) * sizeof(BFloat16);
   }
   PairRecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<BFloat16*>(memory)) {}
   void pack(const Layer<BFloat16>& layer, int64_t p) const {
-    const int64_t K = kGates * layer.H;
+    const int64_t K = Cell::weight_blocks * layer.H;
     pack_pair_rows(layer.weight_hh, K, layer.H, p * w, weights + p * padded(K) * w);
   }
 };
@@ -79,12 +80,15 @@ struct PairProducts {
   using Storage = BFloat16;
   using Scalar = float;
   using Element = BFloat16;
-  using Recurrence = PairRecurrencePanels;
+  template <class Cell>
+  using Recurrence = PairRecurrencePanels<Cell>;
   static constexpr int64_t w = Shape<float>::panel_width;
 
   // Memory shared by all groups.
   BFloat16* weight_ih;  // panels of W_ih [padded(H), D], if grad_input is wanted
-  // Memory of one group.
+  // Of one group, from prepare_rows() on.
+  int64_t D;
+  int64_t H;         // columns of dz
   int64_t capacity;  // rows of a time block at most
   int64_t dz_stride;
   BFloat16* dz;             // [capacity + PairTile::rows, dz_stride]
@@ -116,7 +120,8 @@ struct PairProducts {
     });
   }
 
-  void prepare_input_gradient(const Layer<BFloat16>& layer, const Plan&, const Runtime& runtime) {
+  void prepare_input_gradient(const Layer<BFloat16>& layer, BFloat16*, const Plan&,
+                              const Runtime& runtime) {
     weight_ih = scratch<BFloat16>(runtime, panels_size<float>(padded(layer.H), layer.D));
   }
 
@@ -124,8 +129,10 @@ struct PairProducts {
     pack_pair_rows(layer.weight_ih, layer.H, layer.D, p * w, weight_ih + p * padded(layer.H) * w);
   }
 
-  void prepare_rows(const Backward<BFloat16>& args, int64_t block_rows, const Runtime& runtime) {
-    const int64_t H = args.layer.H;
+  void prepare_rows(int64_t inputs, int64_t units, bool want_weights, int64_t block_rows,
+                    const Runtime& runtime) {
+    D = inputs;
+    H = units;
     capacity = odd_granules(block_rows);
     dz_stride = odd_granules(H);
     dz = scratch<BFloat16>(runtime, (capacity + PairTile::rows) * dz_stride);
@@ -133,21 +140,18 @@ struct PairProducts {
       std::memset(dz + row * dz_stride + H, 0, (padded(H) - H) * sizeof(BFloat16));
     }
     rows = scratch<PairRow>(runtime, capacity);
-    if (args.grad_weight_ih) {
+    if (want_weights) {
       dz_transposed = scratch<BFloat16>(runtime, padded(H) * capacity);
       previous = scratch<BFloat16>(runtime, panels_size<float>(capacity, H));
-      input = scratch<BFloat16>(runtime, panels_size<float>(capacity, args.layer.D));
+      input = scratch<BFloat16>(runtime, panels_size<float>(capacity, D));
     }
   }
 
-  void keep_row(const Backward<BFloat16>& args, int64_t row, int64_t t, int64_t b,
-                const BFloat16* h) const {
-    const Layer<BFloat16>& layer = args.layer;
-    rows[row] = {h, input_row(layer, t, b),
-                 args.grad_input.data ? row_at(args.grad_input, layer.layout, t, b) : nullptr};
+  void keep_row(int64_t row, const BFloat16* h, const BFloat16* x, BFloat16* grad_input) const {
+    rows[row] = {h, x, grad_input};
   }
 
-  void step_back(int64_t row, const BFloat16* weight_hh, int64_t H, int64_t count, Columns columns,
+  void step_back(int64_t row, const BFloat16* weight_hh, int64_t count, Columns columns,
                  float* grad_h) const {
     multiply_pairs(dz + row * dz_stride, dz_stride, H, count, weight_hh, columns,
                    [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
@@ -159,15 +163,15 @@ struct PairProducts {
 
   // Transposes dz and packs the rows of the time block, kGranule of them at once, for the gradients
   // of the weights.
-  void end_recurrence(const Backward<BFloat16>& args, int64_t count, const Part& part) const {
-    if (!args.grad_weight_ih) return;
+  void end_recurrence(int64_t count, const Part& part) const {
+    if (!dz_transposed) return;
     for (int64_t first = part.member * kGranule; first < count; first += part.members * kGranule) {
-      transpose_granule(args.layer.H, first, count);
-      pack_granule(args.layer.H, args.layer.D, first, count);
+      transpose_granule(first, count);
+      pack_granule(first, count);
     }
   }
 
-  void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t zeros, int64_t count,
+  void add_weight_gradient(bool initial, Share& share, int64_t zeros, int64_t count,
                            const BFloat16* panels, int64_t width, float* grad) const {
     static_assert(kTaskRows % PairTile::rows == 0);
     PairTile tile;
@@ -191,8 +195,8 @@ struct PairProducts {
     }
   }
 
-  void write_weight_gradient(Share& share, int64_t H, int64_t zeros, int64_t count,
-                             const BFloat16* panels, int64_t width, BFloat16* grad) const {
+  void write_weight_gradient(Share& share, int64_t zeros, int64_t count, const BFloat16* panels,
+                             int64_t width, BFloat16* grad) const {
     PairTile tile;
     alignas(64) float sums[PairTile::rows * w];
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
@@ -212,12 +216,11 @@ struct PairProducts {
 
   void write_input_gradient(const Backward<BFloat16>& args, const GroupRows& group,
                             const TimeBlock& block, Share& share, int64_t) const {
-    const int64_t D = args.layer.D;
     const int64_t count = count_rows(group, block);
     for (int64_t first = 0; first < count; first += kTaskRows) {
       if (!take(share)) continue;
-      multiply_pairs(dz + first * dz_stride, dz_stride, args.layer.H,
-                     min64(kTaskRows, count - first), weight_ih, Columns{0, D},
+      multiply_pairs(dz + first * dz_stride, dz_stride, H, min64(kTaskRows, count - first),
+                     weight_ih, Columns{0, D},
                      [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
                        for (int64_t r = 0; r < height; ++r) {
                          BFloat16* grad = rows[first + i + r].grad_input + j;
@@ -250,7 +253,7 @@ struct PairProducts {
   }
 
   // The columns first .. first + kGranule of dz_transposed; rows of dz past `count` are zeros.
-  void transpose_granule(int64_t H, int64_t first, int64_t count) const {
+  void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
     const auto dz_row = [&](int64_t row) { return row < count ? dz + row * dz_stride : nullptr; };
     for (int64_t i = 0; i < padded(H); i += lanes) {
@@ -270,7 +273,7 @@ struct PairProducts {
   }
 
   // The rows first .. first + kGranule of the panels of previous states and inputs.
-  void pack_granule(int64_t H, int64_t D, int64_t first, int64_t count) const {
+  void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
       constexpr PairRow none{};
       const PairRow& a = row < count ? rows[row] : none;

@@ -3,17 +3,23 @@
 // A row of the left operand is [x_t, h_{t-1}], each padded with zeros to whole granules of kGranule
 // elements, so that the whole cell is one product. Two arrays of such rows take turns: while one is
 // read, the states are written into the other, rounded as they are in the output. A file in
-// csrc/isa/ defines the product of one tile beforehand, as the type `PairTile` with the members:
-//   rows: of a tile at most, all of which `a` and `c` can hold;
-//   multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] (+)= a[height, K] panel.
+// csrc/isa/ defines the product of one tile beforehand, as the type `PairTile`.
 #pragma once
 
-#include "kernel/cell.h"
+#include <type_traits>
+
 #include "kernel/forward_copied.h"
 #include "kernel/weights.h"
 
 namespace namernn_fast {
 namespace {
+
+// The rows of a tile at most, all of which `a` and `c` can hold.
+static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
+// multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] (+)= a[height, K] panel.
+static_assert(std::is_same_v<decltype(&PairTile::multiply<true>),
+                             void (PairTile::*)(const BFloat16*, int64_t, int64_t, int64_t,
+                                                const BFloat16*, float*)>);
 
 constexpr int64_t kGranule = 32;  // elements of K: a multiple of what any such instruction takes
 
@@ -50,26 +56,33 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
 }
 
 // The weights of a layer as the forward pass on pairs reads them.
+template <class Cell>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  BFloat16* weights;  // panels of [padded(D) + padded(H), kGates * H]
-  float* bias;        // [panels * panel_width]
+  BFloat16* weights;  // [unit blocks, weight blocks], panels of [padded(D) + padded(H), H]
+  float* bias;        // [unit blocks, weight blocks, panel_width]
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<float>(kGates * H); }
+  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }  // of unit blocks
   static int64_t panel_size(int64_t D, int64_t H) { return (padded(D) + padded(H)) * w; }
   static size_t bytes(int64_t D, int64_t H) {
-    return count(D, H) * (panel_size(D, H) * sizeof(BFloat16) + w * sizeof(float));
+    return count(D, H) * Cell::weight_blocks *
+           (panel_size(D, H) * sizeof(BFloat16) + w * sizeof(float));
   }
   PairPanels(void* memory, int64_t D, int64_t H)
       : weights(static_cast<BFloat16*>(memory)),
-        bias(reinterpret_cast<float*>(weights + count(D, H) * panel_size(D, H))) {}
+        bias(reinterpret_cast<float*>(weights +
+                                      count(D, H) * Cell::weight_blocks * panel_size(D, H))) {}
 
   void pack(const Layer<BFloat16>& layer, int64_t p) const {
-    BFloat16* panel = weights + p * panel_size(layer.D, layer.H);
-    pack_pairs(layer.weight_ih, layer.D, kGates * layer.H, p * w, panel);
-    pack_pairs(layer.weight_hh, layer.H, kGates * layer.H, p * w, panel + padded(layer.D) * w);
-    pack_bias(layer, p * w, bias + p * w);
+    const int64_t D = layer.D;
+    const int64_t H = layer.H;
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
+      BFloat16* panel = weights + (p * Cell::weight_blocks + g) * panel_size(D, H);
+      pack_pairs(block_of(layer.weight_ih, g, H, D), D, H, p * w, panel);
+      pack_pairs(block_of(layer.weight_hh, g, H, H), H, H, p * w, panel + padded(D) * w);
+    }
+    pack_bias<Cell>(layer, p, bias + p * Cell::weight_blocks * w);
   }
 };
 
@@ -96,11 +109,14 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
 
 // The forward pass of one part. `arrays`: the two arrays of rows of all groups,
 // [groups * PairTile::rows + B, padded(D) + padded(H)] each.
-inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels& panels,
+template <class Cell>
+inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels<Cell>& panels,
                                BFloat16* const (&arrays)[2], const Part& part,
                                const Runtime& runtime) {
+  static_assert(Cell::sums == 1 && Cell::kept == 0, "a tile has all that its states need");
   constexpr int64_t w = Shape<float>::panel_width;
   const Layer<BFloat16>& layer = args.layer;
+  const Cell cell(layer);
   const SequenceLayout& layout = layer.layout;
   const Slice slice = part.slice;
   const Columns columns = part.columns;
@@ -135,7 +151,7 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels& 
           for_each_vector<float>(width, [&](int64_t c, int64_t n) {
             Vec<float> sum = load(z + c) + load(panels.bias + j + c);
             if (looked_up) sum += load_upto(looked_up + c, n);
-            const Vec<float> h = activate<float>(layer.activation, sum);
+            const Vec<float> h = cell.template state<float>(sum);
             if (out) store_upto(out + c, h, n);
             store_upto(state + c, cut ? Vec<float>{} : h, n);
           });
@@ -146,15 +162,16 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels& 
   }
 }
 
-inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
+template <class Cell>
+void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
-    return forward_copied(args, runtime);  // in float, because pairs need panels
+    return forward_copied<Cell>(args, runtime);  // in float, because pairs need panels
   }
   const Plan plan = choose_plan({layer.layout, runtime.machine, layer.D, layer.H,
                                  panel_count<float>(layer.H), sizeof(BFloat16)});
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies copies = weight_copies<PairPanels>(layer, plan, runtime);
+  const WeightCopies copies = weight_copies<PairPanels<Cell>>(layer, plan, runtime);
   const int64_t elements =
       (layer.layout.B + plan.groups * PairTile::rows) * (padded(layer.D) + padded(layer.H));
   BFloat16* arrays[2];
@@ -163,7 +180,7 @@ inline void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime)
     std::memset(rows, 0, elements * sizeof(BFloat16));
   }
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const PairPanels panels = weights_for<PairPanels>(part, layer, copies);
+    const auto panels = weights_for<PairPanels<Cell>>(part, layer, copies);
     forward_pairs_part(args, panels, arrays, part, runtime);
   });
 }

@@ -4,14 +4,19 @@
 
 #include "kernel/bfloat16_backward.h"
 #include "kernel/bfloat16_forward.h"
+#include "kernel/cells/elman.h"
 
 namespace namernn_fast {
 namespace {
 
 // Both passes make panels and table at every call: no wave or tree runs in bfloat16.
 constexpr KernelsFor<BFloat16> kernels_on_pairs() {
-  return {{nullptr, nullptr},      &forward_pairs, {nullptr, nullptr},
-          &backward<PairProducts>, nullptr,        8};
+  return {{nullptr, nullptr},
+          &forward_pairs<Elman>,
+          {nullptr, nullptr},
+          &backward<Elman, PairProducts>,
+          nullptr,
+          8};
 }
 
 }  // namespace

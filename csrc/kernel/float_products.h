@@ -1,5 +1,5 @@
 // The products of the backward pass in float and double, in which 16-bit types are computed too
-// where no instructions multiply pairs of them. The interface is documented in backward.h.
+// where no instructions multiply pairs of them. See products_interface.h.
 #pragma once
 
 #include <type_traits>
@@ -22,14 +22,17 @@ struct FloatProducts {
   using Storage = StorageType;
   using Scalar = Compute<Storage>;
   using Element = Scalar;
-  using Recurrence = RecurrencePanels<Storage>;
+  template <class Cell>
+  using Recurrence = RecurrencePanels<Cell, Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   // Memory shared by all groups.
   Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
   Scalar* staged;  // [workers, kTaskRows, D], where grad_input has 16 bits or rows in any order; or
                    // null
-  // Memory of one group.
+  // Of one group, from prepare_rows() on.
+  int64_t D;
+  int64_t H;         // columns of dz
   int64_t capacity;  // rows of a time block at most
   int64_t dz_stride;
   Element* dz;        // [capacity, dz_stride]
@@ -49,16 +52,9 @@ struct FloatProducts {
     deliver(sums, result, H * width);
   }
 
-  // Where pack_backward puts weight_ih: after weight_hh.
-  static Element* weight_ih_in(const void* panels, int64_t D, int64_t H) {
-    auto* start = static_cast<char*>(const_cast<void*>(panels));
-    return reinterpret_cast<Element*>(start + Recurrence::bytes(D, H));
-  }
-
-  void prepare_input_gradient(const Layer<Storage>& layer, const Plan& plan,
+  void prepare_input_gradient(const Layer<Storage>& layer, Element* panels, const Plan& plan,
                               const Runtime& runtime) {
-    weight_ih = layer.panels ? weight_ih_in(layer.panels, layer.D, layer.H)
-                             : scratch<Element>(runtime, panels_size<Scalar>(layer.H, layer.D));
+    weight_ih = panels ? panels : scratch<Element>(runtime, panels_size<Scalar>(layer.H, layer.D));
     if (!std::is_same_v<Storage, Scalar> || layer.layout.origin) {
       const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
       staged = scratch<Scalar>(runtime, workers * kTaskRows * layer.D);
@@ -69,40 +65,36 @@ struct FloatProducts {
     pack(layer.weight_ih, layer.H, layer.D, p * w, weight_ih + p * layer.H * w);
   }
 
-  void prepare_rows(const Backward<Storage>& args, int64_t rows, const Runtime& runtime) {
-    const int64_t H = args.layer.H;
+  void prepare_rows(int64_t inputs, int64_t units, bool want_weights, int64_t rows,
+                    const Runtime& runtime) {
+    D = inputs;
+    H = units;
     capacity = rows;
     // The odd number of vectors keeps a column of dz from falling into few cache sets.
     dz_stride = panel_count<Scalar>(H) * w + Simd<Scalar>::lanes;
     dz = scratch<Element>(runtime, capacity * dz_stride);
-    if (args.grad_weight_ih) {
+    if (want_weights) {
       previous = scratch<Element>(runtime, panels_size<Scalar>(capacity, H));
-      input = scratch<Element>(runtime, panels_size<Scalar>(capacity, args.layer.D));
+      input = scratch<Element>(runtime, panels_size<Scalar>(capacity, D));
     }
   }
 
-  void keep_row(const Backward<Storage>& args, int64_t row, int64_t t, int64_t b,
-                const Storage* h) const {
-    const Layer<Storage>& layer = args.layer;
-    for (int64_t j = 0; args.grad_weight_ih && j < layer.H; j += w) {
-      pack_row(h, layer.H, j, previous + j * capacity + row * w);
-    }
-    const Storage* x = input_row(layer, t, b);
-    for (int64_t j = 0; args.grad_weight_ih && j < layer.D; j += w) {
-      pack_row(x, layer.D, j, input + j * capacity + row * w);
-    }
+  void keep_row(int64_t row, const Storage* h, const Storage* x, Storage*) const {
+    if (!previous) return;
+    for (int64_t j = 0; j < H; j += w) pack_row(h, H, j, previous + j * capacity + row * w);
+    for (int64_t j = 0; j < D; j += w) pack_row(x, D, j, input + j * capacity + row * w);
   }
 
-  void step_back(int64_t row, const Element* weight_hh, int64_t H, int64_t rows, Columns columns,
+  void step_back(int64_t row, const Element* weight_hh, int64_t rows, Columns columns,
                  Scalar* grad_h) const {
     const Operand<Scalar> operand{dz + row * dz_stride, dz_stride, 1, weight_hh, H * w, H};
     const Target<Scalar> target{grad_h, H, nullptr, 0, false};
     product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, Nothing());
   }
 
-  void end_recurrence(const Backward<Storage>&, int64_t, const Part&) const {}
+  void end_recurrence(int64_t, const Part&) const {}
 
-  void add_weight_gradient(bool initial, Share& share, int64_t H, int64_t zeros, int64_t rows,
+  void add_weight_gradient(bool initial, Share& share, int64_t zeros, int64_t rows,
                            const Element* panels, int64_t width, Scalar* grad) const {
     // Few rows leave little to compute, so their tasks write memory in order: whole rows of grad.
     const bool whole = rows <= kFewRows;
@@ -125,10 +117,10 @@ struct FloatProducts {
     }
   }
 
-  void write_weight_gradient(Share& share, int64_t H, int64_t zeros, int64_t rows,
-                             const Element* panels, int64_t width, Storage* grad) const {
+  void write_weight_gradient(Share& share, int64_t zeros, int64_t rows, const Element* panels,
+                             int64_t width, Storage* grad) const {
     if constexpr (std::is_same_v<Storage, Scalar>) {
-      add_weight_gradient(true, share, H, zeros, rows, panels, width, grad);
+      add_weight_gradient(true, share, zeros, rows, panels, width, grad);
     } else {
       constexpr int64_t height = Shape<Scalar>::max_rows;
       alignas(64) Scalar sums[height * w];
@@ -174,13 +166,12 @@ struct FloatProducts {
   // grad_input (+)= dz W_ih for the rows of a run from the i-th on, kTaskRows of them at most.
   void write_input_rows(const Backward<Storage>& args, const Run& run, int64_t i,
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
-    const Layer<Storage>& layer = args.layer;
-    const int64_t D = layer.D;
+    const SequenceLayout& layout = args.layer.layout;
     const int64_t rows = min64(kTaskRows, run.rows - i);
-    const Operand<Scalar> operand{rows_dz, stride, 1, weight_ih, layer.H * w, layer.H};
+    const Operand<Scalar> operand{rows_dz, stride, 1, weight_ih, H * w, H};
     const auto grad = [&](int64_t r) {
-      return run.along_time ? row_at(args.grad_input, layer.layout, run.t + i + r, run.b)
-                            : row_at(args.grad_input, layer.layout, run.t, run.b + i + r);
+      return run.along_time ? row_at(args.grad_input, layout, run.t + i + r, run.b)
+                            : row_at(args.grad_input, layout, run.t, run.b + i + r);
     };
     if constexpr (std::is_same_v<Storage, Scalar>) {
       if (!staged) {

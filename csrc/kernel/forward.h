@@ -1,269 +1,31 @@
-// The forward pass: every part walks through time, step by step, with a barrier in between where a
-// group has several members.
+// The entry of the forward pass, which chooses its time loop. There are four, each in a file of the
+// same name:
+// - forward_short: one sequence of few steps through a small layer, in float or double, both
+//   products at once with the weights where the caller stores them (see is_short());
+// - forward_rows: float and double otherwise, one step after the other on the rows that the caller
+//   stores;
+// - forward_copied: 16-bit types, rows in any order (`origin`), and calls that want no output:
+//   the loop of forward_rows on copies of the rows of one time block after the other;
+// - forward_pairs (bfloat16_forward.h): bfloat16 on processors that multiply pairs of it. Their
+//   kernel table has it in place of forward(); it leaves calls that read weights in place to
+//   forward_copied.
 #pragma once
 
-#include "kernel/cell.h"
-#include "kernel/product_in_place.h"
-#include "kernel/weights.h"
+#include "kernel/forward_copied.h"
+#include "kernel/forward_rows.h"
+#include "kernel/forward_short.h"
 
 namespace namernn_fast {
 namespace {
 
-template <class Storage>
-inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
-  using Scalar = Compute<Storage>;
-  return choose_plan({layer.layout, runtime.machine, layer.D, layer.H, panel_count<Scalar>(layer.H),
-                      sizeof(Scalar)});
+template <class Cell, class Storage>
+void forward(const Forward<Storage>& args, const Runtime& runtime) {
+  if constexpr (std::is_same_v<Storage, Compute<Storage>>) {
+    if (is_short(args.layer)) return forward_short<Cell>(args, runtime);
+    if (!args.layer.layout.origin && args.output.data) return forward_rows<Cell>(args, runtime);
+  }
+  forward_copied<Cell>(args, runtime);
 }
-
-// The weights that a part reads, and a state of zeros.
-template <class Scalar, class Storage>
-struct ForwardWeights {
-  const Scalar* weights;  // in the order of ForwardPanels
-  const Scalar* bias;
-  bool finite;               // whether the part's columns of weight_hh are known to be
-  const Scalar* zeros;       // [H]: the initial state where there is no hx
-  const Storage* weight_ih;  // where the caller stores it, if it is read in place; else null
-  const Storage* weight_hh;  // likewise
-};
-
-// Memory of all parts for what only some layers have.
-template <class Scalar>
-struct ForwardMemory {
-  const Scalar* table;       // [V, H], with a table: its rows with the biases
-  const Scalar** looked_up;  // [members, B], with a table: where the starts of a time's sums lie
-  int64_t B;                 // of the whole layer, where the part works on a time block of it
-  Scalar* continued;  // [B, H], of a tree: copies of the states that the rows of a time continue
-};
-
-// Writes the rows of a layer's table with the biases, in the type that kernels compute in.
-template <class Storage>
-inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
-  using Scalar = Compute<Storage>;
-  Scalar* table = static_cast<Scalar*>(result);
-  const int64_t V = layer.table.V;
-  const int64_t H = layer.H;
-  const int64_t workers = choose_workers(kAddingCost * double(V) * double(H), runtime.machine);
-  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-    for (int64_t v = V * begin / workers; v < V * end / workers; ++v) {
-      for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-        Vec<Scalar> sum = load_upto(layer.table.rows + v * H + j, n);
-        if (layer.bias_ih) sum += load_upto(layer.bias_ih + j, n);
-        if (layer.bias_hh) sum += load_upto(layer.bias_hh + j, n);
-        store_upto(table + v * H + j, sum, n);
-      });
-    }
-  });
-}
-
-// The rows of a layer's table with the biases.
-template <class Storage, class Scalar = Compute<Storage>>
-inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
-  if constexpr (std::is_same_v<Storage, Scalar>) {
-    if (!layer.bias_ih && !layer.bias_hh) return layer.table.rows;
-  }
-  Scalar* table = scratch<Scalar>(runtime, layer.table.V * layer.H);
-  add_biases(layer, table, runtime);
-  return table;
-}
-
-template <class Storage, class Scalar = Compute<Storage>>
-inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const Plan& plan,
-                                            const Runtime& runtime) {
-  ForwardMemory<Scalar> memory{};
-  if (layer.layout.tree) memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
-  if (!has_table(layer)) return memory;
-  memory.B = layer.layout.B;
-  memory.looked_up = static_cast<const Scalar**>(
-      runtime.scratch(size_t(plan.members * layer.layout.B) * sizeof(const Scalar*)));
-  memory.table = biased_table(layer, runtime);
-  return memory;
-}
-
-template <class Storage, class Scalar>
-inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
-                                                       const Layer<Storage>& layer,
-                                                       const WeightCopies& copies,
-                                                       const Scalar* zeros) {
-  const auto panels = weights_for<ForwardPanels<Storage>>(part, layer, copies);
-  bool finite = true;
-  for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
-    finite &= panels.finite[j / panels.w];
-  }
-  return {panels.weights,
-          panels.bias,
-          finite,
-          zeros,
-          layer.in_place.weight_ih ? layer.weight_ih : nullptr,
-          layer.in_place.weight_hh ? layer.weight_hh : nullptr};
-}
-
-// Rows of the input projection at once, about, where it runs ahead of the recurrence.
-constexpr int64_t kProjectedRows = 256;
-
-// The forward pass of one part: a slice of the sequences, and columns of the hidden units.
-// Weights that are read in place are stored as Storage.
-template <class Scalar, class Storage = Scalar>
-struct ForwardPart {
-  static constexpr int64_t w = Shape<Scalar>::panel_width;
-
-  const Forward<Scalar>& args;
-  const ForwardWeights<Scalar, Storage>& weights;
-  const Part& part;
-  const ForwardMemory<Scalar>& memory;
-  bool project_first;  // the projection of projected_steps at once, before their recurrence
-  int64_t projected_steps;
-
-  ForwardPart(const Forward<Scalar>& args, const ForwardWeights<Scalar, Storage>& weights,
-              const Part& part, const ForwardMemory<Scalar>& memory, const Runtime& runtime)
-      : args(args), weights(weights), part(part), memory(memory) {
-    // The projection is parallel in time. Done ahead, several steps at once, it has better tiles
-    // where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
-    // weights would not fit.
-    const Layer<Scalar>& layer = args.layer;
-    const int64_t width = part.slice.end - part.slice.begin;
-    const int64_t columns = part.columns.last - part.columns.first;
-    const size_t bytes = size_t(layer.D + layer.H) * columns * sizeof(Scalar);
-    project_first =
-        !has_table(layer) &&
-        (weights.weight_ih || weights.weight_hh ||
-         (width < Shape<Scalar>::max_rows && (!layer.layout.count || width == layer.layout.B)) ||
-         bytes > runtime.machine.l2_bytes / 2);
-    projected_steps = max64(1, kProjectedRows / max64(1, width));
-  }
-
-  int64_t panel_size() const { return (args.layer.D + args.layer.H) * w; }
-
-  Operand<Scalar> projection(const Scalar* x, int64_t stride) const {
-    return {
-        x, stride, 1, weights.weights, panel_size(), args.layer.D, args.layer.chains.projection};
-  }
-  Operand<Scalar> recurrence(const Scalar* h, int64_t stride) const {
-    const Scalar* weight_hh = weights.weights + args.layer.D * w;
-    return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
-  }
-
-  // Finds the table's rows for sequences begin .. end at t.
-  const Scalar* const* look_up(int64_t t, int64_t begin, int64_t end) const {
-    const Scalar** rows = memory.looked_up + part.member * memory.B + begin;
-    for (int64_t b = begin; b < end; ++b) {
-      rows[b - begin] = memory.table + token_of(args.layer, t, b) * args.layer.H;
-    }
-    return rows;
-  }
-
-  // Writes the projection of the inputs, with the biases, to the output rows of step s and those
-  // after it.
-  void project(int64_t s) const {
-    const Layer<Scalar>& layer = args.layer;
-    const SequenceLayout& layout = layer.layout;
-    const bool flat = is_flat(layer.input, layout) && is_flat(args.output, layout);
-    const bool along = !layout.start;
-    const int64_t t = time_of(layer, s);
-    const int64_t ahead = time_of(layer, min64(s + projected_steps, layout.T) - 1);
-    for_each_run(
-        layout, min64(t, ahead), max64(t, ahead) + 1, part.slice, flat, along, [&](const Run& run) {
-          const Scalar* x = input_row(layer, run.t, run.b);
-          const int64_t stride = run_stride(layer.input, run);
-          const Target<Scalar> target{row_at(args.output, layout, run.t, run.b),
-                                      run_stride(args.output, run), weights.bias, 0, false};
-          const auto [first, last] = part.columns;
-          if (weights.weight_ih) {
-            const OperandInPlace<Scalar, Storage> operand{x, stride, weights.weight_ih, layer.D};
-            product_in_place(operand, target, run.rows, first, last, Nothing());
-          } else {
-            const Operand<Scalar> operand = projection(x, stride);
-            product<Scalar, false>(&operand, 1, target, run.rows, first, last, Nothing());
-          }
-        });
-  }
-
-  // Computes the states of sequences begin .. end at t from their states `h`; null: from zeros.
-  void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
-    const Layer<Scalar>& layer = args.layer;
-    Scalar* out = row_at(args.output, layer.layout, t, begin);
-    const int64_t out_stride = args.output.row_stride;
-    Target<Scalar> target{out, out_stride, project_first ? out : weights.bias,
-                          project_first ? out_stride : 0, false};
-    if (has_table(layer)) target.starts = look_up(t, begin, end);
-    const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
-      for (int64_t r = i; r < i + rows; ++r) {
-        activate(layer.activation, out + r * out_stride + j, width);
-      }
-    };
-    const auto [first, last] = part.columns;
-    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
-    if (weights.weight_hh) {
-      const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.H};
-      return product_in_place(operand, target, end - begin, first, last, finish);
-    }
-    Operand<Scalar> operands[2];
-    int count = 0;
-    if (!project_first && !has_table(layer)) {
-      operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);
-    }
-    if (h) operands[count++] = recurrence(h, h_stride);
-    product<Scalar, false>(operands, count, target, end - begin, first, last, finish);
-  }
-
-  // Computes the states at time t of a tree. The states that they continue are copied, because the
-  // left operand of a product is rows at one distance from each other.
-  void advance_tree(int64_t t) const {
-    NAMERNN_EXPECT(part.members == 1);
-    const Layer<Scalar>& layer = args.layer;
-    const SequenceLayout& layout = layer.layout;
-    const int64_t count = layout.count[t];
-    if (t == 0) return advance(t, 0, count, nullptr, 0);
-    for (int64_t b = 0; b < count; ++b) {
-      std::memcpy(memory.continued + b * layer.H,
-                  row_at(args.output, layout, t - 1, parent_of(layout, t, b)),
-                  layer.H * sizeof(Scalar));
-    }
-    advance(t, 0, count, memory.continued, layer.H);
-  }
-
-  // Copies the states of sequences that end at t to h_n. For layouts without `order`.
-  void keep_last_states(int64_t t) const {
-    NAMERNN_EXPECT(!args.layer.layout.order);
-    const Layer<Scalar>& layer = args.layer;
-    const auto [first, last] = part.columns;
-    if (layer.layout.tree) {
-      return for_each_end(layer.layout, t, [&](int64_t b, int64_t sequence) {
-        std::memcpy(args.h_n + sequence * layer.H, row_at(args.output, layer.layout, t, b),
-                    layer.H * sizeof(Scalar));
-      });
-    }
-    const int64_t end = alive_end(layer.layout, t, part.slice);
-    for (int64_t b = alive_end(layer.layout, time_after(layer, t), part.slice); b < end; ++b) {
-      std::memcpy(args.h_n + b * layer.H + first, row_at(args.output, layer.layout, t, b) + first,
-                  (last - first) * sizeof(Scalar));
-    }
-  }
-
-  void run(const Runtime& runtime) const {
-    const Layer<Scalar>& layer = args.layer;
-    const int64_t T = layer.layout.T;
-    const bool empty =
-        part.slice.begin == part.slice.end || part.columns.first == part.columns.last;
-    for (int64_t s = 0; s < T; ++s) {
-      if (!empty) {
-        const int64_t t = time_of(layer, s);
-        if (project_first && s % projected_steps == 0) project(s);
-        if (layer.layout.tree) {
-          advance_tree(t);
-        } else {
-          for_each_previous(layer, args.output, t, part.slice,
-                            [&](int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) {
-                              advance(t, begin, end, h, h_stride);
-                            });
-        }
-        keep_last_states(t);
-      }
-      // A member without rows or columns, too, meets the others at every step.
-      if (part.team && s + 1 < T) barrier(*part.team, runtime);
-    }
-  }
-};
 
 }  // namespace
 }  // namespace namernn_fast

@@ -1,11 +1,9 @@
 // The forward pass on copies, one time block after the other: of rows that are stored in 16
 // bits, or that lie in an order which a product cannot follow, or of an output that is not wanted,
-// whose rows need no place beyond the time block. And the entry point of the forward pass in float
-// and double, which chooses.
+// whose rows need no place beyond the time block.
 #pragma once
 
-#include "kernel/forward.h"
-#include "kernel/forward_short.h"
+#include "kernel/forward_rows.h"
 
 namespace namernn_fast {
 namespace {
@@ -28,7 +26,7 @@ struct CopiedRows {
 };
 
 // The forward pass of one part on copies.
-template <class Storage>
+template <class Cell, class Storage>
 struct CopiedPart {
   using Scalar = Compute<Storage>;
 
@@ -37,6 +35,7 @@ struct CopiedPart {
   const CopiedRows<Scalar>& copies;
   const ForwardMemory<Scalar>& memory;
   const Part& part;
+  const Plan& plan;
 
   int64_t width() const { return part.columns.last - part.columns.first; }
   // The part's columns of the state of sequence b.
@@ -134,7 +133,10 @@ struct CopiedPart {
       Part inside = part;
       inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
-      ForwardPart<Scalar, Storage>(copied, weights, inside, memory, runtime).run(runtime);
+      const int64_t projected_steps = choose_projected_steps(
+          forward_workload(copied.layer, runtime), plan, plan.groups, layer.in_place);
+      ForwardPart<Cell, Scalar, Storage>{copied, weights, inside, memory, projected_steps}.run(
+          runtime);
       if (args.output.data) write_time_block(first, last);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
@@ -148,7 +150,7 @@ struct CopiedPart {
   }
 };
 
-template <class Storage>
+template <class Cell, class Storage>
 void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   const Layer<Storage>& layer = args.layer;
@@ -156,7 +158,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   const Plan plan = forward_plan(layer, runtime);
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies weights = weight_copies<ForwardPanels<Storage>>(layer, plan, runtime);
+  const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
   CopiedRows<Scalar> rows{};
   rows.steps = kCopiedBytes / (layout.B * (layer.D + layer.H) * int64_t(sizeof(Scalar)));
@@ -167,33 +169,9 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar, Storage> own = forward_weights(part, layer, weights, no_state);
-    CopiedPart<Storage>{args, own, rows, memory, part}.run(runtime);
-  });
-}
-
-template <class Scalar>
-void forward(const Forward<Scalar>& args, const Runtime& runtime) {
-  const Layer<Scalar>& layer = args.layer;
-  if (is_short(layer)) return forward_short(args, runtime);
-  if (layer.layout.origin || !args.output.data) return forward_copied(args, runtime);
-  const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
-  Team* teams = scratch<Team>(runtime, plan.groups);
-  const WeightCopies weights = weight_copies<ForwardPanels<Scalar>>(layer, plan, runtime);
-  const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
-  // A step reads two states of every sequence, and writes one.
-  const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
-  const int64_t parts =
-      plan.members > 1 ? 1 : count_parts(layer.layout, plan.groups, row_bytes, runtime);
-  run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar, Scalar> own = forward_weights(part, layer, weights, no_state);
-    if (parts == 1) return ForwardPart<Scalar>(args, own, part, memory, runtime).run(runtime);
-    for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
-      Part smaller = part;
-      smaller.slice = slice_of(layer.layout, p, plan.groups * parts);
-      ForwardPart<Scalar>(args, own, smaller, memory, runtime).run(runtime);
-    }
+    const ForwardWeights<Scalar, Storage> own =
+        forward_weights<Cell>(part, layer, weights, no_state);
+    CopiedPart<Cell, Storage>{args, own, rows, memory, part, plan}.run(runtime);
   });
 }
 

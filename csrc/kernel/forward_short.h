@@ -3,7 +3,7 @@
 // the other, would take a tenth longer.
 #pragma once
 
-#include "kernel/forward.h"
+#include "kernel/forward_rows.h"
 
 namespace namernn_fast {
 namespace {
@@ -34,10 +34,12 @@ inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
 }
 
 // `zeros`: [H], the initial state if there is no hx.
-template <class Scalar>
+template <class Cell, class Scalar>
 inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros, const Part& part,
                                const Runtime& runtime) {
+  static_assert(Cell::sums == 1 && Cell::sums_in_output, "the sums lie in the output");
   const Layer<Scalar>& layer = args.layer;
+  const Cell cell(layer);
   const int64_t T = layer.layout.T;
   const auto [first, last] = part.columns;
   const Scalar* h = layer.hx ? layer.hx : zeros;
@@ -56,14 +58,14 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
       if (layer.bias_hh) z += load(layer.bias_hh + j);
       store(out + j, z);
     }
-    activate(layer.activation, out + first, last - first);
+    cell.states(out + first, last - first);
     h = out;
     if (part.team && s + 1 < T) barrier(*part.team, runtime);
   }
   std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
 }
 
-template <class Scalar>
+template <class Cell, class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   if (!args.output.data) {  // h_n has the same bits with and without an output
@@ -72,7 +74,7 @@ inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Plan plan = forward_plan(layer, runtime);
   const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
   run_plan(plan, layer, runtime, scratch<Team>(runtime, plan.groups),
-           [&](const Part& part) { forward_short_part(args, no_state, part, runtime); });
+           [&](const Part& part) { forward_short_part<Cell>(args, no_state, part, runtime); });
 }
 
 }  // namespace

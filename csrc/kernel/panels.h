@@ -6,6 +6,7 @@
 
 #include "kernel/half.h"
 #include "kernel/transpose.h"
+#include "plan.h"
 
 namespace namernn_fast {
 namespace {
@@ -16,7 +17,7 @@ struct Shape {
   static constexpr int lanes = Simd<Scalar>::lanes;
   static constexpr int panel_vectors = NAMERNN_REGISTERS >= 32 ? 4 : 2;
   static constexpr int panel_width = panel_vectors * lanes;
-  static constexpr int max_rows = 6;
+  static constexpr int max_rows = kTileRows;
   // Few rows leave registers for more columns, which hides the multiply-add's latency.
   static constexpr int max_vectors(int rows) {
     return rows == 1 ? 8 : rows == 2 && NAMERNN_REGISTERS >= 32 ? 8 : rows == 2 ? 4 : panel_vectors;

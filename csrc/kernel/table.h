@@ -2,27 +2,28 @@
 #pragma once
 
 #include "kernel/backward.h"
-#include "kernel/forward_copied.h"
+#include "kernel/cells/elman.h"
+#include "kernel/forward.h"
 
 namespace namernn_fast {
 namespace {
 
-template <class Storage>
-constexpr KernelsFor<Storage> kernels_for(void (*forward)(const Forward<Storage>&,
-                                                          const Runtime&)) {
-  return {{&ForwardPanels<Storage>::bytes, &pack_all<ForwardPanels<Storage>, Storage>},
-          forward,
-          {&backward_bytes<Storage>, &pack_backward<Storage>},
-          &backward<FloatProducts<Storage>>,
+template <class Cell, class Storage>
+constexpr KernelsFor<Storage> kernels_for() {
+  using Panels = ForwardPanels<Cell, Storage>;
+  return {{&Panels::bytes, &pack_all<Panels, Storage>},
+          &forward<Cell, Storage>,
+          {&backward_bytes<Cell, Storage>, &pack_backward<Cell, Storage>},
+          &backward<Cell, FloatProducts<Storage>>,
           &add_biases<Storage>,
           1};
 }
 
 constexpr Kernels kernels_named(const char* name) {
-  return {kernels_for<float>(&forward<float>),
-          kernels_for<double>(&forward<double>),
-          kernels_for<BFloat16>(&forward_copied<BFloat16>),
-          kernels_for<Half>(&forward_copied<Half>),
+  return {kernels_for<Elman, float>(),
+          kernels_for<Elman, double>(),
+          kernels_for<Elman, BFloat16>(),
+          kernels_for<Elman, Half>(),
           name,
           name,
           Shape<float>::panel_width};

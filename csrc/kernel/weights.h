@@ -1,58 +1,76 @@
 // The weights of a layer in panels: their formats, who packs them, and where each group reads them.
 #pragma once
 
-#include "kernel/cell.h"
 #include "kernel/panels.h"
 #include "kernel/sharing.h"
 
 namespace namernn_fast {
 namespace {
 
-// The sum of both biases for the columns of one panel, which begin at `first`.
-template <class Storage, class Scalar>
-inline void pack_bias(const Layer<Storage>& layer, int64_t first, Scalar* bias) {
-  constexpr int64_t w = Shape<Scalar>::panel_width;
-  alignas(64) Scalar other[w];
-  pack_row(layer.bias_ih, kGates * layer.H, first, bias);
-  pack_row(layer.bias_hh, kGates * layer.H, first, other);
-  for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
+// Panels of a cell's weights lie unit block by unit block: those of the hidden units
+// p * panel_width .. are one panel of each of the cell's weight blocks, one after the other.
+
+// Block `block` of the weights or the bias of a layer, with H * `row` elements; null stays null.
+template <class Storage>
+inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H, int64_t row) {
+  return weights ? weights + block * H * row : nullptr;
 }
 
-// The weights of a layer as the forward pass reads them, in one piece of memory, panel by panel.
-template <class Storage>
+// The sums of both biases for unit block p, a panel's width for each weight block.
+template <class Cell, class Storage, class Scalar>
+inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
+  static_assert(Cell::sums == Cell::weight_blocks, "each sum has one block of either bias");
+  constexpr int64_t w = Shape<Scalar>::panel_width;
+  alignas(64) Scalar other[w];
+  for (int64_t g = 0; g < Cell::weight_blocks; ++g, bias += w) {
+    pack_row(block_of(layer.bias_ih, g, layer.H, 1), layer.H, p * w, bias);
+    pack_row(block_of(layer.bias_hh, g, layer.H, 1), layer.H, p * w, other);
+    for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
+  }
+}
+
+// The weights of a layer as the forward pass reads them, in one piece of memory.
+template <class Cell, class Storage>
 struct ForwardPanels {
   using Scalar = Compute<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  Scalar* weights;  // panels of [D + H, kGates * H]: W_ih^T over W_hh^T
-  Scalar* bias;     // [panels * panel_width], both biases summed
-  bool* finite;     // [panels], whether weight_hh is known to be: then a state of zeros needs no
-                    // product
+  Scalar* weights;  // [unit blocks, weight blocks], panels of [D + H, H]: W_ih^T over W_hh^T
+  Scalar* bias;     // [unit blocks, weight blocks, panel_width], both biases summed
+  bool* finite;     // [unit blocks], whether weight_hh is known to be: then a state of zeros needs
+                    // no product
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(kGates * H); }
+  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }  // of unit blocks
+  // Elements from the panels of one unit block to those of the next.
+  static int64_t unit_block_size(int64_t D, int64_t H) { return Cell::weight_blocks * (D + H) * w; }
   static size_t bytes(int64_t D, int64_t H) {
-    return count(D, H) * ((D + H + 1) * w * sizeof(Scalar) + sizeof(bool));
+    const int64_t bias_size = Cell::weight_blocks * w;
+    return count(D, H) * ((unit_block_size(D, H) + bias_size) * sizeof(Scalar) + sizeof(bool));
   }
   ForwardPanels(void* memory, int64_t D, int64_t H)
       : weights(static_cast<Scalar*>(memory)),
-        bias(weights + panels_size<Scalar>(D + H, kGates * H)),
-        finite(reinterpret_cast<bool*>(bias + count(D, H) * w)) {}
+        bias(weights + count(D, H) * unit_block_size(D, H)),
+        finite(reinterpret_cast<bool*>(bias + count(D, H) * Cell::weight_blocks * w)) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    Scalar* panel = weights + p * (layer.D + layer.H) * w;
-    if (!layer.in_place.weight_ih) {
-      pack_transposed(layer.weight_ih, layer.D, kGates * layer.H, p * w, panel);
+    const int64_t D = layer.D;
+    const int64_t H = layer.H;
+    Scalar* panel = weights + p * unit_block_size(D, H);
+    pack_bias<Cell>(layer, p, bias + p * Cell::weight_blocks * w);
+    finite[p] = !layer.in_place.weight_hh;
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + H) * w) {
+      if (!layer.in_place.weight_ih) {
+        pack_transposed(block_of(layer.weight_ih, g, H, D), D, H, p * w, panel);
+      }
+      if (layer.in_place.weight_hh) continue;
+      pack_transposed(block_of(layer.weight_hh, g, H, H), H, H, p * w, panel + D * w);
+      finite[p] &= all_finite(panel + D * w, H * w);
     }
-    pack_bias(layer, p * w, bias + p * w);
-    finite[p] = false;
-    if (layer.in_place.weight_hh) return;
-    pack_transposed(layer.weight_hh, layer.H, kGates * layer.H, p * w, panel + layer.D * w);
-    finite[p] = all_finite(panel + layer.D * w, layer.H * w);
   }
 };
 
-// weight_hh as the backward recurrence reads it: panels of W_hh [kGates * H, H].
-template <class Storage>
+// weight_hh as the backward recurrence reads it: panels of W_hh [weight_blocks * H, H].
+template <class Cell, class Storage>
 struct RecurrencePanels {
   using Scalar = Compute<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -61,11 +79,11 @@ struct RecurrencePanels {
 
   static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }
   static size_t bytes(int64_t, int64_t H) {
-    return panels_size<Scalar>(kGates * H, H) * sizeof(Scalar);
+    return panels_size<Scalar>(Cell::weight_blocks * H, H) * sizeof(Scalar);
   }
   RecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<Scalar*>(memory)) {}
   void pack(const Layer<Storage>& layer, int64_t p) const {
-    const int64_t K = kGates * layer.H;
+    const int64_t K = Cell::weight_blocks * layer.H;
     namernn_fast::pack(layer.weight_hh, K, layer.H, p * w, weights + p * K * w);
   }
 };

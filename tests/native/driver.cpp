@@ -26,6 +26,11 @@ Plan choose_plan(const Workload& workload) {
   return {std::min(forced_plan.groups, workload.layout.B),
           std::min(forced_plan.members, workload.panels), 0};
 }
+int64_t choose_projected_steps(const Workload& workload, const Plan&, int64_t, InPlace in_place) {
+  constexpr size_t small_cache = 1 << 14;
+  const bool ahead = in_place.weight_ih || in_place.weight_hh;  // products in place start from it
+  return workload.D && (ahead || workload.machine.l2_bytes <= small_cache) ? 3 : 0;
+}
 int64_t choose_workers(double, const Machine& machine) { return machine.threads; }
 
 void fail(const char* what) {

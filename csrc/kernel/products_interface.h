@@ -1,0 +1,82 @@
+// What the backward pass needs of the type that computes its products: FloatProducts, and
+// PairProducts on instructions that multiply pairs of bfloat16. One object belongs to one group.
+#pragma once
+
+#include <type_traits>
+
+#include "kernel/sharing.h"
+#include "kernel/time_blocks.h"
+
+namespace namernn_fast {
+namespace {
+
+// Checks at compile time that a type has all that the backward pass uses.
+template <class Products>
+struct ProductsInterface {
+  using Storage = typename Products::Storage;  // of the layer
+  using Scalar = typename Products::Scalar;    // of sums
+  using Element = typename Products::Element;  // of the operands of products
+
+  template <class Given, class Wanted>
+  static constexpr bool same = std::is_same_v<Given, Wanted>;
+
+  // Columns of a panel.
+  static_assert(same<decltype(Products::w), const int64_t>);
+  // The rows of dz of a time block, and the distance between them.
+  static_assert(same<decltype(Products::dz), Element*>);
+  static_assert(same<decltype(Products::dz_stride), int64_t>);
+  // Panels of previous states and of inputs, the right operands of the weights' gradients.
+  static_assert(same<decltype(Products::previous), Element*>);
+  static_assert(same<decltype(Products::input), Element*>);
+
+  // block_rows(layer, runtime): about how many rows a time block should have.
+  static_assert(
+      same<decltype(&Products::block_rows), int64_t (*)(const Layer<Storage>&, const Runtime&)>);
+  // gradient_size(H, width): elements of the sums of a gradient [H, width].
+  static_assert(same<decltype(&Products::gradient_size), int64_t (*)(int64_t, int64_t)>);
+  // deliver_gradient(sums, result, H, width, runtime): takes those sums to the caller.
+  static_assert(same<decltype(&Products::deliver_gradient),
+                     void (*)(const Scalar*, Storage*, int64_t, int64_t, const Runtime&)>);
+  // prepare_input_gradient(layer, panels, plan, runtime): takes memory for the gradient of the
+  // input. `panels` are those of weight_ih, or null if pack_input_panel() will be called.
+  static_assert(
+      same<decltype(&Products::prepare_input_gradient),
+           void (Products::*)(const Layer<Storage>&, Element*, const Plan&, const Runtime&)>);
+  // pack_input_panel(layer, p): packs panel p of weight_ih.
+  static_assert(same<decltype(&Products::pack_input_panel),
+                     void (Products::*)(const Layer<Storage>&, int64_t) const>);
+  // prepare_rows(D, H, want_weights, rows, runtime): takes memory for time blocks of that many rows
+  // at most, and for the gradients of weights if these are wanted.
+  static_assert(same<decltype(&Products::prepare_rows),
+                     void (Products::*)(int64_t, int64_t, bool, int64_t, const Runtime&)>);
+  // keep_row(row, h, x, grad_input): keeps what the products over the time block need of a row: the
+  // state h before it, or null for zeros, its input or null, and the place of that input's gradient
+  // or null.
+  static_assert(same<decltype(&Products::keep_row),
+                     void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
+  // step_back(row, weight_hh, rows, columns, grad_h): these columns of grad_h = dz W_hh for the
+  // rows of one time, which begin at `row`.
+  static_assert(same<decltype(&Products::step_back),
+                     void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
+  // end_recurrence(rows, part): prepares the products over the rows of the time block, once
+  // all of these are known.
+  static_assert(
+      same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
+  // add_weight_gradient(initial, share, zeros, rows, panels, width, grad): grad [H, width] =
+  // dz^T X if `initial`, else +=. X lies in `panels`, and `zeros` of its first rows are zeros.
+  static_assert(same<decltype(&Products::add_weight_gradient),
+                     void (Products::*)(bool, Share&, int64_t, int64_t, const Element*, int64_t,
+                                        Scalar*) const>);
+  // write_weight_gradient(share, zeros, rows, panels, width, grad): that product as the whole
+  // gradient, for at most kOneProductRows rows.
+  static_assert(
+      same<decltype(&Products::write_weight_gradient),
+           void (Products::*)(Share&, int64_t, int64_t, const Element*, int64_t, Storage*) const>);
+  // write_input_gradient(args, group, block, share, worker): grad_input (+)= dz W_ih.
+  static_assert(same<decltype(&Products::write_input_gradient),
+                     void (Products::*)(const Backward<Storage>&, const GroupRows&,
+                                        const TimeBlock&, Share&, int64_t) const>);
+};
+
+}  // namespace
+}  // namespace namernn_fast
