@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from . import ops
+from .call import Call
 
 ID_DTYPES = (torch.int64, torch.int32)
 """What token ids may be, as for `nn.Embedding`."""
@@ -33,25 +34,17 @@ def check_reset(reset: Tensor, is_jagged: bool) -> None:
         )
 
 
-def check_like_nn_rnn(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> None:
+def check_like_nn_rnn(call: Call) -> None:
     """Raises the errors of `nn.RNN` for input and hx that do not fit the weights.
 
-    Args:
-        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`. The values of
-            batch_sizes are not checked.
+    The values of batch_sizes are not checked.
 
     Raises:
         ValueError: the dtype of input is not that of the weights, and input holds no token ids.
         RuntimeError: the features of input, its length, or the shape, device or dtype of hx do not
             fit.
     """
+    data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
     weight_ih, weight_hh = weights[:2]
     padded = not options & (ops.PACKED | ops.JAGGED)
     has_ids = ops.has_ids(data) and data.dim() == (2 if padded else 1)
@@ -103,22 +96,14 @@ def hint_at_embedding(data: Tensor) -> str:
     return ". Token ids need embedding="
 
 
-def check_reference_arguments(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> None:
+def check_reference_arguments(call: Call) -> None:
     """Checks for the reference path what the operators check for the kernels.
-
-    Args:
-        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`.
 
     Raises:
         RuntimeError: a shape does not fit, or lengths or batch_sizes are impossible.
     """
+    data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
+    sequence_layout = call.sequence_layout
     vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
     for name, weight, shape in weights_and_shapes(weights, data.shape[-1], options, vocabulary):
         if weight.shape != shape:
