@@ -124,9 +124,15 @@ def _launch(
     transposed = kernel is forward_kernel and takes_transpose(plan, like.dtype)
     arguments: dict[str, Any] = own | (_transposes(own) if transposed else {})
     arguments |= {
-        "layout": LayoutTensors(*layout[:4]),
+        "layout": LayoutTensors(layout.lengths, layout.offsets, layout.starts, layout.reset),
+        "T": layout.T,
+        "B": layout.B,
+        "N": layout.N,
+        "time_stride": layout.time_stride,
+        "batch_stride": layout.batch_stride,
+        "reset_time_stride": layout.reset_time_stride,
+        "reset_batch_stride": layout.reset_batch_stride,
         "arrivals": arrivals,
-        **dict(zip(layout._fields[4:], layout[4:], strict=True)),
         "FORM": form_of(
             *(plan, stack.hidden_size, stack.directions),
             tanh=tanh,
