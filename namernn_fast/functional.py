@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops, tokens
 from .call import Call
-from .layouts import Lengths, as_sequence_layout, normalise, restore, restore_states
+from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -47,48 +46,8 @@ def batch_invariant_is_on() -> bool:
     return _batch_invariant
 
 
-@overload
 def rnn(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    batch_first: bool = ...,
-    dropout: float = ...,
-    bidirectional: bool = ...,
-    training: bool = ...,
-    lengths: Lengths | None = ...,
-    reset: Tensor | None = ...,
-    batch_invariant: bool = ...,
-    embedding: Tensor | None = ...,
-    padding_idx: int | None = ...,
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def rnn(
-    input: PackedSequence,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    batch_first: bool = ...,
-    dropout: float = ...,
-    bidirectional: bool = ...,
-    training: bool = ...,
-    lengths: None = ...,
-    reset: Tensor | None = ...,
-    batch_invariant: bool = ...,
-    embedding: Tensor | None = ...,
-    padding_idx: int | None = ...,
-) -> tuple[PackedSequence, Tensor]: ...
-
-
-def rnn(
-    input: Tensor | PackedSequence,
+    input: Input,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -103,7 +62,7 @@ def rnn(
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[Input, Tensor]:
     """Applies a vanilla RNN of one or more layers to whole sequences; `FusedRNN` calls this.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), as `torch.nn.RNN` defines it.

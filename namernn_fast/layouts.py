@@ -5,7 +5,7 @@ jagged, each with features or with token ids.
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 from . import ops, transfers
 from .call import Call
 from .checks import check_reset, hint_at_embedding
+
+Input = TypeVar("Input", bound=Tensor | PackedSequence)
+"""The kind of a layer's input, which its output has too."""
 
 
 class SupportsArray(Protocol):
@@ -176,7 +179,7 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
 
 def restore(
     input: Any, output: Tensor, h_n: Tensor, options: int, has_ids: bool
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[Any, Tensor]:
     """Returns output and h_n in the layout of `input`, a Tensor or a PackedSequence."""
     if options & ops.PACKED:
         packed = PackedSequence(output, *input[1:])
