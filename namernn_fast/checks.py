@@ -45,7 +45,7 @@ def check_like_nn_rnn(call: Call) -> None:
             fit.
     """
     data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
-    weight_ih, weight_hh = weights[:2]
+    weight_ih = weights[0]
     padded = not options & (ops.PACKED | ops.JAGGED)
     has_ids = ops.has_ids(data) and data.dim() == (2 if padded else 1)
     if data.dtype != weight_ih.dtype and not has_ids:
@@ -76,7 +76,7 @@ def check_like_nn_rnn(call: Call) -> None:
     # The operator compares a packed batch with batch_sizes[0], which is no number while tracing.
     batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
     states = ops.layer_count(weights, options) * ops.directions_of(options)
-    expected = (states, batch, weight_hh.shape[0])
+    expected = (states, batch, ops.hidden_size_of(weights))
     if hx.shape != expected:
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
     if hx.device != data.device:
@@ -132,14 +132,15 @@ def weights_and_shapes(
         options: the option bits.
         vocabulary: the rows of the tables where input holds token ids, else None.
     """
-    hidden_size = weights[1].shape[0]
+    hidden_size = ops.hidden_size_of(weights)
     name, first = "weight_ih", (hidden_size, features)
     if vocabulary is not None:
         name, first = "table", (vocabulary, hidden_size)
     for layer in ops.layers_of(weights, options):
         for own in layer:
-            yield name, own.weight_ih, first
+            # First, because hidden_size comes from it: a wrong one is not weight_ih's fault.
             yield "weight_hh", own.weight_hh, (hidden_size, hidden_size)
+            yield name, own.weight_ih, first
             if own.bias_ih is not None and own.bias_hh is not None:
                 yield "bias_ih", own.bias_ih, (hidden_size,)
                 yield "bias_hh", own.bias_hh, (hidden_size,)

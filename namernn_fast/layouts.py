@@ -107,7 +107,7 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
             weights, options = call.weights, call.options
             states = ops.layer_count(weights, options) * ops.directions_of(options)
             batch = sorted_indices.shape[0]
-            call.hx = weights[1].new_zeros(states, batch, weights[1].shape[0])
+            call.hx = weights[1].new_zeros(states, batch, ops.hidden_size_of(weights))
     if data.dim() + has_ids != 2:
         raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
     call.data, call.sequence_layout = data, _savable(batch_sizes)

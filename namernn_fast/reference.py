@@ -43,7 +43,7 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     if hx is None:
         states = len(layers) * ops.directions_of(options)
         batch = batch_sizes[0] if batch_sizes else input.shape[1]
-        hx = weights[1].new_zeros(states, batch, weights[1].shape[0])
+        hx = weights[1].new_zeros(states, batch, ops.hidden_size_of(weights))
 
     last_states: list[Tensor] = []
     for layer in layers:

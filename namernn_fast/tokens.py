@@ -152,7 +152,7 @@ def why_not_shared(
     why_not = why_not_kernel(like, tracing)
     if why_not is not None or at_any_cost:
         return why_not
-    hidden_size = call.weights[1].shape[0]
+    hidden_size = ops.hidden_size_of(call.weights)
     if hidden_size < SHARED_FROM_HIDDEN:
         return f"it pays from hidden_size {SHARED_FROM_HIDDEN}, not for {hidden_size}"
     sequences = _sequences(call)

@@ -165,7 +165,7 @@ def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
         _Shape(weights[0]),
     )
     layout = _read_layout(call)
-    hidden_size = weights[1].shape[0]
+    hidden_size = ops.hidden_size_of(weights)
     tables = directions if with_ids else 0
     features = 0 if with_ids else input.shape[-1]
     for name, weight, shape in checks.weights_and_shapes(weights, features, options):

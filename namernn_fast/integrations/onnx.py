@@ -38,7 +38,7 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: input is packed or jagged, or reset is given.
     """
-    input, weights, lengths, options = call.data, call.weights, call.sequence_layout, call.options
+    input, weights, options = call.data, call.weights, call.options
     if options & (ops.PACKED | ops.JAGGED):
         kind = "PackedSequence" if options & ops.PACKED else "jagged tensor"
         raise ValueError(f"ONNX has no {kind}: export a model that takes padded input and lengths=")
@@ -55,18 +55,21 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
         ops.layers_of(weights, options),
         strict=True,
     ):
-        input, h_n = _layer(input, own_hx, layer, lengths, options)
+        input, h_n = _layer(call, input, own_hx, layer)
         states.append(h_n)
     output = input.transpose(0, 1) if options & ops.BATCH_FIRST else input
     return output, states[0] if len(states) == 1 else torch.cat(states)
 
 
-def _layer(input, hx, layer: list[ops.LayerWeights], lengths, options):
-    """Emits the ONNX node of one layer: returns its output and h_n."""
+def _layer(
+    call: Call, input: Tensor, hx: Tensor | None, layer: list[ops.LayerWeights]
+) -> tuple[Tensor, Tensor]:
+    """Emits the ONNX node of one layer of a call: returns its output and h_n."""
+    lengths, options = call.sequence_layout, call.options
     directions = len(layer)
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*layer, strict=True)
     seq_len, batch, _ = input.shape
-    hidden_size = weights_hh[0].shape[0]
+    hidden_size = ops.hidden_size_of(call.weights)
     output, h_n = torch.onnx.ops.symbolic_multi_out(
         "RNN",
         (
