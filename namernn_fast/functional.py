@@ -200,10 +200,10 @@ def _lookup(
 def _run(
     call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None
 ) -> tuple[Tensor, Tensor, int]:
-    """Returns output and h_n as the operators return them, and the options of the call.
+    """Completes a call and runs it; returns output and h_n as the operators do, and its options.
 
     Args:
-        call: with the input as the caller gave it.
+        call: with the arguments as the caller gave them.
         lengths: as of `rnn()`.
         lookup: what token ids stand for, or None if input has features.
     """
