@@ -11,12 +11,16 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from . import ops, reference
+from .call import Call
 
 _Run: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 
 class FusedStack(torch.autograd.Function):
-    """`rnn_forward` with `rnn_backward` as its gradient. Keeps only outputs of the forward pass."""
+    """`rnn_forward` with `rnn_backward` as its gradient, applied to `call.flat()`.
+
+    It keeps only outputs of the forward pass.
+    """
 
     @staticmethod
     def forward(
@@ -28,7 +32,8 @@ class FusedStack(torch.autograd.Function):
         options: int,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        options |= ops.WANT_HIDDEN
+        # The backward pass reads every output.
+        options = options & ~ops.LAST_STATE | ops.WANT_HIDDEN
         output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
         needed = ctx.needs_input_grad
         of_input, of_hx = input if needed[0] else None, hx if needed[1] else None
@@ -217,7 +222,7 @@ def _differentiable_backward(
         input, hx, *weights = (
             next(given) if need else value for value, need in zip(values, needed, strict=True)
         )
-        return reference.rnn_stack(input, hx, weights, sequence_layout, reset, options)
+        return reference.rnn_stack(Call(input, hx, weights, sequence_layout, reset, options))
 
     with torch.enable_grad():
         wanted = [

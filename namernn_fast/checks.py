@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from . import ops
+from .call import Call
 
 ID_DTYPES = (torch.int64, torch.int32)
 """What token ids may be, as for `nn.Embedding`."""
@@ -33,26 +34,18 @@ def check_reset(reset: Tensor, is_jagged: bool) -> None:
         )
 
 
-def check_like_nn_rnn(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> None:
+def check_like_nn_rnn(call: Call) -> None:
     """Raises the errors of `nn.RNN` for input and hx that do not fit the weights.
 
-    Args:
-        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`. The values of
-            batch_sizes are not checked.
+    The values of batch_sizes are not checked.
 
     Raises:
         ValueError: the dtype of input is not that of the weights, and input holds no token ids.
         RuntimeError: the features of input, its length, or the shape, device or dtype of hx do not
             fit.
     """
-    weight_ih, weight_hh = weights[:2]
+    data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
+    weight_ih = weights[0]
     padded = not options & (ops.PACKED | ops.JAGGED)
     has_ids = ops.has_ids(data) and data.dim() == (2 if padded else 1)
     if data.dtype != weight_ih.dtype and not has_ids:
@@ -83,7 +76,7 @@ def check_like_nn_rnn(
     # The operator compares a packed batch with batch_sizes[0], which is no number while tracing.
     batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
     states = ops.layer_count(weights, options) * ops.directions_of(options)
-    expected = (states, batch, weight_hh.shape[0])
+    expected = (states, batch, ops.hidden_size_of(weights))
     if hx.shape != expected:
         raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
     if hx.device != data.device:
@@ -103,22 +96,14 @@ def hint_at_embedding(data: Tensor) -> str:
     return ". Token ids need embedding="
 
 
-def check_reference_arguments(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> None:
+def check_reference_arguments(call: Call) -> None:
     """Checks for the reference path what the operators check for the kernels.
-
-    Args:
-        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`.
 
     Raises:
         RuntimeError: a shape does not fit, or lengths or batch_sizes are impossible.
     """
+    data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
+    sequence_layout = call.sequence_layout
     vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
     for name, weight, shape in weights_and_shapes(weights, data.shape[-1], options, vocabulary):
         if weight.shape != shape:
@@ -147,14 +132,15 @@ def weights_and_shapes(
         options: the option bits.
         vocabulary: the rows of the tables where input holds token ids, else None.
     """
-    hidden_size = weights[1].shape[0]
+    hidden_size = ops.hidden_size_of(weights)
     name, first = "weight_ih", (hidden_size, features)
     if vocabulary is not None:
         name, first = "table", (vocabulary, hidden_size)
     for layer in ops.layers_of(weights, options):
         for own in layer:
-            yield name, own.weight_ih, first
+            # First, because hidden_size comes from it: a wrong one is not weight_ih's fault.
             yield "weight_hh", own.weight_hh, (hidden_size, hidden_size)
+            yield name, own.weight_ih, first
             if own.bias_ih is not None and own.bias_hh is not None:
                 yield "bias_ih", own.bias_ih, (hidden_size,)
                 yield "bias_hh", own.bias_hh, (hidden_size,)

@@ -1,12 +1,4 @@
-"""Which path an input takes, and running it: a fused kernel, ATen operators, vmap, or ONNX.
-
-The paths have one signature: (data, hx, weights, sequence_layout, reset, options) with the meaning
-that `namernn_fast.ops` gives these names, and return output and h_n. With LAST_STATE among the
-options only h_n has a meaning: a path may return any tensor as output.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+"""Which path a call takes, and running it: a fused kernel, ATen operators, vmap, or ONNX."""
 
 import torch
 from torch import Tensor
@@ -14,32 +6,13 @@ from torch.autograd import forward_ad
 
 from . import availability, ops, reference
 from .autograd import FusedStack, apply_untransformed
+from .call import Call, Path
 from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .integrations import onnx, vmap
 
-_Arguments: TypeAlias = tuple[
-    Tensor, Tensor | None, Sequence[Tensor], Tensor | None, Tensor | None, int
-]
-_Path: TypeAlias = Callable[
-    [Tensor, Tensor | None, Sequence[Tensor], Tensor | None, Tensor | None, int],
-    tuple[Tensor, Tensor],
-]
 
-
-def run(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    dropout: float,
-) -> tuple[Tensor, Tensor]:
+def run(call: Call) -> tuple[Tensor, Tensor]:
     """Runs a stack of layers on the path that its input takes.
-
-    Args:
-        data, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`.
-        dropout: probability of zeroing an element of a layer's output, except the last layer's.
 
     Returns:
         output and h_n.
@@ -49,33 +22,34 @@ def run(
             that cannot promise it.
         IndexError: a token id has no row.
     """
+    like = call.weights[0]  # token ids have no dtype of a kernel
     tracing = torch.compiler.is_compiling()
-    path = _choose_path(weights[0], options, tracing)  # token ids have no dtype of a kernel
-    arguments = (data, hx, weights, sequence_layout, reset, options)
+    path = _choose_path(like, call.options, tracing)
     if tracing:  # a tracer runs fake kernels, and the compiled program is not to check either
-        check_like_nn_rnn(*arguments)
-        return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+        check_like_nn_rnn(call)
+        return _run_layers(path, call) if call.dropout else path(call)
+    data, hx = call.data, call.hx
     checked = (
         path is not _fused_path
-        or dropout  # the layers are split before an operator sees them
-        or not (data.is_cpu and weights[0].is_cpu)  # the operator sees only that devices differ
+        or call.dropout  # the layers are split before an operator sees them
+        or not (data.is_cpu and like.is_cpu)  # the operator sees only that devices differ
         or (hx is not None and not hx.is_cpu)
     )
     if checked:
-        check_like_nn_rnn(*arguments)
+        check_like_nn_rnn(call)
     try:
-        return _run_layers(path, dropout, arguments) if dropout else path(*arguments)
+        return _run_layers(path, call) if call.dropout else path(call)
     except (IndexError, RuntimeError):
         # The operator has checked its arguments. Re-check to raise the message of `nn.RNN`, and for
         # an id without a row the message that every path has.
         if not checked:
-            check_like_nn_rnn(*arguments)
+            check_like_nn_rnn(call)
         if ops.has_ids(data):
-            check_ids(data, weights[0].shape[0], sequence_layout, options)
+            check_ids(data, like.shape[0], call.sequence_layout, call.options)
         raise
 
 
-def _choose_path(like: Tensor, options: int, tracing: bool) -> _Path:
+def _choose_path(like: Tensor, options: int, tracing: bool) -> Path:
     """Returns the path of a call whose device and dtype are those of `like`."""
     if tracing and onnx.exporting():
         return onnx.rnn_stack
@@ -104,80 +78,59 @@ def why_not_kernel(like: Tensor, tracing: bool) -> str | None:
     return availability.why_not_kernel(like)
 
 
-def _run_layers(path: _Path, dropout: float, arguments: _Arguments) -> tuple[Tensor, Tensor]:
+def _run_layers(path: Path, call: Call) -> tuple[Tensor, Tensor]:
     """Runs the layers of a stack in one call each, with dropout between them.
 
     The layers run with time first, so that dropout draws the masks that `nn.RNN` draws. Dropout
     needs the output of every layer, so that LAST_STATE is not handed on.
     """
-    data, hx, weights, sequence_layout, reset, options = arguments
-    options &= ~ops.LAST_STATE
+    data, weights, reset = call.data, call.weights, call.reset
+    options = call.options & ~ops.LAST_STATE
     batch_first = options & ops.BATCH_FIRST and not options & (ops.PACKED | ops.JAGGED)
     if batch_first:
         data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
         reset = None if reset is None else reset.transpose(0, 1)
     per_layer = ops.weights_per_layer(options)
     states = []
-    for k, own_hx in enumerate(ops.states_of_layers(hx, weights, options)):
+    for k, own_hx in enumerate(ops.states_of_layers(call.hx, weights, options)):
         if k:
-            data = torch.nn.functional.dropout(data, dropout, training=True)
+            data = torch.nn.functional.dropout(data, call.dropout, training=True)
         own_weights = weights[k * per_layer : (k + 1) * per_layer]
-        data, h_n = path(data, own_hx, own_weights, sequence_layout, reset, options)
+        data, h_n = path(Call(data, own_hx, own_weights, call.sequence_layout, reset, options))
         states.append(h_n)
     return reference.with_batch_first(data) if batch_first else data, torch.cat(states)
 
 
-def _fused_path(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> tuple[Tensor, Tensor]:
+def _fused_path(call: Call) -> tuple[Tensor, Tensor]:
+    data, hx, weights = call.data, call.hx, call.weights
     if torch.is_grad_enabled() and (
         data.requires_grad
         or (hx is not None and hx.requires_grad)
         or any(w.requires_grad for w in weights)
     ):
-        options &= ~ops.LAST_STATE  # the backward pass reads the output
         apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
-        return apply(data, hx, sequence_layout, reset, options, *weights)
-    output, h_n, _ = ops.rnn_forward(data, hx, weights, sequence_layout, reset, options)
+        return apply(*call.flat())
+    output, h_n, _ = ops.rnn_forward(
+        data, hx, weights, call.sequence_layout, call.reset, call.options
+    )
     return output, h_n
 
 
-def _mapped_path(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> tuple[Tensor, Tensor]:
+def _mapped_path(call: Call) -> tuple[Tensor, Tensor]:
     """The fused path under vmap, which may itself be under another vmap."""
     if not torch._C._are_functorch_transforms_active():
-        return _fused_path(data, hx, weights, sequence_layout, reset, options)
-    if not vmap.is_mapped(data, hx, sequence_layout, reset, *weights):
+        return _fused_path(call)
+    if not vmap.is_mapped(call):
         with vmap.one_level_below():
-            return _mapped_path(data, hx, weights, sequence_layout, reset, options)
-    return vmap.Mapped.apply(  # type: ignore[no-any-return,no-untyped-call]
-        _mapped_path, data, hx, sequence_layout, reset, options, *weights
-    )
+            return _mapped_path(call)
+    return vmap.Mapped.apply(_mapped_path, *call.flat())  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _reference_path(
-    data: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> tuple[Tensor, Tensor]:
+def _reference_path(call: Call) -> tuple[Tensor, Tensor]:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace would record the loop over ATen operators at one length: use a "
             "FusedRNN without lengths= and reset=, whose operators it records at any length"
         )
-    check_reference_arguments(data, hx, weights, sequence_layout, reset, options)
-    return reference.rnn_stack(data, hx, weights, sequence_layout, reset, options)
+    check_reference_arguments(call)
+    return reference.rnn_stack(call)

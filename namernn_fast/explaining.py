@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional, layouts, ops, tokens
+from .call import Call
 from .dispatch import why_not_kernel
 from .functional import cast_like_autocast
 from .nn import FusedRNN, FusedRNNCell
@@ -129,13 +130,12 @@ def _of_ids(
     )
     if layer.batch_invariant or functional.batch_invariant_is_on():
         options |= ops.BATCH_INVARIANT
-    ids, hx, sequence_layout, reset, options = layouts.normalise(
-        input, hx, weights, reset, options, True
-    )
+    call = Call(input, hx, weights, None, reset, options, _dropout(layer))  # type: ignore[arg-type]
+    layouts.normalise(call, True)
     tracing = torch.compiler.is_compiling()
-    call = (ids, embedding, hx, weights, sequence_layout, reset, options, _dropout(layer), tracing)
-    table = tokens.why_not_table(ids, embedding, options, tracing)
-    return _with_shortcuts(path, why_not, table, output, not_asked or tokens.why_not_shared(*call))
+    table = tokens.why_not_table(call.data, embedding, options, tracing)
+    shared = not_asked or tokens.why_not_shared(call, embedding, tracing)
+    return _with_shortcuts(path, why_not, table, output, shared)
 
 
 def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) -> Explanation:

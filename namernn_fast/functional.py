@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops, tokens
-from .layouts import Lengths, as_sequence_layout, normalise, restore, restore_states
+from .call import Call
+from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 
@@ -46,48 +46,8 @@ def batch_invariant_is_on() -> bool:
     return _batch_invariant
 
 
-@overload
 def rnn(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    batch_first: bool = ...,
-    dropout: float = ...,
-    bidirectional: bool = ...,
-    training: bool = ...,
-    lengths: Lengths | None = ...,
-    reset: Tensor | None = ...,
-    batch_invariant: bool = ...,
-    embedding: Tensor | None = ...,
-    padding_idx: int | None = ...,
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def rnn(
-    input: PackedSequence,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = ...,
-    bias: bool = ...,
-    batch_first: bool = ...,
-    dropout: float = ...,
-    bidirectional: bool = ...,
-    training: bool = ...,
-    lengths: None = ...,
-    reset: Tensor | None = ...,
-    batch_invariant: bool = ...,
-    embedding: Tensor | None = ...,
-    padding_idx: int | None = ...,
-) -> tuple[PackedSequence, Tensor]: ...
-
-
-def rnn(
-    input: Tensor | PackedSequence,
+    input: Input,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -102,7 +62,7 @@ def rnn(
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[Input, Tensor]:
     """Applies a vanilla RNN of one or more layers to whole sequences; `FusedRNN` calls this.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), as `torch.nn.RNN` defines it.
@@ -160,11 +120,12 @@ def rnn(
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
     if batch_invariant or _batch_invariant:
         options |= ops.BATCH_INVARIANT
-    dropout = dropout if training else 0.0
-    output, h_n, options = _run(
-        input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, False
-    )
-    return restore(input, output, h_n, options, embedding is not None)
+    call = Call(input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    lookup = None
+    if embedding is not None or padding_idx is not None:
+        lookup = _lookup(input, embedding, padding_idx)
+    output, h_n, options = _run(call, lengths, lookup)
+    return restore(input, output, h_n, options, lookup is not None)
 
 
 def last_state(
@@ -213,72 +174,68 @@ def last_state(
     options |= ops.LAST_STATE
     if batch_invariant or _batch_invariant:
         options |= ops.BATCH_INVARIANT
-    dropout = dropout if training else 0.0
     if share_prefixes and embedding is None:
         tokens.refuse_to_share("input holds no token ids")
-    _, h_n, options = _run(
-        input, hx, weights, lengths, reset, options, dropout, embedding, padding_idx, share_prefixes
-    )
-    return restore_states(input, h_n, options, embedding is not None)
+    call = Call(input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    lookup = _lookup(input, embedding, padding_idx, share_prefixes)
+    _, h_n, options = _run(call, lengths, lookup)
+    return restore_states(input, h_n, options, lookup is not None)
+
+
+def _lookup(
+    input: Tensor | PackedSequence,
+    embedding: Tensor | None,
+    padding_idx: int | None,
+    share_prefixes: bool | None = False,
+) -> tokens.Lookup | None:
+    """Returns what the token ids of a call stand for, or None if it has no ids."""
+    if embedding is not None:
+        tokens.check_types(input, embedding)
+        return tokens.Lookup(embedding, padding_idx, share_prefixes)
+    if padding_idx is not None:
+        raise ValueError(f"padding_idx={padding_idx} goes with embedding, which is None")
+    return None
 
 
 def _run(
-    input: Tensor | PackedSequence,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Lengths | None,
-    reset: Tensor | None,
-    options: int,
-    dropout: float,
-    embedding: Tensor | None,
-    padding_idx: int | None,
-    share_prefixes: bool | None,
+    call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None
 ) -> tuple[Tensor, Tensor, int]:
-    """Returns output and h_n as the operators return them, and the options of the call."""
-    if embedding is not None:
-        tokens.check_types(input, embedding)
-    elif padding_idx is not None:
-        raise ValueError(f"padding_idx={padding_idx} goes with embedding, which is None")
-    # The usual input is what the operators take, and a function call is dear.
-    data: Tensor = input  # type: ignore[assignment]
-    sequence_layout: Tensor | None = None
-    has_ids = embedding is not None
+    """Completes a call and runs it; returns output and h_n as the operators do, and its options.
+
+    Args:
+        call: with the arguments as the caller gave them.
+        lengths: as of `rnn()`.
+        lookup: what token ids stand for, or None if input has features.
+    """
+    data, has_ids = call.data, lookup is not None
+    # Fast path: a padded 3-D tensor alone needs no normalisation.
     if (
-        not isinstance(input, Tensor)
-        or input.dim() + has_ids != 3
-        or input.is_nested
-        or hx is not None
-        or reset is not None
+        not isinstance(data, Tensor)
+        or data.dim() + has_ids != 3
+        or data.is_nested
+        or call.hx is not None
+        or call.reset is not None
     ):
-        data, hx, sequence_layout, reset, options = normalise(
-            input, hx, weights, reset, options, has_ids
-        )
+        normalise(call, has_ids)
     if lengths is not None:
-        sequence_layout = as_sequence_layout(lengths, data, options)
-    if dropout and len(weights) == ops.weights_per_layer(options):
-        dropout = 0.0
-    rows = data if embedding is None else embedding
+        call.sequence_layout = as_sequence_layout(lengths, call.data, call.options)
+    if call.dropout and len(call.weights) == ops.weights_per_layer(call.options):
+        call.dropout = 0.0
     if torch._C._is_any_autocast_enabled():
-        rows = cast_like_autocast(rows)
-        hx = None if hx is None else cast_like_autocast(hx)
-        weights = [cast_like_autocast(w) for w in weights]
-    if hx is not None and hx.dtype != rows.dtype and {hx.dtype, rows.dtype} <= _CONVERTIBLE:
-        hx = hx.to(rows.dtype)
-    if embedding is not None:
-        rows, weights, options = tokens.look_up(
-            data,
-            rows,
-            padding_idx,
-            hx,
-            weights,
-            sequence_layout,
-            reset,
-            options,
-            dropout,
-            share_prefixes,
-        )
-    output, h_n = dispatch.run(rows, hx, weights, sequence_layout, reset, options, dropout)
-    return output, h_n, options
+        call.weights = [cast_like_autocast(w) for w in call.weights]
+        call.hx = None if call.hx is None else cast_like_autocast(call.hx)
+        if lookup is None:
+            call.data = cast_like_autocast(call.data)
+        else:
+            lookup = lookup._replace(embedding=cast_like_autocast(lookup.embedding))
+    if call.hx is not None:
+        dtype = call.data.dtype if lookup is None else lookup.embedding.dtype
+        if call.hx.dtype != dtype and {call.hx.dtype, dtype} <= _CONVERTIBLE:
+            call.hx = call.hx.to(dtype)
+    if lookup is not None:
+        tokens.look_up(call, lookup)
+    output, h_n = dispatch.run(call)
+    return output, h_n, call.options
 
 
 def option_bits(

@@ -5,14 +5,18 @@ jagged, each with features or with token ids.
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops, transfers
+from .call import Call
 from .checks import check_reset, hint_at_embedding
+
+Input = TypeVar("Input", bound=Tensor | PackedSequence)
+"""The kind of a layer's input, which its output has too."""
 
 
 class SupportsArray(Protocol):
@@ -25,33 +29,27 @@ class SupportsArray(Protocol):
 Lengths: TypeAlias = Tensor | Sequence[int] | SupportsArray
 """The number of steps of each padded sequence: (batch), of any integer dtype."""
 
-_Normalised: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]
-"""data, hx, sequence_layout, reset and options, as the operators take them."""
 
+def normalise(call: Call, has_ids: bool) -> None:
+    """Changes a call whose data has any layout into one that the operators take.
 
-def normalise(
-    input: Tensor | PackedSequence,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    reset: Tensor | None,
-    options: int,
-    has_ids: bool,
-) -> _Normalised:
-    """Returns data, hx, sequence_layout, reset and options, as the operators take them.
-
-    `has_ids` says whether input holds token ids, which have no dimension of features.
+    `has_ids` says whether data holds token ids, which have no dimension of features.
     """
+    input: object = call.data
+    hx, reset = call.hx, call.reset
     if hx is not None and not isinstance(hx, Tensor):
         raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
     if isinstance(input, PackedSequence):
-        return _normalise_packed(input, hx, weights, reset, options, has_ids)
+        _normalise_packed(call, input, has_ids)
+        return
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     if input.is_nested:
-        return _normalise_jagged(input, hx, reset, options, has_ids)
+        _normalise_jagged(call, input, has_ids)
+        return
     if reset is not None:
         check_reset(reset, is_jagged=False)
-        reset = _savable(reset)
+        call.reset = reset = _savable(reset)
     dim = input.dim() + has_ids
     if dim == 3:
         if hx is not None and hx.dim() != 3:
@@ -60,10 +58,10 @@ def normalise(
                 if has_ids
                 else f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
             )
-        return input, hx, None, reset, options
+        return
     if dim != 2:
         _refuse_dimensions(input, has_ids)
-    batch_dim = 0 if options & ops.BATCH_FIRST else 1
+    batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
     if hx is not None:
         if hx.dim() != 2:
             raise RuntimeError(
@@ -71,9 +69,10 @@ def normalise(
                 if has_ids
                 else f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
             )
-        hx = hx.unsqueeze(1)
-    reset = None if reset is None else reset.unsqueeze(batch_dim)
-    return input.unsqueeze(batch_dim), hx, None, reset, options
+        call.hx = hx.unsqueeze(1)
+    if reset is not None:
+        call.reset = reset.unsqueeze(batch_dim)
+    call.data = input.unsqueeze(batch_dim)
 
 
 def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
@@ -89,46 +88,40 @@ def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
     )
 
 
-def _normalise_packed(
-    input: PackedSequence,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    reset: Tensor | None,
-    options: int,
-    has_ids: bool,
-) -> _Normalised:
+def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
     """`normalise` for a PackedSequence: hx and reset come into the order of its data."""
-    _check_states(hx)
+    _check_states(call.hx)
     data, batch_sizes, sorted_indices, _ = input
-    options |= ops.PACKED
-    if reset is not None:
-        check_reset(reset, is_jagged=False)
-        reset = _savable(reset)
+    if call.reset is not None:
+        check_reset(call.reset, is_jagged=False)
+        call.reset = _savable(call.reset)
     if sorted_indices is not None:
-        if reset is not None:
-            reset = reset.index_select(0 if options & ops.BATCH_FIRST else 1, sorted_indices)
-        if hx is not None:
-            hx = hx.index_select(1, _savable(sorted_indices))
+        if call.reset is not None:
+            batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
+            call.reset = call.reset.index_select(batch_dim, sorted_indices)
+        if call.hx is not None:
+            call.hx = call.hx.index_select(1, _savable(sorted_indices))
         elif torch.compiler.is_compiling():
             # A tracer must know the batch as a size: in batch_sizes it is a value, at which a
             # graph breaks.
+            weights, options = call.weights, call.options
             states = ops.layer_count(weights, options) * ops.directions_of(options)
-            hx = weights[1].new_zeros(states, sorted_indices.shape[0], weights[1].shape[0])
+            batch = sorted_indices.shape[0]
+            call.hx = weights[1].new_zeros(states, batch, ops.hidden_size_of(weights))
     if data.dim() + has_ids != 2:
         raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
-    return data, hx, _savable(batch_sizes), reset, options
+    call.data, call.sequence_layout = data, _savable(batch_sizes)
+    call.options |= ops.PACKED
 
 
-def _normalise_jagged(
-    input: Any, hx: Tensor | None, reset: Tensor | None, options: int, has_ids: bool
-) -> _Normalised:
+def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
     """`normalise` for a nested tensor."""
-    _check_states(hx)
-    if reset is not None:
-        check_reset(reset, is_jagged=True)
+    _check_states(call.hx)
+    if call.reset is not None:
+        check_reset(call.reset, is_jagged=True)
     _check_jagged(input, has_ids)
-    offsets = _savable(input.offsets().long())
-    return input.values(), hx, offsets, reset, options | ops.JAGGED
+    call.data, call.sequence_layout = input.values(), _savable(input.offsets().long())
+    call.options |= ops.JAGGED
 
 
 def _savable(tensor: Tensor) -> Tensor:
@@ -186,7 +179,7 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
 
 def restore(
     input: Any, output: Tensor, h_n: Tensor, options: int, has_ids: bool
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[Any, Tensor]:
     """Returns output and h_n in the layout of `input`, a Tensor or a PackedSequence."""
     if options & ops.PACKED:
         packed = PackedSequence(output, *input[1:])

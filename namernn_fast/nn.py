@@ -1,7 +1,7 @@
 """The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import must_serve, plain_twin
-from .layouts import Lengths
+from .layouts import Input, Lengths
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
@@ -75,63 +75,47 @@ class FusedRNN(torch.nn.RNN):
 
     batch_invariant: bool = False
 
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            input_size: int,
-            hidden_size: int,
-            num_layers: int = 1,
-            nonlinearity: str = "tanh",
-            bias: bool = True,
-            batch_first: bool = False,
-            dropout: float = 0.0,
-            bidirectional: bool = False,
-            *,
-            batch_invariant: bool = False,
-            device: Device = None,
-            dtype: torch.dtype | None = None,
-        ) -> None: ...
-
-    else:  # `nn.RNN` reads its arguments by itself
-        # `device` is an argument by name because `torch.nn.utils.skip_init` requires that.
-        def __init__(self, *args, batch_invariant=False, device=None, dtype=None, **kwargs):
-            super().__init__(*args, device=device, dtype=dtype, **kwargs)
-            self.batch_invariant = batch_invariant
-
-    @overload
-    def forward(
+    # Named one by one, so that `help` and `skip_init`, which looks for `device`, find them.
+    def __init__(
         self,
-        input: Tensor,
-        hx: Tensor | None = None,
-        lengths: Lengths | None = None,
-        reset: Tensor | None = None,
-        embedding: Tensor | None = None,
-        padding_idx: int | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self,
-        input: PackedSequence,
-        hx: Tensor | None = None,
-        lengths: None = None,
-        reset: Tensor | None = None,
-        embedding: Tensor | None = None,
-        padding_idx: int | None = None,
-    ) -> tuple[PackedSequence, Tensor]: ...
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.batch_invariant = batch_invariant
 
     # Every argument may come by position, since torch's older ONNX exporter hands over a None for
     # every parameter.
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Input,
         hx: Tensor | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         embedding: Tensor | None = None,
         padding_idx: int | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    ) -> tuple[Input, Tensor]:
         """Runs the layer over whole sequences.
 
         Args:
@@ -171,8 +155,8 @@ class FusedRNN(torch.nn.RNN):
         )
         if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
             return self._as_nn_rnn(input, hx, embedding, padding_idx)
-        return rnn(  # type: ignore[misc]
-            input,  # type: ignore[arg-type]
+        return rnn(
+            input,
             hx,
             weights,
             nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",  # as `nn.RNN` reads it
@@ -222,7 +206,7 @@ class FusedRNN(torch.nn.RNN):
         if what_else is not None:
             if share_prefixes:
                 tokens.refuse_to_share(f"the layer has {what_else}")
-            return self(input, hx, lengths, reset, embedding, padding_idx)[1]  # type: ignore[misc,arg-type]
+            return self(input, hx, lengths, reset, embedding, padding_idx)[1]
         weights = _current(self, self._flat_weights_names)
         if must_serve(input, hx, weights, lengths is None and reset is None):
             if share_prefixes:
@@ -247,12 +231,8 @@ class FusedRNN(torch.nn.RNN):
         )
 
     def _as_nn_rnn(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None,
-        embedding: Tensor | None,
-        padding_idx: int | None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self, input: Any, hx: Tensor | None, embedding: Tensor | None, padding_idx: int | None
+    ) -> tuple[Any, Tensor]:
         """Returns what the operators of `nn.RNN` compute."""
         self._refuse_if_invariant()
         if embedding is not None:

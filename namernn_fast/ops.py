@@ -117,6 +117,11 @@ def has_ids(input: Tensor) -> bool:
     return input.dtype == torch.int64
 
 
+def hidden_size_of(weights: Sequence[Tensor]) -> int:
+    """Returns the features of a state: the columns of weight_hh, whose rows depend on the cell."""
+    return weights[1].shape[-1]
+
+
 def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
     """Returns the shape of `output`, and of every tensor in `hidden`."""
     features = directions_of(options) * hidden_size
@@ -218,7 +223,7 @@ def _(
     options: int,
 ) -> _Results:
     num_layers, directions = layer_count(weights, options), directions_of(options)
-    hidden_size = weights[1].shape[0]
+    hidden_size = hidden_size_of(weights)
     if hx is not None:
         batch: Any = hx.shape[1]  # a number or a symbol
     elif options & PACKED:  # the batch is a value in batch_sizes, unknown to a tracer

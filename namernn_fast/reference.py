@@ -12,29 +12,23 @@ from torch.autograd import forward_ad
 from torch.nn.functional import embedding, linear
 
 from . import ops
+from .call import Call
 
 
-def rnn_stack(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> tuple[Tensor, Tensor]:
+def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     """Runs a stack of layers over whole sequences.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), the second direction from the end.
 
     Args:
-        input, hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`. lengths may
-            be on any device; the values of lengths on an accelerator are not checked. LAST_STATE
-            and SHARE_PREFIXES change nothing.
+        call: without dropout. Lengths may be on any device; the values of lengths on an
+            accelerator are not checked. LAST_STATE and SHARE_PREFIXES change nothing.
 
     Returns:
         output and h_n.
     """
-    input, batch_sizes, alive, places = _with_time_first(input, sequence_layout, options)
+    hx, weights, reset, options = call.hx, call.weights, call.reset, call.options
+    input, batch_sizes, alive, places = _with_time_first(call.data, call.sequence_layout, options)
     batch_first = options & ops.BATCH_FIRST
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
@@ -49,7 +43,7 @@ def rnn_stack(
     if hx is None:
         states = len(layers) * ops.directions_of(options)
         batch = batch_sizes[0] if batch_sizes else input.shape[1]
-        hx = weights[1].new_zeros(states, batch, weights[1].shape[0])
+        hx = weights[1].new_zeros(states, batch, ops.hidden_size_of(weights))
 
     last_states: list[Tensor] = []
     for layer in layers:

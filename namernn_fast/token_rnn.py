@@ -1,6 +1,6 @@
 """`TokenRNN`: an embedding and the layer on top of it, from token ids to states."""
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.types import Device
 
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import plain_twin
-from .layouts import Lengths
+from .layouts import Input, Lengths
 from .nn import FusedRNN, what_else_runs
 from .tokens import refuse_to_share
 
@@ -78,31 +78,13 @@ class TokenRNN(torch.nn.Module):
             dtype=dtype,
         )
 
-    @overload
     def forward(
         self,
-        ids: Tensor,
+        ids: Input,
         hx: Tensor | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self,
-        ids: PackedSequence,
-        hx: Tensor | None = None,
-        lengths: None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[PackedSequence, Tensor]: ...
-
-    def forward(
-        self,
-        ids: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        lengths: Lengths | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    ) -> tuple[Input, Tensor]:
         """Runs the layer over sequences of token ids.
 
         Args:
@@ -121,14 +103,7 @@ class TokenRNN(torch.nn.Module):
         """
         if self.why_not_fused() is None:
             embedding = self.embedding
-            return self.rnn(  # type: ignore[misc]
-                ids,  # type: ignore[arg-type]
-                hx,
-                lengths,
-                reset,
-                embedding.weight,
-                embedding.padding_idx,
-            )
+            return self.rnn(ids, hx, lengths, reset, embedding.weight, embedding.padding_idx)
         return self._one_after_the_other(ids, hx, lengths, reset)
 
     if TYPE_CHECKING:  # torch declares that a call returns anything
@@ -161,7 +136,7 @@ class TokenRNN(torch.nn.Module):
             if share_prefixes:
                 refuse_to_share(why_not)
             if what_else is not None:
-                return self(ids, hx, lengths, reset)[1]  # type: ignore[misc,arg-type]
+                return self(ids, hx, lengths, reset)[1]
             return self._one_after_the_other(ids, hx, lengths, reset)[1]
         return self.rnn.last_state(
             ids,
@@ -189,12 +164,8 @@ class TokenRNN(torch.nn.Module):
         return None
 
     def _one_after_the_other(
-        self,
-        ids: Tensor | PackedSequence,
-        hx: Tensor | None,
-        lengths: Lengths | None,
-        reset: Tensor | None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self, ids: Input, hx: Tensor | None, lengths: Lengths | None, reset: Tensor | None
+    ) -> tuple[Input, Tensor]:
         """Returns what the layer makes of the rows that the embedding returns."""
         rows: Any
         if isinstance(ids, PackedSequence):

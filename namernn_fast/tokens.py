@@ -7,7 +7,7 @@ replaced by the rows that they stand for.
 """
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import fp32_precision, ops
+from .call import Call
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
 from .dispatch import why_not_kernel
 from .integrations import onnx
@@ -43,54 +44,54 @@ def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
         )
 
 
-def look_up(
-    ids: Tensor,
-    embedding: Tensor,
-    padding_idx: int | None,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    dropout: float,
-    share_prefixes: bool | None,
-) -> tuple[Tensor, Sequence[Tensor], int]:
-    """Returns input, weights and options of a call on token ids, as the operators take them.
+class Lookup(NamedTuple):
+    """What token ids stand for, and whether sequences that begin alike may share states."""
+
+    embedding: Tensor
+    """(vocabulary, input_size)"""
+    padding_idx: int | None = None
+    """The row of `embedding` that gets no gradient."""
+    share_prefixes: bool | None = False
+    """As of `namernn_fast.last_state`."""
+
+
+def look_up(call: Call, lookup: Lookup) -> None:
+    """Changes a call on token ids into one that the operators take: with tables, or on features.
 
     Args:
-        ids: the input, of an integer dtype.
-        embedding: (vocabulary, input_size).
-        padding_idx: the row of `embedding` that gets no gradient, or None.
-        hx, weights, sequence_layout, reset, options: as of `namernn_fast.ops`.
-        dropout: between layers.
-        share_prefixes: as of `namernn_fast.last_state`.
+        call: its data are ids of an integer dtype.
+        lookup: what the ids stand for.
 
     Raises:
         ValueError: embedding or padding_idx does not fit; prefixes are to be shared where that is
             impossible.
         IndexError: an id has no row.
     """
-    _check_embedding(embedding, padding_idx, ids, weights)
+    embedding, padding_idx, share_prefixes = lookup
+    ids = call.data
+    _check_embedding(embedding, padding_idx, ids, call.weights)
     tracing = torch.compiler.is_compiling()
     if share_prefixes is not False:
-        call = (ids, embedding, hx, weights, sequence_layout, reset, options, dropout)
-        why_not = why_not_shared(*call, tracing, share_prefixes is True)
+        why_not = why_not_shared(call, embedding, tracing, share_prefixes is True)
         if why_not is None:
-            options |= ops.SHARE_PREFIXES | ops.TREES * torch.get_num_threads()
+            call.options |= ops.SHARE_PREFIXES | ops.TREES * torch.get_num_threads()
         elif share_prefixes:
             refuse_to_share(why_not)
+    options = call.options
     if not options & ops.SHARE_PREFIXES and why_not_table(ids, embedding, options, tracing):
-        return gather(ids, embedding, padding_idx, sequence_layout, options), weights, options
+        call.data = gather(ids, embedding, padding_idx, call.sequence_layout, options)
+        return
     if ids.dtype != torch.int64:
-        ids = ids.long()
-    return ids, _with_tables(embedding, padding_idx, weights, options), options
+        call.data = ids.long()
+    call.weights = _with_tables(embedding, padding_idx, call.weights, options)
 
 
 def why_not_table(ids: Tensor, embedding: Tensor, options: int, tracing: bool) -> str | None:
     """Returns why a call gathers the rows that its ids stand for, or None if it makes a table.
 
     Args:
-        ids, embedding, options: as of `look_up`.
+        ids, options: of the call.
+        embedding: (vocabulary, input_size).
         tracing: whether a compiler traces the call.
     """
     if options & ops.BATCH_INVARIANT:
@@ -116,33 +117,26 @@ def why_not_table(ids: Tensor, embedding: Tensor, options: int, tracing: bool) -
 
 
 def why_not_shared(
-    ids: Tensor,
-    embedding: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    dropout: float,
-    tracing: bool,
-    at_any_cost: bool = False,
+    call: Call, embedding: Tensor, tracing: bool, at_any_cost: bool = False
 ) -> str | None:
     """Returns why the sequences of a call do not share prefixes, or None if they may.
 
     The kernel, which sees the ids, shares as far as they begin alike.
 
     Args:
-        ids, embedding, hx, weights, sequence_layout, reset, options, dropout: as of `look_up`.
+        call: on token ids.
+        embedding: (vocabulary, input_size).
         tracing: whether a compiler traces the call.
         at_any_cost: whether to ask only what is possible, and not what pays.
     """
+    ids, options = call.data, call.options
     if options & ops.BIDIRECTIONAL:
         return "the second direction begins at the ends of sequences"
-    if hx is not None:
+    if call.hx is not None:
         return "each sequence begins from a state of its own, hx"
-    if reset is not None:
+    if call.reset is not None:
         return "reset begins sequences anew"
-    if dropout:
+    if call.dropout:
         return "dropout between layers is drawn for each sequence"
     if options & ops.BATCH_INVARIANT:
         return "batch_invariant goes without a table"
@@ -152,15 +146,16 @@ def why_not_shared(
         return "a torch.func transform is active"
     if not ids.is_cpu:
         return f"kernels on {ids.device.type} do not share prefixes"
-    like = weights[0]
+    like = call.weights[0]
     if like.dtype not in SHARING_DTYPES:
         return f"the kernel shares prefixes in float32 and float64, not in {like.dtype}"
     why_not = why_not_kernel(like, tracing)
     if why_not is not None or at_any_cost:
         return why_not
-    if weights[1].shape[0] < SHARED_FROM_HIDDEN:
-        return f"it pays from hidden_size {SHARED_FROM_HIDDEN}, not for {weights[1].shape[0]}"
-    sequences = _sequences(ids, sequence_layout, options)
+    hidden_size = ops.hidden_size_of(call.weights)
+    if hidden_size < SHARED_FROM_HIDDEN:
+        return f"it pays from hidden_size {SHARED_FROM_HIDDEN}, not for {hidden_size}"
+    sequences = _sequences(call)
     if sequences < SHARED_FROM_SEQUENCES:
         return f"it pays from {SHARED_FROM_SEQUENCES} sequences, not for {sequences}"
     return why_not_table(ids, embedding, options, tracing)
@@ -181,8 +176,9 @@ def gather(
     """Returns the rows of features that ids stand for, (..., input_size).
 
     Args:
-        ids, embedding, padding_idx, sequence_layout, options: as of `look_up`. In the padding of
-            padded sequences there are rows of no meaning.
+        ids, sequence_layout, options: of the call. In the padding of padded sequences there are
+            rows of no meaning.
+        embedding, padding_idx: as of `Lookup`.
 
     Raises:
         IndexError: an id has no row.
@@ -226,8 +222,9 @@ def _with_tables(
     return given
 
 
-def _sequences(ids: Tensor, sequence_layout: Tensor | None, options: int) -> int:
-    """Returns the number of sequences of a call."""
+def _sequences(call: Call) -> int:
+    """Returns the number of sequences of a call on token ids."""
+    ids, sequence_layout, options = call.data, call.sequence_layout, call.options
     if sequence_layout is not None and options & ops.PACKED:
         return int(sequence_layout[0]) if len(sequence_layout) else 0
     if sequence_layout is not None and options & ops.JAGGED:

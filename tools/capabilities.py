@@ -394,7 +394,7 @@ def child(label: str, name: str, answers: Connection) -> None:
     torch.manual_seed(0)
     calls = []  # calls of FusedRNN that went through ATen operators
     rnn_stack = reference.rnn_stack
-    reference.rnn_stack = lambda *arguments: calls.append(label) or rnn_stack(*arguments)
+    reference.rnn_stack = lambda call: calls.append(label) or rnn_stack(call)
     attempt, layer_class = ROWS[label].attempt, LAYERS[name]
     given = {"layer_class": layer_class, "layer": layer_class(4, 5), "x": torch.randn(6, 3, 4)}
     try:

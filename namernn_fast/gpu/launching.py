@@ -16,7 +16,9 @@ UPLOAD_SETTINGS = {"num_warps": 1, "enable_fp_fusion": False}
 """How Triton is to compile and launch the kernel of `upload`."""
 
 
-def run(kernel, grid: tuple[int, ...], arguments: dict[str, Any], settings: dict[str, Any]) -> None:
+def run(
+    kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], settings: dict[str, Any]
+) -> None:
     """Launches a kernel.
 
     Args:
@@ -78,7 +80,9 @@ def turn(device: torch.device) -> Iterator[None]:
         last[stream] = event
 
 
-def share_turn(device: torch.device, stream: torch.cuda.Stream, others: Iterable) -> None:
+def share_turn(
+    device: torch.device, stream: torch.cuda.Stream, others: Iterable[torch.cuda.Stream]
+) -> None:
     """Lets cooperative kernels of several streams run at once, since all of their programs fit.
 
     Args:
@@ -94,7 +98,9 @@ def share_turn(device: torch.device, stream: torch.cuda.Stream, others: Iterable
             last.setdefault(own, None)
 
 
-def _wait_for_others(device, stream) -> dict:
+def _wait_for_others(
+    device: torch.device, stream: torch.cuda.Stream
+) -> dict[torch.cuda.Stream, torch.cuda.Event | None]:
     """Lets a stream wait for the cooperative kernels of others; returns the streams of its turn."""
     last = _last.setdefault(device, {})
     if stream not in last:

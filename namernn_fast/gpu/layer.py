@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from .plan import Plan, plan_of
 from .problem import BackwardTensors, Stack
 from .products import product
 from .sums import sums_by_token
+
+_Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 @functools.cache
@@ -96,7 +98,7 @@ def takes_transpose(plan: Plan, dtype: torch.dtype) -> bool:
 
 
 def _launch(
-    kernel,
+    kernel: Any,
     stack: Stack,
     like: Tensor,
     own: dict[str, Tensor | int | None],
@@ -126,9 +128,15 @@ def _launch(
     transposed = kernel is forward_kernel and takes_transpose(plan, like.dtype)
     arguments: dict[str, Any] = own | (_transposes(own) if transposed else {})
     arguments |= {
-        "layout": LayoutTensors(*layout[:4]),
+        "layout": LayoutTensors(layout.lengths, layout.offsets, layout.starts, layout.reset),
+        "T": layout.T,
+        "B": layout.B,
+        "N": layout.N,
+        "time_stride": layout.time_stride,
+        "batch_stride": layout.batch_stride,
+        "reset_time_stride": layout.reset_time_stride,
+        "reset_batch_stride": layout.reset_batch_stride,
         "arrivals": arrivals,
-        **dict(zip(layout._fields[4:], layout[4:], strict=True)),
         "FORM": form_of(
             *(plan, stack.hidden_size, stack.directions),
             tanh=tanh,
@@ -176,20 +184,21 @@ def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
 
 def _of_directions(rows: Tensor, stack: Stack) -> Sequence[Tensor]:
     """Returns the columns (N, H) of each direction of rows (N, directions * H)."""
-    return rows.unflatten(1, (stack.directions, stack.hidden_size)).unbind(1)
+    columns: Tensor = rows.unflatten(1, (stack.directions, stack.hidden_size))
+    return columns.unbind(1)
 
 
-def _pair(of_each_direction):
+def _pair(of_each_direction: Sequence[Any]) -> tuple[Any, Any]:
     """Returns two values, the second None where there is one direction."""
-    return of_each_direction if len(of_each_direction) == 2 else (*of_each_direction, None)
+    return of_each_direction[0], of_each_direction[1] if len(of_each_direction) == 2 else None
 
 
-def _join(of_each_direction) -> Tensor:
+def _join(of_each_direction: _Tensors) -> Tensor:
     """Returns the tensors of all directions as one, without a copy where there is one direction."""
     return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
-def _beside(of_each_direction) -> Tensor:
+def _beside(of_each_direction: _Tensors) -> Tensor:
     """Returns the columns of all directions in one tensor, as they are where there is one."""
     return torch.cat(of_each_direction, 1) if len(of_each_direction) == 2 else of_each_direction[0]
 
@@ -216,7 +225,8 @@ def forward_layer(
     """
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
     if not ops.has_ids(x) and stepwise.suits(stack, h_n):
-        bias = _join([own.bias for own in weights]) if stack.options & ops.BIAS else None
+        biases = [bias for own in weights if (bias := own.bias) is not None]
+        bias = _join(biases) if biases else None
         states = product(x, _join(weights_ih).t(), bias, out=None if ring else output)
         stepwise.forward_steps(stack, hx, weights_hh, states, h_n)
         return

@@ -1,19 +1,28 @@
 """The operators of `namernn_fast.ops` on a GPU: they check and read their arguments."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import availability, checks, ops, transfers
+from ..call import Call
 from . import launching
 from .layer import on_device_of
 from .problem import SequenceLayout, Stack
 from .stack import backward_stack, forward_stack
 
 
-def rnn_forward(input, hx, weights, sequence_layout, reset, options):
+def rnn_forward(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`namernn_fast::rnn_forward` on a GPU; arguments and results as in `namernn_fast.ops`.
 
     An id in input of which the table has no row is a device-side assertion.
@@ -26,7 +35,7 @@ def rnn_forward(input, hx, weights, sequence_layout, reset, options):
         not (options & ops.LAST_STATE and options & ops.WANT_HIDDEN),
         "options must not say both that the last state alone and that hidden is wanted",
     )
-    stack, x = _checked_stack(input, hx, weights, sequence_layout, reset, options)
+    stack, x = _checked_stack(Call(input, hx, weights, sequence_layout, reset, options))
     with on_device_of(input):
         outputs, h_n = forward_stack(stack, x)
     shape = ops.output_shape(input, stack.hidden_size, options)
@@ -37,52 +46,54 @@ def rnn_forward(input, hx, weights, sequence_layout, reset, options):
 
 
 def rnn_backward(
-    grad_output,
-    grad_h_n,
-    input,
-    hx,
-    weights,
-    output,
-    hidden,
-    sequence_layout,
-    reset,
-    options,
-    want_input,
-    want_hx,
-    want_layers,
-):
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    hidden: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+    want_input: bool,
+    want_hx: bool,
+    want_layers: Sequence[int],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`namernn_fast::rnn_backward` on a GPU; arguments and results as in `namernn_fast.ops`.
 
     Raises:
         RuntimeError: the arguments do not fit.
     """
     _require(not options & ops.LAST_STATE, "the last state alone has no backward pass")
-    stack, x = _checked_stack(input, hx, weights, sequence_layout, reset, options)
+    stack, x = _checked_stack(Call(input, hx, weights, sequence_layout, reset, options))
     with_ids = ops.has_ids(input)
     _require(not (with_ids and want_input), "want_input must be false for token ids")
+    _require(not want_hx or hx is not None, "want_hx must be false without hx")
     _check_results(stack, input, output, hidden, grad_output, grad_h_n, want_layers)
     with on_device_of(input):
-        if stack.layout.padded and 0 in want_layers and not with_ids:
+        lengths = stack.layout.lengths
+        if stack.layout.padded and lengths is not None and 0 in want_layers and not with_ids:
             # Input past the end of a sequence may be NaN, and NaN times a dz of zero is NaN.
             steps = torch.arange(stack.layout.T, device=input.device)
-            past = steps >= sequence_layout.unsqueeze(1)
+            past = steps >= lengths.unsqueeze(1)
             past = past if options & ops.BATCH_FIRST else past.t()
             x = input.masked_fill(past.unsqueeze(2), 0.0).flatten(0, 1)
         outputs = [layer.flatten(0, -2).contiguous() for layer in (*hidden, output)]
         grad = None if grad_output is None else grad_output.flatten(0, -2).contiguous()
-        grad_hx = torch.empty_like(stack.hx) if want_hx else None
+        grad_hx = torch.empty_like(stack.hx) if want_hx and stack.hx is not None else None
         grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
         grad_input, found = backward_stack(
             stack, x, outputs, grad, grad_h_n, grad_hx, want_input, want_layers
         )
     nothing = functools.partial(stack.weights[0].new_empty, 0)  # no result may be another's alias
     per_layer = ops.weights_per_layer(options)
-    grad_weights = []
+    grad_weights: list[Tensor] = []
     for k in range(ops.layer_count(weights, options)):
         grad_weights += found.get(k) or [nothing() for _ in range(per_layer)]
     return (
-        grad_input.view(input.shape) if want_input else nothing(),
-        grad_hx if want_hx else nothing(),
+        nothing() if grad_input is None else grad_input.view(input.shape),
+        nothing() if grad_hx is None else grad_hx,
         grad_weights if want_layers else [],
     )
 
@@ -125,8 +136,9 @@ class _Shape:
         return str(tuple(self.tensor.shape))
 
 
-def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple[Stack, Tensor]:
+def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator; returns them, and the input as (rows, features)."""
+    input, hx, weights, options = call.data, call.hx, call.weights, call.options
     _require(
         not options & ops.SHARE_PREFIXES,
         "share_prefixes needs a CPU: the kernels on a GPU share no states",
@@ -152,8 +164,8 @@ def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple
         "the table of weight_ih must have 2 dimensions and a row at least, got shape {}",
         _Shape(weights[0]),
     )
-    layout = _read_layout(input, sequence_layout, reset, options)
-    hidden_size = weights[1].shape[0]
+    layout = _read_layout(call)
+    hidden_size = ops.hidden_size_of(weights)
     tables = directions if with_ids else 0
     features = 0 if with_ids else input.shape[-1]
     for name, weight, shape in checks.weights_and_shapes(weights, features, options):
@@ -174,7 +186,15 @@ def _checked_stack(input, hx, weights, sequence_layout, reset, options) -> tuple
     return stack, input.flatten().contiguous() if with_ids else input.flatten(0, -2)
 
 
-def _check_results(stack: Stack, input, output, hidden, grad_output, grad_h_n, want_layers) -> None:
+def _check_results(
+    stack: Stack,
+    input: Tensor,
+    output: Tensor,
+    hidden: Sequence[Tensor],
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    want_layers: Sequence[int],
+) -> None:
     """Checks the results of the forward pass that the backward pass is given, and gradients."""
     num_layers = ops.layer_count(stack.weights, stack.options)
     _require(
@@ -194,8 +214,9 @@ def _check_results(stack: Stack, input, output, hidden, grad_output, grad_h_n, w
         _require(0 <= k < num_layers, "want_layers must be from 0 to {}, got {}", num_layers - 1, k)
 
 
-def _read_layout(input, sequence_layout, reset, options) -> SequenceLayout:
+def _read_layout(call: Call) -> SequenceLayout:
     """Checks and reads which rows exist."""
+    input, given, reset, options = call.data, call.sequence_layout, call.reset, call.options
     packed, jagged = options & ops.PACKED, options & ops.JAGGED
     batch_first = options & ops.BATCH_FIRST
     _require(not (packed and jagged), "options must not say both packed and jagged")
@@ -207,37 +228,24 @@ def _read_layout(input, sequence_layout, reset, options) -> SequenceLayout:
         *(dimensions, input.dim()),
     )
     name = "batch_sizes" if packed else "offsets" if jagged else "lengths"
-    given = sequence_layout is not None
-    _require(given or padded, "sequence_layout must be the {} of input, got none", name)
+    _require(given is not None or padded, "sequence_layout must be the {} of input, got none", name)
     _require(
-        not given
-        or packed
-        or (
-            sequence_layout.device == input.device
-            and sequence_layout.dtype == torch.int64
-            and sequence_layout.dim() == 1
-        ),
+        given is None
+        or bool(packed)
+        or (given.device == input.device and given.dtype == torch.int64 and given.dim() == 1),
         "{} must be a 1-D int64 tensor on the device of input",
         name,
     )
-    N = input.shape[0] * input.shape[1] if padded else input.shape[0]
-    if packed:
-        layout = _read_batch_sizes(sequence_layout, input, N)
-    elif jagged:
-        _require(len(sequence_layout) > 0, "offsets must have one element at least")
-        B, offsets = len(sequence_layout) - 1, sequence_layout.contiguous()
-        layout = SequenceLayout(None, offsets, None, None, N, B, N, 1, 0)
-    else:
-        T, B = input.shape[1::-1] if batch_first else input.shape[:2]
-        _require(T > 0, "Expected sequence length to be larger than 0 in RNN")
-        _require(
-            not given or len(sequence_layout) == B,
-            "lengths must have one length for each of the {} sequences, got {}",
-            *(B, len(sequence_layout) if given else None),
+    if packed and given is not None:
+        layout = _read_batch_sizes(given, input)
+    elif jagged and given is not None:
+        _require(len(given) > 0, "offsets must have one element at least")
+        N = input.shape[0]
+        layout = SequenceLayout(
+            T=N, B=len(given) - 1, N=N, time_stride=1, batch_stride=0, offsets=given.contiguous()
         )
-        lengths = sequence_layout.contiguous() if given else None
-        strides = (1, T) if batch_first else (B, 1)
-        layout = SequenceLayout(lengths, None, None, None, T, B, N, *strides)
+    else:
+        layout = _read_lengths(given, input, bool(batch_first))
     if reset is None:
         return layout
     _require(
@@ -253,12 +261,32 @@ def _read_layout(input, sequence_layout, reset, options) -> SequenceLayout:
     )
 
 
-def _read_batch_sizes(batch_sizes, input, N) -> SequenceLayout:
+def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> SequenceLayout:
+    """Checks the sizes of padded input and of its lengths, if it has any."""
+    T, B = input.shape[1::-1] if batch_first else input.shape[:2]
+    _require(T > 0, "Expected sequence length to be larger than 0 in RNN")
+    _require(
+        lengths is None or len(lengths) == B,
+        "lengths must have one length for each of the {} sequences, got {}",
+        *(B, None if lengths is None else len(lengths)),
+    )
+    return SequenceLayout(
+        T=T,
+        B=B,
+        N=T * B,
+        time_stride=1 if batch_first else B,
+        batch_stride=T if batch_first else 1,
+        lengths=None if lengths is None else lengths.contiguous(),
+    )
+
+
+def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
     """Checks and reads batch_sizes; tells the device where rows lie without waiting for it."""
     _require(
         batch_sizes.is_cpu and batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1,
         "batch_sizes must be a 1-D int64 tensor on the CPU",
     )
+    N = input.shape[0]
     sizes = checks.check_batch_sizes(batch_sizes, N)
     T, B = len(sizes), sizes[0]
     if transfers.is_capturing(input.device):
@@ -269,7 +297,9 @@ def _read_batch_sizes(batch_sizes, input, N) -> SequenceLayout:
         if input.is_cuda:
             table = transfers.to_gpu(table, input.device, "batch_sizes")
     starts, lengths = table.split([T, B])
-    return SequenceLayout(lengths, None, starts, None, T, B, N, 0, 1)
+    return SequenceLayout(
+        T=T, B=B, N=N, time_stride=0, batch_stride=1, lengths=lengths, starts=starts
+    )
 
 
 def _starts_and_lengths(batch_sizes: Tensor, B: int) -> Tensor:

@@ -14,14 +14,6 @@ class SequenceLayout(NamedTuple):
     Strides are counted in rows, the strides of reset in elements.
     """
 
-    lengths: Tensor | None
-    """int64 (B), the number of steps of each sequence, or None: T each, or what offsets say."""
-    offsets: Tensor | None
-    """int64 (B + 1), the first row of each sequence of a jagged tensor; else None."""
-    starts: Tensor | None
-    """int64 (T), the number of rows before each time in packed data; else None."""
-    reset: Tensor | None
-    """uint8, set where a state begins anew; or None."""
     T: int
     """Time steps; of a jagged tensor an upper bound."""
     B: int
@@ -30,6 +22,14 @@ class SequenceLayout(NamedTuple):
     """Rows."""
     time_stride: int
     batch_stride: int
+    lengths: Tensor | None = None
+    """int64 (B), the number of steps of each sequence, or None: T each, or what offsets say."""
+    offsets: Tensor | None = None
+    """int64 (B + 1), the first row of each sequence of a jagged tensor; else None."""
+    starts: Tensor | None = None
+    """int64 (T), the number of rows before each time in packed data; else None."""
+    reset: Tensor | None = None
+    """uint8, set where a state begins anew; or None."""
     reset_time_stride: int = 0
     reset_batch_stride: int = 0
 

@@ -65,8 +65,8 @@ class ProductPlan(NamedTuple):
 def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPlan:
     """Returns the plan of a product (M, K) by (K, N), made from sizes alone."""
 
-    def blocks(tiles):
-        return triton.cdiv(M, tiles.block_m) * triton.cdiv(N, tiles.block_n)
+    def blocks(tiles: Tiles) -> int:
+        return -(-M // tiles.block_m) * -(-N // tiles.block_n)
 
     tiles = _LARGE[precision] if blocks(_LARGE[precision]) >= processors else _SMALL[precision]
     parts = max(1, min(K // _TERMS_OF_A_PART, processors // max(1, blocks(tiles))))
@@ -106,7 +106,14 @@ def product(
     return torch.addmm(plus, left, right, out=out)
 
 
-def _product(left, right, plus, out, precision, device) -> Tensor:
+def _product(
+    left: Tensor,
+    right: Tensor,
+    plus: Tensor | None,
+    out: Tensor | None,
+    precision: str,
+    device: Device,
+) -> Tensor:
     """`product` by the kernel of this package."""
     (M, K), N = left.shape, right.shape[1]
     if out is None:

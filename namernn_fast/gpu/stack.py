@@ -7,7 +7,7 @@ run at the same time, a stretch apart, each on its own stream.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from .problem import BackwardTensors, SequenceLayout, Stack
 _STRETCH = 128  # steps of a stretch, at least: fewer take less time than their launches
 _STRETCHES = 8  # stretches, at most
 
+_Rows = TypeVar("_Rows", Tensor, Tensor | None)
+
 
 class _Stretch(NamedTuple):
     """Consecutive steps of all sequences."""
@@ -32,7 +34,7 @@ class _Stretch(NamedTuple):
     end: int
     """One past the last row."""
 
-    def of(self, tensor):
+    def of(self, tensor: _Rows) -> _Rows:
         """Returns the rows of this stretch, of a tensor that has all rows."""
         if tensor is None or self.end - self.begin == len(tensor):
             return tensor
@@ -70,10 +72,10 @@ def _cut(layout: SequenceLayout, count: int) -> list[_Stretch]:
 class _InTurn:
     """Runs tasks on the current stream, in the order in which they are given."""
 
-    def __enter__(self):
+    def __enter__(self) -> "_InTurn":
         return self
 
-    def __exit__(self, *raised) -> None:
+    def __exit__(self, *raised: object) -> None:
         pass
 
     def run(self, layer: int, after: int | None, task: Callable[[], object]) -> None:
@@ -98,14 +100,14 @@ class _AtOnce(_InTurn):
         self.done: dict[int, torch.cuda.Event] = {}
         self.last: list[Callable[[], object]] = []
 
-    def __enter__(self):
+    def __enter__(self) -> "_AtOnce":
         if self.cooperative:
             launching.share_turn(self.device, self.main, self.streams)
         for stream in self.streams:
             stream.wait_stream(self.main)
         return self
 
-    def __exit__(self, *raised) -> None:
+    def __exit__(self, *raised: object) -> None:
         for stream in self.streams:
             self.main.wait_stream(stream)
         if raised == (None, None, None):
@@ -179,7 +181,14 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def backward_stack(
-    stack: Stack, x, outputs, grad_output, grad_h_n, grad_hx, want_input, want_layers
+    stack: Stack,
+    x: Tensor,
+    outputs: Sequence[Tensor],
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_hx: Tensor | None,
+    want_input: bool,
+    want_layers: Sequence[int],
 ) -> tuple[Tensor | None, dict[int, list[Tensor]]]:
     """Runs the backward pass of a stack.
 
@@ -200,20 +209,19 @@ def backward_stack(
     lowest = 0 if want_input or grad_hx is not None else min(want_layers, default=len(layers))
     stretches = _stretches(stack, len(layers), like)
     none: Sequence[Tensor | None] = [None] * len(layers)
-    # Gradients of initial and of last states: of the whole sequences, then of a stretch, in two
-    # tensors that alternate as one stretch hands them to the next.
+    # Gradients of initial and last states: of whole sequences; of a stretch, in two that alternate.
     grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
     grads_h_n = none if grad_h_n is None else grad_h_n.chunk(len(layers))
     states = (len(layers), stack.layout.B, stack.hidden_size)
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
-    grads = [*none, grad_output]  # gradients of each layer's input, and of the last output
+    grads: list[Tensor | None] = [*none, grad_output]  # of all layers' inputs, and the last output
     # By layer: dz, and the previous states where the output does not hold them row by row.
     work: dict[int, tuple[Tensor, Tensor | None]] = {}
-    grad_weights = {}
+    grad_weights: dict[int, list[Tensor]] = {}
 
-    def finish(k):
+    def finish(k: int) -> None:
         dz, previous = work.pop(k)
         grads[k + 1] = None
         if k in want_layers:
@@ -226,9 +234,8 @@ def backward_stack(
             for k in reversed(range(lowest, len(layers))):
                 hx, weights = layers[k]
                 if is_last:
-                    previous = None
-                    if k in want_layers and not stack.layout.consecutive:
-                        previous = torch.empty_like(outputs[k])
+                    reads_previous = k in want_layers and not stack.layout.consecutive
+                    previous = torch.empty_like(outputs[k]) if reads_previous else None
                     work[k] = torch.empty_like(outputs[k]), previous
                     if want_input or k > lowest:
                         grads[k] = torch.empty_like(outputs[k - 1] if k else x)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import triton
@@ -12,8 +13,12 @@ from .layer import on_device_of
 from .operators import rnn_backward, rnn_forward
 from .plan import FEWEST_UNITS_OF_STEPS, Plan, Size, size_of, tuned
 
+_Measure: TypeAlias = Callable[[Callable[[], None]], float]
 
-def autotune(input: Tensor, hidden_size: int, *, bidirectional: bool = False, measure=None) -> Plan:
+
+def autotune(
+    input: Tensor, hidden_size: int, *, bidirectional: bool = False, measure: _Measure | None = None
+) -> Plan:
     """Times the plans that may suit a layer and keeps the fastest one for this process.
 
     Args:
@@ -40,7 +45,7 @@ def autotune(input: Tensor, hidden_size: int, *, bidirectional: bool = False, me
     options = ops.BIAS | ops.WANT_HIDDEN | (ops.BIDIRECTIONAL if bidirectional else 0)
     padded = (None, None, options)  # all rows exist, without a reset
 
-    def call():
+    def call() -> None:
         output, h_n, _ = rnn_forward(input, None, weights, *padded)
         rnn_backward(output, h_n, input, None, weights, output, [], *padded, True, False, [0])
 
@@ -71,7 +76,7 @@ def _time_by_default(size: Size, call: Callable[[], None]) -> dict[Plan, float]:
         return _time(size, call, triton.testing.do_bench)
 
 
-def _time(size: Size, call: Callable[[], None], measure) -> dict[Plan, float]:
+def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan, float]:
     """Returns the milliseconds of each plan that fits the device."""
     taken = {}
     for plan in _candidates(size):

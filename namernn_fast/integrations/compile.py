@@ -7,6 +7,7 @@ message appears, which says how to set the option.
 """
 
 import functools
+from types import ModuleType
 from typing import Any
 
 from .deferred import when_imported
@@ -21,7 +22,7 @@ def allow_tracing(module_class: type) -> None:
     when_imported("torch._dynamo.variables.builder", lambda builder: _patch(builder, module_class))
 
 
-def _patch(builder, module_class: type) -> None:
+def _patch(builder: ModuleType, module_class: type) -> None:
     """Wraps Dynamo's `VariableBuilder.wrap_module`, if there is such a method."""
     variable_builder: Any = getattr(builder, "VariableBuilder", None)
     original = getattr(variable_builder, "wrap_module", None)
@@ -29,7 +30,7 @@ def _patch(builder, module_class: type) -> None:
         return
 
     @functools.wraps(original)
-    def wrap_module(self, value):
+    def wrap_module(self: Any, value: Any) -> Any:
         if not isinstance(value, module_class):
             return original(self, value)
         with builder.config.patch(allow_rnn=True):

@@ -4,6 +4,9 @@ As torch counts for `nn.RNN`: two operations for each multiply-add of a matrix p
 for anything else.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +19,7 @@ def count_flops() -> None:
     when_imported("torch.utils.flop_counter", _register)
 
 
-def _register(flop_counter) -> None:
+def _register(flop_counter: Any) -> None:
     for operator, formula in (
         (torch.ops.namernn_fast.rnn_forward, _forward),
         (torch.ops.namernn_fast.rnn_backward, _backward),
@@ -37,7 +40,7 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     return input.numel() if ops.has_ids(input) else input.shape[:-1].numel()
 
 
-def _products(input: Tensor, weights, options: int) -> list[tuple[int, int]]:
+def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tuple[int, int]]:
     """Returns for each layer the multiply-adds of one row in its two products, both directions."""
     products = [
         (sum(own.weight_ih.numel() for own in layer), sum(own.weight_hh.numel() for own in layer))
@@ -48,26 +51,34 @@ def _products(input: Tensor, weights, options: int) -> list[tuple[int, int]]:
     return products
 
 
-def _forward(input, hx, weights, sequence_layout, reset, options, **kwargs) -> int:
+def _forward(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+    **kwargs: Any,
+) -> int:
     rows = _rows(input, sequence_layout, options)
     return 2 * rows * sum(ih + hh for ih, hh in _products(input, weights, options))
 
 
 def _backward(
-    grad_output,
-    grad_h_n,
-    input,
-    hx,
-    weights,
-    output,
-    hidden,
-    sequence_layout,
-    reset,
-    options,
-    want_input,
-    want_hx,
-    want_layers,
-    **kwargs,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    hidden: Sequence[Tensor],
+    sequence_layout: Tensor | None,
+    reset: Tensor | None,
+    options: int,
+    want_input: bool,
+    want_hx: bool,
+    want_layers: Sequence[int],
+    **kwargs: Any,
 ) -> int:
     total = 0
     for number, (ih, hh) in enumerate(_products(input, weights, options)):

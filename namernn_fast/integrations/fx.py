@@ -5,6 +5,8 @@ module by calling it with proxies in place of tensors.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.fx import Proxy, Tracer
@@ -15,13 +17,19 @@ def make_leaves(*classes: type[torch.nn.Module]) -> None:
     original = Tracer.call_module
 
     @functools.wraps(original)
-    def call_module(self, m, forward, args, kwargs):
+    def call_module(
+        self: Tracer,
+        m: torch.nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         # Without proxies it is another kind of tracer at work, that of torch.export for example.
         proxied = any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
         if proxied and type(m) in classes:
             path = self.path_of_module(m)
 
-            def forward(*args, **kwargs):
+            def forward(*args: Any, **kwargs: Any) -> Proxy:
                 return self.create_proxy("call_module", path, args, kwargs)
 
         return original(self, m, forward, args, kwargs)

@@ -47,7 +47,7 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
                 "torch.func.vmap(torch.func.grad(...)) for gradients of each sample"
             )
         return True
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         if not is_plain:
             _refuse_untraceable()
         return is_plain

@@ -5,12 +5,11 @@ place of this package's operators, so that the exporter needs no translation fro
 package but torch is needed.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..call import Call
 
 
 def exporting() -> bool:
@@ -24,23 +23,14 @@ def exporting() -> bool:
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def rnn_stack(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-) -> tuple[Tensor, Tensor]:
+def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     """Runs a stack of layers over whole sequences, each layer as an ONNX node.
 
     Args:
-        input, hx, weights: as of `namernn_fast.ops`. There are no token ids here: while an export
-            is at work, `tokens.look_up` gathers their rows.
-        sequence_layout: lengths (batch) of padded sequences, which is all that ONNX has, or None.
-            output is zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
-        reset: None; ONNX has no resets.
-        options: BATCH_INVARIANT is ignored, since another program will run the graph.
+        call: of padded sequences, with lengths or without, and without reset, as ONNX has no more.
+            It holds no token ids: during an export `tokens.look_up` gathers their rows. Output is
+            zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
+            BATCH_INVARIANT is ignored, since another program will run the graph.
 
     Returns:
         output and h_n.
@@ -48,10 +38,11 @@ def rnn_stack(
     Raises:
         ValueError: input is packed or jagged, or reset is given.
     """
+    input, weights, options = call.data, call.weights, call.options
     if options & (ops.PACKED | ops.JAGGED):
         kind = "PackedSequence" if options & ops.PACKED else "jagged tensor"
         raise ValueError(f"ONNX has no {kind}: export a model that takes padded input and lengths=")
-    if reset is not None:
+    if call.reset is not None:
         raise ValueError(
             "ONNX has no reset: export a model that takes the pieces between resets as sequences "
             "of their own, padded, with lengths="
@@ -60,20 +51,25 @@ def rnn_stack(
         input = input.transpose(0, 1)
     states = []
     for own_hx, layer in zip(
-        ops.states_of_layers(hx, weights, options), ops.layers_of(weights, options), strict=True
+        ops.states_of_layers(call.hx, weights, options),
+        ops.layers_of(weights, options),
+        strict=True,
     ):
-        input, h_n = _layer(input, own_hx, layer, sequence_layout, options)
+        input, h_n = _layer(call, input, own_hx, layer)
         states.append(h_n)
     output = input.transpose(0, 1) if options & ops.BATCH_FIRST else input
     return output, states[0] if len(states) == 1 else torch.cat(states)
 
 
-def _layer(input, hx, layer: list[ops.LayerWeights], lengths, options):
-    """Emits the ONNX node of one layer: returns its output and h_n."""
+def _layer(
+    call: Call, input: Tensor, hx: Tensor | None, layer: list[ops.LayerWeights]
+) -> tuple[Tensor, Tensor]:
+    """Emits the ONNX node of one layer of a call: returns its output and h_n."""
+    lengths, options = call.sequence_layout, call.options
     directions = len(layer)
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*layer, strict=True)
     seq_len, batch, _ = input.shape
-    hidden_size = weights_hh[0].shape[0]
+    hidden_size = ops.hidden_size_of(call.weights)
     output, h_n = torch.onnx.ops.symbolic_multi_out(
         "RNN",
         (

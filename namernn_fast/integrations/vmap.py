@@ -1,6 +1,5 @@
 """`torch.func.vmap`: folds the mapped dimension into the batch dimension of one fused call."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch._functorch.pyfunctorch import (
 )
 
 from .. import ops
+from ..call import Call, Path
 
 
 def only_vmap_is_active() -> bool:
@@ -20,12 +20,12 @@ def only_vmap_is_active() -> bool:
     return all(i.key() == TransformType.Vmap for i in retrieve_all_functorch_interpreters())
 
 
-def is_mapped(*tensors: Tensor | None) -> bool:
-    """Returns whether the innermost `vmap` maps over any of the tensors."""
+def is_mapped(call: Call) -> bool:
+    """Returns whether the innermost `vmap` maps over any tensor of the call."""
     level = retrieve_current_functorch_interpreter().level()
     return any(
-        tensor is not None and is_batchedtensor(tensor) and maybe_get_level(tensor) == level
-        for tensor in tensors
+        isinstance(value, Tensor) and is_batchedtensor(value) and maybe_get_level(value) == level
+        for value in call.flat()
     )
 
 
@@ -35,9 +35,9 @@ def one_level_below() -> AbstractContextManager[object]:
 
 
 class Mapped(torch.autograd.Function):
-    """`run_stack(input, hx, weights, ...)` under vmap, by a rule that calls it one level below.
+    """`path(call)` under vmap, by a rule that calls it one level below. It takes `call.flat()`.
 
-    `run_stack` records its own gradients there; this function sees none.
+    `path` records its own gradients there; this function sees none.
     """
 
     @staticmethod
@@ -52,7 +52,7 @@ class Mapped(torch.autograd.Function):
     def vmap(
         info: Any,
         in_dims: tuple[int | None, ...],
-        run_stack: Callable[..., tuple[Tensor, Tensor]],
+        path: Path,
         input: Tensor,
         hx: Tensor | None,
         sequence_layout: Tensor | None,
@@ -64,7 +64,7 @@ class Mapped(torch.autograd.Function):
 
         Args:
             info, in_dims: as of `torch.autograd.Function.vmap`.
-            run_stack: the function that runs a stack of layers one level below.
+            path: computes the call one level below.
             input, hx, sequence_layout, reset, options, weights: as of `namernn_fast.ops`.
 
         Returns:
@@ -83,7 +83,7 @@ class Mapped(torch.autograd.Function):
             )
         if any(dim is not None for dim in weight_dims):
             results = [
-                run_stack(x, h, own_weights, layout, cuts, options)
+                path(Call(x, h, own_weights, layout, cuts, options))
                 for x, h, layout, cuts, *own_weights in zip(
                     _split(input, input_dim, size),
                     _split(hx, hx_dim, size),
@@ -105,7 +105,7 @@ class Mapped(torch.autograd.Function):
         # At each time, packed data has its rows one sequence after another, like a batch.
         packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
         batch_dim = 0 if batch_first or packed else 1
-        output, h_n = run_stack(
+        folded = Call(
             _fold(input, input_dim, batch_dim, size),
             _fold(hx, hx_dim, 1, size),
             weights,
@@ -113,6 +113,7 @@ class Mapped(torch.autograd.Function):
             _fold(reset, reset_dim, 0 if batch_first else 1, size),
             options,
         )
+        output, h_n = path(folded)
         split = (-1, size)
         if options & ops.LAST_STATE:
             return (h_n.new_empty(0), h_n.unflatten(1, split)), (None, 2)

@@ -1,5 +1,6 @@
 """The modules as drop-ins: replacing, construction, the functional form, explaining."""
 
+import inspect
 import warnings
 
 import pytest
@@ -62,6 +63,14 @@ def test_initialisation():
     ours = FusedRNN(3, 4, 2, bidirectional=True)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_the_signature_names_every_parameter():
+    """`help(FusedRNN)` shows it; that of `nn.RNN` is (*args, **kwargs)."""
+    parameters = inspect.signature(FusedRNN).parameters.values()
+    assert {"nonlinearity", "bidirectional", "device"} <= {found.name for found in parameters}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    assert not any(found.kind in variadic for found in parameters)
 
 
 @pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])

@@ -45,7 +45,7 @@ def launches(monkeypatch, hidden_size, batch, directions, dtype):
     def empty(*shape):
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    layout = problem.SequenceLayout(*(None,) * 4, 1, batch, batch, batch, 1)
+    layout = problem.SequenceLayout(1, batch, batch, batch, 1)
     options = ops.BIAS | (ops.BIDIRECTIONAL if directions == 2 else 0)
     shapes = ((hidden_size, 1), (hidden_size, hidden_size), (hidden_size,), (hidden_size,))
     weights = [empty(*shape) for _ in range(directions) for shape in shapes]

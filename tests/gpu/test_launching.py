@@ -210,7 +210,7 @@ def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
 
 
 def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
-    layout = problem.SequenceLayout(*[None] * 4, seq_len, batch, seq_len * batch, batch, 1)
+    layout = problem.SequenceLayout(seq_len, batch, seq_len * batch, batch, 1)
     return problem.Stack(layout, None, [], options, 1, hidden_size)
 
 

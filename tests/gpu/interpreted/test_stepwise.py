@@ -84,7 +84,7 @@ def test_last_state_alone():
 
 
 def stack_of(hidden_size, batch, **layout):
-    rows = SequenceLayout(*[None] * 4, T=2, B=batch, N=2 * batch, time_stride=batch, batch_stride=1)
+    rows = SequenceLayout(T=2, B=batch, N=2 * batch, time_stride=batch, batch_stride=1)
     return Stack(rows._replace(**layout), None, [], ops.BIAS, 1, hidden_size)
 
 
