@@ -127,6 +127,16 @@ void add_floating(Table& table) {
   one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
 }
 
+// Mixed precision: the result and what is added are float32, the other sources 16-bit.
+template <class Number>
+void add_mixed(Table& table) {
+  const std::string type = std::string("rn.f32.") + kName<Number>;
+  table["add." + type] = lanewise<float, Number, float>([](float a, float c) { return a + c; });
+  table["sub." + type] = lanewise<float, Number, float>([](float a, float c) { return a - c; });
+  table["fma." + type] = lanewise<float, Number, Number, float>(
+      [](float a, float b, float c) { return std::fma(a, b, c); });
+}
+
 // ---- integers ----
 
 template <class Narrow, class Wide>
@@ -399,6 +409,8 @@ void add_arithmetic(Table& table) {
   add_floating<float>(table);
   add_floating<Half>(table);
   add_floating<BFloat16>(table);
+  add_mixed<Half>(table);
+  add_mixed<BFloat16>(table);
   const auto quotient = [](float a, float b) { return a / b; };  // a GPU's .full may be 2 ulp off
   two<float>(table, "div.full.", quotient);
   two<float>(table, "div.rn.", quotient);

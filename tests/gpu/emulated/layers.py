@@ -89,7 +89,7 @@ LAYERS = [
     Layer(120, "cooperative", "TF32", 256, 17),
     Layer(90, "streamed", "TF32", 300, 40, processors=8),
     Layer(90, "resident", "bfloat16", 64, 19, layout="packed unsorted", options=TWO_DIRECTIONS),
-    Layer(80, "resident", "float16", 100, 3, layout="jagged", options=RELU),
+    Layer(120, "resident", "float16", 100, 3, layout="jagged", options=RELU),
     Layer(80, "cooperative", "float16", 300, 5, layout="lengths", vocabulary=7),
     Layer(90, "cooperative", "bfloat16", 384, 5, layout="packed", options=TWO_LAYERS, resets=0.3),
     Layer(90, "streamed", "float16", 300, 5, layout="lengths", options=RELU, processors=4),

@@ -78,6 +78,7 @@ FLOATS = {
     "shfl.sync.idx.b32 %r5, %r2, 9, 31, -1": A[LANE // 32 * 32 + 9],
     "cvt.rn.bf16x2.f32 %r5, %r2, %r3": bits(B.bfloat16(), A.bfloat16()).view(torch.float32),
     "cvt.rn.f16x2.f32 %r5, %r2, %r3": bits(B.half(), A.half()).view(torch.float32),
+    "cvt.rn.bf16.f32 %rs1, %r2; add.rn.f32.bf16 %r5, %rs1, %r3": A.bfloat16().float() + B,
     "mov.b32 {%rs1, %rs2}, %r2; cvt.f32.bf16 %r5, %rs2": (A.view(torch.int32) & -0x10000).view(
         torch.float32
     ),
