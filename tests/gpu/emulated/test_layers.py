@@ -13,7 +13,8 @@ def test_layer(machine, layer, fp32_precision):
     machine.device = layer.device
     assert layer.plan.kind == layer.kind
     if layer.dtype == "TF32":
-        fp32_precision("tf32", "ieee")
+        # Where the precisions differ, the products around the recurrence are kernels too.
+        fp32_precision("tf32", "ieee" if layer.kind == "resident" else "tf32")
     layer.check()
 
 
