@@ -132,15 +132,15 @@ def weights_and_shapes(
         options: the option bits.
         vocabulary: the rows of the tables where input holds token ids, else None.
     """
-    hidden_size = ops.hidden_size_of(weights)
+    # By its rows, as the C++ operators check, so that both report a weight_hh that is not square.
+    hidden_size = weights[1].shape[0]
     name, first = "weight_ih", (hidden_size, features)
     if vocabulary is not None:
         name, first = "table", (vocabulary, hidden_size)
     for layer in ops.layers_of(weights, options):
         for own in layer:
-            # First, because hidden_size comes from it: a wrong one is not weight_ih's fault.
-            yield "weight_hh", own.weight_hh, (hidden_size, hidden_size)
             yield name, own.weight_ih, first
+            yield "weight_hh", own.weight_hh, (hidden_size, hidden_size)
             if own.bias_ih is not None and own.bias_hh is not None:
                 yield "bias_ih", own.bias_ih, (hidden_size,)
                 yield "bias_hh", own.bias_hh, (hidden_size,)

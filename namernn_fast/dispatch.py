@@ -1,4 +1,4 @@
-"""Which path a call takes, and running it: a fused kernel, ATen operators, vmap, or ONNX."""
+"""Chooses the path of a call and runs it: a fused kernel, ATen operators, vmap, or ONNX."""
 
 import torch
 from torch import Tensor

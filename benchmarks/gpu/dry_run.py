@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,10 @@ from benchmarks.harness.grid import TRAINING
 from namernn_fast import availability, gpu, ops
 from namernn_fast.bench.workload import Input, call_of, draw_gradients
 from namernn_fast.gpu import device as gpu_device
+from namernn_fast.gpu.device import Device
 from namernn_fast.testing import BudgetError
+
+OPERATORS = ("rnn_forward", "rnn_backward")
 
 
 def restart_interpreted() -> None:
@@ -23,6 +27,28 @@ def restart_interpreted() -> None:
     os.execve(sys.executable, command, os.environ | {"TRITON_INTERPRET": "1"})
 
 
+def serve_cpu_tensors(
+    device: Callable[[], Device], operator: Callable[[str], Callable[..., Any]]
+) -> torch.library.Library:
+    """Routes the operators on CPU tensors to other implementations, for the rest of the process.
+
+    The C++ extension need not be built.
+
+    Args:
+        device: Returns the GPU to make plans for.
+        operator: Returns the implementation of an operator, by its name.
+
+    Returns:
+        What keeps the implementations registered.
+    """
+    library = torch.library.Library(ops.NAMESPACE, "IMPL")
+    for name in OPERATORS:
+        library.impl(name, operator(name), "CPU", allow_override=True)
+    gpu_device.find_device = lambda index: device()
+    availability.why_not_cpu_kernel = lambda input: None
+    return library
+
+
 class Interpreted:
     """Puts the Triton operators in the place of the CPU operators, and counts their calls.
 
@@ -30,14 +56,9 @@ class Interpreted:
     """
 
     def __init__(self) -> None:
-        self.calls = dict.fromkeys(("rnn_forward", "rnn_backward"), 0)
-        self.library = torch.library.Library(ops.NAMESPACE, "IMPL")
-        for name in self.calls:
-            self.library.impl(name, partial(self.run, name), "CPU")
-        # There is no GPU to ask for its properties, and the C++ extension need not be built. Any
-        # GPU would do to make plans for.
-        gpu_device.find_device = lambda index: H100
-        availability.why_not_cpu_kernel = lambda input: None
+        self.calls = dict.fromkeys(OPERATORS, 0)
+        # Any GPU would do to make plans for.
+        self.library = serve_cpu_tensors(lambda: H100, lambda name: partial(self.run, name))
 
     def run(self, name: str, *arguments: Any) -> Any:
         """Counts and makes a call of an operator."""

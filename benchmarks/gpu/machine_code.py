@@ -46,8 +46,7 @@ class Counts(NamedTuple):
 
     instructions: int
     in_loops: int
-    """Those in loops within the step: over hidden units, over tiles, or waiting for other programs.
-    """
+    """Instructions in inner loops: over hidden units, over tiles, or waiting for other programs."""
     shuffles: int
     """Exchanges among the lanes of a warp."""
     barriers: int

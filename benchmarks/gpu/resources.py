@@ -37,6 +37,14 @@ DEVICES = (
     Device("cuda", "sm_100", 227 * 1024, 148),
     MI300X,
 )
+# The shared memory is that of table "Technical Specifications per Compute Capability" in the CUDA
+# programming guide, the number of processors that of the whitepapers of the GeForce RTX 3090, 4090
+# and 5090.
+GEFORCE = (
+    Device("cuda", "sm_86", 99 * 1024, 82),
+    Device("cuda", "sm_89", 99 * 1024, 128),
+    Device("cuda", "sm_120", 99 * 1024, 170),
+)
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 64, 1024)
 # Sizes that do not fill blocks of hidden units, and odd ones, whose rows are not aligned.

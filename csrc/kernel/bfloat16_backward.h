@@ -86,7 +86,7 @@ struct PairProducts {
 
   // Memory shared by all groups.
   BFloat16* weight_ih;  // panels of W_ih [padded(H), D], if grad_input is wanted
-  // Of one group, from prepare_rows() on.
+  // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;         // columns of dz
   int64_t capacity;  // rows of a time block at most

@@ -30,7 +30,7 @@ struct FloatProducts {
   Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
   Scalar* staged;  // [workers, kTaskRows, D], where grad_input has 16 bits or rows in any order; or
                    // null
-  // Of one group, from prepare_rows() on.
+  // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;         // columns of dz
   int64_t capacity;  // rows of a time block at most

@@ -42,8 +42,6 @@ def form_of(
         ring: whether the forward kernel is to compute h_n alone.
         transposed: whether the forward kernel is given weight_hh as its transpose.
     """
-    # Threads of large programs have too few registers for more loads on their way.
-    vector = 2 if plan.warps > 8 else 4
     has_remainder = plan.members * plan.tiles * plan.block_n != hidden_size
     return Form(
         H=hidden_size,
@@ -57,8 +55,8 @@ def form_of(
         MEMBERS=plan.members,
         TILES=plan.tiles,
         PARTS=plan.parts,
-        VECTOR=vector,
-        VECTORS=hidden_size % vector == 0,
+        # Threads of large programs have too few registers for more loads on their way.
+        VECTOR=2 if plan.warps > 8 else 4,
         STAGES=plan.stages,
         PRECISION=plan.precision,
         TRANSPOSED=transposed,

@@ -86,8 +86,7 @@ def test_bad_input(input, hx, error, text, requires_grad):
 def test_replaced_weights_of_another_shape():
     module = FusedRNN(4, 5)
     module.weight_hh_l0 = torch.nn.Parameter(torch.randn(5, 6))
-    expected = r"weight_hh must have shape (\(5, 5\)|\(6, 6\)), got \(5, 6\)"
-    with pytest.raises(RuntimeError, match=expected):
+    with pytest.raises(RuntimeError, match=r"weight_hh must have shape \(5, 5\), got \(5, 6\)"):
         module(X)
     module = FusedRNN(4, 5)
     module.bias_hh_l0 = torch.nn.Parameter(torch.randn(1))

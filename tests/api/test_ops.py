@@ -62,7 +62,7 @@ def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx, tokens
     torch.library.opcheck(ops.rnn_forward, arguments, test_utils=forward_checks(layout, with_hx))
     output, h_n, hidden = ops.rnn_forward(*arguments)
     want_input, layers = not tokens, list(range(num_layers))
-    # Which gradients are given and which are wanted: neither depends on the other.
+    # The fake kernel handles given and wanted gradients separately, so three pairs cover both.
     for grads, want in (
         ((output, None), (want_input, with_hx, layers)),
         ((None, h_n), (False, False, layers[1:])),

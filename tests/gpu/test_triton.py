@@ -187,9 +187,9 @@ def test_one_thread_polls_at_the_barrier():
     "size", [(33, 1), (127, 64), (128, 64), (255, 4), (256, 4), (300, 4), (512, 1)], ids=str
 )
 def test_one_sequence_is_summed_within_threads(kernel, size):
-    """With all threads along the units that are summed over, each sum takes shuffles of its own.
+    """If a layout spread each sum over all threads, every sum would need its own shuffles.
 
-    Rows of odd sizes are not aligned, so that loads alone would lay them out like that.
+    Loads alone would choose such a layout for odd sizes, because their rows are not aligned.
     """
     ptx = compiled_text(kernel, *size, torch.float32, "ptx")
     assert 0 < len(re.findall(r"shfl\.sync", ptx)) <= 16

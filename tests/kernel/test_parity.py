@@ -34,7 +34,7 @@ SHAPES = {
 }
 # For token ids: what differs is the input of the first layer.
 TOKEN_SHAPES = [(5, 7, 6, 3), (20, 33, 5, 40)]
-# Layouts, with hx; and those for which an absent hx takes a path of its own.
+# Pairs of layouts and whether hx is given. Without hx, dense and packed rows run different code.
 KINDS = [*((layouts, True) for layouts in SAME_ROWS), (("dense",), False), (("packed",), False)]
 
 

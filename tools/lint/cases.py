@@ -12,16 +12,8 @@ from typing import Any, NamedTuple
 from benchmarks.gpu import resources
 from namernn_fast.gpu.device import Device
 
-# The shared memory that one program can have is that of table "Technical Specifications per Compute
-# Capability" in the CUDA programming guide; the number of processors that of the whitepapers of the
-# GeForce RTX 3090, 4090 and 5090.
-GEFORCE = (
-    Device("cuda", "sm_86", 99 * 1024, 82),
-    Device("cuda", "sm_89", 99 * 1024, 128),
-    Device("cuda", "sm_120", 99 * 1024, 170),
-)
 REPORTED = tuple(device for device in resources.DEVICES if device.backend == "cuda")
-DEVICES = (*REPORTED, *GEFORCE)
+DEVICES = (*REPORTED, *resources.GEFORCE)
 
 # What is given in a call, as `resources.specialise` takes it, by kind of rows.
 USUAL, IDS, UNALIGNED = "usual", "ids", "unaligned"
@@ -69,7 +61,7 @@ def cases() -> Iterator[Case]:
     """Yields all cases, each once."""
     of_geforce = (
         build
-        for device in GEFORCE
+        for device in resources.GEFORCE
         for by_precision in _by_kind(device).values()
         for build, *_ in by_precision.values()
     )

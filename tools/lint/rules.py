@@ -1,4 +1,4 @@
-"""The rules of the lint, of which each looks at one kernel; `docs/gpu_report.md` lists them."""
+"""The rules of the lint. Each checks one kernel; `docs/gpu_report.md` lists them."""
 
 import linecache
 import re

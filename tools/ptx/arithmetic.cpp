@@ -19,25 +19,17 @@ using s64 = int64_t;
 using u64 = uint64_t;
 
 template <class Value>
-const char* const kName = "";
-template <>
-const char* const kName<s16> = "s16";
-template <>
-const char* const kName<u16> = "u16";
-template <>
-const char* const kName<s32> = "s32";
-template <>
-const char* const kName<u32> = "u32";
-template <>
-const char* const kName<s64> = "s64";
-template <>
-const char* const kName<u64> = "u64";
-template <>
-const char* const kName<float> = "f32";
-template <>
-const char* const kName<Half> = "f16";
-template <>
-const char* const kName<BFloat16> = "bf16";
+std::string name_of() {
+  if constexpr (std::is_same_v<Value, float>) {
+    return "f32";
+  } else if constexpr (std::is_same_v<Value, Half>) {
+    return "f16";
+  } else if constexpr (std::is_same_v<Value, BFloat16>) {
+    return "bf16";
+  } else {
+    return (std::is_signed_v<Value> ? "s" : "u") + std::to_string(8 * sizeof(Value));
+  }
+}
 
 template <class Value>
 std::string bits_name() {
@@ -48,12 +40,12 @@ std::string bits_name() {
 
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
-  ((table[name + kName<Values>] = lanewise<Values, Values>(work)), ...);
+  ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);
 }
 
 template <class... Values, class Work>
 void two(Table& table, const std::string& name, Work work) {
-  ((table[name + kName<Values>] = lanewise<Values, Values, Values>(work)), ...);
+  ((table[name + name_of<Values>()] = lanewise<Values, Values, Values>(work)), ...);
 }
 
 template <class... Values, class Work>
@@ -63,7 +55,7 @@ void two_of_bits(Table& table, const std::string& name, Work work) {
 
 template <class... Values, class Work>
 void three(Table& table, const std::string& name, Work work) {
-  ((table[name + kName<Values>] = lanewise<Values, Values, Values, Values>(work)), ...);
+  ((table[name + name_of<Values>()] = lanewise<Values, Values, Values, Values>(work)), ...);
 }
 
 // An instruction on packed pairs of numbers.
@@ -81,7 +73,7 @@ Entry in_pairs(Work work, std::index_sequence<k...>) {
 
 template <class Number, class Work>
 void floating(Table& table, const std::string& name, Work work) {
-  const std::string type = kName<Number>;
+  const std::string type = name_of<Number>();
   table[name + type] = lanewise<Number, Number, Number>(work);
   table[name + type + "x2"] = in_pairs<Number, Number, Number>(work, std::make_index_sequence<2>());
 }
@@ -89,7 +81,7 @@ void floating(Table& table, const std::string& name, Work work) {
 template <class Number>
 void multiply_add(Table& table) {
   const auto work = [](float a, float b, float c) { return Number(std::fma(a, b, c)); };
-  const std::string type = kName<Number>;
+  const std::string type = name_of<Number>();
   table["fma.rn." + type] = lanewise<Number, Number, Number, Number>(work);
   table["fma.rn." + type + "x2"] =
       in_pairs<Number, Number, Number, Number>(work, std::make_index_sequence<3>());
@@ -130,7 +122,7 @@ void add_floating(Table& table) {
 // Mixed precision: the result and what is added are float32, the other sources 16-bit.
 template <class Number>
 void add_mixed(Table& table) {
-  const std::string type = std::string("rn.f32.") + kName<Number>;
+  const std::string type = "rn.f32." + name_of<Number>();
   table["add." + type] = lanewise<float, Number, float>([](float a, float c) { return a + c; });
   table["sub." + type] = lanewise<float, Number, float>([](float a, float c) { return a - c; });
   table["fma." + type] = lanewise<float, Number, Number, float>(
@@ -141,7 +133,7 @@ void add_mixed(Table& table) {
 
 template <class Narrow, class Wide>
 void wide(Table& table) {
-  const std::string type = kName<Narrow>;
+  const std::string type = name_of<Narrow>();
   table["mul.wide." + type] =
       lanewise<Wide, Narrow, Narrow>([](Wide a, Wide b) { return static_cast<Wide>(a * b); });
   table["mad.wide." + type] = lanewise<Wide, Narrow, Narrow, Wide>(
@@ -152,7 +144,7 @@ void wide(Table& table) {
 
 template <class Value>
 void divide(Table& table) {
-  const std::string type = kName<Value>;
+  const std::string type = name_of<Value>();
   const auto entry = [](auto work) {
     Entry made = lanewise<Value, Value, Value>(work);
     const Handler run = made.run;
@@ -182,8 +174,8 @@ void shift(Table& table) {
   };
   table["shl." + bits_name<Bits>()] = lanewise<Bits, Bits, u32>(left);
   table["shr." + bits_name<Bits>()] = lanewise<Bits, Bits, u32>(right);
-  table[std::string("shr.") + kName<Bits>] = lanewise<Bits, Bits, u32>(right);
-  table[std::string("shr.") + kName<Signed>] = lanewise<Signed, Signed, u32>(keep_sign);
+  table["shr." + name_of<Bits>()] = lanewise<Bits, Bits, u32>(right);
+  table["shr." + name_of<Signed>()] = lanewise<Signed, Signed, u32>(keep_sign);
 }
 
 // bfe: extracts `count` bits starting at `first`; bits beyond the value repeat its sign.
@@ -347,14 +339,14 @@ void add_predicates(Table& table) {
 
 template <class To, class... From>
 void convert_integers(Table& table) {
-  ((table[std::string("cvt.") + kName<To> + "." + kName<From>] =
+  ((table["cvt." + name_of<To>() + "." + name_of<From>()] =
         lanewise<To, From>([](From value) { return static_cast<To>(value); })),
    ...);
 }
 
 template <class Number>
 void convert_16_bits(Table& table) {
-  const std::string type = kName<Number>;
+  const std::string type = name_of<Number>();
   table["cvt.f32." + type] = lanewise<float, Number>([](float value) { return value; });
   table["cvt.rn." + type + ".f32"] = lanewise<Number, float>([](float value) { return value; });
   table["cvt.rn." + type + "x2.f32"] = lanewise<u32, float, float>([](float high, float low) {

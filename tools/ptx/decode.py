@@ -83,8 +83,8 @@ class Decoder:
         """The messages of the kernel's assertions."""
         self.sizes: list[int] = []
         """The size of each operand, by its number."""
-        self.constants: list[tuple[Operand, int]] = []
-        self._constants: dict[tuple[int, int], Operand] = {}
+        self.constants: dict[tuple[int, int], Operand] = {}
+        """By value and size."""
         self._scopes: list[dict[str, Operand]] = [{}]
         self._labels: dict[str, int] = {}
         self._targets: list[tuple[Instruction, str]] = []
@@ -125,11 +125,13 @@ class Decoder:
 
     # ---- registers and constants ----
 
-    def _declare(self, name: str, size: int) -> Operand:
-        operand = Operand(len(self.sizes), size)
+    def _new(self, size: int) -> Operand:
         self.sizes.append(size)
-        self._scopes[-1][name] = operand
-        return operand
+        return Operand(len(self.sizes) - 1, size)
+
+    def _declare(self, name: str, size: int) -> Operand:
+        self._scopes[-1][name] = self._new(size)
+        return self._scopes[-1][name]
 
     def _register(self, name: str) -> Operand | None:
         for scope in reversed(self._scopes):
@@ -141,12 +143,9 @@ class Decoder:
 
     def _constant(self, value: int, size: int) -> Operand:
         value &= 2 ** (32 if size == 1 else 8 * size) - 1
-        if (value, size) not in self._constants:
-            operand = Operand(len(self.sizes), size)
-            self.sizes.append(size)
-            self._constants[value, size] = operand
-            self.constants.append((operand, value))
-        return self._constants[value, size]
+        if (value, size) not in self.constants:
+            self.constants[value, size] = self._new(size)
+        return self.constants[value, size]
 
     def _number(self, text: str) -> int:
         if found := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})|0[dD]([0-9A-Fa-f]{16})", text):
@@ -160,7 +159,7 @@ class Decoder:
     def _operand(self, text: str, size: int | None) -> Operand:
         """Returns a register, or a constant of the given size."""
         if text == "_":
-            return self._declare("_", size) if size else _NOTHING
+            return self._new(size) if size else _NOTHING
         found = self._register(text)
         if found is None:
             if size is None:
@@ -323,9 +322,8 @@ class Decoder:
         shape = re.fullmatch(r"m64n(\d+)k\d+", parts[4])
         results, left, (right,), (adds,), *signs = arguments
         transposed = [int(one[0]) for one in signs[2:]]
-        transposed = [0] * (
-            2 - len(transposed)
-        ) + transposed  # of registers there is no such number
+        while len(transposed) < 2:  # absent if left is in registers, and in TF32
+            transposed.insert(0, 0)
         if shape is None or [one[0] for one in signs[:2]] != ["1", "1"] or parts[5] != "f32":
             raise UnsupportedError(f"{made.name} in line {self._line}")
         made.name = f"wgmma.{parts[6]}"

@@ -6,6 +6,7 @@ README.md says what is modelled.
 
 import ctypes
 import hashlib
+import itertools
 import os
 import platform
 import subprocess
@@ -21,21 +22,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
+from benchmarks.gpu import resources
+from benchmarks.gpu.dry_run import serve_cpu_tensors
 from benchmarks.harness.paths import ROOT
-from namernn_fast import availability, gpu, ops
-from namernn_fast.gpu import device as gpu_device
-from namernn_fast.gpu.device import Device
+from namernn_fast import gpu
 from tools.ptx.decode import Decoder, Signature
 
 KNOWN_TRITON = "3.9"
 """The minor version of Triton whose instructions are all supported."""
 HERE = Path(__file__).parent
-# A100, H100 and RTX 5090: shared memory per program, number of processors.
 DEVICES = {
-    80: Device("cuda", "sm_80", 163 * 1024, 108),
-    90: Device("cuda", "sm_90", 227 * 1024, 132),
-    120: Device("cuda", "sm_120", 99 * 1024, 170),
+    arch: device
+    for device, arch in itertools.product((*resources.DEVICES, *resources.GEFORCE), (80, 90, 120))
+    if device.arch == f"sm_{arch}"
 }
+"""The GPUs whose PTX can be executed, by compute capability: A100, H100, RTX 5090."""
 
 
 class FaultError(RuntimeError):
@@ -90,10 +91,9 @@ def _library() -> ctypes.CDLL:
         "-shared",
         "-fPIC",
     ]
-    state = hashlib.sha256(" ".join([compiler, *flags, platform.processor()]).encode())
-    for path in (*sources, *sorted(HERE.glob("*.h")), Path("/proc/cpuinfo")):
-        if path.exists():
-            state.update(b"".join(_stable(path)))
+    state = hashlib.sha256(" ".join([compiler, *flags, _processor()]).encode())
+    for path in (*sources, *sorted(HERE.glob("*.h"))):
+        state.update(path.read_bytes())
     built = ROOT / "build" / "ptx" / f"{state.hexdigest()[:16]}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
@@ -108,11 +108,13 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _stable(path: Path) -> Iterator[bytes]:
-    """Yields the lines of a file; of /proc/cpuinfo only those that identify the processor."""
-    for line in path.read_bytes().splitlines():
-        if path.name != "cpuinfo" or line.startswith((b"flags", b"Features", b"model name")):
-            yield line
+def _processor() -> str:
+    """Returns what tells processors with other instructions apart."""
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return platform.processor()
+    lines = described.read_text(encoding="utf-8").splitlines()
+    return "".join(line for line in lines if line.startswith(("flags", "Features", "model name")))
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
@@ -125,7 +127,7 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, text: str):
         self._library = library
         self.decoded = decoded = Decoder(text, self._signature)
-        places, constants = self._lay_out(decoded)
+        places, constants, size = _lay_out(decoded)
         names, code = bytearray(), []
 
         def add(operands):
@@ -145,7 +147,7 @@ class Kernel:
         self._kernel = ctypes.c_void_p(
             library.ptx_new(
                 *(bytes(names), _pointer(np.array(code, np.int64)), count[0]),
-                *(bytes(constants), count[1], ctypes.c_int64(self._bytes)),
+                *(bytes(constants), count[1], ctypes.c_int64(size)),
                 *(_pointer(np.array(specials, np.int64)), ctypes.c_int64(len(decoded.specials))),
             )
         )
@@ -163,40 +165,39 @@ class Kernel:
         border = sizes.index(-1)
         return Signature(sizes[:border], sizes[border + 1 :])
 
-    def _lay_out(self, decoded: Decoder) -> tuple[list[int], bytes]:
-        """Returns the byte offset of each operand in a warp's registers, and the constants.
-
-        Constants come first, repeated for each lane.
-        """
-        places = [0] * len(decoded.sizes)
-        constants = bytearray()
-        values = dict(decoded.constants)
-        is_constant = {operand.number: operand for operand in values}
-        for operand, value in values.items():
-            places[operand.number] = len(constants)
-            width = 4 if operand.size == 1 else operand.size
-            copies = 1 if operand.size == 1 else 32
-            constants += value.to_bytes(width, "little") * copies
-            constants += bytes(-len(constants) % 64)
-        end = len(constants)
-        for number, size in enumerate(decoded.sizes):
-            if number not in is_constant:
-                places[number] = end
-                end += 64 * -(-(4 if size == 1 else 32 * size) // 64)
-        self._bytes = end
-        return places, bytes(constants)
-
-    def run(self, parameters, grid, warps, shared, storages, options: Options) -> tuple[list, int]:
-        """Runs the kernel; returns the fields of each fault and the number of instructions."""
-        counts = np.zeros(1, np.int64)
+    def run(self, parameters, grid, warps, shared, storages, options: Options) -> list[list[str]]:
+        """Runs the kernel; returns the fields of each fault."""
         chosen = np.array([getattr(options, one.name) for one in fields(options)], np.int64)
         tensors = np.array(sorted(storages.items()), np.int64).reshape(-1, 2)
         found = self._library.ptx_run(
             *(self._kernel, bytes(parameters), ctypes.c_int64(len(parameters))),
             *(_pointer(np.array(grid, np.int64)), ctypes.c_int64(warps), ctypes.c_int64(shared)),
-            *(_pointer(tensors), ctypes.c_int64(len(tensors)), _pointer(chosen), _pointer(counts)),
+            *(_pointer(tensors), ctypes.c_int64(len(tensors)), _pointer(chosen)),
         )
-        return [line.split("\t") for line in found.decode().splitlines()], int(counts[0])
+        return [line.split("\t") for line in found.decode().splitlines()]
+
+
+def _lay_out(decoded: Decoder) -> tuple[list[int | None], bytes, int]:
+    """Lays out the registers of a warp: constants first, repeated for each lane.
+
+    Returns:
+        The byte offset of each operand, the bytes of the constants, and the bytes of a warp.
+    """
+    places: list[int | None] = [None] * len(decoded.sizes)
+    constants = bytearray()
+    for (value, size), operand in decoded.constants.items():
+        places[operand.number] = len(constants)
+        if size == 1:
+            constants += value.to_bytes(4, "little")
+        else:
+            constants += value.to_bytes(size, "little") * 32
+        constants += bytes(-len(constants) % 64)
+    end = len(constants)
+    for number, size in enumerate(decoded.sizes):
+        if places[number] is None:
+            places[number] = end
+            end += 64 * -(-(4 if size == 1 else 32 * size) // 64)
+    return places, bytes(constants), end
 
 
 class Machine:
@@ -206,7 +207,6 @@ class Machine:
         self.device = DEVICES[arch]
         self.options = Options()
         self.faults: list[Fault] = []
-        self.launches = self.instructions = 0
         self.change: Callable[[str], str] = lambda text: text
         """Edits the PTX before it is decoded, to plant faults."""
         self.library: torch.library.Library | None = None
@@ -240,12 +240,10 @@ class Machine:
         programs = grid[0] * grid[1] * grid[2]
         if self.options.cooperative and programs > self.device.meeting:
             self._add(kernel, "launch", 0, f"{programs} programs cannot run at once")
-        found, instructions = kernel.run(
+        found = kernel.run(
             *(parameters, grid, metadata.num_warps, metadata.shared, storages, self.options)
         )
         self.options.seed += 1
-        self.launches += 1
-        self.instructions += instructions
         for kind, line, count, text in found:
             if kind == "assertion":
                 raise FaultError(f"assertion: {'; '.join(kernel.decoded.messages)}")
@@ -261,7 +259,7 @@ class Machine:
         places = kernel.decoded.parameters
         parameters = bytearray(sum(places[-1]) if places else 0)
         storages = {}
-        # Triton appends parameters of its own, which stay zero.
+        # The parameters that Triton appends stay zero.
         for value, (begin, size) in zip(values, places, strict=False):
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()
@@ -354,11 +352,7 @@ def install(arch: int = 80) -> Machine:
     machine = Machine(arch)
     triton.knobs.runtime.add_stages_inspection_hook = _change_stages
     triton.runtime.driver.set_active(_Driver(machine))
-    gpu_device.find_device = lambda index: machine.device
-    availability.why_not_cpu_kernel = lambda input: None
-    machine.library = torch.library.Library(ops.NAMESPACE, "IMPL")
-    for name in ("rnn_forward", "rnn_backward"):
-        machine.library.impl(name, getattr(gpu, name), "CPU", allow_override=True)
+    machine.library = serve_cpu_tensors(lambda: machine.device, partial(getattr, gpu))
     # oneDNN's bfloat16 products let a NaN spread from one row to others.
     torch.backends.mkldnn.set_flags(False)
     return machine

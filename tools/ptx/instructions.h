@@ -23,6 +23,8 @@ void add_memory(Table& table);
 void add_warp(Table& table);
 void add_tensor_cores(Table& table);
 
+inline void nothing(Machine&, Warp&, const Instruction&, Mask) {}
+
 // An instruction that works on each lane separately.
 template <class Result, class... Sources, class Work, size_t... k>
 Entry lanewise(Work work, std::index_sequence<k...>) {

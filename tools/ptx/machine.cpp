@@ -135,7 +135,7 @@ void Machine::start(uint32_t index) {
   programs.push_back(std::make_unique<Program>());
   Program& program = *programs.back();
   program.index = index;
-  program.place = {index % grid[0], index / grid[0] % grid[1], index / grid[0] / grid[1]};
+  const uint32_t place[] = {index % grid[0], index / grid[0] % grid[1], index / grid[0] / grid[1]};
   program.shared.assign(shared_bytes, 0xff);  // NaN in every format
   program.cells.resize(shared_bytes / kernel.cell + 1);
   program.known.assign(programs_in_all(), 0);
@@ -154,7 +154,7 @@ void Machine::start(uint32_t index) {
     fill(kernel.specials[1], 0, 1);
     fill(kernel.specials[2], warps * kLanes, 0);
     for (int axis = 0; axis < 3; ++axis) {
-      fill(kernel.specials[3 + axis], program.place[axis], 0);
+      fill(kernel.specials[3 + axis], place[axis], 0);
       fill(kernel.specials[6 + axis], grid[axis], 0);
     }
   }
@@ -269,12 +269,10 @@ ptx::Kernel* ptx_new(const char* names, const int64_t* code, int64_t count,
 void ptx_delete(ptx::Kernel* kernel) { delete kernel; }
 
 // Runs a kernel and returns one line per fault, with tab-separated kind, PTX line, count and text.
-// The returned text is valid until the thread's next call. `counts[0]` receives the number of
-// executed instructions.
+// The returned text is valid until the thread's next call.
 const char* ptx_run(const ptx::Kernel* kernel, const uint8_t* parameters, int64_t parameter_bytes,
                     const int64_t* grid, int64_t warps, int64_t shared_bytes,
-                    const int64_t* tensors, int64_t tensor_count, const ptx::Options* options,
-                    int64_t* counts) {
+                    const int64_t* tensors, int64_t tensor_count, const ptx::Options* options) {
   ptx::Machine machine(*kernel, *options);
   machine.grid = {static_cast<uint32_t>(grid[0]), static_cast<uint32_t>(grid[1]),
                   static_cast<uint32_t>(grid[2])};
@@ -301,7 +299,6 @@ const char* ptx_run(const ptx::Kernel* kernel, const uint8_t* parameters, int64_
     text += fault.kind + "\t" + std::to_string(fault.line) + "\t" + std::to_string(fault.count) +
             "\t" + fault.text + "\n";
   }
-  counts[0] = static_cast<int64_t>(machine.now);
   return text.c_str();
 }
 

@@ -133,7 +133,6 @@ struct View {
 
 struct Program {
   uint32_t index;
-  std::array<uint32_t, 3> place;  // in the grid
   uint32_t epoch = 0;
   std::vector<Warp> warps;
   size_t waiting = 0, ended = 0;  // number of warps

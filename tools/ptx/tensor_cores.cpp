@@ -175,8 +175,6 @@ void wait_for_products(Machine& machine, Warp& warp, const Instruction& at, Mask
   finish_products(machine, warp, static_cast<size_t>(at.numbers[0]));
 }
 
-void nothing(Machine&, Warp&, const Instruction&, Mask) {}
-
 }  // namespace
 
 void add_tensor_cores(Table& table) {

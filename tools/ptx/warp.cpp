@@ -134,8 +134,6 @@ void meet(Machine& machine, Warp& warp, const Instruction&, Mask) { machine.meet
 
 void meet_in_warp(Machine&, Warp& warp, const Instruction&, Mask) { ++warp.meetings; }
 
-void nothing(Machine&, Warp&, const Instruction&, Mask) {}
-
 Handler stop(const char* kind) {
   return [kind](Machine& machine, Warp& warp, const Instruction&, Mask mask) {
     machine.stop(kind, Thread{warp, __builtin_ctz(mask)});

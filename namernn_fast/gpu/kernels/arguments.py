@@ -50,8 +50,6 @@ class Form(NamedTuple):
     """Into how many parts the sum over hidden units is split, for different warps."""
     VECTOR: int
     """Hidden units side by side that a thread sums over, in products of one sequence."""
-    VECTORS: bool
-    """Whether rows consist of whole vectors."""
     STAGES: int
     """Tiles of weight_hh on their way at once, where weight_hh is streamed."""
     PRECISION: str

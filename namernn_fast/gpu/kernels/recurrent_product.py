@@ -135,7 +135,7 @@ def load_states(states, mask, FORM: tl.constexpr):
     For one sequence whose rows are whole vectors they are [K / VECTOR, N, VECTOR], the same for all
     n: each thread loads all that it multiplies. To hand them around would take longer.
     """
-    if FORM.BLOCK_B == 1 and FORM.VECTORS:
+    if FORM.BLOCK_B == 1 and FORM.H % FORM.VECTOR == 0:
         k = _units_of_one(FORM)
         everywhere = tl.arange(0, FORM.BLOCK_N)[None, :, None] * 0
         place, mask = states[:, None, None] + k + everywhere, mask[:, None, None]
@@ -154,7 +154,7 @@ def load_states(states, mask, FORM: tl.constexpr):
 @triton.jit
 def product_of_states(left, right, sum, FORM: tl.constexpr):
     """Returns sum [B, N] + loaded states times a tile of weight_hh on chip."""
-    if FORM.BLOCK_B == 1 and FORM.VECTORS:
+    if FORM.BLOCK_B == 1 and FORM.H % FORM.VECTOR == 0:
         sum = _product_of_one(left, right, sum, FORM)
     elif FORM.PARTS == 1:
         sum = product(left, right, sum, FORM)

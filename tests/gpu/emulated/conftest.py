@@ -3,7 +3,6 @@
 import os
 
 import pytest
-import torch
 
 from tools.ptx import driver
 
@@ -27,14 +26,5 @@ def machine(_machine):
 
 
 @pytest.fixture(autouse=True)
-def fp32_precision():
-    """Sets the precision of RNNs and of torch's products for one test; IEEE by default."""
-    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    before = rnn.fp32_precision, matmul.fp32_precision
-
-    def set_flags(of_rnn, of_matmul):
-        rnn.fp32_precision, matmul.fp32_precision = of_rnn, of_matmul
-
-    set_flags("ieee", "ieee")
-    yield set_flags
-    set_flags(*before)
+def _ieee_by_default(fp32_precision):
+    """Rounds nothing to TF32 unless a test asks for it."""

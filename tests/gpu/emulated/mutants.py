@@ -80,7 +80,7 @@ KINDS: dict[str, tuple[str, Into]] = {
     "a product that adds nothing": (r"(wgmma\.mma_async.*?)%p\d+, 1", r"\g<1>0, 1"),
     "operands not rounded": (r"(add\.s32\s+%r\d+, %r\d+, )4096", r"\g<1>0"),
     "no sign": (r"(and\.b32\s+%r\d+, %r\d+, )-2147483648", r"\g<1>0"),
-    "2 in the place of 1": (r"(fma\.rn\.f32.*?)0f3F800000;", r"\g<1>0f40000000;"),
+    "2 instead of 1": (r"(fma\.rn\.f32.*?)0f3F800000;", r"\g<1>0f40000000;"),
 }
 """By name: a multi-line regular expression and its replacement."""
 
@@ -95,7 +95,7 @@ class Mutant:
     """A key of `LAYERS`."""
     kernel: str = "forward"
     which: int = 0
-    """Which match of the pattern to change."""
+    """The index of the match of the kind's pattern that is changed."""
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.layer}, {self.kernel}"
@@ -149,7 +149,7 @@ MUTANTS = [
     Mutant("a product that adds nothing", "wgmma"),
     Mutant("operands not rounded", "TF32"),
     Mutant("no sign", "resident"),
-    Mutant("2 in the place of 1", "resident", "backward"),
+    Mutant("2 instead of 1", "resident", "backward"),
 ]
 
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
+from benchmarks.gpu.resources import H100
 from namernn_fast import gpu, testing
 from namernn_fast.gpu import device, launching
 
@@ -23,7 +24,6 @@ if not triton.knobs.runtime.interpret:
     raise RuntimeError("set TRITON_INTERPRET=1")
 
 _KERNELS = "namernn_fast.gpu.kernels"
-H100 = device.Device("cuda", "sm_90", 227 * 1024, 132)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -122,20 +122,9 @@ def _run_member(member, kernel, grid, arguments):
 
 
 @pytest.fixture(autouse=True)
-def fp32_precision():
-    """Sets the precision of RNNs and of torch's products for one test; at first IEEE for both.
-
-    The budgets are those of an `nn.RNN` on the CPU, which rounds nothing to TF32.
-    """
-    rnn, matmul = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    before = rnn.fp32_precision, matmul.fp32_precision
-
-    def set_flags(of_rnn, of_matmul):
-        rnn.fp32_precision, matmul.fp32_precision = of_rnn, of_matmul
-
-    set_flags("ieee", "ieee")
-    yield set_flags
-    set_flags(*before)
+def _ieee_by_default(fp32_precision):
+    """Rounds nothing to TF32 unless a test asks for it, as `nn.RNN` on the CPU, which makes the
+    budgets, does not."""
 
 
 class Worst:
