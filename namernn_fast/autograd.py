@@ -30,16 +30,19 @@ class FusedStack(torch.autograd.Function):
         sequence_layout: Tensor | None,
         reset: Tensor | None,
         options: int,
+        trees: int,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         # The backward pass reads every output.
         options = options & ~ops.LAST_STATE | ops.WANT_HIDDEN
-        output, h_n, hidden = ops.rnn_forward(input, hx, weights, sequence_layout, reset, options)
+        output, h_n, hidden = ops.rnn_forward(
+            input, hx, weights, sequence_layout, reset, options, trees
+        )
         needed = ctx.needs_input_grad
         of_input, of_hx = input if needed[0] else None, hx if needed[1] else None
         if torch.compiler.is_compiling():  # it keeps values itself, and can read no version
             plan = _plan_backward.__wrapped__(options, needed)  # without its cache
-            ctx.call = options, plan, None, None, None
+            ctx.call = options, trees, plan, None, None, None
             watched: Iterable[Tensor] = weights
         else:
             plan = _plan_backward(options, needed)
@@ -49,7 +52,7 @@ class FusedStack(torch.autograd.Function):
             hx = None if hx is None else hx.detach()
             sequence_layout = None if sequence_layout is None else sequence_layout.detach()
             reset = None if reset is None else reset.detach()
-            ctx.call = options, plan, values, weights, _versions(weights)
+            ctx.call = options, trees, plan, values, weights, _versions(weights)
             # Autograd watches what is saved for changes in place. The other weights may change
             # in place before the fused backward pass, as with `nn.RNN`.
             watched = itertools.compress(values, plan.reads)
@@ -63,7 +66,7 @@ class FusedStack(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        options, plan, weights, originals, versions = ctx.call
+        options, trees, plan, weights, originals, versions = ctx.call
         want_input, want_hx, *_ = needed = ctx.needs_input_grad
         of_input, of_hx, input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
         hidden = rest[: plan.hidden]
@@ -103,6 +106,7 @@ class FusedStack(torch.autograd.Function):
                 want_input,
                 want_hx,
                 plan.want_layers,
+                trees,
             )
         return (
             grad_input if want_input else None,
@@ -118,7 +122,7 @@ apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 
 It leaves out what those two need, which takes one twentieth of the time of a small call."""
 
-_NOT_DIFFERENTIABLE = (None,) * 3  # sequence_layout, reset and options
+_NOT_DIFFERENTIABLE = (None,) * 4  # sequence_layout, reset, options and trees
 _BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
 
 

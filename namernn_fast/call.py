@@ -26,13 +26,15 @@ class Call:
     dropout: float = 0.0
     """The probability of zeroing an element of a layer's output, except the last layer's. No
     operator takes it: `dispatch.run` splits the stack into layers."""
+    trees: int = 0
 
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped`, all tensors at the top level.
 
         An `autograd.Function` does not look for tensors inside tuples.
         """
-        return self.data, self.hx, self.sequence_layout, self.reset, self.options, *self.weights
+        own = self.data, self.hx, self.sequence_layout, self.reset, self.options, self.trees
+        return *own, *self.weights
 
 
 Path: TypeAlias = Callable[[Call], tuple[Tensor, Tensor]]

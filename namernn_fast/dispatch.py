@@ -111,7 +111,7 @@ def _fused_path(call: Call) -> tuple[Tensor, Tensor]:
         apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
         return apply(*call.flat())
     output, h_n, _ = ops.rnn_forward(
-        data, hx, weights, call.sequence_layout, call.reset, call.options
+        data, hx, weights, call.sequence_layout, call.reset, call.options, call.trees
     )
     return output, h_n
 

@@ -17,8 +17,9 @@ sequences. Their arguments and results, wherever these names appear in this pack
   offsets on the device of input.
 - reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: the steps that begin from a state
   of zeros; or None.
-- options: a sum of the option bits below. A bit costs nothing, another argument a fifth of a
-  microsecond.
+- options: a sum of the option bits below.
+- trees: with SHARE_PREFIXES, the least number of prefix trees to cut the sequences into; threads
+  share out whole trees. Both operators must get the same number.
 - output: like input with directions * hidden_size features, without elements with LAST_STATE; h_n:
   like hx; hidden: with WANT_HIDDEN the outputs of all layers but the last, which the backward pass
   needs, else empty.
@@ -60,25 +61,22 @@ WANT_HIDDEN = 128
 LAST_STATE = 256
 """rnn_forward returns no output, only h_n. Not with WANT_HIDDEN."""
 SHARE_PREFIXES = 512
-"""Sequences of token ids that begin alike share their states as far as that pays. It goes with one
+"""Sequences of token ids that begin alike share their states where that pays. Only with one
 direction, without hx and reset, in float32 or float64 on a CPU. The output of rnn_forward is empty
-with LAST_STATE, else it and hidden are (ids, hidden_size), to be read by rnn_backward alone, which
-takes no grad_output then."""
-TREES = 1 << 16
-"""With SHARE_PREFIXES, TREES * n is the number of trees of shared prefixes at least, whole trees
-being what threads share out. Both operators must get the same number."""
+with LAST_STATE; otherwise it and hidden are (ids, hidden_size), in an order that only rnn_backward
+can read, which takes no grad_output then."""
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _LAYOUT = "Tensor? sequence_layout, Tensor? reset, int options"
 _library.define(
-    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, {_LAYOUT}) -> "
+    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, {_LAYOUT}, int trees=0) -> "
     "(Tensor output, Tensor h_n, Tensor[] hidden)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
     "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
     f"Tensor[] weights, Tensor output, Tensor[] hidden, {_LAYOUT}, bool want_input, bool want_hx, "
-    "int[] want_layers) -> (Tensor, Tensor, Tensor[])",
+    "int[] want_layers, int trees=0) -> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define("cpu_kernel(bool bfloat16) -> str")
@@ -221,6 +219,7 @@ def _(
     sequence_layout: Tensor | None,
     reset: Tensor | None,
     options: int,
+    trees: int = 0,
 ) -> _Results:
     num_layers, directions = layer_count(weights, options), directions_of(options)
     hidden_size = hidden_size_of(weights)
@@ -257,6 +256,7 @@ def _(
     want_input: bool,
     want_hx: bool,
     want_layers: Sequence[int],
+    trees: int = 0,
 ) -> _Results:
     per_layer, like = weights_per_layer(options), weights[0]
     return (

@@ -74,7 +74,8 @@ def look_up(call: Call, lookup: Lookup) -> None:
     if share_prefixes is not False:
         why_not = why_not_shared(call, embedding, tracing, share_prefixes is True)
         if why_not is None:
-            call.options |= ops.SHARE_PREFIXES | ops.TREES * torch.get_num_threads()
+            call.options |= ops.SHARE_PREFIXES
+            call.trees = torch.get_num_threads()
         elif share_prefixes:
             refuse_to_share(why_not)
     options = call.options

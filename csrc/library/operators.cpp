@@ -37,9 +37,9 @@ Tensor flat_rows(const Tensor& tensor) {
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
     const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
-    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset,
-    int64_t bits) {
-  const Options options = read_options(bits);
+    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
+    int64_t trees) {
+  const Options options = read_options(bits, trees);
   const Stack stack =
       check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
   check(!(options.last_state && options.want_hidden),
@@ -63,8 +63,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
     const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
     const Tensor& output, const std::vector<Tensor>& hidden,
     const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
-    bool want_input, bool want_hx, const std::vector<int64_t>& want_layers) {
-  const Options options = read_options(bits);
+    bool want_input, bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
+  const Options options = read_options(bits, trees);
   const Stack stack =
       check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
   const std::vector<int64_t> state_shape{stack.layers * stack.directions, stack.batch.B, stack.H};

@@ -17,25 +17,14 @@ struct Options {
   bool want_hidden;
   bool last_state;
   bool share_prefixes;
-  int64_t trees;  // to cut shared prefixes into, at least
+  int64_t trees;  // least number of prefix trees with share_prefixes
 };
 
-inline Options read_options(int64_t bits) {
-  constexpr int trees_place = 16;
-  check(bits >= 0 && bits % (int64_t(1) << trees_place) >> 10 == 0,
-        "options must be bits of namernn_fast.ops, got ", bits);
+inline Options read_options(int64_t bits, int64_t trees) {
+  check(bits >= 0 && bits >> 10 == 0, "options must be bits of namernn_fast.ops, got ", bits);
+  check(trees >= 0, "trees must not be negative, got ", trees);
   const auto has = [&](int place) { return (bits >> place & 1) != 0; };
-  return {has(0),
-          has(1),
-          has(2),
-          has(3),
-          has(4),
-          has(5),
-          has(6),
-          has(7),
-          has(8),
-          has(9),
-          bits >> trees_place};
+  return {has(0), has(1), has(2), has(3), has(4), has(5), has(6), has(7), has(8), has(9), trees};
 }
 
 }  // namespace namernn_fast

@@ -22,6 +22,7 @@ def rnn_forward(
     sequence_layout: Tensor | None,
     reset: Tensor | None,
     options: int,
+    trees: int = 0,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`namernn_fast::rnn_forward` on a GPU; arguments and results as in `namernn_fast.ops`.
 
@@ -59,6 +60,7 @@ def rnn_backward(
     want_input: bool,
     want_hx: bool,
     want_layers: Sequence[int],
+    trees: int = 0,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`namernn_fast::rnn_backward` on a GPU; arguments and results as in `namernn_fast.ops`.
 

@@ -58,6 +58,7 @@ def _forward(
     sequence_layout: Tensor | None,
     reset: Tensor | None,
     options: int,
+    trees: int = 0,
     **kwargs: Any,
 ) -> int:
     rows = _rows(input, sequence_layout, options)
@@ -78,6 +79,7 @@ def _backward(
     want_input: bool,
     want_hx: bool,
     want_layers: Sequence[int],
+    trees: int = 0,
     **kwargs: Any,
 ) -> int:
     total = 0

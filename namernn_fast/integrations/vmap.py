@@ -58,6 +58,7 @@ class Mapped(torch.autograd.Function):
         sequence_layout: Tensor | None,
         reset: Tensor | None,
         options: int,
+        trees: int,
         *weights: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, int]]:
         """Folds the mapped dimension into the batch, or calls once for each mapped set of weights.
@@ -65,7 +66,7 @@ class Mapped(torch.autograd.Function):
         Args:
             info, in_dims: as of `torch.autograd.Function.vmap`.
             path: computes the call one level below.
-            input, hx, sequence_layout, reset, options, weights: as of `namernn_fast.ops`.
+            input, hx, sequence_layout, reset, options, trees, weights: as of `namernn_fast.ops`.
 
         Returns:
             output and h_n, and their mapped dimensions. With LAST_STATE output has no elements.
@@ -74,7 +75,7 @@ class Mapped(torch.autograd.Function):
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over and
                 the weights are not.
         """
-        _, input_dim, hx_dim, layout_dim, reset_dim, _, *weight_dims = in_dims
+        _, input_dim, hx_dim, layout_dim, reset_dim, _, _, *weight_dims = in_dims
         size = info.batch_size
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
@@ -83,7 +84,7 @@ class Mapped(torch.autograd.Function):
             )
         if any(dim is not None for dim in weight_dims):
             results = [
-                path(Call(x, h, own_weights, layout, cuts, options))
+                path(Call(x, h, own_weights, layout, cuts, options, trees=trees))
                 for x, h, layout, cuts, *own_weights in zip(
                     _split(input, input_dim, size),
                     _split(hx, hx_dim, size),
@@ -112,6 +113,7 @@ class Mapped(torch.autograd.Function):
             sequence_layout * size if packed else _fold(sequence_layout, layout_dim, 0, size),
             _fold(reset, reset_dim, 0 if batch_first else 1, size),
             options,
+            trees=trees,
         )
         output, h_n = path(folded)
         split = (-1, size)

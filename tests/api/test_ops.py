@@ -93,10 +93,10 @@ def test_opcheck_of_the_last_state(layout, tokens, shared):
         assert torch.equal(h_n, ops.rnn_forward(*arguments, options)[1])
         return
     torch.testing.assert_close(h_n, ops.rnn_forward(*arguments, alone - ops.SHARE_PREFIXES)[1])
-    torch.library.opcheck(ops.rnn_forward, (*arguments, options), test_utils=tests)
-    output, h_n, hidden = ops.rnn_forward(*arguments, options)
+    torch.library.opcheck(ops.rnn_forward, (*arguments, options, 2), test_utils=tests)
+    output, h_n, hidden = ops.rnn_forward(*arguments, options, 2)
     rest = (*arguments[:3], output, hidden, *arguments[3:], options)
-    torch.library.opcheck(ops.rnn_backward, (None, h_n, *rest, False, False, [0, 1]))
+    torch.library.opcheck(ops.rnn_backward, (None, h_n, *rest, False, False, [0, 1], 2))
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -199,6 +199,7 @@ def layout_of(*values, dtype=torch.int64):
         (layout_of(0, 1) | JAGGED_ROWS, "begin with 0 and end with 2, .*, got 0 and 1"),
         (layout_of(0, 3, 2) | JAGGED_ROWS, "offsets must not decrease, got 2 after 3 at 2"),
         ({"reset": torch.zeros(5, 2)}, "reset must be a bool tensor on the CPU"),
+        ({"trees": -1}, "trees must not be negative, got -1"),
         ({"reset": torch.zeros(2, 5) > 0}, r"reset must have shape \(5, 2\), got \(2, 5\)"),
     ],
 )

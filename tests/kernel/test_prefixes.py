@@ -104,13 +104,17 @@ class Call:
         self.grad_h_n = uniform(self.num_layers, len(self.sequences), hidden_size)
 
     def arguments(self, share, bits):
-        shared = ops.SHARE_PREFIXES + ops.TREES * self.trees if share else 0
+        shared = ops.SHARE_PREFIXES if share else 0
         return self.sequence_layout, None, self.options + shared + bits
 
     def last_state(self, share):
         """Returns h_n of a call in inference."""
         output, h_n, hidden = ops.rnn_forward(
-            self.ids, None, self.weights, *self.arguments(share, ops.LAST_STATE)
+            self.ids,
+            None,
+            self.weights,
+            *self.arguments(share, ops.LAST_STATE),
+            self.trees,
         )
         assert output.shape == (0,)
         assert not hidden
@@ -119,7 +123,11 @@ class Call:
     def forward(self, share):
         """Returns output, h_n and hidden of a call in training."""
         return ops.rnn_forward(
-            self.ids, None, self.weights, *self.arguments(share, ops.WANT_HIDDEN)
+            self.ids,
+            None,
+            self.weights,
+            *self.arguments(share, ops.WANT_HIDDEN),
+            self.trees,
         )
 
     def backward(self, share, results, want_layers=None):
@@ -127,7 +135,8 @@ class Call:
         output, _, hidden = results
         want = range(self.num_layers) if want_layers is None else want_layers
         arguments = (self.ids, None, self.weights, output, hidden, *self.arguments(share, 0))
-        return ops.rnn_backward(None, self.grad_h_n, *arguments, False, False, list(want))[2]
+        wanted = False, False, list(want)
+        return ops.rnn_backward(None, self.grad_h_n, *arguments, *wanted, self.trees)[2]
 
     def shares(self):
         """Whether the operators make trees, whose rows lie in another order than plain rows."""
