@@ -44,11 +44,11 @@ struct Half {
 // prefix, and several rows may continue the same row of the time before. Every sequence starts from
 // a zero state.
 struct PrefixTree {
-  const int64_t* parent;  // [N], for row (t, b) the p of the row (t - 1, p) that it continues; not
-                          // read at t = 0
+  const int64_t* parent;     // [N]: row n, at time t, continues row number parent[n] of time t - 1;
+                             // not read at t = 0
   const int64_t* end_start;  // [N + 1]: the sequences that end in row n are end_sequence[i] for i
                              // in end_start[n] .. end_start[n + 1]
-  const int64_t* end_sequence;  // [end_start[N]], the caller's sequence numbers
+  const int64_t* end_sequence;  // [end_start[N]], indices of sequences in h_n
 };
 
 // Which rows exist. At time t the first count[t] sequences are alive, and count never increases
@@ -64,8 +64,8 @@ struct SequenceLayout {
   int64_t N;
   const int64_t* count;    // [T], or null: B at every time
   const int64_t* start;    // [T], number of rows before time t; or null: see RowStrides
-  const int64_t* order;    // [B], the caller's number for sequence b; or null: b
-  const int64_t* origin;   // [B], position of sequence b in row strides; or null: b
+  const int64_t* order;    // [B], index of sequence b in hx and h_n; or null: b
+  const int64_t* origin;   // [B], where the rows of sequence b begin, in row strides; or null: b
   const PrefixTree* tree;  // null: no sequences share rows
 };
 
@@ -79,7 +79,8 @@ struct RowStrides {
   int64_t row_stride;
 };
 
-// Cuts between a time and the time before it. No state crosses a cut: behind it, the state is zero.
+// Cuts: places between two consecutive times that no state crosses. The recurrence continues from
+// zeros.
 struct Resets {
   const bool* at;  // at[t * time_stride + b] cuts sequence b of the layout between t - 1 and t;
                    // null: no cuts
@@ -87,8 +88,7 @@ struct Resets {
 };
 
 // The input products of all token ids: if the input is token ids, row ids(t, b) of this table
-// replaces W_ih x_t. The biases are added to it. They are then read from the layer, even if
-// `panels` contains them.
+// replaces W_ih x_t. Kernels add the layer's bias_ih and bias_hh to it, not the bias in `panels`.
 template <class Scalar>
 struct TokenTable {
   RowStrides<const int64_t> ids;  // (t, b) -> id; absent: the layer has inputs
@@ -154,8 +154,8 @@ struct Backward {
   Layer<Scalar> layer;
   RowStrides<const Scalar> output;       // (t, b) -> [H]
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
-  const Scalar* grad_h_n;  // [B, H], or null. Any strides, such as the zeros of the gradient of
-                           // sum(); a tree needs contiguous features
+  const Scalar* grad_h_n;  // [B, H], or null; any strides, even 0, as from sum(); a tree needs
+                           // contiguous features
   int64_t grad_h_n_stride;
   int64_t grad_h_n_feature_stride;
   RowStrides<Scalar> grad_input;  // (t, b) -> [D]; or absent: not wanted
@@ -209,7 +209,7 @@ struct KernelsFor {
 struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
   const char* name;
   const char* bfloat16_name;  // name of the instructions that compute bfloat16
-  int64_t panel_width;        // of float: members split the hidden units in multiples of this
+  int64_t panel_width;  // of panels of float; threads split the hidden units in multiples of it
 };
 
 extern const Kernels kernels_baseline;

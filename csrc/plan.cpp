@@ -1,5 +1,5 @@
-// The threading plan: minimizes the time that a small cost model estimates, over the ways to split
-// the work.
+// The threading plan: the way of splitting the work that a small cost model estimates to be
+// fastest.
 //
 // `groups` split the sequences and never wait for each other; within a group, `members` split the
 // hidden units and meet at a barrier after every step. A step takes as long as its multiply-adds or
@@ -51,7 +51,7 @@ Plan choose_plan(const Workload& workload) {
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t most = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
-    // Shares round up: the step ends with the thread that has the most work.
+    // Shares are rounded up: a step ends when the thread with the most work is done.
     const double share = double(ceiling(panels, members)) / double(panels);
     const double bytes = weights * share * double(scalar_bytes);
     for (const int64_t groups : {int64_t(1), most}) {

@@ -35,7 +35,7 @@ bool choose_both_at_once(const Workload& workload);
 // How stacked layers run at the same time, one thread per layer. Time is cut into stretches; a
 // layer starts a stretch as soon as the layer that it depends on has finished it.
 struct Wave {
-  int64_t layers;  // at the same time; 1: no wave, the layers run one after the other
+  int64_t layers;  // running at the same time; 1: no wave, the layers run one after the other
   int64_t steps;   // per stretch
 };
 
@@ -57,8 +57,9 @@ InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int6
 constexpr int64_t kTileRows = 6;
 
 // Returns how many steps of the input projection to compute at once, ahead of the recurrence; 0
-// means that each step computes both in a single product. The plan cuts the sequences into
-// `slices`. Results do not depend on this, because the order of summation is the same either way.
+// means that each step computes projection and recurrence as one product. `slices` is the number of
+// slices that the plan cuts the sequences into. Results do not depend on this choice, because the
+// order of summation is the same either way.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place);
 

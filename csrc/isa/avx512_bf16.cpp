@@ -13,7 +13,7 @@ namespace {
 struct PairTile {
   static constexpr int64_t rows = 6;
 
-  // c (+)= a * panel for kRows rows; kRows is a constant so that the sums stay in registers.
+  // multiply() for kRows rows, a constant so that the sums stay in registers.
   template <bool kAdd, int kRows>
   static void block(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel, float* c) {
     constexpr int lanes = 16;

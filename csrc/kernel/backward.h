@@ -4,11 +4,11 @@
 // grad_h_{t-1} = dz_t W_hh, and then, over all rows of the time block, the products that are
 // parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The rows of a time block fit in cache
 // together. If the plan has several groups of sequences, each group goes through time on its own,
-// with its own parameter gradients, which are added up at the end: no row travels between cores. A
-// group of many sequences is cut into parts that go through time one after the other, so that the
-// rows of one step fit in a time block.
+// with its own parameter gradients, which are added up at the end: no row travels between cores.
+// The sequences of a large group are split into parts that go through time one after the other, so
+// that the rows of one step fit in a time block.
 //
-// How these products are computed is a type: see products_interface.h.
+// The type that computes these products is a template parameter: see products_interface.h.
 #pragma once
 
 #include "kernel/backward_recurrence.h"

@@ -164,7 +164,7 @@ struct FloatProducts {
   }
 
  private:
-  // grad_input (+)= dz W_ih for up to kTaskRows rows of a run, from the i-th row on.
+  // Computes grad_input for up to kTaskRows rows of a run, from the i-th row on.
   void write_input_rows(const Backward<Storage>& args, const Run& run, int64_t i,
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;

@@ -35,8 +35,8 @@ struct ForwardWeights {
 template <class Scalar>
 struct ForwardMemory {
   const Scalar* table;       // [V, H], with a table: its rows plus the biases
-  const Scalar** looked_up;  // [members, B], with a table: where a step's sums start from
-  int64_t B;                 // of the whole layer, even while the part works on a time block of it
+  const Scalar** looked_up;  // [members, B], with a table: rows that a step's sums start from
+  int64_t B;                 // of the whole layer, even if the part works on a time block of it
   Scalar* continued;  // [B, H], with a tree: copies of the states that a step's rows continue
 };
 

@@ -4,7 +4,7 @@
 // Every addition to a large sum rounds it, and a parameter's gradient is the sum of one product per
 // kChunkRows rows. So in a group with more than 2 * kRowsApart rows, the gradients of about
 // kRowsApart rows at a time accumulate in a separate buffer, `apart`. Adding this buffer to the
-// sums leaves the rounding error in it, which is then added the next time.
+// sums leaves the rounding error in it for the next addition, as in compensated (Kahan) summation.
 #pragma once
 
 #include <type_traits>

@@ -72,7 +72,8 @@ struct ProductsInterface {
   static_assert(
       same<decltype(&Products::write_weight_gradient),
            void (Products::*)(Share&, int64_t, int64_t, const Element*, int64_t, Storage*) const>);
-  // write_input_gradient(args, group, block, share, worker): grad_input (+)= dz W_ih.
+  // write_input_gradient(args, group, block, share, worker): grad_input = dz W_ih, or += if
+  // args.accumulate_input.
   static_assert(same<decltype(&Products::write_input_gradient),
                      void (Products::*)(const Backward<Storage>&, const GroupRows&,
                                         const TimeBlock&, Share&, int64_t) const>);

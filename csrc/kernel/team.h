@@ -12,6 +12,7 @@
 namespace namernn_fast {
 namespace {
 
+// Each counter has its own cache line, because all members write or poll it.
 struct Team {
   alignas(64) int64_t joined;   // members so far; at least kClosed once the team is closed
   alignas(64) int64_t members;  // 0 until the team is closed

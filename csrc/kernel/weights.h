@@ -115,7 +115,7 @@ struct WeightCopies {
 
 constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes, all copies together
 
-// Decides where the groups read the weights, takes memory, and packs panels that groups share.
+// Decides where the groups read the weights, allocates memory, and packs panels that groups share.
 template <class Panels, class Storage>
 inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
                                   const Runtime& runtime) {
