@@ -14,21 +14,22 @@
 namespace namernn_fast {
 namespace {
 
-constexpr double kRate = 60.0;   // float multiply-adds per ns on one core
-constexpr double kNear = 100.0;  // bytes per ns from the core's own cache
-constexpr double kFar = 30.0;    // bytes per ns from beyond that cache
-constexpr double kFits = 0.75;   // fraction of that cache that weights may fill; rows need the rest
+constexpr double kRate = 60.0;       // float multiply-adds per ns on one core
+constexpr double kNearRate = 100.0;  // bytes per ns from the core's own cache
+constexpr double kFarRate = 30.0;    // bytes per ns from beyond that cache
+constexpr double kCacheFraction =
+    0.75;  // fraction of that cache that weights may fill; rows need the rest
 constexpr double kRegion = 3000;  // ns to hand work to a second thread and wait for it
 constexpr double kThread = 50;    // ns for each further thread
-constexpr double kMeeting = 150;  // ns of a barrier, per member
+constexpr double kBarrier = 150;  // ns of a barrier, per member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
 constexpr double kWorth = 0.95;   // a wave must take less than this fraction of the time without it
-constexpr int64_t kStepsAlone = 16;      // layers of at most this many steps form no wave
+constexpr int64_t kStepsAlone = 16;      // layers of at max_groups this many steps form no wave
 constexpr double kBackward = 3;          // time of the backward pass, in forward passes
 constexpr int64_t kProjectedRows = 256;  // rows to project at once, if the projection runs ahead
 
 // Estimates the overhead in ns of running on this many threads.
-double handing_over(int64_t workers) {
+double threading_overhead(int64_t workers) {
   return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
 }
 
@@ -50,16 +51,16 @@ Plan choose_plan(const Workload& workload) {
   const double weights = double(H) * double(D + H);
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
-    const int64_t most = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
-    // Shares are rounded up: a step ends when the thread with the most work is done.
+    const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
+    // Shares are rounded up: a step ends when the thread with the max_groups work is done.
     const double share = double(ceiling(panels, members)) / double(panels);
     const double bytes = weights * share * double(scalar_bytes);
-    for (const int64_t groups : {int64_t(1), most}) {
+    for (const int64_t groups : {int64_t(1), max_groups}) {
       const double step_rows = rows * double(ceiling(layout.B, groups)) / double(layout.B);
-      double step = std::max(step_rows * weights * share / rate, bytes / kNear);
-      if (bytes > kFits * double(machine.l2_bytes)) step += bytes / kFar;
-      if (members > 1) step += kMeeting * double(members);
-      const double time = T * step + handing_over(groups * members);
+      double step = std::max(step_rows * weights * share / rate, bytes / kNearRate);
+      if (bytes > kCacheFraction * double(machine.l2_bytes)) step += bytes / kFarRate;
+      if (members > 1) step += kBarrier * double(members);
+      const double time = T * step + threading_overhead(groups * members);
       if (best.time == 0 || time < best.time) best = {groups, members, time};
     }
   }
@@ -70,7 +71,7 @@ bool choose_both_at_once(const Workload& workload) {
   if (workload.machine.threads < 2) return false;
   const double shared = choose_plan(workload).time;
   const double alone = choose_plan(on_one_thread(workload)).time;
-  return alone + handing_over(2) < 2 * shared;
+  return alone + threading_overhead(2) < 2 * shared;
 }
 
 // A wave of L layers cuts time into n stretches. Each layer takes a + c per stretch, where
@@ -93,7 +94,7 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
     shared *= kBackward;
     alone *= kBackward;
     // Weight gradients are read and written once per stretch.
-    begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNear;
+    begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNearRate;
   }
   const double rounds = double(ceiling(layers, at_once));
   const double best = std::sqrt(double(at_once - 1) * alone / (rounds * begin));
@@ -101,10 +102,10 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
       ceiling(layout.T, std::max<int64_t>(1, std::min(layout.T, int64_t(best))));
   const double stretches = double(ceiling(layout.T, stretch));
   const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + begin) +
-                      rounds * packing + handing_over(at_once);
-  const double otherwise =
+                      rounds * packing + threading_overhead(at_once);
+  const double without_wave =
       double(layers) * (shared + packing / double(std::min(machine.threads, panels)));
-  return stretches > 1 && time < kWorth * otherwise ? Wave{at_once, stretch} : none;
+  return stretches > 1 && time < kWorth * without_wave ? Wave{at_once, stretch} : none;
 }
 
 // The projection is parallel in time. Computing several steps of it ahead of the recurrence gives
@@ -126,7 +127,7 @@ int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {
   const double serial = multiply_adds / kRate;
-  const double shared = serial / double(machine.threads) + handing_over(machine.threads);
+  const double shared = serial / double(machine.threads) + threading_overhead(machine.threads);
   return shared < serial ? machine.threads : 1;
 }
 

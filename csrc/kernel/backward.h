@@ -86,8 +86,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 
   Group common{};
   common.copies = weight_copies<typename Products::template Recurrence<Cell>>(layer, plan, runtime);
-  common.grad_h =
-      gathering_place<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
+  common.grad_h = accumulator<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
   if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
   if (args.grad_input.data) {
     auto* weight_ih = weight_ih_in<Cell, Products>(layer.panels, layer);
@@ -146,13 +145,13 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
 template <class Cell, class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
-                              const Gathering& gathering, Share share, int64_t worker) {
+                              const Accumulation& accumulation, Share share, int64_t worker) {
   const Products& products = group.products;
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
   const int64_t rows = count_rows(group.rows, block);
   if (args.grad_weight_ih) {
-    const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
+    const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
     const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
     if (group.one_product) {
@@ -177,22 +176,22 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   }
 }
 
-// Takes a group through time: calls body(part, block, gathering) for every time block of each of
+// Takes a group through time: calls body(part, block, accumulation) for every time block of each of
 // its parts, and `add` when the gradients accumulated in `apart` are due to be added to the sums.
 template <class Products, class Add, class Body>
 inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t group, Add&& add,
                                 Body&& body) {
   const auto& layer = pass.args.layer;
   const auto& gradients = pass.groups[group].gradients;
-  Gathering gathering;
+  Accumulation accumulation;
   for_each_part(pass, group, [&](const BackwardGroup<Products>& part) {
-    for (TimeBlock block = block_before_all(layer);
+    for (TimeBlock block = block_before_first(layer);
          next_block(layer, part.rows, pass.block_rows, block);) {
-      body(part, block, gathering);
-      gather(gradients, count_rows(part.rows, block), gathering, add);
+      body(part, block, accumulation);
+      after_time_block(gradients, count_rows(part.rows, block), accumulation, add);
     }
   });
-  if (gathering.apart) add();
+  if (accumulation.apart) add();
 }
 
 // Computes several groups. Each goes through time on its own; its members split its recurrence and
@@ -206,15 +205,15 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
     const int64_t worker = part.group * pass.plan.members + part.member;
     const auto& gradients = pass.groups[part.group].gradients;
     const auto add = [&] { add_apart(gradients, part.member, part.member + 1, part.members); };
-    for_each_time_block(
-        pass, part.group, add,
-        [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
-          backward_recurrence<Cell>(args, group, block, part, runtime);
-          if (part.team) barrier(*part.team, runtime);
-          backward_products<Cell>(args, group, block, sums, fixed_share(part.member, part.members),
-                                  worker);
-          if (part.team) barrier(*part.team, runtime);
-        });
+    for_each_time_block(pass, part.group, add,
+                        [&](const BackwardGroup<Products>& group, const TimeBlock& block,
+                            const Accumulation& sums) {
+                          backward_recurrence<Cell>(args, group, block, part, runtime);
+                          if (part.team) barrier(*part.team, runtime);
+                          backward_products<Cell>(args, group, block, sums,
+                                                  fixed_share(part.member, part.members), worker);
+                          if (part.team) barrier(*part.team, runtime);
+                        });
   });
 }
 
@@ -242,7 +241,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   };
   for_each_time_block(
       pass, 0, add,
-      [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
+      [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Accumulation& sums) {
         run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
           const FlushSubnormals flush;
           backward_recurrence<Cell>(args, group, block, part, runtime);

@@ -89,7 +89,7 @@ struct FloatProducts {
                  Scalar* grad_h) const {
     const Operand<Scalar> operand{dz + row * dz_stride, dz_stride, 1, weight_hh, H * w, H};
     const Target<Scalar> target{grad_h, H, nullptr, 0, false};
-    product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, Nothing());
+    product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
   void end_recurrence(int64_t, const Part&) const {}
@@ -112,7 +112,7 @@ struct FloatProducts {
           const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                       !(initial && k == zeros)};
           product<Scalar, true>(&operand, 1, target, min64(task_rows, H - i), j,
-                                min64(j + task_columns, width), Nothing());
+                                min64(j + task_columns, width), NoFinish());
         }
       }
     }
@@ -136,7 +136,7 @@ struct FloatProducts {
           operand.a += i;
           operand.panels += j * capacity;
           const Target<Scalar> target{sums, w, nullptr, 0, false};
-          product<Scalar, true>(&operand, 1, target, tile_rows, 0, columns, Nothing());
+          product<Scalar, true>(&operand, 1, target, tile_rows, 0, columns, NoFinish());
           for (int64_t r = 0; r < tile_rows; ++r) {
             convert(sums + r * w, grad + (i + r) * width + j, columns);
           }
@@ -178,14 +178,14 @@ struct FloatProducts {
       if (!staged) {
         const Target<Scalar> target{grad(0), run_stride(args.grad_input, run), nullptr, 0,
                                     args.accumulate_input};
-        product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+        product<Scalar, false>(&operand, 1, target, rows, 0, D, NoFinish());
         return;
       }
     }
     Scalar* own = staged + worker * kTaskRows * D;
     const Target<Scalar> target{own, D, nullptr, 0, args.accumulate_input};
     for (int64_t r = 0; args.accumulate_input && r < rows; ++r) convert(grad(r), own + r * D, D);
-    product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+    product<Scalar, false>(&operand, 1, target, rows, 0, D, NoFinish());
     for (int64_t r = 0; r < rows; ++r) convert(own + r * D, grad(r), D);
   }
 };

@@ -156,7 +156,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   const Layer<Storage>& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
   const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
@@ -170,7 +170,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage> own =
-        forward_weights<Cell>(part, layer, weights, no_state);
+        forward_weights<Cell>(part, layer, weights, zero_state);
     CopiedPart<Cell, Storage>{args, own, rows, memory, part, plan}.run(runtime);
   });
 }

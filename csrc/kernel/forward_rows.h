@@ -157,10 +157,10 @@ struct ForwardPart {
           const auto [first, last] = part.columns;
           if (weights.weight_ih) {
             const OperandInPlace<Scalar, Storage> operand{x, stride, weights.weight_ih, layer.D};
-            product_in_place(operand, target, run.rows, first, last, Nothing());
+            product_in_place(operand, target, run.rows, first, last, NoFinish());
           } else {
             const Operand<Scalar> operand = projection(x, stride);
-            product<Scalar, false>(&operand, 1, target, run.rows, first, last, Nothing());
+            product<Scalar, false>(&operand, 1, target, run.rows, first, last, NoFinish());
           }
         });
   }
@@ -257,7 +257,7 @@ template <class Cell, class Scalar>
 void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Scalar>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
@@ -269,7 +269,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
                                                          plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> own =
-        forward_weights<Cell>(part, layer, weights, no_state);
+        forward_weights<Cell>(part, layer, weights, zero_state);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);

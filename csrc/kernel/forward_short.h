@@ -72,9 +72,9 @@ inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }
   const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   run_plan(plan, layer, runtime, scratch<Team>(runtime, plan.groups),
-           [&](const Part& part) { forward_short_part<Cell>(args, no_state, part, runtime); });
+           [&](const Part& part) { forward_short_part<Cell>(args, zero_state, part, runtime); });
 }
 
 }  // namespace

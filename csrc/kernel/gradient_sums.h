@@ -39,8 +39,8 @@ struct GradientSums {
   bool accumulate;          // add to what `sums` already contains
 };
 
-// Where the gradients of the next rows accumulate: in `apart` or in `sums`.
-struct Gathering {
+// Whether the gradients of the next rows accumulate in `apart` or in `sums`.
+struct Accumulation {
   bool apart = false;
   int64_t rows = 0;  // number of rows since `apart` was last added to `sums`
 };
@@ -77,17 +77,18 @@ inline void add_apart(const GradientSums<Scalar>& own, int64_t begin, int64_t en
 // Counts the rows of a time block. After every kRowsApart rows, calls `add` to add `apart` to
 // `sums`; the first time it only switches from `sums` to `apart`.
 template <class Scalar, class Add>
-inline void gather(const GradientSums<Scalar>& own, int64_t rows, Gathering& gathering, Add&& add) {
-  gathering.rows += rows;
-  if (!own.apart.weight_ih || gathering.rows < kRowsApart) return;
-  if (gathering.apart) add();
-  gathering = {true, 0};
+inline void after_time_block(const GradientSums<Scalar>& own, int64_t rows,
+                             Accumulation& accumulation, Add&& add) {
+  accumulation.rows += rows;
+  if (!own.apart.weight_ih || accumulation.rows < kRowsApart) return;
+  if (accumulation.apart) add();
+  accumulation = {true, 0};
 }
 
 // Returns where sums of n elements accumulate: `result` itself, or scratch memory if it is null or
 // has another type.
 template <class Scalar, class Storage>
-inline Scalar* gathering_place(const Runtime& runtime, Storage* result, int64_t n) {
+inline Scalar* accumulator(const Runtime& runtime, Storage* result, int64_t n) {
   if constexpr (std::is_same_v<Storage, Scalar>) {
     if (result) return result;
   }
@@ -110,10 +111,9 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const G
   GradientSums<Scalar> own{};
   own.sizes = sizes;
   const int64_t H = args.layer.H;
-  own.sums = {
-      gathering_place<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
-      gathering_place<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
-      gathering_place<Scalar>(runtime, group ? nullptr : args.grad_bias, H)};
+  own.sums = {accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
+              accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
+              accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias, H)};
   own.accumulate = args.accumulate_weights && group == 0;
   if (rows == 0 && !own.accumulate) {  // one long sequence may leave the other groups without rows
     std::memset(own.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));

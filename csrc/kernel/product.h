@@ -153,7 +153,7 @@ inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequen
 }
 
 // A `finish` that does nothing.
-struct Nothing {
+struct NoFinish {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
 };
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr double kAddingCost = 16;  // cost of adding one element to another, in multiply-adds
 
-constexpr int64_t kLeastPart = 64;  // sequences; with fewer, products would be too thin
+constexpr int64_t kMinPartSequences = 64;  // sequences; with fewer, products would be too thin
 
 // Columns first .. last of a matrix.
 struct Columns {
@@ -55,7 +55,7 @@ inline Slice slice_of(const SequenceLayout& layout, int64_t worker, int64_t work
 inline int64_t count_parts(const SequenceLayout& layout, int64_t groups, int64_t row_bytes,
                            const Runtime& runtime) {
   if (layout.tree) return 1;
-  const int64_t most = max64(kLeastPart, int64_t(runtime.machine.l2_bytes) / row_bytes);
+  const int64_t most = max64(kMinPartSequences, int64_t(runtime.machine.l2_bytes) / row_bytes);
   return (layout.B + groups * most - 1) / (groups * most);
 }
 

@@ -35,7 +35,7 @@ inline int64_t count_rows(const GroupRows& rows, const TimeBlock& block) {
 
 // Returns an empty block at the time where the backward pass begins.
 template <class Storage>
-inline TimeBlock block_before_all(const Layer<Storage>& layer) {
+inline TimeBlock block_before_first(const Layer<Storage>& layer) {
   const int64_t edge = layer.reverse ? 0 : layer.layout.T;
   return {edge, edge, true};
 }
