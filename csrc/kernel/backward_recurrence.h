@@ -16,7 +16,7 @@ struct BackwardGroup {
   GradientSums<Scalar> gradients;  // if parameter gradients are wanted
   Products products;
   WeightCopies copies;  // of weight_hh, for all groups
-  Scalar* grad_h;       // [B, H], for all groups
+  Scalar* grad_h;       // [B, H], gradients of the current states, for all groups
   Scalar* grad_parent;  // [B, H], with a tree: for each row, the gradient of the state that it
                         // continues
   TokenRows tokens;     // if the gradient of a table is wanted

@@ -30,8 +30,7 @@ inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
           min64(width, panels * (worker + 1) / workers * w)};
 }
 
-// Returns the first sequence of the worker's share. Every worker gets about the same number of
-// rows.
+// Returns the first sequence of the worker's share; shares have about the same number of rows.
 inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   if (!layout.count || worker == workers) return layout.B * worker / workers;
   const int64_t wanted = layout.N * worker / workers;
@@ -124,8 +123,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
         continue;
       }
       Team& team = teams[group];
-      // A thread may get several workers of one group. It joins as the first of them; when it gets
-      // to the next, the team is closed.
+      // A thread may get several workers of one group. It joins the team as the first of them; as
+      // the next one it finds the team closed.
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;
