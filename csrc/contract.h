@@ -1,25 +1,27 @@
-// The contract between csrc/library/, which sees torch, and csrc/kernel/, which does not.
+// The interface between csrc/library/, which uses torch, and csrc/kernel/, which does not.
 //
-// Legend: T time steps, B sequences, D input features, H hidden units. A row is the vector of
-// features that belongs to one (time, sequence) pair; N is the number of rows, T * B where nothing
-// is padded.
+// Legend: T is the number of time steps, B of sequences, D of input features, H of hidden units, V
+// of token ids. A row holds the features of one (time, sequence) pair; N is the number of rows,
+// T * B if all sequences have the same length. A range first .. last does not include `last`.
 //
 // Glossary of the native code (docs/architecture.md has that of the whole project):
-// - step, time: an index along the sequence, never a distance in memory, which is a stride;
+// - step, time: an index along the sequence; a distance in memory is a stride;
 // - layout: which rows exist and in what order, a SequenceLayout;
-// - panel: columns of a matrix in the order in which a register tile reads them;
-// - tile: the piece of a product that one call computes in registers;
-// - time block: the stretch of time whose rows a pass keeps in cache together;
-// - group, member: threads; groups share out the sequences, the members of a group hidden units;
+// - panel: some columns of a matrix, stored in the order in which a register tile reads them;
+// - tile: the part of a product that one call computes in registers;
+// - time block: a range of times whose rows fit in cache together;
+// - group, member: a pass runs on groups of threads; the groups split the sequences, the members of
+//   a group split the hidden units;
 // - slice, columns: a range of sequences, a range of hidden units; a part is a slice x columns;
-// - wave, stretch: layers that run at once, a thread each; the steps that each does at a time;
+// - wave, stretch: layers that run at the same time, one thread per layer; the steps that each of
+//   them computes at a time;
 // - lane: one element of a SIMD vector;
 // - plan: whatever is decided from sizes alone, in plan.h;
-// - table: what stands for the input products where the input is token ids, a row for each id;
-// - tree: sequences that share the states of equal beginnings, a PrefixTree.
+// - table: the input products of all token ids, one row per id, for input that is token ids;
+// - tree: sequences that share the states of common prefixes, a PrefixTree.
 //
-// This header is compiled into the objects of every instruction set, and the linker may merge an
-// inline function across them: so there are only plain structs here, without member functions or
+// This header is compiled once per instruction set, and the linker keeps only one copy of an inline
+// function, perhaps the one for AVX-512. So it has only plain structs, without member functions or
 // default member values.
 #pragma once
 
@@ -30,7 +32,7 @@ namespace namernn_fast {
 
 enum class Activation { tanh, relu };
 
-// The 16-bit types of torch, as they are stored. Kernels compute with them in float.
+// torch's 16-bit types as they are stored. Kernels compute with them in float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -38,35 +40,38 @@ struct Half {
   uint16_t bits;
 };
 
-// Sequences whose beginnings are shared: each row is a beginning that some of them have in common,
-// and several rows may continue one row of the time before. All begin from a state of zeros.
+// Sequences that share common prefixes, so that each shared state is computed once. A row is one
+// prefix, and several rows may continue the same row of the time before. Every sequence starts from
+// a zero state.
 struct PrefixTree {
-  const int64_t* parent;  // [N], for each row the number b of the row (t - 1, b) that it continues;
-                          // not read at time 0
-  const int64_t* end_start;     // [N + 1], the sequences that end in row n are
-                                // end_sequence[end_start[n]] .. end_sequence[end_start[n + 1] - 1]
-  const int64_t* end_sequence;  // [end_start[N]], the caller's numbers
+  const int64_t* parent;     // [N]: row n, at time t, continues row number parent[n] of time t - 1;
+                             // not read at t = 0
+  const int64_t* end_start;  // [N + 1]: the sequences that end in row n are end_sequence[i] for i
+                             // in end_start[n] .. end_start[n + 1]
+  const int64_t* end_sequence;  // [end_start[N]], indices of sequences in h_n
 };
 
-// Which rows exist. At time t the sequences 0 .. count[t]-1 are alive; count never grows with t.
+// Which rows exist. At time t the first count[t] sequences are alive, and count never increases
+// with t.
 //
-// A tree has the rows 0 .. count[t]-1 at time t instead, as many as it likes, and B is the most
-// rows of a time. It has `count` and `start`, no `order`, no `origin`, no resets and no hx, goes
-// forward in time, and is computed in float or double by a plan of one group and one member. h_n
-// and its gradient have a row for each sequence that ends in the tree.
+// A tree has count[t] rows at time t instead; here count may also increase, and B is its maximum. A
+// tree has `count` and `start` but no `order`, `origin`, resets or hx. It runs forward in time, in
+// float or double, with a plan of one group and one member. h_n and its gradient have one row for
+// each sequence that ends in the tree.
 struct SequenceLayout {
   int64_t T;
   int64_t B;
   int64_t N;
   const int64_t* count;    // [T], or null: B at every time
-  const int64_t* start;    // [T], number of rows before time t; or null: rows lie at (t, b) strides
-  const int64_t* order;    // [B], the caller's number of sequence b; or null: b
-  const int64_t* origin;   // [B], where the rows of sequence b lie, in row strides; or null: b
-  const PrefixTree* tree;  // or null: no sequences share rows
+  const int64_t* start;    // [T], number of rows before time t; or null: see RowStrides
+  const int64_t* order;    // [B], index of sequence b in hx and h_n; or null: b
+  const int64_t* origin;   // [B], where the rows of sequence b begin, in row strides; or null: b
+  const PrefixTree* tree;  // null: no sequences share rows
 };
 
-// Where the rows of a tensor lie. Without `start`, row (t, b) is data + t * time_stride +
-// origin[b] * row_stride; with `start`, data + (start[t] + b) * row_stride. Features are adjacent.
+// Where a tensor's rows are in memory. If the layout has `start`, row (t, b) is at
+// data + (start[t] + b) * row_stride, otherwise at data + t * time_stride + origin[b] * row_stride.
+// The features of a row are contiguous.
 template <class Scalar>
 struct RowStrides {
   Scalar* data;  // null: the tensor is absent and reads as zeros
@@ -74,44 +79,46 @@ struct RowStrides {
   int64_t row_stride;
 };
 
-// Cuts between a time and the time before, which no state crosses: behind a cut the state is zero.
+// Cuts: places between two consecutive times that no state crosses. The recurrence continues from
+// zeros.
 struct Resets {
-  const bool* at;  // (t, b), b as in SequenceLayout, is at[t * time_stride + b]; null: no cuts
+  const bool* at;  // at[t * time_stride + b] cuts sequence b of the layout between t - 1 and t;
+                   // null: no cuts
   int64_t time_stride;
 };
 
-// What stands for the products of the inputs with weight_ih where the input is token ids: row
-// ids(t, b) of a table of such products. The biases are added to it, and with a table they are read
-// from the layer even where `panels` has them.
+// The input products of all token ids: if the input is token ids, row ids(t, b) of this table
+// replaces W_ih x_t. Kernels add the layer's bias_ih and bias_hh to it, not the bias in `panels`.
 template <class Scalar>
 struct TokenTable {
-  RowStrides<const int64_t> ids;  // (t, b) -> id, without features; absent: the layer has inputs
+  RowStrides<const int64_t> ids;  // (t, b) -> id; absent: the layer has inputs
   const Scalar* rows;             // [V, H]
   int64_t V;
 };
 
-// Longest chains of multiply-adds of the two products of the forward pass: see kChain.
+// Maximum chain lengths of the two products of the forward pass; see kChain.
 struct Chains {
   int64_t projection;
   int64_t recurrence;
 };
 
-// The weights that the forward pass reads where the caller stores them, because packing would take
-// longer than it gains.
+// Which weights the forward pass reads directly from the caller's tensors, because packing them
+// into panels would cost more than it saves.
 struct InPlace {
   bool weight_ih;
   bool weight_hh;
 };
 
-// A chain of so many multiply-adds at most ends in one addition to the sum so far: the rounding
-// error of a long product grows with the chain, and this keeps the error at that of other BLAS
-// kernels.
+// Maximum number of multiply-adds accumulated before the partial sum is added to the total. The
+// rounding error of a long product grows with this length; 64 keeps it comparable to that of BLAS
+// libraries.
 constexpr int64_t kChain = 64;
 
-// The gradients of so many rows, about, gather apart from large sums before they are added to them.
+// Gradients of about this many rows accumulate in a separate buffer before they join the running
+// sum.
 constexpr int64_t kRowsApart = 4096;
 
-// One direction of one layer: what forward and backward share.
+// One direction of one layer: the arguments that both passes share.
 template <class Scalar>
 struct Layer {
   SequenceLayout layout;
@@ -127,9 +134,10 @@ struct Layer {
   const Scalar* weight_hh;  // [H, H]
   const Scalar* bias_ih;    // [H], or null
   const Scalar* bias_hh;    // [H], or null
-  const void* panels;       // the weights in the order of a PanelFormat; or null: not made yet
+  const void* panels;       // the weights in panels, as a PanelFormat packs them; or null: the pass
+                            // packs them itself
   Resets resets;
-  bool batch_invariant;  // the results of a sequence must not depend on the rest of its batch
+  bool batch_invariant;  // a sequence's results must not depend on the other sequences of the batch
   Chains chains;
   InPlace in_place;
 };
@@ -137,7 +145,7 @@ struct Layer {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [H], or absent: not wanted; a tree has one
+  RowStrides<Scalar> output;  // (t, b) -> [H]; or absent: not wanted (a tree always has one)
   Scalar* h_n;                // [B, H]
 };
 
@@ -146,65 +154,70 @@ struct Backward {
   Layer<Scalar> layer;
   RowStrides<const Scalar> output;       // (t, b) -> [H]
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
-  const Scalar* grad_h_n;  // [B, H], or null; any strides, as `sum` leaves them. Of a tree: with
-                           // adjacent features
+  const Scalar* grad_h_n;  // [B, H], or null; any strides, even 0, as from sum(); a tree needs
+                           // contiguous features
   int64_t grad_h_n_stride;
   int64_t grad_h_n_feature_stride;
-  RowStrides<Scalar> grad_input;  // (t, b) -> [D], or absent: not wanted
+  RowStrides<Scalar> grad_input;  // (t, b) -> [D]; or absent: not wanted
   bool accumulate_input;          // add to grad_input instead of writing it
   Scalar* grad_hx;                // [B, H], or null: not wanted
-  bool accumulate_weights;        // add to the gradients of the parameters; not in 16 bits
-  Scalar* grad_weight_ih;  // [H, D], or the gradient of the table [V, H]; or null: no parameter
-                           // gradient is wanted
+  bool accumulate_weights;        // add to the parameter gradients; not supported in 16 bits
+  Scalar* grad_weight_ih;  // [H, D], or with a table its gradient [V, H]; or null: no parameter
+                           // gradients are wanted
   Scalar* grad_weight_hh;  // [H, H]
-  Scalar* grad_bias;       // [H], the gradient of either bias; or null: there is no bias
+  Scalar* grad_bias;       // [H], the gradient of bias_ih and of bias_hh, which are equal; or null:
+                           // there is no bias
 };
 
 struct Machine {
   int64_t threads;
-  size_t l2_bytes;  // of a core's own cache
+  size_t l2_bytes;  // size of the cache that each core has to itself, usually L2
 };
 
-// What a kernel needs from the process it runs in.
+// What a kernel needs from the process that it runs in.
 struct Runtime {
   Machine machine;
-  // Calls body(context, begin, end) over a partition of 0 .. n, on several threads where it can.
+  // Calls body(context, begin, end) for ranges that cover 0 .. n, on several threads if possible.
   void (*parallel)(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
-  // Memory for this call, aligned to 64 bytes and uninitialised.
+  // Returns uninitialized memory, aligned to 64 bytes, that lives until the kernel returns.
   void* (*scratch)(size_t bytes);
+  // Lets the operating system run another thread; called in long waits.
   void (*yield)();
 };
 
-// Weights of a layer as one pass reads them, in panels: how many bytes, and what fills them.
+// How one pass stores a layer's weights in panels: their size in bytes, and how to pack them.
 template <class Storage>
 struct PanelFormat {
   size_t (*bytes)(int64_t D, int64_t H);
   void (*pack)(const Layer<Storage>&, void* panels, const Runtime&);
 };
 
+// The kernels for tensors of type Storage.
 template <class Storage>
 struct KernelsFor {
   PanelFormat<Storage> forward_panels;
   void (*forward)(const Forward<Storage>&, const Runtime&);
-  PanelFormat<Storage> backward_panels;  // null members: the pass makes its panels at every call
+  PanelFormat<Storage> backward_panels;  // null members: the pass packs its panels in every call
   void (*backward)(const Backward<Storage>&, const Runtime&);
-  // Writes the rows of the layer's table with its biases, [V, H] in the type that kernels compute
-  // in. Null: no caller keeps a table.
+  // Writes the layer's table plus the biases to `table` [V, H], in the type that kernels compute
+  // in. Waves and trees call it once for many calls of `forward`; null if this type has neither.
   void (*add_biases)(const Layer<Storage>&, void* table, const Runtime&);
-  int64_t panel_rate;  // of products with panels, in products of float
+  int64_t panel_rate;  // speed of products that use panels, relative to those of float
 };
 
+// The kernels of one instruction set.
 struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
   const char* name;
-  const char* bfloat16_name;  // of the instructions that compute bfloat16
-  int64_t panel_width;        // columns of float that threads share out, at least
+  const char* bfloat16_name;  // name of the instructions that compute bfloat16
+  int64_t panel_width;  // of panels of float; threads split the hidden units in multiples of it
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Kernels for bfloat16 that take the place of those in kernels_avx512.
+// Kernels for bfloat16 that replace those of kernels_avx512 on processors that have these
+// instructions.
 extern const KernelsFor<BFloat16> kernels_avx512_bf16;
 extern const KernelsFor<BFloat16> kernels_amx;
 

@@ -1,10 +1,11 @@
-// The threading plan: a small cost model in nanoseconds, minimised over the ways to share the work.
+// The threading plan: the way of splitting the work that a small cost model estimates to be
+// fastest.
 //
-// `groups` share out the sequences and never wait for each other; within a group `members` share
-// out the hidden units and meet at a barrier after every step. A step takes the longer of its
-// multiply-adds and of reading its weights from the core's own cache; weights that do not fit there
-// come from further away at every step, and that adds to the time. The constants are of the order
-// of several x86-64 servers of 2022 to 2025; the plan needs no more than the order.
+// `groups` split the sequences and never wait for each other; within a group, `members` split the
+// hidden units and meet at a barrier after every step. A step takes as long as its multiply-adds or
+// as reading its weights from the core's own cache, whichever is longer. Weights that do not fit
+// there must be read from further away at every step, which adds to the time. The constants are
+// typical of x86-64 servers of 2022 to 2025; only their order of magnitude matters.
 #include "plan.h"
 
 #include <algorithm>
@@ -14,19 +15,21 @@ namespace namernn_fast {
 namespace {
 
 constexpr double kRate = 60.0;       // float multiply-adds per ns on one core
-constexpr double kNear = 100.0;      // bytes per ns from the core's own cache
-constexpr double kFar = 30.0;        // bytes per ns from beyond that cache
-constexpr double kFits = 0.75;       // share of that cache for weights; rows want the rest
-constexpr double kRegion = 3000;     // ns to hand work to one other thread and get it back
-constexpr double kThread = 50;       // ns for every further thread
-constexpr double kMeeting = 150;     // ns of a barrier for every member
-constexpr double kStretch = 600;     // ns to begin a stretch of a wave
-constexpr double kWorth = 0.95;      // a wave must take less than this share of the time without it
-constexpr int64_t kStepsAlone = 16;  // up to this many steps, layers form no wave
-constexpr double kBackward = 3;      // time of the backward pass in forward passes
-constexpr int64_t kProjectedRows = 256;  // of the projection at once, if it runs ahead
+constexpr double kNearRate = 100.0;  // bytes per ns from the core's own cache
+constexpr double kFarRate = 30.0;    // bytes per ns from beyond that cache
+constexpr double kCacheFraction =
+    0.75;  // fraction of that cache that weights may fill; rows need the rest
+constexpr double kRegion = 3000;  // ns to hand work to a second thread and wait for it
+constexpr double kThread = 50;    // ns for each further thread
+constexpr double kBarrier = 150;  // ns of a barrier, per member
+constexpr double kStretch = 600;  // ns to start a stretch of a wave
+constexpr double kWorth = 0.95;   // a wave must take less than this fraction of the time without it
+constexpr int64_t kStepsAlone = 16;      // layers of at max_groups this many steps form no wave
+constexpr double kBackward = 3;          // time of the backward pass, in forward passes
+constexpr int64_t kProjectedRows = 256;  // rows to project at once, if the projection runs ahead
 
-double handing_over(int64_t workers) {
+// Estimates the overhead in ns of running on this many threads.
+double threading_overhead(int64_t workers) {
   return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
 }
 
@@ -44,20 +47,20 @@ Plan choose_plan(const Workload& workload) {
   Plan best{1, 1, 0};
   if (layout.N == 0) return best;
   const double T = double(layout.T);
-  const double rows = double(layout.N) / T;  // alive at an average step
+  const double rows = double(layout.N) / T;  // average number of rows per step
   const double weights = double(H) * double(D + H);
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
-    const int64_t most = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
-    // The largest shares, where they do not divide evenly.
+    const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
+    // Shares are rounded up: a step ends when the thread with the max_groups work is done.
     const double share = double(ceiling(panels, members)) / double(panels);
     const double bytes = weights * share * double(scalar_bytes);
-    for (const int64_t groups : {int64_t(1), most}) {
+    for (const int64_t groups : {int64_t(1), max_groups}) {
       const double step_rows = rows * double(ceiling(layout.B, groups)) / double(layout.B);
-      double step = std::max(step_rows * weights * share / rate, bytes / kNear);
-      if (bytes > kFits * double(machine.l2_bytes)) step += bytes / kFar;
-      if (members > 1) step += kMeeting * double(members);
-      const double time = T * step + handing_over(groups * members);
+      double step = std::max(step_rows * weights * share / rate, bytes / kNearRate);
+      if (bytes > kCacheFraction * double(machine.l2_bytes)) step += bytes / kFarRate;
+      if (members > 1) step += kBarrier * double(members);
+      const double time = T * step + threading_overhead(groups * members);
       if (best.time == 0 || time < best.time) best = {groups, members, time};
     }
   }
@@ -68,12 +71,13 @@ bool choose_both_at_once(const Workload& workload) {
   if (workload.machine.threads < 2) return false;
   const double shared = choose_plan(workload).time;
   const double alone = choose_plan(on_one_thread(workload)).time;
-  return alone + handing_over(2) < 2 * shared;
+  return alone + threading_overhead(2) < 2 * shared;
 }
 
-// The layers of a wave take a + c for each of n stretches, with a = alone / n of work and c to
-// begin a stretch, and the last layers wait as long again for the first stretch to reach them:
-// (rounds n + layers - 1) (a + c), which is least at n^2 = (layers - 1) alone / (rounds c).
+// A wave of L layers cuts time into n stretches. Each layer takes a + c per stretch, where
+// a = alone / n is the work and c the overhead of starting a stretch. It takes `rounds` waves to
+// run all layers, and the last layer starts L - 1 stretches after the first. The total,
+// (rounds n + L - 1) (a + c), is minimal at n^2 = (L - 1) alone / (rounds c).
 Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   Workload recurrent = workload;
   recurrent.D = workload.H;
@@ -84,13 +88,13 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   double shared = choose_plan(recurrent).time;
   double alone = choose_plan(on_one_thread(recurrent)).time;
   double begin = kStretch;
-  // Done by the one thread of a layer, or shared out.
+  // A layer of a wave packs its weights on one thread; without a wave all threads share this.
   const double packing = kPackingCost * 2 * double(H) * double(H) / kRate;
   if (pass == Pass::backward) {
     shared *= kBackward;
     alone *= kBackward;
-    // The gradients of the weights are read and written once for every stretch.
-    begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNear;
+    // Weight gradients are read and written once per stretch.
+    begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNearRate;
   }
   const double rounds = double(ceiling(layers, at_once));
   const double best = std::sqrt(double(at_once - 1) * alone / (rounds * begin));
@@ -98,15 +102,16 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
       ceiling(layout.T, std::max<int64_t>(1, std::min(layout.T, int64_t(best))));
   const double stretches = double(ceiling(layout.T, stretch));
   const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + begin) +
-                      rounds * packing + handing_over(at_once);
-  const double otherwise =
+                      rounds * packing + threading_overhead(at_once);
+  const double without_wave =
       double(layers) * (shared + packing / double(std::min(machine.threads, panels)));
-  return stretches > 1 && time < kWorth * otherwise ? Wave{at_once, stretch} : none;
+  return stretches > 1 && time < kWorth * without_wave ? Wave{at_once, stretch} : none;
 }
 
-// The projection is parallel in time. Ahead of the recurrence, several steps at once, it has better
-// tiles where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
-// weights would not fit. Products that read weights in place start from the projection.
+// The projection is parallel in time. Computing several steps of it ahead of the recurrence gives
+// taller tiles if there are few sequences, and leaves the nearest caches to weight_hh if both
+// weights would not fit. Products that read weights in place require it: they start from the
+// projection.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes] = workload;
@@ -122,7 +127,7 @@ int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {
   const double serial = multiply_adds / kRate;
-  const double shared = serial / double(machine.threads) + handing_over(machine.threads);
+  const double shared = serial / double(machine.threads) + threading_overhead(machine.threads);
   return shared < serial ? machine.threads : 1;
 }
 
@@ -135,8 +140,9 @@ Chains choose_chains(const SequenceLayout& layout, int64_t H) {
 }
 
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate) {
-  // Adding up the lanes makes a dot product slower than a product with panels, but the longer it
-  // is, the less; and packing costs more, the further away the weights are.
+  // A dot product ends by adding up its lanes, which makes it slower than a product with panels;
+  // the longer it is, the less that matters. Packing costs more per element the larger the weights
+  // are, because they come from further away.
   const auto gains = [&](int64_t K) { return 16 * panel_rate * layout.N <= K + K * K / 1024; };
   return {gains(D), gains(H)};
 }

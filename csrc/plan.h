@@ -1,72 +1,76 @@
-// Decisions made from sizes alone: how work is shared out among threads, which layers run at once,
-// how long chains of multiply-adds are. Sees no torch.
+// Decisions made from sizes alone: how work is split among threads, which layers run at the same
+// time, how long chains of multiply-adds are. Does not use torch.
 #pragma once
 
 #include "contract.h"
 
 namespace namernn_fast {
 
-// One direction of a layer on one machine: what a plan is made from.
+// The sizes of one direction of a layer and of the machine: the input of every plan.
 struct Workload {
   SequenceLayout layout;
   Machine machine;
-  int64_t D;  // 0: the recurrence alone
+  int64_t D;  // 0: plan for the recurrence alone
   int64_t H;
-  int64_t panels;  // column panels that members can share out
+  int64_t panels;  // panels of W_hh, which members can split among themselves
   size_t scalar_bytes;
 };
 
-// How the recurrence of one direction is shared out: groups x members threads. Every group takes
-// sequences of its own through all steps; its members take hidden units of these sequences each,
-// with a barrier after every step.
+// How the recurrence of one direction is split among groups * members threads. Each group takes its
+// own sequences through all steps. Each member of a group computes some of the hidden units of
+// these sequences and waits for the other members at a barrier after every step.
 struct Plan {
   int64_t groups;
   int64_t members;
-  double time;  // in ns, by the cost model of plan.cpp
+  double time;  // estimate in ns, from the cost model of plan.cpp
 };
 
+// Returns the plan with the lowest estimated time.
 Plan choose_plan(const Workload& workload);
 
-// Whether two directions are done sooner at once, with one thread each, than one after the other
-// with all threads.
+// Returns true if running two directions at the same time, one thread each, is estimated to be
+// faster than running one after the other with all threads.
 bool choose_both_at_once(const Workload& workload);
 
-// How layers that feed each other run at once, a thread each: one stretch of steps after the other,
-// each as soon as the layer before has done that stretch.
+// How stacked layers run at the same time, one thread per layer. Time is cut into stretches; a
+// layer starts a stretch as soon as the layer that it depends on has finished it.
 struct Wave {
-  int64_t layers;  // at once; 1: the layers run one after the other
-  int64_t steps;   // of a stretch
+  int64_t layers;  // running at the same time; 1: no wave, the layers run one after the other
+  int64_t steps;   // per stretch
 };
 
 enum class Pass { forward, backward };
 
-// For `layers` equal layers of one direction. `workload.D` is not read: layers after the first have
-// H input features.
+// Chooses the wave for `layers` equal layers of one direction. Ignores `workload.D`: every layer
+// except the first has H input features.
 Wave choose_wave(const Workload& workload, int64_t layers, Pass pass);
 
-// Multiply-adds that take as long as packing one element of the weights into a panel.
+// Cost of packing one weight into a panel, in multiply-adds.
 constexpr double kPackingCost = 8;
 
-// Chooses the weights that the forward pass reads in place: those that few rows are multiplied
-// with. The last bits of results follow from the choice, so neither threads nor caches may affect
-// it. `panel_rate`: as in KernelsFor.
+// Chooses which weights the forward pass reads in place: those that are multiplied with few rows.
+// The choice changes the last bits of results, so it must not depend on the number of threads or on
+// cache sizes. `panel_rate` is that of KernelsFor.
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate);
 
-// Rows of a register tile at most.
+// Maximum number of rows of a register tile.
 constexpr int64_t kTileRows = 6;
 
-// How many steps of the input projection run at once, ahead of their recurrence; 0: the projection
-// of each step is summed together with its recurrent product. For a plan whose sequences are cut
-// into so many `slices`. Does not affect results: sums have the same order either way.
+// Returns how many steps of the input projection to compute at once, ahead of the recurrence; 0
+// means that each step computes projection and recurrence as one product. `slices` is the number of
+// slices that the plan cuts the sequences into. Results do not depend on this choice, because the
+// order of summation is the same either way.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place);
 
-// How many threads are worth having for so many multiply-adds that do not depend on each other.
+// Returns how many threads to use for this many independent multiply-adds: all of them, or one if
+// the work does not justify the overhead.
 int64_t choose_workers(double multiply_adds, const Machine& machine);
 
-// Few rows or columns get short chains: other BLAS kernels sum them in lanes, in chains of a few,
-// and the ends of chains take little of the time there. All rows count, whoever computes them: bits
-// must not depend on how work is shared out.
+// Chooses chain lengths: short ones for few rows or columns. BLAS libraries sum such products in
+// several lanes, so their chains are short as well, and starting a new chain costs little there.
+// The number of rows is that of the whole call, not of one thread, because bits must not depend on
+// how work is split.
 Chains choose_chains(const SequenceLayout& layout, int64_t H);
 
 }  // namespace namernn_fast

@@ -1,4 +1,4 @@
-// bfloat16 on AMX: tiles of 16 rows of 64 bytes.
+// bfloat16 on AMX, whose tile registers hold 16 rows of 64 bytes.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include "kernel/simd.h"
@@ -6,7 +6,8 @@
 namespace namernn_fast {
 namespace {
 
-// Tiles 0 to 3 are C, 2 x 2 of them; 4 and 5 are rows of A, 6 and 7 columns of the panel.
+// The interface is described in kernel/bfloat16_forward.h. Tile registers 0 to 3 hold a 2 x 2 block
+// of C, 4 and 5 rows of A, 6 and 7 columns of the panel.
 struct PairTile {
   static constexpr int64_t rows = 32;
 
@@ -38,11 +39,11 @@ struct PairTile {
   }
 
  private:
-  // Half a panel's columns, for 32 rows (`kTall`) or 16.
+  // Multiplies 32 rows of A (`kTall`) or 16 with half of the panel's columns.
   template <bool kAdd, bool kTall>
   static void columns(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel,
                       float* c) {
-    constexpr int64_t panel_row = 256;  // bytes: of a row of pairs, and of a row of c
+    constexpr int64_t panel_row = 256;  // bytes in a row of pairs of the panel, and in a row of c
     const int64_t a_bytes = a_row * int64_t(sizeof(BFloat16));
     if constexpr (kAdd) {
       _tile_loadd(0, c, panel_row);
@@ -78,7 +79,7 @@ struct PairTile {
     }
   }
 
-  static constexpr int64_t kTileElements = 32;
+  static constexpr int64_t kTileElements = 32;  // bfloat16 in a row of a tile register
 };
 
 }  // namespace

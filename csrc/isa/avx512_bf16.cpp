@@ -1,5 +1,5 @@
-// bfloat16 on AVX-512's dot products of pairs, for processors that do them at twice the rate of
-// float multiply-adds.
+// bfloat16 on the dot products of pairs of AVX-512 BF16, for processors that run them at twice the
+// rate of float multiply-adds.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include <cstring>
@@ -9,9 +9,11 @@
 namespace namernn_fast {
 namespace {
 
+// The interface is described in kernel/bfloat16_forward.h.
 struct PairTile {
   static constexpr int64_t rows = 6;
 
+  // multiply() for kRows rows, a constant so that the sums stay in registers.
   template <bool kAdd, int kRows>
   static void block(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel, float* c) {
     constexpr int lanes = 16;

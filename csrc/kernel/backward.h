@@ -1,13 +1,14 @@
-// The backward pass: one time block after the other, last step first.
+// The backward pass, one time block at a time, last step first.
 //
-// First the recurrence dz_t = (grad_output_t + grad_h_t) act'(z_t), grad_h_{t-1} = dz_t W_hh; then,
-// over all rows of the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and
-// dz W_ih. The rows of a time block fit in cache together. Where the plan has groups of sequences,
-// each goes its own way through time with parameter gradients of its own, which are added up in the
-// end: no row travels between cores. A group of many sequences goes through time in parts, one
-// after the other, so that the rows of one step do not fill more than a time block.
+// For each time block it first computes the recurrence dz_t = (grad_output_t + grad_h_t) act'(z_t),
+// grad_h_{t-1} = dz_t W_hh, and then, over all rows of the time block, the products that are
+// parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The rows of a time block fit in cache
+// together. If the plan has several groups of sequences, each group goes through time on its own,
+// with its own parameter gradients, which are added up at the end: no row travels between cores.
+// The sequences of a large group are split into parts that go through time one after the other, so
+// that the rows of one step fit in a time block.
 //
-// How these products are computed is a type: see products_interface.h.
+// The type that computes these products is a template parameter: see products_interface.h.
 #pragma once
 
 #include "kernel/backward_recurrence.h"
@@ -31,13 +32,14 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// The panels that a wave makes once for all stretches: those of weight_hh, then those of weight_ih.
-// Their size, where weight_ih is in them, and packing them.
+// Size in bytes of the panels that a wave packs once for all its stretches: those of weight_hh,
+// then those of weight_ih.
 template <class Cell, class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
   return RecurrencePanels<Cell, Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
 }
+// Returns where the panels of weight_ih begin in these panels. Null stays null.
 template <class Cell, class Products, class Storage>
 typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   if (!panels) return nullptr;
@@ -45,6 +47,7 @@ typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage
   const size_t before = Products::template Recurrence<Cell>::bytes(layer.D, layer.H);
   return reinterpret_cast<typename Products::Element*>(start + before);
 }
+// Packs these panels.
 template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
   pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
@@ -53,7 +56,8 @@ void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& run
   pack_input_panels(products, layer, runtime);
 }
 
-// The group's rows before every time, or null: all its sequences are alive at every time.
+// Returns the number of the group's rows before each time, or null if all its sequences are always
+// alive.
 inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice,
                                        const Runtime& runtime) {
   if (!layout.count) return nullptr;
@@ -82,8 +86,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 
   Group common{};
   common.copies = weight_copies<typename Products::template Recurrence<Cell>>(layer, plan, runtime);
-  common.grad_h =
-      gathering_place<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
+  common.grad_h = accumulator<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
   if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
   if (args.grad_input.data) {
     auto* weight_ih = weight_ih_in<Cell, Products>(layer.panels, layer);
@@ -93,7 +96,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const GradientSizes sizes{
       has_table(layer) ? layer.table.V * H : Products::gradient_size(H, layer.D),
       Products::gradient_size(H, H), args.grad_bias ? H : 0};
-  // A step fills a time block at most, whose rows fit in cache.
+  // The rows of one step must fit in a time block.
   const int64_t parts = plan.members > 1
                             ? 1
                             : count_parts(layout, plan.groups,
@@ -104,7 +107,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   GroupRows* rows = scratch<GroupRows>(runtime, plan.groups * parts);
   for (int64_t g = 0; g < plan.groups; ++g) {
     Group group = common;
-    int64_t width = 0;  // of the widest part
+    int64_t width = 0;  // sequences of the widest part
     int64_t group_rows = 0;
     for (int64_t p = g * parts; p < (g + 1) * parts; ++p) {
       const Slice slice = slice_of(layout, p, plan.groups * parts);
@@ -123,9 +126,9 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   return {args, runtime, plan, teams, block_rows, groups, parts, rows};
 }
 
-// How many rows at the begin of a time block have no previous state, so that they add nothing to
-// the gradient of weight_hh: those of time 0 without hx. Zero times infinity is NaN, so rows count
-// only where dz is finite.
+// Returns how many rows at the start of a time block have a zero previous state, and so add nothing
+// to the gradient of weight_hh: those of time 0 if there is no hx. If any dz of these rows is not
+// finite, returns 0, because zero times infinity is NaN.
 template <class Products>
 inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
                                     const Products& products, const GroupRows& rows,
@@ -138,17 +141,17 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
   return count;
 }
 
-// The products over a block's rows, as far as they fall to this share of this worker.
+// Computes one worker's share of the products over a time block's rows.
 template <class Cell, class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
                               const BackwardGroup<Products>& group, const TimeBlock& block,
-                              const Gathering& gathering, Share share, int64_t worker) {
+                              const Accumulation& accumulation, Share share, int64_t worker) {
   const Products& products = group.products;
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
   const int64_t rows = count_rows(group.rows, block);
   if (args.grad_weight_ih) {
-    const auto& grad = gathering.apart ? group.gradients.apart : group.gradients.sums;
+    const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
     const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
     if (group.one_product) {
@@ -173,25 +176,26 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   }
 }
 
-// Takes a group through time: calls body(part, block, gathering) for every time block of each of
-// its parts, and `add` when enough gradients have gathered apart to be added to the sums.
+// Takes a group through time: calls body(part, block, accumulation) for every time block of each of
+// its parts, and `add` when the gradients accumulated in `apart` are due to be added to the sums.
 template <class Products, class Add, class Body>
 inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t group, Add&& add,
                                 Body&& body) {
   const auto& layer = pass.args.layer;
   const auto& gradients = pass.groups[group].gradients;
-  Gathering gathering;
+  Accumulation accumulation;
   for_each_part(pass, group, [&](const BackwardGroup<Products>& part) {
-    for (TimeBlock block = block_before_all(layer);
+    for (TimeBlock block = block_before_first(layer);
          next_block(layer, part.rows, pass.block_rows, block);) {
-      body(part, block, gathering);
-      gather(gradients, count_rows(part.rows, block), gathering, add);
+      body(part, block, accumulation);
+      after_time_block(gradients, count_rows(part.rows, block), accumulation, add);
     }
   });
-  if (gathering.apart) add();
+  if (accumulation.apart) add();
 }
 
-// Every group goes its own way through time, and its members share out the products too.
+// Computes several groups. Each goes through time on its own; its members split its recurrence and
+// its products.
 template <class Cell, class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
   const auto& args = pass.args;
@@ -201,20 +205,20 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
     const int64_t worker = part.group * pass.plan.members + part.member;
     const auto& gradients = pass.groups[part.group].gradients;
     const auto add = [&] { add_apart(gradients, part.member, part.member + 1, part.members); };
-    for_each_time_block(
-        pass, part.group, add,
-        [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
-          backward_recurrence<Cell>(args, group, block, part, runtime);
-          if (part.team) barrier(*part.team, runtime);
-          backward_products<Cell>(args, group, block, sums, fixed_share(part.member, part.members),
-                                  worker);
-          if (part.team) barrier(*part.team, runtime);
-        });
+    for_each_time_block(pass, part.group, add,
+                        [&](const BackwardGroup<Products>& group, const TimeBlock& block,
+                            const Accumulation& sums) {
+                          backward_recurrence<Cell>(args, group, block, part, runtime);
+                          if (part.team) barrier(*part.team, runtime);
+                          backward_products<Cell>(args, group, block, sums,
+                                                  fixed_share(part.member, part.members), worker);
+                          if (part.team) barrier(*part.team, runtime);
+                        });
   });
 }
 
-// The only group goes through time by the plan; all threads share out the products, which have more
-// to share out than the recurrence.
+// Computes a single group. Its recurrence follows the plan; the products run on all threads,
+// because they have more work to split than the recurrence.
 template <class Cell, class Products>
 void run_one_group(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
@@ -237,7 +241,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   };
   for_each_time_block(
       pass, 0, add,
-      [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Gathering& sums) {
+      [&](const BackwardGroup<Products>& group, const TimeBlock& block, const Accumulation& sums) {
         run_plan(pass.plan, layer, runtime, pass.teams, [&](const Part& part) {
           const FlushSubnormals flush;
           backward_recurrence<Cell>(args, group, block, part, runtime);
@@ -251,7 +255,8 @@ void run_one_group(const BackwardPass<Products>& pass) {
       });
 }
 
-// Adds up the gradients of all groups, and writes what did not gather in its place.
+// Adds up the gradients of all groups, and converts results that did not accumulate in the caller's
+// memory.
 template <class Products>
 void deliver_gradients(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;

@@ -1,4 +1,4 @@
-// The recurrence of the backward pass over the steps of one time block, and what a pass is made of.
+// The recurrence of the backward pass over the steps of one time block, and the data of a pass.
 #pragma once
 
 #include "kernel/float_products.h"
@@ -7,19 +7,20 @@
 namespace namernn_fast {
 namespace {
 
-// What one group of sequences works with.
+// The data of one group of sequences.
 template <class Products>
 struct BackwardGroup {
   using Scalar = typename Products::Scalar;
 
-  GroupRows rows;                  // of the part of the group that is at work
+  GroupRows rows;                  // of the part of the group that is being computed
   GradientSums<Scalar> gradients;  // if parameter gradients are wanted
   Products products;
-  WeightCopies copies;  // of weight_hh, of all groups
-  Scalar* grad_h;       // [B, H], of all groups
-  Scalar* grad_parent;  // [B, H], of a tree: the gradient of the state that each row continues
+  WeightCopies copies;  // of weight_hh, for all groups
+  Scalar* grad_h;       // [B, H], gradients of the current states, for all groups
+  Scalar* grad_parent;  // [B, H], with a tree: for each row, the gradient of the state that it
+                        // continues
   TokenRows tokens;     // if the gradient of a table is wanted
-  bool one_product;     // whether the gradient of each weight is one product, which needs no sums
+  bool one_product;     // whether each weight gradient is a single product, which needs no sums
 };
 
 template <class Products>
@@ -30,14 +31,14 @@ struct BackwardPass {
   const Runtime& runtime;
   Plan plan;
   Team* teams;         // [groups]
-  int64_t block_rows;  // of a time block, about
+  int64_t block_rows;  // approximate number of rows of a time block
   Group* groups;       // [groups]
-  int64_t parts;       // of a group, which go through time one after the other
+  int64_t parts;       // per group; a group takes one after the other through time
   GroupRows* rows;     // [groups * parts]
 };
 
-// Calls f(part) for the parts of a group that have rows, one after the other. The gradients of all
-// parts are summed up in one place.
+// Calls f(part) for each part of a group that has rows. The gradients of all parts go to the same
+// sums.
 template <class Products, class F>
 inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&& f) {
   BackwardGroup<Products> part = pass.groups[group];
@@ -50,7 +51,7 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Reads the part's columns of the gradients of its last states, zeros where there are none.
+// Reads the part's columns of the gradients of its last states; absent gradients are zeros.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Backward<Storage>& args, const Part& part, Scalar* grad_h) {
   const int64_t first = part.columns.first;
@@ -69,8 +70,8 @@ inline void read_last_gradients(const Backward<Storage>& args, const Part& part,
   }
 }
 
-// Sets grad_h of the rows at time t of a tree: each row's state is the last one of the sequences
-// that end there, and the state that rows of the time after continue.
+// Sets grad_h of a tree's rows at time t. A row's state is the last state of every sequence that
+// ends there, and the previous state of every row that continues it at the time after.
 template <class Storage, class Scalar>
 inline void gather_tree_gradients(const Backward<Storage>& args, int64_t t,
                                   const Scalar* grad_parent, Scalar* grad_h) {
@@ -93,7 +94,7 @@ inline void gather_tree_gradients(const Backward<Storage>& args, int64_t t,
   }
 }
 
-// One step of the recurrence, at time t. Sequence b has the row `row + b` of the time block.
+// One step of the recurrence, at time t. Sequence b is row `row + b` of the time block.
 template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
@@ -144,7 +145,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   const auto& layer = args.layer;
   WeightCopies copies = group.copies;
   copies.packed |=
-      !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nothing reads them
+      !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nobody reads the panels
   using Panels = typename Products::template Recurrence<Cell>;
   const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;
   if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);

@@ -1,10 +1,10 @@
 // The products of the backward pass in bfloat16, on instructions that multiply pairs of bfloat16:
-// of gradients dz that are rounded to bfloat16, with sums in float. See products_interface.h.
+// gradients dz are rounded to bfloat16, sums are float. See products_interface.h.
 //
-// dz lies twice: by rows, to be multiplied with W_hh and W_ih, and transposed, to be multiplied
-// with inputs and states in the gradients of the weights. Right operands are panels of pairs of
-// rows; the sums of a weight's gradient lie in panels as well, as tiles that go on from where the
-// last time block left them.
+// dz is stored twice: by rows, to be multiplied with W_hh and W_ih, and transposed, to be
+// multiplied with inputs and states for the weight gradients. Right operands are panels of pairs of
+// rows. The sums of a weight gradient are stored in panels as well, as tiles to which each time
+// block adds.
 #pragma once
 
 #include "kernel/backward.h"
@@ -13,10 +13,11 @@
 namespace namernn_fast {
 namespace {
 
-// Elements of a row of n, so that a column of such rows does not fall into few cache sets.
+// Returns the stride for rows of n elements: an odd number of granules, so that the elements of a
+// column use many cache sets.
 inline int64_t odd_granules(int64_t n) { return (padded(n) / kGranule | 1) * kGranule; }
 
-// Pairs of the elements of two rows a and b, either of which may be null, for zeros.
+// Loads n pairs, each of an element of row a and one of row b. A null row stands for zeros.
 inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
   const Vec<float> low = a ? load_upto(a, n) : Vec<float>{};
   const Vec<float> high = b ? load_upto(b, n) : Vec<float>{};
@@ -25,7 +26,8 @@ inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
 
 inline void store_pairs(BFloat16* p, Vec<float> pairs) { std::memcpy(p, &pairs, sizeof(pairs)); }
 
-// A row of a panel of pairs: columns first .. of two rows of `width` elements, zero past their end.
+// Packs one row of a panel of pairs: columns `first` and up of two rows of `width` elements, zeros
+// past their end.
 inline void pack_pair_row(const BFloat16* a, const BFloat16* b, int64_t width, int64_t first,
                           BFloat16* panel_row) {
   constexpr int64_t lanes = Simd<float>::lanes;
@@ -37,7 +39,8 @@ inline void pack_pair_row(const BFloat16* a, const BFloat16* b, int64_t width, i
   }
 }
 
-// Panel [padded(K) / 2, panel_width, 2] for columns first .. of a row-major W [K, width].
+// Packs one panel of W, columns `first` and up, from a row-major W [K, width]. The panel is
+// [padded(K) / 2, panel_width, 2].
 inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t first,
                            BFloat16* panel) {
   for (int64_t k = 0; k < padded(K); k += 2) {
@@ -65,15 +68,16 @@ struct PairRecurrencePanels {
   }
 };
 
-// The rows of tensors that belong to a row of dz.
+// The rows of other tensors that belong to a row of dz.
 struct PairRow {
   const BFloat16* previous;  // h_{t-1}, or null: zeros
   const BFloat16* input;
   BFloat16* grad_input;  // if it is wanted
 };
 
-constexpr int64_t kMinPairRows = 512;    // of a time block: gradients are read and written once
-constexpr int64_t kPairChunkRows = 256;  // of a product over a time block's rows, per pass over C
+// Lower limit of block_rows(): each time block reads and writes all gradient sums once.
+constexpr int64_t kMinPairRows = 512;
+constexpr int64_t kPairChunkRows = 256;  // rows of a time block that are multiplied per pass over C
 static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
 
 struct PairProducts {
@@ -89,7 +93,7 @@ struct PairProducts {
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;         // columns of dz
-  int64_t capacity;  // rows of a time block at most
+  int64_t capacity;  // maximum rows of a time block
   int64_t dz_stride;
   BFloat16* dz;             // [capacity + PairTile::rows, dz_stride]
   BFloat16* dz_transposed;  // [padded(H), capacity], if parameter gradients are wanted
@@ -102,7 +106,7 @@ struct PairProducts {
     return max64(kMinPairRows, int64_t(runtime.machine.l2_bytes / 2) / row);
   }
 
-  // The sums of a gradient lie in panels of [padded(H), width].
+  // The sums of a gradient are stored in panels of [padded(H), width].
   static int64_t gradient_size(int64_t H, int64_t width) {
     return panels_size<float>(padded(H), width);
   }
@@ -161,8 +165,8 @@ struct PairProducts {
                    });
   }
 
-  // Transposes dz and packs the rows of the time block, kGranule of them at once, for the gradients
-  // of the weights.
+  // Transposes dz and packs previous states and inputs for the weight gradients, kGranule rows at a
+  // time.
   void end_recurrence(int64_t count, const Part& part) const {
     if (!dz_transposed) return;
     for (int64_t first = part.member * kGranule; first < count; first += part.members * kGranule) {
@@ -236,8 +240,8 @@ struct PairProducts {
   }
 
  private:
-  // Columns of A[count, padded(K)] B[K, ..]: calls finish(i, j, height, width, sums) for every tile
-  // [height, panel_width] of the product.
+  // Computes columns of A[count, padded(K)] B[K, ..]. Calls finish(i, j, height, width, sums) with
+  // every tile [height, panel_width] of the product.
   template <class Finish>
   static void multiply_pairs(const BFloat16* a, int64_t a_row, int64_t K, int64_t count,
                              const BFloat16* panels, Columns columns, Finish&& finish) {
@@ -252,7 +256,8 @@ struct PairProducts {
     }
   }
 
-  // The columns first .. first + kGranule of dz_transposed; rows of dz past `count` are zeros.
+  // Writes columns first .. first + kGranule of dz_transposed. Rows of dz from `count` on stand for
+  // zeros.
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
     const auto dz_row = [&](int64_t row) { return row < count ? dz + row * dz_stride : nullptr; };
@@ -272,7 +277,7 @@ struct PairProducts {
     }
   }
 
-  // The rows first .. first + kGranule of the panels of previous states and inputs.
+  // Packs rows first .. first + kGranule of the panels of previous states and of inputs.
   void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
       constexpr PairRow none{};

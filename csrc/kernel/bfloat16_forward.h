@@ -1,9 +1,10 @@
 // The forward pass in bfloat16 on instructions that multiply pairs of bfloat16 and sum in float.
 //
-// A row of the left operand is [x_t, h_{t-1}], each padded with zeros to whole granules of kGranule
-// elements, so that the whole cell is one product. Two arrays of such rows take turns: while one is
-// read, the states are written into the other, rounded as they are in the output. A file in
-// csrc/isa/ defines the product of one tile beforehand, as the type `PairTile`.
+// A row of the left operand is [x_t, h_{t-1}], each of the two padded with zeros to a multiple of
+// kGranule elements, so that projection and recurrence are one product. Two arrays of such rows
+// alternate: while one is read, the new states are written to the other, rounded as in the output.
+// A file in csrc/isa/ defines the product of one tile, as the type `PairTile`, before it includes
+// this file.
 #pragma once
 
 #include <type_traits>
@@ -14,19 +15,23 @@
 namespace namernn_fast {
 namespace {
 
-// The rows of a tile at most, all of which `a` and `c` can hold.
+// PairTile::rows is the maximum number of rows of a tile. `a` and `c` have memory for this many,
+// even if `height` is less.
 static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
-// multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] (+)= a[height, K] panel.
+// multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] = a[height, K] panel, or +=
+// if kAdd. K is a multiple of kGranule.
 static_assert(std::is_same_v<decltype(&PairTile::multiply<true>),
                              void (PairTile::*)(const BFloat16*, int64_t, int64_t, int64_t,
                                                 const BFloat16*, float*)>);
 
-constexpr int64_t kGranule = 32;  // elements of K: a multiple of what any such instruction takes
+constexpr int64_t kGranule =
+    32;  // K is padded to a multiple of this, which any such instruction can read
 
-// n elements and the zeros up to a whole granule.
+// Returns n, rounded up to whole granules.
 inline int64_t padded(int64_t n) { return (n + kGranule - 1) / kGranule * kGranule; }
 
-// Panel of W^T, [padded(K) / 2, panel_width, 2], for columns first .. of a row-major W [width, K].
+// Packs one panel of W^T, columns `first` and up, from a row-major W [width, K]. The panel is
+// [padded(K) / 2, panel_width, 2]: the elements of a pair are adjacent in K.
 inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t first,
                        BFloat16* panel) {
   constexpr int64_t lanes = Simd<float>::lanes;
@@ -55,15 +60,15 @@ inline void pack_pairs(const BFloat16* w, int64_t K, int64_t width, int64_t firs
   }
 }
 
-// The weights of a layer as the forward pass on pairs reads them.
+// A layer's weights as the forward pass on pairs reads them.
 template <class Cell>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  BFloat16* weights;  // [unit blocks, weight blocks], panels of [padded(D) + padded(H), H]
+  BFloat16* weights;  // [unit blocks, weight blocks] panels of [padded(D) + padded(H), H]
   float* bias;        // [unit blocks, weight blocks, panel_width]
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }  // of unit blocks
+  static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }  // unit blocks
   static int64_t panel_size(int64_t D, int64_t H) { return (padded(D) + padded(H)) * w; }
   static size_t bytes(int64_t D, int64_t H) {
     return count(D, H) * Cell::weight_blocks *
@@ -86,8 +91,8 @@ struct PairPanels {
   }
 };
 
-// Fills in the rows of step s: inputs, and states that begin there. The step before wrote the
-// others.
+// Fills in the rows of step s: inputs, and states of sequences that start there. The step before
+// wrote all other states.
 inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& part,
                           BFloat16* rows) {
   const int64_t t = time_of(layer, s);
@@ -107,13 +112,13 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
   }
 }
 
-// The forward pass of one part. `arrays`: the two arrays of rows of all groups,
-// [groups * PairTile::rows + B, padded(D) + padded(H)] each.
+// The forward pass of one part. `arrays` are the two arrays of rows of all groups, each
+// [B + groups * PairTile::rows, padded(D) + padded(H)].
 template <class Cell>
 inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels<Cell>& panels,
                                BFloat16* const (&arrays)[2], const Part& part,
                                const Runtime& runtime) {
-  static_assert(Cell::sums == 1 && Cell::kept == 0, "a tile has all that its states need");
+  static_assert(Cell::sums == 1 && Cell::kept == 0, "states are computed from a tile's sums alone");
   constexpr int64_t w = Shape<float>::panel_width;
   const Layer<BFloat16>& layer = args.layer;
   const Cell cell(layer);
@@ -134,7 +139,7 @@ inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels<C
     BFloat16* next = rows[(s + 1) % 2];
     if (s + 1 < layout.T) prepare_pairs(layer, s + 1, part, next);
     const int64_t end = alive_end(layout, t, slice);
-    const int64_t ended = alive_end(layout, time_after(layer, t), slice);  // from here on
+    const int64_t ended = alive_end(layout, time_after(layer, t), slice);  // first that ends at t
     for (int64_t j = columns.first; j < columns.last; j += w) {
       const BFloat16* panel = panels.weights + j / w * K * w;
       const int64_t width = min64(w, columns.last - j);
@@ -166,7 +171,7 @@ template <class Cell>
 void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
-    return forward_copied<Cell>(args, runtime);  // in float, because pairs need panels
+    return forward_copied<Cell>(args, runtime);  // in float, because pair instructions need panels
   }
   const Plan plan = choose_plan({layer.layout, runtime.machine, layer.D, layer.H,
                                  panel_count<float>(layer.H), sizeof(BFloat16)});

@@ -1,5 +1,5 @@
-// The kernel table of bfloat16 on instructions that multiply pairs, for the files in csrc/isa/ that
-// define a PairTile.
+// The kernel table for bfloat16 on instructions that multiply pairs, for the files in csrc/isa/
+// that define a PairTile.
 #pragma once
 
 #include "kernel/bfloat16_backward.h"
@@ -9,7 +9,8 @@
 namespace namernn_fast {
 namespace {
 
-// Both passes make panels and table at every call: no wave or tree runs in bfloat16.
+// There are no functions for panels and tables that outlive a call: only waves and trees need them,
+// and these do not run in bfloat16.
 constexpr KernelsFor<BFloat16> kernels_on_pairs() {
   return {{nullptr, nullptr},
           &forward_pairs<Elman>,

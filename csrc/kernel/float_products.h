@@ -1,5 +1,5 @@
-// The products of the backward pass in float and double, in which 16-bit types are computed too
-// where no instructions multiply pairs of them. See products_interface.h.
+// The products of the backward pass in float and double. 16-bit types are computed in float too,
+// except bfloat16 on processors that multiply pairs of it. See products_interface.h.
 #pragma once
 
 #include <type_traits>
@@ -12,10 +12,10 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kMinBlockRows = kOneProductRows;  // of a time block
-constexpr int64_t kChunkRows = 256;  // of a product over a time block's rows, per pass over C
-constexpr int64_t kTaskRows = 96;    // of C in one unit of work
-constexpr int64_t kFewRows = 64;     // of a time block
+constexpr int64_t kMinBlockRows = kOneProductRows;  // lower limit of block_rows()
+constexpr int64_t kChunkRows = 256;  // rows of a time block that are multiplied per pass over C
+constexpr int64_t kTaskRows = 96;    // rows of C in a unit of work
+constexpr int64_t kFewRows = 64;  // time blocks with at most this many rows write C in memory order
 
 template <class StorageType>
 struct FloatProducts {
@@ -28,18 +28,18 @@ struct FloatProducts {
 
   // Memory shared by all groups.
   Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
-  Scalar* staged;  // [workers, kTaskRows, D], where grad_input has 16 bits or rows in any order; or
-                   // null
+  Scalar* staged;      // [workers, kTaskRows, D], rows of grad_input before they are converted or
+                       // scattered; or null
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;         // columns of dz
-  int64_t capacity;  // rows of a time block at most
+  int64_t capacity;  // maximum rows of a time block
   int64_t dz_stride;
   Element* dz;        // [capacity, dz_stride]
   Element* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
   Element* input;     // panels of x [capacity, D], if parameter gradients are wanted
 
-  // The rows fill half of a core's own cache, about.
+  // The rows of a time block fill about half of a core's own cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = (2 * layer.H + layer.D) * int64_t(sizeof(Scalar));
     return max64(kMinBlockRows, int64_t(runtime.machine.l2_bytes / 2) / row);
@@ -70,7 +70,7 @@ struct FloatProducts {
     D = inputs;
     H = units;
     capacity = rows;
-    // The odd number of vectors keeps a column of dz from falling into few cache sets.
+    // An odd number of vectors, so that the elements of a column of dz use many cache sets.
     dz_stride = panel_count<Scalar>(H) * w + Simd<Scalar>::lanes;
     dz = scratch<Element>(runtime, capacity * dz_stride);
     if (want_weights) {
@@ -89,21 +89,22 @@ struct FloatProducts {
                  Scalar* grad_h) const {
     const Operand<Scalar> operand{dz + row * dz_stride, dz_stride, 1, weight_hh, H * w, H};
     const Target<Scalar> target{grad_h, H, nullptr, 0, false};
-    product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, Nothing());
+    product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
   void end_recurrence(int64_t, const Part&) const {}
 
   void add_weight_gradient(bool initial, Share& share, int64_t zeros, int64_t rows,
                            const Element* panels, int64_t width, Scalar* grad) const {
-    // Few rows leave little to compute, so their tasks write memory in order: whole rows of grad.
+    // With few rows, writing C takes most of the time. So a task then writes whole rows, in memory
+    // order.
     const bool whole = rows <= kFewRows;
     const int64_t task_rows = whole ? Shape<Scalar>::max_rows : kTaskRows;
     const int64_t task_columns = whole ? width : w;
     for (int64_t j = 0; j < width; j += task_columns) {
       for (int64_t i = 0; i < H; i += task_rows) {
         if (!take(share)) continue;
-        // Where all rows are zeros, the first of no rows writes zeros.
+        // If all rows are zeros, one product over no rows writes the zeros of an initial gradient.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
               dz + k * dz_stride + i,     1, dz_stride, panels + k * w, capacity * w,
@@ -111,7 +112,7 @@ struct FloatProducts {
           const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                       !(initial && k == zeros)};
           product<Scalar, true>(&operand, 1, target, min64(task_rows, H - i), j,
-                                min64(j + task_columns, width), Nothing());
+                                min64(j + task_columns, width), NoFinish());
         }
       }
     }
@@ -135,7 +136,7 @@ struct FloatProducts {
           operand.a += i;
           operand.panels += j * capacity;
           const Target<Scalar> target{sums, w, nullptr, 0, false};
-          product<Scalar, true>(&operand, 1, target, tile_rows, 0, columns, Nothing());
+          product<Scalar, true>(&operand, 1, target, tile_rows, 0, columns, NoFinish());
           for (int64_t r = 0; r < tile_rows; ++r) {
             convert(sums + r * w, grad + (i + r) * width + j, columns);
           }
@@ -163,7 +164,7 @@ struct FloatProducts {
   }
 
  private:
-  // grad_input (+)= dz W_ih for the rows of a run from the i-th on, kTaskRows of them at most.
+  // Computes grad_input for up to kTaskRows rows of a run, from the i-th row on.
   void write_input_rows(const Backward<Storage>& args, const Run& run, int64_t i,
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;
@@ -177,14 +178,14 @@ struct FloatProducts {
       if (!staged) {
         const Target<Scalar> target{grad(0), run_stride(args.grad_input, run), nullptr, 0,
                                     args.accumulate_input};
-        product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+        product<Scalar, false>(&operand, 1, target, rows, 0, D, NoFinish());
         return;
       }
     }
     Scalar* own = staged + worker * kTaskRows * D;
     const Target<Scalar> target{own, D, nullptr, 0, args.accumulate_input};
     for (int64_t r = 0; args.accumulate_input && r < rows; ++r) convert(grad(r), own + r * D, D);
-    product<Scalar, false>(&operand, 1, target, rows, 0, D, Nothing());
+    product<Scalar, false>(&operand, 1, target, rows, 0, D, NoFinish());
     for (int64_t r = 0; r < rows; ++r) convert(own + r * D, grad(r), D);
   }
 };

@@ -1,14 +1,13 @@
 // The entry of the forward pass, which chooses its time loop. There are four, each in a file of the
 // same name:
-// - forward_short: one sequence of few steps through a small layer, in float or double, both
-//   products at once with the weights where the caller stores them (see is_short());
-// - forward_rows: float and double otherwise, one step after the other on the rows that the caller
-//   stores;
-// - forward_copied: 16-bit types, rows in any order (`origin`), and calls that want no output:
-//   the loop of forward_rows on copies of the rows of one time block after the other;
+// - forward_short: one sequence of few steps through a small layer, in float or double; computes
+//   both products together and reads the weights where the caller stores them (see is_short());
+// - forward_rows: all other calls in float and double, step by step on the caller's rows;
+// - forward_copied: 16-bit types, rows in any order (`origin`), and calls without an output; runs
+//   the loop of forward_rows on copies of the rows, one time block at a time;
 // - forward_pairs (bfloat16_forward.h): bfloat16 on processors that multiply pairs of it. Their
-//   kernel table has it in place of forward(); it leaves calls that read weights in place to
-//   forward_copied.
+//   kernel table has this function instead of forward(); calls that read all weights in place go on
+//   to forward_copied.
 #pragma once
 
 #include "kernel/forward_copied.h"

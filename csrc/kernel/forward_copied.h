@@ -1,6 +1,6 @@
-// The forward pass on copies, one time block after the other: of rows that are stored in 16
-// bits, or that lie in an order which a product cannot follow, or of an output that is not wanted,
-// whose rows need no place beyond the time block.
+// The forward pass on copies of rows, one time block at a time. It serves rows stored in 16 bits,
+// rows in an order that a product cannot follow, and calls without an output, whose rows are not
+// needed after their time block.
 #pragma once
 
 #include "kernel/forward_rows.h"
@@ -9,7 +9,7 @@ namespace namernn_fast {
 namespace {
 
 #if defined(NAMERNN_FAST_SANITIZE)
-constexpr int64_t kCopiedBytes = int64_t(1) << 14;  // small problems, too, have several time blocks
+constexpr int64_t kCopiedBytes = int64_t(1) << 14;  // gives small tests several time blocks
 #else
 constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 #endif
@@ -17,11 +17,11 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 // Copies of the rows of one time block, for all parts.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;   // of a time block
+  int64_t steps;   // per time block
   Scalar* input;   // [steps, B, D]
   int64_t* ids;    // [steps, B], with a table
   Scalar* output;  // [steps, B, H]
-  Scalar* state;   // [B, H], at the begin of the time block
+  Scalar* state;   // [B, H], at the start of the time block
   Scalar* h_n;     // [B, H], at the end of the time block
 };
 
@@ -38,9 +38,9 @@ struct CopiedPart {
   const Plan& plan;
 
   int64_t width() const { return part.columns.last - part.columns.first; }
-  // The part's columns of the state of sequence b.
+  // Offset of the part's columns of the state of sequence b.
   int64_t state_at(int64_t b) const { return b * args.layer.H + part.columns.first; }
-  // Row (t, b) in a copy of `features` a row, of a time block whose first time is `first`.
+  // Row (t, b) of a copy with `features` elements per row. The time block's first time is `first`.
   Scalar* copy_at(Scalar* rows, int64_t first, int64_t t, int64_t b, int64_t features) const {
     return rows + ((t - first) * args.layer.layout.B + b) * features;
   }
@@ -56,7 +56,7 @@ struct CopiedPart {
     }
   }
 
-  // The arguments of the forward pass over the copied rows of times first .. last.
+  // Returns the arguments for the forward pass over the copied rows of times first .. last.
   Forward<Scalar> arguments_of(int64_t first, int64_t last, bool initial) const {
     const Layer<Storage>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
@@ -86,9 +86,9 @@ struct CopiedPart {
     return copied;
   }
 
-  // Copies the inputs or ids of times first .. last, and clears the states that a cut keeps from
-  // t_begin, the time at which the time block begins. ForwardPart sees to cuts within the time
-  // block.
+  // Copies the inputs or ids of times first .. last, and clears states that a cut separates from
+  // t_begin, the time at which the recurrence enters the time block. ForwardPart handles cuts
+  // within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
@@ -156,7 +156,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   const Layer<Storage>& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
   const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
@@ -170,7 +170,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage> own =
-        forward_weights<Cell>(part, layer, weights, no_state);
+        forward_weights<Cell>(part, layer, weights, zero_state);
     CopiedPart<Cell, Storage>{args, own, rows, memory, part, plan}.run(runtime);
   });
 }

@@ -1,5 +1,5 @@
-// The forward pass on rows as the caller stores them: every part walks through time, step by step,
-// with a barrier in between if a group has several members.
+// The forward pass on the caller's rows: every part walks through time step by step, with a barrier
+// after each step if its group has several members.
 #pragma once
 
 #include "kernel/product_in_place.h"
@@ -20,27 +20,27 @@ inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
   return choose_plan(forward_workload(layer, runtime));
 }
 
-// The weights that a part reads, and a state of zeros.
+// The weights that a part reads, and a zero state.
 template <class Scalar, class Storage>
 struct ForwardWeights {
   const Scalar* weights;  // in the order of ForwardPanels
   const Scalar* bias;
-  bool finite;               // whether the part's columns of weight_hh are known to be
-  const Scalar* zeros;       // [H]: the initial state where there is no hx
-  const Storage* weight_ih;  // where the caller stores it, if it is read in place; else null
+  bool finite;               // whether the part's columns of weight_hh are known to be finite
+  const Scalar* zeros;       // [H], the initial state if there is no hx
+  const Storage* weight_ih;  // the caller's, if it is read in place; else null
   const Storage* weight_hh;  // likewise
 };
 
-// Memory of all parts for what only some layers have.
+// Memory for all parts that only some layers need.
 template <class Scalar>
 struct ForwardMemory {
-  const Scalar* table;       // [V, H], with a table: its rows with the biases
-  const Scalar** looked_up;  // [members, B], with a table: where the starts of a time's sums lie
-  int64_t B;                 // of the whole layer, where the part works on a time block of it
-  Scalar* continued;  // [B, H], of a tree: copies of the states that the rows of a time continue
+  const Scalar* table;       // [V, H], with a table: its rows plus the biases
+  const Scalar** looked_up;  // [members, B], with a table: rows that a step's sums start from
+  int64_t B;                 // of the whole layer, even if the part works on a time block of it
+  Scalar* continued;  // [B, H], with a tree: copies of the states that a step's rows continue
 };
 
-// Writes the rows of a layer's table with the biases, in the type that kernels compute in.
+// Writes a layer's table plus the biases, in the type that kernels compute in.
 template <class Storage>
 inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
@@ -60,7 +60,7 @@ inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime&
   });
 }
 
-// The rows of a layer's table with the biases.
+// Returns a layer's table plus the biases.
 template <class Storage, class Scalar = Compute<Storage>>
 inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
   if constexpr (std::is_same_v<Storage, Scalar>) {
@@ -102,8 +102,8 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
           layer.in_place.weight_hh ? layer.weight_hh : nullptr};
 }
 
-// The forward pass of one part: a slice of the sequences, and columns of the hidden units.
-// Weights that are read in place are stored as Storage.
+// The forward pass of one part: a slice of the sequences and columns of the hidden units. Weights
+// that are read in place are stored as Storage.
 template <class Cell, class Scalar, class Storage = Scalar>
 struct ForwardPart {
   static_assert(Cell::sums == 1 && Cell::sums_in_output,
@@ -115,7 +115,7 @@ struct ForwardPart {
   const ForwardWeights<Scalar, Storage>& weights;
   const Part& part;
   const ForwardMemory<Scalar>& memory;
-  int64_t projected_steps;  // at once, ahead of their recurrence; or 0
+  int64_t projected_steps;  // projected at once, ahead of the recurrence; or 0
 
   int64_t panel_size() const {
     return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
@@ -130,7 +130,7 @@ struct ForwardPart {
     return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
   }
 
-  // Finds the table's rows for sequences begin .. end at t.
+  // Returns pointers to the table's rows for sequences begin .. end at time t.
   const Scalar* const* look_up(int64_t t, int64_t begin, int64_t end) const {
     const Scalar** rows = memory.looked_up + part.member * memory.B + begin;
     for (int64_t b = begin; b < end; ++b) {
@@ -139,8 +139,8 @@ struct ForwardPart {
     return rows;
   }
 
-  // Writes the projection of the inputs, with the biases, to the output rows of step s and those
-  // after it.
+  // Writes the projection of the inputs plus the biases to the output rows of the projected_steps
+  // steps from s on.
   void project(int64_t s) const {
     const Layer<Scalar>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
@@ -157,15 +157,16 @@ struct ForwardPart {
           const auto [first, last] = part.columns;
           if (weights.weight_ih) {
             const OperandInPlace<Scalar, Storage> operand{x, stride, weights.weight_ih, layer.D};
-            product_in_place(operand, target, run.rows, first, last, Nothing());
+            product_in_place(operand, target, run.rows, first, last, NoFinish());
           } else {
             const Operand<Scalar> operand = projection(x, stride);
-            product<Scalar, false>(&operand, 1, target, run.rows, first, last, Nothing());
+            product<Scalar, false>(&operand, 1, target, run.rows, first, last, NoFinish());
           }
         });
   }
 
-  // Computes the states of sequences begin .. end at t from their states `h`; null: from zeros.
+  // Computes the states of sequences begin .. end at time t from their previous states `h`; null
+  // means zeros.
   void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
     const Layer<Scalar>& layer = args.layer;
     Scalar* out = row_at(args.output, layer.layout, t, begin);
@@ -192,8 +193,8 @@ struct ForwardPart {
     product<Scalar, false>(operands, count, target, end - begin, first, last, finish);
   }
 
-  // Computes the states at time t of a tree. The states that they continue are copied, because the
-  // left operand of a product is rows at one distance from each other.
+  // Computes the states at time t of a tree. The previous states are copied first, because the rows
+  // of a product's left operand must have a constant stride.
   void advance_tree(int64_t t) const {
     NAMERNN_EXPECT(part.members == 1);
     const Layer<Scalar>& layer = args.layer;
@@ -208,7 +209,8 @@ struct ForwardPart {
     advance(t, 0, count, memory.continued, layer.H);
   }
 
-  // Copies the states of sequences that end at t to h_n. For layouts without `order`.
+  // Copies the states of sequences whose last step is at time t to h_n. Not for layouts with
+  // `order`.
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
@@ -245,7 +247,7 @@ struct ForwardPart {
         }
         keep_last_states(t);
       }
-      // A member without rows or columns, too, meets the others at every step.
+      // Members without rows or columns must also meet the others at the barrier.
       if (part.team && s + 1 < T) barrier(*part.team, runtime);
     }
   }
@@ -255,11 +257,11 @@ template <class Cell, class Scalar>
 void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
   const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Scalar>>(layer, plan, runtime);
   const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
-  // A step reads two states of every sequence, and writes one.
+  // For every sequence, a step reads two rows of H elements and writes one.
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
   const int64_t parts =
       plan.members > 1 ? 1 : count_parts(layer.layout, plan.groups, row_bytes, runtime);
@@ -267,7 +269,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
                                                          plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> own =
-        forward_weights<Cell>(part, layer, weights, no_state);
+        forward_weights<Cell>(part, layer, weights, zero_state);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);

@@ -1,6 +1,6 @@
 // The forward pass of one short sequence through a small layer. It reads the weights where the
-// caller stores them and adds up the lanes of both products together: packing, or one product after
-// the other, would take a tenth longer.
+// caller stores them and adds up the lanes of both products together; packing the weights, or
+// computing one product after the other, would take about 10 % longer.
 #pragma once
 
 #include "kernel/forward_rows.h"
@@ -8,12 +8,12 @@
 namespace namernn_fast {
 namespace {
 
-// Whether the layer is small and its sequence short. Rows of whole vectors only.
+// Returns whether the layer is small and its sequence short. D and H must be whole vectors.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t most_steps = 16;
-  constexpr int64_t most_features = 512;  // a few rows at a time read larger weights faster
+  constexpr int64_t most_features = 512;  // larger weights are read faster a few rows at a time
   const int64_t T = layer.layout.T;
   return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
          !layer.batch_invariant && !layer.resets.at && !layer.panels && T <= most_steps &&
@@ -21,7 +21,7 @@ inline bool is_short(const Layer<Scalar>& layer) {
          layer.D % lanes == 0 && layer.H % lanes == 0;
 }
 
-// acc[r] += W[r, K] x[K], lane by lane, for a vector's worth of rows of W.
+// acc[r] += W[r, K] x[K], lane by lane, for as many rows of W as a vector has lanes.
 template <class Scalar>
 inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
                             Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
@@ -33,11 +33,11 @@ inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
   }
 }
 
-// `zeros`: [H], the initial state if there is no hx.
+// Computes one part. `zeros` [H] is the initial state if there is no hx.
 template <class Cell, class Scalar>
 inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros, const Part& part,
                                const Runtime& runtime) {
-  static_assert(Cell::sums == 1 && Cell::sums_in_output, "the sums lie in the output");
+  static_assert(Cell::sums == 1 && Cell::sums_in_output, "the sums are stored in the output");
   const Layer<Scalar>& layer = args.layer;
   const Cell cell(layer);
   const int64_t T = layer.layout.T;
@@ -68,13 +68,13 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
 template <class Cell, class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  if (!args.output.data) {  // h_n has the same bits with and without an output
+  if (!args.output.data) {  // write one anyway, so that h_n has the same bits
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }
   const Plan plan = forward_plan(layer, runtime);
-  const Scalar* no_state = zeros<Scalar>(runtime, layer.H);
+  const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   run_plan(plan, layer, runtime, scratch<Team>(runtime, plan.groups),
-           [&](const Part& part) { forward_short_part<Cell>(args, no_state, part, runtime); });
+           [&](const Part& part) { forward_short_part<Cell>(args, zero_state, part, runtime); });
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
-// Sums of parameter gradients: where they gather, how they stay accurate over many rows, how those
-// of several groups are added up.
+// Sums of parameter gradients: where they accumulate, how they stay accurate over many rows, and
+// how the sums of several groups are added up.
 //
-// Each addition to a large sum rounds it, and a parameter's gradient is the sum of one product for
-// every kChunkRows rows. So the gradients of kRowsApart rows gather apart from the sums, in groups
-// that have more than twice as many rows; when they are added to the sums, what rounding takes from
-// them stays there and is added the next time.
+// Every addition to a large sum rounds it, and a parameter's gradient is the sum of one product per
+// kChunkRows rows. So in a group with more than 2 * kRowsApart rows, the gradients of about
+// kRowsApart rows at a time accumulate in a separate buffer, `apart`. Adding this buffer to the
+// sums leaves the rounding error in it for the next addition, as in compensated (Kahan) summation.
 #pragma once
 
 #include <type_traits>
@@ -15,7 +15,7 @@
 namespace namernn_fast {
 namespace {
 
-// One array for each parameter, whose sums are in the order that the products give them.
+// One array per parameter, with its elements in the order in which the products write them.
 template <class Scalar>
 struct Gradients {
   Scalar* weight_ih;
@@ -23,29 +23,29 @@ struct Gradients {
   Scalar* bias;
 };
 
-// Elements of the sums of each parameter's gradient; no bias: zero.
+// Number of elements in the sums of each parameter's gradient; 0 for a bias that does not exist.
 struct GradientSizes {
-  int64_t weight_ih;  // or of the table
+  int64_t weight_ih;  // of the table's gradient, if there is a table
   int64_t weight_hh;
   int64_t bias;
 };
 
-// The gradient sums of one group, where parameter gradients are wanted.
+// The gradient sums of one group, if parameter gradients are wanted.
 template <class Scalar>
 struct GradientSums {
   GradientSizes sizes;
   Gradients<Scalar> sums;
-  Gradients<Scalar> apart;  // not in the sums yet; null: nothing gathers apart
-  bool accumulate;          // to what the sums hold from before
+  Gradients<Scalar> apart;  // gradients not yet added to `sums`; null: all go straight to `sums`
+  bool accumulate;          // add to what `sums` already contains
 };
 
-// Where the gradients of the next rows gather.
-struct Gathering {
+// Whether the gradients of the next rows accumulate in `apart` or in `sums`.
+struct Accumulation {
   bool apart = false;
-  int64_t rows = 0;  // since they were last added to the sums
+  int64_t rows = 0;  // number of rows since `apart` was last added to `sums`
 };
 
-// A share begin .. end of n elements, in whole vectors.
+// Returns shares begin .. end, out of `shares`, of n elements, in whole vectors.
 template <class Scalar>
 inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -53,7 +53,7 @@ inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares
   return {vectors * begin / shares * lanes, min64(n, vectors * end / shares * lanes)};
 }
 
-// sums += apart, and leaves in `apart` what rounding lost.
+// sums += apart; leaves the rounding error in `apart`.
 template <class Scalar>
 inline void add_apart(Scalar* sums, Scalar* apart, const Columns& elements) {
   for_each_vector<Scalar>(elements.last - elements.first, [&](int64_t i, int64_t n) {
@@ -65,7 +65,7 @@ inline void add_apart(Scalar* sums, Scalar* apart, const Columns& elements) {
   });
 }
 
-// Adds what gathered apart, for the shares begin .. end of every gradient.
+// Adds `apart` to `sums`, for shares begin .. end of every gradient.
 template <class Scalar>
 inline void add_apart(const GradientSums<Scalar>& own, int64_t begin, int64_t end, int64_t shares) {
   const auto elements = [&](int64_t n) { return elements_of<Scalar>(n, begin, end, shares); };
@@ -74,26 +74,28 @@ inline void add_apart(const GradientSums<Scalar>& own, int64_t begin, int64_t en
   if (own.sizes.bias) add_apart(own.sums.bias, own.apart.bias, elements(own.sizes.bias));
 }
 
-// Counts the rows of a time block, and calls `add` where enough have gathered apart.
+// Counts the rows of a time block. After every kRowsApart rows, calls `add` to add `apart` to
+// `sums`; the first time it only switches from `sums` to `apart`.
 template <class Scalar, class Add>
-inline void gather(const GradientSums<Scalar>& own, int64_t rows, Gathering& gathering, Add&& add) {
-  gathering.rows += rows;
-  if (!own.apart.weight_ih || gathering.rows < kRowsApart) return;
-  if (gathering.apart) add();
-  gathering = {true, 0};
+inline void after_time_block(const GradientSums<Scalar>& own, int64_t rows,
+                             Accumulation& accumulation, Add&& add) {
+  accumulation.rows += rows;
+  if (!own.apart.weight_ih || accumulation.rows < kRowsApart) return;
+  if (accumulation.apart) add();
+  accumulation = {true, 0};
 }
 
-// Where sums of n elements gather: in `result` itself, or in scratch memory where the result is
-// stored in another type, or is null.
+// Returns where sums of n elements accumulate: `result` itself, or scratch memory if it is null or
+// has another type.
 template <class Scalar, class Storage>
-inline Scalar* gathering_place(const Runtime& runtime, Storage* result, int64_t n) {
+inline Scalar* accumulator(const Runtime& runtime, Storage* result, int64_t n) {
   if constexpr (std::is_same_v<Storage, Scalar>) {
     if (result) return result;
   }
   return scratch<Scalar>(runtime, n);
 }
 
-// Converts sums to the type of the result, where they did not gather in the result itself.
+// Converts sums to the type of the result, unless they accumulated in the result itself.
 template <class Scalar, class Storage>
 inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
   if constexpr (!std::is_same_v<Storage, Scalar>) {
@@ -101,20 +103,19 @@ inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
   }
 }
 
-// Prepares the gradient sums of one of the groups, which has so many rows. The first group gathers
-// where the sum over all groups will be.
+// Prepares the gradient sums of group number `group`, which has `rows` rows. The first group
+// accumulates where the sum over all groups will be stored.
 template <class Storage, class Scalar = Compute<Storage>>
 inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const GradientSizes& sizes,
                                           int64_t group, int64_t rows, const Runtime& runtime) {
   GradientSums<Scalar> own{};
   own.sizes = sizes;
   const int64_t H = args.layer.H;
-  own.sums = {
-      gathering_place<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
-      gathering_place<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
-      gathering_place<Scalar>(runtime, group ? nullptr : args.grad_bias, H)};
+  own.sums = {accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
+              accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
+              accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias, H)};
   own.accumulate = args.accumulate_weights && group == 0;
-  if (rows == 0 && !own.accumulate) {  // a long sequence may leave other groups nothing
+  if (rows == 0 && !own.accumulate) {  // one long sequence may leave the other groups without rows
     std::memset(own.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));
     std::memset(own.sums.weight_hh, 0, sizes.weight_hh * sizeof(Scalar));
     std::memset(own.sums.bias, 0, H * sizeof(Scalar));
@@ -126,8 +127,8 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const G
   return own;
 }
 
-// Adds up one gradient of n elements over all groups, in the place of the first group's, always in
-// the order of the groups. `sums(g)` is the gradient of group g.
+// Adds up one gradient of n elements over all groups, always in the order of the groups, into that
+// of the first. `sums(g)` returns the gradient of group g.
 template <class Scalar, class Sums>
 inline void add_up(int64_t groups, int64_t n, const Runtime& runtime, Sums&& sums) {
   const double cost = kAddingCost * double(n) * double(groups - 1);

@@ -1,4 +1,4 @@
-// The 16-bit types as storage: loaded and stored as vectors of float, rounded to nearest.
+// 16-bit types as storage: loads widen to vectors of float, stores round to the nearest even.
 #pragma once
 
 #include "kernel/simd.h"
@@ -18,10 +18,11 @@ template <>
 struct ComputeType<Half> {
   using Type = float;
 };
-// The type in which a storage type is computed.
+// The type in which kernels compute if tensors hold Storage.
 template <class Storage>
 using Compute = typename ComputeType<Storage>::Type;
 
+// Vectors of 16-bit and 32-bit integers, with one for each lane of a vector of float.
 typedef uint16_t Short __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 2)));
 typedef uint32_t Word __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 
@@ -51,7 +52,7 @@ inline Vec<float> widen(Short bits, Half) {
   const Word wide = __builtin_convertvector(bits, Word);
   const Word magnitude = wide & 0x7fffu;
   const Word normal =
-      (magnitude << 13) + (112u << 23);  // the exponent's bias is 15 here, 127 there
+      (magnitude << 13) + (112u << 23);  // the exponent bias is 15 in half, 127 in float
   const Word subnormal = (Word)(__builtin_convertvector(magnitude, Vec<float>) * 0x1p-24f);
   const Word is_subnormal = (Word)(magnitude < 0x400u);
   const Word special = (Word)(magnitude >= 0x7c00u);
@@ -63,7 +64,7 @@ inline Short narrow(Vec<float> v, Half) {
   const Word magnitude = bits & 0x7fffffffu;
   const Word sign = bits >> 16 & 0x8000u;
   const Word normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
-  // Below 2^-14: adding 0.5 leaves the result, rounded, in the low bits.
+  // Below 2^-14, where half is subnormal: adding 0.5 rounds the result into the low bits.
   const Word small = (Word)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
   const Word is_small = (Word)(magnitude < 113u << 23);
   const Word is_large = (Word)(magnitude >= 0x477ff000u);
@@ -80,6 +81,7 @@ inline Vec<float> load_short(const Storage* p, int64_t n) {
   std::memcpy(&bits, p, n * sizeof(Storage));
   return widen(bits, Storage());
 }
+// A constant n turns memcpy into a single load or store.
 inline Vec<float> load_upto(const BFloat16* p, int64_t n) {
   return n == Simd<float>::lanes ? load_short(p, Simd<float>::lanes) : load_short(p, n);
 }
@@ -99,7 +101,7 @@ inline void store_upto(Half* p, Vec<float> v, int64_t n) {
   n == Simd<float>::lanes ? store_short(p, v, Simd<float>::lanes) : store_short(p, v, n);
 }
 
-// Copies n elements between storage types.
+// Converts n elements from one storage type to another.
 template <class To, class From>
 inline void convert(const From* from, To* to, int64_t n) {
   for_each_vector<Compute<From>>(

@@ -1,7 +1,7 @@
-// Panels: matrices in the order in which register tiles read them.
+// Panels: matrices stored in the order in which register tiles read them.
 //
-// Panel p of a [K, width] matrix holds its columns p * panel_width .. for all K rows, row after
-// row, the last panel filled up with zeros.
+// Panel p of a [K, width] matrix holds its columns p * panel_width .. (p + 1) * panel_width, row by
+// row. The last panel is padded with zeros.
 #pragma once
 
 #include "kernel/half.h"
@@ -11,33 +11,35 @@
 namespace namernn_fast {
 namespace {
 
-// The sizes of panels and register tiles.
+// The sizes of panels and register tiles, in elements, vectors and rows.
 template <class Scalar>
 struct Shape {
   static constexpr int lanes = Simd<Scalar>::lanes;
   static constexpr int panel_vectors = NAMERNN_REGISTERS >= 32 ? 4 : 2;
   static constexpr int panel_width = panel_vectors * lanes;
   static constexpr int max_rows = kTileRows;
-  // Few rows leave registers for more columns, which hides the multiply-add's latency.
+  // Tiles of few rows have registers left for more columns, which hide the latency of
+  // multiply-adds.
   static constexpr int max_vectors(int rows) {
     return rows == 1 ? 8 : rows == 2 && NAMERNN_REGISTERS >= 32 ? 8 : rows == 2 ? 4 : panel_vectors;
   }
 };
 
+// Number of panels of a matrix with `width` columns.
 template <class Scalar>
 inline int64_t panel_count(int64_t width) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   return (width + w - 1) / w;
 }
 
-// Elements of the panels of a [K, width] matrix.
+// Number of elements in the panels of a [K, width] matrix.
 template <class Scalar>
 inline int64_t panels_size(int64_t K, int64_t width) {
   return panel_count<Scalar>(width) * K * Shape<Scalar>::panel_width;
 }
 
-// The transpose of the first `rows` rows and n columns of W, as n rows of a panel. With constant
-// arguments all of it stays in registers.
+// Transposes the first `rows` rows and n columns of W into n rows of a panel. With constant
+// arguments everything stays in registers.
 template <class Scalar, class Storage>
 inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n, Scalar* panel) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -53,7 +55,7 @@ inline void pack_square(const Storage* w, int64_t w_row, int64_t rows, int64_t n
   }
 }
 
-// Panel of W^T for columns first .. of a row-major W [width, K].
+// Packs one panel of W^T, columns `first` and up, from a row-major W [width, K].
 template <class Scalar, class Storage>
 inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t first,
                             Scalar* panel) {
@@ -73,8 +75,8 @@ inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t 
   }
 }
 
-// One row of a panel: columns first .. of a row of `width` elements, zero past its end. A null row
-// is a row of zeros.
+// Packs one row of a panel: columns `first` and up of a row of `width` elements, zeros past its
+// end. A null row stands for zeros.
 template <class Scalar, class Storage>
 inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* panel_row) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -85,7 +87,7 @@ inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* p
   }
 }
 
-// Panel of W for columns first .. of a row-major W [K, width].
+// Packs one panel of W, columns `first` and up, from a row-major W [K, width].
 template <class Scalar, class Storage>
 inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scalar* panel) {
   for (int64_t k = 0; k < K; ++k) {
@@ -93,7 +95,7 @@ inline void pack(const Storage* w, int64_t K, int64_t width, int64_t first, Scal
   }
 }
 
-// Whether n elements are all finite: zero times a finite number is zero, and NaN otherwise.
+// Returns whether n elements are all finite: x * 0 is 0 if x is finite, else NaN.
 template <class Storage, class Scalar = Compute<Storage>>
 inline bool all_finite(const Storage* p, int64_t n) {
   Vec<Scalar> sum = {};

@@ -1,8 +1,8 @@
-// Matrix products on register tiles: C[M, width] = start + sum over operands of A[M, K] B[K,
-// width].
+// Matrix products on register tiles: C[M, width] = start + the sum over all operands of
+// A[M, K] B[K, width].
 //
-// B lies in panels. A is read in place by two strides, so A may be rows of an output tensor or,
-// with the strides exchanged, their transpose. Every element of C is summed in the same order,
+// B is stored in panels. A is read in place with two strides, so it can be rows of an output tensor
+// or, with the strides swapped, their transpose. Every element of C is summed in the same order,
 // whatever the tile shape: results do not depend on how the work is split.
 #pragma once
 
@@ -11,18 +11,19 @@
 namespace namernn_fast {
 namespace {
 
+// One product A B of the sum.
 template <class Scalar>
 struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
   int64_t a_row;
-  int64_t a_k;  // 1 unless the product is by column
+  int64_t a_k;  // 1, unless the product is by column (kByColumn): then a_row is 1
   const Scalar* panels;
   int64_t panel_size;  // elements from one panel to the next
   int64_t K;
-  int64_t chain = kChain;
+  int64_t chain = kChain;  // maximum length
 };
 
-// What an accumulator starts from and where it ends.
+// What the sums start from, and where they are stored.
 template <class Scalar>
 struct Target {
   Scalar* c;  // element (i, j) is c[i * c_row + j]
@@ -30,10 +31,10 @@ struct Target {
   const Scalar* start;  // element (i, j) is start[i * start_row + j]; null: zero
   int64_t start_row;
   bool add;                               // add to C instead of writing it
-  const Scalar* const* starts = nullptr;  // in place of `start`: element (i, j) is starts[i][j]
+  const Scalar* const* starts = nullptr;  // replaces `start`: element (i, j) is starts[i][j]
 };
 
-// The products over k in first .. last, from zero.
+// Adds up the products over k in first .. last, from zero, for the tile that begins at (i, j).
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& operand, int64_t i,
                   int64_t j, int64_t first, int64_t last) {
@@ -67,8 +68,8 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
   }
 }
 
-// One tile at row i and column j of C; `width` columns of it exist. Between chains the sum waits in
-// C, or, where it is to be added to C, beside it.
+// Computes the tile at row i and column j of C; `width` of its columns exist. Between chains the
+// sum is stored in C or, if it will be added to C, in `beside`.
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
           int64_t j, int64_t width) {
@@ -116,7 +117,7 @@ void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& targ
       end_chain(acc);
     }
   }
-  if (zero || base[0] != c) {  // nothing to sum up
+  if (zero || base[0] != c) {  // no chain ran: every K is 0
     const Vec<Scalar> nothing[kRows][kVectors] = {};
     end_chain(nothing);
   }
@@ -134,6 +135,7 @@ template <class Scalar>
 using Tile = void (*)(const Operand<Scalar>*, int, const Target<Scalar>&, int64_t, int64_t,
                       int64_t);
 
+// Returns the tile function for numbers of rows and vectors that are known only at run time.
 template <class Scalar, bool kByColumn, int kRows, int... kVector>
 inline Tile<Scalar> pick_vectors(int64_t vectors, std::integer_sequence<int, kVector...>) {
   static constexpr Tile<Scalar> table[] = {&tile<Scalar, kRows, kVector + 1, kByColumn>...};
@@ -150,14 +152,14 @@ inline Tile<Scalar> pick_tile(int64_t rows, int64_t vectors, std::integer_sequen
   return found;
 }
 
-// A `finish` that has nothing to do.
-struct Nothing {
+// A `finish` that does nothing.
+struct NoFinish {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
 };
 
-// Columns [first, last) of C, both multiples of the panel width or the end. M rows are cut into
-// tiles of equal height, give or take one, so no thin tile is left over. `finish(i, j, rows,
-// columns)` is called on every tile of C while it is in the nearest cache.
+// Computes columns first .. last of C, both multiples of the panel width or the end of C. The M
+// rows are cut into tiles whose heights differ by at most one, so that no thin tile is left over.
+// Calls finish(i, j, rows, columns) on each tile of C while it is in the nearest cache.
 template <class Scalar, bool kByColumn, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {

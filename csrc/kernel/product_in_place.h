@@ -1,8 +1,8 @@
-// Products with weights as the caller stores them, row after row: C[M, width] = start + A[M, K]
-// W^T. For few rows of A packing W into panels would take longer than the product.
+// Products with row-major weights as the caller stores them: C[M, width] = start + A[M, K] W^T.
+// With few rows of A, packing W into panels would take longer than the product.
 //
 // An element of C is the dot product of a row of A and a row of W, summed lane by lane and then
-// over the lanes. K alone decides the order of the sum: results do not depend on how the work is
+// across lanes. The order of summation depends only on K: results do not depend on how the work is
 // split.
 #pragma once
 
@@ -20,8 +20,8 @@ struct OperandInPlace {
   int64_t K;
 };
 
-// The rows of A and of W whose dot products are summed at once. A few rows of W at a time are few
-// streams from memory.
+// How many rows of A (`max_rows`) and of W (`columns`) are multiplied at once. Each row of W is a
+// stream from memory, so there are only a few.
 template <class Scalar>
 struct InPlaceShape {
   static constexpr int max_rows = NAMERNN_REGISTERS >= 32 ? 6 : 3;
@@ -52,7 +52,7 @@ inline void add_products(const Scalar* a, int64_t a_row, const Storage* const (&
   if (k < last) add(k, last - k);
 }
 
-// acc[0] += all other vectors, by halves.
+// acc[0] += all other vectors, pairwise by halves.
 template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
 [[gnu::always_inline]] inline void add_by_halves(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
 #pragma GCC unroll 16
@@ -60,7 +60,7 @@ template <class Scalar, int kDistance = Simd<Scalar>::lanes / 2>
   if constexpr (kDistance > 1) add_by_halves<Scalar, kDistance / 2>(acc);
 }
 
-// Lane r of the result is the sum of the lanes of acc[r].
+// Returns a vector with the sum of the lanes of acc[r] in lane r.
 template <class Scalar>
 [[gnu::always_inline]] inline Vec<Scalar> sum_lanes(Vec<Scalar> (&acc)[Simd<Scalar>::lanes]) {
   transpose<Scalar>(acc);
@@ -68,8 +68,8 @@ template <class Scalar>
   return acc[0];
 }
 
-// kRows rows of C from row i on, and the columns of one vector from column j on, of which `width`
-// exist.
+// Computes kRows rows of C from row i on and one vector of columns from column j on; `width` of
+// these columns exist.
 template <class Scalar, class Storage, int kRows>
 void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<Scalar>& target,
                    int64_t i, int64_t j, int64_t width) {
@@ -80,7 +80,7 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
   for (int64_t c = 0; c < width; c += columns) {
     const Storage* w[columns];
     for (int64_t d = 0; d < columns; ++d) {
-      w[d] = operand.w + (j + min64(c + d, width - 1)) * K;  // past the end the last row again
+      w[d] = operand.w + (j + min64(c + d, width - 1)) * K;  // past the end, repeat the last row
     }
     for (int64_t k = 0; k < K; k += kChain * lanes) {
       Vec<Scalar> acc[kRows][columns] = {};
@@ -103,6 +103,7 @@ void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<
   }
 }
 
+// Returns the tile function for a number of rows that is known only at run time.
 template <class Scalar, class Storage, int... kRow>
 inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
   using Tile = void (*)(const OperandInPlace<Scalar, Storage>&, const Target<Scalar>&, int64_t,
@@ -111,8 +112,8 @@ inline auto pick_in_place(int64_t rows, std::integer_sequence<int, kRow...>) {
   return table[rows - 1];
 }
 
-// Columns [first, last) of C. M rows are cut into tiles of equal height, give or take one.
-// `finish(i, j, rows, columns)` is called on every tile of C while it is in the nearest cache.
+// Computes columns first .. last of C. The M rows are cut into tiles whose heights differ by at
+// most one. Calls finish(i, j, rows, columns) on each tile of C while it is in the nearest cache.
 template <class Scalar, class Storage, class Finish>
 inline void product_in_place(const OperandInPlace<Scalar, Storage>& operand,
                              const Target<Scalar>& target, int64_t M, int64_t first, int64_t last,

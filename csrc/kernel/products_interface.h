@@ -1,5 +1,5 @@
-// What the backward pass needs of the type that computes its products: FloatProducts, and
-// PairProducts on instructions that multiply pairs of bfloat16. One object belongs to one group.
+// The interface of the types that compute the products of the backward pass: FloatProducts and, on
+// instructions that multiply pairs of bfloat16, PairProducts. Each group has its own object.
 #pragma once
 
 #include <type_traits>
@@ -10,10 +10,10 @@
 namespace namernn_fast {
 namespace {
 
-// Checks at compile time that a type has all that the backward pass uses.
+// Checks at compile time that a type has everything that the backward pass uses.
 template <class Products>
 struct ProductsInterface {
-  using Storage = typename Products::Storage;  // of the layer
+  using Storage = typename Products::Storage;  // of the layer's tensors
   using Scalar = typename Products::Scalar;    // of sums
   using Element = typename Products::Element;  // of the operands of products
 
@@ -22,22 +22,22 @@ struct ProductsInterface {
 
   // Columns of a panel.
   static_assert(same<decltype(Products::w), const int64_t>);
-  // The rows of dz of a time block, and the distance between them.
+  // The rows of dz of a time block, and the stride between them.
   static_assert(same<decltype(Products::dz), Element*>);
   static_assert(same<decltype(Products::dz_stride), int64_t>);
-  // Panels of previous states and of inputs, the right operands of the weights' gradients.
+  // Panels of previous states and of inputs, the right operands of the weight gradients.
   static_assert(same<decltype(Products::previous), Element*>);
   static_assert(same<decltype(Products::input), Element*>);
 
-  // block_rows(layer, runtime): about how many rows a time block should have.
+  // block_rows(layer, runtime): returns about how many rows a time block should have.
   static_assert(
       same<decltype(&Products::block_rows), int64_t (*)(const Layer<Storage>&, const Runtime&)>);
-  // gradient_size(H, width): elements of the sums of a gradient [H, width].
+  // gradient_size(H, width): returns how many elements the sums of a gradient [H, width] have.
   static_assert(same<decltype(&Products::gradient_size), int64_t (*)(int64_t, int64_t)>);
-  // deliver_gradient(sums, result, H, width, runtime): takes those sums to the caller.
+  // deliver_gradient(sums, result, H, width, runtime): writes those sums to the caller's `result`.
   static_assert(same<decltype(&Products::deliver_gradient),
                      void (*)(const Scalar*, Storage*, int64_t, int64_t, const Runtime&)>);
-  // prepare_input_gradient(layer, panels, plan, runtime): takes memory for the gradient of the
+  // prepare_input_gradient(layer, panels, plan, runtime): allocates memory for the gradient of the
   // input. `panels` are those of weight_ih, or null if pack_input_panel() will be called.
   static_assert(
       same<decltype(&Products::prepare_input_gradient),
@@ -45,34 +45,35 @@ struct ProductsInterface {
   // pack_input_panel(layer, p): packs panel p of weight_ih.
   static_assert(same<decltype(&Products::pack_input_panel),
                      void (Products::*)(const Layer<Storage>&, int64_t) const>);
-  // prepare_rows(D, H, want_weights, rows, runtime): takes memory for time blocks of that many rows
-  // at most, and for the gradients of weights if these are wanted.
+  // prepare_rows(D, H, want_weights, rows, runtime): allocates memory for time blocks of at most
+  // `rows` rows, and for weight gradients if `want_weights`.
   static_assert(same<decltype(&Products::prepare_rows),
                      void (Products::*)(int64_t, int64_t, bool, int64_t, const Runtime&)>);
-  // keep_row(row, h, x, grad_input): keeps what the products over the time block need of a row: the
-  // state h before it, or null for zeros, its input or null, and the place of that input's gradient
+  // keep_row(row, h, x, grad_input): keeps what the products over the time block need about one
+  // row: the previous state h (null: zeros), the input x or null, and where to write its gradient
   // or null.
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
-  // step_back(row, weight_hh, rows, columns, grad_h): these columns of grad_h = dz W_hh for the
-  // rows of one time, which begin at `row`.
+  // step_back(row, weight_hh, rows, columns, grad_h): computes these columns of grad_h = dz W_hh
+  // for the rows of one time, which begin at `row`.
   static_assert(same<decltype(&Products::step_back),
                      void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
-  // end_recurrence(rows, part): prepares the products over the rows of the time block, once
-  // all of these are known.
+  // end_recurrence(rows, part): called when dz of the whole time block is known, to prepare the
+  // products over its rows.
   static_assert(
       same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
-  // add_weight_gradient(initial, share, zeros, rows, panels, width, grad): grad [H, width] =
-  // dz^T X if `initial`, else +=. X lies in `panels`, and `zeros` of its first rows are zeros.
+  // add_weight_gradient(initial, share, zeros, rows, panels, width, grad): grad [H, width] = dz^T X
+  // if `initial`, else +=. X is stored in `panels`, and its first `zeros` rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
                      void (Products::*)(bool, Share&, int64_t, int64_t, const Element*, int64_t,
                                         Scalar*) const>);
-  // write_weight_gradient(share, zeros, rows, panels, width, grad): that product as the whole
-  // gradient, for at most kOneProductRows rows.
+  // write_weight_gradient(share, zeros, rows, panels, width, grad): writes that product as the
+  // whole gradient, for at most kOneProductRows rows.
   static_assert(
       same<decltype(&Products::write_weight_gradient),
            void (Products::*)(Share&, int64_t, int64_t, const Element*, int64_t, Storage*) const>);
-  // write_input_gradient(args, group, block, share, worker): grad_input (+)= dz W_ih.
+  // write_input_gradient(args, group, block, share, worker): grad_input = dz W_ih, or += if
+  // args.accumulate_input.
   static_assert(same<decltype(&Products::write_input_gradient),
                      void (Products::*)(const Backward<Storage>&, const GroupRows&,
                                         const TimeBlock&, Share&, int64_t) const>);

@@ -1,4 +1,4 @@
-// Gradients that are sums of rows of dz: those of the biases, and that of a table by token.
+// Gradients that are sums of rows of dz: those of the biases, and that of a table, by token.
 #pragma once
 
 #include "kernel/sharing.h"
@@ -7,7 +7,8 @@
 namespace namernn_fast {
 namespace {
 
-// The sum of n adjacent columns over rows, by halves: its error grows with the logarithm of rows.
+// Sums n adjacent columns over rows, pairwise by halves: the error grows with the logarithm of the
+// number of rows.
 template <class Element>
 inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int64_t rows,
                                       int64_t n) {
@@ -21,7 +22,7 @@ inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int6
   return sum;
 }
 
-// grad [H] (+)= the sum of dz over the block's rows.
+// grad [H] = the sum of dz over the block's rows if `initial`, else +=.
 template <class Products, class Scalar>
 inline void add_bias_gradient(const Products& products, bool initial, Share& share, int64_t H,
                               int64_t rows, Scalar* grad) {
@@ -34,9 +35,9 @@ inline void add_bias_gradient(const Products& products, bool initial, Share& sha
 
 // The rows of a time block, linked by token.
 struct TokenRows {
-  int64_t* token;   // [rows of a time block], or null: the gradient of a table is not wanted
-  int64_t* before;  // [rows of a time block], the row before with the token of a row, or -1
-  int64_t* last;    // [V], the last row with a token; of tokens that no row has, anything
+  int64_t* token;   // [rows of a time block]; or null: the gradient of a table is not wanted
+  int64_t* before;  // [rows of a time block], the previous row with the same token, or -1
+  int64_t* last;    // [V], the last row with each token; stale if the time block has none
 };
 
 inline TokenRows token_rows(int64_t V, int64_t rows, const Runtime& runtime) {
@@ -44,7 +45,7 @@ inline TokenRows token_rows(int64_t V, int64_t rows, const Runtime& runtime) {
           zeros<int64_t>(runtime, V)};
 }
 
-// Links the rows that a slice has in a time block.
+// Links a slice's rows in a time block.
 template <class Storage>
 inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice slice,
                       const TokenRows& rows) {
@@ -52,7 +53,7 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
   for (int64_t t = block.first; t < block.last; ++t) {
     for (int64_t b = slice.begin; b < alive_end(layer.layout, t, slice); ++b, ++row) {
       const int64_t token = token_of(layer, t, b);
-      // What is left from another time block is not a row before this one with the token.
+      // A stale `last` from another time block does not name an earlier row with this token.
       const int64_t last = rows.last[token];
       rows.before[row] = last < row && rows.token[last] == token ? last : -1;
       rows.token[row] = token;
@@ -61,10 +62,11 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
   }
 }
 
-constexpr int64_t kTokenChain = 16;  // rows that are added up before they are added to a sum
+constexpr int64_t kTokenChain = 16;  // rows added up before their sum is added to the total
 
-// sum [width] += the rows of dz with the token of row `last`, from there back, for `width` columns
-// from `first` on, a panel at most. Sums of sums lose less than adding each row to a large sum.
+// sum [width] += the rows of dz with the token of row `last`, from that row back, for `width`
+// columns from `first` on (at most a panel). Summing short chains first loses less than adding each
+// row to a large sum.
 template <class Products, class Scalar>
 inline void add_token_rows(const Products& products, const TokenRows& rows, int64_t last,
                            int64_t first, int64_t width, Scalar* sum) {
@@ -84,7 +86,8 @@ inline void add_token_rows(const Products& products, const TokenRows& rows, int6
   });
 }
 
-// grad [V, H] (+)= the sums of dz over the block's rows with each token.
+// grad [V, H] = for each token the sum of dz over the block's rows with that token if `initial`,
+// else +=.
 template <class Products, class Scalar>
 inline void add_table_gradient(const Products& products, const TokenRows& tokens, bool initial,
                                Share& share, int64_t V, int64_t H, int64_t rows, Scalar* grad) {

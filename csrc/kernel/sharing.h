@@ -1,4 +1,4 @@
-// Who computes what: shares of sequences, hidden units and loops, and the parts of a plan.
+// Who computes what: shares of sequences, hidden units and loops; the parts of a plan.
 #pragma once
 
 #include <type_traits>
@@ -11,9 +11,9 @@
 namespace namernn_fast {
 namespace {
 
-constexpr double kAddingCost = 16;  // of adding one element to another, in multiply-adds
+constexpr double kAddingCost = 16;  // cost of adding one element to another, in multiply-adds
 
-constexpr int64_t kLeastPart = 64;  // sequences: fewer make thin products
+constexpr int64_t kMinPartSequences = 64;  // sequences; with fewer, products would be too thin
 
 // Columns first .. last of a matrix.
 struct Columns {
@@ -21,7 +21,7 @@ struct Columns {
   int64_t last;
 };
 
-// The columns of one of `workers`: whole panels of a matrix `width` wide.
+// Returns one worker's columns of a matrix that is `width` wide: whole panels, shared evenly.
 template <class Scalar>
 inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
   const int64_t panels = panel_count<Scalar>(width);
@@ -30,7 +30,7 @@ inline Columns columns_of(int64_t width, int64_t worker, int64_t workers) {
           min64(width, panels * (worker + 1) / workers * w)};
 }
 
-// The first sequence of the worker's share when every worker gets about as many rows.
+// Returns the first sequence of the worker's share; shares have about the same number of rows.
 inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   if (!layout.count || worker == workers) return layout.B * worker / workers;
   const int64_t wanted = layout.N * worker / workers;
@@ -44,21 +44,21 @@ inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t
   return layout.B;
 }
 
-// The worker's share of the sequences.
+// Returns the worker's share of the sequences.
 inline Slice slice_of(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   return {slice_start(layout, worker, workers), slice_start(layout, worker + 1, workers)};
 }
 
-// How many parts of a group's share of the sequences to take through time one after the other, so
-// that the states of a step stay in the core's own cache.
+// Returns the number of parts into which each group cuts its sequences. A group takes one part
+// after the other through all times, so that the states of a step stay in the core's own cache.
 inline int64_t count_parts(const SequenceLayout& layout, int64_t groups, int64_t row_bytes,
                            const Runtime& runtime) {
   if (layout.tree) return 1;
-  const int64_t most = max64(kLeastPart, int64_t(runtime.machine.l2_bytes) / row_bytes);
+  const int64_t most = max64(kMinPartSequences, int64_t(runtime.machine.l2_bytes) / row_bytes);
   return (layout.B + groups * most - 1) / (groups * most);
 }
 
-// Runs body(begin, end) over a partition of 0 .. n.
+// Runs body(begin, end) for ranges that cover 0 .. n, in parallel.
 template <class Body>
 inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
   if (n == 1) {
@@ -73,13 +73,14 @@ inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
   }
 }
 
-// Hands out the units of a loop that all workers walk through alike: each unit is done once, with
-// the same result by any worker. Dynamic shares go one by one to whichever worker is free, so that
-// a slow worker delays nobody; fixed shares need no common counter.
+// Hands out the units of a loop. All workers iterate over the whole loop and do the units that
+// take() gives them; each unit is done once, with the same result on any worker. With dynamic
+// shares a free worker takes the next unit, so that a slow worker delays nobody; fixed shares need
+// no common counter.
 struct Share {
-  int64_t* counter;  // of the units taken, or null: fixed
-  int64_t workers;   // of a fixed share: every so many units one is the worker's
-  int64_t mine;      // the next unit of this worker
+  int64_t* counter;  // units taken by all workers; or null: the share is fixed
+  int64_t workers;   // of a fixed share: every `workers`-th unit is this worker's
+  int64_t mine;      // the next unit that this worker does
   int64_t unit;      // the next unit of the loop
 };
 
@@ -88,7 +89,7 @@ inline Share dynamic_share(int64_t* counter) {
 }
 inline Share fixed_share(int64_t worker, int64_t workers) { return {nullptr, workers, worker, 0}; }
 
-// Whether the next unit of the loop is this worker's.
+// Advances the loop by one unit and returns whether that unit is this worker's.
 inline bool take(Share& share) {
   if (share.unit++ != share.mine) return false;
   share.mine = share.counter ? __atomic_fetch_add(share.counter, 1, __ATOMIC_RELAXED)
@@ -96,18 +97,18 @@ inline bool take(Share& share) {
   return true;
 }
 
-// A worker's part in the recurrence, from the plan: sequences and hidden units.
+// One worker's part of the recurrence under a plan: sequences and hidden units.
 struct Part {
   Slice slice;
   Columns columns;
   int64_t group;
-  int64_t member;  // of the team; 0 of 1 where there is none
+  int64_t member;  // number in the team; 0 of 1 if there is no team
   int64_t members;
   Team* team;
 };
 
-// Runs body(part) for every part of the plan. `teams`: one for each group, where groups have
-// members.
+// Runs body(part) for every part of the plan. `teams` has one element per group, used if groups
+// have several members.
 template <class Storage, class Body>
 inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtime& runtime,
                      Team* teams, Body&& body) {
@@ -122,8 +123,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
         continue;
       }
       Team& team = teams[group];
-      // A thread may stand for several workers: it takes part as the first of them, and the team is
-      // closed when it comes as the next.
+      // A thread may get several workers of one group. It joins the team as the first of them; as
+      // the next one it finds the team closed.
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;
@@ -133,15 +134,15 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
   });
 }
 
-// Scratch memory for so many elements, uninitialised. Not to be called inside a parallel region: an
-// error between two barriers would leave the other members waiting.
+// Returns uninitialized scratch memory. Must not be called inside a parallel region: an error
+// between two barriers would leave the other members waiting.
 template <class Scalar>
 inline Scalar* scratch(const Runtime& runtime, int64_t elements) {
-  static_assert(std::is_trivially_copyable_v<Scalar>);  // nobody constructs or destroys an element
+  static_assert(std::is_trivially_copyable_v<Scalar>);  // no constructor or destructor runs
   return static_cast<Scalar*>(runtime.scratch(size_t(elements) * sizeof(Scalar)));
 }
 
-// Scratch memory filled with zeros.
+// Returns scratch memory filled with zeros.
 template <class Scalar>
 inline Scalar* zeros(const Runtime& runtime, int64_t elements) {
   Scalar* memory = scratch<Scalar>(runtime, elements);

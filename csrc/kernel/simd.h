@@ -1,6 +1,6 @@
-// The vector type of one instruction set, on the compiler's own vector extension: loads and stores
-// of whole and partial vectors. A file in csrc/isa/ defines NAMERNN_VECTOR_BYTES and
-// NAMERNN_REGISTERS before it includes this one.
+// The vector type of one instruction set, built on the compiler's vector extension, with loads and
+// stores of whole and partial vectors. A file in csrc/isa/ defines NAMERNN_VECTOR_BYTES and
+// NAMERNN_REGISTERS (the number of vector registers) before it includes this one.
 #pragma once
 
 #if defined(__AVX2__)
@@ -19,6 +19,7 @@
 namespace namernn_fast {
 namespace {
 
+// The integer type with the size of Scalar.
 template <class Scalar>
 struct Bits;
 template <>
@@ -30,6 +31,7 @@ struct Bits<double> {
   using Int = int64_t;
 };
 
+// V is a vector of Scalar, I one of integers of the same size, Unaligned a V at any address.
 template <class Scalar>
 struct Simd {
   using Int = typename Bits<Scalar>::Int;
@@ -53,8 +55,8 @@ inline void store(Scalar* p, Vec<Scalar> v) {
   *reinterpret_cast<typename Simd<Scalar>::Unaligned*>(p) = v;
 }
 
-// Loads or stores the first n lanes, 0 <= n < lanes. Lanes past them load as zero, and their memory
-// is not touched.
+// Loads or stores the first n lanes, 0 <= n < lanes. The other lanes load as zero, and their memory
+// is not accessed.
 #if defined(__AVX512F__)
 inline Vec<float> load_first(const float* p, int64_t n) {
   return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
@@ -100,7 +102,7 @@ inline void store_first(Scalar* p, Vec<Scalar> v, int64_t n) {
 }
 #endif
 
-// Calls f(offset, n) for the vectors that cover 0 .. width; n is below `lanes` in the last only.
+// Calls f(offset, n) for each vector that covers 0 .. width; n < lanes only in the last one.
 template <class Scalar, class F>
 inline void for_each_vector(int64_t width, F&& f) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -109,6 +111,7 @@ inline void for_each_vector(int64_t width, F&& f) {
   if (i < width) f(i, width - i);
 }
 
+// Loads or stores the first n lanes, 0 <= n <= lanes.
 template <class Scalar, class = std::enable_if_t<std::is_floating_point_v<Scalar>>>
 inline Vec<Scalar> load_upto(const Scalar* p, int64_t n) {
   return n == Simd<Scalar>::lanes ? load(p) : load_first(p, n);

@@ -1,4 +1,4 @@
-// Flushing subnormal numbers to zero, for one thread and for a while.
+// Flushes subnormal numbers to zero on one thread, for the lifetime of an object.
 #pragma once
 
 #include <cstdint>
@@ -6,18 +6,17 @@
 namespace namernn_fast {
 namespace {
 
-// While an object of this class lives, its thread reads subnormal numbers as zero and writes none:
-// each operand and each result may be off by the smallest normal number. Gradients that fade away
-// over many steps pass through subnormal numbers, and there some processors are a hundred times
-// slower.
+// While an object of this class lives, its thread treats subnormal operands and results as zero, so
+// each of them may be off by up to the smallest normal number. Gradients that fade over many steps
+// become subnormal, and some processors are a hundred times slower with such numbers.
 class FlushSubnormals {
  public:
 #if defined(__x86_64__)
-  FlushSubnormals() : before_(__builtin_ia32_stmxcsr()) { set(before_ | 0x8040u); }
+  FlushSubnormals() : before_(__builtin_ia32_stmxcsr()) { set(before_ | 0x8040u); }  // FTZ, DAZ
 #elif defined(__aarch64__)
   FlushSubnormals() {
     asm volatile("mrs %0, fpcr" : "=r"(before_));
-    set(before_ | (uint64_t(1) << 24));
+    set(before_ | (uint64_t(1) << 24));  // FZ
   }
 #else
   FlushSubnormals() : before_(0) {}

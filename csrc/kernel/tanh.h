@@ -6,13 +6,13 @@
 namespace namernn_fast {
 namespace {
 
-// The lesser of a limit and x; NaN stays NaN.
+// Returns min(limit, x); NaN stays NaN.
 template <class Scalar>
 inline Vec<Scalar> at_most(Vec<Scalar> limit, Vec<Scalar> x) {
   return x > limit ? limit : x;
 }
 
-// p / q, for q in the normal range and away from its ends.
+// Returns p / q for a normal q that is far from overflow and underflow.
 template <class Scalar>
 inline Vec<Scalar> divide(Vec<Scalar> p, Vec<Scalar> q) {
   return p / q;
@@ -24,7 +24,7 @@ inline Vec<float> at_most<float>(Vec<float> limit, Vec<float> x) {
   return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
 }
 
-// A division would keep the multiply-add units waiting; an estimate and two corrections do not.
+// A division would stall the multiply-add units; an estimate with two corrections does not.
 template <>
 inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
   const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)q);
@@ -35,10 +35,10 @@ inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
 #endif
 
 // tanh|x| = e / (e + 1) with e = expm1(2|x|) / 2. Range reduction |x| = n ln 2 / 2 + s gives
-// e = 2^n (s + s^2 c(s)) + (2^n - 1) / 2. The polynomial c minimises the largest relative error of
-// s + s^2 c(s) as expm1(2s) / 2 on |s| <= ln 2 / 4 (a least-squares fit, reweighted until the
-// error is level): 2^-26.2 in float, 2^-55.6 in double. Past `limit` tanh is 1. Signed zeros and
-// subnormals come back as they are, NaN stays NaN.
+// e = 2^n (s + s^2 c(s)) + (2^n - 1) / 2. The polynomial c minimizes the largest relative error of
+// s + s^2 c(s) as an approximation of expm1(2s) / 2 on |s| <= ln 2 / 4 (a least-squares fit,
+// reweighted until the error is level): 2^-26.2 in float, 2^-55.6 in double. Beyond `limit`, tanh
+// rounds to 1. Signed zeros and subnormals are returned unchanged; NaN stays NaN.
 template <class Scalar>
 struct Tanh;
 template <>
@@ -46,7 +46,7 @@ struct Tanh<float> {
   static constexpr float limit = 10.0f;
   static constexpr float two_log2e = 0x1.715476p+1f;
   static constexpr float half_ln2 = 0x1.62e430p-2f;
-  static constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, in the low bits
+  static constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, held in the low bits
   static constexpr int mantissa_bits = 23;
   static constexpr float exponent_bias = 127.0f;
   static constexpr float c[] = {1.00000001239f, 0.666661717641f, 0.333330255182f, 0.133865452122f,
@@ -82,7 +82,7 @@ inline Vec<Scalar> tanh(Vec<Scalar> x) {
   V c = V{} + C::c[terms - 1];
 #pragma GCC unroll 16
   for (int i = terms - 2; i >= 0; --i) c = c * s + C::c[i];
-  const V power = (V)((I)shifted << C::mantissa_bits);  // 2^n: the biased n moves up to its place
+  const V power = (V)((I)shifted << C::mantissa_bits);  // 2^n: n moves to the exponent field
   const V e = power * (c * (s * s) + s) + (power * half - half);
   return (V)((I)divide<Scalar>(e, e + Scalar(1)) | ((I)x & sign_bit));
 }

@@ -1,9 +1,9 @@
 // A team: threads that walk through the time steps together, with a barrier after every step.
 //
-// A parallel region may run with fewer threads than asked for: inside another region, or when the
-// pool is busy. So the team consists of the threads that come: the first one waits a little for the
-// others, then closes the team, and threads that come later leave. No result depends on the number
-// of members.
+// A parallel region may run with fewer threads than requested, inside another region or when the
+// pool is busy. So a team consists of the threads that arrive: the first one waits briefly for the
+// others and closes the team; threads that arrive later leave again. No result depends on the
+// number of members.
 #pragma once
 
 #include "contract.h"
@@ -12,17 +12,18 @@
 namespace namernn_fast {
 namespace {
 
+// Each counter has its own cache line, because all members write or poll it.
 struct Team {
-  alignas(64) int64_t joined;   // members so far; kClosed or more once the team is closed
-  alignas(64) int64_t members;  // 0 until closed
-  alignas(64) int64_t arrived;
-  alignas(64) int64_t round;
+  alignas(64) int64_t joined;   // members so far; at least kClosed once the team is closed
+  alignas(64) int64_t members;  // 0 until the team is closed
+  alignas(64) int64_t arrived;  // members waiting at the barrier
+  alignas(64) int64_t round;    // barriers completed
 };
 
 constexpr int64_t kClosed = int64_t(1) << 62;
 constexpr int kFormationRounds = 64;  // yields before the first member starts without the others
 
-// Joins the team: returns the caller's number in it, or -1 where the team was closed already. The
+// Joins the team. Returns the caller's member number, or -1 if the team is closed already. The
 // first member waits for `expected` members, for a limited time.
 inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
   const int64_t place = __atomic_fetch_add(&team.joined, 1, __ATOMIC_ACQ_REL);
@@ -39,8 +40,7 @@ inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
   return place;
 }
 
-// Returns once every member has called it this round; what the members wrote before is then visible
-// to all.
+// Returns once every member has called it. What the members wrote before is then visible to all.
 inline void barrier(Team& team, const Runtime& runtime) {
   if (team.members == 1) return;
   const int64_t round = __atomic_load_n(&team.round, __ATOMIC_ACQUIRE);

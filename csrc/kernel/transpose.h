@@ -1,5 +1,5 @@
-// The transpose of a square of vectors in registers, which a call would move to memory: so all of
-// it is inlined, everywhere.
+// Transposes a square of vectors in registers. A function call would spill them to memory, so all
+// of this is always inlined.
 #pragma once
 
 #include <utility>
@@ -9,8 +9,9 @@
 namespace namernn_fast {
 namespace {
 
-// Lane l of the merge of rows a and b (b is `distance` rows below a) in one round of the
-// butterfly transpose: squares of `distance` lanes are exchanged across the diagonal.
+// The shuffle indices of one round of the butterfly transpose. Rows a and b (b is `distance` rows
+// below a) exchange squares of `distance` lanes across the diagonal. For lane l of the new a (low)
+// or b (high), an index i < lanes is lane i of the old a; lanes + i is lane i of the old b.
 constexpr int merge_low(int l, int distance, int lanes) {
   return l & distance ? lanes + (l ^ distance) : l;
 }

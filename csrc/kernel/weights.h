@@ -1,4 +1,4 @@
-// The weights of a layer in panels: their formats, who packs them, and where each group reads them.
+// A layer's weights in panels: the formats, who packs them, and where each group reads them.
 #pragma once
 
 #include "kernel/panels.h"
@@ -7,19 +7,21 @@
 namespace namernn_fast {
 namespace {
 
-// Panels of a cell's weights lie unit block by unit block: those of the hidden units
-// p * panel_width .. are one panel of each of the cell's weight blocks, one after the other.
+// Panels of a cell's weights are ordered by unit block. Unit block p, for the hidden units
+// p * panel_width .. (p + 1) * panel_width, consists of one panel of each of the cell's weight
+// blocks.
 
-// Block `block` of the weights or the bias of a layer, with H * `row` elements; null stays null.
+// Returns block `block` of a layer's weights or bias, with H * row elements per block. Null stays
+// null.
 template <class Storage>
 inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H, int64_t row) {
   return weights ? weights + block * H * row : nullptr;
 }
 
-// The sums of both biases for unit block p, a panel's width for each weight block.
+// Writes the sum of both biases for unit block p: panel_width elements for each weight block.
 template <class Cell, class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
-  static_assert(Cell::sums == Cell::weight_blocks, "each sum has one block of either bias");
+  static_assert(Cell::sums == Cell::weight_blocks, "each sum has one block of each bias");
   constexpr int64_t w = Shape<Scalar>::panel_width;
   alignas(64) Scalar other[w];
   for (int64_t g = 0; g < Cell::weight_blocks; ++g, bias += w) {
@@ -29,19 +31,19 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   }
 }
 
-// The weights of a layer as the forward pass reads them, in one piece of memory.
+// A layer's weights as the forward pass reads them, in one allocation.
 template <class Cell, class Storage>
 struct ForwardPanels {
   using Scalar = Compute<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  Scalar* weights;  // [unit blocks, weight blocks], panels of [D + H, H]: W_ih^T over W_hh^T
-  Scalar* bias;     // [unit blocks, weight blocks, panel_width], both biases summed
-  bool* finite;     // [unit blocks], whether weight_hh is known to be: then a state of zeros needs
-                    // no product
+  Scalar* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T
+  Scalar* bias;     // [unit blocks, weight blocks, panel_width], the sum of both biases
+  bool* finite;  // [unit blocks], whether weight_hh is known to be finite: then a zero state needs
+                 // no product
 
-  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }  // of unit blocks
-  // Elements from the panels of one unit block to those of the next.
+  static int64_t count(int64_t, int64_t H) { return panel_count<Scalar>(H); }  // unit blocks
+  // Elements from one unit block to the next.
   static int64_t unit_block_size(int64_t D, int64_t H) { return Cell::weight_blocks * (D + H) * w; }
   static size_t bytes(int64_t D, int64_t H) {
     const int64_t bias_size = Cell::weight_blocks * w;
@@ -88,7 +90,7 @@ struct RecurrencePanels {
   }
 };
 
-// Packs all the panels of a layer that one pass reads.
+// Packs all panels of a layer that one pass reads.
 template <class Panels, class Storage>
 void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime) {
   const Panels panels(memory, layer.D, layer.H);
@@ -102,16 +104,18 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
   });
 }
 
-// Where the parts of a plan find the weights in panels: all in one place, or, where the weights fit
-// into the cores' own caches, each group in a copy that it packs itself and need not fetch.
+// Where the groups of a plan read the weights in panels. If the weights fit in each core's own
+// cache, every group packs a copy, which then is in its cache already; otherwise all groups share
+// one.
 struct WeightCopies {
   char* memory;
-  size_t stride;  // from a group's copy to the next
-  bool packed;    // else each part packs its own columns
+  size_t stride;  // bytes from one group's copy to the next; 0 if they share one
+  bool packed;    // false: each part packs its own columns
 };
 
-constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes
+constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes, all copies together
 
+// Decides where the groups read the weights, allocates memory, and packs panels that groups share.
 template <class Panels, class Storage>
 inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
                                   const Runtime& runtime) {
@@ -126,7 +130,7 @@ inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
   return {static_cast<char*>(memory), 0, true};
 }
 
-// The weights for one part, which packs its own columns where nobody has.
+// Returns the weights for one part, and packs the part's columns if that is not done yet.
 template <class Panels, class Storage>
 inline Panels weights_for(const Part& part, const Layer<Storage>& layer,
                           const WeightCopies& copies) {
