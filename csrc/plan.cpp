@@ -1,10 +1,10 @@
-// The threading plan: a small cost model in nanoseconds, minimised over the ways to share the work.
+// The threading plan: a cost model in nanoseconds, minimized over the ways to divide the work.
 //
-// `groups` share out the sequences and never wait for each other; within a group `members` share
-// out the hidden units and meet at a barrier after every step. A step takes the longer of its
-// multiply-adds and of reading its weights from the core's own cache; weights that do not fit there
-// come from further away at every step, and that adds to the time. The constants are of the order
-// of several x86-64 servers of 2022 to 2025; the plan needs no more than the order.
+// Groups divide the sequences and never wait for each other. The members of a group divide the
+// hidden units and meet at a barrier after every step. A step takes as long as its multiply-adds or
+// as reading its weights from the core's own cache, whichever is longer. Weights that do not fit in
+// that cache are read from farther away at every step, and that time is added. The constants are
+// typical of x86-64 servers from 2022 to 2025; the order of magnitude is enough.
 #include "plan.h"
 
 #include <algorithm>
@@ -16,15 +16,15 @@ namespace {
 constexpr double kRate = 60.0;       // float multiply-adds per ns on one core
 constexpr double kNear = 100.0;      // bytes per ns from the core's own cache
 constexpr double kFar = 30.0;        // bytes per ns from beyond that cache
-constexpr double kFits = 0.75;       // share of that cache for weights; rows want the rest
-constexpr double kRegion = 3000;     // ns to hand work to one other thread and get it back
-constexpr double kThread = 50;       // ns for every further thread
-constexpr double kMeeting = 150;     // ns of a barrier for every member
-constexpr double kStretch = 600;     // ns to begin a stretch of a wave
-constexpr double kWorth = 0.95;      // a wave must take less than this share of the time without it
-constexpr int64_t kStepsAlone = 16;  // up to this many steps, layers form no wave
-constexpr double kBackward = 3;      // time of the backward pass in forward passes
-constexpr int64_t kProjectedRows = 256;  // of the projection at once, if it runs ahead
+constexpr double kFits = 0.75;       // fraction of that cache for weights; rows need the rest
+constexpr double kRegion = 3000;     // ns to hand work to another thread and wait for the result
+constexpr double kThread = 50;       // ns for each thread after that
+constexpr double kMeeting = 150;     // ns per member and barrier
+constexpr double kStretch = 600;     // ns to start one stretch of a wave
+constexpr double kWorth = 0.95;      // a wave must take less than this fraction of the time without
+constexpr int64_t kStepsAlone = 16;  // shorter sequences, and these, run without a wave
+constexpr double kBackward = 3;      // time of a backward pass in units of a forward pass
+constexpr int64_t kProjectedRows = 256;  // rows projected at once when the projection runs ahead
 
 double handing_over(int64_t workers) {
   return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
@@ -44,12 +44,12 @@ Plan choose_plan(const Workload& workload) {
   Plan best{1, 1, 0};
   if (layout.N == 0) return best;
   const double T = double(layout.T);
-  const double rows = double(layout.N) / T;  // alive at an average step
+  const double rows = double(layout.N) / T;  // per step, on average
   const double weights = double(H) * double(D + H);
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t most = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
-    // The largest shares, where they do not divide evenly.
+    // The largest share sets the time if the panels do not divide evenly.
     const double share = double(ceiling(panels, members)) / double(panels);
     const double bytes = weights * share * double(scalar_bytes);
     for (const int64_t groups : {int64_t(1), most}) {
@@ -71,9 +71,10 @@ bool choose_both_at_once(const Workload& workload) {
   return alone + handing_over(2) < 2 * shared;
 }
 
-// The layers of a wave take a + c for each of n stretches, with a = alone / n of work and c to
-// begin a stretch, and the last layers wait as long again for the first stretch to reach them:
-// (rounds n + layers - 1) (a + c), which is least at n^2 = (layers - 1) alone / (rounds c).
+// Each of n stretches takes a layer a + c, where a = alone / n is its work and c the time to start
+// it. The last of the layers that run at once also waits for at_once - 1 stretches before its first
+// one. The total is (rounds n + at_once - 1) (a + c), with its minimum at
+// n^2 = (at_once - 1) alone / (rounds c).
 Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   Workload recurrent = workload;
   recurrent.D = workload.H;
@@ -84,12 +85,12 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   double shared = choose_plan(recurrent).time;
   double alone = choose_plan(on_one_thread(recurrent)).time;
   double begin = kStretch;
-  // Done by the one thread of a layer, or shared out.
+  // In a wave one thread packs a layer's weights; otherwise the threads divide them.
   const double packing = kPackingCost * 2 * double(H) * double(H) / kRate;
   if (pass == Pass::backward) {
     shared *= kBackward;
     alone *= kBackward;
-    // The gradients of the weights are read and written once for every stretch.
+    // Every stretch reads and writes the gradients of the weights once.
     begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNear;
   }
   const double rounds = double(ceiling(layers, at_once));
@@ -104,9 +105,9 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   return stretches > 1 && time < kWorth * otherwise ? Wave{at_once, stretch} : none;
 }
 
-// The projection is parallel in time. Ahead of the recurrence, several steps at once, it has better
-// tiles where few sequences make thin ones, and leaves the nearest caches to weight_hh where both
-// weights would not fit. Products that read weights in place start from the projection.
+// The projection is parallel in time, so it can run several steps ahead of the recurrence. That
+// fills the register tiles when there are few sequences, and leaves the cache to weight_hh when
+// both weights would not fit. Products that read weights in place start from the projection.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes] = workload;
@@ -135,8 +136,8 @@ Chains choose_chains(const SequenceLayout& layout, int64_t H) {
 }
 
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate) {
-  // Adding up the lanes makes a dot product slower than a product with panels, but the longer it
-  // is, the less; and packing costs more, the further away the weights are.
+  // A dot product has to add up its lanes, which matters less the longer it is. Packing costs more
+  // the larger the weights are, since they come from farther away.
   const auto gains = [&](int64_t K) { return 16 * panel_rate * layout.N <= K + K * K / 1024; };
   return {gains(D), gains(H)};
 }

@@ -1,5 +1,4 @@
-// The options of an operator: the bits of its argument of that name, as namernn_fast/ops.py has
-// them.
+// The bits of an operator's argument `options`, as defined in namernn_fast/ops.py.
 #pragma once
 
 #include "library/check.h"
@@ -17,7 +16,7 @@ struct Options {
   bool want_hidden;
   bool last_state;
   bool share_prefixes;
-  int64_t trees;  // to cut shared prefixes into, at least
+  int64_t trees;  // minimum number of trees when prefixes are shared
 };
 
 inline Options read_options(int64_t bits) {

@@ -303,11 +303,11 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": ops.BIDIRECTIONAL}, "one direction alone can share prefixes, got 2"),
-        ({"hx": torch.zeros(1, 1, 4)}, "hx must be none where prefixes are shared"),
-        ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be none where prefixes"),
-        ({"dtype": torch.bfloat16}, "weights must be float32 or float64 where prefixes"),
-        ({"input": torch.zeros(3, 1, 4)}, "where prefixes are shared, got features"),
+        ({"options": ops.BIDIRECTIONAL}, "sharing prefixes takes one direction, got 2"),
+        ({"hx": torch.zeros(1, 1, 4)}, "hx must be None when prefixes are shared"),
+        ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be None when prefixes"),
+        ({"dtype": torch.bfloat16}, "weights must be float32 or float64 when prefixes"),
+        ({"input": torch.zeros(3, 1, 4)}, "when prefixes are shared, got features"),
     ],
 )
 def test_what_does_not_go_with_sharing_is_refused(changes, message):
@@ -323,5 +323,5 @@ def test_a_gradient_of_the_output_is_refused():
     call = Call([[1, 2, 3]] * 50)
     output, _, hidden = call.forward(share=True)
     arguments = (call.ids, None, call.weights, output, hidden, *call.arguments(True, 0))
-    with pytest.raises(RuntimeError, match="grad_output does not go with shared prefixes"):
+    with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):
         ops.rnn_backward(torch.zeros_like(output), None, *arguments, False, False, [0])
