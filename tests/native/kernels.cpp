@@ -1,9 +1,9 @@
 // Runs the kernels without torch, on threads that sanitizers can follow.
 //
 // Divides the work in every way, among threads that arrive together, late or not at all. Results
-// that do not depend on the division must be bit-identical to those of one thread. `make sanitize`
-// and `make sanitize-threads` link this file with the kernels' static libraries, and `make
-// test-arm` does so for ARM.
+// that do not depend on the division must be bit-identical to those of one thread. The commands
+// that build this file with the kernels' static libraries are `make sanitize`, `make
+// sanitize-threads` and, for ARM, `make test-arm`.
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -236,8 +236,7 @@ const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random
 
 template <class Scalar>
 void check(const char* name, const KernelsFor<Scalar>& kernels) {
-  // Include whole vectors of one sequence, several time blocks, and gradients that accumulate
-  // apart.
+  // Include whole vectors of one sequence, several time blocks, gradients that accumulate apart.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},    {48, 5, 1, 2},   {16, 7, 40, 1},
                                       {7, 6, 3, 2},    {130, 4, 7, 3},  {33, 20, 60, 2},
                                       {16, 9, 300, 5}, {9, 3, 50, 500}, {3, 12, 2500, 4}};
