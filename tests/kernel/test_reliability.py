@@ -54,7 +54,7 @@ def test_calls_from_many_threads(shape, threads):
 
 
 def test_threads_that_set_their_number_of_threads(threads):
-    """Results that belong to a sequence keep their bits while threads change their number."""
+    """Per-sequence results keep their bits while other threads set the number of threads."""
     threads(2)
     module = FusedRNN(16, 300)
     x = torch.randn(30, 2, 16)
@@ -137,8 +137,8 @@ def test_a_forked_child(used):
 def test_a_forked_child_whose_tensors_are_copied_or_cleared(what):
     """In a child, copying and zeroing large tensors needs no thread of the pool either.
 
-    Inputs and gradients whose features are not adjacent are copied, and gradients of an input
-    without rows are zeros.
+    Inputs and gradients without adjacent features are copied. If no row exists, gradients of
+    weights are zeroed.
     """
     program = FORK + (
         f"import signal; what = {what!r}\n"
