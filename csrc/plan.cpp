@@ -22,7 +22,7 @@ constexpr double kThread = 50;       // ns for each thread after that
 constexpr double kMeeting = 150;     // ns per member and barrier
 constexpr double kStretch = 600;     // ns to start one stretch of a wave
 constexpr double kWorth = 0.95;      // a wave must take less than this fraction of the time without
-constexpr int64_t kStepsAlone = 16;  // shorter sequences, and these, run without a wave
+constexpr int64_t kStepsAlone = 16;  // layers of at most this many steps form no wave
 constexpr double kBackward = 3;      // time of a backward pass in units of a forward pass
 constexpr int64_t kProjectedRows = 256;  // rows projected at once when the projection runs ahead
 
