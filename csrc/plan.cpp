@@ -19,18 +19,18 @@ constexpr double kFar = 30.0;        // bytes per ns from beyond that cache
 constexpr double kFits = 0.75;       // fraction of that cache for weights; rows need the rest
 constexpr double kRegion = 3000;     // ns to hand work to another thread and wait for the result
 constexpr double kThread = 50;       // ns for each thread after that
-constexpr double kMeeting = 150;     // ns per member and barrier
+constexpr double kBarrier = 150;     // ns per member and barrier
 constexpr double kStretch = 600;     // ns to start one stretch of a wave
 constexpr double kWorth = 0.95;      // a wave must take less than this fraction of the time without
 constexpr int64_t kStepsAlone = 16;  // layers of at most this many steps form no wave
 constexpr double kBackward = 3;      // time of a backward pass in units of a forward pass
 constexpr int64_t kProjectedRows = 256;  // rows projected at once when the projection runs ahead
 
-double handing_over(int64_t workers) {
+double handoff_time(int64_t workers) {
   return workers > 1 ? kRegion + kThread * double(workers - 2) : 0;
 }
 
-int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Workload on_one_thread(Workload workload) {
   workload.machine.threads = 1;
@@ -50,14 +50,14 @@ Plan choose_plan(const Workload& workload) {
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t most = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
     // The largest share sets the time if the panels do not divide evenly.
-    const double share = double(ceiling(panels, members)) / double(panels);
+    const double share = double(ceil_div(panels, members)) / double(panels);
     const double bytes = weights * share * double(scalar_bytes);
     for (const int64_t groups : {int64_t(1), most}) {
-      const double step_rows = rows * double(ceiling(layout.B, groups)) / double(layout.B);
+      const double step_rows = rows * double(ceil_div(layout.B, groups)) / double(layout.B);
       double step = std::max(step_rows * weights * share / rate, bytes / kNear);
       if (bytes > kFits * double(machine.l2_bytes)) step += bytes / kFar;
-      if (members > 1) step += kMeeting * double(members);
-      const double time = T * step + handing_over(groups * members);
+      if (members > 1) step += kBarrier * double(members);
+      const double time = T * step + handoff_time(groups * members);
       if (best.time == 0 || time < best.time) best = {groups, members, time};
     }
   }
@@ -68,7 +68,7 @@ bool choose_both_at_once(const Workload& workload) {
   if (workload.machine.threads < 2) return false;
   const double shared = choose_plan(workload).time;
   const double alone = choose_plan(on_one_thread(workload)).time;
-  return alone + handing_over(2) < 2 * shared;
+  return alone + handoff_time(2) < 2 * shared;
 }
 
 // Each of n stretches takes a layer a + c, where a = alone / n is its work and c the time to start
@@ -93,13 +93,13 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
     // Every stretch reads and writes the gradients of the weights once.
     begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNear;
   }
-  const double rounds = double(ceiling(layers, at_once));
+  const double rounds = double(ceil_div(layers, at_once));
   const double best = std::sqrt(double(at_once - 1) * alone / (rounds * begin));
   const int64_t stretch =
-      ceiling(layout.T, std::max<int64_t>(1, std::min(layout.T, int64_t(best))));
-  const double stretches = double(ceiling(layout.T, stretch));
+      ceil_div(layout.T, std::max<int64_t>(1, std::min(layout.T, int64_t(best))));
+  const double stretches = double(ceil_div(layout.T, stretch));
   const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + begin) +
-                      rounds * packing + handing_over(at_once);
+                      rounds * packing + handoff_time(at_once);
   const double otherwise =
       double(layers) * (shared + packing / double(std::min(machine.threads, panels)));
   return stretches > 1 && time < kWorth * otherwise ? Wave{at_once, stretch} : none;
@@ -112,9 +112,9 @@ int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes] = workload;
   if (D == 0) return 0;
-  const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
+  const int64_t width = std::max<int64_t>(1, ceil_div(layout.B, slices));
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
-  const double share = double(ceiling(panels, plan.members)) / double(panels);
+  const double share = double(ceil_div(panels, plan.members)) / double(panels);
   const double bytes = double(H) * double(D + H) * share * double(scalar_bytes);
   const bool ahead =
       in_place.weight_ih || in_place.weight_hh || thin || bytes > double(machine.l2_bytes / 2);
@@ -123,7 +123,7 @@ int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {
   const double serial = multiply_adds / kRate;
-  const double shared = serial / double(machine.threads) + handing_over(machine.threads);
+  const double shared = serial / double(machine.threads) + handoff_time(machine.threads);
   return shared < serial ? machine.threads : 1;
 }
 

@@ -52,7 +52,7 @@ class Place:
         return part.copy_(tensor)
 
 
-class Looking(oracle.Rounding):
+class Recorder(oracle.Rounding):
     """Rounds nothing, and records the largest absolute value that is a factor of a product."""
 
     largest = 1.0
@@ -153,8 +153,8 @@ class Drawn(Case):
         if self.hx is not None:
             hx = self.hx_place(self.hx[:, 0].to(dtype) if unbatched else self.hx.to(dtype))
             hx.requires_grad_("hx" in self.wanted)
-        knows = layer_class is FusedRNN
-        if knows or (self.reset is None and self.layout not in FUSED_LAYOUTS):
+        is_fused = layer_class is FusedRNN
+        if is_fused or (self.reset is None and self.layout not in FUSED_LAYOUTS):
             input, more = self._arguments(x, with_layout)
             output, h_n = module(input, hx, **more, **ids)
             if isinstance(output, PackedSequence):
@@ -237,10 +237,10 @@ class Drawn(Case):
         """
         self.compared = {}
         ours, theirs = self.run(FusedRNN, self.dtype), self.run(torch.nn.RNN, self.dtype)
-        looking = Looking()
+        recorder = Recorder()
         with np.errstate(all="ignore"):
-            reference = self.run_oracle(self.dtype, looking)
-        self.largest = looking.largest
+            reference = self.run_oracle(self.dtype, recorder)
+        self.largest = recorder.largest
         assert ours.keys() == theirs.keys()
         for name, wanted in theirs.items():
             is_grad = name.startswith("grad")
@@ -249,23 +249,25 @@ class Drawn(Case):
             got, exact = ours[name], reference[name]
             assert got.shape == wanted.shape == exact.shape, name
             exact_is_finite = torch.from_numpy(np.isfinite(exact))
-            due = wanted.isfinite()
+            should_be_finite = wanted.isfinite()
             if self.dtype == torch.bfloat16:
-                due |= exact_is_finite
-            assert torch.equal(got.isfinite(), due), f"{name} is finite in other places"
+                should_be_finite |= exact_is_finite
+            assert torch.equal(got.isfinite(), should_be_finite), (
+                f"{name} is finite in other places"
+            )
             if not is_grad:
-                told = wanted
+                expected = wanted
                 if self.dtype == torch.bfloat16:
-                    told = torch.where(wanted.isnan(), torch.from_numpy(exact).to(got), wanted)
-                infinite = [value[~due].nan_to_num(0.0) for value in (got, told)]
+                    expected = torch.where(wanted.isnan(), torch.from_numpy(exact).to(got), wanted)
+                infinite = [value[~should_be_finite].nan_to_num(0.0) for value in (got, expected)]
                 assert torch.equal(*infinite), f"{name} is NaN in other places"
-            finite = due & wanted.isfinite() & exact_is_finite
+            finite = should_be_finite & wanted.isfinite() & exact_is_finite
             budget = backward if is_grad else forward
             kept = finite.numpy()
             budget.add(name, got[finite], wanted[finite], exact[kept])
             self.compared[name] = budget, exact, kept
 
-    def weigh(self, sample):
+    def add_sample(self, sample):
         """Adds to the budget of each compared result one sample of how rounding changes it."""
         numbers = torch.finfo(self.dtype)
         sums = torch.finfo(torch.promote_types(self.dtype, torch.float32))
@@ -381,7 +383,7 @@ def check_results(case):
     forward.floor = backward.floor if pairs else 0.0
     if forward.exceeded() or backward.exceeded():
         for draw, sample in itertools.product(draws, range(SAMPLES)):
-            draw.weigh(sample)
+            draw.add_sample(sample)
     forward.check()
     if backward.results:
         backward.check()

@@ -107,7 +107,7 @@ def test_many_steps(layouts, bidirectional):
     budget.check()
 
 
-def look(layer, x):
+def results_and_gradients(layer, x):
     """Returns a layer's results and the gradients of its parameters, given those of h_n."""
     output, h_n = layer(x)
     h_n.sum().backward()
@@ -127,17 +127,17 @@ def test_gradients_of_many_rows(bidirectional, threads):
     for _ in range(2):
         ours, theirs = twins(16, 16, bidirectional=bidirectional)
         x = torch.randn(64, 4096, 16)
-        exact = look(copy.deepcopy(theirs).double(), x.double())
-        his = look(theirs, x)
+        exact = results_and_gradients(copy.deepcopy(theirs).double(), x.double())
+        baseline = results_and_gradients(theirs, x)
         for count in (1, 2):
             threads(count)
             ours.zero_grad()
-            mine = look(ours, x)
+            mine = results_and_gradients(ours, x)
             for name, reference in exact.items():
                 if name.startswith("grad"):
                     tight.add(name, mine[name], reference.float(), reference)
                 else:
-                    budget.add(name, mine[name], his[name], reference)
+                    budget.add(name, mine[name], baseline[name], reference)
     budget.check()
     tight.check()
 
@@ -198,7 +198,7 @@ def test_dropout(training):
     torch.manual_seed(1)
     budget = ErrorBudget(torch.float32)
     exact = copy.deepcopy(theirs).double()(x.double())
-    for name, mine, his, reference in zip(("output", "h_n"), *results, exact, strict=True):
-        budget.add(name, mine, his, reference.detach().numpy())
+    for name, mine, baseline, reference in zip(("output", "h_n"), *results, exact, strict=True):
+        budget.add(name, mine, baseline, reference.detach().numpy())
     budget.check()
     assert (results[0][0] != ours(x)[0]).any() == training
