@@ -16,7 +16,7 @@ struct Options {
   bool want_hidden;
   bool last_state;
   bool share_prefixes;
-  int64_t trees;  // minimum number of trees when prefixes are shared
+  int64_t trees;  // to cut shared prefixes into, at least
 };
 
 inline Options read_options(int64_t bits) {

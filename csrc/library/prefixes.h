@@ -2,8 +2,8 @@
 //
 // Sorting puts sequences with a common prefix next to each other. They are then cut into trees of
 // roughly equal size that share no rows, so each thread can take whole trees. The trees depend only
-// on the arguments: a backward pass with the options of its forward pass rebuilds the same trees,
-// even if the number of threads has changed since.
+// on the arguments: a backward pass with those of its forward pass rebuilds the same trees, even if
+// the number of threads has changed since.
 #pragma once
 
 #include <utility>
