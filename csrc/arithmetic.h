@@ -1,5 +1,5 @@
-// Arithmetic that csrc/library/ and csrc/kernel/ share. Like everything in csrc/kernel/ it has
-// internal linkage, because each instruction set compiles it anew.
+// Arithmetic for csrc/library/ and csrc/kernel/. Like everything in csrc/kernel/, it has internal
+// linkage because it is compiled once for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@ namespace {
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// sum += addend, and leaves in `addend` what rounding lost: exact, by Knuth's TwoSum, for finite
-// values; otherwise zero. For a number or a SIMD vector.
+// Adds `addend` to `sum` and leaves the rounding error in `addend`: exactly, by Knuth's TwoSum;
+// zero if the error is NaN, as for sums that are not finite. Value is a number or a SIMD vector.
 template <class Value>
 inline void add_keeping_error(Value& sum, Value& addend) {
   const Value total = sum + addend;

@@ -1,4 +1,4 @@
-// Preconditions that builds for sanitizers assert.
+// Preconditions, asserted in sanitizer builds.
 #pragma once
 
 #if defined(NAMERNN_FAST_SANITIZE)

@@ -24,7 +24,7 @@ constexpr double kThread = 50;    // ns for each further thread
 constexpr double kBarrier = 150;  // ns of a barrier, per member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
 constexpr double kWorth = 0.95;   // a wave must take less than this fraction of the time without it
-constexpr int64_t kStepsAlone = 16;      // layers of at max_groups this many steps form no wave
+constexpr int64_t kStepsAlone = 16;      // layers of at most this many steps form no wave
 constexpr double kBackward = 3;          // time of the backward pass, in forward passes
 constexpr int64_t kProjectedRows = 256;  // rows to project at once, if the projection runs ahead
 

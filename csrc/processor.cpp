@@ -13,14 +13,13 @@ namespace namernn_fast {
 namespace {
 
 #if defined(__x86_64__)
-// The kernels for bfloat16 that beat the conversion to float, or null where this processor has
-// none.
+// The bfloat16 kernels that beat conversion to float on this processor, or null if there are none.
 const KernelsFor<BFloat16>* detect_bfloat16(const std::string& wanted, const char** name) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
   const bool amx = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
 #if defined(__linux__)
-  // The kernel lends a process the tile registers when asked.
+  // Linux lets a process use the tile registers only after it has asked for them.
   constexpr long request_permission = 0x1023, tile_data = 18;
   const bool lent = amx && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
@@ -43,12 +42,12 @@ const KernelsFor<BFloat16>* detect_bfloat16(const std::string& wanted, const cha
 
 Kernels detect_kernels() {
 #if defined(__x86_64__)
-  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");  // ATen's own switch, honoured here
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");  // ATen's switch applies here too
   const std::string wanted = variable ? variable : "";
   __builtin_cpu_init();
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid(1, &eax, &ebx, &ecx, &edx);
-  // The name "f16c" is unknown to the built-in function of Clang before version 15.
+  // F16C comes from cpuid: before version 15, Clang's built-in does not know the name "f16c".
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (ecx & bit_F16C) != 0;
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&

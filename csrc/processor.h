@@ -1,17 +1,19 @@
-// What this processor has: which kernels it runs, how large its caches are. Sees no torch.
+// What this processor offers: the kernels that it runs and the size of its cache. Independent of
+// torch.
 #pragma once
 
 #include "contract.h"
 
 namespace namernn_fast {
 
-// The kernels for the best instruction set of this processor that ATEN_CPU_CAPABILITY admits.
+// The kernels for the best instruction set that this processor has and ATEN_CPU_CAPABILITY allows.
 const Kernels& kernels();
 
-// The size of a core's second-level cache, or a guess at it.
+// The size of a core's L2 cache, or a guess if the system does not report it.
 size_t l2_bytes();
 
-// Column panels of a matrix hidden_size wide, which threads can share out.
+// Number of column panels in a matrix with hidden_size columns: the most threads that can divide
+// the columns among them.
 int64_t panels_of(int64_t hidden_size);
 
 }  // namespace namernn_fast

@@ -1,6 +1,6 @@
-// Says which rows exist, where their inputs lie and which row holds the previous state of each.
-// Kernels ask a SequenceLayout itself only whether it has `count`, `order` or `origin`. Everything
-// here has internal linkage, as in arithmetic.h.
+// Which rows exist, where their inputs lie, and which row holds the previous state of each. Kernels
+// use these functions; of a SequenceLayout itself they only check whether `count`, `order` or
+// `origin` is present. Everything here has internal linkage, as in arithmetic.h.
 #pragma once
 
 #include "arithmetic.h"
@@ -16,13 +16,13 @@ struct Slice {
   int64_t end;
 };
 
-// How many sequences are alive at time t; none before the first time and after the last.
+// The number of sequences alive at time t: zero before the first time and after the last.
 inline int64_t count_at(const SequenceLayout& layout, int64_t t) {
   if (t < 0 || t >= layout.T) return 0;
   return layout.count ? layout.count[t] : layout.B;
 }
 
-// The end of the slice's sequences that are alive at t; slice.begin when none is.
+// The end of the slice's sequences that are alive at t; slice.begin if none are.
 inline int64_t alive_end(const SequenceLayout& layout, int64_t t, Slice slice) {
   return max64(slice.begin, min64(slice.end, count_at(layout, t)));
 }
@@ -33,7 +33,7 @@ inline int64_t rows_before(const SequenceLayout& layout, int64_t t) {
   return layout.start ? layout.start[t] : t * layout.B;
 }
 
-// The caller's number of sequence b, under which the states of b lie in hx and h_n.
+// The caller's number of sequence b, which is the row of its states in hx and h_n.
 inline int64_t place_of(const SequenceLayout& layout, int64_t b) {
   return layout.order ? layout.order[b] : b;
 }
@@ -47,22 +47,24 @@ inline Scalar* row_at(const RowStrides<Scalar>& rows, const SequenceLayout& layo
                             (layout.origin ? layout.origin[b] : b) * rows.row_stride;
 }
 
-// The s-th time in the order of the recurrence, and the times on either side of t in that order.
+// The s-th time in the order of the recurrence.
 template <class Scalar>
 inline int64_t time_of(const Layer<Scalar>& layer, int64_t s) {
   return layer.reverse ? layer.layout.T - 1 - s : s;
 }
+// The time before t in the order of the recurrence.
 template <class Scalar>
 inline int64_t time_before(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t + 1 : t - 1;
 }
+// The time after t in the order of the recurrence.
 template <class Scalar>
 inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t - 1 : t + 1;
 }
 
-// The sequences alive at t whose previous state is a row of the output; those from here to
-// alive_end(t) start at t, from hx.
+// The end of the slice's sequences whose state at t continues a row of the output. Those from here
+// to alive_end() start at t, from hx.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
   if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
@@ -70,8 +72,8 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
                alive_end(layer.layout, time_before(layer, t), slice));
 }
 
-// Whether a cut keeps the state of sequence b from reaching t. A sequence that starts at t from hx
-// is cut only in the forward direction, by a reset at time 0.
+// Whether a cut keeps the previous state of sequence b from reaching t. A sequence that starts from
+// hx at t is cut only in the forward direction, by a reset at time 0.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;
@@ -80,8 +82,8 @@ inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
          layer.resets.at[border * layer.resets.time_stride + b];
 }
 
-// Splits sequences begin .. end into ranges in which all states or none are cut before t: calls
-// f(begin, end, cut).
+// Splits sequences begin .. end into ranges that are cut before t as a whole or not at all, and
+// calls f(begin, end, cut) for each.
 template <class Scalar, class F>
 inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, int64_t end, F&& f) {
   if (!layer.resets.at) return f(begin, end, false);
@@ -93,13 +95,13 @@ inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, i
   }
 }
 
-// The initial state of sequence b, or null: zeros.
+// The initial state of sequence b; null means zeros.
 template <class Scalar>
 inline const Scalar* initial_state(const Layer<Scalar>& layer, int64_t b) {
   return layer.hx ? layer.hx + place_of(layer.layout, b) * layer.hx_stride : nullptr;
 }
 
-// The input of row (t, b); null with a table.
+// The input of row (t, b); null if the input is token ids.
 template <class Scalar>
 inline const Scalar* input_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   return layer.input.data ? row_at(layer.input, layer.layout, t, b) : nullptr;
@@ -111,24 +113,24 @@ inline bool has_table(const Layer<Scalar>& layer) {
   return layer.table.ids.data != nullptr;
 }
 
-// The token id of row (t, b), and its row of the table.
+// The token id of row (t, b).
 template <class Scalar>
 inline int64_t token_of(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   return *row_at(layer.table.ids, layer.layout, t, b);
 }
+// The table's row for the token of row (t, b).
 template <class Scalar>
 inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   return layer.table.rows + token_of(layer, t, b) * layer.H;
 }
 
-// The number of the row, among those of the time before, that row b of time t > 0 of a tree
-// continues.
+// In a tree, the number b' of the row (t - 1, b') that row (t, b) continues, for t > 0.
 inline int64_t parent_of(const SequenceLayout& layout, int64_t t, int64_t b) {
   NAMERNN_EXPECT(layout.tree && t > 0);
   return layout.tree->parent[layout.start[t] + b];
 }
 
-// Calls f(b, sequence) for every sequence that ends at time t of a tree: in row b, with the
+// Calls f(b, sequence) for every sequence that ends in a row (t, b) of a tree. `sequence` is the
 // caller's number.
 template <class F>
 inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
@@ -141,8 +143,8 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   }
 }
 
-// The state that row (t, b) continues: a row of the output, of hx, or null for zeros. `continued`
-// is continued_end() at t of a slice that holds b.
+// The state that row (t, b) continues: a row of the output or of hx, or null for zeros. `continued`
+// is continued_end() at t for a slice that includes b.
 template <class Scalar>
 inline const Scalar* previous_state(const Layer<Scalar>& layer,
                                     const RowStrides<const Scalar>& output, int64_t t, int64_t b,
@@ -155,9 +157,9 @@ inline const Scalar* previous_state(const Layer<Scalar>& layer,
                        : initial_state(layer, b);
 }
 
-// Splits the slice's rows at t into runs whose previous states lie evenly: calls
-// f(begin, end, states, stride) for sequences begin .. end, with null states for zeros. For layouts
-// without `order`, `origin` and `tree`.
+// Splits the slice's rows at t into runs with evenly spaced previous states, and for each calls
+// f(begin, end, states, stride); null `states` means zeros. Only for layouts without `order`,
+// `origin` and `tree`.
 template <class Scalar, class F>
 inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
                               int64_t t, Slice slice, F&& f) {
@@ -178,8 +180,8 @@ inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scala
   });
 }
 
-// Rows at one distance from each other: along time those of sequence b at times t, t + 1, ..; else
-// row (t, b) and the rows behind it in memory, which may belong to later times.
+// Evenly spaced rows: with `along_time`, those of sequence b at times t, t + 1, ..; otherwise row
+// (t, b) and the rows after it in memory, which may belong to later times.
 struct Run {
   int64_t t;
   int64_t b;
@@ -187,21 +189,22 @@ struct Run {
   bool along_time;
 };
 
-// The stride from one row of a run to the next, in a tensor.
+// The distance between two adjacent rows of a run in the given tensor.
 template <class Scalar>
 inline int64_t run_stride(const RowStrides<Scalar>& rows, const Run& run) {
   return run.along_time ? rows.time_stride : rows.row_stride;
 }
 
-// Whether a tensor holds the rows of one time right after those of the time before.
+// Whether the tensor stores the rows of each time directly after those of the time before.
 template <class Scalar>
 inline bool is_flat(const RowStrides<Scalar>& rows, const SequenceLayout& layout) {
   return layout.start ||
          (!layout.count && !layout.origin && rows.time_stride == layout.B * rows.row_stride);
 }
 
-// Covers the slice's rows at times first .. last with runs, as long as the layout allows. `flat`:
-// the tensors concerned are flat; `along`: the rows of one sequence lie evenly in these tensors.
+// Covers the slice's rows at times first .. last with the longest runs that the layout allows.
+// `flat`: is_flat() holds for the tensors concerned. `along`: each sequence's rows are evenly
+// spaced in them.
 template <class F>
 inline void for_each_run(const SequenceLayout& layout, int64_t first, int64_t last, Slice slice,
                          bool flat, bool along, F&& f) {

@@ -1,5 +1,5 @@
-// How a thread waits for another: it spins, then gives its core away. For the kernels and for
-// csrc/library/ alike; everything here has internal linkage, since the kernels' objects are
+// How a thread waits for another one: it spins, then yields its core. Both the kernels and
+// csrc/library/ use this header. Everything in it has internal linkage because the kernels are
 // compiled for other instruction sets than the library.
 #pragma once
 
@@ -8,8 +8,8 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int kSpins = 2000;  // about 20 to 40 us, then the core is given away
-constexpr int kForEver = -1;  // rounds of wait_until
+constexpr int kSpins = 2000;  // before the first yield; 20 to 40 us
+constexpr int kForEver = -1;  // `rounds` of wait_until() without a limit
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -19,7 +19,8 @@ inline void relax() {
 #endif
 }
 
-// Waits until `done()`: spins, then yields, for ever or for so many rounds. Returns `done()`.
+// Waits until done() is true or, unless `rounds` is kForEver, until it has yielded `rounds` times.
+// Returns the last done().
 template <class Done>
 inline bool wait_until(const Runtime& runtime, int rounds, Done&& done) {
   for (int spin = 0; spin < kSpins; ++spin) {

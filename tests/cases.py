@@ -1,4 +1,4 @@
-"""Runs one case, forward and backward, on `FusedRNN`, on `nn.RNN` or on the oracle."""
+"""Runs a case, forward and backward, on `FusedRNN`, `nn.RNN` or the oracle."""
 
 import copy
 import itertools
@@ -15,16 +15,17 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from namernn_fast import FusedRNN
 
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
-# Layouts in which a case has the same rows, and so the same results.
+# Groups of layouts in which a case has the same rows and thus the same results.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
-NO_IDS = (-1, 2**31 - 1)  # what stands in padding
+NO_IDS = (-1, 2**31 - 1)  # ids that are out of range, for padding
 
 
 def one_in(count, *choices):
-    """Returns all combinations of the choices, and marks all as slow but one in `count`.
+    """Returns all combinations of the choices, of which only one in `count` is not marked as slow.
 
-    The unmarked combinations contain every combination of all choices but any `count - 1`: these
-    have places whose sum leaves any remainder.
+    A combination is unmarked if the sum of its indices is divisible by `count`. So even without the
+    slow ones, every combination of all choices except any `count - 1` occurs: the indices of those
+    can make up any remainder.
     """
     found = []
     for places in itertools.product(*(range(len(values)) for values in choices)):
@@ -35,12 +36,12 @@ def one_in(count, *choices):
 
 
 def every_other(*choices):
-    """Returns all combinations of the choices, every other one marked as slow."""
+    """Returns all combinations of the choices, with every other one marked as slow."""
     return one_in(2, *choices)
 
 
 def draws(hidden_size):
-    """Returns how many draws of a case make the few numbers of a small layer a sample."""
+    """Returns how many draws a case needs: a small layer has too few numbers for a sample."""
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
 
@@ -59,7 +60,7 @@ def exact(tensor, dtype):
 
 
 class Pieces:
-    """The parts of sequences between resets; each part is a sequence of its own."""
+    """The pieces between resets of a batch's sequences; each piece is run as a sequence."""
 
     def __init__(self, lengths, reset, states, directions):
         self.rows = []
@@ -72,9 +73,9 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """(states, pieces), which of them begin with hx."""
+        """Which pieces begin with hx, (states, pieces)."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
-        """(states, pieces), which of them end in h_n."""
+        """Which pieces end in h_n, (states, pieces)."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def of(self, rows):
@@ -86,14 +87,14 @@ class Pieces:
         return rows
 
     def places(self, which):
-        """Returns the indices of states, sequences and pieces where `which` is true."""
+        """Returns the indices (states, sequences, pieces) at which `which` is true."""
         states, pieces = np.nonzero(which)
         return states, self.sequence[pieces], pieces
 
 
 @dataclass
 class Case:
-    """A layer's options, sizes and random values in float64."""
+    """The options and sizes of a layer, with random inputs, weights and gradients in float64."""
 
     D: int
     H: int
@@ -104,16 +105,16 @@ class Case:
     with_hx: bool = True
     seed: int = 0
     vocabulary: int = 0
-    """Rows of an embedding, for an input of token ids; 0 for an input of features."""
+    """Rows of the embedding for an input of token ids; 0 for an input of features."""
     padding_idx: int | None = None
     reset: ClassVar[torch.Tensor | None] = None
-    """(T, B), where sequences begin anew."""
+    """Where states are reset, (T, B)."""
 
     def __post_init__(self):
         self._references = {}
         self.module = torch.nn.RNN(self.D, self.H, dtype=torch.float64, **self.options)
         self._draw(self.seed)
-        # A relu whose argument is zero but for rounding has two right answers: draw others.
+        # A relu has two correct gradients if its argument is zero up to rounding: draw again.
         attempt = 0
         while self.module.nonlinearity == "relu" and self._on_a_kink():
             attempt += 1
@@ -139,7 +140,7 @@ class Case:
             for p in self.module.parameters()
         ]
         states = self.module.num_layers * (2 if self.module.bidirectional else 1)
-        # Twice as wide, so that a run can leave every other feature out.
+        # Twice as wide, so that a run can slice every other feature.
         if self.vocabulary:
             self.rows = randn(self.vocabulary, 2 * self.D)
             self.ids = torch.randint(self.vocabulary, (self.T, self.B), generator=generator)
@@ -161,7 +162,7 @@ class Case:
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
         """Returns the outputs, padded to (T, B, ...), and every gradient.
 
-        A layer that takes neither lengths nor jagged tensors gets a packed sequence in their place.
+        `nn.RNN` gets a packed sequence instead of lengths or a jagged tensor.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
@@ -169,7 +170,7 @@ class Case:
                 p.copy_(value)
         batch_first = module.batch_first
         leaf = self.rows.to(dtype)[..., ::2]
-        if self.layout != "sliced":  # where no stride is that of a whole tensor
+        if self.layout != "sliced":  # whose features are not adjacent
             leaf = leaf.contiguous()
         if batch_first and not self.vocabulary:
             leaf = leaf.transpose(0, 1)
@@ -220,9 +221,9 @@ class Case:
         return {name: value.detach() for name, value in results.items()}
 
     def _tokens(self, rows, layer_class):
-        """Returns the input of a case of tokens in the layout of the layer, and its arguments.
+        """Returns a layer's input for a case of token ids, and further arguments.
 
-        `FusedRNN` gets ids, of which those of `sliced` lie apart, and `nn.RNN` the rows.
+        `FusedRNN` gets ids, not adjacent in memory if `sliced`. `nn.RNN` gets embedded rows.
         """
         ids = self.ids.T if self.options.get("batch_first") else self.ids
         if not issubclass(layer_class, FusedRNN):
@@ -234,7 +235,7 @@ class Case:
         return ids, {"embedding": rows, "padding_idx": self.padding_idx}
 
     def oracle_grad_of_rows(self, grad_input):
-        """Returns the gradient of the embedding from that of its rows (T, B, D)."""
+        """Returns the gradient of the embedding, given that of the embedded rows (T, B, D)."""
         grad = np.zeros((self.vocabulary, self.D), grad_input.dtype)
         np.add.at(grad, self.ids.numpy(), grad_input)
         if self.padding_idx is not None:
@@ -261,9 +262,9 @@ class Case:
         return hx, initial, weights, options, *ran
 
     def run_oracle(self, dtype, rounding=oracle.EXACT) -> dict[str, np.ndarray]:
-        """Returns the results of the NumPy oracle, whose inputs are first rounded to `dtype`.
+        """Returns the results of the oracle for inputs that are rounded to `dtype`.
 
-        `rounding` is applied to the inputs as to states.
+        `rounding` applies to inputs as well as states.
         """
         hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, rounding)
         pieces = self.pieces
@@ -277,7 +278,7 @@ class Case:
             np.where(pieces.end[..., None], grad_h_n[:, pieces.sequence], 0),
             rounding,
         )
-        # An empty sequence hands its state on.
+        # A sequence without rows passes its initial state on.
         h_n, grad_hx = hx.copy(), grad_h_n.copy()
         states, b, ended = pieces.places(pieces.end)
         h_n[states, b] = last[states, ended]
@@ -301,13 +302,13 @@ class Case:
         return results
 
     def in_layout(self, layout):
-        """Returns the case in another layout of the same rows, which shares its references."""
+        """Returns the case in another layout of the same rows, sharing its reference results."""
         case = copy.copy(self)
         case.layout = layout
         return case
 
     def references(self, dtype):
-        """Returns the results of `nn.RNN` and of the oracle, which are computed once."""
+        """Returns the results of `nn.RNN` and the oracle, computed once per dtype."""
         if dtype not in self._references:
             self._references[dtype] = self.run(torch.nn.RNN, dtype), self.run_oracle(dtype)
         return self._references[dtype]
@@ -315,8 +316,7 @@ class Case:
     def add_to(self, budget, layer_class, dtype) -> None:
         """Runs the case on both layers and the oracle, and adds every result to the budget.
 
-        Rounded to 16 bits, a state of one layer may put a relu of the next on the other side of its
-        kink: there the outputs alone are compared.
+        In 16 bits, only outputs are compared with relu: rounding may move a unit across its kink.
         """
         kinks = self.module.nonlinearity == "relu" and dtype.itemsize == 2
         ours = self.run(layer_class, dtype)

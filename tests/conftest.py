@@ -9,20 +9,20 @@ from hypothesis import HealthCheck, settings
 
 from namernn_fast import availability
 
-# The path of a socket has at most 107 characters: those of worker processes, in a temporary folder
-# with a long path, cannot be made, and a DataLoader then waits for ever.
+# The path of a socket has at most 107 characters. In a temporary folder with a long path, worker
+# processes cannot create theirs, and a DataLoader then waits forever.
 if len(tempfile.gettempdir()) > 40 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# These tests need a process whose Triton interprets: tests/gpu/test_triton.py starts one.
+# Tests in gpu/interpreted need a process in which Triton interprets; gpu/test_triton.py starts one.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
 if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
     collect_ignore.append("gpu/emulated")
 
-# Pytest shows the values in a failed `assert` of test files alone; tests/drawn.py asserts as well.
+# By default pytest shows values of a failed `assert` only in test files; drawn.py asserts too.
 pytest.register_assert_rewrite("drawn")
 
-# No example fails because the machine is busy.
+# An example must not fail because the machine is busy.
 TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("test", derandomize=True, **TIMELESS)
 settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS)
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Fills every `torch.empty` with NaN, so that a result that nobody wrote is seen."""
+    """Fills every `torch.empty` with NaN, so that results that were never written show."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def path(request, monkeypatch):
 
 @pytest.fixture
 def run_program():
-    """Runs Python in a folder, with further environment variables, and returns what it prints."""
+    """Runs Python in `cwd` with extra environment variables, and returns what it prints."""
 
     def run(*arguments, cwd, **environment):
         process = subprocess.Popen(
@@ -69,7 +69,7 @@ def run_program():
         try:
             out, err = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
-            process.terminate()  # which ends the processes it has started, as killing it would not
+            process.terminate()  # unlike kill(), lets it end the processes it has started
             raise
         assert process.returncode == 0, err
         return out

@@ -1,4 +1,4 @@
-"""Cases that hypothesis draws, and how the results of `FusedRNN` on them are judged."""
+"""Cases drawn by hypothesis, and the checks of what `FusedRNN` computes for them."""
 
 import itertools
 from contextlib import contextmanager
@@ -26,14 +26,14 @@ FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that `nn.RNN` does not take
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
-SATURATING = 30  # a factor: tanh is 1 for an ordinary value times this
-FEW = 24  # a result of fewer numbers is too small a sample of the error of `nn.RNN`
-SAMPLES = 16  # sets of nudges, of which results of few numbers differ by a factor of ten
+SATURATING = 30  # tanh of an ordinary value times this factor is 1
+FEW = 24  # results with fewer numbers are too small a sample of the error of `nn.RNN`
+SAMPLES = 16  # sets of nudges; for few numbers, their effects differ by a factor of ten
 
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's place in memory: a part of a bigger tensor, with its dimensions in any order."""
+    """Where a tensor lies in memory: a slice of a bigger tensor, with dimensions in any order."""
 
     order: tuple[int, ...]
     before: tuple[int, ...]
@@ -41,7 +41,7 @@ class Place:
     stride: tuple[int, ...]
 
     def __call__(self, tensor):
-        """Returns a copy of `tensor` in this place, surrounded by NaN, or by ids of no row."""
+        """Returns a copy of `tensor` in this place, surrounded by NaN or by ids out of range."""
         dims = range(tensor.dim())
         order = [d for d in self.order if d in dims]
         ends = [self.before[d] + self.stride[d] * tensor.shape[d] for d in dims]
@@ -52,8 +52,8 @@ class Place:
         return part.copy_(tensor)
 
 
-class Looking(oracle.Rounding):
-    """Rounds nothing, and sees the largest absolute value that is multiplied."""
+class Recorder(oracle.Rounding):
+    """Rounds nothing, and records the largest absolute value that is a factor of a product."""
 
     largest = 1.0
 
@@ -72,16 +72,16 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """The names among input, hx and weights of which a gradient is wanted."""
+    """Which of input, hx and weights need a gradient."""
     given: frozenset[str] = frozenset()
-    """The names among output and h_n of which a gradient is given."""
+    """Which of output and h_n get a gradient."""
     threads: int = 1
     resets: float = 0.0
-    """The part of the steps that begin anew."""
+    """The fraction of steps with a reset."""
 
     def __post_init__(self):
-        # A value that rounding to 16 bits may put on either side of a kink has two right gradients.
-        # The gradients of a table are products with every row of the embedding, read or not.
+        # A relu has two correct gradients if rounding to 16 bits may move it across its kink. The
+        # gradient of weight_ih multiplies every row of the embedding, even those that no id names.
         self.gradients_comparable = (
             self.options["nonlinearity"] == "tanh" or self.dtype.itemsize > 2
         ) and not (self.vocabulary and self.values in NON_FINITE)
@@ -94,7 +94,7 @@ class Drawn(Case):
     def _draw(self, seed):
         super()._draw(seed)
         generator = torch.Generator().manual_seed(seed)
-        if self.layout in FUSED_LAYOUTS:  # some sequences are empty, but never all
+        if self.layout in FUSED_LAYOUTS:  # some sequences may be empty, but not all
             empty = torch.rand(self.B, generator=generator) < 0.2
             self.lengths = [
                 0 if is_empty and length < self.T else length
@@ -110,7 +110,7 @@ class Drawn(Case):
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
         elif self.values in NON_FINITE:
-            # A non-finite value times a weight would show which side of a kink was taken.
+            # A non-finite value times a weight would reveal which side of a kink was taken.
             more = [*self.weights, *grads.values()] if self.gradients_comparable else []
             for value in NON_FINITE[self.values]:
                 tensor = self._choice([*inputs, *more], generator)
@@ -125,7 +125,7 @@ class Drawn(Case):
         return items[int(torch.randint(len(items), (), generator=generator))]
 
     def run(self, layer_class, dtype):
-        """Returns the outputs, padded to (T, B, ...), and the gradients that are wanted."""
+        """Returns the outputs, padded to (T, B, ...), and the wanted gradients."""
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
             for p, value in zip(module.parameters(), self.weights, strict=True):
@@ -134,7 +134,7 @@ class Drawn(Case):
 
         unbatched = self.layout == "unbatched"
 
-        def with_layout(rows):  # (T, B, ...), and back again
+        def with_layout(rows):  # from (T, B, ...) to the layer's shape, and back
             if unbatched:
                 return rows[:, 0] if rows.dim() == 3 else rows.unsqueeze(1)
             return rows.transpose(0, 1) if module.batch_first else rows
@@ -153,8 +153,8 @@ class Drawn(Case):
         if self.hx is not None:
             hx = self.hx_place(self.hx[:, 0].to(dtype) if unbatched else self.hx.to(dtype))
             hx.requires_grad_("hx" in self.wanted)
-        knows = layer_class is FusedRNN
-        if knows or (self.reset is None and self.layout not in FUSED_LAYOUTS):
+        is_fused = layer_class is FusedRNN
+        if is_fused or (self.reset is None and self.layout not in FUSED_LAYOUTS):
             input, more = self._arguments(x, with_layout)
             output, h_n = module(input, hx, **more, **ids)
             if isinstance(output, PackedSequence):
@@ -187,7 +187,7 @@ class Drawn(Case):
         return {name: value.detach() for name, value in results.items()}
 
     def _arguments(self, x, with_layout):
-        """Returns the input in its layout, and the keyword arguments that say which rows exist."""
+        """Returns the input in its layout, and keyword arguments that define which rows exist."""
         more = {}
         if self.reset is not None:
             more["reset"] = with_layout(self.reset.unsqueeze(-1)).squeeze(-1)
@@ -211,7 +211,7 @@ class Drawn(Case):
         return x, more
 
     def _run_pieces(self, module, x, hx):
-        """Returns output (T, B, ...) and h_n of a layer that takes neither resets nor lengths."""
+        """Returns output (T, B, ...) and h_n of a layer without support for resets and lengths."""
         pieces = self.pieces
         if hx is None:
             hx = torch.zeros(len(self.grad_h_n), self.B, self.H, dtype=x.dtype)
@@ -225,21 +225,22 @@ class Drawn(Case):
         return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), h_n
 
     def compare(self, forward, backward):
-        """Adds every result to a budget where it is finite, having seen that it is in the same
-        places as that of `nn.RNN`. Three differences are none:
+        """Checks that results are finite where those of `nn.RNN` are, and adds these to budgets.
 
-        - NaN and infinity are told apart in the outputs alone: an infinite gradient times 1 - h^2
-          is one or the other where rounding makes h 1 or not.
-        - In bfloat16 `nn.RNN` on AMX lets NaN into the rows of sequences that have none, be they
-          finite or infinite: the oracle knows better.
-        - Gradients that `gradients_comparable` excludes.
+        Some differences are allowed:
+
+        - NaN for infinity in a gradient: if rounding makes h 1, an infinite gradient times 1 - h^2
+          is NaN instead.
+        - Other values than NaN in bfloat16: `nn.RNN` on AMX lets NaN into the rows of other
+          sequences, so the oracle decides there.
+        - All in gradients that `gradients_comparable` excludes.
         """
         self.compared = {}
         ours, theirs = self.run(FusedRNN, self.dtype), self.run(torch.nn.RNN, self.dtype)
-        looking = Looking()
+        recorder = Recorder()
         with np.errstate(all="ignore"):
-            reference = self.run_oracle(self.dtype, looking)
-        self.largest = looking.largest
+            reference = self.run_oracle(self.dtype, recorder)
+        self.largest = recorder.largest
         assert ours.keys() == theirs.keys()
         for name, wanted in theirs.items():
             is_grad = name.startswith("grad")
@@ -248,24 +249,26 @@ class Drawn(Case):
             got, exact = ours[name], reference[name]
             assert got.shape == wanted.shape == exact.shape, name
             exact_is_finite = torch.from_numpy(np.isfinite(exact))
-            due = wanted.isfinite()
+            should_be_finite = wanted.isfinite()
             if self.dtype == torch.bfloat16:
-                due |= exact_is_finite
-            assert torch.equal(got.isfinite(), due), f"{name}: other places are finite"
+                should_be_finite |= exact_is_finite
+            assert torch.equal(got.isfinite(), should_be_finite), (
+                f"{name} is finite in other places"
+            )
             if not is_grad:
-                told = wanted
+                expected = wanted
                 if self.dtype == torch.bfloat16:
-                    told = torch.where(wanted.isnan(), torch.from_numpy(exact).to(got), wanted)
-                infinite = [value[~due].nan_to_num(0.0) for value in (got, told)]
-                assert torch.equal(*infinite), f"{name}: other places are NaN"
-            finite = due & wanted.isfinite() & exact_is_finite
+                    expected = torch.where(wanted.isnan(), torch.from_numpy(exact).to(got), wanted)
+                infinite = [value[~should_be_finite].nan_to_num(0.0) for value in (got, expected)]
+                assert torch.equal(*infinite), f"{name} is NaN in other places"
+            finite = should_be_finite & wanted.isfinite() & exact_is_finite
             budget = backward if is_grad else forward
             kept = finite.numpy()
             budget.add(name, got[finite], wanted[finite], exact[kept])
             self.compared[name] = budget, exact, kept
 
-    def weigh(self, sample):
-        """Adds a sample of what rounding does to each compared result to its budget."""
+    def add_sample(self, sample):
+        """Adds to the budget of each compared result one sample of how rounding changes it."""
         numbers = torch.finfo(self.dtype)
         sums = torch.finfo(torch.promote_types(self.dtype, torch.float32))
         nudges = oracle.Nudges(numbers.eps, numbers.tiny, sums.eps, [self.seed, sample])
@@ -282,8 +285,8 @@ places = st.builds(
     *[st.tuples(*[st.integers(0, 2)] * 3)] * 2,
     st.tuples(*[st.integers(1, 2)] * 3),
 )
-PLACE = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))  # the place of a contiguous tensor
-sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # over two panels of every dtype
+PLACE = Place((0, 1, 2), *[(0, 0, 0)] * 2, (1, 1, 1))  # a contiguous tensor
+sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # up to more than two panels
 
 
 @st.composite
@@ -330,7 +333,7 @@ def threads(count):
     torch.set_num_threads(before)
 
 
-# By chance `nn.RNN` is off by 2e-15 here and one nudge by 4e-15; other nudges are off by 6e-14.
+# By chance, `nn.RNN` errs by only 2e-15 here and one nudge by 4e-15; other nudges err by 6e-14.
 LUCKY = Drawn(
     D=63,
     H=1,
@@ -357,12 +360,13 @@ LUCKY = Drawn(
 def check_results(case):
     """Checks that results keep their budgets, and are non-finite where those of `nn.RNN` are.
 
-    The backward pass takes subnormal numbers for zero, and so does the forward pass in bfloat16 on
-    the instructions that multiply it: each product may be off by the smallest normal number times
-    its other factor, and the sum of products by the sum of those errors.
+    The backward pass treats subnormal numbers as zero, and so does the forward pass on instructions
+    that multiply bfloat16. So each product may err by the smallest normal number times its other
+    factor, and a sum of products by the sum of these errors.
 
-    Some cases amplify rounding: derivatives of saturated units, states that grow from step to step.
-    So a result that exceeds its budget is judged by `SAMPLES` of what rounding does to it.
+    Some cases amplify rounding: derivatives of saturated units, states that grow at every step. So
+    a result that exceeds its budget is judged again by `SAMPLES` samples of how rounding changes
+    it.
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
     flushed = compute.tiny * case.T * max(1, case.B) * max(case.D, 2 * case.H)
@@ -379,7 +383,7 @@ def check_results(case):
     forward.floor = backward.floor if pairs else 0.0
     if forward.exceeded() or backward.exceeded():
         for draw, sample in itertools.product(draws, range(SAMPLES)):
-            draw.weigh(sample)
+            draw.add_sample(sample)
     forward.check()
     if backward.results:
         backward.check()

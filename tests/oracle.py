@@ -1,6 +1,7 @@
-"""An RNN in NumPy, one sequence at a time, with back-propagation through time written by hand.
+"""An RNN in NumPy, one sequence at a time, with handwritten backpropagation through time.
 
-It shares nothing with the library. Arrays of float64 or longdouble keep their precision.
+It shares no code with the library, and computes in the precision of its arrays: float64 or
+longdouble.
 """
 
 import numpy as np
@@ -11,18 +12,18 @@ DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: 1 - (h <= 0).astyp
 
 
 class Rounding:
-    """What rounding does to the numbers of an RNN. Here it does nothing."""
+    """How an RNN rounds its numbers. This base class does not round."""
 
     def numbers(self, values):
-        """Rounds states, and their gradients before the activation."""
+        """Rounds inputs, states and dz."""
         return values
 
     def sums(self, values, *products):
-        """Rounds sums of products, `values`: the sum of `matrix @ vector` over pairs of both."""
+        """Rounds `values`, the sum of `matrix @ vector` over the pairs in `products`."""
         return values
 
     def terms(self, values, count):
-        """Rounds terms of sums so that each sum of `count` of them is as rounding leaves it."""
+        """Rounds terms so that a sum of `count` of them has the error of a rounded sum."""
         return values
 
 
@@ -30,18 +31,18 @@ EXACT = Rounding()
 
 
 class Nudges(Rounding):
-    """Moves numbers up or down by chance, by about as much as rounding may.
+    """Moves numbers up or down at random, by about as much as rounding may.
 
-    A number moves by its last place; zero and infinity stay. A sum of K terms moves by
-    `sqrt(K / 2)` roundings of the root sum of squares of its terms. That is what terms added one
-    after the other come to, since partial sums are as large as K / 2 terms in the root mean square.
-    Lanes, chains and trees round smaller partial sums.
+    A number moves by one unit in its last place; zero and infinity stay. A sum of K terms moves by
+    `sqrt(K / 2)` roundings of the root sum of squares of its terms. That is about the error of
+    adding terms one after the other: the root mean square of the partial sums is that of K / 2
+    terms. Sums in lanes, chains or trees round smaller partial sums.
 
     Args:
-        eps: The unit in the last place of 1 of the numbers.
-        tiny: Their smallest normal number, below which the last place is the one of that number.
+        eps: The unit in the last place of 1 in the dtype of the numbers.
+        tiny: Its smallest normal number; smaller numbers have the same last place.
         sum_eps: `eps` of the precision in which sums are computed.
-        seed: Of the directions.
+        seed: The seed of the random directions.
     """
 
     def __init__(self, eps, tiny, sum_eps, seed):
@@ -67,7 +68,7 @@ class Nudges(Rounding):
 
 
 def direction(x, h, weights, nonlinearity, rounding):
-    """Returns the states (L, H) for an input x (L, D) and an initial state h (H)."""
+    """Returns the states (L, H), given an input x (L, D) and an initial state h (H,)."""
     weight_ih, weight_hh, *biases = weights
     states = []
     for x_t in x:
@@ -81,9 +82,9 @@ def direction(x, h, weights, nonlinearity, rounding):
 def direction_backward(
     x, hx, states, weights, nonlinearity, grad_states, grad_last, rounding, rows
 ):
-    """Returns gradients of x, hx and weights from those of all states and of the last state.
+    """Returns the gradients of x, hx and weights, given those of all states and the last state.
 
-    `rows` is the number of rows of all sequences, over which gradients of weights are summed.
+    `rows` is the total number of rows over which gradients of weights are summed.
     """
     weight_ih, weight_hh, *biases = weights
     grad_x = np.zeros_like(x)
@@ -102,9 +103,10 @@ def direction_backward(
 
 
 def rnn(sequences, hx, weights, nonlinearity, bidirectional, rounding=EXACT):
-    """Forward for a list of sequences (L_b, D), hx (layers * directions, B, H), flat weights.
+    """Returns the outputs (L_b, directions * H), h_n like hx, and the tape for `rnn_backward`.
 
-    Returns the outputs (L_b, directions * H), h_n like hx, and what `rnn_backward` needs.
+    `sequences` is a list of inputs (L_b, D), `hx` is (layers * directions, B, H), and `weights` is
+    a flat list in the order of the parameters of `nn.RNN`.
     """
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
@@ -164,11 +166,11 @@ def rnn_backward(
 
 
 def near_a_kink(tape, unit, tiny):
-    """Whether rounding may put any z on the other side of a kink of relu at zero.
+    """Whether rounding may move any sum z across the kink of relu at zero.
 
-    That is where |z| is within `unit` of what the terms of its sum come to, their root sum of
-    squares and no less than `tiny`: states fade where the input is zero, and rounding with them.
-    Zero itself comes of zeros alone, and that without rounding.
+    It may if |z| is at most `unit` times the root sum of squares of its terms, which counts as at
+    least `tiny`: if the input is zero, states and their rounding errors fade. An exact zero counts
+    as a sum of zeros, which rounding does not change.
     """
     for records in tape:
         for x, hx, states, (weight_ih, weight_hh, *biases) in records:

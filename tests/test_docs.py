@@ -1,4 +1,4 @@
-"""The documentation: the code of pages and of docstrings runs, and links lead somewhere."""
+"""The documentation: code in pages and docstrings runs, and links have a target."""
 
 import doctest
 import importlib
@@ -14,7 +14,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("namernn_fast/**/*.md")]
 }
-EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # which takes long
+EXPORTING = {"docs/guides/export.md", "docs/names.md"}  # export to ONNX, which takes long
 WITH_CODE = [
     pytest.param(name, marks=pytest.mark.slow if name in EXPORTING else ())
     for name, text in sorted(PAGES.items())
@@ -26,7 +26,7 @@ MODULES += [f"names.{name}" for name in ("dataset", "encoding", "prediction", "t
 
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_code_of_a_page(page):
-    """Blocks of Python are executed one after the other, and answers to `>>>` are compared."""
+    """Executes the Python blocks of a page in order, and compares the results of `>>>`."""
     sybil = pytest.importorskip("sybil")
     markdown = pytest.importorskip("sybil.parsers.markdown")
     if page in EXPORTING:
@@ -48,14 +48,14 @@ def without_code(text):
 
 
 def places(text):
-    """Returns the anchors that a heading of Markdown has in a checkout's view."""
+    """Returns the anchors of the headings in a Markdown page, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_links_of_a_checkout(page):
-    """Links within the checkout lead to files that exist, and to headings of theirs."""
+    """Links within the checkout lead to existing files and headings."""
     for link in re.findall(r"\]\(([^)\s]+)\)", without_code(PAGES[page])):
         if not link.startswith(("https:", "http:")):
             file, _, place = link.partition("#")
@@ -66,7 +66,7 @@ def test_links_of_a_checkout(page):
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_sessions_are_marked_as_python(page):
-    """A session in a block without a language would not be executed."""
+    """A `>>>` session in a block that is not marked as Python would not be executed."""
     assert not re.search(r"^```(?!python)\w*\n>>>", PAGES[page], flags=re.MULTILINE)
 
 

@@ -1,6 +1,6 @@
-"""What an import says where torch is too old, or the C++ extension is missing or does not fit.
+"""What an import reports if torch is too old, or the C++ extension is missing or does not load.
 
-The warning that it is missing points at the user's line, however that imports the package.
+The warning about a missing extension points at the user's line, however it imports the package.
 """
 
 import os
@@ -23,12 +23,12 @@ IMPORTS = {
     "importlib": "namernn_fast = importlib.import_module('namernn_fast')",
 }
 
-# An editable install would lead back to the extension that it was built with.
+# Skips editable installs, which would find the package with its extension.
 PLAIN_IMPORTS = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
 
 
 def copy_without_extension(folder):
-    """Copies the package to a folder as a build without a compiler leaves it."""
+    """Copies the package to a folder, as if it was built without a compiler."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     return Path(shutil.copytree(PACKAGE, folder / "namernn_fast", ignore=ignored))
 
@@ -36,7 +36,7 @@ def copy_without_extension(folder):
 @pytest.mark.parametrize("line", IMPORTS.values(), ids=IMPORTS)
 def test_the_warning_points_at_the_import(line, tmp_path):
     copy_without_extension(tmp_path)
-    script = tmp_path / "namernn_fast_user.py"  # its name must not be taken for the package's
+    script = tmp_path / "namernn_fast_user.py"  # must not be mistaken for the package
     script.write_text(f"import importlib, sys\n{PLAIN_IMPORTS}{line}\n{line}\n")
     ran = subprocess.run(
         [sys.executable, str(script)],
@@ -67,7 +67,7 @@ def test_the_metadata_asks_for_the_same_torch():
 
 
 def test_an_old_torch_is_named_before_anything_of_it_is_missed():
-    """Nothing of torch but its version is there, as in a version that lacks what is imported."""
+    """A torch that has only a version still gets the message, not an import error of its parts."""
     program = (
         "import sys, types\n"
         "sys.modules['torch'] = types.ModuleType('torch')\n"
@@ -81,7 +81,7 @@ def test_an_old_torch_is_named_before_anything_of_it_is_missed():
 
 
 def test_a_damaged_extension_is_named(tmp_path):
-    """A library that the system cannot load ends the import; its own words are in the message."""
+    """If the system cannot load the library, the import fails with the loader's message."""
     extension = copy_without_extension(tmp_path) / "_C.abi3.so"
     extension.write_bytes(b"no library at all")
     program = f"""
@@ -109,7 +109,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
 def test_an_extension_that_does_not_fit_is_no_fallback(error, monkeypatch):
-    """Whatever the loader raises is kept as the cause, with its words and what to do."""
+    """The loader's error is kept as the cause; the message quotes it and says what to do."""
     cause = error("undefined symbol: aoti_torch_of_tomorrow")
 
     def fail(name):
@@ -123,6 +123,6 @@ def test_an_extension_that_does_not_fit_is_no_fallback(error, monkeypatch):
 
 
 class Spec:
-    """Where a module is found."""
+    """Stands in for the spec of the extension module."""
 
     origin = "_C.abi3.so"

@@ -8,8 +8,8 @@
 namespace namernn_fast {
 namespace {
 
-// The arguments of a kernel for direction d of layer k, given the gradient of the layer's output.
-// The gradient of its input goes to `grad_input`, to which the second direction adds.
+// A kernel's arguments for direction d of layer k, given the gradient of the layer's output. The
+// first direction writes the gradient of the input to `grad_input`; the second one adds to it.
 template <class Scalar>
 Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, int64_t k, int64_t d,
                              const std::optional<Tensor>& grad_output,
@@ -46,15 +46,15 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
   return args;
 }
 
-// The lowest layer that has anything to do: no gradient is wanted of the layers below.
+// The lowest layer that must run: no gradient is wanted from the layers below it.
 int64_t lowest_layer(const BackwardTensors& grads) {
   if (grads.grad_input || grads.grad_hx) return 0;
   return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
          grads.want_weights.begin();
 }
 
-// Copies grad_h_n to grad_hx for all sequences before the first stretch: sequences that end in
-// other stretches need theirs later.
+// Copies grad_h_n of all sequences to grad_hx, which carries the gradient of the state from stretch
+// to stretch, backward in time. What a sequence gets here stays until the stretch in which it ends.
 template <class Scalar>
 void copy_last_gradients(const Stack& stack, const Backward<Scalar>& args) {
   for (int64_t b = 0; b < stack.batch.B; ++b) {
@@ -66,8 +66,8 @@ void copy_last_gradients(const Stack& stack, const Backward<Scalar>& args) {
   }
 }
 
-// Runs consecutive layers at once, a thread each. The gradient of a layer's state travels from
-// stretch to stretch in grad_hx.
+// Runs consecutive layers at once, each on one thread. A layer's stretches pass the gradient of the
+// state on in grad_hx.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& own = kernels();
@@ -76,7 +76,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
   const int64_t size = stack.batch.B * stack.H;
   const Stretches stretches(stack.batch.layout, wave.steps);
   std::vector<std::optional<Tensor>> grad_rows(
-      size_t(stack.layers + 1));  // of the input of each layer
+      size_t(stack.layers + 1));  // of each layer's input; then of the last layer's output
   grad_rows[size_t(stack.layers)] = grads.grad_output;
   for (int64_t k = stack.layers; --k > lowest;) {
     grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
@@ -108,7 +108,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
   });
 }
 
-// Runs all layers, several at once where that is expected to gain.
+// Runs all layers, several at once if that is expected to be faster.
 template <class Scalar>
 void run_backward(const Stack& stack, const BackwardTensors& grads) {
   if constexpr (std::is_floating_point_v<Scalar>) {
@@ -131,7 +131,7 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
   }
 }
 
-// Writes what no kernel writes: padding, sequences without rows, the second bias.
+// Writes what no kernel writes: gradients of padding, of sequences without rows and of bias_hh.
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   const int64_t H = stack.H;
@@ -159,7 +159,7 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
 
 void backward_stack(const Stack& stack, const Options& options, BackwardTensors& grads) {
   const std::optional<PrefixTrees> trees = trees_of(stack, options);
-  if (options.share_prefixes && !trees) {  // the outputs have rows like any other call's
+  if (options.share_prefixes && !trees) {  // the rows are those of an unshared computation
     for (Tensor& output : grads.outputs) output = with_rows_of(stack.batch, output);
   }
   with_storage(stack.dtype, [&](auto storage) {

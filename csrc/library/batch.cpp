@@ -11,7 +11,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// All B sequences alive at all T times, in strided rows.
+// B sequences that are alive at all T times, with rows at strides.
 SequenceLayout dense_layout(int64_t T, int64_t B) {
   SequenceLayout layout{};
   layout.T = T;
@@ -20,7 +20,7 @@ SequenceLayout dense_layout(int64_t T, int64_t B) {
   return layout;
 }
 
-// Reads the batch_sizes of a PackedSequence: the sequences alive at each time.
+// Reads the batch_sizes of a PackedSequence: the number of sequences alive at each time.
 void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch) {
   check(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long &&
             batch_sizes.dim() == 1,
@@ -52,10 +52,10 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
   batch.layout.start = batch.start.data();
 }
 
-// Counts B lengths from 0 to T, in any order, into an order of sequences, longest first, without
-// moving a row.
+// Orders the B sequences by length, longest first, without moving a row: a counting sort. `values`
+// are their lengths, from 0 to batch.T, in any order.
 void sort_sequences(const int64_t* values, Batch& batch) {
-  std::vector<int64_t> of_length(batch.T + 1, 0);  // how many sequences
+  std::vector<int64_t> of_length(batch.T + 1, 0);  // number of sequences of each length
   bool sorted = true;
   int64_t rows = 0;
   for (int64_t b = 0; b < batch.B; ++b) {
@@ -64,7 +64,7 @@ void sort_sequences(const int64_t* values, Batch& batch) {
     rows += length;
     sorted = sorted && (b == 0 || length <= values[b - 1]);
   }
-  // Longest first; sequences of one length keep their order.
+  // The sort is stable: sequences of equal length keep their order.
   int64_t T = batch.T;
   while (T > 0 && of_length[T] == 0) --T;
   batch.count.resize(T);
@@ -84,11 +84,11 @@ void sort_sequences(const int64_t* values, Batch& batch) {
   }
   batch.layout = dense_layout(T, longer);
   batch.layout.N = rows;
-  if (rows != T * longer) batch.layout.count = batch.count.data();  // else all are of one length
+  if (rows != T * longer) batch.layout.count = batch.count.data();  // lengths differ
   if (!sorted) batch.layout.order = batch.order.data();
 }
 
-// Reads the lengths of padded sequences, in any order.
+// Reads the lengths of padded sequences, which need not be sorted.
 void read_lengths(const Tensor& lengths, Batch& batch) {
   check(lengths.is_cpu() && lengths.scalar_type() == ScalarType::Long && lengths.dim() == 1,
         "lengths must be a 1-D int64 tensor on the CPU");
@@ -108,7 +108,7 @@ void read_lengths(const Tensor& lengths, Batch& batch) {
 void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   check(offsets.is_cpu() && offsets.scalar_type() == ScalarType::Long && offsets.dim() == 1 &&
             offsets.numel() > 0,
-        "offsets must be a 1-D int64 tensor on the CPU, of one element at least");
+        "offsets must be a 1-D int64 tensor on the CPU with at least one element");
   const Tensor contiguous = dense(offsets);
   const int64_t* values = contiguous.const_data_ptr<int64_t>();
   batch.B = contiguous.numel() - 1;
@@ -128,7 +128,7 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   }
 }
 
-// Copies the caller's mask, (T, B) or (B, T) where the batch comes first, into the order of
+// Copies the caller's mask, (T, B) or with batch_first (B, T), in the order of the layout's
 // sequences.
 void read_resets(const Tensor& reset, Batch& batch) {
   check(reset.is_cpu() && reset.scalar_type() == ScalarType::Bool,
@@ -203,7 +203,7 @@ void check_ids(const Batch& batch, const Tensor& ids, int64_t V) {
   }
 }
 
-// The shape of a tensor of the batch's rows.
+// The shape of a tensor with the batch's rows.
 std::vector<int64_t> shape_of_rows(const Batch& batch, int64_t features) {
   if (batch.kind != Batch::Kind::padded) return {batch.layout.N, features};
   return batch.batch_first ? std::vector{batch.B, batch.T, features}

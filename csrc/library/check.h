@@ -1,4 +1,4 @@
-// Errors of the operators: every message begins with the name of the package.
+// Errors of the operators. Every message begins with the name of the package.
 #pragma once
 
 #include <sstream>
@@ -7,7 +7,7 @@
 
 namespace namernn_fast {
 
-// Throws an error that reaches Python as a RuntimeError.
+// Throws an error that Python receives as a RuntimeError.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
@@ -16,13 +16,13 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// Fails with the given parts of a message unless the condition holds.
+// Calls fail() with the parts of a message unless the condition holds.
 template <class... Parts>
 void check(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);
 }
 
-// The shape in the words of Python, such as (2, 3).
+// The shape as Python prints it, such as (2, 3).
 template <class Sizes>
 std::string shape_text(const Sizes& sizes) {
   std::ostringstream text;

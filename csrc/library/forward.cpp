@@ -8,11 +8,11 @@
 namespace namernn_fast {
 namespace {
 
-// An output that nobody wants is written all the same up to this size: time blocks copy states, and
-// would save little memory.
+// Up to this size the output is written even if only the last state is wanted. The alternative,
+// time blocks, copies states and would save little memory.
 constexpr int64_t kDroppedOutput = int64_t(16) << 20;  // bytes
 
-// Whether the kernels of the last layer have to write their output.
+// Whether the kernels of the last layer write their output.
 bool writes_last_output(const Stack& stack, const Options& options) {
   if (!options.last_state) return true;
   int64_t bytes = 0;
@@ -22,7 +22,7 @@ bool writes_last_output(const Stack& stack, const Options& options) {
   return bytes <= kDroppedOutput;
 }
 
-// The arguments of a kernel for direction d of layer k.
+// A kernel's arguments for direction d of layer k.
 template <class Scalar>
 Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, int64_t k,
                            int64_t d) {
@@ -36,7 +36,7 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
   return args;
 }
 
-// Runs consecutive layers at once, a thread each, one stretch of steps after the other.
+// Runs consecutive layers at once, each on one thread and one stretch of steps after the other.
 template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
   const KernelsFor<Scalar>& own = kernels();
@@ -56,7 +56,7 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
   });
 }
 
-// Runs all layers, several at once where that is expected to gain.
+// Runs all layers, several at once if that is expected to be faster.
 template <class Scalar>
 void run_forward(const Stack& stack, const Options& options, ForwardTensors& results) {
   if constexpr (std::is_floating_point_v<Scalar>) {
@@ -86,7 +86,7 @@ void finish_outputs(const Stack& stack, const Options& options, const ForwardTen
   }
 }
 
-// Writes the states of sequences without rows, which no kernel writes.
+// Writes the final states of sequences without rows, which kernels do not see.
 template <class Scalar>
 void finish_states(const Stack& stack, const ForwardTensors& results) {
   const int64_t H = stack.H;

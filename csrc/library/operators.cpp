@@ -1,4 +1,4 @@
-// The operators: entry points and registration. Their schemas and fake kernels are in
+// Entry points and registration of the operators. Their schemas and fake kernels are in
 // namernn_fast/ops.py.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
@@ -19,18 +19,18 @@
 namespace namernn_fast {
 namespace {
 
-// Checks that the sequences of a call can share their prefixes, if they are to.
+// Checks that a call with share_prefixes meets the conditions for it.
 void check_sharing(const Stack& stack, const Options& options) {
   if (!options.share_prefixes) return;
-  check(stack.has_ids, "input must be token ids where prefixes are shared, got features");
-  check(stack.directions == 1, "one direction alone can share prefixes, got ", stack.directions);
-  check(!stack.hx, "hx must be none where prefixes are shared");
-  check(!stack.batch.resets.at, "reset must be none where prefixes are shared");
+  check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
+  check(stack.directions == 1, "sharing prefixes takes one direction, got ", stack.directions);
+  check(!stack.hx, "hx must be None when prefixes are shared");
+  check(!stack.batch.resets.at, "reset must be None when prefixes are shared");
   check(stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64(),
-        "weights must be float32 or float64 where prefixes are shared");
+        "weights must be float32 or float64 when prefixes are shared");
 }
 
-// A view of a contiguous tensor with all dimensions but the last made one.
+// A view of a contiguous tensor as (rows, features).
 Tensor flat_rows(const Tensor& tensor) {
   return torch::stable::view(tensor, {-1, tensor.size(tensor.dim() - 1)});
 }
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
   const Stack stack =
       check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
   check(!(options.last_state && options.want_hidden),
-        "options must not say both that the last state alone and that hidden is wanted");
+        "options must not set both LAST_STATE and WANT_HIDDEN");
   check_sharing(stack, options);
   const ForwardTensors results = forward_stack(stack, options);
   // The shape of `output` and of each tensor in `hidden` must not depend on the values of ids.
@@ -76,12 +76,13 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   if (options.share_prefixes) output_shape = {input.numel(), 0};
   output_shape.back() = stack.directions * stack.H;
   check_sharing(stack, options);
-  check(!(options.share_prefixes && grad_output), "grad_output does not go with shared prefixes");
+  check(!(options.share_prefixes && grad_output),
+        "grad_output must be None when prefixes are shared");
 
   BackwardTensors grads;
   check(int64_t(hidden.size()) == stack.layers - 1, "hidden must hold the outputs of ",
         stack.layers - 1, " layer(s), got ", hidden.size());
-  // The rows of trees have no stride of their own.
+  // Kernels read the rows of trees as contiguous.
   const auto readable = [&](const Tensor& rows) {
     return options.share_prefixes ? dense(rows) : with_adjacent_features(rows);
   };
@@ -120,7 +121,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
           grads.grad_hx ? *grads.grad_hx : empty({0}, stack.dtype), grads.grad_weights};
 }
 
-// Describes the plan for any machine: groups, members, expected time in ns, layers at once.
+// The plan for any machine: groups, members, expected time in ns, and layers that run at once.
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
                                                        int64_t num_layers, int64_t threads,
@@ -157,7 +158,7 @@ STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {
   library.impl("cpu_plan", TORCH_BOX(&namernn_fast::cpu_plan));
 }
 
-// Importing the module loads the library, which registers the operators; it has nothing else.
+// Importing this otherwise empty module loads the library, which registers the operators.
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

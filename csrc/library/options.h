@@ -1,5 +1,4 @@
-// The options of an operator: the bits of its argument of that name, as namernn_fast/ops.py has
-// them.
+// The bits of an operator's argument `options`, as defined in namernn_fast/ops.py.
 #pragma once
 
 #include "library/check.h"

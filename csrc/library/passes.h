@@ -1,4 +1,4 @@
-// The forward and the backward pass of a checked stack, on the kernels of this processor.
+// The forward and backward passes of a checked stack, on this processor's kernels.
 #pragma once
 
 #include <optional>
@@ -10,24 +10,24 @@ namespace namernn_fast {
 
 struct ForwardTensors {
   Tensor h_n;
-  std::vector<std::optional<Tensor>> outputs;  // of each layer; of those not kept, none
+  std::vector<std::optional<Tensor>> outputs;  // one per layer; empty if not kept
 };
 
-// Computes a whole stack. The outputs of layers before the last are kept where they are wanted,
-// that of the last layer unless the last state alone is.
+// Runs all layers forward. Keeps the outputs of layers before the last with `want_hidden`, and that
+// of the last layer without `last_state`.
 ForwardTensors forward_stack(const Stack& stack, const Options& options);
 
 struct BackwardTensors {
-  std::vector<Tensor> outputs;  // of each layer, from the forward pass
+  std::vector<Tensor> outputs;  // one per layer, from the forward pass
   std::optional<Tensor> grad_output;
   std::optional<Tensor> grad_h_n;
   std::optional<Tensor> grad_input;
   std::optional<Tensor> grad_hx;
-  std::vector<Tensor> grad_weights;  // as in Stack; of layers not wanted, empty ones
-  std::vector<bool> want_weights;    // of each layer
+  std::vector<Tensor> grad_weights;  // as in Stack; zero elements if the layer's are not wanted
+  std::vector<bool> want_weights;    // one per layer
 };
 
-// Fills the gradients, whose tensors are wanted where they are present.
+// Runs all layers backward and fills the gradient tensors that are present.
 void backward_stack(const Stack& stack, const Options& options, BackwardTensors& grads);
 
 }  // namespace namernn_fast

@@ -7,15 +7,15 @@
 namespace namernn_fast {
 namespace {
 
-constexpr int64_t kTreeRows = 1024;  // of a tree at most, about
-constexpr int64_t kThinRows = 4;     // fewer rows of a time take as long as so many
-constexpr double kGathering = 1.06;  // time of a tree's row, whose state must be gathered first
-constexpr double kWorth = 0.95;      // of the time without trees
+constexpr int64_t kTreeRows = 1024;  // approximate maximum per tree
+constexpr int64_t kThinRows = 4;     // a step with fewer rows takes as long as one with this many
+constexpr double kGathering = 1.06;  // relative time of a row whose previous state is gathered
+constexpr double kWorth = 0.95;      // trees must take less than this fraction of the time without
 
-// The time that a worker takes over the rows of one time, in rows.
+// The time that a worker needs for one step of this many rows, in units of a row.
 double cost_of(double rows) { return rows > 0 ? std::max(rows, double(kThinRows)) : 0; }
 
-// How many bits tell 0 .. n apart.
+// The number of bits that can represent 0 .. n.
 int bits_of(int64_t n) {
   int bits = 0;
   while (bits < 63 && n >> bits) ++bits;
@@ -29,7 +29,7 @@ PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64
   read_sequences(batch, ids);
   sort(V);
   cut(batch.layout.T, least);
-  double plain = 0;  // the time of each of `least` workers, which share out the sequences
+  double plain = 0;  // time of each of `least` workers when they divide the sequences
   for (int64_t t = 0; t < batch.layout.T; ++t) {
     plain += cost_of(double(count_at(batch.layout, t)) / double(least));
   }
@@ -37,7 +37,7 @@ PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64
   worthwhile_ = kGathering * cost_ / workers < kWorth * plain;
 }
 
-// Copies the ids of each sequence to one place.
+// Copies the ids so that those of each sequence are contiguous.
 void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   const SequenceLayout& layout = batch.layout;
   const RowStrides<const int64_t> rows =
@@ -45,7 +45,7 @@ void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   ids_.resize(size_t(layout.N));
   sequences_.resize(size_t(layout.B));
   int64_t* copy = ids_.data();
-  int64_t length = layout.T;  // sequences are sorted, longest first
+  int64_t length = layout.T;  // never grows with b: the longest sequence comes first
   for (int64_t b = 0; b < layout.B; ++b) {
     while (count_at(layout, length - 1) <= b) --length;
     sequences_[size_t(b)] = {copy, length, place_of(layout, b), 0};
@@ -53,9 +53,9 @@ void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   }
 }
 
-// Sorts the sequences in the order of a dictionary, and counts what neighbours have in common.
+// Sorts the sequences lexicographically, and counts the ids that neighbors share.
 void PrefixTrees::sort(int64_t V) {
-  const int bits = std::max(1, bits_of(V));  // an id and the end of a sequence, which comes first
+  const int bits = std::max(1, bits_of(V));  // of a digit: 0 ends a sequence, id + 1 otherwise
   const int64_t in_key = 63 / bits;
   for (Sequence& sequence : sequences_) {
     for (int64_t t = 0; t < in_key; ++t) {
@@ -83,12 +83,12 @@ void PrefixTrees::sort(int64_t V) {
   }
 }
 
-// Cuts the sorted sequences into trees of about as many rows each, and sums up what they cost.
+// Cuts the sorted sequences into trees of roughly equal size, and adds up their cost.
 void PrefixTrees::cut(int64_t steps, int64_t least) {
-  int64_t all = 0;  // rows, if there were one tree
+  int64_t all = 0;  // rows of a single tree with all sequences
   for (size_t i = 0; i < sequences_.size(); ++i) all += sequences_[i].length - shared_[i];
   const int64_t trees = (all + kTreeRows * least - 1) / (kTreeRows * least) * least;
-  std::vector<int64_t> count(static_cast<size_t>(steps));  // rows of the tree at hand at each time
+  std::vector<int64_t> count(static_cast<size_t>(steps));  // rows of the current tree at each time
   const auto finish_tree = [&] {
     for (int64_t& rows : count) {
       cost_ += cost_of(double(rows));
@@ -105,7 +105,7 @@ void PrefixTrees::cut(int64_t steps, int64_t least) {
       finish_tree();
       first_sequence_.push_back(int64_t(i));
       first_row_.push_back(rows);
-      shared_[i] = 0;  // what it has in common with the sequence before is computed again
+      shared_[i] = 0;  // the new tree computes the prefix again
     }
     passed += added;
     rows += sequences_[i].length - shared_[i];
@@ -126,7 +126,7 @@ void PrefixTrees::build(int64_t i, Tree& tree) const {
   const size_t first = size_t(first_sequence_[size_t(i)]);
   const size_t last = size_t(first_sequence_[size_t(i) + 1]);
   const size_t N = size_t(rows(i));
-  // A sequence adds a row for each id that it does not share with the one before.
+  // A sequence adds one row for each id that it does not share with its predecessor.
   tree.count.clear();
   for (size_t s = first; s < last; ++s) {
     const int64_t length = sequences_[s].length;
@@ -137,7 +137,7 @@ void PrefixTrees::build(int64_t i, Tree& tree) const {
   tree.start.assign(T, 0);
   for (size_t t = 1; t < T; ++t) tree.start[t] = tree.start[t - 1] + tree.count[t - 1];
 
-  // The row at t of the sequence at hand is always the newest row of its time.
+  // In sorted order, the current sequence's row at t is always the last one added at t.
   std::vector<int64_t> newest(T, -1);
   std::vector<int64_t> end_row(last - first);
   tree.ids.resize(N);

@@ -1,9 +1,9 @@
-// Prefix trees: sequences of token ids that begin alike, computed once as far as they do.
+// Prefix trees: prefixes that several sequences of token ids share are computed only once.
 //
-// The sequences are sorted, so that those that begin alike are neighbours, and cut into trees of
-// about as many rows each, which have no rows in common: threads share out whole trees. How the
-// trees are made depends on the arguments alone, so that a backward pass with the options of its
-// forward pass finds the same trees again, whatever the number of threads is by then.
+// Sorting puts sequences with a common prefix next to each other. They are then cut into trees of
+// roughly equal size that share no rows, so each thread can take whole trees. The trees depend only
+// on the arguments: a backward pass with those of its forward pass rebuilds the same trees, even if
+// the number of threads has changed since.
 #pragma once
 
 #include <utility>
@@ -14,8 +14,8 @@
 
 namespace namernn_fast {
 
-// One tree, with the layout of its rows. The pointers of `layout` and `links` lead into the
-// vectors, which a move leaves where they are.
+// One tree and the layout of its rows. The pointers in `layout` and `links` point into this object,
+// so it must not be copied or moved.
 struct Tree {
   Tree() = default;
   Tree(const Tree&) = delete;
@@ -33,19 +33,18 @@ struct Tree {
 
 class PrefixTrees {
  public:
-  // At least `least` trees, if there are as many sequences. `ids` must have passed check_ids() with
+  // Makes at least `least` trees if the sequences allow it. `ids` must have passed check_ids() with
   // the same V.
   PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64_t least);
 
-  // Whether so many workers as trees were asked for take less time over the trees than over the
-  // rows without trees.
+  // True if `least` workers are estimated to be faster with these trees than without sharing.
   bool are_worthwhile() const { return worthwhile_; }
 
   int64_t count() const { return int64_t(first_sequence_.size()) - 1; }
-  // The number of rows in all trees before the i-th.
+  // The total number of rows in trees before the i-th.
   int64_t first_row(int64_t i) const { return first_row_[size_t(i)]; }
   int64_t rows(int64_t i) const { return first_row(i + 1) - first_row(i); }
-  // The rows of the largest tree.
+  // The number of rows in the largest tree.
   int64_t most_rows() const;
 
   void build(int64_t i, Tree& tree) const;
@@ -55,7 +54,7 @@ class PrefixTrees {
     const int64_t* ids;
     int64_t length;
     int64_t number;  // the caller's
-    uint64_t key;    // the first ids, in the order of the sequences
+    uint64_t key;    // the first ids; keys compare as the sequences do
   };
 
   void read_sequences(const Batch& batch, const Tensor& ids);
@@ -63,10 +62,10 @@ class PrefixTrees {
   void cut(int64_t steps, int64_t least);
 
   std::vector<int64_t> ids_;
-  std::vector<Sequence> sequences_;  // sorted, as `shared_` and the cuts are
-  std::vector<int64_t> shared_;      // how many ids a sequence has in common with the one before
-  std::vector<int64_t> first_sequence_;  // of each tree, and the number of sequences
-  std::vector<int64_t> first_row_;       // of each tree, and the number of rows
+  std::vector<Sequence> sequences_;  // sorted
+  std::vector<int64_t> shared_;  // ids that a sequence shares with the one before it in its tree
+  std::vector<int64_t> first_sequence_;  // of each tree; then the number of sequences
+  std::vector<int64_t> first_row_;       // of each tree; then the number of rows
   double cost_ = 0;                      // of all trees, in rows
   bool worthwhile_ = false;
 };

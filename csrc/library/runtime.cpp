@@ -42,15 +42,15 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// A fork copies one thread alone, and GCC's OpenMP would wait for the other threads of its pool for
-// ever; one thread needs no pool.
+// True in a child of a process with several threads: a fork copies only the calling one, and GCC's
+// OpenMP would wait forever for the rest of its pool.
 bool pool_lost = false;
 
 #if defined(__linux__)
 [[maybe_unused]] const int fork_watched = [] {
   static bool has_threads = false;
   const auto before = [] {
-    struct stat tasks;  // two links, and one for each thread
+    struct stat tasks;  // st_nlink is 2 plus the number of threads
     has_threads = stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink != 3;
   };
   return pthread_atfork(before, nullptr, [] { pool_lost = pool_lost || has_threads; });

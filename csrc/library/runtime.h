@@ -1,5 +1,5 @@
-// What the kernels get from the process: scratch memory, torch's thread pool, its number of
-// threads.
+// What the process provides to the kernels: scratch memory, torch's thread pool and the number of
+// its threads.
 #pragma once
 
 #include <cstdlib>
@@ -10,18 +10,19 @@
 
 namespace namernn_fast {
 
-// Scratch memory of one call: a region kept by each thread from call to call, so that small calls
-// neither allocate nor fault pages in; memory that a call needs beyond it is freed with the call.
+// Scratch memory of one call. Each thread keeps one region between calls, so that small calls
+// neither allocate nor cause page faults. Memory beyond that region is freed when the call ends.
 class Scratch {
  public:
   static constexpr size_t kAlignment = 64;
 #if defined(NAMERNN_FAST_SANITIZE)
-  static constexpr size_t kKept = 0;  // pieces of one region would hide an access past their ends
+  static constexpr size_t kKept = 0;  // pieces of one region would hide out-of-bounds accesses
 #else
   static constexpr size_t kKept = size_t(16) << 20;
 #endif
 
-  // Behind what a call of the same thread that is not over has taken, or null.
+  // `outer` is the scratch memory of the call of this thread that this one is nested in, or null.
+  // The new memory starts after what that call has taken.
   explicit Scratch(const Scratch* outer) : used_(outer ? outer->used_ : 0) {}
   ~Scratch() {
     for (void* p : extra_) std::free(p);
@@ -36,14 +37,14 @@ class Scratch {
     void operator()(char* p) const { std::free(p); }
   };
   static char* allocate(size_t bytes);
-  // Pages of it that no call has touched cost nothing.
+  // Pages that no call has touched take no physical memory.
   static thread_local std::unique_ptr<char, Free> kept_;
   size_t used_;
   std::vector<void*> extra_;
 };
 
-// What one call of a kernel may use: its own scratch memory, and a number of threads. The calls of
-// a thread may nest; the inner one ends first.
+// What one call of a kernel may use: its scratch memory and a number of threads. Calls of one
+// thread may nest; the inner one ends first.
 class Call {
  public:
   explicit Call(const Machine& machine);
@@ -58,14 +59,14 @@ class Call {
   Scratch scratch_;
 };
 
-// Whether this process was forked from one with several threads: an operator of torch's that uses
-// its thread pool may wait there for ever.
+// Whether this process was forked from one with several threads. A torch operator that uses the
+// thread pool may then wait forever.
 bool is_pool_lost();
 
-// This machine with the threads that torch is set to, one where a fork has lost them.
+// This machine with torch's number of threads, or with one thread if a fork has lost the others.
 Machine this_machine();
 
-// This machine with the calling thread alone.
+// This machine with the calling thread only.
 Machine one_thread();
 
 }  // namespace namernn_fast

@@ -1,5 +1,5 @@
-// The order of layers and directions: one after the other with all threads, or several at once with
-// a thread each.
+// How layers and directions are scheduled: one after the other on all threads, or several at once
+// on one thread each.
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,7 @@
 
 namespace namernn_fast {
 
-// What the plan of a layer with D input features is made from.
+// The workload from which the plan of a layer with D input features is made.
 inline Workload workload_of(const Stack& stack, const Machine& machine, int64_t D) {
   const bool is_double = stack.dtype == aoti_torch_dtype_float64();
   return {stack.batch.layout,
@@ -26,8 +26,8 @@ inline Workload workload_of(const Stack& stack, const Machine& machine, int64_t 
           is_double ? sizeof(double) : sizeof(float)};
 }
 
-// Calls run(direction, call) for each direction: one after the other with all threads, or, where
-// there is too little in one of them to share out, both at once with a thread each.
+// Calls run(direction, call) for each direction: one after the other on all threads or, if they are
+// `independent` and each has too little work to divide, both at once on one thread each.
 template <class Run>
 void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
   const Machine machine = this_machine();
@@ -40,7 +40,7 @@ void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) 
   for (int64_t d = 0; d < stack.directions; ++d) run(d, Call(machine));
 }
 
-// The times of a batch, in stretches that run one by one.
+// The times of a batch, split into stretches that run one after the other.
 class Stretches {
  public:
   Stretches(const SequenceLayout& layout, int64_t length) : layout_(layout), length_(length) {
@@ -53,7 +53,8 @@ class Stretches {
 
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
-  // The i-th stretch of a layer that runs forward, as a layer of its own.
+  // Narrows `layer`, which must not be reversed, to its i-th stretch, which continues the rows of
+  // `output` at the time before.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;
@@ -76,7 +77,7 @@ class Stretches {
     if (layout_.start) own.start = start_.data() + first;
   }
 
-  // The rows from time t on.
+  // Moves `rows` to begin at time t.
   template <class Scalar>
   RowStrides<Scalar> row(RowStrides<Scalar> rows, int64_t t) const {
     if (rows.data) {
@@ -84,7 +85,7 @@ class Stretches {
     }
     return rows;
   }
-  // The rows from stretch i on.
+  // Moves `rows` to begin at stretch i.
   template <class Scalar>
   RowStrides<Scalar> from(int64_t i, const RowStrides<Scalar>& rows) const {
     return row(rows, i * length_);
@@ -93,12 +94,12 @@ class Stretches {
  private:
   SequenceLayout layout_;
   int64_t length_;
-  std::vector<int64_t> start_;  // rows before a time, from its stretch's first on
+  std::vector<int64_t> start_;  // rows before each time, counted from the start of its stretch
 };
 
-// Calls body(n, i) for every stretch i of every layer n: the stretches of a layer in turn, and each
-// after the same stretch of the layer before. A thread takes the next layer that no thread has; the
-// layer before is done or has a thread, so no thread waits for ever.
+// Calls body(n, i) for every stretch i of every layer n. A stretch runs after the previous stretch
+// of its layer and after the same stretch of the layer before. Threads take layers in order, so the
+// layer that a thread waits for is done or is running on another thread: there is no deadlock.
 template <class Body>
 void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
   struct alignas(64) Progress {
@@ -130,7 +131,7 @@ void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
 
 inline Wave wave_of(const Stack& stack, Pass pass) {
   const bool one_way = stack.directions == 1;
-  // A stretch reads its hx as rows of `output`, by one stride, which rows of a jagged tensor lack.
+  // A stretch reads its hx as evenly spaced rows of `output`, which a jagged tensor does not have.
   const bool alike = stack.batch.kind != Batch::Kind::jagged;
   const bool whole = stack.dtype == aoti_torch_dtype_float32() ||
                      stack.dtype == aoti_torch_dtype_float64();  // 16 bits would round the state
@@ -138,7 +139,7 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   return choose_wave(workload_of(stack, this_machine(), stack.H), stack.layers, pass);
 }
 
-// The weights of a layer in panels, for all stretches of a wave.
+// The weights of a layer in panels, for several calls of a kernel.
 template <class Scalar>
 Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer) {
   const Tensor panels = empty({int64_t(format.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
@@ -146,8 +147,8 @@ Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer)
   return panels;
 }
 
-// Adds the biases of a layer to its table, in a tensor that all stretches of a wave or all trees
-// read: each call of a kernel would add them again.
+// Replaces the layer's table with one that includes its biases. All stretches of a wave, or all
+// trees, read that copy from `biased`; otherwise each call of a kernel would add the biases again.
 template <class Scalar>
 void use_biased_table(Layer<Scalar>& layer, int32_t dtype, std::optional<Tensor>& biased) {
   if (!layer.table.rows || !layer.bias_ih) return;

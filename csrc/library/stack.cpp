@@ -3,7 +3,7 @@
 namespace namernn_fast {
 namespace {
 
-// Checks all arguments of a stack but its weights.
+// Checks all arguments of a stack except its weights.
 Stack check_input(const Tensor& input, const std::optional<Tensor>& hx,
                   const std::vector<Tensor>& weights, int64_t layers, Batch batch,
                   const Options& options) {

@@ -1,4 +1,4 @@
-// The stack of a call: its checked arguments, layer by layer and direction by direction.
+// The stack of a call: its checked arguments, and those of each layer and direction.
 #pragma once
 
 #include <optional>
@@ -17,35 +17,34 @@ namespace namernn_fast {
 // The checked arguments of a call: layers and directions over one batch.
 struct Stack {
   Batch batch;
-  bool has_ids;  // whether input is token ids
+  bool has_ids;  // input is token ids
   Tensor input;
   std::optional<Tensor> hx = {};
   std::vector<Tensor> weights = {};
   int64_t layers = 0;
   int64_t directions = 0;
   int64_t per_direction = 0;  // weights of one direction: 2, or 4 with biases
-  int64_t D = 0;  // features of input, 0 where it is ids; those of later layers are directions * H
-  int64_t V = 0;  // rows of the tables that stand for products with the input, where it is ids
+  int64_t D = 0;  // features of `input`, 0 for token ids; later layers have directions * H
+  int64_t V = 0;  // rows of the tables of input products, for token ids
   int64_t H = 0;
   int32_t dtype = 0;
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
 
-  // The number of a layer's direction among the states and the weights.
+  // The index of a layer's direction in h_n and among the weights.
   int64_t state_of(int64_t layer, int64_t direction) const {
     return layer * directions + direction;
   }
-  // The weights of a direction: weight_ih, weight_hh and, where there are biases, both of them.
+  // The weights of a direction: weight_ih, weight_hh and, with biases, bias_ih and bias_hh.
   const Tensor* weights_of(int64_t state) const { return &weights[size_t(state * per_direction)]; }
   int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
 };
 
-// Checks the arguments of an operator. The errors name the argument, what it must be and what it
-// is.
+// Checks the arguments of an operator. Errors name the argument, what it must be and what it is.
 Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
-// The arguments of a kernel for direction d of layer k, but for its input.
+// A kernel's arguments for direction d of layer k, except the input.
 template <class Scalar>
 Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   const int64_t state = stack.state_of(k, d);
@@ -81,7 +80,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   return layer;
 }
 
-// The arguments of a kernel for direction d of layer k, which reads `input`.
+// A kernel's arguments for direction d of layer k, which reads `input`.
 template <class Scalar>
 Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tensor& input) {
   Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
@@ -93,8 +92,8 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   return layer;
 }
 
-// Calls f(state, b) for the sequences without a row, in every layer and direction. b: the caller's
-// number of the sequence.
+// Calls f(state, b) for every layer and direction of every sequence without rows. `b` is the
+// caller's number of the sequence.
 template <class F>
 void for_each_idle_state(const Stack& stack, F&& f) {
   const Batch& batch = stack.batch;

@@ -1,4 +1,4 @@
-// Access to tensors through the stable ABI of torch: dtypes, data pointers, new tensors, checks.
+// Access to tensors through torch's stable ABI: dtypes, data pointers, new tensors, checks.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -16,7 +16,7 @@ namespace namernn_fast {
 
 using torch::stable::Tensor;
 
-// torch's number of a tensor's dtype: cheaper to compare than its translation into a ScalarType.
+// torch's number for a tensor's dtype, which is cheaper to get than a ScalarType.
 inline int32_t dtype_of(const Tensor& tensor) {
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
@@ -49,7 +49,7 @@ Storage* mutable_data(const Tensor& tensor) {
   return static_cast<Storage*>(tensor.mutable_data_ptr());
 }
 
-// Calls f(Storage()) for the type that a dtype is stored as.
+// Calls f(Storage()) with the C++ type that stores a dtype.
 template <class F>
 void with_storage(int32_t dtype, F&& f) {
   if (dtype == aoti_torch_dtype_float32()) return f(float());
@@ -59,15 +59,15 @@ void with_storage(int32_t dtype, F&& f) {
   fail("input must be float32, float64, bfloat16 or float16 for the CPU kernel");
 }
 
-// A contiguous copy, made without torch's thread pool where a fork has lost it.
+// A contiguous copy, made without torch's thread pool if a fork has lost it.
 Tensor contiguous_copy(const Tensor& tensor);
 
-// The tensor itself where it is contiguous, else a contiguous copy.
+// The tensor itself if it is contiguous, otherwise a contiguous copy.
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : contiguous_copy(tensor);
 }
 
-// The tensor itself where the elements of a row are adjacent, else a contiguous copy.
+// The tensor itself if the elements of a row are adjacent, otherwise a contiguous copy.
 inline Tensor with_adjacent_features(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : contiguous_copy(tensor);

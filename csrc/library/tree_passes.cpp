@@ -10,8 +10,8 @@
 namespace namernn_fast {
 namespace {
 
-// The arguments of a kernel for layer k over one tree. `output` is of the tree's rows in the layer
-// before; layer 0 reads token ids.
+// A kernel's arguments for layer k over one tree. `output` has the tree's rows from the layer
+// before; layer 0 reads token ids instead.
 template <class Scalar>
 Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const Scalar* output,
                          const Tensor& panels) {
@@ -26,7 +26,7 @@ Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const 
   return layer;
 }
 
-// The weights of all layers in panels, made once for all trees.
+// The weights of all layers in panels, packed once for all trees.
 template <class Scalar>
 std::vector<Tensor> panels_of_layers(const Stack& stack, const PanelFormat<Scalar>& format) {
   std::vector<Tensor> panels;
@@ -36,7 +36,7 @@ std::vector<Tensor> panels_of_layers(const Stack& stack, const PanelFormat<Scala
   return panels;
 }
 
-// Calls body(worker) for each of `workers`, on a thread each where there are several.
+// Calls body(worker) for each of `workers` workers, each on its own thread if there are several.
 template <class Body>
 void for_each_worker(int64_t workers, Body&& body) {
   if (workers == 1) return body(int64_t(0));
@@ -45,7 +45,8 @@ void for_each_worker(int64_t workers, Body&& body) {
   });
 }
 
-// The rows of one tree among those of all trees, or a workspace for the rows of one tree.
+// The rows of tree i in `of_all`, the rows of all trees; if that is absent, a workspace that fits
+// any one tree.
 template <class Scalar>
 Scalar* tree_rows(const std::optional<Tensor>& of_all, const PrefixTrees& trees, int64_t i,
                   int64_t H, const std::optional<Tensor>& workspace) {
@@ -63,7 +64,7 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
   const int64_t size = stack.batch.B * stack.H;
   std::atomic<int64_t> next{0};
   for_each_worker(std::min(this_machine().threads, trees.count()), [&](int64_t) {
-    std::optional<Tensor> workspaces[2];  // of layers of either parity
+    std::optional<Tensor> workspaces[2];  // for the outputs of even and of odd layers
     for (int64_t k = 0; k < std::min<int64_t>(2, stack.layers) && !results.outputs[0]; ++k) {
       workspaces[k] = empty({trees.most_rows(), stack.H}, stack.dtype);
     }
@@ -86,12 +87,14 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
   });
 }
 
-// The gradients that one worker sums up over its trees. A kernel sees one tree, so that the rows of
-// many trees gather apart here, as the rows of one call do in kernel/gradient_sums.h.
+// Parameter gradients that one worker sums over its trees. For accuracy, the gradients of many rows
+// accumulate in a separate buffer before they join the sums, as in kernel/gradient_sums.h. A kernel
+// sees only one tree, so it cannot do that here.
 template <class Scalar>
 class WorkerGradients {
  public:
-  // For the gradients of so many rows. The first worker sums them up where the caller gets them.
+  // `rows` is the number of rows in the worker's trees. The first worker sums into the tensors that
+  // the caller gets.
   WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
       : sums_(first ? grads.grad_weights : like(grads.grad_weights, stack.dtype)),
         has_bias_(stack.per_direction == 4) {
@@ -102,11 +105,12 @@ class WorkerGradients {
     }
   }
 
-  // Where the gradients of a kernel's next call go, and whether it must add to what is there.
+  // Where the next call of a kernel puts its gradients.
   const std::vector<Tensor>& place() const { return is_apart_ ? apart_ : sums_; }
+  // Whether that call adds to what is in place().
   bool accumulate() const { return is_apart_ || rows_ > 0; }
 
-  // Counts the rows of a tree whose gradients have been added.
+  // Counts the rows of a tree after its gradients are in place().
   void count(int64_t rows) {
     rows_ += rows;
     if (apart_.empty() || rows_ < kRowsApart) return;
@@ -115,12 +119,12 @@ class WorkerGradients {
     rows_ = 0;
   }
 
-  // Completes the sums over all trees that have been counted.
+  // Completes the sums after the last tree.
   void finish() {
     if (is_apart_) add_apart();
   }
 
-  // Adds the sums of another worker.
+  // Adds the sums of another worker, on which finish() must have been called.
   void add(const WorkerGradients& other) {
     for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
       const Scalar* own = const_data<Scalar>(other.sums_[i]);
@@ -138,8 +142,8 @@ class WorkerGradients {
     return made;
   }
 
-  // Calls f(i, sums, n) for the n elements of every gradient but those of second biases, which
-  // finish_backward() writes.
+  // Calls f(i, sums, n) for each gradient, which has n elements, except that of bias_hh: that is a
+  // copy, which finish_backward() makes.
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {
@@ -147,7 +151,7 @@ class WorkerGradients {
     }
   }
 
-  // sums += apart, and leaves in `apart` what rounding lost.
+  // Adds apart_ to sums_ and leaves the rounding errors in apart_.
   void add_apart() {
     for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
       Scalar* apart = mutable_data<Scalar>(apart_[i]);
@@ -156,10 +160,10 @@ class WorkerGradients {
   }
 
   std::vector<Tensor> sums_;
-  std::vector<Tensor> apart_;  // not in the sums yet; empty: nothing gathers apart
+  std::vector<Tensor> apart_;  // not in sums_ yet; empty if all gradients go straight there
   bool has_bias_;
-  bool is_apart_ = false;  // whether the gradients of the next rows gather apart
-  int64_t rows_ = 0;       // since they were last added to the sums
+  bool is_apart_ = false;  // the next rows' gradients go to apart_
+  int64_t rows_ = 0;       // since apart_ was last added to sums_
 };
 
 template <class Scalar>
@@ -180,7 +184,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
   }
 
   for_each_worker(workers, [&](int64_t w) {
-    std::optional<Tensor> workspaces[2];  // of gradients of the outputs of layers of either parity
+    std::optional<Tensor> workspaces[2];  // for the gradients of inputs of even and of odd layers
     for (int64_t k = 0; k < 2 && stack.layers > 1; ++k) {
       workspaces[k] = empty({trees.most_rows(), H}, stack.dtype);
     }
@@ -220,7 +224,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
   for (int64_t w = 1; w < workers; ++w) sums[0].add(sums[size_t(w)]);
 }
 
-// Calls run(Scalar()) for the type of a stack, which is float or double.
+// Calls run(Scalar()) with the type of the stack, which must be float or double.
 template <class Run>
 void with_scalar(const Stack& stack, Run&& run) {
   with_storage(stack.dtype, [&](auto storage) {

@@ -1,4 +1,4 @@
-// The forward and the backward pass of a stack over prefix trees, in float and double.
+// The forward and backward passes of a stack over prefix trees, in float and double.
 #pragma once
 
 #include "library/passes.h"
@@ -6,14 +6,14 @@
 
 namespace namernn_fast {
 
-// The trees of a call that shares prefixes, if they are worth having.
+// The trees of a call with share_prefixes, or none if they are not expected to save time.
 std::optional<PrefixTrees> trees_of(const Stack& stack, const Options& options);
 
-// Computes h_n of a whole stack. Where `outputs` are present, of every layer, they receive the
-// states of all rows of the trees, tree after tree; else no state is kept but those of h_n.
+// Computes h_n of all layers. `outputs` must be present for every layer or for none. If present,
+// they receive the states of all rows, tree after tree; otherwise only h_n is kept.
 void forward_trees(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results);
 
-// Fills the gradients, from outputs that forward_trees() has filled. grad_output must be absent.
+// Fills the gradients, given the outputs from forward_trees(). grad_output must be absent.
 void backward_trees(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads);
 
 }  // namespace namernn_fast

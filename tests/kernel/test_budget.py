@@ -1,4 +1,4 @@
-"""The error budget: correct results keep it whatever a rival's rounding does, and faults do not."""
+"""The error budget: correct results keep it, however a rival rounds, and faulty ones exceed it."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_a_rival_that_is_exactly_rounded_fails_no_correct_result(shape, dtype, n
 
 
 class Faulty(torch.nn.RNN):
-    """One layer in float64, whose results are rounded once. Subclasses add one fault each."""
+    """One layer in float64, with results rounded once. Each subclass adds one fault."""
 
     def forward(self, x, hx):
         self.weights = [p.double() for p in self.parameters()]
@@ -46,7 +46,7 @@ class Faulty(torch.nn.RNN):
 
 
 class LostTerm(Faulty):
-    """One product is missing in one sum of one step: the one that is felt most."""
+    """One sum of one step lacks a product: the one with the largest effect on a state."""
 
     def sums(self, t, x, h):
         z = super().sums(t, x, h)
@@ -66,7 +66,7 @@ class LostBias(Faulty):
 
 
 class StaleState(Faulty):
-    """One sequence takes one step from the state before the last."""
+    """One sequence computes one step from a state that is one step too old."""
 
     def sums(self, t, x, h):
         if t == 2:
@@ -75,7 +75,7 @@ class StaleState(Faulty):
 
 
 class RoundedProduct(Faulty):
-    """One product of each sum of the first unit is rounded to bfloat16."""
+    """In each sum of the first unit, one product is rounded to bfloat16."""
 
     def sums(self, t, x, h):
         products = h[:, :1] * self.weights[1][:1, 0]
@@ -91,7 +91,7 @@ class RoundedWeights(Faulty):
 
 
 class CoarseTanh(Faulty):
-    """The activation is off by up to 64 units in the last place of 1, or 8 in 16 bits."""
+    """The activation errs by up to 64 units in the last place of 1, or 8 in 16 bits."""
 
     def activation(self, z):
         eps = torch.finfo(self.weight_hh_l0.dtype).eps
@@ -101,7 +101,7 @@ class CoarseTanh(Faulty):
 
 
 class LostRow(Faulty):
-    """One row of one step is missing in the gradient of the recurrent weights."""
+    """The gradient of the recurrent weights lacks one row of one step."""
 
     def sums(self, t, x, h):
         z = super().sums(t, x, h)
@@ -113,7 +113,7 @@ class LostRow(Faulty):
 
 
 class StaleGradient(Faulty):
-    """A row of the gradient of one step's sums is that of the next step."""
+    """In the gradient of one step's sums, one row is that of the next step."""
 
     def sums(self, t, x, h):
         z = super().sums(t, x, h)
@@ -142,7 +142,7 @@ ANYWHERE = (LostTerm, LostBias, StaleState, CoarseTanh, LostRow, StaleGradient)
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_fault_is_found(shape, dtype, fault):
-    """The rival is the layer without a fault, so that nothing depends on the machine."""
+    """The rival is the layer without a fault, so nothing depends on the machine."""
     case = Case(*shape)
     rounded, faulty = case.run(Faulty, dtype), case.run(fault, dtype)
     budget = ErrorBudget(dtype)

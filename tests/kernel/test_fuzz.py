@@ -1,6 +1,6 @@
-"""`FusedRNN` against `nn.RNN` and the oracle on whatever hypothesis draws.
+"""Compares `FusedRNN` with `nn.RNN` and the oracle on cases that hypothesis draws.
 
-`make test` takes a hundred examples, always the same; `make fuzz` thousands of new ones.
+`make test` runs the same hundred examples every time, `make fuzz` thousands of new ones.
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 from drawn import LUCKY, check_results, drawn_cases
 from hypothesis import example, given, settings
 
-# One input feature, often zero, without bias and hx: states fade towards the kink of relu.
+# One input feature, often zero, without bias and hx: states fade toward the kink of relu.
 FADING = replace(
     LUCKY,
     H=120,
@@ -25,7 +25,7 @@ FADING = replace(
 )
 
 
-# The input is below the smallest normal number, and its product with a gradient is above it.
+# The input is subnormal, but its product with a gradient is not.
 FLUSHED = replace(
     LUCKY,
     D=2,
@@ -38,7 +38,7 @@ FLUSHED = replace(
     wanted=frozenset(("weights",)),
 )
 
-# A state is infinite where `nn.RNN` on AMX has NaN, which comes from another sequence's row.
+# A state is infinite, but NaN in `nn.RNN` on AMX, which lets it in from another sequence's row.
 INFINITE = replace(
     LUCKY,
     D=76,
@@ -54,7 +54,7 @@ INFINITE = replace(
     wanted=frozenset(),
 )
 
-# `nn.RNN` sums the products of one sequence by itself in SIMD lanes.
+# For a single sequence, `nn.RNN` sums products in SIMD lanes.
 ALONE = replace(
     LUCKY,
     D=21,

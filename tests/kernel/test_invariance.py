@@ -1,4 +1,4 @@
-"""`batch_invariant`: the bits of a sequence's results do not depend on how it is batched."""
+"""`batch_invariant`: the bits of a sequence's results do not depend on its batch."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_a_sequence_has_the_same_bits_in_every_batch(dtype, options, features, t
 
 
 def test_it_is_asked_for_by_module_or_context():
-    """The option changes bits where the products of few sequences are summed differently."""
+    """The option changes bits when products of few sequences are otherwise summed differently."""
     plain = FusedRNN(64, 64)
     invariant = FusedRNN(64, 64, batch_invariant=True)
     invariant.load_state_dict(plain.state_dict())

@@ -1,4 +1,4 @@
-"""The kernel's own edges: special values, strides, empty batches, repeatable bits."""
+"""Edge cases of the kernel: special values, strides, empty batches, reproducible bits."""
 
 import copy
 import itertools
@@ -13,7 +13,7 @@ from namernn_fast import FusedRNN, ops
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
-# Kernels that multiply pairs of bfloat16. Others compute in float, as all do for few rows.
+# Kernels that multiply pairs of bfloat16. Others compute in float, and so do these for few rows.
 ON_PAIRS = ("amx", "avx512_bf16")
 
 
@@ -22,7 +22,7 @@ def options_of(nonlinearity):
 
 
 def identity_layer(nonlinearity, dtype, size=1):
-    """Returns a layer that computes h = act(x): the activation and nothing else."""
+    """Returns a layer that computes only the activation, h = act(x)."""
     module = FusedRNN(size, size, nonlinearity=nonlinearity, bias=False, dtype=dtype)
     with torch.no_grad():
         module.weight_ih_l0.copy_(torch.eye(size))
@@ -62,9 +62,9 @@ def test_tanh_everywhere(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_16_bit_value(dtype):
-    """Every 16-bit value is read and written back unchanged, but for subnormal numbers.
+    """Every 16-bit value is read and written back unchanged.
 
-    The instructions that multiply bfloat16 take subnormal numbers for zero.
+    Except subnormal numbers in bfloat16, which the instructions that multiply it treat as zero.
     """
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
     x = bits.view(dtype).view(1, -1, 1)
@@ -80,7 +80,7 @@ def test_every_16_bit_value(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
-    """From one output, gradients in 16 bits are those in float, rounded at the end."""
+    """Given the same output, gradients in 16 bits are those in float, rounded at the end."""
     if ops.cpu_kernel(dtype) in ON_PAIRS:
         pytest.skip("rounds dz for its products")
     module = FusedRNN(9, 70, bidirectional=True, nonlinearity=nonlinearity, dtype=dtype)
@@ -101,14 +101,14 @@ def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
     )
     for mine, exact in zip((*got[:2], *got[2]), (*wanted[:2], *wanted[2]), strict=True):
         assert mine.dtype == dtype
-        # The two directions' parts of grad_input are each rounded before they are added.
+        # Each direction rounds its part of grad_input before the two are added.
         torch.testing.assert_close(
             mine.float(), exact, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps
         )
 
 
 def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity):
-    """Runs the backward pass of one direction in ATen operators, in the dtype of the tensors."""
+    """Computes the backward pass of one direction with ATen operators, in the tensors' dtype."""
     weight_ih, weight_hh = weights[:2]
     grad_ih, grad_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
     grad_bias, grad_x = torch.zeros_like(weights[2]), torch.empty_like(x)
@@ -123,13 +123,12 @@ def backward_in_steps(grad_output, grad_h, x, hx, weights, output, nonlinearity)
     return grad_x, grad_h, grad_ih, grad_hh, grad_bias
 
 
-# One block of rows, or several that take turns in the sums of the gradients, with an odd last
-# block; whole tiles and remainders.
+# (D, H, T, B): one block of rows, several blocks with an odd number of rows, whole tiles.
 @pytest.mark.parametrize("shape", [(9, 70, 6, 20), (5, 200, 31, 37), (64, 256, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, shape):
-    """Both backward passes get one output, so no kink of relu lies on different sides of zero."""
+    """Both backward passes get the same output, so they agree on which side of a kink a relu is."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
@@ -157,8 +156,8 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_that_are_not_wanted_change_nothing(threads, bidirectional, dtype):
-    """A gradient has the same bits whichever other gradients are asked for."""
-    threads(1)  # more threads may share out each direction or take one each
+    """The bits of a gradient do not depend on which other gradients are requested."""
+    threads(1)  # with more, directions may run at once if no gradient of the input is wanted
     module = FusedRNN(9, 70, bidirectional=bidirectional, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(len(weights) // 4, 20, 70, dtype=dtype)
@@ -176,7 +175,7 @@ def test_gradients_that_are_not_wanted_change_nothing(threads, bidirectional, dt
 
 
 def test_gradients_too_small_to_be_normal_are_zero():
-    """Subnormal gradients become zero: some processors compute with them very slowly."""
+    """Subnormal gradients become zero, since some processors compute with them very slowly."""
     module = FusedRNN(3, 20)
     x = torch.randn(600, 2, 3, requires_grad=True)
     module(x)[1].sum().backward()
@@ -184,14 +183,14 @@ def test_gradients_too_small_to_be_normal_are_zero():
     assert size[-1] > 1e-3
     assert size[0] == 0
     assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
-    # The caller's own arithmetic still has subnormal numbers.
+    # The caller's arithmetic still has subnormal numbers.
     assert torch.tensor(1e-40) * torch.tensor(1.0) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [1, 64, 500])
 def test_each_product_may_cost_a_gradient_the_smallest_normal_number(hidden_size, dtype):
-    """A gradient is zero where all products that it sums are subnormal, however many they are."""
+    """A gradient is zero if all products that it sums are subnormal, however many there are."""
     tiny = torch.finfo(dtype).tiny
     module = FusedRNN(1, hidden_size, nonlinearity="relu", bias=False, dtype=dtype)
 
@@ -209,7 +208,7 @@ def test_each_product_may_cost_a_gradient_the_smallest_normal_number(hidden_size
 
 
 def test_gradients_keep_the_subnormal_numbers_of_float16():
-    """Subnormal numbers of float16 are normal in float32, in which the kernel computes."""
+    """Subnormal numbers of float16 are normal in float32, which the kernel computes in."""
     module = FusedRNN(1, 8, nonlinearity="relu", bias=False, dtype=torch.float16)
     torch.nn.init.ones_(module.weight_ih_l0)
     x = torch.ones(1, 1, 1, dtype=torch.float16, requires_grad=True)
@@ -221,9 +220,9 @@ def test_gradients_keep_the_subnormal_numbers_of_float16():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [20, 64, 500])
 def test_fading_gradients_lose_few_of_the_smallest_normal_number(hidden_size, dtype):
-    """With initial weights, a gradient is off by less than hidden_size times that number.
+    """With initial weights, gradients err by less than hidden_size times that number.
 
-    A gradient well above the smallest normal number scales with the gradient of h_n, bit for bit.
+    A gradient well above the smallest normal number scales exactly with the gradient of h_n.
     """
     tiny = torch.finfo(dtype).tiny
     module = FusedRNN(3, hidden_size, dtype=dtype)
@@ -254,7 +253,7 @@ def test_fading_gradients_lose_few_of_the_smallest_normal_number(hidden_size, dt
     ],
 )
 def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_hx, dtype):
-    """Outputs and gradients are non-finite where those of `nn.RNN` are, and close elsewhere."""
+    """Outputs and gradients are non-finite exactly where those of `nn.RNN` are, else close."""
     ours, theirs = twins(5, 20, nonlinearity=nonlinearity, dtype=dtype)
     x = torch.randn(4, 9, 5, dtype=dtype)
     hx = torch.randn(1, 9, 20, dtype=dtype)
@@ -277,17 +276,17 @@ def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_
         assert torch.equal(got.isnan(), wanted.isnan())
         finite = wanted.isfinite()
         assert torch.equal(got.isfinite(), finite)
-        if dtype == torch.float32:  # in 16 bits a relu may be on the other side of its kink
+        if dtype == torch.float32:  # in 16 bits rounding may move a relu across its kink
             torch.testing.assert_close(got[finite], wanted[finite])
 
 
 @pytest.mark.parametrize("t", [0, 7])
 def test_an_infinite_gradient_among_many_rows(t, threads):
-    """An infinite gradient stays infinite, and spoils the gradient of no other hidden unit."""
+    """An infinite gradient stays infinite and does not affect those of other hidden units."""
     threads(1)
     layer = FusedRNN(3, 5)
     x, reset = torch.randn(8, 4096, 3), torch.zeros(8, 4096, dtype=torch.bool)
-    reset[t, 7] = True  # no state leads back to other times
+    reset[t, 7] = True  # the gradient does not reach earlier times
     output, _ = layer(x, reset=reset)
     grad = torch.ones_like(output)
     grad[t, 7, 2] = torch.inf
@@ -316,7 +315,7 @@ def test_empty_batch(options, batch_first):
 
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_output_layout(batch_first):
-    """The output is contiguous in the layout of the input, so that `view` works on it."""
+    """The output is contiguous in the layout of the input, so `view` works on it."""
     module = FusedRNN(3, 5, batch_first=batch_first, bidirectional=True)
     output, h_n = module(torch.randn(4, 6, 3))
     assert output.is_contiguous()
@@ -325,7 +324,7 @@ def test_output_layout(batch_first):
 
 
 def test_strange_strides():
-    """Expanded, transposed, flipped and single-row inputs give the results of contiguous ones."""
+    """Sliced, transposed, expanded and single-row inputs give the results of contiguous ones."""
     ours, theirs = twins(4, 6)
     wide = torch.randn(7, 9, 3, 8)
     inputs = [
@@ -346,7 +345,7 @@ def test_strange_strides():
 
 
 def test_gradients_with_strange_strides():
-    """A gradient may be expanded, as `sum` makes it, or a slice."""
+    """A gradient may be expanded, as from `sum`, or a slice."""
     for take in (lambda o, h: h.sum(), lambda o, h: o.sum(), lambda o, h: o[1:-1, :, ::2].sum()):
         ours, theirs = twins(4, 6)
         x = torch.randn(7, 3, 4)
@@ -370,7 +369,7 @@ def bits_of(module, x, lengths=None):
 @pytest.mark.parametrize("shape", [(64, 400, 9, 1), (16, 128, 20, 60), (16, 512, 130, 4)])
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_same_bits_again_and_with_other_threads(threads, shape, packed, dtype):
-    """The last shape has several time blocks: 124 steps are converted at once."""
+    """The last shape has several time blocks: at most 124 steps are converted at once."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
     module = FusedRNN(D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
@@ -383,8 +382,8 @@ def test_the_same_bits_again_and_with_other_threads(threads, shape, packed, dtyp
         threads(count)
         bits = bits_of(module, x, lengths)
         assert all(map(torch.equal, bits, bits_of(module, x, lengths)))
-        # Each sequence has its own output, h_n and gradient of the input; gradients of parameters
-        # are sums over sequences, which as many threads as there are share out.
+        # Output, h_n and the gradient of the input belong to one sequence each. Gradients of
+        # parameters are sums over sequences, which the threads divide among them.
         of_sequences = 3 if count != 2 else len(bits)
         assert all(map(torch.equal, first[:of_sequences], bits[:of_sequences]))
 
@@ -405,7 +404,7 @@ def test_long_sequences_that_leave_some_threads_nothing(threads):
 
 
 def test_a_call_inside_a_parallel_region_of_threads():
-    """Python threads that call at the same time each get their own result."""
+    """Python threads that call at the same time get the results of calls one by one."""
     from concurrent.futures import ThreadPoolExecutor
 
     module = FusedRNN(16, 300)

@@ -1,4 +1,4 @@
-"""The oracle itself, against `nn.RNN` and finite differences; the reference path against it."""
+"""Checks the oracle against `nn.RNN` and finite differences, and the reference path against it."""
 
 import numpy as np
 import oracle
@@ -38,18 +38,18 @@ def test_hand_written_gradients_are_those_of_finite_differences(nonlinearity):
             below = loss()
             array[index] = value
             difference = (above - below) / (2 * step)
-            # The truncation error of a central difference grows with the square of the difference.
+            # The truncation error of a central difference grows with step**2.
             assert abs(difference - grad[index]) < 1000 * step**2 * max(1, abs(difference))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nn_rnn_agrees(layout):
-    """In float64 the oracle and `nn.RNN` differ by rounding: nothing was misread of its options."""
+    """In float64 the oracle and `nn.RNN` differ only by rounding, so they read options alike."""
     case = Case(3, 5, 6, 4, {"num_layers": 2, "bidirectional": True}, layout)
     theirs = case.run(torch.nn.RNN, torch.float64)
     single = case.run(torch.nn.RNN, torch.float32)
     for name, exact in case.run_oracle(torch.float64).items():
-        # Rounding in float64 against rounding in float32: nine digits apart.
+        # Rounding errors in float64 and in float32 are nine digits apart.
         error = np.abs(theirs[name].numpy() - exact).max()
         assert error < 1e-6 * np.abs(single[name].numpy() - exact).max()
 
@@ -57,8 +57,8 @@ def test_nn_rnn_agrees(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_reference_path(layout, dtype, monkeypatch):
-    """The reference path, taken here by force, keeps the budget of the kernel."""
-    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
+    """The reference path keeps the kernel's budget; the test forces it."""
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
     budget = ErrorBudget(dtype)
     for seed in range(3):
         options = {"num_layers": 2, "bidirectional": seed > 0, "batch_first": seed > 1}
@@ -68,8 +68,8 @@ def test_reference_path(layout, dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_reference_path_in_half_precision(dtype, monkeypatch):
-    """The reference path in 16 bits is judged against `nn.RNN` in 16 bits and the oracle."""
-    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "told so")
+    """The reference path in 16 bits is judged by `nn.RNN` in 16 bits and the oracle."""
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
     budget = ErrorBudget(dtype)
     for seed in range(4):
         Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed).add_to(budget, FusedRNN, dtype)

@@ -1,4 +1,4 @@
-"""`FusedRNN` against `nn.RNN` and the oracle: every combination of options, every result."""
+"""Compares `FusedRNN` with `nn.RNN` and the oracle: all combinations of options, all results."""
 
 import copy
 import itertools
@@ -10,8 +10,8 @@ from cases import SAME_ROWS, Case, draws, one_in, twins
 from namernn_fast import FusedRNN
 from namernn_fast.testing import ErrorBudget
 
-# (D, H, T, B): multiples of every vector, remainders in every place, wide and thin batches, one
-# short sequence of whole vectors, whose weights are not packed.
+# (D, H, T, B): whole vectors, remainders in every dimension, wide and thin batches, and one short
+# sequence of whole vectors, for which weights are not packed.
 SHAPES = {
     torch.float32: [
         (3, 2, 3, 2),
@@ -32,9 +32,9 @@ SHAPES = {
     torch.bfloat16: [(5, 7, 6, 3), (16, 48, 5, 1), (33, 70, 9, 40)],
     torch.float16: [(5, 7, 6, 3), (33, 70, 9, 40)],
 }
-# For token ids: what differs is the input of the first layer.
+# Fewer for token ids: only the input of the first layer differs.
 TOKEN_SHAPES = [(5, 7, 6, 3), (20, 33, 5, 40)]
-# Pairs of layouts and whether hx is given. Without hx, dense and packed rows run different code.
+# (layouts, whether hx is given). Without hx, dense and packed rows run different code.
 KINDS = [*((layouts, True) for layouts in SAME_ROWS), (("dense",), False), (("packed",), False)]
 
 
@@ -72,7 +72,7 @@ def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers
     one_in(4, (False, True), (False, True), list(SHAPES)),
 )
 def test_sizes_of_one(batch_first, bidirectional, dtype):
-    """A stride along a size of one may be any number."""
+    """The stride of a dimension of size one is arbitrary."""
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "num_layers": 2}
     budget = ErrorBudget(dtype)
     add_cases(budget, dtype, [(1, 1, 1, 1), (1, 1, 4, 3)], options, Case)
@@ -80,9 +80,9 @@ def test_sizes_of_one(batch_first, bidirectional, dtype):
 
 
 def of_tokens(D, H, T, B, options, layout, with_hx, seed):  # noqa: N803 - the kernels' own legend
-    """Returns a case of token ids: with fewer rows than ids, with more, with one that is padding.
+    """Returns a case of token ids, with fewer or more rows than ids, and with or without padding.
 
-    Not with two rows or three, whose few rounding errors are no sample.
+    Never with only two or three rows, which have too few rounding errors for a sample.
     """
     vocabulary = (T * B // 3, T * B // 2, T * B + 1)[seed % 3]
     padding_idx = (None, 1, -1)[seed // 3 % 3]
@@ -92,10 +92,10 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed):  # noqa: N803 - the k
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps(layouts, bidirectional):
-    """There are more steps than the projection and the backward pass take at once.
+    """The projection and the backward pass need several rounds for these steps.
 
-    The projection takes the steps of 256 rows, less than half of those of each shape. Where a
-    core's own cache has 1 MiB, the backward pass takes 324 rows of the last shape.
+    The projection takes 256 rows at once, less than half of each shape. On a core with 1 MiB of L2
+    cache, the backward pass takes 324 rows of the last shape at once.
     """
     budget = ErrorBudget(torch.float32)
     options = {"bidirectional": bidirectional}
@@ -107,8 +107,8 @@ def test_many_steps(layouts, bidirectional):
     budget.check()
 
 
-def look(layer, x):
-    """The results of a layer, and the gradients of its parameters from the last states."""
+def results_and_gradients(layer, x):
+    """Returns a layer's results and the gradients of its parameters, given those of h_n."""
     output, h_n = layer(x)
     h_n.sum().backward()
     gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}
@@ -117,43 +117,44 @@ def look(layer, x):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_of_many_rows(bidirectional, threads):
-    """Gradients come from the last states, so that late steps add much and early steps little.
+    """Gradients start from the last states, so late steps contribute much and early ones little.
 
-    Their budget is three units in the last place of the largest value, beside a rival that is
-    exactly rounded: these sums err by one at most, and by 5 to 16 if chunks of 64 or 256 rows are
-    added straight to one large sum.
+    Judged beside an exactly rounded rival, the budget is three units in the last place of the
+    largest value. The sums err by at most one, or by 5 to 16 if chunks of 64 or 256 rows are added
+    directly to one large sum.
     """
     budget, tight = ErrorBudget(torch.float32), ErrorBudget(torch.float32, units=1)
     for _ in range(2):
         ours, theirs = twins(16, 16, bidirectional=bidirectional)
         x = torch.randn(64, 4096, 16)
-        exact = look(copy.deepcopy(theirs).double(), x.double())
-        his = look(theirs, x)
+        exact = results_and_gradients(copy.deepcopy(theirs).double(), x.double())
+        baseline = results_and_gradients(theirs, x)
         for count in (1, 2):
             threads(count)
             ours.zero_grad()
-            mine = look(ours, x)
+            mine = results_and_gradients(ours, x)
             for name, reference in exact.items():
                 if name.startswith("grad"):
                     tight.add(name, mine[name], reference.float(), reference)
                 else:
-                    budget.add(name, mine[name], his[name], reference)
+                    budget.add(name, mine[name], baseline[name], reference)
     budget.check()
     tight.check()
 
 
-# (D, H, T, B) and threads: one thread, threads that share sequences, and threads that share the
-# hidden units of few sequences.
+# (D, H, T, B) and the number of threads: one thread, threads that divide the sequences, and threads
+# that divide the hidden units of few sequences.
 IN_16_BITS = [((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2)]
 
 
 @pytest.mark.parametrize("layouts", [("dense",), ("packed unsorted", "lengths")], ids=", ".join)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_many_steps_in_16_bits(layouts, dtype, threads):
-    """There are more steps than are converted at once: 1 MiB of inputs and outputs in float.
+    """There are more steps than are converted at once.
 
-    That is 86 steps of the first shape, and 225 of the last. Where a core's own cache has 1 MiB,
-    the backward pass takes at most 512 rows of the last shape at once.
+    At most 1 MiB of inputs and outputs in float is converted: 86 steps of the first shape, 225 of
+    the last. On a core with 1 MiB of L2 cache, the backward pass takes at most 512 rows of the last
+    shape at once.
     """
     budget = ErrorBudget(dtype)
     for shape, count in IN_16_BITS:
@@ -168,9 +169,9 @@ def test_many_steps_in_16_bits(layouts, dtype, threads):
 
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 def test_threads(threads, layouts):
-    """Results keep their budget for any number of threads and any way to share the work."""
+    """Results keep their budget for any number of threads and any way to divide the work."""
     budget = ErrorBudget(torch.float32)
-    # Few sequences share the hidden units out, many the batch, and the last runs on one thread.
+    # Threads divide the hidden units of few sequences or the sequences; the last shape uses one.
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
         options = {"batch_first": seed % 2 == 0}
@@ -186,7 +187,7 @@ def test_threads(threads, layouts):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout(training):
-    """From one seed, the elements that `nn.RNN` drops are dropped, and none in evaluation."""
+    """With the same seed, drops the elements that `nn.RNN` drops; drops none in evaluation."""
     ours, theirs = twins(5, 8, num_layers=3, dropout=0.5)
     x = torch.randn(6, 4, 5)
     results = []
@@ -197,7 +198,7 @@ def test_dropout(training):
     torch.manual_seed(1)
     budget = ErrorBudget(torch.float32)
     exact = copy.deepcopy(theirs).double()(x.double())
-    for name, mine, his, reference in zip(("output", "h_n"), *results, exact, strict=True):
-        budget.add(name, mine, his, reference.detach().numpy())
+    for name, mine, baseline, reference in zip(("output", "h_n"), *results, exact, strict=True):
+        budget.add(name, mine, baseline, reference.detach().numpy())
     budget.check()
     assert (results[0][0] != ours(x)[0]).any() == training

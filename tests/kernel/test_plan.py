@@ -1,4 +1,4 @@
-"""The plan of the CPU kernel on machines with other numbers of cores."""
+"""The plan of the CPU kernel on machines with any number of cores."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_few_sequences_on_many_threads_share_out_both():
 
 
 def test_weights_beyond_the_near_cache_are_split():
-    """Threads split weights of which half fits in a core's L2 cache and the whole does not."""
+    """Threads divide the weights if half of them fits in a core's L2 cache but not all."""
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=3 * 2**19).members == 2
     assert cpu_plan([64] * 64, 512, 512, 2, l2_bytes=2**23).members == 1
 

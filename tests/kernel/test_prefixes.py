@@ -1,4 +1,7 @@
-"""Shared prefixes, through the operators: states have the bits of plain rows, gradients agree."""
+"""Shared prefixes, through the operators.
+
+States must be bit-identical to those without sharing, and gradients equal up to rounding.
+"""
 
 import itertools
 import random
@@ -17,13 +20,13 @@ pytestmark = pytest.mark.skipif(
 )
 LAYOUTS = ("padded", "batch first", "lengths", "packed", "jagged")
 EVEN = ("padded", "batch first")
-"""The layouts whose sequences all have the same length."""
+"""Layouts in which all sequences have the same length."""
 STYLES = ("random", "stems", "equal", "prefixes", "distinct")
 VOCABULARIES = (1, 2, 31, 70_000)
 
 
 def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
-    """Returns lists of ids, which begin alike as `style` says."""
+    """Returns lists of ids, with prefixes in common according to `style`."""
     draw = random.Random(seed)
     least = seq_len if layout in EVEN else 1 if layout == "packed" else 0
     one = [draw.randrange(vocabulary) for _ in range(seq_len)]
@@ -49,7 +52,7 @@ def draw_sequences(style, vocabulary, batch, seq_len, layout, seed):
 def arrange(sequences, layout):
     """Returns the operators' input, its sequence_layout and its option bits.
 
-    The ids lie apart from each other in memory, and ids of padding are wrong.
+    The ids are not adjacent in memory, and those in padding are out of range.
     """
     rows = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
     lengths = torch.tensor([len(ids) for ids in sequences])
@@ -71,7 +74,7 @@ def arrange(sequences, layout):
 
 @dataclass
 class Call:
-    """A batch of token ids, with weights of a stack."""
+    """A batch of token ids and the weights of a stack."""
 
     sequences: list[list[int]]
     layout: str = "jagged"
@@ -139,7 +142,7 @@ class Call:
         return ops.rnn_backward(None, self.grad_h_n, *arguments, *wanted, self.trees)[2]
 
     def shares(self):
-        """Whether the operators make trees, whose rows lie in another order than plain rows."""
+        """Whether the operators make trees: then rows are in another order than without."""
         output = self.forward(share=True)[0]
         assert output.shape == (self.ids.numel(), self.hidden_size)
         return not torch.equal(output, self.forward(share=False)[0].flatten(0, -2))
@@ -150,7 +153,7 @@ def equal(left, right):
 
 
 def check(call, set_threads=torch.set_num_threads):
-    """Compares a call that shares prefixes with plain rows."""
+    """Compares a call that shares prefixes with one that does not."""
     plain = call.forward(share=False)
     expected = call.backward(False, plain)
     of_threads = []
@@ -168,7 +171,7 @@ def check(call, set_threads=torch.set_num_threads):
             largest = float(other.abs().max()) if other.numel() else 0.0
             torch.testing.assert_close(grad, other, rtol=0, atol=error * largest)
         of_threads.append((shared, grads))
-    # The trees of the forward pass are found again by another number of threads.
+    # The backward pass rebuilds the trees of the forward pass with another number of threads.
     assert equal(call.backward(True, of_threads[0][0]), of_threads[1][1])
 
 
@@ -228,7 +231,7 @@ def test_long_sequences(vocabulary, threads):
 def test_it_shares_where_that_pays(style, trees, threads):
     sequences = draw_sequences(style, 31, 400, 12, "lengths", seed=4)
     call = Call(sequences, "lengths", trees=trees)
-    assert call.shares() or trees > 400  # as many as sequences would share little
+    assert call.shares() or trees > 400  # with one tree per sequence, sharing does not pay
     check(call, threads)
 
 
@@ -312,11 +315,11 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": ops.BIDIRECTIONAL}, "one direction alone can share prefixes, got 2"),
-        ({"hx": torch.zeros(1, 1, 4)}, "hx must be none where prefixes are shared"),
-        ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be none where prefixes"),
-        ({"dtype": torch.bfloat16}, "weights must be float32 or float64 where prefixes"),
-        ({"input": torch.zeros(3, 1, 4)}, "where prefixes are shared, got features"),
+        ({"options": ops.BIDIRECTIONAL}, "sharing prefixes takes one direction, got 2"),
+        ({"hx": torch.zeros(1, 1, 4)}, "hx must be None when prefixes are shared"),
+        ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be None when prefixes"),
+        ({"dtype": torch.bfloat16}, "weights must be float32 or float64 when prefixes"),
+        ({"input": torch.zeros(3, 1, 4)}, "when prefixes are shared, got features"),
     ],
 )
 def test_what_does_not_go_with_sharing_is_refused(changes, message):
@@ -332,5 +335,5 @@ def test_a_gradient_of_the_output_is_refused():
     call = Call([[1, 2, 3]] * 50)
     output, _, hidden = call.forward(share=True)
     arguments = (call.ids, None, call.weights, output, hidden, *call.arguments(True, 0))
-    with pytest.raises(RuntimeError, match="grad_output does not go with shared prefixes"):
+    with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):
         ops.rnn_backward(torch.zeros_like(output), None, *arguments, False, False, [0])

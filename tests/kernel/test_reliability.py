@@ -1,4 +1,4 @@
-"""Calls from many threads, after a fork, inside other work, interrupted, and without memory."""
+"""Calls from many threads, after a fork, in a parallel region, interrupted, and out of memory."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ SHAPES = [(16, 300, 30, 1), (16, 128, 20, 60), (64, 64, 8, 4)]  # D, H, T, B
 
 
 def run_program(program):
-    """Returns what a program with this package prints; asserts that it ends without an error."""
+    """Runs a program that imports this package, asserts success and returns the words it prints."""
     path = os.pathsep.join([str(Path(namernn_fast.__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
     ran = subprocess.run(
@@ -41,7 +41,7 @@ def results_of(module, x):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_calls_from_many_threads(shape, threads):
-    """Calls of one module at the same time have the bits of one call after the other."""
+    """Concurrent calls of one module have the same bits as calls one after the other."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
     threads(2)
     module = FusedRNN(D, H, bidirectional=True)
@@ -54,7 +54,7 @@ def test_calls_from_many_threads(shape, threads):
 
 
 def test_threads_that_set_their_number_of_threads(threads):
-    """Results of one sequence keep their bits while other threads set the number of threads."""
+    """Per-sequence results keep their bits while other threads set the number of threads."""
     threads(2)
     module = FusedRNN(16, 300)
     x = torch.randn(30, 2, 16)
@@ -69,10 +69,10 @@ def test_threads_that_set_their_number_of_threads(threads):
             assert all(map(torch.equal, got, wanted))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="knows the name of torch's library on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="loads torch's library by its Linux name")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_calls_inside_a_parallel_region(shape, threads):
-    """Calls inside `at::parallel_for`, where the layer has one thread, give the same results."""
+    """Calls inside `at::parallel_for`, where the layer gets one thread, give the same results."""
     D, H, T, B = shape  # noqa: N806
     threads(2)
     module = FusedRNN(D, H)
@@ -109,9 +109,9 @@ def results():
         x = x.clone().requires_grad_()
         output, h_n = module(x)
         values += [output.detach(), h_n.detach(), *torch.autograd.grad(h_n.sum(), x)]
-        lengths = [2] * x.shape[1]  # so that there is padding to clear, enough for several threads
+        lengths = [2] * x.shape[1]  # leaves enough padding to clear it on several threads
         values += [result.detach() for result in module(x, lengths=lengths)]
-    # Bytes: an operator of torch's own may wait for its lost threads in a child.
+    # Compare bytes: in a child, torch's own operators may wait for threads that it does not have.
     return [value.numpy().tobytes() for value in values]
 """
 
@@ -119,7 +119,7 @@ def results():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 @pytest.mark.parametrize("used", [True, False])
 def test_a_forked_child(used):
-    """A forked child, which has no thread of its parent's pool, computes the same results."""
+    """A forked child has none of the parent's pool threads, but computes the same results."""
     program = FORK + (
         f"wanted = results() if {used} else None\n"
         "pid = os.fork()\n"
@@ -132,12 +132,13 @@ def test_a_forked_child(used):
     assert run_program(program) == ["child", "parent"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="runs on one thread on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="falls back to one thread only on Linux")
 @pytest.mark.parametrize("what", ["transposed", "expanded", "empty"])
 def test_a_forked_child_whose_tensors_are_copied_or_cleared(what):
-    """Copies and zeros that an operator makes of large tensors need no thread of the pool either.
+    """In a child, copying and zeroing large tensors needs no thread of the pool either.
 
-    The features of an input or of a gradient may lie apart; without a row, gradients are zeros.
+    Inputs and gradients without adjacent features are copied. If no row exists, gradients of
+    weights are zeroed.
     """
     program = FORK + (
         f"import signal; what = {what!r}\n"
@@ -156,7 +157,7 @@ def test_a_forked_child_whose_tensors_are_copied_or_cleared(what):
         "torch.ones(10**6).sum()\n"  # starts the threads of the pool
         "pid = os.fork()\n"
         "if not pid:\n"
-        "    signal.alarm(300)\n"  # ends a child that waits for ever
+        "    signal.alarm(300)\n"  # kills a child that hangs
         "    print(results() == before, flush=True)\n"
         "    os._exit(0)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
@@ -179,10 +180,10 @@ def test_a_forked_data_loader_worker():
 
 
 def test_an_interrupt():
-    """An interrupt arrives when the call under way returns, and later calls work as before."""
+    """An interrupt arrives when the current call returns, and later calls work as before."""
     program = FORK + (
         "import signal, threading\n"
-        # Where SIGINT is ignored, as in a background job, Python leaves it ignored.
+        # If SIGINT is ignored at startup, as in a background job, Python keeps ignoring it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "wanted = results()\n"
         "try:\n"
@@ -195,7 +196,7 @@ def test_an_interrupt():
 
 
 def test_other_threads_run_during_a_call():
-    """The interpreter is switched from thread to thread only where one gives it up."""
+    """With this switch interval, other threads only run if the call releases the interpreter."""
     module = FusedRNN(256, 256)
     x = torch.randn(1000, 64, 256)
     ticks, done = 0, threading.Event()
@@ -235,15 +236,15 @@ def test_an_output_too_big_for_memory(shape):
 
 
 def test_a_copy_of_an_input_too_big_for_memory():
-    """An input whose features lie apart is copied: the error says what there was no memory for."""
+    """An input without adjacent features is copied; the error gives the shape of the copy."""
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"no memory for a tensor of shape \(1"):
         FusedRNN(2, 4)(torch.zeros(1).expand(2**30, 2**20, 2))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory in a Linux way")
 @pytest.mark.parametrize("both_at_once", [True, False])
 def test_scratch_memory_that_cannot_be_had(both_at_once):
-    """Whichever thread lacks memory, the calling thread gets the error, and later calls work."""
+    """Whichever thread runs out of memory, the caller gets the error, and later calls work."""
     program = FORK + (
         "import resource\n"
         "def limit(extra):\n"

@@ -1,4 +1,4 @@
-"""Which rows there are: lengths, zeros among them, jagged tensors, episodes that begin anew."""
+"""Which rows exist: lengths, including zero, jagged tensors, and resets within a sequence."""
 
 import copy
 import itertools
@@ -24,7 +24,7 @@ def layer_and_input(options, seq_len, batch, dtype=torch.float64):
 
 
 def gradients(module, results, inputs):
-    """Returns gradients of a sum in which every element has a weight of its own, in any dtype."""
+    """Returns gradients of a weighted sum of all elements, with the same weights in any dtype."""
     generator = torch.Generator().manual_seed(1)
     loss = sum((r * torch.randn(r.shape, generator=generator).to(r.dtype)).sum() for r in results)
     return torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True)
@@ -40,14 +40,14 @@ def test_a_sequence_of_length_zero_keeps_its_state(path, options):
     grads = gradients(module, (output, h_n), (x, hx))
     assert not grads[0][:, [1, 3]].any()
     assert not grads[0][3:, 0].any()
-    # Without the empty sequences, the other sequences have the same results.
+    # The other sequences have the same results without the empty ones.
     kept, kept_h_n = module(x[:, [0, 2]], hx[:, [0, 2]], lengths=[3, 5])
     torch.testing.assert_close(output[:, [0, 2]], kept)
     torch.testing.assert_close(h_n[:, [0, 2]], kept_h_n)
     (grad_hx,) = torch.autograd.grad(h_n[:, [1, 3]].sum(), hx)
     assert torch.equal(grad_hx[:, [1, 3]], torch.ones_like(grad_hx[:, [1, 3]]))
     assert not grad_hx[:, [0, 2]].any()
-    # All sequences are empty, and there is no initial state.
+    # All sequences may be empty, without an initial state.
     output, h_n = module(x, lengths=torch.zeros(4, dtype=torch.int32))
     assert not output.any()
     assert not h_n.any()
@@ -79,7 +79,7 @@ def test_lengths_come_in_any_form(path, batch_first):
 
 
 def split_run(module, x, hx, lengths, reset):
-    """Cuts the sequences of a padded batch at the resets, and runs the parts one by one."""
+    """Splits the sequences of a padded batch at the resets and runs the parts one by one."""
     backwards = torch.arange(hx.shape[0]) % 2 == 1 if module.bidirectional else torch.tensor(False)
     backwards = backwards.expand(hx.shape[0])[:, None]
     outputs, states = [], []
@@ -123,7 +123,7 @@ def test_a_reset_splits_the_sequence(path, options, layout, often, threads):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("seq_len", [10, 1000])
 def test_resets_in_every_type(dtype, seq_len, threads):
-    """Resets work across time blocks, and nothing before a reset can be seen after it."""
+    """Resets work across time blocks, and nothing before a reset affects what follows it."""
     threads(2)
     module, x, hx = layer_and_input(STACK, seq_len, 64, dtype)
     reset = torch.zeros(seq_len, 64, dtype=torch.bool)
@@ -190,7 +190,7 @@ def test_rows_that_make_no_sense(path):
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_layers_that_run_at_once_compute_the_same(layout, batch, threads):
-    """Three layers in a wave on two threads compute what they compute one after the other."""
+    """Three layers in a wave on two threads give the results of one after the other."""
     seq_len = 600
     assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3).layers == 2
     module, x, hx = layer_and_input({"num_layers": 3}, seq_len, batch, torch.float32)
@@ -216,7 +216,7 @@ def test_layers_that_run_at_once_compute_the_same(layout, batch, threads):
             lengths_given = {"lengths": lengths} if layout == "lengths" else {}
             output, h_n = module(x, hx, **more, **lengths_given)
         grads = gradients(module, (output, h_n), (x, hx))
-        with torch.no_grad():  # without gradients, nothing is kept for a backward pass
+        with torch.no_grad():  # nothing is kept for a backward pass
             state = module(x, hx, **more)[1]
         return (output, h_n, state, *grads[:2]), grads[2:]
 

@@ -1,6 +1,6 @@
-// Compares the kernels with the equation, forward and backward, within the error budget: a result
-// may be twice as far from an RNN of higher precision as a plain loop in the kernel's own precision
-// is, and a unit in the last place of the largest number more.
+// Checks the forward and backward kernels against the error budget: the error of a result, judged
+// by an RNN in higher precision, may be twice that of a plain loop in the kernel's precision plus
+// one unit in the last place of the largest value.
 #include <algorithm>
 #include <cstdio>
 #include <string>
@@ -15,7 +15,7 @@ struct Problem {
   bool relu;
 };
 
-// The arguments and the results of one problem, by name.
+// The indices of one problem's arguments and results.
 enum Argument { kInput, kHx, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGradOutput, kGradLast };
 enum Name { kOutput, kLast, kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBias, kNames };
 const char* const names[] = {
@@ -23,8 +23,8 @@ const char* const names[] = {
 template <class Number>
 using Values = std::vector<std::vector<Number>>;
 
-// What is known of a storage type: the precision that computes with it and a higher one, and how
-// many significant bits it has.
+// For each storage type, the type that kernels compute in, one of higher precision, and the number
+// of significant bits that are stored.
 template <class Storage>
 struct Precision;
 template <>
@@ -68,7 +68,7 @@ double number(Half value) {
   return value.bits >> 15 ? -size : size;
 }
 
-// The nearest number of so many significant bits.
+// Rounds to the given number of significant bits.
 template <class Number>
 Number rounded(Number value, int bits) {
   int exponent = 0;
@@ -76,7 +76,8 @@ Number rounded(Number value, int bits) {
   return std::ldexp(std::nearbyint(std::ldexp(part, bits)), exponent - bits);
 }
 
-// One layer over dense rows (T, B, ...) as the equation says, with states and results rounded.
+// One layer over dense rows (T, B, ...), computed as the equation reads. States, dz and results are
+// rounded.
 template <class Number>
 class Plain {
  public:
@@ -107,7 +108,7 @@ class Plain {
   }
 
  private:
-  // The state that sequence b has before time t.
+  // The state of sequence b before time t.
   const Number* state(int64_t t, int64_t b) const {
     return t ? &results_[kOutput][((t - 1) * p_.B + b) * p_.H] : &arguments_[kHx][b * p_.H];
   }
@@ -176,7 +177,7 @@ std::vector<Array<Storage>> draw(const Problem& p, Random& random) {
   return drawn;
 }
 
-// What the kernels compute, in the order of Name.
+// The results of the kernels, in the order of Name.
 template <class Storage>
 Values<double> run(const KernelsFor<Storage>& kernels, const Problem& p,
                    const std::vector<Array<Storage>>& arguments) {
@@ -227,7 +228,7 @@ Values<double> run(const KernelsFor<Storage>& kernels, const Problem& p,
   return values;
 }
 
-// The share of its budget that a result takes, over several draws.
+// The fraction of its error budget that a result uses, over several draws.
 struct Share {
   double ours = 0, plain = 0, largest = 0;
 
@@ -235,7 +236,7 @@ struct Share {
   void add(const std::vector<double>& found, const std::vector<Own>& loop,
            const std::vector<Higher>& exact) {
     for (size_t i = 0; i < exact.size(); ++i) {
-      // A NaN must not be lost in a comparison.
+      // Comparisons with NaN are false: keep a NaN once it has occurred.
       const double error = std::fabs(double(found[i] - exact[i]));
       ours = std::isnan(ours) || error <= ours ? ours : error;
       plain = std::max(plain, double(std::fabs(loop[i] - exact[i])));
@@ -258,7 +259,7 @@ void check(const char* name, const KernelsFor<Storage>& kernels) {
   int problems = 0;
   forced_plan = {1, 1, 0};
   for (const auto& [D, H, T, B] : shapes) {
-    // In 16 bits a rounded state may put a relu on the other side of its kink.
+    // Not relu in 16 bits, where rounding a state may move it across the kink.
     for (const bool relu : {false, true}) {
       if (relu && sizeof(Storage) == 2) continue;
       const Problem p{D, H, T, B, relu};
@@ -277,10 +278,9 @@ void check(const char* name, const KernelsFor<Storage>& kernels) {
         const double share = shares[i].of_budget(bits);
         most = share <= most ? most : share;
         if (share <= 1) continue;
-        std::fprintf(stderr,
-                     "%s, %zu bytes, (D, H, T, B) = (%d, %d, %d, %d), %s takes %.2f: ", name,
+        std::fprintf(stderr, "%s, %zu bytes, (D, H, T, B) = (%d, %d, %d, %d), %s uses %.2f: ", name,
                      sizeof(Storage), int(D), int(H), int(T), int(B), names[i], share);
-        fail("more than its budget");
+        fail("more than its error budget");
       }
     }
   }

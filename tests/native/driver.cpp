@@ -21,14 +21,15 @@ namespace namernn_fast {
 Plan forced_plan{1, 1, 0};
 Arrival arrival = Arrival::together;
 
-// Definitions in place of plan.cpp: the driver says how work is shared out.
+// These definitions replace plan.cpp, so that the driver decides how work is divided.
 Plan choose_plan(const Workload& workload) {
   return {std::min(forced_plan.groups, workload.layout.B),
           std::min(forced_plan.members, workload.panels), 0};
 }
 int64_t choose_projected_steps(const Workload& workload, const Plan&, int64_t, InPlace in_place) {
   constexpr size_t small_cache = 1 << 14;
-  const bool ahead = in_place.weight_ih || in_place.weight_hh;  // products in place start from it
+  // Products that read weights in place start from the projection.
+  const bool ahead = in_place.weight_ih || in_place.weight_hh;
   return workload.D && (ahead || workload.machine.l2_bytes <= small_cache) ? 3 : 0;
 }
 int64_t choose_workers(double, const Machine& machine) { return machine.threads; }
@@ -80,8 +81,8 @@ void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
 }
 
 void* scratch(size_t bytes) {
-  // Taking memory may throw, and only the thread that called the kernel has scratch memory.
-  if (in_region) fail("scratch memory was asked for inside a parallel region");
+  // In a region, failing to allocate would leave other threads waiting at a barrier.
+  if (in_region) fail("scratch memory was requested inside a parallel region");
   taken.push_back(std::make_unique<Guarded>(bytes, 64));
   return taken.back()->data();
 }

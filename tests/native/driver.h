@@ -1,5 +1,5 @@
-// What the files of this driver share: memory that shows every wrong access, random arguments, and
-// what kernels need from the process they run in.
+// Shared by the files of this driver: memory that exposes every wrong access, random arguments, and
+// the Runtime that kernels need.
 #pragma once
 
 #include <cmath>
@@ -13,19 +13,19 @@
 
 namespace namernn_fast {
 
-extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // of emulated_pairs.cpp
+extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // in emulated_pairs.cpp
 
-// Runs the kernels over prefix trees, in trees.cpp.
+// Compares runs over prefix trees with runs over plain rows. In trees.cpp.
 void check_trees(const Kernels& kernels);
 
-// Compares the kernels with plain loops, in accuracy.cpp.
+// Compares the kernels with plain loops. In accuracy.cpp.
 void check_accuracy(const Kernels& kernels);
 
-// Ends the process.
+// Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);
 
-// NaN in every type, and it ends where a page begins that nobody may touch: what runs over its end
-// is seen even in the instructions that no sanitizer looks into.
+// Memory filled with NaN for every type. It ends at an inaccessible page, so an access past its end
+// faults even in instructions that no sanitizer checks.
 class Guarded {
  public:
   Guarded(size_t bytes, size_t alignment);
@@ -40,17 +40,17 @@ class Guarded {
   size_t mapped_;
 };
 
-// Which threads of a parallel region come, and when.
+// Which threads of a parallel region show up, and when.
 enum class Arrival { together, late, in_pairs, alone };
 
-// How the next run shares out its work, in place of what plan.cpp would choose.
+// How the next runs divide their work, instead of as plan.cpp would choose.
 extern Plan forced_plan;
 extern Arrival arrival;
 
-// What a kernel needs from the process, for so many threads and such a cache.
+// The Runtime of a machine with the given threads and L2 cache.
 Runtime runtime_of(int64_t threads, size_t l2_bytes);
 
-// Frees the scratch memory of all calls so far.
+// Frees all scratch memory taken so far.
 void free_scratch();
 
 class Random {
@@ -60,7 +60,7 @@ class Random {
     return uint32_t(state_ >> 32);
   }
   int64_t below(int64_t end) { return int64_t(bits() % uint64_t(end)); }
-  // Of either sign, below 2^-exponent.
+  // Draws a value of either sign whose magnitude is at most about 2^-exponent.
   void draw(float& value, int exponent) { value = float(real(exponent)); }
   void draw(double& value, int exponent) { value = real(exponent); }
   void draw(BFloat16& value, int exponent) {
@@ -97,7 +97,7 @@ class Array {
   bool operator==(const Array& other) const {
     return std::memcmp(data(), other.data(), size_ * sizeof(Element)) == 0;
   }
-  // Whether every element was written, since memory is NaN at first, with a number.
+  // Whether every element is finite. An element that was never written is NaN.
   bool is_finite() const {
     for (int64_t i = 0; i < size_; ++i) {
       if (!namernn_fast::is_finite(data()[i])) return false;
@@ -110,7 +110,8 @@ class Array {
   std::unique_ptr<Guarded> memory_;
 };
 
-// The layer with those weights in panels, packed before the pass runs, that are not read in place.
+// The layer with panels, packed into `memory` in advance. Only weights that are read in place
+// remain as the caller stores them.
 template <class Storage>
 Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
                            std::unique_ptr<Guarded>& memory, const Runtime& runtime) {

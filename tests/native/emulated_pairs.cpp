@@ -1,5 +1,5 @@
-// bfloat16 on pairs with a tile in plain C++ in place of the instructions of AMX and AVX-512, so
-// that csrc/kernel/bfloat16_*.h run on any machine and under every sanitizer.
+// The bfloat16 kernels with a tile in plain C++ instead of AMX or AVX-512 instructions, so that
+// csrc/kernel/bfloat16_*.h run on any machine and under every sanitizer.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include <cstring>
@@ -12,9 +12,9 @@ namespace {
 struct PairTile {
   static constexpr int64_t rows = 32;
 
-  // Reads and writes as many rows as AMX does: 16 or 32, of which `height` count. In the backward
-  // pass of the reverse direction another thread may write the other rows meanwhile, the dz of the
-  // next step; nobody reads what comes of them, so the thread sanitizer need not see them read.
+  // Reads and writes 16 or 32 rows, like AMX; only the first `height` results are used. In the
+  // backward pass of the reverse direction another thread may meanwhile write the other rows, which
+  // are dz of the next step. That race is harmless, so the thread sanitizer does not get to see it.
   template <bool kAdd>
   void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
                 float* c) {

@@ -1,9 +1,9 @@
-// Runs the kernels by themselves, for the sanitizers: without torch, on threads they can follow.
+// Runs the kernels without torch, on threads that sanitizers can follow.
 //
-// The work is shared out in every way, with threads that come together, late, or not at all. The
-// results that do not depend on it must have the bits of a run on one thread. Linked with the
-// kernels' static libraries by `make sanitize` and `make sanitize-threads`, and for ARM by
-// `make test-arm`.
+// Divides the work in every way, among threads that arrive together, late or not at all. Results
+// that do not depend on the division must be bit-identical to those of one thread. The commands
+// that build this file with the kernels' static libraries are `make sanitize`, `make
+// sanitize-threads` and, for ARM, `make test-arm`.
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,14 +17,12 @@
 namespace namernn_fast {
 namespace {
 
-// ---- One problem: arguments, a run, its results ----
-
 enum class Kind { dense, batch_first, packed, any_order, jagged };
 constexpr unsigned kKinds = 5;
 
 struct Problem {
   int64_t D, H, T, B;
-  int64_t V;  // rows of a table in place of inputs, D being 0; or 0
+  int64_t V;  // rows of the table, with token ids and D = 0; otherwise 0
   Kind kind;
   size_t l2_bytes;
   InPlace in_place;
@@ -36,7 +34,7 @@ template <class Storage>
 struct Results {
   const Problem p;
   Array<Storage> output, h_n, grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias;
-  Array<Storage> last_state;  // h_n of a run without an output; or nothing
+  Array<Storage> last_state;  // h_n of a run without an output, if !want_output
 
   Results(const Problem& p, int64_t rows)
       : p(p),
@@ -49,17 +47,18 @@ struct Results {
         grad_bias(p.H),
         last_state(p.want_output ? 0 : p.B * p.H) {}
 
-  // What is wrong with the results, apart from the values; or null.
+  // What is wrong with these results on their own, or null.
   const char* error() const {
     const bool complete =
         h_n.is_finite() && (!p.want_hx || grad_hx.is_finite()) &&
         (!p.want_weights || (grad_weight_ih.is_finite() && grad_weight_hh.is_finite() &&
                              (!p.bias || grad_bias.is_finite())));
-    if (!complete) return "a result that is not a number";
-    if (!p.want_output && !(last_state == h_n)) return "another h_n without an output";
+    if (!complete) return "a result is not finite";
+    if (!p.want_output && !(last_state == h_n)) return "h_n differs without an output";
     return nullptr;
   }
-  // The sums over sequences depend on the number of groups, by rounding.
+  // Compares bits. `sums`: also the gradients that are sums over sequences, whose rounding depends
+  // on the number of groups.
   bool equal(const Results& other, bool sums) const {
     return output == other.output && h_n == other.h_n && grad_input == other.grad_input &&
            grad_hx == other.grad_hx &&
@@ -68,11 +67,11 @@ struct Results {
   }
 };
 
-// Which rows there are, and where.
+// Which rows exist and where they lie.
 struct Shape {
   std::vector<int64_t> count, start, order, origin;
-  int64_t N = 0;     // rows that are computed
-  int64_t rows = 0;  // that a tensor can hold
+  int64_t N = 0;     // rows that exist
+  int64_t rows = 0;  // rows of a tensor, including padding
   SequenceLayout layout{};
 
   explicit Shape(const Problem& p) : count(p.T), start(p.T), order(p.B), origin(p.B) {
@@ -117,11 +116,11 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
   }
 }
 
-// The tensors that both passes read, and the layer that they make up.
+// The tensors that both passes read, and the layer that refers to them.
 template <class Storage>
 struct Arguments {
   Array<Storage> input, hx, table, weight_ih, weight_hh, bias_ih, bias_hh;
-  Array<int64_t> ids;  // those of rows that do not exist are -1
+  Array<int64_t> ids;  // -1 in padding
   Guarded resets;
   Layer<Storage> layer{};
 
@@ -238,8 +237,8 @@ Results<Storage> run(const KernelsFor<Storage>& kernels, const Problem& p, const
   return results;
 }
 
-// Bits that vary what does not interact: every bit with every number of a round, mixed so that no
-// bit goes along with the layouts, which come round as well.
+// Bits for the options that do not interact. Hashing the round keeps every bit independent of the
+// layouts, which cycle with the rounds.
 uint32_t bits_of(uint32_t round) {
   uint32_t bits = round * 0x9e3779b1u;
   bits = (bits ^ bits >> 16) * 0x85ebca6bu;
@@ -247,7 +246,8 @@ uint32_t bits_of(uint32_t round) {
   return bits ^ bits >> 16;
 }
 
-// Each of the options has a layout and a direction, with inputs or with a table.
+// `options` enumerates the layouts and directions, with inputs and with a table. `bits` draws the
+// rest.
 template <class Storage>
 Problem problem_of(const int64_t (&shape)[4], unsigned options, uint32_t bits) {
   const auto bit = [&](int i) { return (bits >> (31 - i) & 1) != 0; };
@@ -271,7 +271,7 @@ Problem problem_of(const int64_t (&shape)[4], unsigned options, uint32_t bits) {
 
 template <class Storage>
 void check(const char* name, const KernelsFor<Storage>& kernels) {
-  // The sixth has rows enough for two groups to gather some of their gradients apart.
+  // The last shape has enough rows per group that two groups accumulate gradients apart.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},    {16, 48, 5, 1},
                                       {9, 130, 4, 7}, {3, 200, 70, 3}, {20, 33, 40, 30},
                                       {2, 3, 260, 65}};
@@ -290,7 +290,7 @@ void check(const char* name, const KernelsFor<Storage>& kernels) {
         const Results<Storage> shared =
             run(kernels, p, runtime_of(plan.groups * plan.members, p.l2_bytes));
         error = shared.error();
-        if (!shared.equal(alone, plan.groups == 1)) error = "other bits than on one thread";
+        if (!shared.equal(alone, plan.groups == 1)) error = "bits differ from those of one thread";
       }
       if (!error) continue;
       std::fprintf(stderr,
@@ -316,8 +316,8 @@ void check_all(const Kernels& kernels) {
 }  // namespace
 }  // namespace namernn_fast
 
-// With an argument, of which the text does not matter, the baseline alone runs: the emulated
-// instructions and the other kernels are of x86, and an emulator of ARM takes long for the former.
+// With any argument, only the baseline kernels run: an ARM emulator would be slow on the emulated
+// pairs, and the other kernels are for x86.
 int main(int argc, char**) {
   using namespace namernn_fast;
   check_all(kernels_baseline);

@@ -1,5 +1,5 @@
-// Runs the kernels over prefix trees, in stacks of two layers, and over the same sequences in plain
-// rows: the last states have the same bits, and the gradients agree.
+// Runs stacks of two layers over prefix trees and over the same sequences in plain rows. The last
+// states must be bit-identical and the gradients equal up to rounding.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -14,11 +14,11 @@ using Sequences = std::vector<std::vector<int64_t>>;
 
 struct Problem {
   int64_t H, T, B, V;
-  bool relu, bias, accumulate, grad_h_n;  // grad_h_n: of the first layer too
+  bool relu, bias, accumulate, grad_h_n;  // grad_h_n: the first layer has one too
   size_t l2_bytes;
 };
 
-// Sequences of ids, longest first. Some begin like another, some are the same.
+// Draws sequences of ids, longest first. Some share a prefix, some are equal.
 Sequences draw_sequences(const Problem& p, Random& random) {
   Sequences sequences(p.B);
   for (int64_t b = 0; b < p.B; ++b) {
@@ -34,14 +34,14 @@ Sequences draw_sequences(const Problem& p, Random& random) {
   return sequences;
 }
 
-// The rows of sequences, each of its own or shared in a tree.
+// The rows of sequences: separate for each sequence, or shared in a tree.
 struct RowLayout {
   std::vector<int64_t> count, start, ids, parent, end_start, end_sequence;
   PrefixTree tree{};
   SequenceLayout layout{};
 
   RowLayout(const Sequences& sequences, int64_t T, bool shared) : count(T), start(T), end_start(1) {
-    std::vector<int64_t> row_of(sequences.size());  // at the time at hand, among those of its time
+    std::vector<int64_t> row_of(sequences.size());  // of each sequence, among the rows of its time
     for (int64_t t = 0; t < T; ++t) {
       start[t] = int64_t(ids.size());
       std::map<std::pair<int64_t, int64_t>, int64_t> rows;  // by parent and id
@@ -54,7 +54,7 @@ struct RowLayout {
         if (is_new) {
           ++count[t];
           ids.push_back(id);
-          parent.push_back(t > 0 ? row_of[b] : -1);  // nobody reads those of time 0
+          parent.push_back(t > 0 ? row_of[b] : -1);  // not read at time 0
           ends.emplace_back();
         }
         row_of[b] = found->second;
@@ -80,7 +80,7 @@ struct RowLayout {
 template <class Scalar>
 struct Results {
   Array<Scalar> h_n;                     // [2, B, H]
-  std::vector<Array<Scalar>> gradients;  // of both layers: weight_ih or the table, weight_hh, bias
+  std::vector<Array<Scalar>> gradients;  // per layer: weight_ih or the table, weight_hh, bias
 
   explicit Results(const Problem& p) : h_n(2 * p.B * p.H) {
     for (const int64_t rows :
@@ -96,7 +96,7 @@ struct Results {
   bool operator==(const Results& other) const {
     return h_n == other.h_n && gradients == other.gradients;
   }
-  // Whether each gradient differs by rounding alone, in relation to its largest element.
+  // Whether gradients are equal up to rounding, relative to the largest element of each.
   bool agrees(const Results& other) const {
     for (size_t i = 0; i < gradients.size(); ++i) {
       double largest = 0, difference = 0;
@@ -160,7 +160,8 @@ class Stack {
       layer.bias_ih = biases_[2 * k].data();
       layer.bias_hh = biases_[2 * k + 1].data();
     }
-    layer.batch_invariant = p_.B == 1;  // or its plain rows would be computed from unpacked weights
+    // One sequence in plain rows would otherwise take forward_short(), with other bits than a tree.
+    layer.batch_invariant = p_.B == 1;
     layer.chains = {kChain, kChain};
     return layer;
   }
@@ -219,23 +220,23 @@ template <class Scalar>
 const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random& random) {
   const Sequences sequences = draw_sequences(p, random);
   const RowLayout plain(sequences, p.T, false), tree(sequences, p.T, true);
-  if (plain.layout.B != p.B || tree.layout.N > plain.layout.N) return "rows that do not exist";
+  if (plain.layout.B != p.B || tree.layout.N > plain.layout.N) return "the layout has extra rows";
   const auto run = [&](const RowLayout& rows, bool packed_before, int64_t threads) {
     return Stack<Scalar>(kernels, p, rows, packed_before, threads).run();
   };
   const Results<Scalar> expected = run(plain, false, 1);
   const Results<Scalar> results = run(tree, false, 1);
-  if (!results.is_finite()) return "a result that is not a number";
-  if (!(results.h_n == expected.h_n)) return "another h_n than in plain rows";
-  if (!results.agrees(expected)) return "other gradients than in plain rows";
-  if (!(run(tree, true, 1) == results)) return "other bits where panels were packed before";
-  if (!(run(tree, false, 3) == results)) return "other bits where threads share out the products";
+  if (!results.is_finite()) return "a result is not finite";
+  if (!(results.h_n == expected.h_n)) return "h_n differs from plain rows";
+  if (!results.agrees(expected)) return "gradients differ from plain rows";
+  if (!(run(tree, true, 1) == results)) return "bits differ if panels are packed in advance";
+  if (!(run(tree, false, 3) == results)) return "bits differ if threads divide the products";
   return nullptr;
 }
 
 template <class Scalar>
 void check(const char* name, const KernelsFor<Scalar>& kernels) {
-  // Whole vectors of one sequence, rows of several time blocks, gradients that gather apart.
+  // Include whole vectors of one sequence, several time blocks, gradients that accumulate apart.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},    {48, 5, 1, 2},   {16, 7, 40, 1},
                                       {7, 6, 3, 2},    {130, 4, 7, 3},  {33, 20, 60, 2},
                                       {16, 9, 300, 5}, {9, 3, 50, 500}, {3, 12, 2500, 4}};
