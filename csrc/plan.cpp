@@ -52,7 +52,7 @@ Plan choose_plan(const Workload& workload) {
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
-    // Shares are rounded up: a step ends when the thread with the max_groups work is done.
+    // Shares are rounded up: a step ends when the thread with the most work is done.
     const double share = double(ceiling(panels, members)) / double(panels);
     const double bytes = weights * share * double(scalar_bytes);
     for (const int64_t groups : {int64_t(1), max_groups}) {
