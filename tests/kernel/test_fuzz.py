@@ -38,7 +38,7 @@ FLUSHED = replace(
     wanted=frozenset(("weights",)),
 )
 
-# A state is infinite, but NaN in `nn.RNN` on AMX, which lets it in from another sequence's row.
+# A state is infinite. In `nn.RNN` on AMX it is NaN, which comes from another sequence's row.
 INFINITE = replace(
     LUCKY,
     D=76,

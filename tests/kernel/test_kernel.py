@@ -147,8 +147,8 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
     budget = ErrorBudget(dtype)
     names = ("input", "hx", "weight_ih", "weight_hh", "bias")
     ours = (grad_x, grad_hx[0], *grad_weights[:3])
-    for name, mine, his, reference in zip(names, ours, theirs, exact, strict=True):
-        budget.add(name, mine, his, reference.numpy())
+    for name, mine, baseline, reference in zip(names, ours, theirs, exact, strict=True):
+        budget.add(name, mine, baseline, reference.numpy())
     budget.check()
     assert torch.equal(grad_weights[2], grad_weights[3])
 
@@ -351,8 +351,8 @@ def test_gradients_with_strange_strides():
         x = torch.randn(7, 3, 4)
         for module in (ours, theirs):
             take(*module(x)).backward()
-        for mine, his in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, his.grad)
+        for mine, baseline in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, baseline.grad)
 
 
 def bits_of(module, x, lengths=None):
@@ -398,8 +398,8 @@ def test_long_sequences_that_leave_some_threads_nothing(threads):
         module(packed.to(module.weight_ih_l0.dtype))[0].data.sum().backward()
     budget = ErrorBudget(torch.float32)
     for name, exact in precise.named_parameters():
-        mine, his = ours.get_parameter(name), theirs.get_parameter(name)
-        budget.add(name, mine.grad, his.grad, exact.grad.numpy())
+        mine, baseline = ours.get_parameter(name), theirs.get_parameter(name)
+        budget.add(name, mine.grad, baseline.grad, exact.grad.numpy())
     budget.check()
 
 

@@ -44,7 +44,7 @@ def test_hand_written_gradients_are_those_of_finite_differences(nonlinearity):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nn_rnn_agrees(layout):
-    """In float64 the oracle and `nn.RNN` differ only by rounding, so they read options alike."""
+    """In float64 the oracle and `nn.RNN` differ only by rounding: they interpret options alike."""
     case = Case(3, 5, 6, 4, {"num_layers": 2, "bidirectional": True}, layout)
     theirs = case.run(torch.nn.RNN, torch.float64)
     single = case.run(torch.nn.RNN, torch.float32)
@@ -57,7 +57,7 @@ def test_nn_rnn_agrees(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_reference_path(layout, dtype, monkeypatch):
-    """The reference path keeps the kernel's budget; the test forces it."""
+    """The reference path, forced here, keeps the kernel's budget."""
     monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
     budget = ErrorBudget(dtype)
     for seed in range(3):

@@ -80,7 +80,7 @@ def test_sizes_of_one(batch_first, bidirectional, dtype):
 
 
 def of_tokens(D, H, T, B, options, layout, with_hx, seed):  # noqa: N803 - the kernels' own legend
-    """Returns a case of token ids, with fewer or more rows than ids, and with or without padding.
+    """Returns a case of token ids, with fewer or more rows than ids and any kind of padding_idx.
 
     Never with only two or three rows, which have too few rounding errors for a sample.
     """
@@ -92,7 +92,7 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed):  # noqa: N803 - the k
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps(layouts, bidirectional):
-    """The projection and the backward pass need several rounds for these steps.
+    """There are more steps than the projection or the backward pass takes at once.
 
     The projection takes 256 rows at once, less than half of each shape. On a core with 1 MiB of L2
     cache, the backward pass takes 324 rows of the last shape at once.
@@ -108,7 +108,7 @@ def test_many_steps(layouts, bidirectional):
 
 
 def results_and_gradients(layer, x):
-    """Returns a layer's results and the gradients of its parameters, given those of h_n."""
+    """Returns the results of a layer and the gradients of `h_n.sum()` for its parameters."""
     output, h_n = layer(x)
     h_n.sum().backward()
     gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}
@@ -171,7 +171,7 @@ def test_many_steps_in_16_bits(layouts, dtype, threads):
 def test_threads(threads, layouts):
     """Results keep their budget for any number of threads and any way to divide the work."""
     budget = ErrorBudget(torch.float32)
-    # Threads divide the hidden units of few sequences or the sequences; the last shape uses one.
+    # Threads divide hidden units (few sequences) or sequences (many); the last shape uses one.
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
         options = {"batch_first": seed % 2 == 0}

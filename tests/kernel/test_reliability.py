@@ -241,7 +241,7 @@ def test_a_copy_of_an_input_too_big_for_memory():
         FusedRNN(2, 4)(torch.zeros(1).expand(2**30, 2**20, 2))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory in a Linux way")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its size from /proc")
 @pytest.mark.parametrize("both_at_once", [True, False])
 def test_scratch_memory_that_cannot_be_had(both_at_once):
     """Whichever thread runs out of memory, the caller gets the error, and later calls work."""
