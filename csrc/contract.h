@@ -2,7 +2,9 @@
 //
 // Legend: T is the number of time steps, B of sequences, D of input features, H of hidden units, V
 // of token ids. A row holds the features of one (time, sequence) pair; N is the number of rows,
-// T * B if all sequences have the same length. A range first .. last does not include `last`.
+// T * B if all sequences have the same length. A range first .. last does not include `last`. The
+// weights and biases of a cell with gates have one block of H rows per gate: where a shape below
+// says [H, ..] for them, a GRU has [3 H, ..].
 //
 // Glossary of the native code (docs/architecture.md has that of the whole project):
 // - step, time: an index along the sequence; a distance in memory is a stride;
@@ -31,6 +33,8 @@
 namespace namernn_fast {
 
 enum class Activation { tanh, relu };
+
+enum class CellKind { elman, gru };
 
 // torch's 16-bit types as they are stored. Kernels compute with them in float.
 struct BFloat16 {
@@ -146,13 +150,16 @@ template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
   RowStrides<Scalar> output;  // (t, b) -> [H]; or absent: not wanted (a tree always has one)
-  Scalar* h_n;                // [B, H]
+  RowStrides<Scalar> kept;  // (t, b) -> [blocks, H], what the cell keeps for the backward pass; or
+                            // absent
+  Scalar* h_n;              // [B, H]
 };
 
 template <class Scalar>
 struct Backward {
   Layer<Scalar> layer;
   RowStrides<const Scalar> output;       // (t, b) -> [H]
+  RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
   const Scalar* grad_h_n;  // [B, H], or null; any strides, even 0, as from sum(); a tree needs
                            // contiguous features
@@ -165,8 +172,8 @@ struct Backward {
   Scalar* grad_weight_ih;  // [H, D], or with a table its gradient [V, H]; or null: no parameter
                            // gradients are wanted
   Scalar* grad_weight_hh;  // [H, H]
-  Scalar* grad_bias;       // [H], the gradient of bias_ih and of bias_hh, which are equal; or null:
-                           // there is no bias
+  Scalar* grad_bias_ih;    // [H], or null: there is no bias
+  Scalar* grad_bias_hh;    // [H]; or null: there is no bias, or its gradient is that of bias_ih
 };
 
 struct Machine {
@@ -205,8 +212,20 @@ struct KernelsFor {
   int64_t panel_rate;  // speed of products that use panels, relative to those of float
 };
 
+// The kernels of one cell, and the sizes that its tensors have: see kernel/cells/elman.h.
+struct KernelsOfCell : KernelsFor<float>,
+                       KernelsFor<double>,
+                       KernelsFor<BFloat16>,
+                       KernelsFor<Half> {
+  int64_t weight_blocks;
+  int64_t kept;
+  bool one_bias_gradient;
+};
+
 // The kernels of one instruction set.
-struct Kernels : KernelsFor<float>, KernelsFor<double>, KernelsFor<BFloat16>, KernelsFor<Half> {
+struct Kernels {
+  KernelsOfCell elman;
+  KernelsOfCell gru;
   const char* name;
   const char* bfloat16_name;  // name of the instructions that compute bfloat16
   int64_t panel_width;  // of panels of float; threads split the hidden units in multiples of it
@@ -216,8 +235,8 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Kernels for bfloat16 that replace those of kernels_avx512 on processors that have these
-// instructions.
+// Kernels of the vanilla cell for bfloat16 that replace those of kernels_avx512 on processors that
+// have these instructions.
 extern const KernelsFor<BFloat16> kernels_avx512_bf16;
 extern const KernelsFor<BFloat16> kernels_amx;
 

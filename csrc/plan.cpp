@@ -43,12 +43,12 @@ Workload on_one_thread(Workload workload) {
 }  // namespace
 
 Plan choose_plan(const Workload& workload) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes] = workload;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = workload;
   Plan best{1, 1, 0};
   if (layout.N == 0) return best;
   const double T = double(layout.T);
   const double rows = double(layout.N) / T;  // average number of rows per step
-  const double weights = double(H) * double(D + H);
+  const double weights = double(blocks) * double(H) * double(D + H);
   const double rate = kRate * sizeof(float) / double(scalar_bytes);
   for (int64_t members = 1; members <= std::min(machine.threads, panels); ++members) {
     const int64_t max_groups = std::max<int64_t>(1, std::min(machine.threads / members, layout.B));
@@ -81,7 +81,7 @@ bool choose_both_at_once(const Workload& workload) {
 Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   Workload recurrent = workload;
   recurrent.D = workload.H;
-  const auto& [layout, machine, D, H, panels, scalar_bytes] = recurrent;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = recurrent;
   const Wave none{1, layout.T};
   const int64_t at_once = std::min(layers, machine.threads);
   if (at_once < 2 || layout.T <= kStepsAlone) return none;
@@ -89,12 +89,13 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
   double alone = choose_plan(on_one_thread(recurrent)).time;
   double begin = kStretch;
   // A layer of a wave packs its weights on one thread; without a wave all threads share this.
-  const double packing = kPackingCost * 2 * double(H) * double(H) / kRate;
+  const double packing = kPackingCost * 2 * double(blocks) * double(H) * double(H) / kRate;
   if (pass == Pass::backward) {
     shared *= kBackward;
     alone *= kBackward;
     // Weight gradients are read and written once per stretch.
-    begin = kBackward * begin + 2 * 2 * double(H) * double(H) * double(scalar_bytes) / kNearRate;
+    begin = kBackward * begin +
+            2 * 2 * double(blocks) * double(H) * double(H) * double(scalar_bytes) / kNearRate;
   }
   const double rounds = double(ceiling(layers, at_once));
   const double best = std::sqrt(double(at_once - 1) * alone / (rounds * begin));
@@ -114,15 +115,24 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
 // projection.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes] = workload;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = workload;
   if (D == 0) return 0;
   const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
   const double share = double(ceiling(panels, plan.members)) / double(panels);
-  const double bytes = double(H) * double(D + H) * share * double(scalar_bytes);
+  const double bytes = double(blocks) * double(H) * double(D + H) * share * double(scalar_bytes);
   const bool ahead =
       in_place.weight_ih || in_place.weight_hh || thin || bytes > double(machine.l2_bytes / 2);
-  return ahead ? std::max<int64_t>(1, kProjectedRows / width) : 0;
+  return ahead ? std::max<int64_t>(1, choose_projected_rows(workload) / width) : 0;
+}
+
+// A cell with several blocks projects into scratch memory, which shares the cache with the weights
+// of the recurrence.
+int64_t choose_projected_rows(const Workload& workload) {
+  if (workload.blocks == 1) return kProjectedRows;
+  const int64_t row = workload.blocks * workload.H * int64_t(workload.scalar_bytes);
+  const int64_t fit = int64_t(workload.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
+  return std::max(kTileRows, std::min(kProjectedRows, fit));
 }
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {

@@ -14,6 +14,7 @@ struct Workload {
   int64_t H;
   int64_t panels;  // panels of W_hh, which members can split among themselves
   size_t scalar_bytes;
+  int64_t blocks;  // weight blocks of the cell
 };
 
 // How the recurrence of one direction is split among groups * members threads. Each group takes its
@@ -62,6 +63,9 @@ constexpr int64_t kTileRows = 6;
 // order of summation is the same either way.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place);
+
+// Returns how many rows to project at once if the projection runs ahead.
+int64_t choose_projected_rows(const Workload& workload);
 
 // Returns how many threads to use for this many independent multiply-adds: all of them, or one if
 // the work does not justify the overhead.

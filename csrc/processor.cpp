@@ -56,7 +56,7 @@ Kernels detect_kernels() {
   if (wanted != "default" && wanted != "avx2" && avx512) {
     Kernels found = kernels_avx512;
     if (const auto* bfloat16 = detect_bfloat16(wanted, &found.bfloat16_name)) {
-      static_cast<KernelsFor<BFloat16>&>(found) = *bfloat16;
+      static_cast<KernelsFor<BFloat16>&>(found.elman) = *bfloat16;
     }
     return found;
   }
@@ -70,6 +70,10 @@ Kernels detect_kernels() {
 const Kernels& kernels() {
   static const Kernels chosen = detect_kernels();
   return chosen;
+}
+
+const KernelsOfCell& kernels_of(CellKind cell) {
+  return cell == CellKind::elman ? kernels().elman : kernels().gru;
 }
 
 size_t l2_bytes() {

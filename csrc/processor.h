@@ -9,6 +9,9 @@ namespace namernn_fast {
 // The kernels for the best instruction set that this processor has and ATEN_CPU_CAPABILITY allows.
 const Kernels& kernels();
 
+// The kernels of one cell among them.
+const KernelsOfCell& kernels_of(CellKind cell);
+
 // The size of a core's L2 cache, or a guess if the system does not report it.
 size_t l2_bytes();
 

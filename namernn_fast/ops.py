@@ -79,6 +79,17 @@ _library.define(
     "int[] want_layers, int trees=0) -> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_library.define(
+    f"gru_forward(Tensor input, Tensor? hx, Tensor[] weights, {_LAYOUT}, int trees=0) -> "
+    "(Tensor output, Tensor h_n, Tensor[] hidden, Tensor[] kept)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "gru_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
+    f"Tensor[] weights, Tensor output, Tensor[] hidden, Tensor[] kept, {_LAYOUT}, bool want_input, "
+    "bool want_hx, int[] want_layers, int trees=0) -> (Tensor, Tensor, Tensor[])",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _library.define("cpu_kernel(bool bfloat16) -> str")
 _library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "

@@ -23,7 +23,8 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
                        const Runtime& runtime) {
   const int64_t panels = panel_count<typename Products::Scalar>(layer.D);
   if (panels == 0) return;
-  const double packing = kPackingCost / 2 * double(layer.H) * double(layer.D);
+  const double elements = double(Products::blocks) * double(layer.H) * double(layer.D);
+  const double packing = kPackingCost / 2 * elements;
   const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
     for (int64_t p = panels * begin / workers; p < panels * end / workers; ++p) {
@@ -37,22 +38,23 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
 template <class Cell, class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
-  return RecurrencePanels<Cell, Storage>::bytes(D, H) + panels_size<Scalar>(H, D) * sizeof(Scalar);
+  return RecurrencePanels<Cell, Storage>::bytes(D, H) +
+         panels_size<Scalar>(Cell::weight_blocks * H, D) * sizeof(Scalar);
 }
 // Returns where the panels of weight_ih begin in these panels. Null stays null.
-template <class Cell, class Products, class Storage>
+template <class Products, class Storage>
 typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   if (!panels) return nullptr;
   auto* start = static_cast<char*>(const_cast<void*>(panels));
-  const size_t before = Products::template Recurrence<Cell>::bytes(layer.D, layer.H);
+  const size_t before = Products::Recurrence::bytes(layer.D, layer.H);
   return reinterpret_cast<typename Products::Element*>(start + before);
 }
 // Packs these panels.
 template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
   pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
-  FloatProducts<Storage> products{};
-  products.weight_ih = weight_ih_in<Cell, FloatProducts<Storage>>(panels, layer);
+  FloatProducts<Cell, Storage> products{};
+  products.weight_ih = weight_ih_in<FloatProducts<Cell, Storage>>(panels, layer);
   pack_input_panels(products, layer, runtime);
 }
 
@@ -78,24 +80,27 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
   const bool recurrent = layout.T > 1 || args.grad_hx;
-  const Plan plan = recurrent ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
-                                             sizeof(typename Products::Element)})
-                              : Plan{1, 1, 0};
+  const Plan plan = recurrent
+                        ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
+                                       sizeof(typename Products::Element), Cell::weight_blocks})
+                        : Plan{1, 1, 0};
   Team* teams = scratch<Team>(runtime, plan.groups);
   const int64_t block_rows = Products::block_rows(layer, runtime);
 
   Group common{};
-  common.copies = weight_copies<typename Products::template Recurrence<Cell>>(layer, plan, runtime);
+  common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
   common.grad_h = accumulator<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
   if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
   if (args.grad_input.data) {
-    auto* weight_ih = weight_ih_in<Cell, Products>(layer.panels, layer);
+    auto* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels(common.products, layer, runtime);
   }
+  const int64_t gate_rows = Cell::weight_blocks * H;  // of both weights
   const GradientSizes sizes{
-      has_table(layer) ? layer.table.V * H : Products::gradient_size(H, layer.D),
-      Products::gradient_size(H, H), args.grad_bias ? H : 0};
+      has_table(layer) ? layer.table.V * gate_rows : Products::gradient_size(gate_rows, layer.D),
+      Products::gradient_size(gate_rows, H), args.grad_bias_ih ? gate_rows : 0,
+      args.grad_bias_hh ? gate_rows : 0};
   // The rows of one step must fit in a time block.
   const int64_t parts = plan.members > 1
                             ? 1
@@ -129,14 +134,14 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 // Returns how many rows at the start of a time block have a zero previous state, and so add nothing
 // to the gradient of weight_hh: those of time 0 if there is no hx. If any dz of these rows is not
 // finite, returns 0, because zero times infinity is NaN.
-template <class Products>
+template <class Cell, class Products>
 inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
                                     const Products& products, const GroupRows& rows,
                                     const TimeBlock& block) {
   if (layer.reverse || layer.hx || block.first > 0) return 0;
   const int64_t count = first_row(rows, 1);
   for (int64_t row = 0; row < count; ++row) {
-    if (!all_finite(products.dz + row * products.dz_stride, layer.H)) return 0;
+    if (!all_finite(products.dz + row * products.dz_stride, Cell::sums * layer.H)) return 0;
   }
   return count;
 }
@@ -153,23 +158,36 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   if (args.grad_weight_ih) {
     const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
-    const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
+    const int64_t from_zero = count_rows_from_zero<Cell>(args.layer, products, group.rows, block);
+    const Columns of_state{Cell::first_state_sum * H,
+                           (Cell::first_state_sum + Cell::weight_blocks) * H};
     if (group.one_product) {
-      products.write_weight_gradient(share, from_zero, rows, products.previous, H,
+      products.write_weight_gradient(of_state, share, from_zero, rows, products.previous, H,
                                      args.grad_weight_hh);
-      products.write_weight_gradient(share, 0, rows, products.input, D, args.grad_weight_ih);
     } else {
-      products.add_weight_gradient(initial, share, from_zero, rows, products.previous, H,
+      products.add_weight_gradient(of_state, initial, share, from_zero, rows, products.previous, H,
                                    grad.weight_hh);
-      if (group.tokens.token) {
-        add_table_gradient(products, group.tokens, initial, share, args.layer.table.V, H, rows,
-                           grad.weight_ih);
-      } else {
-        products.add_weight_gradient(initial, share, 0, rows, products.input, D, grad.weight_ih);
-      }
     }
-    static_assert(Cell::one_bias_gradient, "the library copies one bias's gradient to the other");
-    if (args.grad_bias) add_bias_gradient(products, initial, share, H, rows, grad.bias);
+    for_each_input_range<Cell>([&](int64_t sum, int64_t count, int64_t block) {
+      const Columns columns{sum * H, (sum + count) * H};
+      const int64_t first = block * H;  // row of weight_ih and of bias_ih
+      if (group.one_product) {
+        products.write_weight_gradient(columns, share, 0, rows, products.input, D,
+                                       args.grad_weight_ih + first * D);
+      } else if (group.tokens.token) {
+        add_table_gradient(products, group.tokens, columns, initial, share, args.layer.table.V,
+                           rows, grad.weight_ih + first, Cell::weight_blocks * H);
+      } else {
+        products.add_weight_gradient(columns, initial, share, 0, rows, products.input, D,
+                                     grad.weight_ih + first * D);
+      }
+      if (args.grad_bias_ih) {
+        add_bias_gradient(products, columns, initial, share, rows, grad.bias_ih + first);
+      }
+    });
+    if (args.grad_bias_hh) {
+      add_bias_gradient(products, of_state, initial, share, rows, grad.bias_hh);
+    }
   }
   if (args.grad_input.data) {
     products.write_input_gradient(args, group.rows, block, share, worker);
@@ -227,7 +245,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const Runtime& runtime = pass.runtime;
   const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(sizeof(typename Products::Element)) / sizeof(Scalar) *
-                         double(layer.H) *
+                         double(Cell::weight_blocks) * double(layer.H) *
                          ((args.grad_weight_ih ? 1 : 0) * double(layer.H + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
@@ -257,12 +275,13 @@ void run_one_group(const BackwardPass<Products>& pass) {
 
 // Adds up the gradients of all groups, and converts results that did not accumulate in the caller's
 // memory.
-template <class Products>
+template <class Cell, class Products>
 void deliver_gradients(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;
   const auto& args = pass.args;
   const SequenceLayout& layout = args.layer.layout;
   const int64_t H = args.layer.H;
+  const int64_t gate_rows = Cell::weight_blocks * H;
   const auto* groups = pass.groups;
   if (!std::is_same_v<typename Products::Storage, Scalar> || layout.order) {
     for (int64_t b = 0; args.grad_hx && b < layout.B; ++b) {
@@ -279,16 +298,19 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
   if (pass.plan.groups > 1) {
     add_groups(&Gradients<Scalar>::weight_ih, sizes.weight_ih);
     add_groups(&Gradients<Scalar>::weight_hh, sizes.weight_hh);
-    if (sizes.bias) add_groups(&Gradients<Scalar>::bias, sizes.bias);
+    if (sizes.bias_ih) add_groups(&Gradients<Scalar>::bias_ih, sizes.bias_ih);
+    if (sizes.bias_hh) add_groups(&Gradients<Scalar>::bias_hh, sizes.bias_hh);
   }
-  deliver(sums.bias, args.grad_bias, H);
+  deliver(sums.bias_ih, args.grad_bias_ih, sizes.bias_ih);
+  deliver(sums.bias_hh, args.grad_bias_hh, sizes.bias_hh);
   if (groups[0].one_product) return;
   if (has_table(args.layer)) {
     deliver(sums.weight_ih, args.grad_weight_ih, sizes.weight_ih);
   } else {
-    Products::deliver_gradient(sums.weight_ih, args.grad_weight_ih, H, args.layer.D, pass.runtime);
+    Products::deliver_gradient(sums.weight_ih, args.grad_weight_ih, gate_rows, args.layer.D,
+                               pass.runtime);
   }
-  Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, H, H, pass.runtime);
+  Products::deliver_gradient(sums.weight_hh, args.grad_weight_hh, gate_rows, H, pass.runtime);
 }
 
 template <class Cell, class Products>
@@ -300,7 +322,7 @@ void backward(const Backward<typename Products::Storage>& args, const Runtime& r
   } else {
     run_one_group<Cell>(pass);
   }
-  deliver_gradients(pass);
+  deliver_gradients<Cell>(pass);
 }
 
 }  // namespace

@@ -100,8 +100,6 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
                           const typename Products::Element* weight_hh, int64_t t, int64_t row,
                           const Part& part, const Runtime& runtime) {
-  static_assert(Cell::sums == 1 && Cell::kept == 0,
-                "a row of dz is one block, computed from the gradient and the row of the output");
   const auto& layer = args.layer;
   const Cell cell(layer);
   const SequenceLayout& layout = layer.layout;
@@ -113,10 +111,23 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const int64_t end = alive_end(layout, t, slice);
   if (layout.tree) gather_tree_gradients(args, t, group.grad_parent, group.grad_h);
   for (int64_t b = slice.begin; b < end; ++b) {
-    cell.sum_gradients(
-        row_at(args.output, layout, t, b) + first_column, group.grad_h + b * layer.H + first_column,
-        args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
-        products.dz + (row + b) * products.dz_stride + first_column, width);
+    if constexpr (!Cell::only_through_sums) {
+      const auto* before = previous_state(layer, args.output, t, b, continued);
+      const int64_t place = b * layer.H + first_column;
+      cell.sum_gradients(
+          row_at(args.kept, layout, t, b) + first_column, before ? before + first_column : nullptr,
+          group.grad_h + place,
+          args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
+          products.dz + (row + b) * products.dz_stride + first_column,
+          (layout.tree ? group.grad_parent : group.grad_h) + place, layer.H, width);
+      continue;
+    } else {
+      cell.sum_gradients(
+          row_at(args.output, layout, t, b) + first_column,
+          group.grad_h + b * layer.H + first_column,
+          args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
+          products.dz + (row + b) * products.dz_stride + first_column, width);
+    }
   }
   if (args.grad_weight_ih || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
@@ -146,7 +157,7 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   WeightCopies copies = group.copies;
   copies.packed |=
       !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nobody reads the panels
-  using Panels = typename Products::template Recurrence<Cell>;
+  using Panels = typename Products::Recurrence;
   const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;
   if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);
   if (group.tokens.token && part.member == 0) {

@@ -80,12 +80,14 @@ constexpr int64_t kMinPairRows = 512;
 constexpr int64_t kPairChunkRows = 256;  // rows of a time block that are multiplied per pass over C
 static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
 
+template <class Cell>
 struct PairProducts {
+  static_assert(Cell::sums == 1 && Cell::only_through_sums, "a row of dz is one block");
   using Storage = BFloat16;
   using Scalar = float;
   using Element = BFloat16;
-  template <class Cell>
   using Recurrence = PairRecurrencePanels<Cell>;
+  static constexpr int64_t blocks = Cell::weight_blocks;
   static constexpr int64_t w = Shape<float>::panel_width;
 
   // Memory shared by all groups.
@@ -175,7 +177,7 @@ struct PairProducts {
     }
   }
 
-  void add_weight_gradient(bool initial, Share& share, int64_t zeros, int64_t count,
+  void add_weight_gradient(Columns, bool initial, Share& share, int64_t zeros, int64_t count,
                            const BFloat16* panels, int64_t width, float* grad) const {
     static_assert(kTaskRows % PairTile::rows == 0);
     PairTile tile;
@@ -199,8 +201,8 @@ struct PairProducts {
     }
   }
 
-  void write_weight_gradient(Share& share, int64_t zeros, int64_t count, const BFloat16* panels,
-                             int64_t width, BFloat16* grad) const {
+  void write_weight_gradient(Columns, Share& share, int64_t zeros, int64_t count,
+                             const BFloat16* panels, int64_t width, BFloat16* grad) const {
     PairTile tile;
     alignas(64) float sums[PairTile::rows * w];
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;

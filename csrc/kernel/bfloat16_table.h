@@ -15,7 +15,7 @@ constexpr KernelsFor<BFloat16> kernels_on_pairs() {
   return {{nullptr, nullptr},
           &forward_pairs<Elman>,
           {nullptr, nullptr},
-          &backward<Elman, PairProducts>,
+          &backward<Elman, PairProducts<Elman>>,
           nullptr,
           8};
 }

@@ -17,13 +17,13 @@ constexpr int64_t kChunkRows = 256;  // rows of a time block that are multiplied
 constexpr int64_t kTaskRows = 96;    // rows of C in a unit of work
 constexpr int64_t kFewRows = 64;  // time blocks with at most this many rows write C in memory order
 
-template <class StorageType>
+template <class Cell, class StorageType>
 struct FloatProducts {
   using Storage = StorageType;
   using Scalar = Compute<Storage>;
   using Element = Scalar;
-  template <class Cell>
   using Recurrence = RecurrencePanels<Cell, Storage>;
+  static constexpr int64_t blocks = Cell::weight_blocks;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   // Memory shared by all groups.
@@ -32,7 +32,7 @@ struct FloatProducts {
                        // scattered; or null
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
-  int64_t H;         // columns of dz
+  int64_t H;
   int64_t capacity;  // maximum rows of a time block
   int64_t dz_stride;
   Element* dz;        // [capacity, dz_stride]
@@ -41,20 +41,21 @@ struct FloatProducts {
 
   // The rows of a time block fill about half of a core's own cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
-    const int64_t row = (2 * layer.H + layer.D) * int64_t(sizeof(Scalar));
+    const int64_t row = ((1 + Cell::sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
     return max64(kMinBlockRows, int64_t(runtime.machine.l2_bytes / 2) / row);
   }
 
-  static int64_t gradient_size(int64_t H, int64_t width) { return H * width; }
+  static int64_t gradient_size(int64_t rows, int64_t width) { return rows * width; }
 
-  static void deliver_gradient(const Scalar* sums, Storage* result, int64_t H, int64_t width,
+  static void deliver_gradient(const Scalar* sums, Storage* result, int64_t rows, int64_t width,
                                const Runtime&) {
-    deliver(sums, result, H * width);
+    deliver(sums, result, rows * width);
   }
 
   void prepare_input_gradient(const Layer<Storage>& layer, Element* panels, const Plan& plan,
                               const Runtime& runtime) {
-    weight_ih = panels ? panels : scratch<Element>(runtime, panels_size<Scalar>(layer.H, layer.D));
+    weight_ih =
+        panels ? panels : scratch<Element>(runtime, panels_size<Scalar>(blocks * layer.H, layer.D));
     if (!std::is_same_v<Storage, Scalar> || layer.layout.origin) {
       const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
       staged = scratch<Scalar>(runtime, workers * kTaskRows * layer.D);
@@ -62,7 +63,12 @@ struct FloatProducts {
   }
 
   void pack_input_panel(const Layer<Storage>& layer, int64_t p) const {
-    pack(layer.weight_ih, layer.H, layer.D, p * w, weight_ih + p * layer.H * w);
+    const int64_t H = layer.H;
+    const int64_t D = layer.D;
+    for_each_input_range<Cell>([&](int64_t sum, int64_t count, int64_t block) {
+      pack(layer.weight_ih + block * H * D, count * H, D, p * w,
+           weight_ih + (p * blocks + sum) * H * w);
+    });
   }
 
   void prepare_rows(int64_t inputs, int64_t units, bool want_weights, int64_t rows,
@@ -71,7 +77,7 @@ struct FloatProducts {
     H = units;
     capacity = rows;
     // An odd number of vectors, so that the elements of a column of dz use many cache sets.
-    dz_stride = panel_count<Scalar>(H) * w + Simd<Scalar>::lanes;
+    dz_stride = panel_count<Scalar>(Cell::sums * H) * w + Simd<Scalar>::lanes;
     dz = scratch<Element>(runtime, capacity * dz_stride);
     if (want_weights) {
       previous = scratch<Element>(runtime, panels_size<Scalar>(capacity, H));
@@ -87,49 +93,58 @@ struct FloatProducts {
 
   void step_back(int64_t row, const Element* weight_hh, int64_t rows, Columns columns,
                  Scalar* grad_h) const {
-    const Operand<Scalar> operand{dz + row * dz_stride, dz_stride, 1, weight_hh, H * w, H};
-    const Target<Scalar> target{grad_h, H, nullptr, 0, false};
+    const int64_t K = blocks * H;
+    const Scalar* of_state = dz + row * dz_stride + Cell::first_state_sum * H;
+    const Operand<Scalar> operand{of_state, dz_stride, 1, weight_hh, K * w, K};
+    const Target<Scalar> target{grad_h, H, nullptr, 0, !Cell::only_through_sums};
     product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
 
   void end_recurrence(int64_t, const Part&) const {}
 
-  void add_weight_gradient(bool initial, Share& share, int64_t zeros, int64_t rows,
-                           const Element* panels, int64_t width, Scalar* grad) const {
+  void add_weight_gradient(Columns dz_columns, bool initial, Share& share, int64_t zeros,
+                           int64_t rows, const Element* panels, int64_t width, Scalar* grad) const {
+    const Scalar* of_sums = dz + dz_columns.first;
+    const int64_t M = dz_columns.last - dz_columns.first;
     // With few rows, writing C takes most of the time. So a task then writes whole rows, in memory
     // order.
     const bool whole = rows <= kFewRows;
     const int64_t task_rows = whole ? Shape<Scalar>::max_rows : kTaskRows;
     const int64_t task_columns = whole ? width : w;
     for (int64_t j = 0; j < width; j += task_columns) {
-      for (int64_t i = 0; i < H; i += task_rows) {
+      for (int64_t i = 0; i < M; i += task_rows) {
         if (!take(share)) continue;
         // If all rows are zeros, one product over no rows writes the zeros of an initial gradient.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
-              dz + k * dz_stride + i,     1, dz_stride, panels + k * w, capacity * w,
+              of_sums + k * dz_stride + i, 1, dz_stride, panels + k * w, capacity * w,
               min64(kChunkRows, rows - k)};
           const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                       !(initial && k == zeros)};
-          product<Scalar, true>(&operand, 1, target, min64(task_rows, H - i), j,
+          product<Scalar, true>(&operand, 1, target, min64(task_rows, M - i), j,
                                 min64(j + task_columns, width), NoFinish());
         }
       }
     }
   }
 
-  void write_weight_gradient(Share& share, int64_t zeros, int64_t rows, const Element* panels,
-                             int64_t width, Storage* grad) const {
+  void write_weight_gradient(Columns dz_columns, Share& share, int64_t zeros, int64_t rows,
+                             const Element* panels, int64_t width, Storage* grad) const {
     if constexpr (std::is_same_v<Storage, Scalar>) {
-      add_weight_gradient(true, share, zeros, rows, panels, width, grad);
+      add_weight_gradient(dz_columns, true, share, zeros, rows, panels, width, grad);
     } else {
       constexpr int64_t height = Shape<Scalar>::max_rows;
       alignas(64) Scalar sums[height * w];
-      const Operand<Scalar> all{dz + zeros * dz_stride, 1,           dz_stride, panels + zeros * w,
-                                capacity * w,           rows - zeros};
-      for (int64_t i = 0; i < H; i += height) {
+      const int64_t M = dz_columns.last - dz_columns.first;
+      const Operand<Scalar> all{dz + zeros * dz_stride + dz_columns.first,
+                                1,
+                                dz_stride,
+                                panels + zeros * w,
+                                capacity * w,
+                                rows - zeros};
+      for (int64_t i = 0; i < M; i += height) {
         if (!take(share)) continue;
-        const int64_t tile_rows = min64(height, H - i);
+        const int64_t tile_rows = min64(height, M - i);
         for (int64_t j = 0; j < width; j += w) {
           const int64_t columns = min64(w, width - j);
           Operand<Scalar> operand = all;
@@ -169,7 +184,8 @@ struct FloatProducts {
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;
     const int64_t rows = min64(kTaskRows, run.rows - i);
-    const Operand<Scalar> operand{rows_dz, stride, 1, weight_ih, H * w, H};
+    const int64_t K = blocks * H;
+    const Operand<Scalar> operand{rows_dz, stride, 1, weight_ih, K * w, K};
     const auto grad = [&](int64_t r) {
       return run.along_time ? row_at(args.grad_input, layout, run.t + i + r, run.b)
                             : row_at(args.grad_input, layout, run.t, run.b + i + r);

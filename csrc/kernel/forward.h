@@ -20,7 +20,9 @@ namespace {
 template <class Cell, class Storage>
 void forward(const Forward<Storage>& args, const Runtime& runtime) {
   if constexpr (std::is_same_v<Storage, Compute<Storage>>) {
-    if (is_short(args.layer)) return forward_short<Cell>(args, runtime);
+    if constexpr (Cell::sums_in_output) {
+      if (is_short(args.layer)) return forward_short<Cell>(args, runtime);
+    }
     if (!args.layer.layout.origin && args.output.data) return forward_rows<Cell>(args, runtime);
   }
   forward_copied<Cell>(args, runtime);

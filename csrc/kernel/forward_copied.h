@@ -21,6 +21,7 @@ struct CopiedRows {
   Scalar* input;   // [steps, B, D]
   int64_t* ids;    // [steps, B], with a table
   Scalar* output;  // [steps, B, H]
+  Scalar* kept;    // [steps, B, Cell::kept * H], or null: nothing is kept
   Scalar* state;   // [B, H], at the start of the time block
   Scalar* h_n;     // [B, H], at the end of the time block
 };
@@ -82,6 +83,8 @@ struct CopiedPart {
                              layer.resets.time_stride};
     }
     copied.output = {copies.output, layout.B * layer.H, layer.H};
+    const int64_t kept = Cell::kept * layer.H;
+    if (copies.kept) copied.kept = {copies.kept, layout.B * kept, kept};
     copied.h_n = copies.h_n;
     return copied;
   }
@@ -109,12 +112,17 @@ struct CopiedPart {
     }
   }
 
-  void write_time_block(int64_t first, int64_t last) const {
+  // Writes the part's columns of copied rows, of `blocks` blocks of H, to the caller's rows.
+  void write_time_block(Scalar* copied, int64_t first, int64_t last,
+                        const RowStrides<Storage>& rows, int64_t blocks) const {
     const Layer<Storage>& layer = args.layer;
     for (int64_t t = first; t < last; ++t) {
       for (int64_t b = part.slice.begin; b < alive_end(layer.layout, t, part.slice); ++b) {
-        convert(copy_at(copies.output, first, t, b, layer.H) + part.columns.first,
-                row_at(args.output, layer.layout, t, b) + part.columns.first, width());
+        for (int64_t g = 0; g < blocks; ++g) {
+          const int64_t column = g * layer.H + part.columns.first;
+          convert(copy_at(copied, first, t, b, blocks * layer.H) + column,
+                  row_at(rows, layer.layout, t, b) + column, width());
+        }
       }
     }
   }
@@ -134,10 +142,11 @@ struct CopiedPart {
       inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
       const int64_t projected_steps = choose_projected_steps(
-          forward_workload(copied.layer, runtime), plan, plan.groups, layer.in_place);
-      ForwardPart<Cell, Scalar, Storage>{copied, weights, inside, memory, projected_steps}.run(
-          runtime);
-      if (args.output.data) write_time_block(first, last);
+          forward_workload<Cell>(copied.layer, runtime), plan, plan.groups, layer.in_place);
+      const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, inside.slice);
+      ForwardPart<Cell, Scalar, Storage>{{{copied, weights, inside, memory, steps}}}.run(runtime);
+      if (args.output.data) write_time_block(copies.output, first, last, args.output, 1);
+      if (copies.kept) write_time_block(copies.kept, first, last, args.kept, Cell::kept);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
         std::memcpy(copies.state + state_at(b), copies.h_n + state_at(b), width() * sizeof(Scalar));
@@ -155,17 +164,20 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   const Layer<Storage>& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
-  const Plan plan = forward_plan(layer, runtime);
+  const Plan plan = forward_plan<Cell>(layer, runtime);
   const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies weights = weight_copies<ForwardPanels<Cell, Storage>>(layer, plan, runtime);
-  const ForwardMemory<Scalar> memory = forward_memory(layer, plan, runtime);
+  const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
   CopiedRows<Scalar> rows{};
   rows.steps = kCopiedBytes / (layout.B * (layer.D + layer.H) * int64_t(sizeof(Scalar)));
   rows.steps = max64(1, min64(rows.steps, layout.T));
   rows.input = scratch<Scalar>(runtime, rows.steps * layout.B * layer.D);
   if (has_table(layer)) rows.ids = scratch<int64_t>(runtime, rows.steps * layout.B);
   rows.output = scratch<Scalar>(runtime, rows.steps * layout.B * layer.H);
+  if (args.kept.data) {
+    rows.kept = scratch<Scalar>(runtime, rows.steps * layout.B * Cell::kept * layer.H);
+  }
   rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {

@@ -71,7 +71,7 @@ inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   if (!args.output.data) {  // write one anyway, so that h_n has the same bits
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }
-  const Plan plan = forward_plan(layer, runtime);
+  const Plan plan = forward_plan<Cell>(layer, runtime);
   const Scalar* zero_state = zeros<Scalar>(runtime, layer.H);
   run_plan(plan, layer, runtime, scratch<Team>(runtime, plan.groups),
            [&](const Part& part) { forward_short_part<Cell>(args, zero_state, part, runtime); });

@@ -20,14 +20,17 @@ template <class Scalar>
 struct Gradients {
   Scalar* weight_ih;
   Scalar* weight_hh;
-  Scalar* bias;
+  Scalar* bias_ih;
+  Scalar* bias_hh;
 };
 
-// Number of elements in the sums of each parameter's gradient; 0 for a bias that does not exist.
+// Number of elements in the sums of each parameter's gradient; 0 for a bias that does not exist,
+// and for bias_hh if its gradient is that of bias_ih.
 struct GradientSizes {
   int64_t weight_ih;  // of the table's gradient, if there is a table
   int64_t weight_hh;
-  int64_t bias;
+  int64_t bias_ih;
+  int64_t bias_hh;
 };
 
 // The gradient sums of one group, if parameter gradients are wanted.
@@ -71,7 +74,8 @@ inline void add_apart(const GradientSums<Scalar>& own, int64_t begin, int64_t en
   const auto elements = [&](int64_t n) { return elements_of<Scalar>(n, begin, end, shares); };
   add_apart(own.sums.weight_ih, own.apart.weight_ih, elements(own.sizes.weight_ih));
   add_apart(own.sums.weight_hh, own.apart.weight_hh, elements(own.sizes.weight_hh));
-  if (own.sizes.bias) add_apart(own.sums.bias, own.apart.bias, elements(own.sizes.bias));
+  add_apart(own.sums.bias_ih, own.apart.bias_ih, elements(own.sizes.bias_ih));
+  add_apart(own.sums.bias_hh, own.apart.bias_hh, elements(own.sizes.bias_hh));
 }
 
 // Counts the rows of a time block. After every kRowsApart rows, calls `add` to add `apart` to
@@ -110,19 +114,20 @@ inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const G
                                           int64_t group, int64_t rows, const Runtime& runtime) {
   GradientSums<Scalar> own{};
   own.sizes = sizes;
-  const int64_t H = args.layer.H;
   own.sums = {accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
               accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
-              accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias, H)};
+              accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_ih, sizes.bias_ih),
+              accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_hh, sizes.bias_hh)};
   own.accumulate = args.accumulate_weights && group == 0;
   if (rows == 0 && !own.accumulate) {  // one long sequence may leave the other groups without rows
     std::memset(own.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));
     std::memset(own.sums.weight_hh, 0, sizes.weight_hh * sizeof(Scalar));
-    std::memset(own.sums.bias, 0, H * sizeof(Scalar));
+    std::memset(own.sums.bias_ih, 0, sizes.bias_ih * sizeof(Scalar));
+    std::memset(own.sums.bias_hh, 0, sizes.bias_hh * sizeof(Scalar));
   }
   if (rows > 2 * kRowsApart) {
     own.apart = {zeros<Scalar>(runtime, sizes.weight_ih), zeros<Scalar>(runtime, sizes.weight_hh),
-                 zeros<Scalar>(runtime, H)};
+                 zeros<Scalar>(runtime, sizes.bias_ih), zeros<Scalar>(runtime, sizes.bias_hh)};
   }
   return own;
 }

@@ -20,6 +20,8 @@ struct ProductsInterface {
   template <class Given, class Wanted>
   static constexpr bool same = std::is_same_v<Given, Wanted>;
 
+  // Weight blocks of the cell.
+  static_assert(same<decltype(Products::blocks), const int64_t>);
   // Columns of a panel.
   static_assert(same<decltype(Products::w), const int64_t>);
   // The rows of dz of a time block, and the stride between them.
@@ -32,9 +34,11 @@ struct ProductsInterface {
   // block_rows(layer, runtime): returns about how many rows a time block should have.
   static_assert(
       same<decltype(&Products::block_rows), int64_t (*)(const Layer<Storage>&, const Runtime&)>);
-  // gradient_size(H, width): returns how many elements the sums of a gradient [H, width] have.
+  // gradient_size(rows, width): returns how many elements the sums of a gradient [rows, width]
+  // have.
   static_assert(same<decltype(&Products::gradient_size), int64_t (*)(int64_t, int64_t)>);
-  // deliver_gradient(sums, result, H, width, runtime): writes those sums to the caller's `result`.
+  // deliver_gradient(sums, result, rows, width, runtime): writes those sums to the caller's
+  // `result`.
   static_assert(same<decltype(&Products::deliver_gradient),
                      void (*)(const Scalar*, Storage*, int64_t, int64_t, const Runtime&)>);
   // prepare_input_gradient(layer, panels, plan, runtime): allocates memory for the gradient of the
@@ -54,24 +58,25 @@ struct ProductsInterface {
   // or null.
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
-  // step_back(row, weight_hh, rows, columns, grad_h): computes these columns of grad_h = dz W_hh
-  // for the rows of one time, which begin at `row`.
+  // step_back(row, weight_hh, rows, columns, grad_h): computes these columns of grad_h = dz W_hh,
+  // or += unless the cell is only_through_sums, for the rows of one time, which begin at `row`.
   static_assert(same<decltype(&Products::step_back),
                      void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
   // end_recurrence(rows, part): called when dz of the whole time block is known, to prepare the
   // products over its rows.
   static_assert(
       same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
-  // add_weight_gradient(initial, share, zeros, rows, panels, width, grad): grad [H, width] = dz^T X
-  // if `initial`, else +=. X is stored in `panels`, and its first `zeros` rows are zeros.
+  // add_weight_gradient(columns, initial, share, zeros, rows, panels, width, grad): for these
+  // columns of dz, grad [columns, width] = dz^T X if `initial`, else +=. X is stored in `panels`,
+  // and its first `zeros` rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
-                     void (Products::*)(bool, Share&, int64_t, int64_t, const Element*, int64_t,
-                                        Scalar*) const>);
-  // write_weight_gradient(share, zeros, rows, panels, width, grad): writes that product as the
-  // whole gradient, for at most kOneProductRows rows.
-  static_assert(
-      same<decltype(&Products::write_weight_gradient),
-           void (Products::*)(Share&, int64_t, int64_t, const Element*, int64_t, Storage*) const>);
+                     void (Products::*)(Columns, bool, Share&, int64_t, int64_t, const Element*,
+                                        int64_t, Scalar*) const>);
+  // write_weight_gradient(columns, share, zeros, rows, panels, width, grad): writes that product as
+  // the whole gradient, for at most kOneProductRows rows.
+  static_assert(same<decltype(&Products::write_weight_gradient),
+                     void (Products::*)(Columns, Share&, int64_t, int64_t, const Element*, int64_t,
+                                        Storage*) const>);
   // write_input_gradient(args, group, block, share, worker): grad_input = dz W_ih, or += if
   // args.accumulate_input.
   static_assert(same<decltype(&Products::write_input_gradient),

@@ -22,13 +22,14 @@ inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int6
   return sum;
 }
 
-// grad [H] = the sum of dz over the block's rows if `initial`, else +=.
+// grad [columns] = the sum of these columns of dz over the block's rows if `initial`, else +=.
 template <class Products, class Scalar>
-inline void add_bias_gradient(const Products& products, bool initial, Share& share, int64_t H,
+inline void add_bias_gradient(const Products& products, Columns columns, bool initial, Share& share,
                               int64_t rows, Scalar* grad) {
   if (!take(share)) return;
-  for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-    const Vec<Scalar> sum = sum_rows(products.dz + j, products.dz_stride, rows, n);
+  for_each_vector<Scalar>(columns.last - columns.first, [&](int64_t j, int64_t n) {
+    const auto* first = products.dz + columns.first + j;
+    const Vec<Scalar> sum = sum_rows(first, products.dz_stride, rows, n);
     store_upto(grad + j, initial ? sum : load_upto(grad + j, n) + sum, n);
   });
 }
@@ -86,22 +87,24 @@ inline void add_token_rows(const Products& products, const TokenRows& rows, int6
   });
 }
 
-// grad [V, H] = for each token the sum of dz over the block's rows with that token if `initial`,
-// else +=.
+// grad [V, columns], with rows `stride` apart, = for each token the sum of these columns of dz over
+// the block's rows with that token if `initial`, else +=.
 template <class Products, class Scalar>
-inline void add_table_gradient(const Products& products, const TokenRows& tokens, bool initial,
-                               Share& share, int64_t V, int64_t H, int64_t rows, Scalar* grad) {
+inline void add_table_gradient(const Products& products, const TokenRows& tokens, Columns columns,
+                               bool initial, Share& share, int64_t V, int64_t rows, Scalar* grad,
+                               int64_t stride) {
   constexpr int64_t w = Products::w;
-  for (int64_t first = 0; first < H; first += w) {
+  for (int64_t first = columns.first; first < columns.last; first += w) {
     if (!take(share)) continue;
-    const int64_t width = min64(w, H - first);
+    const int64_t width = min64(w, columns.last - first);
+    Scalar* own = grad + first - columns.first;
     for (int64_t v = 0; initial && v < V; ++v) {
-      std::memset(grad + v * H + first, 0, width * sizeof(Scalar));
+      std::memset(own + v * stride, 0, width * sizeof(Scalar));
     }
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = tokens.token[row];
       if (tokens.last[token] != row) continue;
-      Scalar* sum = grad + token * H + first;
+      Scalar* sum = own + token * stride;
       width == w ? add_token_rows(products, tokens, row, first, w, sum)
                  : add_token_rows(products, tokens, row, first, width, sum);
     }

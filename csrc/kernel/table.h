@@ -3,6 +3,7 @@
 
 #include "kernel/backward.h"
 #include "kernel/cells/elman.h"
+#include "kernel/cells/gru.h"
 #include "kernel/forward.h"
 
 namespace namernn_fast {
@@ -14,19 +15,20 @@ constexpr KernelsFor<Storage> kernels_for() {
   return {{&Panels::bytes, &pack_all<Panels, Storage>},
           &forward<Cell, Storage>,
           {&backward_bytes<Cell, Storage>, &pack_backward<Cell, Storage>},
-          &backward<Cell, FloatProducts<Storage>>,
-          &add_biases<Storage>,
+          &backward<Cell, FloatProducts<Cell, Storage>>,
+          &add_biases<Cell, Storage>,
           1};
 }
 
+template <class Cell>
+constexpr KernelsOfCell kernels_of_cell() {
+  return {kernels_for<Cell, float>(), kernels_for<Cell, double>(), kernels_for<Cell, BFloat16>(),
+          kernels_for<Cell, Half>(),  Cell::weight_blocks,         Cell::kept,
+          Cell::one_bias_gradient};
+}
+
 constexpr Kernels kernels_named(const char* name) {
-  return {kernels_for<Elman, float>(),
-          kernels_for<Elman, double>(),
-          kernels_for<Elman, BFloat16>(),
-          kernels_for<Elman, Half>(),
-          name,
-          name,
-          Shape<float>::panel_width};
+  return {kernels_of_cell<Elman>(), kernels_of_cell<Gru>(), name, name, Shape<float>::panel_width};
 }
 
 }  // namespace

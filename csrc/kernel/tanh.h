@@ -1,4 +1,4 @@
-// The hyperbolic tangent of a vector, within two units in the last place.
+// The hyperbolic tangent and the logistic sigmoid of a vector, within two units in the last place.
 #pragma once
 
 #include "kernel/simd.h"
@@ -67,15 +67,19 @@ struct Tanh<double> {
                                  0.00014144697467484233669, 0.00002571625655054236154};
 };
 
+// exp(2a) = power * (2 rest + 1), where power = 2^n and rest = expm1(2s) / 2.
 template <class Scalar>
-inline Vec<Scalar> tanh(Vec<Scalar> x) {
+struct Exponential {
+  Vec<Scalar> power;
+  Vec<Scalar> rest;
+};
+
+template <class Scalar>
+inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
   using C = Tanh<Scalar>;
   using V = Vec<Scalar>;
   using I = typename Simd<Scalar>::I;
   constexpr int terms = sizeof(C::c) / sizeof(Scalar);
-  constexpr Scalar half = Scalar(0.5);
-  const I sign_bit = I{} + (typename Simd<Scalar>::Int(1) << (sizeof(Scalar) * 8 - 1));
-  const V a = at_most<Scalar>(V{} + C::limit, (V)((I)x & ~sign_bit));
   const V shifted = a * C::two_log2e + (C::round + C::exponent_bias);
   const V n = shifted - (C::round + C::exponent_bias);
   const V s = a - n * C::half_ln2;
@@ -83,8 +87,40 @@ inline Vec<Scalar> tanh(Vec<Scalar> x) {
 #pragma GCC unroll 16
   for (int i = terms - 2; i >= 0; --i) c = c * s + C::c[i];
   const V power = (V)((I)shifted << C::mantissa_bits);  // 2^n: n moves to the exponent field
-  const V e = power * (c * (s * s) + s) + (power * half - half);
-  return (V)((I)divide<Scalar>(e, e + Scalar(1)) | ((I)x & sign_bit));
+  return {power, c * (s * s) + s};
+}
+
+template <class Scalar>
+inline typename Simd<Scalar>::I sign_bit() {
+  return typename Simd<Scalar>::I{} + (typename Simd<Scalar>::Int(1) << (sizeof(Scalar) * 8 - 1));
+}
+
+template <class Scalar>
+inline Vec<Scalar> tanh(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr Scalar half = Scalar(0.5);
+  const I sign = sign_bit<Scalar>();
+  const auto [power, rest] =
+      exp_twice<Scalar>(at_most<Scalar>(V{} + Tanh<Scalar>::limit, (V)((I)x & ~sign)));
+  const V e = power * rest + (power * half - half);
+  return (V)((I)divide<Scalar>(e, e + Scalar(1)) | ((I)x & sign));
+}
+
+// sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1: unlike
+// (1 + tanh(x / 2)) / 2, this keeps the relative error small for very negative x. Where t would be
+// subnormal it is zero.
+template <class Scalar>
+inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
+  using V = Vec<Scalar>;
+  using I = typename Simd<Scalar>::I;
+  constexpr Scalar one = Scalar(1);
+  constexpr Scalar most = sizeof(Scalar) == 4 ? Scalar(87) : Scalar(708);  // exp(-most) is normal
+  const V negative = (V)((I)x | sign_bit<Scalar>());
+  const V clamped = negative < V{} - most ? V{} - most : negative;
+  const auto [power, rest] = exp_twice<Scalar>(clamped * Scalar(0.5));
+  const V t = negative < V{} - most ? V{} : power * rest + (power * rest + power);
+  return divide<Scalar>(x < V{} ? t : V{} + one, t + one);
 }
 
 }  // namespace

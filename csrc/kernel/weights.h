@@ -18,15 +18,32 @@ inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H,
   return weights ? weights + block * H * row : nullptr;
 }
 
-// Writes the sum of both biases for unit block p: panel_width elements for each weight block.
+// Calls f(sum, count, block) for ranges of sums whose blocks of weight_ih are adjacent: the blocks
+// of the `count` sums from `sum` on are those from `block` on.
+template <class Cell, class F>
+inline void for_each_input_range(F&& f) {
+  for (int64_t sum = 0, count = 1; sum < Cell::weight_blocks; sum += count) {
+    const int64_t block = Cell::input_block(sum);
+    count = 1;
+    while (sum + count < Cell::weight_blocks && Cell::input_block(sum + count) == block + count) {
+      ++count;
+    }
+    f(sum, count, block);
+  }
+}
+
+// Writes what the biases contribute to each sum of unit block p: panel_width elements per sum.
 template <class Cell, class Storage, class Scalar>
 inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
-  static_assert(Cell::sums == Cell::weight_blocks, "each sum has one block of each bias");
   constexpr int64_t w = Shape<Scalar>::panel_width;
   alignas(64) Scalar other[w];
-  for (int64_t g = 0; g < Cell::weight_blocks; ++g, bias += w) {
-    pack_row(block_of(layer.bias_ih, g, layer.H, 1), layer.H, p * w, bias);
-    pack_row(block_of(layer.bias_hh, g, layer.H, 1), layer.H, p * w, other);
+  for (int64_t s = 0; s < Cell::sums; ++s, bias += w) {
+    const bool of_input = s < Cell::weight_blocks;
+    const bool of_state = s >= Cell::first_state_sum;
+    pack_row(of_input ? block_of(layer.bias_ih, Cell::input_block(s), layer.H, 1) : nullptr,
+             layer.H, p * w, bias);
+    pack_row(of_state ? block_of(layer.bias_hh, s - Cell::first_state_sum, layer.H, 1) : nullptr,
+             layer.H, p * w, other);
     for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
   }
 }
@@ -37,8 +54,9 @@ struct ForwardPanels {
   using Scalar = Compute<Storage>;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
-  Scalar* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T
-  Scalar* bias;     // [unit blocks, weight blocks, panel_width], the sum of both biases
+  Scalar* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T. Panel
+                    // g has the blocks of the g-th sum of the input and of the g-th of the state
+  Scalar* bias;     // [unit blocks, sums, panel_width], see pack_bias()
   bool* finite;  // [unit blocks], whether weight_hh is known to be finite: then a zero state needs
                  // no product
 
@@ -46,23 +64,23 @@ struct ForwardPanels {
   // Elements from one unit block to the next.
   static int64_t unit_block_size(int64_t D, int64_t H) { return Cell::weight_blocks * (D + H) * w; }
   static size_t bytes(int64_t D, int64_t H) {
-    const int64_t bias_size = Cell::weight_blocks * w;
+    const int64_t bias_size = Cell::sums * w;
     return count(D, H) * ((unit_block_size(D, H) + bias_size) * sizeof(Scalar) + sizeof(bool));
   }
   ForwardPanels(void* memory, int64_t D, int64_t H)
       : weights(static_cast<Scalar*>(memory)),
         bias(weights + count(D, H) * unit_block_size(D, H)),
-        finite(reinterpret_cast<bool*>(bias + count(D, H) * Cell::weight_blocks * w)) {}
+        finite(reinterpret_cast<bool*>(bias + count(D, H) * Cell::sums * w)) {}
 
   void pack(const Layer<Storage>& layer, int64_t p) const {
     const int64_t D = layer.D;
     const int64_t H = layer.H;
     Scalar* panel = weights + p * unit_block_size(D, H);
-    pack_bias<Cell>(layer, p, bias + p * Cell::weight_blocks * w);
+    pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
     finite[p] = !layer.in_place.weight_hh;
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += (D + H) * w) {
       if (!layer.in_place.weight_ih) {
-        pack_transposed(block_of(layer.weight_ih, g, H, D), D, H, p * w, panel);
+        pack_transposed(block_of(layer.weight_ih, Cell::input_block(g), H, D), D, H, p * w, panel);
       }
       if (layer.in_place.weight_hh) continue;
       pack_transposed(block_of(layer.weight_hh, g, H, H), H, H, p * w, panel + D * w);

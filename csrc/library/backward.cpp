@@ -21,6 +21,10 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
   Backward<Scalar> args{};
   args.layer = direction_of<Scalar>(stack, k, d, k ? grads.outputs[size_t(k - 1)] : stack.input);
   args.output = rows_of<const Scalar>(batch, output, const_data<Scalar>(output), d * H);
+  if (!grads.kept.empty()) {
+    const Tensor& kept = grads.kept[size_t(k)];
+    args.kept = rows_of<const Scalar>(batch, kept, const_data<Scalar>(kept), d * stack.kept_size());
+  }
   if (grad_output) {
     args.grad_output =
         rows_of<const Scalar>(batch, *grad_output, const_data<Scalar>(*grad_output), d * H);
@@ -41,7 +45,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     const Tensor* w = &grads.grad_weights[size_t(state * stack.per_direction)];
     args.grad_weight_ih = mutable_data<Scalar>(w[0]);
     args.grad_weight_hh = mutable_data<Scalar>(w[1]);
-    args.grad_bias = stack.per_direction == 4 ? mutable_data<Scalar>(w[2]) : nullptr;
+    set_bias_gradients(stack, w, args);
   }
   return args;
 }
@@ -70,7 +74,7 @@ void copy_last_gradients(const Stack& stack, const Backward<Scalar>& args) {
 // state on in grad_hx.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
-  const KernelsFor<Scalar>& own = kernels();
+  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
   const int64_t lowest = lowest_layer(grads);
   const int64_t layers = stack.layers - lowest;
   const int64_t size = stack.batch.B * stack.H;
@@ -102,6 +106,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     const int64_t stretch = stretches.count() - 1 - i;
     stretches.select(stretch, args.layer, args.output);
     args.output = stretches.from(stretch, args.output);
+    args.kept = stretches.from(stretch, args.kept);
     args.grad_output = stretches.from(stretch, args.grad_output);
     args.grad_input = stretches.from(stretch, args.grad_input);
     own.backward(args, Call(one_thread()).runtime());
@@ -124,8 +129,9 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
     std::optional<Tensor> grad_input = grads.grad_input;
     if (k > lowest) grad_input = empty_rows(stack.batch, D, stack.dtype);
     run_directions(stack, D, !grad_input, [&](int64_t d, const Call& call) {
-      kernels().KernelsFor<Scalar>::backward(
-          backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input), call.runtime());
+      kernels_of(stack.cell)
+          .KernelsFor<Scalar>::backward(
+              backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input), call.runtime());
     });
     grad_output = grad_input;
   }
@@ -148,7 +154,8 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
       }
     });
   }
-  for (size_t i = 0; i < grads.grad_weights.size() && stack.per_direction == 4; i += 4) {
+  const bool copy_bias = stack.per_direction == 4 && kernels_of(stack.cell).one_bias_gradient;
+  for (size_t i = 0; i < grads.grad_weights.size() && copy_bias; i += 4) {
     if (!grads.want_weights[i / 4 / size_t(stack.directions)]) continue;
     std::copy_n(const_data<Scalar>(grads.grad_weights[i + 2]), H,
                 mutable_data<Scalar>(grads.grad_weights[i + 3]));
@@ -161,6 +168,7 @@ void backward_stack(const Stack& stack, const Options& options, BackwardTensors&
   const std::optional<PrefixTrees> trees = trees_of(stack, options);
   if (options.share_prefixes && !trees) {  // the rows are those of an unshared computation
     for (Tensor& output : grads.outputs) output = with_rows_of(stack.batch, output);
+    for (Tensor& kept : grads.kept) kept = with_rows_of(stack.batch, kept);
   }
   with_storage(stack.dtype, [&](auto storage) {
     using Scalar = decltype(storage);

@@ -32,6 +32,11 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
   if (output) {
     args.output = rows_of<Scalar>(stack.batch, *output, mutable_data<Scalar>(*output), d * stack.H);
   }
+  if (!results.kept.empty()) {
+    const Tensor& kept = results.kept[size_t(k)];
+    args.kept =
+        rows_of<Scalar>(stack.batch, kept, mutable_data<Scalar>(kept), d * stack.kept_size());
+  }
   args.h_n = mutable_data<Scalar>(results.h_n) + stack.state_of(k, d) * stack.batch.B * stack.H;
   return args;
 }
@@ -39,7 +44,7 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
 // Runs consecutive layers at once, each on one thread and one stretch of steps after the other.
 template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
-  const KernelsFor<Scalar>& own = kernels();
+  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
   const Stretches stretches(stack.batch.layout, wave.steps);
   for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
@@ -48,10 +53,11 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
     Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
     if (i == 0) panels[size_t(k)] = panels_for(own.forward_panels, args.layer);
     args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
-    use_biased_table(args.layer, stack.dtype, table);
+    use_biased_table(stack, args.layer, table);
     stretches.select(i, args.layer,
                      {args.output.data, args.output.time_stride, args.output.row_stride});
     args.output = stretches.from(i, args.output);
+    args.kept = stretches.from(i, args.kept);
     own.forward(args, Call(one_thread()).runtime());
   });
 }
@@ -70,8 +76,8 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
     }
     if (stack.batch.layout.N > 0) {
       run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Call& call) {
-        kernels().KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
-                                              call.runtime());
+        kernels_of(stack.cell)
+            .KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d), call.runtime());
       });
     }
     if (k > 0 && !options.want_hidden) results.outputs[size_t(k - 1)].reset();
@@ -84,6 +90,7 @@ void finish_outputs(const Stack& stack, const Options& options, const ForwardTen
   for (size_t k = options.want_hidden ? 0 : layers - 1; k < layers && !options.last_state; ++k) {
     clear_padding(stack.batch, *results.outputs[k]);
   }
+  for (const Tensor& kept : results.kept) clear_padding(stack.batch, kept);
 }
 
 // Writes the final states of sequences without rows, which kernels do not see.
@@ -107,17 +114,26 @@ void finish_states(const Stack& stack, const ForwardTensors& results) {
 ForwardTensors forward_stack(const Stack& stack, const Options& options) {
   ForwardTensors results{
       empty({stack.layers * stack.directions, stack.batch.B, stack.H}, stack.dtype),
-      std::vector<std::optional<Tensor>>(size_t(stack.layers))};
+      std::vector<std::optional<Tensor>>(size_t(stack.layers)),
+      {}};
+  const bool keeps = options.want_hidden && stack.kept_size() > 0;
   const std::optional<PrefixTrees> trees = trees_of(stack, options);
   if (trees) {
     for (std::optional<Tensor>& output : results.outputs) {
       if (!options.last_state) output = empty({stack.input.numel(), stack.H}, stack.dtype);
+    }
+    for (int64_t k = 0; keeps && k < stack.layers; ++k) {
+      results.kept.push_back(empty({stack.input.numel(), stack.kept_size()}, stack.dtype));
     }
     forward_trees(stack, *trees, results);
   }
   with_storage(stack.dtype, [&](auto storage) {
     using Scalar = decltype(storage);
     if (!trees) {
+      for (int64_t k = 0; keeps && k < stack.layers; ++k) {
+        results.kept.push_back(
+            empty_rows(stack.batch, stack.directions * stack.kept_size(), stack.dtype));
+      }
       run_forward<Scalar>(stack, options, results);
       finish_outputs(stack, options, results);
     }

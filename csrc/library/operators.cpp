@@ -35,13 +35,16 @@ Tensor flat_rows(const Tensor& tensor) {
   return torch::stable::view(tensor, {-1, tensor.size(tensor.dim() - 1)});
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
-    const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
+using Tensors = std::vector<Tensor>;
+
+// Runs the forward operator of a cell. Returns output, h_n, hidden and what the cell keeps.
+std::tuple<Tensor, Tensor, Tensors, Tensors> run_forward(
+    CellKind cell, const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
     const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
     int64_t trees) {
   const Options options = read_options(bits, trees);
-  const Stack stack =
-      check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
+  const Stack stack = check_stack(cell, input, hx, weights,
+                                  read_batch(input, sequence_layout, reset, options), options);
   check(!(options.last_state && options.want_hidden),
         "options must not set both LAST_STATE and WANT_HIDDEN");
   check_sharing(stack, options);
@@ -50,23 +53,26 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_forward(
   const auto in_shape = [&](const Tensor& output) {
     return options.share_prefixes && output.dim() != 2 ? flat_rows(output) : output;
   };
-  std::vector<Tensor> hidden;
+  Tensors hidden;
   for (int64_t k = 0; options.want_hidden && k + 1 < stack.layers; ++k) {
     hidden.push_back(in_shape(*results.outputs[size_t(k)]));
   }
+  Tensors kept;
+  for (const Tensor& of_layer : results.kept) kept.push_back(in_shape(of_layer));
   return {options.last_state ? empty({0}, stack.dtype) : in_shape(*results.outputs.back()),
-          results.h_n, hidden};
+          results.h_n, hidden, kept};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
-    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
-    const Tensor& input, const std::optional<Tensor>& hx, const std::vector<Tensor>& weights,
-    const Tensor& output, const std::vector<Tensor>& hidden,
+// Runs the backward operator of a cell. Returns the gradients of input, hx and weights.
+std::tuple<Tensor, Tensor, Tensors> run_backward(
+    CellKind cell, const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
+    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
+    const Tensor& output, const Tensors& hidden, const Tensors& kept,
     const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
     bool want_input, bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
   const Options options = read_options(bits, trees);
-  const Stack stack =
-      check_stack(input, hx, weights, read_batch(input, sequence_layout, reset, options), options);
+  const Stack stack = check_stack(cell, input, hx, weights,
+                                  read_batch(input, sequence_layout, reset, options), options);
   const std::vector<int64_t> state_shape{stack.layers * stack.directions, stack.batch.B, stack.H};
   std::vector<int64_t> output_shape(input.sizes().begin(), input.sizes().end());
   if (stack.has_ids) {
@@ -92,6 +98,15 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   }
   check_tensor("output", output, stack.dtype, output_shape);
   grads.outputs.push_back(readable(output));
+  const int64_t kept_layers = stack.kept_size() > 0 ? stack.layers : 0;
+  check(int64_t(kept.size()) == kept_layers, "kept must hold one tensor for each of ", kept_layers,
+        " layer(s), got ", kept.size());
+  std::vector<int64_t> kept_shape = output_shape;
+  kept_shape.back() = stack.directions * stack.kept_size();
+  for (const Tensor& of_layer : kept) {
+    check_tensor("kept", of_layer, stack.dtype, kept_shape);
+    grads.kept.push_back(readable(of_layer));
+  }
   if (grad_output) {
     check_tensor("grad_output", *grad_output, stack.dtype, output_shape);
     grads.grad_output = with_adjacent_features(*grad_output);
@@ -121,6 +136,44 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_backward(
           grads.grad_hx ? *grads.grad_hx : empty({0}, stack.dtype), grads.grad_weights};
 }
 
+std::tuple<Tensor, Tensor, Tensors> rnn_forward(const Tensor& input,
+                                                const std::optional<Tensor>& hx,
+                                                const Tensors& weights,
+                                                const std::optional<Tensor>& sequence_layout,
+                                                const std::optional<Tensor>& reset, int64_t bits,
+                                                int64_t trees) {
+  auto [output, h_n, hidden, kept] =
+      run_forward(CellKind::elman, input, hx, weights, sequence_layout, reset, bits, trees);
+  return {output, h_n, hidden};
+}
+
+std::tuple<Tensor, Tensor, Tensors> rnn_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
+    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
+    const Tensor& output, const Tensors& hidden, const std::optional<Tensor>& sequence_layout,
+    const std::optional<Tensor>& reset, int64_t bits, bool want_input, bool want_hx,
+    const std::vector<int64_t>& want_layers, int64_t trees) {
+  return run_backward(CellKind::elman, grad_output, grad_h_n, input, hx, weights, output, hidden,
+                      {}, sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
+}
+
+std::tuple<Tensor, Tensor, Tensors, Tensors> gru_forward(
+    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
+    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
+    int64_t trees) {
+  return run_forward(CellKind::gru, input, hx, weights, sequence_layout, reset, bits, trees);
+}
+
+std::tuple<Tensor, Tensor, Tensors> gru_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
+    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
+    const Tensor& output, const Tensors& hidden, const Tensors& kept,
+    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
+    bool want_input, bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
+  return run_backward(CellKind::gru, grad_output, grad_h_n, input, hx, weights, output, hidden,
+                      kept, sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
+}
+
 // The plan for any machine: groups, members, expected time in ns, and layers that run at once.
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
@@ -134,8 +187,8 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
     layout.N += size;
   }
   const Machine machine{threads, size_t(l2_bytes)};
-  const Workload workload{layout,       machine, input_size, hidden_size, panels_of(hidden_size),
-                          sizeof(float)};
+  const Workload workload{layout,        machine, input_size, hidden_size, panels_of(hidden_size),
+                          sizeof(float), 1};
   const Plan plan = choose_plan(workload);
   const Wave wave = choose_wave(workload, num_layers, Pass::forward);
   return {plan.groups, plan.members, plan.time, wave.layers};
@@ -151,6 +204,8 @@ std::string cpu_kernel(bool bfloat16) {
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
   library.impl("rnn_forward", TORCH_BOX(&namernn_fast::rnn_forward));
   library.impl("rnn_backward", TORCH_BOX(&namernn_fast::rnn_backward));
+  library.impl("gru_forward", TORCH_BOX(&namernn_fast::gru_forward));
+  library.impl("gru_backward", TORCH_BOX(&namernn_fast::gru_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {

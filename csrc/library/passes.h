@@ -11,6 +11,7 @@ namespace namernn_fast {
 struct ForwardTensors {
   Tensor h_n;
   std::vector<std::optional<Tensor>> outputs;  // one per layer; empty if not kept
+  std::vector<Tensor> kept;  // one per layer with `want_hidden`, if the cell keeps anything
 };
 
 // Runs all layers forward. Keeps the outputs of layers before the last with `want_hidden`, and that
@@ -19,6 +20,7 @@ ForwardTensors forward_stack(const Stack& stack, const Options& options);
 
 struct BackwardTensors {
   std::vector<Tensor> outputs;  // one per layer, from the forward pass
+  std::vector<Tensor> kept;     // likewise
   std::optional<Tensor> grad_output;
   std::optional<Tensor> grad_h_n;
   std::optional<Tensor> grad_input;

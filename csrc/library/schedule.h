@@ -23,7 +23,8 @@ inline Workload workload_of(const Stack& stack, const Machine& machine, int64_t 
           D,
           stack.H,
           panels_of(stack.H),
-          is_double ? sizeof(double) : sizeof(float)};
+          is_double ? sizeof(double) : sizeof(float),
+          kernels_of(stack.cell).weight_blocks};
 }
 
 // Calls run(direction, call) for each direction: one after the other on all threads or, if they are
@@ -150,11 +151,11 @@ Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer)
 // Replaces the layer's table with one that includes its biases. All stretches of a wave, or all
 // trees, read that copy from `biased`; otherwise each call of a kernel would add the biases again.
 template <class Scalar>
-void use_biased_table(Layer<Scalar>& layer, int32_t dtype, std::optional<Tensor>& biased) {
+void use_biased_table(const Stack& stack, Layer<Scalar>& layer, std::optional<Tensor>& biased) {
   if (!layer.table.rows || !layer.bias_ih) return;
   if (!biased) {
-    const KernelsFor<Scalar>& own = kernels();
-    biased = empty({layer.table.V, layer.H}, dtype);
+    const KernelsFor<Scalar>& own = kernels_of(stack.cell);
+    biased = empty({layer.table.V, stack.gate_rows()}, stack.dtype);
     own.add_biases(layer, mutable_data<Scalar>(*biased), Call(one_thread()).runtime());
   }
   layer.table.rows = const_data<Scalar>(*biased);

@@ -4,7 +4,7 @@ namespace namernn_fast {
 namespace {
 
 // Checks all arguments of a stack except its weights.
-Stack check_input(const Tensor& input, const std::optional<Tensor>& hx,
+Stack check_input(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
                   const std::vector<Tensor>& weights, int64_t layers, Batch batch,
                   const Options& options) {
   check(input.is_cpu(), "input must be on the CPU");
@@ -15,7 +15,8 @@ Stack check_input(const Tensor& input, const std::optional<Tensor>& hx,
   stack.batch_invariant = options.batch_invariant;
   stack.per_direction = options.bias ? 4 : 2;
   stack.activation = options.relu ? Activation::relu : Activation::tanh;
-  stack.H = weights[1].size(0);
+  stack.cell = cell;
+  stack.H = weights[1].size(0) / kernels_of(cell).weight_blocks;
   if (ids) {
     stack.dtype = dtype_of(weights[1]);
     check(weights[0].dim() == 2, "the table of weight_ih must have 2 dimensions, got ",
@@ -35,6 +36,7 @@ Stack check_input(const Tensor& input, const std::optional<Tensor>& hx,
 
 void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
   const int64_t H = stack.H;
+  const int64_t rows = stack.gate_rows();
   const int64_t per_layer = stack.directions * stack.per_direction;
   stack.weights.reserve(weights.size());
   for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
@@ -42,19 +44,19 @@ void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
     switch (i % stack.per_direction) {
       case 0:
         if (i < per_layer && stack.has_ids) {
-          check_tensor("the table of weight_ih", weight, stack.dtype, {stack.V, H});
+          check_tensor("the table of weight_ih", weight, stack.dtype, {stack.V, rows});
         } else {
-          check_tensor("weight_ih", weight, stack.dtype, {H, stack.input_size(i / per_layer)});
+          check_tensor("weight_ih", weight, stack.dtype, {rows, stack.input_size(i / per_layer)});
         }
         break;
       case 1:
-        check_tensor("weight_hh", weight, stack.dtype, {H, H});
+        check_tensor("weight_hh", weight, stack.dtype, {rows, H});
         break;
       case 2:
-        check_tensor("bias_ih", weight, stack.dtype, {H});
+        check_tensor("bias_ih", weight, stack.dtype, {rows});
         break;
       default:
-        check_tensor("bias_hh", weight, stack.dtype, {H});
+        check_tensor("bias_hh", weight, stack.dtype, {rows});
     }
     stack.weights.push_back(dense(weight));
   }
@@ -62,14 +64,16 @@ void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
 
 }  // namespace
 
-Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
+Stack check_stack(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options) {
   const int64_t per_layer = (options.bidirectional ? 2 : 1) * (options.bias ? 4 : 2);
   const int64_t count = int64_t(weights.size());
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  Stack stack = check_input(input, hx, weights, count / per_layer, std::move(batch), options);
+  Stack stack = check_input(cell, input, hx, weights, count / per_layer, std::move(batch), options);
+  check(cell == CellKind::elman || !options.relu,
+        "options must not set RELU for a cell with gates");
   check_weights(stack, weights);
   return stack;
 }

@@ -28,6 +28,7 @@ struct Stack {
   int64_t V = 0;  // rows of the tables of input products, for token ids
   int64_t H = 0;
   int32_t dtype = 0;
+  CellKind cell = CellKind::elman;
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
 
@@ -38,10 +39,14 @@ struct Stack {
   // The weights of a direction: weight_ih, weight_hh and, with biases, bias_ih and bias_hh.
   const Tensor* weights_of(int64_t state) const { return &weights[size_t(state * per_direction)]; }
   int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
+  // Rows of weight_ih and of weight_hh, and elements of each bias.
+  int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
+  // Features of a row that one direction keeps for the backward pass besides its states.
+  int64_t kept_size() const { return kernels_of(cell).kept * H; }
 };
 
 // Checks the arguments of an operator. Errors name the argument, what it must be and what it is.
-Stack check_stack(const Tensor& input, const std::optional<Tensor>& hx,
+Stack check_stack(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
 // A kernel's arguments for direction d of layer k, except the input.
@@ -59,7 +64,7 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
   if (!stack.batch_invariant) {
-    const KernelsFor<Scalar>& own = kernels();
+    const KernelsFor<Scalar>& own = kernels_of(stack.cell);
     layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H, own.panel_rate);
   }
   const Tensor* weights = stack.weights_of(state);
@@ -90,6 +95,17 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
     layer.input = rows_of<const Scalar>(stack.batch, input, const_data<Scalar>(input), 0);
   }
   return layer;
+}
+
+// Where a kernel writes the gradients of the biases, given those of a direction's weights. If both
+// biases have the same gradient, finish_backward() copies it.
+template <class Scalar>
+void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
+  if (stack.per_direction != 4) return;
+  args.grad_bias_ih = mutable_data<Scalar>(grad_weights[2]);
+  if (!kernels_of(stack.cell).one_bias_gradient) {
+    args.grad_bias_hh = mutable_data<Scalar>(grad_weights[3]);
+  }
 }
 
 // Calls f(state, b) for every layer and direction of every sequence without rows. `b` is the

@@ -56,11 +56,11 @@ Scalar* tree_rows(const std::optional<Tensor>& of_all, const PrefixTrees& trees,
 
 template <class Scalar>
 void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results) {
-  const KernelsFor<Scalar>& own = kernels();
+  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
   const std::vector<Tensor> panels = panels_of_layers(stack, own.forward_panels);
   std::optional<Tensor> table;
   Layer<Scalar> first = layer_of<Scalar>(stack, 0, 0);
-  use_biased_table(first, stack.dtype, table);
+  use_biased_table(stack, first, table);
   const int64_t size = stack.batch.B * stack.H;
   std::atomic<int64_t> next{0};
   for_each_worker(std::min(this_machine().threads, trees.count()), [&](int64_t) {
@@ -75,10 +75,15 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
       for (int64_t k = 0; k < stack.layers; ++k) {
         Forward<Scalar> args{};
         args.layer = tree_layer<Scalar>(stack, tree, k, input, panels[size_t(k)]);
-        use_biased_table(args.layer, stack.dtype, table);
+        use_biased_table(stack, args.layer, table);
         args.output = {
             tree_rows<Scalar>(results.outputs[size_t(k)], trees, i, stack.H, workspaces[k % 2]), 0,
             stack.H};
+        if (!results.kept.empty()) {
+          const int64_t row = stack.kept_size();
+          args.kept = {mutable_data<Scalar>(results.kept[size_t(k)]) + trees.first_row(i) * row, 0,
+                       row};
+        }
         args.h_n = mutable_data<Scalar>(results.h_n) + k * size;
         own.forward(args, Call(one_thread()).runtime());
         input = args.output.data;
@@ -97,7 +102,7 @@ class WorkerGradients {
   // the caller gets.
   WorkerGradients(const Stack& stack, const BackwardTensors& grads, bool first, int64_t rows)
       : sums_(first ? grads.grad_weights : like(grads.grad_weights, stack.dtype)),
-        has_bias_(stack.per_direction == 4) {
+        copied_bias_(stack.per_direction == 4 && kernels_of(stack.cell).one_bias_gradient) {
     if (rows <= 2 * kRowsApart) return;
     apart_ = like(grads.grad_weights, stack.dtype);
     for (const Tensor& grad : apart_) {
@@ -142,12 +147,11 @@ class WorkerGradients {
     return made;
   }
 
-  // Calls f(i, sums, n) for each gradient, which has n elements, except that of bias_hh: that is a
-  // copy, which finish_backward() makes.
+  // Calls f(i, sums, n) for each gradient, which has n elements, except a copied one of bias_hh.
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {
-      if (!has_bias_ || i % 4 < 3) f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
+      if (!copied_bias_ || i % 4 < 3) f(i, mutable_data<Scalar>(sums_[i]), sums_[i].numel());
     }
   }
 
@@ -161,14 +165,14 @@ class WorkerGradients {
 
   std::vector<Tensor> sums_;
   std::vector<Tensor> apart_;  // not in sums_ yet; empty if all gradients go straight there
-  bool has_bias_;
-  bool is_apart_ = false;  // the next rows' gradients go to apart_
-  int64_t rows_ = 0;       // since apart_ was last added to sums_
+  bool copied_bias_;           // whether finish_backward() copies the gradient of bias_hh
+  bool is_apart_ = false;      // the next rows' gradients go to apart_
+  int64_t rows_ = 0;           // since apart_ was last added to sums_
 };
 
 template <class Scalar>
 void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads) {
-  const KernelsFor<Scalar>& own = kernels();
+  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
   const std::vector<Tensor> panels = panels_of_layers(stack, own.backward_panels);
   const std::optional<Tensor> grad_h_n =
       grads.grad_h_n ? std::optional<Tensor>(dense(*grads.grad_h_n)) : std::nullopt;
@@ -199,6 +203,11 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
         args.layer =
             tree_layer<Scalar>(stack, tree, k, k ? output(k - 1) : nullptr, panels[size_t(k)]);
         args.output = {output(k), 0, H};
+        if (!grads.kept.empty()) {
+          const int64_t row = stack.kept_size();
+          args.kept = {const_data<Scalar>(grads.kept[size_t(k)]) + trees.first_row(i) * row, 0,
+                       row};
+        }
         if (k + 1 < stack.layers) {
           args.grad_output = {const_data<Scalar>(*workspaces[(k + 1) % 2]), 0, H};
         }
@@ -212,7 +221,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
           const Tensor* place = &sums[size_t(w)].place()[size_t(k * stack.per_direction)];
           args.grad_weight_ih = mutable_data<Scalar>(place[0]);
           args.grad_weight_hh = mutable_data<Scalar>(place[1]);
-          if (stack.per_direction == 4) args.grad_bias = mutable_data<Scalar>(place[2]);
+          set_bias_gradients(stack, place, args);
           args.accumulate_weights = sums[size_t(w)].accumulate();
         }
         own.backward(args, Call(one_thread()).runtime());

@@ -1,7 +1,7 @@
 // The vanilla cell: h_t = act(z_t), with one sum per hidden unit,
 // z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
 //
-// A cell is a type, and this is the only one. The passes are templates over it and use nothing but
+// A cell is a type. The passes are templates over it and use nothing but
 // its members; register tiles and products do not depend on the cell. Each pass asserts what it
 // assumes about the constants below, so a cell with other values does not compile until that pass
 // supports it.
@@ -17,13 +17,22 @@ namespace {
 struct Elman {
   // Number of blocks of H rows in weight_ih and in weight_hh, one per gate.
   static constexpr int64_t weight_blocks = 1;
-  // Number of blocks of H sums (values before the activation) in each row.
+  // Number of blocks of H sums (values before the activation) in each row. The input contributes to
+  // the first weight_blocks of them, the state before to weight_blocks of them from
+  // first_state_sum on.
   static constexpr int64_t sums = 1;
+  static constexpr int64_t first_state_sum = 0;
+  // Returns the block of weight_ih that contributes to a sum. Blocks of weight_hh contribute to the
+  // state's sums in order.
+  static constexpr int64_t input_block(int64_t sum) { return sum; }
   // Whether a row's sums are stored in its row of the output until its states replace them.
   static constexpr bool sums_in_output = true;
   // Number of blocks of H values that each row keeps for the backward pass besides its states,
   // which are in the output. None here, because the derivative of act follows from h = act(z).
   static constexpr int64_t kept = 0;
+  // Whether the state depends on the state before through sums alone. If not, sum_gradients() also
+  // writes the rest of the gradient of the state before.
+  static constexpr bool only_through_sums = true;
   // Whether bias_ih and bias_hh have the same gradient: the sum of dz over all rows.
   static constexpr bool one_bias_gradient = true;
 

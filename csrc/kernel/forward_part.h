@@ -1,0 +1,194 @@
+// What the forward pass of a part works with: the plan's sizes, weights, tables and memory.
+#pragma once
+
+#include "kernel/product_in_place.h"
+#include "kernel/weights.h"
+
+namespace namernn_fast {
+namespace {
+
+// Times first .. last.
+struct TimeRange {
+  int64_t first;
+  int64_t last;
+};
+
+template <class Cell, class Storage>
+inline Workload forward_workload(const Layer<Storage>& layer, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  return {layer.layout,   runtime.machine,    layer.D, layer.H, panel_count<Scalar>(layer.H),
+          sizeof(Scalar), Cell::weight_blocks};
+}
+
+template <class Cell, class Storage>
+inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
+  return choose_plan(forward_workload<Cell>(layer, runtime));
+}
+
+// The weights that a part reads, and a zero state.
+template <class Scalar, class Storage>
+struct ForwardWeights {
+  const Scalar* weights;  // in the order of ForwardPanels
+  const Scalar* bias;
+  bool finite;               // whether the part's columns of weight_hh are known to be finite
+  const Scalar* zeros;       // [H], the initial state if there is no hx
+  const Storage* weight_ih;  // the caller's, if it is read in place; else null
+  const Storage* weight_hh;  // likewise
+};
+
+// Memory for all parts that only some layers need.
+template <class Scalar>
+struct ForwardMemory {
+  const Scalar* table;       // [V, H], with a table: its rows plus the biases
+  const Scalar** looked_up;  // [members, B], with a table: rows that a step's sums start from
+  int64_t B;                 // of the whole layer, even if the part works on a time block of it
+  Scalar* continued;       // [B, H], with a tree: copies of the states that a step's rows continue
+  Scalar* projected;       // for each group, if sums are not in the output and the projection runs
+                           // ahead: [projected_rows, weight_blocks * H], see GateSums
+  int64_t projected_rows;  // of a group
+};
+
+// Writes a layer's table plus the biases, in the type that kernels compute in. A part of bias_hh
+// that belongs to a sum of its own, without a part of the input, is not added.
+template <class Cell, class Storage>
+inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
+  using Scalar = Compute<Storage>;
+  Scalar* table = static_cast<Scalar*>(result);
+  const int64_t V = layer.table.V;
+  const int64_t H = layer.H;
+  const int64_t width = Cell::weight_blocks * H;
+  const int64_t workers = choose_workers(kAddingCost * double(V) * double(width), runtime.machine);
+  run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
+    for (int64_t v = V * begin / workers; v < V * end / workers; ++v) {
+      for (int64_t s = 0; s < Cell::weight_blocks; ++s) {
+        const int64_t first = Cell::input_block(s) * H;
+        const Storage* row = layer.table.rows + v * width + first;
+        const Storage* of_state = s >= Cell::first_state_sum ? layer.bias_hh : nullptr;
+        for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
+          Vec<Scalar> sum = load_upto(row + j, n);
+          if (layer.bias_ih) sum += load_upto(layer.bias_ih + first + j, n);
+          if (of_state) sum += load_upto(of_state + (s - Cell::first_state_sum) * H + j, n);
+          store_upto(table + v * width + first + j, sum, n);
+        });
+      }
+    }
+  });
+}
+
+// Returns a layer's table plus the biases.
+template <class Cell, class Storage, class Scalar = Compute<Storage>>
+inline const Scalar* biased_table(const Layer<Storage>& layer, const Runtime& runtime) {
+  if constexpr (std::is_same_v<Storage, Scalar>) {
+    if (!layer.bias_ih && !layer.bias_hh) return layer.table.rows;
+  }
+  Scalar* table = scratch<Scalar>(runtime, layer.table.V * Cell::weight_blocks * layer.H);
+  add_biases<Cell>(layer, table, runtime);
+  return table;
+}
+
+template <class Cell, class Storage, class Scalar = Compute<Storage>>
+inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const Plan& plan,
+                                            const Runtime& runtime) {
+  ForwardMemory<Scalar> memory{};
+  memory.B = layer.layout.B;
+  if (layer.layout.tree) memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+  if (!Cell::sums_in_output && layer.D > 0) {
+    memory.projected_rows = choose_projected_rows(forward_workload<Cell>(layer, runtime));
+    for (int64_t g = 0; g < plan.groups; ++g) {
+      const Slice slice = slice_of(layer.layout, g, plan.groups);
+      memory.projected_rows = max64(memory.projected_rows, slice.end - slice.begin);
+    }
+    memory.projected = scratch<Scalar>(
+        runtime, plan.groups * memory.projected_rows * Cell::weight_blocks * layer.H);
+  }
+  if (!has_table(layer)) return memory;
+  memory.looked_up = static_cast<const Scalar**>(
+      runtime.scratch(size_t(plan.members * layer.layout.B) * sizeof(const Scalar*)));
+  memory.table = biased_table<Cell>(layer, runtime);
+  return memory;
+}
+
+// Returns how many of the wanted steps of a slice can be projected at once.
+template <class Cell, class Scalar>
+inline int64_t fit_projected_steps(int64_t wanted, const ForwardMemory<Scalar>& memory,
+                                   Slice slice) {
+  if (Cell::sums_in_output || wanted == 0) return wanted;
+  return max64(1, min64(wanted, memory.projected_rows / max64(1, slice.end - slice.begin)));
+}
+
+template <class Cell, class Storage, class Scalar>
+inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
+                                                       const Layer<Storage>& layer,
+                                                       const WeightCopies& copies,
+                                                       const Scalar* zeros) {
+  const auto panels = weights_for<ForwardPanels<Cell, Storage>>(part, layer, copies);
+  bool finite = true;
+  for (int64_t j = part.columns.first; j < part.columns.last; j += panels.w) {
+    finite &= panels.finite[j / panels.w];
+  }
+  return {panels.weights,
+          panels.bias,
+          finite,
+          zeros,
+          layer.in_place.weight_ih ? layer.weight_ih : nullptr,
+          layer.in_place.weight_hh ? layer.weight_hh : nullptr};
+}
+
+// What the computation of one part needs: a slice of the sequences and columns of the hidden units.
+// Weights that are read in place are stored as Storage.
+template <class Cell, class Scalar, class Storage>
+struct ForwardContext {
+  static constexpr int64_t w = Shape<Scalar>::panel_width;
+
+  const Forward<Scalar>& args;
+  const ForwardWeights<Scalar, Storage>& weights;
+  const Part& part;
+  const ForwardMemory<Scalar>& memory;
+  int64_t projected_steps;  // projected at once, ahead of the recurrence; or 0
+
+  int64_t panel_size() const {
+    return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
+  }
+
+  Operand<Scalar> projection(const Scalar* x, int64_t stride) const {
+    return {
+        x, stride, 1, weights.weights, panel_size(), args.layer.D, args.layer.chains.projection};
+  }
+  Operand<Scalar> recurrence(const Scalar* h, int64_t stride) const {
+    const Scalar* weight_hh = weights.weights + args.layer.D * w;
+    return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
+  }
+
+  // Returns pointers to the table's rows for sequences begin .. end at time t.
+  const Scalar* const* look_up(int64_t t, int64_t begin, int64_t end) const {
+    const Scalar** rows = memory.looked_up + part.member * memory.B + begin;
+    for (int64_t b = begin; b < end; ++b) {
+      rows[b - begin] =
+          memory.table + token_of(args.layer, t, b) * Cell::weight_blocks * args.layer.H;
+    }
+    return rows;
+  }
+
+  // Calls f(run) for runs that cover the rows of the projected_steps steps from s on. `flat`: the
+  // tensor that the projection is written to holds the rows of one time right after those of the
+  // time before.
+  template <class F>
+  void for_each_projected_run(int64_t s, bool flat, F&& f) const {
+    const Layer<Scalar>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    const auto [first, last] = projected_times(s);
+    for_each_run(layout, first, last, part.slice, flat && is_flat(layer.input, layout),
+                 !layout.start, f);
+  }
+
+  // The times first .. last of the projected_steps steps from s on.
+  TimeRange projected_times(int64_t s) const {
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t t = time_of(layer, s);
+    const int64_t ahead = time_of(layer, min64(s + projected_steps, layer.layout.T) - 1);
+    return {min64(t, ahead), max64(t, ahead) + 1};
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,180 @@
+// How a part of the forward pass computes states if a row has several sums per hidden unit: for one
+// unit block and a few rows at a time, in a buffer that stays in the nearest cache.
+#pragma once
+
+#include "kernel/forward_part.h"
+
+namespace namernn_fast {
+namespace {
+
+// Maximum number of rows whose sums are in the buffer: two tiles. More would push the panels out.
+constexpr int64_t kBufferRows = 2 * kTileRows;
+
+template <class Cell, class Scalar, class Storage>
+struct GateSums : ForwardContext<Cell, Scalar, Storage> {
+  using Context = ForwardContext<Cell, Scalar, Storage>;
+  using Context::args, Context::weights, Context::part, Context::memory;
+  using Context::projected_steps, Context::w;
+
+  // The buffer of sums: [kBufferRows, Cell::sums, w].
+  static constexpr int64_t buffer_row = Cell::sums * w;
+
+  // Elements of a row of the projection: the sums of the input, in their order.
+  int64_t projected_row() const { return Cell::weight_blocks * args.layer.H; }
+  // Row (t, b) of the projection of the times from `first` on.
+  Scalar* projected_at(int64_t first, int64_t t, int64_t b) const {
+    const int64_t width = part.slice.end - part.slice.begin;
+    const int64_t row = (t - first) * width + b - part.slice.begin;
+    return memory.projected + (part.group * memory.projected_rows + row) * projected_row();
+  }
+
+  // Writes the projection of the inputs plus the biases for the projected_steps steps from s on.
+  void project(int64_t s) const {
+    const Layer<Scalar>& layer = args.layer;
+    const int64_t width = part.slice.end - part.slice.begin;
+    const int64_t first = this->projected_times(s).first;
+    this->for_each_projected_run(s, !layer.layout.count, [&](const Run& run) {
+      const Scalar* x = input_row(layer, run.t, run.b);
+      const int64_t stride = run_stride(layer.input, run);
+      Scalar* rows = projected_at(first, run.t, run.b);
+      const int64_t row_stride = projected_row() * (run.along_time ? width : 1);
+      for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
+        for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
+          const Scalar* bias = weights.bias + (j / w * Cell::sums + g) * w;
+          const Target<Scalar> target{rows + g * layer.H + j, row_stride, bias, 0, false};
+          multiply_input(x, stride, target, run.rows, g, j, 1);
+        }
+      }
+    });
+  }
+
+  // Computes the states of sequences begin .. end at time t from their previous states `h`; null
+  // means zeros.
+  void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
+    const Layer<Scalar>& layer = args.layer;
+    const Scalar* before = h;
+    const int64_t before_stride = h_stride;
+    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
+    const Scalar* const* looked_up = has_table(layer) ? this->look_up(t, begin, end) : nullptr;
+    const int64_t rows = end - begin;
+    const int64_t chunks = (rows + kBufferRows - 1) / kBufferRows;
+    for (int64_t j = part.columns.first; j < part.columns.last; j += w) {
+      for (int64_t c = 0, i = 0; c < chunks; ++c) {
+        const int64_t height = rows * (c + 1) / chunks - i;
+        alignas(64) Scalar sums[kBufferRows * buffer_row];
+        start_sums(t, begin + i, height, j, looked_up ? looked_up + i : nullptr, sums);
+        if (!projected_steps && !looked_up) {
+          const Target<Scalar> target{sums, buffer_row, sums, buffer_row, false};
+          multiply_input(input_row(layer, t, begin + i), layer.input.row_stride, target, height, 0,
+                         j, Cell::weight_blocks);
+        }
+        if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j);
+        finish(t, begin + i, height, j, sums, before ? before + i * before_stride : nullptr,
+               before_stride);
+        i += height;
+      }
+    }
+  }
+
+ private:
+  int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
+
+  // Fills the buffer with what the sums of rows (t, b) and after start from.
+  void start_sums(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* const* looked_up,
+                  Scalar* sums) const {
+    const int64_t H = args.layer.H;
+    const Scalar* bias = weights.bias + j / w * buffer_row;
+    const int64_t width = columns_from(j);
+    const int64_t first = projected_steps ? first_projected(t) : 0;
+    for (int64_t r = 0; r < height; ++r, sums += buffer_row) {
+      const Scalar* projected = projected_steps ? projected_at(first, t, b + r) + j : nullptr;
+      for (int64_t s = 0; s < Cell::sums; ++s) {
+        const Scalar* start = bias + s * w;
+        if (s < Cell::weight_blocks && projected) start = projected + s * H;
+        if (s < Cell::weight_blocks && looked_up)
+          start = looked_up[r] + Cell::input_block(s) * H + j;
+        width == w ? copy_panel_row(start, sums + s * w)
+                   : void(std::memcpy(sums + s * w, start, width * sizeof(Scalar)));
+      }
+    }
+  }
+
+  static void copy_panel_row(const Scalar* from, Scalar* to) {
+    for (int64_t v = 0; v < w; v += Simd<Scalar>::lanes) store(to + v, load(from + v));
+  }
+
+  // The first time of the projection that holds time t.
+  int64_t first_projected(int64_t t) const {
+    const int64_t s = time_of(args.layer, t);  // the order of steps is its own inverse
+    return this->projected_times(s / projected_steps * projected_steps).first;
+  }
+
+  // Adds the products of inputs with the first `count` blocks from block g on, for unit block j.
+  void multiply_input(const Scalar* x, int64_t stride, Target<Scalar> target, int64_t rows,
+                      int64_t g, int64_t j, int64_t count) const {
+    const int64_t D = args.layer.D;
+    for (; count > 0; ++g, --count) {
+      const int64_t adjacent = whole_panels(j) ? count : 1;
+      if (weights.weight_ih) {
+        const Storage* block = weights.weight_ih + (Cell::input_block(g) * args.layer.H + j) * D;
+        const OperandInPlace<Scalar, Storage> operand{x, stride, block, D};
+        product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
+      } else {
+        const Operand<Scalar> operand = operand_of(this->projection(x, stride), g, j);
+        const int64_t width = adjacent > 1 ? adjacent * w : columns_from(j);
+        product<Scalar, false>(&operand, 1, target, rows, 0, width, NoFinish());
+        if (adjacent > 1) return;
+      }
+      target.c += w;
+      target.start += w;
+    }
+  }
+
+  // Adds the products of previous states with all blocks, for unit block j.
+  void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows,
+                      int64_t j) const {
+    const int64_t H = args.layer.H;
+    Scalar* of_state = sums + Cell::first_state_sum * w;
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g, of_state += w) {
+      const Target<Scalar> target{of_state, buffer_row, of_state, buffer_row, false};
+      if (weights.weight_hh) {
+        const OperandInPlace<Scalar, Storage> operand{h, stride,
+                                                      weights.weight_hh + (g * H + j) * H, H};
+        product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
+        continue;
+      }
+      const Operand<Scalar> operand = operand_of(this->recurrence(h, stride), g, j);
+      const bool whole = whole_panels(j);
+      product<Scalar, false>(&operand, 1, target, rows, 0,
+                             whole ? Cell::weight_blocks * w : columns_from(j), NoFinish());
+      if (whole) return;
+    }
+  }
+
+  // Whether unit block j fills its panels, so that one product takes all its blocks.
+  bool whole_panels(int64_t j) const { return columns_from(j) == w; }
+
+  // An operand whose first panel is that of block g of unit block j, and the next that of block
+  // g + 1.
+  Operand<Scalar> operand_of(Operand<Scalar> operand, int64_t g, int64_t j) const {
+    const int64_t panel = (args.layer.D + args.layer.H) * w;
+    operand.panels += (j / w * Cell::weight_blocks + g) * panel;
+    operand.panel_size = panel;
+    return operand;
+  }
+
+  // Turns the sums of rows (t, b) and after into states.
+  void finish(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* sums,
+              const Scalar* before, int64_t before_stride) const {
+    const SequenceLayout& layout = args.layer.layout;
+    const Cell cell(args.layer);
+    for (int64_t r = 0; r < height; ++r) {
+      Scalar* kept = args.kept.data ? row_at(args.kept, layout, t, b + r) + j : nullptr;
+      cell.states(sums + r * buffer_row, w, before ? before + r * before_stride + j : nullptr,
+                  row_at(args.output, layout, t, b + r) + j, kept, args.layer.H, columns_from(j));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast

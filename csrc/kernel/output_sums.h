@@ -1,0 +1,68 @@
+// How a part of the forward pass computes states if the sums of a row are stored in its row of the
+// output until the states replace them.
+#pragma once
+
+#include "kernel/forward_part.h"
+
+namespace namernn_fast {
+namespace {
+
+template <class Cell, class Scalar, class Storage>
+struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
+  static_assert(Cell::sums == 1 && Cell::sums_in_output && Cell::kept == 0);
+  using Context = ForwardContext<Cell, Scalar, Storage>;
+  using Context::args, Context::weights, Context::part, Context::projected_steps;
+  using Context::projection, Context::recurrence, Context::look_up;
+
+  // Writes the projection of the inputs plus the biases to the output rows of the projected_steps
+  // steps from s on.
+  void project(int64_t s) const {
+    const Layer<Scalar>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    this->for_each_projected_run(s, is_flat(args.output, layout), [&](const Run& run) {
+      const Scalar* x = input_row(layer, run.t, run.b);
+      const int64_t stride = run_stride(layer.input, run);
+      const Target<Scalar> target{row_at(args.output, layout, run.t, run.b),
+                                  run_stride(args.output, run), weights.bias, 0, false};
+      const auto [first, last] = part.columns;
+      if (weights.weight_ih) {
+        const OperandInPlace<Scalar, Storage> operand{x, stride, weights.weight_ih, layer.D};
+        product_in_place(operand, target, run.rows, first, last, NoFinish());
+      } else {
+        const Operand<Scalar> operand = projection(x, stride);
+        product<Scalar, false>(&operand, 1, target, run.rows, first, last, NoFinish());
+      }
+    });
+  }
+
+  // Computes the states of sequences begin .. end at time t from their previous states `h`; null
+  // means zeros.
+  void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
+    const Layer<Scalar>& layer = args.layer;
+    Scalar* out = row_at(args.output, layer.layout, t, begin);
+    const int64_t out_stride = args.output.row_stride;
+    Target<Scalar> target{out, out_stride, projected_steps ? out : weights.bias,
+                          projected_steps ? out_stride : 0, false};
+    if (has_table(layer)) target.starts = look_up(t, begin, end);
+    const Cell cell(layer);
+    const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
+      for (int64_t r = i; r < i + rows; ++r) cell.states(out + r * out_stride + j, width);
+    };
+    const auto [first, last] = part.columns;
+    if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
+    if (weights.weight_hh) {
+      const OperandInPlace<Scalar, Storage> operand{h, h_stride, weights.weight_hh, layer.H};
+      return product_in_place(operand, target, end - begin, first, last, finish);
+    }
+    Operand<Scalar> operands[2];
+    int count = 0;
+    if (!projected_steps && !has_table(layer)) {
+      operands[count++] = projection(input_row(layer, t, begin), layer.input.row_stride);
+    }
+    if (h) operands[count++] = recurrence(h, h_stride);
+    product<Scalar, false>(operands, count, target, end - begin, first, last, finish);
+  }
+};
+
+}  // namespace
+}  // namespace namernn_fast
