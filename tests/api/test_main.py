@@ -1,4 +1,4 @@
-"""`python -m namernn_fast`: what it says, what it advises, and its exit codes."""
+"""`python -m namernn_fast`: its output, its advice and its exit codes."""
 
 import dataclasses
 import io
@@ -55,8 +55,8 @@ def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
         ({"has_extension": False}, ["To have the fused kernel, reinstall it with"]),
         ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
         ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or take fewer threads"]),
-        ({"load": 2.0}, []),  # what the process itself may have left behind
-        ({"load": 2.5, "threads": 1}, []),  # nobody waits
+        ({"load": 2.0}, []),  # this process may have caused that load
+        ({"load": 2.5, "threads": 1}, []),  # one thread waits for no other
         ({"load": 2.5, "is_passive": True}, []),
         ({"load": 2.5, "has_openmp": False}, []),
         ({"load": None, "is_passive": True}, []),
@@ -118,7 +118,7 @@ def test_help_and_version(capsys):
 
 
 class Gone(io.StringIO):
-    """Standard output whose reader has gone."""
+    """Standard output whose reader has closed the pipe."""
 
     def __init__(self, file):
         super().__init__()

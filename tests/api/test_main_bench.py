@@ -1,4 +1,4 @@
-"""`python -m namernn_fast bench`: it checks, then times, and writes what it is asked to."""
+"""`python -m namernn_fast bench`: it checks, then times, and writes the requested files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ SIZES = ((DENSE, 1, 4, 5, 6), (DENSE, 3, 4, 5, 6), (PACKED, 3, 4, 5))
 
 @pytest.fixture(autouse=True)
 def small_cells(monkeypatch, tmp_path):
-    """Cells that take no time, and an empty folder to be in."""
+    """Tiny cells, and an empty working directory."""
     cells = tuple(Cell(family, mode, *sizes) for family, *sizes in SIZES for mode in MODES)
     monkeypatch.setattr(command, "CELLS", cells)
     monkeypatch.setattr(command, "PACKED_SHAPE", (4, 5))
@@ -30,7 +30,7 @@ def small_cells(monkeypatch, tmp_path):
 
 @pytest.fixture
 def raced(monkeypatch):
-    """The threads and the mode of each race, which does not take place."""
+    """Fakes each race, and records its number of threads and whether inference mode is on."""
     seen = []
 
     def race(calls, budget):

@@ -1,4 +1,4 @@
-"""The modules as drop-ins: replacing, construction, the functional form, explaining."""
+"""The modules as drop-in replacements: replacing, construction, functional form, `explain`."""
 
 import inspect
 import warnings
@@ -66,7 +66,7 @@ def test_initialisation():
 
 
 def test_the_signature_names_every_parameter():
-    """`help(FusedRNN)` shows it; that of `nn.RNN` is (*args, **kwargs)."""
+    """`help(FusedRNN)` shows the signature; that of `nn.RNN` is (*args, **kwargs)."""
     parameters = inspect.signature(FusedRNN).parameters.values()
     assert {"nonlinearity", "bidirectional", "device"} <= {found.name for found in parameters}
     assert not any(found.kind is inspect.Parameter.VAR_POSITIONAL for found in parameters)
@@ -130,7 +130,7 @@ def test_explain():
 
 
 class Wrapped:
-    """No tensor, but an object that torch's functions take by `__torch_function__`."""
+    """Not a tensor, but an object that torch's functions accept through `__torch_function__`."""
 
     def __init__(self, tensor):
         self.tensor = tensor

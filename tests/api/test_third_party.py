@@ -1,4 +1,4 @@
-"""The runner of other libraries' tests: how it puts the fused layers in, and what it reports."""
+"""The runner of other libraries' tests: how it swaps in the fused layers, and what it reports."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "third_party"
-# A library's tests in short: it knows nothing but torch.
+# A library's tests in miniature: they know only torch.
 TESTS = """
 import pytest
 import torch
