@@ -33,7 +33,7 @@ def _sample(monkeypatch):
 
 @pytest.fixture(scope="module")
 def corpus():
-    """The embedded sample, whose names are drawn at random."""
+    """The embedded sample of names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surnames, "names", embedded_sample)
         return Corpus.of_data()
@@ -232,7 +232,7 @@ def test_the_peak_of_a_call_is_above_what_was_there_before():
     size = 64 * 2**20
     kept = torch.ones(size // 4)
     assert memory.peak_above(lambda: None) < size // 8
-    # A peak that is past does not hide the next one.
+    # An earlier peak does not hide a later one.
     memory.peak_above(lambda: torch.ones(size))
     found = memory.peak_above(lambda: torch.ones(size // 4))
     assert size * 0.95 < found < size * 1.1

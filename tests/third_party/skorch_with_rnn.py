@@ -1,7 +1,7 @@
-"""Skorch's estimators with a recurrent layer; skorch's own tests have none with one.
+"""Skorch's estimators with a recurrent layer, which skorch's own tests lack.
 
-`run.py` runs this file with `torch.nn.RNN` as torch has it, and with the fused class bound to the
-name.
+`run.py` runs this file twice: with torch's own `torch.nn.RNN`, and with the fused class bound to
+that name.
 """
 
 import copy
