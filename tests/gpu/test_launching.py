@@ -1,4 +1,4 @@
-"""How kernels are launched, and what a call consists of: without a GPU, and not interpreted."""
+"""How kernels are launched, and what a call consists of, without a GPU or the interpreter."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 
 
 class FakeCuda:
-    """What `torch.cuda` says of two GPUs, of which number 1 captures its current stream."""
+    """Fakes `torch.cuda` for two GPUs; GPU 1 is capturing its current stream."""
 
     def __init__(self, monkeypatch):
         self.current = 0
@@ -72,7 +72,7 @@ def test_lengths_of_the_cpu_while_a_graph_is_captured(lengths, monkeypatch):
 
 
 def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
-    """Triton makes a constant of an argument that is 1 and compiles anew for multiples of 16."""
+    """No argument is 1 or a multiple of 16, for which Triton would compile another kernel."""
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, grid, given, _: launched.append(given))
     launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
@@ -93,7 +93,7 @@ NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
 
 class Launches(list):
-    """The number of members of each launch; a cooperative launch is refused with an error."""
+    """The number of members of each launch; cooperative launches raise `error`, if given."""
 
     def __init__(self, monkeypatch, error=None):
         self.error = error
@@ -107,7 +107,7 @@ class Launches(list):
 
 
 def train(calls=1):
-    """Runs both passes without values, in a cooperative plan on an H100."""
+    """Runs both passes on fake tensors, in a cooperative plan for an H100."""
     with FakeTensorMode():
         sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
@@ -137,7 +137,7 @@ def test_another_error_of_a_launch_is_raised(monkeypatch):
 
 
 class Stream:
-    """What a stream is told, in the order of the telling."""
+    """Records the commands of a stream, in order."""
 
     def __init__(self, name):
         self.name, self.told = name, []
@@ -155,7 +155,7 @@ class Stream:
 
 
 class Event:
-    """Where an event was recorded last."""
+    """Remembers where it was last recorded."""
 
     def record(self, stream):
         self.at = f"{stream.name} {len(stream.told)}"
@@ -183,7 +183,7 @@ def test_cooperative_kernels_of_two_streams_take_turns(on):
     assert first.told == ["kernel", "kernel", "wait for second 3", "kernel"]
     assert second.told == ["wait for first 2", "kernel", "kernel"]
     on(second, index=1)
-    assert second.told[-2:] == ["kernel", "kernel"]  # another device has its own turns
+    assert second.told[-2:] == ["kernel", "kernel"]  # each device has its own turns
 
 
 def test_streams_whose_programs_all_fit_share_a_turn(on):
@@ -227,7 +227,7 @@ def test_long_layers_that_leave_room_run_at_once():
     for alone in (
         {"num_layers": 1},
         {"seq_len": 255},
-        {"batch": 2000},  # of which one layer fills the device
+        {"batch": 2000},  # one layer alone fills the device
         {"batch": 0},
         *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
     ):
@@ -318,7 +318,7 @@ def test_autotune_keeps_the_fastest_that_fits(monkeypatch):
 
 @pytest.mark.usefixtures("h100")
 def test_autotune_says_why_it_times_from_the_host(monkeypatch):
-    """All plans are timed the same way, even if one of them alone cannot be captured."""
+    """All plans are timed the same way, even if only one of them cannot be captured."""
     graphs, calls = [], []
 
     def capture(call):
@@ -349,7 +349,7 @@ def test_autotune_where_a_cooperative_launch_is_refused(monkeypatch):
 
 # ---- Products, compiled ahead of time ----
 
-# By name, the strides that are one: of a projection, of the gradient of input, of those of weights.
+# The strides that are 1 in a projection, in the gradient of input and in those of weights.
 PRODUCTS = {
     "x w^T": {"left_stride_k", "right_stride_k"},
     "dz w": {"left_stride_k", "right_stride_n"},
@@ -360,7 +360,7 @@ TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcge
 
 
 def compile_product(device, plan, contiguous, aligned, wide=False):
-    """Compiles a product whose other strides, sizes and addresses are divisible by 16, or not."""
+    """Compiles a product; if `aligned`, other strides, sizes and addresses are divisible by 16."""
     constants = {**plan.constants(), "plus": None, "WIDE": wide, **dict.fromkeys(contiguous, 1)}
     types = {
         name: "constexpr" if name in constants else "*fp32" if name in POINTERS else "i32"
@@ -388,7 +388,7 @@ def test_a_product_compiles_to(arch, precision, layout, aligned):
         taken = gpu_report.resources_of(device, compiled)
         assert taken.spilled == 0
         assert taken.shared <= device.shared
-        assert "cp.async" in ptx  # blocks are on their way while others are multiplied
+        assert "cp.async" in ptx  # blocks are loaded while others are multiplied
         assert (TENSOR_CORES[arch] in ptx) == (precision == "tf32")
         values = (tiles.block_m + tiles.block_n) * tiles.block_k
         rounded = len(re.findall(r"and\.b32 .*, -8192;", ptx))

@@ -1,4 +1,4 @@
-"""GPUs, without one: kernels interpreted, emulated and compiled, plans, and what is refused."""
+"""The GPU backend without a GPU: kernels interpreted, emulated, compiled; plans; refused calls."""
 
 import ast
 import json
@@ -37,7 +37,7 @@ def _nothing_is_known_of_a_gpu():
 
 
 def run_folder(name, **environment):
-    """Runs the tests of a folder in a process of their own, whose Triton runs kernels on a CPU."""
+    """Runs the tests of a folder in a separate process, where Triton runs kernels on a CPU."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/gpu/{name}"],
         env={**os.environ, **environment},
@@ -58,9 +58,9 @@ def test_interpreted_kernels():
 def test_emulated_kernels():
     known = ".".join(triton.__version__.split(".")[:2])
     if known != KNOWN_TRITON:
-        pytest.skip(f"the instructions of Triton {KNOWN_TRITON} are known, not those of {known}")
+        pytest.skip(f"tools/ptx knows the instructions of Triton {KNOWN_TRITON}, not of {known}")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
-        pytest.skip("there is no C++ compiler to build the machine with")
+        pytest.skip("needs a C++ compiler to build tools/ptx")
     run_folder("emulated", NAMERNN_FAST_EMULATE="1")
 
 
@@ -111,10 +111,10 @@ def test_streamed_tiles_grow_with_the_work():
         assert config.kind == "streamed"
         return config.block_b, config.block_n, config.members, config.tiles
 
-    # As many programs as there are processors, rather than large tiles.
+    # About one program per processor, rather than large tiles.
     assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
     assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
-    # With more work than that, those that read the least, or have the least overhead.
+    # With more work, the tiles that read the least, or have the least overhead.
     assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
     assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
@@ -124,13 +124,13 @@ def test_streamed_tiles_grow_with_the_work():
 
 
 def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
-    """The interpreter, which runs Python, does not show what Triton makes of `before = now`."""
+    """Triton takes such a variable for a constant; the interpreter, which runs Python, does not."""
     loops = 0
     files = sorted(Path(kernels.__file__).parent.glob("*.py"))
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
     for function in functions:
-        names = {}  # whether each variable was given the value of another one, or a field
+        names = {}  # whether each variable was assigned another one, or a field
         for node in function.body:
             if isinstance(node, ast.For):
                 loops += 1
@@ -150,7 +150,7 @@ def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
 
 
 def assigned(target, value):
-    """Yields each variable that an assignment changes, with what it is assigned."""
+    """Yields each variable that an assignment changes, with its new value."""
     if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, ast.Tuple):
@@ -175,7 +175,7 @@ def test_the_loop_over_time_carries_the_place_before(kernel, name, size):
 
 
 def test_one_thread_polls_at_the_barrier():
-    """The thread that polls has the others wait at a barrier, and hands the count to them."""
+    """The other threads wait at a barrier, and get the count from the thread that polls."""
     ptx = compiled_text("forward", 1024, 1, torch.float32, "ptx")
     by_one = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
     assert re.search(by_one + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
@@ -189,7 +189,7 @@ def test_one_thread_polls_at_the_barrier():
 def test_one_sequence_is_summed_within_threads(kernel, size):
     """If a layout spread each sum over all threads, every sum would need its own shuffles.
 
-    Loads alone would choose such a layout for odd sizes, because their rows are not aligned.
+    For odd sizes, whose rows are not aligned, the loads alone would lead to such a layout.
     """
     ptx = compiled_text(kernel, *size, torch.float32, "ptx")
     assert 0 < len(re.findall(r"shfl\.sync", ptx)) <= 16
@@ -201,7 +201,7 @@ def build_of(arch, hidden_size, batch, dtype):
 
 
 def compiled_text(name, hidden_size, batch, dtype, stage):
-    """Returns what a stage of Triton's compiler makes of a kernel for an H100."""
+    """Returns the output of a stage of Triton's compiler for a kernel on an H100."""
     kernel, build = gpu_report.KERNELS[name], build_of("sm_90", hidden_size, batch, dtype)
     to = gpu_report.specialise(kernel, build)
     source = gpu_report.source_of(kernel, to)
@@ -218,8 +218,8 @@ SAMPLE = [
 ]
 
 
-# An odd hidden size has rows that are not aligned: a thread then has units of many rows, and in the
-# backward pass with tensor cores a few registers too few.
+# Rows of an odd hidden size are not aligned. Each thread then holds units of many rows, and the
+# backward pass with tensor cores is a few registers short.
 SPILLED_OF_ODD_SIZES = 64
 
 

@@ -23,8 +23,8 @@ PAGE = DOCS / "install.md"
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
-# Pairs of Python and torch, where plain `torch` is the newest for that Python: every torch once, and
-# the oldest and newest Python each with the oldest and newest torch.
+# Pairs of Python and torch, where plain `torch` is the newest for that Python: every torch once,
+# and the oldest and newest Python each with the oldest and newest torch.
 MATRIX = (
     ("3.10", "torch==2.10.*"),
     ("3.10", "torch"),
