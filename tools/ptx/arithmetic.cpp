@@ -119,7 +119,7 @@ void add_floating(Table& table) {
   one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
 }
 
-// Mixed precision: the result and what is added are float32, the other sources 16-bit.
+// Mixed precision: the result and the addend are float32, the other sources 16-bit.
 template <class Number>
 void add_mixed(Table& table) {
   const std::string type = "rn.f32." + name_of<Number>();
@@ -178,7 +178,7 @@ void shift(Table& table) {
   table["shr." + name_of<Signed>()] = lanewise<Signed, Signed, u32>(keep_sign);
 }
 
-// bfe: extracts `count` bits starting at `first`; bits beyond the value repeat its sign.
+// bfe: extracts `count` bits starting at `first`, and extends the sign if Value is signed.
 template <class Value>
 Value extract(Value a, u32 first, u32 count) {
   constexpr u32 kBits = 8 * sizeof(Value);
@@ -284,7 +284,7 @@ void compare(Table& table, const std::string& type) {
   add("le", [](Compared a, Compared b) { return a <= b; });
   add("gt", [](Compared a, Compared b) { return a > b; });
   add("ge", [](Compared a, Compared b) { return a >= b; });
-  if constexpr (std::is_same_v<Compared, float>) {  // these are true for NaN
+  if constexpr (std::is_same_v<Compared, float>) {  // true for NaN, except num
     add("equ", [](Compared a, Compared b) { return !(a < b || a > b); });
     add("neu", [](Compared a, Compared b) { return a != b; });
     add("ltu", [](Compared a, Compared b) { return !(a >= b); });
@@ -361,7 +361,7 @@ void move(Table& table, std::vector<std::string> types) {
   }
 }
 
-// mov between one register and several that hold its parts, the lowest bits first.
+// mov between one register and several that hold its parts, lowest bits first.
 void pack_or_unpack(Machine&, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
     uint64_t bits = 0;

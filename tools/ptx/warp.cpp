@@ -12,7 +12,7 @@ template <class Choose>
 Entry shuffle(Choose choose) {
   const auto run = [choose](Machine& machine, Warp& warp, const Instruction& at, Mask) {
     if (*warp.lanes<uint32_t>(at.sources[3]) != kWholeWarp) {
-      machine.stop("unsupported: a shuffle among some lanes", {warp, 0});
+      machine.stop("unsupported: a shuffle among only some lanes", {warp, 0});
     }
     uint32_t values[kLanes];
     std::memcpy(values, warp.lanes<uint32_t>(at.sources[0]), sizeof(values));
@@ -75,7 +75,7 @@ void add_shuffles(Table& table) {
   table["vote.sync.all.pred"] = vote([](Mask values) { return values == kWholeWarp; });
 }
 
-// ---- matrices of 8 x 8 values of 16 bits ----
+// ---- 8 x 8 matrices of 16-bit values ----
 
 struct Matrix {
   uint16_t rows[8][8];
