@@ -284,7 +284,7 @@ def test_lengths(vocabulary):
     check(compiled, net, ids.clamp(-1).int(), torch.randn(1, 4, 6), lengths)
 
 
-def test_an_embedding_of_any_size():
+def test_an_embedding_of_dynamic_size():
     """An embedding of dynamic size makes no table, because its size would become a guard."""
     layer = FusedRNN(4, 6)
 
@@ -334,7 +334,7 @@ def test_export_of_ids(with_output, strict, vocabulary, tmp_path):
         torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))
 
 
-def test_export_of_a_program_to_train():
+def test_export_for_training():
     module = Method(TokenRNN(V, 4, 6, padding_idx=1), True)
     given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})

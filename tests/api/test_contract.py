@@ -232,7 +232,7 @@ def test_gradients_of_200_000_steps():
 
 
 @pytest.mark.slow
-def test_more_elements_than_32_bits_count():
+def test_more_elements_than_int32_can_count():
     """In an output of 4 GiB, the sequences at both ends have the same bits as in a small batch."""
     module = FusedRNN(1, 32, dtype=torch.float16)
     x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)
@@ -251,7 +251,7 @@ def test_more_elements_than_32_bits_count():
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_same_bits_whether_or_not_algorithms_must_be_deterministic(packed, dtype):
+def test_deterministic_algorithms_give_the_same_bits(packed, dtype):
     module = FusedRNN(3, 40, dropout=0.5, dtype=dtype, **STACK)
     x = torch.randn(5, 3, 3, dtype=dtype, requires_grad=True)
     results = []

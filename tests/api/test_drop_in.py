@@ -42,7 +42,7 @@ def test_lengths_are_copied():
 
 
 @pytest.mark.parametrize("lengths", [(), [], np.array([]), torch.tensor([], dtype=torch.int64)])
-def test_no_lengths_of_an_empty_batch(lengths):
+def test_empty_lengths_of_an_empty_batch(lengths):
     output, h_n = FusedRNN(3, 4)(torch.randn(6, 0, 3), lengths=lengths)
     assert output.shape == (6, 0, 4)
     assert h_n.shape == (1, 0, 4)
@@ -120,7 +120,7 @@ def test_restoring():
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_cell_takes_the_kernel_for_what_torchs_own_lacks(nonlinearity, bias, monkeypatch):
+def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(nonlinearity, bias, monkeypatch):
     calls = []
     monkeypatch.setattr("namernn_fast.nn.rnn", lambda *a, **k: calls.append(a) or rnn(*a, **k))
     ours, theirs = (cls(3, 64, bias, nonlinearity) for cls in (FusedRNNCell, nn.RNNCell))

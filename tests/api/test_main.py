@@ -42,7 +42,7 @@ def test_advice_is_printed(threads, capsys):
     assert f"- Set OMP_NUM_THREADS={usable}, or call" in capsys.readouterr().out
 
 
-def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
+def test_it_says_so_if_there_is_no_advice(monkeypatch, capsys):
     monkeypatch.setattr(advice, "gather", lambda: QUIET)
     assert cli.main([]) == 0
     assert capsys.readouterr().out.endswith("nothing is known that would make it faster here.\n")
@@ -131,7 +131,7 @@ class Gone(io.StringIO):
         raise BrokenPipeError
 
 
-def test_a_reader_that_goes_ends_it_without_a_traceback(monkeypatch, capsys, tmp_path):
+def test_a_closed_pipe_ends_it_without_a_traceback(monkeypatch, capsys, tmp_path):
     with (tmp_path / "pipe").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Gone(file))
         assert cli.main([]) == 1

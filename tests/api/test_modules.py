@@ -56,7 +56,7 @@ def test_replace_rnn_keeps_everything_but_the_class():
     assert type(replace_rnn(torch.nn.RNN(2, 3))) is FusedRNN
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(5)
     theirs = torch.nn.RNN(3, 4, 2, bidirectional=True)
     torch.manual_seed(5)
@@ -78,7 +78,7 @@ def test_proj_size_is_refused_as_by_nn_rnn():
 
 
 @pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
-def test_construction_without_initialisation(cls):
+def test_construction_without_initialization(cls):
     made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
     assert made.weight_hh.isnan().all() if cls is FusedRNNCell else made.weight_hh_l0.isnan().all()
     with torch.device("meta"):

@@ -72,7 +72,7 @@ def compare(budget, run, layer, *inputs):
         ({"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False}, True),
     ],
 )
-def test_one_node_a_layer_at_any_length_and_batch(options, with_hx):
+def test_one_node_per_layer_at_any_length_and_batch(options, with_hx):
     layer = FusedRNN(D, H, **options)
     directions = 2 if layer.bidirectional else 1
 
@@ -181,7 +181,7 @@ def test_lengths(bidirectional, with_hx):
     budget.check()
 
 
-def test_dropout_between_layers_is_there_while_training():
+def test_dropout_is_exported_only_in_training():
     layer = FusedRNN(D, H, num_layers=3, dropout=0.5)
     for training, count in ((True, 2), (False, 0)):
         proto = export(layer.train(training), (torch.randn(5, 3, D),))
@@ -249,7 +249,7 @@ class WithReset(torch.nn.Module):
         return self.rnn(x, reset=reset)[1]
 
 
-def test_what_onnx_does_not_have_is_refused():
+def test_what_onnx_lacks_is_refused():
     packed = (torch.randn(6, D), torch.tensor([3, 2, 1]))
     text = "ONNX has no PackedSequence: export a model that takes padded input and lengths="
     with pytest.raises(torch.onnx.OnnxExporterError, match=text):

@@ -123,7 +123,7 @@ def test_gradcheck(nonlinearity, bidirectional, packed):
     assert torch.autograd.gradgradcheck(run, (x, hx, *values), fast_mode=True)
 
 
-def test_a_tensor_given_twice_has_one_whole_second_derivative():
+def test_a_tensor_given_twice_gets_both_derivatives():
     """A tensor that is both weight_ih and weight_hh gets both derivatives, second ones too."""
     square = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     module = FusedRNN(3, 3, bias=False, dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_a_tensor_given_twice_has_one_whole_second_derivative():
     assert torch.autograd.gradgradcheck(run, square)
 
 
-def test_only_what_is_asked_for_has_a_gradient():
+def test_only_what_requires_a_gradient_gets_one():
     module = FusedRNN(4, 6)
     x = torch.randn(5, 3, 4)
     module.requires_grad_(False)

@@ -53,7 +53,7 @@ def run_pytest(folder, *options):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_plugin_puts_the_fused_classes_in(tmp_path, report):
+def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
     (tmp_path / "test_library.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     outcomes, only = {}, []

@@ -300,7 +300,7 @@ def test_an_id_without_a_row_under_vmap():
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_gradients_of_each_sample(method, padding_idx):
+def test_per_sample_gradients(method, padding_idx):
     own = model(num_layers=2, bidirectional=True, padding_idx=padding_idx)
     parameters = {name: p.detach() for name, p in own.named_parameters()}
 

@@ -123,7 +123,7 @@ def test_ids_are_rows_of_the_embedding(path, layout, options, batch_first, rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_ids_lie_anywhere(path, dtype):
+def test_ids_of_any_strides(path, dtype):
     """Ids of both dtypes, strided, transposed or expanded, give the same result."""
     layer, embedding = layer_and_embedding(**STACK)
     ids = torch.randint(V, (T, B))
@@ -200,7 +200,7 @@ def test_double_backward_of_the_padding_row(path):
     torch.testing.assert_close(got, wanted, **EXACT)
 
 
-def test_the_table_gets_a_gradient_only_where_it_is_wanted(path):
+def test_the_table_gets_a_gradient_only_if_needed(path):
     layer, embedding = layer_and_embedding()
     ids = torch.randint(V, (T, B))
     layer.requires_grad_(False)
@@ -367,7 +367,7 @@ def test_the_second_derivative_of_shared_prefixes():
 
 
 @needs_extension
-def test_where_prefixes_are_shared(calls):
+def test_when_prefixes_are_shared(calls):
     """The sizes of a call decide, in training and in inference."""
     embedding = torch.randn(9, 4)
 

@@ -126,7 +126,7 @@ def test_vmap_in_vmap_and_cells():
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_gradients_of_each_sample(with_hx):
+def test_per_sample_gradients(with_hx):
     module = FusedRNN(3, 5, **STACK)
     x, hx = inputs()
     params = {name: p.detach() for name, p in module.named_parameters()}

@@ -42,7 +42,7 @@ def _precision_of_the_process_stays():
     ("precision", "of_rnns", "of_products"),
     [(grid.TF32, "tf32", None), (grid.BFLOAT16, "tf32", None), (grid.FLOAT32, "ieee", "ieee")],
 )
-def test_the_defaults_of_torch_are_raced_as_they_are(precision, of_rnns, of_products):
+def test_torchs_default_precisions_are_raced(precision, of_rnns, of_products):
     knobs = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
     own = knobs[1].fp32_precision
     with precision.of_the_process():
@@ -81,7 +81,7 @@ def bare(tmp_path):
     return checkout, environment | {"PYTHONPATH": str(packages)}
 
 
-def test_the_dry_run_needs_no_more_than_torch_triton_and_numpy(bare):
+def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     checkout, environment = bare
     done = subprocess.run(
         # -S hides the interpreter's own packages, so only those of PYTHONPATH are left.
@@ -106,7 +106,7 @@ def test_the_dry_run_needs_no_more_than_torch_triton_and_numpy(bare):
     assert "its times mean nothing" in text
 
 
-def test_the_dry_run_fails_where_triton_was_not_what_ran(tmp_path):
+def test_the_dry_run_fails_if_triton_did_not_run(tmp_path):
     script = (
         "import sys, torch\n"
         "torch.library.Library.impl = lambda *arguments, **options: None\n"
@@ -170,7 +170,7 @@ def test_the_error_of_a_capture_is_recorded():
     assert cudnn.exit_status(rows) == 0
 
 
-def test_what_is_too_late_stands_in_the_table():
+def test_late_cells_are_in_the_table():
     rows = run(race.DRY, deadline=0)
     assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
     assert {row["status"] for row in rows} == {race.LATE}

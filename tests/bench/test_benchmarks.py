@@ -98,7 +98,7 @@ def test_single_layers_get_the_gradients_of_a_stack():
         torch.testing.assert_close(own.grad, of_stack.grad)
 
 
-def test_subnormal_numbers_are_flushed_for_one_row_alone():
+def test_subnormal_numbers_are_flushed_only_for_one_row():
     threads = torch.get_num_threads()
     for name in fading.CASES:
         medians = fading.measure(name, fading.QUICK_CELL, threads, QUICK)
@@ -264,7 +264,7 @@ def test_wide_layers(repository, monkeypatch, capsys):
     assert len(rows_in("scratch")) == 2 * 3 - 2
 
 
-def test_the_read_floor_counts_every_weight_once_a_step():
+def test_the_read_floor_counts_every_weight_once_per_step():
     cell = Cell(DENSE, FORWARD, 2, 5, 3, 4)
     assert wide.weights_read(cell) == 5 * 3 + 3 * 3 * 3
     training = dataclasses.replace(cell, mode=TRAINING)
@@ -314,7 +314,7 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_run_is_recorded_on_request_alone(repository):
+def test_a_run_is_recorded_only_on_request(repository):
     cells = [*speed.DENSE_CELLS, *speed.PACKED_CELLS, *speed.EPOCH_CELLS]
     documents = (speed.README, speed.PERFORMANCE)
     before = [page.read_text(encoding="utf-8") for page in documents]
@@ -335,7 +335,7 @@ def test_a_run_is_recorded_on_request_alone(repository):
     assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
 
 
-def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
+def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
     """`make bench` reports a wrong cell and a wrong program, and times everything else."""
     plugin = """
         import dataclasses

@@ -71,7 +71,7 @@ def test_lengths_of_the_cpu_while_a_graph_is_captured(lengths, monkeypatch):
             rnn(x, None, weights, lengths=lengths)
 
 
-def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
+def test_numbers_passed_as_arguments_compile_once(monkeypatch):
     """No argument is 1 or a multiple of 16, for which Triton would compile another kernel."""
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, grid, given, _: launched.append(given))
@@ -337,7 +337,7 @@ def test_autotune_says_why_it_times_from_the_host(monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
-def test_autotune_where_a_cooperative_launch_is_refused(monkeypatch):
+def test_autotune_if_a_cooperative_launch_is_refused(monkeypatch):
     launches = Launches(monkeypatch, TOO_LARGE)
     monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: call() or 1.0)
     with pytest.warns(RuntimeWarning, match="refused a cooperative launch"):
@@ -398,7 +398,7 @@ def test_a_product_compiles_to(arch, precision, layout, aligned):
             assert rounded == 0
 
 
-def test_a_product_of_far_places_compiles():
+def test_a_product_with_large_offsets_compiles():
     plan = products.choose(2**20, 64, 64, "tf32", 132)
     compiled = compile_product(H100, plan, PRODUCTS["x w^T"], aligned=False, wide=True)
     assert "wgmma" in compiled.asm["ptx"]

@@ -123,7 +123,7 @@ def test_streamed_tiles_grow_with_the_work():
 # ---- Compiled ahead of time ----
 
 
-def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
+def test_no_loop_variable_begins_as_an_alias():
     """Triton takes such a variable for a constant; the interpreter, which runs Python, does not."""
     loops = 0
     files = sorted(Path(kernels.__file__).parent.glob("*.py"))
@@ -286,7 +286,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
-def test_whatever_is_given_compiles(call, case):
+def test_every_kind_of_call_compiles(call, case):
     """All layouts, in each kind of plan, with sizes that leave remainders."""
     build = build_of("sm_90", *case, torch.bfloat16)
     for kernel in gpu_report.KERNELS.values():
@@ -295,7 +295,7 @@ def test_whatever_is_given_compiles(call, case):
         assert gpu_report.compile_kernel(kernel, build, **call).shared <= build.device.shared
 
 
-def test_the_kept_table_is_of_these_kernels():
+def test_the_recorded_table_is_of_these_kernels():
     document = json.loads(gpu_report.RAW.read_text(encoding="utf-8"))
     rows = document["rows"]
     assert [
@@ -390,7 +390,7 @@ def test_token_ids_that_do_not_fit(input, weights, options, message):
         (False, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
     ],
 )
-def test_gradients_that_there_are_not(want_input, options, message):
+def test_gradients_that_do_not_exist(want_input, options, message):
     output = torch.zeros(5, 2, 6)
     with pytest.raises(RuntimeError, match=message):
         gpu.rnn_backward(
@@ -400,7 +400,7 @@ def test_gradients_that_there_are_not(want_input, options, message):
 
 
 @pytest.mark.usefixtures("h100")
-def test_explain_tells_of_the_gpu(monkeypatch):
+def test_explain_names_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():
         x = torch.empty(5, 2, 4, device="cuda")

@@ -207,7 +207,7 @@ def test_export():
     torch.testing.assert_close(program.module()(other), net(other))
 
 
-def test_vmap_and_gradients_of_each_sample():
+def test_vmap_and_per_sample_gradients():
     layer, x = FusedRNN(D, H, dtype=torch.float64), torch.randn(3, T, B, D, dtype=torch.float64)
     expected = torch.stack([layer(one)[0] for one in x])
     torch.testing.assert_close(torch.func.vmap(lambda one: layer(one)[0])(x), expected)

@@ -38,7 +38,7 @@ def test_validator_accepts(model):
     assert not ModuleValidator.validate(model)
 
 
-def test_gradients_of_samples(model):
+def test_per_sample_gradients(model):
     """Opacus' per-sample gradients are the gradients of each sample's loss.
 
     Opacus' other modes do not support layers that return a tuple.

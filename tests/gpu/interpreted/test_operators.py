@@ -87,7 +87,7 @@ def test_backward(call, wanted):
 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 130])
-def test_numbers_that_come_as_arguments(count):
+def test_numbers_passed_as_arguments(count):
     numbers = torch.randint(2**30 - 1, (count,)).tolist()
     numbers[0] = 2**30 - 2
     assert launching.upload(numbers, torch.device("cpu")).tolist() == numbers
@@ -109,7 +109,7 @@ def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
     assert torch.equal(captured[1], eager[1])
 
 
-def test_a_refused_launch_computes_all_the_same(monkeypatch):
+def test_a_refused_launch_still_computes(monkeypatch):
     monkeypatch.setattr(device, "_refusing", set())
     run, refused = launching.run, []
 

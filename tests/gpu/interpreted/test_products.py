@@ -76,7 +76,7 @@ def test_a_product(precision, lies, plus, fp32_precision, launched):
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_what_is_not_a_number(precision, fp32_precision):
+def test_special_numbers(precision, fp32_precision):
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     odd = [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3.4e38, 1e-45]
     payload = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).item()
@@ -87,7 +87,7 @@ def test_what_is_not_a_number(precision, fp32_precision):
     assert found[7].isnan().all()
 
 
-def test_far_places(fp32_precision, monkeypatch):
+def test_large_offsets(fp32_precision, monkeypatch):
     """The kernel for offsets of 2^31 and more, which computes small offsets as well."""
     fp32_precision("ieee", "tf32")
     left, right = torch.randn(65, 17), torch.randn(17, 3)

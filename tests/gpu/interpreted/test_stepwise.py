@@ -98,7 +98,7 @@ def is_captured(request, monkeypatch):
     return request.param
 
 
-def test_large_steps_alone(is_captured, fp32_precision):
+def test_only_large_steps(is_captured, fp32_precision):
     """Steps of an eager call must outlast the launches of the host; those of a graph need not."""
     assert suits(1024, 1024)
     assert suits(512, 1024)
