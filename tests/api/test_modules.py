@@ -107,12 +107,12 @@ def test_functional_form():
 def test_explain():
     module = FusedRNN(3, 4)
     x = torch.randn(5, 2, 3)
-    told = explain(module, x)
-    assert told.path == f"cpu {namernn_fast.ops.cpu_kernel()}"
-    assert str(told).startswith(told.path)
+    explained = explain(module, x)
+    assert explained.path == f"cpu {namernn_fast.ops.cpu_kernel()}"
+    assert str(explained).startswith(explained.path)
     packed = pack_padded_sequence(x, [5, 3])
-    assert explain(module, packed) == told
-    assert explain(module.half(), x.half()).path == told.path
+    assert explain(module, packed) == explained
+    assert explain(module.half(), x.half()).path == explained.path
     assert explain(module, x.to("meta")).why_not == {"cpu": "the CPU kernel does not run on meta"}
     whole = explain(module, x.int())
     assert whole.path == "reference"

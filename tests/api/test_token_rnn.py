@@ -336,26 +336,26 @@ def test_forward_mode_and_hessians():
 def test_explain():
     kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else "reference"
     own, ids = TokenRNN(9, D, 64), torch.randint(9, (5, 200))
-    told = explain(own, ids)
+    explained = explain(own, ids)
     asked = "the output is asked for"
-    assert told.path == kernel
-    assert told.shortcuts == ("table",)
-    assert told.why_no_shortcut == {"last state": asked, "shared prefixes": asked}
+    assert explained.path == kernel
+    assert explained.shortcuts == ("table",)
+    assert explained.why_no_shortcut == {"last state": asked, "shared prefixes": asked}
     with torch.no_grad():
-        told = explain(own, ids, last_state=True)
-        assert told.shortcuts == ("table", "last state", "shared prefixes")
-        assert not told.why_no_shortcut
-        assert str(told).startswith(f"{kernel} with table, last state, shared prefixes (")
+        explained = explain(own, ids, last_state=True)
+        assert explained.shortcuts == ("table", "last state", "shared prefixes")
+        assert not explained.why_no_shortcut
+        assert str(explained).startswith(f"{kernel} with table, last state, shared prefixes (")
         with batch_invariant():
             assert explain(own, ids, last_state=True).shortcuts == ("last state",)
-    told = explain(own, pack_sequence([*ids.T]), last_state=True)
-    assert told.shortcuts == ("table", "shared prefixes")
-    assert told.why_no_shortcut == {"last state": "the backward pass reads the output"}
-    assert "not last state: the backward pass reads the output" in str(told)
+    explained = explain(own, pack_sequence([*ids.T]), last_state=True)
+    assert explained.shortcuts == ("table", "shared prefixes")
+    assert explained.why_no_shortcut == {"last state": "the backward pass reads the output"}
+    assert "not last state: the backward pass reads the output" in str(explained)
     with torch.autocast("cpu", torch.bfloat16):
-        told = explain(own, ids, last_state=True)
-        assert told.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-        assert "not in torch.bfloat16" in told.why_no_shortcut["shared prefixes"]
+        explained = explain(own, ids, last_state=True)
+        assert explained.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
+        assert "not in torch.bfloat16" in explained.why_no_shortcut["shared prefixes"]
     dropped, hooked = TokenRNN(9, D, 64, 2, dropout=0.5), TokenRNN(9, D, 64)
     hooked.embedding.register_forward_hook(lambda *arguments: None)
     for layer, input, more, name, reason in (
@@ -366,20 +366,20 @@ def test_explain():
         (dropped, ids, {}, "last state", "dropout needs the output of each layer"),
         (hooked, ids, {}, "table", "the embedding has hooks"),
     ):
-        told = explain(layer, input, last_state=True, **more)
-        assert told.why_no_shortcut[name].endswith(reason)
+        explained = explain(layer, input, last_state=True, **more)
+        assert explained.why_no_shortcut[name].endswith(reason)
 
 
 def test_explain_of_an_embedding_and_of_rows():
     layer, embedding, ids = FusedRNN(D, 64), torch.randn(9, D), torch.randint(9, (5, 200))
     assert explain(layer, ids, embedding=embedding).shortcuts == ("table",)
     rows = embedding[ids]
-    told = explain(layer, rows)
-    assert not told.shortcuts
-    assert not told.why_no_shortcut
-    told = explain(layer.requires_grad_(False), rows, last_state=True)
-    assert told.shortcuts == ("last state",)
-    assert told.why_no_shortcut["table"] == "input holds no token ids"
+    explained = explain(layer, rows)
+    assert not explained.shortcuts
+    assert not explained.why_no_shortcut
+    explained = explain(layer.requires_grad_(False), rows, last_state=True)
+    assert explained.shortcuts == ("last state",)
+    assert explained.why_no_shortcut["table"] == "input holds no token ids"
     with pytest.raises(TypeError, match="int32 or int64, where embedding is given, got"):
         explain(layer, rows, embedding=embedding)
     with pytest.raises(TypeError, match="a FusedRNN, TokenRNN or FusedRNNCell, got Linear"):
@@ -388,10 +388,10 @@ def test_explain_of_an_embedding_and_of_rows():
 
 def test_explain_without_a_kernel(monkeypatch):
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
-    told = explain(TokenRNN(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
-    assert told.path == "reference"
-    assert told.shortcuts == ("table",)
-    assert told.why_no_shortcut == {
+    explained = explain(TokenRNN(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
+    assert explained.path == "reference"
+    assert explained.shortcuts == ("table",)
+    assert explained.why_no_shortcut == {
         "last state": "ATen operators compute every state",
         "shared prefixes": "the C++ extension was not built",
     }

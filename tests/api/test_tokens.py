@@ -109,11 +109,11 @@ def test_ids_are_rows_of_the_embedding(path, layout, options, batch_first, rows)
         torch.testing.assert_close(
             (data_of(output), h_n, alone), (data_of(wanted), wanted_h_n, wanted_h_n), **EXACT
         )
-        for got, due in (
+        for got, expected in (
             ((data_of(output), h_n), (data_of(wanted), wanted_h_n)),
             ((alone,), (wanted_h_n,)),
         ):
-            torch.testing.assert_close(gradients(got, leaves), gradients(due, leaves), **EXACT)
+            torch.testing.assert_close(gradients(got, leaves), gradients(expected, leaves), **EXACT)
         with torch.no_grad():
             again = layer(input, hx, embedding=embedding, padding_idx=padding_idx, **more)
             alone = layer.last_state(input, hx, embedding=embedding, **more)
@@ -225,13 +225,13 @@ def test_autocast(path, dtype, vocabulary):
     ids = torch.randint(vocabulary, (9, 40))
     with torch.autocast("cpu", dtype):
         got = ours(ids, embedding=embedding)
-        his = theirs(F.embedding(ids, embedding))
+        rival = theirs(F.embedding(ids, embedding))
         state = ours.last_state(ids, embedding=embedding)
     assert got[0].dtype == got[1].dtype == state.dtype == dtype
     torch.testing.assert_close(state, got[1], rtol=0, atol=0)
     exact = theirs.double()(F.embedding(ids, embedding).double())
     budget = ErrorBudget(dtype)
-    for name, mine, other, reference in zip(("output", "h_n"), got, his, exact, strict=True):
+    for name, mine, other, reference in zip(("output", "h_n"), got, rival, exact, strict=True):
         budget.add(name, mine, other, reference)
     budget.check()
 
@@ -346,11 +346,11 @@ def test_shared_prefixes_keep_the_error_budget(layout):
     ours = results(shared, (embedding, *weights))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(availability, "HAS_EXTENSION", False)
-        his = results(plain(theirs, embedding), (embedding, *weights))
-        due = results(plain(exact, precise), (precise, *exact.parameters()))
+        rival = results(plain(theirs, embedding), (embedding, *weights))
+        expected = results(plain(exact, precise), (precise, *exact.parameters()))
     budget = ErrorBudget(torch.float32)
-    for name, value in due.items():
-        budget.add(name, ours[name], his[name], value)
+    for name, value in expected.items():
+        budget.add(name, ours[name], rival[name], value)
     budget.check()
 
 

@@ -81,10 +81,10 @@ def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     assert_type(restore_rnn(FusedRNNCell(3, 4)), nn.RNNCell)
     assert_type(restore_rnn(Tagger()), Tagger)
 
-    told = explain(FusedRNN(3, 4), packed)
-    assert_type(told.path, str)
-    assert_type(told.why_not, dict[str, str])
-    assert_type(told.shortcuts, tuple[str, ...])
+    explained = explain(FusedRNN(3, 4), packed)
+    assert_type(explained.path, str)
+    assert_type(explained.why_not, dict[str, str])
+    assert_type(explained.shortcuts, tuple[str, ...])
     assert_type(namernn_fast.__version__, str)
 
     assert_type(max_error(input, input.double()), float)

@@ -146,9 +146,9 @@ def test_score_table(run_apart):
     printed = run_apart(EXAMPLES / "score_table.py", "--rows", "20000")
     assert "20,000 rows of 8 files: the languages are those of a single call\n" in printed
     assert numbers(r"(\d+) workers took part", printed)[0] in (1, 2)
-    told = dict(re.findall(r"(\w+) ([\d,]+)(?:, |\n)", printed.partition("most frequent: ")[2]))
-    assert len(told) == 4
-    assert "English" in told
+    counts = dict(re.findall(r"(\w+) ([\d,]+)(?:, |\n)", printed.partition("most frequent: ")[2]))
+    assert len(counts) == 4
+    assert "English" in counts
     assert numbers(r"(\S+) rows a second on this machine", printed)[0] > 0
 
 

@@ -121,9 +121,9 @@ def train(calls=1):
 @pytest.mark.usefixtures("h100")
 def test_a_refused_launch_is_made_without_cooperation(error, monkeypatch):
     launches = Launches(monkeypatch, error)
-    with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as told:
+    with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as warned:
         train(calls=2)
-    assert len(told) == 1
+    assert len(warned) == 1
     assert launches[0] > 1
     assert launches[1:] == [1] * 4
 
@@ -140,10 +140,10 @@ class Stream:
     """Records the commands of a stream, in order."""
 
     def __init__(self, name):
-        self.name, self.told = name, []
+        self.name, self.commands = name, []
 
     def wait_event(self, event):
-        self.told.append(f"wait for {event.at}")
+        self.commands.append(f"wait for {event.at}")
 
     def wait_stream(self, other):
         self.wait_event(other.record_event())
@@ -158,7 +158,7 @@ class Event:
     """Remembers where it was last recorded."""
 
     def record(self, stream):
-        self.at = f"{stream.name} {len(stream.told)}"
+        self.at = f"{stream.name} {len(stream.commands)}"
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def on(monkeypatch):
     def launch(stream, index=0):
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
         with launching.turn(torch.device("cuda", index)):
-            stream.told.append("kernel")
+            stream.commands.append("kernel")
 
     return launch
 
@@ -180,10 +180,10 @@ def test_cooperative_kernels_of_two_streams_take_turns(on):
     first, second = Stream("first"), Stream("second")
     for stream in (first, first, second, second, first):
         on(stream)
-    assert first.told == ["kernel", "kernel", "wait for second 3", "kernel"]
-    assert second.told == ["wait for first 2", "kernel", "kernel"]
+    assert first.commands == ["kernel", "kernel", "wait for second 3", "kernel"]
+    assert second.commands == ["wait for first 2", "kernel", "kernel"]
     on(second, index=1)
-    assert second.told[-2:] == ["kernel", "kernel"]  # each device has its own turns
+    assert second.commands[-2:] == ["kernel", "kernel"]  # each device has its own turns
 
 
 def test_streams_whose_programs_all_fit_share_a_turn(on):
@@ -192,9 +192,9 @@ def test_streams_whose_programs_all_fit_share_a_turn(on):
     launching.share_turn(torch.device("cuda", 0), main, [below, above])
     for stream in (below, above, below, main, other):
         on(stream)
-    assert main.told == ["wait for other 1", "kernel"]
-    assert (below.told, above.told) == (["kernel", "kernel"], ["kernel"])
-    assert other.told[1:-1] == ["wait for main 2", "wait for below 2", "wait for above 1"]
+    assert main.commands == ["wait for other 1", "kernel"]
+    assert (below.commands, above.commands) == (["kernel", "kernel"], ["kernel"])
+    assert other.commands[1:-1] == ["wait for main 2", "wait for below 2", "wait for above 1"]
 
 
 def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
@@ -202,7 +202,7 @@ def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
     on(first)
     monkeypatch.setattr(launching, "is_capturing", lambda device: True)
     on(second)
-    assert second.told == ["kernel"]
+    assert second.commands == ["kernel"]
     assert launching._last[torch.device("cuda", 0)].keys() == {first}
 
 
@@ -250,7 +250,7 @@ def test_streams_wait_for_each_other(monkeypatch):
     monkeypatch.setattr(stack, "_streams", lambda device, count: streams[1:])
 
     def task(name):
-        current[-1].told.append(name)
+        current[-1].commands.append(name)
 
     def run(then):
         with stack._AtOnce(torch.empty(0), 2, cooperative=False) as schedule:
@@ -265,14 +265,14 @@ def test_streams_wait_for_each_other(monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         run(fail)
-    assert below.told == ["wait for main 0", "first", "second"]
-    assert above.told == [
+    assert below.commands == ["wait for main 0", "first", "second"]
+    assert above.commands == [
         *("wait for main 0", "wait for below 2", "first"),
         *("wait for below 3", "second"),
     ]
-    assert main.told == ["wait for below 3", "wait for above 5"]
+    assert main.commands == ["wait for below 3", "wait for above 5"]
     run(lambda: None)
-    assert main.told[-1] == "at last"
+    assert main.commands[-1] == "at last"
 
 
 @pytest.mark.usefixtures("h100")

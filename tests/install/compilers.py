@@ -49,13 +49,13 @@ def main() -> int:
     options = parser.parse_args()
     lines, failed = [], 0
     for compiler in options.compilers or compilers():
-        told = subprocess.run(
+        version = subprocess.run(
             [compiler, "--version"], stdout=subprocess.PIPE, text=True, check=True
         )
         good = build(compiler)
         failed += not good
         outcome = "builds without a warning" if good else "does not build without a warning"
-        lines.append(f"- {told.stdout.splitlines()[0]}: {outcome}")
+        lines.append(f"- {version.stdout.splitlines()[0]}: {outcome}")
         print(lines[-1], flush=True)
     if options.record:
         from benchmarks.harness.pages import write_section

@@ -73,7 +73,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir")
     pip += ("--no-compile", "--only-binary", ":all:")
     run(*pip, torch, f"{wheel}[names,onnx]", "numpy", "pytest>=8", check=True)
-    told = run(
+    printed = run(
         "-c",
         "import platform, torch, namernn_fast as n\n"
         "print(platform.python_version(), torch.__version__, n.ops.cpu_kernel())",
@@ -89,7 +89,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped"
         outcomes[outcome if kinds else "passed"].append(case.attrib["name"])
-    return dict(zip(("python", "torch", "kernel"), told.split(), strict=True)) | outcomes
+    return dict(zip(("python", "torch", "kernel"), printed.split(), strict=True)) | outcomes
 
 
 def audit(wheel: Path) -> list[str]:

@@ -280,12 +280,12 @@ print(namernn_fast.ops.cpu_kernel(), torch.backends.cpu.get_cpu_capability())
 
 
 def test_the_module_says_what_is_installed():
-    told = run_python("-m", "namernn_fast")
-    assert namernn_fast.__version__ in told
-    assert torch.__version__ in told
+    printed = run_python("-m", "namernn_fast")
+    assert namernn_fast.__version__ in printed
+    assert torch.__version__ in printed
 
 
 @pytest.mark.skipif(not has("safetensors", "requests", "tqdm"), reason="needs the names extra")
 def test_the_names_application_has_its_network():
-    told = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
-    assert "Japanese" in told
+    printed = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
+    assert "Japanese" in printed

@@ -167,13 +167,13 @@ void Machine::run() {
   const size_t window = options.cooperative ? order.size() : static_cast<size_t>(options.window);
   size_t begun = 0;
   // To reach unusual interleavings, favor one program for a while and freeze another one.
-  uint32_t favoured = 0, frozen = 0;
+  uint32_t favored = 0, frozen = 0;
   for (uint64_t turn = 0;; ++turn) {
     while (begun < order.size() && programs.size() < window) start(order[begun++]);
     if (programs.empty()) return;
     const uint32_t count = static_cast<uint32_t>(programs.size());
-    if (turn % 512 == 0) favoured = random(count), frozen = random(2 * count);
-    uint32_t chosen = random(4) == 0 ? favoured % count : random(count);
+    if (turn % 512 == 0) favored = random(count), frozen = random(2 * count);
+    uint32_t chosen = random(4) == 0 ? favored % count : random(count);
     if (chosen == frozen && turn % 512 < 384) chosen = random(count);
     Warp* ready = nullptr;
     for (uint32_t i = 0; i < count && ready == nullptr; ++i) {
