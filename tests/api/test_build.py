@@ -79,7 +79,7 @@ def test_kernels_run_nothing_at_load():
 
 @needs_objdump
 def test_no_debug_information():
-    """Python's compiler flags include -g, but most of the library would be debug information."""
+    """Python's compiler flags include -g; debug information would be most of the library."""
     assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 

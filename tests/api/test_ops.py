@@ -44,7 +44,7 @@ def stack_arguments(
 def forward_checks(layout, with_hx):
     """Returns the tests of `opcheck` that apply to a forward pass."""
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    # Without hx the batch size of packed rows is data-dependent, which this test cannot handle.
+    # Without hx the batch size of packed rows is data-dependent: opcheck cannot compare it.
     if layout != "packed" or with_hx:
         tests.append("test_aot_dispatch_dynamic")
     return tests

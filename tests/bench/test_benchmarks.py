@@ -179,7 +179,7 @@ def test_a_first_call_finds_nothing_imported():
 
 
 def test_first_calls(monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # and unset it afterwards
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # measure sets it; undo that
     monkeypatch.setattr(torch, "compile", lambda call: call)  # real compilation takes long
     found = first_call.measure(FUSED, torch.get_num_threads())
     assert set(found) == {*first_call.STAGES, *first_call.COMPILED_STAGES}

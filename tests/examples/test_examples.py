@@ -169,7 +169,7 @@ def test_train_torchrun(run_apart):
 
 
 def slightly_wrong(function):
-    """Makes the tensors that a function, or a function it returns, returns 0.1 % too large."""
+    """Wraps a function, and a function that it returns, to scale their tensors by 1.001."""
 
     def wrong(*arguments, **options):
         result = function(*arguments, **options)

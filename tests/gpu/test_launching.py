@@ -28,9 +28,6 @@ from namernn_fast.gpu.kernels import product_kernel, upload_kernel  # noqa: E402
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 
 
-# ---- CUDA graphs, with a fake of the capture ----
-
-
 class FakeCuda:
     """Fakes `torch.cuda` for two GPUs; GPU 1 is capturing its current stream."""
 
@@ -84,8 +81,6 @@ def test_numbers_passed_as_arguments_compile_once(monkeypatch):
     compiled = gpu_report.compiled(DEVICES["sm_80"], source, launching.UPLOAD_SETTINGS)
     assert "st.global" in compiled.asm["ptx"]
 
-
-# ---- Cooperative launches ----
 
 H100 = DEVICES["sm_90"]
 TOO_LARGE = "Triton Error [CUDA]: too many blocks in cooperative launch"
@@ -206,9 +201,6 @@ def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
     assert launching._last[torch.device("cuda", 0)].keys() == {first}
 
 
-# ---- Layers at the same time ----
-
-
 def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
     layout = problem.SequenceLayout(seq_len, batch, seq_len * batch, batch, 1)
     return problem.Stack(layout, None, [], options, 1, hidden_size)
@@ -290,9 +282,6 @@ def test_a_stack_at_once_shares_a_turn(monkeypatch):
             assert len(shared) == cooperative
 
 
-# ---- Autotune ----
-
-
 def autotune(hidden_size, **more):
     return gpu.autotune(torch.empty(5, 1, 8, dtype=torch.bfloat16), hidden_size, **more)
 
@@ -346,8 +335,6 @@ def test_autotune_if_a_cooperative_launch_is_refused(monkeypatch):
     assert best.members == 1
     assert {found.members for found in plan.tuned.values()} == {1}
 
-
-# ---- Products, compiled ahead of time ----
 
 # The strides that are 1 in a projection, in the gradient of input and in those of weights.
 PRODUCTS = {

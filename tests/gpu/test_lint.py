@@ -44,8 +44,6 @@ def broken(built: rules.Built) -> set[str]:
     return {finding.rule for finding in rules.check(built)}
 
 
-# ---- The kernels as they are ----
-
 COOPERATIVE = case("sm_90", "float32", "cooperative")
 STREAMED = case("sm_80", "float32", "streamed")
 TF32 = case("sm_90", "TF32", "cooperative")
@@ -83,8 +81,6 @@ def test_the_cases_cover_every_kind_of_plan_and_of_rows():
     names = [case.name for case in ALL]
     assert len(set(names)) == len(names)
 
-
-# ---- Faults planted in the source ----
 
 OF_DIRECTION = "of_direction(weight_hh, weight_hh_reverse, program, FORM)"
 PLACE = "place = _place(t, row, program, FORM)"
@@ -166,9 +162,6 @@ def test_a_loop_that_became_worse_breaks_its_budget(tmp_path):
     assert list(differences(Result(COOPERATIVE, [], before), {"rows": [row]})) == []
 
 
-# ---- Faults planted in what was compiled ----
-
-
 @pytest.mark.parametrize("more", [{"shared": 2**20}, {"registers": 255 * 8}], ids=str)
 def test_a_program_that_does_not_fit_breaks_a_rule(more):
     built = compiled(COOPERATIVE)
@@ -185,8 +178,6 @@ def test_a_kernel_that_is_not_recorded_has_no_budget():
     (finding,) = differences(result, {"rows": []})
     assert finding == ("budget", "is not recorded: run make gpu-report RECORD=1")
 
-
-# ---- The code ----
 
 TEXT = """
 .text.kernel:

@@ -64,9 +64,6 @@ def test_emulated_kernels():
     run_folder("emulated", NAMERNN_FAST_EMULATE="1")
 
 
-# ---- The plan ----
-
-
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("dtype", availability.TRITON_DTYPES, ids=str)
 @pytest.mark.parametrize("tf32", [False, True])
@@ -118,9 +115,6 @@ def test_streamed_tiles_grow_with_the_work():
     assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
     assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
-
-
-# ---- Compiled ahead of time ----
 
 
 def test_no_loop_variable_begins_as_an_alias():
@@ -312,9 +306,6 @@ def test_the_recorded_table_is_of_these_kernels():
                 taken = taken._replace(spilled=0)
             assert within_limits(DEVICES[row["arch"]], taken, row["hidden_size"])
     assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
-
-
-# ---- What is refused ----
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A pytest plugin: replaces torch's layers by the fused ones, and records what each test did.
+"""A pytest plugin: replaces torch's layers with the fused ones, and records what each test did.
 
 `pytest -p layer_plugin --layer FusedRNN --outcomes FILE` binds `torch.nn.RNN` and
 `torch.nn.RNNCell` to `FusedRNN` and `FusedRNNCell` before any test file, and so any library under

@@ -36,8 +36,7 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// ---- Rows for several types, named NAME.TYPE ----
-
+// Adds rows for several types, named NAME.TYPE. `one`, `two` and `three` count the sources.
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);
@@ -128,8 +127,6 @@ void add_mixed(Table& table) {
   table["fma." + type] = lanewise<float, Number, Number, float>(
       [](float a, float b, float c) { return std::fma(a, b, c); });
 }
-
-// ---- integers ----
 
 template <class Narrow, class Wide>
 void wide(Table& table) {
@@ -240,8 +237,7 @@ void add_bits(Table& table) {
   table["prmt.b32"] = lanewise<u32, u32, u32, u32>(permute);
 }
 
-// ---- Predicates, each one Mask per warp ----
-
+// Sets the bits of `mask` in a predicate, which is one Mask per warp.
 void put(Mask& predicate, Mask mask, Mask values) {
   predicate = (predicate & ~mask) | (values & mask);
 }
@@ -334,8 +330,6 @@ void add_predicates(Table& table) {
   select<u32>(table, {"b32", "u32", "s32", "f32"});
   select<u64>(table, {"b64", "u64", "s64"});
 }
-
-// ---- conversions ----
 
 template <class To, class... From>
 void convert_integers(Table& table) {

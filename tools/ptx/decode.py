@@ -123,8 +123,6 @@ class Decoder:
         self.threads = int(threads[1]) if threads else 0
         return head.end()
 
-    # ---- registers and constants ----
-
     def _new(self, size: int) -> Operand:
         self.sizes.append(size)
         return Operand(len(self.sizes) - 1, size)
@@ -179,8 +177,6 @@ class Decoder:
             raise UnsupportedError(f"{text} in line {self._line}")
         base = self._register(found[1]) or self._constant(self._number(found[1]), 8)
         return base, int(found[2] or "0", 0)
-
-    # ---- statements ----
 
     def _decode(self, statement: str) -> None:
         if statement == "{":

@@ -61,8 +61,6 @@ void Machine::stop(const std::string& kind, const Thread& by, const std::string&
   throw Stop();
 }
 
-// ---- control ----
-
 void Machine::branch(Warp& warp, Mask lanes, uint32_t target) {
   if (lanes == warp.mask) {
     warp.next = target;
@@ -128,8 +126,6 @@ void Machine::advance(Warp& warp, uint32_t turns) {
     (*instruction.run)(*this, warp, instruction, mask);
   }
 }
-
-// ---- programs ----
 
 void Machine::start(uint32_t index) {
   programs.push_back(std::make_unique<Program>());
@@ -214,7 +210,7 @@ const Table& table() {
 
 }  // namespace ptx
 
-// ---- The interface to driver.py ----
+// The interface to driver.py.
 
 extern "C" {
 

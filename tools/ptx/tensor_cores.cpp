@@ -63,9 +63,8 @@ Entry product() {
           true};
 }
 
-// ---- wgmma: four warps multiply matrices in shared memory ----
-
-// A matrix in shared memory, as its descriptor lays it out.
+// An operand of wgmma, by which four warps multiply matrices in shared memory, as its descriptor
+// lays it out.
 struct SharedMatrix {
   uint64_t start, leading, stride;
   int swizzle;  // 0: none; 1, 2, 3: rows of 128, 64, 32 bytes

@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[str, Into]] = {
     "a matrix not transposed": (r"\.trans\.shared", ".shared"),
     "one step too many": (r"setp\.lt\.s64", "setp.le.s64"),
     "one sequence too many": (r"setp\.lt\.s32", "setp.le.s32"),
-    "an address 4 bytes on": (r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
+    "an address offset of 4": (r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
     "the wrong branch": (rf"@({_REGISTER}) bra ", r"@!\1 bra "),
     # Arithmetic.
     "a shuffle with the wrong lane": (r"(shfl\.sync\.bfly.*?, )(\d+)", _doubled),
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant("a matrix not transposed", "tensor cores", "backward"),
     Mutant("one step too many", "streamed"),
     Mutant("one sequence too many", "tensor cores"),
-    Mutant("an address 4 bytes on", "cooperative"),
+    Mutant("an address offset of 4", "cooperative"),
     Mutant("the wrong branch", "cooperative", which=-1),
     Mutant("a shuffle with the wrong lane", "cooperative"),
     Mutant("a sum of only one product", "streamed", which=40),

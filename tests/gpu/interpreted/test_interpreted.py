@@ -37,7 +37,7 @@ OPTIONS = [
 ]
 
 
-# Slow, because tests/gpu/emulated covers 16 bits in every kind of plan, too.
+# Marked slow, because tests/gpu/emulated covers 16 bits in every kind of plan too.
 _SLOW_TYPES = [pytest.param(of, marks=pytest.mark.slow) for of in DTYPES if of.itemsize < 4]
 
 

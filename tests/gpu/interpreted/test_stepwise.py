@@ -80,9 +80,6 @@ def test_last_state_alone():
     torch.testing.assert_close(found, rnn(x, hx)[1].detach())
 
 
-# ---- When torch multiplies the steps ----
-
-
 def stack_of(hidden_size, batch, **layout):
     rows = SequenceLayout(T=2, B=batch, N=2 * batch, time_stride=batch, batch_stride=1)
     return Stack(rows._replace(**layout), None, [], ops.BIAS, 1, hidden_size)
