@@ -78,7 +78,7 @@ def _show(options: argparse.Namespace) -> None:
         "processors": facts.usable,
         "fused kernel": kernel,
         "fused kernel on GPUs": _triton(),
-        "other devices and dtypes": "reference (ATen operators)",
+        "other devices and dtypes": "reference (step by step in PyTorch operators)",
     }
     width = max(map(len, lines))
     for name, value in lines.items():

@@ -40,7 +40,7 @@ def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
     data = input.data if isinstance(input, PackedSequence) else input
     if isinstance(data, Tensor) and data.dtype not in ID_DTYPES:
         raise TypeError(
-            f"input must hold token ids, int32 or int64, where embedding is given, got {data.dtype}"
+            f"input must hold token ids, int32 or int64, if embedding is given, got {data.dtype}"
         )
 
 
@@ -106,7 +106,7 @@ def why_not_table(ids: Tensor, embedding: Tensor, options: int, tracing: bool) -
         if not statically_known_true(vocabulary <= TRACED_VOCABULARY):
             return f"a compiler gets tables of up to {TRACED_VOCABULARY} rows"
     elif vocabulary > ids.numel():
-        return f"the product of {ids.numel()} ids is less work than that of {vocabulary} rows"
+        return f"multiplying {ids.numel()} ids is less work than multiplying {vocabulary} rows"
     elif (
         embedding.is_cuda
         and embedding.dtype == torch.float32
@@ -133,13 +133,13 @@ def why_not_shared(
     if options & ops.BIDIRECTIONAL:
         return "the second direction begins at the ends of sequences"
     if call.hx is not None:
-        return "each sequence begins from a state of its own, hx"
+        return "hx gives each sequence its own initial state"
     if call.reset is not None:
-        return "reset begins sequences anew"
+        return "reset restarts sequences"
     if call.dropout:
         return "dropout between layers is drawn for each sequence"
     if options & ops.BATCH_INVARIANT:
-        return "batch_invariant goes without a table"
+        return "batch_invariant rules out a table"
     if tracing:
         return "a compiler traces the call"
     if torch._C._are_functorch_transforms_active():

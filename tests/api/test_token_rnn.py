@@ -337,7 +337,7 @@ def test_explain():
     kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else "reference"
     own, ids = TokenRNN(9, D, 64), torch.randint(9, (5, 200))
     told = explain(own, ids)
-    asked = "the output is asked for"
+    asked = "the output is needed"
     assert told.path == kernel
     assert told.shortcuts == ("table",)
     assert told.why_no_shortcut == {"last state": asked, "shared prefixes": asked}
@@ -359,10 +359,10 @@ def test_explain():
     dropped, hooked = TokenRNN(9, D, 64, 2, dropout=0.5), TokenRNN(9, D, 64)
     hooked.embedding.register_forward_hook(lambda *arguments: None)
     for layer, input, more, name, reason in (
-        (own, ids[:, :1], {}, "table", "the product of 5 ids is less work than that of 9 rows"),
+        (own, ids[:, :1], {}, "table", "multiplying 5 ids is less work than multiplying 9 rows"),
         (own, ids[:, :1], {}, "shared prefixes", "it pays from 128 sequences, not for 1"),
-        (own, ids, {"hx": torch.zeros(1, 200, 64)}, "shared prefixes", "its own, hx"),
-        (own, ids, {"reset": ids > 9}, "shared prefixes", "reset begins sequences anew"),
+        (own, ids, {"hx": torch.zeros(1, 200, 64)}, "shared prefixes", "its own initial state"),
+        (own, ids, {"reset": ids > 9}, "shared prefixes", "reset restarts sequences"),
         (dropped, ids, {}, "last state", "dropout needs the output of each layer"),
         (hooked, ids, {}, "table", "the embedding has hooks"),
     ):
@@ -379,8 +379,8 @@ def test_explain_of_an_embedding_and_of_rows():
     assert not told.why_no_shortcut
     told = explain(layer.requires_grad_(False), rows, last_state=True)
     assert told.shortcuts == ("last state",)
-    assert told.why_no_shortcut["table"] == "input holds no token ids"
-    with pytest.raises(TypeError, match="int32 or int64, where embedding is given, got"):
+    assert told.why_no_shortcut["table"] == "input does not hold token ids"
+    with pytest.raises(TypeError, match="int32 or int64, if embedding is given, got"):
         explain(layer, rows, embedding=embedding)
     with pytest.raises(TypeError, match="a FusedRNN, TokenRNN or FusedRNNCell, got Linear"):
         explain(nn.Linear(2, 2), rows)
@@ -392,7 +392,7 @@ def test_explain_without_a_kernel(monkeypatch):
     assert told.path == "reference"
     assert told.shortcuts == ("table",)
     assert told.why_no_shortcut == {
-        "last state": "ATen operators compute every state",
+        "last state": "the PyTorch operators in reference.py compute every state",
         "shared prefixes": "the C++ extension was not built",
     }
 
