@@ -52,17 +52,17 @@ def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
     ("facts", "begins"),
     [
         ({}, []),
-        ({"has_extension": False}, ["To have the fused kernel, reinstall it with"]),
+        ({"has_extension": False}, ["To get the fused kernel, reinstall it with"]),
         ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
-        ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or take fewer threads"]),
+        ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or use fewer threads"]),
         ({"load": 2.0}, []),  # what the process itself may have left behind
         ({"load": 2.5, "threads": 1}, []),  # nobody waits
         ({"load": 2.5, "is_passive": True}, []),
         ({"load": 2.5, "has_openmp": False}, []),
         ({"load": None, "is_passive": True}, []),
-        ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive where a process has the machine"]),
+        ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive if this process has the machine"]),
         ({"is_passive": True, "load": 1.0}, []),
-        ({"gpu_trouble": "A GPU is old"}, ["Input on the GPU is an error so far. A GPU is old."]),
+        ({"gpu_trouble": "A GPU is old"}, ["Input on the GPU raises an error so far. A GPU"]),
         ({"threads": 4, "load": 9.0}, ["Set OMP_NUM_THREADS=2", "Set OMP_WAIT_POLICY=passive"]),
     ],
     ids=str,

@@ -360,7 +360,7 @@ def test_explain():
     hooked.embedding.register_forward_hook(lambda *arguments: None)
     for layer, input, more, name, reason in (
         (own, ids[:, :1], {}, "table", "multiplying 5 ids is less work than multiplying 9 rows"),
-        (own, ids[:, :1], {}, "shared prefixes", "it pays from 128 sequences, not for 1"),
+        (own, ids[:, :1], {}, "shared prefixes", "it pays off from 128 sequences, not for 1"),
         (own, ids, {"hx": torch.zeros(1, 200, 64)}, "shared prefixes", "its own initial state"),
         (own, ids, {"reset": ids > 9}, "shared prefixes", "reset restarts sequences"),
         (dropped, ids, {}, "last state", "dropout needs the output of each layer"),

@@ -481,7 +481,7 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
         (IDS, {"embedding": ROWS[0]}, ValueError, r"\(vocabulary, 4\), got \(4,\)"),
         (IDS, {"embedding": ROWS.double()}, ValueError, "dtype of the weights, torch.float32"),
         (IDS, {"embedding": ROWS.to("meta")}, ValueError, "one device, got .* embedding on meta"),
-        (IDS, {"padding_idx": V}, ValueError, "from -6 to 5, as embedding has 6 rows, got 6"),
+        (IDS, {"padding_idx": V}, ValueError, "from -6 to 5, because embedding has 6 rows, got 6"),
         (IDS, {"padding_idx": -7}, ValueError, "from -6 to 5, .* got -7"),
         (FEATURES, {"padding_idx": 1, "embedding": None}, ValueError, "needs embedding, which is"),
         (IDS[None], {}, ValueError, "must have 1 or 2 dimensions, got 3"),

@@ -179,7 +179,7 @@ def test_rows_that_make_no_sense(path):
         (x, {"reset": [True]}, TypeError, f"{no_bools}, got list"),
         (x, {"reset": reset.T}, RuntimeError, r"must have shape \(5, 2\), got \(2, 5\)"),
         (packed, {"reset": reset[:4]}, RuntimeError, r"shape \(5, 2\), got \(4, 2\)"),
-        (jagged, {"reset": reset}, ValueError, "reset does not go with a jagged input"),
+        (jagged, {"reset": reset}, ValueError, "reset does not support a jagged input"),
         (strided, {}, ValueError, "a nested input must have layout=torch.jagged"),
         (wide, {}, ValueError, "must be .batch, jagged steps, features., got 4 dimensions"),
     ):
