@@ -22,11 +22,11 @@ class Facts:
 
     has_extension: bool
     threads: int
-    """Threads of torch."""
+    """The number of torch threads."""
     usable: int
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     processors: int
-    """Processors of the machine."""
+    """The number of processors of the machine."""
     load: float | None
     """The average number of runnable processes over the last minute; None if unknown."""
     is_passive: bool
@@ -99,7 +99,7 @@ def is_busy(facts: Facts) -> bool:
 
 
 def wrapped(text: str) -> str:
-    """Returns a paragraph of advice as lines for a terminal."""
+    """Wraps a paragraph of advice for a terminal."""
     return textwrap.fill(
         text, WIDTH, subsequent_indent="  ", initial_indent="- ", break_on_hyphens=False
     )

@@ -20,7 +20,8 @@ class Explanation(NamedTuple):
     """The answer of `explain`; `str()` turns it into a sentence."""
 
     path: str
-    """`cpu` and an instruction set, `triton` and an architecture, `reference`, or `torch`."""
+    """`cpu` and an instruction set, `triton` and an architecture, `torch`, or `reference`: the
+    step-by-step PyTorch operators in reference.py."""
     why_not: dict[str, str]
     """The paths not taken, and the reason for each."""
     shortcuts: tuple[str, ...] = ()

@@ -161,7 +161,7 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
     """Returns lengths as int64 on the device of input, without waiting for that device."""
     if options & (ops.PACKED | ops.JAGGED):
         raise ValueError(
-            "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
+            "lengths need a padded input: a PackedSequence or a jagged tensor has its own lengths"
         )
     if not isinstance(lengths, Tensor):
         lengths = torch.tensor(lengths, device="cpu")  # a copy, so that nobody else can modify it

@@ -173,7 +173,7 @@ class FusedRNN(torch.nn.RNN):
             padding_idx=padding_idx,
         )
 
-    if TYPE_CHECKING:  # torch declares that a call returns anything
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
     def last_state(
@@ -301,7 +301,7 @@ class FusedRNNCell(torch.nn.RNNCell):
             hx = input.new_zeros(input.shape[0], self.hidden_size)
         return step(input, hx, *weights)
 
-    if TYPE_CHECKING:  # torch declares that a call returns anything
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
 
         def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 

@@ -105,7 +105,7 @@ class TokenRNN(torch.nn.Module):
             return self.rnn(ids, hx, lengths, reset, embedding.weight, embedding.padding_idx)
         return self._one_after_the_other(ids, hx, lengths, reset)
 
-    if TYPE_CHECKING:  # torch declares that a call returns anything
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
     def last_state(

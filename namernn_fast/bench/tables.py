@@ -16,7 +16,7 @@ def duration(seconds: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Returns a speed-up, marked if it is a loss."""
+    """Returns a speed-up as text, with a mark if it is below 1."""
     return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
 
 

@@ -26,7 +26,7 @@ _Rows = TypeVar("_Rows", Tensor, Tensor | None)
 
 
 class _Stretch(NamedTuple):
-    """Consecutive steps of all sequences."""
+    """A range of consecutive steps of all sequences."""
 
     layout: SequenceLayout
     begin: int
