@@ -229,7 +229,7 @@ def _differentiable_backward(
 
     with torch.enable_grad():
         wanted = [
-            original if original.is_set_to(value) else _Former.apply(original, value)  # type: ignore[no-untyped-call]
+            original if original.is_set_to(value) else _FormerValues.apply(original, value)  # type: ignore[no-untyped-call]
             for original, value, need in zip(originals, values, needed, strict=True)
             if need
         ]
@@ -238,7 +238,7 @@ def _differentiable_backward(
     return [next(gradients) if need else None for need in needed]
 
 
-class _Former(torch.autograd.Function):
+class _FormerValues(torch.autograd.Function):
     """Restores the values that a tensor had before its `.data` was replaced.
 
     The gradient goes to the tensor.

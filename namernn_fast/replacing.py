@@ -29,11 +29,11 @@ def replace_rnn(model: Model) -> Model:
     """
     _change_classes(model, FUSED)
     if not any(type(module) in PLAIN for module in model.modules()):
-        _warn_of_nothing(model)
+        _warn_nothing_replaced(model)
     return model
 
 
-def _warn_of_nothing(model: torch.nn.Module) -> None:
+def _warn_nothing_replaced(model: torch.nn.Module) -> None:
     """Warns that no module of `model` was replaced."""
     left_alone = sorted(
         {

@@ -103,7 +103,7 @@ class TokenRNN(torch.nn.Module):
         if self.why_not_fused() is None:
             embedding = self.embedding
             return self.rnn(ids, hx, lengths, reset, embedding.weight, embedding.padding_idx)
-        return self._one_after_the_other(ids, hx, lengths, reset)
+        return self._call_separately(ids, hx, lengths, reset)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -136,7 +136,7 @@ class TokenRNN(torch.nn.Module):
                 refuse_to_share(why_not)
             if what_else is not None:
                 return self(ids, hx, lengths, reset)[1]
-            return self._one_after_the_other(ids, hx, lengths, reset)[1]
+            return self._call_separately(ids, hx, lengths, reset)[1]
         return self.rnn.last_state(
             ids,
             hx,
@@ -162,7 +162,7 @@ class TokenRNN(torch.nn.Module):
             return "the embedding has one of the options max_norm, scale_grad_by_freq and sparse"
         return None
 
-    def _one_after_the_other(
+    def _call_separately(
         self, ids: Input, hx: Tensor | None, lengths: Lengths | None, reset: Tensor | None
     ) -> tuple[Input, Tensor]:
         """Calls the embedding, and then the layer on its result."""

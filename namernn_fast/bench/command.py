@@ -203,7 +203,7 @@ def check(cells: Iterable[Cell]) -> dict[Cell, dict[str, Call]]:
         BudgetError: a result exceeds its budget; the message names the cell.
     """
     calls = {}
-    for cell in _shown(cells, "checked"):
+    for cell in _with_progress(cells, "checked"):
         rows = rows_of_oracle(cell) if cell.family == DENSE else None
         try:
             calls[cell] = gated_calls(cell, _input(cell), rows)
@@ -217,14 +217,14 @@ def check(cells: Iterable[Cell]) -> dict[Cell, dict[str, Call]]:
 def measure(calls: dict[Cell, dict[str, Call]], budget: TimeBudget) -> Results:
     """Times both layers in alternation and returns their rounds in each cell."""
     results = {}
-    for cell in _shown(calls, "timed"):
+    for cell in _with_progress(calls, "timed"):
         # Entered once per cell: entering it takes 10% of the time of the shortest calls.
         with torch.inference_mode(cell.mode == FORWARD):
             results[cell] = race(calls[cell], budget)
     return results
 
 
-def _shown(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
+def _with_progress(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
     """Yields the cells and shows the progress on a terminal."""
     cells = list(cells)
     is_seen = sys.stderr is not None and sys.stderr.isatty()
