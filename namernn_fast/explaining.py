@@ -68,13 +68,13 @@ def explain(
         layer: a FusedRNN, TokenRNN or FusedRNNCell.
         input: of the call; token ids for a TokenRNN, or with `embedding`.
         hx, reset: of the call.
-        embedding: the embedding that a call of a FusedRNN on token ids is given.
+        embedding: the argument `embedding` of a FusedRNN call on token ids.
         last_state: whether to explain `layer.last_state(input)` instead.
 
     Raises:
         TypeError: layer or input has the wrong type.
         RuntimeError: the input is on a GPU, and Triton or the GPU is missing or too old.
-        ValueError, RuntimeError: token ids, embedding, hx or reset do not suit such a call.
+        ValueError, RuntimeError: token ids, embedding, hx or reset are invalid for such a call.
 
     Example:
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not

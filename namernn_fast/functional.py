@@ -95,7 +95,7 @@ def rnn(
             of zeros, as if the sequence had been split there; the second direction runs each part
             from its own end. In padded order for a PackedSequence; not for a jagged tensor.
         batch_invariant: as within `namernn_fast.batch_invariant()`.
-        embedding: (vocabulary, input_size), the table that the token ids in input index. The
+        embedding: (vocabulary, input_size), the rows that the token ids in input index. The
             result is that of `rnn(F.embedding(input, embedding, padding_idx), ...)`. Ids past a
             sequence's length are ignored.
         padding_idx: a row of `embedding` that gets no gradient, as in `F.embedding`.

@@ -130,7 +130,7 @@ class FusedRNN(torch.nn.RNN):
                 seq_len in any order. Padding is neither read nor computed; output is zero there.
             reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
                 episode begins, which starts from a state of zeros.
-            embedding: (vocabulary, input_size), the table that token ids index. `TokenRNN` is a
+            embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
                 layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
 
@@ -187,7 +187,7 @@ class FusedRNN(torch.nn.RNN):
         padding_idx: int | None = None,
         share_prefixes: bool | None = None,
     ) -> Tensor:
-        """Returns h_n of `forward`, without computing its output.
+        """Returns only h_n of `forward`; in inference the output is never written.
 
         If the layer has hooks or a `forward` set on the object, it is called so that they run.
 

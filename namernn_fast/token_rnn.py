@@ -117,7 +117,7 @@ class TokenRNN(torch.nn.Module):
         *,
         share_prefixes: bool | None = None,
     ) -> Tensor:
-        """Returns h_n of `forward`, without computing its output.
+        """Returns only h_n of `forward`; in inference the output is never written.
 
         If the model has hooks or a `forward` set on the object, it is called so that they run.
 
