@@ -188,5 +188,5 @@ print(namernn_fast.FusedRNNCell(3, 4)(x[0]).shape)
         text=True,
         check=True,
     )
-    assert "reference (not cpu: the C++ extension was not built)" in ran.stdout
+    assert "in reference.py (not cpu: the C++ extension was not built)" in ran.stdout
     assert ran.stderr.count("built without its C++ extension") == 1

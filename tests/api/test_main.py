@@ -45,24 +45,24 @@ def test_advice_is_printed(threads, capsys):
 def test_it_says_so_if_there_is_no_advice(monkeypatch, capsys):
     monkeypatch.setattr(advice, "gather", lambda: QUIET)
     assert cli.main([]) == 0
-    assert capsys.readouterr().out.endswith("nothing is known that would make it faster here.\n")
+    assert capsys.readouterr().out.endswith("nothing known would make it faster here.\n")
 
 
 @pytest.mark.parametrize(
     ("facts", "begins"),
     [
         ({}, []),
-        ({"has_extension": False}, ["To have the fused kernel, reinstall it with"]),
+        ({"has_extension": False}, ["To get the fused kernel, reinstall it with"]),
         ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
-        ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or take fewer threads"]),
+        ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or use fewer threads"]),
         ({"load": 2.0}, []),  # this process may have caused that load
         ({"load": 2.5, "threads": 1}, []),  # one thread waits for no other
         ({"load": 2.5, "is_passive": True}, []),
         ({"load": 2.5, "has_openmp": False}, []),
         ({"load": None, "is_passive": True}, []),
-        ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive where a process has the machine"]),
+        ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive if this process has the machine"]),
         ({"is_passive": True, "load": 1.0}, []),
-        ({"gpu_trouble": "A GPU is old"}, ["Input on the GPU is an error so far. A GPU is old."]),
+        ({"gpu_trouble": "A GPU is old"}, ["Input on the GPU raises an error so far. A GPU"]),
         ({"threads": 4, "load": 9.0}, ["Set OMP_NUM_THREADS=2", "Set OMP_WAIT_POLICY=passive"]),
     ],
     ids=str,

@@ -61,7 +61,7 @@ def test_every_cell_is_checked_timed_and_printed(small_cells, tmp_path, capsys):
             speed_ups.append(summary(speed_ups[place : len(small_cells) : len(MODES)]))
     printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)  # line by line, forward before training
     assert printed == [ratio(value) for value in speed_ups]
-    assert "It is no measurement." in out
+    assert "do not rely on these times." in out
 
 
 def test_the_race_runs_on_the_requested_threads(raced, small_cells, threads, capsys, tmp_path):
@@ -83,7 +83,8 @@ def test_nothing_is_timed_if_a_result_is_wrong(raced, monkeypatch, capsys):
     assert cli.main(["bench"]) == 1
     printed = capsys.readouterr()
     cell = command.CELLS[0]
-    assert printed.err.startswith(f"{PROGRAM}FusedRNN is wrong in {cell}, nothing was timed: h_n")
+    assert printed.err.startswith(f"{PROGRAM}FusedRNN is wrong in {cell} (D input features, H ")
+    assert "T time steps, B sequences in a batch), nothing was timed: h_n" in printed.err
     assert printed.err.count("\n") == 1
     assert "|" not in printed.out
     assert not raced
@@ -133,7 +134,7 @@ def test_a_busy_machine_is_reported(raced, monkeypatch, capsys):
     loads = iter([10.0 * advice.gather().processors, 0.0])
     monkeypatch.setattr(advice, "_load", lambda: next(loads))
     assert cli.main(["bench"]) == 0
-    assert "busy with other programs: this is no measurement" in capsys.readouterr().out
+    assert "busy with other programs: do not rely on these times" in capsys.readouterr().out
     assert cli.main(["bench"]) == 0
     assert "busy" not in capsys.readouterr().out
 

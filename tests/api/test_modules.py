@@ -117,7 +117,7 @@ def test_explain():
     whole = explain(module, x.int())
     assert whole.path == "reference"
     assert whole.why_not == {
-        "cpu": "the CPU kernel has floating-point types of 16 to 64 bits, not torch.int32"
+        "cpu": "the CPU kernel takes floating-point types of 16 to 64 bits, not torch.int32"
     }
     step = explain(FusedRNNCell(64, 64), torch.randn(4, 64))
     assert step.path == "torch"

@@ -255,7 +255,7 @@ def test_what_onnx_lacks_is_refused():
     with pytest.raises(torch.onnx.OnnxExporterError, match=text):
         export(OnPackedData(), packed)
     resetting = WithReset()
-    text = r"ONNX has no reset: .* padded, with lengths="
+    text = r"ONNX has no reset: .* padded sequences, with lengths="
     with pytest.raises(torch.onnx.OnnxExporterError, match=text):
         export(resetting, (torch.randn(5, 3, D), torch.ones(5, 3, dtype=torch.bool)))
 

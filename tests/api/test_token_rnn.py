@@ -337,10 +337,10 @@ def test_explain():
     kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else "reference"
     own, ids = TokenRNN(9, D, 64), torch.randint(9, (5, 200))
     explained = explain(own, ids)
-    asked = "the output is asked for"
+    needed = "the output is needed"
     assert explained.path == kernel
     assert explained.shortcuts == ("table",)
-    assert explained.why_no_shortcut == {"last state": asked, "shared prefixes": asked}
+    assert explained.why_no_shortcut == {"last state": needed, "shared prefixes": needed}
     with torch.no_grad():
         explained = explain(own, ids, last_state=True)
         assert explained.shortcuts == ("table", "last state", "shared prefixes")
@@ -359,10 +359,10 @@ def test_explain():
     dropped, hooked = TokenRNN(9, D, 64, 2, dropout=0.5), TokenRNN(9, D, 64)
     hooked.embedding.register_forward_hook(lambda *arguments: None)
     for layer, input, more, name, reason in (
-        (own, ids[:, :1], {}, "table", "the product of 5 ids is less work than that of 9 rows"),
-        (own, ids[:, :1], {}, "shared prefixes", "it pays from 128 sequences, not for 1"),
-        (own, ids, {"hx": torch.zeros(1, 200, 64)}, "shared prefixes", "its own, hx"),
-        (own, ids, {"reset": ids > 9}, "shared prefixes", "reset begins sequences anew"),
+        (own, ids[:, :1], {}, "table", "multiplying 5 ids is less work than multiplying 9 rows"),
+        (own, ids[:, :1], {}, "shared prefixes", "it pays off from 128 sequences, not for 1"),
+        (own, ids, {"hx": torch.zeros(1, 200, 64)}, "shared prefixes", "its own initial state"),
+        (own, ids, {"reset": ids > 9}, "shared prefixes", "reset restarts sequences"),
         (dropped, ids, {}, "last state", "dropout needs the output of each layer"),
         (hooked, ids, {}, "table", "the embedding has hooks"),
     ):

@@ -401,11 +401,11 @@ def test_when_prefixes_are_shared(calls):
     ("options", "more", "text"),
     [
         ({"bidirectional": True}, {}, "the second direction begins at the ends of sequences"),
-        ({}, {"hx": torch.zeros(1, 128, 32)}, "each sequence begins from a state of its own, hx"),
-        ({}, {"reset": torch.zeros(5, 128, dtype=torch.bool)}, "reset begins sequences anew"),
+        ({}, {"hx": torch.zeros(1, 128, 32)}, "hx gives each sequence its own initial state"),
+        ({}, {"reset": torch.zeros(5, 128, dtype=torch.bool)}, "reset restarts sequences"),
         ({"num_layers": 2, "dropout": 0.5}, {}, "dropout between layers is drawn for each"),
         ({"dtype": torch.bfloat16}, {}, "in float32 and float64, not in torch.bfloat16"),
-        ({"batch_invariant": True}, {}, "batch_invariant goes without a table"),
+        ({"batch_invariant": True}, {}, "batch_invariant rules out a table"),
     ],
 )
 def test_what_cannot_be_shared(options, more, text, calls):
@@ -421,7 +421,7 @@ def test_what_cannot_be_shared(options, more, text, calls):
 
 def test_rows_cannot_be_shared(monkeypatch):
     layer, embedding = layer_and_embedding()
-    with pytest.raises(ValueError, match="is impossible here: input holds no token ids"):
+    with pytest.raises(ValueError, match="is impossible here: embedding is None, so input does"):
         layer.last_state(torch.randn(T, B, D, dtype=torch.float64), share_prefixes=True)
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     with pytest.raises(ValueError, match=r"is impossible here: the C\+\+ extension was not"):
@@ -474,16 +474,16 @@ JAGGED_2D = torch.nested.nested_tensor([IDS], layout=torch.jagged)
     ("input", "more", "error", "text"),
     [
         (IDS, {"embedding": [1.0]}, TypeError, "embedding must be a Tensor or None, got list"),
-        (FEATURES, {}, TypeError, "token ids, int32 or int64, where embedding is given, got torch"),
+        (FEATURES, {}, TypeError, "token ids, int32 or int64, if embedding is given, got torch"),
         (PACKED_FEATURES, {}, TypeError, "token ids, int32 or int64, .* got torch.float32"),
         ([1], {}, TypeError, "input must be a Tensor or a PackedSequence, got"),
         (IDS, {"embedding": ROWS[:, :3]}, ValueError, r"shape \(vocabulary, 4\), got \(6, 3\)"),
         (IDS, {"embedding": ROWS[0]}, ValueError, r"\(vocabulary, 4\), got \(4,\)"),
         (IDS, {"embedding": ROWS.double()}, ValueError, "dtype of the weights, torch.float32"),
         (IDS, {"embedding": ROWS.to("meta")}, ValueError, "one device, got .* embedding on meta"),
-        (IDS, {"padding_idx": V}, ValueError, "from -6 to 5, as embedding has 6 rows, got 6"),
+        (IDS, {"padding_idx": V}, ValueError, "from -6 to 5, because embedding has 6 rows, got 6"),
         (IDS, {"padding_idx": -7}, ValueError, "from -6 to 5, .* got -7"),
-        (FEATURES, {"padding_idx": 1, "embedding": None}, ValueError, "goes with embedding"),
+        (FEATURES, {"padding_idx": 1, "embedding": None}, ValueError, "needs embedding, which is"),
         (IDS[None], {}, ValueError, "must have 1 or 2 dimensions, got 3"),
         (IDS[0, 0], {}, ValueError, "must have 1 or 2 dimensions, got 0"),
         (IDS, {"embedding": None}, ValueError, "dtype .*int64.* Token ids need embedding="),

@@ -358,13 +358,13 @@ UNEQUAL = [*OF_TABLE, TABLE[1:], WEIGHT_HH]
     ("input", "weights", "options", "message"),
     [
         (IDS, OF_TABLE, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
-        (IDS, OF_TABLE, ops.LAST_STATE | ops.WANT_HIDDEN, "last state alone and that hidden"),
+        (IDS, OF_TABLE, ops.LAST_STATE | ops.WANT_HIDDEN, "both LAST_STATE and WANT_HIDDEN"),
         (IDS[0], OF_TABLE, 0, r"input must have 2 dimension\(s\), got 1"),
-        (IDS.int(), OF_TABLE, 0, r"input must be of one of .*int64.*, got torch.int32"),
+        (IDS.int(), OF_TABLE, 0, r"input must have one of .*int64.*, got torch.int32"),
         (IDS, [TABLE[:, 1:], WEIGHT_HH], 0, r"must have shape \(7, 6\), got \(7, 5\)"),
-        (IDS, [TABLE[:0], WEIGHT_HH], 0, r"the table .* a row at least, got shape \(0, 6\)"),
+        (IDS, [TABLE[:0], WEIGHT_HH], 0, r"the table .* at least one row, got shape \(0, 6\)"),
         (IDS, [TABLE.half(), WEIGHT_HH], 0, "must have the dtype of weight_hh .*float16"),
-        (IDS, [w.double() for w in OF_TABLE], 0, r"weights must be of one of .*float64"),
+        (IDS, [w.double() for w in OF_TABLE], 0, r"weights must have one of .*float64"),
         (IDS, UNEQUAL, ops.BIDIRECTIONAL, r"must have shape \(7, 6\), got \(6, 6\)"),
     ],
 )
@@ -377,7 +377,7 @@ def test_token_ids_that_do_not_fit(input, weights, options, message):
     ("want_input", "options", "message"),
     [
         (True, 0, "want_input must be false for token ids"),
-        (False, ops.LAST_STATE, "the last state alone has no backward pass"),
+        (False, ops.LAST_STATE, "rnn_backward does not support LAST_STATE"),
         (False, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
     ],
 )
