@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import requirements  # noqa: F401 - first, for it says why other modules would fail
+from . import requirements  # noqa: F401 - first: explains why other imports would fail
 from .explaining import explain
 from .functional import batch_invariant, last_state, rnn
 from .nn import FusedRNN, FusedRNNCell
@@ -11,7 +11,7 @@ from .token_rnn import TokenRNN
 
 try:
     __version__ = version("namernn_fast")
-except PackageNotFoundError:  # a checkout that was not installed, as `make bench-gpu` runs it
+except PackageNotFoundError:  # an uninstalled checkout, as `make bench-gpu` runs it
     __version__ = "0+checkout"
 
 __all__ = [

@@ -1,8 +1,8 @@
 """The command line: `python -m namernn_fast`, and `python -m namernn_fast bench`.
 
-Without a command it prints versions, the processor's capability, the paths available, and what
-would make them faster. Exit codes: 0 for success; 1 for a failure (a check, a file, a missing
-package); 2 for wrong options; 130 when interrupted. Failures are one line on standard error.
+Without a command it prints versions, the processor's capability, the available paths, and how to
+make them faster. Exit codes: 0 for success; 1 for a failure (a check, a file, a missing package);
+2 for wrong options; 130 when interrupted. A failure prints one line on standard error.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, `sys.argv[1:]` if None.
 
     Raises:
-        SystemExit: options are wrong (argparse, code 2), or help was asked for.
+        SystemExit: options are wrong (argparse, code 2), or help was requested.
     """
     try:
         options = _parser().parse_args(argv)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output has gone; Python's own flush at exit must not report it.
+        # The reader closed the pipe. Redirect stdout, or Python's flush at exit reports it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     # PyTorch raises RuntimeError when memory runs out.
@@ -55,8 +55,8 @@ def _failed(reason: object, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Says what this installation uses, and what would make it faster.",
-        epilog=f"The surname classifier has a command line of its own: {PROGRAM}.names --help",
+        description="Show what this installation uses, and what would make it faster.",
+        epilog=f"The surname classifier has a separate command line: {PROGRAM}.names --help",
     )
     parser.add_argument("--version", action="version", version=f"namernn_fast {__version__}")
     parser.set_defaults(run=_show)
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(options: argparse.Namespace) -> None:
-    """Prints one line for each fact, and then the advice."""
+    """Prints one line per fact, and then the advice."""
     facts = advice.gather()
     kernel = f"cpu {ops.cpu_kernel()}" if facts.has_extension else "none (built without a compiler)"
     lines = {
@@ -78,19 +78,19 @@ def _show(options: argparse.Namespace) -> None:
         "processors": facts.usable,
         "fused kernel": kernel,
         "fused kernel on GPUs": _triton(),
-        "other devices and dtypes": "reference (ATen operators)",
+        "other devices and dtypes": "reference (step by step in PyTorch operators)",
     }
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
     found = advice.advise(facts)
-    print("\nFaster:" if found else "\nFaster: nothing is known that would make it faster here.")
+    print("\nFaster:" if found else "\nFaster: nothing known would make it faster here.")
     for text in found:
         print(advice.wrapped(text))
 
 
 def _triton() -> str:
-    """Returns Triton's version, or that there is none."""
+    """Returns a description of the installed Triton."""
     try:
         import triton
     except ImportError:
@@ -99,9 +99,9 @@ def _triton() -> str:
 
 
 def _escape_what_cannot_be_shown() -> None:
-    """Makes the streams escape what their encoding lacks, which may be the multiplication sign."""
+    """Makes the streams escape characters that they cannot encode, such as the times sign."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as it is where the program that started this one closed it
+        if stream is not None:  # None if the parent process closed the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 

@@ -1,6 +1,6 @@
-"""What would make this installation faster on this machine: facts first, then advice from them.
+"""Collects facts about this installation and machine, and derives advice that makes it faster.
 
-Only facts that change what someone does are here; docs/performance.md has what they cost.
+Only facts that someone can act on are here; docs/performance.md says what they cost.
 """
 
 import math
@@ -18,27 +18,28 @@ WIDTH = 88
 
 @dataclass(frozen=True)
 class Facts:
-    """What the advice follows from."""
+    """The facts that the advice is based on."""
 
     has_extension: bool
     threads: int
-    """Threads of torch."""
+    """The number of torch threads."""
     usable: int
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     processors: int
-    """Processors of the machine."""
+    """The number of processors of the machine."""
     load: float | None
-    """Processes that have been running or ready to run in the last minute; None if unknown."""
+    """The average number of runnable processes over the last minute; None if unknown."""
     is_passive: bool
-    """Whether OMP_WAIT_POLICY lets threads sleep at once where they wait."""
+    """Whether OMP_WAIT_POLICY makes waiting threads sleep at once."""
     has_openmp: bool
-    """Whether torch's threads are those of OpenMP."""
+    """Whether torch uses OpenMP threads."""
     gpu_trouble: str | None
-    """Why the GPU kernels cannot run on a GPU that torch sees; None if they can, or without one."""
+    """Why the GPU kernels cannot run on the GPU that torch sees; None if they can or there is no
+    GPU."""
 
 
 def gather() -> Facts:
-    """Looks the facts up."""
+    """Collects the facts."""
     return Facts(
         has_extension=availability.HAS_EXTENSION,
         threads=torch.get_num_threads(),
@@ -52,63 +53,63 @@ def gather() -> Facts:
 
 
 def advise(facts: Facts) -> list[str]:
-    """Returns advice with its reasons, a paragraph each; none where nothing is known to help."""
+    """Returns advice with reasons, one paragraph each; empty if nothing is known to help."""
     found = []
     if not facts.has_extension:
         found.append(
-            f"To have the fused kernel, {availability.REINSTALL}. Without the C++ extension every "
-            "input on a CPU takes ATen operators step by step, which is hardly faster than nn.RNN."
+            f"To get the fused kernel, {availability.REINSTALL}. Without the C++ extension every "
+            "input on a CPU runs step by step in PyTorch operators, hardly faster than nn.RNN."
         )
     if facts.threads > facts.usable:
         found.append(
             f"Set OMP_NUM_THREADS={facts.usable}, or call torch.set_num_threads({facts.usable}): "
-            f"torch has {facts.threads} threads, and this process may use {facts.usable} "
-            "processor(s). Threads that wait for each other at every step then wait for a "
-            "processor as well."
+            f"torch has {facts.threads} threads, but this process may use only {facts.usable} "
+            "processor(s). The threads wait for each other at every step, and then for a processor "
+            "as well."
         )
     found += _on_waiting(facts)
     if facts.gpu_trouble is not None:
-        found.append(f"Input on the GPU is an error so far. {facts.gpu_trouble}.")
+        found.append(f"Input on the GPU raises an error so far. {facts.gpu_trouble}.")
     return found
 
 
 def _on_waiting(facts: Facts) -> list[str]:
-    """Returns advice on how threads wait, which depends on what else the machine does."""
+    """Returns advice on how threads should wait, which depends on the load of the machine."""
     if not facts.has_openmp or facts.threads < 2 or facts.load is None:
         return []
     busy = f"the load is {facts.load:.1f} on {facts.processors} processor(s)"
     if not facts.is_passive and is_busy(facts):
         return [
-            "Set OMP_WAIT_POLICY=passive, or take fewer threads, while other programs run: "
-            f"{busy}, and a thread that waits spins, which keeps a processor from the thread that "
-            "it waits for."
+            "Set OMP_WAIT_POLICY=passive, or use fewer threads, while other programs run: "
+            f"{busy}, and a waiting thread spins, which keeps a processor from the thread that it "
+            "waits for."
         ]
     if facts.is_passive and facts.load < facts.processors / 2:
         return [
-            f"Unset OMP_WAIT_POLICY=passive where a process has the machine to itself: {busy}, and "
-            "waking threads that sleep takes longer than a small call."
+            f"Unset OMP_WAIT_POLICY=passive if this process has the machine to itself: {busy}, and "
+            "waking sleeping threads takes longer than a small call."
         ]
     return []
 
 
 def is_busy(facts: Facts) -> bool:
-    """Returns whether more processes want to run than there are processors."""
-    # A program that has just had the machine to itself leaves a load of its processors behind.
+    """Returns whether more processes are runnable than there are processors."""
+    # A load equal to the processors may come from one program that just had the machine to itself.
     return facts.load is not None and facts.load > 1.1 * facts.processors
 
 
 def wrapped(text: str) -> str:
-    """Returns a paragraph of advice as lines for a terminal."""
+    """Wraps a paragraph of advice for a terminal."""
     return textwrap.fill(
         text, WIDTH, subsequent_indent="  ", initial_indent="- ", break_on_hyphens=False
     )
 
 
 def usable_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns how many processors this process may use, with the limit of its container.
+    """Returns how many processors this process may use, including the limit of its container.
 
     Args:
-        cgroup: where Linux shows that limit, in the files of version 2 or 1 of control groups.
+        cgroup: where Linux shows that limit, in the files of control groups, version 2 or 1.
     """
     allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
@@ -129,7 +130,7 @@ def usable_processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _load() -> float | None:
-    """Returns the load of the last minute, where the system tells."""
+    """Returns the load average over the last minute, or None if the system does not report it."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):

@@ -1,4 +1,4 @@
-"""What can run here, and why something cannot: the C++ extension, and Triton with its GPU."""
+"""Reports what can run here, and why not: the C++ extension, Triton, and the GPU."""
 
 import importlib
 import importlib.util
@@ -21,21 +21,23 @@ REINSTALL = (
     "reinstall it with a C++ compiler at hand "
     "(pip install --force-reinstall --no-cache-dir --no-build-isolation)"
 )
-"""How an extension is built anew: pip keeps wheels, and a build in isolation sees another torch."""
+"""How to rebuild the extension: pip caches wheels, and an isolated build uses another torch."""
 
 
 def _load_extension() -> bool:
-    """Loads the C++ extension, which implements the operators on the CPU; says if it is missing.
+    """Loads the C++ extension, which implements the CPU operators; returns whether it exists.
+
+    Warns if it does not.
 
     Raises:
-        ImportError: the extension is there and cannot be loaded.
+        ImportError: the extension exists but cannot be loaded.
     """
     name = f"{__package__}._C"
     spec = importlib.util.find_spec(name)
     if spec is None:
         _warn_importer(
             "namernn_fast was built without its C++ extension: every input on a CPU takes the "
-            f"slower path through ATen operators. To have the kernels, {REINSTALL}."
+            f"slower path through ATen operators. To get the kernels, {REINSTALL}."
         )
         return False
     try:
@@ -53,10 +55,10 @@ def _load_extension() -> bool:
 
 
 def _warn_importer(message: str) -> None:
-    """Warns at the line outside this package that led to its import.
+    """Issues a warning at the line outside this package that imported it.
 
-    The number of frames between differs with the form of the import statement, so that no constant
-    `stacklevel` of `warnings.warn` finds that line.
+    A constant `stacklevel` of `warnings.warn` cannot find that line, because the number of frames
+    in between depends on the form of the import statement.
     """
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").partition(".")[0] in _IMPORTING:
@@ -82,7 +84,7 @@ def why_not_kernel(input: Tensor) -> str | None:
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
     if input.dtype not in TRITON_DTYPES:
-        return f"the GPU kernels have floating-point types of 16 and 32 bits, not {input.dtype}"
+        return f"the GPU kernels take floating-point types of 16 and 32 bits, not {input.dtype}"
     return None
 
 
@@ -93,7 +95,7 @@ def why_not_cpu_kernel(input: Tensor) -> str | None:
     if not HAS_EXTENSION:
         return "the C++ extension was not built"
     if input.dtype not in CPU_DTYPES:
-        return f"the CPU kernel has floating-point types of 16 to 64 bits, not {input.dtype}"
+        return f"the CPU kernel takes floating-point types of 16 to 64 bits, not {input.dtype}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""`Call`: everything a path needs to compute a call, as one value."""
+"""`Call`: everything a path needs to compute one call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Call:
-    """The arguments of one call, on their way from `rnn()` to the path that computes it.
+    """The arguments of one call, passed from `rnn()` down to the path that computes it.
 
-    `rnn()` and `last_state()` make a call of what their caller passed; `layouts.normalise` and
-    `tokens.look_up` change its fields to what the operators take, which `namernn_fast.ops`
-    describes. From `dispatch.run` on nobody changes a call.
+    `rnn()` and `last_state()` create it from the arguments of their caller. `layouts.normalise` and
+    `tokens.look_up` convert its fields to what the operators take, see `namernn_fast.ops`. From
+    `dispatch.run` on it is not modified.
     """
 
     data: Tensor
@@ -29,14 +29,14 @@ class Call:
     trees: int = 0
 
     def flat(self) -> tuple[Any, ...]:
-        """Returns the arguments of `FusedStack` and `vmap.Mapped`, all tensors at the top level.
+        """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
-        An `autograd.Function` does not look for tensors inside tuples.
+        An `autograd.Function` ignores tensors inside nested tuples.
         """
         own = self.data, self.hx, self.sequence_layout, self.reset, self.options, self.trees
         return *own, *self.weights
 
 
 Path: TypeAlias = Callable[[Call], tuple[Tensor, Tensor]]
-"""Computes a call without dropout; returns output and h_n. With LAST_STATE in the options only h_n
-has a meaning: a path may return any tensor as output."""
+"""A function that computes a call without dropout and returns output and h_n. With LAST_STATE only
+h_n is meaningful: a path may return any tensor as output."""

@@ -1,7 +1,6 @@
-"""Checks of arguments, with the errors of `torch.nn.RNN` where it has one.
+"""Argument checks, which raise the errors of `torch.nn.RNN` where it has one.
 
-The operators on the CPU and on a GPU check their arguments again; the reference path has its checks
-here.
+The CPU and GPU operators check their arguments again; the checks of the reference path are here.
 """
 
 import itertools
@@ -15,14 +14,14 @@ from . import ops
 from .call import Call
 
 ID_DTYPES = (torch.int64, torch.int32)
-"""What token ids may be, as for `nn.Embedding`."""
+"""The dtypes of token ids, as for `nn.Embedding`."""
 
 
 def check_reset(reset: Tensor, is_jagged: bool) -> None:
-    """Checks that `reset` is a bool tensor and goes with the kind of input.
+    """Checks that `reset` is a bool tensor and that the input is not jagged.
 
     Raises:
-        TypeError: reset is no bool tensor.
+        TypeError: reset is not a bool tensor.
         ValueError: the input is jagged.
     """
     if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
@@ -30,19 +29,19 @@ def check_reset(reset: Tensor, is_jagged: bool) -> None:
         raise TypeError(f"reset must be a bool tensor, got {kind}")
     if is_jagged:
         raise ValueError(
-            "reset does not go with a jagged input: pad it and give its lengths, or split it"
+            "reset does not support a jagged input: pad the input and pass lengths=, or split it"
         )
 
 
 def check_like_nn_rnn(call: Call) -> None:
-    """Raises the errors of `nn.RNN` for input and hx that do not fit the weights.
+    """Raises the errors of `nn.RNN` for input and hx that do not match the weights.
 
     The values of batch_sizes are not checked.
 
     Raises:
-        ValueError: the dtype of input is not that of the weights, and input holds no token ids.
-        RuntimeError: the features of input, its length, or the shape, device or dtype of hx do not
-            fit.
+        ValueError: input holds features, and their dtype is not that of the weights.
+        RuntimeError: the features or the length of input, the shape of reset, or the shape, device
+            or dtype of hx is wrong.
     """
     data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
     weight_ih = weights[0]
@@ -73,7 +72,7 @@ def check_like_nn_rnn(call: Call) -> None:
         )
     if hx is None:
         return
-    # The operator compares a packed batch with batch_sizes[0], which is no number while tracing.
+    # Take a packed batch from hx: while tracing, batch_sizes[0] is unknown. The operator checks it.
     batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
     states = ops.layer_count(weights, options) * ops.directions_of(options)
     expected = (states, batch, ops.hidden_size_of(weights))
@@ -90,7 +89,7 @@ def check_like_nn_rnn(call: Call) -> None:
 
 
 def hint_at_embedding(data: Tensor) -> str:
-    """Returns what to add to an error about an input of integers: how token ids are given."""
+    """Returns a hint for errors about integer input: token ids need embedding=."""
     if data.dtype not in ID_DTYPES:
         return ""
     return ". Token ids need embedding="
@@ -100,7 +99,7 @@ def check_reference_arguments(call: Call) -> None:
     """Checks for the reference path what the operators check for the kernels.
 
     Raises:
-        RuntimeError: a shape does not fit, or lengths or batch_sizes are impossible.
+        RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are impossible.
     """
     data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
     sequence_layout = call.sequence_layout
@@ -128,11 +127,11 @@ def weights_and_shapes(
 
     Args:
         weights: the flat list of weights.
-        features: features of the stack's input; whatever with token ids.
+        features: the number of input features; ignored with token ids.
         options: the option bits.
-        vocabulary: the rows of the tables where input holds token ids, else None.
+        vocabulary: the number of rows of each table if input holds token ids, else None.
     """
-    # By its rows, as the C++ operators check, so that both report a weight_hh that is not square.
+    # From the rows, like the C++ operators, so that both report a weight_hh that is not square.
     hidden_size = weights[1].shape[0]
     name, first = "weight_ih", (hidden_size, features)
     if vocabulary is not None:
@@ -148,14 +147,14 @@ def weights_and_shapes(
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
-    """Checks the batch_sizes of a PackedSequence whose data has this number of rows.
+    """Checks the batch_sizes of a PackedSequence; `rows` is the number of rows of its data.
 
     Returns:
         The batch sizes as a list.
 
     Raises:
-        RuntimeError: there are no steps; the sizes are not positive, increase, or do not sum to
-            the number of rows.
+        RuntimeError: there are no steps, or a size is not positive, or sizes increase or do not sum
+            to `rows`.
     """
     sizes = batch_sizes.tolist()
     if not sizes:
@@ -175,9 +174,9 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:
 
 
 def _check_offsets(offsets: Tensor, rows: int) -> None:
-    """Checks the offsets of a jagged tensor whose values have this number of rows.
+    """Checks the offsets of a jagged tensor; `rows` is the number of rows of its values.
 
-    The reference path reads the values on every device.
+    May wait for an accelerator: the reference path reads the offsets on the host anyway.
     """
     if torch.compiler.is_compiling():
         return
@@ -193,10 +192,10 @@ def _check_offsets(offsets: Tensor, rows: int) -> None:
 
 
 def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> None:
-    """Checks that `reset` has an element for each step of each sequence.
+    """Checks that `reset` has one element for each step of each sequence.
 
     Raises:
-        RuntimeError: its shape is not (seq_len, batch), (batch, seq_len) with BATCH_FIRST.
+        RuntimeError: its shape is not (seq_len, batch), or (batch, seq_len) with BATCH_FIRST.
     """
     shape = (batch, seq_len) if options & ops.BATCH_FIRST else (seq_len, batch)
     if reset.shape != shape:
@@ -204,7 +203,7 @@ def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> 
 
 
 def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
-    """Checks lengths of padded sequences; their values only where no device must be waited for."""
+    """Checks the lengths of padded sequences; checks their values only if they are on the CPU."""
     batch_first = options & ops.BATCH_FIRST
     steps, batch = data.shape[1 if batch_first else 0], data.shape[0 if batch_first else 1]
     if lengths.shape != (batch,):
@@ -215,7 +214,7 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
     if not lengths.is_cpu or torch.compiler.is_compiling():
         return
     mapped = is_functorch_wrapped_tensor(lengths)
-    while is_functorch_wrapped_tensor(lengths):  # vmap gives no access to values
+    while is_functorch_wrapped_tensor(lengths):  # values cannot be read under vmap
         lengths = get_unwrapped(lengths)
     for place, length in enumerate(lengths.flatten().tolist()):
         if not 0 <= length <= steps:
@@ -226,15 +225,15 @@ def _check_lengths(data: Tensor, lengths: Tensor, options: int) -> None:
 
 
 def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, options: int) -> None:
-    """Names the first token id that has no row. It is asked only after a failure.
+    """Raises an error that names the first token id out of range; called only after a failure.
 
     Args:
-        ids, sequence_layout, options: as of `namernn_fast.ops`.
-        vocabulary: the number of rows.
+        ids, sequence_layout, options: as in `namernn_fast.ops`.
+        vocabulary: the number of rows of the embedding.
 
     Raises:
-        IndexError: an id, other than in padding, is not from 0 to vocabulary - 1. The values of an
-            accelerator are not looked at, since that would wait for the device.
+        IndexError: an id outside the padding is not from 0 to vocabulary - 1. Ids on an accelerator
+            are not checked, because that would wait for the device.
     """
     batch_first, padded = options & ops.BATCH_FIRST, not options & (ops.PACKED | ops.JAGGED)
     lengths = sequence_layout if padded else None
@@ -249,8 +248,8 @@ def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, opti
     if not wrong.any():
         return
     allowed = f"input must hold ids from 0 to {vocabulary - 1}"
-    if mapped:  # the place in what vmap maps over is no place of the caller's
-        raise IndexError(f"{allowed}, the rows of embedding, and holds others") from None
+    if mapped:  # a position under vmap means nothing to the caller
+        raise IndexError(f"{allowed}, the rows of embedding, got others") from None
     place = wrong.nonzero()[0].tolist()
     got = int(ids[tuple(place)])
     if padded:
@@ -261,7 +260,7 @@ def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, opti
         borders = sequence_layout
         if options & ops.PACKED:
             borders = torch.cat([borders.new_zeros(1), borders.cumsum(0)])
-        # The step of a packed row, the sequence of a jagged one, and how far the row is within it.
+        # Step and sequence of a row of packed data, sequence and step of a row of jagged data.
         part = int(torch.bucketize(place[0], borders[1:], right=True))
         within = place[0] - int(borders[part])
         b, t = (within, part) if options & ops.PACKED else (part, within)
@@ -269,12 +268,12 @@ def check_ids(ids: Tensor, vocabulary: int, sequence_layout: Tensor | None, opti
 
 
 def are_lengths_of(lengths: Tensor, ids: Tensor, options: int) -> bool:
-    """Returns whether there is a length for each sequence of padded token ids."""
+    """Returns whether `lengths` has one length for each sequence of padded token ids."""
     return lengths.shape == (ids.shape[0 if options & ops.BATCH_FIRST else -1],)
 
 
 def steps_of_sequences(ids: Tensor, lengths: Tensor, options: int) -> Tensor:
-    """Returns bool, like `ids`: the steps before the end of each padded sequence.
+    """Returns a bool mask like `ids`, True for the steps before the end of each sequence.
 
     Args:
         ids: (seq_len, batch), or (batch, seq_len) with BATCH_FIRST.

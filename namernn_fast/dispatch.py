@@ -12,27 +12,27 @@ from .integrations import onnx, vmap
 
 
 def run(call: Call) -> tuple[Tensor, Tensor]:
-    """Runs a stack of layers on the path that its input takes.
+    """Runs a stack of layers on the path chosen for its device and dtype.
 
     Returns:
         output and h_n.
 
     Raises:
-        RuntimeError, ValueError: the arguments do not fit; batch_invariant is wanted of a path
-            that cannot promise it.
-        IndexError: a token id has no row.
+        RuntimeError, ValueError: the arguments do not match; batch_invariant is set, but the path
+            does not support it.
+        IndexError: a token id is out of range.
     """
-    like = call.weights[0]  # token ids have no dtype of a kernel
+    like = call.weights[0]  # not data, which may be token ids
     tracing = torch.compiler.is_compiling()
     path = _choose_path(like, call.options, tracing)
-    if tracing:  # a tracer runs fake kernels, and the compiled program is not to check either
+    if tracing:  # Check now: fake kernels check nothing, and the compiled program should not.
         check_like_nn_rnn(call)
         return _run_layers(path, call) if call.dropout else path(call)
     data, hx = call.data, call.hx
     checked = (
         path is not _fused_path
-        or call.dropout  # the layers are split before an operator sees them
-        or not (data.is_cpu and like.is_cpu)  # the operator sees only that devices differ
+        or call.dropout  # the operator sees one layer at a time
+        or not (data.is_cpu and like.is_cpu)  # a GPU, or different devices
         or (hx is not None and not hx.is_cpu)
     )
     if checked:
@@ -40,8 +40,8 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     try:
         return _run_layers(path, call) if call.dropout else path(call)
     except (IndexError, RuntimeError):
-        # The operator has checked its arguments. Re-check to raise the message of `nn.RNN`, and for
-        # an id without a row the message that every path has.
+        # The operator has found a bad argument. Re-check to raise nn.RNN's own message, or the
+        # message that all paths share for a token id out of range.
         if not checked:
             check_like_nn_rnn(call)
         if ops.has_ids(data):
@@ -50,7 +50,7 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _choose_path(like: Tensor, options: int, tracing: bool) -> Path:
-    """Returns the path of a call whose device and dtype are those of `like`."""
+    """Returns the path of a call with the device and dtype of `like`."""
     if tracing and onnx.exporting():
         return onnx.rnn_stack
     why_not = why_not_kernel(like, tracing)
@@ -67,22 +67,22 @@ def why_not_kernel(like: Tensor, tracing: bool) -> str | None:
     """Returns why the fused kernels cannot take a call in this context, or None if they can.
 
     Args:
-        like: a tensor of the device and the dtype of the call: a weight, or features of any layout.
-        tracing: whether a compiler traces the call.
+        like: a tensor with the device and dtype of the call: a weight, or features of any layout.
+        tracing: whether a compiler is tracing the call.
     """
     if not tracing and (
         forward_ad._current_level >= 0
         or (torch._C._are_functorch_transforms_active() and not vmap.only_vmap_is_active())
     ):
-        return "a torch.func transform but vmap, or forward-mode differentiation, is active"
+        return "a torch.func transform other than vmap, or forward-mode AD, is active"
     return availability.why_not_kernel(like)
 
 
 def _run_layers(path: Path, call: Call) -> tuple[Tensor, Tensor]:
-    """Runs the layers of a stack in one call each, with dropout between them.
+    """Runs each layer of a stack in a separate call, with dropout between them.
 
-    The layers run with time first, so that dropout draws the masks that `nn.RNN` draws. Dropout
-    needs the output of every layer, so that LAST_STATE is not handed on.
+    The layers run time-major so that dropout draws the same masks as `nn.RNN`. LAST_STATE is
+    dropped because dropout needs the output of every layer.
     """
     data, weights, reset = call.data, call.weights, call.reset
     options = call.options & ~ops.LAST_STATE
@@ -117,7 +117,7 @@ def _fused_path(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _mapped_path(call: Call) -> tuple[Tensor, Tensor]:
-    """The fused path under vmap, which may itself be under another vmap."""
+    """Runs the fused path under one or more levels of vmap."""
     if not torch._C._are_functorch_transforms_active():
         return _fused_path(call)
     if not vmap.is_mapped(call):
@@ -129,8 +129,8 @@ def _mapped_path(call: Call) -> tuple[Tensor, Tensor]:
 def _reference_path(call: Call) -> tuple[Tensor, Tensor]:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
-            "torch.jit.trace would record the loop over ATen operators at one length: use a "
-            "FusedRNN without lengths= and reset=, whose operators it records at any length"
+            "torch.jit.trace would record the loop over ATen operators with a fixed number of "
+            "steps: use a FusedRNN without lengths= and reset=, which it records for any length"
         )
     check_reference_arguments(call)
     return reference.rnn_stack(call)

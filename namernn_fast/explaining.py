@@ -1,4 +1,4 @@
-"""`explain`: which path and which shortcuts a layer takes for an input, and why no other."""
+"""`explain`: which path and shortcuts a layer takes for an input, and why not the others."""
 
 from typing import NamedTuple
 
@@ -17,20 +17,24 @@ SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
 class Explanation(NamedTuple):
-    """What `explain` returns; `str()` makes a sentence of it."""
+    """The answer of `explain`; `str()` turns it into a sentence."""
 
     path: str
-    """`cpu` and an instruction set, `triton` and an architecture, `reference`, or `torch`."""
+    """`cpu` and an instruction set, `triton` and an architecture, `torch`, or `reference`: the
+    step-by-step PyTorch operators in reference.py."""
     why_not: dict[str, str]
-    """For every path not taken, the reason."""
+    """The paths not taken, and the reason for each."""
     shortcuts: tuple[str, ...] = ()
-    """Those of `table`, `last state` and `shared prefixes` that the call takes."""
+    """The shortcuts that the call takes: `table`, `last state`, `shared prefixes`."""
     why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
-    """For every shortcut not taken, the reason; empty unless input holds token ids or the last
-    state alone is asked for."""
+    """The shortcuts not taken, and the reason for each; empty unless input holds token ids or the
+    call is `last_state`."""
 
     def __str__(self) -> str:
-        path = " with ".join([self.path, *([", ".join(self.shortcuts)] if self.shortcuts else [])])
+        path = self.path
+        if path == "reference":
+            path += ", the step-by-step PyTorch operators in reference.py"
+        path = " with ".join([path, *([", ".join(self.shortcuts)] if self.shortcuts else [])])
         nots = {**self.why_not, **self.why_no_shortcut}
         reasons = "; ".join(f"not {name}: {reason}" for name, reason in nots.items())
         return f"{path} ({reasons})" if reasons else path
@@ -45,31 +49,32 @@ def explain(
     embedding: Tensor | None = None,
     last_state: bool = False,
 ) -> Explanation:
-    """Says which path and shortcuts `layer(input)` takes and why no other. Nothing is computed.
+    """Says which path and shortcuts `layer(input)` takes, and why not the others.
 
-    It answers for the current settings: gradients on or off, autocast, torch.func transforms.
+    Nothing is computed. The answer depends on the current settings: gradients on or off, autocast,
+    torch.func transforms.
 
     Paths: `cpu avx512`, `cpu avx2` and `cpu baseline` are the fused CPU kernel in the best
     instruction set of this processor, `cpu amx` and `cpu avx512_bf16` the fused CPU kernel with
-    products in bfloat16; `triton sm_90`, for example, is the fused kernel of a GPU; `reference` is
-    ATen operators, step by step; `torch` is torch's own operator for a single step, which
-    FusedRNNCell takes unless it must be batch-invariant or runs within `vmap`.
+    products in bfloat16. `triton sm_90`, for example, is the fused GPU kernel. `reference` is the
+    step-by-step computation out of PyTorch operators, in reference.py. `torch` is torch's own
+    operator for a single step, which FusedRNNCell uses except for batch invariance and `vmap`.
 
-    Shortcuts: `table` multiplies each row of an embedding once, not once for each token;
-    `last state` writes no output; with `shared prefixes` sequences of token ids that begin alike
-    are computed once as far as that goes, if the kernel finds that it pays.
+    Shortcuts: `table` multiplies each row of an embedding once instead of once per token;
+    `last state` does not write the output; `shared prefixes` computes common prefixes of token ids
+    once, if the kernel finds that this is faster.
 
     Args:
         layer: a FusedRNN, TokenRNN or FusedRNNCell.
-        input: of the call in question; token ids for a TokenRNN, or with `embedding`.
-        hx, reset: of the call in question.
-        embedding: of a call of a FusedRNN with token ids.
-        last_state: whether `layer.last_state(input)` is the call in question.
+        input: of the call; token ids for a TokenRNN, or with `embedding`.
+        hx, reset: of the call.
+        embedding: the argument `embedding` of a FusedRNN call on token ids.
+        last_state: whether to explain `layer.last_state(input)` instead.
 
     Raises:
-        TypeError: layer or input is something else.
-        RuntimeError: the input is on a GPU, and Triton is missing or too old, or the GPU is.
-        ValueError, RuntimeError: token ids, embedding, hx or reset are none of such a call.
+        TypeError: layer or input has the wrong type.
+        RuntimeError: the input is on a GPU, and Triton or the GPU is missing or too old.
+        ValueError, RuntimeError: token ids, embedding, hx or reset are invalid for such a call.
 
     Example:
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
@@ -95,7 +100,7 @@ def explain(
     path, why_not = _path(data)
     if not last_state:
         return Explanation(path, why_not)
-    no_ids = "input holds no token ids"
+    no_ids = "input does not hold token ids"
     output = _why_output(layer, (data, hx), path)
     return _with_shortcuts(path, why_not, no_ids, output, no_ids)
 
@@ -113,12 +118,12 @@ def _of_ids(
 
     Args:
         layer: the layer that computes the call.
-        input, hx, reset, embedding, last_state: as of `explain`.
-        why_rows: why the layer gets rows and no ids, or None if it gets ids.
+        input, hx, reset, embedding, last_state: as in `explain`.
+        why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
     """
     tokens.check_types(input, embedding)
     path, why_not = _path(embedding)
-    not_asked = None if last_state else "the output is asked for"
+    not_asked = None if last_state else "the output is needed"
     output = not_asked or _why_output(layer, (embedding, hx), path)
     if why_rows is not None:
         return _with_shortcuts(path, why_not, why_rows, output, why_rows)
@@ -139,7 +144,7 @@ def _of_ids(
 
 
 def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) -> Explanation:
-    """Returns an explanation with the reasons against table, last state and shared prefixes."""
+    """Returns an explanation; `reasons` say why not table, last state and shared prefixes."""
     named = dict(zip(SHORTCUTS, reasons, strict=True))
     return Explanation(
         path,
@@ -150,7 +155,7 @@ def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) ->
 
 
 def _path(like: Tensor) -> tuple[str, dict[str, str]]:
-    """Returns the path of a call with the device and dtype of `like`, and why it is no other."""
+    """Returns the path of a call with the device and dtype of `like`, and why not another."""
     device = "triton" if like.is_cuda else "cpu"
     if torch._C._is_any_autocast_enabled():
         like = cast_like_autocast(like)
@@ -158,22 +163,23 @@ def _path(like: Tensor) -> tuple[str, dict[str, str]]:
     if reason is not None:
         return "reference", {device: reason}
     if like.is_cuda:
-        kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here"
+        kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here instead of"
     else:
-        kernel, better = ops.cpu_kernel(like.dtype), "is faster"
-    return f"{device} {kernel}", {"reference": f"the fused kernel {better}"}
+        kernel, better = ops.cpu_kernel(like.dtype), "is faster than"
+    step_by_step = "the step-by-step PyTorch operators in reference.py"
+    return f"{device} {kernel}", {"reference": f"the fused kernel {better} {step_by_step}"}
 
 
 def _why_output(layer: FusedRNN, read: tuple[Tensor | None, ...], path: str) -> str | None:
     """Returns why a call for the last state computes the output as well, or None if it does not.
 
     Args:
-        layer: whose call it is.
-        read: what the call reads besides the weights of the layer.
+        layer: the layer that is called.
+        read: the tensors that the call reads besides the weights of the layer.
         path: the path of the call.
     """
     if path == "reference":
-        return "ATen operators compute every state"
+        return "the PyTorch operators in reference.py compute every state"
     if _dropout(layer):
         return "dropout needs the output of each layer"
     if torch.is_grad_enabled() and any(
@@ -184,5 +190,5 @@ def _why_output(layer: FusedRNN, read: tuple[Tensor | None, ...], path: str) -> 
 
 
 def _dropout(layer: FusedRNN) -> float:
-    """Returns the probability with which a call drops elements between layers."""
+    """Returns the dropout probability between layers that applies to a call."""
     return layer.dropout if layer.training and layer.num_layers > 1 else 0.0

@@ -1,4 +1,4 @@
-"""The precision of products in float32 on GPUs, `ieee` or `tf32`, as the process is set."""
+"""The precision of float32 products on GPUs, `ieee` or `tf32`, read from torch's settings."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 def of_rnns() -> str:
-    """Returns the precision of all products of an RNN: on AMD always `ieee`."""
+    """Returns the precision of all products of an RNN; on AMD always `ieee`."""
     return "ieee" if torch.version.hip else _of(torch.backends.cudnn.rnn)
 
 

@@ -13,25 +13,24 @@ from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, res
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
 
-# The one place of the setting: importing the name elsewhere would copy its value of that moment.
+# Other modules must call batch_invariant_is_on(): importing this name would copy its value.
 _batch_invariant = False
 
 
 @contextlib.contextmanager
 def batch_invariant(enabled: bool = True) -> Iterator[None]:
-    """Within it, the bits of a sequence's results do not depend on how it is batched.
+    """Context manager: results of a sequence are bit-identical however it is batched.
 
-    That is: not on the other sequences of the batch or the place among them, on padding, packing or
-    lengths, or on the number of threads. It holds for the results of the forward pass of `rnn` and
-    the modules; gradients of parameters are sums over the batch. Chains of
-    multiply-adds are then as long for few rows as for many, and the weights of one short sequence
-    alone are packed into panels like those of any batch, which is what costs time.
-    `FusedRNN(..., batch_invariant=True)` sets it for one module.
+    They depend neither on the other sequences of the batch nor on the position among them, on
+    padding, packing or lengths, or on the number of threads. This holds for forward results of
+    `rnn` and the modules; gradients of parameters are sums over the batch. The cost: small batches
+    use the same chain lengths as large ones, and even a single short sequence copies the weights
+    into panels. `FusedRNN(..., batch_invariant=True)` sets it for one module.
 
-    Like torch's own such settings it belongs to the process, not to a thread.
+    The setting is global to the process, not per thread, like torch's own settings of this kind.
 
     Args:
-        enabled: False switches the setting off within an outer `batch_invariant()`.
+        enabled: False turns the setting off within an outer `batch_invariant()`.
     """
     global _batch_invariant
     before, _batch_invariant = _batch_invariant, enabled
@@ -42,7 +41,7 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 
 
 def batch_invariant_is_on() -> bool:
-    """Returns whether the setting `batch_invariant()` is on."""
+    """Returns whether `batch_invariant()` is active."""
     return _batch_invariant
 
 
@@ -71,34 +70,34 @@ def rnn(
         input: (seq_len, batch, input_size), with batch_first (batch, seq_len, input_size), without
             a batch (seq_len, input_size), a PackedSequence, sorted or not, or a jagged nested
             tensor (batch, any length, input_size). seq_len must be at least 1, except in a jagged
-            tensor; the batch may be empty. Any strides. With `embedding`, token ids, int32 or int64
-            as for `nn.Embedding`: any of these without the dimension of features.
+            tensor; the batch may be empty. Any strides. With `embedding`, int32 or int64 token ids
+            as for `nn.Embedding`: any of these without the last dimension.
         hx: initial states (num_layers * num_directions, batch, hidden_size), in the order of the
             input's sequences; without a batch (num_layers * num_directions, hidden_size); None for
             zeros. Float32 and 16-bit types are converted to the dtype of input, which h_n has too.
         weights: for each layer and direction weight_ih (hidden_size, features), weight_hh
-            (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). The number
-            of layers follows from their number.
+            (hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (hidden_size). Their
+            count determines the number of layers.
         nonlinearity: "tanh" or "relu".
         bias: whether `weights` holds biases.
         batch_first: whether batch comes before seq_len in input and output (not in hx and h_n).
-        dropout: probability of zeroing an element of a layer's output, except the last layer's,
-            while training.
+        dropout: probability of zeroing an element of a layer's output, except the last layer's, in
+            training mode.
         bidirectional: whether every layer also runs from the end of the sequences.
         training: whether dropout is applied.
         lengths: the number of steps of each sequence of a padded input, (batch): integers from 0 to
-            seq_len in any order, a tensor of any integer dtype and device, an array or a list.
-            Padding costs no computation, and its values, even NaN, do not matter; output is zero
+            seq_len in any order, as a tensor of any integer dtype on any device, an array or a
+            list. Padding is not computed, and its values are ignored, even NaN; output is zero
             there. The last state of a sequence of length 0 is its initial state. On an accelerator
-            the values are not checked, since reading them would wait for the device.
+            the values are not checked, because that would wait for the device.
         reset: bool (seq_len, batch), laid out like input: (batch, seq_len) with batch_first,
-            (seq_len) without a batch. Set where a new episode begins: the episode starts from a
-            state of zeros, as if the sequence had been split there; the second direction runs each
-            part from its own end. In padded order for a PackedSequence; not for a jagged tensor.
+            (seq_len) without a batch. True where a new episode begins, which starts from a state
+            of zeros, as if the sequence had been split there; the second direction runs each part
+            from its own end. In padded order for a PackedSequence; not for a jagged tensor.
         batch_invariant: as within `namernn_fast.batch_invariant()`.
-        embedding: (vocabulary, input_size), the rows of features that the token ids of input stand
-            for. The result is that of `rnn(F.embedding(input, embedding, padding_idx), ...)`. Ids
-            in the padding behind `lengths` may be anything.
+        embedding: (vocabulary, input_size), the rows that the token ids in input index. The
+            result is that of `rnn(F.embedding(input, embedding, padding_idx), ...)`. Ids past a
+            sequence's length are ignored.
         padding_idx: a row of `embedding` that gets no gradient, as in `F.embedding`.
 
     Returns:
@@ -106,16 +105,16 @@ def rnn(
         features, and h_n, like hx: the last state of every layer and direction.
 
     Raises:
-        TypeError: input, hx or embedding is no tensor, lengths holds other things than integers,
-            reset is no bool tensor, input with embedding holds no token ids.
-        ValueError: the dtype of input or embedding is not that of the weights (outside autocast),
-            the number of dimensions of input is wrong, embedding, padding_idx or `weights` does not
-            fit, nonlinearity is unknown, lengths or reset do not go with input.
-        IndexError: a token id has no row. On an accelerator an assertion fails on the device.
-        RuntimeError: a size, device or the dtype of hx does not fit; seq_len is 0; the batch_sizes
-            of a packed sequence increase or do not sum to its rows; a length is not from 0 to
-            seq_len; batch_invariant is wanted of ATen operators or on a GPU, which cannot promise
-            it; on a GPU, Triton is missing or too old, or the GPU is.
+        TypeError: input, hx or embedding is not a tensor; lengths are not integers; reset is not a
+            bool tensor; embedding is given but input does not hold token ids.
+        ValueError: the dtype of input or embedding differs from that of the weights (outside
+            autocast); the dimensions of input, embedding, padding_idx or the number of weights is
+            wrong; nonlinearity is unknown; this kind of input does not take lengths or reset.
+        IndexError: a token id is out of range. On an accelerator a device-side assertion fails.
+        RuntimeError: a size, a device or the dtype of hx does not match; seq_len is 0; the
+            batch_sizes of a packed sequence increase or do not sum to its rows; a length is not
+            from 0 to seq_len; batch_invariant is set, but the call is on a GPU or runs as ATen
+            operators; on a GPU, Triton is missing or too old, or the GPU is too old.
     """
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
     if batch_invariant or _batch_invariant:
@@ -146,36 +145,36 @@ def last_state(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Returns h_n of `rnn()`: the last state of every layer and direction, and no output.
+    """Returns h_n of `rnn()`: the last state of every layer and direction, without the output.
 
-    In inference no output is written. Sequences of token ids that begin alike can share the states
-    of what they have in common, in inference and in training: a trie of the batch is computed
-    instead of its sequences.
+    In inference the output is not written at all. Sequences of token ids with a common prefix can
+    share its states, in inference and in training: the kernel then computes the trie of the batch
+    instead of each sequence.
 
     Args:
-        share_prefixes: None shares where that is expected to take less time; True wherever it is
-            possible at all, and it is an error where it is not; False never. The bits of the result
-            may differ. It is possible on a CPU, for token ids, in one direction, in float32 and
-            float64, without hx, reset, batch_invariant and dropout between layers, outside
-            compilers and torch.func transforms.
-        input, hx, weights, nonlinearity, bias, batch_first, dropout: as of `rnn()`.
-        bidirectional, training, lengths, reset, batch_invariant: as of `rnn()`.
-        embedding, padding_idx: as of `rnn()`.
+        share_prefixes: None shares prefixes if that is expected to be faster; True always, and
+            raises an error if it is impossible; False never. The result may differ in its last
+            bits. Sharing needs a CPU, token ids, one direction, and float32 or float64; it does not
+            support hx, reset, batch_invariant, dropout between layers, compilers and torch.func
+            transforms.
+        input, hx, weights, nonlinearity, bias, batch_first, dropout: as in `rnn()`.
+        bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
+        embedding, padding_idx: as in `rnn()`.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
         num_directions, hidden_size).
 
     Raises:
-        ValueError: share_prefixes is True where sharing is impossible.
-        TypeError, ValueError, RuntimeError, IndexError: as of `rnn()`.
+        ValueError: share_prefixes is True, but sharing is impossible.
+        TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
     options |= ops.LAST_STATE
     if batch_invariant or _batch_invariant:
         options |= ops.BATCH_INVARIANT
     if share_prefixes and embedding is None:
-        tokens.refuse_to_share("input holds no token ids")
+        tokens.refuse_to_share("embedding is None, so input does not hold token ids")
     call = Call(input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
     lookup = _lookup(input, embedding, padding_idx, share_prefixes)
     _, h_n, options = _run(call, lengths, lookup)
@@ -188,27 +187,27 @@ def _lookup(
     padding_idx: int | None,
     share_prefixes: bool | None = False,
 ) -> tokens.Lookup | None:
-    """Returns what the token ids of a call stand for, or None if it has no ids."""
+    """Returns the embedding of a call on token ids, or None if input holds features."""
     if embedding is not None:
         tokens.check_types(input, embedding)
         return tokens.Lookup(embedding, padding_idx, share_prefixes)
     if padding_idx is not None:
-        raise ValueError(f"padding_idx={padding_idx} goes with embedding, which is None")
+        raise ValueError(f"padding_idx={padding_idx} needs embedding, which is None")
     return None
 
 
 def _run(
     call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None
 ) -> tuple[Tensor, Tensor, int]:
-    """Completes a call and runs it; returns output and h_n as the operators do, and its options.
+    """Normalises a call and runs it; returns the operators' output and h_n, and the options.
 
     Args:
-        call: with the arguments as the caller gave them.
-        lengths: as of `rnn()`.
-        lookup: what token ids stand for, or None if input has features.
+        call: the arguments as the caller passed them; modified.
+        lengths: as in `rnn()`.
+        lookup: the embedding of token ids, or None if input holds features.
     """
     data, has_ids = call.data, lookup is not None
-    # Fast path: a padded 3-D tensor alone needs no normalisation.
+    # Fast path: a padded 3-D tensor without hx and reset needs no normalisation.
     if (
         not isinstance(data, Tensor)
         or data.dim() + has_ids != 3
@@ -245,7 +244,7 @@ def option_bits(
     nonlinearity: str,
     batch_first: bool,
 ) -> int:
-    """Returns the option bits of a call, having checked the number of weights."""
+    """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
     options = ops.BIAS if bias else 0
     if bidirectional:
         options |= ops.BIDIRECTIONAL
@@ -265,7 +264,7 @@ def option_bits(
 
 
 def cast_like_autocast(tensor: Tensor) -> Tensor:
-    """Casts a tensor as autocast does for `nn.RNN`: to its lower precision, except float64."""
+    """Casts a tensor as autocast does for `nn.RNN`: to the lower precision, except float64."""
     device = tensor.device.type
     if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
         return tensor

@@ -1,7 +1,7 @@
-"""Input of every layout on its way to the operators, and results on their way back.
+"""Converts input of every layout to what the operators take, and results back.
 
-The layouts are padded, with the time or the batch first, one sequence without a batch, packed, and
-jagged, each with features or with token ids.
+The layouts are: padded, with time or batch first; a single sequence without a batch; packed; and
+jagged. Each holds features or token ids.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from .call import Call
 from .checks import check_reset, hint_at_embedding
 
 Input = TypeVar("Input", bound=Tensor | PackedSequence)
-"""The kind of a layer's input, which its output has too."""
+"""The type of a layer's input, which is also the type of its output."""
 
 
 class SupportsArray(Protocol):
-    """A NumPy array, or another object that `torch.tensor` reads by the method `__array__`."""
+    """A NumPy array, or another object that `torch.tensor` reads through `__array__`."""
 
     def __array__(self) -> Any:
         """Returns the values as a NumPy array."""
@@ -31,9 +31,9 @@ Lengths: TypeAlias = Tensor | Sequence[int] | SupportsArray
 
 
 def normalise(call: Call, has_ids: bool) -> None:
-    """Changes a call whose data has any layout into one that the operators take.
+    """Converts a call with data of any layout, in place, to what the operators take.
 
-    `has_ids` says whether data holds token ids, which have no dimension of features.
+    `has_ids` says whether data holds token ids, which lack the feature dimension.
     """
     input: object = call.data
     hx, reset = call.hx, call.reset
@@ -76,7 +76,7 @@ def normalise(call: Call, has_ids: bool) -> None:
 
 
 def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
-    """Raises the error of a padded input that has the wrong number of dimensions."""
+    """Raises the error for a padded input with the wrong number of dimensions."""
     if has_ids:
         raise ValueError(
             "input with embedding holds token ids, which must have 1 or 2 dimensions, got "
@@ -89,7 +89,7 @@ def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
 
 
 def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
-    """`normalise` for a PackedSequence: hx and reset come into the order of its data."""
+    """`normalise` for a PackedSequence: sorts hx and reset into the order of its data."""
     _check_states(call.hx)
     data, batch_sizes, sorted_indices, _ = input
     if call.reset is not None:
@@ -102,8 +102,8 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
         if call.hx is not None:
             call.hx = call.hx.index_select(1, _savable(sorted_indices))
         elif torch.compiler.is_compiling():
-            # A tracer must know the batch as a size: in batch_sizes it is a value, at which a
-            # graph breaks.
+            # A tracer needs the batch size as a shape, which hx has. Reading it out of batch_sizes,
+            # where it is a value, would break the graph.
             weights, options = call.weights, call.options
             states = ops.layer_count(weights, options) * ops.directions_of(options)
             batch = sorted_indices.shape[0]
@@ -125,22 +125,22 @@ def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
 
 
 def _savable(tensor: Tensor) -> Tensor:
-    """Returns the tensor, or a copy where autograd could not save it: of inference mode."""
+    """Returns the tensor, or a copy if autograd cannot save it because it is an inference one."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return tensor  # Dynamo cannot trace is_inference
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _check_states(hx: Tensor | None) -> None:
-    """Checks that the initial states of a packed or a jagged input have a batch."""
+    """Checks that hx of a packed or jagged input has a batch dimension."""
     if hx is not None and hx.dim() != 3:
         raise RuntimeError(f"hx must have 3 dimensions, got {hx.dim()}")
 
 
 def _check_jagged(input: Any, has_ids: bool) -> None:
-    """Checks that a nested tensor is jagged (batch, any length, features) and without holes.
+    """Checks that a nested tensor is jagged, (batch, any length, features), without holes.
 
-    Token ids have no dimension of features.
+    Token ids lack the feature dimension.
     """
     if input.layout != torch.jagged:
         raise ValueError(
@@ -151,24 +151,21 @@ def _check_jagged(input: Any, has_ids: bool) -> None:
         features = "" if has_ids else ", features"
         raise ValueError(
             f"a jagged input must be (batch, jagged steps{features}), got "
-            f"{input.dim()} dimensions, of which number {input._ragged_idx} is jagged"
+            f"{input.dim()} dimensions with dimension {input._ragged_idx} jagged"
         )
     if input.lengths() is not None:
-        raise ValueError("a jagged input must have no holes, which input.contiguous() removes")
+        raise ValueError("a jagged input must have no holes: remove them by input.contiguous()")
 
 
 def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
-    """Returns lengths as the operators take them: int64, on the device of input.
-
-    Nothing waits for that device.
-    """
+    """Returns lengths as int64 on the device of input, without waiting for that device."""
     if options & (ops.PACKED | ops.JAGGED):
         raise ValueError(
-            "lengths go with a padded input; a PackedSequence or a jagged tensor has its own"
+            "lengths need a padded input: a PackedSequence or a jagged tensor has its own lengths"
         )
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, device="cpu")  # a copy, which nobody can change
-        if not lengths.numel():  # no value says which type it has
+        lengths = torch.tensor(lengths, device="cpu")  # a copy, so that nobody else can modify it
+        if not lengths.numel():  # an empty list becomes float32
             lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")

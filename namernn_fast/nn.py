@@ -19,9 +19,9 @@ from .layouts import Input, Lengths
 
 
 def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Returns the tensors of these names: parameters, or what parametrizations compute of them.
+    """Returns the weights with these names, computed first if they are parametrized.
 
-    A look-up in `_parameters` costs a tenth of `getattr`.
+    Reads `_parameters` because that takes a tenth of the time of `getattr`.
     """
     parameters = module._parameters
     try:
@@ -31,9 +31,9 @@ def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
 
 
 def what_else_runs(module: torch.nn.Module) -> str | None:
-    """Returns what a call of a module runs besides the `forward` of its class, or None."""
+    """Returns what calling a module runs besides the `forward` of its class, or None."""
     if "forward" in module.__dict__:
-        return "a forward of its own"
+        return "a forward set on the object"
     if (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -45,25 +45,25 @@ def what_else_runs(module: torch.nn.Module) -> str | None:
 
 
 class FusedRNN(torch.nn.RNN):
-    """A drop-in for `torch.nn.RNN` that runs the whole sequence of a layer in one operator.
+    """A drop-in for `torch.nn.RNN` that runs whole sequences in one operator.
 
-    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), with act tanh or relu. Constructor,
-    parameters, `state_dict`, initialisation, errors and the results of `forward` are those of
-    `torch.nn.RNN`. Parameters are read at every call: nothing is cached that could go stale.
+    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), where act is tanh or relu. The
+    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are those
+    of `torch.nn.RNN`. Every call reads the parameters: nothing is cached that could go stale.
 
     Args:
-        input_size: features of an input row.
-        hidden_size: features of a state.
-        num_layers: layers stacked on one another.
+        input_size: number of input features at each step.
+        hidden_size: number of features of the state.
+        num_layers: number of stacked layers.
         nonlinearity: "tanh" or "relu".
-        bias: whether there are bias_ih and bias_hh.
+        bias: whether the layers have bias_ih and bias_hh.
         batch_first: whether input and output are (batch, seq_len, features).
-        dropout: probability of zeroing an element between layers, while training.
+        dropout: probability of zeroing an element between layers, in training mode.
         bidirectional: whether every layer also runs from the end of the sequences.
-        device, dtype: of the parameters. On a CPU, types of 16 to 64 bits take the fused kernel,
-            on a GPU types of 16 and 32 bits; everything else takes ATen operators.
+        device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
+            on a CPU, and 16- and 32-bit types on a GPU; everything else runs as ATen operators.
             `namernn_fast.explain` says which path an input takes.
-        batch_invariant: whether the bits of a sequence's results must not depend on how it is
+        batch_invariant: whether the results of a sequence must be bit-identical however it is
             batched, as within `namernn_fast.batch_invariant()`.
 
     Example:
@@ -75,7 +75,7 @@ class FusedRNN(torch.nn.RNN):
 
     batch_invariant: bool = False
 
-    # Named one by one, so that `help` and `skip_init`, which looks for `device`, find them.
+    # Spelled out instead of **kwargs for `help`, and for `skip_init`, which looks for `device`.
     def __init__(
         self,
         input_size: int,
@@ -90,7 +90,7 @@ class FusedRNN(torch.nn.RNN):
         batch_invariant: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
-        **refused: NoReturn,  # by nn.RNN, with its own message
+        **refused: NoReturn,  # nn.RNN rejects them with its own message
     ) -> None:
         super().__init__(
             input_size,
@@ -107,8 +107,7 @@ class FusedRNN(torch.nn.RNN):
         )
         self.batch_invariant = batch_invariant
 
-    # Every argument may come by position, since torch's older ONNX exporter hands over a None for
-    # every parameter.
+    # No argument is keyword-only: torch's older ONNX exporter passes None for each by position.
     def forward(
         self,
         input: Input,
@@ -123,33 +122,33 @@ class FusedRNN(torch.nn.RNN):
         Args:
             input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
                 (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
-                nested tensor (batch, any length, input_size). With `embedding` token ids, int32 or
-                int64: any of these without input_size.
+                nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
+                token ids: any of these without the last dimension.
             hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
                 sequence; None for zeros.
             lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
-                seq_len in any order. Padding is neither read nor computed, and is zero in output.
-            reset: bool (seq_len, batch), (batch, seq_len) with batch_first: set where a new episode
-                begins, which starts from a state of zeros.
-            embedding: (vocabulary, input_size), the rows that token ids stand for. `TokenRNN` is a
-                layer with an embedding of its own.
+                seq_len in any order. Padding is neither read nor computed; output is zero there.
+            reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
+                episode begins, which starts from a state of zeros.
+            embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
+                layer that owns its embedding.
             padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
 
         Returns:
             output: like input with num_directions * hidden_size features, and h_n, like hx.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.rnn`, which
-                documents all arguments in more detail.
+            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.rnn`, which documents
+                all arguments in more detail.
 
         Note:
             Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
             split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
-            process with threads the CPU kernel runs on one thread. TorchScript records the
-            operators of `nn.RNN`, which run at any length.
+            multithreaded one, the CPU kernel runs on one thread. TorchScript records the operators
+            of `nn.RNN`, which run at any length.
         """
         weights = _current(self, self._flat_weights_names)
-        unusual = (  # asked here, since a call costs as much as all these questions
+        unusual = (  # Tested inline: together these tests cost no more than one function call.
             type(input) is not Tensor
             or type(weights[0]) is not torch.nn.Parameter
             or (hx is not None and type(hx) is not Tensor)
@@ -161,7 +160,7 @@ class FusedRNN(torch.nn.RNN):
             input,
             hx,
             weights,
-            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",  # as `nn.RNN` reads it
+            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",  # `nn.RNN` reads mode too
             bias=self.bias,
             batch_first=self.batch_first,
             dropout=self.dropout,
@@ -174,7 +173,7 @@ class FusedRNN(torch.nn.RNN):
             padding_idx=padding_idx,
         )
 
-    if TYPE_CHECKING:  # torch declares that a call returns anything
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
     def last_state(
@@ -188,21 +187,21 @@ class FusedRNN(torch.nn.RNN):
         padding_idx: int | None = None,
         share_prefixes: bool | None = None,
     ) -> Tensor:
-        """Returns h_n of `forward`, without its output.
+        """Returns only h_n of `forward`; in inference the output is never written.
 
-        A layer with hooks, or with a `forward` set on the object, is called, so that these run.
+        If the layer has hooks or a `forward` set on the object, it is called so that they run.
 
         Args:
-            input, hx, lengths, reset, embedding, padding_idx: as of `forward`.
-            share_prefixes: whether sequences of token ids that begin alike share the states of what
-                they have in common, as `namernn_fast.last_state` says; None where that pays.
+            input, hx, lengths, reset, embedding, padding_idx: as in `forward`.
+            share_prefixes: whether to compute common prefixes of token ids once; see
+                `namernn_fast.last_state`. None: if that is expected to be faster.
 
         Returns:
             h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
             sequence.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.last_state`.
+            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.last_state`.
         """
         what_else = what_else_runs(self)
         if what_else is not None:
@@ -212,7 +211,7 @@ class FusedRNN(torch.nn.RNN):
         weights = _current(self, self._flat_weights_names)
         if must_serve(input, hx, weights, lengths is None and reset is None):
             if share_prefixes:
-                tokens.refuse_to_share("the operators of nn.RNN compute the call")
+                tokens.refuse_to_share("this call runs on the operators of nn.RNN")
             return self._as_nn_rnn(input, hx, embedding, padding_idx)[1]
         return last_state(
             input,
@@ -235,23 +234,23 @@ class FusedRNN(torch.nn.RNN):
     def _as_nn_rnn(
         self, input: Any, hx: Tensor | None, embedding: Tensor | None, padding_idx: int | None
     ) -> tuple[Any, Tensor]:
-        """Returns what the operators of `nn.RNN` compute."""
+        """Computes the call with the operators of `nn.RNN`."""
         self._refuse_if_invariant()
         if embedding is not None:
             input = tokens.gather_any(input, embedding, padding_idx)
         return super().forward(input, hx)
 
     def __prepare_scriptable__(self) -> torch.nn.RNN:
-        """Returns what `torch.jit.script` compiles in place of this module."""
+        """Returns the module that `torch.jit.script` compiles instead of this one."""
         self._refuse_if_invariant()
         return self if type(self) not in PLAIN else plain_twin(self, PLAIN[FusedRNN])
 
     def _refuse_if_invariant(self) -> None:
-        """Checks that the operators of `nn.RNN`, which must serve, may serve."""
+        """Raises an error if batch_invariant is on, which the operators of `nn.RNN` do not have."""
         if self.batch_invariant or batch_invariant_is_on():
             raise RuntimeError(
                 "batch_invariant needs the fused kernel, but TorchScript, expanded weights and "
-                "objects that stand for tensors take the operators of nn.RNN"
+                "tensor-like objects run on the operators of nn.RNN"
             )
 
 
@@ -262,10 +261,10 @@ _STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 class FusedRNNCell(torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
-    Constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.RNNCell`, whose operators compute a step: the fused kernel gains over a sequence. It
-    serves for what those operators lack, batch invariance and `vmap`. `namernn_fast.explain` says
-    which path an input takes.
+    The constructor, parameters, `state_dict`, initialisation, errors and results are those of
+    `torch.nn.RNNCell`. So are the operators, because the fused kernel is not faster for a single
+    step; it runs only for batch invariance and `vmap`, which those operators do not support.
+    `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedRNNCell(8, 16)
@@ -282,7 +281,7 @@ class FusedRNNCell(torch.nn.RNNCell):
 
         Raises:
             ValueError: input or hx has neither 1 nor 2 dimensions.
-            RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
+            RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
         weights = _current(self, _CELL_WEIGHTS)
         if self.why_not_fused(input, hx, weights) is None:
@@ -293,7 +292,7 @@ class FusedRNNCell(torch.nn.RNNCell):
                 nonlinearity=self.nonlinearity,
                 bias=self.bias,
             )
-            # In place, since a view made under no_grad could not be changed in place afterwards.
+            # Not a view: one made under no_grad could not be modified in place afterwards.
             return h_n.squeeze(0) if torch.is_grad_enabled() else h_n.squeeze_(0)
         step = _STEPS.get(self.nonlinearity)
         if step is None or input.dim() != 2 or (hx is not None and hx.dim() != 2):
@@ -302,29 +301,29 @@ class FusedRNNCell(torch.nn.RNNCell):
             hx = input.new_zeros(input.shape[0], self.hidden_size)
         return step(input, hx, *weights)
 
-    if TYPE_CHECKING:  # torch declares that a call returns anything
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
 
         def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def why_not_fused(
         self, input: Tensor, hx: Tensor | None = None, weights: Sequence[Tensor] | None = None
     ) -> str | None:
-        """Returns why a call takes torch's own cell, or None if it takes `namernn_fast.rnn`.
+        """Returns why a call runs torch's own cell, or None if it runs `namernn_fast.rnn`.
 
         Args:
             input, hx: of the call.
-            weights: the current weights of this cell, if they are at hand.
+            weights: the current weights of this cell, if the caller has read them already.
         """
-        # torch's own cell promises no bits, and has no rule for `vmap`.
+        # Torch's own cell is not batch-invariant and has no rule for `vmap`.
         if not (batch_invariant_is_on() or torch._C._are_functorch_transforms_active()):
             return "torch's own cell is as fast for a single step"
         weights = _current(self, _CELL_WEIGHTS) if weights is None else weights
         if not self._fits(input, hx, weights[0]):
-            return "nn.RNNCell has the errors of arguments that do not fit"
+            return "the arguments do not match, and nn.RNNCell raises its own errors"
         return None
 
     def _fits(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> bool:
-        """Returns whether shapes and dtypes fit, as far as the errors of the layer would differ."""
+        """Returns whether shapes and dtypes match; if not, nn.RNNCell must raise its own errors."""
         batch, dtype = input.shape[:-1], input.dtype
         return (
             self.nonlinearity in _STEPS
@@ -337,7 +336,7 @@ class FusedRNNCell(torch.nn.RNNCell):
         )
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCell:
-        """Returns what `torch.jit.script` compiles in place of this module."""
+        """Returns the module that `torch.jit.script` compiles instead of this one."""
         return self if type(self) not in PLAIN else plain_twin(self, PLAIN[FusedRNNCell])
 
 
@@ -346,6 +345,6 @@ make_leaves(FusedRNN, FusedRNNCell)
 count_flops()
 
 FUSED: dict[type, type] = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
-"""The fused class of each class of torch."""
+"""Torch's classes and the fused class that replaces each."""
 PLAIN = {fused: plain for plain, fused in FUSED.items()}
-"""The class of torch for each fused class."""
+"""The fused classes and the torch class that each replaces."""

@@ -1,19 +1,18 @@
-"""The operators: schemas, fake kernels, option bits, and how the flat list of weights is read.
+"""The operators: schemas, fake kernels, option bits, and access to the flat list of weights.
 
 `rnn_forward` and `rnn_backward` run a stack of layers, in one or two directions, over whole
-sequences. Their arguments and results, wherever these names appear in this package:
+sequences. The names of their arguments and results mean the same throughout this package:
 
-- input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or token ids,
-  int64 and without the last dimension: `has_ids` tells. Ids of rows that do not exist are not read.
+- input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
+  ids, without the last dimension; see `has_ids`. Ids of rows that do not exist are not read.
 - hx: initial states (num_layers * directions, batch, hidden_size), or None for zeros.
 - weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
-  `layers_of` groups them. With token ids each weight_ih of the first layer is a table (vocabulary,
-  hidden_size) instead: the row of an id is what a row of features would give as its product with
-  weight_ih.
-- sequence_layout: which (time, sequence) rows exist, an int64 tensor, or None where all of them do:
-  lengths (batch) of padded sequences in any order; with PACKED the batch_sizes (seq_len) of a
-  PackedSequence, and input is its data (rows, features); with JAGGED offsets (batch + 1), and input
-  has the sequences (rows, features) one after the other. batch_sizes are on the CPU, lengths and
+  `layers_of` groups them. With token ids each weight_ih of the first layer is replaced by a table
+  (vocabulary, hidden_size) of the products of all embedding rows with weight_ih.
+- sequence_layout: an int64 tensor that says which (time, sequence) rows exist, or None if all do.
+  Padded input: lengths (batch), in any order. PACKED: the batch_sizes (seq_len) of a
+  PackedSequence, and input is its data (rows, features). JAGGED: offsets (batch + 1), and input
+  is the concatenation of all sequences (rows, features). batch_sizes are on the CPU, lengths and
   offsets on the device of input.
 - reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: the steps that begin from a state
   of zeros; or None.
@@ -21,12 +20,11 @@ sequences. Their arguments and results, wherever these names appear in this pack
 - trees: with SHARE_PREFIXES, the least number of prefix trees to cut the sequences into; threads
   share out whole trees. Both operators must get the same number.
 - output: like input with directions * hidden_size features, without elements with LAST_STATE; h_n:
-  like hx; hidden: with WANT_HIDDEN the outputs of all layers but the last, which the backward pass
-  needs, else empty.
+  like hx; hidden: with WANT_HIDDEN the outputs of all layers except the last, for the backward
+  pass; otherwise empty.
 
-`rnn_backward` returns the gradients of input, hx and weights; a gradient that is not wanted has no
-elements. want_layers holds the numbers of the layers whose weights need a gradient. Token ids have
-no gradient.
+`rnn_backward` returns the gradients of input, hx and weights; a gradient that is not requested has
+no elements. want_layers lists the layers whose weights need a gradient. Token ids have no gradient.
 """
 
 import functools
@@ -41,13 +39,13 @@ from . import availability
 
 NAMESPACE = "namernn_fast"
 
-# The option bits. csrc/ has a copy of these numbers, and the operators refuse any other bit.
+# Option bits. csrc/library/options.h repeats these numbers; the operators reject any other bit.
 RELU = 1
-"""The nonlinearity is relu, else tanh."""
+"""The nonlinearity is relu; otherwise it is tanh."""
 BIAS = 2
 """`weights` holds biases."""
 BIDIRECTIONAL = 4
-"""Each layer has a second direction, from the end of the sequences."""
+"""Each layer has a second direction, which runs from the end of the sequences."""
 BATCH_FIRST = 8
 """The batch is the first dimension of padded input, of output and of reset."""
 PACKED = 16
@@ -55,7 +53,7 @@ PACKED = 16
 JAGGED = 32
 """input is the values of a jagged nested tensor, and sequence_layout its offsets."""
 BATCH_INVARIANT = 64
-"""The bits of a sequence's results do not depend on the rest of the batch; the CPU kernel only."""
+"""Results of a sequence are bit-identical however it is batched. CPU kernel only."""
 WANT_HIDDEN = 128
 """rnn_forward returns the outputs of the lower layers too."""
 LAST_STATE = 256
@@ -127,7 +125,10 @@ def has_ids(input: Tensor) -> bool:
 
 
 def hidden_size_of(weights: Sequence[Tensor]) -> int:
-    """Returns the features of a state: the columns of weight_hh, whose rows depend on the cell."""
+    """Returns the number of features of a state: the columns of weight_hh.
+
+    The number of its rows depends on the cell.
+    """
     return weights[1].shape[-1]
 
 
@@ -147,7 +148,7 @@ def directions_of(options: int) -> int:
 
 
 def weights_per_layer(options: int) -> int:
-    """Returns how many weights each layer has, those of both directions together."""
+    """Returns how many weights each layer has, over all its directions."""
     return (4 if options & BIAS else 2) * (2 if options & BIDIRECTIONAL else 1)
 
 
@@ -157,7 +158,7 @@ def layer_count(weights: Sequence[Tensor], options: int) -> int:
 
 
 def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights]]:
-    """Groups the flat list of weights: for each layer the `LayerWeights` of each direction."""
+    """Groups the flat list of weights by layer and direction."""
     size, directions = (4 if options & BIAS else 2), directions_of(options)
     each = [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
     return [each[k : k + directions] for k in range(0, len(each), directions)]
@@ -166,7 +167,7 @@ def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights
 def states_of_layers(
     hx: Tensor | None, weights: Sequence[Tensor], options: int
 ) -> Sequence[Tensor | None]:
-    """Returns the initial states of each layer (directions, batch, hidden_size), or Nones."""
+    """Returns the initial states of each layer, (directions, batch, hidden_size) or None."""
     layers = layer_count(weights, options)
     return [None] * layers if hx is None else hx.chunk(layers)
 
@@ -175,26 +176,26 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
     Args:
-        dtype: of the input. Only bfloat16 may have another instruction set than the other types.
+        dtype: of the input. Only bfloat16 may use another instruction set than the other types.
 
     Returns:
-        `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` where these make its
-        products faster.
+        `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` if the processor has
+        these faster instructions.
     """
     return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)  # type: ignore[no-any-return]
 
 
 class Plan(NamedTuple):
-    """How the CPU kernel shares out a layer's recurrence among threads."""
+    """How the CPU kernel divides a layer's recurrence among threads."""
 
     groups: int
-    """Groups of sequences."""
+    """The number of groups of sequences."""
     members: int
-    """Threads of a group, each of which computes a range of the hidden units."""
+    """Threads per group; each computes a range of the hidden units."""
     nanoseconds: float
-    """The estimated time of the recurrence."""
+    """The estimated time of the recurrence, in nanoseconds."""
     layers: int
-    """How many layers of a stack run at once, one thread each, in place of groups and members."""
+    """The number of layers that run at once, one thread each, instead of groups and members."""
 
 
 def cpu_plan(
@@ -205,15 +206,15 @@ def cpu_plan(
     l2_bytes: int = 2**20,
     num_layers: int = 1,
 ) -> Plan:
-    """Returns the plan that the CPU kernel makes in float32, for this machine or any other.
+    """Returns the plan that the CPU kernel makes in float32, for this or any other machine.
 
     Args:
         batch_sizes: the number of sequences at each step.
-        input_size: features of an input row.
-        hidden_size: features of a state.
-        threads: the number of threads.
-        l2_bytes: the size of a core's own cache, in bytes.
-        num_layers: the number of such layers in the stack, in one direction.
+        input_size: number of input features.
+        hidden_size: number of features of a state.
+        threads: number of threads.
+        l2_bytes: size of a core's private cache, in bytes.
+        num_layers: number of layers of this size in the stack, in one direction.
     """
     return Plan(
         *torch.ops.namernn_fast.cpu_plan(
@@ -236,7 +237,7 @@ def _(
     hidden_size = hidden_size_of(weights)
     if hx is not None:
         batch: Any = hx.shape[1]  # a number or a symbol
-    elif options & PACKED:  # the batch is a value in batch_sizes, unknown to a tracer
+    elif options & PACKED:  # the batch size is a value in batch_sizes, which a tracer cannot see
         batch = torch.library.get_ctx().new_dynamic_size()
     elif options & JAGGED:
         batch = sequence_layout.shape[0] - 1  # type: ignore[union-attr]
@@ -282,7 +283,7 @@ def _(
 
 @functools.cache
 def gpu_backend(device: torch.device) -> Any:
-    """Imports and returns the operators' implementation for GPUs, once a GPU's tensor arrives.
+    """Imports and returns the GPU implementation of the operators, when a GPU tensor arrives.
 
     Raises:
         RuntimeError: Triton is missing or too old, or the GPU is too old.

@@ -1,7 +1,7 @@
 """The recurrence in ATen operators, step by step.
 
-It is the path of every device and dtype that no kernel takes, and the double backward of the fused
-operators. Differentiable as often as one likes, on every device that has matrix products.
+This path runs on every device and dtype without a fused kernel, and in the double backward of the
+fused operators. It can be differentiated any number of times.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), the second direction from the end.
 
     Args:
-        call: without dropout. Lengths may be on any device; the values of lengths on an
-            accelerator are not checked. LAST_STATE and SHARE_PREFIXES change nothing.
+        call: without dropout. Lengths may be on any device; on an accelerator their values are not
+            checked. LAST_STATE and SHARE_PREFIXES are ignored.
 
     Returns:
         output and h_n.
@@ -36,7 +36,7 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     in_place = not (recorded or torch.is_grad_enabled())
     if recorded:
         activate = Tensor.relu if options & ops.RELU else Tensor.tanh
-    else:  # autograd itself allows that
+    else:  # Autograd allows in-place activations, because their backward reads the result.
         activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
     add_product = Tensor.addmm_ if in_place else Tensor.addmm
     layers = ops.layers_of(weights, options)
@@ -78,14 +78,14 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _project(input: Tensor, weights: ops.LayerWeights, in_place: bool) -> Tensor:
-    """Returns x_t W_ih^T + b_ih + b_hh for all steps, to whose rows the recurrence adds.
+    """Returns x_t W_ih^T + b_ih + b_hh for all steps; the recurrence adds to its rows.
 
     Args:
         input: (seq_len, batch, features), or the data of a PackedSequence (rows, features); or
             token ids without the last dimension.
-        weights: of one direction, with a table in the place of weight_ih where input holds ids.
-        in_place: whether the result becomes the output, which must not be a view then: a view that
-            was made under no_grad could not be changed in place afterwards.
+        weights: of one direction, with a table instead of weight_ih if input holds token ids.
+        in_place: whether the result becomes the output. It must not be a view then: a view made
+            under no_grad could not be modified in place afterwards.
     """
     bias = weights.bias
     if ops.has_ids(input):
@@ -102,20 +102,20 @@ def _project(input: Tensor, weights: ops.LayerWeights, in_place: bool) -> Tensor
 
 
 def _rows_of_table(ids: Tensor, table: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
-    """Returns the rows of `table` that `ids` name, and the bias added; as `_project`."""
+    """`_project` for token ids: returns the rows of `table` that `ids` index, plus the bias."""
     if in_place and ids.dim() == 2:
         sums = table.new_empty(*ids.shape, table.shape[1])
         torch.index_select(table, 0, ids.flatten(), out=sums.flatten(0, 1))
         return sums if bias is None else sums.add_(bias)
-    # The gradient of a table of 16 bits is summed in float.
+    # In float32, so that the gradient of a 16-bit table is summed in float32.
     rows = embedding(ids, table if table.dtype.itemsize > 2 else table.float())
     return (rows if bias is None else rows + bias).to(table.dtype)
 
 
 def with_batch_first(output: Tensor) -> Tensor:
-    """Transposes an output that nobody else holds.
+    """Transposes an output that has no other references.
 
-    As in `nn.RNN` that happens in place where no gradient is recorded, so that it is not a view.
+    Without gradients this happens in place, so that the result is not a view, as in `nn.RNN`.
     """
     return output.transpose(0, 1) if torch.is_grad_enabled() else output.transpose_(0, 1)
 
@@ -123,13 +123,13 @@ def with_batch_first(output: Tensor) -> Tensor:
 def _with_time_first(
     input: Tensor, sequence_layout: Tensor | None, options: int
 ) -> tuple[Tensor, list[int] | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """Brings input of any layout to one in which the layers run.
+    """Converts input of any layout to time-major or packed rows, which the layers run on.
 
     Returns:
         input: (seq_len, batch, features), or the data of a PackedSequence; or token ids.
         batch_sizes: the number of sequences at each time, or None unless packed.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
-        places: for each row of a jagged tensor its time and its sequence, or None unless jagged.
+        places: the time and the sequence of each row of a jagged tensor, or None unless jagged.
     """
     if sequence_layout is not None and options & ops.PACKED:
         return input, sequence_layout.tolist(), None, None
@@ -145,19 +145,19 @@ def _with_time_first(
         return input, None, None, None
     steps = torch.arange(input.shape[0], device=lengths.device)
     alive = (steps[:, None] < lengths).unsqueeze(-1)
-    if ops.has_ids(input):  # padding may hold ids that the table has no row for
+    if ops.has_ids(input):  # ids in padding may be out of range
         return torch.where(alive.squeeze(-1), input, 0), None, alive, places
     # NaN in padding must not reach a gradient.
     return torch.where(alive, input, 0.0), None, alive, places
 
 
 def is_transformed() -> bool:
-    """Returns whether forward mode or a transform of torch.func records the operators."""
+    """Returns whether forward-mode AD or a torch.func transform is active."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns for each row of a jagged tensor its time and the number of its sequence."""
+    """Returns the time and the sequence number of each row of a jagged tensor."""
     row = torch.arange(int(offsets[-1]), device=offsets.device)
     sequence = torch.bucketize(row, offsets[1:], right=True)
     return row - offsets[sequence], sequence
@@ -177,19 +177,19 @@ def _direction(
     """Runs the recurrence of one direction of one layer.
 
     Args:
-        sums: for each time x_t W_ih^T + b_ih + b_hh (sequences, hidden_size).
-        batch_sizes: the number of sequences at each time, or None if that does not change.
+        sums: x_t W_ih^T + b_ih + b_hh for each time, (sequences, hidden_size).
+        batch_sizes: the number of sequences at each time, or None if it is constant.
         hx: (batch, hidden_size)
         weight_hh: W_hh^T, (hidden_size, hidden_size)
-        add_product: adds the product of its last two arguments to its first, in place or not.
-        activate: tanh or relu, in place or not.
+        add_product: adds the product of its last two arguments to its first, possibly in place.
+        activate: tanh or relu, possibly in place.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
-        reset: bool (seq_len, batch, 1), where a state begins anew; or None.
+        reset: bool (seq_len, batch, 1), True where the state restarts from zeros; or None.
         reverse: whether to run from the last time to the first.
 
     Returns:
-        The states at each time, in the order of `sums`, and the last state of each sequence. Past
-        the end of a sequence the states at each time are its last state.
+        The states at each time, in the order of `sums`, and the last state of each sequence. The
+        last state is repeated past the end of a sequence.
     """
     steps = len(sums)
     sizes = [hx.shape[0]] * steps if batch_sizes is None else batch_sizes
@@ -202,7 +202,7 @@ def _direction(
         if sequences < before:
             ended.append(h[sequences:])
             h = h[:sequences]
-        border = t + 1 if reverse else t  # which a state crosses to reach t
+        border = t + 1 if reverse else t  # the place where a reset would cut the state off from t
         if reset is not None and border < steps:
             cut = reset[border, : h.shape[0]]
             h = torch.where(cut if alive is None else cut & alive[border], 0.0, h)

@@ -1,4 +1,4 @@
-"""`replace_rnn` and `restore_rnn`: the fused modules in the place of torch's, and the way back."""
+"""`replace_rnn` and `restore_rnn`: replace torch's modules by the fused ones, and back."""
 
 import warnings
 from typing import TypeVar, overload
@@ -15,8 +15,8 @@ def replace_rnn(model: Model) -> Model:
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of `nn.RNN` and
-    `nn.RNNCell` are left alone, since they may override anything. A warning says if there is
-    nothing to replace, and names these subclasses.
+    `nn.RNNCell` are left alone, because they may override anything. If there is nothing to replace,
+    a warning says so and names these subclasses.
 
     Args:
         model: any module.
@@ -25,15 +25,15 @@ def replace_rnn(model: Model) -> Model:
         `model`, for chaining.
 
     Raises:
-        TypeError: model is no module.
+        TypeError: model is not a module.
     """
     _change_classes(model, FUSED)
     if not any(type(module) in PLAIN for module in model.modules()):
-        _warn_of_nothing(model)
+        _warn_nothing_replaced(model)
     return model
 
 
-def _warn_of_nothing(model: torch.nn.Module) -> None:
+def _warn_nothing_replaced(model: torch.nn.Module) -> None:
     """Warns that no module of `model` was replaced."""
     left_alone = sorted(
         {
@@ -44,7 +44,7 @@ def _warn_of_nothing(model: torch.nn.Module) -> None:
     )
     subclasses = f", only subclasses of them: {', '.join(left_alone)}" if left_alone else ""
     warnings.warn(
-        f"replace_rnn replaced nothing: there is no nn.RNN and no nn.RNNCell in the "
+        f"replace_rnn replaced nothing: found no nn.RNN and no nn.RNNCell in the "
         f"{type(model).__qualname__}{subclasses}",
         stacklevel=3,
     )
@@ -65,9 +65,9 @@ def restore_rnn(model: Model) -> Model: ...
 def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
     """Turns every `FusedRNN` and `FusedRNNCell` in `model`, or `model` itself, into torch's class.
 
-    The way back from `replace_rnn`, for tools that know the modules of torch by their class, such
-    as `torch.ao.quantization.quantize_dynamic`. Arguments that only the fused classes have
-    (`batch_invariant`) are forgotten. Subclasses are left alone.
+    The inverse of `replace_rnn`, for tools that recognise torch's modules by their class, such as
+    `torch.ao.quantization.quantize_dynamic`. Drops `batch_invariant`, which only the fused classes
+    have. Subclasses are left alone.
 
     Args:
         model: any module.
@@ -76,7 +76,7 @@ def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
         `model`, for chaining.
 
     Raises:
-        TypeError: model is no module.
+        TypeError: model is not a module.
     """
     return _change_classes(model, PLAIN)
 

@@ -1,4 +1,4 @@
-"""What the package needs of torch. It is checked before any other module of it is imported."""
+"""Checks the version of torch before any other module of this package is imported."""
 
 import re
 
@@ -11,10 +11,10 @@ def check_torch(found: str) -> None:
     """Checks the version of torch.
 
     Args:
-        found: the version. One that does not begin with two numbers passes.
+        found: the version. A version that does not begin with two numbers passes.
 
     Raises:
-        ImportError: it is below `TORCH_MINIMUM`.
+        ImportError: the version is below `TORCH_MINIMUM`.
     """
     numbers = re.match(r"(\d+)\.(\d+)", found)
     if numbers and (int(numbers[1]), int(numbers[2])) < TORCH_MINIMUM:

@@ -1,19 +1,19 @@
-"""The error budget: how far a result may lie from a more precise oracle.
+"""The error budget: how far a result may be from a more precise oracle.
 
-A fused kernel sums in another order than `torch.nn.RNN`, so the bits of the two differ, and a fixed
-tolerance is too loose for a short sequence and too tight for a long one. The budget asks instead
+A fused kernel sums in a different order than `torch.nn.RNN`, so their bits differ, and a fixed
+tolerance is too loose for short sequences and too tight for long ones. Instead, the budget requires
 that the fused result is about as accurate as the result of `torch.nn.RNN`. The error of a result is
-its largest absolute distance from an oracle that computes in a higher precision:
+its largest absolute distance from an oracle that computes in higher precision:
 
     err(ours) <= 2 * max(err(nn.RNN), c * eps * max|ref|) + eps * max|ref|
 
 `eps` is the unit in the last place of 1 in the dtype of the results, and `ref` the oracle's result.
-The error of `nn.RNN` depends on luck and on the order in which the BLAS of this machine sums, so it
+The error of `nn.RNN` depends on luck and on the summation order of this machine's BLAS, so it
 counts as at least `c` units in the last place of the largest value: 16 in float32 and float64, and
-1.5 in 16 bits. A correct result keeps its budget even if that of `nn.RNN` is exact. The exception
-is a result whose terms nearly cancel in all elements: compare several draws of it under one name.
+1.5 in 16 bits. So a correct result keeps its budget even if that of `nn.RNN` is exact, unless its
+terms nearly cancel in all elements: then compare several draws of it under one name.
 
-For a single comparison, `assert_within_budget` takes the results of all three by name:
+For a single comparison, `assert_within_budget` takes the named results of all three:
 
     precise = copy.deepcopy(baseline).double()
     names = ("output", "h_n")
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BudgetError", "ErrorBudget", "assert_within_budget", "max_error"]
 
-# `c` by bytes of the dtype. Correct results err by up to 8 units in the last place of the largest
-# value in float32 (700 steps), and by up to 1.3 in 16 bits. Single faults come to 50 units and more
-# in float32 (a tanh that is off by 1e-5, a product rounded to 16 bits), and in 16 bits to 10 (a
-# lost term).
+# `c` by the size of the dtype in bytes. Correct results are off by up to 8 units in the last place
+# of the largest value in float32 (over 700 steps), and by up to 1.3 in 16 bits. A single fault
+# causes 50 units or more in float32 (a tanh that is off by 1e-5, a product rounded to 16 bits), and
+# 10 in 16 bits (a lost term).
 _UNITS = {8: 16.0, 4: 16.0, 2: 1.5}
 
 
 class BudgetError(AssertionError):
-    """A result lies further from the oracle than its error budget allows."""
+    """A result is further from the oracle than its error budget allows."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Extremes:
     theirs: float = 0.0
     reference: float = 0.0
     nearby: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    """The largest distance of each sample of slightly different values."""
+    """The largest distance that each sample of nudged inputs caused; see `add_nearby`."""
 
 
 class ErrorBudget:
@@ -73,9 +73,9 @@ class ErrorBudget:
 
     Args:
         dtype: The floating-point type of the results, which determines `eps`. Below the smallest
-            normal number of `dtype`, the unit in the last place is the one of that number.
-        floor: An absolute error that is allowed in any case.
-        units: `c`, if not that of the dtype.
+            normal number of `dtype`, the unit in the last place of that number applies.
+        floor: An absolute error that is always allowed.
+        units: Overrides the `c` of the dtype.
     """
 
     def __init__(self, dtype: torch.dtype, floor: float = 0.0, units: float | None = None):
@@ -93,8 +93,8 @@ class ErrorBudget:
         Args:
             name: The result that the draw belongs to.
             ours, theirs: The result under test and the result of `nn.RNN`.
-            reference: The oracle's result, in a precision above `dtype`: a tensor, or a NumPy array
-                where float64 is not precise enough.
+            reference: The oracle's result, in higher precision than `dtype`: a tensor, or a NumPy
+                array if float64 is not precise enough.
 
         Raises:
             BudgetError: if the shapes differ, or if there is a NaN in a result.
@@ -111,10 +111,10 @@ class ErrorBudget:
         nearby: Tensor | np.ndarray,
         reference: Tensor | np.ndarray,
     ) -> None:
-        """Adds one draw of what the oracle computes from numbers that are nudged at random.
+        """Adds one draw of the oracle's result for randomly nudged inputs.
 
         This is for cases that amplify rounding, such as the derivatives of saturated units. The
-        error of `nn.RNN` counts as no smaller than the distance that the nudges make: the root mean
+        error of `nn.RNN` then counts as at least the distance that the nudges cause: the root mean
         square over the samples, because a single distance may be small or large by luck.
         """
         distances = self.results[name].nearby
@@ -136,7 +136,7 @@ class ErrorBudget:
             raise BudgetError("; ".join(exceeded))
 
     def shares(self) -> dict[Hashable, float]:
-        """Returns the share of its budget that each name has taken: at most 1 where it is kept."""
+        """Returns the fraction of its budget that each name has used: at most 1 if it is kept."""
         return {name: seen.ours / self.allowed(name) for name, seen in self.results.items()}
 
     def allowed(self, name: Hashable) -> float:
@@ -155,7 +155,7 @@ def assert_within_budget(
 
     Args:
         ours, theirs: The results under test and the results of `nn.RNN`, in one dtype.
-        reference: The oracle's results, in a precision above that dtype.
+        reference: The oracle's results, in higher precision than that dtype.
 
     Raises:
         BudgetError: if an error exceeds its budget, or if names or shapes differ.
@@ -169,7 +169,7 @@ def assert_within_budget(
         namernn_fast.testing.BudgetError: tanh: error 0.25 exceeds its budget ...
     """
     if not ours.keys() == theirs.keys() == reference.keys():
-        raise BudgetError(f"results {[*ours]} and {[*theirs]} where {[*reference]} were due")
+        raise BudgetError(f"expected results {[*reference]}, got {[*ours]} and {[*theirs]}")
     budget = ErrorBudget(next(iter(theirs.values())).dtype)
     for name, exact in reference.items():
         budget.add(name, ours[name], theirs[name], exact)
@@ -183,8 +183,8 @@ def max_error(actual: Tensor, reference: Tensor | np.ndarray) -> float:
         BudgetError: if the shapes differ, or if there is a NaN in `actual` or `reference`.
     """
     if actual.shape != reference.shape:
-        raise BudgetError(f"shape {tuple(actual.shape)} where {tuple(reference.shape)} was due")
-    # float32 holds every value of the 16-bit types, and NumPy knows no bfloat16.
+        raise BudgetError(f"expected shape {tuple(reference.shape)}, got {tuple(actual.shape)}")
+    # float32 represents every value of the 16-bit types, and NumPy has no bfloat16.
     actual = actual.detach().to("cpu", torch.promote_types(actual.dtype, torch.float32))
     if isinstance(reference, Tensor):
         error = _largest(actual.to(reference.dtype) - reference.detach().cpu())
@@ -196,7 +196,7 @@ def max_error(actual: Tensor, reference: Tensor | np.ndarray) -> float:
 
 
 def _largest(values: Tensor | np.ndarray) -> float:
-    """Returns the largest absolute value, NaN if there is one, and 0 if there are no values."""
+    """Returns the largest absolute value, NaN if any value is NaN, and 0 for no values."""
     if isinstance(values, Tensor):
         return float(values.detach().abs().max()) if values.numel() else 0.0
     return float(abs(values).max(initial=0))

@@ -1,4 +1,4 @@
-"""`TokenRNN`: an embedding and the layer on top of it, from token ids to states."""
+"""`TokenRNN`: an embedding and the layer on top of it, which reads token ids."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,20 @@ from .tokens import refuse_to_share
 class TokenRNN(torch.nn.Module):
     """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
 
-    Where the vocabulary is small, each row of the embedding is multiplied by weight_ih once, not
-    once for each token that names the row. `last_state` returns the last states alone, of which
-    sequences that begin alike can share those of what they have in common.
+    If the vocabulary is small, each row of the embedding is multiplied by weight_ih once instead of
+    once per token. `last_state` returns only the last states, and can compute the common prefixes
+    of sequences once.
 
-    The parts are the modules `embedding` and `rnn`. They are called one after the other where the
-    layer would not see what they do: with hooks on the embedding, with its options max_norm,
-    scale_grad_by_freq and sparse, and with another class or another `forward` in the place of one.
+    The parts are the modules `embedding` and `rnn`. They are called separately, without these
+    shortcuts, if the embedding has hooks or one of the options max_norm, scale_grad_by_freq and
+    sparse, or if a part has another class or another `forward`.
 
     Args:
         num_embeddings: the size of the vocabulary.
-        input_size: features of a row of the embedding.
-        hidden_size, num_layers, nonlinearity, bias, batch_first: as of `FusedRNN`.
-        dropout, bidirectional, batch_invariant: as of `FusedRNN`.
-        padding_idx: the row of the embedding that begins as zeros and gets no gradient.
+        input_size: number of features of an embedding row.
+        hidden_size, num_layers, nonlinearity, bias, batch_first: as in `FusedRNN`.
+        dropout, bidirectional, batch_invariant: as in `FusedRNN`.
+        padding_idx: the row of the embedding that is initialised to zeros and gets no gradient.
         device, dtype: of the parameters.
 
     Example:
@@ -91,22 +91,21 @@ class TokenRNN(torch.nn.Module):
             ids: int32 or int64, (seq_len, batch), (batch, seq_len) with batch_first, (seq_len) for
                 one sequence, a PackedSequence of ids, sorted or not, or a jagged nested tensor
                 (batch, any length).
-            hx, lengths, reset: as of `FusedRNN.forward`. Ids in the padding behind `lengths` may be
-                anything.
+            hx, lengths, reset: as in `FusedRNN.forward`. Ids past a sequence's length are ignored.
 
         Returns:
             output: like ids with num_directions * hidden_size features, and h_n (num_layers *
             num_directions, batch, hidden_size), without the batch for one sequence.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.rnn`.
+            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.rnn`.
         """
         if self.why_not_fused() is None:
             embedding = self.embedding
             return self.rnn(ids, hx, lengths, reset, embedding.weight, embedding.padding_idx)
-        return self._one_after_the_other(ids, hx, lengths, reset)
+        return self._call_separately(ids, hx, lengths, reset)
 
-    if TYPE_CHECKING:  # torch declares that a call returns anything
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
     def last_state(
@@ -118,17 +117,17 @@ class TokenRNN(torch.nn.Module):
         *,
         share_prefixes: bool | None = None,
     ) -> Tensor:
-        """Returns h_n of `forward`, without its output.
+        """Returns only h_n of `forward`; in inference the output is never written.
 
-        A model with hooks, or with a `forward` set on the object, is called, so that these run.
+        If the model has hooks or a `forward` set on the object, it is called so that they run.
 
         Args:
-            ids, hx, lengths, reset: as of `forward`.
-            share_prefixes: whether sequences that begin alike share the states of what they have
-                in common, as `namernn_fast.last_state` says; None where that pays.
+            ids, hx, lengths, reset: as in `forward`.
+            share_prefixes: whether to compute common prefixes once; see `namernn_fast.last_state`.
+                None: if that is expected to be faster.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as of `namernn_fast.last_state`.
+            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.last_state`.
         """
         what_else = what_else_runs(self)
         why_not = self.why_not_fused() if what_else is None else f"the model has {what_else}"
@@ -137,7 +136,7 @@ class TokenRNN(torch.nn.Module):
                 refuse_to_share(why_not)
             if what_else is not None:
                 return self(ids, hx, lengths, reset)[1]
-            return self._one_after_the_other(ids, hx, lengths, reset)[1]
+            return self._call_separately(ids, hx, lengths, reset)[1]
         return self.rnn.last_state(
             ids,
             hx,
@@ -149,7 +148,7 @@ class TokenRNN(torch.nn.Module):
         )
 
     def why_not_fused(self) -> str | None:
-        """Returns why both parts are called one after the other, or None if the layer gets ids."""
+        """Returns why the parts are called separately, or None if the layer gets the ids."""
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
@@ -158,39 +157,39 @@ class TokenRNN(torch.nn.Module):
         if what_else := what_else_runs(embedding):
             return f"the embedding has {what_else}"
         if "forward" in self.rnn.__dict__:
-            return "the layer has a forward of its own"
+            return "the layer has a forward set on the object"
         if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
             return "the embedding has one of the options max_norm, scale_grad_by_freq and sparse"
         return None
 
-    def _one_after_the_other(
+    def _call_separately(
         self, ids: Input, hx: Tensor | None, lengths: Lengths | None, reset: Tensor | None
     ) -> tuple[Input, Tensor]:
-        """Returns what the layer makes of the rows that the embedding returns."""
+        """Calls the embedding, and then the layer on its result."""
         rows: Any
         if isinstance(ids, PackedSequence):
             rows = ids._replace(data=self.embedding(ids.data))
         else:
             rows = self.embedding(ids)
-        more = {"lengths": lengths, "reset": reset}  # which nn.RNN does not know
-        rnn: torch.nn.Module = self.rnn  # of any class, with the results of a layer
+        more = {"lengths": lengths, "reset": reset}  # passed only if given: nn.RNN lacks them
+        rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
         output, h_n = rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
         return output, h_n
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """Returns what `torch.jit.script` compiles in place of this module."""
+        """Returns the module that `torch.jit.script` compiles instead of this one."""
         if type(self) is not TokenRNN:
             return self
         twin = plain_twin(self, _Scriptable)
-        # The parts are prepared in their turn, and the model is to keep its own.
+        # TorchScript replaces the parts by their own twins, which must not happen in this model.
         twin.__dict__["_modules"] = dict(self._modules)
         return twin
 
 
 class _Scriptable(torch.nn.Module):
-    """What TorchScript compiles of a `TokenRNN`: an embedding and `nn.RNN`."""
+    """The TorchScript form of a `TokenRNN`: an embedding and `nn.RNN`."""
 
-    # TorchScript infers the type of the result.
+    # No return annotation: TorchScript infers the type.
     def forward(self, ids: Tensor, hx: Tensor | None = None):  # type: ignore[no-untyped-def]
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 

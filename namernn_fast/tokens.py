@@ -1,9 +1,9 @@
-"""Token ids as input: the table of their products with weight_ih, or the rows that they stand for.
+"""Token ids as input: multiplies the embedding by weight_ih once, or gathers its rows.
 
-A layer multiplies the row of features of each token by weight_ih. Of a small vocabulary it is less
+A layer multiplies the embedding row of every token by weight_ih. With a small vocabulary it is less
 work to multiply each row of `embedding` once: `table = embedding W_ih^T` (vocabulary, hidden_size),
-of which the operators read the row of each id. Where there are fewer ids than rows, ids are
-replaced by the rows that they stand for.
+from which the operators read the row of each id. If there are fewer ids than rows, the rows of
+`embedding` are gathered instead and become the input.
 """
 
 from collections.abc import Sequence
@@ -21,51 +21,52 @@ from .dispatch import why_not_kernel
 from .integrations import onnx
 
 TRACED_VOCABULARY = 1024
-"""The largest vocabulary of which a compiler gets a table: it is not to look at other sizes."""
+"""The largest vocabulary for which a compiled call uses a table. It is fixed because a comparison
+with the number of ids would become a guard."""
 SHARING_DTYPES = (torch.float32, torch.float64)
 SHARED_FROM_HIDDEN = 32
-"""hidden_size from which sharing prefixes pays."""
+"""The smallest hidden_size for which sharing prefixes pays off."""
 SHARED_FROM_SEQUENCES = 128
-"""Sequences from which sharing prefixes pays: finding out costs a few steps of fewer sequences."""
+"""The smallest number of sequences for which sharing prefixes pays off; with fewer, finding the
+prefixes takes as long as a few steps."""
 
 
 def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
-    """Checks that embedding is a tensor and that input, if that is a tensor, holds token ids.
+    """Checks that embedding is a tensor and that a tensor input holds token ids.
 
     Raises:
-        TypeError: one of them is something else.
+        TypeError: embedding is not a tensor, or input has another dtype than token ids.
     """
     if not isinstance(embedding, Tensor):
         raise TypeError(f"embedding must be a Tensor or None, got {type(embedding).__name__}")
     data = input.data if isinstance(input, PackedSequence) else input
     if isinstance(data, Tensor) and data.dtype not in ID_DTYPES:
         raise TypeError(
-            f"input must hold token ids, int32 or int64, where embedding is given, got {data.dtype}"
+            f"input must hold token ids, int32 or int64, if embedding is given, got {data.dtype}"
         )
 
 
 class Lookup(NamedTuple):
-    """What token ids stand for, and whether sequences that begin alike may share states."""
+    """The embedding of token ids, and whether sequences may share common prefixes."""
 
     embedding: Tensor
     """(vocabulary, input_size)"""
     padding_idx: int | None = None
     """The row of `embedding` that gets no gradient."""
     share_prefixes: bool | None = False
-    """As of `namernn_fast.last_state`."""
+    """As in `namernn_fast.last_state`."""
 
 
 def look_up(call: Call, lookup: Lookup) -> None:
-    """Changes a call on token ids into one that the operators take: with tables, or on features.
+    """Converts a call on token ids, in place, to one with tables or one on features.
 
     Args:
-        call: its data are ids of an integer dtype.
-        lookup: what the ids stand for.
+        call: holds ids of an integer dtype as data.
+        lookup: the embedding.
 
     Raises:
-        ValueError: embedding or padding_idx does not fit; prefixes are to be shared where that is
-            impossible.
-        IndexError: an id has no row.
+        ValueError: embedding or padding_idx is wrong; share_prefixes is True, but impossible.
+        IndexError: an id is out of range.
     """
     embedding, padding_idx, share_prefixes = lookup
     ids = call.data
@@ -88,32 +89,32 @@ def look_up(call: Call, lookup: Lookup) -> None:
 
 
 def why_not_table(ids: Tensor, embedding: Tensor, options: int, tracing: bool) -> str | None:
-    """Returns why a call gathers the rows that its ids stand for, or None if it makes a table.
+    """Returns why a call gathers embedding rows, or None if it computes a table.
 
     Args:
         ids, options: of the call.
         embedding: (vocabulary, input_size).
-        tracing: whether a compiler traces the call.
+        tracing: whether a compiler is tracing the call.
     """
     if options & ops.BATCH_INVARIANT:
-        return "the product of a table may have other bits for another number of threads"
+        return "the bits of a table may depend on the number of threads"
     vocabulary = embedding.shape[0]
     if tracing:
         if onnx.exporting():
-            return "a node of ONNX takes rows"
-        # A size that a compiler leaves open is not to become a guard.
+            return "the RNN node of ONNX takes rows of features"
+        # Do not turn a dynamic size into a guard.
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
         if not statically_known_true(vocabulary <= TRACED_VOCABULARY):
-            return f"a compiler gets tables of up to {TRACED_VOCABULARY} rows"
+            return f"a compiled call uses tables of up to {TRACED_VOCABULARY} rows only"
     elif vocabulary > ids.numel():
-        return f"the product of {ids.numel()} ids is less work than that of {vocabulary} rows"
+        return f"multiplying {ids.numel()} ids is less work than multiplying {vocabulary} rows"
     elif (
         embedding.is_cuda
         and embedding.dtype == torch.float32
         and (fp32_precision.of_products(), fp32_precision.of_rnns()) == ("tf32", "ieee")
     ):
-        return "the product of a table would be rounded to TF32, and that of an RNN is not to be"
+        return "torch would round the table to TF32, but the setting for RNNs does not allow that"
     return None
 
 
@@ -122,27 +123,27 @@ def why_not_shared(
 ) -> str | None:
     """Returns why the sequences of a call do not share prefixes, or None if they may.
 
-    The kernel, which sees the ids, shares as far as they begin alike.
+    The kernel inspects the ids and shares the prefixes it finds.
 
     Args:
-        call: on token ids.
+        call: a call on token ids.
         embedding: (vocabulary, input_size).
-        tracing: whether a compiler traces the call.
-        at_any_cost: whether to ask only what is possible, and not what pays.
+        tracing: whether a compiler is tracing the call.
+        at_any_cost: whether to ignore reasons of speed and return only what makes it impossible.
     """
     ids, options = call.data, call.options
     if options & ops.BIDIRECTIONAL:
         return "the second direction begins at the ends of sequences"
     if call.hx is not None:
-        return "each sequence begins from a state of its own, hx"
+        return "hx gives each sequence its own initial state"
     if call.reset is not None:
-        return "reset begins sequences anew"
+        return "reset restarts sequences"
     if call.dropout:
         return "dropout between layers is drawn for each sequence"
     if options & ops.BATCH_INVARIANT:
-        return "batch_invariant goes without a table"
+        return "batch_invariant rules out a table"
     if tracing:
-        return "a compiler traces the call"
+        return "a compiler is tracing the call"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if not ids.is_cpu:
@@ -155,15 +156,15 @@ def why_not_shared(
         return why_not
     hidden_size = ops.hidden_size_of(call.weights)
     if hidden_size < SHARED_FROM_HIDDEN:
-        return f"it pays from hidden_size {SHARED_FROM_HIDDEN}, not for {hidden_size}"
+        return f"it pays off from hidden_size {SHARED_FROM_HIDDEN}, not for {hidden_size}"
     sequences = _sequences(call)
     if sequences < SHARED_FROM_SEQUENCES:
-        return f"it pays from {SHARED_FROM_SEQUENCES} sequences, not for {sequences}"
+        return f"it pays off from {SHARED_FROM_SEQUENCES} sequences, not for {sequences}"
     return why_not_table(ids, embedding, options, tracing)
 
 
 def refuse_to_share(why_not: str) -> NoReturn:
-    """Raises the error of a call with share_prefixes=True that cannot share them."""
+    """Raises the error for share_prefixes=True if sharing is impossible."""
     raise ValueError(f"share_prefixes=True is impossible here: {why_not}")
 
 
@@ -174,18 +175,18 @@ def gather(
     sequence_layout: Tensor | None = None,
     options: int = 0,
 ) -> Tensor:
-    """Returns the rows of features that ids stand for, (..., input_size).
+    """Returns the embedding rows of ids, (..., input_size).
 
     Args:
-        ids, sequence_layout, options: of the call. In the padding of padded sequences there are
-            rows of no meaning.
-        embedding, padding_idx: as of `Lookup`.
+        ids, sequence_layout, options: of the call. Rows of padding are arbitrary.
+        embedding, padding_idx: as in `Lookup`.
 
     Raises:
-        IndexError: an id has no row.
+        IndexError: an id is out of range.
     """
     lengths = None if options & (ops.PACKED | ops.JAGGED) else sequence_layout
-    if lengths is not None and are_lengths_of(lengths, ids, options):  # else found later
+    # Lengths of the wrong shape are reported later, by the operator.
+    if lengths is not None and are_lengths_of(lengths, ids, options):
         ids = torch.where(steps_of_sequences(ids, lengths, options), ids, 0)
     if torch.compiler.is_compiling():
         return F.embedding(ids, embedding, padding_idx)
@@ -199,7 +200,7 @@ def gather(
 def gather_any(
     input: Tensor | PackedSequence, embedding: Tensor, padding_idx: int | None
 ) -> Tensor | PackedSequence:
-    """Returns an input of any layout with the rows of features that its ids stand for."""
+    """Returns an input of any layout with its ids replaced by their embedding rows."""
     if isinstance(input, PackedSequence):
         return input._replace(data=F.embedding(input.data, embedding, padding_idx))
     return F.embedding(input, embedding, padding_idx)
@@ -208,13 +209,13 @@ def gather_any(
 def _with_tables(
     embedding: Tensor, padding_idx: int | None, weights: Sequence[Tensor], options: int
 ) -> list[Tensor]:
-    """Returns the weights with a table in the place of each weight_ih of the first layer."""
+    """Returns the weights with each weight_ih of the first layer replaced by a table."""
     if torch.is_grad_enabled():
         if padding_idx is None:
-            # A view keeps its values when another `.data` is assigned before the backward pass.
+            # A view keeps its values if `embedding.data` is replaced before the backward pass.
             embedding = embedding.view_as(embedding)
         else:
-            # The values of embedding itself, without a gradient for the row padding_idx.
+            # Same values, but no gradient for row padding_idx.
             every_row = torch.arange(embedding.shape[0], device=embedding.device)
             embedding = F.embedding(every_row, embedding, padding_idx)
     given = [*weights]
@@ -239,8 +240,8 @@ def _check_embedding(
     """Checks embedding and padding_idx.
 
     Raises:
-        ValueError: the shape, dtype or device of embedding does not fit, or padding_idx names none
-            of its rows.
+        ValueError: the shape, dtype or device of embedding does not match, or padding_idx is out of
+            range.
     """
     weight_ih = weights[0]
     if embedding.dim() != 2 or embedding.shape[1] != weight_ih.shape[1]:
@@ -261,6 +262,6 @@ def _check_embedding(
     vocabulary = embedding.shape[0]
     if padding_idx is not None and not -vocabulary <= padding_idx < vocabulary:
         raise ValueError(
-            f"padding_idx must be from {-vocabulary} to {vocabulary - 1}, as embedding has "
+            f"padding_idx must be from {-vocabulary} to {vocabulary - 1}, because embedding has "
             f"{vocabulary} rows, got {padding_idx}"
         )

@@ -1,7 +1,7 @@
-"""Small CPU tensors on their way to a GPU, and CUDA graphs, which must not hold such a copy.
+"""Copies small CPU tensors to a GPU, except while a CUDA graph is captured.
 
-A captured copy reads the CPU's memory again at every replay, when it may be freed or hold other
-values.
+A captured copy would read the CPU's memory again at every replay, when that memory may have been
+freed or overwritten.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Returns whether a CUDA graph captures the current stream of a device."""
+    """Returns whether the current stream of a device is being captured into a CUDA graph."""
     if device.type != "cuda" or not torch.cuda.is_initialized():
         return False
     if device.index in (None, torch.cuda.current_device()):
@@ -20,23 +20,23 @@ def is_capturing(device: torch.device) -> bool:
 
 
 def to_gpu(values: Tensor, device: torch.device, name: str) -> Tensor:
-    """Copies a CPU tensor to a GPU, from pinned memory, so that neither waits for the other.
+    """Copies a CPU tensor to a GPU asynchronously, through pinned memory.
 
     Args:
-        values: on the CPU. They may be changed as soon as this function has returned.
+        values: on the CPU. The caller may modify them as soon as this function returns.
         device: the GPU.
-        name: of the argument, for the error.
+        name: the argument's name, for the error message.
 
     Raises:
-        RuntimeError: a CUDA graph captures the current stream.
+        RuntimeError: the current stream is being captured into a CUDA graph.
     """
     if is_capturing(device):
         raise RuntimeError(
-            f"{name} must be a tensor on {device} while a CUDA graph is captured, got it on the "
-            "CPU, whose memory would be read again at every replay: make "
+            f"{name} must be a tensor on {device} while a CUDA graph is captured, got a tensor on "
+            "the CPU, whose memory would be read again at every replay: call "
             f"{name}.to({str(device)!r}) before the capture"
         )
-    # Fake tensors and those of torch.func have no memory of their own to pin.
+    # Fake and torch.func tensors have no memory that could be pinned.
     if type(values) is Tensor and not is_functorch_wrapped_tensor(values):
         values = torch.empty_like(values, pin_memory=True).copy_(values)
     return values.to(device, non_blocking=True)

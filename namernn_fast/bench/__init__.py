@@ -1,1 +1,1 @@
-"""`python -m namernn_fast bench`, and what it shares with the benchmarks of the repository."""
+"""`python -m namernn_fast bench`, and the code it shares with the repository's benchmarks."""

@@ -1,4 +1,4 @@
-"""Cells: what is compared, and in what sizes."""
+"""Cells of a benchmark: each compares two layers at one combination of sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,13 +16,16 @@ FUSED = "FusedRNN"
 LAYERS = (BASELINE, FUSED)
 
 LONGEST_NAME = 20
-# Multiply-adds of the largest training step of a quick run.
+# Maximum multiply-adds of a training step in a quick run.
 QUICK_WORK = 4 * 10**8
+
+SIZES = "D input features, H hidden units, T time steps, B sequences in a batch"
+"""The meaning of the letters in the name of a cell, in tables and in plots."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison of two layers; `seq_len` is None where names determine the lengths."""
+    """One comparison of two layers; `seq_len` is None if the lengths vary."""
 
     family: str
     mode: str
@@ -33,7 +36,7 @@ class Cell:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Cell":
-        """Returns the cell of a row of raw results, which has the cell's fields among others."""
+        """Returns the cell of a row of raw results, which contains the cell's fields."""
         return cls(**{field.name: row[field.name] for field in fields(cls)})
 
     def __str__(self) -> str:
@@ -43,7 +46,7 @@ class Cell:
 
     @property
     def row_work(self) -> int:
-        """Multiply-adds of the forward pass of one sequence, at most."""
+        """The maximum number of multiply-adds of the forward pass of one sequence."""
         return (
             (self.seq_len or LONGEST_NAME) * self.hidden_size * (self.input_size + self.hidden_size)
         )

@@ -23,7 +23,7 @@ from .. import advice
 from ..explaining import explain
 from ..nn import FusedRNN
 from ..testing import BudgetError
-from .cells import BASELINE, DENSE, FORWARD, FUSED, LAYERS, MODES, PACKED, TRAINING, Cell
+from .cells import BASELINE, DENSE, FORWARD, FUSED, LAYERS, MODES, PACKED, SIZES, TRAINING, Cell
 from .machine import cpu_name
 from .plot import Timings, draw, speed_up
 from .race import QUICK, Call, Rounds, TimeBudget, keep_freed_memory, race
@@ -31,12 +31,12 @@ from .tables import duration, markdown, ratio
 from .workload import Input, gated_calls, rows_of_oracle
 
 SECONDS = 45.0
-"""What the rounds of all cells take together by default; the checks add a quarter to that."""
+"""The default time for the rounds of all cells together; the checks add a quarter to that."""
 BATCHES = (1, 16, 256)
 SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 32))
 PACKED_SHAPE = (64, 256)
 LENGTHS = (2, 12)
-"""The least and the greatest length of a packed sequence: of most surnames."""
+"""The minimum and maximum length of a packed sequence: those of most surnames."""
 CELLS = tuple(
     Cell(family, mode, batch, *shape)
     for family, shapes in ((DENSE, SHAPES), (PACKED, (PACKED_SHAPE,)))
@@ -46,20 +46,21 @@ CELLS = tuple(
 )
 
 WIDTH = 40
-"""Characters of the line that shows how far a run is."""
+"""The width of the progress line, in characters."""
 
 Results = dict[Cell, dict[str, Rounds]]
 """The rounds of each layer in each cell."""
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command to the subparsers of `python -m namernn_fast`."""
+    """Adds this command to the subparsers of `python -m namernn_fast`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
         help="race FusedRNN against torch.nn.RNN on the CPU of this machine, in about a minute",
-        description="Checks the results of FusedRNN against the error budget of "
-        "namernn_fast.testing, and then times it and torch.nn.RNN in turns, in one process. "
-        "Nothing is timed if a check fails. Writes no file unless told to.",
+        description="Check the results of FusedRNN against the error budget of "
+        "namernn_fast.testing, then time it and torch.nn.RNN in alternation, in one process. "
+        "Nothing is timed if a check fails. No file is written without --plot or --json. Sizes: "
+        f"{SIZES}.",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -67,17 +68,17 @@ def add_parser(commands: Any) -> None:
         type=_positive,
         default=SECONDS,
         metavar="S",
-        help="for the rounds of all cells together; the checks come on top (default: %(default)g)",
+        help="time for the rounds of all cells, without the checks (default: %(default)g)",
     )
     length.add_argument(
-        "--quick", action="store_true", help="small cells and few short rounds: no measurement"
+        "--quick", action="store_true", help="only small cells and few short rounds, as a test"
     )
     parser.add_argument(
         "--threads",
         type=_threads,
         default=None,
         metavar="N",
-        help=f"threads of torch (default: those that it takes, here {torch.get_num_threads()})",
+        help=f"number of torch threads (default: torch's own, here {torch.get_num_threads()})",
     )
     parser.add_argument("--plot", type=Path, metavar="PATH", help="also draw a plot (matplotlib)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write every round, as JSON")
@@ -91,7 +92,7 @@ def _threads(text: str) -> int:
             return threads
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 4096")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 4096")
 
 
 def _positive(text: str) -> float:
@@ -101,21 +102,21 @@ def _positive(text: str) -> float:
             return seconds
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Checks, times, prints and writes, as the options say.
+    """Runs the checks and the benchmark, prints a report and writes files as requested.
 
     Raises:
-        BudgetError: a result of FusedRNN is not as accurate as it must be.
-        ModuleNotFoundError: a plot is wanted, and matplotlib is not installed.
+        BudgetError: a result of FusedRNN exceeds its error budget.
+        ModuleNotFoundError: a plot is requested, but matplotlib is not installed.
         OSError: a file cannot be written.
-        SystemExit: a path cannot be right (argparse, code 2).
+        SystemExit: a path is invalid (argparse, code 2).
     """
     _check_paths(options)
     with _settled(options.threads):
-        facts = advice.gather()  # before this program is what keeps the machine busy
+        facts = advice.gather()  # now, before this program itself causes load
         cells = [cell for cell in CELLS if cell.is_small or not options.quick]
         described = machine()
         print(described)
@@ -125,23 +126,24 @@ def run(options: argparse.Namespace) -> None:
         results = measure(calls, budget)
         print(report(results))
         if options.quick:
-            print("\nA quick run shows that it works. It is no measurement.")
+            print("\nA quick run only shows that it works: do not rely on these times.")
         elif advice.is_busy(facts):
-            print("\nThe machine was busy with other programs: this is no measurement.")
+            print("\nThe machine was busy with other programs: do not rely on these times.")
         for text in advice.advise(facts):
             print("\n" + advice.wrapped(text))
         title = f"{cpu_name()}, {torch.get_num_threads()} thread(s)"
     if options.json is not None:
         options.json.write_text(_json(results, described), encoding="utf-8")
     if options.plot is not None:
-        draw(title, _panels(_medians(results)), "(D, H, T)").savefig(options.plot, dpi=150)
+        legend = "(D, H, T):\ninput features,\nhidden units,\ntime steps"
+        draw(title, _panels(_medians(results)), legend).savefig(options.plot, dpi=150)
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """Checks before the minute of timing what can be known of the files to be written."""
+    """Checks, before a minute of timing, that the output files can probably be written."""
     for path in (options.plot, options.json):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            options.parser.error(f"{str(path)!r} is no path of a file in a folder that exists")
+            options.parser.error(f"{str(path)!r} is not a file path in an existing folder")
     if options.plot is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
@@ -159,12 +161,12 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _settled(threads: int | None) -> Iterator[None]:
-    """Brings the process to the state of one that has run for long, on so many threads."""
+    """Sets the threads, and puts the process in the state of one that has run for a long time."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     keep_freed_memory()
-    # The collector stays on, as in a user's program, but does not walk all of torch while a round
-    # is timed.
+    # Garbage collection stays on, as in a user's program, but freezing keeps it from walking all of
+    # torch's objects while a round is timed.
     gc.collect()
     gc.freeze()
     try:
@@ -175,7 +177,7 @@ def _settled(threads: int | None) -> Iterator[None]:
 
 
 def machine() -> str:
-    """Describes what is measured, in a line: processor, threads, torch, the path of FusedRNN."""
+    """Describes the measured system in one line: processor, threads, torch, path of FusedRNN."""
     path = explain(FusedRNN(1, 1), torch.zeros(1, 1, 1)).path
     return (
         f"{cpu_name()}, {os.cpu_count()} processors, {torch.get_num_threads()} thread(s); "
@@ -195,33 +197,35 @@ def _input(cell: Cell) -> Input:
 
 
 def check(cells: Iterable[Cell]) -> dict[Cell, dict[str, Call]]:
-    """Returns the calls of both layers in each cell, whose results are within the error budget.
+    """Checks all cells against the error budget and returns the calls of both layers in each.
 
     Raises:
-        BudgetError: the results of a cell are not; the message names the cell.
+        BudgetError: a result exceeds its budget; the message names the cell.
     """
     calls = {}
-    for cell in _shown(cells, "checked"):
+    for cell in _with_progress(cells, "checked"):
         rows = rows_of_oracle(cell) if cell.family == DENSE else None
         try:
             calls[cell] = gated_calls(cell, _input(cell), rows)
         except BudgetError as error:
-            raise BudgetError(f"{FUSED} is wrong in {cell}, nothing was timed: {error}") from error
+            raise BudgetError(
+                f"{FUSED} is wrong in {cell} ({SIZES}), nothing was timed: {error}"
+            ) from error
     return calls
 
 
 def measure(calls: dict[Cell, dict[str, Call]], budget: TimeBudget) -> Results:
-    """Returns the rounds of both layers in each cell, which take turns."""
+    """Times both layers in alternation and returns their rounds in each cell."""
     results = {}
-    for cell in _shown(calls, "timed"):
-        # Entered once, since entering it in each call costs a tenth of the shortest calls.
+    for cell in _with_progress(calls, "timed"):
+        # Entered once per cell: entering it takes 10% of the time of the shortest calls.
         with torch.inference_mode(cell.mode == FORWARD):
             results[cell] = race(calls[cell], budget)
     return results
 
 
-def _shown(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
-    """Yields the cells, and shows on a terminal how many are done."""
+def _with_progress(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
+    """Yields the cells and shows the progress on a terminal."""
     cells = list(cells)
     is_seen = sys.stderr is not None and sys.stderr.isatty()
     for number, cell in enumerate(cells):
@@ -242,13 +246,13 @@ def _medians(results: Results) -> Timings:
 
 
 def _label(cell: Cell) -> str:
-    """Returns `(D, H, T)`; of packed sequences the range of T."""
+    """Returns `(D, H, T)`, see `SIZES`; for packed sequences T is a range."""
     steps = cell.seq_len or "{}..{}".format(*LENGTHS)
     return f"({cell.input_size}, {cell.hidden_size}, {steps})"
 
 
 def report(results: Results) -> str:
-    """Returns the table of medians and speed-ups, with geometric means and the worst of each."""
+    """Returns the table of medians and speed-ups, with their geometric mean and minimum."""
     medians = _medians(results)
     rows = [["(D, H, T)", "B"]]
     for mode in MODES:
@@ -276,14 +280,14 @@ def report(results: Results) -> str:
         rows.append(row)
     counts = [len(rounds.seconds) for timed in results.values() for rounds in timed.values()]
     return (
-        f"{markdown(rows)}\n\nMedians of {min(counts)} to {max(counts)} rounds, in which the two "
-        f"layers take turns. `{TRAINING}` is a\nstep with gradients at output and h_n; sequences "
-        f"of {'{} to {}'.format(*LENGTHS)} steps are packed."
+        f"{markdown(rows)}\n\n{SIZES}.\nMedians of {min(counts)} to {max(counts)} rounds, in which "
+        f"the two layers alternate. `{TRAINING}` is a training\nstep with gradients at output and "
+        f"h_n; sequences of {'{} to {}'.format(*LENGTHS)} steps are packed."
     )
 
 
 def _panels(medians: Timings) -> dict[str, dict[str, Timings]]:
-    """Returns the panels of the plot by their modes, and in each a line for each shape."""
+    """Returns the panels of the plot by mode, each with one line per shape."""
     panels: dict[str, dict[str, Timings]] = {mode: {} for mode in MODES}
     for cell, timed in medians.items():
         panels[cell.mode].setdefault(_label(cell), {})[cell] = timed

@@ -11,7 +11,7 @@ from .tables import TIMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which colour-blind readers can tell apart; markers serve in print.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish; markers are for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -29,8 +29,8 @@ def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | 
     """Draws speed-ups against the batch size.
 
     Args:
-        title: What follows "Speed-up of FusedRNN over nn.RNN" above the figure.
-        panels: The panels by their titles, and in each panel the lines by their labels.
+        title: The text after "Speed-up of FusedRNN over nn.RNN:" above the figure.
+        panels: The panels by title, and in each panel the lines by label.
         legend: The title of the legend.
     """
     from matplotlib.figure import Figure
@@ -44,13 +44,13 @@ def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | 
             points = {cell.batch: speed_up(medians) for cell, medians in line.items()}
             panel.plot([*points], [*points.values()], color=colour, marker=marker, label=label)
         panel.axhline(1, color="0.3", linewidth=1, linestyle="--")
-        panel.set(title=subtitle, xlabel="batch size", xscale="log", yscale="log")
+        panel.set(title=subtitle, xlabel="batch size B (sequences)", xscale="log", yscale="log")
         panel.set_xticks(batches, labels=map(str, batches))
         panel.minorticks_off()
         panel.grid(color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
     first = axes[0, 0]
-    # The axis begins below 1, so that a loss is visible as one, and has a tick above 1.
+    # Start the axis below 1, so that a slow-down shows as one, and include a tick above 1.
     low, high = min(first.get_ylim()[0], 0.8), max(first.get_ylim()[1], 2.2)
     ticks = [2.0**power for power in range(-5, 8) if low <= 2.0**power <= high]
     first.set(ylim=(low, high), ylabel=f"{BASELINE} time / {FUSED} time")

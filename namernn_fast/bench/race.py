@@ -1,8 +1,8 @@
 """Times several calls against each other on a machine whose speed drifts.
 
-A call that is timed alone has another machine than the next call seconds later. Here the calls of a
-cell alternate round by round, tens of milliseconds apart, in one process: A B, B A, A B, … Whatever
-slows the machine for a while slows every call, so their medians can be compared.
+Calls that are timed separately, seconds apart, may run at different speeds of the machine. Here the
+calls of a cell alternate round by round, tens of milliseconds apart, in one process: A B, B A, A B,
+… Whatever slows the machine for a while slows every call, so their medians are comparable.
 """
 
 import time
@@ -14,19 +14,19 @@ import torch
 
 Call = Callable[[], Any]
 
-# Just below the 32 MiB at which glibc's threshold stops growing.
+# Just below 32 MiB, the maximum of glibc's dynamic mmap threshold.
 LARGEST_KEPT_BYTES = 31 * 2**20
 
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """How long one cell may take, all of its calls together, and into how many rounds."""
+    """The time for all calls of one cell together, and the number of rounds."""
 
     seconds: float = 2.0
     warmup_seconds: float = 0.05
     round_seconds: float = 0.02
     min_rounds: int = 7
-    """However long a call takes: a busy moment of the machine can be the median of fewer."""
+    """Applies however slow a call is: with fewer rounds a short disturbance can be the median."""
     max_rounds: int = 50
 
 
@@ -35,18 +35,18 @@ QUICK = TimeBudget(0.02, warmup_seconds=0.002, round_seconds=0.002, min_rounds=2
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of one call: seconds per call, one number for each round of `iterations` calls."""
+    """The rounds of one call: the seconds per call of each round of `iterations` calls."""
 
     iterations: int
     seconds: tuple[float, ...]
 
 
 def keep_freed_memory() -> None:
-    """Brings the allocator to the state of a process that has run for long.
+    """Puts the allocator in the state of a process that has run for a long time.
 
     glibc keeps freed memory for reuse up to a threshold that grows with the largest block freed so
-    far. A process that has freed none pays the kernel for fresh pages in each call, and nn.RNN's
-    forward takes up to twice as long: the first cells would flatter the fused layer.
+    far. In a fresh process each call pays for page faults on new memory, so that nn.RNN's forward
+    takes up to twice as long: the first cells would flatter the fused layer.
     """
     torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)
 
@@ -60,7 +60,7 @@ def timed(call: Call, iterations: int = 1) -> float:
 
 
 def warm_up(call: Call, seconds: float) -> float:
-    """Calls for about `seconds`, at least once; returns the seconds of the fastest call."""
+    """Repeats the call for about `seconds`, at least once; returns the fastest time in seconds."""
     deadline = time.perf_counter() + seconds
     fastest = timed(call)
     while time.perf_counter() < deadline:
@@ -80,6 +80,6 @@ def race(calls: Mapping[str, Call], budget: TimeBudget) -> dict[str, Rounds]:
             break
         for name in order:
             seconds[name].append(timed(calls[name], iterations[name]))
-        # No call always follows the same other call, whatever that one leaves in the caches.
+        # Vary which call comes first, because each finds what its predecessor left in the caches.
         order.reverse()
     return {name: Rounds(iterations[name], tuple(seconds[name])) for name in calls}

@@ -1,4 +1,4 @@
-"""How durations, ratios and tables are written, in the terminal and in documents."""
+"""Formats durations, ratios and tables, for terminals and documents."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration with three digits and a unit."""
+    """Returns a duration with three significant digits and a unit."""
     unit, scale = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
     value = seconds / scale
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
@@ -16,14 +16,14 @@ def duration(seconds: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Returns a speed-up, marked if it is a loss."""
+    """Returns a speed-up as text, with a mark if it is below 1."""
     return f"{value:.2f}{TIMES}" + (f" {SLOWER}" if value < 1 else "")
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
     """Returns a Markdown table, padded so that it is readable in a terminal too."""
     rows = list(rows)
-    # A divider needs a dash beside its colon.
+    # At least 2: the divider of a right-aligned column is a dash and a colon.
     widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     divider = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []

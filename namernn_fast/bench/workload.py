@@ -1,10 +1,10 @@
-"""What is timed in a cell: a forward pass, or a training step with fixed random gradients.
+"""The timed work of a cell: a forward pass, or a training step with fixed random gradients.
 
-The gate of a cell looks at the results of the very calls that are timed. Every training step gives
+The gate of a cell checks the results of the very calls that are timed. Every training step gives
 gradients to both `output` and `h_n`. With a gradient at `h_n` alone, the gradient of the state
-fades over a hundred steps to subnormal numbers, in which some processors are many times slower: a
-benchmark would measure that weakness in place of the work. The benchmark
-`benchmarks/cpu/fading.py` of the repository shows the fading case by itself.
+decays within a hundred steps to subnormal numbers, which some processors handle many times slower:
+a benchmark would measure that weakness instead of the work. `benchmarks/cpu/fading.py` in the
+repository measures that case separately.
 """
 
 import copy
@@ -21,7 +21,7 @@ from ..testing import assert_within_budget
 from .cells import BASELINE, FORWARD, FUSED, TRAINING, Cell
 from .race import Call
 
-# The oracle computes at most so many multiply-adds, and at least so many sequences of the batch.
+# Maximum multiply-adds of the oracle, unless that is less than the minimum number of sequences.
 ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
 
@@ -33,7 +33,7 @@ TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple[Any, ..
 
 
 def draw_gradients(layer: nn.RNN, input: Input) -> Gradients:
-    """Returns fixed random gradients of `output` and `h_n`, to be drawn outside what is timed.
+    """Returns fixed random gradients of `output` and `h_n`; call it outside of what is timed.
 
     Args:
         layer: A time-major layer.
@@ -56,15 +56,15 @@ def draw_gradients(layer: nn.RNN, input: Input) -> Gradients:
 def train(
     module: nn.Module, parameters: Parameters, input: Input, gradients: Gradients
 ) -> tuple[Any, ...]:
-    """Runs a module forward, and backward from `gradients` at its output and its states.
+    """Runs a module forward, and backward from `gradients` of its output and states.
 
-    The parameters receive gradients and the input receives none, as in a first layer.
+    The parameters receive gradients, but not the input, as in a first layer.
 
     Args:
         module: A layer, or any module that returns an output and one or more states.
-        parameters: The parameters of `module`, whose gradients are dropped first.
+        parameters: The parameters of `module`; their previous gradients are dropped.
         input: The input of `module`.
-        gradients: The gradients of what `module` returns, from `draw_gradients`.
+        gradients: The gradients of the results of `module`, from `draw_gradients`.
     """
     for parameter in parameters:
         parameter.grad = None
@@ -82,7 +82,7 @@ def call_of(
     gradients: Gradients = (),
     step: TrainingStep = train,
 ) -> Call:
-    """Returns the call that is timed: `module(input)`, or a training step from `gradients`."""
+    """Returns the call to be timed: `module(input)`, or a training step with `gradients`."""
     if mode == FORWARD:
         return partial(module, input)
     return partial(step, module, tuple(module.parameters()), input, gradients)
@@ -95,7 +95,7 @@ def results(layer: nn.RNN, call: Call, mode: str, rows: Tensor | None = None) ->
         layer: The layer whose parameters the call trains.
         call: The call, from `call_of`.
         mode: The mode of the call.
-        rows: The sequences of a dense batch whose output and last state are wanted; all by default.
+        rows: The sequences of a dense batch whose output and last state to return; default: all.
     """
     output, h_n = call()
     named = {"output": output.data if isinstance(output, PackedSequence) else output, "h_n": h_n}
@@ -107,7 +107,7 @@ def results(layer: nn.RNN, call: Call, mode: str, rows: Tensor | None = None) ->
 
 
 def rows_of_oracle(cell: Cell) -> Tensor | None:
-    """Returns the sequences of a dense batch that the gate looks at, or None for all of them."""
+    """Returns the sequences of a dense batch that the gate checks, or None for all of them."""
     known = min(cell.batch, max(ORACLE_ROWS, ORACLE_WORK // cell.row_work))
     return torch.linspace(0, cell.batch - 1, known).long() if known < cell.batch else None
 
@@ -115,14 +115,14 @@ def rows_of_oracle(cell: Cell) -> Tensor | None:
 def gated_calls(
     cell: Cell, input: Input, rows: Tensor | None = None, step: TrainingStep = train
 ) -> dict[str, Call]:
-    """Returns the calls of both layers, over equal parameters, after both passed the gate.
+    """Returns the calls of both layers, with equal parameters, after the gate has passed.
 
     Args:
         cell: The sizes of the layers, and the mode.
         input: The input of both.
-        rows: The sequences of a dense batch that the float64 oracle computes; all by default. In
-            training the gate then gives no gradient to the other sequences, so that the oracle
-            knows the gradients of the parameters, though the layers run the whole batch.
+        rows: The sequences of a dense batch that the float64 oracle computes; default: all. In
+            training the gate then gives zero gradients to the other sequences, so that the oracle's
+            parameter gradients are complete although the layers run the whole batch.
         step: The training step.
     """
     torch.manual_seed(0)

@@ -1,14 +1,14 @@
-"""The operators on GPUs, in Triton, imported when a tensor on a GPU arrives.
+"""The operators on GPUs, in Triton; imported when the first GPU tensor arrives.
 
-A layer's input is projected for all rows at once, by one matrix product; then one kernel
-runs the recurrence, with its loop over time inside. Token ids need no product: the kernel reads
-rows of their table. In the backward pass one kernel runs the recurrence the other way and leaves dz
-of every row, from which matrix products make all other gradients, and sums of rows by token the
-gradient of a table. Nothing waits for the device: the kernels themselves read which rows exist.
+One matrix product projects a layer's input for all rows; then one kernel runs the recurrence, with
+the loop over time inside the kernel. Token ids need no product: the kernel reads rows of their
+table. In the backward pass one kernel runs the recurrence in reverse and writes dz of every row.
+Matrix products compute all other gradients from dz, and sums of rows by token the gradient of a
+table. The host never waits for the device: the kernels themselves read which rows exist.
 
-Calls go one way: `operators` checks and reads a `problem`, `stack` orders its layers, `layer`
-launches `kernels` by the `plan` for the `device`, and `products` multiplies around them; both do so
-by way of `launching`. `tuning` times plans for those who ask.
+Calls go one way: `operators` checks the arguments and makes a `problem`, `stack` schedules its
+layers, `layer` launches `kernels` by the `plan` for the `device`, and `products` computes the
+matrix products around them; both launch through `launching`. `tuning` times plans on request.
 
 Legend: T time steps, B sequences, H hidden units, N rows, V rows of a table of token ids; a row is
 the vector of one (time, sequence) pair.

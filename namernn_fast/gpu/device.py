@@ -11,35 +11,35 @@ from .. import fp32_precision
 
 
 class Device(NamedTuple):
-    """A GPU, as far as plans and launches depend on it."""
+    """The properties of a GPU that plans and launches depend on."""
 
     backend: str
-    """`cuda`, or `hip`."""
+    """`cuda` or `hip`."""
     arch: str
-    """`sm_90`, or `gfx942`."""
+    """For example `sm_90` or `gfx942`."""
     shared: int
-    """Bytes of shared memory that one program can have."""
+    """Bytes of shared memory available to one program."""
     processors: int
-    """Streaming multiprocessors, or compute units."""
+    """The number of streaming multiprocessors or compute units."""
     cooperative: bool = True
-    """Whether programs that wait for each other may be launched: none such was refused so far."""
+    """Whether cooperative launches are allowed, because none has been refused so far."""
 
     @property
     def meeting(self) -> int:
-        """How many programs may wait for each other.
+        """The maximum number of programs that may wait for each other.
 
-        One where their launch was refused, and on AMD, where Triton's barrier within a program does
-        not wait until the stores of all of its warps are done: other programs could read old
+        It is 1 if a cooperative launch was refused, and on AMD: Triton's barrier within a program
+        does not wait there for the stores of all its warps, so other programs could read stale
         values.
         """
         return self.processors if self.backend == "cuda" and self.cooperative else 1
 
     def most_registers(self, warps: int, programs: int = 1) -> int:
-        """Returns how many registers a thread can have, where programs share a processor of NVIDIA.
+        """Returns the maximum number of registers per thread on an NVIDIA GPU.
 
         Args:
-            warps: of a program.
-            programs: that share the processor.
+            warps: warps per program.
+            programs: programs that share an SM.
         """
         return min(255, 65536 // (programs * warps * self.lanes))
 
@@ -51,7 +51,7 @@ class Device(NamedTuple):
 
 @functools.cache
 def find_device(index: int) -> Device:
-    """Returns the GPU with this index, as torch counts them."""
+    """Returns the GPU with this torch device index."""
     properties: Any = torch.cuda.get_device_properties(index)
     if torch.version.hip:
         arch = properties.gcnArchName.split(":")[0]
@@ -65,7 +65,7 @@ def find_device(index: int) -> Device:
 
 
 _refusing: set[int] = set()
-"""The indices of GPUs that refused to launch programs that wait for each other."""
+"""The indices of GPUs that refused a cooperative launch."""
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -76,18 +76,15 @@ def device_of(tensor: Tensor) -> Device:
 
 
 def let_no_programs_meet(tensor: Tensor, error: RuntimeError) -> None:
-    """Notes for the rest of the process that the GPU of a tensor refused a cooperative launch.
-
-    It warns of it, once for each GPU.
-    """
+    """Records for this process that a GPU refused a cooperative launch; warns once per GPU."""
     index = tensor.get_device()
     if index not in _refusing:
         _refusing.add(index)
         warnings.warn(
-            f"namernn_fast: {tensor.device} refused a cooperative launch ({error}), as it may with "
-            "a part of its processors, under NVIDIA's multi-process service or in a green context. "
-            "From now on each program runs on its own there and reads weight_hh at every step, "
-            "which takes longer for large hidden sizes",
+            f"namernn_fast: {tensor.device} refused a cooperative launch ({error}). That happens "
+            "if only a part of the GPU is available, as under NVIDIA's multi-process service or in "
+            "a green context. From now on the kernels on it run without cooperation and read "
+            "weight_hh at every step, which is slower for large hidden sizes",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Launching kernels: the one place where this package calls Triton to run something."""
+"""Launches kernels: all Triton launches of this package go through here."""
 
 import contextlib
 import threading
@@ -11,9 +11,9 @@ from torch import Tensor
 from ..transfers import is_capturing
 from .kernels import upload_kernel
 
-_UPLOADED = 64  # numbers of a launch
+_UPLOADED = 64  # numbers per launch
 UPLOAD_SETTINGS = {"num_warps": 1, "enable_fp_fusion": False}
-"""How Triton is to compile and launch the kernel of `upload`."""
+"""The Triton compile and launch options of the kernel of `upload`."""
 
 
 def run(
@@ -22,18 +22,18 @@ def run(
     """Launches a kernel.
 
     Args:
-        kernel: a function that Triton compiles.
+        kernel: a Triton kernel.
         grid: the number of programs in each of up to three dimensions.
-        arguments: by name, the kernel's arguments, and those for which it is compiled.
-        settings: by name, how Triton is to compile and launch the kernel.
+        arguments: the kernel's arguments by name, including compile-time ones.
+        settings: Triton's compile and launch options by name.
     """
     kernel[grid](**arguments, **settings)
 
 
 def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Returns numbers, from 0 to 2^30 - 2, as int64 on a GPU, without reading memory of the CPU.
+    """Copies numbers from 0 to 2^30 - 2 to a GPU as int64, without reading CPU memory later.
 
-    So a CUDA graph may hold it: they are arguments of the kernels that are launched.
+    A CUDA graph can capture this, because the numbers are passed as kernel arguments.
     """
     launches = -(-len(numbers) // _UPLOADED)
     out = torch.empty(launches, _UPLOADED, dtype=torch.int64, device=device)
@@ -44,29 +44,29 @@ def upload(numbers: Sequence[int], device: torch.device) -> Tensor:
     return out.flatten().narrow(0, 0, len(numbers))
 
 
-# What the driver says of CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE and CUDA_ERROR_NOT_SUPPORTED.
+# The driver's texts for CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE and CUDA_ERROR_NOT_SUPPORTED.
 _REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
 
 
 def is_refusal(error: RuntimeError) -> bool:
-    """Returns whether an error of a cooperative launch says that the device takes none like it."""
+    """Returns whether an error means that the device cannot run such a cooperative launch."""
     return any(text in str(error) for text in _REFUSALS)
 
 
-_lock = threading.RLock()  # a hook of Triton's at a launch may make another call
+_lock = threading.RLock()  # re-entrant, because a Triton launch hook may make another call
 _last: dict[torch.device, dict[torch.cuda.Stream, torch.cuda.Event | None]] = {}
-"""For each device, the streams whose cooperative kernels may run at the same time: those of the
-last launches. The event of a stream is behind its last cooperative kernel."""
+"""For each device, the streams of the last cooperative launches, whose kernels may run
+concurrently. The event of a stream is recorded after its last cooperative kernel."""
 
 
 @contextlib.contextmanager
 def turn(device: torch.device) -> Iterator[None]:
     """Returns a context for the launch of one cooperative kernel on the current stream.
 
-    The kernel waits for the cooperative kernels that this process has launched on other streams:
-    the CUDA documentation says that all programs of one such kernel run at once, and nothing of two
-    kernels of which each has some of its programs running and waits for the others. A graph is
-    replayed at times and on streams that are unknown here, so nothing waits during a capture.
+    The kernel waits for the cooperative kernels that this process has launched on other streams.
+    CUDA guarantees that all programs of one such kernel run at once, but not that two of them
+    cannot deadlock, each with some programs running and waiting for the rest. Nothing waits during
+    a capture, because the time and stream of a graph's replay are unknown.
     """
     if device.type != "cuda" or is_capturing(device):
         yield
@@ -83,12 +83,12 @@ def turn(device: torch.device) -> Iterator[None]:
 def share_turn(
     device: torch.device, stream: torch.cuda.Stream, others: Iterable[torch.cuda.Stream]
 ) -> None:
-    """Lets cooperative kernels of several streams run at once, since all of their programs fit.
+    """Lets cooperative kernels of several streams run at once; all their programs must fit.
 
     Args:
         device: the device.
-        stream: its current stream, on which `others` wait.
-        others: streams.
+        stream: its current stream, which `others` wait for.
+        others: the other streams.
     """
     if is_capturing(device):
         return
@@ -101,7 +101,7 @@ def share_turn(
 def _wait_for_others(
     device: torch.device, stream: torch.cuda.Stream
 ) -> dict[torch.cuda.Stream, torch.cuda.Event | None]:
-    """Lets a stream wait for the cooperative kernels of others; returns the streams of its turn."""
+    """Makes a stream wait for cooperative kernels of other streams; returns `_last[device]`."""
     last = _last.setdefault(device, {})
     if stream not in last:
         for event in last.values():

@@ -31,16 +31,16 @@ def form_of(
     ring: bool = False,
     transposed: bool = False,
 ) -> Form:
-    """Returns what a kernel is compiled for.
+    """Returns the compile-time `Form` of a kernel.
 
     Args:
         plan: of the layer.
-        hidden_size: hidden units of the layer.
+        hidden_size: number of hidden units of the layer.
         directions: of the layer.
         tanh: whether the nonlinearity is tanh.
-        padded: whether rows past the end of sequences are to be zeroed.
-        ring: whether the forward kernel is to compute h_n alone.
-        transposed: whether the forward kernel is given weight_hh as its transpose.
+        padded: whether to zero rows past the end of sequences.
+        ring: whether the forward kernel computes only h_n.
+        transposed: whether the forward kernel reads the transpose of weight_hh.
     """
     has_remainder = plan.members * plan.tiles * plan.block_n != hidden_size
     return Form(
@@ -55,7 +55,7 @@ def form_of(
         MEMBERS=plan.members,
         TILES=plan.tiles,
         PARTS=plan.parts,
-        # Threads of large programs have too few registers for more loads on their way.
+        # Threads of large programs lack the registers for more loads in flight.
         VECTOR=2 if plan.warps > 8 else 4,
         STAGES=plan.stages,
         PRECISION=plan.precision,
@@ -69,16 +69,15 @@ def form_of(
 
 @functools.cache
 def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> dict[str, Any]:
-    """Returns how Triton is to compile and launch a kernel; with ids its assertion is compiled."""
+    """Returns the Triton compile and launch options of a kernel; ids enable its assertion."""
     settings = {
         "num_warps": plan.warps,
         "enable_fp_fusion": True,
         "launch_cooperative_grid": plan.members > 1,
     }
     if device.backend == "cuda":
-        # As many registers as there are: with fewer the compiler spills some, to fit more programs.
-        # One sequence takes less than half of them: two programs share a processor then, of which
-        # one works while the other waits.
+        # By default the compiler may use fewer registers to fit more programs, and then spills.
+        # With one sequence two programs fit per SM and hide each other's latency.
         programs = 2 if plan.kind == "resident" and plan.block_b == 1 else 1
         settings["maxnreg"] = device.most_registers(plan.warps, programs)
     if with_ids:
@@ -87,10 +86,10 @@ def launch_settings_of(plan: Plan, device: Device, with_ids: bool = False) -> di
 
 
 def takes_transpose(plan: Plan, dtype: torch.dtype) -> bool:
-    """Returns whether the forward kernel is to be given weight_hh as its transpose.
+    """Returns whether the forward kernel takes the transpose of weight_hh.
 
-    Without tensor cores, lanes read the units n of a streamed tile at the same time. In weight_hh
-    itself these are a row apart, in the same banks of shared memory.
+    Without tensor cores, the lanes of a warp read different units n of a streamed tile at once. In
+    weight_hh itself these are one row apart, which causes shared-memory bank conflicts.
     """
     return plan.kind == "streamed" and plan.precision == "ieee" and dtype == torch.float32
 
@@ -109,10 +108,10 @@ def _launch(
     Args:
         kernel: `forward_kernel` or `backward_kernel`.
         stack: the layer's stack.
-        like: for the device and the dtype.
-        own: the arguments that the other kernel does not have.
-        padded: whether rows past the end of sequences are to be zeroed.
-        ring: whether the forward kernel is to compute h_n alone.
+        like: a tensor of the device and dtype.
+        own: the arguments that only this kernel has.
+        padded: whether to zero rows past the end of sequences.
+        ring: whether the forward kernel computes only h_n.
     """
     layout = stack.layout
     if layout.B == 0:
@@ -159,16 +158,13 @@ def _launch(
 
 
 def _transposes(own: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the transposes of weight_hh of all directions, by the names of the arguments."""
+    """Returns the transposed weight_hh of all directions, by argument name."""
     names = ("weight_hh", "weight_hh_reverse")
     return {name: own[name].t().contiguous() for name in names if own[name] is not None}
 
 
 def on_device_of(tensor: Tensor) -> contextlib.ExitStack:
-    """Returns a context for the kernels and torch's operators of one call.
-
-    In it the current device is that of the tensor, and neither autograd nor autocast is active.
-    """
+    """Returns a context that selects the tensor's device and disables autograd and autocast."""
     device = tensor.device
     stack = contextlib.ExitStack()
     if torch.is_grad_enabled():
@@ -187,17 +183,17 @@ def _of_directions(rows: Tensor, stack: Stack) -> Sequence[Tensor]:
 
 
 def _pair(of_each_direction: Sequence[Any]) -> tuple[Any, Any]:
-    """Returns two values, the second None where there is one direction."""
+    """Returns the values of two directions; the second is None if there is only one."""
     return of_each_direction[0], of_each_direction[1] if len(of_each_direction) == 2 else None
 
 
 def _join(of_each_direction: _Tensors) -> Tensor:
-    """Returns the tensors of all directions as one, without a copy where there is one direction."""
+    """Concatenates the tensors of all directions; no copy if there is only one."""
     return torch.cat(of_each_direction) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
 def _beside(of_each_direction: _Tensors) -> Tensor:
-    """Returns the columns of all directions in one tensor, as they are where there is one."""
+    """Concatenates the columns of all directions; no copy if there is only one."""
     return torch.cat(of_each_direction, 1) if len(of_each_direction) == 2 else of_each_direction[0]
 
 
@@ -219,7 +215,7 @@ def forward_layer(
         weights: of each direction.
         output: written, (N, directions * H); with `ring` (2 * B, directions * H).
         h_n: written, (directions, B, H).
-        ring: whether output is memory for the states of two steps, since h_n alone is wanted.
+        ring: whether only h_n is needed; output then is a ring buffer for the states of two steps.
     """
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*weights, strict=True)
     if not ops.has_ids(x) and stepwise.suits(stack, h_n):
@@ -229,11 +225,11 @@ def forward_layer(
         stepwise.forward_steps(stack, hx, weights_hh, states, h_n)
         return
     if ops.has_ids(x):
-        # The kernel reads rows of the table in the place of projected rows, and adds both biases.
+        # The kernel reads table rows instead of projected rows, and adds both biases.
         projected, ids = _beside(weights_ih), x
         biases_hh = tuple(own.bias for own in weights)
     else:
-        # Not in the memory of output: a program may read a row ahead of the row that it writes.
+        # Not in place in output: a program may read one row ahead of the row that it writes.
         bias_ih = _join(biases_ih) if stack.options & ops.BIAS else None
         projected, ids = product(x, _join(weights_ih).t(), bias_ih), None
     weight_hh, weight_hh_reverse = _pair(weights_hh)
@@ -266,7 +262,7 @@ def backward_layer(
         stack: the layer's stack.
         weights: of each direction.
         tensors: what the recurrence reads and writes.
-        grad_input: written if wanted: (N, features).
+        grad_input: receives the gradient of the input, (N, features), or None if not needed.
     """
     if stepwise.suits(stack, tensors.output):
         stepwise.backward_steps(stack, tensors)
@@ -277,7 +273,7 @@ def backward_layer(
 
 
 def _backward_in_one_kernel(stack: Stack, tensors: BackwardTensors) -> None:
-    """Runs the backward recurrence of a layer, all steps in one kernel."""
+    """Runs the backward recurrence of a layer in one kernel."""
     own: dict[str, Any] = tensors._asdict()
     own["weight_hh"], own["weight_hh_reverse"] = _pair(own.pop("weights_hh"))
     grad_hx = tensors.grad_hx
@@ -306,7 +302,7 @@ def weight_gradients(
         weights: of each direction.
         output: of the forward pass, (N, directions * H).
         dz: the gradient before the activation, like output.
-        previous: the previous state of each row, like output, or None where rows are consecutive.
+        previous: the previous state of each row, like output, or None if rows are consecutive.
     """
     gradients = []
     tables: Sequence[Tensor | None] = [None] * len(weights)
@@ -331,13 +327,13 @@ def weight_gradients(
 def _grad_weight_hh(
     dz: Tensor, states: Tensor, hx: Tensor | None, batch: int, reverse: bool
 ) -> Tensor:
-    """Returns the gradient of weight_hh of one direction, where rows are consecutive.
+    """Returns the gradient of weight_hh of one direction; rows must be consecutive.
 
     Args:
         dz: the gradient before the activation (N, H).
-        states: the output of the direction (N, H): the previous states are its rows a step before.
+        states: the output of the direction (N, H), which holds the previous states one step before.
         hx: initial states (B, H), or None for zeros.
-        batch: the rows of one time.
+        batch: number of rows of one time.
         reverse: whether the direction goes back in time.
     """
     border = len(dz) - batch if reverse else batch

@@ -1,4 +1,4 @@
-"""The operators of `namernn_fast.ops` on a GPU: they check and read their arguments."""
+"""The operators of `namernn_fast.ops` on a GPU, and the checks of their arguments."""
 
 import functools
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ def rnn_forward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`namernn_fast::rnn_forward` on a GPU; arguments and results as in `namernn_fast.ops`.
 
-    An id in input of which the table has no row is a device-side assertion.
+    A token id out of range triggers a device-side assertion.
 
     Raises:
-        RuntimeError: the arguments do not fit, or BATCH_INVARIANT is set.
+        RuntimeError: an argument is wrong, or BATCH_INVARIANT is set.
     """
     _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not promised on a GPU")
     _require(
         not (options & ops.LAST_STATE and options & ops.WANT_HIDDEN),
-        "options must not say both that the last state alone and that hidden is wanted",
+        "options must not set both LAST_STATE and WANT_HIDDEN",
     )
     stack, x = _checked_stack(Call(input, hx, weights, sequence_layout, reset, options))
     with on_device_of(input):
@@ -65,9 +65,9 @@ def rnn_backward(
     """`namernn_fast::rnn_backward` on a GPU; arguments and results as in `namernn_fast.ops`.
 
     Raises:
-        RuntimeError: the arguments do not fit.
+        RuntimeError: an argument is wrong.
     """
-    _require(not options & ops.LAST_STATE, "the last state alone has no backward pass")
+    _require(not options & ops.LAST_STATE, "rnn_backward does not support LAST_STATE in options")
     stack, x = _checked_stack(Call(input, hx, weights, sequence_layout, reset, options))
     with_ids = ops.has_ids(input)
     _require(not (with_ids and want_input), "want_input must be false for token ids")
@@ -76,7 +76,7 @@ def rnn_backward(
     with on_device_of(input):
         lengths = stack.layout.lengths
         if stack.layout.padded and lengths is not None and 0 in want_layers and not with_ids:
-            # Input past the end of a sequence may be NaN, and NaN times a dz of zero is NaN.
+            # Zero the padding: it may be NaN, and NaN times a dz of zero is NaN.
             steps = torch.arange(stack.layout.T, device=input.device)
             past = steps >= lengths.unsqueeze(1)
             past = past if options & ops.BATCH_FIRST else past.t()
@@ -88,7 +88,7 @@ def rnn_backward(
         grad_input, found = backward_stack(
             stack, x, outputs, grad, grad_h_n, grad_hx, want_input, want_layers
         )
-    nothing = functools.partial(stack.weights[0].new_empty, 0)  # no result may be another's alias
+    nothing = functools.partial(stack.weights[0].new_empty, 0)  # new each time: no aliased results
     per_layer = ops.weights_per_layer(options)
     grad_weights: list[Tensor] = []
     for k in range(ops.layer_count(weights, options)):
@@ -101,9 +101,9 @@ def rnn_backward(
 
 
 def _require(condition: bool, message: str, *values: Any) -> None:
-    """Raises a RuntimeError unless `condition`.
+    """Raises a RuntimeError unless `condition` holds.
 
-    The text is formatted only for an error: formatting takes longer than all checks.
+    Formats the message only in case of an error, because that takes longer than all checks.
     """
     if not condition:
         raise RuntimeError("namernn_fast: " + message.format(*values))
@@ -129,7 +129,7 @@ def _check_tensor(
 
 
 class _Shape:
-    """The shape of a tensor as an error shows it, made a tuple only then."""
+    """The shape of a tensor, converted to text only if an error is raised."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
@@ -139,11 +139,11 @@ class _Shape:
 
 
 def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
-    """Checks the arguments of an operator; returns them, and the input as (rows, features)."""
+    """Checks the arguments of an operator; returns the stack, and the input as (N, features)."""
     input, hx, weights, options = call.data, call.hx, call.weights, call.options
     _require(
         not options & ops.SHARE_PREFIXES,
-        "share_prefixes needs a CPU: the kernels on a GPU share no states",
+        "share_prefixes needs a CPU: the GPU kernels do not support it",
     )
     directions, per_layer = ops.directions_of(options), ops.weights_per_layer(options)
     _require(
@@ -156,14 +156,14 @@ def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
     dtype = weights[1].dtype if with_ids else input.dtype
     _require(
         dtype in availability.TRITON_DTYPES,
-        "{} must be of one of {}, got {}",
+        "{} must have one of the dtypes {}, got {}",
         "weights" if with_ids else "input",
         (*availability.TRITON_DTYPES, *([] if with_ids else [torch.int64])),
         dtype,
     )
     _require(
         not with_ids or (weights[0].dim() == 2 and len(weights[0]) > 0),
-        "the table of weight_ih must have 2 dimensions and a row at least, got shape {}",
+        "the table of weight_ih must have 2 dimensions and at least one row, got shape {}",
         _Shape(weights[0]),
     )
     layout = _read_layout(call)
@@ -197,7 +197,7 @@ def _check_results(
     grad_h_n: Tensor | None,
     want_layers: Sequence[int],
 ) -> None:
-    """Checks the results of the forward pass that the backward pass is given, and gradients."""
+    """Checks the results of the forward pass and the gradients passed to `rnn_backward`."""
     num_layers = ops.layer_count(stack.weights, stack.options)
     _require(
         len(hidden) == num_layers - 1,
@@ -241,7 +241,7 @@ def _read_layout(call: Call) -> SequenceLayout:
     if packed and given is not None:
         layout = _read_batch_sizes(given, input)
     elif jagged and given is not None:
-        _require(len(given) > 0, "offsets must have one element at least")
+        _require(len(given) > 0, "offsets must have at least one element")
         N = input.shape[0]
         layout = SequenceLayout(
             T=N, B=len(given) - 1, N=N, time_stride=1, batch_stride=0, offsets=given.contiguous()
@@ -264,7 +264,7 @@ def _read_layout(call: Call) -> SequenceLayout:
 
 
 def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> SequenceLayout:
-    """Checks the sizes of padded input and of its lengths, if it has any."""
+    """Checks the sizes of padded input and of its lengths, if there are any."""
     T, B = input.shape[1::-1] if batch_first else input.shape[:2]
     _require(T > 0, "Expected sequence length to be larger than 0 in RNN")
     _require(
@@ -283,7 +283,7 @@ def _read_lengths(lengths: Tensor | None, input: Tensor, batch_first: bool) -> S
 
 
 def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
-    """Checks and reads batch_sizes; tells the device where rows lie without waiting for it."""
+    """Checks batch_sizes and copies the layout to the device without waiting for it."""
     _require(
         batch_sizes.is_cpu and batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1,
         "batch_sizes must be a 1-D int64 tensor on the CPU",
@@ -307,7 +307,7 @@ def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
 def _starts_and_lengths(batch_sizes: Tensor, B: int) -> Tensor:
     """Returns the number of rows before each time and the number of steps of each sequence."""
     starts = batch_sizes.cumsum(0) - batch_sizes
-    # How many steps have more than b sequences, for every b.
+    # The length of sequence b is the number of steps with more than b sequences.
     sequences = torch.arange(B, device=batch_sizes.device)
     lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequences, right=True)
     return torch.cat([starts, lengths])

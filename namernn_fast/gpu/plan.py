@@ -1,4 +1,4 @@
-"""How a layer runs on a GPU: the plan, made from its sizes and the properties of the device."""
+"""The plan of a layer on a GPU, made from its sizes and the properties of the device."""
 
 import functools
 from typing import NamedTuple
@@ -11,48 +11,48 @@ from .device import Device, device_of, may_round_to_tf32
 
 
 class Plan(NamedTuple):
-    """How programs share out the recurrence of a layer."""
+    """How the recurrence of a layer is divided among programs."""
 
     block_b: int
-    """Sequences of a program."""
+    """Sequences per program."""
     block_n: int
     """Hidden units that a program computes at once."""
     block_k: int
     """Hidden units that a program sums over at once."""
     members: int
-    """Programs that share out the hidden units of a block of sequences."""
+    """Programs that split the hidden units of a block of sequences."""
     tiles: int
-    """Blocks of hidden units of each member."""
+    """Blocks of hidden units per member."""
     parts: int
-    """Into how many parts the sum over hidden units is split, for different warps."""
+    """Parts that the sum over hidden units is split into, for different warps."""
     warps: int
-    """Warps of a program."""
+    """Warps per program."""
     stages: int
-    """Tiles of weight_hh on their way at once, where weight_hh is streamed."""
+    """Tiles of weight_hh in flight at once, if weight_hh is streamed."""
     precision: str
-    """Of products in float32, as `tl.dot` has it: `ieee` or `tf32`."""
+    """The `input_precision` of `tl.dot` for float32 products: `ieee` or `tf32`."""
     stepwise: bool | None = None
-    """Whether torch multiplies the states of each step in the place of a streamed kernel, where it
-    can; None: where an estimate says that it takes less time."""
+    """Whether torch computes the product of each step instead of a streamed kernel, if possible.
+    None: if that is estimated to be faster."""
 
     @property
     def kind(self) -> str:
         """Where weight_hh is while the recurrence runs.
 
-        `resident`: one program holds all of it on chip; `cooperative`: each of several members
-        holds a part of it on chip; `streamed`: it is read at every step.
+        `resident`: one program keeps all of it on chip; `cooperative`: each of several members
+        keeps a part of it on chip; `streamed`: it is read at every step.
         """
         if self.tiles > 1 or self.block_k < self.block_n * self.members:
             return "streamed"
         return "resident" if self.members == 1 else "cooperative"
 
     def runs_stepwise(self, hidden_size: int, batch: int, is_captured: bool) -> bool:
-        """Returns whether torch multiplies the states of each step in the place of a kernel.
+        """Returns whether torch computes the product of each step instead of a kernel.
 
         Args:
-            hidden_size: hidden units of the layer.
-            batch: sequences.
-            is_captured: whether a CUDA graph is captured, whose replays do not wait for the host.
+            hidden_size: number of hidden units of the layer.
+            batch: number of sequences.
+            is_captured: whether a CUDA graph is captured, whose replays have no launch overhead.
         """
         if self.kind != "streamed":
             return False
@@ -64,19 +64,20 @@ class Plan(NamedTuple):
 
 
 FEWEST_UNITS_OF_STEPS = 512
-"""Hidden units from which on a product of torch at every step can be faster than one kernel."""
-# Both limits are estimates for an H100, which no measurement has confirmed. The step of a streamed
-# kernel was counted in its machine code; the rival is a product at the peak rate of the data sheet
-# or of L2, the activation at the rate of memory, and 1 µs between kernels of a CUDA graph. From
-# this many hidden units on, the rival takes 0.3 to 0.8 of the kernel's time; below, at least 0.87.
+"""The fewest hidden units for which one torch product per step can be faster than one kernel."""
+# Both limits are estimates for an H100, not measurements. The step time of a streamed kernel was
+# counted in its machine code. Its rival was taken as a product at the peak rate of the data sheet
+# or of L2, an activation at memory bandwidth, and 1 µs between the kernels of a CUDA graph. With at
+# least this many hidden units the rival takes 0.3 to 0.8 of the kernel's time; with fewer, at least
+# 0.87.
 _UNITS_THAT_PAY = {"ieee": 512, "tf32": 1024}
-# The multiply-adds of a step that should keep the GPU busy while the host makes the next two
-# launches: at those rates they take 9 µs in float32 and 5 µs in TF32. An eager call with shorter
-# steps would wait for the host instead.
+# The multiply-adds of a step that keep the GPU busy while the host launches the next two kernels:
+# they take 9 µs in float32 and 5 µs in TF32 at those rates. With shorter steps an eager call would
+# wait for the host.
 _HIDES_THE_HOST = 2**28
-_KEPT_IN_REGISTERS = 64  # values of weight_hh in a thread, where no tensor core takes them
-# Limits in bytes beyond which registers would be spilled: for the states of more than 16 sequences
-# in a program that holds all of weight_hh; for a member's part of weight_hh with a block of states.
+_KEPT_IN_REGISTERS = 64  # Values of weight_hh that a thread keeps without tensor cores.
+# Limits in bytes above which registers spill: for the states of more than 16 sequences in a program
+# that keeps all of weight_hh; for a member's part of weight_hh plus a block of states.
 _LARGE_STATES = 8 * 1024
 _KEPT_WITH_STATES = 128 * 1024
 
@@ -90,22 +91,22 @@ def choose(
     directions: int = 1,
     tf32: bool = False,
 ) -> Plan:
-    """Returns the plan for a layer of this size on this device, if no other was tuned.
+    """Returns the default plan for a layer of this size on this device.
 
-    - `resident` if one program can hold weight_hh on chip: in shared memory, for tensor cores; in
-      float32 without TF32 in the registers of a program that has one sequence.
-    - Else `cooperative` if several programs can, and all programs of the grid can run at once: they
-      meet at a barrier in every step.
-    - Else `streamed`, by as many programs for each block of sequences as can run at once, in the
-      tiles for which reads and multiply-adds are estimated to take the fewest cycles.
+    - `resident` if one program can keep weight_hh on chip: in shared memory for tensor cores, or,
+      in float32 without TF32, in the registers of a program with one sequence.
+    - Else `cooperative` if several programs can together, and all programs of the grid can run at
+      once: they meet at a barrier in every step.
+    - Else `streamed`. As many programs per block of sequences as can run at once read weight_hh in
+      the tiles for which reads and multiply-adds are estimated to take the fewest cycles.
 
     Args:
-        hidden_size: hidden units of the layer.
-        batch: sequences.
+        hidden_size: number of hidden units of the layer.
+        batch: number of sequences.
         dtype: of the layer's tensors, float32, bfloat16 or float16.
         device: the GPU.
         directions: of the layer, 1 or 2.
-        tf32: whether products in float32 may be rounded to TF32.
+        tf32: whether float32 operands of products may be rounded to TF32.
     """
     whole = max(16, triton.next_power_of_2(hidden_size))
     if dtype.itemsize == 4 and not tf32:
@@ -114,7 +115,7 @@ def choose(
     precision = "tf32" if dtype.itemsize == 4 else "ieee"
 
     size = dtype.itemsize
-    # As few sequences as tensor cores take, unless there are more blocks than processors.
+    # Use the smallest blocks that tensor cores support, unless there are more blocks than SMs.
     kept = whole * whole * size
     for block_b in (64, 32, 16):
         states = block_b * whole * size
@@ -135,12 +136,12 @@ def choose(
 
 
 def _warps(threads, device) -> int:
-    """Returns the number of warps that have about so many threads."""
+    """Returns the number of warps, from 4 to 16, for about this many threads."""
     return min(16, max(4, triton.next_power_of_2(triton.cdiv(threads, device.lanes))))
 
 
 def _choose_without_tensor_cores(hidden_size, sequences, whole, device) -> Plan | None:
-    """Returns a plan with weight_hh in registers, or None where it does not fit."""
+    """Returns a plan with weight_hh in registers, or None if it does not fit."""
     for threads in (128, 256, 512):
         kept = threads * _KEPT_IN_REGISTERS
         block_n = min(whole, kept // whole)
@@ -153,7 +154,7 @@ def _choose_without_tensor_cores(hidden_size, sequences, whole, device) -> Plan 
 
 
 class _Tile(NamedTuple):
-    """A tile of weight_hh and how it is streamed; names as in `Plan`."""
+    """A tile of weight_hh and how it is streamed; the fields are those of `Plan`."""
 
     block_b: int
     block_n: int
@@ -174,29 +175,29 @@ _TILES = {
     ),
 }
 # Properties of an H100.
-_PORT = 64  # bytes that a processor reads from L2 in a cycle
-_READING = 0.6  # the part of all processors that can read at that rate at the same time
+_PORT = 64  # bytes that an SM reads from L2 per cycle
+_READING = 0.6  # fraction of all SMs that can read at that rate at the same time
 _BARRIER = 2600  # cycles of a barrier among programs
 
 
 def _choose_streamed(hidden_size, batch, directions, precision, itemsize, device) -> Plan:
-    """Returns the plan whose tiles make a step take the fewest cycles, by estimate."""
+    """Returns the plan with the tiles for which a step is estimated to take the fewest cycles."""
     without_cores = itemsize == 4 and precision == "ieee"
     kind = "CUDA cores" if without_cores else "tf32" if itemsize == 4 else "16 bits"
     found: dict[Plan, float] = {}
     for block_b, block_n, block_k, warps, stages in _TILES[kind]:
-        read = (block_b + block_n) * itemsize  # for each unit that is summed over
+        read = (block_b + block_n) * itemsize  # bytes for each unit that is summed over
         if stages * read * block_k > device.shared:
             continue
         blocks = triton.cdiv(batch, block_b) * directions
         tiles = triton.cdiv(hidden_size, block_n)
         members = min(tiles, max(1, device.meeting // blocks))
-        members = triton.next_power_of_2(members + 1) // 2  # so that tiles come out even
+        members = triton.next_power_of_2(members + 1) // 2  # so that tiles divide evenly
         tiles = triton.cdiv(tiles, members)
         programs = members * blocks
         busy = min(1, programs / device.processors)
         cycles = read / _PORT * max(1, busy / _READING)
-        if without_cores:  # by the instructions of the compiled loops, four a cycle
+        if without_cores:  # instructions of the compiled loops, at four per cycle
             cycles = max(cycles, (block_b * block_n + 180) / 90)
         cycles *= hidden_size * tiles * triton.cdiv(programs, device.processors)
         plan = Plan(block_b, block_n, block_k, members, tiles, 1, warps, stages, precision)
@@ -205,7 +206,7 @@ def _choose_streamed(hidden_size, batch, directions, precision, itemsize, device
 
 
 class Size(NamedTuple):
-    """What a plan is made from."""
+    """The sizes and properties that determine a plan."""
 
     hidden_size: int
     batch: int
@@ -214,9 +215,9 @@ class Size(NamedTuple):
     directions: int
     tf32: bool
 
-    @functools.cache  # noqa: B019 - it keeps a few numbers for each size
+    @functools.cache  # noqa: B019 - only a few numbers are kept for each size
     def choose(self) -> Plan:
-        """Returns the plan of `choose` for this size."""
+        """Returns the default plan for this size; see the function `choose`."""
         return choose(
             *(self.hidden_size, self.batch, self.dtype, self.device),
             directions=self.directions,
@@ -229,13 +230,13 @@ tuned: dict[Size, Plan] = {}
 
 
 def size_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Size:
-    """Returns the size of a layer with tensors like this one."""
+    """Returns the `Size` of a layer with the device and dtype of `like`."""
     device = device_of(like)
     tf32 = like.dtype == torch.float32 and may_round_to_tf32(device)
     return Size(hidden_size, batch, like.dtype, device, directions, tf32)
 
 
 def plan_of(hidden_size: int, batch: int, like: Tensor, directions: int) -> Plan:
-    """Returns the plan that `autotune` found for a layer of this size, else that of `choose`."""
+    """Returns the plan that `autotune` found for a layer of this size, else the default plan."""
     size = size_of(hidden_size, batch, like, directions)
     return tuned.get(size) or size.choose()

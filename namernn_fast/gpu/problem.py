@@ -1,4 +1,4 @@
-"""What the operators on a GPU compute on, once checked: a stack of layers and its rows."""
+"""The checked arguments of the GPU operators: a stack of layers and the layout of its rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from .. import ops
 
 
 class SequenceLayout(NamedTuple):
-    """The (time, sequence) rows that exist, and where they lie, as the kernels take them.
+    """Which (time, sequence) rows exist and where they lie, as the kernels take it.
 
-    Strides are counted in rows, the strides of reset in elements.
+    Strides are in rows, except those of reset, which are in elements.
     """
 
     T: int
-    """Time steps; of a jagged tensor an upper bound."""
+    """Time steps; for a jagged tensor an upper bound."""
     B: int
     """Sequences."""
     N: int
@@ -23,13 +23,13 @@ class SequenceLayout(NamedTuple):
     time_stride: int
     batch_stride: int
     lengths: Tensor | None = None
-    """int64 (B), the number of steps of each sequence, or None: T each, or what offsets say."""
+    """int64 (B), the number of steps of each sequence, or None: T each, or given by offsets."""
     offsets: Tensor | None = None
     """int64 (B + 1), the first row of each sequence of a jagged tensor; else None."""
     starts: Tensor | None = None
     """int64 (T), the number of rows before each time in packed data; else None."""
     reset: Tensor | None = None
-    """uint8, set where a state begins anew; or None."""
+    """uint8, nonzero where the state restarts from zeros; or None."""
     reset_time_stride: int = 0
     reset_batch_stride: int = 0
 
@@ -40,18 +40,18 @@ class SequenceLayout(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows exist, and each continues the state before it."""
+        """Whether all rows exist, and each continues from the previous state."""
         some = (self.lengths, self.offsets, self.starts, self.reset)
         return all(of is None for of in some)
 
     @property
     def consecutive(self) -> bool:
-        """Whether all rows exist, time by time, and each continues the state before it."""
+        """Whether `is_whole` holds and the rows are in time-major order."""
         return self.batch_stride == 1 and self.is_whole
 
 
 class Stack(NamedTuple):
-    """A stack of layers with its rows, for both passes."""
+    """A stack of layers and the layout of its rows, for both passes."""
 
     layout: SequenceLayout
     hx: Tensor | None
@@ -70,7 +70,7 @@ class Stack(NamedTuple):
 
 
 class BackwardTensors(NamedTuple):
-    """What the backward recurrence of a layer reads and writes."""
+    """The tensors that the backward recurrence of a layer reads and writes."""
 
     hx: Tensor | None
     """Initial states (directions, B, H), or None: zeros."""
@@ -85,6 +85,6 @@ class BackwardTensors(NamedTuple):
     dz: Tensor
     """Written: the gradient before the activation, like output."""
     previous: Tensor | None
-    """Written if it is wanted: the previous state of each row, like output."""
+    """Written unless None: the previous state of each row, like output."""
     grad_hx: Tensor | None
-    """Written if it is wanted: (directions, B, H)."""
+    """Written unless None: (directions, B, H)."""

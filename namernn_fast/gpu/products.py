@@ -1,10 +1,10 @@
 """Matrix products in the precision of the recurrence.
 
-An RNN in cuDNN has one precision for all of its products in float32:
-`torch.backends.cudnn.rnn.fp32_precision`. Torch's own matrix products have another one,
-`torch.backends.cuda.matmul.fp32_precision`. Both are settings of the process, which no call may
-change for a moment: other threads would see it. So where they differ, a kernel of this package
-multiplies; where they agree, and in 16 bits, torch does.
+An RNN in cuDNN uses one precision for all its float32 products,
+`torch.backends.cudnn.rnn.fp32_precision`. Torch's own matrix products use another setting,
+`torch.backends.cuda.matmul.fp32_precision`. Both settings are global, so a call cannot change them
+temporarily: other threads would see that. So if they differ, a kernel of this package computes the
+product; if they agree, and in 16 bits, torch does.
 """
 
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ from . import launching
 from .device import Device, device_of, may_round_to_tf32
 from .kernels import product_kernel
 
-_TERMS_OF_A_PART = 512  # of a sum that several programs share out, at least
+_TERMS_OF_A_PART = 512  # Minimum terms per part when several programs split a sum.
 
 
 class Tiles(NamedTuple):
-    """How the programs of a product share it out."""
+    """The tile of a product that each program computes."""
 
     block_m: int
     block_n: int
@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# Of the tiles that spill nothing on any device, whatever the strides are.
+# Chosen from tiles that spill no registers on any device, whatever the strides are.
 _SMALL = {"ieee": Tiles(64, 64, 16, 8, 3), "tf32": Tiles(64, 64, 32, 4, 3)}
 _LARGE = {"ieee": _SMALL["ieee"], "tf32": Tiles(128, 64, 32, 8, 3)}
 
@@ -41,29 +41,29 @@ class ProductPlan(NamedTuple):
 
     tiles: Tiles
     terms: int
-    """Terms of the sum in each part, a multiple of the block of K."""
+    """Terms of the sum in each part, a multiple of the tile's block_k."""
     parts: int
-    """Into how many parts the sum is split, which are added up in their order."""
+    """The number of parts that the sum is split into; they are added in order."""
     precision: str
     """`ieee` or `tf32`."""
 
     def constants(self) -> dict[str, Any]:
-        """Returns the arguments for which the kernel is compiled."""
+        """Returns the compile-time arguments of the kernel."""
         m, n, k, _, stages = self.tiles
         sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "STAGES": stages}
         return sizes | {"PRECISION": self.precision}
 
     def settings(self, device: Device) -> dict[str, Any]:
-        """Returns how Triton is to compile and launch the kernel."""
+        """Returns the Triton compile and launch options of the kernel."""
         settings = {"num_warps": self.tiles.warps, "enable_fp_fusion": True}
         if device.backend == "cuda":
-            # Where the compiler chooses fewer, to fit more programs, it spills some.
+            # By default the compiler may use fewer registers to fit more programs, and then spills.
             settings["maxnreg"] = device.most_registers(self.tiles.warps)
         return settings
 
 
 def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPlan:
-    """Returns the plan of a product (M, K) by (K, N), made from sizes alone."""
+    """Returns the plan for a product of (M, K) by (K, N); it depends on sizes only."""
 
     def blocks(tiles: Tiles) -> int:
         return -(-M // tiles.block_m) * -(-N // tiles.block_n)
@@ -75,10 +75,10 @@ def choose(M: int, N: int, K: int, precision: str, processors: int) -> ProductPl
 
 
 def precision_of_its_own(like: Tensor) -> str | None:
-    """Returns the precision of an RNN's products where torch's own products have another one.
+    """Returns the precision of an RNN's products if that of torch's products differs, else None.
 
     Args:
-        like: for the device and the dtype; of 16 bits both have the same.
+        like: a tensor of the device and dtype. In 16 bits the two never differ.
     """
     if like.dtype != torch.float32:
         return None
@@ -89,15 +89,15 @@ def precision_of_its_own(like: Tensor) -> str | None:
 def product(
     left: Tensor, right: Tensor, plus: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """Returns left @ right + plus, in float32 in the precision of an RNN.
+    """Returns left @ right + plus; float32 products have the precision of an RNN.
 
     Repeated calls give identical bits.
 
     Args:
-        left: (M, K), of any strides.
-        right: (K, N), of any strides.
+        left: (M, K), with any strides.
+        right: (K, N), with any strides.
         plus: (N) or (M, N), or None for zeros.
-        out: (M, N), contiguous, to be written; it may be `plus`. None: a new tensor.
+        out: (M, N), contiguous; receives the result and may be `plus`. None: a new tensor.
     """
     if (precision := precision_of_its_own(left)) is not None:
         return _product(left, right, plus, out, precision, device_of(left))
@@ -114,7 +114,7 @@ def _product(
     precision: str,
     device: Device,
 ) -> Tensor:
-    """`product` by the kernel of this package."""
+    """`product`, computed by the kernel of this package."""
     (M, K), N = left.shape, right.shape[1]
     if out is None:
         out = left.new_empty(M, N)

@@ -1,8 +1,8 @@
-"""A stack of layers, one after the other or at the same time.
+"""Runs the layers of a stack one by one, or as a pipeline on several streams.
 
-A stretch of steps of one layer waits for the stretch of the same steps in the layer below (above in
-the backward pass) and for the stretch before it in its own layer. So layers of one direction can
-run at the same time, a stretch apart, each on its own stream.
+The sequences are cut into stretches of steps. A stretch of one layer depends only on the previous
+stretch of that layer and on the same stretch of the layer below (above in the backward pass). So
+unidirectional layers can run concurrently, one stretch apart, each on its own stream.
 """
 
 import functools
@@ -19,14 +19,14 @@ from .layer import backward_layer, forward_layer, weight_gradients
 from .plan import plan_of
 from .problem import BackwardTensors, SequenceLayout, Stack
 
-_STRETCH = 128  # steps of a stretch, at least: fewer take less time than their launches
-_STRETCHES = 8  # stretches, at most
+_STRETCH = 128  # Minimum steps per stretch: fewer run faster than the host can launch them.
+_STRETCHES = 8  # Maximum number of stretches.
 
 _Rows = TypeVar("_Rows", Tensor, Tensor | None)
 
 
 class _Stretch(NamedTuple):
-    """Consecutive steps of all sequences."""
+    """A range of consecutive steps of all sequences."""
 
     layout: SequenceLayout
     begin: int
@@ -35,14 +35,14 @@ class _Stretch(NamedTuple):
     """One past the last row."""
 
     def of(self, tensor: _Rows) -> _Rows:
-        """Returns the rows of this stretch, of a tensor that has all rows."""
+        """Returns this stretch's rows of a tensor that holds all rows."""
         if tensor is None or self.end - self.begin == len(tensor):
             return tensor
         return tensor[self.begin : self.end]
 
 
 def _stretches(stack: Stack, num_layers: int, like: Tensor) -> list[_Stretch]:
-    """Returns one stretch of all steps, unless layers can run at the same time."""
+    """Returns several stretches if layers can run concurrently, else one with all steps."""
     layout, uneven = stack.layout, ops.BATCH_FIRST | ops.PACKED | ops.JAGGED | ops.BIDIRECTIONAL
     count = 1
     if num_layers > 1 and layout.T >= 2 * _STRETCH and layout.B and not stack.options & uneven:
@@ -54,7 +54,7 @@ def _stretches(stack: Stack, num_layers: int, like: Tensor) -> list[_Stretch]:
 
 
 def _cut(layout: SequenceLayout, count: int) -> list[_Stretch]:
-    """Cuts time-major rows into stretches whose numbers of steps differ by one at most."""
+    """Cuts time-major rows into `count` stretches of nearly equal length."""
     if count == 1:
         return [_Stretch(layout, 0, layout.N)]
     found = []
@@ -70,7 +70,7 @@ def _cut(layout: SequenceLayout, count: int) -> list[_Stretch]:
 
 
 class _InTurn:
-    """Runs tasks on the current stream, in the order in which they are given."""
+    """Runs tasks on the current stream, in the order of the calls."""
 
     def __enter__(self) -> "_InTurn":
         return self
@@ -79,18 +79,19 @@ class _InTurn:
         pass
 
     def run(self, layer: int, after: int | None, task: Callable[[], object]) -> None:
-        """Runs a task behind the last task of `layer` and behind that of the layer `after`."""
+        """Runs a task after the last task of `layer` and the last task of layer `after`."""
         task()
 
     def finish(self, task: Callable[[], object]) -> None:
-        """Runs a task on the current stream, behind all tasks so far."""
+        """Runs a task on the current stream, after all tasks so far."""
         task()
 
 
 class _AtOnce(_InTurn):
-    """Runs tasks on a stream for each layer. The programs of all layers fit on the device at once.
+    """Runs the tasks of each layer on a separate stream.
 
-    A task must write its results into tensors that were allocated before, on the current stream.
+    The programs of all layers must fit on the device at once. A task must write its results into
+    tensors that were allocated beforehand on the current stream.
     """
 
     def __init__(self, like: Tensor, num_layers: int, cooperative: bool):
@@ -132,7 +133,7 @@ def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
 
 
 def _schedule(stack: Stack, stretches: list[_Stretch], num_layers: int, like: Tensor) -> _InTurn:
-    """Returns what runs the tasks of the layers: at once if there are several stretches."""
+    """Returns the scheduler of the layers' tasks, which are concurrent with several stretches."""
     if len(stretches) == 1:
         return _InTurn()
     plan = plan_of(stack.hidden_size, stack.layout.B, like, stack.directions)
@@ -148,9 +149,9 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
 
     Returns:
         The outputs of all layers, each (N, directions * H), and h_n. With LAST_STATE the output of
-        the last layer is memory that its kernel works in, (2 * B, directions * H).
+        the last layer is only scratch memory of its kernel, (2 * B, directions * H).
     """
-    layers, like = stack.layers(), stack.weights[0]  # ids have another dtype
+    layers, like = stack.layers(), stack.weights[0]  # not x, which may be token ids
     stretches = _stretches(stack, len(layers), like)
     width = stack.directions * stack.hidden_size
     ring = len(layers) - 1 if stack.options & ops.LAST_STATE else None
@@ -158,7 +159,7 @@ def forward_stack(stack: Stack, x: Tensor) -> tuple[list[Tensor], Tensor]:
     outputs = [like.new_empty(count, width) for count in rows]
     h_n = like.new_empty(len(layers) * stack.directions, stack.layout.B, stack.hidden_size)
     into = h_n.chunk(len(layers))
-    # The states between stretches alternate between two tensors, and end in h_n.
+    # The states between stretches alternate between two tensors, so that the last ones are in h_n.
     out_of = torch.empty_like(h_n).chunk(len(layers)) if len(stretches) > 1 else into
     if len(stretches) % 2 == 0:
         into, out_of = out_of, into
@@ -195,29 +196,29 @@ def backward_stack(
     Args:
         stack: the layers.
         x: the input's rows (N, features), or token ids (N).
-        outputs: of the layers, each (N, directions * H).
-        grad_output: of the last layer's output, or None for zeros.
+        outputs: the outputs of all layers, each (N, directions * H).
+        grad_output: the gradient of the last layer's output, or None for zeros.
         grad_h_n: like h_n, or None for zeros.
-        grad_hx: written if wanted: the gradient of hx.
-        want_input: whether the gradient of the input is wanted.
+        grad_hx: receives the gradient of hx, or None if it is not needed.
+        want_input: whether the gradient of the input is needed.
         want_layers: the layers whose weights need a gradient.
 
     Returns:
-        The gradient of x, or None, and by layer the gradients of its weights.
+        The gradient of x, or None; and the gradients of the weights by layer.
     """
-    layers, like = stack.layers(), stack.weights[0]  # ids have another dtype
+    layers, like = stack.layers(), stack.weights[0]  # not x, which may be token ids
     lowest = 0 if want_input or grad_hx is not None else min(want_layers, default=len(layers))
     stretches = _stretches(stack, len(layers), like)
     none: Sequence[Tensor | None] = [None] * len(layers)
-    # Gradients of initial and last states: of whole sequences; of a stretch, in two that alternate.
+    # Gradients of initial and last states; those between stretches alternate between two tensors.
     grads_hx = none if grad_hx is None else grad_hx.chunk(len(layers))
     grads_h_n = none if grad_h_n is None else grad_h_n.chunk(len(layers))
     states = (len(layers), stack.layout.B, stack.hidden_size)
     into, out_of = none, none
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
-    grads: list[Tensor | None] = [*none, grad_output]  # of all layers' inputs, and the last output
-    # By layer: dz, and the previous states where the output does not hold them row by row.
+    grads: list[Tensor | None] = [*none, grad_output]  # of each layer's input, and the last output
+    # For each layer dz, and the previous state of each row if `outputs` does not hold it.
     work: dict[int, tuple[Tensor, Tensor | None]] = {}
     grad_weights: dict[int, list[Tensor]] = {}
 

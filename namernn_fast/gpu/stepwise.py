@@ -1,9 +1,8 @@
-"""The recurrence of a layer as two launches at every step: a product of torch and the activation.
+"""The recurrence of a layer with two launches per step: a torch product and the activation.
 
-It replaces a kernel that reads weight_hh anew at every step, if a step is so large a product that
-torch's is estimated to be faster than tiles that stream through one kernel: see `plan`. States are
-computed where the projected input lies, and gradients where the gradient of the output is copied
-to, so that no product has to copy what is added to it.
+It replaces the streamed kernel, which reads weight_hh at every step, if the product of a step is so
+large that torch is estimated to be faster; see `plan`. States overwrite the projected input, and dz
+overwrites a copy of the gradient of the output, so that the products can accumulate in place.
 """
 
 from collections.abc import Sequence
@@ -18,15 +17,15 @@ from .products import precision_of_its_own
 
 
 def suits(stack: Stack, like: Tensor) -> bool:
-    """Returns whether the recurrence of a layer is to run step by step.
+    """Returns whether the recurrence of a layer runs step by step.
 
     Args:
         stack: the layer's stack.
-        like: for the device and the dtype.
+        like: a tensor of the device and dtype.
     """
     layout = stack.layout
     if stack.hidden_size < FEWEST_UNITS_OF_STEPS or like.dtype != torch.float32:
-        return False  # 16 bits would be rounded before the activation too
+        return False  # 16-bit sums would be rounded before the activation too
     if layout.B == 0 or not layout.is_whole or precision_of_its_own(like) is not None:
         return False
     plan = plan_of(stack.hidden_size, layout.B, like, stack.directions)
@@ -45,12 +44,12 @@ def forward_steps(
     Args:
         stack: the layer's stack.
         hx: initial states (directions, B, H), or None for zeros.
-        weights_hh: of each direction (H, H).
-        states: (N, directions * H): the projected input with both biases; replaced by the states.
+        weights_hh: of each direction, (H, H).
+        states: (N, directions * H), the projected input with both biases; overwritten by states.
         h_n: written, (directions, B, H).
     """
     activate = torch.relu_ if stack.options & ops.RELU else torch.tanh_
-    if hx is None:  # multiplied too, because zero times a weight that is not finite is NaN
+    if hx is None:  # Multiply zeros too: zero times a non-finite weight is NaN.
         hx = torch.zeros_like(h_n)
     for k, weight_hh in enumerate(weights_hh):
         transposed = weight_hh.t()
@@ -93,12 +92,12 @@ def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
 
 
 def _steps(rows: Tensor, stack: Stack, k: int) -> list[Tensor]:
-    """Returns the rows of each time, in the order of the direction: views (B, H).
+    """Returns views (B, H) of the rows of each time, in the order of the direction.
 
     Args:
         rows: (N, directions * H).
         stack: the layer's stack.
-        k: the direction, of which the second one goes back in time.
+        k: the direction; 1 goes back in time.
     """
     layout, H = stack.layout, stack.hidden_size
     width = rows.shape[1]

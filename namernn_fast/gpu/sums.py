@@ -9,27 +9,26 @@ from torch import Tensor
 from . import launching
 from .kernels import sums_by_token_kernel
 
-_ROWS_OF_A_PART = 256  # of a token that has as many rows as others
+_ROWS_OF_A_PART = 256  # Rows of an average token in each part.
 SUMS_SETTINGS = {"num_warps": 4, "enable_fp_fusion": True}
-"""How Triton is to compile and launch the kernel of `sums_by_token`."""
+"""The Triton compile and launch options of the kernel of `sums_by_token`."""
 
 
 def sums_constants_of(width: int) -> dict[str, Any]:
-    """Returns the arguments for which the kernel of `sums_by_token` is compiled."""
+    """Returns the compile-time arguments of the kernel of `sums_by_token`."""
     block = min(64, triton.next_power_of_2(width))
     return {"WIDTH": width, "BLOCK_N": block, "BLOCK_R": 32, "STAGES": 3}
 
 
 def sums_by_token(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
-    """Returns the sum of the rows of each token (vocabulary, features), added up in a fixed order.
+    """Returns the sum of the rows of each token, (vocabulary, features), in deterministic order.
 
-    Torch's own `embedding_dense_backward` adds the rows of few tokens by atomic operations, in any
-    order (https://github.com/pytorch/pytorch/pull/172454), unless a process asks for deterministic
-    algorithms.
+    Torch's own `embedding_dense_backward` uses atomic additions for small vocabularies, in any
+    order (https://github.com/pytorch/pytorch/pull/172454), unless deterministic algorithms are on.
 
     Args:
         rows: (N, features), contiguous. Rows of padding are zero.
-        ids: (N). No id is an address: rows whose id is not in the vocabulary are left out.
+        ids: (N). They are not used as addresses: rows with an id out of range are left out.
         vocabulary: the number of tokens.
     """
     by_token, order = ids.to(torch.int32).sort(stable=True)

@@ -1,4 +1,4 @@
-"""Times plans where a user asks for it; nothing else in this package times anything."""
+"""Times plans on request; the package never times anything unasked."""
 
 import warnings
 from collections.abc import Callable
@@ -19,19 +19,18 @@ _Measure: TypeAlias = Callable[[Callable[[], None]], float]
 def autotune(
     input: Tensor, hidden_size: int, *, bidirectional: bool = False, measure: _Measure | None = None
 ) -> Plan:
-    """Times the plans that may suit a layer and keeps the fastest one for this process.
+    """Times candidate plans for a layer and keeps the fastest one for this process.
 
     Args:
-        input: (seq_len, batch, features), on a GPU, of the sizes and the dtype to tune for.
-        hidden_size: hidden units of the layer.
+        input: (seq_len, batch, features), on a GPU, with the sizes and dtype to tune for.
+        hidden_size: number of hidden units of the layer.
         bidirectional: whether the layer has two directions.
-        measure: returns the milliseconds of `call()`, a forward and a backward pass. By default
-            `triton.testing.do_bench_cudagraph`, which replays a CUDA graph of calls, so that the
-            host's time does not count; where no graph can be captured a warning says why, and
-            `triton.testing.do_bench` measures.
+        measure: returns the milliseconds of `call()`, which runs a forward and a backward pass.
+            Default: `triton.testing.do_bench_cudagraph`, which replays a CUDA graph and so excludes
+            host overhead. If no graph can be captured, warns and uses `triton.testing.do_bench`.
 
     Returns:
-        The plan of all later calls with this batch, dtype and hidden size.
+        The plan, which later calls with this batch, dtype and hidden size will use.
     """
     directions = 2 if bidirectional else 1
     layer = torch.nn.RNN(
@@ -43,7 +42,7 @@ def autotune(
     )
     weights = [p.detach() for p in layer.parameters()]
     options = ops.BIAS | ops.WANT_HIDDEN | (ops.BIDIRECTIONAL if bidirectional else 0)
-    padded = (None, None, options)  # all rows exist, without a reset
+    padded = (None, None, options)  # no sequence_layout: all rows exist; no reset
 
     def call() -> None:
         output, h_n, _ = rnn_forward(input, None, weights, *padded)
@@ -56,20 +55,20 @@ def autotune(
         with on_device_of(input):
             taken = _time_by_default(size, call)
     if size_of(hidden_size, input.shape[1], input, directions) != size:
-        # The GPU refused a cooperative launch, so that other plans were timed than those meant.
+        # The GPU refused a cooperative launch, so the wrong plans were timed. Start again.
         return autotune(input, hidden_size, bidirectional=bidirectional, measure=measure)
     tuned[size] = min(taken, key=lambda plan: taken[plan])
     return tuned[size]
 
 
 def _time_by_default(size: Size, call: Callable[[], None]) -> dict[Plan, float]:
-    """Returns the milliseconds of each plan in CUDA graphs, or from the host for all of them."""
+    """Returns the milliseconds of each plan, all in CUDA graphs or all launched by the host."""
     try:
         return _time(size, call, triton.testing.do_bench_cudagraph)
     except RuntimeError as error:
         warnings.warn(
-            f"namernn_fast: autotune could not capture a CUDA graph ({error}) and times calls from "
-            "the host, of which small layers do not keep a GPU busy",
+            f"namernn_fast: autotune could not capture a CUDA graph ({error}) and times calls "
+            "launched by the host instead, whose overhead hides differences between small layers",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -91,9 +90,9 @@ def _time(size: Size, call: Callable[[], None], measure: _Measure) -> dict[Plan,
 
 
 def _candidates(size: Size) -> list[Plan]:
-    """Returns the plans for this size and for other batches, with more warps and with fewer.
+    """Returns the default plans for this and other batch sizes, with several numbers of warps.
 
-    Where weight_hh is streamed, torch's products at every step are a plan of their own.
+    If weight_hh is streamed, a plan with torch's product at every step is one candidate.
     """
     chosen = [size.choose()]
     chosen += [size._replace(batch=batch).choose() for batch in (1, 16, 64, 256, 1024, 4096)]

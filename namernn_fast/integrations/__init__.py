@@ -1,1 +1,1 @@
-"""How the layer appears to other parts of torch: compilers, exporters, transforms, counters."""
+"""Integrations with other parts of torch: compilers, exporters, transforms, counters."""

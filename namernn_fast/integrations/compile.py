@@ -1,9 +1,9 @@
 """Lets `torch.compile` trace FusedRNN.
 
-Dynamo breaks the graph at `nn.RNN` and its subclasses unless Dynamo's option `allow_rnn` is set,
-which would also let it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM`. So the option is set
-only while Dynamo looks at a FusedRNN. If a torch version has no such place to patch, Dynamo's own
-message appears, which says how to set the option.
+Dynamo breaks the graph at `nn.RNN` and its subclasses unless its option `allow_rnn` is set, which
+would also make it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM`. So the option is set only
+while Dynamo wraps a FusedRNN. If a torch version lacks the method that is patched here, Dynamo's
+own message says how to set the option.
 """
 
 import functools

@@ -20,7 +20,7 @@ def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds no module itself, but acts on one module once that has been executed."""
+    """Finds no modules itself, but runs `action` after the module `name` has been executed."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name, self.action = name, action

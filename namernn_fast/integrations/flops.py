@@ -1,7 +1,7 @@
-"""`torch.utils.flop_counter`: the floating-point operations of the fused operators.
+"""`torch.utils.flop_counter`: counts the floating-point operations of the fused operators.
 
-As torch counts for `nn.RNN`: two operations for each multiply-add of a matrix product, and nothing
-for anything else.
+Counts as torch does for `nn.RNN`: two operations per multiply-add of a matrix product, and nothing
+else.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .deferred import when_imported
 
 
 def count_flops() -> None:
-    """Gives `FlopCounterMode` the formulas of both operators."""
+    """Registers the formulas of both operators with `FlopCounterMode`."""
     when_imported("torch.utils.flop_counter", _register)
 
 
@@ -30,8 +30,8 @@ def _register(flop_counter: Any) -> None:
 def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
     """Returns the number of (time, sequence) rows that are computed.
 
-    It counts the padding too where the lengths are not known without waiting for a device, and
-    sequences that share prefixes as if they did not.
+    Counts padding too if reading the lengths would wait for a device, and shared prefixes as often
+    as they occur.
     """
     padded = not options & (ops.PACKED | ops.JAGGED)
     lengths = sequence_layout if padded else None
@@ -41,12 +41,12 @@ def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
 
 
 def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tuple[int, int]]:
-    """Returns for each layer the multiply-adds of one row in its two products, both directions."""
+    """Returns the multiply-adds per row of each layer's two products, over both directions."""
     products = [
         (sum(own.weight_ih.numel() for own in layer), sum(own.weight_hh.numel() for own in layer))
         for layer in ops.layers_of(weights, options)
     ]
-    if ops.has_ids(input):  # a row of the table is no product
+    if ops.has_ids(input):  # reading a row of the table costs no product
         products[0] = (0, products[0][1])
     return products
 
@@ -84,7 +84,7 @@ def _backward(
 ) -> int:
     total = 0
     for number, (ih, hh) in enumerate(_products(input, weights, options)):
-        total += hh  # the gradient of the state before
+        total += hh  # the gradient of the previous state
         total += ih if number or want_input else 0
         total += ih + hh if number in want_layers else 0
     return 2 * _rows(input, sequence_layout, options) * total

@@ -1,7 +1,7 @@
-"""`torch.fx`: the modules are leaves of a graph, as `nn.RNN` and `nn.RNNCell` are.
+"""`torch.fx`: makes the modules leaves of a graph, as `nn.RNN` and `nn.RNNCell` are.
 
-A tracer takes modules of the package `torch.nn` alone for leaves, and traces into every other
-module by calling it with proxies in place of tensors.
+By default a tracer treats only modules of the package `torch.nn` as leaves. It traces into every
+other module by calling it with proxies instead of tensors.
 """
 
 import functools
@@ -13,7 +13,7 @@ from torch.fx import Proxy, Tracer
 
 
 def make_leaves(*classes: type[torch.nn.Module]) -> None:
-    """Makes tracers record a call of a module of these classes, but of no subclass, as one node."""
+    """Makes tracers record calls of modules of exactly these classes as one node each."""
     original = Tracer.call_module
 
     @functools.wraps(original)
@@ -24,7 +24,7 @@ def make_leaves(*classes: type[torch.nn.Module]) -> None:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        # Without proxies it is another kind of tracer at work, that of torch.export for example.
+        # Without proxies this is another kind of tracer, such as that of torch.export.
         proxied = any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
         if proxied and type(m) in classes:
             path = self.path_of_module(m)

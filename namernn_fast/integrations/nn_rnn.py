@@ -1,9 +1,9 @@
-"""Where the operators of `nn.RNN` serve in place of the fused ones.
+"""Decides when a call must run on the operators of `nn.RNN` instead of the fused ones.
 
-TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) has no
-place for an `autograd.Function`. Torch's expanded weights, by which Opacus' `grad_sample_mode="ew"`
-computes gradients for each sample, know the operators of `nn.RNN` alone. So do objects that are no
-tensors but stand for them by `__torch_function__`.
+TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) cannot
+record an `autograd.Function`. Torch's expanded weights, with which Opacus' `grad_sample_mode="ew"`
+computes per-sample gradients, support only the operators of `nn.RNN`. So do tensor-like objects,
+which are not tensors but define `__torch_function__`.
 """
 
 from collections.abc import Sequence
@@ -35,16 +35,16 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
     Args:
         input, hx: of the call, of any type.
         weights: of the layer.
-        is_plain: whether `nn.RNN` could compute the call: there are no lengths and no resets.
+        is_plain: whether `nn.RNN` supports the call, which has neither lengths nor resets.
 
     Raises:
-        RuntimeError: the operators of `nn.RNN` must compute a call with lengths or resets.
+        RuntimeError: the call must run on the operators of `nn.RNN`, but has lengths or resets.
     """
     if isinstance(weights[0], _expanded_weights):
         if not is_plain:
             raise RuntimeError(
                 "torch's expanded weights have no rule for lengths= or reset=: use "
-                "torch.func.vmap(torch.func.grad(...)) for gradients of each sample"
+                "torch.func.vmap(torch.func.grad(...)) for per-sample gradients"
             )
         return True
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
@@ -59,14 +59,14 @@ def _stands_for_tensor(value: object) -> bool:
 
 
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
-    """Returns a module of the class `cls` that shares all attributes and parameters of `module`."""
+    """Returns a module of class `cls` that shares all attributes and parameters of `module`."""
     twin = cls.__new__(cls)
     twin.__dict__.update(module.__dict__)
     return twin
 
 
 def _refuse_untraceable() -> None:
-    """Checks that a call with lengths or resets can be traced: in inference, but not for ONNX."""
+    """Rejects tracing a call with lengths or resets, except in inference and outside of ONNX."""
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "torch.onnx.export(..., dynamo=False) cannot export lengths= or reset=: use "

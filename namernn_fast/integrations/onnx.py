@@ -1,8 +1,8 @@
 """ONNX: exports each layer as one `RNN` node, for `torch.onnx.export(model, ..., dynamo=True)`.
 
-While that function traces a model, `rnn()` emits torch.onnx's own operator for an ONNX node in
-place of this package's operators, so that the exporter needs no translation from its caller. No
-package but torch is needed.
+While that function traces a model, `rnn()` emits torch.onnx's symbolic operator for an ONNX node
+instead of this package's operators, so that callers need no custom translation table. This module
+needs no package except torch.
 """
 
 import torch
@@ -13,24 +13,25 @@ from ..call import Call
 
 
 def exporting() -> bool:
-    """Returns whether torch.onnx.export is at work. Slow: ask only while tracing."""
+    """Returns whether torch.onnx.export is running. Slow: call it only while tracing."""
     return torch.onnx.is_in_onnx_export()
 
 
-# Dynamo would take the answer for False, and the exporter, which turns to Dynamo after an error,
-# would then end at this package's operators instead of showing that error. This is what the
-# decorator torch.compiler.assume_constant_result does, without importing Dynamo.
+# Dynamo would evaluate exporting() to False. The exporter falls back to Dynamo after an error, and
+# would then fail at this package's operators and hide that error. This attribute is what the
+# decorator torch.compiler.assume_constant_result sets, but without importing Dynamo.
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     """Runs a stack of layers over whole sequences, each layer as an ONNX node.
 
+    Output is zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
+
     Args:
-        call: of padded sequences, with lengths or without, and without reset, as ONNX has no more.
-            It holds no token ids: during an export `tokens.look_up` gathers their rows. Output is
-            zero past the end of a sequence, and h_n of a sequence of length 0 is its hx.
-            BATCH_INVARIANT is ignored, since another program will run the graph.
+        call: padded sequences of features, with or without lengths; during an export
+            `tokens.look_up` has replaced token ids by their rows. BATCH_INVARIANT is ignored,
+            because another runtime will run the graph.
 
     Returns:
         output and h_n.
@@ -44,8 +45,8 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
         raise ValueError(f"ONNX has no {kind}: export a model that takes padded input and lengths=")
     if call.reset is not None:
         raise ValueError(
-            "ONNX has no reset: export a model that takes the pieces between resets as sequences "
-            "of their own, padded, with lengths="
+            "ONNX has no reset: export a model that takes the pieces between resets as separate "
+            "padded sequences, with lengths="
         )
     if options & ops.BATCH_FIRST:
         input = input.transpose(0, 1)
@@ -64,7 +65,7 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
 def _layer(
     call: Call, input: Tensor, hx: Tensor | None, layer: list[ops.LayerWeights]
 ) -> tuple[Tensor, Tensor]:
-    """Emits the ONNX node of one layer of a call: returns its output and h_n."""
+    """Emits the ONNX node of one layer of a call and returns its output and h_n."""
     lengths, options = call.sequence_layout, call.options
     directions = len(layer)
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*layer, strict=True)
@@ -90,10 +91,10 @@ def _layer(
         dtypes=(input.dtype, input.dtype),
         shapes=((seq_len, directions, batch, hidden_size), (directions, batch, hidden_size)),
     )
-    # The results of symbolic_multi_out are on the CPU, whatever device its inputs are on.
+    # symbolic_multi_out returns CPU tensors, whatever the device of its inputs is.
     output, h_n = output.to(input.device), h_n.to(input.device)
     output = output.squeeze(1) if directions == 1 else output.transpose(1, 2).flatten(2)
-    if lengths is not None:  # ONNX leaves Y past the end and sequences without a step undefined
+    if lengths is not None:  # ONNX leaves Y past the end, and sequences of length 0, undefined
         steps = torch.arange(seq_len, device=input.device)[:, None, None]
         output = output.where(steps < lengths[:, None], 0)
         h_n = h_n.where(lengths[:, None] > 0, 0 if hx is None else hx)

@@ -30,14 +30,14 @@ def is_mapped(call: Call) -> bool:
 
 
 def one_level_below() -> AbstractContextManager[object]:
-    """Returns a context without the innermost `vmap`, for what it does not map over."""
+    """Returns a context without the innermost `vmap`, for a call that it does not map over."""
     return retrieve_current_functorch_interpreter().lower()
 
 
 class Mapped(torch.autograd.Function):
-    """`path(call)` under vmap, by a rule that calls it one level below. It takes `call.flat()`.
+    """`path(call)` under vmap: its vmap rule runs `path` one level below. Takes `call.flat()`.
 
-    `path` records its own gradients there; this function sees none.
+    Gradients are recorded by `path`, one level below; this function has none.
     """
 
     @staticmethod
@@ -61,10 +61,10 @@ class Mapped(torch.autograd.Function):
         trees: int,
         *weights: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, int]]:
-        """Folds the mapped dimension into the batch, or calls once for each mapped set of weights.
+        """Folds the mapped dimension into the batch, or loops over it if weights are mapped over.
 
         Args:
-            info, in_dims: as of `torch.autograd.Function.vmap`.
+            info, in_dims: as in `torch.autograd.Function.vmap`.
             path: computes the call one level below.
             input, hx, sequence_layout, reset, options, trees, weights: as of `namernn_fast.ops`.
 
@@ -72,7 +72,7 @@ class Mapped(torch.autograd.Function):
             output and h_n, and their mapped dimensions. With LAST_STATE output has no elements.
 
         Raises:
-            ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over and
+            ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over, but
                 the weights are not.
         """
         _, input_dim, hx_dim, layout_dim, reset_dim, _, _, *weight_dims = in_dims
@@ -100,10 +100,10 @@ class Mapped(torch.autograd.Function):
             return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
         if options & ops.JAGGED:
             raise ValueError(
-                "vmap cannot map over a jagged tensor with weights that are not mapped over: map "
-                "over padded input and lengths"
+                "vmap can only map over a jagged tensor if it maps over the weights too: map over "
+                "padded input and lengths"
             )
-        # At each time, packed data has its rows one sequence after another, like a batch.
+        # Packed data holds the sequences of one time side by side, so its rows act as the batch.
         packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
         batch_dim = 0 if batch_first or packed else 1
         folded = Call(
@@ -123,12 +123,12 @@ class Mapped(torch.autograd.Function):
 
 
 def _split(tensor: Any, dim: int | None, size: int) -> Any:
-    """Returns the tensor of each call: the slices of `dim`, or the tensor itself for all."""
+    """Returns one tensor per call: the slices along `dim`, or the same tensor if not mapped."""
     return [tensor] * size if dim is None else tensor.unbind(dim)
 
 
 def _fold(tensor: Any, dim: int | None, batch_dim: int, size: int) -> Any:
-    """Returns the tensor with the mapped dimension folded into the batch, the batch first."""
+    """Folds the mapped dimension into the batch dimension; the batch index varies slowest."""
     if tensor is None:
         return None
     if dim is None:

@@ -31,7 +31,7 @@ from .recurrent_product import (
 
 @triton.jit
 def _inputs(output, grad_output, row, there, n, FORM: tl.constexpr):
-    """Loads the states, and the gradient of the output, of one time [B, N] each."""
+    """Loads the states and the gradient of the output at one time, [B, N] each."""
     h = load_rows(output, row, n, there, FORM.WIDTH, FORM.LIMIT)
     if grad_output is None:
         grad = zeros(h.dtype, FORM)
@@ -42,13 +42,13 @@ def _inputs(output, grad_output, row, there, n, FORM: tl.constexpr):
 
 @triton.jit
 def _add_product(grad, state, before, receives, right, n, FORM: tl.constexpr):
-    """Returns grad [B, N] + dz of the step before, in the order of the pass, times weight_hh.
+    """Returns grad [B, N] + dz of this pass's previous step times weight_hh.
 
     Args:
-        state: that dz, if it is kept.
-        before: where that dz is in memory [B].
-        receives: whether there is one [B].
-        right: this program's part of weight_hh, or where all of it is.
+        state: that dz, if it is kept on chip.
+        before: pointers to that dz in memory [B].
+        receives: whether there is a previous step [B].
+        right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
     if FORM.KEEP_STATE:
         left = tl.where(receives[:, None], state, 0.0).to(state.dtype)
@@ -57,7 +57,7 @@ def _add_product(grad, state, before, receives, right, n, FORM: tl.constexpr):
         received = product_of_states(load_states(before, receives, FORM), right, grad, FORM)
     else:
         received = streamed_product(before, receives, right, n, grad, False, FORM)
-    # Where nothing is received, zero times an infinite weight would make NaN.
+    # Not `received` everywhere: zero times an infinite weight is NaN.
     return tl.where(receives[:, None], received, grad)
 
 
@@ -65,7 +65,7 @@ def _add_product(grad, state, before, receives, right, n, FORM: tl.constexpr):
 def _finish(
     state, hx, grad_h_n, dz, previous, dz_last, grad_hx, layout, program, FORM: tl.constexpr
 ):
-    """Writes what belongs to the step before the first one, and to rows past the end."""
+    """Writes the results for the initial states, and zeros past the end of sequences."""
     b, length = program.b, program.length
     end = tl.where(program.back == 1, 0, length - 1)
     row = row_at(tl.maximum(end, 0), layout, program)
@@ -96,7 +96,7 @@ def _finish(
 
 @triton.jit
 def _store(previous, dz, row_before, row, n, h, own, step, program, FORM: tl.constexpr):
-    """Stores dz of the rows of one time, and the previous state of the rows a step before."""
+    """Stores dz of one time, and h as the previous state of the rows in row_before."""
     there = program.b < program.B
     if previous is not None:
         store_rows(previous, row_before, n, h, step.goes_on, FORM.WIDTH, FORM.LIMIT)
@@ -119,9 +119,9 @@ def backward_kernel(
     hx,  # (directions, B, H), or None: zeros
     output,  # (N, directions * H)
     dz,  # (N, directions * H): the gradient before the activation
-    previous,  # (N, directions * H): the previous state of each row, or None: not wanted
-    dz_last,  # (directions, B, H): dz of the first steps, to be multiplied by weight_hh for grad_hx
-    grad_hx,  # (directions, B, H), or None: neither it nor dz_last is wanted
+    previous,  # (N, directions * H): the previous state of each row, or None: not needed
+    dz_last,  # (directions, B, H): dz of the first steps; the caller multiplies it for grad_hx
+    grad_hx,  # (directions, B, H), or None: neither it nor dz_last is needed
     layout,  # this and all further arguments as in forward_kernel
     arrivals,
     T,
@@ -170,7 +170,7 @@ def backward_kernel(
         for i in range(FORM.TILES):
             n = units(i, program, FORM)
             inputs = _inputs(output, grad_output, source, there, n, FORM)
-            if FORM.KEEP_WEIGHT:  # which leave time to load the inputs of the step after
+            if FORM.KEEP_WEIGHT:  # The weights stay on chip, so prefetch the next step's inputs.
                 inputs, upcoming = upcoming, inputs
             h, grad = inputs
             grad = grad.to(tl.float32)

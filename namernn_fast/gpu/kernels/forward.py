@@ -30,24 +30,24 @@ from .recurrent_product import (
 
 @triton.jit
 def _place(t, row, program, FORM: tl.constexpr):
-    """Returns where the states of time t (a scalar or [B]) lie in the output [B].
+    """Returns the row of output [B] that holds the states of time t (a scalar or [B]).
 
-    That is the row of that time, or a place in a ring of two steps.
+    With RING it is a row of a ring buffer for two steps.
     """
     return (t & 1) * program.B + program.b if FORM.RING else row
 
 
 @triton.jit
 def _token(ids, t, layout, program):
-    """Loads the token id of each sequence [B] at time t; 0 where it has none."""
+    """Loads the token id of each sequence [B] at time t; 0 if the sequence has ended."""
     return tl.load(ids + row_at(t, layout, program), mask=t < program.length, other=0)
 
 
 @triton.jit
 def _row_of_token(token, V, is_known):
-    """Returns the row of the table for each token [B], and whether all tokens so far have one [B].
+    """Returns the table row of each token [B], and whether all tokens so far were in range [B].
 
-    Ids on the device are unchecked: one that has no row takes row 0, and an assertion tells later.
+    Ids on the device are not checked: one out of range reads row 0, and an assertion fails later.
     """
     has_row = (token >= 0) & (token < V)
     return tl.where(has_row, token, 0), is_known & has_row
@@ -65,7 +65,7 @@ def _first_state(output, hx, n, program, FORM: tl.constexpr):
 
 @triton.jit
 def _add_bias(z, bias, n, FORM: tl.constexpr):
-    """Returns z [B, N] in float32 + bias, unless that is None."""
+    """Returns z [B, N] in float32, plus bias if there is one."""
     z = z.to(tl.float32)
     if bias is not None:
         z += tl.load(bias + n, mask=n < FORM.H, other=0.0).to(tl.float32)[None, :]
@@ -74,10 +74,10 @@ def _add_bias(z, bias, n, FORM: tl.constexpr):
 
 @triton.jit
 def _load_previous(before, hx, goes_on, begins, program, FORM: tl.constexpr):
-    """Loads all units of the previous states, and of hx for sequences that begin; as `load_states`.
+    """Like `load_states`: loads the previous states, or hx for sequences that begin, all units.
 
-    Of one sequence there is only one of both: a branch chooses where it is, since Triton knows no
-    more of the alignment of addresses that are selected.
+    For a single sequence a branch chooses between the two addresses, because Triton would lose
+    their alignment in a select.
     """
     if hx is None:
         left = load_states(before, goes_on, FORM)
@@ -100,10 +100,10 @@ def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constex
     """Returns z [B, N] + previous states times weight_hh.
 
     Args:
-        state: the previous states, if they are kept.
-        before: where the states of the step before are in memory [B].
+        state: the previous states, if they are kept on chip.
+        before: pointers to the states of the previous step in memory [B].
         hx: the initial states (B, H), or None: zeros.
-        right: this program's part of weight_hh, or where all of it is.
+        right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
     if FORM.KEEP_STATE:
         state = tl.where(step.is_cut[:, None], 0.0, state).to(state.dtype)
@@ -125,7 +125,7 @@ def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constex
 
 @triton.jit
 def _store_states(output, place, n, h, step, program, FORM: tl.constexpr):
-    """Stores the states of one time; zeros where there is none, if rows are padded."""
+    """Stores the states of one time; zeros for sequences that have ended, if rows are padded."""
     if FORM.PADDED:
         h = tl.where(step.alive[:, None], h, 0.0).to(h.dtype)
         store_rows(output, place, n, h, program.b < program.B, FORM.WIDTH, FORM.LIMIT)
@@ -135,7 +135,7 @@ def _store_states(output, place, n, h, step, program, FORM: tl.constexpr):
 
 @triton.jit
 def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
-    """Stores h_n: the state that was kept, or what the last steps have written; pads the output."""
+    """Stores h_n, from the kept state or the rows of the last steps, and pads the output."""
     b, there = program.b, program.b < program.B
     t = tl.maximum(tl.where(program.back == 1, 0, program.length - 1), 0)
     place = _place(t, row_at(t, layout, program), program, FORM)
@@ -191,7 +191,7 @@ def forward_kernel(
     place_before = _place(t, row_at(t, layout, program), program, FORM)
     first_source = row  # of `projected`
     if ids is not None:
-        # A token is loaded a step before its row of the table: no step waits for both in turn.
+        # Load each token one step before its table row, so that no step waits for both loads.
         token = _token(ids, t, layout, program)
         is_known = tl.full((FORM.BLOCK_B,), 1, tl.int1)
         if FORM.KEEP_WEIGHT:
@@ -217,7 +217,7 @@ def forward_kernel(
         for i in range(FORM.TILES):
             n = units(i, program, FORM)
             z = load_rows(projected, source, n, there, FORM.WIDTH, FORM.LIMIT)
-            if FORM.KEEP_WEIGHT:  # which leave time to load the inputs of the step after
+            if FORM.KEEP_WEIGHT:  # The weights stay on chip, so prefetch the next step's inputs.
                 z, upcoming = upcoming, z
             z = _add_bias(z, bias, n, FORM)
             before = output + place_before * FORM.WIDTH
@@ -232,5 +232,5 @@ def forward_kernel(
             meet(arrivals, s, program, FORM)
 
     _finish(state, output, hx, h_n + states, layout, program, FORM)
-    if ids is not None:  # not in every step: an assertion is a barrier
+    if ids is not None:  # once, not in every step, because an assertion costs a barrier
         tl.device_assert(is_known, "namernn_fast: input must hold ids of rows of the table")

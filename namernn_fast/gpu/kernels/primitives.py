@@ -1,42 +1,41 @@
-"""What a program of either pass is made of: which rows it has, loads, stores and the barrier."""
+"""The building blocks of both passes: the rows of a program, loads, stores and the barrier."""
 
 import triton
 import triton.language as tl
 
 from .arguments import Program, Step
 
-# Programs lie on the first axis of a grid, which alone may have more than 65,535: the members of a
-# block of sequences side by side, the directions of a block of sequences side by side, too. Members
-# share out the hidden units, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ... A
-# program with a single tile, in a single block of K, keeps its part of weight_hh on chip
-# across time; a program that is its block's only member keeps the state on chip as well. Otherwise
-# the previous state is read back from the rows that the previous step has written, with a barrier
-# in between.
+# The grid is one-dimensional, because only its first axis may exceed 65,535 programs. The index of
+# the member varies fastest, then the direction, then the block of sequences. Members divide the
+# hidden units among themselves, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ...
+# A program with a single tile, in a single block of K, keeps its part of weight_hh on chip across
+# time; if it is also the only member of its block, it keeps the state on chip as well. Otherwise it
+# reads the previous state back from the rows that the previous step wrote, after a barrier.
 #
-# The first-level cache does not see the stores of other programs. Loads of what other programs
-# write ask to bypass it, but Triton drops that request where it makes a load an asynchronous copy
-# in pieces of less than 16 bytes. So correctness rests on the barrier alone: to acquire is to drop
-# what that cache holds.
+# The L1 cache does not see the stores of other programs. Loads of rows that other programs write
+# ask to bypass it (.cg), but Triton drops that modifier if it turns a load into asynchronous copies
+# of less than 16 bytes. So correctness rests on the barrier alone: an acquire invalidates L1.
 #
-# Triton compares values to find the variables that a loop changes: one that is another variable
-# before the loop, and becomes that variable again in the body, counts as constant. So no variable
-# that a loop assigns is a mere name of another value before the loop, nor is a field of a tuple.
+# Triton compares values to find the variables that a loop changes. If a variable is an alias of
+# another one before the loop, and becomes that alias again in the body, Triton treats it as
+# constant. So no variable that a loop assigns may be an alias before the loop, nor a tuple's field.
 
 
 @triton.jit
 def tanh(x, IMPROVE: tl.constexpr):
-    """tanh by expm1, which is a polynomial, and e / (e + 1), to 2.5 units in the last place.
+    """tanh |x| as e / (e + 1), where a polynomial computes e = expm1(2 |x|) / 2; within 2.5 ulp.
 
-    The CPU kernel has the same formula, in csrc/kernel/tanh.h. Of approximate instructions there is
-    a division, off by 2 units at most; a power of two is made from its exponent. -0 stays -0.
+    The CPU kernel uses the same formula, in csrc/kernel/tanh.h. The only approximate instruction is
+    the division, with an error of up to 2 ulp; powers of two are built from their exponent. Keeps
+    the sign of -0.
 
-    IMPROVE: whether to take off the division's error, which results of 16 bits do not show.
+    IMPROVE: whether to correct the error of the division, which does not show in 16-bit results.
     """
     a = tl.abs(x)
-    a = tl.where(a > 10.0, 10.0, a)  # NaN stays
-    shifted = a * 2.885390043258667 + 12582912.0  # 2 / ln 2; 1.5 * 2**23 leaves no fraction
+    a = tl.where(a > 10.0, 10.0, a)  # keeps NaN
+    shifted = a * 2.885390043258667 + 12582912.0  # 2 / ln 2; adding 1.5 * 2**23 rounds to integer
     n = shifted - 12582912.0
-    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, in so few bits that n times it is exact
+    s = tl.fma(n, -0.3465735912322998, a)  # ln 2 / 2, with few enough bits that n times it is exact
     c = tl.fma(s, 0.0446286706909, 0.133865452122)
     c = tl.fma(s, c, 0.333330255182)
     c = tl.fma(s, c, 0.666661717641)
@@ -56,8 +55,8 @@ def tanh(x, IMPROVE: tl.constexpr):
 
 @triton.jit
 def activation(z, dtype: tl.constexpr, FORM: tl.constexpr):
-    """Returns the states from their sums z in float32, in another dtype."""
-    # relu of NaN is NaN, as in torch.
+    """Returns the states of float32 sums z, in `dtype`."""
+    # relu keeps NaN, as in torch.
     h = tanh(z, dtype == tl.float32) if FORM.TANH else tl.where(z <= 0, 0.0, z)
     return h.to(dtype)
 
@@ -69,9 +68,9 @@ def activation_backward(grad, h, FORM: tl.constexpr):
 
 @triton.jit
 def _sequences(b, layout, T, B, N, batch_stride):
-    """Returns the number of steps of each sequence [B], and the place of its first row [B].
+    """Returns the number of steps of each sequence [B] and its first row [B].
 
-    Lengths and offsets on the device are unchecked, so they are clamped to the tensors.
+    Lengths and offsets on the device are not checked, so clamp them to the bounds of the tensors.
     """
     mask = b < B
     if layout.offsets is not None:
@@ -88,7 +87,7 @@ def _sequences(b, layout, T, B, N, batch_stride):
 
 @triton.jit
 def begin(layout, T, B, N, strides, FIRST_GOES_BACK: tl.constexpr, FORM: tl.constexpr):
-    """Returns what a program of either pass knows before its first step.
+    """Returns the `Program` of this program instance, for either pass.
 
     Args:
         strides: time_stride, batch_stride, reset_time_stride and reset_batch_stride.
@@ -119,7 +118,7 @@ def begin(layout, T, B, N, strides, FIRST_GOES_BACK: tl.constexpr, FORM: tl.cons
 
 @triton.jit
 def of_direction(first, second, program, FORM: tl.constexpr):
-    """Returns the pointer of the program's direction, of two."""
+    """Returns the one of two pointers that belongs to the program's direction."""
     chosen = first
     if FORM.DIRECTIONS == 2:  # noqa: SIM102 - known when it is compiled
         if program.direction == 1:
@@ -129,7 +128,7 @@ def of_direction(first, second, program, FORM: tl.constexpr):
 
 @triton.jit
 def offsets_of_direction(program, FORM: tl.constexpr):
-    """Returns where the program's direction begins, in a row and in states (directions, B, H)."""
+    """Returns the offset of the program's direction within a row and within (directions, B, H)."""
     direction = tl.cast(program.direction, tl.int64)
     return direction * FORM.H, direction * program.B * FORM.H
 
@@ -142,14 +141,14 @@ def units(i, program, FORM: tl.constexpr):
 
 @triton.jit
 def time_of(s, program):
-    """Returns the time of step s of the pass, or of its last step; 0 where there is no step."""
+    """Returns the time of step s of the pass, clamped to its last step; 0 if it has no steps."""
     s = tl.minimum(s, program.steps - 1)
     return tl.maximum(tl.where(program.back == 1, program.steps - 1 - s, s), 0)
 
 
 @triton.jit
 def row_at(t, layout, program):
-    """Returns the row of each sequence [B] at time t (a scalar or [B]), if it is alive then."""
+    """Returns the row of each sequence [B] at time t (a scalar or [B]); valid only if alive."""
     if layout.starts is not None:
         return program.first + tl.load(layout.starts + t)
     return program.first + t * program.time_stride
@@ -157,7 +156,7 @@ def row_at(t, layout, program):
 
 @triton.jit
 def step_at(t, layout, program, FORM: tl.constexpr):
-    """Returns which sequences are alive at time t, and how they got there."""
+    """Returns the `Step` of the sequences at time t."""
     alive = t < program.length
     is_first = t == tl.where(program.back == 1, program.length - 1, 0)
     is_cut = is_cut_at(t + program.back, layout, program, FORM)
@@ -166,7 +165,7 @@ def step_at(t, layout, program, FORM: tl.constexpr):
 
 @triton.jit
 def is_cut_at(border, layout, program, FORM: tl.constexpr):
-    """Returns whether a state begins anew between the times border - 1 and border [B]."""
+    """Returns whether a reset cuts each sequence between the times border - 1 and border [B]."""
     if layout.reset is None:
         is_cut = tl.full((FORM.BLOCK_B,), 0, tl.int1)
     else:
@@ -183,7 +182,7 @@ def zeros(dtype: tl.constexpr, FORM: tl.constexpr):
 
 @triton.jit
 def load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
-    """Loads units n of rows [B, N]; zeros where mask [B] is not set and for units from LIMIT on."""
+    """Loads units n of rows [B, N]; zeros if mask [B] is not set, and for units from LIMIT on."""
     place = row[:, None] * WIDTH + n[None, :]
     mask = mask[:, None]
     if LIMIT is not None:
@@ -193,7 +192,7 @@ def load_rows(data, row, n, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
 
 @triton.jit
 def store_rows(data, row, n, values, mask, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
-    """Stores values [B, N] into units n of rows, where mask [B] is set, for units below LIMIT."""
+    """Stores values [B, N] into units n < LIMIT of the rows for which mask [B] is set."""
     place = row[:, None] * WIDTH + n[None, :]
     mask = mask[:, None]
     if LIMIT is not None:
@@ -203,7 +202,7 @@ def store_rows(data, row, n, values, mask, WIDTH: tl.constexpr, LIMIT: tl.conste
 
 @triton.jit
 def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
-    """Stores zeros into units n of the rows that no sequence of the block has a step for."""
+    """Stores zeros into units n of all rows past the block's longest sequence."""
     nothing = zeros(data.dtype.element_ty, FORM)
     for u in range(program.steps, program.T):
         row = row_at(u, layout, program)
@@ -214,9 +213,9 @@ def store_zeros_past_the_end(data, n, layout, program, FORM: tl.constexpr):
 def meet(arrivals, s, program, FORM: tl.constexpr):
     """A barrier after step s: returns when the stores of all members of the block are visible.
 
-    One thread polls: Triton lets one thread execute an atomic operation on a scalar, and hands the
-    result to the others at a barrier of the program. All members poll once at least, the last one
-    to arrive as well, since to acquire is to drop what the first-level cache holds.
+    One thread polls: Triton executes a scalar atomic operation in one thread, and broadcasts the
+    result to the others at a barrier of the program. Every member polls at least once, even the
+    last to arrive, because only the acquire invalidates its L1 cache.
     """
     tl.debug_barrier()
     if FORM.MEMBERS > 1:

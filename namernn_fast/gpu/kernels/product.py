@@ -1,7 +1,7 @@
-"""A matrix product in float32, in a precision of its own.
+"""A float32 matrix product whose precision does not depend on torch's setting for products.
 
-Shapes are written in brackets: M and N are blocks of the rows and the columns of the product, K a
-block of what is summed over.
+Shapes are in brackets: M and N are blocks of the rows and the columns of the product, K a block of
+the summed dimension.
 """
 
 import triton
@@ -31,18 +31,18 @@ def product_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,  # ieee or tf32
-    WIDE: tl.constexpr,  # whether a place within a block can be 2^31 and more
+    WIDE: tl.constexpr,  # whether an offset within a block can reach 2^31
 ):
-    """Computes out = left right + plus, with the sum over K in parts.
+    """Computes out = left right + plus, with the sum over K split into parts.
 
-    Programs lie in a grid (blocks, parts).
+    The grid is (blocks, parts).
     """
     tile, part = tl.program_id(0), tl.program_id(1)
     blocks_n = tl.cdiv(N, BLOCK_N)
     first_m, first_n = (tile // blocks_n).to(tl.int64) * BLOCK_M, tile % blocks_n * BLOCK_N
     begin = part.to(tl.int64) * K_OF_A_PART
     end = tl.minimum(begin + K_OF_A_PART, K)
-    # Places within a block take half the registers of addresses, and do not change in the loop.
+    # Offsets within a block take half the registers of addresses, and are loop-invariant.
     m, n, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     is_m, is_n = (m < M - first_m)[:, None], (n < N - first_n)[None, :]
     if WIDE:

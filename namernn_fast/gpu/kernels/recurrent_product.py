@@ -16,11 +16,11 @@ def _tile(weight, k, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 
 @triton.jit
 def round_to_tf32(x):
-    """Rounds float32 to the nearest value of TF32, ties away from zero. Tensor cores alone would
-    cut the last 13 bits of their operands off.
+    """Rounds float32 to the nearest TF32 value, ties away from zero.
 
-    Numbers that would round to infinity, infinity and NaN stay: NaN as CUDA makes it has all bits
-    set, and would carry over into the sign.
+    Without this, tensor cores truncate the last 13 bits of their operands. NaN, infinity and
+    numbers that would round to infinity are unchanged: CUDA's NaN has all bits set, so the addition
+    would carry into its sign.
     """
     bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     return tl.where(tl.abs(x) < 3.4e38, bits.to(tl.float32, bitcast=True), x)
@@ -28,17 +28,18 @@ def round_to_tf32(x):
 
 @triton.jit
 def _operand(x, FORM: tl.constexpr):
-    """Rounds an operand of tensor cores to TF32, if they are to multiply in TF32."""
+    """Rounds an operand of tensor cores to TF32, if the precision is TF32."""
     if FORM.PRECISION == "tf32" and FORM.BLOCK_B > 1:
         x = round_to_tf32(x)
     return x
 
 
-# One sequence is multiplied without tensor cores, in products of units k that a thread takes apart:
-# so Triton gives it whole vectors of them and lays lanes along the units n, and most of a sum is
-# made within a thread, whatever the alignment of rows. The thread's multiply-adds are written out.
-# If lanes exchanged bare products, the compiler would fuse each lane's own with the rounded one of
-# another lane, and copies of one sum would differ in their last bits.
+# A program with one sequence multiplies without tensor cores. Each thread splits vectors of units k
+# into elements. With this layout Triton assigns whole vectors to a thread and places lanes along
+# the units n, so a thread computes most of a sum alone, whatever the alignment of rows. The
+# multiply-adds within a thread are explicit: if lanes exchanged bare products, the compiler would
+# fuse each lane's own product with the rounded product of another lane, and copies of the same sum
+# would differ in their last bits.
 
 
 @triton.jit
@@ -50,9 +51,9 @@ def _units_of_one(FORM: tl.constexpr):
 
 @triton.jit
 def _apart(vectors, FORM: tl.constexpr):
-    """Returns the tensors [., N] in float32 that vectors [K / VECTOR, N, VECTOR] consist of.
+    """Splits vectors [K / VECTOR, N, VECTOR] into tensors [., N] in float32.
 
-    Those of four units are halved too: with fewer sums at once a thread has enough registers.
+    Vectors of four units are also halved along K, so that a thread needs registers for fewer sums.
     """
     vectors = vectors.to(tl.float32)
     if FORM.VECTOR == 2:
@@ -67,7 +68,7 @@ def _apart(vectors, FORM: tl.constexpr):
 
 @triton.jit
 def _four_apart(vectors):
-    """Returns vectors [K, N, 2, 2] as four tensors [K, N], unit by unit."""
+    """Splits vectors [K, N, 2, 2] into four tensors [K, N], one per unit."""
     even, odd = tl.split(vectors)
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -76,7 +77,7 @@ def _four_apart(vectors):
 
 @triton.jit
 def _every_other(left, right, FIRST: tl.constexpr):
-    """Returns the sum of the products of every other of eight tensors."""
+    """Returns the sum of products of every other of eight pairs of tensors, starting at FIRST."""
     sum = left[FIRST] * right[FIRST]
     for i in tl.static_range(FIRST + 2, 8, 2):
         sum = tl.fma(left[i], right[i], sum)
@@ -85,7 +86,7 @@ def _every_other(left, right, FIRST: tl.constexpr):
 
 @triton.jit
 def _product_of_one(left, right, sum, FORM: tl.constexpr):
-    """Returns sum [1, N] + vectors [K / VECTOR, N, VECTOR] times a tile that was taken apart."""
+    """Returns sum [1, N] + vectors [K / VECTOR, N, VECTOR] times a tile split by `_apart`."""
     left = _apart(left, FORM)
     if FORM.VECTOR == 2:
         terms = tl.fma(left[1], right[1], left[0] * right[0])
@@ -105,16 +106,17 @@ def product(left, right, sum, FORM: tl.constexpr):
     return sum
 
 
-# Warps share out the units n of a tile of weight_hh. With few units n every warp would hold a copy
-# of the tile; so the sum over the units k is split into PARTS, which warps share out as well.
+# Warps divide the units n of a tile of weight_hh among themselves. With few units n every warp
+# would hold a copy of the tile; so the sum over the units k is split into PARTS, which warps divide
+# too.
 
 
 @triton.jit
 def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
     """Loads a weight (H, H), or its transpose, for all units k and the units n.
 
-    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts; for one sequence it is
-    taken apart.
+    Its shape is [K, N], or [PARTS, K / PARTS, N] with several parts; for one sequence it is split
+    by `_apart`.
     """
     if FORM.BLOCK_B == 1:
         tile = _tile(weight, _units_of_one(FORM), n[None, :, None], TRANSPOSED, FORM)
@@ -132,8 +134,9 @@ def kept_tile(weight, n, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 def load_states(states, mask, FORM: tl.constexpr):
     """Loads all units of states [B, K], as [PARTS, B, K / PARTS] with several parts.
 
-    For one sequence whose rows are whole vectors they are [K / VECTOR, N, VECTOR], the same for all
-    n: each thread loads all that it multiplies. To hand them around would take longer.
+    For one sequence whose rows consist of whole vectors they are [K / VECTOR, N, VECTOR], the same
+    for all n: each thread loads all states that it multiplies, which is faster than exchanging
+    them.
     """
     if FORM.BLOCK_B == 1 and FORM.H % FORM.VECTOR == 0:
         k = _units_of_one(FORM)
@@ -176,8 +179,8 @@ def streamed_product(
 ):
     """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block.
 
-    Without tensor cores `tl.dot` is a chain of multiply-adds for each sum, whose rounding error
-    grows with its length: chains of at most 64 are added up.
+    Without tensor cores `tl.dot` computes each sum as a chain of multiply-adds. Its rounding error
+    grows with its length, so chains are limited to 64 and then added to the sum.
     """
     CHAINED: tl.constexpr = FORM.PRECISION == "ieee" and states.dtype.element_ty == tl.float32
     chain = zeros(tl.float32, FORM)

@@ -7,18 +7,18 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["V"])
 def sums_by_token_kernel(
     rows,  # (N, WIDTH)
-    order,  # (N), the numbers of the rows, sorted by token
-    borders,  # (V + 1), the place in `order` where the rows of each token begin
+    order,  # (N), row numbers sorted by token
+    borders,  # (V + 1), where the rows of each token begin in `order`
     sums,  # (parts, V, WIDTH), float32
     V,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr,  # rows that are read at once
+    BLOCK_R: tl.constexpr,  # rows read at once
     STAGES: tl.constexpr,
 ):
-    """Computes the sum of the rows of each token in parts, each of every so many blocks of rows.
+    """Computes the sum of the rows of each token in parts; a part strides over blocks of rows.
 
-    Programs lie in a grid (V, blocks of units, parts).
+    The grid is (V, blocks of units, parts).
     """
     token, part = tl.program_id(0), tl.program_id(2)
     begin, end = tl.load(borders + token), tl.load(borders + token + 1)

@@ -1,4 +1,4 @@
-"""Numbers that a launch brings to the device."""
+"""Copies kernel arguments to memory of the device."""
 
 import triton
 import triton.language as tl
@@ -6,12 +6,13 @@ import triton.language as tl
 
 @triton.jit
 def upload_kernel(
-    out,  # int64, as many as there are values
+    out,  # int64, one element per value
     values,  # a tuple of 2 v + 3 for each number v
 ):
-    """Stores numbers that come as arguments, which are a part of a captured launch.
+    """Stores numbers that are passed as arguments, because a CUDA graph captures arguments.
 
-    Triton compiles anew for an argument that is 1 or a multiple of 16; 2 v + 3 is neither.
+    They are encoded as 2 v + 3, because Triton recompiles for arguments that are 1 or a multiple of
+    16, and 2 v + 3 is neither.
     """
     for i in tl.static_range(len(values)):
         tl.store(out + i, (values[i] - 3) >> 1)
