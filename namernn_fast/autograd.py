@@ -11,15 +11,16 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from . import ops, reference
-from .call import Call
+from .call import CLASSES, Call, Cell
 
 _Run: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 
 class FusedStack(torch.autograd.Function):
-    """`rnn_forward` with `rnn_backward` as its gradient, applied to `call.flat()`.
+    """The forward operator of a cell with the backward operator as its gradient.
 
-    Of the intermediate results it saves only the outputs of the layers.
+    Applied to `call.flat()`. Of the intermediate results it saves only the outputs of the layers and
+    what the cell keeps.
     """
 
     @staticmethod
@@ -31,21 +32,21 @@ class FusedStack(torch.autograd.Function):
         reset: Tensor | None,
         options: int,
         trees: int,
+        cell: Cell,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         # The backward pass reads every output.
         options = options & ~ops.LAST_STATE | ops.WANT_HIDDEN
-        output, h_n, hidden = ops.rnn_forward(
-            input, hx, weights, sequence_layout, reset, options, trees
-        )
+        arguments = input, hx, weights, sequence_layout, reset, options, trees
+        output, h_n, hidden, kept = ops.forward(cell, *arguments)
         needed = ctx.needs_input_grad
         of_input, of_hx = input if needed[0] else None, hx if needed[1] else None
         if torch.compiler.is_compiling():  # a compiler keeps the values, and cannot read versions
-            plan = _plan_backward.__wrapped__(options, needed)  # without its cache
+            plan = _plan_backward.__wrapped__(cell, options, needed)  # without its cache
             ctx.call = options, trees, plan, None, None, None
             watched: Iterable[Tensor] = weights
         else:
-            plan = _plan_backward(options, needed)
+            plan = _plan_backward(cell, options, needed)
             # Aliases, so that `tensor.data = ...` before the backward pass does not change them.
             values = [weight.detach() for weight in weights]
             input = input.detach()
@@ -57,7 +58,7 @@ class FusedStack(torch.autograd.Function):
             # in place before the fused backward pass, as with `nn.RNN`.
             watched = itertools.compress(values, plan.reads)
         ctx.save_for_backward(
-            of_input, of_hx, input, hx, sequence_layout, reset, output, *hidden, *watched
+            of_input, of_hx, input, hx, sequence_layout, reset, output, *hidden, *kept, *watched
         )
         ctx.set_materialize_grads(False)
         return output, h_n
@@ -69,16 +70,17 @@ class FusedStack(torch.autograd.Function):
         options, trees, plan, weights, originals, versions = ctx.call
         want_input, want_hx, *_ = needed = ctx.needs_input_grad
         of_input, of_hx, input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
-        hidden = rest[: plan.hidden]
+        hidden, rest = rest[: plan.hidden], rest[plan.hidden :]
+        kept, rest = rest[: plan.kept], rest[plan.kept :]
         if weights is None:
-            weights = originals = rest[plan.hidden :]
+            weights = originals = rest
         grad_weights: Sequence[Tensor | None]
         if grad_output is None and grad_h_n is None:
             grad_input, grad_hx, grad_weights = None, None, []
         elif _must_be_differentiable(grad_output, grad_h_n):
             if versions is not None and versions != _versions(originals):
                 raise RuntimeError(
-                    "FusedRNN: a bias or weight_ih was changed in place since the forward pass, "
+                    f"{CLASSES[plan.cell]}: a bias or weight_ih was changed in place since the forward pass, "
                     "which a backward pass with create_graph, is_grads_batched or a transform does "
                     "not allow: change it after the backward pass"
                 )
@@ -89,10 +91,12 @@ class FusedStack(torch.autograd.Function):
                 sequence_layout,
                 reset,
                 options,
+                plan.cell,
                 (grad_output, grad_h_n),
             )
         else:
-            grad_input, grad_hx, grad_weights = ops.rnn_backward(
+            grad_input, grad_hx, grad_weights = ops.backward(
+                plan.cell,
                 grad_output,
                 grad_h_n,
                 input,
@@ -100,6 +104,7 @@ class FusedStack(torch.autograd.Function):
                 weights,
                 output,
                 hidden,
+                kept,
                 sequence_layout,
                 reset,
                 options,
@@ -122,24 +127,27 @@ apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 
 It skips the checks that those two need, which take 5% of the time of a small call."""
 
-_NOT_DIFFERENTIABLE = (None,) * 4  # sequence_layout, reset, options and trees
+_NOT_DIFFERENTIABLE = (None,) * 5  # sequence_layout, reset, options, trees and cell
 _BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
 
 
 class _Plan(NamedTuple):
     """The inputs and gradients that the fused backward pass of a call needs."""
 
+    cell: Cell
     reads: tuple[bool, ...]
     """Whether the values of each weight are read. Those of biases are not, and those of weight_ih
     of the first layer only for the gradient of the input."""
     hidden: int
     """The number of tensors in `hidden`."""
+    kept: int
+    """The number of tensors in `kept`."""
     want_layers: list[int]
     """The layers whose weights need a gradient."""
 
 
 @functools.cache
-def _plan_backward(options: int, needs_input_grad: tuple[bool, ...]) -> _Plan:
+def _plan_backward(cell: Cell, options: int, needs_input_grad: tuple[bool, ...]) -> _Plan:
     want_input, want_weights = needs_input_grad[0], needs_input_grad[_BEFORE_WEIGHTS:]
     count, per_layer = len(want_weights), ops.weights_per_layer(options)
     of_one = per_layer // ops.directions_of(options)
@@ -150,7 +158,8 @@ def _plan_backward(options: int, needs_input_grad: tuple[bool, ...]) -> _Plan:
     want_layers = [
         k // per_layer for k in range(0, count, per_layer) if any(want_weights[k : k + per_layer])
     ]
-    return _Plan(reads, count // per_layer - 1, want_layers)
+    layers = count // per_layer
+    return _Plan(cell, reads, layers - 1, layers if cell in ops.KEEPING_CELLS else 0, want_layers)
 
 
 _version = operator.attrgetter("_version")
@@ -179,7 +188,7 @@ def _saved_tensors(ctx: Any) -> Any:
         if "inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            f"{error}\nThe backward pass of FusedRNN reads its output, its input, hx and weights, "
+            f"{error}\nThe backward pass of a fused layer reads its output, its input, hx and weights, "
             "so none of them may be changed in place before it runs. Change a copy: "
             "output.clone(), or use an operation that is not in place, such as relu(output)."
         ) from error
@@ -209,6 +218,7 @@ def _differentiable_backward(
     sequence_layout: Tensor | None,
     reset: Tensor | None,
     options: int,
+    cell: Cell,
     grads: tuple[Tensor | None, Tensor | None],
 ) -> list[Tensor | None]:
     """Computes the gradients of input, hx and weights through the reference path.
@@ -229,7 +239,8 @@ def _differentiable_backward(
         input, hx, *weights = (
             next(given) if need else value for value, need in zip(values, needed, strict=True)
         )
-        return reference.rnn_stack(Call(input, hx, weights, sequence_layout, reset, options))
+        call = Call(input, hx, weights, sequence_layout, reset, options, cell=cell)
+        return reference.run_stack(call)
 
     with torch.enable_grad():
         wanted = [

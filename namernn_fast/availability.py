@@ -9,6 +9,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from .call import Cell
+
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON_MINIMUM = (3, 6)
@@ -79,8 +81,10 @@ HAS_EXTENSION = _load_extension()
 """Whether the C++ extension is installed. Tests set it to False."""
 
 
-def why_not_kernel(input: Tensor) -> str | None:
+def why_not_kernel(input: Tensor, cell: Cell = "rnn") -> str | None:
     """Returns why the fused kernel of its device cannot take `input`, or None if it can."""
+    if input.is_cuda and cell != "rnn":
+        return f"torch's own operator computes a {cell.upper()} on a GPU, with cuDNN or MIOpen"
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
     if input.dtype not in TRITON_DTYPES:

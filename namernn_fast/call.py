@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
+
+Cell: TypeAlias = Literal["rnn", "gru"]
+"""The kind of a layer's cell: that of `nn.RNN` or that of `nn.GRU`."""
+CLASSES: dict[Cell, str] = {"rnn": "FusedRNN", "gru": "FusedGRU"}
+"""The module of each cell, for error messages."""
 
 
 @dataclass(slots=True)
 class Call:
-    """The arguments of one call, passed from `rnn()` down to the path that computes it.
+    """The arguments of one call, passed from `rnn()` or `gru()` down to the path that computes it.
 
-    `rnn()` and `last_state()` create it from the arguments of their caller. `layouts.normalise` and
+    These and `last_state()` create it from the arguments of their caller. `layouts.normalise` and
     `tokens.look_up` convert its fields to what the operators take, see `namernn_fast.ops`. From
     `dispatch.run` on it is not modified.
     """
@@ -27,6 +32,7 @@ class Call:
     """The probability of zeroing an element of a layer's output, except the last layer's. No
     operator takes it: `dispatch.run` splits the stack into layers."""
     trees: int = 0
+    cell: Cell = "rnn"
 
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
@@ -34,7 +40,7 @@ class Call:
         An `autograd.Function` ignores tensors inside nested tuples.
         """
         own = self.data, self.hx, self.sequence_layout, self.reset, self.options, self.trees
-        return *own, *self.weights
+        return *own, self.cell, *self.weights
 
 
 Path: TypeAlias = Callable[[Call], tuple[Tensor, Tensor]]

@@ -104,7 +104,10 @@ def check_reference_arguments(call: Call) -> None:
     data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
     sequence_layout = call.sequence_layout
     vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
-    for name, weight, shape in weights_and_shapes(weights, data.shape[-1], options, vocabulary):
+    gates = ops.GATES[call.cell]
+    for name, weight, shape in weights_and_shapes(
+        weights, data.shape[-1], options, vocabulary, gates
+    ):
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
     if options & ops.PACKED:
@@ -121,7 +124,11 @@ def check_reference_arguments(call: Call) -> None:
 
 
 def weights_and_shapes(
-    weights: Sequence[Tensor], features: int, options: int, vocabulary: int | None = None
+    weights: Sequence[Tensor],
+    features: int,
+    options: int,
+    vocabulary: int | None = None,
+    gates: int = 1,
 ) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Yields the name of each weight, the weight, and the shape that it must have.
 
@@ -130,20 +137,22 @@ def weights_and_shapes(
         features: the number of input features; ignored with token ids.
         options: the option bits.
         vocabulary: the number of rows of each table if input holds token ids, else None.
+        gates: of the cell.
     """
     # From the rows, like the C++ operators, so that both report a weight_hh that is not square.
-    hidden_size = weights[1].shape[0]
-    name, first = "weight_ih", (hidden_size, features)
+    hidden_size = weights[1].shape[0] // gates
+    rows = gates * hidden_size
+    name, first = "weight_ih", (rows, features)
     if vocabulary is not None:
-        name, first = "table", (vocabulary, hidden_size)
+        name, first = "table", (vocabulary, rows)
     for layer in ops.layers_of(weights, options):
         for own in layer:
             yield name, own.weight_ih, first
-            yield "weight_hh", own.weight_hh, (hidden_size, hidden_size)
+            yield "weight_hh", own.weight_hh, (rows, hidden_size)
             if own.bias_ih is not None and own.bias_hh is not None:
-                yield "bias_ih", own.bias_ih, (hidden_size,)
-                yield "bias_hh", own.bias_hh, (hidden_size,)
-        name, first = "weight_ih", (hidden_size, hidden_size * len(layer))
+                yield "bias_ih", own.bias_ih, (rows,)
+                yield "bias_hh", own.bias_hh, (rows,)
+        name, first = "weight_ih", (rows, hidden_size * len(layer))
 
 
 def check_batch_sizes(batch_sizes: Tensor, rows: int) -> list[int]:

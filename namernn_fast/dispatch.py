@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import availability, ops, reference
+from . import availability, native, ops, reference
 from .autograd import FusedStack, apply_untransformed
-from .call import Call, Path
+from .call import CLASSES, Call, Cell, Path
 from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .integrations import onnx, vmap
 
@@ -24,7 +24,7 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     """
     like = call.weights[0]  # not data, which may be token ids
     tracing = torch.compiler.is_compiling()
-    path = _choose_path(like, call.options, tracing)
+    path = _choose_path(call, tracing)
     if tracing:  # Check now: fake kernels check nothing, and the compiled program should not.
         check_like_nn_rnn(call)
         return _run_layers(path, call) if call.dropout else path(call)
@@ -49,33 +49,34 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
         raise
 
 
-def _choose_path(like: Tensor, options: int, tracing: bool) -> Path:
-    """Returns the path of a call with the device and dtype of `like`."""
+def _choose_path(call: Call, tracing: bool) -> Path:
+    """Returns the path of a call."""
     if tracing and onnx.exporting():
         return onnx.rnn_stack
-    why_not = why_not_kernel(like, tracing)
+    why_not = why_not_kernel(call.weights[0], tracing, call.cell)
     if why_not is not None:
-        if options & ops.BATCH_INVARIANT:
+        if call.options & ops.BATCH_INVARIANT:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
-        return _reference_path
+        return _reference_path if native.why_not(call, tracing) else native.run_stack
     if not tracing and torch._C._are_functorch_transforms_active():
         return _mapped_path
     return _fused_path
 
 
-def why_not_kernel(like: Tensor, tracing: bool) -> str | None:
+def why_not_kernel(like: Tensor, tracing: bool, cell: Cell) -> str | None:
     """Returns why the fused kernels cannot take a call in this context, or None if they can.
 
     Args:
         like: a tensor with the device and dtype of the call: a weight, or features of any layout.
         tracing: whether a compiler is tracing the call.
+        cell: of the call.
     """
     if not tracing and (
         forward_ad._current_level >= 0
         or (torch._C._are_functorch_transforms_active() and not vmap.only_vmap_is_active())
     ):
         return "a torch.func transform other than vmap, or forward-mode AD, is active"
-    return availability.why_not_kernel(like)
+    return availability.why_not_kernel(like, cell)
 
 
 def _run_layers(path: Path, call: Call) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,8 @@ def _run_layers(path: Path, call: Call) -> tuple[Tensor, Tensor]:
         if k:
             data = torch.nn.functional.dropout(data, call.dropout, training=True)
         own_weights = weights[k * per_layer : (k + 1) * per_layer]
-        data, h_n = path(Call(data, own_hx, own_weights, call.sequence_layout, reset, options))
+        own = Call(data, own_hx, own_weights, call.sequence_layout, reset, options, cell=call.cell)
+        data, h_n = path(own)
         states.append(h_n)
     return reference.with_batch_first(data) if batch_first else data, torch.cat(states)
 
@@ -110,7 +112,8 @@ def _fused_path(call: Call) -> tuple[Tensor, Tensor]:
     ):
         apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
         return apply(*call.flat())
-    output, h_n, _ = ops.rnn_forward(
+    forward = ops.rnn_forward if call.cell == "rnn" else ops.gru_forward
+    output, h_n, *_ = forward(
         data, hx, weights, call.sequence_layout, call.reset, call.options, call.trees
     )
     return output, h_n
@@ -130,7 +133,8 @@ def _reference_path(call: Call) -> tuple[Tensor, Tensor]:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace would record the loop over ATen operators with a fixed number of "
-            "steps: use a FusedRNN without lengths= and reset=, which it records for any length"
+            f"steps: use a {CLASSES[call.cell]} without lengths= and reset=, which it records for "
+            "any length"
         )
     check_reference_arguments(call)
-    return reference.rnn_stack(call)
+    return reference.run_stack(call)

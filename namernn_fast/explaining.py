@@ -138,7 +138,7 @@ def _of_ids(
     call = Call(input, hx, weights, None, reset, options, _dropout(layer))  # type: ignore[arg-type]
     layouts.normalise(call, True)
     tracing = torch.compiler.is_compiling()
-    table = tokens.why_not_table(call.data, embedding, options, tracing)
+    table = tokens.why_not_table(call, embedding, tracing)
     shared = not_asked or tokens.why_not_shared(call, embedding, tracing)
     return _with_shortcuts(path, why_not, table, output, shared)
 

@@ -1,14 +1,15 @@
-"""`rnn()` and `last_state()`: the layer as a function of input, initial states and weights."""
+"""`rnn()`, `gru()` and `last_state()`: the layers as functions of input, initial states and weights."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops, tokens
-from .call import Call
+from .call import Call, Cell
 from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
@@ -116,10 +117,104 @@ def rnn(
             from 0 to seq_len; batch_invariant is set, but the call is on a GPU or runs as ATen
             operators; on a GPU, Triton is missing or too old, or the GPU is too old.
     """
+    return run_layer(
+        "rnn",
+        input,
+        hx,
+        weights,
+        nonlinearity=nonlinearity,
+        bias=bias,
+        batch_first=batch_first,
+        dropout=dropout,
+        bidirectional=bidirectional,
+        training=training,
+        lengths=lengths,
+        reset=reset,
+        batch_invariant=batch_invariant,
+        embedding=embedding,
+        padding_idx=padding_idx,
+    )
+
+
+def gru(
+    input: Input,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    training: bool = False,
+    lengths: Lengths | None = None,
+    reset: Tensor | None = None,
+    batch_invariant: bool = False,
+    embedding: Tensor | None = None,
+    padding_idx: int | None = None,
+) -> tuple[Input, Tensor]:
+    """Applies a GRU of one or more layers to whole sequences; `FusedGRU` calls this.
+
+    r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr), z likewise,
+    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), h_t = (1 - z) n + z h_{t-1}, as
+    `torch.nn.GRU` defines it.
+
+    Args:
+        input, hx: as in `rnn()`.
+        weights: for each layer and direction weight_ih (3 * hidden_size, features), weight_hh
+            (3 * hidden_size, hidden_size) and, with bias, bias_ih and bias_hh (3 * hidden_size), in
+            torch's order of gates: r, z, n. Their count determines the number of layers.
+        bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
+        lengths, reset, batch_invariant, embedding, padding_idx: as in `rnn()`.
+
+    Returns:
+        output and h_n, as `rnn()`.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as `rnn()`. On a GPU, torch's own operator
+            computes the call, so Triton is not needed.
+    """
+    return run_layer(
+        "gru",
+        input,
+        hx,
+        weights,
+        bias=bias,
+        batch_first=batch_first,
+        dropout=dropout,
+        bidirectional=bidirectional,
+        training=training,
+        lengths=lengths,
+        reset=reset,
+        batch_invariant=batch_invariant,
+        embedding=embedding,
+        padding_idx=padding_idx,
+    )
+
+
+def run_layer(
+    cell: Cell,
+    input: Input,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bias: bool,
+    batch_first: bool,
+    dropout: float,
+    bidirectional: bool,
+    training: bool,
+    lengths: Lengths | None,
+    reset: Tensor | None,
+    batch_invariant: bool,
+    embedding: Tensor | None,
+    padding_idx: int | None,
+) -> tuple[Input, Tensor]:
+    """`rnn()` or `gru()`, by the kind of cell; the modules call this."""
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
     if batch_invariant or _batch_invariant:
         options |= ops.BATCH_INVARIANT
-    call = Call(input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    probability = dropout if training else 0.0
+    call = Call(input, hx, weights, None, reset, options, probability, cell=cell)  # type: ignore[arg-type]
     lookup = None
     if embedding is not None or padding_idx is not None:
         lookup = _lookup(input, embedding, padding_idx)
@@ -132,6 +227,7 @@ def last_state(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
+    cell: Cell = "rnn",
     share_prefixes: bool | None = None,
     nonlinearity: str = "tanh",
     bias: bool = True,
@@ -145,19 +241,21 @@ def last_state(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Returns h_n of `rnn()`: the last state of every layer and direction, without the output.
+    """Returns h_n of `rnn()` or `gru()`: the last state of every layer and direction, without the output.
 
     In inference the output is not written at all. Sequences of token ids with a common prefix can
     share its states, in inference and in training: the kernel then computes the trie of the batch
     instead of each sequence.
 
     Args:
+        cell: "rnn" or "gru".
         share_prefixes: None shares prefixes if that is expected to be faster; True always, and
             raises an error if it is impossible; False never. The result may differ in its last
             bits. Sharing needs a CPU, token ids, one direction, and float32 or float64; it does not
             support hx, reset, batch_invariant, dropout between layers, compilers and torch.func
             transforms.
-        input, hx, weights, nonlinearity, bias, batch_first, dropout: as in `rnn()`.
+        nonlinearity: of a vanilla RNN; a GRU has none to choose.
+        input, hx, weights, bias, batch_first, dropout: as in `rnn()` or `gru()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
         embedding, padding_idx: as in `rnn()`.
 
@@ -166,7 +264,8 @@ def last_state(
         num_directions, hidden_size).
 
     Raises:
-        ValueError: share_prefixes is True, but sharing is impossible.
+        ValueError: share_prefixes is True, but sharing is impossible; cell is unknown; nonlinearity
+            is relu for a GRU.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
@@ -175,10 +274,19 @@ def last_state(
         options |= ops.BATCH_INVARIANT
     if share_prefixes and embedding is None:
         tokens.refuse_to_share("embedding is None, so input does not hold token ids")
-    call = Call(input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    if cell != "rnn" and (cell not in ops.GATES or nonlinearity != "tanh"):
+        _refuse_cell(cell, nonlinearity)
+    probability = dropout if training else 0.0
+    call = Call(input, hx, weights, None, reset, options, probability, cell=cell)  # type: ignore[arg-type]
     lookup = _lookup(input, embedding, padding_idx, share_prefixes)
     _, h_n, options = _run(call, lengths, lookup)
     return restore_states(input, h_n, options, lookup is not None)
+
+
+def _refuse_cell(cell: str, nonlinearity: str) -> NoReturn:
+    if cell not in ops.GATES:
+        raise ValueError(f"cell must be one of {', '.join(ops.GATES)}, got {cell!r}")
+    raise ValueError(f"nonlinearity must be tanh for cell={cell!r}, got {nonlinearity!r}")
 
 
 def _lookup(

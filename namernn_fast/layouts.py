@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops, transfers
-from .call import Call
+from .call import Call, Cell
 from .checks import check_reset, hint_at_embedding
 
 Input = TypeVar("Input", bound=Tensor | PackedSequence)
@@ -60,7 +60,7 @@ def normalise(call: Call, has_ids: bool) -> None:
             )
         return
     if dim != 2:
-        _refuse_dimensions(input, has_ids)
+        _refuse_dimensions(input, has_ids, call.cell)
     batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
     if hx is not None:
         if hx.dim() != 2:
@@ -75,7 +75,7 @@ def normalise(call: Call, has_ids: bool) -> None:
     call.data = input.unsqueeze(batch_dim)
 
 
-def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
+def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
     """Raises the error for a padded input with the wrong number of dimensions."""
     if has_ids:
         raise ValueError(
@@ -83,7 +83,7 @@ def _refuse_dimensions(input: Tensor, has_ids: bool) -> NoReturn:
             f"{input.dim()}"
         )
     raise ValueError(
-        f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+        f"{cell.upper()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
         + hint_at_embedding(input)
     )
 

@@ -1,4 +1,4 @@
-"""The modules: `torch.nn.RNN` and `torch.nn.RNNCell` with the fused operator underneath."""
+"""The modules: torch's recurrent layers with the fused operators underneath."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,15 +10,16 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from . import tokens
-from .functional import batch_invariant_is_on, last_state, rnn
+from .call import Cell
+from .functional import batch_invariant_is_on, last_state, run_layer
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
 from .integrations.fx import make_leaves
-from .integrations.nn_rnn import must_serve, plain_twin
+from .integrations.nn_rnn import is_exact, must_serve, plain_twin
 from .layouts import Input, Lengths
 
 
-def _current(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
+def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
     """Returns the weights with these names, computed first if they are parametrized.
 
     Reads `_parameters` because that takes a tenth of the time of `getattr`.
@@ -44,68 +45,15 @@ def what_else_runs(module: torch.nn.Module) -> str | None:
     return "global hooks" if _has_any_global_hook() else None
 
 
-class FusedRNN(torch.nn.RNN):
-    """A drop-in for `torch.nn.RNN` that runs whole sequences in one operator.
+class _FusedLayer(torch.nn.RNNBase):
+    """What the fused layers share: everything except their constructors.
 
-    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), where act is tanh or relu. The
-    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are those
-    of `torch.nn.RNN`. Every call reads the parameters: nothing is cached that could go stale.
-
-    Args:
-        input_size: number of input features at each step.
-        hidden_size: number of features of the state.
-        num_layers: number of stacked layers.
-        nonlinearity: "tanh" or "relu".
-        bias: whether the layers have bias_ih and bias_hh.
-        batch_first: whether input and output are (batch, seq_len, features).
-        dropout: probability of zeroing an element between layers, in training mode.
-        bidirectional: whether every layer also runs from the end of the sequences.
-        device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
-            on a CPU, and 16- and 32-bit types on a GPU; everything else runs as ATen operators.
-            `namernn_fast.explain` says which path an input takes.
-        batch_invariant: whether the results of a sequence must be bit-identical however it is
-            batched, as within `namernn_fast.batch_invariant()`.
-
-    Example:
-        >>> layer = FusedRNN(8, 16, batch_first=True)
-        >>> output, h_n = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
-        >>> output.shape, h_n.shape
-        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
+    A subclass inherits from this class first and then from torch's layer.
     """
 
+    _cell: Cell
+    _torch_class: type[torch.nn.RNNBase]
     batch_invariant: bool = False
-
-    # Spelled out instead of **kwargs for `help`, and for `skip_init`, which looks for `device`.
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        batch_invariant: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        **refused: NoReturn,  # nn.RNN rejects them with its own message
-    ) -> None:
-        super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device=device,
-            dtype=dtype,
-            **refused,
-        )
-        self.batch_invariant = batch_invariant
 
     # No argument is keyword-only: torch's older ONNX exporter passes None for each by position.
     def forward(
@@ -142,12 +90,12 @@ class FusedRNN(torch.nn.RNN):
                 all arguments in more detail.
 
         Note:
-            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
+            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in torch's layer:
             split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
             multithreaded one, the CPU kernel runs on one thread. TorchScript records the operators
-            of `nn.RNN`, which run at any length.
+            of torch's layer, which run at any length.
         """
-        weights = _current(self, self._flat_weights_names)
+        weights = current_weights(self, self._flat_weights_names)
         unusual = (  # Tested inline: together these tests cost no more than one function call.
             type(input) is not Tensor
             or type(weights[0]) is not torch.nn.Parameter
@@ -155,12 +103,13 @@ class FusedRNN(torch.nn.RNN):
             or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
         )
         if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
-            return self._as_nn_rnn(input, hx, embedding, padding_idx)
-        return rnn(
+            return self._as_torch(input, hx, embedding, padding_idx)
+        return run_layer(
+            self._cell,
             input,
             hx,
             weights,
-            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",  # `nn.RNN` reads mode too
+            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",  # torch reads mode too
             bias=self.bias,
             batch_first=self.batch_first,
             dropout=self.dropout,
@@ -208,17 +157,18 @@ class FusedRNN(torch.nn.RNN):
             if share_prefixes:
                 tokens.refuse_to_share(f"the layer has {what_else}")
             return self(input, hx, lengths, reset, embedding, padding_idx)[1]
-        weights = _current(self, self._flat_weights_names)
+        weights = current_weights(self, self._flat_weights_names)
         if must_serve(input, hx, weights, lengths is None and reset is None):
             if share_prefixes:
-                tokens.refuse_to_share("this call runs on the operators of nn.RNN")
-            return self._as_nn_rnn(input, hx, embedding, padding_idx)[1]
+                tokens.refuse_to_share(f"this call runs on the operators of nn.{self._torch_class.__name__}")
+            return self._as_torch(input, hx, embedding, padding_idx)[1]
         return last_state(
             input,
             hx,
             weights,
+            cell=self._cell,
             share_prefixes=share_prefixes,
-            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",
+            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
             bias=self.bias,
             batch_first=self.batch_first,
             dropout=self.dropout,
@@ -231,120 +181,156 @@ class FusedRNN(torch.nn.RNN):
             padding_idx=padding_idx,
         )
 
-    def _as_nn_rnn(
+    def _as_torch(
         self, input: Any, hx: Tensor | None, embedding: Tensor | None, padding_idx: int | None
     ) -> tuple[Any, Tensor]:
-        """Computes the call with the operators of `nn.RNN`."""
+        """Computes the call with the operators of torch's own layer."""
         self._refuse_if_invariant()
         if embedding is not None:
             input = tokens.gather_any(input, embedding, padding_idx)
-        return super().forward(input, hx)
+        return super().forward(input, hx)  # type: ignore[misc]
 
-    def __prepare_scriptable__(self) -> torch.nn.RNN:
+    def __prepare_scriptable__(self) -> torch.nn.RNNBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
         self._refuse_if_invariant()
-        return self if type(self) not in PLAIN else plain_twin(self, PLAIN[FusedRNN])
+        return plain_twin(self, self._torch_class) if is_exact(self) else self
 
     def _refuse_if_invariant(self) -> None:
-        """Raises an error if batch_invariant is on, which the operators of `nn.RNN` do not have."""
+        """Raises an error if batch_invariant is on, which torch's own operators do not have."""
         if self.batch_invariant or batch_invariant_is_on():
             raise RuntimeError(
                 "batch_invariant needs the fused kernel, but TorchScript, expanded weights and "
-                "tensor-like objects run on the operators of nn.RNN"
+                f"tensor-like objects run on the operators of nn.{self._torch_class.__name__}"
             )
 
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
+class FusedRNN(_FusedLayer, torch.nn.RNN):
+    """A drop-in for `torch.nn.RNN` that runs whole sequences in one operator.
 
+    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), where act is tanh or relu. The
+    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are those
+    of `torch.nn.RNN`. Every call reads the parameters: nothing is cached that could go stale.
 
-class FusedRNNCell(torch.nn.RNNCell):
-    """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
-
-    The constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.RNNCell`. So are the operators, because the fused kernel is not faster for a single
-    step; it runs only for batch invariance and `vmap`, which those operators do not support.
-    `namernn_fast.explain` says which path an input takes.
+    Args:
+        input_size: number of input features at each step.
+        hidden_size: number of features of the state.
+        num_layers: number of stacked layers.
+        nonlinearity: "tanh" or "relu".
+        bias: whether the layers have bias_ih and bias_hh.
+        batch_first: whether input and output are (batch, seq_len, features).
+        dropout: probability of zeroing an element between layers, in training mode.
+        bidirectional: whether every layer also runs from the end of the sequences.
+        device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
+            on a CPU, and 16- and 32-bit types on a GPU; everything else runs as ATen operators.
+            `namernn_fast.explain` says which path an input takes.
+        batch_invariant: whether the results of a sequence must be bit-identical however it is
+            batched, as within `namernn_fast.batch_invariant()`.
 
     Example:
-        >>> cell = FusedRNNCell(8, 16)
-        >>> cell(torch.randn(3, 8), torch.zeros(3, 16)).shape
-        torch.Size([3, 16])
+        >>> layer = FusedRNN(8, 16, batch_first=True)
+        >>> output, h_n = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
+        >>> output.shape, h_n.shape
+        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
     """
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
+    _cell = "rnn"
+    _torch_class = torch.nn.RNN
 
-        Args:
-            input: (batch, input_size), or (input_size).
-            hx: (batch, hidden_size), or (hidden_size); None for zeros.
-
-        Raises:
-            ValueError: input or hx has neither 1 nor 2 dimensions.
-            RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
-        """
-        weights = _current(self, _CELL_WEIGHTS)
-        if self.why_not_fused(input, hx, weights) is None:
-            _, h_n = rnn(
-                input.unsqueeze(0),
-                None if hx is None else hx.unsqueeze(0),
-                weights if self.bias else weights[:2],
-                nonlinearity=self.nonlinearity,
-                bias=self.bias,
-            )
-            # Not a view: one made under no_grad could not be modified in place afterwards.
-            return h_n.squeeze(0) if torch.is_grad_enabled() else h_n.squeeze_(0)
-        step = _STEPS.get(self.nonlinearity)
-        if step is None or input.dim() != 2 or (hx is not None and hx.dim() != 2):
-            return super().forward(input, hx)
-        if hx is None:
-            hx = input.new_zeros(input.shape[0], self.hidden_size)
-        return step(input, hx, *weights)
-
-    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
-
-    def why_not_fused(
-        self, input: Tensor, hx: Tensor | None = None, weights: Sequence[Tensor] | None = None
-    ) -> str | None:
-        """Returns why a call runs torch's own cell, or None if it runs `namernn_fast.rnn`.
-
-        Args:
-            input, hx: of the call.
-            weights: the current weights of this cell, if the caller has read them already.
-        """
-        # Torch's own cell is not batch-invariant and has no rule for `vmap`.
-        if not (batch_invariant_is_on() or torch._C._are_functorch_transforms_active()):
-            return "torch's own cell is as fast for a single step"
-        weights = _current(self, _CELL_WEIGHTS) if weights is None else weights
-        if not self._fits(input, hx, weights[0]):
-            return "the arguments do not match, and nn.RNNCell raises its own errors"
-        return None
-
-    def _fits(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> bool:
-        """Returns whether shapes and dtypes match; if not, nn.RNNCell must raise its own errors."""
-        batch, dtype = input.shape[:-1], input.dtype
-        return (
-            self.nonlinearity in _STEPS
-            and len(batch) in (0, 1)
-            and input.dim() > 0
-            and input.shape[-1] == self.input_size
-            and input.layout == torch.strided
-            and (dtype == weight_ih.dtype or torch._C._is_any_autocast_enabled())
-            and (hx is None or (hx.shape == (*batch, self.hidden_size) and hx.dtype == dtype))
+    # Spelled out instead of **kwargs for `help`, and for `skip_init`, which looks for `device`.
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **refused: NoReturn,  # nn.RNN rejects them with its own message
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **refused,
         )
-
-    def __prepare_scriptable__(self) -> torch.nn.RNNCell:
-        """Returns the module that `torch.jit.script` compiles instead of this one."""
-        return self if type(self) not in PLAIN else plain_twin(self, PLAIN[FusedRNNCell])
+        self.batch_invariant = batch_invariant
 
 
-allow_tracing(FusedRNN)
-make_leaves(FusedRNN, FusedRNNCell)
+class FusedGRU(_FusedLayer, torch.nn.GRU):
+    """A drop-in for `torch.nn.GRU` that runs whole sequences in one operator on a CPU.
+
+    r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr), z likewise,
+    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), h_t = (1 - z) n + z h_{t-1}. The
+    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are those
+    of `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
+
+    Args:
+        input_size: number of input features at each step.
+        hidden_size: number of features of the state.
+        num_layers: number of stacked layers.
+        bias: whether the layers have bias_ih and bias_hh.
+        batch_first: whether input and output are (batch, seq_len, features).
+        dropout: probability of zeroing an element between layers, in training mode.
+        bidirectional: whether every layer also runs from the end of the sequences.
+        device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
+            on a CPU. On every other device torch's own operator runs, which is cuDNN on NVIDIA
+            GPUs. `namernn_fast.explain` says which path an input takes.
+        batch_invariant: whether the results of a sequence must be bit-identical however it is
+            batched, as within `namernn_fast.batch_invariant()`.
+
+    Example:
+        >>> layer = FusedGRU(8, 16, batch_first=True)
+        >>> output, h_n = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
+        >>> output.shape, h_n.shape
+        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
+    """
+
+    _cell = "gru"
+    _torch_class = torch.nn.GRU
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **refused: NoReturn,  # nn.GRU rejects them with its own message
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **refused,
+        )
+        self.batch_invariant = batch_invariant
+
+
+allow_tracing(FusedRNN, FusedGRU)
+make_leaves(FusedRNN, FusedGRU)
 count_flops()
-
-FUSED: dict[type, type] = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
-"""Torch's classes and the fused class that replaces each."""
-PLAIN = {fused: plain for plain, fused in FUSED.items()}
-"""The fused classes and the torch class that each replaces."""

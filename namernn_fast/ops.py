@@ -23,7 +23,12 @@ sequences. The names of their arguments and results mean the same throughout thi
   like hx; hidden: with WANT_HIDDEN the outputs of all layers except the last, for the backward
   pass; otherwise empty.
 
-`rnn_backward` returns the gradients of input, hx and weights; a gradient that is not requested has
+`gru_forward` and `gru_backward` do the same for GRUs. Their weights and biases have 3 * hidden_size
+rows, in torch's order of gates: reset, update, new. One more result of the forward operator is an
+argument of the backward one: kept, with WANT_HIDDEN one tensor for each layer, like output with
+4 * directions * hidden_size features, otherwise empty.
+
+The backward operators return the gradients of input, hx and weights; a gradient that is not requested has
 no elements. want_layers lists the layers whose weights need a gradient. Token ids have no gradient.
 """
 
@@ -36,6 +41,7 @@ import torch
 from torch import Tensor
 
 from . import availability
+from .call import Cell
 
 NAMESPACE = "namernn_fast"
 
@@ -95,25 +101,59 @@ _library.define(
 )
 
 _Results: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
+_KeptResults: TypeAlias = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 rnn_forward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_forward.default
 rnn_backward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_backward.default
+gru_forward: Callable[..., _KeptResults] = torch.ops.namernn_fast.gru_forward.default
+gru_backward: Callable[..., _Results] = torch.ops.namernn_fast.gru_backward.default
+
+GATES: dict[Cell, int] = {"rnn": 1, "gru": 3}
+"""The number of blocks of hidden_size rows in the weights and biases of each cell."""
+KEPT: dict[Cell, int] = {"rnn": 0, "gru": 4}
+"""The number of blocks of hidden_size values that each cell keeps of a row."""
+
+
+def forward(cell: Cell, *arguments: Any) -> _KeptResults:
+    """Runs the forward operator of a cell; `kept` is empty for the vanilla cell."""
+    if cell == "rnn":
+        return *rnn_forward(*arguments), []
+    return gru_forward(*arguments)
+
+
+def backward(
+    cell: Cell,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    hidden: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    *arguments: Any,
+) -> _Results:
+    """Runs the backward operator of a cell."""
+    forward_pass = grad_output, grad_h_n, input, hx, weights, output, hidden
+    if cell == "rnn":
+        return rnn_backward(*forward_pass, *arguments)
+    return gru_backward(*forward_pass, kept, *arguments)
 
 
 class LayerWeights(NamedTuple):
     """The weights of one layer in one direction."""
 
     weight_ih: Tensor
-    """(hidden_size, features)"""
+    """(gates * hidden_size, features)"""
     weight_hh: Tensor
-    """(hidden_size, hidden_size)"""
+    """(gates * hidden_size, hidden_size)"""
     bias_ih: Tensor | None = None
-    """(hidden_size), or None without biases"""
+    """(gates * hidden_size), or None without biases"""
     bias_hh: Tensor | None = None
-    """(hidden_size), or None without biases"""
+    """(gates * hidden_size), or None without biases"""
 
     @property
     def bias(self) -> Tensor | None:
-        """The sum of both biases (hidden_size), or None without biases."""
+        """The sum of both biases, or None without biases."""
         if self.bias_ih is None or self.bias_hh is None:
             return None
         return self.bias_ih + self.bias_hh
@@ -140,6 +180,12 @@ def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ..
     if options & SHARE_PREFIXES:
         return (input.numel(), features)
     return (*(input.shape if has_ids(input) else input.shape[:-1]), features)
+
+
+def kept_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
+    """Returns the shape of every tensor in `kept`, given that WANT_HIDDEN is set."""
+    *rows, features = output_shape(input, hidden_size, options)
+    return (*rows, KEPT["gru"] * features)
 
 
 def directions_of(options: int) -> int:
@@ -224,7 +270,7 @@ def cpu_plan(
 
 
 @torch.library.register_fake(f"{NAMESPACE}::rnn_forward")
-def _(
+def _fake_forward(
     input: Tensor,
     hx: Tensor | None,
     weights: Sequence[Tensor],
@@ -253,8 +299,17 @@ def _(
     )
 
 
+@torch.library.register_fake(f"{NAMESPACE}::gru_forward")
+def _(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *arguments: Any) -> _KeptResults:
+    output, h_n, hidden = _fake_forward(input, hx, weights, *arguments)
+    options = arguments[2]
+    layers = layer_count(weights, options) if options & WANT_HIDDEN else 0
+    shape = kept_shape(input, hidden_size_of(weights), options) if layers else ()
+    return output, h_n, hidden, [weights[0].new_empty(shape) for _ in range(layers)]
+
+
 @torch.library.register_fake(f"{NAMESPACE}::rnn_backward")
-def _(
+def _fake_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     input: Tensor,
@@ -279,6 +334,12 @@ def _(
             for i, w in enumerate(weights if want_layers else [])
         ],
     )
+
+
+@torch.library.register_fake(f"{NAMESPACE}::gru_backward")
+def _(*arguments: Any) -> _Results:
+    kept = 7  # its place among the arguments
+    return _fake_backward(*arguments[:kept], *arguments[kept + 1 :])
 
 
 @functools.cache

@@ -5,6 +5,7 @@ fused operators. It can be differentiated any number of times.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,11 +15,13 @@ from torch.nn.functional import embedding, linear
 from . import ops
 from .call import Call
 
+Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Computes the states at one time from the sums of the input and the states before, perhaps in place
+of the sums."""
 
-def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
-    """Runs a stack of layers over whole sequences.
 
-    h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), the second direction from the end.
+def run_stack(call: Call) -> tuple[Tensor, Tensor]:
+    """Runs a stack of layers over whole sequences, the second direction from the end.
 
     Args:
         call: without dropout. Lengths may be on any device; on an accelerator their values are not
@@ -33,12 +36,7 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
     recorded = is_transformed() or torch.compiler.is_compiling()
-    in_place = not (recorded or torch.is_grad_enabled())
-    if recorded:
-        activate = Tensor.relu if options & ops.RELU else Tensor.tanh
-    else:  # Autograd allows in-place activations, because their backward reads the result.
-        activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
-    add_product = Tensor.addmm_ if in_place else Tensor.addmm
+    in_place = call.cell == "rnn" and not (recorded or torch.is_grad_enabled())
     layers = ops.layers_of(weights, options)
     if hx is None:
         states = len(layers) * ops.directions_of(options)
@@ -49,14 +47,14 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     for layer in layers:
         outputs = []
         for direction, own in enumerate(layer):
-            sums = _project(input, own, in_place)
+            bias = own.bias if call.cell == "rnn" else own.bias_ih
+            sums = _project(input, own.weight_ih, bias, in_place)
+            step = _rnn_step(own, options, recorded, in_place) if call.cell == "rnn" else _gru_step(own)
             hidden, h_n = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
                 hx[len(last_states)],
-                own.weight_hh.t(),
-                add_product,
-                activate,
+                step,
                 alive,
                 reset,
                 reverse=direction == 1,
@@ -77,23 +75,47 @@ def rnn_stack(call: Call) -> tuple[Tensor, Tensor]:
     return input, torch.stack(last_states)
 
 
-def _project(input: Tensor, weights: ops.LayerWeights, in_place: bool) -> Tensor:
-    """Returns x_t W_ih^T + b_ih + b_hh for all steps; the recurrence adds to its rows.
+def _rnn_step(weights: ops.LayerWeights, options: int, recorded: bool, in_place: bool) -> Step:
+    """h_t = act(x_t W_ih^T + b_ih + b_hh + h_{t-1} W_hh^T)."""
+    if recorded:
+        activate = Tensor.relu if options & ops.RELU else Tensor.tanh
+    else:  # Autograd allows in-place activations, because their backward reads the result.
+        activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
+    add_product = Tensor.addmm_ if in_place else Tensor.addmm
+    weight_hh = weights.weight_hh.t()
+    return lambda sums, h: activate(add_product(sums, h, weight_hh))
+
+
+def _gru_step(weights: ops.LayerWeights) -> Step:
+    """h_t = n + z (h_{t-1} - n), with the gates r, z and n of `torch.nn.GRU`."""
+
+    def step(sums: Tensor, h: Tensor) -> Tensor:
+        x_r, x_z, x_n = sums.chunk(3, 1)
+        h_r, h_z, h_n = linear(h, weights.weight_hh, weights.bias_hh).chunk(3, 1)
+        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+        n = torch.tanh(x_n + r * h_n)
+        return n + z * (h - n)
+
+    return step
+
+
+def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
+    """Returns x_t W_ih^T + bias for all steps; `_rnn_step` adds to its rows.
 
     Args:
         input: (seq_len, batch, features), or the data of a PackedSequence (rows, features); or
             token ids without the last dimension.
-        weights: of one direction, with a table instead of weight_ih if input holds token ids.
+        weight_ih: of one direction; a table if input holds token ids.
+        bias: what the biases contribute to sums of the input.
         in_place: whether the result becomes the output. It must not be a view then: a view made
             under no_grad could not be modified in place afterwards.
     """
-    bias = weights.bias
     if ops.has_ids(input):
-        return _rows_of_table(input, weights.weight_ih, bias, in_place)
+        return _rows_of_table(input, weight_ih, bias, in_place)
     if not in_place or input.dim() == 2:
-        return linear(input, weights.weight_ih, bias)
-    sums = input.new_empty(*input.shape[:-1], weights.weight_ih.shape[0])
-    rows, rows_of_sums, weight_ih = input.flatten(0, 1), sums.flatten(0, 1), weights.weight_ih.t()
+        return linear(input, weight_ih, bias)
+    sums = input.new_empty(*input.shape[:-1], weight_ih.shape[0])
+    rows, rows_of_sums, weight_ih = input.flatten(0, 1), sums.flatten(0, 1), weight_ih.t()
     if bias is None:
         torch.mm(rows, weight_ih, out=rows_of_sums)
     else:
@@ -135,7 +157,7 @@ def _with_time_first(
         return input, sequence_layout.tolist(), None, None
     lengths, places = sequence_layout, None
     if lengths is not None and options & ops.JAGGED:
-        lengths, places = lengths.diff(), _places_of_jagged(lengths)
+        lengths, places = lengths.diff(), places_of_jagged(lengths)
         longest = max([1, *lengths.tolist()])
         padded = input.new_zeros(longest, len(lengths), *input.shape[1:])
         input = padded.index_put(places, input)
@@ -156,7 +178,7 @@ def is_transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
+def places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the time and the sequence number of each row of a jagged tensor."""
     row = torch.arange(int(offsets[-1]), device=offsets.device)
     sequence = torch.bucketize(row, offsets[1:], right=True)
@@ -167,9 +189,7 @@ def _direction(
     sums: Sequence[Tensor],
     batch_sizes: list[int] | None,
     hx: Tensor,
-    weight_hh: Tensor,
-    add_product: Callable[[Tensor, Tensor, Tensor], Tensor],
-    activate: Callable[[Tensor], Tensor],
+    step: Step,
     alive: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
@@ -177,12 +197,10 @@ def _direction(
     """Runs the recurrence of one direction of one layer.
 
     Args:
-        sums: x_t W_ih^T + b_ih + b_hh for each time, (sequences, hidden_size).
+        sums: what the input contributes at each time, (sequences, gates * hidden_size).
         batch_sizes: the number of sequences at each time, or None if it is constant.
         hx: (batch, hidden_size)
-        weight_hh: W_hh^T, (hidden_size, hidden_size)
-        add_product: adds the product of its last two arguments to its first, possibly in place.
-        activate: tanh or relu, possibly in place.
+        step: computes the states at a time from `sums` and the states before.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
         reset: bool (seq_len, batch, 1), True where the state restarts from zeros; or None.
         reverse: whether to run from the last time to the first.
@@ -209,7 +227,7 @@ def _direction(
         if sequences > before:
             h = torch.cat([h, hx[before:sequences]])
         before = sequences
-        new = activate(add_product(sums[t], h, weight_hh))
+        new = step(sums[t], h)
         h = new if alive is None else torch.where(alive[t], new, h)
         hidden.append(h)
     if reverse:

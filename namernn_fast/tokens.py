@@ -80,7 +80,7 @@ def look_up(call: Call, lookup: Lookup) -> None:
         elif share_prefixes:
             refuse_to_share(why_not)
     options = call.options
-    if not options & ops.SHARE_PREFIXES and why_not_table(ids, embedding, options, tracing):
+    if not options & ops.SHARE_PREFIXES and why_not_table(call, embedding, tracing):
         call.data = gather(ids, embedding, padding_idx, call.sequence_layout, options)
         return
     if ids.dtype != torch.int64:
@@ -88,20 +88,23 @@ def look_up(call: Call, lookup: Lookup) -> None:
     call.weights = _with_tables(embedding, padding_idx, call.weights, options)
 
 
-def why_not_table(ids: Tensor, embedding: Tensor, options: int, tracing: bool) -> str | None:
+def why_not_table(call: Call, embedding: Tensor, tracing: bool) -> str | None:
     """Returns why a call gathers embedding rows, or None if it computes a table.
 
     Args:
-        ids, options: of the call.
+        call: a call on token ids.
         embedding: (vocabulary, input_size).
         tracing: whether a compiler is tracing the call.
     """
+    ids, options = call.data, call.options
+    if call.cell != "rnn" and why_not_kernel(embedding, tracing, call.cell) is not None:
+        return "torch's own operator takes rows of features"
     if options & ops.BATCH_INVARIANT:
         return "the bits of a table may depend on the number of threads"
     vocabulary = embedding.shape[0]
     if tracing:
         if onnx.exporting():
-            return "the RNN node of ONNX takes rows of features"
+            return f"the {call.cell.upper()} node of ONNX takes rows of features"
         # Do not turn a dynamic size into a guard.
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -151,7 +154,7 @@ def why_not_shared(
     like = call.weights[0]
     if like.dtype not in SHARING_DTYPES:
         return f"the kernel shares prefixes in float32 and float64, not in {like.dtype}"
-    why_not = why_not_kernel(like, tracing)
+    why_not = why_not_kernel(like, tracing, call.cell)
     if why_not is not None or at_any_cost:
         return why_not
     hidden_size = ops.hidden_size_of(call.weights)
@@ -160,7 +163,7 @@ def why_not_shared(
     sequences = _sequences(call)
     if sequences < SHARED_FROM_SEQUENCES:
         return f"it pays off from {SHARED_FROM_SEQUENCES} sequences, not for {sequences}"
-    return why_not_table(ids, embedding, options, tracing)
+    return why_not_table(call, embedding, tracing)
 
 
 def refuse_to_share(why_not: str) -> NoReturn:

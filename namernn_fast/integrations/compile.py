@@ -1,8 +1,8 @@
-"""Lets `torch.compile` trace FusedRNN.
+"""Lets `torch.compile` trace the fused layers.
 
 Dynamo breaks the graph at `nn.RNN` and its subclasses unless its option `allow_rnn` is set, which
 would also make it unroll the user's own `nn.RNN`, `nn.GRU` and `nn.LSTM`. So the option is set only
-while Dynamo wraps a FusedRNN. If a torch version lacks the method that is patched here, Dynamo's
+while Dynamo wraps a fused layer. If a torch version lacks the method that is patched here, Dynamo's
 own message says how to set the option.
 """
 
@@ -13,16 +13,12 @@ from typing import Any
 from .deferred import when_imported
 
 
-def allow_tracing(module_class: type) -> None:
-    """Makes Dynamo trace instances of `module_class` like any other module.
-
-    Args:
-        module_class: a subclass of `nn.RNN`.
-    """
-    when_imported("torch._dynamo.variables.builder", lambda builder: _patch(builder, module_class))
+def allow_tracing(*classes: type) -> None:
+    """Makes Dynamo trace instances of `classes`, which inherit from torch's, like other modules."""
+    when_imported("torch._dynamo.variables.builder", lambda builder: _patch(builder, classes))
 
 
-def _patch(builder: ModuleType, module_class: type) -> None:
+def _patch(builder: ModuleType, classes: tuple[type, ...]) -> None:
     """Wraps Dynamo's `VariableBuilder.wrap_module`, if there is such a method."""
     variable_builder: Any = getattr(builder, "VariableBuilder", None)
     original = getattr(variable_builder, "wrap_module", None)
@@ -31,7 +27,7 @@ def _patch(builder: ModuleType, module_class: type) -> None:
 
     @functools.wraps(original)
     def wrap_module(self: Any, value: Any) -> Any:
-        if not isinstance(value, module_class):
+        if not isinstance(value, classes):
             return original(self, value)
         with builder.config.patch(allow_rnn=True):
             return original(self, value)

@@ -23,6 +23,8 @@ def _register(flop_counter: Any) -> None:
     for operator, formula in (
         (torch.ops.namernn_fast.rnn_forward, _forward),
         (torch.ops.namernn_fast.rnn_backward, _backward),
+        (torch.ops.namernn_fast.gru_forward, _forward),
+        (torch.ops.namernn_fast.gru_backward, _gru_backward),
     ):
         flop_counter.register_flop_formula(operator, get_raw=True)(formula)
 
@@ -88,3 +90,8 @@ def _backward(
         total += ih if number or want_input else 0
         total += ih + hh if number in want_layers else 0
     return 2 * _rows(input, sequence_layout, options) * total
+
+
+def _gru_backward(*args: Any, **kwargs: Any) -> int:
+    kept = 7  # place of the argument that rnn_backward does not have
+    return _backward(*args[:kept], *args[kept + 1 :], **kwargs)

@@ -58,6 +58,11 @@ def _stands_for_tensor(value: object) -> bool:
     return is_tensor_like(value) and not isinstance(value, Tensor)
 
 
+def is_exact(module: torch.nn.Module) -> bool:
+    """Returns whether a fused module has no subclass of its own, which may override anything."""
+    return "_torch_class" in type(module).__dict__
+
+
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
     """Returns a module of class `cls` that shares all attributes and parameters of `module`."""
     twin = cls.__new__(cls)

@@ -12,7 +12,7 @@ from torch._functorch.pyfunctorch import (
 )
 
 from .. import ops
-from ..call import Call, Path
+from ..call import Call, Cell, Path
 
 
 def only_vmap_is_active() -> bool:
@@ -59,6 +59,7 @@ class Mapped(torch.autograd.Function):
         reset: Tensor | None,
         options: int,
         trees: int,
+        cell: Cell,
         *weights: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, int]]:
         """Folds the mapped dimension into the batch, or loops over it if weights are mapped over.
@@ -67,6 +68,7 @@ class Mapped(torch.autograd.Function):
             info, in_dims: as in `torch.autograd.Function.vmap`.
             path: computes the call one level below.
             input, hx, sequence_layout, reset, options, trees, weights: as of `namernn_fast.ops`.
+            cell: of the call.
 
         Returns:
             output and h_n, and their mapped dimensions. With LAST_STATE output has no elements.
@@ -75,7 +77,7 @@ class Mapped(torch.autograd.Function):
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over, but
                 the weights are not.
         """
-        _, input_dim, hx_dim, layout_dim, reset_dim, _, _, *weight_dims = in_dims
+        _, input_dim, hx_dim, layout_dim, reset_dim, _, _, _, *weight_dims = in_dims
         size = info.batch_size
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
@@ -84,7 +86,7 @@ class Mapped(torch.autograd.Function):
             )
         if any(dim is not None for dim in weight_dims):
             results = [
-                path(Call(x, h, own_weights, layout, cuts, options, trees=trees))
+                path(Call(x, h, own_weights, layout, cuts, options, trees=trees, cell=cell))
                 for x, h, layout, cuts, *own_weights in zip(
                     _split(input, input_dim, size),
                     _split(hx, hx_dim, size),
@@ -114,6 +116,7 @@ class Mapped(torch.autograd.Function):
             _fold(reset, reset_dim, 0 if batch_first else 1, size),
             options,
             trees=trees,
+            cell=cell,
         )
         output, h_n = path(folded)
         split = (-1, size)
