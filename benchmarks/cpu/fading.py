@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, DENSE, FUSED, TRAINING, Cell, shape
+from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Cell, shape
 from benchmarks.harness.processes import in_new_process
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
@@ -97,12 +97,13 @@ def report(document: dict[str, Any]) -> str:
         times = (duration(medians[layer]) for layer in (BASELINE, FUSED))
         lines.append([row["case"], *times, ratio(medians[BASELINE] / medians[FUSED])])
     return (
-        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32.\n\n"
+        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32. "
+        f"{SIZES}\n\n"
         f"{markdown(lines)}\n\n"
         f"With a gradient at `h_n` alone, gradients shrink with every step back in time until "
-        f"`{BASELINE}` computes in subnormal numbers; the fused layer takes them for zero. The "
-        f"last two rows differ in what subnormal numbers cost on this processor: nothing on some, "
-        f"ten times the time or more on others. These rows are in no mean and no worst case."
+        f"`{BASELINE}` computes in subnormal numbers; the fused layer flushes them to zero. The "
+        f"last two rows show what subnormal numbers cost on this processor: nothing on some, ten "
+        f"times the time or more on others. No mean and no worst case includes these rows."
     )
 
 

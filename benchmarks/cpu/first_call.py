@@ -57,14 +57,14 @@ def report(document: dict[str, Any]) -> str:
     from namernn_fast.bench.tables import duration, markdown
 
     found = document["rounds"]
-    lines = [["(64, 256, 8), B = 64", *LAYERS]]
+    lines = [["stage", *LAYERS]]
     for stage in (*STAGES, *COMPILED_STAGES):
         medians = (statistics.median(each[stage] for each in found[name]) for name in LAYERS)
         lines.append([stage, *map(duration, medians)])
     return (
-        f"{document['cpu']}, {document['threads']} thread(s). Medians of "
-        f"{min(map(len, found.values()))} new processes each; the import is what the layer adds to "
-        f"torch's.\n\n{markdown(lines)}"
+        f"{document['cpu']}, {document['threads']} thread(s); input size 64, hidden size 256, "
+        f"sequence length 8, batch size 64. Medians of {min(map(len, found.values()))} new "
+        f"processes each; the import is what the layer adds to torch's.\n\n{markdown(lines)}"
     )
 
 

@@ -115,7 +115,10 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
-    introduction = f"{document['cpu']}, {document['threads']} thread(s); float32."
+    introduction = (
+        f"{document['cpu']}, {document['threads']} thread(s); float32. `at once` is the number of "
+        "layers that the plan runs at the same time; `one by one` calls a layer at a time."
+    )
     return pages.by_mode(introduction, document["rows"], table)
 
 

@@ -204,8 +204,8 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
         lines = [line[:5] for line in lines]
     text = markdown(lines)
     text += (
-        f"\n\nGeometric mean {ratio(statistics.geometric_mean(ratios))}, worst "
-        f"{ratio(min(ratios))} of {BASELINE}."
+        f"\n\nSpeed-up over {BASELINE}: geometric mean "
+        f"{ratio(statistics.geometric_mean(ratios))}, worst {ratio(min(ratios))}."
     )
     if beaten:
         text += f" Faster than the best other in {sum(beaten)} of {len(beaten)} cells."
@@ -216,13 +216,13 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     machine = document["machine"]
     introduction = (
-        f"{machine['cpu']}, {machine['threads']} thread(s) on as many CPUs; torch "
+        f"{machine['cpu']}, {machine['threads']} thread(s), confined to as many CPUs; torch "
         f"{machine['torch']}; float32. Others: {', '.join(document['others']) or 'none'}."
     )
     if "hop" in machine:
         introduction += (
             f" A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
-            f"{1e9 * machine['hop_median']:.0f} ns in the median of tries."
+            f"{1e9 * machine['hop_median']:.0f} ns in the median."
         )
     return pages.by_mode(introduction, document["rows"], table)
 

@@ -20,7 +20,7 @@ from matplotlib import pyplot
 
 from benchmarks.cpu.peers import cells
 from benchmarks.harness import pages
-from benchmarks.harness.grid import FORWARD, FUSED, MODES, TRAINING, Cell, shape
+from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Cell, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
 from benchmarks.report.plots import save
 from namernn_fast import FusedRNN
@@ -182,7 +182,13 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
     axes.minorticks_off()
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    figure.legend(
+        title="(input size, hidden size,\nsequence length)",
+        loc="outside right center",
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+    )
     save(figure, path)
 
 
@@ -197,11 +203,12 @@ def report(document: dict[str, Any]) -> str:
         f"L2 cache of {machine.l2_bytes >> 10} KiB and {machine.beyond_l2_rate / 1e9:.0f} GB/s "
         f"from beyond; a word goes from core to core in {machine.hop * 1e9:.0f} ns (median "
         f"{machine.hop_median * 1e9:.0f}). The floor counts multiply-adds and reading weight_hh, "
-        f"and leaves out tanh, packing and the call. The peak of a cell is what a core does in "
-        f"registers right behind the cell's rounds, at the clock that the layer leaves, times the "
-        f"threads: {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s."
+        f"but not tanh, packing or call overhead. The peak of a cell is the rate of multiply-adds "
+        f"from registers, measured on one core right after the cell's rounds, at the clock that "
+        f"the layer leaves, times the number of threads: {min(peaks):.0f} to {max(peaks):.0f} "
+        f"GFLOP/s. {SIZES}"
         f"\n\n{table(document['rows'])}\n\nFractions of the peak that the forward pass reaches "
-        f"with tanh and with relu, where multiply-adds bound it:\n\n{activations}"
+        f"with tanh and with relu, in cells bound by multiply-adds:\n\n{activations}"
     )
 
 

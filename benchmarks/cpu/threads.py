@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.cpu.peers import SHAPES
 from benchmarks.harness import pages
+from benchmarks.harness.grid import SIZES
 from namernn_fast.bench.tables import duration, markdown
 from namernn_fast.ops import cpu_plan
 
@@ -30,15 +31,15 @@ def run() -> list[dict[str, Any]]:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Returns a line for each shape."""
-    lines = [["(D, H, T)", "B", *(f"{threads} threads" for threads in THREADS)]]
+    """Returns the legend, and a line for each shape."""
+    lines = [["(D, H, T)", "B", *(f"{threads} thread(s)" for threads in THREADS)]]
     for row in document["rows"]:
         plans = [
             f"{groups} x {members}, {duration(nanoseconds * 1e-9)}"
             for groups, members, nanoseconds in row["plans"]
         ]
         lines.append([str(tuple(row["shape"])), str(row["batch"]), *plans])
-    return markdown(lines)
+    return f"{SIZES}\n\n{markdown(lines)}"
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from benchmarks.harness.grid import (
     MODES,
     PACKED,
     SHAPES,
+    SIZES,
     Cell,
 )
 from namernn_fast import availability
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a line for each shape and batch of one family, and a line of the worst ratios."""
-    header = ["shape", "B"]
+    header = ["(D, H, T)", "B"]
     lines: dict[tuple[str, int], list[str]] = {}
     worst = ["worst", ""]
     for mode in MODES:
@@ -106,11 +107,11 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     parts = [
         f"{document['cpu']}; torch {document['torch']}; float32. Times are medians of rounds; a "
-        "speed-up is the median of the ratios of neighbouring rounds."
+        f"speed-up is the median of the ratios of neighbouring rounds. {SIZES}"
     ]
     for family, threads in dict.fromkeys((r["family"], r["threads"]) for r in document["rows"]):
         rows = [r for r in document["rows"] if (r["family"], r["threads"]) == (family, threads)]
-        title = f"Reference path, {family} input, shapes (D, H, T), {threads} thread(s)"
+        title = f"Reference path, {family} input, {threads} thread(s)"
         parts += [f"**{title}**", table(rows)]
     return "\n\n".join(parts)
 

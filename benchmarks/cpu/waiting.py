@@ -92,9 +92,9 @@ def report(document: dict[str, Any]) -> str:
     features, hidden_size, steps, batch = SIZES
     return (
         f"{document['cpu']}, {document['processors']} processors, {document['threads']} thread(s); "
-        f"({features}, {hidden_size}, {steps}), B = {batch}, with Adam. "
-        f"Medians of {len(rounds[0])} processes each, of each the mean step. On the busy machine "
-        f"as many other programs run as there are processors.\n\n{markdown(lines)}"
+        f"input size {features}, hidden size {hidden_size}, sequence length {steps}, batch size "
+        f"{batch}, with Adam. Each time is the median over {len(rounds[0])} processes of the mean "
+        f"step. On the busy machine, one other program runs per processor.\n\n{markdown(lines)}"
     )
 
 

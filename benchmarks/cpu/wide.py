@@ -173,7 +173,7 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
         mean = statistics.geometric_mean(map(speed_up, found))
         head = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "95 %", "of read floor"]]
         parts.append(
-            f"The worst {len(worst)} of {len(found)} cells in {dtype}, of which the geometric mean "
+            f"The worst {len(worst)} of {len(found)} cells in {dtype}; the geometric mean of all "
             f"is {ratio(mean)}:\n\n{markdown(head + [line(row) for row in worst])}"
         )
     return "\n\n".join(parts)
@@ -186,10 +186,9 @@ def report(document: dict[str, Any]) -> str:
         return "No cell was timed."
     introduction = (
         f"{document['cpu']}, {document['threads']} thread(s); torch {document['torch']}. Speed-ups "
-        f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, beside their "
-        "95 % interval. The read floor is what reading the weights "
-        "takes, the recurrent ones in each step and pass, and the column says how much of "
-        f"{FUSED}'s time that is."
+        f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, with their 95 % "
+        "interval. The read floor is the time to read the weights, the recurrent ones once per "
+        f"step and pass; the column gives it as a share of {FUSED}'s time."
     )
     return pages.by_mode(introduction, document["rows"], table)
 

@@ -298,7 +298,7 @@ def text(document: dict[str, Any]) -> str:
     """Returns the section of the page: the plans of one architecture of each maker."""
     shown = (H100.arch, MI300X.arch)
     rows = [row for row in document["rows"] if row["arch"] in shown]
-    return f"Compiled by Triton {document['triton']}.\n\n{table(rows)}"
+    return f"Compiled by Triton {document['triton']}. H is the hidden size.\n\n{table(rows)}"
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "PACKED_CELLS",
     "PACKED_SHAPE",
     "SHAPES",
+    "SIZES",
     "TRAINING",
     "Cell",
     "shape",
@@ -39,6 +40,8 @@ FAMILIES = (DENSE, PACKED, EPOCH)
 BATCHES = (1, 16, 64, 256, 1024)
 SHAPES = ((64, 64, 8), (64, 256, 8), (128, 128, 128), (512, 512, 128))
 PACKED_SHAPE = (64, 256)
+SIZES = "D is the input size, H the hidden size, T the sequence length, B the batch size."
+"""The legend of every table that prints these letters."""
 
 DENSE_CELLS = tuple(
     Cell(DENSE, mode, batch, *shape) for mode in MODES for shape in SHAPES for batch in BATCHES

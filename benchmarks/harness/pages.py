@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.grid import MODES, Cell
+from benchmarks.harness.grid import MODES, SIZES, Cell
 from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT, SCRATCH
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
@@ -91,8 +91,8 @@ def gated(cell: object, wrong: list[str]) -> Iterator[None]:
 
 
 def by_mode(introduction: str, rows: Rows, table: Callable[[Rows, str], str]) -> str:
-    """Returns the introduction, and under it a table of the rows for each mode."""
-    parts = [introduction]
+    """Returns the introduction with the legend, and under it a table of the rows for each mode."""
+    parts = [f"{introduction} {SIZES}"]
     for mode in MODES:
         parts += [f"**{mode}**", table(rows, mode)]
     return "\n\n".join(parts)

@@ -28,6 +28,7 @@ from benchmarks.harness.grid import (
     MODES,
     PACKED,
     PACKED_CELLS,
+    SIZES,
     TRAINING,
     Cell,
     shape,
@@ -122,11 +123,11 @@ def caption(raw: Mapping[str, Any]) -> str:
         f"{machine['cpu_capability']}; torch {machine['torch']}; "
         f"{FUSED} on `{machine['fused_path']}`; float32. "
         f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate, "
-        "and the 95 % interval of the ratio of the medians. "
+        f"and the 95 % interval of the ratio of the medians. {SIZES} "
         "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
         "parameters from fixed random gradients at `output` and `h_n`. "
-        f"Packed batches have lengths from {raw['names']}, and are packed outside of what is "
-        "timed. An epoch of the classifier times its batching and its steps of Adam too."
+        f"Packed batches have lengths from {raw['names']} (`names` instead of T); packing is not "
+        "timed. An epoch of the classifier includes its batching and its steps of Adam."
     )
 
 
@@ -138,7 +139,7 @@ def losses(timings: Timings) -> str:
         if speed_up(medians) < 1
     ]
     if not slower:
-        return f"{FUSED} is faster in all of the {len(timings)} cells."
+        return f"{FUSED} is faster in all {len(timings)} cells."
     return f"{FUSED} is slower in {len(slower)} of {len(timings)} cells: {'; '.join(slower)}."
 
 
@@ -192,7 +193,7 @@ def plot_path(folder: Path, family: str) -> Path:
 def draw(timings: Timings, folder: Path) -> list[Path]:
     """Draws the speed-up against the batch size; returns the files.
 
-    The figure of dense input has a panel for each mode, the figure of packed input for each shape.
+    The figure of dense input has a panel for each mode, that of packed input one for each shape.
     """
     dense, packed = select(timings, family=DENSE), select(timings, family=PACKED)
     dense_panels = {
@@ -203,12 +204,14 @@ def draw(timings: Timings, folder: Path) -> list[Path]:
         for mode in MODES
     }
     packed_panels = {
-        f"(D, H, T) = {label}": {mode: select(packed, mode=mode) for mode in MODES}
-        for label in dict.fromkeys(map(shape, packed))
+        f"input size {size}, hidden size {hidden}": {
+            mode: select(packed, mode=mode) for mode in MODES
+        }
+        for size, hidden in dict.fromkeys((cell.input_size, cell.hidden_size) for cell in packed)
     }
     paths = []
     for family, panels, legend in (
-        (DENSE, dense_panels, "(D, H, T)"),
+        (DENSE, dense_panels, "(input size, hidden size,\nsequence length)"),
         (PACKED, packed_panels, None),
     ):
         if panels:
