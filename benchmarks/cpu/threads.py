@@ -1,7 +1,7 @@
 """The plan for machines with more threads than this one: `python -m benchmarks.cpu.threads`.
 
-The table shows groups x members that the plan in `csrc/plan.cpp` chooses for each number of
-threads, and the time that its cost model expects. Nothing is timed.
+The table shows the groups x members that the plan in `csrc/plan.cpp` chooses for each number of
+threads, and the time that its cost model predicts. Nothing is timed.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ THREADS = (1, 2, 8, 32, 96)
 
 
 def run() -> list[dict[str, Any]]:
-    """Asks for the plan of every shape and number of threads; returns a row for each shape."""
+    """Gets the plan for every shape and number of threads; returns a row for each shape."""
     rows = []
     for size, hidden, steps, batch in SHAPES:
         plans = [cpu_plan([batch] * steps, size, hidden, threads) for threads in THREADS]

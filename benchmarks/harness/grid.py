@@ -1,4 +1,4 @@
-"""The grid of `make bench`: every cell, in the order in which it is timed and reported."""
+"""The grid of `make bench`: all cells, in the order in which they are timed and reported."""
 
 from namernn_fast.bench.cells import (
     BASELINE,
@@ -53,6 +53,6 @@ EPOCH_CELLS = (Cell(EPOCH, TRAINING, 64, *PACKED_SHAPE),)
 
 
 def shape(cell: Cell) -> str:
-    """Returns `(D, H, T)`, or `names` instead of T if the names determine it."""
+    """Returns `(D, H, T)`, with `names` instead of T if the names determine the lengths."""
     sizes = f"{cell.input_size}, {cell.hidden_size}, {cell.seq_len or 'names'}"
     return f"epoch ({sizes})" if cell.family == EPOCH else f"({sizes})"
