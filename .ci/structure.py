@@ -1,8 +1,8 @@
-"""Checks the structure of the source tree and its words; `make check` runs it.
+"""Checks the structure of the source tree and a few names; `make check` runs it.
 
-Prints every finding as `file:line: message` and exits with status 1 if there is any. The checks are
-of the length of files and of functions, of imports that form a cycle, and of words that the
-glossary of docs/architecture.md bans. This program needs Python alone.
+Prints every finding as `file:line: message` and exits with status 1 if there is any. It limits the
+length of files and functions, forbids import cycles, and bans names that are ambiguous by the
+glossary of docs/architecture.md. It needs only Python.
 """
 
 import ast
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "namernn_fast"
 FILE_LINES, FUNCTION_LINES = 400, 80
 
-# What may be longer, by file or by file:function, and why. There are at most three.
+# Files, or file:function, that may be longer, and why. At most three.
 EXCEPTIONS = {}
 
 # Where words are looked for, as prefixes of paths.
@@ -23,35 +23,19 @@ CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CO
 EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
 GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/lint/")
-# (pattern, what to write in its place, where)
+# Names that could mean two things of the glossary: (pattern, what to write instead, where)
 BANNED = [
-    (r"(?i)\bhouses?\b", "architecture", EVERYWHERE),
-    (r"(?i)\brooms?\b", "module, space", EVERYWHERE),
-    (r"\bnear_(cache_)?bytes\b", "l2_bytes", EVERYWHERE),
-    (r"\bkStep\b", "kGranule", EVERYWHERE),
-    (r"(?i)regime", "plan", EVERYWHERE),
-    (r"(?i)threading rule|\bgpu[./]rule\b|\bimport rule\b|\bthe rule's\b", "plan", EVERYWHERE),
-    (r"(?i)prepack", "nothing: prepack() was removed", (*CODE, "docs/performance")),
-    (
-        r"(?i)\bpacked (weight|cop|panel|matri)\w*|\b(weights?|copies) packed\b",
-        "panels",
-        EVERYWHERE,
-    ),
-    (r"\bPacked(Weights|Recurrence|Tensor)\b|\bpacked_for\b", "panels", EVERYWHERE),
     (r"\blayer(\.|->)packed\b", "panels", NATIVE),
-    (r"\bSteps\b", "SequenceLayout", NATIVE),
     (r"\bRows\b(<|&| \w+[;,)])", "RowStrides", NATIVE),
     (r"(class|:|->|import) Rows\b|\bRows\(", "SequenceLayout", GPU),
-    (r"\bTensor\? rows\b", "sequence_layout", EVERYWHERE),
     (r"\b(grad_)?(h_n|hx|input|output|row|unit|feature|column)_step\b", "…_stride", EVERYWHERE),
     (r"\b(time|batch)_step\b", "…_stride", GPU),
-    (r"(?<![.\w])Config\b|\bconfigurations?\b", "plan", GPU),
 ]
 WORD_FILES = {".py", ".h", ".cpp", ".md"}
 
 
 def source_files(*folders: str, suffixes: set[str]) -> Iterator[tuple[str, str]]:
-    """Yields the path and the text of each file, in the order of their names."""
+    """Yields the path and the text of each file, sorted by path."""
     for folder in folders:
         top = ROOT / folder
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
@@ -60,14 +44,14 @@ def source_files(*folders: str, suffixes: set[str]) -> Iterator[tuple[str, str]]
 
 
 def python_functions(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yields the name, the first line and the number of lines of each function."""
+    """Yields the name, first line and number of lines of each function."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def without_comments(text: str) -> str:
-    """Returns C++ with blanks in place of comments, literals and preprocessor lines."""
+    """Returns C++ code with comments, literals and preprocessor lines blanked out."""
     skipped = r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'|^[ ]*#(?:\\\n|[^\n])*"
     return re.sub(skipped, lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL | re.M)
 
@@ -80,17 +64,17 @@ FUNCTION = re.compile(
 
 
 def cpp_functions(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yields the name, the first line and the number of lines of each function with a body.
+    """Yields the name, first line and number of lines of each function that has a body.
 
-    Functions within a function, such as lambdas, count as a part of it.
+    Nested functions, such as lambdas, count as part of the enclosing one.
     """
     code = without_comments(text)
     header = 0  # where the text before the next brace begins
-    open_braces: list[tuple[str, int] | str | None] = []  # a function's name and where it begins
+    open_braces: list[tuple[str, int] | str | None] = []  # a function's name and start, if any
     for brace in re.finditer(r"[{};]", code):
         at = brace.start()
         if brace[0] == "{":
-            # clang-format puts no space before the brace of a value, as in `member{1}`.
+            # clang-format puts no space before an initializer's brace, as in `member{1}`.
             if not code[at - 1].isspace():
                 open_braces.append("value")
                 continue
@@ -109,7 +93,7 @@ def cpp_functions(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
-    """Yields (line, imported module) for each import of the package, within functions as well."""
+    """Yields (line, imported module) for each import from the package, also inside functions."""
     parts = module.split(".")
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -129,7 +113,7 @@ def imports(module: str, is_package: bool, tree: ast.Module, modules: set[str]):
 
 
 def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the path, the line and a message for each import that is a part of a cycle."""
+    """Yields the path, line and message for each import that is part of a cycle."""
     paths = {}
     for path in files:
         parts = path.removesuffix(".py").split("/")
@@ -155,15 +139,15 @@ def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
 
 
 def banned_words(path: str, text: str) -> Iterator[tuple[int, str]]:
-    """Yields the line and a message for each banned word."""
+    """Yields the line and a message for each banned name."""
     for pattern, instead, places in BANNED:
         if path.startswith(places):
             for found in re.finditer(pattern, text):
                 line = text.count("\n", 0, found.start()) + 1
-                # The glossary itself names the words that it bans, in its table.
+                # The glossary's own table may mention the banned names.
                 if path == "docs/architecture.md" and text.splitlines()[line - 1].startswith("|"):
                     continue
-                yield line, f"banned word {found[0].strip()!r}: write {instead}"
+                yield line, f"ambiguous name {found[0].strip()!r}: write {instead}"
 
 
 def findings() -> Iterator[str]:

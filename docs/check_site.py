@@ -1,9 +1,9 @@
-"""Checks the built site: links within it lead somewhere, and no page fetches anything.
+"""Checks the built site: internal links resolve, and no page fetches anything.
 
     python docs/check_site.py build/docs/html
 
-Prints every finding as `page: message` and exits with status 1 if there is any. A page fetches what
-a browser loads by itself: scripts, styles, fonts, pictures and frames, but not where a link leads.
+Prints every finding as `page: message` and exits with status 1 if there is any. A page fetches
+what a browser loads without a click: scripts, styles, fonts, pictures and frames, not link targets.
 """
 
 import re
@@ -18,7 +18,7 @@ IN_CSS = re.compile(r"(?:url\(|@import\s+)['\"]?\s*((?:https?:)?//[^'\")\s]+)", 
 
 
 class Page(HTMLParser):
-    """What a page defines, where its links lead, and what a browser fetches for it."""
+    """The anchors and links of a page, and what a browser fetches for it."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -52,7 +52,7 @@ def findings(site: Path) -> Iterator[str]:
         for link in page.fetched:
             if is_outside(link):
                 yield f"{name}: fetches {link}"
-        if page.titles != 1 and path.name != "search.html":  # a script writes its title
+        if page.titles != 1 and path.name != "search.html":  # a script sets its title
             yield f"{name}: has {page.titles} titles"
         for link in filter(lambda link: not is_outside(link), page.links + page.fetched):
             parts = urlsplit(link)
@@ -62,7 +62,7 @@ def findings(site: Path) -> Iterator[str]:
             if not target.is_file():
                 yield f"{name}: leads to {link}, which does not exist"
             elif target in pages and unquote(parts.fragment) not in {"", *pages[target].anchors}:
-                yield f"{name}: leads to {link}, which has no such place"
+                yield f"{name}: leads to {link}, which has no such anchor"
     for path in sorted(site.rglob("*.css")):
         for link in IN_CSS.findall(path.read_text(encoding="utf-8")):
             yield f"{path.relative_to(site)}: fetches {link}"

@@ -1,7 +1,7 @@
 """Builds the documentation site; `make docs` runs it, with warnings as errors.
 
 Neither the build nor a page fetches anything: fonts, scripts and styles are files of the site, and
-formulas are MathML, which browsers draw by themselves.
+formulas are MathML, which browsers render without a script.
 """
 
 import sys
@@ -22,11 +22,11 @@ extensions = [
     "sphinx_copybutton",
     "pages",  # of the folder _extensions
 ]
-# A page is a Markdown file, or a program in percent cells, which is executed.
+# A page is a Markdown file, or a program in percent cells that is executed.
 source_suffix = {".md": "myst-nb", ".nb.py": "myst-nb"}
 nitpicky = True
-# The documentation of torch and Python is not at hand, since the build fetches nothing. Words in
-# single backticks become links where they name something, and stay code where they do not.
+# Torch's and Python's documentation cannot be linked, because the build fetches nothing. Text in
+# single backticks becomes a link if it names an object here, and otherwise stays code.
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),

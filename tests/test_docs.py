@@ -81,7 +81,7 @@ def test_faults_of_a_site_are_found(tmp_path):
     findings = runpy.run_path(str(ROOT / "docs" / "check_site.py"))["findings"]
     assert list(findings(tmp_path)) == [
         "faulty.html: fetches //x.org/a.png",
-        "faulty.html: leads to good.html#there, which has no such place",
+        "faulty.html: leads to good.html#there, which has no such anchor",
         "faulty.html: leads to gone.html, which does not exist",
         "site.css: fetches https://x.org/font.css",
     ]

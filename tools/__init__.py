@@ -1,1 +1,1 @@
-"""Programs for developers: not in the wheel."""
+"""Programs for developers, which are not in the wheel."""

@@ -1,9 +1,9 @@
-"""What `nn.RNN` and `FusedRNN` can do on a CPU: every row of the table is tried.
+"""Tries what `nn.RNN` and `FusedRNN` can do on a CPU, and writes a table.
 
     python -m tools.capabilities [--record]
 
-Whether a row says yes or no is what its try finds. The reason for a no is written beside the try,
-in words, because the text of an exception rarely says it.
+Each row says yes or no according to an actual attempt. The reason for a no is written by hand next
+to the attempt, because an exception's message rarely explains it.
 """
 
 import inspect
@@ -31,7 +31,7 @@ from namernn_fast.bench.race import TimeBudget, race
 
 LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
 SECONDS = 1200
-"""The longest that a try may take; one of them compiles C++."""
+"""Time limit of an attempt; one of them compiles C++."""
 YES, NO = "yes", "no"
 
 
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
     attempt: Callable[..., str | None]
     why_not: dict[str, str]
-    """Why a layer class cannot do it, by the name of the class."""
+    """Why a layer class cannot do it, by class name."""
     slow: bool
 
 
@@ -50,17 +50,17 @@ ROWS: dict[str, Row] = {}
 def row(
     label: str, without: str = "", *, ours: str = "", slow: bool = False
 ) -> Callable[[Callable[..., str | None]], None]:
-    """Registers a try, which raises if a layer class cannot do what the row says.
+    """Registers an attempt, which raises if a layer class cannot do what the row says.
 
-    A try gets those of these arguments that its signature names: `layer_class`, `layer`, which has
-    4 features and 5 hidden units, and `x`, an input of 6 steps and 3 sequences. It may return a
-    text that is worth knowing of a layer class that can.
+    An attempt receives the arguments that its signature names: `layer_class`, `layer` with 4
+    features and 5 hidden units, and `x`, an input of 6 steps and 3 sequences. It may return a note
+    for the table if it succeeds.
 
     Args:
         label: The first cell of the row.
         without: Why `nn.RNN` cannot.
         ours: Why `FusedRNN` cannot.
-        slow: Whether the try takes minutes.
+        slow: Whether the attempt takes minutes.
     """
 
     def register(attempt: Callable[..., str | None]) -> None:
@@ -132,7 +132,7 @@ def _(layer, x):
     assert any(node.op_type == "RNN" for node in graph.node), "unrolled for one length"
 
 
-@row("`lengths=` in place of packing, also of sequences without a step", "no such argument")
+@row("`lengths=` instead of packing, sequences of length 0 included", "no such argument")
 def _(layer, x):
     hx = torch.randn(1, 3, 5)
     output, h_n = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
@@ -142,7 +142,7 @@ def _(layer, x):
     same((output[:, 2], h_n[:, 2]), (torch.zeros(6, 5), hx[:, 2]))
 
 
-@row("`reset=`: a fresh state within a sequence", "no such argument")
+@row("`reset=`: a zero state within a sequence", "no such argument")
 def _(layer, x):
     reset = torch.zeros(6, 3, dtype=torch.bool)
     reset[2, 1] = True
@@ -182,12 +182,12 @@ def _(layer):
         same(compiled(ids, **embedding), layer(ids, **embedding))
 
 
-@row("the last state alone, without an output (`last_state()`)", "no such method")
+@row("only the last state, without an output (`last_state()`)", "no such method")
 def _(layer, x):
     same(layer.last_state(x), layer(x)[1])
 
 
-@row("states that sequences of token ids share, in training too", "no such method")
+@row("sharing prefixes of token ids, in training too", "no such method")
 def _(layer_class):
     layer, embedding = layer_class(4, 40), torch.randn(5, 4, requires_grad=True)
     found = []
@@ -233,7 +233,7 @@ def _(layer, x):
 
 @row(
     "forward mode of packed sequences",
-    "its operator for packed sequences needs the memory of its input, which a transform hides",
+    "its operator for packed sequences needs the memory of its input, which transforms hide",
 )
 def _(layer):
     data, *rest = packed(3, 6, 2)
@@ -294,7 +294,7 @@ def _(layer_class):
             TimeBudget(0.5, max_rounds=50, round_seconds=0.005),
         )
     usual, invariant = (statistics.median(r.seconds) for r in rounds.values())
-    return f"one short sequence by itself takes {invariant / usual:.1f} times as long"
+    return f"one short sequence takes {invariant / usual:.1f} times as long"
 
 
 @row("a sequence of 200,000 steps")
@@ -380,7 +380,7 @@ def _(layer):
 
 @row(
     "an in-place change of `output` before its gradient is computed",
-    ours="the gradient is computed from `output`, of which no copy is kept",
+    ours="the gradient is computed from `output`, and no copy is kept",
 )
 def _(layer, x):
     output, _ = layer(x)
@@ -388,11 +388,11 @@ def _(layer, x):
 
 
 def child(label: str, name: str, answers: Connection) -> None:
-    """Makes a try and sends whether it succeeded, and the text of its note or of its error."""
+    """Makes an attempt, and sends whether it succeeded and its note or error message."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    calls = []  # calls of FusedRNN that went through ATen operators
+    calls = []  # calls of FusedRNN that used ATen operators
     rnn_stack = reference.rnn_stack
     reference.rnn_stack = lambda call: calls.append(label) or rnn_stack(call)
     attempt, layer_class = ROWS[label].attempt, LAYERS[name]
@@ -406,10 +406,10 @@ def child(label: str, name: str, answers: Connection) -> None:
 
 
 def attempt(label: str, name: str) -> tuple[str, str]:
-    """Makes the try of a row for one layer class, in a process of its own.
+    """Makes the attempt of a row for one layer class, in a separate process.
 
     Returns:
-        `yes` and what is worth knowing, or `no` and the text of the error.
+        `yes` and a note, or `no` and the error message.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namernn_fast", "torch._dynamo"])
@@ -423,7 +423,7 @@ def attempt(label: str, name: str) -> tuple[str, str]:
         return receiver.recv()
     except EOFError:
         process.join()
-        return NO, f"the process ended with {process.exitcode}"
+        return NO, f"the process exited with {process.exitcode}"
     finally:
         process.kill()
 
@@ -434,7 +434,7 @@ def cell(label: str, name: str) -> str:
     if verdict == NO:
         why_not = ROWS[label].why_not[name]
         if not why_not:
-            raise SystemExit(f"{label}: {name} has no written reason for its error: {text}")
+            raise SystemExit(f"{label}: no reason is written for {name}, which failed with: {text}")
         text = why_not
     return f"{verdict} ({text})" if text else verdict
 

@@ -1,4 +1,4 @@
-"""Draws what the layer does: the sequence unrolled, and one operator against several at every step.
+"""Draws the unrolled sequence: one operator for all steps, against several at every step.
 
 `python -m tools.picture` writes docs/unrolled.png.
 """
@@ -14,14 +14,14 @@ from torch.profiler import profile
 
 PICTURE = Path(__file__).parents[1] / "docs" / "unrolled.png"
 STEPS = 4
-SPACING = 2.4  # from one step of the picture to the next
+SPACING = 2.4  # between two steps of the picture
 INK, STATE, OPERATOR, FUSED = "#333333", "#dfe7f2", "#f3d9c9", "#d5e8d4"
-# ATen operators that only make a view, or call another operator of the same step.
+# ATen operators that only make a view, or call another operator that is counted.
 NO_WORK = {"select", "as_strided", "linear", "t", "transpose", "expand", "resolve_conj"}
 
 
 def operators_of_a_step() -> list[str]:
-    """Returns the ATen operators that `nn.RNN` runs at each further step, in their order."""
+    """Returns the ATen operators that `nn.RNN` runs for each additional step, in order."""
 
     def called(seq_len: int) -> Counter:
         layer, input = torch.nn.RNN(8, 8), torch.zeros(seq_len, 2, 8)
@@ -46,7 +46,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]):
 
 
 def draw_steps(axes: Axes, bottom: float, top: float):
-    """Draws the inputs below, the states above, and the state that goes from step to step."""
+    """Draws the inputs below, the states above, and the initial state on the left."""
     for t in range(STEPS):
         x = SPACING * (t + 1)
         box(axes, x, bottom - 0.75, 0.9, 0.45, f"$x_{t + 1}$", STATE)
@@ -73,7 +73,7 @@ def main() -> None:
     axes.text(
         right,
         (low + high) / 2,
-        f"nn.RNN\nT × {len(names)} operators,\neach a call of its own",
+        f"nn.RNN\n{len(names)} operators at every step,\neach a separate call",
         va="center",
         fontsize=10,
         color=INK,
@@ -83,7 +83,9 @@ def main() -> None:
     box(axes, centre, 0.5, width, 0.8, text, FUSED)
     draw_steps(axes, 0.1, 0.9)
     arrow(axes, (1.0, 0.5), (centre - width / 2, 0.5))
-    axes.text(right, 0.5, "FusedRNN\none operator", va="center", fontsize=10, color=INK)
+    axes.text(
+        right, 0.5, "FusedRNN\none operator for all steps", va="center", fontsize=10, color=INK
+    )
     axes.set_xlim(0, right + 2.6)
     axes.set_ylim(-1.0, high + 1.1)
     axes.set_aspect("equal")

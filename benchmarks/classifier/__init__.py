@@ -1,1 +1,1 @@
-"""The names classifier at full speed: programs that train and use it, against each other."""
+"""Races programs that train and use the names classifier."""

@@ -1,4 +1,4 @@
-"""The names application, by its own public functions."""
+"""The names application, through its public functions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -21,7 +21,7 @@ from namernn_fast.names import (
 
 
 class Application(Program):
-    """The application."""
+    """The names application of this package."""
 
     name = "application"
     shares = True

@@ -1,4 +1,4 @@
-"""How much of the benchmark runs: all of it, or a trial run of seconds."""
+"""The size of a run: the full benchmark, or a trial run of seconds."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -12,31 +12,31 @@ class Effort:
     """The sizes of a run."""
 
     corpus: int | None
-    """How many names of the data; None for all."""
+    """The number of names from the data; None for all."""
     batches: tuple[int, ...]
-    """Names in a batch of training."""
+    """Names per training batch."""
     stretch: int
-    """Names in a stretch of an epoch; two batches where that is more."""
+    """Names per stretch of an epoch; at least two batches."""
     gate: dict[int, int]
-    """The steps of which the losses are checked, by names in a batch."""
+    """By batch size: the number of steps with checked losses."""
     gate_labels: int
-    """The names of which the labels are checked."""
+    """The number of names with checked labels."""
     many: int
-    """The names that are made up for prediction with all threads."""
+    """The number of made-up names for prediction with all threads."""
     fewer: int
-    """How many of these names are read with one thread, and where memory is measured."""
+    """The number of these names for one thread, and for measuring memory."""
     settings: tuple[Settings, ...]
-    """What the user's program tries out."""
+    """The settings that the user's program tries."""
     budget: TimeBudget
     """The time of each race."""
     fresh: bool
-    """Whether memory is measured in fresh processes, which import torch for seconds."""
+    """Whether memory is measured in fresh processes, which take seconds to import torch."""
 
     def within(self, names: int) -> "Effort":
-        """Returns the effort for data of so many names.
+        """Returns the effort adapted to data with `names` names.
 
-        A stretch has no more, and two batches at least: the embedded sample is too small for the
-        large batches.
+        A stretch is limited to all names, and batches to half of them: the embedded sample is too
+        small for the large batches.
         """
         batches = tuple(batch for batch in self.batches if 2 * batch <= names)
         return replace(self, stretch=min(self.stretch, names), batches=batches)

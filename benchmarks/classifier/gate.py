@@ -1,9 +1,9 @@
-"""The gate of the classifier: nothing is timed before losses and labels are known to be right.
+"""The gate of the classifier: nothing is timed before losses and labels are known to be correct.
 
-The oracle is the user's program in float64, and the budget is that of `namernn_fast.testing`, of
-the losses of the first steps and of the scores by which a label is chosen; the rival is the user's
-program in float32, which runs `nn.RNN`. Batches and folded names are the
-work of each program, so that a program which makes other ones errs by more.
+The oracle is the user's program in float64. The error budget of `namernn_fast.testing` applies to
+the losses of the first steps and to the scores that determine the labels; the rival is the user's
+program in float32, which runs `nn.RNN`. Each program builds its own batches and folds the names, so
+different batches or names show up as a larger error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 
 
 def losses(program: Program, corpus: Corpus, batch_size: int, steps: int) -> Tensor:
-    """Trains a program for some steps; returns the loss of each: float64 (steps)."""
+    """Trains a program for some steps; returns the losses, float64 `(steps,)`."""
     generator = torch.Generator().manual_seed(2)
     passes = -(-steps * batch_size // len(corpus.names))
     orders = [torch.randperm(len(corpus.names), generator=generator) for _ in range(passes)]
@@ -35,13 +35,13 @@ def check_losses(
     batch_size: int,
     steps: int,
 ) -> Weights:
-    """Checks the losses of the first steps from the same weights on the same batches.
+    """Checks the losses of the first steps, from the same weights on the same batches.
 
     Returns:
         The weights of the oracle after these steps, in float32.
 
     Raises:
-        BudgetError: a loss errs by more than its budget.
+        BudgetError: The error of a loss exceeds its budget.
     """
     oracle = WithTorch(corpus, weights)
     oracle.model.double()
@@ -61,16 +61,16 @@ def check_labels(
 ) -> None:
     """Checks that programs with the same weights give the same labels.
 
-    A label may differ where the oracle's scores of both languages are nearer to each other than
-    the errors that the budget allows.
+    A label may differ if the oracle's scores of the two languages differ by less than the errors
+    that the budget allows.
 
     Args:
-        programs: by their class; they have the same weights.
-        corpus: which has the languages.
-        names: to be labelled.
+        programs: Programs by their class, with the same weights.
+        corpus: The corpus with the languages.
+        names: The names to label.
 
     Raises:
-        BudgetError: a label is not the oracle's best.
+        BudgetError: A label is not the best one of the oracle.
     """
     weights = next(iter(programs.values())).model.state_dict()
     oracle = WithTorch(corpus, weights)

@@ -1,4 +1,4 @@
-"""Races programs that tell the languages of names: from strings to labels, folding included."""
+"""Races programs that predict languages: from strings to labels, including folding."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +19,15 @@ def race_labels(
     threads: int,
     budget: TimeBudget | None,
 ) -> list[dict[str, Any]]:
-    """Returns a row for each program, with the seconds that all names take.
+    """Returns a row for each program, with the seconds for all names.
 
     Args:
-        programs: by their class; they have the same weights.
-        corpus: which has the languages.
-        names: as text.
-        threads: the number of threads, which torch has been set to.
-        budget: of the race; None lets each program read the names once. A great many names take
-            so long that no warming up is needed, and a drift of the machine evens out.
+        programs: Programs by their class, with the same weights.
+        corpus: The corpus with the languages.
+        names: The names as text.
+        threads: The number of threads that torch is set to.
+        budget: The budget of the race; with None each program reads the names once, because many
+            names take so long that no warm-up is needed and drift evens out.
     """
     peaks: list[float] = []
     calls: dict[str, Callable[[], object]] = {
@@ -38,7 +38,7 @@ def race_labels(
         rounds = {name: Rounds(1, (timed(call),)) for name, call in calls.items()}
     else:
         rounds = race(calls, budget)
-    peak = max(peaks)  # a probe that the system interrupts reads too low
+    peak = max(peaks)  # an interrupted probe reads too low
     counts = count([fold(name) for name in names])
     rows = []
     for kind in programs:

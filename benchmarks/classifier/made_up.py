@@ -1,9 +1,9 @@
-"""Makes up as many surnames as a benchmark wants, with the letter statistics of the data.
+"""Makes up any number of surnames with the letter statistics of the data.
 
-A Markov chain gives the next character after the last three, as often as in the folded names of the
-data. Each character is then spelled as often as in the data with a capital or an accent, so that
-folding has work. All names advance by one character at a time, in torch, so that a million take
-seconds.
+A Markov chain draws each character from the last three, with the frequencies in the folded names of
+the data. Capitals and accents are then added with their frequencies in the data, so that
+folding has work to do. All names advance by one character at a time, in torch, so that a million
+names take seconds.
 """
 
 import unicodedata
@@ -17,35 +17,35 @@ from namernn_fast.names import ALPHABET, fold
 
 ORDER = 3
 EDGE = len(ALPHABET)
-"""The symbol before the first character of a name, and behind its last one."""
+"""The symbol before the first and after the last character of a name."""
 SYMBOLS = len(ALPHABET) + 1
 CONTEXTS = SYMBOLS**ORDER
 START = CONTEXTS - 1
 """The context before a name: `ORDER` edges, since the edge is the last symbol."""
 CHUNK = 1 << 16
-"""How many names advance together."""
+"""The number of names that advance together."""
 
 
 class Imitation:
-    """What is imitated: which characters follow each other, and how they are spelled.
+    """The statistics to imitate: which characters follow each other, and how they are spelled.
 
     Args:
-        names: surnames as they are written; none folds to nothing.
+        names: Surnames as written; none may fold to an empty string.
     """
 
     def __init__(self, names: Iterable[str]):
         names = [unicodedata.normalize("NFC", name.strip()) for name in names]
         texts = [fold(name) for name in names]
         self.longest = max(map(len, texts))
-        """The length of the longest name, which no name that is made up exceeds."""
+        """The length of the longest name, which limits made-up names."""
         self.following = _following(texts)
-        """float64 (contexts, symbols), how often a symbol up to this one follows the context."""
+        """float64 `(contexts, symbols)`: cumulative counts of symbols that follow a context."""
         self.spellings, self.spelled = _spelled(names, texts)
-        """int32 (2 * symbols, spellings), the code points that a symbol is written with, at the
-        beginning of a name in the second half; and how often one up to this one is."""
+        """int32 `(2 * symbols, spellings)`: the code points that a symbol is written with, in the
+        second half at the start of a name; and their cumulative counts."""
 
     def draw(self, count: int, seed: int = 0) -> list[str]:
-        """Returns `count` names, the same ones for the same seed."""
+        """Returns `count` names, which the seed determines."""
         generator = torch.Generator().manual_seed(seed)
         names: list[str] = []
         while len(names) < count:
@@ -59,7 +59,7 @@ class Imitation:
         return names
 
     def _ids(self, count: int, generator: torch.Generator) -> Tensor:
-        """Returns the ids of folded names, int64 (count, longest + 1), filled up with edges."""
+        """Returns the ids of folded names, int64 `(count, longest + 1)`, padded with edges."""
         ids = torch.full((count, self.longest + 1), EDGE)
         context = torch.full((count,), START)
         rows = torch.arange(count)
@@ -87,7 +87,7 @@ def _spelled(names: Iterable[str], texts: Iterable[str]) -> tuple[Tensor, Tensor
     counts: list[Counter[str]] = [Counter() for _ in range(2 * SYMBOLS)]
     counts[EDGE]["\n"] = 1
     for name, text in zip(names, texts, strict=True):
-        # Where a character is dropped or spelled with two, it is unclear which belong together.
+        # If folding drops or splits a character, the alignment is unknown.
         if len(name) == len(text):
             for place, (character, folded) in enumerate(zip(name, text, strict=True)):
                 counts[ALPHABET.index(folded) + (SYMBOLS if place == 0 else 0)][character] += 1
@@ -95,7 +95,7 @@ def _spelled(names: Iterable[str], texts: Iterable[str]) -> tuple[Tensor, Tensor
     spellings = torch.zeros(2 * SYMBOLS, most, dtype=torch.int32)
     often = torch.zeros(2 * SYMBOLS, most, dtype=torch.float64)
     for key, counter in enumerate(counts):
-        # A character that no name had at this place is written as it is.
+        # A character that no name has at this position is written as it is.
         found = counter or Counter((ALPHABET + "\n")[key % SYMBOLS])
         spellings[key, : len(found)] = torch.tensor([*map(ord, found)])
         often[key, : len(found)] = torch.tensor([*found.values()])
@@ -103,6 +103,6 @@ def _spelled(names: Iterable[str], texts: Iterable[str]) -> tuple[Tensor, Tensor
 
 
 def _drawn(cumulative: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns an index for each row, as probable as its step in `cumulative` (rows, indices)."""
+    """Draws an index for each row, with probability proportional to its step in `cumulative`."""
     drawn = torch.rand(len(cumulative), 1, generator=generator, dtype=torch.float64)
     return torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True).squeeze(1)

@@ -1,9 +1,9 @@
-"""Measures the peak of the memory that a call needs, each in a fresh process.
+"""Measures the peak memory of calls, each in a fresh process.
 
-The peak is that of the resident set of the process (`VmHWM` in `/proc/self/status`) above what it
-was before the call. `ru_maxrss` is taken only where there is no such file: a process inherits it
-from the process that started it. Before the call, a small one has started threads and has read in
-the code, which would count as well.
+The result is how far the call raises the peak of the resident set (`VmHWM` in
+`/proc/self/status`). `ru_maxrss` is only the fallback without that file, because a process inherits
+it from its parent. A small call first starts the threads and loads the code, which would count
+otherwise.
 """
 
 import os
@@ -30,7 +30,7 @@ TRAINING, LABELS = "training", "labels"
 
 
 def peak_bytes() -> int:
-    """Returns the largest size that the resident set of this process has had."""
+    """Returns the largest size so far of this process's resident set, in bytes."""
     if STATUS.exists():
         fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return KIBI * int(fields["VmHWM"].split()[0])
@@ -39,16 +39,16 @@ def peak_bytes() -> int:
 
 
 def peak_above(call: Callable[[], object]) -> int:
-    """Returns by how many bytes a call makes the peak of this process grow."""
+    """Returns the bytes by which a call raises the peak of this process."""
     if CLEAR.exists():
-        CLEAR.write_text(RESET_PEAK)  # from now on the peak is what is resident
+        CLEAR.write_text(RESET_PEAK)  # resets the peak to the current size
     before = peak_bytes()
     call()
     return peak_bytes() - before
 
 
 def of_training(kind: type[Program], threads: int, batch_size: int, most: int | None) -> int:
-    """Returns the bytes that two steps of training take."""
+    """Returns the peak bytes of two training steps."""
     torch.set_num_threads(threads)
     corpus = Corpus.of_data(most)
     program = kind(corpus, starting_weights(len(corpus.languages)))
@@ -58,7 +58,7 @@ def of_training(kind: type[Program], threads: int, batch_size: int, most: int | 
 
 
 def of_labels(kind: type[Program], threads: int, count: int, most: int | None) -> int:
-    """Returns the bytes that it takes to label `count` names."""
+    """Returns the peak bytes of labelling `count` names."""
     torch.set_num_threads(threads)
     corpus = Corpus.of_data(most)
     program = kind(corpus, starting_weights(len(corpus.languages)))
@@ -78,7 +78,7 @@ def measure(threads: int, effort: Effort) -> list[dict[str, Any]]:
         tasks.append((row, of_labels, (kind, threads, effort.fewer, effort.corpus)))
     if not effort.fresh:
         return [{**row, "bytes": task(*arguments)} for row, task, arguments in tasks]
-    # Importing torch takes most of the time, and memory does not depend on who else runs.
+    # In parallel: importing torch takes most of the time, and other processes do not affect memory.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda task: in_new_process(task[1], *task[2]), tasks)
         return [{**row, "bytes": size} for (row, *_), size in zip(tasks, found, strict=True)]

@@ -1,4 +1,4 @@
-"""What all programs have in common: the data, the network's sizes, and what a program can do."""
+"""The data, the network's sizes and the interface that all programs share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,11 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Corpus:
-    """Surnames as they are written, with their languages."""
+    """Surnames as written, with their languages."""
 
     names: Sequence[str]
     labels: Tensor
-    """int64 (number of names), indices into `languages`"""
+    """int64 `(names,)`: indices into `languages`"""
     languages: tuple[str, ...]
 
     @classmethod
@@ -35,7 +35,7 @@ class Corpus:
 
 
 def starting_weights(languages: int) -> dict[str, Tensor]:
-    """Returns the parameters that every program starts from, by the names that it has for them."""
+    """Returns the initial parameters of every program, by their names in the model."""
     torch.manual_seed(0)
     parts = {
         "embedding": nn.Embedding(len(ALPHABET), EMBEDDING),
@@ -46,16 +46,16 @@ def starting_weights(languages: int) -> dict[str, Tensor]:
 
 
 class Program(ABC):
-    """A program that trains the classifier and tells the languages of names.
+    """A program that trains the classifier and predicts the languages of names.
 
     Args:
-        corpus: the names to train on, which the program may prepare at once.
-        weights: the parameters to start from.
+        corpus: The names to train on, which the program may preprocess.
+        weights: The initial parameters.
     """
 
     name: ClassVar[str]
     shares: ClassVar[bool] = False
-    """Whether equal characters share their input product, and equal beginnings of names their
+    """Whether equal characters share their input product, and common prefixes of names their
     states."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -68,14 +68,14 @@ class Program(ABC):
         """Returns the batches of a stretch of an epoch.
 
         Args:
-            order: int64 (names), which names of the corpus in which order.
-            batch_size: names in a batch.
+            order: int64 `(names,)`: indices into the corpus, in training order.
+            batch_size: Names per batch.
         """
 
     @abstractmethod
     def train(self, batches: Iterable[Any]) -> tuple[float, float]:
-        """Takes a step on each batch; returns the mean loss and the accuracy over names."""
+        """Takes an optimizer step on each batch; returns the mean loss and the accuracy."""
 
     @abstractmethod
     def label(self, names: Sequence[str]) -> list[str]:
-        """Returns the most probable language of each name, given as text."""
+        """Returns the most probable language of each name."""

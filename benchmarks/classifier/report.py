@@ -62,7 +62,7 @@ def beginnings(rows: Sequence[Row]) -> str:
     """Says how many states there are with and without sharing."""
     found = {row["names"]: (row["characters"], row["prefixes"]) for row in rows}
     parts = (
-        f"{names:,} names have {characters:,} characters and {prefixes:,} distinct beginnings"
+        f"{names:,} names have {characters:,} characters and {prefixes:,} distinct prefixes"
         for names, (characters, prefixes) in sorted(found.items())
     )
     return f"{'; '.join(parts)}."
@@ -92,16 +92,16 @@ def introduction(document: Mapping[str, Any]) -> str:
     return (
         f"{machine['cpu']}, {' and '.join(map(str, peaks))} thread(s); torch {machine['torch']}; "
         f"float32. One layer, one direction, {EMBEDDING} features, {HIDDEN} hidden units, last "
-        f"state, no dropout, Adam. Names: {document['data']}, of which {document['names']:,} were "
-        f"trained on.\n\n"
-        f"An epoch is trained in stretches of a few batches, in which the programs take turns; "
-        f"its time, and that of each part, is the median of {min(rounds)} to {max(rounds)} "
-        f"stretches, times the number of stretches. `rest` counts hits and losses. Every program "
-        f"had the same batches in the same order. Its losses and labels were checked first: an "
-        f"error of at most twice that of `{TORCH}` against an oracle in float64. The floor is the "
-        f"time for the multiply-adds that the results need at the measured peak of {rates}. For "
-        f"the application that is the input product once for each character of the alphabet, and "
-        f"one state for all names that begin alike, in training within a batch."
+        f"state, no dropout, Adam. Names: {document['data']}; {document['names']:,} were used for "
+        f"training. B is the batch size.\n\n"
+        f"An epoch is trained in stretches of a few batches, and the programs take turns; its "
+        f"time, and that of each part, is the median of {min(rounds)} to {max(rounds)} stretches, "
+        f"times the number of stretches. `rest` is the loop itself, which counts hits. Every "
+        f"program had the same batches in the same order. Losses and labels were checked first: "
+        f"their error is at most twice that of `{TORCH}` against an oracle in float64. The floor "
+        f"is the time for the multiply-adds that the results need, at the measured peak of "
+        f"{rates}. For the application these are the input product once for each character of the "
+        f"alphabet, and one state for each prefix that names share, in training within a batch."
     )
 
 
@@ -122,7 +122,7 @@ def report(document: Mapping[str, Any]) -> str:
             parts += [beginnings(labelled)]
     parts += ["**Memory**", memory_table(document["memory"])]
     parts.append(
-        "Each in a fresh process: the peak of the resident set (`VmHWM`) above what it was before, "
-        "behind a small run that starts threads and reads in the code."
+        "Each in a fresh process: how far the peak of the resident set (`VmHWM`) rises, after a "
+        "small run that starts the threads and loads the code."
     )
     return "\n\n".join(parts)

@@ -1,7 +1,8 @@
 """Races programs of the names classifier: `python -m benchmarks.classifier.run [--record]`.
 
-Two programs train the plain network and use it: what a user writes with `nn.RNN` and `DataLoader`,
-and the names application. The gate comes first: losses and labels of both agree with an oracle.
+Two programs train and use the plain network: one as a user would write it with `nn.RNN` and
+`DataLoader`, and the names application. First the gate checks their losses and labels against an
+oracle.
 """
 
 import argparse
@@ -25,15 +26,15 @@ STARTED = time.perf_counter()
 
 
 def announce(stage: str) -> None:
-    """Tells who waits what is measured, and at what time of the run."""
+    """Prints the elapsed time and what is being measured."""
     print(f"{time.perf_counter() - STARTED:4.0f} s: {stage}", flush=True)
 
 
 def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[str, Any]:
     """Checks and measures everything; returns the raw rows.
 
-    What fails its check is not timed and joins `wrong`: all epochs, or the labels on a number of
-    threads.
+    A part with a failed check is not timed and is added to `wrong`: all epochs, or the labels for
+    one number of threads.
     """
     corpus = Corpus.of_data(effort.corpus)
     effort = effort.within(len(corpus.names))
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
 
 def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=2.0))
-    # As in a user's program the collector is on, but it does not walk all of torch.
+    # The garbage collector stays on, as in a user's program, but does not traverse all of torch.
     gc.collect()
     gc.freeze()
     machine = {"cpu": cpu_name(), "threads": options.threads, "torch": torch.__version__}

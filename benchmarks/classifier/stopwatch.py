@@ -1,4 +1,4 @@
-"""Times the parts of a training loop, whoever wrote the loop."""
+"""Times the parts of any training loop."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -14,20 +14,20 @@ REST, TOTAL = "rest", "total"
 
 
 class Stopwatch:
-    """Hooks of the model and of the optimizer of a program, which take the time.
+    """Times a program with hooks on its model and optimizer.
 
-    The data are timed from the loop's question for a batch to the batch, the forward pass from the
-    call of the model to its scores, the backward pass from there to the optimizer, with the loss in
-    it, and the optimizer its step. What remains of the total is the loop itself: it counts hits.
+    The data part is the time from the loop's request for a batch until it arrives; the forward pass
+    is the call of the model; the backward pass lasts from there to the optimizer step, loss
+    included. The rest of the total is the loop itself, which counts hits.
 
     Args:
-        program: whose model and optimizer get the hooks.
+        program: The program whose model and optimizer get the hooks.
     """
 
     def __init__(self, program: Program):
         self.program = program
         self.recorded: list[dict[str, float]] = []
-        """The seconds of the parts and of all together, for each stretch that was trained."""
+        """The seconds of each part and in total, for each trained stretch."""
         self._mark = 0.0
         self._parts = dict.fromkeys(PARTS, 0.0)
         model, optimizer = program.model, program.optimizer
@@ -39,12 +39,12 @@ class Stopwatch:
         ]
 
     def remove(self) -> None:
-        """Removes the hooks, by which the program refers to this stopwatch."""
+        """Removes the hooks, which keep this stopwatch alive."""
         for hook in self._hooks:
             hook.remove()
 
     def train(self, order: Tensor, batch_size: int) -> None:
-        """Trains the program on a stretch of an epoch and records how long each part took."""
+        """Trains the program on a stretch of an epoch and records the time of each part."""
         self._parts = dict.fromkeys(PARTS, 0.0)
         begin = time.perf_counter()
         self.program.train(self._watched(self.program.batches(order, batch_size)))

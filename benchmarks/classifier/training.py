@@ -1,4 +1,4 @@
-"""Races epochs of training: stretches of a few batches, in which the programs take turns."""
+"""Races training epochs: the programs alternate on stretches of a few batches."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,12 @@ Weights = dict[str, Tensor]
 
 
 class Course:
-    """The stretches of an epoch, over and over.
+    """The stretches of an epoch, in a cycle.
 
     Args:
-        names: how many names an epoch has.
-        batch_size: names in a batch.
-        stretch: about how many names a stretch has.
+        names: Names per epoch.
+        batch_size: Names per batch.
+        stretch: Approximate number of names per stretch.
     """
 
     def __init__(self, names: int, batch_size: int, stretch: int):
@@ -39,10 +39,10 @@ class Course:
             raise ValueError(f"{names} names are fewer than the {self.size} of a stretch")
         self.order = torch.randperm(names, generator=torch.Generator().manual_seed(1))
         self.stretches = self.order.split(self.size)[: names // self.size]
-        """int64 (names of a stretch) each; the names that are left over are not trained on."""
+        """int64 `(names per stretch,)` each; leftover names are not used."""
 
     def runner(self, program: Program) -> tuple[Callable[[], None], Stopwatch]:
-        """Returns a call that trains the program on its next stretch, and who takes the time."""
+        """Returns a call that trains the program on its next stretch, and its stopwatch."""
         watch = Stopwatch(program)
 
         def run() -> None:
@@ -62,8 +62,8 @@ def fastest_settings(
         settings: min(entry[TOTAL] for entry in watch.recorded[1:])
         for settings, (_, watch) in runners.items()
     }
-    # Workers end with the program that has them. One that only the garbage collector frees waits
-    # five seconds for each: its queues are gone before they have told the workers to end.
+    # Workers end with their program. If only the garbage collector frees a program, it waits five
+    # seconds per worker, because its queues are gone before they can stop the workers.
     for _, watch in runners.values():
         watch.remove()
     return min(seconds, key=seconds.__getitem__)
@@ -85,13 +85,13 @@ def race_epochs(
     calls["peak"] = lambda: peaks.append(threads * momentary_rate())
     race(calls, effort.budget)
 
-    peak = max(peaks)  # a probe that the system interrupts reads too low
+    peak = max(peaks)  # an interrupted probe reads too low
     texts = [fold(name) for name in corpus.names]
     batches = course.order.split(batch_size)
     counts = count_batches([texts[index] for index in batch.tolist()] for batch in batches)
     rows = []
     for kind, watch in watches.items():
-        recorded = watch.recorded[1:]  # the first stretch warms the program up
+        recorded = watch.recorded[1:]  # the first stretch is the warm-up
         row = {"threads": threads, "batch": batch_size, "program": kind.name}
         row |= {"seconds": medians(recorded, len(corpus.names) / course.size)}
         row |= {"rounds": len(recorded), "peak": peak}

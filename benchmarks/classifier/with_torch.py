@@ -1,8 +1,8 @@
-"""What a user has without this package: `Dataset`, `DataLoader`, `nn.Embedding`, `nn.RNN`.
+"""The program without this package: `Dataset`, `DataLoader`, `nn.Embedding`, `nn.RNN`.
 
-It is written as well as a user can: names are encoded once, the batches are sorted, so that
-`nn.RNN` need not reorder states, and the optimizer and the number of workers are those that are
-fastest on the machine (`SETTINGS`).
+It is as fast as a user can write it: names are encoded once, batches are sorted so that `nn.RNN`
+does not reorder states, and optimizer and number of workers are the fastest on the machine
+(`SETTINGS`).
 """
 
 import unicodedata
@@ -34,12 +34,12 @@ DROP_FROM_ASCII = str.maketrans(
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user would try out."""
+    """Settings that a user would try."""
 
     workers: int
-    """The processes that make batches ahead, of `DataLoader`."""
+    """The number of `DataLoader` worker processes."""
     fused: bool
-    """Whether Adam is the fused one, or the one with `foreach`."""
+    """Whether Adam is the fused or the `foreach` implementation."""
 
     def __str__(self) -> str:
         return f"{self.workers} worker(s), {'fused' if self.fused else 'foreach'} Adam"
@@ -71,7 +71,7 @@ class Names(Dataset[Item]):
 
 
 def pad_and_pack(items: list[Item]) -> tuple[PackedSequence, Tensor]:
-    """Returns the packed ids of a batch and its labels, the longest name first."""
+    """Returns the packed ids of a batch and its labels, longest name first."""
     items.sort(key=lambda item: len(item[0]), reverse=True)
     ids, labels = zip(*items, strict=True)
     lengths = torch.tensor([len(name) for name in ids])
@@ -79,7 +79,7 @@ def pad_and_pack(items: list[Item]) -> tuple[PackedSequence, Tensor]:
 
 
 class Stretch:
-    """The batches that a loader is to make next, as lists of indices."""
+    """The batches that a loader makes next, as lists of indices."""
 
     def __init__(self) -> None:
         self.indices: list[list[int]] = []
@@ -154,7 +154,7 @@ class WithTorch(Program):
 
     @torch.inference_mode()
     def scores(self, names: Sequence[str]) -> Tensor:
-        """Returns the logits (number of names, languages), in the order of the names."""
+        """Returns the logits `(names, languages)`, in the order of the names."""
         self.model.eval()
         texts = [fold(name) for name in names]
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)

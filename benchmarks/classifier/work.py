@@ -1,4 +1,4 @@
-"""The floor of the classifier: the time for the multiply-adds that its results need."""
+"""The floor of the classifier: the time for the multiply-adds that its results require."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
@@ -11,17 +11,17 @@ from namernn_fast.names import ALPHABET
 
 @dataclass(frozen=True)
 class Counts:
-    """What there is to compute for names, with and without sharing."""
+    """The amount of work for names, with and without sharing."""
 
     names: int
     characters: int
-    """The states, where each name has its own."""
+    """The number of states if each name has its own."""
     prefixes: int
-    """The distinct beginnings of names: the states, where equal beginnings share them."""
+    """The number of distinct prefixes of names: the states if common prefixes share them."""
     first_characters: int
-    """The distinct first characters, whose states have no state before them."""
+    """The number of distinct first characters, which need no recurrent product."""
     batches: int = 1
-    """How often all this is computed with the same weights."""
+    """The number of batches, each with its own weights."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -30,7 +30,7 @@ class Counts:
 def count(texts: Sequence[str]) -> Counts:
     """Counts a batch of folded names, none of them empty."""
     letters = np.sort(np.array(texts, dtype="S")).view(np.uint8).reshape(len(texts), -1)
-    # In their order, a name shares most with the name before it.
+    # In sorted order, a name shares its longest prefix with the previous name.
     equal = (letters[1:] == letters[:-1]) & (letters[1:] != 0)
     characters = np.count_nonzero(letters)
     shared = np.logical_and.accumulate(equal, axis=1).sum()
@@ -48,14 +48,14 @@ def count_batches(batches: Iterable[Sequence[str]]) -> Counts:
 def floor(
     counts: Counts, languages: int, training: bool, program: type[Program], peak: float
 ) -> float:
-    """Returns the least seconds of a program, by the multiply-adds that its results need.
+    """Returns the minimum seconds of a program, from the multiply-adds that its results require.
 
     Args:
-        counts: of the names.
-        languages: the number of classes.
-        training: whether the gradients of all parameters are wanted.
-        program: decides what equal characters and equal beginnings of names share.
-        peak: operations a second, two for each multiply-add.
+        counts: The counts of the names.
+        languages: The number of classes.
+        training: Whether to include the gradients of all parameters.
+        program: The program, which determines what is shared.
+        peak: Operations per second; a multiply-add counts as two.
     """
     inputs, states, first = counts.characters, counts.characters, counts.names
     if program.shares:
@@ -63,5 +63,5 @@ def floor(
         states, first = counts.prefixes, counts.first_characters
     forward = inputs * EMBEDDING * HIDDEN + (states - first) * HIDDEN**2
     forward += counts.names * HIDDEN * languages
-    # The backward pass multiplies each product's gradient with both of its factors.
+    # The backward pass multiplies the gradient of each product by both factors.
     return 2 * (3 * forward if training else forward) / peak

@@ -1,4 +1,4 @@
-"""One training epoch of the surname classifier, a user's program: batches and steps of Adam."""
+"""One training epoch of the surname classifier, as a user's program: batches and Adam steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from namernn_fast.testing import assert_within_budget
 
 @pytest.fixture(scope="module")
 def budget(budget: TimeBudget) -> TimeBudget:
-    """The time budget of an epoch, which is long and needs more time for as many rounds."""
+    """The time budget of an epoch, increased because its rounds are long."""
     return dataclasses.replace(budget, seconds=5 * budget.seconds)
 
 
 def classifier(cell: Cell, rnn_class: type[nn.RNN]) -> NameClassifier:
-    """Returns a classifier of the cell's sizes, with the same weights for every class of layer."""
+    """Returns a classifier of the cell's sizes, with the same weights for every layer class."""
     torch.manual_seed(0)
     return NameClassifier(
         len(names().languages), cell.input_size, cell.hidden_size, rnn_class=rnn_class
@@ -40,7 +40,7 @@ def classifier(cell: Cell, rnn_class: type[nn.RNN]) -> NameClassifier:
 
 
 def look(model: NameClassifier, batch: Batch) -> dict[str, Tensor]:
-    """Returns the scores and gradients of one batch, before any step of the optimizer."""
+    """Returns the scores and gradients of one batch, before any optimizer step."""
     scores = model(batch.names)
     F.cross_entropy(scores, batch.targets).backward()
     gradients = {f"grad {name}": value.grad for name, value in model.named_parameters()}
@@ -48,7 +48,7 @@ def look(model: NameClassifier, batch: Batch) -> dict[str, Tensor]:
 
 
 def epoch(model: NameClassifier, train: LabelledNames, batch_size: int) -> Call:
-    """Returns a call that trains for one epoch and continues where the previous call ended."""
+    """Returns a call that trains for one epoch, starting where the previous call ended."""
     optimizer = torch.optim.Adam(model.parameters())
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     return lambda: train_epoch(model, optimizer, batches(train, order, batch_size), Recipe())
@@ -59,8 +59,8 @@ def calls(cell: Cell) -> dict[str, Call]:
     train = split(names()).train
     build = partial(classifier, cell)
     models = {BASELINE: build(nn.RNN), FUSED: build(FusedRNN)}
-    # Weights drift apart once the optimizer divides by tiny gradients, so the gate looks at the
-    # first batch alone.
+    # Weights diverge once the optimizer divides by tiny gradients, so the gate checks only one
+    # batch.
     first = next(iter(batches(train, torch.arange(len(train)), cell.batch)))
     oracle = look(build(nn.RNN).double(), first)
     assert_within_budget(look(models[FUSED], first), look(models[BASELINE], first), oracle)

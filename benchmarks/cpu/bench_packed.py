@@ -1,7 +1,7 @@
 """Cells of the layer on packed batches with the lengths of surnames.
 
-The batch is packed once, outside of what is timed: packing costs both layers the same time and
-would only draw the ratio towards one. The epoch of `bench_names.py` times the packing too.
+The batch is packed once and packing is not timed: it costs both layers the same and would only
+move the ratio towards one. The epoch of `bench_names.py` includes packing.
 """
 
 from collections.abc import Callable

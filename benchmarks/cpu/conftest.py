@@ -1,4 +1,4 @@
-"""Options, the description of the machine, and the fixtures that time the calls of a cell."""
+"""Options, the description of the machine, and fixtures that time the calls of a cell."""
 
 import dataclasses
 import gc
@@ -19,7 +19,9 @@ from namernn_fast.bench.race import QUICK, Call, Rounds, TimeBudget, race
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.addoption("--seconds", type=float, default=2.0, help="for each cell")
-    parser.addoption("--quick", action="store_true", help="small cells only, a few short rounds")
+    parser.addoption(
+        "--quick", action="store_true", help="a trial run: small cells and few short rounds"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 WRONG: list[str] = []
-"""The cells whose check failed: pytest goes on to the next cell."""
+"""The cells with failed checks; pytest continues with the next cell."""
 
 
 def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
@@ -61,8 +63,8 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     for entry in output_json["benchmarks"]:
-        # `extra_info` has the parameters as plain values; the options describe pytest-benchmark's
-        # own way of timing, which is not used.
+        # `extra_info` has the parameters as plain values; the options describe how pytest-benchmark
+        # itself would time, which is not used.
         del entry["params"], entry["options"]
     output_json["names"] = surnames.description()
     output_json["wrong"] = WRONG
@@ -70,10 +72,10 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def settled_process() -> None:
-    """Brings the process to the state of one that has run for long, before any cell is timed."""
+    """Brings the process into the state of a long-running one before any cell is timed."""
     pages.settle(torch.get_num_threads())
-    # The collector stays on, as in a user's program, but does not walk all of torch while a round
-    # is timed.
+    # The garbage collector stays on, as in a user's program, but must not traverse all of torch
+    # during a timed round.
     gc.collect()
     gc.freeze()
 
@@ -86,15 +88,15 @@ def budget(request: pytest.FixtureRequest) -> TimeBudget:
 
 @pytest.fixture(scope="module")
 def rounds(cell: Cell, calls: dict[str, Call], budget: TimeBudget) -> dict[str, Rounds]:
-    """The rounds of both layers, timed once for each cell; every module has its gated `calls`."""
-    # Inference mode is entered once: entering it in each call costs a tenth of the shortest calls.
+    """The rounds of both layers, timed once per cell; each module provides its gated `calls`."""
+    # Inference mode is entered once: entering it in each call adds a tenth to the shortest calls.
     with torch.inference_mode(cell.mode == FORWARD):
         return race(calls, budget)
 
 
 @pytest.fixture
 def publish(benchmark: Any, rounds: dict[str, Rounds]) -> Callable[[Cell, str], None]:
-    """Returns a function that enters the recorded rounds of one layer as this test's benchmark."""
+    """Returns a function that reports the recorded rounds of a layer as this test's benchmark."""
 
     def enter(cell: Cell, layer: str) -> None:
         recorded = rounds[layer]

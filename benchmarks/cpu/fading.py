@@ -1,10 +1,10 @@
 """Times gradients that fade to subnormal numbers: `python -m benchmarks.cpu.fading [--record]`.
 
-With a gradient at `h_n` alone, the gradient of the state shrinks with every step back in time, and
-after about a hundred steps `nn.RNN` computes in subnormal numbers, which some processors do ten
-times slower or more. The fused layer takes numbers below the smallest normal one for zero in its
-backward pass. `torch.set_flush_denormal(True)` makes the processor do that for every operator. No
-other benchmark has gradients that fade.
+With a gradient at `h_n` alone, the gradient of the state shrinks with every step back in time.
+After about a hundred steps `nn.RNN` computes in subnormal numbers, which is at least ten times
+slower on some processors. The fused layer flushes subnormal numbers to zero in its backward pass;
+`torch.set_flush_denormal(True)` makes the processor do so in every operator. No other benchmark has
+gradients that fade.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, DENSE, FUSED, TRAINING, Cell, shape
+from benchmarks.harness.grid import BASELINE, DENSE, FUSED, SIZES, TRAINING, Cell, shape
 from benchmarks.harness.processes import in_new_process
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
@@ -44,12 +44,12 @@ CASES = {
     "`h_n.sum().backward()`: gradients fade to subnormal numbers": (train_on_last_state, False),
     "`h_n.sum().backward()` with `torch.set_flush_denormal(True)`": (train_on_last_state, True),
 }
-"""Each row by its name: the training step, and whether subnormal numbers are flushed to zero."""
+"""Rows by name: the training step, and whether subnormal numbers are flushed to zero."""
 
 
 @contextmanager
 def flushed(flush: bool) -> Iterator[bool]:
-    """Flushes subnormal numbers to zero if `flush`; yields whether the processor does as asked."""
+    """Flushes subnormal numbers to zero if `flush`; yields whether the processor supports that."""
     try:
         yield not flush or torch.set_flush_denormal(True)
     finally:
@@ -58,10 +58,10 @@ def flushed(flush: bool) -> Iterator[bool]:
 
 
 def measure(name: str, cell: Cell, threads: int, budget: TimeBudget) -> dict[str, float] | None:
-    """Returns the median seconds of both layers, or None where the processor cannot flush.
+    """Returns the median seconds of both layers, or None if the processor cannot flush.
 
-    Only the calling thread and threads that it starts afterwards flush, so each case needs a
-    process of its own whose threads have not been started.
+    Only the calling thread and threads that it starts afterwards flush, so each case needs a fresh
+    process that has not started its threads.
     """
     step, flush = CASES[name]
     with flushed(flush) as possible:
@@ -75,8 +75,8 @@ def measure(name: str, cell: Cell, threads: int, budget: TimeBudget) -> dict[str
 
 
 def run(cell: Cell, threads: int, budget: TimeBudget, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every case whose results are right, each in a process of its own; returns a row for
-    each, and adds the others to `wrong`."""
+    """Times every case with correct results in a separate process; returns a row for each, and adds
+    the others to `wrong`."""
     rows = []
     for name in CASES:
         with pages.gated(name, wrong):
@@ -97,12 +97,13 @@ def report(document: dict[str, Any]) -> str:
         times = (duration(medians[layer]) for layer in (BASELINE, FUSED))
         lines.append([row["case"], *times, ratio(medians[BASELINE] / medians[FUSED])])
     return (
-        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32.\n\n"
+        f"{machine['cpu']}, {machine['threads']} thread(s); torch {machine['torch']}; float32. "
+        f"{SIZES}\n\n"
         f"{markdown(lines)}\n\n"
         f"With a gradient at `h_n` alone, gradients shrink with every step back in time until "
-        f"`{BASELINE}` computes in subnormal numbers; the fused layer takes them for zero. The "
-        f"last two rows differ in what subnormal numbers cost on this processor: nothing on some, "
-        f"ten times the time or more on others. These rows are in no mean and no worst case."
+        f"`{BASELINE}` computes in subnormal numbers; the fused layer flushes them to zero. The "
+        f"last two rows show what subnormal numbers cost on this processor: nothing on some, ten "
+        f"times the time or more on others. No mean and no worst case includes these rows."
     )
 
 

@@ -1,8 +1,8 @@
 """Times first calls in new processes: `python -m benchmarks.cpu.first_call [--record]`.
 
-What a short script and a test suite wait for: the import, the first forward and backward pass, and
+Short scripts and test suites wait for these: the import, the first forward and backward pass, and
 the first call of a compiled model. Torch's caches of compiled code are off. `torch.compile` does
-not trace `nn.RNN`: it leaves that layer as it is, and compiles what stands around it.
+not trace `nn.RNN`: it leaves that layer unchanged, and compiles the code around it.
 """
 
 import os
@@ -13,14 +13,14 @@ from typing import Any
 
 from benchmarks.harness.processes import in_new_process
 
-# A new process imports this module first, which must import neither torch nor the layer.
+# A new process imports this module first, so it must not import torch or the layer.
 LAYERS = {"nn.RNN": ("torch.nn", "RNN"), "FusedRNN": ("namernn_fast", "FusedRNN")}
 STAGES = ("import", "first forward", "first backward", "second forward and backward")
 COMPILED_STAGES = ("first compiled forward and backward", "second compiled forward and backward")
 
 
 def measure(name: str, threads: int) -> dict[str, float]:
-    """Returns the seconds of every stage in this process, which should be a new one."""
+    """Returns the seconds of every stage in this process, which should be fresh."""
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     import torch
 
@@ -57,14 +57,14 @@ def report(document: dict[str, Any]) -> str:
     from namernn_fast.bench.tables import duration, markdown
 
     found = document["rounds"]
-    lines = [["(64, 256, 8), B = 64", *LAYERS]]
+    lines = [["stage", *LAYERS]]
     for stage in (*STAGES, *COMPILED_STAGES):
         medians = (statistics.median(each[stage] for each in found[name]) for name in LAYERS)
         lines.append([stage, *map(duration, medians)])
     return (
-        f"{document['cpu']}, {document['threads']} thread(s). Medians of "
-        f"{min(map(len, found.values()))} new processes each; the import is what the layer adds to "
-        f"torch's.\n\n{markdown(lines)}"
+        f"{document['cpu']}, {document['threads']} thread(s); input size 64, hidden size 256, "
+        f"sequence length 8, batch size 64. Medians of {min(map(len, found.values()))} new "
+        f"processes each; the import is what the layer adds to torch's.\n\n{markdown(lines)}"
     )
 
 

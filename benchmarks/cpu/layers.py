@@ -1,7 +1,8 @@
 """Times several layers in one call: `python -m benchmarks.cpu.layers [--record]`.
 
-`FusedRNN` with several layers, as many `FusedRNN` of one layer that feed each other, and `nn.RNN`
-take turns. The column `at once` is how many layers the plan in `csrc/plan.cpp` runs at one time.
+A stack in one `FusedRNN`, the same number of single-layer `FusedRNN` modules in sequence, and
+`nn.RNN` alternate. The column `at once` is the number of layers that the plan in `csrc/plan.cpp`
+runs at the same time.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import call_of, draw_gradients
 
-SHAPES = [  # hidden_size, which is the input_size too, seq_len, batch
+SHAPES = [  # hidden_size (also the input_size), seq_len, batch
     (64, 8, 1),
     (64, 128, 1),
     (64, 128, 16),
@@ -36,7 +37,7 @@ LAYERS = (2, 4)
 
 
 class Chain(nn.Module):
-    """Layers that run one after the other, each in a call of its own."""
+    """Layers in sequence, each a separate call."""
 
     def __init__(self, hidden_size: int, num_layers: int):
         super().__init__()
@@ -51,8 +52,8 @@ class Chain(nn.Module):
 
 
 def calls(mode: str, num_layers: int, hidden_size: int, input: torch.Tensor) -> dict[str, Call]:
-    """Returns the calls of `nn.RNN`, of single layers and of a stack, with gradients at the output
-    and at the last state of every layer."""
+    """Returns the calls of `nn.RNN`, single layers and a stack, with gradients at the output and at
+    the last state of every layer."""
     baseline = nn.RNN(hidden_size, hidden_size, num_layers)
     modules: dict[str, nn.Module] = {
         BASELINE: baseline,
@@ -73,7 +74,7 @@ def calls(mode: str, num_layers: int, hidden_size: int, input: torch.Tensor) -> 
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every shape; returns a row for each mode, number of layers and shape."""
+    """Times all cells; returns a row for each mode, number of layers and shape."""
     rows = []
     budget = pages.time_budget(options, max_rounds=20)
     shapes = SHAPES[:3] if options.quick else SHAPES
@@ -115,7 +116,10 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
 
 def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
-    introduction = f"{document['cpu']}, {document['threads']} thread(s); float32."
+    introduction = (
+        f"{document['cpu']}, {document['threads']} thread(s); float32. `at once` is the number of "
+        "layers that the plan runs at the same time; `one by one` calls a layer at a time."
+    )
     return pages.by_mode(introduction, document["rows"], table)
 
 

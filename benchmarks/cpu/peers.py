@@ -49,12 +49,12 @@ ODD_SHAPES = (
 )
 PACKED_BATCHES = (16, 64, 256, 1024)
 LENGTHS = (2, 12)
-# Other implementations round in ways of their own; a wrong formula is off by far more.
+# Other implementations round differently; a wrong formula has a far larger error.
 RIVAL_ERROR = 1e-4
 
 
 def cells(odd: bool = False, packed: bool = False) -> Iterator[Cell]:
-    """Yields the cells of both modes, with sizes that are odd or not, and with packed batches."""
+    """Yields the cells of both modes, with usual or odd sizes, optionally with packed batches."""
     for mode in (FORWARD, TRAINING):
         for size, hidden, steps, batch in ODD_SHAPES if odd else SHAPES:
             yield Cell(DENSE, mode, batch, size, hidden, steps)
@@ -69,7 +69,7 @@ def results(cell: Cell, call: Call, layer: nn.RNN | None = None) -> dict[str, Te
     Args:
         cell: The cell of the call.
         call: The call of a layer or of a rival.
-        layer: The layer, if the call is a layer's.
+        layer: The layer, if the call is that of a layer.
     """
     with torch.inference_mode(cell.mode == FORWARD):
         returned: Any = call()
@@ -88,7 +88,7 @@ def results(cell: Cell, call: Call, layer: nn.RNN | None = None) -> dict[str, Te
 
 
 def calls(cell: Cell, threads: int, rivals: list[str]) -> dict[str, Call]:
-    """Returns the calls of one cell, each checked: both layers' and those of the named rivals."""
+    """Returns the checked calls of one cell: those of both layers and of the given rivals."""
     torch.manual_seed(0)
     baseline = nn.RNN(cell.input_size, cell.hidden_size)
     fused = FusedRNN(cell.input_size, cell.hidden_size)
@@ -127,10 +127,10 @@ def calls(cell: Cell, threads: int, rivals: list[str]) -> dict[str, Call]:
 
 
 def confine(threads: int) -> None:
-    """Starts this program again with as many CPUs as threads, where it may use more.
+    """Restarts this program with as many CPUs as threads, if it may use more.
 
-    A rival chooses its number of threads by the CPUs that the process may use, some when they are
-    imported; so on one thread JAX and NumPy would run on all of them.
+    Rivals choose their number of threads from the CPUs that the process may use, some of them at
+    import; without this, JAX and NumPy would use all CPUs in a benchmark of one thread.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -141,10 +141,10 @@ def confine(threads: int) -> None:
 
 
 def installed() -> list[str]:
-    """Returns the rivals that are installed, and says which are not."""
+    """Returns the installed rivals, and prints the missing ones."""
     found = [name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package)]
     if missing := [name for name in RIVALS if name not in found]:
-        print(f"Not installed, so not raced: {', '.join(missing)}.")
+        print(f"Not raced because not installed: {', '.join(missing)}.")
     return found
 
 
@@ -181,7 +181,7 @@ def by_cell(rows: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
 
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns a line for each cell: nn.RNN, FusedRNN, their ratio, and the best of the others."""
+    """Returns a line per cell: nn.RNN, FusedRNN, their ratio, and the best other implementation."""
     lines = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "best other", "its time"]]
     ratios, beaten = [], []
     for cell, medians in by_cell(rows).items():
@@ -204,8 +204,8 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
         lines = [line[:5] for line in lines]
     text = markdown(lines)
     text += (
-        f"\n\nGeometric mean {ratio(statistics.geometric_mean(ratios))}, worst "
-        f"{ratio(min(ratios))} of {BASELINE}."
+        f"\n\nSpeed-up over {BASELINE}: geometric mean "
+        f"{ratio(statistics.geometric_mean(ratios))}, worst {ratio(min(ratios))}."
     )
     if beaten:
         text += f" Faster than the best other in {sum(beaten)} of {len(beaten)} cells."
@@ -216,13 +216,13 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     machine = document["machine"]
     introduction = (
-        f"{machine['cpu']}, {machine['threads']} thread(s) on as many CPUs; torch "
+        f"{machine['cpu']}, {machine['threads']} thread(s), confined to as many CPUs; torch "
         f"{machine['torch']}; float32. Others: {', '.join(document['others']) or 'none'}."
     )
     if "hop" in machine:
         introduction += (
             f" A word went from core to core in {1e9 * machine['hop']:.0f} ns at best, "
-            f"{1e9 * machine['hop_median']:.0f} ns in the median of tries."
+            f"{1e9 * machine['hop_median']:.0f} ns in the median."
         )
     return pages.by_mode(introduction, document["rows"], table)
 

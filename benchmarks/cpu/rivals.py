@@ -1,4 +1,4 @@
-"""Other implementations of the layer, each over the weights of an `nn.RNN`."""
+"""Other implementations of the layer, each with the weights of an `nn.RNN`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class Problem:
 
 
 Rival = Callable[[Problem, int], Call | None]
-"""Makes a call from a problem and a number of threads: in inference the call returns h_n, in
-training the gradients of weight_ih, weight_hh and the sum of the biases. None if the rival has no
-such mode."""
+"""Creates a call from a problem and a number of threads. In inference the call returns h_n, in
+training the gradients of weight_ih, weight_hh and the summed biases. None if the rival does not
+support the mode."""
 
 
 def in_place_loop(problem: Problem, threads: int) -> Call | None:
-    """A loop over PyTorch's operators with as little overhead as a user can reach."""
+    """A loop over PyTorch operators with as little overhead as a user can achieve."""
     if problem.cell.mode == TRAINING:
         return None
     weight_ih, weight_hh, bias_ih, bias_hh = problem.baseline.parameters()
@@ -53,7 +53,7 @@ def in_place_loop(problem: Problem, threads: int) -> Call | None:
 
 
 def numpy_loop(problem: Problem, threads: int) -> Call | None:
-    """A loop over NumPy's operators, in place."""
+    """A loop over NumPy operations, in place."""
     if problem.cell.mode == TRAINING:
         return None
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
@@ -71,7 +71,7 @@ def numpy_loop(problem: Problem, threads: int) -> Call | None:
 
 
 def jax_scan(problem: Problem, threads: int) -> Call | None:
-    """`jax.lax.scan`, compiled; in training its vector-Jacobian product with the gradients."""
+    """Compiled `jax.lax.scan`; in training, its vector-Jacobian product with the gradients."""
     import jax
     import jax.numpy as jnp
 
@@ -157,4 +157,4 @@ RIVALS: dict[str, tuple[str, Rival]] = {
     "onnxruntime": ("onnxruntime", onnxruntime),
     "OpenVINO": ("openvino", openvino),
 }
-"""Each rival by its name: the package that it needs, and how its call is made."""
+"""Rivals by name: the package each needs, and the function that creates its call."""

@@ -1,10 +1,10 @@
-"""How near the layer comes to what the machine can do: `python -m benchmarks.cpu.roofline`.
+"""How close the layer comes to the limits of the machine: `python -m benchmarks.cpu.roofline`.
 
 The roofs are measured first: the rate of multiply-adds on all threads, and the rate at which a core
-reads the weights from its own L2 cache. Each cell of the layer has a floor, the least time that the
-roofs allow, and a fraction of the peak that the layer reaches. The clock of a core drifts, and is
-lower where multiply-adds are fed from memory than where their operands stay in registers. Therefore
-the peak of a cell is measured right behind each of its rounds.
+reads the weights from its own L2 cache. Each cell has a floor, the minimum time that the roofs
+allow, and the fraction of the peak that the layer reaches. The clock of a core drifts, and is lower
+if multiply-adds read memory than if their operands stay in registers. So the peak of a cell is
+measured right after each of its rounds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from matplotlib import pyplot
 
 from benchmarks.cpu.peers import cells
 from benchmarks.harness import pages
-from benchmarks.harness.grid import FORWARD, FUSED, MODES, TRAINING, Cell, shape
+from benchmarks.harness.grid import FORWARD, FUSED, MODES, SIZES, TRAINING, Cell, shape
 from benchmarks.harness.machine import Machine, measure, momentary_rate
 from benchmarks.report.plots import save
 from namernn_fast import FusedRNN
@@ -32,14 +32,13 @@ from namernn_fast.bench.workload import gated_calls
 
 FLOAT_BYTES = 4
 BOUND_BY_MULTIPLY_ADDS = 64  # sequences
-# The activation function is what the forward pass has to do beside multiply-adds; relu costs next
-# to nothing.
+# Besides multiply-adds, the forward pass computes the activation; relu costs next to nothing.
 ACTIVATIONS = ("tanh", "relu")
 
 
 def flops(cell: Cell) -> int:
-    """Returns the operations that the results need, two for each multiply-add; the first step has
-    no state to multiply."""
+    """Returns the required operations, two for each multiply-add; the first step has no state to
+    multiply."""
     size, hidden, batch = cell.input_size, cell.hidden_size, cell.batch
     rows = cell.seq_len * batch
     forward = rows * size + (rows - batch) * hidden
@@ -48,7 +47,7 @@ def flops(cell: Cell) -> int:
 
 
 def floor(cell: Cell, machine: Machine, peak: float) -> float:
-    """Returns the least seconds of a cell: the multiply-adds at the peak rate, or, if that takes
+    """Returns the minimum seconds of a cell: the multiply-adds at the peak rate or, if that takes
     longer, reading weight_hh at every step and pass, each core its share from its own L2 cache."""
     passes = 2 if cell.mode == TRAINING else 1
     weights = FLOAT_BYTES * cell.hidden_size**2 * cell.seq_len * passes
@@ -58,7 +57,7 @@ def floor(cell: Cell, machine: Machine, peak: float) -> float:
 def race_peak(
     calls: dict[str, Call], threads: int, budget: TimeBudget
 ) -> tuple[dict[str, float], float]:
-    """Returns the median seconds of each call, and the peak at the clock that the calls leave."""
+    """Returns the median seconds of each call, and the peak at the clock after the calls."""
     counts = {
         name: max(1, round(budget.round_seconds / warm_up(call, budget.warmup_seconds)))
         for name, call in calls.items()
@@ -74,12 +73,12 @@ def race_peak(
 
 
 def budget_of(options: argparse.Namespace) -> TimeBudget:
-    """Returns the time budget of a cell; a round lasts longer here than in other programs."""
+    """Returns the time budget of a cell; rounds are longer than in other programs."""
     return QUICK if options.quick else TimeBudget(options.seconds)
 
 
 def run(machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times every cell beside the peak; returns a row for each."""
+    """Times every cell and measures its peak; returns a row for each."""
     rows = []
     for cell in pages.chosen(cells(), options):
         torch.manual_seed(1)
@@ -102,8 +101,8 @@ def run(machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def race_activations(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the fractions of the peak with tanh and with relu, in the cells that multiply-adds
-    bound: the difference is what tanh costs."""
+    """Returns the fractions of the peak with tanh and with relu, in cells bound by multiply-adds;
+    the difference is the cost of tanh."""
     rows = []
     for cell in pages.chosen(cells(), options):
         if cell.mode != FORWARD or cell.batch < BOUND_BY_MULTIPLY_ADDS:
@@ -153,7 +152,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
-    """Draws the rate against the number of sequences that share a weight once it is read."""
+    """Draws the rate against the batch size: how many sequences use a weight once it is read."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     batches = [2**power for power in range(11)]
     l2_rate = machine.l2_rate * machine.threads
@@ -182,7 +181,13 @@ def draw(rows: list[dict[str, Any]], machine: Machine, path: Path) -> None:
     axes.minorticks_off()
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    figure.legend(
+        title="(input size, hidden size,\nsequence length)",
+        loc="outside right center",
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+    )
     save(figure, path)
 
 
@@ -197,11 +202,12 @@ def report(document: dict[str, Any]) -> str:
         f"L2 cache of {machine.l2_bytes >> 10} KiB and {machine.beyond_l2_rate / 1e9:.0f} GB/s "
         f"from beyond; a word goes from core to core in {machine.hop * 1e9:.0f} ns (median "
         f"{machine.hop_median * 1e9:.0f}). The floor counts multiply-adds and reading weight_hh, "
-        f"and leaves out tanh, packing and the call. The peak of a cell is what a core does in "
-        f"registers right behind the cell's rounds, at the clock that the layer leaves, times the "
-        f"threads: {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s."
+        f"but not tanh, packing or call overhead. The peak of a cell is the rate of multiply-adds "
+        f"from registers, measured on one core right after the cell's rounds, at the clock that "
+        f"the layer leaves, times the number of threads: {min(peaks):.0f} to {max(peaks):.0f} "
+        f"GFLOP/s. {SIZES}"
         f"\n\n{table(document['rows'])}\n\nFractions of the peak that the forward pass reaches "
-        f"with tanh and with relu, where multiply-adds bound it:\n\n{activations}"
+        f"with tanh and with relu, in cells bound by multiply-adds:\n\n{activations}"
     )
 
 

@@ -1,8 +1,8 @@
 """Runs the benchmarks of `make bench` and reports them: `python -m benchmarks.cpu.run [--quick]`.
 
-Results go to `build/bench/`, which git ignores. With `--record` a full run without an error
-replaces the recorded results, their tables in `docs/` and the summary in the README.
-A cell whose check fails is not timed; the others are, and the run ends with an error that names it.
+Results go to `build/bench/`, which git ignores. With `--record` a full run without errors replaces
+the recorded results, their tables in `docs/` and the summary in the README. A cell with a failed
+check is not timed; the others are, and the run ends with an error that names it.
 """
 
 import json
@@ -23,11 +23,11 @@ def python(module: str, *arguments: str) -> int:
 
 
 def failures(raw: Path, module: str, status: int) -> list[str]:
-    """Returns the checks that failed in a module which has ended, by the results that it wrote."""
+    """Returns the failed checks of a module that has ended, from the results it wrote."""
     if status == 0:
         return []
     wrong = json.loads(raw.read_text(encoding="utf-8")).get("wrong") if raw.exists() else None
-    return [f"{module}: {what}" for what in wrong or [f"ended with status {status}"]]
+    return [f"{module}: {what}" for what in wrong or [f"exited with status {status}"]]
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ def main() -> int:
         module = f"benchmarks.{name}"
         wrong += failures(written, module, python(module, threads, *quick, *record))
     if reported := python("benchmarks.report.speed", str(raw), *record):
-        wrong.append(f"benchmarks.report.speed: ended with status {reported}")
+        wrong.append(f"benchmarks.report.speed: exited with status {reported}")
     if wrong:
         print(pages.failures(wrong), file=sys.stderr)
     return int(bool(wrong))

@@ -1,6 +1,6 @@
 """Times the 16-bit types against float32: `python -m benchmarks.cpu.sixteen_bits [--record]`.
 
-`FusedRNN` in three dtypes and `nn.RNN` in bfloat16 take turns. The tests check their results
+`FusedRNN` in three dtypes and `nn.RNN` in bfloat16 alternate. The tests check their results
 against the error budget of each dtype.
 """
 

@@ -1,13 +1,14 @@
 """The plan for machines with more threads than this one: `python -m benchmarks.cpu.threads`.
 
-The table shows groups x members that the plan in `csrc/plan.cpp` chooses for each number of
-threads, and the time that its cost model expects. Nothing is timed.
+The table shows the groups x members that the plan in `csrc/plan.cpp` chooses for each number of
+threads, and the time that its cost model predicts. Nothing is timed.
 """
 
 from typing import Any
 
 from benchmarks.cpu.peers import SHAPES
 from benchmarks.harness import pages
+from benchmarks.harness.grid import SIZES
 from namernn_fast.bench.tables import duration, markdown
 from namernn_fast.ops import cpu_plan
 
@@ -15,7 +16,7 @@ THREADS = (1, 2, 8, 32, 96)
 
 
 def run() -> list[dict[str, Any]]:
-    """Asks for the plan of every shape and number of threads; returns a row for each shape."""
+    """Gets the plan for every shape and number of threads; returns a row for each shape."""
     rows = []
     for size, hidden, steps, batch in SHAPES:
         plans = [cpu_plan([batch] * steps, size, hidden, threads) for threads in THREADS]
@@ -30,15 +31,15 @@ def run() -> list[dict[str, Any]]:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Returns a line for each shape."""
-    lines = [["(D, H, T)", "B", *(f"{threads} threads" for threads in THREADS)]]
+    """Returns the legend, and a line for each shape."""
+    lines = [["(D, H, T)", "B", *(f"{threads} thread(s)" for threads in THREADS)]]
     for row in document["rows"]:
         plans = [
             f"{groups} x {members}, {duration(nanoseconds * 1e-9)}"
             for groups, members, nanoseconds in row["plans"]
         ]
         lines.append([str(tuple(row["shape"])), str(row["batch"]), *plans])
-    return markdown(lines)
+    return f"{SIZES}\n\n{markdown(lines)}"
 
 
 def main() -> None:

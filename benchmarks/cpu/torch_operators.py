@@ -1,7 +1,7 @@
-"""Times what runs on torch's operators: `python -m benchmarks.cpu.torch_operators [--record]`.
+"""Times the reference path: `python -m benchmarks.cpu.torch_operators [--record]`.
 
 The reference path serves every device and dtype without a kernel. Here the C++ extension is
-switched off, so that the path runs on a CPU, beside `nn.RNN`.
+disabled, so that this path runs on a CPU, against `nn.RNN`.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from benchmarks.harness.grid import (
     MODES,
     PACKED,
     SHAPES,
+    SIZES,
     Cell,
 )
 from namernn_fast import availability
@@ -34,7 +35,7 @@ from namernn_fast.bench.workload import gated_calls
 
 LAYER_BATCHES = (1, 16, 64, 256)
 LARGEST_WORK = 10**9
-"""Multiply-adds of the largest forward pass of the reference path that is timed."""
+"""Limit of multiply-adds of a timed forward pass."""
 
 
 def layer_calls(cell: Cell) -> dict[str, Call]:
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
             with torch.inference_mode(of_row["mode"] == FORWARD):
                 rounds = race(calls, budget)
             medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-            # Each round beside the neighbouring round of the other side: drift cancels out.
+            # Each round is paired with the adjacent round of the other layer, so drift cancels out.
             pairs = zip(rounds[BASELINE].seconds, rounds[FUSED].seconds, strict=True)
             speed_up = statistics.median(theirs / ours for theirs, ours in pairs)
             rows.append({**of_row, "medians": medians, "speed_up": speed_up})
@@ -81,8 +82,8 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each shape and batch of one family, and a line of the worst ratios."""
-    header = ["shape", "B"]
+    """Returns a line for each shape and batch of one family, and one with the worst ratios."""
+    header = ["(D, H, T)", "B"]
     lines: dict[tuple[str, int], list[str]] = {}
     worst = ["worst", ""]
     for mode in MODES:
@@ -106,11 +107,11 @@ def report(document: dict[str, Any]) -> str:
     """Returns the tables of a run."""
     parts = [
         f"{document['cpu']}; torch {document['torch']}; float32. Times are medians of rounds; a "
-        "speed-up is the median of the ratios of neighbouring rounds."
+        f"speed-up is the median of the ratios of neighbouring rounds. {SIZES}"
     ]
     for family, threads in dict.fromkeys((r["family"], r["threads"]) for r in document["rows"]):
         rows = [r for r in document["rows"] if (r["family"], r["threads"]) == (family, threads)]
-        title = f"Reference path, {family} input, shapes (D, H, T), {threads} thread(s)"
+        title = f"Reference path, {family} input, {threads} thread(s)"
         parts += [f"**{title}**", table(rows)]
     return "\n\n".join(parts)
 

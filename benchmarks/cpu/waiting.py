@@ -1,7 +1,7 @@
 """Times how threads wait: `python -m benchmarks.cpu.waiting [--record]`.
 
-A training step of a small batch, in new processes with `OMP_WAIT_POLICY` unset and set to
-`passive`, on a machine with nothing else to do and beside programs that keep every processor busy.
+It times a training step of a small batch, in fresh processes with `OMP_WAIT_POLICY` unset and set
+to `passive`, on an idle machine and next to programs that keep every processor busy.
 """
 
 import itertools
@@ -19,14 +19,14 @@ from benchmarks.harness.processes import in_new_process
 POLICIES = {"not set": None, "`passive`": "passive"}
 NEIGHBOURS = {"idle": False, "busy": True}
 SIZES = (64, 256, 8, 16)
-"""Features, hidden units, steps and sequences."""
+"""Input size, hidden size, sequence length, batch size."""
 VARIABLE = "OMP_WAIT_POLICY"
 
 
 def measure(name: str, threads: int, seconds: float) -> float:
-    """Returns the mean seconds of a training step in this process, which should be a new one.
+    """Returns the mean seconds of a training step in this process, which should be fresh.
 
-    The mean, since what a program waits for is the sum of all steps, the slowest among them.
+    The mean, not the median, because a program waits for all steps, the slowest included.
     """
     import torch
 
@@ -58,7 +58,7 @@ def _spin() -> None:
 
 @contextmanager
 def _neighbours(are_busy: bool) -> Iterator[None]:
-    """Lets other programs keep every processor busy, or not."""
+    """Runs programs that keep every processor busy, if wanted."""
     context = multiprocessing.get_context("spawn")
     count = (os.cpu_count() or 1) if are_busy else 0
     running = [context.Process(target=_spin, daemon=True) for _ in range(count)]
@@ -73,7 +73,7 @@ def _neighbours(are_busy: bool) -> Iterator[None]:
 
 
 def _under(policy: str | None, *arguments) -> float:
-    """Returns what `measure` finds in a process that starts with this policy."""
+    """Returns the result of `measure` in a process that starts with this policy."""
     os.environ.pop(VARIABLE, None)
     if policy is not None:
         os.environ[VARIABLE] = policy
@@ -92,9 +92,9 @@ def report(document: dict[str, Any]) -> str:
     features, hidden_size, steps, batch = SIZES
     return (
         f"{document['cpu']}, {document['processors']} processors, {document['threads']} thread(s); "
-        f"({features}, {hidden_size}, {steps}), B = {batch}, with Adam. "
-        f"Medians of {len(rounds[0])} processes each, of each the mean step. On the busy machine "
-        f"as many other programs run as there are processors.\n\n{markdown(lines)}"
+        f"input size {features}, hidden size {hidden_size}, sequence length {steps}, batch size "
+        f"{batch}, with Adam. Each time is the median over {len(rounds[0])} processes of the mean "
+        f"step. On the busy machine, one other program runs per processor.\n\n{markdown(lines)}"
     )
 
 

@@ -1,8 +1,8 @@
 """Times wide layers on few sequences: `python -m benchmarks.cpu.wide [--record] [--threads N]`.
 
 These calls are bandwidth-bound: each step reads `weight_hh` for one to eight sequences. The read
-floor of a cell is the time to read the weights that often, at the rate at which the threads read a
-block of the weights' size, which lies in the nearest memory that holds them.
+floor of a cell is the time to read the weights as often as needed, at the rate at which the threads
+read a block of the same size from the nearest memory that can hold it.
 """
 
 import argparse
@@ -81,7 +81,7 @@ SHAPES = {  # (input_size, hidden_size, seq_len, batch)
     ),
 }
 QUICK_SHAPES = 2
-"""Shapes of each dtype in a quick run."""
+"""The number of shapes per dtype in a quick run."""
 WORST = 10
 PROBE_SECONDS = 0.05
 
@@ -101,7 +101,7 @@ def calls(cell: Cell, dtype: torch.dtype) -> dict[str, Call]:
     torch.manual_seed(1)
     input = torch.randn(cell.seq_len, cell.batch, cell.input_size, dtype=dtype)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # of the layers that `gated_calls` makes
+    torch.set_default_dtype(dtype)  # for the layers that `gated_calls` creates
     try:
         return gated_calls(cell, input, rows_of_oracle(cell))
     finally:
@@ -109,22 +109,22 @@ def calls(cell: Cell, dtype: torch.dtype) -> dict[str, Call]:
 
 
 def weights_read(cell: Cell) -> int:
-    """Returns the least number of weights that a call reads: `weight_ih` once, `weight_hh` in each
-    step and pass except the first step, which has no state to multiply."""
+    """Returns the minimum number of weights that a call reads: `weight_ih` once, and `weight_hh` in
+    each step and pass except the first step, which has no state to multiply."""
     passes = 2 if cell.mode == TRAINING else 1
     recurrent = passes * (cell.seq_len - 1) * cell.hidden_size
     return (cell.input_size + recurrent) * cell.hidden_size
 
 
 def floor(cell: Cell, dtype: torch.dtype, threads: int) -> float:
-    """Returns the seconds in which the threads read the weights as often as a call has to."""
+    """Returns the seconds that the threads need to read the weights as often as a call must."""
     weights = (cell.input_size + cell.hidden_size) * cell.hidden_size
     rate = machine.read_rate(threads, dtype.itemsize * weights, PROBE_SECONDS)
     return dtype.itemsize * weights_read(cell) / rate
 
 
 def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
-    """Times every cell whose results are right; returns a row for each, and adds the others to
+    """Times every cell with correct results; returns a row for each, and adds the others to
     `wrong`."""
     rows: list[dict[str, Any]] = []
     budget = pages.time_budget(options, max_rounds=30)
@@ -173,7 +173,7 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
         mean = statistics.geometric_mean(map(speed_up, found))
         head = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "95 %", "of read floor"]]
         parts.append(
-            f"The worst {len(worst)} of {len(found)} cells in {dtype}, of which the geometric mean "
+            f"The worst {len(worst)} of {len(found)} cells in {dtype}; the geometric mean of all "
             f"is {ratio(mean)}:\n\n{markdown(head + [line(row) for row in worst])}"
         )
     return "\n\n".join(parts)
@@ -186,10 +186,9 @@ def report(document: dict[str, Any]) -> str:
         return "No cell was timed."
     introduction = (
         f"{document['cpu']}, {document['threads']} thread(s); torch {document['torch']}. Speed-ups "
-        f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, beside their "
-        "95 % interval. The read floor is what reading the weights "
-        "takes, the recurrent ones in each step and pass, and the column says how much of "
-        f"{FUSED}'s time that is."
+        f"are ratios of the medians of {min(counts)} to {max(counts)} rounds, with their 95 % "
+        "interval. The read floor is the time to read the weights, the recurrent ones once per "
+        f"step and pass; the column gives it as a share of {FUSED}'s time."
     )
     return pages.by_mode(introduction, document["rows"], table)
 

@@ -1,8 +1,8 @@
 """Races the layer against cuDNN on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.cudnn`.
 
-It needs a GPU, torch, Triton and NumPy, but no installed package, extension, network or matplotlib,
-without which the plots are left out. `--dry-run` runs the same code on the CPU, with kernels under
-Triton's interpreter, on tiny cells: it shows that everything works, and measures nothing.
+It needs a GPU, torch, Triton and NumPy, but no installed package, extension or network; without
+matplotlib it skips the plots. `--dry-run` runs the same code on the CPU, with kernels in Triton's
+interpreter, on tiny cells: it shows that everything works, and measures nothing.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from benchmarks.harness import pages
 
 
 def check_gpu() -> None:
-    """Ends the program if nothing can be measured."""
+    """Exits if nothing can be measured."""
     if not torch.cuda.is_available():
         raise SystemExit("no GPU that torch can use; --dry-run needs none")
     if triton.knobs.runtime.interpret:
@@ -37,11 +37,13 @@ def main() -> int:
     begun = time.monotonic()
     parser = pages.parser(__doc__)
     parser.add_argument("--dry-run", action="store_true", help="tiny cells under the interpreter")
-    parser.add_argument("--minutes", type=float, default=7.0, help="no cell is begun after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=7.0, help="start no cell after this many minutes"
+    )
     parser.add_argument("--output", type=Path, help="the folder for table, JSON and plots")
     options = pages.parse(parser)
     if options.dry_run and options.record:
-        parser.error("a dry run is no measurement: it cannot be recorded")
+        parser.error("a dry run is not a measurement and cannot be recorded")
     if not options.dry_run:
         check_gpu()
     elif not triton.knobs.runtime.interpret:
@@ -52,7 +54,7 @@ def main() -> int:
     document = {"machine": describe(platform), "measurement": platform is GPU, "rows": rows}
     try:
         rows.extend(run(platform, begun + 60 * options.minutes))
-    finally:  # what was measured is kept, whatever ended the run
+    finally:  # keeps the measured rows even if the run fails
         publish(document, options.output or pages.folder_of(options.record))
     return exit_status(rows)
 

@@ -1,4 +1,4 @@
-"""The dry run: the benchmark's own code on a CPU, with kernels under Triton's interpreter."""
+"""The dry run: the benchmark's own code on a CPU, with kernels in Triton's interpreter."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ OPERATORS = ("rnn_forward", "rnn_backward")
 
 
 def restart_interpreted() -> None:
-    """Starts this command again with the interpreter, which Triton chooses when it is imported."""
+    """Restarts this command with the interpreter, which Triton selects at import."""
     sys.stdout.flush()
     command = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, command, os.environ | {"TRITON_INTERPRET": "1"})
@@ -30,16 +30,16 @@ def restart_interpreted() -> None:
 def serve_cpu_tensors(
     device: Callable[[], Device], operator: Callable[[str], Callable[..., Any]]
 ) -> torch.library.Library:
-    """Routes the operators on CPU tensors to other implementations, for the rest of the process.
+    """Routes operators on CPU tensors to other implementations, for the rest of the process.
 
-    The C++ extension need not be built.
+    This does not need the C++ extension.
 
     Args:
         device: Returns the GPU to make plans for.
         operator: Returns the implementation of an operator, by its name.
 
     Returns:
-        What keeps the implementations registered.
+        The library object that keeps the implementations registered.
     """
     library = torch.library.Library(ops.NAMESPACE, "IMPL")
     for name in OPERATORS:
@@ -50,18 +50,18 @@ def serve_cpu_tensors(
 
 
 class Interpreted:
-    """Puts the Triton operators in the place of the CPU operators, and counts their calls.
+    """Replaces the CPU operators by the Triton operators, and counts their calls.
 
-    The change lasts as long as the process.
+    The change lasts for the rest of the process.
     """
 
     def __init__(self) -> None:
         self.calls = dict.fromkeys(OPERATORS, 0)
-        # Any GPU would do to make plans for.
+        # Any GPU is good enough for making plans.
         self.library = serve_cpu_tensors(lambda: H100, lambda name: partial(self.run, name))
 
     def run(self, name: str, *arguments: Any) -> Any:
-        """Counts and makes a call of an operator."""
+        """Counts and executes a call of an operator."""
         self.calls[name] += 1
         return getattr(gpu, name)(*arguments)
 
@@ -69,7 +69,7 @@ class Interpreted:
         """Names the path if a training step calls both Triton operators once.
 
         Raises:
-            BudgetError: if it does not.
+            BudgetError: It does not.
         """
         before = dict(self.calls)
         call_of(layer, input, TRAINING, draw_gradients(layer, input))()

@@ -1,19 +1,19 @@
-"""FlashRNN, a rival for GPUs that is raced where it is installed."""
+"""FlashRNN, a rival on GPUs, raced if it is installed."""
 
 from torch import nn
 from torch.nn.functional import linear
 
 FLASH = "FlashRNN"
-# FlashRNN rounds in ways of its own; a wrong formula is off by far more.
+# FlashRNN rounds differently; a wrong formula has a far larger error.
 FLASH_ERROR = 0.05
-# Seconds that FlashRNN takes to compile itself for one cell, about.
+# Approximate seconds that FlashRNN needs to compile for one cell.
 FLASH_COMPILES = 120
 
 
 class FlashElman(nn.RNN):
     """FlashRNN's `elman` over the parameters of `nn.RNN`, for dense input.
 
-    FlashRNN takes the projected input, so the projection is a product by itself.
+    FlashRNN takes the projected input, so the projection is a separate product.
     """
 
     def forward(self, input, hx=None):

@@ -1,7 +1,7 @@
-"""The cells that are raced on a GPU, and the precisions in which they are computed.
+"""The cells that are raced on a GPU, and their precisions.
 
-The grid is a cut: batch sizes from 1 to 4096, hidden sizes from 64 to 2048 and 8 to 1024 steps all
-occur, but not every combination of them.
+The grid is a selection: batch sizes from 1 to 4096, hidden sizes from 64 to 2048 and 8 to 1024
+steps all occur, but not in every combination.
 """
 
 from collections.abc import Iterator
@@ -47,14 +47,14 @@ class Precision:
     name: str
     dtype: torch.dtype
     tf32: bool = False
-    """Whether an RNN in float32 rounds the factors of its products, as it does by default."""
+    """Whether a float32 RNN rounds the factors of its products to TF32, as it does by default."""
 
     @contextmanager
     def of_the_process(self) -> Iterator[None]:
-        """Lets float32 be IEEE throughout if this is float32 without rounding.
+        """Sets float32 to IEEE everywhere if this is float32 without rounding.
 
-        Otherwise the settings of the process are left as torch has them, as in a user's program:
-        TF32 for RNNs alone. They are restored afterwards.
+        Otherwise torch's default settings stay, as in a user's program: TF32 only for RNNs. The
+        settings are restored afterwards.
         """
         knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
         before = [knob.fp32_precision for knob in knobs]
@@ -71,5 +71,5 @@ class Precision:
 FLOAT32 = Precision("float32", torch.float32)
 TF32 = Precision("tf32", torch.float32, tf32=True)
 BFLOAT16 = Precision("bfloat16", torch.bfloat16)
-# The default first: a race may end at its deadline.
+# The default comes first, because a race may end at its deadline.
 PRECISIONS = (TF32, FLOAT32, BFLOAT16)

@@ -1,4 +1,4 @@
-"""The machine code of a GPU kernel, and what a step of its loop over time has."""
+"""Parses the machine code of a GPU kernel, and counts the instructions of a time step."""
 
 import re
 import subprocess
@@ -16,12 +16,12 @@ class Instruction(NamedTuple):
 
     offset: int
     guard: str
-    """The predicate under which it is executed, as `P0` or `!P0`; empty if always."""
+    """The predicate, such as `P0` or `!P0`; empty if it is always executed."""
     name: str
     """The opcode with its modifiers."""
     operands: str
     calls: tuple[tuple[str, int], ...]
-    """The calls in the source that led to it, the innermost first: names of files, and lines."""
+    """The source calls that led to it, innermost first: file names and lines."""
 
     @property
     def opcode(self) -> str:
@@ -29,7 +29,7 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> str:
-        """The label that it names, or ""."""
+        """The label in its operands, or ""."""
         found = re.search(r"`\((.*?)\)", self.operands)
         return found[1] if found else ""
 
@@ -40,7 +40,7 @@ class Instruction(NamedTuple):
 class Counts(NamedTuple):
     """Instructions in the code of a step, as one warp issues them.
 
-    A loop within the step counts as one turn, however often it runs. Code for some steps only
+    A loop within the step counts as one iteration, however often it runs. Code for special steps
     counts too.
     """
 
@@ -48,7 +48,7 @@ class Counts(NamedTuple):
     in_loops: int
     """Instructions in inner loops: over hidden units, over tiles, or waiting for other programs."""
     shuffles: int
-    """Exchanges among the lanes of a warp."""
+    """Exchanges between the lanes of a warp."""
     barriers: int
     """Barriers of the program."""
     global_accesses: int
@@ -61,7 +61,7 @@ LOADS = {"LDG", "LD", "LDGSTS"}
 _GLOBAL = LOADS | {"STG", "ST", "RED", "REDG", "ATOM", "ATOMG"}
 
 _LABEL = re.compile(r"(\.L_\w+|\.text\.\w+):")
-# The line that an instruction is made from, and below it the lines with the calls of its function.
+# The source line of an instruction, followed by the lines that call its function.
 _SOURCE = re.compile(r'\s*//## File "(.*?)", line (\d+)')
 # `/*1e70*/ @!P2 LDG.E.64.STRONG.GPU R28, desc[UR8][R2.64+0x10] ;`
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?([\w.]+)\s*([^;]*?)\s*;")
@@ -70,12 +70,12 @@ _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?([\w.]+)\s*(
 class Code:
     """The instructions of a kernel, and its loops.
 
-    Code for a warp whose lanes have parted (`BRA.DIV`) is left out: it does what the code beside it
-    does for a whole warp. So are functions that the compiler adds behind the kernel.
+    Code for diverged warps (`BRA.DIV`) is left out, because it repeats the code for whole warps. So
+    are functions that the compiler appends to the kernel.
     """
 
     def __init__(self, text: str):
-        """Parses what `nvdisasm -c -ndf -gi` prints."""
+        """Parses the output of `nvdisasm -c -ndf -gi`."""
         self.instructions: list[Instruction] = []
         self._labels: dict[str, int] = {}
         lines: list[tuple[str, int]] = []
@@ -95,11 +95,11 @@ class Code:
                     at = Instruction(int(offset, 16), guard, name, operands, tuple(lines[1:]))
                     self.instructions.append(at)
         if not self.instructions:
-            raise ValueError("there is no instruction in what nvdisasm printed")
+            raise ValueError("the output of nvdisasm contains no instruction")
 
     @cached_property
     def loops(self) -> list[frozenset[int]]:
-        """The places of the instructions of each loop, the longest loop first."""
+        """The positions of the instructions of each loop, longest loop first."""
         after = self._edges()
         before: dict[int, list[int]] = {place: [] for place in after}
         for place, following in after.items():
@@ -117,9 +117,9 @@ class Code:
         return sorted(map(frozenset, found.values()), key=lambda body: -len(body))
 
     def _edges(self) -> dict[int, list[int]]:
-        """Returns the places that may follow the instruction at each place that can be reached."""
+        """Returns the possible successors of each reachable instruction, as positions."""
         found: dict[int, list[int]] = {}
-        # A place, and by barrier register where warps meet again.
+        # A position, and by barrier register the position where warps reconverge.
         waiting: list[tuple[int, dict[str, int]]] = [(0, {})]
         while waiting:
             place, meeting = waiting.pop()
@@ -142,20 +142,20 @@ class Code:
             if at.name.endswith((".DIV", ".CONV")):
                 return below
             return [self._labels[at.target], *(below if is_conditional else [])]
-        # What calls an absolute address is a failed assertion.
+        # A call of an absolute address is a failed assertion.
         if at.opcode in ("EXIT", "RET", "BPT") or at.name.startswith("CALL.ABS"):
             return below if is_conditional else []
         if at.opcode in ("BRX", "JMX"):
-            raise ValueError(f"a branch to a computed place is not understood: {at}")
+            raise ValueError(f"branches to computed addresses are not supported: {at}")
         return below
 
     @cached_property
     def step(self) -> list[Instruction]:
-        """The instructions of the loop over time, which is the longest one."""
+        """The instructions of the loop over time, which is the longest loop."""
         return [self.instructions[place] for place in sorted(self.loops[0])]
 
     def count(self) -> Counts:
-        """Returns what the code of a step has."""
+        """Returns the instruction counts of a step."""
         inner = {place for loop in self.loops if loop < self.loops[0] for place in loop}
         opcodes = [at.opcode for at in self.step]
         return Counts(
@@ -169,7 +169,7 @@ class Code:
 
 
 def _back_edges(after: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-    """Yields each edge to a place on the way to it, in a depth-first search."""
+    """Yields each edge from a position to one of its ancestors in a depth-first search."""
     way, seen = {0: iter(after[0])}, {0}
     while way:
         place = next(reversed(way))

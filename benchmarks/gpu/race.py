@@ -1,7 +1,7 @@
 """Races one cell on a GPU: its input, its gate, the ways to launch it, and its clock.
 
-No cell is timed before its results have passed the gate, and no cell is dropped: what is wrong,
-failed or came too late has its place in the table and in the JSON.
+No cell is timed before its results have passed the gate, and no cell is dropped: the table and the
+JSON also list cells that were wrong, failed or came too late.
 """
 
 import copy
@@ -36,7 +36,7 @@ from namernn_fast.testing import BudgetError, assert_within_budget
 EAGER, GRAPH = "eager", "CUDA graph"
 MEASURED, RED, FAILED, LATE = "measured", "red gate", "failed", "not measured"
 
-# The gate looks at the states of so many sequences of a dense batch, and at all gradients.
+# The gate checks the states of this many sequences of a dense batch, and all gradients.
 GATE_ROWS = 64
 MILLISECONDS = {"warmup": 5, "rep": 10}
 
@@ -58,10 +58,10 @@ class Platform:
 
 
 def captured(call: Call) -> Call:
-    """Returns a call that replays `call` as a CUDA graph, into the tensors of the capture."""
+    """Returns a call that replays `call` as a CUDA graph, into the captured tensors."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # lazy initialisation is not to be captured
+    with torch.cuda.stream(side):  # lazy initialisation must not be captured
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(side)
@@ -77,12 +77,12 @@ def captured(call: Call) -> Call:
 
 
 def event_clock(call: Call) -> list[float]:
-    """Times a call by the GPU's events."""
+    """Times a call with GPU events."""
     return [1e-3 * ms for ms in do_bench(call, **MILLISECONDS, return_mode="all")]
 
 
 def wall_clock(call: Call) -> list[float]:
-    """Times a call by the host's clock."""
+    """Times a call with the host's clock."""
     return [timed(call) for _ in range(2)]
 
 
@@ -92,7 +92,7 @@ def eager(call: Call) -> Call:
 
 
 def explained_path(layer: nn.RNN, input: Input) -> str:
-    """Returns the path that `explain` names."""
+    """Returns the path that `explain` reports."""
     return explain(layer, input).path
 
 
@@ -103,13 +103,13 @@ DRY = Platform("cpu", DRY_CELLS, (FLOAT32,), {EAGER: eager}, wall_clock, explain
 
 
 def known_names() -> NamesData:
-    """Returns the names that are at hand, else the embedded sample: nothing is downloaded."""
+    """Returns the local names if there are any, else the embedded sample, without downloading."""
     at_hand = os.environ.get(surnames.VARIABLE) or surnames.SHARED.is_dir()
     return surnames.names() if at_hand else embedded_sample()
 
 
 def draw_input(cell: Cell, dtype: torch.dtype, device: str) -> Input:
-    """Returns a dense time-major input, or an input packed with the lengths of names."""
+    """Returns a dense time-major input, or a packed input with the lengths of names."""
     torch.manual_seed(1)
     lengths = None
     if cell.family == PACKED:
@@ -121,14 +121,14 @@ def draw_input(cell: Cell, dtype: torch.dtype, device: str) -> Input:
 
 
 def gate_rows(cell: Cell) -> Tensor | None:
-    """Returns the sequences whose states the gate looks at: all of a packed batch."""
+    """Returns the sequences that the gate checks; None, for all, if the batch is packed."""
     if cell.family == PACKED:
         return None
     return torch.linspace(0, cell.batch - 1, min(cell.batch, GATE_ROWS)).long()
 
 
 def baseline_path(input: Input) -> str:
-    """Returns what `nn.RNN` runs for an input."""
+    """Returns the path that `nn.RNN` takes for an input."""
     data = input.data if isinstance(input, PackedSequence) else input
     return "cuDNN" if torch.backends.cudnn.is_acceptable(data) else "ATen"
 
@@ -136,11 +136,11 @@ def baseline_path(input: Input) -> str:
 def race_cell(
     cell: Cell, precision: Precision, platform: Platform, rival: str = BASELINE
 ) -> Iterator[Row]:
-    """Yields a row for every way to launch a cell, in the precision of the process.
+    """Yields a row for every kind of launch of a cell, in the precision of the process.
 
     Raises:
-        BudgetError: if the oracle and `nn.RNN` cannot be compared.
-        RuntimeError, TritonError: if no call can be timed.
+        BudgetError: The oracle and `nn.RNN` cannot be compared.
+        RuntimeError, TritonError: No call can be timed.
     """
     input = draw_input(cell, precision.dtype, platform.device)
     kinds = {BASELINE: nn.RNN, FUSED: FusedRNN} | ({FLASH: FlashElman} if rival == FLASH else {})
@@ -209,7 +209,7 @@ def time_calls(calls: Mapping[str, Call], platform: Platform) -> Row:
 
 
 def label(cell: Cell, precision: Precision, launch: str, rival: str) -> Row:
-    """Returns the fields of a row that say what was to be timed."""
+    """Returns the fields of a row that identify what is timed."""
     return {
         **dataclasses.asdict(cell),
         "precision": precision.name,
@@ -219,10 +219,10 @@ def label(cell: Cell, precision: Precision, launch: str, rival: str) -> Row:
 
 
 def run(platform: Platform, deadline: float) -> Iterator[Row]:
-    """Yields all rows of the grid in order; cells after the deadline come as not measured."""
+    """Yields all rows of the grid in order; cells after the deadline are marked as not measured."""
     plan = [(cell, p, BASELINE) for p in platform.precisions for cell in platform.cells]
     if platform is GPU and importlib.util.find_spec("flashrnn") is not None:
-        # FlashRNN comes last, because it is compiled at its first call.
+        # FlashRNN comes last, because it compiles at its first call.
         plan += [(cell, BFLOAT16, FLASH) for cell in platform.cells if cell.family == DENSE]
     for cell, precision, rival in plan:
         late = time.monotonic() > deadline - (FLASH_COMPILES if rival == FLASH else 0)

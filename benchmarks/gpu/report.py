@@ -11,7 +11,16 @@ import triton
 
 from benchmarks.gpu.race import FAILED, GPU, LATE, MEASURED, RED, Platform, Row, known_names
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, FORWARD, FUSED, MODES, TRAINING, Cell, shape
+from benchmarks.harness.grid import (
+    BASELINE,
+    FORWARD,
+    FUSED,
+    MODES,
+    SIZES,
+    TRAINING,
+    Cell,
+    shape,
+)
 from namernn_fast.bench.tables import SLOWER, markdown, ratio
 
 NOTHING = ("", "", "")
@@ -96,7 +105,7 @@ def section(rows: list[Row], rival: str) -> str:
 
 
 def describe(platform: Platform) -> dict[str, Any]:
-    """Describes the machine and the libraries, as far as a reader needs them to compare."""
+    """Describes the machine and the libraries, for comparison with other runs."""
     on_gpu, names = platform is GPU, known_names()
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "Triton's interpreter",
@@ -114,8 +123,8 @@ def report(document: dict[str, Any]) -> str:
     how = (
         "Medians in microseconds of `triton.testing.do_bench`, which empties the L2 cache before "
         "every call; each layer has two laps, in opposite order. `eager` is a call from Python: "
-        "emptying the cache takes the GPU a while, and hides as much of the launching. "
-        "`CUDA graph` is one replay."
+        "part of its launch overhead is hidden while the GPU empties the cache. `CUDA graph` is "
+        "one replay."
         if document["measurement"]
         else "A dry run under Triton's interpreter: its times mean nothing."
     )
@@ -125,9 +134,9 @@ def report(document: dict[str, Any]) -> str:
         "`tf32` is torch's default for an RNN in float32, `float32` rounds nothing. "
         f"`{FORWARD}` is under `inference_mode`; `{TRAINING}` computes the gradients of all "
         "parameters from fixed random gradients at `output` and `h_n`. "
-        f"Packed batches have the lengths of names, drawn from {machine['names']}, and are "
-        "packed outside of what is timed. Every cell passed the gate, in every precision and "
-        f"launch, before it was timed. {SLOWER} marks a loss."
+        f"Packed batches have the lengths of names, drawn from {machine['names']}; packing is not "
+        "timed. Every cell passed the gate, in every precision and launch, before it was timed. "
+        f"{SIZES} {SLOWER} marks a loss."
     )
     rivals = dict.fromkeys(row["rival"] for row in document["rows"])
     return "\n\n".join((introduction, *(section(document["rows"], r) for r in rivals))) + "\n"

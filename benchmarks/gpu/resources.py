@@ -1,8 +1,8 @@
-"""What the GPU kernels take of each architecture, compiled without a GPU: `make gpu-report`.
+"""The resources of the GPU kernels on each architecture, compiled without a GPU: `make gpu-report`.
 
 Every plan that the layer makes for the sizes below is compiled for every architecture. `--record`
-writes registers, spills, shared memory and what the code of a step has to `resources.json`, and a
-part of it to `docs/gpu_report.md`. `make gpu-lint` holds the kernels to the record.
+writes registers, spills, shared memory and the instruction counts of a step to `resources.json`,
+and part of it to `docs/gpu_report.md`. `make gpu-lint` compares the kernels with the record.
 """
 
 import itertools
@@ -27,8 +27,8 @@ from namernn_fast.gpu.plan import Plan, choose
 
 RAW = RESULTS / "resources.json"
 
-# The shared memory that one program can have and the number of processors, from the makers' manuals
-# (A100, H100 SXM, B200, MI300X).
+# The shared memory available to one program and the number of multiprocessors, from the
+# manufacturers' manuals (A100, H100 SXM, B200, MI300X).
 H100 = Device("cuda", "sm_90", 227 * 1024, 132)
 MI300X = Device("hip", "gfx942", 64 * 1024, 304)
 DEVICES = (
@@ -37,9 +37,8 @@ DEVICES = (
     Device("cuda", "sm_100", 227 * 1024, 148),
     MI300X,
 )
-# The shared memory is that of table "Technical Specifications per Compute Capability" in the CUDA
-# programming guide, the number of processors that of the whitepapers of the GeForce RTX 3090, 4090
-# and 5090.
+# Shared memory from the table "Technical Specifications per Compute Capability" in the CUDA
+# programming guide, multiprocessors from the whitepapers of the GeForce RTX 3090, 4090 and 5090.
 GEFORCE = (
     Device("cuda", "sm_86", 99 * 1024, 82),
     Device("cuda", "sm_89", 99 * 1024, 128),
@@ -47,7 +46,7 @@ GEFORCE = (
 )
 HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 64, 1024)
-# Sizes that do not fill blocks of hidden units, and odd ones, whose rows are not aligned.
+# Sizes that do not fill blocks of hidden units, including odd ones with unaligned rows.
 UNEVEN_SIZES = (33, 100, 127, 200, 300)
 SIZES = (*itertools.product(HIDDEN_SIZES, BATCHES), *((size, 64) for size in UNEVEN_SIZES))
 # dtype, whether float32 may be rounded to TF32
@@ -60,7 +59,7 @@ KERNELS = {
     "forward": forward_kernel,
     "backward": backward_kernel,
 }
-# The usual call: no state goes in, and the loss is made of the output.
+# The usual call: no initial state, and a loss of the output.
 USUAL = {"absent": frozenset({"hx", "grad_h_n", "grad_hx", "dz_last"})}
 
 
@@ -81,18 +80,18 @@ class Build(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """The resources that one kernel takes."""
+    """The resources of one kernel."""
 
     registers: int
-    """Registers of a thread."""
+    """Registers per thread."""
     spilled: int
-    """Bytes that a thread spills."""
+    """Bytes spilled per thread."""
     shared: int
-    """Bytes of shared memory of a program."""
+    """Bytes of shared memory per program."""
 
 
 def builds(devices: Iterable[Device] = DEVICES) -> Iterator[tuple[Build, list[int]]]:
-    """Yields every plan for the sizes above, with the batches that it is made for."""
+    """Yields every plan for the sizes above, with the batch sizes that get it."""
     found: dict[Build, list[int]] = {}
     for device, (dtype, tf32), size in itertools.product(devices, PRECISIONS, sorted(SIZES)):
         hidden_size, batch = size
@@ -109,15 +108,15 @@ _OF_TWO_DIRECTIONS = {"weight_hh_reverse", "bias_reverse"}
 
 
 class Specialisation(NamedTuple):
-    """What a kernel is compiled for, besides the device."""
+    """What a kernel is compiled for, apart from the device."""
 
     signature: dict[str, Any]
-    """Triton's name of the type of each argument, `constexpr` where it is a constant; a tuple of
-    them for an argument that is a tuple."""
+    """Triton's type name of each argument, `constexpr` if it is a constant; a tuple of them for a
+    tuple argument."""
     constants: dict[str, Any]
-    """The arguments that are constants, except those that are None."""
+    """The values of constant arguments, except None."""
     settings: dict[str, Any]
-    """How Triton is to compile it."""
+    """Triton's compile options."""
 
 
 def specialise(
@@ -130,16 +129,16 @@ def specialise(
     rows: Collection[str] = (),
     absent: Collection[str] = (),
 ) -> Specialisation:
-    """Returns what a kernel is compiled for in a call.
+    """Returns what a call compiles a kernel for.
 
     Args:
         kernel: One of `KERNELS`.
         build: The plan, the device and the hidden size.
         directions: The number of directions of the layer.
         tanh: Whether the nonlinearity is tanh.
-        ring: Whether the forward kernel is to compute h_n alone.
-        rows: Which of ids, lengths, offsets, starts and reset are given.
-        absent: Which optional arguments are not given.
+        ring: Whether the forward kernel computes only h_n.
+        rows: The given ones of ids, lengths, offsets, starts and reset.
+        absent: The optional arguments that are not given.
     """
     plan, device = build.plan, build.device
     is_forward = kernel is forward_kernel
@@ -166,30 +165,30 @@ def specialise(
 
 
 def compile_kernel(kernel, build: Build, **call: Any) -> Resources:
-    """Compiles a kernel for a call and returns the resources that it takes.
+    """Compiles a kernel for a call and returns its resources.
 
     Args:
         kernel: One of `KERNELS`.
         build: The plan, the device and the hidden size.
-        call: What is given in the call, as `specialise` takes it.
+        call: The description of the call, as arguments of `specialise`.
     """
     return compile_for(build.device, kernel, specialise(kernel, build, **call))
 
 
 def compile_for(device: Device, kernel, to: Specialisation) -> Resources:
-    """Compiles any kernel for a device and returns the resources that it takes."""
+    """Compiles any kernel for a device and returns its resources."""
     return resources_of(device, compiled(device, source_of(kernel, to), to.settings))
 
 
 def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
-    """Returns what Triton compiles.
+    """Returns the source object that Triton compiles.
 
     Args:
         kernel: Any kernel.
         to: What it is compiled for.
-        aligned: Whether pointers are taken to be divisible by 16, as Triton finds at a launch.
+        aligned: Whether pointers are assumed divisible by 16, which Triton checks at a launch.
     """
-    paths = {}  # of arguments and of members of tuples, as Triton names them
+    paths = {}  # to arguments and members of tuples, as Triton names them
     for i, name in enumerate(kernel.arg_names):
         type = to.signature.get(name, "constexpr")
         members = enumerate(type) if isinstance(type, tuple) else ()
@@ -206,14 +205,14 @@ def source_of(kernel, to: Specialisation, aligned: bool = True) -> ASTSource:
 
 
 def compiled(device: Device, source: ASTSource, settings: dict[str, Any]) -> Any:
-    """Compiles for a device, and returns Triton's own object."""
+    """Compiles for a device, and returns Triton's compiled kernel."""
     arch = int(device.arch.removeprefix("sm_")) if device.backend == "cuda" else device.arch
     target = GPUTarget(device.backend, arch, device.lanes)
     return triton.compile(source, target=target, options=settings)
 
 
 def resources_of(device: Device, compiled: Any) -> Resources:
-    """Returns the resources that a kernel takes, from what `compiled` returned."""
+    """Returns the resources of a kernel, from the result of `compiled`."""
     shared = compiled.metadata.shared
     if device.backend == "hip":
         text = compiled.asm["amdgcn"]
@@ -234,8 +233,8 @@ def _number(pattern: str, text: str) -> int:
 
 
 def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
-    """Returns the share of a processor's warps that can be at work at the same time, as registers,
-    shared memory and the number of warps allow."""
+    """Returns the share of a multiprocessor's warps that can be active at the same time, limited by
+    registers, shared memory and the number of warps."""
     warps, registers = (64, 65536 // 32) if device.backend == "cuda" else (32, 4 * 512)
     programs = min(
         warps // plan.warps,
@@ -246,7 +245,7 @@ def occupancy(device: Device, plan: Plan, taken: Resources) -> float:
 
 
 def measure(job: tuple[Build, list[int]]) -> dict[str, Any]:
-    """Compiles the kernels of one plan for the usual call, and returns a row of the table."""
+    """Compiles the kernels of one plan for the usual call, and returns a table row."""
     build, batches = job
     row: dict[str, Any] = {
         "arch": build.device.arch,
@@ -295,15 +294,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def text(document: dict[str, Any]) -> str:
-    """Returns the section of the page: the plans of one architecture of each maker."""
+    """Returns the section of the page: the plans of one architecture per manufacturer."""
     shown = (H100.arch, MI300X.arch)
     rows = [row for row in document["rows"] if row["arch"] in shown]
-    return f"Compiled by Triton {document['triton']}.\n\n{table(rows)}"
+    return f"Compiled by Triton {document['triton']}. H is the hidden size.\n\n{table(rows)}"
 
 
 def main() -> None:
     parser = pages.parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="few plans: a trial run")
+    parser.add_argument("--quick", action="store_true", help="a trial run with few plans")
     options = pages.parse(parser)
     with ProcessPoolExecutor() as pool:
         rows = list(pool.map(measure, list(builds())[:: 40 if options.quick else 1]))

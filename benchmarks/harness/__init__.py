@@ -1,1 +1,1 @@
-"""What every benchmark shares, besides `namernn_fast.bench`: grid, gate, tape, machine, pages."""
+"""Code that all benchmarks share, in addition to `namernn_fast.bench`."""

@@ -1,8 +1,8 @@
-"""The gate: nothing is timed before its results are known to be right.
+"""The gate: nothing is timed before its results are known to be correct.
 
-The fused layer has to keep the error budget of `namernn_fast.testing`, which compares it with
-`nn.RNN`. An implementation by others rounds in ways of its own, so `check_rival` asks only whether
-its formula is right.
+The fused layer must meet the error budget of `namernn_fast.testing`, which compares it with
+`nn.RNN`. Other implementations round differently, so `check_rival` only checks that they compute
+the right formula.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from namernn_fast.testing import BudgetError, max_error
 def check_rival(
     name: str, results: Mapping[str, Tensor], oracle: Mapping[str, Tensor], limit: float
 ) -> None:
-    """Raises `BudgetError` if a result is off by `limit` of the oracle's largest value or more."""
+    """Raises `BudgetError` if an error reaches `limit`, relative to the oracle's largest value."""
     for what, exact in oracle.items():
         error = max_error(results[what], exact) / float(exact.abs().max())
         if not error < limit:

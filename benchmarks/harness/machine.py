@@ -1,4 +1,4 @@
-"""Measures what this machine can do at most, for roofline.py, and the price of a barrier."""
+"""Measures the limits of this machine for roofline.py, and the cost of a barrier."""
 
 import ctypes
 import os
@@ -18,22 +18,22 @@ MOMENT = 0.0002
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates per second, measured in a process that has the machine to itself or nearly so."""
+    """Rates per second, measured while the machine is idle otherwise, or nearly so."""
 
     threads: int
     flops: float
-    """Operations of float multiply-adds, two each, on all threads together."""
+    """Floating-point operations of all threads together; a multiply-add counts as two."""
     l2_rate: float
-    """Bytes that one core reads from a block that half fills its L2 cache."""
+    """Bytes per second that one core reads from a block half the size of its L2 cache."""
     beyond_l2_rate: float
-    """Bytes that one core reads from a block of four times the size of its L2 cache."""
+    """Bytes per second that one core reads from a block four times the size of its L2 cache."""
     l2_bytes: int
     """Size of a core's L2 cache in bytes."""
     hop: float
-    """The least seconds that a word takes from core to core, of which the barrier of a step takes
-    two; 0 on one thread."""
+    """The minimum seconds for a word to go from core to core; a barrier takes two such hops. 0 on
+    one thread."""
     hop_median: float
-    """The median seconds that a word takes from core to core; 0 on one thread."""
+    """The median seconds for a word to go from core to core; 0 on one thread."""
 
 
 @cache
@@ -54,27 +54,27 @@ def _probe() -> ctypes.CDLL:
 
 
 def hop() -> tuple[float, float]:
-    """Returns the seconds that a word takes from core to core: the least, and the median."""
+    """Returns the minimum and the median seconds for a word to go from core to core."""
     least, median = ctypes.c_double(), ctypes.c_double()
     _probe().hop_seconds(ctypes.byref(least), ctypes.byref(median))
     return least.value, median.value
 
 
 def multiply_add_rate(threads: int, seconds: float) -> float:
-    """Returns the floating-point operations per second of so many threads together."""
+    """Returns the floating-point operations per second of `threads` threads together."""
     with ThreadPoolExecutor(threads) as pool:  # ctypes releases the interpreter's lock
         return sum(pool.map(_probe().multiply_add_rate, [seconds] * threads))
 
 
 def read_rate(threads: int, block_bytes: int, seconds: float) -> float:
-    """Returns the bytes per second at which threads read a block repeatedly, each its own part."""
+    """Returns the bytes per second at which threads repeatedly read a block, each its own part."""
     parts = [block_bytes // threads] * threads
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(_probe().read_rate, parts, [seconds] * threads))
 
 
 def momentary_rate() -> float:
-    """Returns the operations per second of the calling thread, before its clock can change."""
+    """Returns the calling thread's operations per second, before its clock can change."""
     return _probe().multiply_add_rate(MOMENT)
 
 

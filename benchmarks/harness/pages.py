@@ -1,4 +1,4 @@
-"""What the programs that measure share: options, a settled process, and where results are written.
+"""What all measuring programs share: options, warming up the process, and writing results.
 
 Without `--record` a program writes its raw rows, its tables and its plots to `build/bench/`, which
 git ignores. With `--record` it replaces the results in `benchmarks/results/` and the tables in the
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.grid import MODES, Cell
+from benchmarks.harness.grid import MODES, SIZES, Cell
 from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT, SCRATCH
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
@@ -25,11 +25,11 @@ Rows = list[dict[str, Any]]
 
 
 def parser(description: str, seconds: float | None = None) -> argparse.ArgumentParser:
-    """Returns a parser of the options that all programs share.
+    """Returns a parser for the options that all programs share.
 
     Args:
-        description: The docstring of the program, of which the first line is shown.
-        seconds: The time for each cell by default; None for a program that times nothing.
+        description: The docstring of the program; its first line is shown.
+        seconds: The default time per cell; None for a program that times nothing.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument(
@@ -39,20 +39,20 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
         parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
         parser.add_argument("--seconds", type=float, default=seconds, help="for each cell")
         parser.add_argument(
-            "--quick", action="store_true", help="small cells and few short rounds: a trial run"
+            "--quick", action="store_true", help="a trial run: small cells and few short rounds"
         )
     return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the options, and refuses to record what is no measurement.
+    """Returns the options, and refuses to record a run that is not a measurement.
 
-    That is a trial run, and a run whose threads sleep while they wait: to wake one takes longer
-    than a small call. Only who shares the machine with other programs wants that.
+    Such runs are trial runs, and runs with threads that sleep while they wait: waking one takes
+    longer than a small call. Passive waiting only makes sense on a shared machine.
     """
     options = parser.parse_args()
     if options.record and getattr(options, "quick", False):
-        parser.error("a quick run is no measurement: it cannot be recorded")
+        parser.error("a quick run is not a measurement and cannot be recorded")
     if hasattr(options, "threads") and os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
         slow = "OMP_WAIT_POLICY=passive makes small calls on several threads slow"
         if options.record:
@@ -62,27 +62,27 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def settle(threads: int) -> None:
-    """Brings the process to the state of one that has run for long, on so many threads."""
+    """Brings the process into the state of a long-running one, with this number of threads."""
     torch.set_num_threads(threads)
     keep_freed_memory()
 
 
 def time_budget(options: argparse.Namespace, max_rounds: int) -> TimeBudget:
-    """Returns the time budget of a cell for the options `--seconds` and `--quick`."""
+    """Returns the time budget of a cell, from the options `--seconds` and `--quick`."""
     if options.quick:
         return QUICK
     return TimeBudget(options.seconds, max_rounds=max_rounds, round_seconds=0.01)
 
 
 def chosen(cells: Iterable[Cell], options: argparse.Namespace) -> list[Cell]:
-    """Returns the cells to run: with `--quick` only the small ones."""
+    """Returns the cells to run: only the small ones with `--quick`."""
     return [cell for cell in cells if cell.is_small or not options.quick]
 
 
 @contextmanager
 def gated(cell: object, wrong: list[str]) -> Iterator[None]:
-    """Ends the check and the timing of a cell on a `BudgetError`, prints it and adds it to `wrong`,
-    so that the program goes on to the next cell."""
+    """Catches a `BudgetError` of a cell, prints it and adds it to `wrong`, so that the program
+    continues with the next cell."""
     try:
         yield
     except BudgetError as error:
@@ -91,15 +91,15 @@ def gated(cell: object, wrong: list[str]) -> Iterator[None]:
 
 
 def by_mode(introduction: str, rows: Rows, table: Callable[[Rows, str], str]) -> str:
-    """Returns the introduction, and under it a table of the rows for each mode."""
-    parts = [introduction]
+    """Returns the introduction with the legend, and under it a table of the rows for each mode."""
+    parts = [f"{introduction} {SIZES}"]
     for mode in MODES:
         parts += [f"**{mode}**", table(rows, mode)]
     return "\n\n".join(parts)
 
 
 def folder_of(record: bool) -> Path:
-    """Returns the folder for the results of a run, which exists afterwards."""
+    """Returns the folder for the results of a run, created if needed."""
     folder = RESULTS if record else SCRATCH
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -121,12 +121,12 @@ def publish(
         name: The name of the files, and of the section of `page`.
         document: What goes into the JSON file.
         text: The tables, in Markdown.
-        record: Whether the text replaces the section of `page`; otherwise it gets a file by itself.
-        page: The document with the section.
-        wrong: The cells that were not timed, because a check failed.
+        record: Whether the text replaces the section of `page`; otherwise it is written to a file.
+        page: The document that contains the section.
+        wrong: The cells that were not timed because a check failed.
 
     Raises:
-        SystemExit: a result was wrong; the message names each.
+        SystemExit: Results were wrong; the message lists them.
     """
     if wrong:
         record = False
@@ -142,7 +142,7 @@ def publish(
 
 def failures(wrong: Iterable[str]) -> str:
     """Returns a line for each check that failed."""
-    return "\n".join(("Checks that failed, whose cells were not timed:", *wrong))
+    return "\n".join(("Checks that failed (their cells were not timed):", *wrong))
 
 
 def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> Path:
@@ -156,13 +156,13 @@ def write_text(folder: Path, name: str, text: str, record: bool, page: Path) -> 
 
 
 def announce(*paths: Path) -> None:
-    """Prints where a run has written."""
+    """Prints which files a run has written."""
     shown = (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in paths)
     print(f"\nWritten: {', '.join(map(str, shown))}")
 
 
 def write_section(page: Path, name: str, text: str) -> None:
-    """Replaces what stands between a section's markers on a page."""
+    """Replaces the text between a section's markers on a page."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, ended, after = rest.partition(end)

@@ -1,16 +1,16 @@
-"""Where results, documents and the repository itself lie: defined here and nowhere else."""
+"""Paths of the results, the documents and the repository itself, defined only here."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-"""Recorded results, which git keeps."""
+"""Recorded results, tracked by git."""
 SCRATCH = ROOT / "build" / "bench"
-"""Results of runs that are not recorded, which git ignores."""
+"""Results of unrecorded runs, ignored by git."""
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PERFORMANCE = DOCS / "performance.md"
 PERFORMANCE_TABLES = DOCS / "performance_tables.md"
-"""Every table of the CPU benchmarks that `PERFORMANCE` does not have."""
+"""The CPU tables that are not in `PERFORMANCE`."""
 CAPABILITIES = DOCS / "capabilities.md"
 GPU_REPORT = DOCS / "gpu_report.md"

@@ -1,4 +1,4 @@
-"""New processes, which have imported and run nothing before what is measured in them."""
+"""Fresh processes, which import and run nothing before the measurement."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 def in_new_process(task: Callable[..., Result], *arguments: object) -> Result:
-    """Returns what `task(*arguments)` returns in a process that imports its module and runs it."""
+    """Returns the result of `task(*arguments)` in a process that has only imported its module."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(task, *arguments).result()

@@ -1,4 +1,4 @@
-"""How far a speed-up can be trusted."""
+"""Confidence intervals of speed-ups."""
 
 import random
 import statistics
@@ -8,12 +8,12 @@ SAMPLES = 1000
 
 
 def speed_up_interval(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float]:
-    """Returns the 95 % interval of the ratio of two medians, by the bootstrap.
+    """Returns the bootstrap 95 % interval of the ratio of two medians.
 
-    Rounds that took turns are drawn together, so that a drift of the machine cancels out.
+    Alternating rounds are drawn in pairs, so that drift of the machine cancels out.
 
     Args:
-        theirs, ours: seconds of each round, at least one, in the order in which they were timed.
+        theirs, ours: Seconds of each round in timing order; at least one round.
     """
     draw = random.Random(0)
     pairs = list(zip(theirs, ours, strict=True))

@@ -1,4 +1,4 @@
-"""Finds the names that packed batches and the training epoch are drawn from."""
+"""Finds the names for packed batches and the training epoch."""
 
 import functools
 import os
@@ -12,8 +12,8 @@ SHARED = ROOT.parent / "shared" / "data" / "names"
 
 @functools.cache
 def names() -> NamesData:
-    """Returns the data set that `NAMERNN_FAST_DATA` names, else the one beside the repository, else
-    any that `load_names` finds."""
+    """Returns the data set in `NAMERNN_FAST_DATA`, else the one next to the repository, else what
+    `load_names` finds."""
     beside = not os.environ.get(VARIABLE) and SHARED.is_dir()
     return load_names(SHARED if beside else None)
 

@@ -1,26 +1,25 @@
 """Hands the rounds of a race to pytest-benchmark, which times one function at a time.
 
-The rounds are recorded first and handed over afterwards, by the documented means of
-pytest-benchmark alone: each call has a test of its own in the cell's group, whose clock is a `Tape`
-of the recorded rounds. Statistics, JSON and comparison tables are therefore pytest-benchmark's own,
-and every round in the JSON is a measured one, in seconds per call. The number of calls in a round
-differs between the calls, so that a round of each lasts equally long; it is kept as `iterations` in
-`extra_info`.
+The rounds are recorded first and handed over afterwards, using only documented features of
+pytest-benchmark: each call is a separate test in the cell's group, with a `Tape` of the recorded
+rounds as its clock. So statistics, JSON and comparison tables come from pytest-benchmark, and every
+round in the JSON was measured, in seconds per call. The number of calls per round differs, so that
+rounds of all calls take equally long; it is stored as `iterations` in `extra_info`.
 """
 
 from collections.abc import Iterable, Iterator
 
 
 class Tape:
-    """A clock that shows recorded durations: a `step` after a `rewind` lasts as its round did."""
+    """A clock that replays recorded rounds: `step` after `rewind` lasts as long as the next one."""
 
     def __init__(self) -> None:
         self._shown = 0.0
         self._rounds: Iterator[float] = iter(())
 
     def load(self, seconds: Iterable[float]) -> None:
-        """Takes the durations that the clock shows from now on."""
-        # Six digits are finer than any timer here and keep the raw data small.
+        """Sets the durations that the clock replays from now on."""
+        # Six digits are finer than the resolution of any timer here, and keep the raw data small.
         self._rounds = (float(f"{duration:.6g}") for duration in seconds)
 
     def now(self) -> float:

@@ -1,4 +1,4 @@
-"""Files of plots, of which two runs with equal figures have equal bytes. Needs matplotlib."""
+"""Saves plots reproducibly. Needs matplotlib."""
 
 from pathlib import Path
 
@@ -8,6 +8,6 @@ from matplotlib.figure import Figure
 
 def save(figure: Figure, path: Path) -> None:
     """Saves and closes a figure."""
-    # Without the version of matplotlib in the file, equal figures have equal bytes.
+    # Without matplotlib's version in the file, equal figures have equal bytes.
     figure.savefig(path, dpi=150, metadata={"Software": None})
     pyplot.close(figure)

@@ -1,6 +1,6 @@
-"""Writes the tables of the documents again from the recorded results: nothing is measured.
+"""Rewrites the tables of the documents from the recorded results, without measuring.
 
-`python -m benchmarks.report.sections` is for a change in how a table is written.
+Run `python -m benchmarks.report.sections` after a change in the layout of a table.
 """
 
 import json
@@ -28,16 +28,16 @@ from benchmarks.report import speed
 
 
 class Section(NamedTuple):
-    """What stands between two markers of a page."""
+    """The text between two markers on a page."""
 
     page: Path
     name: str
     results: str
-    """The recorded file, without its ending."""
+    """The name of the recorded file, without its extension."""
     report: Callable[[dict[str, Any]], str]
 
     def text(self) -> str:
-        """Returns the section, as the recorded results give it."""
+        """Returns the section, generated from the recorded results."""
         return self.report(recorded(self.results))
 
 

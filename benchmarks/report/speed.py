@@ -1,9 +1,9 @@
-"""Makes the table, the plots and the README's summary from the raw JSON of a run.
+"""Generates the table, the plots and the README's summary from the raw JSON of a run.
 
     python -m benchmarks.report.speed [JSON] [--record]
 
-Without `--record` everything is written beside the JSON in `build/bench/`. With `--record` the JSON
-and the plots replace those in `benchmarks/results/`, and the texts replace their sections in
+Without `--record` everything is written next to the JSON in `build/bench/`. With `--record` the
+JSON and the plots replace those in `benchmarks/results/`, and the texts replace their sections in
 `docs/performance.md` and the README.
 """
 
@@ -28,6 +28,7 @@ from benchmarks.harness.grid import (
     MODES,
     PACKED,
     PACKED_CELLS,
+    SIZES,
     TRAINING,
     Cell,
     shape,
@@ -41,7 +42,7 @@ from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
 
 RAW = "latest.json"
 Spreads = dict[Cell, tuple[float, float]]
-"""The interval of the speed-up in each cell."""
+"""The 95 % interval of the speed-up in each cell."""
 
 SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}
 
@@ -65,7 +66,7 @@ def spreads(raw: Mapping[str, Any], timings: Timings) -> Spreads:
 
 
 def select(timings: Timings, **wanted: object) -> Timings:
-    """Returns the cells that have the wanted attributes."""
+    """Returns the cells with these attributes."""
     return {
         cell: medians
         for cell, medians in timings.items()
@@ -74,7 +75,7 @@ def select(timings: Timings, **wanted: object) -> Timings:
 
 
 def table_rows(timings: Timings, spreads: Spreads) -> Iterator[list[str]]:
-    """Yields a row for each shape and batch size, and the worst case and mean of each family."""
+    """Yields a row for each shape and batch size, and worst case and mean of each family."""
     header = ["(D, H, T)", "B"]
     for mode in MODES:
         header += [f"{mode}: {BASELINE}", FUSED, "speed-up", "95 %"]
@@ -96,7 +97,7 @@ def table_rows(timings: Timings, spreads: Spreads) -> Iterator[list[str]]:
 
 
 def timing_columns(found: Iterable[tuple[Medians, tuple[float, float]]]) -> list[str]:
-    """Returns both medians, their ratio and its interval, or blanks for what was not timed."""
+    """Returns both medians, their ratio and its interval, or blanks if nothing was timed."""
     for medians, (low, high) in found:
         times = (duration(medians[layer]) for layer in LAYERS)
         return [*times, ratio(speed_up(medians)), f"{low:.2f} to {high:.2f}"]
@@ -104,7 +105,7 @@ def timing_columns(found: Iterable[tuple[Medians, tuple[float, float]]]) -> list
 
 
 def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
-    """Yields the worst speed-up and the geometric mean of `timings`, in rows of the table."""
+    """Yields table rows with the worst speed-up and the geometric mean of `timings`."""
     for label, summarise in SUMMARIES.items():
         row = [f"{title}: {label}", ""]
         for mode in MODES:
@@ -114,7 +115,7 @@ def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
 
 
 def caption(raw: Mapping[str, Any]) -> str:
-    """Says on which machine and how the results of a run were measured."""
+    """Describes how, and on which machine, a run was measured."""
     machine = raw["machine_info"]
     counts = [entry["stats"]["rounds"] for entry in raw["benchmarks"]]
     return (
@@ -122,23 +123,23 @@ def caption(raw: Mapping[str, Any]) -> str:
         f"{machine['cpu_capability']}; torch {machine['torch']}; "
         f"{FUSED} on `{machine['fused_path']}`; float32. "
         f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate, "
-        "and the 95 % interval of the ratio of the medians. "
+        f"and the 95 % interval of the ratio of the medians. {SIZES} "
         "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
         "parameters from fixed random gradients at `output` and `h_n`. "
-        f"Packed batches have lengths from {raw['names']}, and are packed outside of what is "
-        "timed. An epoch of the classifier times its batching and its steps of Adam too."
+        f"Packed batches have lengths from {raw['names']} (`names` instead of T); packing is not "
+        "timed. An epoch of the classifier includes its batching and its steps of Adam."
     )
 
 
 def losses(timings: Timings) -> str:
-    """Names the cells in which the fused layer is slower."""
+    """Lists the cells in which the fused layer is slower."""
     slower = [
         f"{shape(cell)} B={cell.batch} {cell.mode} {speed_up(medians):.2f}{TIMES}"
         for cell, medians in timings.items()
         if speed_up(medians) < 1
     ]
     if not slower:
-        return f"{FUSED} is faster in all of the {len(timings)} cells."
+        return f"{FUSED} is faster in all {len(timings)} cells."
     return f"{FUSED} is slower in {len(slower)} of {len(timings)} cells: {'; '.join(slower)}."
 
 
@@ -153,7 +154,7 @@ def section(raw: Mapping[str, Any]) -> str:
 
 
 def summary(raw: Mapping[str, Any]) -> str:
-    """Returns the sentence of the README: the mean and the worst speed-up of each mode."""
+    """Returns the README's sentence: the mean and the worst speed-up of each mode."""
     timings = load(raw)
     machine = raw["machine_info"]
     parts = []
@@ -169,30 +170,30 @@ def summary(raw: Mapping[str, Any]) -> str:
 
 
 def table_and_plots(raw: Mapping[str, Any]) -> str:
-    """Returns the section of docs/performance.md of a recorded run."""
+    """Returns the section of docs/performance.md for a recorded run."""
     return "\n\n".join((section(raw), link(DENSE, "../"), link(PACKED, "../")))
 
 
 def summary_and_plot(raw: Mapping[str, Any]) -> str:
-    """Returns the section of the README of a recorded run."""
+    """Returns the section of the README for a recorded run."""
     return f"{link(DENSE)}\n\n{summary(raw)}"
 
 
 def link(family: str, up: str = "") -> str:
-    """Returns the Markdown of a plot on a page from which `up` leads to the repository's root."""
+    """Returns the Markdown of a plot; `up` is the path from the page to the repository's root."""
     place = f"{up}{plot_path(RESULTS, family).relative_to(ROOT).as_posix()}"
     return f"![Speed-up against batch size, {family} input]({place})"
 
 
 def plot_path(folder: Path, family: str) -> Path:
-    """Returns the file of the plot of a family of cells."""
+    """Returns the path of the plot of a family of cells."""
     return folder / f"speedup_{family}.png"
 
 
 def draw(timings: Timings, folder: Path) -> list[Path]:
     """Draws the speed-up against the batch size; returns the files.
 
-    The figure of dense input has a panel for each mode, the figure of packed input for each shape.
+    The figure of dense input has a panel for each mode, that of packed input one for each shape.
     """
     dense, packed = select(timings, family=DENSE), select(timings, family=PACKED)
     dense_panels = {
@@ -203,12 +204,14 @@ def draw(timings: Timings, folder: Path) -> list[Path]:
         for mode in MODES
     }
     packed_panels = {
-        f"(D, H, T) = {label}": {mode: select(packed, mode=mode) for mode in MODES}
-        for label in dict.fromkeys(map(shape, packed))
+        f"input size {size}, hidden size {hidden}": {
+            mode: select(packed, mode=mode) for mode in MODES
+        }
+        for size, hidden in dict.fromkeys((cell.input_size, cell.hidden_size) for cell in packed)
     }
     paths = []
     for family, panels, legend in (
-        (DENSE, dense_panels, "(D, H, T)"),
+        (DENSE, dense_panels, "(input size, hidden size,\nsequence length)"),
         (PACKED, packed_panels, None),
     ):
         if panels:
@@ -221,9 +224,9 @@ def publish(raw: Mapping[str, Any], record: bool) -> None:
     """Writes the raw JSON, the table, the summary and the plots of a run, and prints the texts."""
     timings = load(raw)
     if not timings:
-        raise SystemExit("the run holds no cell in which both layers were timed")
+        raise SystemExit("the run has no cell in which both layers were timed")
     if record and timings.keys() != {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS}:
-        raise SystemExit("the run lacks cells of the grid: it cannot be recorded")
+        raise SystemExit("the run lacks cells of the grid and cannot be recorded")
     table, sentence = section(raw), summary(raw)
     print(f"{table}\n\n{sentence}")
     folder = pages.folder_of(record)

@@ -1,4 +1,6 @@
-"""A Sphinx extension: formulas as MathML, executed programs, links that leave docs."""
+"""A Sphinx extension: formulas as MathML, executed programs, links to files outside docs."""
+
+import re
 
 import jupytext
 import latex2mathml.converter
@@ -6,8 +8,8 @@ from docutils import nodes
 from nbformat import NotebookNode, v4
 from sphinx.application import Sphinx
 
-# Files outside of docs that are pages of the site as well. Links name the files, so
-# that they work in a checkout.
+# Files outside docs that are also pages of the site. Links name the files, so that they work in a
+# checkout.
 PAGES = {
     "../CHANGELOG.md": "changelog.md",
     "../CONTRIBUTING.md": "contributing.md",
@@ -24,10 +26,10 @@ names.load_names = embedded_sample
 
 
 def read_program(text: str) -> NotebookNode:
-    """Returns the notebook of a program in percent cells, as MyST-NB is to show it.
+    """Returns the notebook of a program in percent cells, prepared for MyST-NB.
 
-    The first cell, which is not shown, puts the embedded sample of names in the place of the data
-    set. The code of drawings is folded away, and each figure has its description.
+    A hidden first cell replaces the data set by the embedded sample of names. Code that draws is
+    folded, and each figure gets its description.
     """
     notebook = jupytext.reads(text, fmt="py:percent")
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
@@ -42,7 +44,7 @@ def read_program(text: str) -> NotebookNode:
 
 
 def link_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Makes links to files that are pages of the site into links to these pages."""
+    """Turns links to files that are pages of the site into links to these pages."""
     up = "../" * docname.count("/")
     for file, page in PAGES.items():
         source[0] = source[0].replace(f"]({up}{file}", f"]({up}{page}")
@@ -52,33 +54,47 @@ _attributes: dict[str, list[str]] = {}
 
 
 def keep_attribute(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
-    """Keeps the docstring of an attribute: Napoleon takes what precedes a colon for a type."""
+    """Saves the docstring of an attribute: Napoleon would take text before a colon for a type."""
     if what in ("attribute", "data", "property"):
         _attributes[name] = lines[:]
 
 
 def restore_attribute(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
-    """Puts the docstring of an attribute back."""
+    """Restores the docstring of an attribute."""
     if name in _attributes:
         lines[:] = _attributes.pop(name)
 
 
+# The layer's equation as docstrings write it, with or without backticks.
+_EQUATION = re.compile(r"`?\bh(?:_t|') = (?:act|tanh)\(.*? b_hh\)`?")
+
+
+def typeset_equation(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
+    """Turns the equation in a docstring, which is plain text for `help()`, into a formula."""
+    for i, line in enumerate(lines):
+        if found := _EQUATION.search(line):
+            formula = re.sub(r"_(\w\w)", r"_{\1}", found[0].strip("`"))
+            formula = re.sub(r"\bact\b", r"\\operatorname{act}", formula).replace("tanh", r"\tanh")
+            lines[i] = f"{line[: found.start()]}:math:`{formula}`{line[found.end() :]}"
+
+
 def visit_math(self, node: nodes.math) -> None:
-    """Writes a formula in a line of text as MathML."""
+    """Writes an inline formula as MathML."""
     self.body.append(latex2mathml.converter.convert(node.astext()))
     raise nodes.SkipNode
 
 
 def visit_math_block(self, node: nodes.math_block) -> None:
-    """Writes a formula in a paragraph of its own as MathML."""
+    """Writes a displayed formula as MathML."""
     self.body.append(latex2mathml.converter.convert(node.astext(), display="block"))
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Tells Sphinx of the functions of this file."""
+    """Registers the functions of this file with Sphinx."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("source-read", link_to_pages)
+    app.connect("autodoc-process-docstring", typeset_equation, priority=300)
     app.connect("autodoc-process-docstring", keep_attribute, priority=400)  # Napoleon has 500
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

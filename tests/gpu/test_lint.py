@@ -157,7 +157,7 @@ def test_a_loop_that_became_worse_breaks_its_budget(tmp_path):
     counts = rules.build(COOPERATIVE, planted.forward_kernel).code.count()
     assert counts.instructions > before.instructions
     (worse,) = differences(Result(COOPERATIVE, [], counts), {"rows": [row]})
-    were = f"recorded were {before.instructions}"
+    were = f"but {before.instructions} recorded"
     assert worse == ("budget", f"{counts.instructions} instructions in a step, {were}")
     assert list(differences(Result(COOPERATIVE, [], before), {"rows": [row]})) == []
 

@@ -76,7 +76,7 @@ FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
         (FAST, "\nAs fast.\n"),
         ([(1.0, 1.01)] * 12, "\nthe geometric mean is slower: 0.990 (0.990 to 0.990)\n"),
         ([(1.0, 1.1)] * 12, "-B16 is more than 4% slower: 0.909 (0.909 to 0.909)\n"),
-        (WIDE, "\nNot shown to be slower, but 2 of 2 intervals reach beyond 4% slower"),
+        (WIDE, "\nNot shown to be slower, but 2 of 2 intervals include more than 4% slower"),
         ([*FAST, (1.0, 100.0)], "\nAs fast.\n"),  # one disturbed pair
     ],
     ids=["same", "1 %", "10 %", "unsettled", "disturbed"],

@@ -1,1 +1,1 @@
-"""A lint of the machine code of the GPU kernels; `__main__.py` is the command `make gpu-lint`."""
+"""A lint for the machine code of the GPU kernels; `make gpu-lint` runs `__main__.py`."""

@@ -1,7 +1,7 @@
 """Lints the machine code of the GPU kernels, without a GPU: `make gpu-lint`.
 
-Compiles the kernels for the cases of `cases.py`, checks the rules of `rules.py`, and holds the
-kernels of `make gpu-report` to what it has recorded.
+Compiles the kernels for the cases in `cases.py`, checks the rules in `rules.py`, and compares the
+kernels of `make gpu-report` with its record.
 """
 
 import argparse
@@ -21,27 +21,27 @@ from tools.lint.rules import SPILLING, Finding, build, check, known_spill
 
 
 class Result(NamedTuple):
-    """What the lint found in a case."""
+    """The findings of the lint in one case."""
 
     case: Case
     findings: list[Finding]
     counts: Counts | None
-    """What the code of a step has, or None if there is no loop over time."""
+    """The instruction counts of a step, or None if there is no loop over time."""
     spill: str = ""
-    """Why it spills, if that is known."""
+    """Why the kernel spills, if that is known."""
 
 
 def lint(case: Case) -> Result:
-    """Compiles a case, and checks it."""
+    """Compiles and checks a case."""
     built = build(case)
     counts = built.code.count() if built.code.loops else None
     return Result(case, list(check(built)), counts, known_spill(built))
 
 
 def differences(result: Result, document: dict[str, Any]) -> Iterator[Finding]:
-    """Yields every count of a case that is not what `make gpu-report` recorded.
+    """Yields every count of a case that differs from what `make gpu-report` recorded.
 
-    A smaller one is recorded as well, so that no later change may lose what was gained.
+    Smaller counts must be recorded too, so that a later change cannot lose the gain unnoticed.
     """
     case, counts = result.case, result.counts
     if case.rows != USUAL or case.build.device not in REPORTED or counts is None:
@@ -54,20 +54,20 @@ def differences(result: Result, document: dict[str, Any]) -> Iterator[Finding]:
                 before = row[case.kernel][name]
                 if now != before:
                     what = name.replace("_", " ")
-                    yield Finding("budget", f"{now} {what} in a step, recorded were {before}")
+                    yield Finding("budget", f"{now} {what} in a step, but {before} recorded")
             return
     yield Finding("budget", "is not recorded: run make gpu-report RECORD=1")
 
 
 def report(results: list[Result]) -> str:
-    """Returns all findings, and how many cases break each rule."""
+    """Returns all findings, and the number of cases that break each rule."""
     lines = []
     broken: Counter[str] = Counter()
     for result in results:
         broken.update({finding.rule for finding in result.findings})
         lines += [f"{result.case.name}: {rule}: {message}" for rule, message in result.findings]
     clean = sum(not result.findings for result in results)
-    lines.append(f"{len(results)} kernels, of which {clean} break no rule.")
+    lines.append(f"{len(results)} kernels, {clean} without a finding.")
     lines += [f"- {rule}: {count} kernels" for rule, count in broken.most_common()]
     spills = Counter(result.spill for result in results if result.spill)
     lines += [f"Known to spill: {count}, because {why}." for why, count in spills.items()]
@@ -76,8 +76,8 @@ def report(results: list[Result]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="the cases whose names hold this text")
-    parser.add_argument("--quick", action="store_true", help="few cases: a trial run")
+    parser.add_argument("--only", default="", help="run only cases with this text in their names")
+    parser.add_argument("--quick", action="store_true", help="a trial run with few cases")
     options = parser.parse_args()
     chosen = [case for case in cases() if options.only in case.name]
     if options.quick:
@@ -91,12 +91,12 @@ def main() -> int:
             for result in results
         ]
     else:
-        print(f"The record is of Triton {document['triton']}: budgets are not compared.")
+        print(f"The record was made with Triton {document['triton']}: budgets are not compared.")
     print(report(results))
     whole = not (options.only or options.quick)
     mended = set(SPILLING.values()) - {result.spill for result in results} if whole else ()
     for why in mended:
-        print(f"Nothing spills any more because {why}: take that out of SPILLING.")
+        print(f"No kernel spills any more because {why}: remove that from SPILLING.")
     return int(bool(mended) or any(result.findings for result in results))
 
 

@@ -1,8 +1,8 @@
 """The kernels that the lint compiles.
 
-Every plan of `make gpu-report` on NVIDIA's GPUs for the usual call; on GPUs of the GeForce series
-one plan of each kind (resident, cooperative, streamed) and precision; and on an H100 every other
-kind of rows with every kind of plan, in precisions that take turns.
+Every plan of `make gpu-report` on NVIDIA's GPUs for the usual call; on GeForce GPUs one plan of
+each kind (resident, cooperative, streamed) and precision; and on an H100 every other kind of rows
+with every kind of plan, rotating through the precisions.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from namernn_fast.gpu.device import Device
 REPORTED = tuple(device for device in resources.DEVICES if device.backend == "cuda")
 DEVICES = (*REPORTED, *resources.GEFORCE)
 
-# What is given in a call, as `resources.specialise` takes it, by kind of rows.
+# The arguments of `resources.specialise` that describe a call, by kind of rows.
 USUAL, IDS, UNALIGNED = "usual", "ids", "unaligned"
 CALLS: dict[str, dict[str, Any]] = {
     USUAL: resources.USUAL,
@@ -25,14 +25,14 @@ CALLS: dict[str, dict[str, Any]] = {
     "jagged": {"rows": {"offsets"}, **resources.USUAL},
     "reset": {"rows": {"reset"}},
     IDS: {"rows": {"ids", "lengths"}, **resources.USUAL},
-    # h_n alone; backward: no gradient of weights
+    # only h_n; in the backward pass, no gradient of weights
     "ring": {"ring": True, "absent": {*resources.USUAL["absent"], "previous"}},
     UNALIGNED: resources.USUAL,  # pointers that are not divisible by 16
 }
 
 
 class Case(NamedTuple):
-    """One kernel as it is compiled."""
+    """One kernel, and what it is compiled for."""
 
     build: resources.Build
     kernel: str
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name that differs for every case."""
+        """A unique name."""
         build, plan = self.build, self.build.plan
         tile = f"{plan.block_b}x{plan.block_n}x{plan.block_k}"
         parts = (build.device.arch, build.precision, f"H{build.hidden_size}", plan.kind)
@@ -52,13 +52,13 @@ class Case(NamedTuple):
 
     @property
     def specialisation(self) -> resources.Specialisation:
-        """What the kernel is compiled for."""
+        """The signature and the settings that the kernel is compiled with."""
         kernel, call = resources.KERNELS[self.kernel], CALLS[self.rows]
         return resources.specialise(kernel, self.build, directions=self.directions, **call)
 
 
 def cases() -> Iterator[Case]:
-    """Yields all cases, each once."""
+    """Yields each case once."""
     of_geforce = (
         build
         for device in resources.GEFORCE
@@ -73,7 +73,7 @@ def cases() -> Iterator[Case]:
 
 
 def _of_other_rows() -> Iterator[Case]:
-    """Yields every kind of rows but the usual one, with one or two directions in turn."""
+    """Yields every kind of rows except the usual one, alternating one and two directions."""
     others = [rows for rows in CALLS if rows != USUAL]
     turn = itertools.count()
     for by_precision in _by_kind(resources.H100).values():

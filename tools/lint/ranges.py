@@ -1,8 +1,8 @@
-"""Finds the sums and products of 32 bits in the addresses of a kernel that may overflow.
+"""Finds 32-bit sums and products in a kernel's addresses that may overflow.
 
-They are looked for in the intermediate code that Triton makes first. Every value of 32 bits has a
-range: that of the program's number follows from the launch, that of a loop's variable from its
-bounds; an argument may be any number from 0 on. Values of 64 bits are not looked at.
+It analyses Triton's first intermediate representation, TTIR. Every 32-bit value has a range: that
+of the program id follows from the launch, that of a loop variable from its bounds; an argument may
+be any non-negative number. 64-bit values are ignored.
 """
 
 import re
@@ -15,16 +15,16 @@ Range = tuple[int, int]
 _LINE = re.compile(r"^\s*(%[\w.]+)(?::\d+)? = (\S+) ?(.*)$")
 _VALUE = re.compile(r"%[\w.#]+")
 _ARGUMENT = re.compile(r"(%[\w.]+): i32\b")
-# Operations whose result holds what an operand holds.
+# Operations with the same values in their result as in their operand.
 _SAME = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "arith.extsi"}
 
 
 def overflows(code: str, programs: int) -> Iterator[str]:
-    """Yields every operation of 32 bits in an address whose result may not fit.
+    """Yields every 32-bit operation in an address that may overflow.
 
     Args:
-        code: Triton's intermediate code of a kernel, as `compiled.asm["ttir"]` has it.
-        programs: How many programs a launch has at most.
+        code: The TTIR of a kernel, from `compiled.asm["ttir"]`.
+        programs: The maximum number of programs in a launch.
     """
     ranges: dict[str, Range] = {}
     in_addresses = _in_addresses(code)
@@ -47,7 +47,7 @@ def overflows(code: str, programs: int) -> Iterator[str]:
 
 
 def _in_addresses(code: str) -> set[str]:
-    """Returns the values that addresses are made from, as far as they were not loaded."""
+    """Returns the values that addresses are computed from, up to loads."""
     made_from: dict[str, list[str]] = {}
     waiting = []
     for line in code.splitlines():
@@ -71,7 +71,7 @@ def _has_32_bits(line: str) -> bool:
 
 
 def _result(operation: str, rest: str, ranges: dict[str, Range], programs: int) -> Range:
-    """Returns the range of an operation's result, as if it had bits enough."""
+    """Returns the range of an operation's result, ignoring overflow."""
     if operation == "arith.constant":
         found = re.match(r"(?:dense<)?(-?\d+)>? :", rest)
         return (int(found[1]), int(found[1])) if found else _ANY
@@ -96,7 +96,7 @@ def _result(operation: str, rest: str, ranges: dict[str, Range], programs: int) 
 
 
 def _bounded(operation: str, operands: list[Range]) -> Range:
-    """Returns the range of an operation whose result is no larger than what it is made from."""
+    """Returns the range of an operation that cannot exceed its operands."""
     (a, b), (c, d) = operands[-2:]
     if operation == "arith.minsi":
         return min(a, c), min(b, d)

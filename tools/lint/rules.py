@@ -1,4 +1,4 @@
-"""The rules of the lint. Each checks one kernel; `docs/gpu_report.md` lists them."""
+"""The rules of the lint. Each checks one kernel; docs/gpu_report.md lists them."""
 
 import linecache
 import re
@@ -11,13 +11,13 @@ from benchmarks.gpu.machine_code import LOADS, Code, Instruction, code_of
 from tools.lint import ranges
 from tools.lint.cases import UNALIGNED, Case
 
-_REGISTERS = 65536  # of a processor
+_REGISTERS = 65536  # per multiprocessor
 _MOST_SEQUENCES = 1 << 20
-# Calls of the functions of the kernels that load a tile of weight_hh.
+# How calls of the kernel functions that load a tile of weight_hh look in the source.
 _TILE = "_tile("
-# Why kernels spill that have not been mended, by a pattern that finds their names.
+# Known spills: a pattern for the names of the kernels, and why they spill.
 SPILLING = {
-    r"float32 H\d+ cooperative \S+w16 forward": "a thread of 512 has 128 registers, of which 64 "
+    r"float32 H\d+ cooperative \S+w16 forward": "with 512 threads each has 128 registers, and 64 "
     "hold weights",
     r"TF32 H\d*[13579] .* backward": "rows of an odd hidden size are not aligned, so a thread "
     "holds units of many rows",
@@ -40,7 +40,7 @@ class Built(NamedTuple):
     source: Path
     """The folder of the kernels' files."""
     ttir: str
-    """The intermediate code that Triton makes first."""
+    """Triton's first intermediate representation."""
 
 
 def build(case: Case, kernel=None, **settings: Any) -> Built:
@@ -48,8 +48,8 @@ def build(case: Case, kernel=None, **settings: Any) -> Built:
 
     Args:
         case: The case.
-        kernel: A kernel in place of the case's own.
-        settings: How Triton is to compile it, in place of the case's own settings.
+        kernel: A kernel to compile instead of the case's own.
+        settings: Compile settings of Triton that override those of the case.
     """
     kernel = kernel or resources.KERNELS[case.kernel]
     to, device = case.specialisation, case.build.device
@@ -78,7 +78,7 @@ def check(built: Built) -> Iterator[Finding]:
 
 
 def known_spill(built: Built) -> str:
-    """Returns why a kernel spills, if it does and that is known; else an empty string."""
+    """Returns why a kernel spills if it does and the reason is known, else an empty string."""
     reasons = (why for pattern, why in SPILLING.items() if re.search(pattern, built.case.name))
     return next(reasons, "") if built.taken.spilled else ""
 
@@ -86,7 +86,7 @@ def known_spill(built: Built) -> str:
 def _local(built: Built) -> Iterator[Finding]:
     """Checks that nothing is spilled.
 
-    Pointers that are not divisible by 16 take more registers, and are rare: such kernels may spill.
+    Kernels for pointers not divisible by 16 may spill: they need more registers, and are rare.
     """
     case, spilled = built.case, built.taken.spilled
     if spilled and case.rows != UNALIGNED and not known_spill(built):
@@ -94,17 +94,17 @@ def _local(built: Built) -> Iterator[Finding]:
 
 
 def _limits(built: Built) -> Iterator[Finding]:
-    """Checks that a processor has the shared memory and the registers of a program."""
+    """Checks that a program fits in the shared memory and the registers of a multiprocessor."""
     plan, device, taken = built.case.build.plan, built.case.build.device, built.taken
     if taken.shared > device.shared:
-        yield Finding("limits", f"{taken.shared} bytes of shared memory, of {device.shared}")
+        yield Finding("limits", f"{taken.shared} bytes of shared memory, limit {device.shared}")
     registers = -(-taken.registers // 8) * 8 * device.lanes * plan.warps
     if registers > _REGISTERS:
-        yield Finding("limits", f"{registers} registers of a program, of {_REGISTERS}")
+        yield Finding("limits", f"{registers} registers in a program, limit {_REGISTERS}")
 
 
 def _index(built: Built) -> Iterator[Finding]:
-    """Checks that no index of 32 bits overflows, with up to 2^20 sequences and any strides."""
+    """Checks that no 32-bit index overflows, with up to 2^20 sequences and any strides."""
     plan, directions = built.case.build.plan, built.case.directions
     programs = plan.members * directions * -(-_MOST_SEQUENCES // plan.block_b)
     for line in ranges.overflows(built.ttir, programs):
@@ -112,28 +112,28 @@ def _index(built: Built) -> Iterator[Finding]:
 
 
 def _weights(built: Built) -> Iterator[Finding]:
-    """Checks that weights that are kept on chip are not read in every step."""
+    """Checks that weights kept on chip are not read in every step."""
     if built.case.build.plan.kind == "streamed":
         return
     loads = [at for at in built.code.instructions if _loads_weights(built, at)]
     if not loads:
-        yield Finding("weights", f"no load belongs to a call of {_TILE}")
+        yield Finding("weights", f"no load comes from a call of {_TILE}")
     again = sorted({*loads} & {*built.code.step})
     if again:
         yield Finding("weights", f"{len(again)} loads of weights in every step: {again[0]}")
 
 
 def _loads_weights(built: Built, at: Instruction) -> bool:
-    """Returns whether an instruction is a load by `_tile`, as the lines of the source tell.
+    """Returns whether an instruction is a load by `_tile`, according to its source lines.
 
-    The line of the load itself is not used: it is off by the lines of Triton's inline assembly.
+    It ignores the line of the load itself, which Triton's inline assembly shifts.
     """
     calls = (linecache.getline(str(built.source / file), line) for file, line in at.calls)
     return at.opcode in LOADS and any(_TILE in text for text in calls)
 
 
 def _call(built: Built) -> Iterator[Finding]:
-    """Checks that no step calls a function: the compiler does so for divisions of 64 bits."""
+    """Checks that no step calls a function, as the compiler does for 64-bit divisions."""
     for at in built.code.step:
         if at.opcode == "CALL" and at.target.startswith("$"):
             yield Finding("call", f"a step calls a function: {at}")

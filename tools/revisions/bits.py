@@ -7,9 +7,9 @@ from tools.revisions import builds
 from tools.revisions.cases import DTYPES
 
 Digests = dict[str, dict[str, str]]
-"""For each call, a digest of each of its results, or its exception as `raised`."""
+"""By call: a digest of each result, or the exception as `raised`."""
 
-# For each instruction set, by its name in ATEN_CPU_CAPABILITY, the kernels of float32 and bfloat16.
+# By name in ATEN_CPU_CAPABILITY: the kernels that an instruction set uses for float32 and bfloat16.
 LEVELS = {
     "default": ("baseline", "baseline"),
     "avx2": ("avx2", "avx2"),
@@ -20,10 +20,12 @@ LEVELS = {
 
 
 def digests_of(build: builds.Build, level: str) -> Digests:
-    """Returns the digests of a build at an instruction set, or none if the machine lacks that."""
+    """Returns the digests of a build, or none if the machine lacks the instruction set."""
     kernels = LEVELS[level]
-    dtypes = DTYPES if kernels[0] == kernels[1] else ("bfloat16",)  # those not compared before
-    # Threads that wait asleep change no result, and let others run on a busy machine.
+    dtypes = (
+        DTYPES if kernels[0] == kernels[1] else ("bfloat16",)
+    )  # the others were compared before
+    # Passive waiting changes no result, and leaves a busy machine to others.
     environment = {"ATEN_CPU_CAPABILITY": level, "OMP_WAIT_POLICY": "passive"}
     program = build.start("-m", "tools.revisions.digest", *kernels, *dtypes, **environment)
     printed, _ = program.communicate()
@@ -33,7 +35,7 @@ def digests_of(build: builds.Build, level: str) -> Digests:
 
 
 def findings(base: Digests, new: Digests) -> list[str]:
-    """Returns what is wrong with each call that differs, or that raises and so compares nothing."""
+    """Returns a line for each call that differs, or that raises and so compares nothing."""
     found = []
     for call in dict.fromkeys([*base, *new]):
         old, newer = base.get(call, {}), new.get(call, {})
@@ -46,7 +48,7 @@ def findings(base: Digests, new: Digests) -> list[str]:
 
 
 def main() -> bool:
-    """Prints every finding, and returns whether there is none."""
+    """Prints all findings, and returns True if something was compared and nothing was found."""
     parser = builds.parser(__doc__)
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=[*LEVELS])
     options = parser.parse_args()
@@ -56,7 +58,7 @@ def main() -> bool:
         print(f"ATEN_CPU_CAPABILITY={level}:", flush=True)
         old, newer = digests_of(base, level), digests_of(new, level)
         if not old and not newer:
-            print("  not compared: this machine does not have it")
+            print("  not compared: this machine does not support it")
             continue
         found = findings(old, newer)
         for finding in found:

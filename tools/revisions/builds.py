@@ -1,4 +1,4 @@
-"""Builds revisions of the library, each in a folder that is kept for the next comparison."""
+"""Builds revisions of the library, each in a folder that later comparisons reuse."""
 
 import argparse
 import hashlib
@@ -16,7 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"
 WORKING_TREE = "the working tree"
-# What the library is built from. Without the rest of a tree, its folder hides no other package.
+# What the library is built from; nothing else, so that its folder shadows no other package.
 SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -25,13 +25,13 @@ class Build(NamedTuple):
 
     name: str
     library: Path
-    """The folder that holds `namernn_fast`."""
+    """The folder that contains `namernn_fast`."""
 
     def __str__(self) -> str:
         return self.name
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts Python so that it finds this build first, and then the packages beside `tools`."""
+        """Starts Python with this build first on its path, then the repository."""
         path = f"{self.library}{os.pathsep}{ROOT}"
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -44,7 +44,7 @@ class Build(NamedTuple):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Returns a parser of the arguments that `bits` and `speed` share."""
+    """Returns a parser for the arguments that `bits` and `speed` share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("base", metavar="BASE", help="the older revision")
     parser.add_argument("revision", metavar="REVISION", nargs="?", default=WORKING_TREE)
@@ -52,7 +52,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def git(*arguments: str, **options) -> bytes:
-    """Runs git at the root of the repository and returns what it prints."""
+    """Runs git in the root of the repository and returns its output."""
     ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, **options)
     if ran.returncode:
         raise SystemExit(f"git {' '.join(arguments)}: {ran.stderr.decode()}")
@@ -62,8 +62,8 @@ def git(*arguments: str, **options) -> bytes:
 def tree_of(revision: str) -> str:
     """Returns the hash of a revision's tree.
 
-    That of the working tree goes through an index of its own, so that it has the untracked files
-    and the user's index stays as it is.
+    The working tree is written through a temporary index, which includes untracked files and
+    leaves the user's index alone.
     """
     if revision != WORKING_TREE:
         return git("rev-parse", "--verify", f"{revision}^{{tree}}").decode().strip()
@@ -75,7 +75,7 @@ def tree_of(revision: str) -> str:
 
 
 def build(revision: str) -> Build:
-    """Builds a revision, or finds it built."""
+    """Returns the build of a revision, from the cache if possible."""
     tree = tree_of(revision)
     compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True)
     toolchain = [compiler.stdout, sys.version, importlib.metadata.version("torch")]
@@ -87,7 +87,7 @@ def build(revision: str) -> Build:
         print(f"Building {revision} in {library} …", flush=True)
         compile_tree(tree, library)
     built = Build(f"{revision} (tree {tree[:10]})", library)
-    # Whatever else is installed, a comparison must not take another library for this one.
+    # The comparison must not import another installed copy of the library.
     check = built.start("-c", "import namernn_fast; print(namernn_fast.__file__)")
     if (found := check.communicate()[0].strip()) != f"{library}/namernn_fast/__init__.py":
         raise SystemExit(f"{built}: Python finds {found or 'nothing'}")
@@ -95,7 +95,7 @@ def build(revision: str) -> Build:
 
 
 def compile_tree(tree: str, library: Path) -> None:
-    """Writes the library's part of a tree of git into a new folder, and compiles it there."""
+    """Extracts the library from a git tree into a new folder, and compiles it there."""
     begun = library.with_suffix(".begun")
     shutil.rmtree(begun, ignore_errors=True)
     with tarfile.open(fileobj=io.BytesIO(git("archive", tree, "--", *SOURCES))) as archive:

@@ -1,7 +1,7 @@
 """The calls whose results `bits` compares: options, layouts, dtypes, sizes and values.
 
-The product of most options and layouts is complete. Everything else that a call can vary in is
-drawn from a generator that is seeded with the call's name.
+Most options and layouts are combined exhaustively. Everything else is drawn from a generator that
+is seeded with the name of the call.
 """
 
 import itertools
@@ -36,17 +36,17 @@ SMALL = (
     *(TINY, ALIGNED, ODD, BROAD, Sizes(64, 64, 8, 3), Sizes(1, 1, 3, 2), Sizes(8, 257, 4, 9)),
     *(Sizes(128, 128, 20, 2), Sizes(3, 48, 1, 64), Sizes(96, 16, 7, 33)),
 )
-# seq_len and batch on both sides of what the backward pass counts rows by: a block has 256 rows at
-# least, a gradient is summed in parts of 4,096 rows once a group of sequences has more than 8,192.
-# Two threads may halve the rows of a group.
+# seq_len and batch on both sides of the backward pass's limits: a block has at least 256 rows, and
+# a gradient is summed in parts of 4,096 rows once a group of sequences has more than 8,192. Two
+# threads may halve the rows of a group.
 ROWS = (
     *((1, 255), (1, 257), (51, 5), (16, 16), (257, 1), (511, 1), (64, 8), (19, 27)),
     *((4095, 1), (64, 64), (17, 241), (4097, 1), (32, 256), (33, 249), (100, 83), (8193, 1)),
     *((128, 128), (130, 130)),
 )
-# Weights so wide that a block has 256 rows, whatever the cache.
+# Weights so wide that a block has 256 rows on any cache.
 WIDE = (Sizes(384, 384, 3, 85), Sizes(384, 384, 3, 86), Sizes(350, 384, 19, 27))
-# One sequence of at most 16 steps leaves the weights unpacked where the sizes are whole vectors.
+# One sequence of at most 16 steps uses unpacked weights if the sizes are whole vectors.
 SHORT = tuple(
     Sizes(*features, steps, 1)
     for features in ((8, 12), (16, 16), (32, 48), (64, 64), (64, 256))
@@ -75,17 +75,17 @@ class Case:
     hx: bool = True
     reset: bool = False
     strided: bool = False
-    """Whether input, hx and the gradients given are every other feature of wider tensors."""
+    """Whether input, hx and the given gradients are every other feature of wider tensors."""
     batch_invariant: bool = False
     wanted: str = ALL
     """The tensors whose gradients are wanted; `SECOND_ORDER` differentiates them again."""
     given: str = "both"
-    """The results that are given a gradient; "sums" gives gradients of ones that are expanded."""
+    """The results that get a gradient; "sums" gives them expanded ones, as `sum()` does."""
     values: str = "normal"
     call: str = "module"
-    """What is called: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`."""
+    """The callable: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`."""
     autocast: str = ""
-    """The dtype of autocast, or nothing."""
+    """The dtype of autocast, or an empty string for none."""
 
     def wants(self, leaf: str) -> bool:
         """Whether the gradient of "weights", "input" or "hx" is wanted."""
@@ -93,7 +93,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """All that differs from the defaults, in words; no two cases share a name."""
+        """The fields that differ from their defaults, in words; unique for each case."""
         sizes = (f"{letter}{size}" for letter, size in zip("DHTB", self.sizes, strict=True))
         words = [self.call, self.layout, self.dtype, *sizes]
         for field in fields(self):
@@ -105,12 +105,12 @@ class Case:
 
 
 def option_cases() -> Iterator[Case]:
-    """Every combination of most options, layout and dtype; the rest is drawn."""
+    """Yields every combination of most options, layouts and dtypes; the rest is drawn."""
     for dtype, layout, reset, nonlinearity, bidirectional, layers, hx in itertools.product(
         DTYPES, LAYOUTS, EITHER, NONLINEARITIES, EITHER, (1, 3), EITHER
     ):
         if reset and layout == "jagged":
-            continue  # the library takes no resets there
+            continue  # not supported
         options = {"bidirectional": bidirectional, "num_layers": layers, "hx": hx, "reset": reset}
         case = Case(TINY, dtype, layout, nonlinearity, **options)
         case = replace(case, sizes=random.Random(case.name).choice(SMALL))
@@ -129,7 +129,7 @@ def option_cases() -> Iterator[Case]:
 
 
 def size_cases() -> Iterator[Case]:
-    """Sizes on both sides of a limit in the kernels."""
+    """Yields sizes on both sides of limits in the kernels."""
     for dtype in DTYPES:
         for index, (steps, batch) in enumerate(ROWS):
             for layout in ("dense", LAYOUTS[2 + index % 4]):
@@ -153,7 +153,7 @@ def size_cases() -> Iterator[Case]:
 
 
 def value_cases() -> Iterator[Case]:
-    """Values that saturate tanh, overflow, or are no numbers."""
+    """Yields values that saturate tanh, overflow, or are not finite."""
     for dtype, nonlinearity, values, layout, layers, sizes in itertools.product(
         DTYPES, NONLINEARITIES, ("saturated", "non-finite"), LAYOUTS[:5:2], (1, 2), (ALIGNED, ODD)
     ):
@@ -161,7 +161,7 @@ def value_cases() -> Iterator[Case]:
 
 
 def gradient_cases() -> Iterator[Case]:
-    """Every choice of the gradients that are wanted and those that are given."""
+    """Yields every combination of wanted and given gradients."""
     for dtype, wanted, given, layers in itertools.product(
         DTYPES, (*WANTED, SECOND_ORDER), GIVEN, (1, 3)
     ):
@@ -169,7 +169,7 @@ def gradient_cases() -> Iterator[Case]:
 
 
 def other_cases() -> Iterator[Case]:
-    """Cells, dropout and autocast."""
+    """Yields cells, dropout and autocast."""
     for dtype, nonlinearity, bias, hx, layout, sizes in itertools.product(
         DTYPES, NONLINEARITIES, EITHER, EITHER, LAYOUTS[:2], (TINY, BROAD)
     ):
@@ -181,6 +181,6 @@ def other_cases() -> Iterator[Case]:
 
 
 def all_cases() -> list[Case]:
-    """Returns every case once."""
+    """Returns all cases without duplicates."""
     sources = (option_cases, size_cases, value_cases, gradient_cases, other_cases)
     return list(dict.fromkeys(case for source in sources for case in source()))

@@ -3,7 +3,7 @@
     python -m tools.revisions.digest KERNEL KERNEL DTYPE...
 
 It prints JSON: a digest of each result of each call in these dtypes, on one thread and on two. It
-makes no call unless these are the kernels for float32 and bfloat16.
+makes no calls unless the given kernels are those in use for float32 and bfloat16.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ OPTIONS = ("nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "b
 def digest(tensor: Tensor) -> str:
     """Returns a digest of a tensor's dtype, shape and bits.
 
-    Every NaN counts as the same NaN: which operand's bits a NaN inherits is the compiler's choice.
+    All NaNs count as equal: the compiler chooses which operand's bits a NaN inherits.
     """
     tensor = tensor.detach()
     tensor = tensor.masked_fill(tensor.isnan(), torch.nan).contiguous()
@@ -36,7 +36,7 @@ def digest(tensor: Tensor) -> str:
 
 
 class Draws:
-    """Random tensors that depend on a case's name and the order in which they are drawn."""
+    """Random tensors, determined by a case's name and the order of the draws."""
 
     def __init__(self, case: Case):
         seed = hashlib.sha256(case.name.encode()).digest()[:7]
@@ -45,26 +45,26 @@ class Draws:
         self.dtype = getattr(torch, case.dtype)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal values, with the strides that the case wants."""
+        """Returns standard normal values, strided if the case says so."""
         *outer, features = shape
         wide = torch.randn(*outer, (1 + self.case.strided) * features, generator=self.generator)
         return wide.to(self.dtype)[..., :: 1 + self.case.strided]
 
     def weight(self, shape: torch.Size) -> Tensor:
-        """Values of a parameter: those of a new layer, or far larger if tanh is to saturate."""
+        """Returns values of a parameter: as in a new layer, or far larger to saturate tanh."""
         scale = 30 if self.case.values == "saturated" else 1
         bound = scale * self.case.sizes.hidden_size**-0.5
         return ((torch.rand(shape, generator=self.generator) * 2 - 1) * bound).to(self.dtype)
 
     def lengths(self, least: int) -> Tensor:
-        """Random lengths of the batch's sequences; one sequence has all steps."""
+        """Returns random lengths of the batch's sequences; one sequence has all steps."""
         _, _, steps, batch = self.case.sizes
         lengths = torch.randint(least, steps + 1, (batch,), generator=self.generator)
         lengths[batch // 2] = steps
         return lengths
 
     def input(self, steps: int, batch: int) -> Tensor:
-        """An input (steps, batch, features), with the values that the case wants."""
+        """Returns an input `(seq_len, batch, input_size)` with the kind of values of the case."""
         features = self.case.sizes.input_size
         input = self.normal(steps, batch, features)
         if self.case.values == "non-finite":
@@ -74,13 +74,13 @@ class Draws:
         return input
 
     def resets(self) -> Tensor:
-        """Resets (steps, batch), a fifth of which is set."""
+        """Returns resets `(seq_len, batch)`; a fifth of them is set."""
         _, _, steps, batch = self.case.sizes
         return torch.rand(steps, batch, generator=self.generator) < 0.2
 
 
 def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
-    """Makes the layer of a case, with drawn parameters."""
+    """Returns the layer of a case, with drawn parameters."""
     sizes = case.sizes[:2]
     if case.call == "cell":
         layer = FusedRNNCell(*sizes, case.bias, case.nonlinearity, dtype=draws.dtype)
@@ -94,7 +94,7 @@ def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
 
 
 def prepare_input(case: Case, draws: Draws) -> tuple[Tensor, Tensor | PackedSequence, dict]:
-    """Draws a leaf, the input that is made of it, and the call's keyword arguments."""
+    """Returns a drawn leaf, the input made from it, and the call's keyword arguments."""
     _, _, steps, batch = case.sizes
     if case.layout == "jagged":
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), draws.lengths(0).cumsum(0)])
@@ -124,7 +124,7 @@ def prepare_input(case: Case, draws: Draws) -> tuple[Tensor, Tensor | PackedSequ
 
 
 def results(case: Case) -> dict[str, Tensor]:
-    """Returns the results of a case by name: the outputs and every gradient that is wanted."""
+    """Returns the results of a case by name: the outputs and every wanted gradient."""
     draws = Draws(case)
     layer = prepare_layer(case, draws)
     leaf, input, options = prepare_input(case, draws)
@@ -159,7 +159,7 @@ def results(case: Case) -> dict[str, Tensor]:
 def gradients(
     case: Case, draws: Draws, found: dict[str, Tensor], leaves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Differentiates the results by the leaves, once or twice."""
+    """Returns the gradients of the results with respect to the leaves, first or second order."""
     chosen = [v for k, v in found.items() if case.given in (k, "both", "sums")] or [found["h_n"]]
     if case.given == "sums":
         given = [torch.ones((), dtype=v.dtype).expand(v.shape) for v in chosen]
@@ -177,19 +177,19 @@ def gradients(
 
 
 def digests_of(case: Case) -> dict[str, str]:
-    """Returns a digest for each result of a case, or what the case raises."""
+    """Returns a digest of each result of a case, or the exception it raises."""
     try:
         return {name: digest(tensor) for name, tensor in results(case).items()}
-    except Exception as error:  # every case is reported, whatever another case does
+    except Exception as error:  # one failing case must not hide the others
         return {"raised": f"{type(error).__name__}: {error}"}
 
 
 def main() -> None:
     *kernels, dtypes = sys.argv[1], sys.argv[2], sys.argv[3:]
     digests = {}
-    # Before any ATen operator, which might use instructions that the processor does not have.
+    # Checked before any ATen operator runs, which might use unsupported instructions.
     if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
-        # A result that is left unwritten holds NaN, not what was there by chance.
+        # Unwritten results contain NaN instead of arbitrary memory.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = True
         for threads in (1, 2):

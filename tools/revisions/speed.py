@@ -1,4 +1,4 @@
-"""Is a revision as fast as another? python -m tools.revisions.speed BASE [REVISION]"""
+"""Is one revision as fast as another? python -m tools.revisions.speed BASE [REVISION]"""
 
 import json
 import os
@@ -13,10 +13,10 @@ from benchmarks.harness.spread import speed_up_interval
 from tools.revisions import builds
 
 TOLERANCE = 1.04
-"""A cell is slower if its whole interval lies beyond this ratio of new to old time."""
+"""A cell is slower if its whole interval exceeds this ratio of new to old time."""
 
 Times = tuple[float, float]
-"""The seconds of a call before and after."""
+"""The seconds of a call, old and new."""
 
 
 class Ratio(NamedTuple):
@@ -40,9 +40,9 @@ class Ratio(NamedTuple):
 def time_round(
     base: builds.Build, new: builds.Build, threads: int, number: int, cells: list[Cell]
 ) -> list[Times]:
-    """Times every cell once in a fresh process for each build.
+    """Times every cell once, with a fresh process per build.
 
-    The processes take turns at each cell. Who begins alternates, so that drift cancels.
+    The processes alternate at each cell. Which one starts alternates too, so that drift cancels.
     """
     stopwatch = ("-m", "tools.revisions.stopwatch", str(threads))
     found = []
@@ -54,20 +54,20 @@ def time_round(
                 process.stdin.flush()
                 answer = process.stdout.readline()
                 if not answer:
-                    raise SystemExit(f"{cell}: a stopwatch ended with {process.wait()}")
+                    raise SystemExit(f"{cell}: the stopwatch exited with {process.wait()}")
                 seconds[process] = float(answer)
             found.append((seconds[old], seconds[newer]))
     return found
 
 
 def mean_of(pairs: list[Times]) -> Times:
-    """Returns the geometric means of both builds over all cells of a round."""
+    """Returns the geometric mean over all cells of a round, for both builds."""
     old, new = zip(*pairs, strict=True)
     return statistics.geometric_mean(old), statistics.geometric_mean(new)
 
 
 def verdict(cells: dict[Cell, Ratio], mean: Ratio) -> list[str]:
-    """Returns what is wrong with the newer revision's speed, one sentence each."""
+    """Returns a sentence for each way in which the newer revision is slower."""
     wrong = [
         f"{cell} is more than {TOLERANCE - 1:.0%} slower: {ratio}"
         for cell, ratio in cells.items()
@@ -77,7 +77,7 @@ def verdict(cells: dict[Cell, Ratio], mean: Ratio) -> list[str]:
 
 
 def main() -> bool:
-    """Prints a table, and returns whether nothing is shown to be slower."""
+    """Prints a table, and returns True unless something is shown to be slower."""
     parser = builds.parser(__doc__)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=12, help="rounds over the whole grid")
@@ -103,8 +103,8 @@ def main() -> bool:
         print("\n".join(wrong))
     elif unsettled:
         print(
-            f"Not shown to be slower, but {unsettled} of {len(cells)} intervals reach beyond "
-            f"{TOLERANCE - 1:.0%} slower: take more --rounds, or a quieter machine."
+            f"Not shown to be slower, but {unsettled} of {len(cells)} intervals include more than "
+            f"{TOLERANCE - 1:.0%} slower: use more --rounds, or a quieter machine."
         )
     else:
         print("As fast.")

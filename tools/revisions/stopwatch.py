@@ -1,7 +1,7 @@
 """The program that `speed` runs for each revision: python -m tools.revisions.stopwatch THREADS
 
-It reads a cell as a line of JSON from standard input, and prints the median time of a call in
-seconds, over and over.
+For each line of JSON on standard input, which describes a cell, it prints the median time of a call
+in seconds.
 """
 
 import json
@@ -16,18 +16,18 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from namernn_fast import FusedRNN
 
 WARM_UP_SECONDS, SECONDS = 0.02, 0.1
-# The lengths of a packed batch, which are like those of surnames.
+# The distribution of lengths in a packed batch, similar to that of surnames.
 MEAN_LENGTH, SPREAD, LONGEST = 7, 2, 20
-# Below the 32 MiB up to which glibc keeps freed memory.
+# Below 32 MiB, the limit up to which glibc keeps freed memory.
 LARGEST_KEPT_BYTES = 31 * 2**20
 
 
 def prepare(
     mode: str, batch: int, input_size: int, hidden_size: int, seq_len: int | None, **_: str
 ) -> Callable[[], object]:
-    """Draws the parameters and the input of a cell, and returns the call that is timed.
+    """Draws the parameters and the input of a cell, and returns the call to time.
 
-    In training, fixed random gradients of `output` and `h_n` do not fade into subnormal numbers.
+    In training, `output` and `h_n` get fixed random gradients, which do not fade to subnormals.
     """
     torch.manual_seed(0)
     layer = FusedRNN(input_size, hidden_size)
@@ -53,7 +53,7 @@ def prepare(
 
 
 def times_of(call: Callable[[], object], seconds: float) -> list[float]:
-    """Calls at least once, until the seconds have passed, and returns the time of each call."""
+    """Calls repeatedly for the given seconds, at least once; returns the time of each call."""
     times: list[float] = []
     start = time.perf_counter()
     deadline = start + seconds
@@ -67,13 +67,15 @@ def times_of(call: Callable[[], object], seconds: float) -> list[float]:
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
-    torch.empty(LARGEST_KEPT_BYTES, dtype=torch.uint8)  # glibc keeps blocks of that size from now
+    torch.empty(
+        LARGEST_KEPT_BYTES, dtype=torch.uint8
+    )  # from now on glibc keeps blocks of this size
     for line in sys.stdin:
-        call = None  # frees the previous cell's memory first
+        call = None  # free the previous cell's memory first
         call = prepare(**json.loads(line))
         times_of(call, WARM_UP_SECONDS)
         seconds = statistics.median(times_of(call, SECONDS))
-        time.sleep(0.005)  # until the threads of the pool have stopped spinning
+        time.sleep(0.005)  # lets the threads of the pool stop spinning
         print(seconds, flush=True)
 
 
