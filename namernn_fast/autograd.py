@@ -19,8 +19,8 @@ _Run: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 class FusedStack(torch.autograd.Function):
     """The forward operator of a cell with the backward operator as its gradient.
 
-    Applied to `call.flat()`. Of the intermediate results it saves only the outputs of the layers and
-    what the cell keeps.
+    Applied to `call.flat()`. Of the intermediate results it saves only the outputs of the layers
+    and what the cell keeps.
     """
 
     @staticmethod
@@ -80,9 +80,9 @@ class FusedStack(torch.autograd.Function):
         elif _must_be_differentiable(grad_output, grad_h_n):
             if versions is not None and versions != _versions(originals):
                 raise RuntimeError(
-                    f"{CLASSES[plan.cell]}: a bias or weight_ih was changed in place since the forward pass, "
-                    "which a backward pass with create_graph, is_grads_batched or a transform does "
-                    "not allow: change it after the backward pass"
+                    f"{CLASSES[plan.cell]}: a bias or weight_ih was changed in place since the "
+                    "forward pass, which a backward pass with create_graph, is_grads_batched or a "
+                    "transform does not allow: change it after the backward pass"
                 )
             grad_input, grad_hx, *grad_weights = _differentiable_backward(
                 (of_input, of_hx, *originals),
@@ -159,7 +159,7 @@ def _plan_backward(cell: Cell, options: int, needs_input_grad: tuple[bool, ...])
         k // per_layer for k in range(0, count, per_layer) if any(want_weights[k : k + per_layer])
     ]
     layers = count // per_layer
-    return _Plan(cell, reads, layers - 1, layers if cell in ops.KEEPING_CELLS else 0, want_layers)
+    return _Plan(cell, reads, layers - 1, layers if ops.KEPT[cell] else 0, want_layers)
 
 
 _version = operator.attrgetter("_version")
@@ -188,8 +188,8 @@ def _saved_tensors(ctx: Any) -> Any:
         if "inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            f"{error}\nThe backward pass of a fused layer reads its output, its input, hx and weights, "
-            "so none of them may be changed in place before it runs. Change a copy: "
+            f"{error}\nThe backward pass of a fused layer reads its output, its input, hx and "
+            "weights, so none of them may be changed in place before it runs. Change a copy: "
             "output.clone(), or use an operation that is not in place, such as relu(output)."
         ) from error
 

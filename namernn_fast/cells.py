@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .call import Cell
-from .functional import batch_invariant_is_on, run_layer
+from .call import Call, Cell
+from .functional import batch_invariant_is_on, option_bits, run
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import is_exact, plain_twin
 from .nn import current_weights
@@ -42,28 +42,15 @@ class _FusedCell(torch.nn.RNNCellBase):
         """
         weights = current_weights(self, _WEIGHTS)
         if self.why_not_fused(input, hx, weights) is None:
-            _, h_n = run_layer(
-                self._cell,
-                input.unsqueeze(0),
-                None if hx is None else hx.unsqueeze(0),
-                weights if self.bias else weights[:2],
-                nonlinearity=self.nonlinearity,
-                bias=self.bias,
-                batch_first=False,
-                dropout=0.0,
-                bidirectional=False,
-                training=False,
-                lengths=None,
-                reset=None,
-                batch_invariant=False,
-                embedding=None,
-                padding_idx=None,
-            )
+            weights = weights if self.bias else weights[:2]
+            options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
+            row, states = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+            _, h_n = run(Call(row, states, weights, None, None, options, cell=self._cell), row)
             # Not a view: one made under no_grad could not be modified in place afterwards.
             return h_n.squeeze(0) if torch.is_grad_enabled() else h_n.squeeze_(0)
         step = self._step()
         if step is None or input.dim() != 2 or (hx is not None and hx.dim() != 2):
-            return super().forward(input, hx)  # type: ignore[misc,no-any-return]
+            return super().forward(input, hx)  # type: ignore[no-any-return]
         if hx is None:
             hx = input.new_zeros(input.shape[0], self.hidden_size)
         return step(input, hx, *weights)
@@ -86,7 +73,8 @@ class _FusedCell(torch.nn.RNNCellBase):
             return "torch's own cell is as fast for a single step"
         weights = current_weights(self, _WEIGHTS) if weights is None else weights
         if not self._fits(input, hx, weights[0]):
-            return f"the arguments do not match, and nn.{self._torch_class.__name__} raises its own errors"
+            name = self._torch_class.__name__
+            return f"the arguments do not match, and nn.{name} raises its own errors"
         return None
 
     def _fits(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> bool:

@@ -1,18 +1,20 @@
 """`explain`: which path and shortcuts a layer takes for an input, and why not the others."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, layouts, ops, tokens
-from .call import Call
+from . import functional, layouts, native, ops, tokens
+from .call import Call, Cell
+from .cells import FusedGRUCell, FusedRNNCell
 from .dispatch import why_not_kernel
 from .functional import cast_like_autocast
-from .nn import FusedRNN, FusedRNNCell
-from .token_rnn import TokenRNN
+from .nn import FusedGRU, FusedRNN
+from .token_rnn import TokenGRU, TokenRNN
 
+Layer: TypeAlias = FusedRNN | FusedGRU
 SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
@@ -58,14 +60,15 @@ def explain(
     instruction set of this processor, `cpu amx` and `cpu avx512_bf16` the fused CPU kernel with
     products in bfloat16. `triton sm_90`, for example, is the fused GPU kernel. `reference` is the
     step-by-step computation out of PyTorch operators, in reference.py. `torch` is torch's own
-    operator for a single step, which FusedRNNCell uses except for batch invariance and `vmap`.
+    operator: that for a single step, which the cells use except for batch invariance and `vmap`; or
+    that of `nn.GRU` on devices without a fused kernel for GRUs.
 
     Shortcuts: `table` multiplies each row of an embedding once instead of once per token;
     `last state` does not write the output; `shared prefixes` computes common prefixes of token ids
     once, if the kernel finds that this is faster.
 
     Args:
-        layer: a FusedRNN, TokenRNN or FusedRNNCell.
+        layer: a fused layer, cell or token layer of this package.
         input: of the call; token ids for a TokenRNN, or with `embedding`.
         hx, reset: of the call.
         embedding: the argument `embedding` of a FusedRNN call on token ids.
@@ -80,24 +83,25 @@ def explain(
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
         {'cpu': 'the CPU kernel does not run on meta'}
     """
-    if not isinstance(layer, FusedRNN | FusedRNNCell | TokenRNN):
+    if not isinstance(layer, Layer | FusedRNNCell | FusedGRUCell | TokenRNN | TokenGRU):
         raise TypeError(
-            f"layer must be a FusedRNN, TokenRNN or FusedRNNCell, got {type(layer).__name__}"
+            "layer must be a fused layer, cell or token layer of this package, got "
+            f"{type(layer).__name__}"
         )
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    if isinstance(layer, FusedRNNCell):
+    if isinstance(layer, FusedRNNCell | FusedGRUCell):
         reason = layer.why_not_fused(data, hx)
         if reason is not None:
             return Explanation("torch", {"triton" if data.is_cuda else "cpu": reason})
-        return Explanation(*_path(data))
-    if isinstance(layer, TokenRNN):
+        return Explanation(*_path(data, layer._cell))
+    if isinstance(layer, TokenRNN | TokenGRU):
         rnn, rows = layer.rnn, layer.embedding.weight
         return _of_ids(rnn, input, hx, reset, rows, last_state, layer.why_not_fused())
     if embedding is not None:
         return _of_ids(layer, input, hx, reset, embedding, last_state)
-    path, why_not = _path(data)
+    path, why_not = _path(data, layer._cell, reset)
     if not last_state:
         return Explanation(path, why_not)
     no_ids = "input does not hold token ids"
@@ -106,7 +110,7 @@ def explain(
 
 
 def _of_ids(
-    layer: FusedRNN,
+    layer: Layer,
     input: Tensor | PackedSequence,
     hx: Tensor | None,
     reset: Tensor | None,
@@ -122,7 +126,7 @@ def _of_ids(
         why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
     """
     tokens.check_types(input, embedding)
-    path, why_not = _path(embedding)
+    path, why_not = _path(embedding, layer._cell, reset)
     not_asked = None if last_state else "the output is needed"
     output = not_asked or _why_output(layer, (embedding, hx), path)
     if why_rows is not None:
@@ -131,11 +135,14 @@ def _of_ids(
     if torch._C._is_any_autocast_enabled():
         weights = [cast_like_autocast(weight) for weight in weights]
     options = functional.option_bits(
-        weights, layer.bias, layer.bidirectional, layer.nonlinearity, layer.batch_first
+        weights,
+        layer.bias,
+        layer.bidirectional,
+        "relu" if layer.mode == "RNN_RELU" else "tanh",
+        layer.batch_first,
+        layer.batch_invariant,
     )
-    if layer.batch_invariant or functional.batch_invariant_is_on():
-        options |= ops.BATCH_INVARIANT
-    call = Call(input, hx, weights, None, reset, options, _dropout(layer))  # type: ignore[arg-type]
+    call = Call(input, hx, weights, None, reset, options, _dropout(layer), cell=layer._cell)  # type: ignore[arg-type]
     layouts.normalise(call, True)
     tracing = torch.compiler.is_compiling()
     table = tokens.why_not_table(call, embedding, tracing)
@@ -154,23 +161,30 @@ def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) ->
     )
 
 
-def _path(like: Tensor) -> tuple[str, dict[str, str]]:
+def _path(like: Tensor, cell: Cell, reset: Tensor | None = None) -> tuple[str, dict[str, str]]:
     """Returns the path of a call with the device and dtype of `like`, and why not another."""
     device = "triton" if like.is_cuda else "cpu"
     if torch._C._is_any_autocast_enabled():
         like = cast_like_autocast(like)
-    reason = why_not_kernel(like, torch.compiler.is_compiling())
+    tracing = torch.compiler.is_compiling()
+    reason = why_not_kernel(like, tracing, cell)
     if reason is not None:
-        return "reference", {device: reason}
+        call = Call(like, None, [], None, reset, 0, cell=cell)
+        why_not_torch = native.why_not(call, tracing)
+        if why_not_torch is None:
+            return "torch", {device: reason}
+        if cell == "rnn":
+            return "reference", {device: reason}
+        return "reference", {device: reason, "torch": why_not_torch}
     if like.is_cuda:
         kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here instead of"
     else:
-        kernel, better = ops.cpu_kernel(like.dtype), "is faster than"
+        kernel, better = ops.cpu_kernel(like.dtype, cell), "is faster than"
     step_by_step = "the step-by-step PyTorch operators in reference.py"
     return f"{device} {kernel}", {"reference": f"the fused kernel {better} {step_by_step}"}
 
 
-def _why_output(layer: FusedRNN, read: tuple[Tensor | None, ...], path: str) -> str | None:
+def _why_output(layer: Layer, read: tuple[Tensor | None, ...], path: str) -> str | None:
     """Returns why a call for the last state computes the output as well, or None if it does not.
 
     Args:
@@ -180,6 +194,8 @@ def _why_output(layer: FusedRNN, read: tuple[Tensor | None, ...], path: str) -> 
     """
     if path == "reference":
         return "the PyTorch operators in reference.py compute every state"
+    if path == "torch":
+        return "torch's own operator returns every state"
     if _dropout(layer):
         return "dropout needs the output of each layer"
     if torch.is_grad_enabled() and any(
@@ -189,6 +205,6 @@ def _why_output(layer: FusedRNN, read: tuple[Tensor | None, ...], path: str) -> 
     return None
 
 
-def _dropout(layer: FusedRNN) -> float:
+def _dropout(layer: Layer) -> float:
     """Returns the dropout probability between layers that applies to a call."""
     return layer.dropout if layer.training and layer.num_layers > 1 else 0.0

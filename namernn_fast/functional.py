@@ -1,4 +1,4 @@
-"""`rnn()`, `gru()` and `last_state()`: the layers as functions of input, initial states and weights."""
+"""`rnn()`, `gru()` and `last_state()`: layers as functions of input, initial states, weights."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -117,23 +117,9 @@ def rnn(
             from 0 to seq_len; batch_invariant is set, but the call is on a GPU or runs as ATen
             operators; on a GPU, Triton is missing or too old, or the GPU is too old.
     """
-    return run_layer(
-        "rnn",
-        input,
-        hx,
-        weights,
-        nonlinearity=nonlinearity,
-        bias=bias,
-        batch_first=batch_first,
-        dropout=dropout,
-        bidirectional=bidirectional,
-        training=training,
-        lengths=lengths,
-        reset=reset,
-        batch_invariant=batch_invariant,
-        embedding=embedding,
-        padding_idx=padding_idx,
-    )
+    options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
+    call = Call(input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    return run(call, input, lengths, embedding, padding_idx)
 
 
 def gru(
@@ -173,48 +159,20 @@ def gru(
         TypeError, ValueError, IndexError, RuntimeError: as `rnn()`. On a GPU, torch's own operator
             computes the call, so Triton is not needed.
     """
-    return run_layer(
-        "gru",
-        input,
-        hx,
-        weights,
-        bias=bias,
-        batch_first=batch_first,
-        dropout=dropout,
-        bidirectional=bidirectional,
-        training=training,
-        lengths=lengths,
-        reset=reset,
-        batch_invariant=batch_invariant,
-        embedding=embedding,
-        padding_idx=padding_idx,
-    )
-
-
-def run_layer(
-    cell: Cell,
-    input: Input,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = "tanh",
-    bias: bool,
-    batch_first: bool,
-    dropout: float,
-    bidirectional: bool,
-    training: bool,
-    lengths: Lengths | None,
-    reset: Tensor | None,
-    batch_invariant: bool,
-    embedding: Tensor | None,
-    padding_idx: int | None,
-) -> tuple[Input, Tensor]:
-    """`rnn()` or `gru()`, by the kind of cell; the modules call this."""
-    options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
-    if batch_invariant or _batch_invariant:
-        options |= ops.BATCH_INVARIANT
+    options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
     probability = dropout if training else 0.0
-    call = Call(input, hx, weights, None, reset, options, probability, cell=cell)  # type: ignore[arg-type]
+    call = Call(input, hx, weights, None, reset, options, probability, cell="gru")  # type: ignore[arg-type]
+    return run(call, input, lengths, embedding, padding_idx)
+
+
+def run(
+    call: Call,
+    input: Input,
+    lengths: Lengths | None = None,
+    embedding: Tensor | None = None,
+    padding_idx: int | None = None,
+) -> tuple[Input, Tensor]:
+    """Runs a call on `input` and returns output and h_n in its layout; the modules call this."""
     lookup = None
     if embedding is not None or padding_idx is not None:
         lookup = _lookup(input, embedding, padding_idx)
@@ -268,10 +226,9 @@ def last_state(
             is relu for a GRU.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
-    options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first)
-    options |= ops.LAST_STATE
-    if batch_invariant or _batch_invariant:
-        options |= ops.BATCH_INVARIANT
+    options = ops.LAST_STATE | option_bits(
+        weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant
+    )
     if share_prefixes and embedding is None:
         tokens.refuse_to_share("embedding is None, so input does not hold token ids")
     if cell != "rnn" and (cell not in ops.GATES or nonlinearity != "tanh"):
@@ -351,6 +308,7 @@ def option_bits(
     bidirectional: bool,
     nonlinearity: str,
     batch_first: bool,
+    batch_invariant: bool,
 ) -> int:
     """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
     options = ops.BIAS if bias else 0
@@ -364,6 +322,8 @@ def option_bits(
         )
     if batch_first:
         options |= ops.BATCH_FIRST
+    if batch_invariant or _batch_invariant:
+        options |= ops.BATCH_INVARIANT
     if nonlinearity == "relu":
         options |= ops.RELU
     elif nonlinearity != "tanh":

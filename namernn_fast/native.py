@@ -86,7 +86,8 @@ def _run_padded(call: Call, lengths: Tensor) -> tuple[Tensor, Tensor]:
     input = torch.where(alive, input, 0.0)  # NaN in padding must not reach a gradient
     # The step of the reversed sequence that each step holds; padding stays where it is.
     mirror = torch.where(alive, (lengths - 1 - steps)[:, :, None], steps[:, :, None])
-    states, last_states = _initial_states(call, input.shape[1]), []
+    states = _initial_states(call, input.shape[1])
+    last_states: list[Tensor] = []
     for layer in ops.layers_of(call.weights, options):
         outputs = []
         for direction, own in enumerate(layer):

@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from . import tokens
-from .call import Cell
-from .functional import batch_invariant_is_on, last_state, run_layer
+from .call import Call, Cell
+from .functional import batch_invariant_is_on, last_state, option_bits, run
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
 from .integrations.fx import make_leaves
@@ -90,7 +90,7 @@ class _FusedLayer(torch.nn.RNNBase):
                 all arguments in more detail.
 
         Note:
-            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in torch's layer:
+            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
             split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
             multithreaded one, the CPU kernel runs on one thread. TorchScript records the operators
             of torch's layer, which run at any length.
@@ -104,23 +104,17 @@ class _FusedLayer(torch.nn.RNNBase):
         )
         if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
             return self._as_torch(input, hx, embedding, padding_idx)
-        return run_layer(
-            self._cell,
-            input,
-            hx,
+        options = option_bits(
             weights,
-            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",  # torch reads mode too
-            bias=self.bias,
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-            bidirectional=self.bidirectional,
-            training=self.training,
-            lengths=lengths,
-            reset=reset,
-            batch_invariant=self.batch_invariant,
-            embedding=embedding,
-            padding_idx=padding_idx,
+            self.bias,
+            self.bidirectional,
+            "relu" if self.mode == "RNN_RELU" else "tanh",  # torch reads mode too
+            self.batch_first,
+            self.batch_invariant,
         )
+        dropout = self.dropout if self.training else 0.0
+        call = Call(input, hx, weights, None, reset, options, dropout, cell=self._cell)  # type: ignore[arg-type]
+        return run(call, input, lengths, embedding, padding_idx)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -160,7 +154,9 @@ class _FusedLayer(torch.nn.RNNBase):
         weights = current_weights(self, self._flat_weights_names)
         if must_serve(input, hx, weights, lengths is None and reset is None):
             if share_prefixes:
-                tokens.refuse_to_share(f"this call runs on the operators of nn.{self._torch_class.__name__}")
+                tokens.refuse_to_share(
+                    f"this call runs on the operators of nn.{self._torch_class.__name__}"
+                )
             return self._as_torch(input, hx, embedding, padding_idx)[1]
         return last_state(
             input,
@@ -188,7 +184,7 @@ class _FusedLayer(torch.nn.RNNBase):
         self._refuse_if_invariant()
         if embedding is not None:
             input = tokens.gather_any(input, embedding, padding_idx)
-        return super().forward(input, hx)  # type: ignore[misc]
+        return super().forward(input, hx)  # type: ignore[no-any-return]
 
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""

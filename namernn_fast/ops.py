@@ -28,8 +28,9 @@ rows, in torch's order of gates: reset, update, new. One more result of the forw
 argument of the backward one: kept, with WANT_HIDDEN one tensor for each layer, like output with
 4 * directions * hidden_size features, otherwise empty.
 
-The backward operators return the gradients of input, hx and weights; a gradient that is not requested has
-no elements. want_layers lists the layers whose weights need a gradient. Token ids have no gradient.
+The backward operators return the gradients of input, hx and weights; a gradient that is not
+requested has no elements. want_layers lists the layers whose weights need a gradient. Token ids
+have no gradient.
 """
 
 import functools
@@ -218,7 +219,7 @@ def states_of_layers(
     return [None] * layers if hx is None else hx.chunk(layers)
 
 
-def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
+def cpu_kernel(dtype: torch.dtype = torch.float32, cell: Cell = "rnn") -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
     Args:
@@ -228,7 +229,8 @@ def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
         `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` if the processor has
         these faster instructions.
     """
-    return torch.ops.namernn_fast.cpu_kernel(dtype == torch.bfloat16)  # type: ignore[no-any-return]
+    pairs = dtype == torch.bfloat16 and cell == "rnn"
+    return torch.ops.namernn_fast.cpu_kernel(pairs)  # type: ignore[no-any-return]
 
 
 class Plan(NamedTuple):
@@ -339,7 +341,7 @@ def _fake_backward(
 @torch.library.register_fake(f"{NAMESPACE}::gru_backward")
 def _(*arguments: Any) -> _Results:
     kept = 7  # its place among the arguments
-    return _fake_backward(*arguments[:kept], *arguments[kept + 1 :])
+    return _fake_backward(*arguments[:kept], *arguments[kept + 1 :])  # type: ignore[no-any-return]
 
 
 @functools.cache

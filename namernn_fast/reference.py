@@ -16,8 +16,8 @@ from . import ops
 from .call import Call
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Computes the states at one time from the sums of the input and the states before, perhaps in place
-of the sums."""
+"""Computes the states at one time from the sums of the input and the states before, perhaps in
+place of the sums."""
 
 
 def run_stack(call: Call) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,11 @@ def run_stack(call: Call) -> tuple[Tensor, Tensor]:
         for direction, own in enumerate(layer):
             bias = own.bias if call.cell == "rnn" else own.bias_ih
             sums = _project(input, own.weight_ih, bias, in_place)
-            step = _rnn_step(own, options, recorded, in_place) if call.cell == "rnn" else _gru_step(own)
+            step = (
+                _rnn_step(own, options, recorded, in_place)
+                if call.cell == "rnn"
+                else _gru_step(own)
+            )
             hidden, h_n = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,

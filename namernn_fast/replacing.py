@@ -1,51 +1,72 @@
 """`replace_rnn` and `restore_rnn`: replace torch's modules by the fused ones, and back."""
 
 import warnings
+from collections.abc import Sequence
 from typing import TypeVar, overload
 
 import torch
 
-from .nn import FUSED, PLAIN, FusedRNN, FusedRNNCell
+from .call import Cell
+from .cells import FusedGRUCell, FusedRNNCell
+from .nn import FusedGRU, FusedRNN
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
+FUSED: dict[Cell, dict[type, type]] = {
+    "rnn": {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell},
+    "gru": {torch.nn.GRU: FusedGRU, torch.nn.GRUCell: FusedGRUCell},
+}
+"""For each kind of cell, torch's classes and the fused class that replaces each."""
+PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
+"""The fused classes and the torch class that each replaces."""
 
-def replace_rnn(model: Model) -> Model:
-    """Turns every `nn.RNN` and `nn.RNNCell` in `model`, or `model` itself, into its fused class.
+
+def replace_rnn(model: Model, cells: Sequence[Cell] = ("rnn", "gru")) -> Model:
+    """Turns every `nn.RNN`, `nn.GRU` and cell of theirs in `model` into its fused class.
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
-    training flags and all references to modules stay as they are. Subclasses of `nn.RNN` and
-    `nn.RNNCell` are left alone, because they may override anything. If there is nothing to replace,
-    a warning says so and names these subclasses.
+    training flags and all references to modules stay as they are. Subclasses of torch's modules are
+    left alone, because they may override anything. If there is nothing to replace, a warning says
+    so and names these subclasses.
 
     Args:
-        model: any module.
+        model: any module, which may be one of these modules itself.
+        cells: the kinds of cells to replace: "rnn" for `nn.RNN` and `nn.RNNCell`, "gru" for
+            `nn.GRU` and `nn.GRUCell`.
 
     Returns:
         `model`, for chaining.
 
     Raises:
-        TypeError: model is not a module.
+        TypeError: model is not a module, or cells is a string.
+        ValueError: a kind of cell is unknown.
     """
-    _change_classes(model, FUSED)
-    if not any(type(module) in PLAIN for module in model.modules()):
-        _warn_nothing_replaced(model)
+    if isinstance(cells, str):
+        raise TypeError(f"cells must be a sequence such as ({cells!r},), got the string {cells!r}")
+    for cell in cells:
+        if cell not in FUSED:
+            raise ValueError(f"cells must be among {', '.join(FUSED)}, got {cell!r}")
+    classes = {plain: fused for cell in cells for plain, fused in FUSED[cell].items()}
+    _change_classes(model, classes)
+    if not any(type(module) in classes.values() for module in model.modules()):
+        _warn_nothing_replaced(model, classes)
     return model
 
 
-def _warn_nothing_replaced(model: torch.nn.Module) -> None:
+def _warn_nothing_replaced(model: torch.nn.Module, classes: dict[type, type]) -> None:
     """Warns that no module of `model` was replaced."""
     left_alone = sorted(
         {
             type(module).__qualname__
             for module in model.modules()
-            if isinstance(module, (torch.nn.RNN, torch.nn.RNNCell))
+            if isinstance(module, tuple(classes))
         }
     )
-    subclasses = f", only subclasses of them: {', '.join(left_alone)}" if left_alone else ""
+    names = ", ".join(f"nn.{plain.__name__}" for plain in classes)
+    subclasses = f", only subclasses: {', '.join(left_alone)}" if left_alone else ""
     warnings.warn(
-        f"replace_rnn replaced nothing: found no nn.RNN and no nn.RNNCell in the "
-        f"{type(model).__qualname__}{subclasses}",
+        f"replace_rnn replaced nothing: the {type(model).__qualname__} has none of {names}"
+        f"{subclasses}",
         stacklevel=3,
     )
 
@@ -59,11 +80,19 @@ def restore_rnn(model: FusedRNNCell) -> torch.nn.RNNCell: ...
 
 
 @overload
+def restore_rnn(model: FusedGRU) -> torch.nn.GRU: ...
+
+
+@overload
+def restore_rnn(model: FusedGRUCell) -> torch.nn.GRUCell: ...
+
+
+@overload
 def restore_rnn(model: Model) -> Model: ...
 
 
 def restore_rnn(model: torch.nn.Module) -> torch.nn.Module:
-    """Turns every `FusedRNN` and `FusedRNNCell` in `model`, or `model` itself, into torch's class.
+    """Turns every fused layer and cell in `model`, or `model` itself, into torch's class.
 
     The inverse of `replace_rnn`, for tools that recognise torch's modules by their class, such as
     `torch.ao.quantization.quantize_dynamic`. Drops `batch_invariant`, which only the fused classes

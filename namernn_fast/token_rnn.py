@@ -1,4 +1,4 @@
-"""`TokenRNN`: an embedding and the layer on top of it, which reads token ids."""
+"""`TokenRNN` and `TokenGRU`: an embedding and the layer on top of it, which reads token ids."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,75 +8,17 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from .integrations.fx import make_leaves
-from .integrations.nn_rnn import plain_twin
+from .integrations.nn_rnn import is_exact, plain_twin
 from .layouts import Input, Lengths
-from .nn import FusedRNN, what_else_runs
+from .nn import FusedGRU, FusedRNN, what_else_runs
 from .tokens import refuse_to_share
 
 
-class TokenRNN(torch.nn.Module):
-    """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
-
-    If the vocabulary is small, each row of the embedding is multiplied by weight_ih once instead of
-    once per token. `last_state` returns only the last states, and can compute the common prefixes
-    of sequences once.
-
-    The parts are the modules `embedding` and `rnn`. They are called separately, without these
-    shortcuts, if the embedding has hooks or one of the options max_norm, scale_grad_by_freq and
-    sparse, or if a part has another class or another `forward`.
-
-    Args:
-        num_embeddings: the size of the vocabulary.
-        input_size: number of features of an embedding row.
-        hidden_size, num_layers, nonlinearity, bias, batch_first: as in `FusedRNN`.
-        dropout, bidirectional, batch_invariant: as in `FusedRNN`.
-        padding_idx: the row of the embedding that is initialised to zeros and gets no gradient.
-        device, dtype: of the parameters.
-
-    Example:
-        >>> model = TokenRNN(31, 8, 16, padding_idx=0)
-        >>> ids = torch.randint(1, 31, (5, 3))
-        >>> torch.allclose(model.last_state(ids), model(ids)[1], atol=1e-6)
-        True
-    """
+class _TokenLayer(torch.nn.Module):
+    """What `TokenRNN` and `TokenGRU` share: everything except their constructors."""
 
     embedding: torch.nn.Embedding
-    rnn: FusedRNN
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        padding_idx: int | None = None,
-        batch_invariant: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(
-            num_embeddings, input_size, padding_idx, device=device, dtype=dtype
-        )
-        self.rnn = FusedRNN(
-            input_size,
-            hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            batch_invariant=batch_invariant,
-            device=device,
-            dtype=dtype,
-        )
+    rnn: FusedRNN | FusedGRU
 
     def forward(
         self,
@@ -152,7 +94,7 @@ class TokenRNN(torch.nn.Module):
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
-        if type(self.rnn).forward is not FusedRNN.forward:
+        if type(self.rnn).forward not in (FusedRNN.forward, FusedGRU.forward):
             return f"the layer is of the class {type(self.rnn).__name__}"
         if what_else := what_else_runs(embedding):
             return f"the embedding has {what_else}"
@@ -178,7 +120,7 @@ class TokenRNN(torch.nn.Module):
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
-        if type(self) is not TokenRNN:
+        if not is_exact(self):
             return self
         twin = plain_twin(self, _Scriptable)
         # TorchScript replaces the parts by their own twins, which must not happen in this model.
@@ -186,12 +128,127 @@ class TokenRNN(torch.nn.Module):
         return twin
 
 
+class TokenRNN(_TokenLayer):
+    """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
+
+    If the vocabulary is small, each row of the embedding is multiplied by weight_ih once instead of
+    once per token. `last_state` returns only the last states, and can compute the common prefixes
+    of sequences once.
+
+    The parts are the modules `embedding` and `rnn`. They are called separately, without these
+    shortcuts, if the embedding has hooks or one of the options max_norm, scale_grad_by_freq and
+    sparse, or if a part has another class or another `forward`.
+
+    Args:
+        num_embeddings: the size of the vocabulary.
+        input_size: number of features of an embedding row.
+        hidden_size, num_layers, nonlinearity, bias, batch_first: as in `FusedRNN`.
+        dropout, bidirectional, batch_invariant: as in `FusedRNN`.
+        padding_idx: the row of the embedding that is initialised to zeros and gets no gradient.
+        device, dtype: of the parameters.
+
+    Example:
+        >>> model = TokenRNN(31, 8, 16, padding_idx=0)
+        >>> ids = torch.randint(1, 31, (5, 3))
+        >>> torch.allclose(model.last_state(ids), model(ids)[1], atol=1e-6)
+        True
+    """
+
+    rnn: FusedRNN
+    _torch_class = torch.nn.RNN
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        padding_idx: int | None = None,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(
+            num_embeddings, input_size, padding_idx, device=device, dtype=dtype
+        )
+        self.rnn = FusedRNN(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            batch_invariant=batch_invariant,
+            device=device,
+            dtype=dtype,
+        )
+
+
+class TokenGRU(_TokenLayer):
+    """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
+
+    See `TokenRNN`: everything said there applies, except that GRUs have no nonlinearity to choose.
+    The layer is the module `rnn` here as well.
+
+    Example:
+        >>> model = TokenGRU(31, 8, 16, padding_idx=0)
+        >>> ids = torch.randint(1, 31, (5, 3))
+        >>> torch.allclose(model.last_state(ids), model(ids)[1], atol=1e-6)
+        True
+    """
+
+    rnn: FusedGRU
+    _torch_class = torch.nn.GRU
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        padding_idx: int | None = None,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(
+            num_embeddings, input_size, padding_idx, device=device, dtype=dtype
+        )
+        self.rnn = FusedGRU(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            batch_invariant=batch_invariant,
+            device=device,
+            dtype=dtype,
+        )
+
+
 class _Scriptable(torch.nn.Module):
-    """The TorchScript form of a `TokenRNN`: an embedding and `nn.RNN`."""
+    """The TorchScript form of a token layer: an embedding and torch's own layer."""
 
     # No return annotation: TorchScript infers the type.
     def forward(self, ids: Tensor, hx: Tensor | None = None):  # type: ignore[no-untyped-def]
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 
 
-make_leaves(TokenRNN)
+make_leaves(TokenRNN, TokenGRU)

@@ -1,9 +1,12 @@
-"""ONNX: exports each layer as one `RNN` node, for `torch.onnx.export(model, ..., dynamo=True)`.
+"""ONNX: exports each layer as an `RNN` or `GRU` node for `torch.onnx.export(..., dynamo=True)`.
 
 While that function traces a model, `rnn()` emits torch.onnx's symbolic operator for an ONNX node
 instead of this package's operators, so that callers need no custom translation table. This module
 needs no package except torch.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,25 +72,29 @@ def _layer(
     lengths, options = call.sequence_layout, call.options
     directions = len(layer)
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*layer, strict=True)
+    attributes: dict[str, Any] = {
+        "direction": "forward" if directions == 1 else "bidirectional",
+        "hidden_size": ops.hidden_size_of(call.weights),
+    }
+    if call.cell == "gru":
+        attributes["linear_before_reset"] = 1  # as torch: the reset gate scales W_hn h + b_hn
+    else:
+        attributes["activations"] = ["Relu" if options & ops.RELU else "Tanh"] * directions
     seq_len, batch, _ = input.shape
     hidden_size = ops.hidden_size_of(call.weights)
     output, h_n = torch.onnx.ops.symbolic_multi_out(
-        "RNN",
+        call.cell.upper(),
         (
             input,
-            torch.stack(weights_ih),
-            torch.stack(weights_hh),
-            torch.cat([torch.stack(biases_ih), torch.stack(biases_hh)], 1)
+            _stacked(weights_ih, call),
+            _stacked(weights_hh, call),
+            torch.cat([_stacked(biases_ih, call), _stacked(biases_hh, call)], 1)
             if options & ops.BIAS
             else None,
             None if lengths is None else lengths.clamp(min=1).to(torch.int32),
             hx,
         ),
-        {
-            "activations": ["Relu" if options & ops.RELU else "Tanh"] * directions,
-            "direction": "forward" if directions == 1 else "bidirectional",
-            "hidden_size": hidden_size,
-        },
+        attributes,
         dtypes=(input.dtype, input.dtype),
         shapes=((seq_len, directions, batch, hidden_size), (directions, batch, hidden_size)),
     )
@@ -99,3 +106,14 @@ def _layer(
         output = output.where(steps < lengths[:, None], 0)
         h_n = h_n.where(lengths[:, None] > 0, 0 if hx is None else hx)
     return output, h_n
+
+
+def _stacked(weights: Sequence[Tensor], call: Call) -> Tensor:
+    """Stacks a kind of weight or bias of all directions, with the gates in the order of ONNX.
+
+    That of a GRU is z, r, n in ONNX; torch has r, z, n.
+    """
+    if call.cell == "rnn":
+        return torch.stack([*weights])
+    gates = [weight.chunk(3) for weight in weights]
+    return torch.stack([torch.cat([update, reset, new]) for reset, update, new in gates])
