@@ -199,7 +199,7 @@ def last_state(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Returns h_n of `rnn()` or `gru()`: the last state of every layer and direction, without the output.
+    """Returns h_n of `rnn()` or `gru()`, the last state of every layer and direction.
 
     In inference the output is not written at all. Sequences of token ids with a common prefix can
     share its states, in inference and in training: the kernel then computes the trie of the batch
