@@ -24,9 +24,9 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 
     They depend neither on the other sequences of the batch nor on the position among them, on
     padding, packing or lengths, or on the number of threads. This holds for forward results of
-    `rnn` and the modules; gradients of parameters are sums over the batch. The cost: small batches
-    use the same chain lengths as large ones, and even a single short sequence copies the weights
-    into panels. `FusedRNN(..., batch_invariant=True)` sets it for one module.
+    `rnn`, `gru` and the modules; gradients of parameters are sums over the batch. The cost: small
+    batches use the same chain lengths as large ones, and even a single short sequence copies the
+    weights into panels. `FusedRNN(..., batch_invariant=True)` sets it for one module.
 
     The setting is global to the process, not per thread, like torch's own settings of this kind.
 
@@ -140,9 +140,12 @@ def gru(
 ) -> tuple[Input, Tensor]:
     """Applies a GRU of one or more layers to whole sequences; `FusedGRU` calls this.
 
-    r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr), z likewise,
-    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), h_t = (1 - z) n + z h_{t-1}, as
-    `torch.nn.GRU` defines it.
+    As in `torch.nn.GRU`, each step computes::
+
+        r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
+        z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+        n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
+        h_t = (1 - z) * n + z * h_{t-1}
 
     Args:
         input, hx: as in `rnn()`.

@@ -268,10 +268,15 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
 class FusedGRU(_FusedLayer, torch.nn.GRU):
     """A drop-in for `torch.nn.GRU` that runs whole sequences in one operator on a CPU.
 
-    r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr), z likewise,
-    n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn)), h_t = (1 - z) n + z h_{t-1}. The
-    constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are those
-    of `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
+    As in `torch.nn.GRU`, each step computes::
+
+        r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
+        z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+        n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
+        h_t = (1 - z) * n + z * h_{t-1}
+
+    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are
+    those of `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
 
     Args:
         input_size: number of input features at each step.

@@ -1,5 +1,6 @@
 """A Sphinx extension: formulas as MathML, executed programs, links to files outside docs."""
 
+import itertools
 import re
 
 import jupytext
@@ -65,17 +66,36 @@ def restore_attribute(app: Sphinx, what: str, name: str, obj, options, lines: li
         lines[:] = _attributes.pop(name)
 
 
-# The layer's equation as docstrings write it, with or without backticks.
+# The vanilla cell's equation within a line of a docstring, with or without backticks.
 _EQUATION = re.compile(r"`?\bh(?:_t|') = (?:act|tanh)\(.*? b_hh\)`?")
+# A line of an indented block of equations, such as those of the GRU.
+_LINE_OF_BLOCK = re.compile(r"\s+(\w+) = (.+)")
 
 
-def typeset_equation(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
-    """Turns the equation in a docstring, which is plain text for `help()`, into a formula."""
+def as_formula(equation: str) -> str:
+    """Returns an equation of a docstring as LaTeX."""
+    formula = re.sub(r"_(\w\w)", r"_{\1}", equation)
+    formula = re.sub(r"\b(act|sigmoid)\b", r"\\operatorname{\1}", formula)
+    return formula.replace("tanh", r"\tanh").replace("*", r"\odot")
+
+
+def typeset_equations(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
+    """Turns equations in a docstring, which are plain text for `help()`, into formulas.
+
+    They are either part of a line, or an indented block after a line that ends in `::`.
+    """
     for i, line in enumerate(lines):
         if found := _EQUATION.search(line):
-            formula = re.sub(r"_(\w\w)", r"_{\1}", found[0].strip("`"))
-            formula = re.sub(r"\bact\b", r"\\operatorname{act}", formula).replace("tanh", r"\tanh")
+            formula = as_formula(found[0].strip("`"))
             lines[i] = f"{line[: found.start()]}:math:`{formula}`{line[found.end() :]}"
+    for start in range(len(lines) - 2, 0, -1):
+        if not (lines[start - 1].endswith("::") and _LINE_OF_BLOCK.fullmatch(lines[start + 1])):
+            continue
+        equations = itertools.takewhile(bool, map(_LINE_OF_BLOCK.fullmatch, lines[start + 1 :]))
+        rows = [as_formula(f"{left} &= {right}") for left, right in map(re.Match.groups, equations)]
+        lines[start - 1] = lines[start - 1][:-1]
+        block = "".join([r"\begin{split} ", r" \\ ".join(rows), r" \end{split}"])
+        lines[start : start + 1 + len(rows)] = ["", ".. math::", "", f"   {block}"]
 
 
 def visit_math(self, node: nodes.math) -> None:
@@ -94,7 +114,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the functions of this file with Sphinx."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("source-read", link_to_pages)
-    app.connect("autodoc-process-docstring", typeset_equation, priority=300)
+    app.connect("autodoc-process-docstring", typeset_equations, priority=300)
     app.connect("autodoc-process-docstring", keep_attribute, priority=400)  # Napoleon has 500
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
