@@ -2,11 +2,14 @@
 
 import doctest
 import importlib
+import inspect
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+
+import namernn_fast
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -20,7 +23,7 @@ WITH_CODE = [
     for name, text in sorted(PAGES.items())
     if "```python" in text
 ]
-MODULES = ["nn", "explaining", "token_rnn", "testing"]
+MODULES = ["nn", "cells", "explaining", "token_rnn", "testing"]
 MODULES += [f"names.{name}" for name in ("dataset", "encoding", "prediction", "text")]
 
 
@@ -41,6 +44,31 @@ def test_examples_of_docstrings(module):
     ran = doctest.testmod(importlib.import_module(f"namernn_fast.{module}"), optionflags=FLAGS)
     assert ran.attempted
     assert not ran.failed
+
+
+VANILLA = r"h_t = \operatorname{act}(x_t W_{ih}^T + b_{ih} + h_{t-1} W_{hh}^T + b_{hh})"
+GRU = (
+    r"\begin{split} r &= \operatorname{sigmoid}(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}) \\ "
+    r"z &= \operatorname{sigmoid}(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz}) \\ "
+    r"n &= \tanh(W_{in} x_t + b_{in} + r \odot (W_{hn} h_{t-1} + b_{hn})) \\ "
+    r"h_t &= (1 - z) \odot n + z \odot h_{t-1} \end{split}"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [("FusedRNN", VANILLA), ("rnn", VANILLA), ("FusedGRU", GRU), ("gru", GRU)],
+)
+def test_equations_of_docstrings_are_typeset(name, formula):
+    """The site shows them as formulas."""
+    for package in ("jupytext", "latex2mathml", "sphinx"):  # `make docs-test` has them
+        pytest.importorskip(package)
+    pages = runpy.run_path(str(ROOT / "docs" / "_extensions" / "pages.py"))
+    lines = inspect.getdoc(getattr(namernn_fast, name)).splitlines()
+    pages["typeset_equations"](None, "", name, None, None, lines)
+    typeset = "\n".join(lines)
+    assert f":math:`{formula}`" in typeset or f"\n\n.. math::\n\n   {formula}\n\n" in typeset
+    assert not any(re.match(r"\s+\w+ = ", line) for line in lines)
 
 
 def without_code(text):
