@@ -110,8 +110,8 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
 
 // The projection is parallel in time. Computing several steps of it ahead of the recurrence gives
 // taller tiles if there are few sequences, and leaves the nearest caches to weight_hh if both
-// weights would not fit. Products that read weights in place require it: they start from the
-// projection.
+// weights would not fit. It is required if a weight is read in place: such a product has only one
+// operand, so the recurrence must start from sums that already contain the projection.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes] = workload;

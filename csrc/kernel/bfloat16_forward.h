@@ -24,8 +24,8 @@ static_assert(std::is_same_v<decltype(&PairTile::multiply<true>),
                              void (PairTile::*)(const BFloat16*, int64_t, int64_t, int64_t,
                                                 const BFloat16*, float*)>);
 
-constexpr int64_t kGranule =
-    32;  // K is padded to a multiple of this, which any such instruction can read
+// K is padded to a multiple of this many elements, which fill a vector or a row of an AMX tile.
+constexpr int64_t kGranule = 32;
 
 // Returns n, rounded up to whole granules.
 inline int64_t padded(int64_t n) { return (n + kGranule - 1) / kGranule * kGranule; }

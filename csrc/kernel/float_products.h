@@ -104,7 +104,7 @@ struct FloatProducts {
     for (int64_t j = 0; j < width; j += task_columns) {
       for (int64_t i = 0; i < H; i += task_rows) {
         if (!take(share)) continue;
-        // If all rows are zeros, one product over no rows writes the zeros of an initial gradient.
+        // If X is all zeros, an initial gradient must still be written: product() over no rows.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
               dz + k * dz_stride + i,     1, dz_stride, panels + k * w, capacity * w,

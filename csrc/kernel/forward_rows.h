@@ -31,7 +31,7 @@ struct ForwardWeights {
   const Storage* weight_hh;  // likewise
 };
 
-// Memory for all parts that only some layers need.
+// Memory that all parts share, for layers with a table or a tree.
 template <class Scalar>
 struct ForwardMemory {
   const Scalar* table;       // [V, H], with a table: its rows plus the biases

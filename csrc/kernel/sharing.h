@@ -123,8 +123,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
         continue;
       }
       Team& team = teams[group];
-      // A thread may get several workers of one group. It joins the team as the first of them; as
-      // the next one it finds the team closed.
+      // One thread may have to play several workers of a group. It joins the team as the first; by
+      // the time it comes to the next, the team is closed and join() returns -1.
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;

@@ -104,9 +104,9 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
   });
 }
 
-// Where the groups of a plan read the weights in panels. If the weights fit in each core's own
-// cache, every group packs a copy, which then is in its cache already; otherwise all groups share
-// one.
+// Where the groups of a plan read the weights in panels. If a copy fits in each core's own cache,
+// every group packs its own, which is then in that cache already. So does a group that is alone,
+// whatever the size. Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
   size_t stride;  // bytes from one group's copy to the next; 0 if they share one
