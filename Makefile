@@ -128,7 +128,8 @@ roofline: setup
 capabilities: setup
 	$(BIN)/python -m tools.capabilities $(RECORDING)
 
-# Measures every table and plot of README.md, docs/performance*.md and docs/capabilities.md again.
+# Measures again what the generated tables and plots of README.md, docs/performance*.md and
+# docs/capabilities.md show, and writes them. Results of `names` and of the GPU targets stay.
 record: RECORD = 1
 record: bench bench-peers roofline capabilities
 	$(BIN)/python -m tools.picture

@@ -4,8 +4,8 @@ Everything else about the package is in pyproject.toml. A C++ compiler that is f
 a build that fails ends with an error. Without a C++ compiler, on Windows, or with
 `NAMERNN_FAST_NO_EXT=1`, the package has no extension, its wheel is tagged `py3-none-any`, and it
 says so when it is imported.
-pip keeps a wheel that it built from an sdist or a commit, and nothing in a wheel can forbid that:
-`pip install --force-reinstall --no-cache-dir` has the extension built once there is a compiler.
+pip caches the wheel that it builds from an sdist or a commit, even one without the extension. So
+once there is a compiler, run `pip install --force-reinstall --no-cache-dir` to build the extension.
 `NAMERNN_FAST_SANITIZE=address,undefined` or `thread` builds for those sanitizers: see the Makefile.
 `MAX_JOBS` limits the number of files that are compiled at the same time.
 """
@@ -90,8 +90,8 @@ def description() -> str:
 def has_compiler():
     """Returns whether there is a C++ compiler; one that `CXX` names is taken to be there.
 
-    The kernels are written on the vector extension of GCC and Clang, which Microsoft's compiler
-    lacks, and torch's build for Windows uses no other compiler: there is none on Windows.
+    Windows counts as having none: the kernels need the vector extension of GCC and Clang, and torch
+    builds extensions there only with Microsoft's compiler, which lacks it.
     """
     if sys.platform == "win32":
         return False

@@ -58,7 +58,7 @@ struct PrefixTree {
 // Which rows exist. At time t the first count[t] sequences are alive, and count never increases
 // with t.
 //
-// A tree has count[t] rows at time t instead; here count may also increase, and B is its maximum. A
+// In a tree, count[t] is the number of rows at time t; it may increase, and B is its maximum. A
 // tree has `count` and `start` but no `order`, `origin`, resets or hx. It runs forward in time, in
 // float or double, with a plan of one group and one member. h_n and its gradient have one row for
 // each sequence that ends in the tree.
@@ -92,7 +92,8 @@ struct Resets {
 };
 
 // The input products of all token ids: if the input is token ids, row ids(t, b) of this table
-// replaces W_ih x_t. Kernels add the layer's bias_ih and bias_hh to it, not the bias in `panels`.
+// replaces W_ih x_t. Kernels add the layer's bias_ih and bias_hh to it. If `panels` is given, they
+// ignore the bias packed there.
 template <class Scalar>
 struct TokenTable {
   RowStrides<const int64_t> ids;  // (t, b) -> id; absent: the layer has inputs

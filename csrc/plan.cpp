@@ -24,9 +24,11 @@ constexpr double kThread = 50;    // ns for each further thread
 constexpr double kBarrier = 150;  // ns of a barrier, per member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
 constexpr double kWorth = 0.95;   // a wave must take less than this fraction of the time without it
-constexpr int64_t kStepsAlone = 16;      // layers of at most this many steps form no wave
-constexpr double kBackward = 3;          // time of the backward pass, in forward passes
-constexpr int64_t kProjectedRows = 256;  // rows to project at once, if the projection runs ahead
+constexpr int64_t kStepsAlone = 16;        // layers of at most this many steps form no wave
+constexpr double kBackward = 3;            // time of the backward pass, in forward passes
+constexpr int64_t kProjectedRows = 256;    // rows to project at once, if the projection runs ahead
+constexpr int64_t kMinPartSequences = 64;  // with fewer, products would be too thin
+constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes of all copies of the weights together
 
 // Estimates the overhead in ns of running on this many threads.
 double threading_overhead(int64_t workers) {
@@ -111,8 +113,8 @@ Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
 
 // The projection is parallel in time. Computing several steps of it ahead of the recurrence gives
 // taller tiles if there are few sequences, and leaves the nearest caches to weight_hh if both
-// weights would not fit. Products that read weights in place require it: they start from the
-// projection.
+// weights would not fit. It is required if a weight is read in place: such a product has only one
+// operand, so the recurrence must start from sums that already contain the projection.
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place) {
   const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = workload;
@@ -133,6 +135,22 @@ int64_t choose_projected_rows(const Workload& workload) {
   const int64_t row = workload.blocks * workload.H * int64_t(workload.scalar_bytes);
   const int64_t fit = int64_t(workload.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
   return std::max(kTileRows, std::min(kProjectedRows, fit));
+}
+
+int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
+                     const Machine& machine) {
+  if (layout.tree || plan.members > 1) return 1;
+  return ceiling(layout.B,
+                 plan.groups * std::max(kMinPartSequences, int64_t(machine.l2_bytes) / row_bytes));
+}
+
+bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine) {
+  return plan.groups == 1 ||
+         (bytes <= machine.l2_bytes && bytes * size_t(plan.groups) <= kMaxCopies);
+}
+
+int64_t choose_block_rows(int64_t row_bytes, int64_t least, const Machine& machine) {
+  return std::max(least, int64_t(machine.l2_bytes / 2) / row_bytes);
 }
 
 int64_t choose_workers(double multiply_adds, const Machine& machine) {

@@ -64,6 +64,19 @@ constexpr int64_t kTileRows = 6;
 int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
                                InPlace in_place);
 
+// Returns the number of parts into which each group cuts its sequences. A group takes one part
+// after the other through all times, so that the rows of a step, of row_bytes for each sequence,
+// stay in the core's own cache.
+int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
+                     const Machine& machine);
+
+// Returns whether each group packs a copy of the weights, which take `bytes`.
+bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine);
+
+// Returns about how many rows a time block of the backward pass has: those that fill half of the
+// core's own cache, but at least `least`.
+int64_t choose_block_rows(int64_t row_bytes, int64_t least, const Machine& machine);
+
 // Returns how many rows to project at once if the projection runs ahead.
 int64_t choose_projected_rows(const Workload& workload);
 

@@ -1,6 +1,6 @@
 // Which rows exist, where their inputs lie, and which row holds the previous state of each. Kernels
-// use these functions; of a SequenceLayout itself they only check whether `count`, `order` or
-// `origin` is present. Everything here has internal linkage, as in arithmetic.h.
+// locate rows through these functions. Of a SequenceLayout itself they mostly check which pointers
+// are null. Everything here has internal linkage, as in arithmetic.h.
 #pragma once
 
 #include "arithmetic.h"
@@ -72,8 +72,8 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
                alive_end(layer.layout, time_before(layer, t), slice));
 }
 
-// Whether a cut keeps the previous state of sequence b from reaching t. A sequence that starts from
-// hx at t is cut only in the forward direction, by a reset at time 0.
+// Whether a cut keeps the previous state of sequence b from reaching t. At the first step of a
+// sequence that state is hx; only a reset at time 0, in the forward direction, cuts it off.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;

@@ -1,6 +1,6 @@
-"""Argument checks, which raise the errors of `torch.nn.RNN` where it has one.
+"""Argument checks. If `torch.nn.RNN` would raise an error, they raise the same one.
 
-The CPU and GPU operators check their arguments again; the checks of the reference path are here.
+The fused operators check their arguments too; the reference path relies on these checks.
 """
 
 import itertools
@@ -139,7 +139,7 @@ def weights_and_shapes(
         vocabulary: the number of rows of each table if input holds token ids, else None.
         gates: of the cell.
     """
-    # From the rows, like the C++ operators, so that both report a weight_hh that is not square.
+    # Its rows, as in the C++ operators, so that both report a weight_hh that is not square.
     hidden_size = weights[1].shape[0] // gates
     rows = gates * hidden_size
     name, first = "weight_ih", (rows, features)

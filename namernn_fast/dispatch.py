@@ -25,7 +25,7 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     like = call.weights[0]  # not data, which may be token ids
     tracing = torch.compiler.is_compiling()
     path = _choose_path(call, tracing)
-    if tracing:  # Check now: fake kernels check nothing, and the compiled program should not.
+    if tracing:  # Check now: fake kernels do not, and compiled programs should not need to.
         check_like_nn_rnn(call)
         return _run_layers(path, call) if call.dropout else path(call)
     data, hx = call.data, call.hx

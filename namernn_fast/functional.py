@@ -210,11 +210,12 @@ def last_state(
 
     Args:
         cell: "rnn" or "gru".
-        share_prefixes: None shares prefixes if that is expected to be faster; True always, and
-            raises an error if it is impossible; False never. The result may differ in its last
-            bits. Sharing needs a CPU, token ids, one direction, and float32 or float64; it does not
-            support hx, reset, batch_invariant, dropout between layers, compilers and torch.func
-            transforms.
+        share_prefixes: None looks for common prefixes if that is expected to be faster; True
+            always, and raises an error if sharing is impossible; False never. The kernel shares
+            those it finds if they are enough to make the call faster. The result may differ in its
+            last bits. Sharing needs a CPU, token ids, one direction, and float32 or float64; it
+            does not support hx, reset, batch_invariant, dropout between layers, compilers and
+            torch.func transforms.
         nonlinearity: of a vanilla RNN; a GRU has none to choose.
         input, hx, weights, bias, batch_first, dropout: as in `rnn()` or `gru()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.

@@ -66,10 +66,10 @@ WANT_HIDDEN = 128
 LAST_STATE = 256
 """rnn_forward returns no output, only h_n. Not with WANT_HIDDEN."""
 SHARE_PREFIXES = 512
-"""Sequences of token ids that begin alike share their states where that pays. Only with one
-direction, without hx and reset, in float32 or float64 on a CPU. The output of rnn_forward is empty
-with LAST_STATE; otherwise it and hidden are (ids, hidden_size), in an order that only rnn_backward
-can read, which takes no grad_output then."""
+"""Sequences of token ids share the states of common prefixes if that is estimated to be faster.
+Only with one direction, without hx and reset, in float32 or float64 on a CPU. The output of
+rnn_forward is empty with LAST_STATE. Otherwise it and hidden are (number of ids, hidden_size), in
+an order that only rnn_backward knows; grad_output must then be None."""
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _LAYOUT = "Tensor? sequence_layout, Tensor? reset, int options"

@@ -23,9 +23,9 @@ NO_IDS = (-1, 2**31 - 1)  # ids that are out of range, for padding
 def one_in(count, *choices):
     """Returns all combinations of the choices, of which only one in `count` is not marked as slow.
 
-    A combination is unmarked if the sum of its indices is divisible by `count`. So even without the
-    slow ones, every combination of all choices except any `count - 1` occurs: the indices of those
-    can make up any remainder.
+    A combination is unmarked if the sum of its indices is divisible by `count`. Set any `count - 1`
+    choices aside: all combinations of the others occur even without the slow ones, because the
+    indices of those set aside can bring the sum to any remainder.
     """
     found = []
     for places in itertools.product(*(range(len(values)) for values in choices)):

@@ -1,8 +1,10 @@
 """Runs the benchmarks of `make bench` and reports them: `python -m benchmarks.cpu.run [--quick]`.
 
-Results go to `build/bench/`, which git ignores. With `--record` a full run without errors replaces
-the recorded results, their tables in `docs/` and the summary in the README. A cell with a failed
-check is not timed; the others are, and the run ends with an error that names it.
+Results go to `build/bench/`, which git ignores. With `--record` a full run replaces the recorded
+results, their tables in `docs/` and the summary in the README. A cell with a failed check is not
+timed; the others are, and the run ends with an error that names it. If that happens in the grid,
+nothing is recorded; if it happens in one of the programs after it, only that program's results are
+not.
 """
 
 import json

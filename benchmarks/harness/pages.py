@@ -47,7 +47,7 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Returns the options, and refuses to record a run that is not a measurement.
 
-    Such runs are trial runs, and runs with threads that sleep while they wait: waking one takes
+    Trial runs do not count, nor do runs whose threads sleep while they wait: waking a thread takes
     longer than a small call. Passive waiting only makes sense on a shared machine.
     """
     options = parser.parse_args()

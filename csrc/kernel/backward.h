@@ -102,10 +102,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
       Products::gradient_size(gate_rows, H), args.grad_bias_ih ? gate_rows : 0,
       args.grad_bias_hh ? gate_rows : 0};
   // The rows of one step must fit in a time block.
-  const int64_t parts = plan.members > 1
-                            ? 1
-                            : count_parts(layout, plan.groups,
-                                          int64_t(runtime.machine.l2_bytes) / block_rows, runtime);
+  const int64_t parts =
+      choose_parts(layout, plan, int64_t(runtime.machine.l2_bytes) / block_rows, runtime.machine);
   common.one_product = plan.groups == 1 && parts == 1 && layout.N <= kOneProductRows &&
                        !has_table(layer) && !args.accumulate_weights;
   Group* groups = scratch<Group>(runtime, plan.groups);

@@ -155,8 +155,8 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   part.slice = group.rows.slice;
   const auto& layer = args.layer;
   WeightCopies copies = group.copies;
-  copies.packed |=
-      !block.initial || !(layer.layout.T > 1 || args.grad_hx);  // or nobody reads the panels
+  // Pack only in the first block, and only if the recurrence has a step that reads the panels.
+  copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_hx);
   using Panels = typename Products::Recurrence;
   const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;
   if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);

@@ -105,7 +105,7 @@ struct PairProducts {
 
   static int64_t block_rows(const Layer<BFloat16>& layer, const Runtime& runtime) {
     const int64_t row = (3 * layer.H + layer.D) * int64_t(sizeof(BFloat16));
-    return max64(kMinPairRows, int64_t(runtime.machine.l2_bytes / 2) / row);
+    return choose_block_rows(row, kMinPairRows, runtime.machine);
   }
 
   // The sums of a gradient are stored in panels of [padded(H), width].

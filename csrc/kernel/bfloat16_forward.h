@@ -24,8 +24,8 @@ static_assert(std::is_same_v<decltype(&PairTile::multiply<true>),
                              void (PairTile::*)(const BFloat16*, int64_t, int64_t, int64_t,
                                                 const BFloat16*, float*)>);
 
-constexpr int64_t kGranule =
-    32;  // K is padded to a multiple of this, which any such instruction can read
+// K is padded to a multiple of this many elements, which fill a vector or a row of an AMX tile.
+constexpr int64_t kGranule = 32;
 
 // Returns n, rounded up to whole granules.
 inline int64_t padded(int64_t n) { return (n + kGranule - 1) / kGranule * kGranule; }
@@ -173,8 +173,9 @@ void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
     return forward_copied<Cell>(args, runtime);  // in float, because pair instructions need panels
   }
-  const Plan plan = choose_plan({layer.layout, runtime.machine, layer.D, layer.H,
-                                 panel_count<float>(layer.H), sizeof(BFloat16)});
+  const Plan plan =
+      choose_plan({layer.layout, runtime.machine, layer.D, layer.H, panel_count<float>(layer.H),
+                   sizeof(BFloat16), Cell::weight_blocks});
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies copies = weight_copies<PairPanels<Cell>>(layer, plan, runtime);
   const int64_t elements =

@@ -42,7 +42,7 @@ struct FloatProducts {
   // The rows of a time block fill about half of a core's own cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = ((1 + Cell::sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
-    return max64(kMinBlockRows, int64_t(runtime.machine.l2_bytes / 2) / row);
+    return choose_block_rows(row, kMinBlockRows, runtime.machine);
   }
 
   static int64_t gradient_size(int64_t rows, int64_t width) { return rows * width; }
@@ -114,7 +114,7 @@ struct FloatProducts {
     for (int64_t j = 0; j < width; j += task_columns) {
       for (int64_t i = 0; i < M; i += task_rows) {
         if (!take(share)) continue;
-        // If all rows are zeros, one product over no rows writes the zeros of an initial gradient.
+        // If X is all zeros, an initial gradient must still be written: product() over no rows.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
               of_sums + k * dz_stride + i, 1, dz_stride, panels + k * w, capacity * w,

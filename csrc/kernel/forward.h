@@ -1,13 +1,15 @@
-// The entry of the forward pass, which chooses its time loop. There are four, each in a file of the
-// same name:
+// The entry point of the forward pass, and when each of its four time loops runs. forward() chooses
+// among the first three, each in a file of its name; the fourth is another entry point.
 // - forward_short: one sequence of few steps through a small layer, in float or double; computes
-//   both products together and reads the weights where the caller stores them (see is_short());
-// - forward_rows: all other calls in float and double, step by step on the caller's rows;
-// - forward_copied: 16-bit types, rows in any order (`origin`), and calls without an output; runs
-//   the loop of forward_rows on copies of the rows, one time block at a time;
+//   both products together and reads the weights where the caller stores them. See is_short();
+// - forward_rows: other calls in float and double with an output and without `origin`; goes step by
+//   step through the caller's rows;
+// - forward_copied: all calls that are left: 16-bit types, rows in another order (`origin`), and
+//   calls without an output. Runs the loop of forward_rows on copies of the rows, one time block at
+//   a time;
 // - forward_pairs (bfloat16_forward.h): bfloat16 on processors that multiply pairs of it. Their
-//   kernel table has this function instead of forward(); calls that read all weights in place go on
-//   to forward_copied.
+//   kernel table has this function instead of forward(). If all weights are read in place, it calls
+//   forward_copied.
 #pragma once
 
 #include "kernel/forward_copied.h"

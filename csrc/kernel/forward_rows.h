@@ -90,8 +90,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const ForwardMemory<Scalar> memory = forward_memory<Cell>(layer, plan, runtime);
   // For every sequence, a step reads two rows of H elements and writes one.
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
-  const int64_t parts =
-      plan.members > 1 ? 1 : count_parts(layer.layout, plan.groups, row_bytes, runtime);
+  const int64_t parts = choose_parts(layer.layout, plan, row_bytes, runtime.machine);
   const int64_t projected_steps = choose_projected_steps(forward_workload<Cell>(layer, runtime),
                                                          plan, plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {

@@ -8,12 +8,13 @@
 namespace namernn_fast {
 namespace {
 
-// Returns whether the layer is small and its sequence short. D and H must be whole vectors.
+// Returns whether this loop supports the call, the layer is small, and its only sequence is short.
+// D and H must be multiples of a vector's lanes.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t most_steps = 16;
-  constexpr int64_t most_features = 512;  // larger weights are read faster a few rows at a time
+  constexpr int64_t most_features = 512;  // reading fewer rows of larger weights at once is faster
   const int64_t T = layer.layout.T;
   return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
          !layer.batch_invariant && !layer.resets.at && !layer.panels && T <= most_steps &&
@@ -68,7 +69,7 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
 template <class Cell, class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  if (!args.output.data) {  // write one anyway, so that h_n has the same bits
+  if (!args.output.data) {  // use scratch memory, so that h_n has the same bits as with an output
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }
   const Plan plan = forward_plan<Cell>(layer, runtime);

@@ -13,8 +13,6 @@ namespace {
 
 constexpr double kAddingCost = 16;  // cost of adding one element to another, in multiply-adds
 
-constexpr int64_t kMinPartSequences = 64;  // sequences; with fewer, products would be too thin
-
 // Columns first .. last of a matrix.
 struct Columns {
   int64_t first;
@@ -47,15 +45,6 @@ inline int64_t slice_start(const SequenceLayout& layout, int64_t worker, int64_t
 // Returns the worker's share of the sequences.
 inline Slice slice_of(const SequenceLayout& layout, int64_t worker, int64_t workers) {
   return {slice_start(layout, worker, workers), slice_start(layout, worker + 1, workers)};
-}
-
-// Returns the number of parts into which each group cuts its sequences. A group takes one part
-// after the other through all times, so that the states of a step stay in the core's own cache.
-inline int64_t count_parts(const SequenceLayout& layout, int64_t groups, int64_t row_bytes,
-                           const Runtime& runtime) {
-  if (layout.tree) return 1;
-  const int64_t most = max64(kMinPartSequences, int64_t(runtime.machine.l2_bytes) / row_bytes);
-  return (layout.B + groups * most - 1) / (groups * most);
 }
 
 // Runs body(begin, end) for ranges that cover 0 .. n, in parallel.
@@ -123,8 +112,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
         continue;
       }
       Team& team = teams[group];
-      // A thread may get several workers of one group. It joins the team as the first of them; as
-      // the next one it finds the team closed.
+      // One thread may have to play several workers of a group. It joins the team as the first; by
+      // the time it comes to the next, the team is closed and join() returns -1.
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;

@@ -122,16 +122,14 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
   });
 }
 
-// Where the groups of a plan read the weights in panels. If the weights fit in each core's own
-// cache, every group packs a copy, which then is in its cache already; otherwise all groups share
-// one.
+// Where the groups of a plan read the weights in panels. If a copy fits in each core's own cache,
+// every group packs its own, which is then in that cache already. So does a group that is alone,
+// whatever the size. Otherwise all groups share one copy.
 struct WeightCopies {
   char* memory;
   size_t stride;  // bytes from one group's copy to the next; 0 if they share one
   bool packed;    // false: each part packs its own columns
 };
-
-constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes, all copies together
 
 // Decides where the groups read the weights, allocates memory, and packs panels that groups share.
 template <class Panels, class Storage>
@@ -139,8 +137,7 @@ inline WeightCopies weight_copies(const Layer<Storage>& layer, const Plan& plan,
                                   const Runtime& runtime) {
   if (layer.panels) return {static_cast<char*>(const_cast<void*>(layer.panels)), 0, true};
   const size_t bytes = (Panels::bytes(layer.D, layer.H) + 63) / 64 * 64;
-  if (plan.groups == 1 ||
-      (bytes <= runtime.machine.l2_bytes && bytes * plan.groups <= kMaxCopies)) {
+  if (choose_copies(bytes, plan, runtime.machine)) {
     return {static_cast<char*>(runtime.scratch(bytes * plan.groups)), bytes, false};
   }
   void* memory = runtime.scratch(bytes);

@@ -21,8 +21,8 @@ class Scratch {
   static constexpr size_t kKept = size_t(16) << 20;
 #endif
 
-  // `outer` is the scratch memory of the call of this thread that this one is nested in, or null.
-  // The new memory starts after what that call has taken.
+  // `outer` is the scratch memory of the enclosing call on the same thread, or null. The new memory
+  // starts after what that call has taken.
   explicit Scratch(const Scratch* outer) : used_(outer ? outer->used_ : 0) {}
   ~Scratch() {
     for (void* p : extra_) std::free(p);

@@ -54,8 +54,8 @@ class Stretches {
 
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
-  // Narrows `layer`, which must not be reversed, to its i-th stretch, which continues the rows of
-  // `output` at the time before.
+  // Narrows `layer` to its i-th stretch, whose initial states are the rows of `output` one time
+  // earlier. The layer must not be reversed.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;

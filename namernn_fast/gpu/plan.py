@@ -65,11 +65,11 @@ class Plan(NamedTuple):
 
 FEWEST_UNITS_OF_STEPS = 512
 """The fewest hidden units for which one torch product per step can be faster than one kernel."""
-# Both limits are estimates for an H100, not measurements. The step time of a streamed kernel was
-# counted in its machine code. Its rival was taken as a product at the peak rate of the data sheet
-# or of L2, an activation at memory bandwidth, and 1 µs between the kernels of a CUDA graph. With at
-# least this many hidden units the rival takes 0.3 to 0.8 of the kernel's time; with fewer, at least
-# 0.87.
+# The two limits below are estimates for an H100, not measurements. The step time of a streamed
+# kernel was counted in its machine code. That of torch was taken as a product at the peak rate of
+# the data sheet or of L2, an activation at memory bandwidth, and 1 µs between the kernels of a CUDA
+# graph. From _UNITS_THAT_PAY hidden units on, torch takes 0.3 to 0.8 of the kernel's time; with
+# fewer, at least 0.87.
 _UNITS_THAT_PAY = {"ieee": 512, "tf32": 1024}
 # The multiply-adds of a step that keep the GPU busy while the host launches the next two kernels:
 # they take 9 µs in float32 and 5 µs in TF32 at those rates. With shorter steps an eager call would

@@ -1,9 +1,9 @@
 """A pytest plugin: replaces torch's layers with the fused ones, and records what each test did.
 
-`pytest -p layer_plugin --layer FusedRNN --outcomes FILE` binds `torch.nn.RNN` and
-`torch.nn.RNNCell` to `FusedRNN` and `FusedRNNCell` before any test file, and so any library under
-test, is imported. `--layer nn.RNN` leaves torch as it is. FILE gets the outcome of every test that
-built a layer; the other tests of a file say nothing about the layer and are not counted.
+`pytest -p layer_plugin --layer FusedRNN --outcomes FILE` binds `torch.nn.RNN`, `torch.nn.GRU` and
+their cells to the fused classes before any test file, and so any library under test, is imported.
+`--layer nn.RNN` leaves torch as it is. FILE gets the outcome of every test that built one of these
+layers; the other tests of a file say nothing about them and are not counted.
 """
 
 import functools
@@ -16,17 +16,16 @@ import torch
 from torch.nn.modules import rnn
 
 NAMESPACES = (torch.nn, torch.nn.modules, rnn)
-TORCH_CLASSES = {"RNN": rnn.RNN, "RNNCell": rnn.RNNCell}
+TORCH_CLASSES = {name: getattr(rnn, name) for name in ("RNN", "RNNCell", "GRU", "GRUCell")}
 
 
 def replace_classes() -> None:
     """Binds the names of torch's layers to the fused classes, their subclasses."""
     import namernn_fast  # imported while the names still are torch's classes
 
-    fused = {"RNN": namernn_fast.FusedRNN, "RNNCell": namernn_fast.FusedRNNCell}
     for namespace in NAMESPACES:
-        for name, cls in fused.items():
-            setattr(namespace, name, cls)
+        for name in TORCH_CLASSES:
+            setattr(namespace, name, getattr(namernn_fast, f"Fused{name}"))
 
 
 def first_line(longrepr) -> str:

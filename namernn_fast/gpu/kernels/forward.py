@@ -156,7 +156,7 @@ def _finish(state, output, hx, h_n, layout, program, FORM: tl.constexpr):
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     projected,  # (N, directions * H); with ids (V, directions * H): the table
-    ids,  # (N), the row of `projected` for each row, or None: its own
+    ids,  # (N), which row of `projected` each row reads; None: row n reads row n
     V,  # rows of `projected`
     weight_hh,  # (H, H)
     weight_hh_reverse,  # (H, H), of the second direction, or None
