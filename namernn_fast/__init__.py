@@ -1,4 +1,4 @@
-"""Fused recurrent layers for PyTorch: a whole sequence in one operator."""
+"""Fused vanilla (Elman) RNNs and GRUs for PyTorch: a whole sequence in one operator."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,9 +1,9 @@
-"""Decides when a call must run on the operators of `nn.RNN` instead of the fused ones.
+"""Decides when a call must run on the operators of torch's layer instead of the fused ones.
 
 TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) cannot
 record an `autograd.Function`. Torch's expanded weights, with which Opacus' `grad_sample_mode="ew"`
-computes per-sample gradients, support only the operators of `nn.RNN`. So do tensor-like objects,
-which are not tensors but define `__torch_function__`.
+computes per-sample gradients, support only the operators of `nn.RNN` and `nn.GRU`. So do
+tensor-like objects, which are not tensors but define `__torch_function__`.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ when_imported("torch.nn.utils._expanded_weights.expanded_weights_impl", _remembe
 
 
 def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: bool) -> bool:
-    """Returns whether the operators of `nn.RNN` must compute a call.
+    """Returns whether the operators of torch's layer must compute a call.
 
     Args:
         input, hx: of the call, of any type.
         weights: of the layer.
-        is_plain: whether `nn.RNN` supports the call, which has neither lengths nor resets.
+        is_plain: whether torch's layer supports the call, which has neither lengths nor resets.
 
     Raises:
-        RuntimeError: the call must run on the operators of `nn.RNN`, but has lengths or resets.
+        RuntimeError: the call must run on torch's operators, but has lengths or resets.
     """
     if isinstance(weights[0], _expanded_weights):
         if not is_plain:
