@@ -341,5 +341,9 @@ def _grad_weight_hh(
         later, before, first = dz[:border], states[batch:], dz[border:]
     else:
         later, before, first = dz[border:], states[: len(dz) - batch], dz[:border]
-    grad = None if hx is None else product(first.t(), hx)
+    if hx is None:
+        # The product of the first dz with zero states: zeros, but NaN if dz is not finite.
+        grad_first = (first * 0).sum(0).unsqueeze(1)
+        return product(later.t(), before, plus=grad_first)
+    grad = product(first.t(), hx)
     return product(later.t(), before, plus=grad, out=grad)
