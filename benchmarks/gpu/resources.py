@@ -60,7 +60,7 @@ KERNELS = {
     "backward": backward_kernel,
 }
 # The usual call: no initial state, and a loss of the output.
-USUAL = {"absent": frozenset({"hx", "grad_h_n", "grad_hx", "dz_last"})}
+USUAL = {"absent": frozenset({"hx", "grad_h_n", "grad_hx", "dz_first"})}
 
 
 class Build(NamedTuple):

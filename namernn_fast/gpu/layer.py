@@ -277,11 +277,11 @@ def _backward_in_one_kernel(stack: Stack, tensors: BackwardTensors) -> None:
     own: dict[str, Any] = tensors._asdict()
     own["weight_hh"], own["weight_hh_reverse"] = _pair(own.pop("weights_hh"))
     grad_hx = tensors.grad_hx
-    own["dz_last"] = dz_last = None if grad_hx is None else torch.empty_like(grad_hx)
+    own["dz_first"] = dz_first = None if grad_hx is None else torch.empty_like(grad_hx)
     _launch(backward_kernel, stack, tensors.output, own, padded=stack.layout.padded)
-    if grad_hx is not None and dz_last is not None:
-        for grad, last, weight in zip(grad_hx, dz_last, tensors.weights_hh, strict=True):
-            product(last, weight, plus=grad, out=grad)
+    if grad_hx is not None and dz_first is not None:
+        for grad, first, weight in zip(grad_hx, dz_first, tensors.weights_hh, strict=True):
+            product(first, weight, plus=grad, out=grad)
 
 
 def weight_gradients(
@@ -291,7 +291,7 @@ def weight_gradients(
     weights: list[ops.LayerWeights],
     output: Tensor,
     dz: Tensor,
-    previous: Tensor | None,
+    states_before: Tensor | None,
 ) -> list[Tensor]:
     """Returns the gradients of a layer's weights, in the order of the flat list.
 
@@ -302,7 +302,7 @@ def weight_gradients(
         weights: of each direction.
         output: of the forward pass, (N, directions * H).
         dz: the gradient before the activation, like output.
-        previous: the previous state of each row, like output, or None if rows are consecutive.
+        states_before: the state before each row, like output, or None if rows are consecutive.
     """
     gradients = []
     tables: Sequence[Tensor | None] = [None] * len(weights)
@@ -312,12 +312,12 @@ def weight_gradients(
     for k, (own_dz, table, own) in enumerate(zip(rows_of_directions, tables, weights, strict=True)):
         transposed = own_dz.t()
         gradients.append(product(transposed, x) if table is None else table.contiguous())
-        if previous is None:
+        if states_before is None:
             initial = None if hx is None else hx[k]
             states = _of_directions(output, stack)[k]
             gradients.append(_grad_weight_hh(own_dz, states, initial, stack.layout.B, k == 1))
         else:
-            gradients.append(product(transposed, _of_directions(previous, stack)[k]))
+            gradients.append(product(transposed, _of_directions(states_before, stack)[k]))
         if own.bias_ih is not None:
             grad_bias = own_dz.sum(0)
             gradients += [grad_bias, grad_bias.clone()]
@@ -331,7 +331,7 @@ def _grad_weight_hh(
 
     Args:
         dz: the gradient before the activation (N, H).
-        states: the output of the direction (N, H), which holds the previous states one step before.
+        states: the output of the direction (N, H), each row the state before the row a step later.
         hx: initial states (B, H), or None for zeros.
         batch: number of rows of one time.
         reverse: whether the direction goes back in time.
@@ -341,5 +341,9 @@ def _grad_weight_hh(
         later, before, first = dz[:border], states[batch:], dz[border:]
     else:
         later, before, first = dz[border:], states[: len(dz) - batch], dz[:border]
-    grad = None if hx is None else product(first.t(), hx)
+    if hx is None:
+        # The product of the first dz with zero states: zeros, but NaN if dz is not finite.
+        grad_first = (first * 0).sum(0).unsqueeze(1)
+        return product(later.t(), before, plus=grad_first)
+    grad = product(first.t(), hx)
     return product(later.t(), before, plus=grad, out=grad)

@@ -135,12 +135,15 @@ def choose(
     return _choose_streamed(hidden_size, batch, directions, precision, size, device)
 
 
-def _warps(threads, device) -> int:
+def _warps(threads: int, device: Device) -> int:
     """Returns the number of warps, from 4 to 16, for about this many threads."""
-    return min(16, max(4, triton.next_power_of_2(triton.cdiv(threads, device.lanes))))
+    warps: int = triton.next_power_of_2(triton.cdiv(threads, device.lanes))
+    return min(16, max(4, warps))
 
 
-def _choose_without_tensor_cores(hidden_size, sequences, whole, device) -> Plan | None:
+def _choose_without_tensor_cores(
+    hidden_size: int, sequences: int, whole: int, device: Device
+) -> Plan | None:
     """Returns a plan with weight_hh in registers, or None if it does not fit."""
     for threads in (128, 256, 512):
         kept = threads * _KEPT_IN_REGISTERS
@@ -180,7 +183,9 @@ _READING = 0.6  # fraction of all SMs that can read at that rate at the same tim
 _BARRIER = 2600  # cycles of a barrier among programs
 
 
-def _choose_streamed(hidden_size, batch, directions, precision, itemsize, device) -> Plan:
+def _choose_streamed(
+    hidden_size: int, batch: int, directions: int, precision: str, itemsize: int, device: Device
+) -> Plan:
     """Returns the plan with the tiles for which a step is estimated to take the fewest cycles."""
     without_cores = itemsize == 4 and precision == "ieee"
     kind = "CUDA cores" if without_cores else "tf32" if itemsize == 4 else "16 bits"

@@ -84,7 +84,7 @@ class BackwardTensors(NamedTuple):
     """(directions, B, H), or None: zeros."""
     dz: Tensor
     """Written: the gradient before the activation, like output."""
-    previous: Tensor | None
-    """Written unless None: the previous state of each row, like output."""
+    states_before: Tensor | None
+    """Written unless None: the state before each row, h_{t-1}, like output."""
     grad_hx: Tensor | None
     """Written unless None: (directions, B, H)."""

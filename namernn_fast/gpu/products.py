@@ -96,7 +96,7 @@ def product(
     Args:
         left: (M, K), with any strides.
         right: (K, N), with any strides.
-        plus: (N) or (M, N), or None for zeros.
+        plus: (N), (M, 1) or (M, N), or None for zeros.
         out: (M, N), contiguous; receives the result and may be `plus`. None: a new tensor.
     """
     if (precision := precision_of_its_own(left)) is not None:

@@ -218,16 +218,16 @@ def backward_stack(
     if len(stretches) > 1:
         into, out_of = (like.new_empty(states).chunk(len(layers)) for _ in range(2))
     grads: list[Tensor | None] = [*none, grad_output]  # of each layer's input, and the last output
-    # For each layer dz, and the previous state of each row if `outputs` does not hold it.
+    # For each layer dz, and the state before each row if `outputs` does not hold it.
     work: dict[int, tuple[Tensor, Tensor | None]] = {}
     grad_weights: dict[int, list[Tensor]] = {}
 
     def finish(k: int) -> None:
-        dz, previous = work.pop(k)
+        dz_and_states = work.pop(k)
         grads[k + 1] = None
         if k in want_layers:
             below = outputs[k - 1] if k else x
-            grad_weights[k] = weight_gradients(stack, below, *layers[k], outputs[k], dz, previous)
+            grad_weights[k] = weight_gradients(stack, below, *layers[k], outputs[k], *dz_and_states)
 
     with _schedule(stack, stretches, len(layers), like) as schedule:
         for i, stretch in reversed(list(enumerate(stretches))):
@@ -235,14 +235,14 @@ def backward_stack(
             for k in reversed(range(lowest, len(layers))):
                 hx, weights = layers[k]
                 if is_last:
-                    reads_previous = k in want_layers and not stack.layout.consecutive
-                    previous = torch.empty_like(outputs[k]) if reads_previous else None
-                    work[k] = torch.empty_like(outputs[k]), previous
+                    needs_states = k in want_layers and not stack.layout.consecutive
+                    states_before = torch.empty_like(outputs[k]) if needs_states else None
+                    work[k] = torch.empty_like(outputs[k]), states_before
                     if want_input or k > lowest:
                         grads[k] = torch.empty_like(outputs[k - 1] if k else x)
                 if i:
                     hx = outputs[k][stretch.begin - stack.layout.B : stretch.begin].unsqueeze(0)
-                dz, previous = work[k]
+                dz, states_before = work[k]
                 tensors = BackwardTensors(
                     hx=hx,
                     weights_hh=[own.weight_hh for own in weights],
@@ -250,7 +250,7 @@ def backward_stack(
                     grad_output=stretch.of(grads[k + 1]),
                     grad_h_n=grads_h_n[k] if is_last else out_of[k],
                     dz=stretch.of(dz),
-                    previous=stretch.of(previous),
+                    states_before=stretch.of(states_before),
                     grad_hx=into[k] if i else grads_hx[k],
                 )
                 of_stretch = stack._replace(layout=stretch.layout)

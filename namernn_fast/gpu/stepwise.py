@@ -54,16 +54,16 @@ def forward_steps(
     for k, weight_hh in enumerate(weights_hh):
         transposed = weight_hh.t()
         steps = _steps(states, stack, k)
-        before = hx[k]
+        state_before = hx[k]
         for h in steps:
-            activate(h.addmm_(before, transposed))
-            before = h
+            activate(h.addmm_(state_before, transposed))
+            state_before = h
         h_n[k].copy_(steps[-1])
 
 
 def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
     """Runs the backward recurrence of a layer."""
-    hx, weights_hh, output, grad_output, grad_h_n, dz, previous, grad_hx = tensors
+    hx, weights_hh, output, grad_output, grad_h_n, dz, states_before, grad_hx = tensors
     aten = torch.ops.aten
     if grad_output is None:
         dz.zero_()
@@ -73,19 +73,19 @@ def backward_steps(stack: Stack, tensors: BackwardTensors) -> None:
         states, grads = _steps(output, stack, k), _steps(dz, stack, k)
         if grad_h_n is not None:
             grads[-1].add_(grad_h_n[k])
-        after = None
+        later_dz = None
         for h, grad in zip(reversed(states), reversed(grads), strict=True):
-            if after is not None:
-                grad.addmm_(after, weight_hh)
+            if later_dz is not None:
+                grad.addmm_(later_dz, weight_hh)
             if stack.options & ops.RELU:
                 aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
             else:
                 aten.tanh_backward.grad_input(grad, h, grad_input=grad)
-            after = grad
+            later_dz = grad
         if grad_hx is not None:
             torch.mm(grads[0], weight_hh, out=grad_hx[k])
-        if previous is not None:
-            first, *others = _steps(previous, stack, k)
+        if states_before is not None:
+            first, *others = _steps(states_before, stack, k)
             first.zero_() if hx is None else first.copy_(hx[k])
             if others:
                 torch._foreach_copy_(others, states[:-1])

@@ -156,13 +156,13 @@ def assigned(target, value):
 @pytest.mark.parametrize(
     ("kernel", "name", "size"),
     [
-        ("forward", "place_before", (4096, 64)),  # streamed
-        ("forward", "place_before", (1024, 64)),  # cooperative
-        ("backward", "row_before", (256, 64)),  # resident
-        ("backward", "row_before", (1024, 64)),
+        ("forward", "earlier_place", (4096, 64)),  # streamed
+        ("forward", "earlier_place", (1024, 64)),  # cooperative
+        ("backward", "later_row", (256, 64)),  # resident
+        ("backward", "later_row", (1024, 64)),
     ],
 )
-def test_the_loop_over_time_carries_the_place_before(kernel, name, size):
+def test_the_loop_over_time_carries_the_place_of_the_step_just_done(kernel, name, size):
     text = compiled_text(kernel, *size, torch.bfloat16, "ttir")
     (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
     assert f"%{name} = " in over_time
@@ -271,7 +271,15 @@ CALLS = {
     "jagged": {
         "directions": 2,
         "rows": {"offsets"},
-        "absent": {"hx", "grad_output", "previous", "dz_last", "grad_hx", "bias", "bias_reverse"},
+        "absent": {
+            "hx",
+            "grad_output",
+            "states_before",
+            "dz_first",
+            "grad_hx",
+            "bias",
+            "bias_reverse",
+        },
     },
     "token ids": {"directions": 2, "rows": {"ids", "lengths", "reset"}},
     "last state of token ids": {"rows": {"ids", "lengths"}, "ring": True},

@@ -26,7 +26,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "reset": {"rows": {"reset"}},
     IDS: {"rows": {"ids", "lengths"}, **resources.USUAL},
     # only h_n; in the backward pass, no gradient of weights
-    "ring": {"ring": True, "absent": {*resources.USUAL["absent"], "previous"}},
+    "ring": {"ring": True, "absent": {*resources.USUAL["absent"], "states_before"}},
     UNALIGNED: resources.USUAL,  # pointers that are not divisible by 16
 }
 

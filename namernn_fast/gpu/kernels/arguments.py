@@ -100,8 +100,8 @@ class Step(NamedTuple):
     alive: Any
     """Whether the sequence has a step at this time."""
     begins: Any
-    """Whether this is its first step."""
+    """Whether this is the first of its steps that the pass does."""
     goes_on: Any
-    """Whether this is a later step."""
+    """Whether the pass has already done one of its steps."""
     is_cut: Any
-    """Whether a reset lies between the previous step and this one."""
+    """Whether a reset lies between this step and the one that the pass has just done."""

@@ -1,4 +1,7 @@
-"""The backward pass of a layer's recurrence in one kernel."""
+"""The backward pass of a layer's recurrence in one kernel.
+
+At each step, the later step has just been done, and the earlier step comes next.
+"""
 
 import triton
 import triton.language as tl
@@ -41,29 +44,29 @@ def _inputs(output, grad_output, row, there, n, FORM: tl.constexpr):
 
 
 @triton.jit
-def _add_product(grad, state, before, receives, right, n, FORM: tl.constexpr):
-    """Returns grad [B, N] + dz of this pass's previous step times weight_hh.
+def _add_product(grad, kept_dz, later_dz, receives, right, n, FORM: tl.constexpr):
+    """Returns grad [B, N] + dz of the later step times weight_hh.
 
     Args:
-        state: that dz, if it is kept on chip.
-        before: pointers to that dz in memory [B].
-        receives: whether there is a previous step [B].
+        kept_dz: that dz, if it is kept on chip.
+        later_dz: pointers to that dz in memory [B].
+        receives: whether the later step continues the state of this one [B].
         right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
     if FORM.KEEP_STATE:
-        left = tl.where(receives[:, None], state, 0.0).to(state.dtype)
+        left = tl.where(receives[:, None], kept_dz, 0.0).to(kept_dz.dtype)
         received = product(left, right, grad, FORM)
     elif FORM.KEEP_WEIGHT:
-        received = product_of_states(load_states(before, receives, FORM), right, grad, FORM)
+        received = product_of_states(load_states(later_dz, receives, FORM), right, grad, FORM)
     else:
-        received = streamed_product(before, receives, right, n, grad, False, FORM)
+        received = streamed_product(later_dz, receives, right, n, grad, False, FORM)
     # Not `received` everywhere: zero times an infinite weight is NaN.
     return tl.where(receives[:, None], received, grad)
 
 
 @triton.jit
 def _finish(
-    state, hx, grad_h_n, dz, previous, dz_last, grad_hx, layout, program, FORM: tl.constexpr
+    kept_dz, hx, grad_h_n, dz, states_before, dz_first, grad_hx, layout, program, FORM: tl.constexpr
 ):
     """Writes the results for the initial states, and zeros past the end of sequences."""
     b, length = program.b, program.length
@@ -74,15 +77,15 @@ def _finish(
     nothing = zeros(dz.dtype.element_ty, FORM)
     for i in range(FORM.TILES):
         n = units(i, program, FORM)
-        if previous is not None:
+        if states_before is not None:
             initial = nothing if hx is None else load_rows(hx, b, n, receives, FORM.H, FORM.LIMIT)
-            store_rows(previous, row, n, initial, length > 0, FORM.WIDTH, FORM.LIMIT)
+            store_rows(states_before, row, n, initial, length > 0, FORM.WIDTH, FORM.LIMIT)
         if grad_hx is not None:
             if FORM.KEEP_STATE:
-                last = tl.where(receives[:, None], state, 0.0).to(dz.dtype.element_ty)
+                first = tl.where(receives[:, None], kept_dz, 0.0).to(dz.dtype.element_ty)
             else:
-                last = load_rows(dz, row, n, receives, FORM.WIDTH, FORM.LIMIT)
-            store_rows(dz_last, b, n, last, b < program.B, FORM.H, FORM.LIMIT)
+                first = load_rows(dz, row, n, receives, FORM.WIDTH, FORM.LIMIT)
+            store_rows(dz_first, b, n, first, b < program.B, FORM.H, FORM.LIMIT)
             handed_on = nothing
             if grad_h_n is not None:
                 is_empty = (b < program.B) & (length == 0)
@@ -90,24 +93,24 @@ def _finish(
             store_rows(grad_hx, b, n, handed_on, b < program.B, FORM.H, FORM.LIMIT)
         if FORM.PADDED:
             store_zeros_past_the_end(dz, n, layout, program, FORM)
-            if previous is not None:
-                store_zeros_past_the_end(previous, n, layout, program, FORM)
+            if states_before is not None:
+                store_zeros_past_the_end(states_before, n, layout, program, FORM)
 
 
 @triton.jit
-def _store(previous, dz, row_before, row, n, h, own, step, program, FORM: tl.constexpr):
-    """Stores dz of one time, and h as the previous state of the rows in row_before."""
+def _store(states_before, dz, later_row, row, n, h, own_dz, step, program, FORM: tl.constexpr):
+    """Stores dz of one step, and its states h as those before the rows of the later step."""
     there = program.b < program.B
-    if previous is not None:
-        store_rows(previous, row_before, n, h, step.goes_on, FORM.WIDTH, FORM.LIMIT)
+    if states_before is not None:
+        store_rows(states_before, later_row, n, h, step.goes_on, FORM.WIDTH, FORM.LIMIT)
     if FORM.PADDED:
-        own = tl.where(step.alive[:, None], own, 0.0).to(own.dtype)
-        store_rows(dz, row, n, own, there, FORM.WIDTH, FORM.LIMIT)
-        if previous is not None:
-            nothing = zeros(own.dtype, FORM)
-            store_rows(previous, row, n, nothing, there & ~step.alive, FORM.WIDTH, FORM.LIMIT)
+        own_dz = tl.where(step.alive[:, None], own_dz, 0.0).to(own_dz.dtype)
+        store_rows(dz, row, n, own_dz, there, FORM.WIDTH, FORM.LIMIT)
+        if states_before is not None:
+            nothing = zeros(own_dz.dtype, FORM)
+            store_rows(states_before, row, n, nothing, there & ~step.alive, FORM.WIDTH, FORM.LIMIT)
     else:
-        store_rows(dz, row, n, own, step.alive, FORM.WIDTH, FORM.LIMIT)
+        store_rows(dz, row, n, own_dz, step.alive, FORM.WIDTH, FORM.LIMIT)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -119,9 +122,9 @@ def backward_kernel(
     hx,  # (directions, B, H), or None: zeros
     output,  # (N, directions * H)
     dz,  # (N, directions * H): the gradient before the activation
-    previous,  # (N, directions * H): the previous state of each row, or None: not needed
-    dz_last,  # (directions, B, H): dz of the first steps; the caller multiplies it for grad_hx
-    grad_hx,  # (directions, B, H), or None: neither it nor dz_last is needed
+    states_before,  # (N, directions * H): the state h_{t-1} before each row, or None: not needed
+    dz_first,  # (directions, B, H): dz of the first steps; the caller multiplies it for grad_hx
+    grad_hx,  # (directions, B, H), or None: neither it nor dz_first is needed
     layout,  # this and all further arguments as in forward_kernel
     arrivals,
     T,
@@ -138,35 +141,35 @@ def backward_kernel(
     program = begin(layout, T, B, N, strides, True, FORM)
     dtype: tl.constexpr = output.dtype.element_ty
     right = of_direction(weight_hh, weight_hh_reverse, program, FORM)
-    columns, states = offsets_of_direction(program, FORM)
+    columns, of_states = offsets_of_direction(program, FORM)
     output += columns
     dz += columns
-    previous = None if previous is None else previous + columns
+    states_before = None if states_before is None else states_before + columns
     grad_output = None if grad_output is None else grad_output + columns
-    grad_h_n = None if grad_h_n is None else grad_h_n + states
-    hx = None if hx is None else hx + states
-    dz_last = None if dz_last is None else dz_last + states
-    grad_hx = None if grad_hx is None else grad_hx + states
+    grad_h_n = None if grad_h_n is None else grad_h_n + of_states
+    hx = None if hx is None else hx + of_states
+    dz_first = None if dz_first is None else dz_first + of_states
+    grad_hx = None if grad_hx is None else grad_hx + of_states
 
     t = time_of(0, program)
     row = row_at(t, layout, program)
-    row_before = row_at(t, layout, program)
-    state = None  # dz of the previous step of this pass, if it is kept
+    later_row = row_at(t, layout, program)
+    kept_dz = None  # of the later step, if it is kept on chip
     if FORM.KEEP_WEIGHT:
         n = units(0, program, FORM)
         right = kept_tile(right, n, False, FORM)
         upcoming = _inputs(output, grad_output, row, t < program.length, n, FORM)
     if FORM.KEEP_STATE:
-        state = zeros(dtype, FORM)
+        kept_dz = zeros(dtype, FORM)
 
     for s in tl.range(0, program.steps, num_stages=1):
         t = time_of(s, program)
         step = step_at(t, layout, program, FORM)
         receives = step.goes_on & ~step.is_cut
-        t_after = time_of(s + 1, program)
-        row_after = row_at(t_after, layout, program)
-        source = row_after if FORM.KEEP_WEIGHT else row
-        there = t_after < program.length if FORM.KEEP_WEIGHT else step.alive
+        earlier_t = time_of(s + 1, program)
+        earlier_row = row_at(earlier_t, layout, program)
+        source = earlier_row if FORM.KEEP_WEIGHT else row
+        there = earlier_t < program.length if FORM.KEEP_WEIGHT else step.alive
         for i in range(FORM.TILES):
             n = units(i, program, FORM)
             inputs = _inputs(output, grad_output, source, there, n, FORM)
@@ -175,18 +178,18 @@ def backward_kernel(
             h, grad = inputs
             grad = grad.to(tl.float32)
             if grad_h_n is not None:
-                own = load_rows(grad_h_n, program.b, n, step.begins, FORM.H, FORM.LIMIT)
-                grad += own.to(tl.float32)
-            before = dz + row_before * FORM.WIDTH  # dz of the previous step of this pass
-            grad = _add_product(grad, state, before, receives, right, n, FORM)
-            own = activation_backward(grad, h.to(tl.float32), FORM).to(dtype)
+                grad_last = load_rows(grad_h_n, program.b, n, step.begins, FORM.H, FORM.LIMIT)
+                grad += grad_last.to(tl.float32)
+            later_dz = dz + later_row * FORM.WIDTH
+            grad = _add_product(grad, kept_dz, later_dz, receives, right, n, FORM)
+            own_dz = activation_backward(grad, h.to(tl.float32), FORM).to(dtype)
             if FORM.KEEP_STATE:
-                state = tl.where(step.alive[:, None], own, state)
+                kept_dz = tl.where(step.alive[:, None], own_dz, kept_dz)
             h = tl.where(receives[:, None], h, 0.0).to(dtype)
-            _store(previous, dz, row_before, row, n, h, own, step, program, FORM)
-        row_before = row
-        row = row_after
+            _store(states_before, dz, later_row, row, n, h, own_dz, step, program, FORM)
+        later_row = row
+        row = earlier_row
         if not FORM.KEEP_STATE:
             meet(arrivals, s, program, FORM)
 
-    _finish(state, hx, grad_h_n, dz, previous, dz_last, grad_hx, layout, program, FORM)
+    _finish(kept_dz, hx, grad_h_n, dz, states_before, dz_first, grad_hx, layout, program, FORM)

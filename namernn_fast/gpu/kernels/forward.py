@@ -73,35 +73,35 @@ def _add_bias(z, bias, n, FORM: tl.constexpr):
 
 
 @triton.jit
-def _load_previous(before, hx, goes_on, begins, program, FORM: tl.constexpr):
-    """Like `load_states`: loads the previous states, or hx for sequences that begin, all units.
+def _load_states_before(states_before, hx, goes_on, begins, program, FORM: tl.constexpr):
+    """Like `load_states`: loads the states before, or hx for sequences that begin, all units.
 
     For a single sequence a branch chooses between the two addresses, because Triton would lose
     their alignment in a select.
     """
     if hx is None:
-        left = load_states(before, goes_on, FORM)
+        left = load_states(states_before, goes_on, FORM)
     else:
         initial = hx + program.b * FORM.H
         some_begin = tl.max(begins.to(tl.int32), axis=0) != 0
         if FORM.BLOCK_B == 1:
             if some_begin:
-                before = initial
-            left = load_states(before, goes_on | begins, FORM)
+                states_before = initial
+            left = load_states(states_before, goes_on | begins, FORM)
         else:
-            left = load_states(before, goes_on, FORM)
+            left = load_states(states_before, goes_on, FORM)
             if some_begin:
                 left += load_states(initial, begins, FORM)
     return left
 
 
 @triton.jit
-def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constexpr):
-    """Returns z [B, N] + previous states times weight_hh.
+def _add_product(z, state, states_before, hx, step, right, n, program, FORM: tl.constexpr):
+    """Returns z [B, N] + the states before this step times weight_hh.
 
     Args:
-        state: the previous states, if they are kept on chip.
-        before: pointers to the states of the previous step in memory [B].
+        state: those states, if they are kept on chip.
+        states_before: pointers to those states in memory [B].
         hx: the initial states (B, H), or None: zeros.
         right: this program's part of weight_hh, or a pointer to all of weight_hh.
     """
@@ -112,10 +112,10 @@ def _add_product(z, state, before, hx, step, right, n, program, FORM: tl.constex
         goes_on = step.goes_on & ~step.is_cut
         begins = step.begins & ~step.is_cut
         if FORM.KEEP_WEIGHT:
-            left = _load_previous(before, hx, goes_on, begins, program, FORM)
+            left = _load_states_before(states_before, hx, goes_on, begins, program, FORM)
             z = product_of_states(left, right, z, FORM)
         else:
-            z = streamed_product(before, goes_on, right, n, z, not FORM.TRANSPOSED, FORM)
+            z = streamed_product(states_before, goes_on, right, n, z, not FORM.TRANSPOSED, FORM)
             if hx is not None:  # noqa: SIM102 - known when it is compiled
                 if tl.max(begins.to(tl.int32), axis=0) != 0:
                     initial = hx + program.b * FORM.H
@@ -181,14 +181,14 @@ def forward_kernel(
     program = begin(layout, T, B, N, strides, False, FORM)
     right = of_direction(weight_hh, weight_hh_reverse, program, FORM)
     bias = None if bias is None else of_direction(bias, bias_reverse, program, FORM)
-    columns, states = offsets_of_direction(program, FORM)
+    columns, of_states = offsets_of_direction(program, FORM)
     projected += columns
     output += columns
-    hx = None if hx is None else hx + states
+    hx = None if hx is None else hx + of_states
 
     t = time_of(0, program)
     row = row_at(t, layout, program)
-    place_before = _place(t, row_at(t, layout, program), program, FORM)
+    earlier_place = _place(t, row_at(t, layout, program), program, FORM)
     first_source = row  # of `projected`
     if ids is not None:
         # Load each token one step before its table row, so that no step waits for both loads.
@@ -206,11 +206,11 @@ def forward_kernel(
     for s in tl.range(0, program.steps, num_stages=1):
         t = time_of(s, program)
         step = step_at(t, layout, program, FORM)
-        t_after = time_of(s + 1, program)
-        row_after = row_at(t_after, layout, program)
+        later_t = time_of(s + 1, program)
+        later_row = row_at(later_t, layout, program)
         place = _place(t, row, program, FORM)
-        source = row_after if FORM.KEEP_WEIGHT else row
-        there = t_after < program.length if FORM.KEEP_WEIGHT else step.alive
+        source = later_row if FORM.KEEP_WEIGHT else row
+        there = later_t < program.length if FORM.KEEP_WEIGHT else step.alive
         if ids is not None:
             source, is_known = _row_of_token(token, V, is_known)
             token = _token(ids, time_of(s + 1 + FORM.KEEP_WEIGHT, program), layout, program)
@@ -220,17 +220,17 @@ def forward_kernel(
             if FORM.KEEP_WEIGHT:  # The weights stay on chip, so prefetch the next step's inputs.
                 z, upcoming = upcoming, z
             z = _add_bias(z, bias, n, FORM)
-            before = output + place_before * FORM.WIDTH
-            z = _add_product(z, state, before, hx, step, right, n, program, FORM)
+            states_before = output + earlier_place * FORM.WIDTH
+            z = _add_product(z, state, states_before, hx, step, right, n, program, FORM)
             h = activation(z, output.dtype.element_ty, FORM)
             if FORM.KEEP_STATE:
                 state = tl.where(step.alive[:, None], h, state)
             _store_states(output, place, n, h, step, program, FORM)
-        place_before = place
-        row = row_after
+        earlier_place = place
+        row = later_row
         if not FORM.KEEP_STATE:
             meet(arrivals, s, program, FORM)
 
-    _finish(state, output, hx, h_n + states, layout, program, FORM)
+    _finish(state, output, hx, h_n + of_states, layout, program, FORM)
     if ids is not None:  # once, not in every step, because an assertion costs a barrier
         tl.device_assert(is_known, "namernn_fast: input must hold ids of rows of the table")

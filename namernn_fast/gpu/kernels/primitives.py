@@ -9,8 +9,12 @@ from .arguments import Program, Step
 # the member varies fastest, then the direction, then the block of sequences. Members divide the
 # hidden units among themselves, in tiles of BLOCK_N: member m has the tiles m, m + MEMBERS, ...
 # A program with a single tile, in a single block of K, keeps its part of weight_hh on chip across
-# time; if it is also the only member of its block, it keeps the state on chip as well. Otherwise it
-# reads the previous state back from the rows that the previous step wrote, after a barrier.
+# time; if it is also the only member of its block, it keeps the state on chip as well. Otherwise
+# each step stores the state in rows, and the next one reads it back after a barrier.
+#
+# Steps are "earlier" or "later" in the order of the recurrence, so in direction 1 the later step
+# has the smaller time. The forward pass does the earlier step first, the backward pass the later
+# one. "Before" is said only of states: the state before a row is its h_{t-1}.
 #
 # The L1 cache does not see the stores of other programs. Loads of rows that other programs write
 # ask to bypass it (.cg), but Triton drops that modifier if it turns a load into asynchronous copies

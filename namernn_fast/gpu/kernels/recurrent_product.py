@@ -1,4 +1,4 @@
-"""The product of a step: previous states times weight_hh, on chip or streamed."""
+"""The product of a step: states, or dz, times weight_hh, on chip or streamed."""
 
 import triton
 import triton.language as tl
@@ -177,7 +177,7 @@ def streamed_product(
     TRANSPOSED: tl.constexpr,
     FORM: tl.constexpr,
 ):
-    """Returns sum [B, N] + previous states [B, H] times weight_hh, both read block by block.
+    """Returns sum [B, N] + states [B, H] times weight_hh, both read block by block.
 
     Without tensor cores `tl.dot` computes each sum as a chain of multiply-adds. Its rounding error
     grows with its length, so chains are limited to 64 and then added to the sum.

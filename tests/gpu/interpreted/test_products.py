@@ -53,13 +53,14 @@ SIZES = [(1, 1, 1), (65, 3, 17), (5, 130, 33), (3, 7, 1500), (64, 64, 64)]
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("lies", ["rows", "columns", "apart"])
-@pytest.mark.parametrize("plus", [None, "bias", "matrix", "out"])
+@pytest.mark.parametrize("plus", [None, "bias", "column", "matrix", "out"])
 def test_a_product(precision, lies, plus, fp32_precision, launched):
     """The error is that of the sum; one from missing rounding would be a thousand times larger."""
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     for M, N, K in SIZES:
         left, right = matrix(M, K, lies), matrix(K, N, lies)
-        added = {"bias": torch.randn(N), "matrix": torch.randn(M, N), "out": torch.randn(M, N)}
+        added = {"bias": torch.randn(N), "column": torch.randn(M, 1)}
+        added |= {"matrix": torch.randn(M, N), "out": torch.randn(M, N)}
         added = added.get(plus)
         operands = (left, right)
         if precision == "tf32":
