@@ -1,4 +1,4 @@
-"""The build: where an ISA's instructions are, every ISA's results, life without the extension."""
+"""The build: which object holds an ISA's instructions, parity on every ISA, no extension at all."""
 
 import bisect
 import os
@@ -44,10 +44,10 @@ def functions_by_source():
 
 @needs_objdump
 def test_wide_instructions_only_in_their_isa_objects():
-    """Only local functions of AVX2 and AVX-512 files name ymm, only those of AVX-512 files zmm.
+    """Only local functions of AVX2 and AVX-512 files use ymm, only those of AVX-512 files zmm.
 
-    The linker merges functions of one name with linkage: an inline one compiled for AVX-512 could
-    come to serve the baseline and die on a lesser processor. So nothing else may name a register.
+    The linker merges inline functions of the same name: a copy compiled for AVX-512 could end up
+    serving the baseline, and crash on an older processor.
     """
     functions = functions_by_source()
     starts = [start for start, *_ in functions]
@@ -62,7 +62,7 @@ def test_wide_instructions_only_in_their_isa_objects():
         address = int(instruction[1], 16)
         _, end, source, _ = functions[bisect.bisect_right(starts, address) - 1]
         for register in registers:
-            assert address < end, f"{line} is in no function of one source file"
+            assert address < end, f"{line} is outside every local function"
             assert source in allowed[register], f"{source}: {line}"
             seen[register].add(source)
     assert seen == allowed
@@ -70,7 +70,7 @@ def test_wide_instructions_only_in_their_isa_objects():
 
 @needs_objdump
 def test_kernels_run_nothing_at_load():
-    """No file of an ISA has a constructor, so that loading the library runs no wide instruction."""
+    """ISA files have no static constructors, so loading the library runs no wide instruction."""
     functions = functions_by_source()
     assert {source for *_, source, _ in functions} >= ISA_FILES
     constructors = {source for *_, source, name in functions if name.startswith("_GLOBAL_")}
@@ -79,13 +79,13 @@ def test_kernels_run_nothing_at_load():
 
 @needs_objdump
 def test_no_debug_information():
-    """Python's own compiler flags include -g, and debug information was most of the library."""
+    """Python's compiler flags include -g; debug information would be most of the library."""
     assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 
 LEVELS = ("default", "avx2", "avx512")
-# Combinations of options that a level need not run: two layers in two directions do all that fewer
-# do, and the suite that runs these tests has shown the rest on the highest level.
+# Option combinations that a level skips: two layers in two directions exercise all that fewer do,
+# and the suite that runs these tests covers the rest on the highest level.
 FEWER_STACKS = "every_option and not True-2-torch"
 
 
@@ -93,15 +93,15 @@ FEWER_STACKS = "every_option and not True-2-torch"
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_cpu_capability_passes_parity(level, pytestconfig):
-    """The parity and kernel tests pass with ATen's own switch set to each level."""
+    """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
     highest = run_python("import torch; print(torch.backends.cpu.get_cpu_capability())").lower()
     if LEVELS.index(level) > LEVELS.index(highest):
-        pytest.skip(f"this processor has no {level}")
+        pytest.skip(f"this processor does not support {level}")
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
-    if kernel != ops.cpu_kernel():  # else the suite that runs this test has already shown it
-        # Long sequences run in the layouts that do all that others do, and many rows in one
-        # direction. In 16 bits `nn.RNN` takes minutes on the lower levels.
+    if kernel != ops.cpu_kernel():  # else the suite that runs this test covers it
+        # Run long sequences only in the layouts that exercise what the others do, and many rows
+        # in one direction. In 16 bits `nn.RNN` takes minutes on the lower levels.
         run_kernel_tests(
             level,
             pytestconfig,
@@ -114,28 +114,28 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
-    """The three AVX-512 kernels differ in bfloat16 alone; ATen warns that two are unknown to it."""
+    """The AVX-512 kernels differ only in bfloat16; ATen warns that it does not know two of them."""
     if kernel_at(level, torch.bfloat16) != level:
-        pytest.skip(f"this processor has no {level}")
+        pytest.skip(f"this processor does not support {level}")
     if level != ops.cpu_kernel(torch.bfloat16):
         run_kernel_tests(level, pytestconfig, f"bfloat16 and not ({FEWER_STACKS})")
 
 
 def at_level(level):
-    """Returns the environment of a process at a level, or at the highest of this processor."""
+    """Returns a process environment that selects a level, or the processor's highest for None."""
     environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
     return environment if level is None else {**environment, "ATEN_CPU_CAPABILITY": level}
 
 
 def run_python(program, level=None):
-    """Returns what a program prints."""
+    """Returns what a Python program prints."""
     command = [sys.executable, "-c", program]
     ran = subprocess.run(command, env=at_level(level), capture_output=True, text=True, check=True)
     return ran.stdout.strip()
 
 
 def kernel_at(level, dtype):
-    """Returns the instruction set of the kernel where a level is asked for."""
+    """Returns the instruction set of the kernel that runs at a level."""
     return run_python(f"import torch, namernn_fast.ops as o; print(o.cpu_kernel({dtype}))", level)
 
 
@@ -154,13 +154,13 @@ def run_kernel_tests(level, config, selection):
 
 
 def test_without_the_extension(tmp_path):
-    """The package as a build without a compiler leaves it warns once, and everything works."""
+    """Without the compiled extension the package warns once, and everything works."""
     shutil.copytree(
         PACKAGE, tmp_path / "namernn_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
     program = """
 import sys
-# An editable install would lead back to the extension it was built with.
+# An editable install's import hook would find the compiled extension.
 sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
 import torch, namernn_fast
 from torch.nn.utils.rnn import pack_sequence

@@ -1,4 +1,4 @@
-"""`torch.compile`, `torch.export`, AOTInductor: at most one node a layer, whatever the shape."""
+"""`torch.compile`, `torch.export`, AOTInductor: at most one node per layer, whatever the shape."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from namernn_fast import FusedRNN, TokenRNN
 from namernn_fast.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
-V = 30  # more than the ids of the first sizes, fewer than those of the last
+V = 30  # more than the number of ids at the first sizes, fewer than at the last
 FEATURES = {
     "dense": lambda seq_len, batch: torch.randn(seq_len, batch, 4),
     "packed": lambda seq_len, batch: packed([*range(1, seq_len)] + batch * [seq_len]),
@@ -33,7 +33,7 @@ IDS = {
     ),
 }
 INPUTS = FEATURES | IDS
-# Sizes begin at 2, because torch itself compiles anew for a size of 1.
+# Sizes start at 2 because torch recompiles for a size of 1.
 SIZES = [(2 + i, 20 - i) for i in range(0, 19, 3)]
 
 
@@ -44,7 +44,7 @@ def _nothing_compiled():
 
 
 class Net(torch.nn.Module):
-    """A model and a linear head on its last states, and on its output if that is wanted."""
+    """A model with a linear head on its last states; `with_output` adds the output to the loss."""
 
     def __init__(self, model, with_output=True):
         super().__init__()
@@ -113,7 +113,7 @@ def test_inductor(kind, options, with_output, with_hx):
     ("kind", "with_hx", "dynamic"), every_other([*FEATURES], (True, False), (True, None))
 )
 def test_one_compilation_serves_every_shape(kind, with_hx, dynamic):
-    """The first shape compiles for all shapes with `dynamic=True`, the second one by default."""
+    """With `dynamic=True` the first shape compiles for all shapes; by default the second does."""
     net = Net(FusedRNN(4, 6, **STACK))
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:
@@ -127,7 +127,7 @@ def test_one_compilation_serves_every_shape(kind, with_hx, dynamic):
     every_other([*IDS], (True, False), (V, TRACED_VOCABULARY + 1)),
 )
 def test_one_compilation_serves_any_number_of_ids(kind, with_output, vocabulary):
-    """The choice between a table and rows of the embedding makes no guard on the number of ids."""
+    """Choosing between a table and gathered rows adds no guard on the number of ids."""
     net = Net(TokenRNN(vocabulary, 4, 6), with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in SIZES:
@@ -137,7 +137,7 @@ def test_one_compilation_serves_any_number_of_ids(kind, with_output, vocabulary)
 
 @pytest.mark.parametrize("kind", ["dense", "packed unsorted", "ids"])
 def test_nothing_breaks_the_graph(kind):
-    """The graph is whole without `fullgraph=True` as well."""
+    """The graph does not break without `fullgraph=True` either."""
     model = TokenRNN(V, 4, 6, 2) if kind in IDS else FusedRNN(4, 6, **STACK)
     found = torch._dynamo.explain(model)(INPUTS[kind](6, 3))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
@@ -162,7 +162,7 @@ def test_the_graph_does_not_grow_with_the_sequence():
 
 
 def exported(module, with_hx):
-    """Returns `module` exported at one shape, with batch and time left open."""
+    """Returns `module` exported at one shape, with dynamic `seq_len` and `batch`."""
     seq_len, batch = Dim("seq_len"), Dim("batch")
     x = {0: batch, 1: seq_len} if module.batch_first else {0: seq_len, 1: batch}
     arguments, dims = (torch.randn(5, 3, 4),), (x,)
@@ -188,7 +188,7 @@ def test_export(batch_first, with_hx, training, tmp_path):
 
 
 class OnRows(torch.nn.Module):
-    """A layer on the parts of a packed sequence, which `torch.export` takes."""
+    """A layer that takes a packed sequence as its parts, tensors that `torch.export` accepts."""
 
     def __init__(self, rnn):
         super().__init__()
@@ -236,9 +236,9 @@ torch.testing.assert_close(tuple(loaded(x)), wanted)
 
 @pytest.mark.parametrize("dynamo_first", [True, False])
 def test_only_ours_is_traced(dynamo_first):
-    """Whichever is imported first, FusedRNN is traced and `nn.RNN` breaks the graph as before.
+    """In either import order FusedRNN is traced, and `nn.RNN` still breaks the graph.
 
-    The package alone imports no compiler and no exporter, which would take seconds.
+    Importing the package imports no compiler and no exporter, which would take seconds.
     """
     program = f"""
 import sys, torch
@@ -263,7 +263,7 @@ except torch._dynamo.exc.Unsupported:
 
 @pytest.mark.parametrize("forward", [False, True], ids=["eager", "compiled"])
 def test_compiled_autograd(forward):
-    """The backward pass of either forward pass can be compiled as autograd runs it."""
+    """Compiled autograd compiles the backward pass of an eager and of a compiled forward pass."""
     module, x = FusedRNN(3, 4, 2), torch.randn(5, 2, 3)
     wanted = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
     run = torch.compile(module, backend="aot_eager") if forward else module
@@ -275,7 +275,7 @@ def test_compiled_autograd(forward):
 
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_lengths(vocabulary):
-    """Ids in padding may be anything in a compiled model too."""
+    """Compiled models ignore ids in padding too."""
     net = Net(TokenRNN(vocabulary, 4, 6, batch_first=True))
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     ids, lengths = torch.randint(V, (4, 7)), torch.tensor([3, 0, 7, 1])
@@ -284,8 +284,8 @@ def test_lengths(vocabulary):
     check(compiled, net, ids.clamp(-1).int(), torch.randn(1, 4, 6), lengths)
 
 
-def test_an_embedding_of_any_size():
-    """An embedding whose size is open is no table, as its size would become a guard."""
+def test_an_embedding_of_dynamic_size():
+    """An embedding of dynamic size makes no table, because its size would become a guard."""
     layer = FusedRNN(4, 6)
 
     def run(ids, embedding):
@@ -299,7 +299,7 @@ def test_an_embedding_of_any_size():
 
 
 class Method(torch.nn.Module):
-    """A model by one of its methods, with lengths."""
+    """Calls `forward` or `last_state` of a model, with lengths."""
 
     def __init__(self, model, with_output):
         super().__init__()
@@ -316,7 +316,7 @@ class Method(torch.nn.Module):
     every_other((True, False), (True, False), (V, TRACED_VOCABULARY + 1)),
 )
 def test_export_of_ids(with_output, strict, vocabulary, tmp_path):
-    """The exported program takes any number of ids, with the bits of the model."""
+    """The exported program takes any number of ids, and computes what the model does."""
     module = Method(TokenRNN(vocabulary, 4, 6, **STACK), with_output)
     module.requires_grad_(False)
     seq_len, batch = Dim("seq_len"), Dim("batch")
@@ -334,7 +334,7 @@ def test_export_of_ids(with_output, strict, vocabulary, tmp_path):
         torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))
 
 
-def test_export_of_a_program_to_train():
+def test_export_for_training():
     module = Method(TokenRNN(V, 4, 6, padding_idx=1), True)
     given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})

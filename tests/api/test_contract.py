@@ -1,4 +1,4 @@
-"""What users of `nn.RNN` ask of it: gradients, weights that change, 16 bits, long sequences."""
+"""What users of `nn.RNN` rely on: gradients, weights that change, 16 bits, long sequences."""
 
 import copy
 
@@ -16,7 +16,7 @@ LENGTHS = torch.tensor([3, 5, 1])
 
 
 def run(module, x, packed):
-    """Returns output and h_n of a batch with or without padding."""
+    """Returns output and h_n of a dense or a packed batch."""
     input = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
     output, h_n = module(input)
     return (output.data if packed else output), h_n
@@ -147,7 +147,7 @@ def test_the_next_call_sees_changed_weights(change):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast(dtype, packed):
-    """Results are in 16 bits, gradients in float32, and none is worse than that of `nn.RNN`."""
+    """Results are 16-bit, gradients float32, and all within the error budget of `nn.RNN`."""
     budget = ErrorBudget(dtype)
     for _ in range(4):
         modules = twins(3, 40, **STACK)
@@ -186,7 +186,7 @@ def test_hx_of_another_precision(own, other):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sums_of_16_bits_are_in_float(dtype):
-    """1024 terms of 2**-10 add up to 1, while a sum in bfloat16 would stand still at 1/4."""
+    """1024 terms of 2**-10 add up to 1; a sum in bfloat16 would stall at 1/4."""
     size, small = 1024, 2.0**-10
     module = FusedRNN(size, size, nonlinearity="relu", bias=False, dtype=dtype)
     for p in module.parameters():
@@ -201,7 +201,7 @@ def test_sums_of_16_bits_are_in_float(dtype):
 
 
 def test_a_sequence_of_200_000_steps():
-    """One call computes, bit for bit, what a chain of short calls computes."""
+    """One long call is bit-identical to a chain of short calls."""
     seq_len = 200_000
     module = FusedRNN(3, 8)
     x = torch.randn(seq_len, 1, 3)
@@ -232,8 +232,8 @@ def test_gradients_of_200_000_steps():
 
 
 @pytest.mark.slow
-def test_more_elements_than_32_bits_count():
-    """In a tensor of 5 GiB the sequences at both ends have the bits they have in a small batch."""
+def test_more_elements_than_int32_can_count():
+    """In an output of 4 GiB, the sequences at both ends have the same bits as in a small batch."""
     module = FusedRNN(1, 32, dtype=torch.float16)
     x = torch.randn(33_000, 2048, 1, dtype=torch.float16, requires_grad=True)
     ends = [0, 1, -2, -1]
@@ -251,7 +251,7 @@ def test_more_elements_than_32_bits_count():
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_same_bits_whether_or_not_algorithms_must_be_deterministic(packed, dtype):
+def test_deterministic_algorithms_give_the_same_bits(packed, dtype):
     module = FusedRNN(3, 40, dropout=0.5, dtype=dtype, **STACK)
     x = torch.randn(5, 3, 3, dtype=dtype, requires_grad=True)
     results = []

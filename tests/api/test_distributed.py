@@ -1,4 +1,4 @@
-"""Two processes train a layer to the weights that one process with the whole batch arrives at."""
+"""Two processes train a layer to the same weights as one process with the whole batch."""
 
 import os
 
@@ -18,7 +18,7 @@ WORLD = 2
 
 
 def train(wrap, x):
-    """Returns the weights after three steps on `x`; every process starts from equal weights."""
+    """Returns the weights after three steps on `x`; every process starts from the same weights."""
     torch.manual_seed(0)
     module = FusedRNN(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
     wrapped = wrap(module)
@@ -46,11 +46,11 @@ def worker(rank, folder):
     assert all(p.to_local().numel() < p.numel() for p in sharded.values())
     torch.testing.assert_close(parallel, alone)
     torch.testing.assert_close({name: p.full_tensor() for name, p in sharded.items()}, alone)
-    # No rank closes its connections while another rank still waits for a collective to finish.
+    # No rank may close its connections while another still waits for a collective to finish.
     dist.barrier()
     dist.destroy_process_group()
-    # The caches of DTensor keep the group's threads alive. A thread that frees a tensor of Python
-    # while the interpreter shuts down aborts the process, so the interpreter does not shut down.
+    # DTensor's caches keep the group's threads alive. A thread that frees a Python tensor during
+    # interpreter shutdown aborts the process, so exit without that shutdown.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What programs written for `nn.RNN` rely on beside its results."""
+"""What programs written for `nn.RNN` rely on besides its results."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_dropout_masks_are_those_of_nn_rnn(batch_first, bidirectional, reset):
 
 
 def test_lengths_are_copied():
-    """A change of the caller's array does not reach the backward pass."""
+    """Changing the caller's array of lengths does not affect the backward pass."""
     module, lengths = FusedRNN(3, 4, batch_first=True), np.array([6, 2])
     x = XS[0].clone().requires_grad_()
     output, _ = module(x, lengths=lengths)
@@ -42,14 +42,14 @@ def test_lengths_are_copied():
 
 
 @pytest.mark.parametrize("lengths", [(), [], np.array([]), torch.tensor([], dtype=torch.int64)])
-def test_no_lengths_of_an_empty_batch(lengths):
+def test_empty_lengths_of_an_empty_batch(lengths):
     output, h_n = FusedRNN(3, 4)(torch.randn(6, 0, 3), lengths=lengths)
     assert output.shape == (6, 0, 4)
     assert h_n.shape == (1, 0, 4)
 
 
 def test_offsets_of_jagged_input(path):
-    """Offsets of 32 bits are taken, and decreasing ones refused on both paths."""
+    """Both paths accept int32 offsets and reject decreasing ones."""
     module, values = FusedRNN(3, 4), torch.randn(8, 3)
     results = [
         module(torch.nested.nested_tensor_from_jagged(values, offsets))
@@ -66,7 +66,7 @@ def test_offsets_of_jagged_input(path):
 
 
 def test_flops_are_counted():
-    """Forward, and backward where every gradient is wanted, have the counts of `nn.RNN`."""
+    """Counts equal those of `nn.RNN`: forward, and backward if every gradient is needed."""
     options = {"num_layers": 2, "bidirectional": True}
     counts = []
     for module in (FusedRNN(3, 4, **options), nn.RNN(3, 4, **options)):
@@ -85,7 +85,7 @@ def test_flops_are_counted():
 
 
 def test_flops_of_token_ids_are_counted():
-    """The product of the table is one of torch's own; the layer multiplies states alone."""
+    """Torch computes the table's product, so the layer multiplies only states."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
     table, states = 2 * vocabulary * 4 * 3, 2 * 12 * 4 * 4
     layer, embedding = FusedRNN(3, 4), torch.randn(vocabulary, 3, requires_grad=True)
@@ -120,7 +120,7 @@ def test_restoring():
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_cell_takes_the_kernel_for_what_torchs_own_lacks(nonlinearity, bias, monkeypatch):
+def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(nonlinearity, bias, monkeypatch):
     calls = []
     monkeypatch.setattr("namernn_fast.nn.rnn", lambda *a, **k: calls.append(a) or rnn(*a, **k))
     ours, theirs = (cls(3, 64, bias, nonlinearity) for cls in (FusedRNNCell, nn.RNNCell))
@@ -135,4 +135,4 @@ def test_a_cell_takes_the_kernel_for_what_torchs_own_lacks(nonlinearity, bias, m
             ours(x[0], hx[0])
         assert len(calls) == 3
     torch.testing.assert_close(torch.func.vmap(ours)(x[None], hx[None])[0], theirs(x, hx))
-    assert len(calls) == 4, "torch's own cell has no rule for vmap"
+    assert len(calls) == 4, "vmap must call rnn: torch's own cell has no vmap rule"

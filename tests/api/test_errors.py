@@ -68,7 +68,7 @@ CASES = [
 
 @pytest.mark.parametrize("states", [1, 3, 5])
 def test_states_of_another_number_of_layers(states):
-    """Also where dropout splits the stack, so that no operator sees all of the initial states."""
+    """The error is the same when dropout splits the stack, and no operator sees all of hx."""
     rnn = FusedRNN(4, 5, num_layers=2, dropout=0.5)
     with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 2, 5\)"):
         rnn(X, torch.zeros(states, 2, 5))

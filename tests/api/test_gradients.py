@@ -1,4 +1,4 @@
-"""Backward passes other than the plain one, and what may change in place around them."""
+"""Backward passes beyond the plain one, and what may change in place around them."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def assign_data(tensors):
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("what", ["weights", "input", "constant input", "input of a graph", "hx"])
 def test_data_assigned_between_the_passes(what, create_graph):
-    """As with `nn.RNN`, the gradient is that of the values that the forward pass read."""
+    """As with `nn.RNN`, the gradient uses the values that the forward pass read."""
     results = []
     for module in twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_(what != "constant input")
@@ -129,7 +129,7 @@ def test_in_place_change_of_what_the_gradient_needs():
     every_other((False, True), (False, True), ("tanh", "relu")),
 )
 def test_batched_gradients(packed, bidirectional, nonlinearity):
-    """Gradients of several vectors at once, by autograd's own vmap and by torch.func's."""
+    """Autograd's vmap and torch.func's compute gradients for several vectors at once."""
     module = FusedRNN(2, 3, 2, nonlinearity, bidirectional=bidirectional, dtype=torch.float64)
     sizes = torch.tensor([3, 2, 1])
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
@@ -155,7 +155,7 @@ def test_batched_gradients(packed, bidirectional, nonlinearity):
 
 
 def test_transforms_of_a_pull_back():
-    """Forward mode and torch.func look through the backward pass, as with `nn.RNN`."""
+    """Forward mode and torch.func differentiate the backward pass, as with `nn.RNN`."""
     vector, tangent = torch.randn(2, 6, 2, 4, dtype=torch.float64)
     results = []
     for module in twins(3, 4, 2, dtype=torch.float64):
@@ -180,7 +180,7 @@ def test_transforms_of_a_pull_back():
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_results_of_no_grad_may_be_changed_in_place(path, batch_first):
-    """No result is a view, which autograd would not let change after no_grad."""
+    """No result is a view: autograd forbids in-place changes of views made under no_grad."""
     leaf = torch.ones((), requires_grad=True)
     for dropout in (0.0, 0.5):
         module = FusedRNN(3, 4, 2, batch_first=batch_first, dropout=dropout)
@@ -198,7 +198,7 @@ def test_results_of_no_grad_may_be_changed_in_place(path, batch_first):
 
 @pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])
 def test_rows_described_in_inference_mode(path, what):
-    """What says which rows exist may come from inference mode, as with `nn.RNN`."""
+    """Tensors that say which rows exist may come from inference mode, as with `nn.RNN`."""
     module, x = FusedRNN(3, 4), XS[0]
     lengths = torch.tensor([2, 1, 2, 2, 1, 2])
     results = []

@@ -1,4 +1,4 @@
-"""`python -m namernn_fast`: what it says, what it advises, and its exit codes."""
+"""`python -m namernn_fast`: its output, its advice and its exit codes."""
 
 import dataclasses
 import io
@@ -42,7 +42,7 @@ def test_advice_is_printed(threads, capsys):
     assert f"- Set OMP_NUM_THREADS={usable}, or call" in capsys.readouterr().out
 
 
-def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
+def test_it_says_so_if_there_is_no_advice(monkeypatch, capsys):
     monkeypatch.setattr(advice, "gather", lambda: QUIET)
     assert cli.main([]) == 0
     assert capsys.readouterr().out.endswith("nothing is known that would make it faster here.\n")
@@ -55,8 +55,8 @@ def test_without_anything_to_advise_it_says_so(monkeypatch, capsys):
         ({"has_extension": False}, ["To have the fused kernel, reinstall it with"]),
         ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
         ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or take fewer threads"]),
-        ({"load": 2.0}, []),  # what the process itself may have left behind
-        ({"load": 2.5, "threads": 1}, []),  # nobody waits
+        ({"load": 2.0}, []),  # this process may have caused that load
+        ({"load": 2.5, "threads": 1}, []),  # one thread waits for no other
         ({"load": 2.5, "is_passive": True}, []),
         ({"load": 2.5, "has_openmp": False}, []),
         ({"load": None, "is_passive": True}, []),
@@ -118,7 +118,7 @@ def test_help_and_version(capsys):
 
 
 class Gone(io.StringIO):
-    """Standard output whose reader has gone."""
+    """Standard output whose reader has closed the pipe."""
 
     def __init__(self, file):
         super().__init__()
@@ -131,7 +131,7 @@ class Gone(io.StringIO):
         raise BrokenPipeError
 
 
-def test_a_reader_that_goes_ends_it_without_a_traceback(monkeypatch, capsys, tmp_path):
+def test_a_closed_pipe_ends_it_without_a_traceback(monkeypatch, capsys, tmp_path):
     with (tmp_path / "pipe").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Gone(file))
         assert cli.main([]) == 1

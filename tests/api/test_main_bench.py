@@ -1,4 +1,4 @@
-"""`python -m namernn_fast bench`: it checks, then times, and writes what it is asked to."""
+"""`python -m namernn_fast bench`: it checks, then times, and writes the requested files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ SIZES = ((DENSE, 1, 4, 5, 6), (DENSE, 3, 4, 5, 6), (PACKED, 3, 4, 5))
 
 @pytest.fixture(autouse=True)
 def small_cells(monkeypatch, tmp_path):
-    """Cells that take no time, and an empty folder to be in."""
+    """Tiny cells, and an empty working directory."""
     cells = tuple(Cell(family, mode, *sizes) for family, *sizes in SIZES for mode in MODES)
     monkeypatch.setattr(command, "CELLS", cells)
     monkeypatch.setattr(command, "PACKED_SHAPE", (4, 5))
@@ -30,7 +30,7 @@ def small_cells(monkeypatch, tmp_path):
 
 @pytest.fixture
 def raced(monkeypatch):
-    """The threads and the mode of each race, which does not take place."""
+    """Fakes each race, and records its number of threads and whether inference mode is on."""
     seen = []
 
     def race(calls, budget):
@@ -64,7 +64,7 @@ def test_every_cell_is_checked_timed_and_printed(small_cells, tmp_path, capsys):
     assert "It is no measurement." in out
 
 
-def test_the_threads_asked_for_race(raced, small_cells, threads, capsys, tmp_path):
+def test_the_race_runs_on_the_requested_threads(raced, small_cells, threads, capsys, tmp_path):
     threads(1)
     assert cli.main(["bench", "--threads", "2"]) == 0
     assert raced == [(2, cell.mode == FORWARD) for cell in small_cells]
@@ -73,7 +73,7 @@ def test_the_threads_asked_for_race(raced, small_cells, threads, capsys, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_timed_where_a_result_is_wrong(raced, monkeypatch, capsys):
+def test_nothing_is_timed_if_a_result_is_wrong(raced, monkeypatch, capsys):
     class Wrong(FusedRNN):
         def forward(self, *arguments, **options):
             output, h_n = super().forward(*arguments, **options)
@@ -98,7 +98,7 @@ def test_a_plot_is_drawn(raced, tmp_path):
     assert left.value.code == 2
 
 
-def test_a_plot_without_matplotlib_is_an_error_at_once(raced, monkeypatch, capsys):
+def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["bench", "--plot", "speed.png"]) == 1
     assert capsys.readouterr() == (
@@ -121,7 +121,7 @@ def test_a_plot_without_matplotlib_is_an_error_at_once(raced, monkeypatch, capsy
         "speed",
     ],
 )
-def test_wrong_options_end_it_at_once(options, raced, capsys):
+def test_wrong_options_fail_at_once(options, raced, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", *options.split()])
     assert left.value.code == 2
@@ -129,7 +129,7 @@ def test_wrong_options_end_it_at_once(options, raced, capsys):
     assert not raced
 
 
-def test_a_busy_machine_is_told(raced, monkeypatch, capsys):
+def test_a_busy_machine_is_reported(raced, monkeypatch, capsys):
     loads = iter([10.0 * advice.gather().processors, 0.0])
     monkeypatch.setattr(advice, "_load", lambda: next(loads))
     assert cli.main(["bench"]) == 0

@@ -1,4 +1,4 @@
-"""The modules as drop-ins: replacing, construction, the functional form, explaining."""
+"""The modules as drop-in replacements: replacing, construction, functional form, `explain`."""
 
 import inspect
 import warnings
@@ -56,7 +56,7 @@ def test_replace_rnn_keeps_everything_but_the_class():
     assert type(replace_rnn(torch.nn.RNN(2, 3))) is FusedRNN
 
 
-def test_initialisation():
+def test_initialization():
     torch.manual_seed(5)
     theirs = torch.nn.RNN(3, 4, 2, bidirectional=True)
     torch.manual_seed(5)
@@ -66,7 +66,7 @@ def test_initialisation():
 
 
 def test_the_signature_names_every_parameter():
-    """`help(FusedRNN)` shows it; that of `nn.RNN` is (*args, **kwargs)."""
+    """`help(FusedRNN)` shows the signature; that of `nn.RNN` is (*args, **kwargs)."""
     parameters = inspect.signature(FusedRNN).parameters.values()
     assert {"nonlinearity", "bidirectional", "device"} <= {found.name for found in parameters}
     assert not any(found.kind is inspect.Parameter.VAR_POSITIONAL for found in parameters)
@@ -78,7 +78,7 @@ def test_proj_size_is_refused_as_by_nn_rnn():
 
 
 @pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
-def test_construction_without_initialisation(cls):
+def test_construction_without_initialization(cls):
     made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
     assert made.weight_hh.isnan().all() if cls is FusedRNNCell else made.weight_hh_l0.isnan().all()
     with torch.device("meta"):
@@ -107,12 +107,12 @@ def test_functional_form():
 def test_explain():
     module = FusedRNN(3, 4)
     x = torch.randn(5, 2, 3)
-    told = explain(module, x)
-    assert told.path == f"cpu {namernn_fast.ops.cpu_kernel()}"
-    assert str(told).startswith(told.path)
+    explained = explain(module, x)
+    assert explained.path == f"cpu {namernn_fast.ops.cpu_kernel()}"
+    assert str(explained).startswith(explained.path)
     packed = pack_padded_sequence(x, [5, 3])
-    assert explain(module, packed) == told
-    assert explain(module.half(), x.half()).path == told.path
+    assert explain(module, packed) == explained
+    assert explain(module.half(), x.half()).path == explained.path
     assert explain(module, x.to("meta")).why_not == {"cpu": "the CPU kernel does not run on meta"}
     whole = explain(module, x.int())
     assert whole.path == "reference"
@@ -130,7 +130,7 @@ def test_explain():
 
 
 class Wrapped:
-    """No tensor, but an object that torch's functions take by `__torch_function__`."""
+    """Not a tensor, but an object that torch's functions accept through `__torch_function__`."""
 
     def __init__(self, tensor):
         self.tensor = tensor

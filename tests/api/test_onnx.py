@@ -1,4 +1,4 @@
-"""ONNX: what the exporter makes of a layer, and what onnxruntime makes of that."""
+"""ONNX: the graph that the exporter makes of a layer, and what onnxruntime computes from it."""
 
 import copy
 
@@ -72,7 +72,7 @@ def compare(budget, run, layer, *inputs):
         ({"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False}, True),
     ],
 )
-def test_one_node_a_layer_at_any_length_and_batch(options, with_hx):
+def test_one_node_per_layer_at_any_length_and_batch(options, with_hx):
     layer = FusedRNN(D, H, **options)
     directions = 2 if layer.bidirectional else 1
 
@@ -119,7 +119,7 @@ def test_without_a_batch(hx):
 
 
 def test_cell():
-    """A cell is exported as `nn.RNNCell` is: a node for each operator."""
+    """A cell is exported as `nn.RNNCell` is: one node per operator."""
     cell = FusedRNNCell(D, H)
     shapes = ({0: DYNAMIC}, {0: DYNAMIC})
     proto = export(cell, (torch.randn(3, D), torch.randn(3, H)), dynamic_shapes=shapes)
@@ -144,7 +144,7 @@ class Padded(torch.nn.Module):
 
 
 def one_by_one(layer, x, lengths, hx):
-    """Runs each sequence by itself; an empty one gives zero output and keeps its state."""
+    """Runs each sequence separately; an empty one gives zero output and keeps its state."""
     h_n = hx.clone()
     output = x.new_zeros(*x.shape[:2], len(hx) * H)
     for b, n in enumerate(lengths):
@@ -181,7 +181,7 @@ def test_lengths(bidirectional, with_hx):
     budget.check()
 
 
-def test_dropout_between_layers_is_there_while_training():
+def test_dropout_is_exported_only_in_training():
     layer = FusedRNN(D, H, num_layers=3, dropout=0.5)
     for training, count in ((True, 2), (False, 0)):
         proto = export(layer.train(training), (torch.randn(5, 3, D),))
@@ -190,7 +190,7 @@ def test_dropout_between_layers_is_there_while_training():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_dtypes(dtype):
-    """The graph is valid ONNX in every dtype; onnxruntime runs float16, onnx itself float64."""
+    """The graph is valid ONNX in every dtype; onnxruntime runs float16, onnx's own code float64."""
     layer = FusedRNN(D, H, dtype=dtype)
     x = torch.randn(9, 4, D, dtype=dtype)
     proto = export(layer, (x,), opset_version=22 if dtype == torch.bfloat16 else None)
@@ -216,7 +216,7 @@ def test_other_dtypes(dtype):
 
 
 def test_a_model_that_is_not_on_the_cpu():
-    """The tensor that stands for the node in torch's graph is on the device of the input."""
+    """The placeholder for the node in torch's graph is on the device of the input."""
     model = replace_rnn(torch.nn.Sequential(torch.nn.RNN(D, H))).append(Head()).to("meta")
     x = torch.randn(5, 3, D, device="meta")
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)
@@ -249,7 +249,7 @@ class WithReset(torch.nn.Module):
         return self.rnn(x, reset=reset)[1]
 
 
-def test_what_onnx_does_not_have_is_refused():
+def test_what_onnx_lacks_is_refused():
     packed = (torch.randn(6, D), torch.tensor([3, 2, 1]))
     text = "ONNX has no PackedSequence: export a model that takes padded input and lengths="
     with pytest.raises(torch.onnx.OnnxExporterError, match=text):
@@ -264,7 +264,7 @@ VOCABULARY = 9
 
 
 class OnTokens(torch.nn.Module):
-    """A model of token ids and lengths, by one of its methods."""
+    """Calls `forward` or `last_state` of a `TokenRNN`, with lengths."""
 
     def __init__(self, with_output, **options):
         super().__init__()
@@ -278,7 +278,7 @@ class OnTokens(torch.nn.Module):
 
 @pytest.mark.parametrize(("with_output", "bidirectional"), [(True, True), (False, False)])
 def test_token_ids(with_output, bidirectional):
-    """ONNX gets the rows of the embedding: one Gather, and one RNN a layer."""
+    """The graph gathers rows of the embedding instead of making a table, for one RNN node."""
     model = OnTokens(with_output, bidirectional=bidirectional, padding_idx=2)
     shapes = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC})
     inputs = (torch.zeros(5, 3, dtype=torch.int64), torch.tensor([5, 0, 2]))

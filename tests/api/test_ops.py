@@ -1,4 +1,4 @@
-"""The operators as torch sees them: opcheck, gradients of gradients."""
+"""The operators as torch sees them: opcheck, second derivatives, checks of arguments."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ LAYOUTS = ("padded", "lengths", "packed", "jagged")
 def stack_arguments(
     layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True, tokens=False
 ):
-    """Returns arguments of `rnn_forward`."""
+    """Returns arguments for `rnn_forward`."""
     directions = 2 if bidirectional else 1
     layer = torch.nn.RNN(
         4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
@@ -42,9 +42,9 @@ def stack_arguments(
 
 
 def forward_checks(layout, with_hx):
-    """Returns the checks of `opcheck` that a forward pass can take."""
+    """Returns the tests of `opcheck` that apply to a forward pass."""
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    # Without hx the batch of a packed sequence is a value, which opcheck compares.
+    # Without hx the batch size of packed rows is data-dependent: opcheck cannot compare it.
     if layout != "packed" or with_hx:
         tests.append("test_aot_dispatch_dynamic")
     return tests
@@ -62,7 +62,7 @@ def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx, tokens
     torch.library.opcheck(ops.rnn_forward, arguments, test_utils=forward_checks(layout, with_hx))
     output, h_n, hidden = ops.rnn_forward(*arguments)
     want_input, layers = not tokens, list(range(num_layers))
-    # The fake kernel handles given and wanted gradients separately, so three pairs cover both.
+    # The fake kernel handles incoming and requested gradients separately: three pairs cover both.
     for grads, want in (
         ((output, None), (want_input, with_hx, layers)),
         ((None, h_n), (False, False, layers[1:])),
@@ -78,7 +78,7 @@ def test_opcheck(layout, batch_first, num_layers, bidirectional, with_hx, tokens
     ("tokens", "shared"), [(False, False), (True, False), (True, True)], ids=str
 )
 def test_opcheck_of_the_last_state(layout, tokens, shared):
-    """Without an output, and where sequences share prefixes, in inference and in training."""
+    """Without an output and with shared prefixes, in inference and in training."""
     *arguments, options = stack_arguments(layout, 2, with_hx=not shared, tokens=tokens)
     if shared:
         arguments[-1] = None  # reset
@@ -118,13 +118,13 @@ def test_gradcheck(nonlinearity, bidirectional, packed):
         output, h_n = torch.func.functional_call(module, parameters, (input, hx))
         return output.data if packed else output, h_n
 
-    # Without a flag, all of torch's own checks are on: undefined gradients, determinism.
+    # By default gradcheck runs all its checks, undefined gradients and determinism included.
     assert torch.autograd.gradcheck(run, (x, hx, *values))
     assert torch.autograd.gradgradcheck(run, (x, hx, *values), fast_mode=True)
 
 
-def test_a_tensor_given_twice_has_one_whole_second_derivative():
-    """A tensor that is weight_ih and weight_hh gets the derivative of both, also the second."""
+def test_a_tensor_given_twice_gets_both_derivatives():
+    """A tensor that is both weight_ih and weight_hh gets both derivatives, second ones too."""
     square = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     module = FusedRNN(3, 3, bias=False, dtype=torch.float64)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_a_tensor_given_twice_has_one_whole_second_derivative():
     assert torch.autograd.gradgradcheck(run, square)
 
 
-def test_only_what_is_asked_for_has_a_gradient():
+def test_only_what_requires_a_gradient_gets_one():
     module = FusedRNN(4, 6)
     x = torch.randn(5, 3, 4)
     module.requires_grad_(False)
@@ -153,7 +153,7 @@ def test_only_what_is_asked_for_has_a_gradient():
 
 
 def test_transforms_of_a_cell():
-    """Within transforms a cell takes `rnn`, and gives what `nn.RNNCell` does."""
+    """Inside transforms a cell calls `rnn`, and matches `nn.RNNCell`."""
     ours, theirs = (cls(3, 4, dtype=torch.float64) for cls in (FusedRNNCell, torch.nn.RNNCell))
     ours.load_state_dict(theirs.state_dict())
     x, tangent = torch.randn(2, 5, 3, dtype=torch.float64).unbind(0)
@@ -204,7 +204,7 @@ def layout_of(*values, dtype=torch.int64):
     ],
 )
 def test_the_forward_operator_checks_for_itself(changes, text):
-    """An operator that is called directly, past all checks in Python, reads in bounds only."""
+    """An operator called directly, past all checks in Python, never reads out of bounds."""
     with pytest.raises(RuntimeError, match=text):
         torch.ops.namernn_fast.rnn_forward(**GOOD | changes)
 

@@ -1,4 +1,4 @@
-"""The source distribution, the wheels that are built from it, and builds that must fail."""
+"""The source distribution, the wheels built from it, and builds that must fail."""
 
 import os
 import re
@@ -15,12 +15,12 @@ pytest.importorskip("setuptools")
 
 ROOT = Path(__file__).parents[2]
 BUILT = ("*.so", "*.egg-info", "__pycache__", ".*_cache", ".git", ".venv", "build", "dist")
-# Runs one step of a build as pip does, in a process of its own: build_sdist or build_wheel.
+# Runs one build hook, such as build_sdist or build_wheel, in a separate process as pip does.
 HOOK = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
-# Trains one step of a bidirectional layer and compares it with torch.nn.RNN.
+# Runs a bidirectional stack forward and backward, and compares it with torch.nn.RNN.
 PROGRAM = """
 import sys
-# The import hook of an editable install would find the package under test in place of this one.
+# An editable install's import hook would find the source tree instead of this copy.
 sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
 import torch, namernn_fast
 print(namernn_fast.__file__)
@@ -51,7 +51,7 @@ def run_hook(hook, tree, folder, check=True, **environment):
 
 
 def git_files(*options):
-    """Returns the files that git lists in the source tree, or None where git cannot tell."""
+    """Returns the files that git lists in the source tree, or None if git cannot list them."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         return None
     listed = run("git", "ls-files", "-z", *options, cwd=ROOT, check=False)
@@ -66,7 +66,7 @@ def files_below(folder):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the source tree without anything that was built in it."""
+    """A copy of the source tree without build products."""
     target = tmp_path / "tree"
     names = git_files("--cached", "--others", "--exclude-standard")
     if names is None:
@@ -79,7 +79,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def quick_compiler(tmp_path):
-    """A C++ compiler that does not optimise: what it builds is right, and is built soon."""
+    """A C++ compiler that does not optimize: its builds are correct, and quick to make."""
     script = tmp_path / "c++"
     script.write_text(f'#!/bin/sh\nexec {shutil.which("c++")} "$@" -O0\n')
     script.chmod(0o755)
@@ -91,7 +91,7 @@ needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++
 
 @needs_compiler
 def test_sdist_to_wheel_to_import(tree, quick_compiler, tmp_path):
-    """The sdist has every file of git; the wheel built from it is complete, installs and runs."""
+    """The sdist has every file that git tracks; its wheel is complete, installs and runs."""
     expected = git_files("--cached") or files_below(tree)
     run_hook("build_sdist", tree, tmp_path / "sdist")
     (sdist,) = (tmp_path / "sdist").iterdir()
@@ -126,7 +126,7 @@ def package_files(wheel):
 
 
 def plant_leftovers(tree):
-    """Puts into a source tree what earlier builds leave: libraries, and a module since removed."""
+    """Plants leftovers of earlier builds in a source tree: libraries and a removed module."""
     for folder in ("build/lib", f"build/lib.{sys.platform}-x86_64-cpython-311", "."):
         package = tree / folder / "namernn_fast"
         package.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def plant_leftovers(tree):
 
 @pytest.mark.parametrize("reason", ["asked for", "no compiler"])
 def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
-    """The wheel fits every platform, and packs nothing that earlier builds left behind."""
+    """The wheel is for every platform, and holds nothing that earlier builds left behind."""
     environment = {"NAMERNN_FAST_NO_EXT": "1"}
     if reason == "no compiler":
         environment = {"PATH": str(tmp_path)}
@@ -149,7 +149,7 @@ def test_without_the_extension_the_wheel_is_pure(reason, tree, tmp_path):
 
 
 def test_the_description_suits_an_index_page(tree, tmp_path):
-    """An index page shows the README, and has no file of the repository beside it."""
+    """An index page shows the README without the repository, so every link is absolute."""
     hook = "prepare_metadata_for_build_wheel"
     run_hook(hook, tree, tmp_path / "metadata", NAMERNN_FAST_NO_EXT="1")
     (file,) = (tmp_path / "metadata").glob("*.dist-info/METADATA")

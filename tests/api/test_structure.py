@@ -41,7 +41,7 @@ def structure():
 
 
 def test_functions_are_measured(structure):
-    """A function reaches from its template line to its closing brace, lambdas included."""
+    """A function extends from its template line to its closing brace, including lambdas."""
     native = [("Sum", 7, 4), ("value", 11, 1), ("wait", 14, 9)]
     assert list(structure.cpp_functions(NATIVE)) == native
     python = "import x\n\nasync def wait():\n    def inner():\n        pass\n    inner()\n"
@@ -49,7 +49,7 @@ def test_functions_are_measured(structure):
 
 
 def test_import_cycles_are_found(structure):
-    """A cycle through an import within a function is found, and each import of it is named."""
+    """A cycle through an import inside a function is found, and each of its imports is named."""
     files = {
         "namernn_fast/__init__.py": "from .a import f\n",
         "namernn_fast/a.py": "from . import b\n",

@@ -1,4 +1,4 @@
-"""The runner of other libraries' tests: how it puts the fused layers in, and what it reports."""
+"""The runner of other libraries' tests: how it swaps in the fused layers, and what it reports."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "third_party"
-# A library's tests in short: it knows nothing but torch.
+# A library's tests in miniature: they know only torch.
 TESTS = """
 import pytest
 import torch
@@ -53,7 +53,7 @@ def run_pytest(folder, *options):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_plugin_puts_the_fused_classes_in(tmp_path, report):
+def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
     (tmp_path / "test_library.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     outcomes, only = {}, []

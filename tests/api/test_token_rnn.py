@@ -1,4 +1,4 @@
-"""`TokenRNN`: an embedding and a layer as one module, and what else may be done with modules."""
+"""`TokenRNN`: an embedding and a layer as one module, and what else users do with modules."""
 
 import copy
 
@@ -30,19 +30,19 @@ def model(**options):
 
 
 def of_parts(model, ids, *arguments, **more):
-    """Returns what the parts of a model give one after the other."""
+    """Returns the results of the embedding followed by the layer."""
     return model.rnn(model.embedding(ids), *arguments, **more)
 
 
 def gradients(results, model):
-    """Returns the gradient of each parameter, of a sum in which each element has its weight."""
+    """Returns the gradient of each parameter for a randomly weighted sum of the results."""
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
     return torch.autograd.grad(results, [*model.parameters()], weights, allow_unused=True)
 
 
 def check(model, ids=IDS, *arguments, twin=None, **more):
-    """Checks that a model gives the results and gradients of its parts, or those of a twin."""
+    """Checks a model against its parts, or against those of a twin: results and gradients."""
     got = model(ids, *arguments, **more)
     wanted = of_parts(twin or model, ids, *arguments, **more)
     torch.testing.assert_close(got, wanted, **EXACT)
@@ -53,7 +53,7 @@ def check(model, ids=IDS, *arguments, twin=None, **more):
 
 
 def stacked(results):
-    """Returns the stacks of what calls gave, each a tuple."""
+    """Stacks the results of several calls, each a tuple."""
     return tuple(map(torch.stack, zip(*results, strict=True)))
 
 
@@ -106,7 +106,7 @@ def test_options_reach_both_parts():
 
 
 def test_training_moves_both_parts():
-    """Steps of an optimizer are those of the parts, to the last places of float64."""
+    """Optimizer steps equal those of the separate parts, up to rounding in float64."""
     own = model(num_layers=2, padding_idx=2)
     twin = copy.deepcopy(own)
     for module, run in ((own, own.last_state), (twin, lambda ids: of_parts(twin, ids)[1])):
@@ -121,7 +121,7 @@ def test_training_moves_both_parts():
 
 @pytest.mark.parametrize("option", ["max_norm", "sparse", "scale_grad_by_freq"])
 def test_an_embedding_that_does_more(option):
-    """The module calls an embedding with these options, which the token table would ignore."""
+    """The token table would ignore these options, so the module calls the embedding."""
     own = model()
     setattr(own.embedding, option, 0.5 if option == "max_norm" else True)
     assert "max_norm, scale_grad_by_freq and sparse" in own.why_not_fused()
@@ -141,7 +141,7 @@ def test_an_embedding_of_another_class():
 
 
 def test_a_forward_set_on_the_layer_gets_rows():
-    """A `forward` set on the layer may not know token ids, so the layer gets embedded rows."""
+    """A `forward` set on the layer may not accept token ids, so it gets embedded rows."""
     own = model()
     own.rnn.forward = lambda rows, hx=None: (rows, hx)
     assert torch.equal(own(IDS)[0], own.embedding(IDS))
@@ -159,7 +159,7 @@ def double_all(module, inputs, results):
 
 
 def double_forward(module):
-    """Sets a forward on the object, as accelerate does."""
+    """Replaces `forward` on the instance, as accelerate does."""
     run = module.forward
     module.forward = lambda *args, **kwargs: double_all(module, args, run(*args, **kwargs))
 
@@ -167,7 +167,7 @@ def double_forward(module):
 @pytest.mark.parametrize("part", ["", "embedding", "rnn"])
 @pytest.mark.parametrize("how", ["forward", "hook", "global hook"])
 def test_what_a_call_runs_besides_forward(how, part, request):
-    """It runs in the parts as in an embedding and an RNN, and in `last_state` of the whole."""
+    """Replaced forwards and hooks run in each part, and in `last_state` of the whole."""
     own = model()
     twin = nn.ModuleDict({"embedding": copy.deepcopy(own.embedding), "rnn": nn.RNN(D, H).double()})
     twin.rnn.load_state_dict(own.rnn.state_dict())
@@ -194,14 +194,14 @@ def test_what_a_call_runs_besides_forward(how, part, request):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["TokenRNN", "FusedRNN"])
 def test_last_state_of_pruned_weights(whole):
-    """Pruning computes the weight in a hook before forward, for each call."""
+    """Pruning recomputes the weight in a forward pre-hook at each call."""
     own = model()
     prune.random_unstructured(own.rnn, "weight_hh_l0", 0.5)
     pruned = {name: value * 2 for name, value in own.state_dict().items()}
     own.load_state_dict(pruned)
     rows = own.embedding.weight.detach()[IDS]
     run = (lambda: own.last_state(IDS)) if whole else (lambda: own.rnn.last_state(rows))
-    for _ in range(2):  # steps of training
+    for _ in range(2):  # training steps
         last = run()
         torch.testing.assert_close(last, own.rnn(rows)[1])
         last.sum().backward()
@@ -218,7 +218,7 @@ def test_parametrizations():
 
 
 def test_replacing_and_restoring():
-    """With torch's own layer inside, a model still runs; lengths are then an error."""
+    """With torch's own layer inside, a model still runs, but lengths are an error."""
     own = model(num_layers=2)
     wanted = own(IDS)
     assert type(restore_rnn(own).rnn) is nn.RNN
@@ -233,7 +233,7 @@ def test_replacing_and_restoring():
 
 @pytest.mark.parametrize("in_dims", [1, 2])
 def test_vmap_over_ids(in_dims):
-    """Mapped ids take one fused call, with gradients of the embedding."""
+    """Mapped ids give the results of a loop, and gradients of all parameters."""
     own = model(num_layers=2, bidirectional=True, padding_idx=0)
     ids = torch.randint(V, (T, B, B))
     wanted = stacked([own(one) for one in ids.unbind(in_dims)])
@@ -260,7 +260,7 @@ def test_vmap_over_lengths():
 
 
 class Methods(nn.Module):
-    """A module whose forward is another method of a module within."""
+    """A module whose forward calls a given method of the module it wraps."""
 
     def __init__(self, module, method="last_state"):
         super().__init__()
@@ -271,7 +271,7 @@ class Methods(nn.Module):
 
 
 def called(module, method, parameters, ids):
-    """Returns the results of a method with other parameters, as a tuple."""
+    """Calls a method with other parameters, and returns its results as a tuple."""
     named = {f"m.{name}": parameter for name, parameter in parameters.items()}
     results = functional_call(Methods(module, method), named, (ids,))
     return results if method == "forward" else (results,)
@@ -289,7 +289,7 @@ def test_vmap_over_models(method):
 
 
 def test_an_id_without_a_row_under_vmap():
-    """Under vmap the place in the mapped ids is no place of the caller's."""
+    """Under vmap the error names no place: the caller does not know the folded ids."""
     ids = IDS.repeat(2, 1, 1)
     ids[1, 2, 2] = V
     with pytest.raises(IndexError, match="input must hold ids from 0 to 5, the rows of embedding"):
@@ -300,7 +300,7 @@ def test_an_id_without_a_row_under_vmap():
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_gradients_of_each_sample(method, padding_idx):
+def test_per_sample_gradients(method, padding_idx):
     own = model(num_layers=2, bidirectional=True, padding_idx=padding_idx)
     parameters = {name: p.detach() for name, p in own.named_parameters()}
 
@@ -336,26 +336,26 @@ def test_forward_mode_and_hessians():
 def test_explain():
     kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else "reference"
     own, ids = TokenRNN(9, D, 64), torch.randint(9, (5, 200))
-    told = explain(own, ids)
+    explained = explain(own, ids)
     asked = "the output is asked for"
-    assert told.path == kernel
-    assert told.shortcuts == ("table",)
-    assert told.why_no_shortcut == {"last state": asked, "shared prefixes": asked}
+    assert explained.path == kernel
+    assert explained.shortcuts == ("table",)
+    assert explained.why_no_shortcut == {"last state": asked, "shared prefixes": asked}
     with torch.no_grad():
-        told = explain(own, ids, last_state=True)
-        assert told.shortcuts == ("table", "last state", "shared prefixes")
-        assert not told.why_no_shortcut
-        assert str(told).startswith(f"{kernel} with table, last state, shared prefixes (")
+        explained = explain(own, ids, last_state=True)
+        assert explained.shortcuts == ("table", "last state", "shared prefixes")
+        assert not explained.why_no_shortcut
+        assert str(explained).startswith(f"{kernel} with table, last state, shared prefixes (")
         with batch_invariant():
             assert explain(own, ids, last_state=True).shortcuts == ("last state",)
-    told = explain(own, pack_sequence([*ids.T]), last_state=True)
-    assert told.shortcuts == ("table", "shared prefixes")
-    assert told.why_no_shortcut == {"last state": "the backward pass reads the output"}
-    assert "not last state: the backward pass reads the output" in str(told)
+    explained = explain(own, pack_sequence([*ids.T]), last_state=True)
+    assert explained.shortcuts == ("table", "shared prefixes")
+    assert explained.why_no_shortcut == {"last state": "the backward pass reads the output"}
+    assert "not last state: the backward pass reads the output" in str(explained)
     with torch.autocast("cpu", torch.bfloat16):
-        told = explain(own, ids, last_state=True)
-        assert told.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-        assert "not in torch.bfloat16" in told.why_no_shortcut["shared prefixes"]
+        explained = explain(own, ids, last_state=True)
+        assert explained.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
+        assert "not in torch.bfloat16" in explained.why_no_shortcut["shared prefixes"]
     dropped, hooked = TokenRNN(9, D, 64, 2, dropout=0.5), TokenRNN(9, D, 64)
     hooked.embedding.register_forward_hook(lambda *arguments: None)
     for layer, input, more, name, reason in (
@@ -366,20 +366,20 @@ def test_explain():
         (dropped, ids, {}, "last state", "dropout needs the output of each layer"),
         (hooked, ids, {}, "table", "the embedding has hooks"),
     ):
-        told = explain(layer, input, last_state=True, **more)
-        assert told.why_no_shortcut[name].endswith(reason)
+        explained = explain(layer, input, last_state=True, **more)
+        assert explained.why_no_shortcut[name].endswith(reason)
 
 
 def test_explain_of_an_embedding_and_of_rows():
     layer, embedding, ids = FusedRNN(D, 64), torch.randn(9, D), torch.randint(9, (5, 200))
     assert explain(layer, ids, embedding=embedding).shortcuts == ("table",)
     rows = embedding[ids]
-    told = explain(layer, rows)
-    assert not told.shortcuts
-    assert not told.why_no_shortcut
-    told = explain(layer.requires_grad_(False), rows, last_state=True)
-    assert told.shortcuts == ("last state",)
-    assert told.why_no_shortcut["table"] == "input holds no token ids"
+    explained = explain(layer, rows)
+    assert not explained.shortcuts
+    assert not explained.why_no_shortcut
+    explained = explain(layer.requires_grad_(False), rows, last_state=True)
+    assert explained.shortcuts == ("last state",)
+    assert explained.why_no_shortcut["table"] == "input holds no token ids"
     with pytest.raises(TypeError, match="int32 or int64, where embedding is given, got"):
         explain(layer, rows, embedding=embedding)
     with pytest.raises(TypeError, match="a FusedRNN, TokenRNN or FusedRNNCell, got Linear"):
@@ -388,10 +388,10 @@ def test_explain_of_an_embedding_and_of_rows():
 
 def test_explain_without_a_kernel(monkeypatch):
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
-    told = explain(TokenRNN(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
-    assert told.path == "reference"
-    assert told.shortcuts == ("table",)
-    assert told.why_no_shortcut == {
+    explained = explain(TokenRNN(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
+    assert explained.path == "reference"
+    assert explained.shortcuts == ("table",)
+    assert explained.why_no_shortcut == {
         "last state": "ATen operators compute every state",
         "shared prefixes": "the C++ extension was not built",
     }
@@ -405,7 +405,7 @@ def test_tracing_of_the_last_state():
 
 
 def test_quantization_of_the_embedding():
-    """What another tool puts in the place of the embedding is called."""
+    """The module calls whatever another tool puts in place of the embedding."""
     own = TokenRNN(V, D, H)
     embedding = copy.deepcopy(own.embedding)
     embedding.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig

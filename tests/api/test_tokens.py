@@ -1,4 +1,4 @@
-"""Token ids against rows of an embedding, the last state alone, shared prefixes: both paths."""
+"""Token ids against embedding rows, the last state alone, and shared prefixes, on both paths."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ needs_extension = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The options of every call of the operator."""
+    """The options of every operator call."""
     found = []
     original = ops.rnn_forward
     monkeypatch.setattr(ops, "rnn_forward", lambda *a: found.append(a[5]) or original(*a))
@@ -35,7 +35,7 @@ def calls(monkeypatch):
 
 
 def arranged(layout, ids, lengths, batch_first=False):
-    """Returns ids (steps, sequences) in a layout, and the keyword arguments that belong to it."""
+    """Returns ids (seq_len, batch) in a layout, and the keyword arguments of the layout."""
     sequences = [ids[:length, b] for b, length in enumerate(lengths)]
     some = [sequence for sequence in sequences if len(sequence)]
     if layout == "unbatched":
@@ -58,7 +58,7 @@ def arranged(layout, ids, lengths, batch_first=False):
 
 
 def rows_of(input, embedding, padding_idx=None):
-    """Returns an input of any layout with the rows that its ids stand for."""
+    """Replaces the ids of an input, in any layout, with their embedding rows."""
     if isinstance(input, PackedSequence):
         return input._replace(data=rows_of(input.data, embedding, padding_idx))
     if input.is_nested:
@@ -75,7 +75,7 @@ def data_of(output):
 
 
 def gradients(results, leaves):
-    """Returns gradients of a sum in which every element has a weight of its own, in any dtype."""
+    """Returns the gradients of a randomly weighted sum of the results, in any dtype."""
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(r.shape, generator=generator).to(r.dtype) for r in results]
     return torch.autograd.grad(results, leaves, weights, retain_graph=True, allow_unused=True)
@@ -109,11 +109,11 @@ def test_ids_are_rows_of_the_embedding(path, layout, options, batch_first, rows)
         torch.testing.assert_close(
             (data_of(output), h_n, alone), (data_of(wanted), wanted_h_n, wanted_h_n), **EXACT
         )
-        for got, due in (
+        for got, expected in (
             ((data_of(output), h_n), (data_of(wanted), wanted_h_n)),
             ((alone,), (wanted_h_n,)),
         ):
-            torch.testing.assert_close(gradients(got, leaves), gradients(due, leaves), **EXACT)
+            torch.testing.assert_close(gradients(got, leaves), gradients(expected, leaves), **EXACT)
         with torch.no_grad():
             again = layer(input, hx, embedding=embedding, padding_idx=padding_idx, **more)
             alone = layer.last_state(input, hx, embedding=embedding, **more)
@@ -123,8 +123,8 @@ def test_ids_are_rows_of_the_embedding(path, layout, options, batch_first, rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_ids_lie_anywhere(path, dtype):
-    """Ids of both types, apart from each other, transposed and expanded, give one result."""
+def test_ids_of_any_strides(path, dtype):
+    """Ids of both dtypes, strided, transposed or expanded, give the same result."""
     layer, embedding = layer_and_embedding(**STACK)
     ids = torch.randint(V, (T, B))
     wanted = layer(F.embedding(ids, embedding))
@@ -146,7 +146,7 @@ def test_ids_lie_anywhere(path, dtype):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 def test_dropout_between_layers(path, batch_first, method):
-    """From one seed, the elements that are dropped are those that are dropped of rows."""
+    """With the same seed, dropout drops the same elements as for rows."""
     layer, embedding = layer_and_embedding(
         num_layers=3, dropout=0.5, bidirectional=True, batch_first=batch_first
     )
@@ -167,7 +167,7 @@ def test_dropout_between_layers(path, batch_first, method):
 
 
 def test_gradcheck(path):
-    """First and second derivatives with respect to embedding, states and weights at once."""
+    """First and second derivatives are right, for embedding, states and weights at once."""
     layer, embedding = layer_and_embedding(3, **STACK)
     ids, lengths = torch.randint(3, (4, 3)), torch.tensor([4, 0, 3])
     hx = torch.randn(4, 3, H, dtype=torch.float64, requires_grad=True)
@@ -184,14 +184,14 @@ def test_gradcheck(path):
 
 
 def second_derivatives(results, leaves):
-    """Returns the gradients of a penalty of the gradients of the squares of results."""
+    """Returns the gradients of a gradient penalty on the sum of squared results."""
     loss = sum(result.square().sum() for result in results)
     first = torch.autograd.grad(loss, leaves, create_graph=True)
     return torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
 
 
 def test_double_backward_of_the_padding_row(path):
-    """The gradient of a gradient is that of the rows, where a row has no gradient too."""
+    """Second derivatives equal those of the rows, even if the padding row has no gradient."""
     layer, embedding = layer_and_embedding(**STACK)
     ids = torch.randint(V, (T, B))
     leaves = [embedding, *layer.parameters()]
@@ -200,7 +200,7 @@ def test_double_backward_of_the_padding_row(path):
     torch.testing.assert_close(got, wanted, **EXACT)
 
 
-def test_the_table_gets_a_gradient_only_where_it_is_wanted(path):
+def test_the_table_gets_a_gradient_only_if_needed(path):
     layer, embedding = layer_and_embedding()
     ids = torch.randint(V, (T, B))
     layer.requires_grad_(False)
@@ -225,13 +225,13 @@ def test_autocast(path, dtype, vocabulary):
     ids = torch.randint(vocabulary, (9, 40))
     with torch.autocast("cpu", dtype):
         got = ours(ids, embedding=embedding)
-        his = theirs(F.embedding(ids, embedding))
+        rival = theirs(F.embedding(ids, embedding))
         state = ours.last_state(ids, embedding=embedding)
     assert got[0].dtype == got[1].dtype == state.dtype == dtype
     torch.testing.assert_close(state, got[1], rtol=0, atol=0)
     exact = theirs.double()(F.embedding(ids, embedding).double())
     budget = ErrorBudget(dtype)
-    for name, mine, other, reference in zip(("output", "h_n"), got, his, exact, strict=True):
+    for name, mine, other, reference in zip(("output", "h_n"), got, rival, exact, strict=True):
         budget.add(name, mine, other, reference)
     budget.check()
 
@@ -262,7 +262,7 @@ def test_batch_invariance_gathers_rows():
 @pytest.mark.parametrize("layout", ["dense", "unbatched", "lengths", "packed unsorted", "jagged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_last_state_of_rows(path, options, layout, dtype):
-    """Without ids too, h_n alone has the bits that it has beside an output."""
+    """Without ids too, h_n alone has the same bits as beside an output."""
     layer, embedding = layer_and_embedding(dtype=dtype, **options)
     input, more = arranged(layout, torch.randint(V, (T, B)), LENGTHS)
     rows = rows_of(input, embedding.detach())
@@ -285,7 +285,7 @@ def test_no_output_is_written_in_inference(calls):
 
 
 def alike(sequences, vocabulary=9, longest=12):
-    """Returns ids (longest, sequences) and lengths of sequences of which many begin alike."""
+    """Returns ids (longest, sequences) and lengths of sequences, many with shared prefixes."""
     generator = torch.Generator().manual_seed(sequences)
     stems = torch.randint(vocabulary, (7, longest), generator=generator)
     ids = stems[torch.randint(7, (sequences,), generator=generator)]
@@ -327,7 +327,7 @@ def test_shared_prefixes(layout, sequences, options, threads):
 @needs_extension
 @pytest.mark.parametrize("layout", ["lengths", "packed unsorted"])
 def test_shared_prefixes_keep_the_error_budget(layout):
-    """In float32 the errors are those of plain rows, forward and backward."""
+    """In float32 errors stay within the budget of plain rows, forward and backward."""
     input, more = arranged(layout, *alike(400))
     theirs = torch.nn.RNN(24, 96, num_layers=2)
     embedding = torch.randn(9, 24, requires_grad=True)
@@ -346,11 +346,11 @@ def test_shared_prefixes_keep_the_error_budget(layout):
     ours = results(shared, (embedding, *weights))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(availability, "HAS_EXTENSION", False)
-        his = results(plain(theirs, embedding), (embedding, *weights))
-        due = results(plain(exact, precise), (precise, *exact.parameters()))
+        rival = results(plain(theirs, embedding), (embedding, *weights))
+        expected = results(plain(exact, precise), (precise, *exact.parameters()))
     budget = ErrorBudget(torch.float32)
-    for name, value in due.items():
-        budget.add(name, ours[name], his[name], value)
+    for name, value in expected.items():
+        budget.add(name, ours[name], rival[name], value)
     budget.check()
 
 
@@ -367,7 +367,7 @@ def test_the_second_derivative_of_shared_prefixes():
 
 
 @needs_extension
-def test_where_prefixes_are_shared(calls):
+def test_when_prefixes_are_shared(calls):
     """The sizes of a call decide, in training and in inference."""
     embedding = torch.randn(9, 4)
 
@@ -409,7 +409,7 @@ def test_where_prefixes_are_shared(calls):
     ],
 )
 def test_what_cannot_be_shared(options, more, text, calls):
-    """To ask for it is an error; what pays otherwise is computed without it."""
+    """Asking for it is an error; by default the call runs without sharing."""
     layer = FusedRNN(D, 32, **options)
     more |= {"embedding": torch.randn(V, D, dtype=layer.weight_ih_l0.dtype)}
     ids = torch.randint(V, (5, 128))
@@ -432,7 +432,7 @@ def test_rows_cannot_be_shared(monkeypatch):
 @pytest.mark.parametrize("vocabulary", [V, 99])
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 def test_an_id_without_a_row(path, wrong, vocabulary, method):
-    """The error is an IndexError that names the place, in every layout, with gradients and not."""
+    """An IndexError names the place of the id, in every layout, with and without gradients."""
     layer, embedding = layer_and_embedding(vocabulary)
     wrong = vocabulary if wrong == V else wrong
     ids = torch.zeros(T, B, dtype=torch.int64)
@@ -457,7 +457,7 @@ def test_an_id_without_a_row(path, wrong, vocabulary, method):
                 pytest.raises(IndexError, match=f"{text}{sequence}$"),
             ):
                 getattr(run, method)(input, embedding=embedding, **more)
-    # In padding any id is as good as another.
+    # Ids in padding are ignored.
     getattr(layer, method)(ids, lengths=[T, T, 3, T, T, T], embedding=embedding)
 
 
@@ -520,7 +520,7 @@ def test_empty_batches(path):
 
 
 def test_an_embedding_that_changes_before_the_backward_pass(path):
-    """What the products of the table need is watched, as that of an `nn.Linear` is."""
+    """Autograd reports a change of what the table's gradient needs, as for an `nn.Linear`."""
     layer, embedding = layer_and_embedding()
     ids = torch.randint(V, (T, B))
     output, _ = layer(ids, embedding=embedding)

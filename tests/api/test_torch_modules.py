@@ -1,4 +1,4 @@
-"""PyTorch's checks of modules (its test_modules.py) on its inputs: ours beside torch's."""
+"""PyTorch's module checks (its test_modules.py), on its inputs: our modules against torch's."""
 
 import copy
 import io
@@ -26,14 +26,14 @@ CASES = [
 
 
 def cases(*dtypes):
-    """Parametrizes over the modules, dtypes and modes of torch's own test of modules."""
+    """Parametrizes over the modules, dtypes and modes of torch's own module tests."""
     chosen = [case for case in CASES if not dtypes or case[1] in dtypes]
     names = [f"{case[0].__name__}-{case[1]}-{'train' if case[2] else 'eval'}" for case in chosen]
     return pytest.mark.parametrize(("base", "dtype", "training"), chosen, ids=names)
 
 
 def samples_of(base, dtype, training, requires_grad=False, errors=False):
-    """Returns torch's own samples of a module: of mistakes, or of proper use."""
+    """Returns torch's own samples for a module: of misuse if `errors`, else of valid use."""
     info = ENTRIES[base]
     extra = {"with_packed_sequence": True} if base is torch.nn.RNN and not errors else {}
     make = info.module_error_inputs_func if errors else info.module_inputs_func
@@ -48,14 +48,14 @@ def pairs(base, dtype, training, requires_grad=False, in_a_batch=True):
     """Yields a fused module, torch's module with equal weights, and arguments for both.
 
     Args:
-        in_a_batch: whether samples without a batch, as torch's are unless they are packed, come in
-            a batch of three besides.
+        in_a_batch: whether to yield each sample that is not packed, and so unbatched, a second
+            time in a batch of three.
     """
     for sample in samples_of(base, dtype, training, requires_grad):
         made, args = sample.constructor_input, sample.forward_input.args
         theirs = base(*made.args, **made.kwargs, dtype=dtype).train(training)
         ours = FUSED[base](*made.args, **made.kwargs, dtype=dtype).train(training)
-        with torch.no_grad():  # `nn.RNN.load_state_dict` fails where parameters are swapped
+        with torch.no_grad():  # `nn.RNN.load_state_dict` fails if conversions swap parameters
             for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
                 own.copy_(other)
         yield ours, theirs, args
@@ -74,7 +74,7 @@ def tensors(*trees):
 
 
 def changed(tree, change=torch.clone):
-    """Returns the tree with new leaf tensors, batch_sizes of a PackedSequence left as they are."""
+    """Returns the tree with new floating-point leaf tensors; batch_sizes stay as they are."""
     return tree_map_only(
         Tensor,
         lambda t: (
@@ -85,7 +85,7 @@ def changed(tree, change=torch.clone):
 
 
 def run(module, args, grads=None):
-    """Returns the outputs, and the gradients of all arguments and parameters that want one."""
+    """Returns the outputs, and the gradients of all arguments and parameters that require one."""
     outputs = tensors(module(*args))
     inputs = [t for t in tensors(args, list(module.parameters())) if t.requires_grad]
     grads = grads or [torch.ones_like(t) for t in outputs]
@@ -97,7 +97,7 @@ def non_contiguous(t):
 
 
 def recorder(calls):
-    """Returns a hook that writes down what it sees."""
+    """Returns a hook that records its arguments."""
     return lambda _, *seen: calls.append(seen)
 
 
@@ -110,7 +110,7 @@ def described(module):
 
 @pytest.fixture(params=[True, False], ids=["swap", "set"])
 def swap(request):
-    """Whether a conversion swaps the contents of a parameter; it sets `data` otherwise."""
+    """Whether a conversion swaps a parameter's contents instead of setting its `data`."""
     torch.__future__.set_swap_module_params_on_conversion(request.param)
     yield request.param
     torch.__future__.set_swap_module_params_on_conversion(False)
@@ -127,8 +127,8 @@ def test_forward(base, dtype, training):
 
 @cases()
 def test_factory_arguments(base, dtype, training):
-    """`dtype`, `device` and `torch.device` as a context decide on every parameter."""
-    for sample in samples_of(base, dtype, training)[::3]:  # neighbours differ in arguments alone
+    """`dtype`, `device` and `torch.device` as a context apply to every parameter."""
+    for sample in samples_of(base, dtype, training)[::3]:  # neighbors differ only in arguments
         made = sample.constructor_input
         for device, context in itertools.product(("cpu", "meta", None), ("cpu", "meta")):
             with torch.device(context):
@@ -143,7 +143,7 @@ def test_factory_arguments(base, dtype, training):
 
 @cases()
 def test_device_transfer(base, dtype, training):
-    """A module goes to another device and back; there it takes and returns tensors of its own."""
+    """A module moves to another device and back; there it works on that device's tensors."""
     samples = pairs(base, dtype, training, in_a_batch=False)
     for ours, theirs, args in itertools.islice(samples, 0, None, 5 if base is torch.nn.RNN else 1):
         before, weights = ours(*args), copy.deepcopy(ours.state_dict())
@@ -155,7 +155,7 @@ def test_device_transfer(base, dtype, training):
         assert described(ours) == described(theirs)
         mixed = [args, (args[0], *there[1:]), (there[0], *args[1:])][: 2 * len(args) - 1]
         for module in (ours, theirs):
-            # Torch computes a packed batch on other devices' weights, where there is no bias.
+            # Without a bias, torch accepts a packed batch with weights on another device.
             for wrong in [] if isinstance(args[0], PackedSequence) else mixed:
                 with pytest.raises(RuntimeError, match="device"):
                     module(*wrong)
@@ -165,7 +165,7 @@ def test_device_transfer(base, dtype, training):
 
 @cases()
 def test_copies(base, dtype, training):
-    """A deep copy, a saved and a pickled module say and compute what the module does."""
+    """Deep-copied, saved and pickled modules print and compute the same as the original."""
     for ours, theirs, args in pairs(base, dtype, training, in_a_batch=False):
         assert repr(ours) == f"Fused{theirs!r}"
         assert str(ours) == f"Fused{theirs}"
@@ -182,7 +182,7 @@ def test_copies(base, dtype, training):
 
 @cases()
 def test_state_dict(base, dtype, training):
-    """A saved `state_dict` goes from either module to the other, past the hooks of both."""
+    """A saved `state_dict` of either module loads into the other, and the hooks of both run."""
     for modules in pairs(base, dtype, training, in_a_batch=False):
         args = modules[2]
         for source, target in itertools.permutations(modules[:2]):
@@ -210,7 +210,7 @@ def test_state_dict(base, dtype, training):
 
 @cases()
 def test_hooks(base, dtype, training):
-    """Hooks of the forward and the backward pass see what they see on torch's module."""
+    """Forward and backward hooks see the same values as on torch's module."""
     for *modules, args in pairs(base, dtype, training, requires_grad=True):
         seen = []
         for module in modules:
@@ -227,7 +227,7 @@ def test_hooks(base, dtype, training):
 
 @cases()
 def test_non_contiguous_tensors(base, dtype, training):
-    """Results are torch's wherever tensors lie, and contiguous where torch's are."""
+    """Results are torch's for tensors of any strides, and contiguous if torch's are."""
     for ours, theirs, args in pairs(base, dtype, training, requires_grad=True):
         grads = [torch.randn_like(t) for t in tensors(theirs(*args))]
         wanted = run(theirs, args, grads)
@@ -242,7 +242,7 @@ def test_non_contiguous_tensors(base, dtype, training):
 
 
 def check_gradients(check, samples, every):
-    """Checks gradients of one parameter alone; of all inputs at once for every `every`th sample."""
+    """Checks one parameter's gradient per sample, and all inputs' for every `every`th sample."""
     for k, (ours, _, args) in enumerate(samples):
         leaves, parameters = tensors(args), list(ours.parameters())
 
@@ -275,7 +275,7 @@ def test_gradgrad(base, dtype, training):
 @cases(torch.float32)
 @pytest.mark.parametrize("with_grad", [True, False])
 def test_to(swap, base, dtype, training, with_grad):
-    """Parameters stay the same objects through conversions, also after a backward pass."""
+    """Parameters stay the same objects through conversions, even after a backward pass."""
     for ours, theirs, args in pairs(base, dtype, training, in_a_batch=False):
         converted = []
         for module in (ours, theirs):
@@ -294,7 +294,7 @@ def test_to(swap, base, dtype, training, with_grad):
 
 @cases()
 def test_errors(base, dtype, training):
-    """Torch's own samples of mistakes raise the errors that torch's modules raise."""
+    """Torch's own samples of misuse raise the same errors as on torch's modules."""
     for sample in samples_of(base, dtype, training, errors=True):
         made = sample.module_error_input.constructor_input
         for cls in (FUSED[base], base):

@@ -22,7 +22,7 @@ IDS = torch.randint(7, (6, 2)), torch.randint(7, (9, 5))
 
 
 class Model(nn.Module):
-    """A layer and a cell within a model."""
+    """A model with a layer and a cell."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ def reloaded(program):
 
 
 def same_gradients(ours, theirs, *inputs):
-    """Asserts that two modules have equal results and gradients of parameters of equal names."""
+    """Asserts equal results of two modules, and equal gradients of parameters of the same name."""
     for module in (ours, theirs):
         module.zero_grad()
         results = module(*inputs)
@@ -75,7 +75,7 @@ def same_gradients(ours, theirs, *inputs):
 @pytest.mark.parametrize("how", ["script", "trace"])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_torchscript(tokens, how):
-    """A traced or scripted model shares its parameters, and works at other lengths when loaded."""
+    """A traced or scripted model shares its parameters; reloaded, it runs at other lengths."""
     model, inputs = (TokenRNN(7, 3, 4), IDS) if tokens else (Model(), XS)
     wanted = copy.deepcopy(model)
     classes = [type(module) for module in model.modules()]
@@ -86,7 +86,7 @@ def test_torchscript(tokens, how):
     for input in inputs:
         same_gradients(reloaded(program), wanted, input)
     if not tokens:
-        replace_rnn(model)  # torch.jit.script leaves what it compiled in a model of layers
+        replace_rnn(model)  # torch.jit.script has put torch's own layers into the model
     assert [type(module) for module in model.modules()] == classes
 
 
@@ -141,7 +141,7 @@ def test_scripting_leaves_subclasses_alone():
 
 
 def test_tracing_without_a_kernel(monkeypatch):
-    """At any length, or not at all."""
+    """The trace works at any length, or tracing is an error."""
     monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
     module = FusedRNN(3, 4, batch_first=True)
     torch.testing.assert_close(torch.jit.trace(module, XS[0])(XS[1]), module(XS[1]))
@@ -152,8 +152,8 @@ def test_tracing_without_a_kernel(monkeypatch):
 
 
 def per_sample(module, input, **more):
-    """Calls a module so that the backward pass leaves gradients of each sample."""
-    # Imported after the package, which waits for torch to import expanded weights.
+    """Calls a module so that the backward pass computes per-sample gradients."""
+    # Imported after the package, which hooks into torch's import of expanded weights.
     from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
     return call_for_per_sample_grads(module, batch_size=len(input))(input, **more)
@@ -162,7 +162,7 @@ def per_sample(module, input, **more):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("tokens", [False, True])
 def test_expanded_weights(tokens):
-    """Torch's own gradients of each sample, which know the operators of `nn.RNN` alone."""
+    """Torch's per-sample gradients work, though they know only the operators of `nn.RNN`."""
     module, x = FusedRNN(3, 4, 2, batch_first=True, bidirectional=True), torch.randn(5, 6, 3)
     if tokens:
         module, x = TokenRNN(7, 3, 4, 2, batch_first=True), torch.randint(7, (5, 6))
@@ -189,7 +189,7 @@ def test_what_expanded_weights_refuse(invariant, more, text):
 
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_older_onnx_exporter(with_hx):
-    """The older ONNX exporter gives a module that is exported by itself all arguments in order."""
+    """The older ONNX exporter passes a top-level module all arguments by position."""
     onnxruntime = pytest.importorskip("onnxruntime")
     module, file = FusedRNN(3, 4, batch_first=True), io.BytesIO()
     hx = [torch.randn(1, 2, 4)] * with_hx
@@ -211,7 +211,7 @@ def test_older_onnx_exporter(with_hx):
 
 @pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell, TokenRNN])
 def test_modules_are_leaves_of_fx(cls):
-    """With hooks too, which run once, and with torch's class in the place of a leaf later."""
+    """Hooks of a leaf run once, and torch's class may replace the leaf afterwards."""
     module, x = (TokenRNN(13, 3, 4), IDS[0]) if cls is TokenRNN else (cls(3, 4), XS[0][0])
     model = nn.Sequential(module)
     model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
@@ -241,7 +241,7 @@ def test_fx_records_hx_and_lengths():
 
 
 def test_quantization():
-    """FX quantization passes the layer by; dynamic quantization knows the restored cell."""
+    """FX quantization skips the layer; dynamic quantization converts the restored cell."""
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 

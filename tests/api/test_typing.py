@@ -16,14 +16,14 @@ PROGRAM = Path(typed_program.__file__)
 
 
 def test_the_package_declares_its_hints():
-    """PEP 561: without this file type checkers take no hint from an installed package."""
+    """PEP 561: without this file type checkers ignore the hints of an installed package."""
     assert (files("namernn_fast") / "py.typed").is_file()
 
 
 def test_a_program_is_checked_strictly(monkeypatch, tmp_path):
     """Every type that the program asserts is right, and every mistake in it is an error.
 
-    Without the comments that expect the mistakes, the marked lines alone are errors, of their kind.
+    Without the `type: ignore` comments, exactly the marked lines are errors, of the marked kind.
     """
     text = PROGRAM.read_text(encoding="utf-8")
     marked = re.compile(r"  # type: ignore\[([a-z-]+)\]")
@@ -32,11 +32,11 @@ def test_a_program_is_checked_strictly(monkeypatch, tmp_path):
         for number, line in enumerate(text.splitlines(), 1)
         if (found := marked.search(line))
     ]
-    assert len(expected) > 10  # the pattern has found them
+    assert len(expected) > 10  # the pattern still matches
     bare = tmp_path / "bare_program.py"
     bare.write_text(marked.sub("", text), encoding="utf-8")
 
-    monkeypatch.chdir(ROOT)  # with what `make check` has kept of torch in .mypy_cache
+    monkeypatch.chdir(ROOT)  # to reuse the .mypy_cache of `make check`
     monkeypatch.setenv("MYPYPATH", str(ROOT))
     output, failure, _ = api.run(["--strict", "--no-error-summary", str(PROGRAM), str(bare)])
     assert not failure

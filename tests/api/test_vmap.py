@@ -1,4 +1,4 @@
-"""`torch.func.vmap` against a Python loop: over inputs, states, models, and all that goes along."""
+"""`torch.func.vmap` against a Python loop: over inputs, states, lengths, resets and models."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def stacked(each, dim=0):
 
 
 def count_calls(monkeypatch):
-    """Returns a list that grows with every call of the operator from now on."""
+    """Returns a list that records every operator call from now on."""
     calls = []
     original = ops.rnn_forward
     monkeypatch.setattr(ops, "rnn_forward", lambda *a: calls.append(a) or original(*a))
@@ -91,7 +91,7 @@ def test_over_the_data_of_a_packed_sequence():
 
 @pytest.mark.parametrize("of_each", [False, True])
 def test_over_models(of_each, monkeypatch):
-    """An ensemble takes one fused call for each model, and trains as its models do alone."""
+    """An ensemble takes one fused call per model, and trains as its models do separately."""
     models = [FusedRNN(3, 5, **STACK) for _ in range(K)]
     params, buffers = stack_module_state(models)
     x, hx = inputs(mapped=K if of_each else None)
@@ -126,7 +126,7 @@ def test_vmap_in_vmap_and_cells():
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_gradients_of_each_sample(with_hx):
+def test_per_sample_gradients(with_hx):
     module = FusedRNN(3, 5, **STACK)
     x, hx = inputs()
     params = {name: p.detach() for name, p in module.named_parameters()}

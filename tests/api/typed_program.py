@@ -1,7 +1,6 @@
-"""A program of a user, which tests/api/test_typing.py checks in mypy's strict mode and runs.
+"""A user's program, which tests/api/test_typing.py checks in mypy's strict mode and runs.
 
-`mistakes` is not run: each of its lines must be an error, and the check reports an error that is
-expected and does not come.
+`mistakes` does not run: each of its marked lines must be an error, or the check fails.
 """
 
 import numpy as np
@@ -26,7 +25,7 @@ from namernn_fast.testing import ErrorBudget, assert_within_budget, max_error
 
 
 class Tagger(nn.Module):
-    """A model with a layer in it."""
+    """A model with a layer."""
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class Tagger(nn.Module):
 
 
 def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
-    """Calls the modules with (seq_len, batch, 3), packed rows of 3 and ids (seq_len, batch)."""
+    """Calls the modules with (seq_len, batch, 3), packed (rows, 3) and ids (seq_len, batch)."""
     layer = FusedRNN(3, 4, 1, "relu", batch_invariant=True)
     output, h_n = layer(input)
     assert_type(output, Tensor)
@@ -82,10 +81,10 @@ def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     assert_type(restore_rnn(FusedRNNCell(3, 4)), nn.RNNCell)
     assert_type(restore_rnn(Tagger()), Tagger)
 
-    told = explain(FusedRNN(3, 4), packed)
-    assert_type(told.path, str)
-    assert_type(told.why_not, dict[str, str])
-    assert_type(told.shortcuts, tuple[str, ...])
+    explained = explain(FusedRNN(3, 4), packed)
+    assert_type(explained.path, str)
+    assert_type(explained.why_not, dict[str, str])
+    assert_type(explained.shortcuts, tuple[str, ...])
     assert_type(namernn_fast.__version__, str)
 
     assert_type(max_error(input, input.double()), float)
@@ -96,14 +95,14 @@ def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
 
 def use_either(input: Tensor | PackedSequence) -> Tensor | PackedSequence:
-    """Calls a layer with what may be one kind of input or the other."""
+    """Calls a layer with an input that may be of either kind."""
     output, h_n = FusedRNN(3, 4)(input)
     assert_type(h_n, Tensor)
     return output
 
 
 def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> None:
-    """Makes mistakes, of which each is an error of the kind that its comment names."""
+    """Makes mistakes; each is an error of the kind that its comment names."""
     layer = FusedRNN(3, 4)
     FusedRNN("3", 4)  # type: ignore[arg-type]
     FusedRNN(3, 4, nonlinearity=torch.tanh)  # type: ignore[arg-type]
@@ -127,7 +126,7 @@ def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> Non
 
 
 def main() -> None:
-    """Runs what is right of this program."""
+    """Runs everything but the mistakes."""
     input, ids = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
     packed = pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
     use_modules(input, packed, ids)

@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: what it does with losses, errors and lateness."""
+"""The GPU benchmark without a GPU: how it reports losses, errors and late cells."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ from namernn_fast import FusedRNN
 from namernn_fast.bench.tables import ratio
 
 ROOT = Path(__file__).parents[2]
-# What `pip install torch triton numpy` brings.
+# What `pip install torch triton numpy` installs.
 BARE = ("torch", "triton", "numpy", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2")
 BARE += ("markupsafe", "filelock", "fsspec", "setuptools", "functorch", "torchgen")
 NOW = math.inf
@@ -42,7 +42,7 @@ def _precision_of_the_process_stays():
     ("precision", "of_rnns", "of_products"),
     [(grid.TF32, "tf32", None), (grid.BFLOAT16, "tf32", None), (grid.FLOAT32, "ieee", "ieee")],
 )
-def test_the_defaults_of_torch_are_raced_as_they_are(precision, of_rnns, of_products):
+def test_torchs_default_precisions_are_raced(precision, of_rnns, of_products):
     knobs = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
     own = knobs[1].fp32_precision
     with precision.of_the_process():
@@ -60,7 +60,7 @@ def report(rows):
 
 @pytest.fixture
 def bare(tmp_path):
-    """A checkout that was neither built nor installed, and packages that a GPU machine has."""
+    """A checkout that is not built, and an environment with only the packages of a GPU machine."""
     checkout, packages = tmp_path / "checkout", tmp_path / "packages"
     for folder in ("namernn_fast", "benchmarks"):
         ignored = shutil.ignore_patterns("*.so", "results", "__pycache__")
@@ -81,10 +81,10 @@ def bare(tmp_path):
     return checkout, environment | {"PYTHONPATH": str(packages)}
 
 
-def test_the_dry_run_needs_no_more_than_torch_triton_and_numpy(bare):
+def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     checkout, environment = bare
     done = subprocess.run(
-        # Without its own packages, the interpreter sees those of the environment alone.
+        # -S hides the interpreter's own packages, so only those of PYTHONPATH are left.
         ["make", "bench-gpu", "DRY_RUN=1", f"PYTHON={sys.executable} -S"],
         cwd=checkout,
         env=environment,
@@ -106,7 +106,7 @@ def test_the_dry_run_needs_no_more_than_torch_triton_and_numpy(bare):
     assert "its times mean nothing" in text
 
 
-def test_the_dry_run_fails_where_triton_was_not_what_ran(tmp_path):
+def test_the_dry_run_fails_if_triton_did_not_run(tmp_path):
     script = (
         "import sys, torch\n"
         "torch.library.Library.impl = lambda *arguments, **options: None\n"
@@ -170,7 +170,7 @@ def test_the_error_of_a_capture_is_recorded():
     assert cudnn.exit_status(rows) == 0
 
 
-def test_what_is_too_late_stands_in_the_table():
+def test_late_cells_are_in_the_table():
     rows = run(race.DRY, deadline=0)
     assert [Cell.of(row) for row in rows] == list(grid.DRY_CELLS)
     assert {row["status"] for row in rows} == {race.LATE}
@@ -219,7 +219,7 @@ def test_plots(tmp_path):
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING])
 def test_flashrnn_is_checked_and_raced(monkeypatch, mode, activation, status):
     def elman(Wx, R, b, function, backend, dtype):  # noqa: N803
-        """Takes (batch, steps, gates, heads, features) as flashrnn does."""
+        """Takes Wx (batch, seq_len, gates, heads, features), as flashrnn does."""
         assert (function, backend, dtype) == ("elman", "cuda_fused", "bfloat16")
         h, states = torch.zeros_like(Wx[:, 0, 0]), []
         for x in Wx.unbind(1):

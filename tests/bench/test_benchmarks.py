@@ -98,7 +98,7 @@ def test_single_layers_get_the_gradients_of_a_stack():
         torch.testing.assert_close(own.grad, of_stack.grad)
 
 
-def test_subnormal_numbers_are_flushed_for_one_row_alone():
+def test_subnormal_numbers_are_flushed_only_for_one_row():
     threads = torch.get_num_threads()
     for name in fading.CASES:
         medians = fading.measure(name, fading.QUICK_CELL, threads, QUICK)
@@ -169,7 +169,7 @@ def test_a_step_that_waits_is_timed():
 
 
 def test_a_first_call_finds_nothing_imported():
-    """What the import of a layer adds to that of torch is a stage that is timed."""
+    """Importing torch and a layer are timed stages, so nothing may import either before."""
     program = "import sys, benchmarks.cpu.first_call; print(*sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
@@ -179,8 +179,8 @@ def test_a_first_call_finds_nothing_imported():
 
 
 def test_first_calls(monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # and unset it afterwards
-    monkeypatch.setattr(torch, "compile", lambda call: call)  # which takes long
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # measure sets it; undo that
+    monkeypatch.setattr(torch, "compile", lambda call: call)  # real compilation takes long
     found = first_call.measure(FUSED, torch.get_num_threads())
     assert set(found) == {*first_call.STAGES, *first_call.COMPILED_STAGES}
 
@@ -202,7 +202,7 @@ def test_a_peer_that_is_wrong_is_not_timed(monkeypatch):
 
 
 def test_a_budget_counts_what_nudges_do():
-    """The root mean square over samples of the largest distance over draws."""
+    """Nudges count by the root mean square over samples of the largest distance over draws."""
     exact, ours = np.zeros(2), torch.tensor([0.0, 6.0], dtype=torch.float64)
     budget = ErrorBudget(ours.dtype)
     budget.add("h", ours, torch.zeros_like(ours), exact)
@@ -230,7 +230,7 @@ def test_flops_are_those_of_the_formula():
 
 
 def test_wide_layers(repository, monkeypatch, capsys):
-    """A wrong result is reported and not timed; the other cells are, and nothing is recorded."""
+    """A wrong result is reported, not timed; other cells are timed, and nothing is recorded."""
     shapes = {torch.float32: ((3, 4, 1, 1), (5, 3, 6, 2)), torch.bfloat16: ((3, 4, 2, 1),)}
     monkeypatch.setattr(wide, "SHAPES", shapes)
     monkeypatch.setattr(wide.pages, "time_budget", lambda *_, **__: QUICK)
@@ -264,7 +264,7 @@ def test_wide_layers(repository, monkeypatch, capsys):
     assert len(rows_in("scratch")) == 2 * 3 - 2
 
 
-def test_the_read_floor_counts_every_weight_once_a_step():
+def test_the_read_floor_counts_every_weight_once_per_step():
     cell = Cell(DENSE, FORWARD, 2, 5, 3, 4)
     assert wide.weights_read(cell) == 5 * 3 + 3 * 3 * 3
     training = dataclasses.replace(cell, mode=TRAINING)
@@ -286,7 +286,7 @@ def test_a_section_of_a_page(tmp_path):
 
 
 def raw_run(cells):
-    """What pytest-benchmark writes, in part, with a speed-up of two everywhere."""
+    """Returns part of what pytest-benchmark writes, with a speed-up of two everywhere."""
     machine = {"cpu": "a CPU", "cores": 2, "threads": 2, "cpu_capability": "AVX2"}
     machine |= {"torch": "2.13", "fused_path": "cpu avx2"}
     benchmarks = [
@@ -314,7 +314,7 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_run_is_recorded_on_request_alone(repository):
+def test_a_run_is_recorded_only_on_request(repository):
     cells = [*speed.DENSE_CELLS, *speed.PACKED_CELLS, *speed.EPOCH_CELLS]
     documents = (speed.README, speed.PERFORMANCE)
     before = [page.read_text(encoding="utf-8") for page in documents]
@@ -335,8 +335,8 @@ def test_a_run_is_recorded_on_request_alone(repository):
     assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
 
 
-def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
-    """`make bench` on two cells, one of which is wrong, and programs one of which is."""
+def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
+    """`make bench` reports a wrong cell and a wrong program, and times everything else."""
     plugin = """
         import dataclasses
         from benchmarks.harness import grid
@@ -356,7 +356,7 @@ def test_the_cells_beside_a_wrong_one_are_timed(repository, monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(repository), str(ROOT))))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p planted -k test_layer")
     for variable in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
-        monkeypatch.delenv(variable)  # pytest-benchmark writes nothing in a worker of xdist
+        monkeypatch.delenv(variable)  # pytest-benchmark writes nothing in an xdist worker
     scratch, python = repository / "scratch", cpu_run.python
     monkeypatch.setattr(cpu_run, "SCRATCH", scratch)
     monkeypatch.setattr(cpu_run, "OTHERS", ("a.b",))

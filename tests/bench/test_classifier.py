@@ -33,7 +33,7 @@ def _sample(monkeypatch):
 
 @pytest.fixture(scope="module")
 def corpus():
-    """The embedded sample, whose names are drawn at random."""
+    """The embedded sample of names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surnames, "names", embedded_sample)
         return Corpus.of_data()
@@ -155,13 +155,13 @@ class OtherBatches(Application):
 
 
 @pytest.mark.parametrize("wrong", [SlightlyWrong, OtherBatches])
-def test_the_gate_knows_wrong_losses(corpus, weights, wrong):
+def test_the_gate_finds_wrong_losses(corpus, weights, wrong):
     gate.check_losses(PROGRAMS, corpus, weights, 16, 5)
     with pytest.raises(BudgetError, match="wrong, batches of 16: losses: error"):
         gate.check_losses([*PROGRAMS, wrong], corpus, weights, 16, 5)
 
 
-def test_the_gate_knows_wrong_labels(corpus, weights):
+def test_the_gate_finds_wrong_labels(corpus, weights):
     class Wrong(Application):
         name = "wrong"
 
@@ -209,7 +209,7 @@ def test_a_stopwatch_times_the_parts_of_every_loop(corpus, weights):
         assert epoch[TOTAL] >= 10 * min(recorded[TOTAL] for recorded in watch.recorded)
 
 
-def test_a_loop_past_the_hooks_is_not_timed(corpus, weights):
+def test_a_loop_that_bypasses_the_hooks_is_not_timed(corpus, weights):
     class Sly(WithTorch):
         name = "sly"
 
@@ -232,7 +232,7 @@ def test_the_peak_of_a_call_is_above_what_was_there_before():
     size = 64 * 2**20
     kept = torch.ones(size // 4)
     assert memory.peak_above(lambda: None) < size // 8
-    # A peak that is past does not hide the next one.
+    # An earlier peak does not hide a later one.
     memory.peak_above(lambda: torch.ones(size))
     found = memory.peak_above(lambda: torch.ones(size // 4))
     assert size * 0.95 < found < size * 1.1
@@ -240,7 +240,7 @@ def test_the_peak_of_a_call_is_above_what_was_there_before():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_fresh_process_has_not_the_peak_of_its_parent():
+def test_a_fresh_process_does_not_have_the_peak_of_its_parent():
     size = 512 * 2**20
     kept = torch.ones(size // 4)
     fresh = in_new_process(memory.peak_bytes)
@@ -276,7 +276,7 @@ def test_a_whole_run_and_its_report(threads):
         ("check_labels", "labels", "training"),
     ],
 )
-def test_a_wrong_result_takes_no_other_timing_down(check, untimed, kept, threads, monkeypatch):
+def test_a_wrong_result_stops_no_other_timing(check, untimed, kept, threads, monkeypatch):
     def planted(*_):
         raise BudgetError("planted")
 

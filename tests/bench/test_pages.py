@@ -1,4 +1,4 @@
-"""The tables of the documents are what the recorded results give."""
+"""The tables in the documents match the recorded results."""
 
 import pytest
 

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def found():
-    """The figures of two splits on which the reference is always right, the rest seldom."""
+    """The figures of two splits in which the reference is always right, and the others seldom."""
     parts = [split(embedded_sample(), seed=seed) for seed in (0, 1)]
     generator = torch.Generator().manual_seed(0)
     scores = []

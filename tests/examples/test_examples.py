@@ -1,6 +1,6 @@
-"""Every example runs, shows what it claims, and fails where its claim does not hold.
+"""Every example runs, shows what it claims, and fails if its claim does not hold.
 
-An example whose packages are not installed is skipped. Times are printed, but no test judges them.
+An example is skipped if a package it needs is missing. No test judges the times it prints.
 """
 
 import re
@@ -26,12 +26,12 @@ NEEDS = {
     "score_table": ("ray.data", "safetensors"),
     "train_torchrun": (),
 }
-"""The packages that an example needs beside torch."""
+"""The packages that an example needs besides torch."""
 
 
 @pytest.fixture
 def run(threads, monkeypatch, tmp_path, capsys):
-    """Runs an example in this process, which saves the import of torch; returns what it prints."""
+    """Runs an example in this process, to save importing torch, and returns what it prints."""
     threads(1)  # models this small gain nothing from more
     monkeypatch.chdir(tmp_path)
 
@@ -47,7 +47,7 @@ def run(threads, monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def run_apart(tmp_path, run_program):
-    """Runs an example by a program of its own, in a folder and a home folder that are empty."""
+    """Runs an example in a separate process, with empty working and home folders."""
 
     def run_apart(*command):
         # Ray writes to the home folder, which is also where Python looks for the user's packages.
@@ -58,7 +58,7 @@ def run_apart(tmp_path, run_program):
 
 
 def numbers(pattern, printed):
-    """Returns the numbers in what an example printed at the only place that fits the pattern."""
+    """Returns the numbers in the only match of a pattern in what an example printed."""
     (found,) = re.findall(pattern, printed)
     return [float(number.replace(",", "")) for number in ([found] if type(found) is str else found)]
 
@@ -146,15 +146,15 @@ def test_score_table(run_apart):
     printed = run_apart(EXAMPLES / "score_table.py", "--rows", "20000")
     assert "20,000 rows of 8 files: the languages are those of a single call\n" in printed
     assert numbers(r"(\d+) workers took part", printed)[0] in (1, 2)
-    told = dict(re.findall(r"(\w+) ([\d,]+)(?:, |\n)", printed.partition("most frequent: ")[2]))
-    assert len(told) == 4
-    assert "English" in told
+    counts = dict(re.findall(r"(\w+) ([\d,]+)(?:, |\n)", printed.partition("most frequent: ")[2]))
+    assert len(counts) == 4
+    assert "English" in counts
     assert numbers(r"(\S+) rows a second on this machine", printed)[0] > 0
 
 
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-    reason="this torch has no gloo",
+    reason="torch was built without gloo",
 )
 def test_train_torchrun(run_apart):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
@@ -169,7 +169,7 @@ def test_train_torchrun(run_apart):
 
 
 def slightly_wrong(function):
-    """Returns a function whose tensors, or whose functions' tensors, are a thousandth too large."""
+    """Wraps a function, and a function that it returns, to scale their tensors by 1.001."""
 
     def wrong(*arguments, **options):
         result = function(*arguments, **options)

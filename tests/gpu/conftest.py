@@ -1,4 +1,4 @@
-"""The GPU for which plans are made in these tests; Triton is imported where it is needed."""
+"""The GPU that these tests plan for. Only fixtures that need Triton import it."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def nothing_tuned():
-    """No plan from `autotune`, before one test and after it."""
+    """Clears the plans of `autotune` before and after a test."""
     from namernn_fast.gpu import plan
 
     plan.tuned.clear()
@@ -16,7 +16,7 @@ def nothing_tuned():
 
 @pytest.fixture
 def h100(monkeypatch, nothing_tuned):
-    """An H100 that has refused no launch yet, as far as plans depend on it."""
+    """Makes plans for an H100 that has not refused a launch yet."""
     from benchmarks.gpu.resources import H100
     from namernn_fast.gpu import device
 

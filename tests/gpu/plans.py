@@ -1,4 +1,4 @@
-"""A plan of every kind for any hidden size, with remainders, for the interpreter."""
+"""Plans of every kind, for any hidden size and with remainders, for the interpreter."""
 
 import triton
 
@@ -15,7 +15,7 @@ def resident_one_sequence(hidden_size):
 
 
 def cooperative(hidden_size):
-    """Two members, where one block of hidden units is not enough; their products in two parts."""
+    """Two members with products in two parts, unless one block of hidden units is enough."""
     whole = resident(hidden_size).block_k
     half = max(16, whole // 2)
     members = triton.cdiv(hidden_size, half)

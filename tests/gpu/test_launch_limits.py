@@ -1,7 +1,7 @@
 """Every launch of a layer is within CUDA's limits, for sizes up to a million sequences.
 
-What a compiled kernel takes, registers and shared memory, and whether its indices fit is checked by
-`make gpu-lint` for each form of a plan.
+`make gpu-lint` checks the registers, shared memory and indices of the compiled kernels, for each
+form of a plan.
 """
 
 import itertools
@@ -34,8 +34,7 @@ PRECISIONS = {
 
 
 def launches(monkeypatch, hidden_size, batch, directions, dtype):
-    """Returns the kernels of a layer's forward and backward pass and of the gradient of a large
-    table, with their grids and settings."""
+    """Returns the kernels, grids and settings of a layer's passes and a large table's gradient."""
     made = []
     monkeypatch.setattr(
         *(launching, "run"),

@@ -1,4 +1,4 @@
-"""How kernels are launched, and what a call consists of: without a GPU, and not interpreted."""
+"""How kernels are launched, and what a call consists of, without a GPU or the interpreter."""
 
 import contextlib
 import functools
@@ -28,11 +28,8 @@ from namernn_fast.gpu.kernels import product_kernel, upload_kernel  # noqa: E402
 DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 
 
-# ---- CUDA graphs, with a fake of the capture ----
-
-
 class FakeCuda:
-    """What `torch.cuda` says of two GPUs, of which number 1 captures its current stream."""
+    """Fakes `torch.cuda` for two GPUs; GPU 1 is capturing its current stream."""
 
     def __init__(self, monkeypatch):
         self.current = 0
@@ -71,8 +68,8 @@ def test_lengths_of_the_cpu_while_a_graph_is_captured(lengths, monkeypatch):
             rnn(x, None, weights, lengths=lengths)
 
 
-def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
-    """Triton makes a constant of an argument that is 1 and compiles anew for multiples of 16."""
+def test_numbers_passed_as_arguments_compile_once(monkeypatch):
+    """No argument is 1 or a multiple of 16, for which Triton would compile another kernel."""
     launched = []
     monkeypatch.setattr(launching, "run", lambda kernel, grid, given, _: launched.append(given))
     launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
@@ -85,15 +82,13 @@ def test_numbers_that_come_as_arguments_compile_once(monkeypatch):
     assert "st.global" in compiled.asm["ptx"]
 
 
-# ---- Cooperative launches ----
-
 H100 = DEVICES["sm_90"]
 TOO_LARGE = "Triton Error [CUDA]: too many blocks in cooperative launch"
 NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
 
 class Launches(list):
-    """The number of members of each launch; a cooperative launch is refused with an error."""
+    """The number of members of each launch; cooperative launches raise `error`, if given."""
 
     def __init__(self, monkeypatch, error=None):
         self.error = error
@@ -107,7 +102,7 @@ class Launches(list):
 
 
 def train(calls=1):
-    """Runs both passes without values, in a cooperative plan on an H100."""
+    """Runs both passes on fake tensors, in a cooperative plan for an H100."""
     with FakeTensorMode():
         sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
@@ -121,9 +116,9 @@ def train(calls=1):
 @pytest.mark.usefixtures("h100")
 def test_a_refused_launch_is_made_without_cooperation(error, monkeypatch):
     launches = Launches(monkeypatch, error)
-    with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as told:
+    with pytest.warns(RuntimeWarning, match=f"refused a cooperative .*{error[-20:]}") as warned:
         train(calls=2)
-    assert len(told) == 1
+    assert len(warned) == 1
     assert launches[0] > 1
     assert launches[1:] == [1] * 4
 
@@ -137,13 +132,13 @@ def test_another_error_of_a_launch_is_raised(monkeypatch):
 
 
 class Stream:
-    """What a stream is told, in the order of the telling."""
+    """Records the commands of a stream, in order."""
 
     def __init__(self, name):
-        self.name, self.told = name, []
+        self.name, self.commands = name, []
 
     def wait_event(self, event):
-        self.told.append(f"wait for {event.at}")
+        self.commands.append(f"wait for {event.at}")
 
     def wait_stream(self, other):
         self.wait_event(other.record_event())
@@ -155,10 +150,10 @@ class Stream:
 
 
 class Event:
-    """Where an event was recorded last."""
+    """Remembers where it was last recorded."""
 
     def record(self, stream):
-        self.at = f"{stream.name} {len(stream.told)}"
+        self.at = f"{stream.name} {len(stream.commands)}"
 
 
 @pytest.fixture
@@ -171,7 +166,7 @@ def on(monkeypatch):
     def launch(stream, index=0):
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
         with launching.turn(torch.device("cuda", index)):
-            stream.told.append("kernel")
+            stream.commands.append("kernel")
 
     return launch
 
@@ -180,10 +175,10 @@ def test_cooperative_kernels_of_two_streams_take_turns(on):
     first, second = Stream("first"), Stream("second")
     for stream in (first, first, second, second, first):
         on(stream)
-    assert first.told == ["kernel", "kernel", "wait for second 3", "kernel"]
-    assert second.told == ["wait for first 2", "kernel", "kernel"]
+    assert first.commands == ["kernel", "kernel", "wait for second 3", "kernel"]
+    assert second.commands == ["wait for first 2", "kernel", "kernel"]
     on(second, index=1)
-    assert second.told[-2:] == ["kernel", "kernel"]  # another device has its own turns
+    assert second.commands[-2:] == ["kernel", "kernel"]  # each device has its own turns
 
 
 def test_streams_whose_programs_all_fit_share_a_turn(on):
@@ -192,9 +187,9 @@ def test_streams_whose_programs_all_fit_share_a_turn(on):
     launching.share_turn(torch.device("cuda", 0), main, [below, above])
     for stream in (below, above, below, main, other):
         on(stream)
-    assert main.told == ["wait for other 1", "kernel"]
-    assert (below.told, above.told) == (["kernel", "kernel"], ["kernel"])
-    assert other.told[1:-1] == ["wait for main 2", "wait for below 2", "wait for above 1"]
+    assert main.commands == ["wait for other 1", "kernel"]
+    assert (below.commands, above.commands) == (["kernel", "kernel"], ["kernel"])
+    assert other.commands[1:-1] == ["wait for main 2", "wait for below 2", "wait for above 1"]
 
 
 def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
@@ -202,11 +197,8 @@ def test_nothing_waits_while_a_graph_is_captured(on, monkeypatch):
     on(first)
     monkeypatch.setattr(launching, "is_capturing", lambda device: True)
     on(second)
-    assert second.told == ["kernel"]
+    assert second.commands == ["kernel"]
     assert launching._last[torch.device("cuda", 0)].keys() == {first}
-
-
-# ---- Layers at the same time ----
 
 
 def stack_of(seq_len=1024, batch=16, hidden_size=128, options=ops.BIAS):
@@ -227,7 +219,7 @@ def test_long_layers_that_leave_room_run_at_once():
     for alone in (
         {"num_layers": 1},
         {"seq_len": 255},
-        {"batch": 2000},  # of which one layer fills the device
+        {"batch": 2000},  # one layer alone fills the device
         {"batch": 0},
         *({"options": o} for o in (ops.BATCH_FIRST, ops.PACKED, ops.JAGGED, ops.BIDIRECTIONAL)),
     ):
@@ -250,7 +242,7 @@ def test_streams_wait_for_each_other(monkeypatch):
     monkeypatch.setattr(stack, "_streams", lambda device, count: streams[1:])
 
     def task(name):
-        current[-1].told.append(name)
+        current[-1].commands.append(name)
 
     def run(then):
         with stack._AtOnce(torch.empty(0), 2, cooperative=False) as schedule:
@@ -265,14 +257,14 @@ def test_streams_wait_for_each_other(monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         run(fail)
-    assert below.told == ["wait for main 0", "first", "second"]
-    assert above.told == [
+    assert below.commands == ["wait for main 0", "first", "second"]
+    assert above.commands == [
         *("wait for main 0", "wait for below 2", "first"),
         *("wait for below 3", "second"),
     ]
-    assert main.told == ["wait for below 3", "wait for above 5"]
+    assert main.commands == ["wait for below 3", "wait for above 5"]
     run(lambda: None)
-    assert main.told[-1] == "at last"
+    assert main.commands[-1] == "at last"
 
 
 @pytest.mark.usefixtures("h100")
@@ -288,9 +280,6 @@ def test_a_stack_at_once_shares_a_turn(monkeypatch):
         assert len(parts) > 1
         with stack._schedule(layers, parts, 2, like):
             assert len(shared) == cooperative
-
-
-# ---- Autotune ----
 
 
 def autotune(hidden_size, **more):
@@ -318,7 +307,7 @@ def test_autotune_keeps_the_fastest_that_fits(monkeypatch):
 
 @pytest.mark.usefixtures("h100")
 def test_autotune_says_why_it_times_from_the_host(monkeypatch):
-    """All plans are timed the same way, even if one of them alone cannot be captured."""
+    """All plans are timed the same way, even if only one of them cannot be captured."""
     graphs, calls = [], []
 
     def capture(call):
@@ -337,7 +326,7 @@ def test_autotune_says_why_it_times_from_the_host(monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
-def test_autotune_where_a_cooperative_launch_is_refused(monkeypatch):
+def test_autotune_if_a_cooperative_launch_is_refused(monkeypatch):
     launches = Launches(monkeypatch, TOO_LARGE)
     monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda call: call() or 1.0)
     with pytest.warns(RuntimeWarning, match="refused a cooperative launch"):
@@ -347,9 +336,7 @@ def test_autotune_where_a_cooperative_launch_is_refused(monkeypatch):
     assert {found.members for found in plan.tuned.values()} == {1}
 
 
-# ---- Products, compiled ahead of time ----
-
-# By name, the strides that are one: of a projection, of the gradient of input, of those of weights.
+# The strides that are 1 in a projection, in the gradient of input and in those of weights.
 PRODUCTS = {
     "x w^T": {"left_stride_k", "right_stride_k"},
     "dz w": {"left_stride_k", "right_stride_n"},
@@ -360,7 +347,7 @@ TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcge
 
 
 def compile_product(device, plan, contiguous, aligned, wide=False):
-    """Compiles a product whose other strides, sizes and addresses are divisible by 16, or not."""
+    """Compiles a product; if `aligned`, other strides, sizes and addresses are divisible by 16."""
     constants = {**plan.constants(), "plus": None, "WIDE": wide, **dict.fromkeys(contiguous, 1)}
     types = {
         name: "constexpr" if name in constants else "*fp32" if name in POINTERS else "i32"
@@ -388,7 +375,7 @@ def test_a_product_compiles_to(arch, precision, layout, aligned):
         taken = gpu_report.resources_of(device, compiled)
         assert taken.spilled == 0
         assert taken.shared <= device.shared
-        assert "cp.async" in ptx  # blocks are on their way while others are multiplied
+        assert "cp.async" in ptx  # blocks are loaded while others are multiplied
         assert (TENSOR_CORES[arch] in ptx) == (precision == "tf32")
         values = (tiles.block_m + tiles.block_n) * tiles.block_k
         rounded = len(re.findall(r"and\.b32 .*, -8192;", ptx))
@@ -398,7 +385,7 @@ def test_a_product_compiles_to(arch, precision, layout, aligned):
             assert rounded == 0
 
 
-def test_a_product_of_far_places_compiles():
+def test_a_product_with_large_offsets_compiles():
     plan = products.choose(2**20, 64, 64, "tf32", 132)
     compiled = compile_product(H100, plan, PRODUCTS["x w^T"], aligned=False, wide=True)
     assert "wgmma" in compiled.asm["ptx"]

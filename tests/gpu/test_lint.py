@@ -44,8 +44,6 @@ def broken(built: rules.Built) -> set[str]:
     return {finding.rule for finding in rules.check(built)}
 
 
-# ---- The kernels as they are ----
-
 COOPERATIVE = case("sm_90", "float32", "cooperative")
 STREAMED = case("sm_80", "float32", "streamed")
 TF32 = case("sm_90", "TF32", "cooperative")
@@ -66,7 +64,7 @@ def test_the_kernels_break_no_rule(case):
 def test_the_kernels_are_as_recorded():
     record = json.loads(resources.RAW.read_text(encoding="utf-8"))
     if record["triton"] != triton.__version__:
-        pytest.skip(f"the record is of Triton {record['triton']}")
+        pytest.skip(f"the record was made with Triton {record['triton']}")
     counts = compiled(COOPERATIVE).code.count()
     assert list(differences(Result(COOPERATIVE, [], counts), record)) == []
 
@@ -84,13 +82,11 @@ def test_the_cases_cover_every_kind_of_plan_and_of_rows():
     assert len(set(names)) == len(names)
 
 
-# ---- Faults planted in the source ----
-
 OF_DIRECTION = "of_direction(weight_hh, weight_hh_reverse, program, FORM)"
 PLACE = "place = _place(t, row, program, FORM)"
 DIVIDED = "place = _place(t, row // program.time_stride, program, FORM)"
 PRODUCT = "right, sum, input_precision=FORM.PRECISION"
-# The case, what replaces what in the kernels' source, and the rule that is broken.
+# By name: the case, a text in the kernels' source, its replacement, and the broken rule.
 MUTANTS = {
     "reads weights in every step": (
         *(COOPERATIVE, "hx, step, right, n, program, FORM)\n            h ="),
@@ -114,7 +110,7 @@ MUTANTS = {
         *(case("sm_80", "TF32", "streamed"), PRODUCT, 'right, sum, input_precision="ieee"'),
         "tensor",
     ),
-    "numbers of sequences in 32 bits": (
+    "indices of sequences in 32 bits": (
         *(COOPERATIVE, "tl.arange(0, FORM.BLOCK_B)).to(tl.int64)", "tl.arange(0, FORM.BLOCK_B))"),
         "index",
     ),
@@ -122,7 +118,7 @@ MUTANTS = {
 
 
 def mutant(folder: Path, name: str, old: str, new: str):
-    """Returns a copy of the kernels, imported, in which `new` is in the place of `old`."""
+    """Imports a copy of the kernels in which `new` replaces `old`."""
     name = "mutant_" + re.sub(r"\W", "_", name)
     shutil.copytree(Path(kernels.__file__).parent, folder / name)
     planted = 0
@@ -166,9 +162,6 @@ def test_a_loop_that_became_worse_breaks_its_budget(tmp_path):
     assert list(differences(Result(COOPERATIVE, [], before), {"rows": [row]})) == []
 
 
-# ---- Faults planted in what was compiled ----
-
-
 @pytest.mark.parametrize("more", [{"shared": 2**20}, {"registers": 255 * 8}], ids=str)
 def test_a_program_that_does_not_fit_breaks_a_rule(more):
     built = compiled(COOPERATIVE)
@@ -176,7 +169,7 @@ def test_a_program_that_does_not_fit_breaks_a_rule(more):
 
 
 def test_weights_that_are_not_found_break_a_rule(tmp_path):
-    """Without the lines of the source nothing can be said of them."""
+    """Without the source lines, the rule cannot tell which loads read weights."""
     assert broken(compiled(COOPERATIVE)._replace(source=tmp_path)) == {"weights"}
 
 
@@ -185,8 +178,6 @@ def test_a_kernel_that_is_not_recorded_has_no_budget():
     (finding,) = differences(result, {"rows": []})
     assert finding == ("budget", "is not recorded: run make gpu-report RECORD=1")
 
-
-# ---- The code ----
 
 TEXT = """
 .text.kernel:
@@ -222,7 +213,7 @@ $__internal_0_$__cuda_sm20_div_s64:
 def test_code():
     code = Code(TEXT)
     step = [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x90, 0xA0, 0xB0]
-    assert [at.offset for at in code.step] == step  # those behind BRA.DIV and BSYNC are not
+    assert [at.offset for at in code.step] == step  # code reached by BRA.DIV or past BSYNC is not
     assert [len(loop) for loop in code.loops] == [9, 2]
     first, load = code.instructions[0], code.step[3]
     assert (first.name, first.operands, first.calls) == (

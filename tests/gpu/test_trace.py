@@ -1,7 +1,7 @@
 """What one call launches on a GPU: its kernels, operators and copies, traced without a GPU.
 
-Tensors on the GPU are fake: they have a device, but no values. So whatever reads a value of the
-device is an error here, as it would wait for the device there.
+GPU tensors are fake: they have a device, but no values. So it is an error here to read a value,
+which would wait for a real device.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from namernn_fast import gpu, last_state, ops, rnn
 from namernn_fast.gpu import device, launching
 
 GPU = torch.device("cuda", 0)
-# Operators that allocate memory, or look at it in another way, and launch nothing.
+# Operators that only allocate memory or view it, and launch nothing.
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "device", "_unsafe_view"}
 
 
 class Trace(TorchDispatchMode):
-    """Notes all that reaches the GPU: operators that compute there, copies, and kernels.
+    """Records everything that reaches the GPU: operators that compute there, copies, and kernels.
 
     Raises:
         AssertionError: a copy from the CPU is from pageable memory, or waits for the device.
@@ -63,7 +63,7 @@ class Trace(TorchDispatchMode):
         return result
 
     def take(self):
-        """Returns what was noted, and forgets it."""
+        """Returns and clears what was noted."""
         noted, self.noted = self.noted, []
         return noted
 
@@ -76,7 +76,7 @@ class Trace(TorchDispatchMode):
 
 @pytest.fixture
 def trace(monkeypatch, h100):
-    """A trace, and operators that reach the GPU's implementation with fake tensors."""
+    """A trace; operators on fake tensors call the GPU's implementation."""
     found = Trace()
     monkeypatch.setattr(launching, "run", found.launch)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -107,7 +107,7 @@ def weights_of(trace, num_layers=1, directions=1):
 
 
 def paragraph(title, *passes):
-    """Returns the title and, for each pass, the number of launches and what is launched."""
+    """Returns the title and, for each pass, the number of launches and their names."""
     text = f"{title}\n"
     for noted in passes:
         runs = [(name, len(list(same))) for name, same in itertools.groupby(noted)]
@@ -117,7 +117,7 @@ def paragraph(title, *passes):
 
 
 def test_inference(trace):
-    """What `rnn()` launches, from the caller's tensors on."""
+    """Everything that `rnn()` launches for a call."""
     dense, packed, h_0, tokens = on_gpu(trace, DENSE, (N, D), (1, B, H), (VOCABULARY, D))
     ids, on_device = on_gpu(trace, (T, B), (B,), dtype=torch.int64)
     (reset,) = on_gpu(trace, (T, B), dtype=torch.bool)
@@ -169,8 +169,8 @@ two layers
 
 def test_training(trace):
     """What the operators launch: the forward pass, and the backward pass with all gradients."""
-    # A torch without CUDA cannot copy fake tensors of a GPU by `contiguous()`. Other tensors of the
-    # CPU are on "cpu", which is not "cpu:0".
+    # Without CUDA, torch cannot copy fake GPU tensors by `contiguous()`, so use "cpu:0" for them.
+    # Real tensors are on "cpu", which differs from "cpu:0".
     trace.device = torch.device("cpu", 0)
     dense, packed, jagged, tables = on_gpu(trace, DENSE, (N, D), (N, D), (VOCABULARY, H))
     ids, lengths, offsets = on_gpu(trace, (T, B), (B,), (B + 1,), dtype=torch.int64)
@@ -237,7 +237,7 @@ clone
 
 @pytest.fixture(params=["NVIDIA", "AMD"])
 def only_products_round(request, monkeypatch):
-    """Torch's products are rounded to TF32 and those of an RNN are not; on AMD these never are."""
+    """Torch's products are rounded to TF32; those of an RNN are not, as always on AMD."""
     of_rnns = "ieee"
     if request.param == "AMD":
         of_rnns = "tf32"

@@ -1,4 +1,4 @@
-"""GPUs, without one: kernels interpreted, emulated and compiled, plans, and what is refused."""
+"""The GPU backend without a GPU: kernels interpreted, emulated, compiled; plans; refused calls."""
 
 import ast
 import json
@@ -37,7 +37,7 @@ def _nothing_is_known_of_a_gpu():
 
 
 def run_folder(name, **environment):
-    """Runs the tests of a folder in a process of their own, whose Triton runs kernels on a CPU."""
+    """Runs the tests of a folder in a separate process, where Triton runs kernels on a CPU."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/gpu/{name}"],
         env={**os.environ, **environment},
@@ -58,13 +58,10 @@ def test_interpreted_kernels():
 def test_emulated_kernels():
     known = ".".join(triton.__version__.split(".")[:2])
     if known != KNOWN_TRITON:
-        pytest.skip(f"the instructions of Triton {KNOWN_TRITON} are known, not those of {known}")
+        pytest.skip(f"tools/ptx knows the instructions of Triton {KNOWN_TRITON}, not of {known}")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
-        pytest.skip("there is no C++ compiler to build the machine with")
+        pytest.skip("needs a C++ compiler to build tools/ptx")
     run_folder("emulated", NAMERNN_FAST_EMULATE="1")
-
-
-# ---- The plan ----
 
 
 @pytest.mark.parametrize("arch", DEVICES)
@@ -111,26 +108,23 @@ def test_streamed_tiles_grow_with_the_work():
         assert config.kind == "streamed"
         return config.block_b, config.block_n, config.members, config.tiles
 
-    # As many programs as there are processors, rather than large tiles.
+    # About one program per processor, rather than large tiles.
     assert tile(4096, 1, torch.bfloat16) == (16, 32, 128, 1)
     assert tile(1024, 64, torch.float32) == (16, 32, 32, 1)
-    # With more work than that, those that read the least, or have the least overhead.
+    # With more work, the tiles that read the least, or have the least overhead.
     assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
     assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
 
 
-# ---- Compiled ahead of time ----
-
-
-def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
-    """The interpreter, which runs Python, does not show what Triton makes of `before = now`."""
+def test_no_loop_variable_begins_as_an_alias():
+    """Triton takes such a variable for a constant; the interpreter, which runs Python, does not."""
     loops = 0
     files = sorted(Path(kernels.__file__).parent.glob("*.py"))
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
     for function in functions:
-        names = {}  # whether each variable was given the value of another one, or a field
+        names = {}  # whether each variable was assigned another one, or a field
         for node in function.body:
             if isinstance(node, ast.For):
                 loops += 1
@@ -150,7 +144,7 @@ def test_no_variable_of_a_loop_begins_as_a_mere_name_of_another():
 
 
 def assigned(target, value):
-    """Yields each variable that an assignment changes, with what it is assigned."""
+    """Yields each variable that an assignment changes, with its new value."""
     if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, ast.Tuple):
@@ -175,7 +169,7 @@ def test_the_loop_over_time_carries_the_place_before(kernel, name, size):
 
 
 def test_one_thread_polls_at_the_barrier():
-    """The thread that polls has the others wait at a barrier, and hands the count to them."""
+    """The other threads wait at a barrier, and get the count from the thread that polls."""
     ptx = compiled_text("forward", 1024, 1, torch.float32, "ptx")
     by_one = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
     assert re.search(by_one + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
@@ -189,7 +183,7 @@ def test_one_thread_polls_at_the_barrier():
 def test_one_sequence_is_summed_within_threads(kernel, size):
     """If a layout spread each sum over all threads, every sum would need its own shuffles.
 
-    Loads alone would choose such a layout for odd sizes, because their rows are not aligned.
+    For odd sizes, whose rows are not aligned, the loads alone would lead to such a layout.
     """
     ptx = compiled_text(kernel, *size, torch.float32, "ptx")
     assert 0 < len(re.findall(r"shfl\.sync", ptx)) <= 16
@@ -201,7 +195,7 @@ def build_of(arch, hidden_size, batch, dtype):
 
 
 def compiled_text(name, hidden_size, batch, dtype, stage):
-    """Returns what a stage of Triton's compiler makes of a kernel for an H100."""
+    """Returns the output of a stage of Triton's compiler for a kernel on an H100."""
     kernel, build = gpu_report.KERNELS[name], build_of("sm_90", hidden_size, batch, dtype)
     to = gpu_report.specialise(kernel, build)
     source = gpu_report.source_of(kernel, to)
@@ -218,8 +212,8 @@ SAMPLE = [
 ]
 
 
-# An odd hidden size has rows that are not aligned: a thread then has units of many rows, and in the
-# backward pass with tensor cores a few registers too few.
+# Rows of an odd hidden size are not aligned. Each thread then holds units of many rows, and the
+# backward pass with tensor cores is a few registers short.
 SPILLED_OF_ODD_SIZES = 64
 
 
@@ -286,7 +280,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("case", [(33, 3), (1000, 16), (300, 5000)], ids=str)
-def test_whatever_is_given_compiles(call, case):
+def test_every_kind_of_call_compiles(call, case):
     """All layouts, in each kind of plan, with sizes that leave remainders."""
     build = build_of("sm_90", *case, torch.bfloat16)
     for kernel in gpu_report.KERNELS.values():
@@ -295,7 +289,7 @@ def test_whatever_is_given_compiles(call, case):
         assert gpu_report.compile_kernel(kernel, build, **call).shared <= build.device.shared
 
 
-def test_the_kept_table_is_of_these_kernels():
+def test_the_recorded_table_is_of_these_kernels():
     document = json.loads(gpu_report.RAW.read_text(encoding="utf-8"))
     rows = document["rows"]
     assert [
@@ -312,9 +306,6 @@ def test_the_kept_table_is_of_these_kernels():
                 taken = taken._replace(spilled=0)
             assert within_limits(DEVICES[row["arch"]], taken, row["hidden_size"])
     assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
-
-
-# ---- What is refused ----
 
 
 @pytest.mark.parametrize(
@@ -390,7 +381,7 @@ def test_token_ids_that_do_not_fit(input, weights, options, message):
         (False, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
     ],
 )
-def test_gradients_that_there_are_not(want_input, options, message):
+def test_gradients_that_do_not_exist(want_input, options, message):
     output = torch.zeros(5, 2, 6)
     with pytest.raises(RuntimeError, match=message):
         gpu.rnn_backward(
@@ -400,7 +391,7 @@ def test_gradients_that_there_are_not(want_input, options, message):
 
 
 @pytest.mark.usefixtures("h100")
-def test_explain_tells_of_the_gpu(monkeypatch):
+def test_explain_names_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():
         x = torch.empty(5, 2, 4, device="cuda")

@@ -1,4 +1,4 @@
-"""A layer in PyTorch with operands that are rounded to TF32 as libraries round them."""
+"""A layer in PyTorch that rounds the operands of its products to TF32, as libraries do."""
 
 import torch
 from torch.nn.functional import linear
@@ -14,7 +14,7 @@ def nearest(x):
 
 
 class Rounded(torch.autograd.Function):
-    """x W^T and its gradients from operands that are rounded to TF32."""
+    """x W^T and its gradients, with operands rounded to TF32."""
 
     @staticmethod
     def forward(context, x, weight):
@@ -28,7 +28,7 @@ class Rounded(torch.autograd.Function):
 
 
 class RoundedRecurrence(Rounded):
-    """x W^T with rounded operands, and the gradient of W, which the recurrence lacks, unrounded."""
+    """x W^T with rounded operands, except in the gradient of W, which the recurrence lacks."""
 
     @staticmethod
     def backward(context, grad):
@@ -55,7 +55,7 @@ def recurrence(projection, product):
 
 
 def results(run, inputs, hx, weights, grads, dtype):
-    """Returns the results of `run` and the gradients of all that it is given."""
+    """Returns the results of `run` and the gradients of all its arguments."""
     inputs, hx, *weights = (
         of.to(dtype, copy=True).requires_grad_() for of in (inputs, hx, *weights)
     )
@@ -69,13 +69,13 @@ def results(run, inputs, hx, weights, grads, dtype):
 
 
 def check_results(name, features, hidden_size, batch, projection, product):
-    """Holds a layer to the error of products whose operands are rounded.
+    """Checks a layer against the error of products with rounded operands.
 
     Args:
-        name: of the case.
-        features: of the input.
-        hidden_size: hidden units of the layer.
-        batch: sequences.
+        name: the name of the case.
+        features: the input_size of the layer.
+        hidden_size: the hidden units of the layer.
+        batch: the number of sequences.
         projection: the rounded product of input and weight_ih.
         product: the rounded product of a state and weight_hh.
     """

@@ -1,9 +1,9 @@
 """Compiles the kernels for 64-bit ARM, and runs their native tests in an emulator.
 
-`make test-arm` runs it. It needs a cross-compiler and qemu, and no ARM machine, no torch and no
-Python for ARM: so it shows that the kernels are right there, not how fast they are. It also reads
-the machine code: multiply-adds must take whole NEON registers, which are 16 bytes wide, and no
-register of SVE may appear, which not every processor has. `--record` writes docs/install.md.
+`make test-arm` runs it. It needs a cross-compiler and qemu, but no ARM machine, and no torch or
+Python for ARM, so it shows that the kernels are correct there, not how fast they are. It also
+checks the machine code: multiply-adds must use whole NEON registers, which are 16 bytes wide, and
+nothing may use SVE, which not every processor has. `--record` writes docs/install.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ COMPILER, OBJDUMP = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump"
 EMULATOR = "qemu-aarch64"
 PACKAGES = {COMPILER: "g++-aarch64-linux-gnu", OBJDUMP: "g++-aarch64-linux-gnu"}
 PACKAGES[EMULATOR] = "qemu-user"
-# As setup.py compiles the kernels.
+# The flags with which setup.py compiles the kernels.
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-Icsrc", "-Wall", "-Wextra")
 
 
@@ -30,13 +30,13 @@ def output_of(*command) -> str:
 
 
 def check_vectors(kernels: Path) -> str:
-    """Checks which vectors the machine code multiplies, and returns a line that says so."""
+    """Checks the vectors of the multiply-adds in the machine code, and returns a summary line."""
     code = output_of(OBJDUMP, "--disassemble", "--no-show-raw-insn", kernels)
     found = {lanes: len(re.findall(rf"\tfmla\tv\d+\.{lanes},", code)) for lanes in ("4s", "2d")}
     if not all(found.values()):
-        raise SystemExit(f"no multiply-add takes a whole NEON register: {found}")
+        raise SystemExit(f"multiply-adds do not use whole NEON registers: {found}")
     if wider := re.search(r"^.*\tz\d+\.[bhsd],.*$", code, re.MULTILINE):
-        raise SystemExit(f"an instruction of SVE: {wider[0]}")
+        raise SystemExit(f"the kernels use an SVE register: {wider[0]}")
     return (
         f"machine code: {found['4s']} multiply-adds of four floats and {found['2d']} of two "
         "doubles, in registers of 16 bytes; no register of SVE"

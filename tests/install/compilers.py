@@ -1,7 +1,7 @@
-"""Builds the extension with every C++ compiler of this machine, with warnings that are errors.
+"""Builds the extension with every C++ compiler on this machine, with warnings as errors.
 
-`make warnings` runs it, and `make warnings CXX=clang++-19` with one compiler. The headers of torch
-and Python may warn of what they like. `--record` writes docs/install.md.
+`make warnings` runs it; `make warnings CXX=clang++-19` runs it with one compiler. Warnings from the
+headers of torch and Python do not count. `--record` writes docs/install.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ NAME = re.compile(r"(g|clang)\+\+(-\d+)?")
 
 
 def compilers() -> list[str]:
-    """Returns the commands that are compilers by their name, without second names of one file."""
+    """Returns the C++ compilers on the PATH, each under one name."""
     files = {}
     for folder in os.environ["PATH"].split(os.pathsep):
         for file in sorted(Path(folder).glob("*++*"), key=lambda file: len(file.name)):
@@ -33,7 +33,7 @@ def build(compiler: str) -> bool:
     """Returns whether a compiler builds the extension without a warning."""
     headers = [*torch.utils.cpp_extension.include_paths(), sysconfig.get_path("include")]
     flags = shlex.join(["-Wall", "-Wextra", "-Werror", *(f"-isystem{path}" for path in headers)])
-    # Versions of setuptools differ in the variable that they read for C++.
+    # Which variable applies to C++ depends on the version of setuptools.
     environment = {**os.environ, "CXX": compiler, "CFLAGS": flags, "CXXFLAGS": flags}
     folder = ROOT / "build" / "warnings" / Path(compiler).name
     command = [sys.executable, "setup.py", "-q", "build", "--force"]
@@ -44,18 +44,18 @@ def build(compiler: str) -> bool:
 def main() -> int:
     """Returns the number of compilers that do not build the extension without a warning."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("compilers", nargs="*", help="commands, in place of all that there are")
+    parser.add_argument("compilers", nargs="*", help="commands, instead of all on the PATH")
     parser.add_argument("--record", action="store_true", help="write docs/install.md")
     options = parser.parse_args()
     lines, failed = [], 0
     for compiler in options.compilers or compilers():
-        told = subprocess.run(
+        version = subprocess.run(
             [compiler, "--version"], stdout=subprocess.PIPE, text=True, check=True
         )
         good = build(compiler)
         failed += not good
         outcome = "builds without a warning" if good else "does not build without a warning"
-        lines.append(f"- {told.stdout.splitlines()[0]}: {outcome}")
+        lines.append(f"- {version.stdout.splitlines()[0]}: {outcome}")
         print(lines[-1], flush=True)
     if options.record:
         from benchmarks.harness.pages import write_section

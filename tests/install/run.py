@@ -1,9 +1,9 @@
 """Installs the wheel of `dist/` into fresh environments, without a compiler, and tests it there.
 
-`make wheel-test` runs it. Each environment has a Python, a torch that pip downloads (7 GB of disk
-with its libraries for GPUs) and `test_installed.py`, and is removed before the next one. Every
-program runs with a PATH of the environment's own programs alone. Results go to `build/wheel-test/`;
-`--record` writes them to docs/install.md, as far as they are of the wheel that is in `dist/` now.
+`make wheel-test` runs it. Each environment has a Python, a torch that pip downloads (7 GB on disk
+with its libraries for GPUs) and `test_installed.py`, and is removed before the next one is made.
+Every program runs with only the environment's own programs on its PATH. Results go to
+`build/wheel-test/`; `--record` writes those of the wheel now in `dist/` to docs/install.md.
 """
 
 import argparse
@@ -23,8 +23,8 @@ PAGE = DOCS / "install.md"
 FOLDER = ROOT / "build" / "wheel-test"
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "cc", "clang", "clang++", "cl", "g++", "gcc", "nvcc")
-# Versions of Python, each with a version of torch or with the newest that there is for it: every
-# torch once, and the oldest and the newest of either with each other.
+# Pairs of Python and torch, where plain `torch` is the newest for that Python: every torch once,
+# and the oldest and newest Python each with the oldest and newest torch.
 MATRIX = (
     ("3.10", "torch==2.10.*"),
     ("3.10", "torch"),
@@ -39,11 +39,11 @@ KEYS = ("python", "torch")
 
 
 def find_python(version: str) -> str | None:
-    """Returns the path of an interpreter on the PATH or of pyenv, or None."""
+    """Returns the path of an interpreter that is on the PATH or in pyenv, or None."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     found = sorted(root.glob(f"versions/{version}.*/bin/python{version}"))
     for python in (shutil.which(f"python{version}"), *map(str, reversed(found))):
-        # What pyenv puts on the PATH fails for a version that is installed but not chosen.
+        # pyenv's command on the PATH fails for a version that is installed but not selected.
         if python and not subprocess.run([python, "-c", ""], capture_output=True).returncode:
             return python
     return None
@@ -73,7 +73,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir")
     pip += ("--no-compile", "--only-binary", ":all:")
     run(*pip, torch, f"{wheel}[names,onnx]", "numpy", "pytest>=8", check=True)
-    told = run(
+    printed = run(
         "-c",
         "import platform, torch, namernn_fast as n\n"
         "print(platform.python_version(), torch.__version__, n.ops.cpu_kernel())",
@@ -89,11 +89,11 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped"
         outcomes[outcome if kinds else "passed"].append(case.attrib["name"])
-    return dict(zip(("python", "torch", "kernel"), told.split(), strict=True)) | outcomes
+    return dict(zip(("python", "torch", "kernel"), printed.split(), strict=True)) | outcomes
 
 
 def audit(wheel: Path) -> list[str]:
-    """Returns what auditwheel and abi3audit say of the wheel, a line for each fact."""
+    """Returns what auditwheel and abi3audit report about the wheel, one line per fact."""
     programs = Path(sys.executable).parent
 
     def report(*command):
@@ -117,7 +117,7 @@ def audit(wheel: Path) -> list[str]:
 
 
 def version_key(version: str) -> list[int]:
-    """Returns the numbers of a version such as `GLIBC_2.34` or `2.13.0+cpu`, to compare them by."""
+    """Returns the numbers of a version such as `GLIBC_2.34` or `2.13.0+cpu`, for comparisons."""
     return [int(part) for part in version.rpartition("_")[2].partition("+")[0].split(".")]
 
 
@@ -138,15 +138,15 @@ def table(found: list[dict]) -> str:
 
 
 def main() -> int:
-    """Tests in every environment that was asked for; returns 1 if a test failed in any."""
+    """Tests in every requested environment; returns 1 if a test failed in any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", help="a version such as 3.12, in place of all environments")
-    parser.add_argument("--torch", default="torch", help="what pip gets, with --python")
+    parser.add_argument("--python", help="a version such as 3.12, instead of all environments")
+    parser.add_argument("--torch", default="torch", help="the requirement for pip, with --python")
     parser.add_argument("--record", action="store_true", help="write docs/install.md")
     options = parser.parse_args()
     wheels = list((ROOT / "dist").glob("*.whl"))
     if len(wheels) != 1:
-        raise SystemExit("dist/ must have one wheel: make wheel")
+        raise SystemExit("dist/ must hold exactly one wheel: run make wheel")
     (wheel,) = wheels
     matrix = ((options.python, options.torch),) if options.python else MATRIX
     FOLDER.mkdir(parents=True, exist_ok=True)

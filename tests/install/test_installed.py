@@ -1,8 +1,7 @@
 """What an installed package must do, without a compiler and without the rest of this repository.
 
-`make wheel-test` runs this file by itself in fresh environments; it needs torch and pytest, and
-skips what needs a package that is not there. It is broad and shallow: the rest of tests/ goes into
-each matter.
+`make wheel-test` runs this file alone in fresh environments. It needs torch and pytest, and skips
+tests that need a missing package. It is broad and shallow: the rest of tests/ goes deeper.
 """
 
 import copy
@@ -55,9 +54,9 @@ def pair(dtype=torch.float32, **options):
 
 
 def call(module, x, hx, layout):
-    """Runs a layer on a padded (T, B, D), and returns output (T, B, ...) and h_n.
+    """Runs a layer on padded x (T, B, D), and returns output (T, B, ...) and h_n.
 
-    Layers that take neither lengths nor jagged tensors get a packed sequence in their place.
+    Layers that accept neither lengths nor jagged tensors get a packed sequence instead.
     """
     first = module.batch_first
     padded = x.transpose(0, 1) if first else x
@@ -82,7 +81,7 @@ def results(module, layout, seed):
     dtype = module.weight_hh_l0.dtype
 
     def draw(*size):
-        # In a precision that all dtypes share, so that all layers get equal numbers.
+        # Round to a precision that all dtypes have, so that all layers get equal numbers.
         return torch.randn(*size, generator=generator).bfloat16().to(dtype)
 
     states = module.num_layers * (2 if module.bidirectional else 1)
@@ -102,16 +101,16 @@ def test_the_extension_is_installed():
 
 
 def test_no_file_of_a_checkout_is_imported():
-    """The tests would otherwise tell nothing of the wheel; `make wheel-test` says where it is."""
+    """Otherwise the wheel would not be tested; `make wheel-test` says where it is installed."""
     if not (folder := os.environ.get("NAMERNN_FAST_INSTALLED_IN")):
-        pytest.skip("these tests run in no environment of make wheel-test")
+        pytest.skip("needs an environment of make wheel-test")
     assert os.path.commonpath([folder, namernn_fast.__file__]) == folder
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
 def test_results_and_gradients_are_within_the_budget(options, dtype):
-    """All layouts and draws of a result count as one: those of few numbers may be exact by luck."""
+    """A budget pools the layouts and draws of a result, as a small result may be exact by luck."""
     torch.manual_seed(0)
     ours, theirs = pair(dtype, **options)
     precise = copy.deepcopy(theirs).double()
@@ -208,7 +207,7 @@ def test_export():
     torch.testing.assert_close(program.module()(other), net(other))
 
 
-def test_vmap_and_gradients_of_each_sample():
+def test_vmap_and_per_sample_gradients():
     layer, x = FusedRNN(D, H, dtype=torch.float64), torch.randn(3, T, B, D, dtype=torch.float64)
     expected = torch.stack([layer(one)[0] for one in x])
     torch.testing.assert_close(torch.func.vmap(lambda one: layer(one)[0])(x), expected)
@@ -263,9 +262,9 @@ def built_for_x86():
 
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
 def test_every_instruction_set_of_the_processor(level):
-    """The kernel follows ATen's switch, and its results follow `nn.RNN`."""
+    """ATEN_CPU_CAPABILITY selects the kernel, and results equal those of `nn.RNN`."""
     if not built_for_x86():
-        pytest.skip("ATen has these levels on x86-64")
+        pytest.skip("ATen has these levels only on x86-64")
     program = """
 import torch, namernn_fast
 theirs = torch.nn.RNN(16, 48, num_layers=2, dtype=torch.float64)
@@ -276,17 +275,17 @@ print(namernn_fast.ops.cpu_kernel(), torch.backends.cpu.get_cpu_capability())
 """
     kernel, capability = run_python("-c", program, ATEN_CPU_CAPABILITY=level).split()
     if capability.lower() != level:
-        pytest.skip(f"this processor has no {level}")
+        pytest.skip(f"this processor does not support {level}")
     assert kernel == {"default": "baseline"}.get(level, level)
 
 
 def test_the_module_says_what_is_installed():
-    told = run_python("-m", "namernn_fast")
-    assert namernn_fast.__version__ in told
-    assert torch.__version__ in told
+    printed = run_python("-m", "namernn_fast")
+    assert namernn_fast.__version__ in printed
+    assert torch.__version__ in printed
 
 
-@pytest.mark.skipif(not has("safetensors", "requests", "tqdm"), reason="needs the extra names")
+@pytest.mark.skipif(not has("safetensors", "requests", "tqdm"), reason="needs the names extra")
 def test_the_names_application_has_its_network():
-    told = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
-    assert "Japanese" in told
+    printed = run_python("-m", "namernn_fast.names", "predict", "Yamamoto", "--top", "1")
+    assert "Japanese" in printed

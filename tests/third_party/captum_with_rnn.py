@@ -1,7 +1,7 @@
-"""Captum's methods on a classifier with a recurrent layer; Captum's own tests have none with one.
+"""Captum's methods on a classifier with a recurrent layer, which Captum's own tests lack.
 
-`run.py` runs this file with `torch.nn.RNN` as torch has it, and with the fused class bound to the
-name. A test checks what the documentation of a method promises, or that the method gives numbers.
+`run.py` runs this file twice: with torch's own `torch.nn.RNN`, and with the fused class bound to
+that name. Each test checks what a method's documentation promises, or that its results are finite.
 """
 
 import captum.attr as attr
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class States(nn.Module):
-    """Returns the outputs alone: Captum's layer methods take no h_n, whose batch is second."""
+    """Returns only the outputs: Captum's layer methods cannot take h_n, whose batch is second."""
 
     def __init__(self, nonlinearity, layers, bidirectional):
         super().__init__()
@@ -50,7 +50,7 @@ def x():
     return torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1))
 
 
-# Methods that explain the input, with what each must be told.
+# Methods that explain the input, with the arguments that each needs.
 INPUT_METHODS = {
     "DeepLift": {},
     "DeepLiftShap": {"baselines": torch.zeros(3, 6, 3)},

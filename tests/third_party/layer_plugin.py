@@ -1,4 +1,4 @@
-"""A pytest plugin: puts the fused layers in the place of torch's, and records what each test did.
+"""A pytest plugin: replaces torch's layers with the fused ones, and records what each test did.
 
 `pytest -p layer_plugin --layer FusedRNN --outcomes FILE` binds `torch.nn.RNN` and
 `torch.nn.RNNCell` to `FusedRNN` and `FusedRNNCell` before any test file, and so any library under
@@ -20,8 +20,8 @@ TORCH_CLASSES = {"RNN": rnn.RNN, "RNNCell": rnn.RNNCell}
 
 
 def replace_classes() -> None:
-    """Binds the names of torch's layers to the fused classes, which are subclasses of them."""
-    import namernn_fast  # which must see torch's own classes
+    """Binds the names of torch's layers to the fused classes, their subclasses."""
+    import namernn_fast  # imported while the names still are torch's classes
 
     fused = {"RNN": namernn_fast.FusedRNN, "RNNCell": namernn_fast.FusedRNNCell}
     for namespace in NAMESPACES:
@@ -30,7 +30,7 @@ def replace_classes() -> None:
 
 
 def first_line(longrepr) -> str:
-    """Returns the first line of an error; that of a doctest comes after its source."""
+    """Returns the first line of an error, which in a doctest follows its source."""
     if crash := getattr(longrepr, "reprcrash", None):
         return crash.message.partition("\n")[0]
     lines = str(longrepr).splitlines() or [""]
@@ -50,7 +50,7 @@ class Recorder:
         self.results: dict[str, dict[str, str]] = {}
 
     def watch(self, cls: type) -> None:
-        """Makes the constructor of a class note the running test; subclasses call it as well."""
+        """Makes the constructor of a class, which subclasses call too, record the running test."""
         construct = cls.__init__
 
         @functools.wraps(construct)

@@ -1,7 +1,7 @@
-"""Opacus on a model with torch's own recurrent layer, whose gradient it needs for each sample.
+"""Opacus on a model with torch's own recurrent layer, for which it needs per-sample gradients.
 
-Opacus' own tests use its `DPRNN` and take `torch.nn.RNN` only to compare with. `run.py` runs this
-file with `torch.nn.RNN` as torch has it, and with the fused class bound to the name.
+Opacus' own tests use its `DPRNN`, and `torch.nn.RNN` only for comparison. `run.py` runs this file
+twice: with torch's own `torch.nn.RNN`, and with the fused class bound to that name.
 """
 
 import pytest
@@ -38,10 +38,10 @@ def test_validator_accepts(model):
     assert not ModuleValidator.validate(model)
 
 
-def test_gradients_of_samples(model):
-    """What Opacus keeps for each sample is the gradient of the sample's own loss.
+def test_per_sample_gradients(model):
+    """Opacus' per-sample gradients are the gradients of each sample's loss.
 
-    Opacus' other modes take no layer that returns a tuple.
+    Opacus' other modes do not support layers that return a tuple.
     """
     engine = PrivacyEngine()
     private, optimizer, _ = engine.make_private(

@@ -12,7 +12,7 @@ NO_LONGER = "the test did not run"
 
 @dataclass(frozen=True)
 class Result:
-    """What the tests of a suite did, by layer: {test: {"outcome", "error"}}, or why none ran."""
+    """The outcomes of a suite by layer, as {test: {"outcome", "error"}}, or why no test ran."""
 
     suite: Suite
     outcomes: dict[str, dict[str, dict[str, str]]]
@@ -21,7 +21,7 @@ class Result:
     def failing(self, layer: str) -> dict[str, str]:
         """Returns the first line of the error of each test that fails with a layer.
 
-        A test that ran with torch's layer must run with the other as well.
+        A test that ran with torch's layer but not with this one has failed.
         """
         ran = self.outcomes.get(layer, {})
         failed = {test: it["error"] for test, it in ran.items() if it["outcome"] == "failed"}
@@ -29,7 +29,7 @@ class Result:
         return failed | dict.fromkeys(missing, NO_LONGER)
 
     def failing_here_alone(self) -> dict[str, str]:
-        """Returns the errors of the tests that fail with this package's layer and not torch's."""
+        """Returns the errors of the tests that fail with this package's layer but not torch's."""
         theirs = self.failing("nn.RNN")
         return {k: v for k, v in self.failing("FusedRNN").items() if k not in theirs}
 
@@ -41,7 +41,7 @@ def counts(outcomes: dict[str, dict[str, str]]) -> str:
 
 
 def list_of(results: list[Result], failing) -> list[str]:
-    """Returns a line for each test in what `failing` returns of a result."""
+    """Returns a line for each test that `failing` finds in the results."""
     lines = []
     for result in results:
         for test, error in sorted(failing(result).items()):

@@ -1,10 +1,10 @@
 """Runs other libraries' tests of recurrent layers with torch's layers and with the fused ones.
 
-Installs the libraries of `suites.py` in an environment of their own, `build/third-party/venv`, gets
-the test files that their packages lack from their repositories, runs every suite once with
+Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`, gets the
+test files that their packages lack from their repositories, runs every suite once with
 `torch.nn.RNN` and once with `FusedRNN` bound to its name, and writes the outcomes side by side to
-`build/third-party/results.md`. Exits with status 1 if a test fails with the fused layer alone.
-Where a repository cannot be reached, git's option `url.<base>.insteadOf` names a copy of it.
+`build/third-party/results.md`. Exits with status 1 if a test fails only with the fused layer. If a
+repository cannot be reached, git's option `url.<base>.insteadOf` can name a copy of it.
 """
 
 import argparse
@@ -58,8 +58,8 @@ def install(suites: list[Suite]) -> Path:
 def mend_torchaudio(site: Path) -> None:
     """Removes torchaudio's compiled libraries if they cannot be loaded.
 
-    Speechbrain imports torchaudio, and a torchaudio that was built for GPUs does not load beside a
-    torch that was built without. It imports without these libraries, and no test here needs them.
+    Speechbrain imports torchaudio, and a torchaudio built for GPUs does not load beside a torch
+    built without. Torchaudio can be imported without these libraries, and no test here needs them.
     """
     libraries = site / "torchaudio" / "lib"
     imports = [PYTHON, "-c", "import torchaudio"]
@@ -68,7 +68,7 @@ def mend_torchaudio(site: Path) -> None:
 
 
 def fetch(checkout: Checkout, site: Path) -> Path:
-    """Gets the test files of a checkout, and returns the folder with them."""
+    """Fetches the test files of a checkout, and returns their folder."""
     name = checkout.repository.rpartition("/")[2]
     folder = FOLDER / "sources" / f"{name}-{checkout.tag}"
     if not folder.exists():
@@ -103,7 +103,7 @@ def run_suite(suite: Suite, site: Path) -> Result:
         written = results / f"{suite.key}-{layer}.json"
         written.unlink(missing_ok=True)
         command = [PYTHON, "-m", "pytest", "-p", "layer_plugin", "-p", "no:cacheprovider"]
-        # The configuration and the fixtures of this project's own tests are not for these.
+        # Keep out the configuration and the fixtures of this project's own tests.
         command += ["-c", FOLDER / "pytest.ini", "--rootdir", ROOT, "--confcutdir", HERE]
         command += ["--layer", layer, "--outcomes", written]
         if outcomes:
@@ -111,7 +111,7 @@ def run_suite(suite: Suite, site: Path) -> Result:
         command += [argument.format(sources=sources) for argument in suite.tests]
         with open(written.with_suffix(".log"), "w") as log:
             code = subprocess.run(command, cwd=work, env=environment, stdout=log, stderr=log)
-        # Status 1 says that tests failed. Other failures of pytest leave nothing to compare.
+        # Status 1 means that tests failed. After any other error there is nothing to compare.
         if code.returncode not in (0, 1) or not written.exists():
             return Result(suite, {}, f"pytest ended with status {code.returncode}")
         outcomes[layer] = json.loads(written.read_text())
@@ -122,11 +122,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=sorted({suite.library for suite in SUITES}))
     parser.add_argument(
-        "--record", action="store_true", help="replace the section of docs/differences.md as well"
+        "--record", action="store_true", help="also replace the section of docs/differences.md"
     )
     options = parser.parse_args()
     if options.record and options.only:
-        parser.error("one library is not the whole table: it cannot be recorded")
+        parser.error("--record needs every library: leave out --only")
     suites = [suite for suite in SUITES if options.only in (None, suite.library)]
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "sources").mkdir(exist_ok=True)

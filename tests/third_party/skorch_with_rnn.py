@@ -1,7 +1,7 @@
-"""Skorch's estimators with a recurrent layer; skorch's own tests have none with one.
+"""Skorch's estimators with a recurrent layer, which skorch's own tests lack.
 
-`run.py` runs this file with `torch.nn.RNN` as torch has it, and with the fused class bound to the
-name.
+`run.py` runs this file twice: with torch's own `torch.nn.RNN`, and with the fused class bound to
+that name.
 """
 
 import copy
@@ -103,7 +103,7 @@ def test_regression():
     assert net.predict(X).shape == (40, 1)
 
 
-def test_partial_fit_goes_on(net):
+def test_partial_fit_continues(net):
     assert len(net.partial_fit(X, Y).history) == 10
 
 
@@ -121,13 +121,13 @@ def test_saved_parameters_predict_the_same(net, safe, tmp_path):
     np.testing.assert_array_equal(loaded.predict_proba(X), net.predict_proba(X))
 
 
-def test_clone_trains_alike(net):
+def test_a_clone_trains_the_same(net):
     torch.manual_seed(0)
     other = clone(net).fit(X, Y)
     np.testing.assert_allclose(other.predict_proba(X), net.predict_proba(X), rtol=1e-4)
 
 
-def test_set_params_builds_anew(net):
+def test_set_params_rebuilds_the_module(net):
     net.set_params(module__hidden=9)
     assert net.module_.rnn.hidden_size == 9
 

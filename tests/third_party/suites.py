@@ -15,7 +15,7 @@ class Checkout:
         tag: the release that the test files belong to.
         paths: the files and folders to take.
         package: the folder within the installed library that its tests are imported from, and
-            that gets a copy of the first path; empty if the tests import nothing of each other.
+            that gets a copy of the first path; empty if the tests do not import each other.
     """
 
     repository: str
@@ -26,14 +26,14 @@ class Checkout:
 
 @dataclass(frozen=True)
 class Suite:
-    """A library with some of its tests, which is one row of the table.
+    """A library and some of its tests: one row of the table.
 
     Attributes:
         library: the name of its package.
-        version: the release. It is fixed, so that two runs can be compared.
+        version: the release, which is fixed so that two runs can be compared.
         tests: the arguments of pytest; `{sources}` stands for the folder of the checkout.
-        origin: whose tests they are, for the table.
-        extras: of its package, as pip writes them.
+        origin: who wrote the tests, for the table.
+        extras: the extras of its package to install, such as `[torch]`.
         needs: packages that its tests import.
         checkout: where the test files come from if the package has none.
     """
@@ -48,7 +48,7 @@ class Suite:
 
     @property
     def key(self) -> str:
-        """The name of the files of results."""
+        """The common part of the names of its result files."""
         return f"{self.library}-{self.origin.replace(' ', '-')}"
 
     @property
@@ -57,7 +57,7 @@ class Suite:
 
 
 def written_here(library: str, version: str, *needs: str) -> Suite:
-    """Returns a suite of this folder, for what a library's own tests do not use a layer for."""
+    """Returns a suite of this folder, for uses of a layer that a library's own tests lack."""
     file = HERE / f"{library}_with_rnn.py"
     return Suite(library, version, (str(file),), origin="written here", needs=needs)
 
@@ -77,7 +77,7 @@ SUITES = (
             "darts.tests.optional_deps.test_onnx",
         ),
         extras="[torch]",
-        # With what came after this release, tests fail that have nothing to do with a layer.
+        # With newer pandas or statsmodels, tests fail that have nothing to do with a layer.
         needs=("onnx", "onnxruntime", "onnxscript", "pandas<3", "statsmodels<0.15"),
         checkout=Checkout("unit8co/darts", "0.46.1", ("darts/tests",), "darts/tests"),
     ),
@@ -104,7 +104,7 @@ SUITES = (
             "speechbrain.decoders.seq2seq",
         ),
         checkout=Checkout(
-            # The test file of 1.1.0 serves the later releases, whose layer has the same interface.
+            # The test file of 1.1.0 fits later releases, whose layer has the same interface.
             "speechbrain/speechbrain",
             "v1.1.0",
             ("tests/unittests/test_RNN.py", "conftest.py"),

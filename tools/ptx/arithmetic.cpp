@@ -36,8 +36,7 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// ---- Rows for several types, named NAME.TYPE ----
-
+// Adds rows for several types, named NAME.TYPE. `one`, `two` and `three` count the sources.
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);
@@ -119,7 +118,7 @@ void add_floating(Table& table) {
   one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
 }
 
-// Mixed precision: the result and what is added are float32, the other sources 16-bit.
+// Mixed precision: the result and the addend are float32, the other sources 16-bit.
 template <class Number>
 void add_mixed(Table& table) {
   const std::string type = "rn.f32." + name_of<Number>();
@@ -128,8 +127,6 @@ void add_mixed(Table& table) {
   table["fma." + type] = lanewise<float, Number, Number, float>(
       [](float a, float b, float c) { return std::fma(a, b, c); });
 }
-
-// ---- integers ----
 
 template <class Narrow, class Wide>
 void wide(Table& table) {
@@ -178,7 +175,7 @@ void shift(Table& table) {
   table["shr." + name_of<Signed>()] = lanewise<Signed, Signed, u32>(keep_sign);
 }
 
-// bfe: extracts `count` bits starting at `first`; bits beyond the value repeat its sign.
+// bfe: extracts `count` bits starting at `first`, and extends the sign if Value is signed.
 template <class Value>
 Value extract(Value a, u32 first, u32 count) {
   constexpr u32 kBits = 8 * sizeof(Value);
@@ -240,8 +237,7 @@ void add_bits(Table& table) {
   table["prmt.b32"] = lanewise<u32, u32, u32, u32>(permute);
 }
 
-// ---- Predicates, each one Mask per warp ----
-
+// Sets the bits of `mask` in a predicate, which is one Mask per warp.
 void put(Mask& predicate, Mask mask, Mask values) {
   predicate = (predicate & ~mask) | (values & mask);
 }
@@ -284,7 +280,7 @@ void compare(Table& table, const std::string& type) {
   add("le", [](Compared a, Compared b) { return a <= b; });
   add("gt", [](Compared a, Compared b) { return a > b; });
   add("ge", [](Compared a, Compared b) { return a >= b; });
-  if constexpr (std::is_same_v<Compared, float>) {  // these are true for NaN
+  if constexpr (std::is_same_v<Compared, float>) {  // true for NaN, except num
     add("equ", [](Compared a, Compared b) { return !(a < b || a > b); });
     add("neu", [](Compared a, Compared b) { return a != b; });
     add("ltu", [](Compared a, Compared b) { return !(a >= b); });
@@ -335,8 +331,6 @@ void add_predicates(Table& table) {
   select<u64>(table, {"b64", "u64", "s64"});
 }
 
-// ---- conversions ----
-
 template <class To, class... From>
 void convert_integers(Table& table) {
   ((table["cvt." + name_of<To>() + "." + name_of<From>()] =
@@ -361,7 +355,7 @@ void move(Table& table, std::vector<std::string> types) {
   }
 }
 
-// mov between one register and several that hold its parts, the lowest bits first.
+// mov between one register and several that hold its parts, lowest bits first.
 void pack_or_unpack(Machine&, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
     uint64_t bits = 0;

@@ -44,7 +44,7 @@ class Instruction:
 
 
 _NOTHING = Operand(0, 0)
-_MOST_INSTRUCTIONS = 2**16  # which the machine counts in 16 bits
+_MOST_INSTRUCTIONS = 2**16  # the machine stores their indices in 16 bits
 _SPECIAL = ["%tid.x", "%laneid", "%ntid.x"]
 _SPECIAL += [f"%{name}.{axis}" for name in ("ctaid", "nctaid") for axis in "xyz"]
 """The special registers, as machine.cpp fills them."""
@@ -76,7 +76,7 @@ class Decoder:
         self._signature = signature
         self.instructions: list[Instruction] = []
         self.sources: dict[int, str] = {}
-        """The Python file and line that each PTX line was compiled from."""
+        """The Python file and line that each PTX line comes from."""
         self.parameters: list[tuple[int, int]] = []
         """Offset and size of each parameter, in bytes."""
         self.messages = _messages(text)
@@ -122,8 +122,6 @@ class Decoder:
         threads = re.search(r"\.reqntid (\d+)", head[3])
         self.threads = int(threads[1]) if threads else 0
         return head.end()
-
-    # ---- registers and constants ----
 
     def _new(self, size: int) -> Operand:
         self.sizes.append(size)
@@ -180,8 +178,6 @@ class Decoder:
         base = self._register(found[1]) or self._constant(self._number(found[1]), 8)
         return base, int(found[2] or "0", 0)
 
-    # ---- statements ----
-
     def _decode(self, statement: str) -> None:
         if statement == "{":
             self._scopes.append({})
@@ -227,13 +223,13 @@ class Decoder:
             raise UnsupportedError(f"{made.name} in line {self._line}")
         sizes = [*signature.results, *signature.sources]
         if len(sizes) != len(arguments):
-            raise UnsupportedError(f"{made.name} of {len(arguments)} operands, line {self._line}")
+            raise UnsupportedError(f"{made.name} with {len(arguments)} operands, line {self._line}")
         operands = [self._operand(*both) for both in zip(arguments, sizes, strict=True)]
         made.results = operands[: len(signature.results)]
         made.sources = operands[len(signature.results) :]
 
-    # Instructions with a syntax of their own, found by the first part of the name. A method returns
-    # False to fall back to `_plain`, and clears the name to drop the instruction.
+    # Methods for instructions with special syntax, named by the first part of the instruction. A
+    # method returns False to fall back to `_plain`, and clears the name to drop the instruction.
 
     def _mov(self, made, parts, arguments):
         if len(arguments[0]) == len(arguments[1]) == 1:
@@ -294,7 +290,7 @@ class Decoder:
             return False
         threads = [int(one[0]) for one in arguments[1:]]
         if arguments[0] != ["0"] or threads not in ([], [self.threads]):
-            raise UnsupportedError(f"a barrier of some warps in line {self._line}")
+            raise UnsupportedError(f"a barrier for some warps in line {self._line}")
         return True
 
     def _matrices(self, made, parts, address, registers):
@@ -340,7 +336,7 @@ class Decoder:
 
     def _call(self, made, parts, arguments):
         if arguments[0] != ["__assertfail"]:
-            raise UnsupportedError(f"a call of {arguments[0]} in line {self._line}")
+            raise UnsupportedError(f"a call to {arguments[0]} in line {self._line}")
         made.name = "assertion"
 
 
@@ -359,7 +355,7 @@ def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tupl
     for row in text[begin:].split("\n"):
         code, _, comment = row.partition("//")
         code = code.strip()
-        if code.startswith(".loc"):  # may also stand within a multi-line inline assembly
+        if code.startswith(".loc"):  # may also be inside multi-line inline assembly
             place = comment.split()[0] if comment.split() else place
             code = ""
         elif re.fullmatch(r"[$\w]+:", code):

@@ -1,7 +1,7 @@
 """A Triton driver that executes the PTX of kernels on the CPU.
 
 After `install()`, operators on CPU tensors run the GPU kernels, for the rest of the process.
-README.md says what is modelled.
+README.md says what is modeled.
 """
 
 import ctypes
@@ -109,7 +109,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """Returns what tells processors with other instructions apart."""
+    """Returns a text that differs between processors with different instructions."""
     described = Path("/proc/cpuinfo")
     if not described.exists():
         return platform.processor()
@@ -212,7 +212,7 @@ class Machine:
         self.library: torch.library.Library | None = None
         """Keeps the operators registered."""
         self.kernels: dict[str, Kernel] = {}
-        """By their PTX."""
+        """The decoded kernels, by their PTX."""
         self._library = _library()
 
     def kernel_of(self, text: str) -> Kernel:
@@ -268,7 +268,7 @@ class Machine:
             parameters[begin : begin + size] = (int(value) % 2 ** (8 * size)).to_bytes(
                 size, "little"
             )
-        storages.pop(0, None)  # of empty tensors
+        storages.pop(0, None)  # the address of empty tensors
         return parameters, storages
 
 
@@ -335,8 +335,10 @@ class _Driver(DriverBase):
 
 
 def _change_stages(backend=None, stages=None, *_):
-    """Hooks into Triton's compilation to use the PTX as the binary. Returns a cache key if called
-    without stages."""
+    """Hooks into Triton's compilation to use the PTX as the binary.
+
+    Returns a cache key if called without stages.
+    """
     if stages is None:
         return "executed PTX", "executed PTX"
     stages["cubin"] = lambda text, metadata: text.encode()

@@ -66,7 +66,7 @@ void Machine::publish_all(Program& program) {
   }
 }
 
-// Reads memory as the program has left it, including its pending stores. Stays within a line.
+// Reads memory as the program sees it, with its pending stores. The range must be in one line.
 void Machine::peek(const Program& program, uint64_t address, uint32_t size, uint8_t* out) const {
   std::memcpy(out, reinterpret_cast<const void*>(address), size);
   const auto line = program.view.pending.find(address / kLine * kLine);
@@ -80,7 +80,7 @@ void Machine::peek(const Program& program, uint64_t address, uint32_t size, uint
   }
 }
 
-// Notes a read, or a write of `in` if it is given.
+// Records a read, or a write of `in` if that is not null.
 void Machine::note_global(Tensor& tensor, const Thread& by, uint64_t address, uint32_t size,
                           const void* in) {
   const uint64_t begin = address - tensor.begin, width = kernel.cell;

@@ -61,8 +61,6 @@ void Machine::stop(const std::string& kind, const Thread& by, const std::string&
   throw Stop();
 }
 
-// ---- control ----
-
 void Machine::branch(Warp& warp, Mask lanes, uint32_t target) {
   if (lanes == warp.mask) {
     warp.next = target;
@@ -84,7 +82,7 @@ void Machine::end(Warp& warp, Mask lanes) {
 
 void Machine::meet(Warp& warp) {
   Program& program = *warp.program;
-  if (program.ended != 0) stop("barrier: a warp has ended before", {warp, 0});
+  if (program.ended != 0) stop("barrier: another warp has already ended", {warp, 0});
   warp.state = Warp::kWaiting;
   if (++program.waiting < program.warps.size()) return;
   acquire_at_barrier(program);
@@ -129,8 +127,6 @@ void Machine::advance(Warp& warp, uint32_t turns) {
   }
 }
 
-// ---- programs ----
-
 void Machine::start(uint32_t index) {
   programs.push_back(std::make_unique<Program>());
   Program& program = *programs.back();
@@ -166,14 +162,14 @@ void Machine::run() {
   for (uint32_t i = programs_in_all(); i > 1; --i) std::swap(order[i - 1], order[random(i)]);
   const size_t window = options.cooperative ? order.size() : static_cast<size_t>(options.window);
   size_t begun = 0;
-  // To reach unusual interleavings, favour one program for a while and freeze another one.
-  uint32_t favoured = 0, frozen = 0;
+  // To reach unusual interleavings, favor one program for a while and freeze another one.
+  uint32_t favored = 0, frozen = 0;
   for (uint64_t turn = 0;; ++turn) {
     while (begun < order.size() && programs.size() < window) start(order[begun++]);
     if (programs.empty()) return;
     const uint32_t count = static_cast<uint32_t>(programs.size());
-    if (turn % 512 == 0) favoured = random(count), frozen = random(2 * count);
-    uint32_t chosen = random(4) == 0 ? favoured % count : random(count);
+    if (turn % 512 == 0) favored = random(count), frozen = random(2 * count);
+    uint32_t chosen = random(4) == 0 ? favored % count : random(count);
     if (chosen == frozen && turn % 512 < 384) chosen = random(count);
     Warp* ready = nullptr;
     for (uint32_t i = 0; i < count && ready == nullptr; ++i) {
@@ -184,7 +180,7 @@ void Machine::run() {
         if (warp.state == Warp::kReady) ready = &warp;
       }
     }
-    if (ready == nullptr) stop("deadlock", {programs[0]->warps[0], 0}, "no warp can go on");
+    if (ready == nullptr) stop("deadlock", {programs[0]->warps[0], 0}, "no warp can run");
     advance(*ready, 1 + random(static_cast<uint32_t>(options.quantum)));
     if (now - progress > static_cast<uint64_t>(options.patience)) {
       stop("deadlock", {*ready, 0}, "nothing has changed for too long");
@@ -214,11 +210,11 @@ const Table& table() {
 
 }  // namespace ptx
 
-// ---- The interface to driver.py ----
+// The interface to driver.py.
 
 extern "C" {
 
-// Writes the operand sizes of an instruction: results, -1, sources. Returns the count of numbers
+// Writes the operand sizes of an instruction: results, -1, sources. Returns the number of values
 // written, or -1 if the instruction is unknown.
 int64_t ptx_signature(const char* name, int64_t* out) {
   const auto found = ptx::table().find(name);

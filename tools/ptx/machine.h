@@ -87,9 +87,9 @@ struct Warp {
   uint8_t* registers;
   Mask live = kWholeWarp;                 // lanes that have not exited
   Mask mask = kWholeWarp;                 // lanes that run now
-  uint32_t at = 0;                        // the instruction they execute
-  uint32_t next = 0;                      // that after it
-  std::array<uint32_t, kLanes> parted{};  // `next` of the lanes that wait
+  uint32_t at = 0;                        // the instruction that `mask` executes
+  uint32_t next = 0;                      // the instruction after it
+  std::array<uint32_t, kLanes> parted{};  // `next` of the lanes not in `mask`
   uint32_t meetings = 0;
   std::array<uint64_t, kLanes> acquired{};  // time of each lane's last acquire
 
@@ -126,7 +126,7 @@ struct View {
     uint8_t bytes[32];
     uint64_t fetched;
   };
-  // Both by cache line: stores that are not yet visible to other programs, in order, and the L1.
+  // By cache line: stores not yet visible to other programs, in order; and the L1 cache.
   std::unordered_map<uint64_t, std::vector<Store>> pending;
   std::unordered_map<uint64_t, Line> lines;
 };
@@ -158,7 +158,7 @@ struct Kernel {
   std::vector<uint8_t> constants;  // initial values of each warp's first registers
   int64_t registers;               // bytes per warp
   uint64_t cell = 4;               // bytes per Cell: the size of the smallest store
-  std::vector<Operand> specials;   // thread, lane, threads, place in the grid, its size
+  std::vector<Operand> specials;   // thread, lane, threads, position in the grid, grid size
 };
 
 struct Fault {
@@ -180,7 +180,7 @@ struct Machine {
   size_t shared_bytes;
   std::vector<Tensor> tensors;
 
-  std::vector<std::unique_ptr<Program>> programs;  // that have begun and not ended
+  std::vector<std::unique_ptr<Program>> programs;  // begun, but not ended
   std::unordered_map<uint64_t, Clock> released;    // by address
   std::map<std::string, Fault> faults;
   uint64_t now = 0, progress = 0;  // executed instructions; time of the last visible change
@@ -238,7 +238,7 @@ struct Machine {
   void each_shared_cell(const Thread& by, uint64_t address, uint32_t size, Work work);
 };
 
-// Calls `work` for each lane in the mask. Compilers vectorise the loop over a whole warp.
+// Calls `work` for each lane in the mask. Compilers vectorize the loop over a whole warp.
 template <class Work>
 inline void each_lane(Mask mask, Work work) {
   if (mask == kWholeWarp) {

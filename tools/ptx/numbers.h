@@ -38,7 +38,7 @@ struct Half {
     const float magnitude = std::fabs(value);
     if (value != value) {
       bits = kNotANumber;
-    } else if (magnitude >= 65520) {  // from here on values round to infinity
+    } else if (magnitude >= 65520) {  // values from here on round to infinity
       bits = sign | 0x7c00;
     } else if (magnitude < 0x1p-14f) {  // subnormal: adding 0.5 rounds at 2^-24
       bits = sign | static_cast<uint16_t>(bits_of<uint32_t>(magnitude + 0.5f) - 0x3f000000);

@@ -1,6 +1,6 @@
 // The happens-before order and race detection. An access by another program happened before the
 // current one if its epoch was released and then acquired; an access by the same program, if a
-// barrier lies between them or the thread is the same.
+// barrier lies between the two or the thread is the same.
 #include <algorithm>
 #include <string>
 
@@ -120,7 +120,7 @@ void Machine::note_write(Cell& cell, const Thread& by, bool is_same, const char*
     if (earlier.program == Access::kNobody || happened_before(earlier, by)) return;
     report(std::string("race ") + distance(earlier, by) + kind, by, memory + place_of(earlier));
   };
-  if (!is_same) {  // rewriting the present value is harmless
+  if (!is_same) {  // rewriting the current value is harmless
     const Access& earlier = cell.written;
     const bool at_once = earlier.instruction == by.warp.at &&
                          earlier.program == by.program().index && earlier.warp == by.warp.number;

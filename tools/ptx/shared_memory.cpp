@@ -53,7 +53,7 @@ void Machine::read_copy(const Thread& by, Copy& copy) {
   copy.is_done = true;
 }
 
-// At random, the bytes arrive now or only when they are waited for.
+// The bytes arrive now or, at random, only when they are waited for.
 void Machine::begin_copy(const Thread& by, Copy copy) {
   shared_at(by, copy.to, copy.size);
   if (copy.taken != 0) tensor_of(by, copy.from, copy.taken, "asynchronous copy");

@@ -24,7 +24,7 @@ constexpr int kPerRegister = static_cast<int>(4 / sizeof(Number));
 // register; registers first go down the rows, 8 at a time.
 template <class Number, int rows, int columns>
 void read_fragment(Warp& warp, const Operand* from, double (&matrix)[rows][columns]) {
-  constexpr int kWidth = 4 * kPerRegister<Number>;  // a register holds 8 rows of so many columns
+  constexpr int kWidth = 4 * kPerRegister<Number>;  // columns of a register, which holds 8 rows
   for (int right = 0; right < columns / kWidth; ++right) {
     for (int down = 0; down < rows / 8; ++down) {
       const Number* values = warp.lanes<Number>(from[right * (rows / 8) + down]);
@@ -41,7 +41,7 @@ void read_fragment(Warp& warp, const Operand* from, double (&matrix)[rows][colum
 template <class Number, int depth>
 void multiply(Machine&, Warp& warp, const Instruction& at, Mask) {
   constexpr int kRegisters = depth / (4 * kPerRegister<Number>);
-  double left[16][depth], right[8][depth];  // the right one transposed
+  double left[16][depth], right[8][depth];  // `right` is transposed
   read_fragment<Number>(warp, &at.sources[0], left);
   read_fragment<Number>(warp, &at.sources[2 * kRegisters], right);
   for (int i = 0; i < 4; ++i) {
@@ -63,9 +63,8 @@ Entry product() {
           true};
 }
 
-// ---- wgmma: four warps multiply matrices in shared memory ----
-
-// A matrix in shared memory, as its descriptor lays it out.
+// An operand of wgmma, by which four warps multiply matrices in shared memory, as its descriptor
+// lays it out.
 struct SharedMatrix {
   uint64_t start, leading, stride;
   int swizzle;  // 0: none; 1, 2, 3: rows of 128, 64, 32 bytes
@@ -141,7 +140,7 @@ void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product)
   }
 }
 
-// At random, the product is computed when it is committed or only when it is waited for.
+// The product is computed when it is committed or, at random, only when it is waited for.
 template <class Number>
 Entry group_product() {
   const auto run = [](Machine&, Warp& warp, const Instruction& at, Mask) {

@@ -12,7 +12,7 @@ template <class Choose>
 Entry shuffle(Choose choose) {
   const auto run = [choose](Machine& machine, Warp& warp, const Instruction& at, Mask) {
     if (*warp.lanes<uint32_t>(at.sources[3]) != kWholeWarp) {
-      machine.stop("unsupported: a shuffle among some lanes", {warp, 0});
+      machine.stop("unsupported: a shuffle among only some lanes", {warp, 0});
     }
     uint32_t values[kLanes];
     std::memcpy(values, warp.lanes<uint32_t>(at.sources[0]), sizeof(values));
@@ -75,8 +75,7 @@ void add_shuffles(Table& table) {
   table["vote.sync.all.pred"] = vote([](Mask values) { return values == kWholeWarp; });
 }
 
-// ---- matrices of 8 x 8 values of 16 bits ----
-
+// An 8 x 8 matrix of 16-bit values.
 struct Matrix {
   uint16_t rows[8][8];
   // Element i (0 or 1) of the pair that a lane holds.
@@ -121,8 +120,6 @@ void store_matrices(Machine& machine, Warp& warp, const Instruction& at, Mask) {
     }
   }
 }
-
-// ---- control ----
 
 void branch(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
   machine.branch(warp, mask, static_cast<uint32_t>(at.numbers[0]));

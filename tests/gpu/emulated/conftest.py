@@ -1,4 +1,4 @@
-"""Tests that execute the PTX of the GPU kernels, by tools/ptx; `test_triton.py` starts them."""
+"""Fixtures to execute the PTX of the GPU kernels by tools/ptx; `test_triton.py` runs the tests."""
 
 import os
 

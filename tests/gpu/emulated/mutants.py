@@ -47,37 +47,37 @@ Into = str | Callable[[re.Match], str]
 KINDS: dict[str, tuple[str, Into]] = {
     # The exchange between programs.
     "a relaxed arrival": (r"gpu\.release", "gpu.relaxed"),
-    "a relaxed look at the counter": (r"gpu\.acquire", "gpu.relaxed"),
-    "an arrival of 2": (rf"({_ADD} \[.*?\], ){_REGISTER}", r"\g<1>2"),
-    "an arrival of every thread": (rf"@{_REGISTER} ({_ADD})", r"\1"),
+    "a relaxed load of the counter": (r"gpu\.acquire", "gpu.relaxed"),
+    "an arrival that counts twice": (rf"({_ADD} \[.*?\], ){_REGISTER}", r"\g<1>2"),
+    "an arrival by every thread": (rf"@{_REGISTER} ({_ADD})", r"\1"),
     "no arrival": (rf"@{_REGISTER} {_ADD}.*;", ""),
     # The exchange between the warps of a program.
     "no barrier": (r"bar\.sync\s+0;", ""),
-    "a barrier of some warps": (
+    "a barrier for only one warp": (
         r"bar\.sync\s+0;",
         "{ .reg .pred first; setp.lt.u32 first, %tid.x, 32; @first bar.sync 0; }",
     ),
     "a wait for fewer copies": (r"cp\.async\.wait_group\s+(\d+)", _one_more),
-    "copies that are in no group": (r"cp\.async\.commit_group;", ""),
+    "copies without a group": (r"cp\.async\.commit_group;", ""),
     "no wait for products": (r"wgmma\.wait_group\.sync\.aligned (\d+)", _one_more),
     # Addresses and masks.
     "a store without its mask": (rf"@{_REGISTER} (st\.global)", r"\1"),
     "a load without its mask": (rf"@{_REGISTER} (ld\.global\.(?!gpu))", r"\1"),
-    "a store farther on": (r"(st\.global\S* \[ %rd\d+ \+ )0", r"\g<1>16"),
-    "a load farther on": (r"(ld\.global\.(?!gpu).*\+ )0", r"\g<1>16"),
+    "a store 16 bytes too far": (r"(st\.global\S* \[ %rd\d+ \+ )0", r"\g<1>16"),
+    "a load 16 bytes too far": (r"(ld\.global\.(?!gpu).*\+ )0", r"\g<1>16"),
     "a copy of all bytes": (r"(cp\.async\.c[ag].*?, 0x\w+), %r\d+", r"\1"),
-    "a load from shared memory beside": (r"(ld\.shared\S*\s+\S+.*\[%r\d+)\]", r"\1+16]"),
-    "a store to shared memory beside": (r"(st\.shared\S*\s+\[%r\d+)\]", r"\1+16]"),
+    "a shared load 16 bytes too far": (r"(ld\.shared\S*\s+\S+.*\[%r\d+)\]", r"\1+16]"),
+    "a shared store 16 bytes too far": (r"(st\.shared\S*\s+\[%r\d+)\]", r"\1+16]"),
     "a matrix not transposed": (r"\.trans\.shared", ".shared"),
-    "a step too many": (r"setp\.lt\.s64", "setp.le.s64"),
-    "a sequence too many": (r"setp\.lt\.s32", "setp.le.s32"),
-    "an address 4 farther": (r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
-    "the other branch": (rf"@({_REGISTER}) bra ", r"@!\1 bra "),
+    "one step too many": (r"setp\.lt\.s64", "setp.le.s64"),
+    "one sequence too many": (r"setp\.lt\.s32", "setp.le.s32"),
+    "an address offset of 4": (r"(add\.s64\s+%rd\d+, %rd\d+, )\d+;", r"\g<1>4;"),
+    "the wrong branch": (rf"@({_REGISTER}) bra ", r"@!\1 bra "),
     # Arithmetic.
-    "a shuffle with another lane": (r"(shfl\.sync\.bfly.*?, )(\d+)", _doubled),
-    "a sum of one product": (_SUM, r"\g<1>0f00000000;"),
-    "rows in another order": (r"mma\.sync\S+ \{.*?\}, \{ *(\S+), (\S+),", _swapped),
-    "a product that adds nothing": (r"(wgmma\.mma_async.*?)%p\d+, 1", r"\g<1>0, 1"),
+    "a shuffle with the wrong lane": (r"(shfl\.sync\.bfly.*?, )(\d+)", _doubled),
+    "a sum of only one product": (_SUM, r"\g<1>0f00000000;"),
+    "rows in the wrong order": (r"mma\.sync\S+ \{.*?\}, \{ *(\S+), (\S+),", _swapped),
+    "a product that does not accumulate": (r"(wgmma\.mma_async.*?)%p\d+, 1", r"\g<1>0, 1"),
     "operands not rounded": (r"(add\.s32\s+%r\d+, %r\d+, )4096", r"\g<1>0"),
     "no sign": (r"(and\.b32\s+%r\d+, %r\d+, )-2147483648", r"\g<1>0"),
     "2 instead of 1": (r"(fma\.rn\.f32.*?)0f3F800000;", r"\g<1>0f40000000;"),
@@ -107,7 +107,7 @@ class Mutant:
         return list(re.finditer(KINDS[self.kind][0], text, re.MULTILINE))
 
     def plant(self, text: str) -> str:
-        """Returns the PTX with the fault, or unchanged if nothing matches."""
+        """Returns the PTX with the fault, or unchanged if the fault fits nowhere."""
         places = self.places(text)
         if not places:
             return text
@@ -119,34 +119,34 @@ class Mutant:
 MUTANTS = [
     Mutant("a relaxed arrival", "cooperative"),
     Mutant("a relaxed arrival", "tensor cores", "backward"),
-    Mutant("a relaxed look at the counter", "cooperative"),
-    Mutant("a relaxed look at the counter", "tensor cores", "backward"),
-    Mutant("an arrival of 2", "cooperative"),
-    Mutant("an arrival of every thread", "cooperative"),
+    Mutant("a relaxed load of the counter", "cooperative"),
+    Mutant("a relaxed load of the counter", "tensor cores", "backward"),
+    Mutant("an arrival that counts twice", "cooperative"),
+    Mutant("an arrival by every thread", "cooperative"),
     Mutant("no arrival", "cooperative"),
     Mutant("no barrier", "resident", which=3),
     Mutant("no barrier", "tensor cores", which=-2),
     Mutant("no barrier", "streamed", "backward", which=1),
-    Mutant("a barrier of some warps", "resident", which=2),
+    Mutant("a barrier for only one warp", "resident", which=2),
     Mutant("a wait for fewer copies", "streamed"),
-    Mutant("copies that are in no group", "streamed", which=1),
+    Mutant("copies without a group", "streamed", which=1),
     Mutant("no wait for products", "wgmma"),
     Mutant("a store without its mask", "cooperative"),
     Mutant("a load without its mask", "tensor cores", "backward", which=-1),
-    Mutant("a store farther on", "tensor cores"),
-    Mutant("a load farther on", "resident", "backward", which=-1),
+    Mutant("a store 16 bytes too far", "tensor cores"),
+    Mutant("a load 16 bytes too far", "resident", "backward", which=-1),
     Mutant("a copy of all bytes", "streamed"),
-    Mutant("a load from shared memory beside", "resident"),
-    Mutant("a store to shared memory beside", "TF32"),
+    Mutant("a shared load 16 bytes too far", "resident"),
+    Mutant("a shared store 16 bytes too far", "TF32"),
     Mutant("a matrix not transposed", "tensor cores", "backward"),
-    Mutant("a step too many", "streamed"),
-    Mutant("a sequence too many", "tensor cores"),
-    Mutant("an address 4 farther", "cooperative"),
-    Mutant("the other branch", "cooperative", which=-1),
-    Mutant("a shuffle with another lane", "cooperative"),
-    Mutant("a sum of one product", "streamed", which=40),
-    Mutant("rows in another order", "TF32"),
-    Mutant("a product that adds nothing", "wgmma"),
+    Mutant("one step too many", "streamed"),
+    Mutant("one sequence too many", "tensor cores"),
+    Mutant("an address offset of 4", "cooperative"),
+    Mutant("the wrong branch", "cooperative", which=-1),
+    Mutant("a shuffle with the wrong lane", "cooperative"),
+    Mutant("a sum of only one product", "streamed", which=40),
+    Mutant("rows in the wrong order", "TF32"),
+    Mutant("a product that does not accumulate", "wgmma"),
     Mutant("operands not rounded", "TF32"),
     Mutant("no sign", "resident"),
     Mutant("2 instead of 1", "resident", "backward"),
@@ -193,7 +193,7 @@ def caught(machine: Machine, layer: Layer, change: Callable[[str], str], wanted)
 
 
 def main() -> None:
-    """Plants random faults; prints those that survive, and how many of each kind were found."""
+    """Plants random faults; prints the ones that survive and the number found of each kind."""
     machine, chance = install(), random.Random(0)
     planted: dict[str, list[bool]] = {}
     for name, layer in LAYERS.items():

@@ -220,7 +220,7 @@ def test_an_exchange_between_programs(machine, missing):
         assert wrong > 0 or missing == "the acquire"
 
 
-def test_what_is_not_known_is_an_error(machine):
+def test_unknown_instructions_are_errors(machine):
     with pytest.raises(UnsupportedError, match=r"sin\.approx\.f32"):
         run(machine, "sin.approx.f32 %r5, %r2;")
     with pytest.raises(UnsupportedError, match="b128"):

@@ -31,7 +31,7 @@ def test_sums_without_tensor_cores_have_short_chains(machine):
     machine.device = layer.device
     assert layer.plan.kind == layer.kind
     results, exact = layer.case.run(FusedRNN, torch.float32), layer.case.run_oracle(torch.float32)
-    budget = ErrorBudget(torch.float32, units=2)  # whatever the error of nn.RNN
+    budget = ErrorBudget(torch.float32, units=2)  # independent of the error of nn.RNN
     for name in ("h_n", "grad_weight_hh_l0"):
         nearest = torch.from_numpy(exact[name]).float()
         budget.add(name, results[name], nearest, exact[name])

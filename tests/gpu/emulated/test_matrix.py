@@ -25,7 +25,7 @@ SIZES = [
 
 
 def layers(arch):
-    """Yields a layer of every size and precision; layouts and options take turns."""
+    """Yields a layer of every size and precision, cycling through layouts and options."""
     rows = itertools.cycle(("dense", "lengths", "packed", "jagged", "packed unsorted"))
     options = itertools.cycle(({}, TWO_DIRECTIONS, RELU, TWO_LAYERS | TWO_DIRECTIONS))
     resets = itertools.cycle((0.0, 0.0, 0.3))
@@ -80,7 +80,7 @@ def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_prec
     try:
         layer.check()
     except OutOfResources:
-        pytest.skip("needs more shared memory than there is, as autotune would find")
+        pytest.skip("needs more shared memory than the GPU has, as autotune would find")
 
 
 def test_the_benchmark(machine, monkeypatch):

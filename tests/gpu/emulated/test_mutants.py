@@ -20,7 +20,7 @@ def test_a_planted_fault(machine, mutant, wanted, fp32_precision):
     if mutant.layer not in wanted:
         wanted[mutant.layer] = results(layer)
     assert not machine.faults
-    assert any(mutant.places(text) for text in machine.kernels), "there is no place for it"
+    assert any(mutant.places(text) for text in machine.kernels), "the fault fits nowhere in the PTX"
     how = caught(machine, layer, mutant.plant, wanted[mutant.layer])
     print(how)
     assert how is not None

@@ -1,7 +1,7 @@
 """Runs the GPU operators on the CPU in Triton's interpreter; `tests/gpu/test_triton.py` starts it.
 
-The interpreter runs the programs of a kernel one after the other. Programs that wait for each other
-cannot run like that, so each member of a block gets a process of its own.
+The interpreter runs a kernel's programs one at a time. Programs that wait for each other cannot run
+that way, so each member of a block gets a separate process.
 """
 
 import os
@@ -44,8 +44,11 @@ def _gpu_operators_on_the_cpu():
 
 
 def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
-    """Multiplies as tensor cores do: the values of bfloat16, of which Triton's own interpreter
-    multiplies the bits, and of TF32, whose operands lose their last 13 bits."""
+    """Multiplies as tensor cores do.
+
+    Triton's own interpreter multiplies the bits of bfloat16 instead of its values, and does not cut
+    off the last 13 bits of TF32 operands.
+    """
 
     def values(operand):
         if operand.dtype == tl.bfloat16:
@@ -61,13 +64,13 @@ def _create_dot(self, left, right, sum, input_precision, max_num_imprecise_acc):
 
 
 def _sum(self, input):
-    """Adds in a tree, as lanes and warps do; NumPy does so over adjacent numbers alone."""
+    """Adds in a tree, as lanes and warps do; NumPy does so only for adjacent numbers."""
     adjacent = np.ascontiguousarray(np.moveaxis(input.handle.data, self.axis, -1))
     return self.to_tensor(adjacent.sum(-1), input.dtype)
 
 
 def _call(self, *arguments, **options):
-    """Calls a function within a kernel without preparing the language again for each call."""
+    """Calls a function inside a kernel without patching the language again for each call."""
     if self.fn.__module__.startswith(_KERNELS):
         return self.rewrite()(*arguments, **options)
     return _interpreted_call(self, *arguments, **options)
@@ -77,7 +80,7 @@ _interpreted_call = interpreter.InterpretedFunction.__call__
 
 
 def _run(kernel, grid, arguments, settings):
-    """Launches a kernel whose members run at the same time, in processes that share the tensors."""
+    """Launches a kernel whose members run at the same time, in processes that share tensors."""
     members = arguments["FORM"].MEMBERS if "FORM" in arguments else 1
     if members == 1:
         kernel[grid](**arguments)
@@ -98,7 +101,7 @@ def _run(kernel, grid, arguments, settings):
     while running:
         child, status = os.wait()
         running.discard(child)
-        if status:  # the other members would wait for ever for the one that failed
+        if status:  # the others would wait forever for the one that failed
             for other in running:
                 os.kill(other, signal.SIGKILL)
                 os.waitpid(other, 0)
@@ -106,7 +109,7 @@ def _run(kernel, grid, arguments, settings):
 
 
 def _run_member(member, kernel, grid, arguments):
-    """Runs the programs of one member, and ends the process."""
+    """Runs the programs of one member, and exits."""
     place = interpreter.InterpreterBuilder.set_grid_idx
     dimensions = interpreter.InterpreterBuilder.set_grid_dim
     members = arguments["FORM"].MEMBERS
@@ -123,12 +126,11 @@ def _run_member(member, kernel, grid, arguments):
 
 @pytest.fixture(autouse=True)
 def _ieee_by_default(fp32_precision):
-    """Rounds nothing to TF32 unless a test asks for it, as `nn.RNN` on the CPU, which makes the
-    budgets, does not."""
+    """Rounds nothing to TF32 unless a test asks for it: budgets come from `nn.RNN` on the CPU."""
 
 
 class Worst:
-    """The comparisons of this run, and the largest share of its budget that an error took."""
+    """The number of comparisons in this run, and the largest share of a budget that was used."""
 
     compared = 0
     share = 0.0
@@ -151,6 +153,6 @@ def _watch_budgets(monkeypatch):
 
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(
-        f"{Worst.compared} results compared; the worst took {Worst.share:.2f} of its budget: "
+        f"{Worst.compared} results compared; the worst used {Worst.share:.2f} of its budget: "
         f"{Worst.name}"
     )

@@ -37,7 +37,7 @@ OPTIONS = [
 ]
 
 
-# Of 16 bits in every kind of plan are the layers of tests/gpu/emulated, too.
+# Marked slow, because tests/gpu/emulated covers 16 bits in every kind of plan too.
 _SLOW_TYPES = [pytest.param(of, marks=pytest.mark.slow) for of in DTYPES if of.itemsize < 4]
 
 
@@ -71,13 +71,13 @@ def test_infinite_weight_where_no_gradient_arrives(plan, monkeypatch):
     assert x.grad.isfinite().all()
 
 
-@hypothesis.seed(0)  # without it, the examples change with every edit of this function
+@hypothesis.seed(0)  # without a seed, examples change with every edit of this function
 @given(drawn_cases(), st.sampled_from(list(PLANS.values())))
 @settings(deadline=None, max_examples=5)
 def test_any_call(case, choose):
-    """Resets, empty sequences and batches, saturated and non-finite values, anything left out."""
+    """Resets, empty sequences and batches, saturated and non-finite values, omitted arguments."""
     case.dtype = torch.float32 if case.dtype == torch.float64 else case.dtype
-    # Small, since the interpreter takes long, but of more than one block of hidden units.
+    # Small, because the interpreter is slow, but more than one block of hidden units.
     case.H, case.T, case.B = 17 + case.H % 20, min(case.T, 4), min(case.B, 5)
     case.options["num_layers"] = min(case.options["num_layers"], 2)
     case.__post_init__()
@@ -87,7 +87,7 @@ def test_any_call(case, choose):
 
 
 class AnyOrder(stack._InTurn):
-    """Runs tasks by chance in any order that the streams of layers and their events allow."""
+    """Runs tasks in a random order that the streams of layers and their events allow."""
 
     def __init__(self, seed):
         self.chance = random.Random(seed)
@@ -112,7 +112,7 @@ class AnyOrder(stack._InTurn):
 
 @pytest.fixture
 def three_stretches(monkeypatch):
-    """Cuts every stack in three stretches, whose tasks run in any order that streams allow."""
+    """Cuts every stack into three stretches, whose tasks run in any order that streams allow."""
     stretches = []
 
     def cut(given, num_layers, like):
@@ -146,12 +146,12 @@ def test_layers_at_the_same_time(layout, resets, wanted):
 
 
 class TokenCase(Drawn):
-    """A case of token ids. Its features are rows of the identity, so weight_ih^T is the table.
+    """A case with token ids. Its features are rows of the identity, so weight_ih^T is the table.
 
-    `FusedRNN` stands for calls of the operators: with gradients, and for the last state alone.
+    Running `FusedRNN` calls the operators: with gradients, and for the last state alone.
     """
 
-    NOWHERE = (2**62, -1, -(2**62))  # ids of padding, which nobody may take for rows
+    NOWHERE = (2**62, -1, -(2**62))  # ids in padding, which nothing may use as rows
 
     def _draw(self, seed):
         super()._draw(seed)
@@ -160,7 +160,7 @@ class TokenCase(Drawn):
         self.rows[..., ::2] = torch.nn.functional.one_hot(self.ids, self.D)
 
     def _layout(self):
-        """Returns the number t * B + b of each row in its place, sequence_layout and options."""
+        """Returns the number t * B + b of each row, in layout order; sequence_layout; options."""
         lengths = torch.tensor(self.lengths)
         rows = torch.arange(self.T * self.B).view(self.T, self.B)
         exist = torch.arange(self.T)[:, None] < lengths
@@ -232,7 +232,7 @@ TOKEN_CASES = [
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_token_ids(plan, monkeypatch):
-    """Every kind of plan, and each case in a plan of every kind."""
+    """Every plan, and every case in one plan of each kind."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: PLANS[plan](hidden_size))
     for case in TOKEN_CASES[list(PLANS).index(plan) % 2 :: 2]:
         check_results(case)
@@ -246,7 +246,7 @@ def test_layers_of_token_ids_at_the_same_time():
 @pytest.mark.parametrize("plan", [resident, streamed])
 @pytest.mark.parametrize("id", [-1, 6])
 def test_an_id_without_a_row(plan, id, monkeypatch):
-    """An error, and no address: this process would read any memory."""
+    """The id is an error and never an address, which would read arbitrary memory here."""
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
@@ -259,7 +259,7 @@ def test_an_id_without_a_row(plan, id, monkeypatch):
 
 
 def test_sums_of_rows_by_token():
-    """In parts, with tokens that have no row, and rows that have no token."""
+    """Sums in parts, with tokens that have no row and rows that have no token."""
     ids = torch.randint(-1, 3, (3000,))
     ids[ids == 1] = 3
     rows = torch.randn(3000, 5)
@@ -282,7 +282,7 @@ def test_the_chosen_plan(hidden_size):
 @pytest.mark.parametrize("seq_len", [1, 4])
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_consecutive_rows_in_both_directions(seq_len, with_hx):
-    """Where all rows exist, time by time, the output itself holds the previous states."""
+    """If all rows exist, time by time, the output itself holds the previous states."""
     budget = ErrorBudget(torch.float32)
     for seed in range(4):
         case = Case(3, 17, seq_len, 3, {"bidirectional": True}, with_hx=with_hx, seed=seed)

@@ -1,4 +1,4 @@
-"""The GPU operators, interpreted, as `torch.library.opcheck` judges them."""
+"""The GPU operators, interpreted: `torch.library.opcheck`, graph capture, refused launches."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_forward(call, more):
 @pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_backward(call, wanted):
-    """`weights`, of ordinary training, wants neither the gradient of input nor that of hx."""
+    """`weights` is ordinary training, which needs no gradient of input or hx."""
     input, hx, weights, *rest, options = call_of(**call)
     forward = (input, hx, weights, *rest, options | ops.WANT_HIDDEN)
     output, h_n, hidden = ops.rnn_forward(*forward)
@@ -87,7 +87,7 @@ def test_backward(call, wanted):
 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 130])
-def test_numbers_that_come_as_arguments(count):
+def test_numbers_passed_as_arguments(count):
     numbers = torch.randint(2**30 - 1, (count,)).tolist()
     numbers[0] = 2**30 - 2
     assert launching.upload(numbers, torch.device("cpu")).tolist() == numbers
@@ -95,7 +95,7 @@ def test_numbers_that_come_as_arguments(count):
 
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
-    """Nothing but arguments of kernels tells of batch_sizes: the bits of an eager call."""
+    """Kernels get batch_sizes only as arguments; results are bit-identical to an eager call."""
     call = call_of(ops.BIAS | ops.PACKED, with_ids=with_ids)
     eager = ops.rnn_forward(*call)
     monkeypatch.setattr(transfers, "is_capturing", lambda device: True)
@@ -109,7 +109,7 @@ def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
     assert torch.equal(captured[1], eager[1])
 
 
-def test_a_refused_launch_computes_all_the_same(monkeypatch):
+def test_a_refused_launch_still_computes(monkeypatch):
     monkeypatch.setattr(device, "_refusing", set())
     run, refused = launching.run, []
 

@@ -29,7 +29,7 @@ def launched(monkeypatch):
 
 
 def nearest_in_tf32(x):
-    """Rounds to 11 significant bits, ties away from zero, in float64 and by arithmetic alone."""
+    """Rounds to 11 significant bits, ties away from zero, by arithmetic in float64 only."""
     mantissa, exponent = torch.frexp(x.double())
     rounded = (mantissa.abs() * 2**11 + 0.5).floor() / 2**11
     return torch.ldexp(rounded.copysign(mantissa), exponent)
@@ -42,7 +42,7 @@ def test_the_oracle_rounds():
 
 
 def matrix(rows, columns, kind):
-    """Returns a matrix of random numbers that lies as its rows, its columns, or every other one."""
+    """Returns a random matrix stored by rows, by columns, or as every other column of another."""
     if kind == "columns":
         return torch.randn(columns, rows).t()
     return torch.randn(rows, 2 * columns)[:, ::2] if kind == "apart" else torch.randn(rows, columns)
@@ -55,7 +55,7 @@ SIZES = [(1, 1, 1), (65, 3, 17), (5, 130, 33), (3, 7, 1500), (64, 64, 64)]
 @pytest.mark.parametrize("lies", ["rows", "columns", "apart"])
 @pytest.mark.parametrize("plus", [None, "bias", "matrix", "out"])
 def test_a_product(precision, lies, plus, fp32_precision, launched):
-    """The error is that of the sum. A missing rounding would be a thousand times larger."""
+    """The error is that of the sum; one from missing rounding would be a thousand times larger."""
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     for M, N, K in SIZES:
         left, right = matrix(M, K, lies), matrix(K, N, lies)
@@ -76,7 +76,7 @@ def test_a_product(precision, lies, plus, fp32_precision, launched):
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_what_is_not_a_number(precision, fp32_precision):
+def test_special_numbers(precision, fp32_precision):
     fp32_precision(precision, "ieee" if precision == "tf32" else "tf32")
     odd = [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3.4e38, 1e-45]
     payload = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).item()
@@ -87,8 +87,8 @@ def test_what_is_not_a_number(precision, fp32_precision):
     assert found[7].isnan().all()
 
 
-def test_far_places(fp32_precision, monkeypatch):
-    """The kernel for places of 2^31 and more, which computes near places as well."""
+def test_large_offsets(fp32_precision, monkeypatch):
+    """The kernel for offsets of 2^31 and more, which computes small offsets as well."""
     fp32_precision("ieee", "tf32")
     left, right = torch.randn(65, 17), torch.randn(17, 3)
     near = products.product(left, right)
@@ -100,7 +100,7 @@ def test_far_places(fp32_precision, monkeypatch):
 
     monkeypatch.setattr(launching, "run", run_wide)
     assert torch.equal(products.product(left, right), near)
-    far = left[:1].as_strided((1, 17), (2**31, 1))  # of one row, so that no memory is so large
+    far = left[:1].as_strided((1, 17), (2**31, 1))  # one row, so that no memory is that large
     products.product(far, right)
     assert wide == [False, True]
 
@@ -135,7 +135,7 @@ def test_all_products_obey_the_flag_of_rnn(rnn, matmul, fp32_precision, launched
     fp32_precision(rnn, matmul)
     before = RNN.fp32_precision, MATMUL.fp32_precision
     train()
-    # The projection; the gradients of hx, of input, of weight_ih and, by two, of weight_hh.
+    # The projection; the gradients of hx, input, weight_ih and, in two products, weight_hh.
     wanted = "tf32" if rnn == "tf32" else "ieee"
     agree = wanted == ("tf32" if matmul == "tf32" else "ieee")
     assert launched == ([] if agree else [wanted] * 6)
@@ -154,7 +154,7 @@ def test_layers_whose_products_are_all_kernels(layout, options, fp32_precision, 
 
 @pytest.mark.parametrize("plan", ["resident", "streamed"])
 def test_a_layer_in_tf32(plan, fp32_precision, launched, monkeypatch):
-    """The projection, the recurrence and all gradients: all of them as near as rounded operands."""
+    """Projection, recurrence and gradients are as accurate as products of rounded operands."""
     fp32_precision("tf32", "ieee")
     tf32 = PLANS[plan](33)._replace(precision="tf32")
     monkeypatch.setattr(layer, "plan_of", lambda *_: tf32)

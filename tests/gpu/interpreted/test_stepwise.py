@@ -1,4 +1,4 @@
-"""A layer whose steps torch multiplies, against the float64 oracle, and when that is chosen."""
+"""Layers whose steps are products of torch, against the float64 oracle; when they are chosen."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TORCH = streamed(17)._replace(stepwise=True)
 
 
 def let_torch_multiply(patch):
-    """Lets torch multiply the steps of small layers too, and no kernel run."""
+    """Makes torch multiply the steps of small layers too, and fails if a kernel is launched."""
     patch.setattr(stepwise, "FEWEST_UNITS_OF_STEPS", 1)
     patch.setattr(stepwise, "plan_of", lambda *_: TORCH)
     patch.setattr(layer, "plan_of", lambda *_: pytest.fail("a kernel was launched"))
@@ -59,11 +59,11 @@ def test_a_weight_that_is_not_finite_reaches_the_first_step():
     assert torch.equal(ours(x)[0].isnan(), expected)
 
 
-@hypothesis.seed(0)  # without it, the examples change with every edit of this function
+@hypothesis.seed(0)  # without a seed, examples change with every edit of this function
 @given(drawn_cases())
 @settings(deadline=None, max_examples=40)
 def test_any_dense_call(case):
-    """Saturated and non-finite values, empty batches, anything left out."""
+    """Saturated and non-finite values, empty batches, omitted arguments."""
     case.dtype, case.layout, case.resets, case.vocabulary = torch.float32, "dense", 0.0, 0
     case.__post_init__()
     with pytest.MonkeyPatch.context() as patch:
@@ -78,9 +78,6 @@ def test_last_state_alone():
     weights = [p.detach() for p in rnn.parameters()]
     found = last_state(x, hx, weights, bidirectional=True)
     torch.testing.assert_close(found, rnn(x, hx)[1].detach())
-
-
-# ---- When torch multiplies the steps ----
 
 
 def stack_of(hidden_size, batch, **layout):
@@ -98,8 +95,8 @@ def is_captured(request, monkeypatch):
     return request.param
 
 
-def test_large_steps_alone(is_captured, fp32_precision):
-    """An eager call waits for the host, which a step must outlast; a captured one does not."""
+def test_only_large_steps(is_captured, fp32_precision):
+    """Steps of an eager call must outlast the launches of the host; those of a graph need not."""
     assert suits(1024, 1024)
     assert suits(512, 1024)
     assert suits(512, 256) == is_captured

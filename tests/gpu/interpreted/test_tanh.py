@@ -1,4 +1,4 @@
-"""tanh of the GPU kernels, with the division of a GPU emulated."""
+"""tanh of the GPU kernels, with an emulated GPU division."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,11 @@ def tanh(x, improve=True):
 @pytest.mark.parametrize("off", [0, -2, 2])
 @pytest.mark.parametrize(("improve", "units"), [(True, 2.5), (False, 5.5)])
 def test_accuracy(improve, units, off, monkeypatch):
-    """Over the whole range, in units in the last place, where Triton's division is off by the
-    2 units that PTX allows `div.full`; `exp2`, which has no promise there, must not be used."""
+    """The error is at most `units` in the last place over the whole range.
+
+    Division is off by the 2 units that PTX allows for `div.full`. `exp2`, for which nothing is
+    promised, must not be used.
+    """
 
     def divide(self, left, right):
         exact = np.divide(left.data, right.data)

@@ -1,4 +1,4 @@
-"""TF32 against the float64 oracle: as near to it as products of operands that are rounded."""
+"""TF32 against the float64 oracle: as accurate as products of rounded operands."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from namernn_fast.gpu.kernels import recurrent_product
 @pytest.mark.parametrize("plan", [name for name in PLANS if "one_sequence" not in name])
 @pytest.mark.parametrize("hidden_size", [33, pytest.param(130, marks=pytest.mark.slow)])
 def test_operands_are_rounded_to_the_nearest_value(plan, hidden_size, monkeypatch):
-    """Cut off, as tensor cores cut them, they would make errors of nearly three times the size."""
+    """Truncating operands, as tensor cores do, would make errors nearly three times as large."""
     choose = PLANS[plan](hidden_size)._replace(precision="tf32")
     monkeypatch.setattr(layer, "plan_of", lambda *_: choose)
     check_results(plan, 3, hidden_size, 17, linear, RoundedRecurrence.apply)
@@ -28,7 +28,7 @@ def _operand_kernel(x, y, BLOCK: tl.constexpr, FORM: tl.constexpr):
 
 
 def test_rounding_of_all_kinds_of_numbers():
-    """NaN and infinity stay, as does what would overflow; NaN of CUDA has all bits set."""
+    """NaN, infinity and numbers that would overflow stay; CUDA's NaN is 0x7FFFFFFF."""
     plan = PLANS["resident"](16)._replace(precision="tf32")
     form = layer.form_of(plan, 16, 1, tanh=True, padded=False)
     numbers = torch.randint(-(2**31), 2**31, (2**14,), generator=torch.Generator().manual_seed(0))
