@@ -173,8 +173,9 @@ void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
     return forward_copied<Cell>(args, runtime);  // in float, because pair instructions need panels
   }
-  const Plan plan = choose_plan({layer.layout, runtime.machine, layer.D, layer.H,
-                                 panel_count<float>(layer.H), sizeof(BFloat16)});
+  const Plan plan =
+      choose_plan({layer.layout, runtime.machine, layer.D, layer.H, panel_count<float>(layer.H),
+                   sizeof(BFloat16), Cell::weight_blocks});
   Team* teams = scratch<Team>(runtime, plan.groups);
   const WeightCopies copies = weight_copies<PairPanels<Cell>>(layer, plan, runtime);
   const int64_t elements =
