@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "contract.h"
@@ -15,11 +16,20 @@ namespace namernn_fast {
 
 extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // in emulated_pairs.cpp
 
+// A cell on one instruction set. See KernelsOfCell for the sizes.
+struct Cell {
+  std::string name;  // with that of the instruction set
+  CellKind kind;
+  int64_t weight_blocks;
+  int64_t kept;
+  bool one_bias_gradient;
+};
+
 // Compares runs over prefix trees with runs over plain rows. In trees.cpp.
-void check_trees(const Kernels& kernels);
+void check_trees(const Cell& cell, const KernelsOfCell& kernels);
 
 // Compares the kernels with plain loops. In accuracy.cpp.
-void check_accuracy(const Kernels& kernels);
+void check_accuracy(const Cell& cell, const KernelsOfCell& kernels);
 
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);
@@ -97,13 +107,13 @@ class Array {
   bool operator==(const Array& other) const {
     return std::memcmp(data(), other.data(), size_ * sizeof(Element)) == 0;
   }
-  // Whether every element is finite. An element that was never written is NaN.
-  bool is_finite() const {
-    for (int64_t i = 0; i < size_; ++i) {
-      if (!namernn_fast::is_finite(data()[i])) return false;
-    }
-    return true;
+  // An element that was never written is NaN.
+  int64_t count_finite() const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < size_; ++i) count += namernn_fast::is_finite(data()[i]);
+    return count;
   }
+  bool is_finite() const { return count_finite() == size_; }
 
  private:
   int64_t size_;
