@@ -81,7 +81,7 @@ template <class Storage>
 void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
   constexpr int bits = Precision<Storage>::bits;
   static const int64_t shapes[][4] = {
-      {5, 7, 6, 3}, {16, 48, 5, 1}, {9, 130, 4, 7}, {20, 33, 40, 9}};
+      {5, 7, 6, 3}, {16, 48, 5, 1}, {9, 130, 4, 7}, {20, 33, 20, 9}};
   Random random;
   double most = 0;
   unsigned round = 0;

@@ -85,6 +85,22 @@ class Random {
   uint64_t state_ = 1;
 };
 
+inline double number(float value) { return value; }
+inline double number(double value) { return value; }
+inline double number(BFloat16 value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+inline double number(Half value) {
+  const int exponent = value.bits >> 10 & 31;
+  const double fraction = value.bits & 1023;
+  const double size =
+      exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+  return value.bits >> 15 ? -size : size;
+}
+
 inline bool is_finite(double value) { return std::isfinite(value); }
 inline bool is_finite(BFloat16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 inline bool is_finite(Half value) { return (value.bits & 0x7c00) != 0x7c00; }
@@ -119,6 +135,19 @@ class Array {
   int64_t size_;
   std::unique_ptr<Guarded> memory_;
 };
+
+// Whether all elements are equal up to rounding, relative to the largest.
+template <class Storage>
+bool agree(const Array<Storage>& first, const Array<Storage>& second) {
+  double largest = 0, difference = 0;
+  for (int64_t i = 0; i < first.size(); ++i) {
+    const double a = number(first.data()[i]), b = number(second.data()[i]);
+    largest = std::fmax(largest, std::fabs(a));
+    difference = std::fmax(difference, std::fabs(a - b));
+  }
+  const double tolerance = sizeof(Storage) == 8 ? 1e-12 : sizeof(Storage) == 4 ? 1e-4 : 0x1p-6;
+  return difference <= tolerance * largest;
+}
 
 // The layer with panels, packed into `memory` in advance. Only weights that are read in place
 // remain as the caller stores them.

@@ -7,22 +7,6 @@
 
 namespace namernn_fast {
 
-inline double number(float value) { return value; }
-inline double number(double value) { return value; }
-inline double number(BFloat16 value) {
-  const uint32_t bits = uint32_t(value.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof(wide));
-  return wide;
-}
-inline double number(Half value) {
-  const int exponent = value.bits >> 10 & 31;
-  const double fraction = value.bits & 1023;
-  const double size =
-      exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
-  return value.bits >> 15 ? -size : size;
-}
-
 template <class Number, class Storage>
 std::vector<Number> numbers(const Array<Storage>& array) {
   std::vector<Number> found;

@@ -264,13 +264,15 @@ struct Results {
     }
     return nullptr;
   }
-  // Compares bits. `sums`: also the gradients that are sums over sequences, whose rounding depends
-  // on the number of groups.
-  bool equal(const Results& other, bool sums) const {
-    for (int i = 0; i < (sums ? kNames : kGradWeightIh); ++i) {
-      if (!(arrays[i] == other.arrays[i])) return false;
+  // What differs from the results of one thread, or null. The rounding of gradients that are sums
+  // over sequences depends on the number of groups.
+  const char* difference(const Results& alone, bool one_group) const {
+    for (int i = 0; i < kNames; ++i) {
+      const bool equal = one_group || i < kGradWeightIh ? arrays[i] == alone.arrays[i]
+                                                        : agree(arrays[i], alone.arrays[i]);
+      if (!equal) return "results differ from those of one thread";
     }
-    return true;
+    return nullptr;
   }
 };
 

@@ -102,16 +102,10 @@ struct Results {
   bool operator==(const Results& other) const {
     return h_n == other.h_n && gradients == other.gradients;
   }
-  // Whether gradients are equal up to rounding, relative to the largest element of each.
+  // Whether gradients are equal up to rounding.
   bool agrees(const Results& other) const {
     for (size_t i = 0; i < gradients.size(); ++i) {
-      double largest = 0, difference = 0;
-      for (int64_t e = 0; e < gradients[i].size(); ++e) {
-        const double a = gradients[i].data()[e], b = other.gradients[i].data()[e];
-        largest = std::max(largest, std::abs(a));
-        difference = std::max(difference, std::abs(a - b));
-      }
-      if (difference > (sizeof(Scalar) == 8 ? 1e-12 : 1e-4) * largest) return false;
+      if (!agree(gradients[i], other.gradients[i])) return false;
     }
     return true;
   }
