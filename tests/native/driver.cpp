@@ -23,6 +23,7 @@ Arrival arrival = Arrival::together;
 
 // These definitions replace plan.cpp, so that the driver decides how work is divided.
 Plan choose_plan(const Workload& workload) {
+  if (workload.blocks < 1) fail("a workload has no weights");
   return {std::min(forced_plan.groups, workload.layout.B),
           std::min(forced_plan.members, workload.panels), 0};
 }
@@ -31,6 +32,9 @@ int64_t choose_projected_steps(const Workload& workload, const Plan&, int64_t, I
   // Products that read weights in place start from the projection.
   const bool ahead = in_place.weight_ih || in_place.weight_hh;
   return workload.D && (ahead || workload.machine.l2_bytes <= small_cache) ? 3 : 0;
+}
+int64_t choose_projected_rows(const Workload&) {
+  return 24;  // some slices project all the steps at once, others only one or two
 }
 int64_t choose_workers(double, const Machine& machine) { return machine.threads; }
 

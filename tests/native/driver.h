@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "contract.h"
@@ -15,11 +16,20 @@ namespace namernn_fast {
 
 extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // in emulated_pairs.cpp
 
+// A cell on one instruction set. See KernelsOfCell for the sizes.
+struct Cell {
+  std::string name;  // with that of the instruction set
+  CellKind kind;
+  int64_t weight_blocks;
+  int64_t kept;
+  bool one_bias_gradient;
+};
+
 // Compares runs over prefix trees with runs over plain rows. In trees.cpp.
-void check_trees(const Kernels& kernels);
+void check_trees(const Cell& cell, const KernelsOfCell& kernels);
 
 // Compares the kernels with plain loops. In accuracy.cpp.
-void check_accuracy(const Kernels& kernels);
+void check_accuracy(const Cell& cell, const KernelsOfCell& kernels);
 
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);
@@ -75,6 +85,22 @@ class Random {
   uint64_t state_ = 1;
 };
 
+inline double number(float value) { return value; }
+inline double number(double value) { return value; }
+inline double number(BFloat16 value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+inline double number(Half value) {
+  const int exponent = value.bits >> 10 & 31;
+  const double fraction = value.bits & 1023;
+  const double size =
+      exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+  return value.bits >> 15 ? -size : size;
+}
+
 inline bool is_finite(double value) { return std::isfinite(value); }
 inline bool is_finite(BFloat16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 inline bool is_finite(Half value) { return (value.bits & 0x7c00) != 0x7c00; }
@@ -97,18 +123,31 @@ class Array {
   bool operator==(const Array& other) const {
     return std::memcmp(data(), other.data(), size_ * sizeof(Element)) == 0;
   }
-  // Whether every element is finite. An element that was never written is NaN.
-  bool is_finite() const {
-    for (int64_t i = 0; i < size_; ++i) {
-      if (!namernn_fast::is_finite(data()[i])) return false;
-    }
-    return true;
+  // An element that was never written is NaN.
+  int64_t count_finite() const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < size_; ++i) count += namernn_fast::is_finite(data()[i]);
+    return count;
   }
+  bool is_finite() const { return count_finite() == size_; }
 
  private:
   int64_t size_;
   std::unique_ptr<Guarded> memory_;
 };
+
+// Whether all elements are equal up to rounding, relative to the largest.
+template <class Storage>
+bool agree(const Array<Storage>& first, const Array<Storage>& second) {
+  double largest = 0, difference = 0;
+  for (int64_t i = 0; i < first.size(); ++i) {
+    const double a = number(first.data()[i]), b = number(second.data()[i]);
+    largest = std::fmax(largest, std::fabs(a));
+    difference = std::fmax(difference, std::fabs(a - b));
+  }
+  const double tolerance = sizeof(Storage) == 8 ? 1e-12 : sizeof(Storage) == 4 ? 1e-4 : 0x1p-6;
+  return difference <= tolerance * largest;
+}
 
 // The layer with panels, packed into `memory` in advance. Only weights that are read in place
 // remain as the caller stores them.

@@ -25,13 +25,14 @@ struct PairTile {
     const int64_t read = height > 16 ? 32 : 16;
 #endif
     for (int64_t i = 0; i < read; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        float sum = kAdd ? c[i * width + j] : 0.0f;
-        for (int64_t k = 0; k < K; ++k) {
-          sum += value(a[i * a_row + k]) * value(panel[(k / 2 * width + j) * 2 + k % 2]);
-        }
-        c[i * width + j] = sum;
+      float sums[width] = {};
+      if (kAdd) std::memcpy(sums, c + i * width, sizeof(sums));
+      for (int64_t k = 0; k < K; ++k) {
+        const float x = value(a[i * a_row + k]);
+        const BFloat16* pairs = panel + k / 2 * width * 2 + k % 2;
+        for (int64_t j = 0; j < width; ++j) sums[j] += x * value(pairs[2 * j]);
       }
+      std::memcpy(c + i * width, sums, sizeof(sums));
     }
   }
 

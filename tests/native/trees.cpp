@@ -13,9 +13,12 @@ namespace {
 using Sequences = std::vector<std::vector<int64_t>>;
 
 struct Problem {
+  const Cell* cell;
   int64_t H, T, B, V;
   bool relu, bias, accumulate, grad_h_n;  // grad_h_n: the first layer has one too
   size_t l2_bytes;
+
+  int64_t gate_rows() const { return cell->weight_blocks * H; }
 };
 
 // Draws sequences of ids, longest first. Some share a prefix, some are equal.
@@ -80,12 +83,15 @@ struct RowLayout {
 template <class Scalar>
 struct Results {
   Array<Scalar> h_n;                     // [2, B, H]
-  std::vector<Array<Scalar>> gradients;  // per layer: weight_ih or the table, weight_hh, bias
+  std::vector<Array<Scalar>> gradients;  // per layer: weight_ih or the table, weight_hh, bias_ih,
+                                         // bias_hh
 
   explicit Results(const Problem& p) : h_n(2 * p.B * p.H) {
-    for (const int64_t rows :
-         {p.V, p.H, p.bias ? int64_t(1) : 0, p.H, p.H, p.bias ? int64_t(1) : 0}) {
-      gradients.emplace_back(rows * p.H);
+    for (const int64_t inputs : {p.V, p.H}) {
+      gradients.emplace_back(inputs * p.gate_rows());
+      gradients.emplace_back(p.H * p.gate_rows());
+      gradients.emplace_back(p.bias ? p.gate_rows() : 0);
+      gradients.emplace_back(p.bias && !p.cell->one_bias_gradient ? p.gate_rows() : 0);
     }
   }
   bool is_finite() const {
@@ -96,16 +102,10 @@ struct Results {
   bool operator==(const Results& other) const {
     return h_n == other.h_n && gradients == other.gradients;
   }
-  // Whether gradients are equal up to rounding, relative to the largest element of each.
+  // Whether gradients are equal up to rounding.
   bool agrees(const Results& other) const {
     for (size_t i = 0; i < gradients.size(); ++i) {
-      double largest = 0, difference = 0;
-      for (int64_t e = 0; e < gradients[i].size(); ++e) {
-        const double a = gradients[i].data()[e], b = other.gradients[i].data()[e];
-        largest = std::max(largest, std::abs(a));
-        difference = std::max(difference, std::abs(a - b));
-      }
-      if (difference > (sizeof(Scalar) == 8 ? 1e-12 : 1e-4) * largest) return false;
+      if (!agree(gradients[i], other.gradients[i])) return false;
     }
     return true;
   }
@@ -123,12 +123,14 @@ class Stack {
         packed_before_(packed_before),
         runtime_(runtime_of(threads, p.l2_bytes)),
         ids_(rows.ids),
-        table_(p.V * p.H, random_, 0),
+        table_(p.V * p.gate_rows(), random_, 0),
         grad_h_n_(2 * p.B * p.H, random_, 0),
         outputs_{Array<Scalar>(rows.layout.N * p.H), Array<Scalar>(rows.layout.N * p.H)},
+        kept_{Array<Scalar>(rows.layout.N * kept_size()),
+              Array<Scalar>(rows.layout.N * kept_size())},
         grad_rows_(rows.layout.N * p.H) {
-    for (int i = 0; i < 3; ++i) weights_.emplace_back(p.H * p.H, random_, 2);
-    for (int i = 0; i < 4; ++i) biases_.emplace_back(p.H, random_, 2);
+    for (int i = 0; i < 3; ++i) weights_.emplace_back(p.gate_rows() * p.H, random_, 2);
+    for (int i = 0; i < 4; ++i) biases_.emplace_back(p.gate_rows(), random_, 2);
   }
 
   Results<Scalar> run() {
@@ -143,6 +145,8 @@ class Stack {
   }
 
  private:
+  int64_t kept_size() const { return p_.cell->kept * p_.H; }
+
   Layer<Scalar> layer_of(int k) const {
     Layer<Scalar> layer{};
     layer.layout = rows_.layout;
@@ -176,6 +180,7 @@ class Stack {
     Forward<Scalar> args{};
     args.layer = maybe_packed(kernels_.forward_panels, k, panels);
     args.output = {outputs_[k].data(), 0, p_.H};
+    if (p_.cell->kept) args.kept = {kept_[k].data(), 0, kept_size()};
     args.h_n = results.h_n.data() + k * p_.B * p_.H;
     kernels_.forward(args, runtime_);
     free_scratch();
@@ -186,6 +191,7 @@ class Stack {
     Backward<Scalar> args{};
     args.layer = maybe_packed(kernels_.backward_panels, k, panels);
     args.output = {outputs_[k].data(), 0, p_.H};
+    if (p_.cell->kept) args.kept = {kept_[k].data(), 0, kept_size()};
     if (k == 0) {
       args.grad_output = {grad_rows_.data(), 0, p_.H};
     } else {
@@ -197,9 +203,12 @@ class Stack {
       args.grad_h_n_feature_stride = 1;
     }
     args.accumulate_weights = p_.accumulate;
-    args.grad_weight_ih = results.gradients[3 * k].data();
-    args.grad_weight_hh = results.gradients[3 * k + 1].data();
-    if (p_.bias) args.grad_bias = results.gradients[3 * k + 2].data();
+    args.grad_weight_ih = results.gradients[4 * k].data();
+    args.grad_weight_hh = results.gradients[4 * k + 1].data();
+    if (p_.bias) args.grad_bias_ih = results.gradients[4 * k + 2].data();
+    if (p_.bias && !p_.cell->one_bias_gradient) {
+      args.grad_bias_hh = results.gradients[4 * k + 3].data();
+    }
     kernels_.backward(args, runtime_);
     free_scratch();
   }
@@ -212,7 +221,7 @@ class Stack {
   Random random_;
   Array<int64_t> ids_;
   Array<Scalar> table_, grad_h_n_;
-  Array<Scalar> outputs_[2], grad_rows_;
+  Array<Scalar> outputs_[2], kept_[2], grad_rows_;
   std::vector<Array<Scalar>> weights_, biases_;
 };
 
@@ -235,7 +244,7 @@ const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random
 }
 
 template <class Scalar>
-void check(const char* name, const KernelsFor<Scalar>& kernels) {
+void check(const Cell& cell, const KernelsFor<Scalar>& kernels) {
   // Include whole vectors of one sequence, several time blocks, gradients that accumulate apart.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},    {48, 5, 1, 2},   {16, 7, 40, 1},
                                       {7, 6, 3, 2},    {130, 4, 7, 3},  {33, 20, 60, 2},
@@ -246,7 +255,8 @@ void check(const char* name, const KernelsFor<Scalar>& kernels) {
   int runs = 0;
   for (const auto& [H, T, B, V] : shapes) {
     for (unsigned options = 0; options < 4; ++options) {
-      const Problem p{H,
+      const Problem p{&cell,
+                      H,
                       T,
                       B,
                       V,
@@ -258,21 +268,20 @@ void check(const char* name, const KernelsFor<Scalar>& kernels) {
       ++runs;
       const char* error = error_of(kernels, p, random);
       if (!error) continue;
-      std::fprintf(stderr,
-                   "%s, trees, %zu bytes, (H, T, B, V) = (%d, %d, %d, %d), options %u: ", name,
-                   sizeof(Scalar), int(H), int(T), int(B), int(V), options);
+      std::fprintf(stderr, "%s, trees, %zu bytes, (H, T, B, V) = (%d, %d, %d, %d), options %u: ",
+                   cell.name.c_str(), sizeof(Scalar), int(H), int(T), int(B), int(V), options);
       fail(error);
     }
   }
-  std::printf("%s, trees, %zu bytes: %d problems\n", name, sizeof(Scalar), runs);
+  std::printf("%s, trees, %zu bytes: %d problems\n", cell.name.c_str(), sizeof(Scalar), runs);
   std::fflush(stdout);
 }
 
 }  // namespace
 
-void check_trees(const Kernels& kernels) {
-  check<float>(kernels.name, kernels);
-  check<double>(kernels.name, kernels);
+void check_trees(const Cell& cell, const KernelsOfCell& kernels) {
+  check<float>(cell, kernels);
+  check<double>(cell, kernels);
 }
 
 }  // namespace namernn_fast

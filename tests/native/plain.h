@@ -1,0 +1,238 @@
+// A layer computed one row at a time, as the equations read: the reference of accuracy.cpp.
+#pragma once
+
+#include <cmath>
+
+#include "problem.h"
+
+namespace namernn_fast {
+
+template <class Number, class Storage>
+std::vector<Number> numbers(const Array<Storage>& array) {
+  std::vector<Number> found;
+  for (int64_t i = 0; i < array.size(); ++i) found.push_back(Number(number(array.data()[i])));
+  return found;
+}
+
+// Rounds to the given number of significant bits.
+template <class Number>
+Number rounded(Number value, int bits) {
+  int exponent = 0;
+  const Number part = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(part, bits)), exponent - bits);
+}
+
+// Everything stored is rounded: states, what the cell keeps, gradients of sums, and results.
+template <class Number>
+class Plain {
+  using Numbers = std::vector<Number>;
+
+ public:
+  // `results` contains what the passes add gradients to.
+  template <class Storage>
+  Plain(const Problem& p, const Shape& shape, const Arguments<Storage>& arguments,
+        const Results<Storage>& results, int bits)
+      : p_(p),
+        shape_(shape),
+        bits_(bits),
+        ids_(arguments.ids.data()),
+        cuts_(arguments.resets.data()),
+        input_(numbers<Number>(arguments.input)),
+        hx_(numbers<Number>(arguments.hx)),
+        table_(numbers<Number>(arguments.table)),
+        weight_ih_(numbers<Number>(arguments.weight_ih)),
+        weight_hh_(numbers<Number>(arguments.weight_hh)),
+        bias_ih_(numbers<Number>(arguments.bias_ih)),
+        bias_hh_(numbers<Number>(arguments.bias_hh)),
+        grad_output_(numbers<Number>(arguments.grad_output)),
+        grad_h_n_(numbers<Number>(arguments.grad_h_n)),
+        zero_state_(p.H) {
+    for (int i = 0; i < kNames; ++i) {
+      of_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
+                                           : Numbers(p.size_of(Name(i), shape.rows)));
+    }
+    // The passes share what a problem may not want.
+    for (const Name name : {kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBiasIh}) {
+      if (!p.wants(name)) of_[name].resize(everything(p).size_of(name, shape.rows));
+    }
+    of_[kGradBiasHh].resize(p.gate_rows());
+  }
+
+  // Returns the results, by Name, with NaN in padding.
+  const std::vector<Numbers>& run() {
+    for (int64_t b = 0; b < p_.B; ++b) {
+      for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s);
+      std::copy_n(state_after(b, shape_.length[b] - 1), p_.H, &of_[kLast][place(b) * p_.H]);
+    }
+    for (int64_t b = 0; b < p_.B; ++b) {
+      Numbers grad_h(p_.H);
+      for (int64_t j = 0; p_.grad_h_n && j < p_.H; ++j) {
+        grad_h[j] = grad_h_n_[p_.expanded_grad ? 0 : place(b) * p_.H + j];
+      }
+      for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grad_h);
+      std::copy_n(grad_h.data(), p_.H, &of_[kGradHx][place(b) * p_.H]);
+    }
+    for (Numbers& values : of_) {
+      for (Number& value : values) value = rounded(value, bits_);
+    }
+    mark_padding();
+    return of_;
+  }
+
+ private:
+  static Problem everything(Problem p) {
+    p.want_input = p.want_hx = p.want_weights = p.bias = true;
+    return p;
+  }
+  static Number sigmoid(Number x) { return 1 / (1 + std::exp(-x)); }
+
+  void mark_padding() {
+    for (int64_t t = 0; p_.kind == Kind::any_order && t < p_.T; ++t) {
+      for (int64_t b = shape_.count[t]; b < p_.B; ++b) {
+        for (const Name name : {kOutput, kKept, kGradInput}) {
+          const int64_t size = int64_t(of_[name].size()) / shape_.rows;
+          std::fill_n(of_[name].data() + shape_.row(t, b) * size, size, Number(NAN));
+        }
+      }
+    }
+  }
+
+  int64_t place(int64_t b) const { return shape_.order[b]; }
+  int64_t time(int64_t b, int64_t s) const { return p_.reverse ? shape_.length[b] - 1 - s : s; }
+  int64_t row(int64_t b, int64_t s) const { return shape_.row(time(b, s), b); }
+  const Number* state_after(int64_t b, int64_t s) const { return &of_[kOutput][row(b, s) * p_.H]; }
+
+  // Whether sequence b continues from zeros at step s.
+  bool is_cut(int64_t b, int64_t s) const {
+    const int64_t border = time(b, s) + p_.reverse;  // lies before this time
+    return p_.resets && border < shape_.length[b] && cuts_[border * p_.B + b];
+  }
+  const Number* state_before(int64_t b, int64_t s) const {
+    if (is_cut(b, s) || (s == 0 && !p_.hx)) return zero_state_.data();
+    return s == 0 ? &hx_[place(b) * p_.H] : state_after(b, s - 1);
+  }
+
+  // Returns what the input, or the state before, adds to the sums of a row: bias + weight x.
+  Numbers add_product(Numbers sums, const Numbers& bias, const Numbers& weight, const Number* x,
+                      int64_t K) const {
+    for (int64_t i = 0; i < p_.gate_rows(); ++i) {
+      if (p_.bias) sums[i] += bias[i];
+      for (int64_t k = 0; k < K; ++k) sums[i] += weight[i * K + k] * x[k];
+    }
+    return sums;
+  }
+
+  void forward(int64_t b, int64_t s) {
+    const int64_t G = p_.gate_rows();
+    Numbers start(G);
+    if (p_.V) std::copy_n(&table_[ids_[row(b, s)] * G], G, start.data());
+    const Number* x = input_.data() + row(b, s) * p_.D;
+    const Number* before = state_before(b, s);
+    const Numbers of_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
+    const Numbers of_state = add_product(Numbers(G), bias_hh_, weight_hh_, before, p_.H);
+    Number* h = &of_[kOutput][row(b, s) * p_.H];
+    if (p_.cell->kind == CellKind::gru) {
+      gru(of_input, of_state, before, h, &of_[kKept][row(b, s) * p_.cell->kept * p_.H]);
+    } else {
+      elman(of_input, of_state, h);
+    }
+  }
+
+  void elman(const Numbers& of_input, const Numbers& of_state, Number* h) const {
+    for (int64_t j = 0; j < p_.H; ++j) {
+      const Number z = of_input[j] + of_state[j];
+      h[j] = rounded(p_.relu ? std::max(z, Number(0)) : std::tanh(z), bits_);
+    }
+  }
+
+  void gru(const Numbers& of_input, const Numbers& of_state, const Number* before, Number* h,
+           Number* kept) const {
+    const int64_t H = p_.H;
+    for (int64_t j = 0; j < H; ++j) {
+      const Number r = sigmoid(of_input[j] + of_state[j]);
+      const Number z = sigmoid(of_input[H + j] + of_state[H + j]);
+      const Number n = std::tanh(of_input[2 * H + j] + r * of_state[2 * H + j]);
+      h[j] = rounded((1 - z) * n + z * before[j], bits_);
+      kept[j] = rounded(n, bits_);
+      kept[H + j] = rounded(r, bits_);
+      kept[2 * H + j] = rounded(z, bits_);
+      kept[3 * H + j] = rounded(of_state[2 * H + j], bits_);
+    }
+  }
+
+  // The gradients of what the input and the state before add to the sums, and that of the state
+  // before as far as it does not go through them.
+  struct Gradients {
+    Numbers of_input, of_state, before;
+  };
+
+  Gradients elman_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
+    Numbers dz(p_.H);
+    for (int64_t j = 0; j < p_.H; ++j) {
+      const Number y = state_after(b, s)[j];
+      dz[j] = rounded(p_.relu ? (y > 0 ? grad_h[j] : Number(0)) : grad_h[j] * (1 - y * y), bits_);
+    }
+    return {dz, dz, Numbers(p_.H)};
+  }
+
+  Gradients gru_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
+    const int64_t H = p_.H;
+    const Number* kept = &of_[kKept][row(b, s) * p_.cell->kept * H];
+    const Number* before = state_before(b, s);
+    Gradients grad{Numbers(3 * H), Numbers(3 * H), Numbers(H)};
+    for (int64_t j = 0; j < H; ++j) {
+      const Number n = kept[j], r = kept[H + j], z = kept[2 * H + j], n_h = kept[3 * H + j];
+      const Number dn = grad_h[j] * (1 - z) * (1 - n * n);
+      const Number dr = dn * n_h * r * (1 - r);
+      const Number dz = grad_h[j] * (before[j] - n) * z * (1 - z);
+      grad.of_input[j] = grad.of_state[j] = rounded(dr, bits_);
+      grad.of_input[H + j] = grad.of_state[H + j] = rounded(dz, bits_);
+      grad.of_input[2 * H + j] = rounded(dn, bits_);
+      grad.of_state[2 * H + j] = rounded(dn * r, bits_);
+      grad.before[j] = grad_h[j] * z;
+    }
+    return grad;
+  }
+
+  // Replaces grad_h, the gradient of the state after step s, by that of the state before.
+  void backward(int64_t b, int64_t s, Numbers& grad_h) {
+    for (int64_t j = 0; p_.grad_output && j < p_.H; ++j) {
+      grad_h[j] += grad_output_[row(b, s) * p_.H + j];
+    }
+    const Gradients grad = p_.cell->kind == CellKind::gru ? gru_gradients(b, s, grad_h)
+                                                          : elman_gradients(b, s, grad_h);
+    const Number* x = input_.data() + row(b, s) * p_.D;
+    grad_h = grad.before;
+    add_gradients(grad.of_state, weight_hh_, state_before(b, s), p_.H, grad_h.data(),
+                  of_[kGradWeightHh].data(), of_[kGradBiasHh].data());
+    add_gradients(grad.of_input, weight_ih_, x, p_.D, of_[kGradInput].data() + row(b, s) * p_.D,
+                  of_[kGradWeightIh].data(), of_[kGradBiasIh].data());
+    for (int64_t i = 0; p_.V && i < p_.gate_rows(); ++i) {
+      of_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += grad.of_input[i];
+    }
+    if (is_cut(b, s)) grad_h.assign(p_.H, 0);
+  }
+
+  // Adds the gradients of bias + weight x.
+  void add_gradients(const Numbers& grad, const Numbers& weight, const Number* x, int64_t K,
+                     Number* grad_x, Number* grad_weight, Number* grad_bias) const {
+    for (int64_t i = 0; i < p_.gate_rows(); ++i) {
+      grad_bias[i] += grad[i];
+      for (int64_t k = 0; k < K; ++k) {
+        grad_x[k] += grad[i] * weight[i * K + k];
+        grad_weight[i * K + k] += grad[i] * x[k];
+      }
+    }
+  }
+
+  const Problem& p_;
+  const Shape& shape_;
+  const int bits_;
+  const int64_t* ids_;
+  const char* cuts_;
+  const Numbers input_, hx_, table_, weight_ih_, weight_hh_, bias_ih_, bias_hh_;
+  const Numbers grad_output_, grad_h_n_, zero_state_;
+  std::vector<Numbers> of_;  // by Name
+};
+
+}  // namespace namernn_fast

@@ -1,0 +1,344 @@
+// The problems that kernels.cpp and accuracy.cpp draw for one layer: sizes and options, which rows
+// exist, the arguments and results, and the calls of both passes.
+#pragma once
+
+#include <algorithm>
+
+#include "driver.h"
+
+namespace namernn_fast {
+
+enum class Kind { dense, batch_first, packed, any_order, jagged };
+constexpr unsigned kKinds = 5;
+constexpr unsigned kOptions = 4 * kKinds;  // layouts and directions, with inputs and with a table
+
+enum Name {
+  kOutput,
+  kLast,
+  kKept,
+  kGradInput,
+  kGradHx,
+  kGradWeightIh,
+  kGradWeightHh,
+  kGradBiasIh,
+  kGradBiasHh,
+  kNames
+};
+constexpr const char* names[] = {"output",         "h_n",          "kept",
+                                 "grad_input",     "grad_hx",      "grad_weight_ih",
+                                 "grad_weight_hh", "grad_bias_ih", "grad_bias_hh"};
+
+struct Problem {
+  const Cell* cell;
+  int64_t D, H, T, B;
+  int64_t V;  // rows of the table, with token ids and D = 0; otherwise 0
+  Kind kind;
+  size_t l2_bytes;
+  InPlace in_place;
+  bool reverse, relu, bias, hx, resets, batch_invariant, packed_before;
+  bool grad_output, grad_h_n, expanded_grad;
+  bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
+
+  int64_t gate_rows() const { return cell->weight_blocks * H; }
+
+  // Whether the forward pass runs once more as without a backward pass: it keeps nothing, and it
+  // has no output if !want_output.
+  bool infers() const { return cell->kept || !want_output; }
+
+  // Whether the passes write a result.
+  bool wants(Name name) const {
+    switch (name) {
+      case kGradInput:
+        return want_input;
+      case kGradHx:
+        return want_hx;
+      case kGradWeightIh:
+      case kGradWeightHh:
+        return want_weights;
+      case kGradBiasIh:
+        return want_weights && bias;
+      case kGradBiasHh:
+        return want_weights && bias && !cell->one_bias_gradient;
+      default:
+        return true;
+    }
+  }
+  bool accumulates(Name name) const {
+    return name == kGradInput ? accumulate_input : name > kGradHx && accumulate_weights;
+  }
+
+  // The number of elements of a result, for tensors of `rows` rows.
+  int64_t size_of(Name name, int64_t rows) const {
+    const int64_t sizes[] = {rows * H,        B * H,       rows * cell->kept * H,
+                             rows * D,        B * H,       gate_rows() * (D + V),
+                             gate_rows() * H, gate_rows(), gate_rows()};
+    return wants(name) ? sizes[name] : 0;
+  }
+};
+
+// Bits for the options that do not interact. Hashing the round keeps every bit independent of the
+// layouts, which cycle with the rounds.
+inline uint32_t bits_of(uint32_t round) {
+  uint32_t bits = round * 0x9e3779b1u;
+  bits = (bits ^ bits >> 16) * 0x85ebca6bu;
+  bits = (bits ^ bits >> 13) * 0xc2b2ae35u;
+  return bits ^ bits >> 16;
+}
+
+// `options` enumerates the layouts and directions, with inputs and with a table. `bits` draws the
+// rest.
+template <class Storage>
+Problem problem_of(const Cell& cell, const int64_t (&shape)[4], unsigned options, uint32_t bits) {
+  const auto bit = [&](int i) { return (bits >> (31 - i) & 1) != 0; };
+  const auto& [D, H, T, B] = shape;
+  Problem p{};
+  p.cell = &cell;
+  const bool table = options / kKinds / 2 != 0;
+  p.D = table ? 0 : D, p.H = H, p.T = T, p.B = B;
+  p.V = table ? D : 0;
+  p.kind = Kind(options % kKinds);
+  p.reverse = options / kKinds % 2 != 0;
+  p.hx = bit(0), p.packed_before = bit(1), p.expanded_grad = bit(2);
+  p.want_input = !table && bit(3), p.want_hx = bit(4), p.want_weights = bit(5);
+  p.accumulate_input = p.want_input && bit(6);
+  p.l2_bytes = bit(7) ? 1 << 14 : 1 << 22;
+  p.accumulate_weights = p.want_weights && sizeof(Storage) > 2 && bit(8);
+  p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11), p.relu = bit(12);
+  p.want_output = bit(13);
+  p.in_place = {!table && bit(14), bit(15)};
+  p.grad_output = bit(16), p.grad_h_n = !p.grad_output || bit(17);
+  return p;
+}
+
+// Which rows exist and where they lie.
+struct Shape {
+  std::vector<int64_t> count, start, length, order, origin;
+  Kind kind;
+  int64_t N = 0;     // rows that exist
+  int64_t rows = 0;  // rows of a tensor, including padding
+  SequenceLayout layout{};
+
+  explicit Shape(const Problem& p)
+      : count(p.T), start(p.T), length(p.B), order(p.B), origin(p.B), kind(p.kind) {
+    const bool ordered = kind == Kind::any_order || kind == Kind::jagged;
+    const bool ragged = ordered || kind == Kind::packed;
+    for (int64_t t = 0; t < p.T; ++t) {
+      count[t] = ragged ? std::max<int64_t>(1, p.B - t * p.B / p.T) : p.B;
+      start[t] = N;
+      N += count[t];
+      for (int64_t b = 0; b < count[t]; ++b) ++length[b];
+    }
+    for (int64_t b = 0; b < p.B; ++b) order[b] = ordered ? (p.B + p.B / 2 - b) % p.B : b;
+    for (int64_t b = 0; b < p.B; ++b) {
+      if (kind == Kind::any_order) origin[b] = order[b];
+      for (int64_t other = 0; other < p.B && kind == Kind::jagged; ++other) {
+        if (order[other] < order[b]) origin[b] += length[other];
+      }
+    }
+    rows = kind == Kind::any_order ? p.T * p.B : N;
+    layout.T = p.T;
+    layout.B = p.B;
+    layout.N = N;
+    if (ragged) layout.count = count.data();
+    if (kind == Kind::packed) layout.start = start.data();
+    if (ordered) layout.order = order.data();
+    if (ordered) layout.origin = origin.data();
+  }
+  Shape(const Shape&) = delete;
+  Shape& operator=(const Shape&) = delete;
+
+  // The number of row (t, b) in the memory of a tensor.
+  int64_t row(int64_t t, int64_t b) const {
+    switch (kind) {
+      case Kind::dense:
+        return t * layout.B + b;
+      case Kind::batch_first:
+        return b * layout.T + t;
+      case Kind::packed:
+        return start[t] + b;
+      case Kind::any_order:
+        return t * layout.B + origin[b];
+      default:
+        return origin[b] + t;
+    }
+  }
+};
+
+template <class Element>
+RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
+  switch (p.kind) {
+    case Kind::batch_first:
+      return {data, features, p.T * features};
+    case Kind::jagged:
+      return {data, features, features};
+    default:
+      return {data, p.B * features, features};
+  }
+}
+
+// The tensors that the passes read, and the layer that refers to those of both.
+template <class Storage>
+struct Arguments {
+  Array<Storage> input, hx, table, weight_ih, weight_hh, bias_ih, bias_hh, grad_output, grad_h_n;
+  Array<int64_t> ids;  // -1 in padding
+  Guarded resets;
+  Layer<Storage> layer{};
+
+  Arguments(const Problem& p, const Shape& shape, Random& random)
+      : input(shape.rows * p.D, random, 0),
+        hx(p.B * p.H, random, 0),
+        table(p.V * p.gate_rows(), random, 0),
+        weight_ih(p.gate_rows() * p.D, random, 3),
+        weight_hh(p.gate_rows() * p.H, random, 3),
+        bias_ih(p.gate_rows(), random, 3),
+        bias_hh(p.gate_rows(), random, 3),
+        grad_output(shape.rows * p.H, random, 0),
+        grad_h_n(p.expanded_grad ? 1 : p.B * p.H, random, 0),
+        ids(p.V ? shape.rows : 0),
+        resets(p.T * p.B, 1) {
+    for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
+    layer.layout = shape.layout;
+    layer.D = p.D;
+    layer.H = p.H;
+    layer.reverse = p.reverse;
+    layer.activation = p.relu ? Activation::relu : Activation::tanh;
+    if (p.V) {
+      for (int64_t t = 0; t < p.T; ++t) {
+        for (int64_t b = 0; b < shape.count[t]; ++b) {
+          ids.data()[shape.row(t, b)] = random.below(p.V);
+        }
+      }
+      layer.table = {rows_of<const int64_t>(p, ids.data(), 1), table.data(), p.V};
+    } else {
+      layer.input = rows_of<const Storage>(p, input.data(), p.D);
+      layer.weight_ih = weight_ih.data();
+    }
+    layer.hx = p.hx ? hx.data() : nullptr;
+    layer.hx_stride = p.H;
+    layer.weight_hh = weight_hh.data();
+    layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
+    layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
+    if (p.resets) layer.resets = {reinterpret_cast<const bool*>(resets.data()), p.B};
+    layer.batch_invariant = p.batch_invariant;
+    layer.chains = {kChain, kChain};
+    layer.in_place = p.in_place;
+  }
+};
+
+template <class Storage>
+struct Results {
+  const Problem p;
+  const int64_t N;
+  std::vector<Array<Storage>> arrays;  // by Name; empty if the problem does not want a result
+  Array<Storage> inferred_output, inferred_h_n;  // of the run that keeps nothing
+
+  // Draws what the passes add gradients to.
+  Results(const Problem& p, const Shape& shape, Random& random)
+      : p(p),
+        N(shape.N),
+        inferred_output(p.infers() && p.want_output ? shape.rows * p.H : 0),
+        inferred_h_n(p.infers() ? p.B * p.H : 0) {
+    for (int i = 0; i < kNames; ++i) {
+      arrays.emplace_back(p.size_of(Name(i), shape.rows));
+      if (p.accumulates(Name(i))) arrays.back().draw(random, 0);
+    }
+  }
+
+  const Array<Storage>& operator[](Name name) const { return arrays[name]; }
+  // What is passed for a result; null if it is not wanted.
+  Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
+
+  // What is wrong with these results on their own, or null.
+  const char* error() const {
+    for (int i = 0; i < kNames; ++i) {
+      const Array<Storage>& found = arrays[i];
+      const bool whole = p.accumulates(Name(i));
+      if (found.count_finite() != (whole ? found.size() : p.size_of(Name(i), N))) {
+        return "a result is not finite, or padding was written";
+      }
+    }
+    if (!p.infers()) return nullptr;
+    if (!(inferred_h_n == arrays[kLast])) return "h_n differs if nothing is kept";
+    if (p.want_output && !(inferred_output == arrays[kOutput])) {
+      return "the output differs if nothing is kept";
+    }
+    return nullptr;
+  }
+  // What differs from the results of one thread, or null. The rounding of gradients that are sums
+  // over sequences depends on the number of groups.
+  const char* difference(const Results& alone, bool one_group) const {
+    for (int i = 0; i < kNames; ++i) {
+      const bool equal = one_group || i < kGradWeightIh ? arrays[i] == alone.arrays[i]
+                                                        : agree(arrays[i], alone.arrays[i]);
+      if (!equal) return "results differ from those of one thread";
+    }
+    return nullptr;
+  }
+};
+
+template <class Storage>
+void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Layer<Storage>& layer,
+                 const Results<Storage>& results, const Runtime& runtime) {
+  std::unique_ptr<Guarded> panels;
+  Forward<Storage> forward{};
+  forward.layer = layer;
+  if (p.packed_before && kernels.forward_panels.pack) {
+    forward.layer = with_panels(kernels.forward_panels, layer, panels, runtime);
+  }
+  forward.output = rows_of(p, results.data(kOutput), p.H);
+  if (p.cell->kept) forward.kept = rows_of(p, results.data(kKept), p.cell->kept * p.H);
+  forward.h_n = results.data(kLast);
+  kernels.forward(forward, runtime);
+  free_scratch();
+  if (!p.infers()) return;
+  forward.output = {};
+  if (p.want_output) forward.output = rows_of(p, results.inferred_output.data(), p.H);
+  forward.kept = {};
+  forward.h_n = results.inferred_h_n.data();
+  kernels.forward(forward, runtime);
+  free_scratch();
+}
+
+template <class Storage>
+void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
+                  const Arguments<Storage>& arguments, const Results<Storage>& results,
+                  const Runtime& runtime) {
+  std::unique_ptr<Guarded> panels;
+  Backward<Storage> backward{};
+  backward.layer = arguments.layer;
+  if (p.packed_before && kernels.backward_panels.pack) {
+    backward.layer = with_panels(kernels.backward_panels, arguments.layer, panels, runtime);
+  }
+  backward.output = rows_of<const Storage>(p, results.data(kOutput), p.H);
+  if (p.cell->kept) {
+    backward.kept = rows_of<const Storage>(p, results.data(kKept), p.cell->kept * p.H);
+  }
+  if (p.grad_output) {
+    backward.grad_output = rows_of<const Storage>(p, arguments.grad_output.data(), p.H);
+  }
+  if (p.grad_h_n) {
+    backward.grad_h_n = arguments.grad_h_n.data();
+    backward.grad_h_n_stride = p.expanded_grad ? 0 : p.H;
+    backward.grad_h_n_feature_stride = p.expanded_grad ? 0 : 1;
+  }
+  if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
+  backward.accumulate_input = p.accumulate_input;
+  backward.grad_hx = results.data(kGradHx);
+  backward.grad_weight_ih = results.data(kGradWeightIh);
+  backward.grad_weight_hh = results.data(kGradWeightHh);
+  backward.grad_bias_ih = results.data(kGradBiasIh);
+  backward.grad_bias_hh = results.data(kGradBiasHh);
+  backward.accumulate_weights = p.accumulate_weights;
+  kernels.backward(backward, runtime);
+  free_scratch();
+}
+
+// Runs both passes.
+template <class Storage>
+void run(const KernelsFor<Storage>& kernels, const Problem& p, const Arguments<Storage>& arguments,
+         const Results<Storage>& results, const Runtime& runtime) {
+  run_forward(kernels, p, arguments.layer, results, runtime);
+  run_backward(kernels, p, arguments, results, runtime);
+}
+
+}  // namespace namernn_fast
