@@ -36,6 +36,18 @@ int64_t choose_projected_steps(const Workload& workload, const Plan&, int64_t, I
 int64_t choose_projected_rows(const Workload&) {
   return 24;  // some slices project all the steps at once, others only one or two
 }
+int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
+                     const Machine& machine) {
+  if (layout.tree || plan.members > 1) return 1;
+  const int64_t most = plan.groups * std::max<int64_t>(64, int64_t(machine.l2_bytes) / row_bytes);
+  return (layout.B + most - 1) / most;
+}
+bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine) {
+  return plan.groups == 1 || bytes <= machine.l2_bytes;
+}
+int64_t choose_block_rows(int64_t row_bytes, int64_t least, const Machine& machine) {
+  return std::max(least, int64_t(machine.l2_bytes / 2) / row_bytes);
+}
 int64_t choose_workers(double, const Machine& machine) { return machine.threads; }
 
 void fail(const char* what) {
