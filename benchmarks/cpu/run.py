@@ -1,8 +1,9 @@
 """Runs the benchmarks of `make bench` and reports them: `python -m benchmarks.cpu.run [--quick]`.
 
 Results go to `build/bench/`, which git ignores. With `--record` a full run without errors replaces
-the recorded results, their tables in `docs/` and the summary in the README. A cell with a failed
-check is not timed; the others are, and the run ends with an error that names it.
+the recorded results, their tables in `docs/` and the summary in the README; only then are all cells
+of `nn.GRU` timed, otherwise a third. A cell with a failed check is not timed; the others are, and
+the run ends with an error that names it.
 """
 
 import json
@@ -34,6 +35,7 @@ def main() -> int:
     parser = pages.parser(__doc__, seconds=2.0)
     options = pages.parse(parser)
     threads, quick = f"--threads={options.threads}", ["--quick"] if options.quick else []
+    whole = ["--whole-grid"] if options.record else []
 
     SCRATCH.mkdir(parents=True, exist_ok=True)
     raw = SCRATCH / "latest.json"
@@ -50,6 +52,7 @@ def main() -> int:
         "--tb=short",
         "-v",
         *quick,
+        *whole,
     )
     if not raw.exists():
         return status or 1

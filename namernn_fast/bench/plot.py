@@ -61,6 +61,7 @@ def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | 
             panel.plot([*points], [*points.values()], color=colour, marker=marker, label=label)
         panel.axhline(1, color="0.3", linewidth=1, linestyle="--")
         panel.set(title=subtitle, xlabel="batch size B (sequences)", xscale="log", yscale="log")
+        panel.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)  # the same in all panels
         panel.set_xticks(batches, labels=map(str, batches))
         panel.minorticks_off()
         panel.grid(color="0.9")
