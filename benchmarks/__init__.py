@@ -1,1 +1,1 @@
-"""Benchmarks of FusedRNN: `make bench` races it against torch.nn.RNN, times, prints and plots."""
+"""Benchmarks: `make bench` races the fused layers against torch's, times, prints and plots."""

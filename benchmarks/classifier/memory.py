@@ -1,17 +1,11 @@
 """Measures the peak memory of calls, each in a fresh process.
 
-The result is how far the call raises the peak of the resident set (`VmHWM` in
-`/proc/self/status`). `ru_maxrss` is only the fallback without that file, because a process inherits
-it from its parent. A small call first starts the threads and loads the code, which would count
-otherwise.
+A small call first starts the threads and loads the code, which would count otherwise.
 """
 
 import os
-import resource
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,31 +14,10 @@ from benchmarks.classifier.effort import Effort
 from benchmarks.classifier.made_up import Imitation
 from benchmarks.classifier.program import Corpus, Program, starting_weights
 from benchmarks.classifier.rivals import PROGRAMS
+from benchmarks.harness.peak import peak_above
 from benchmarks.harness.processes import in_new_process
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"
-KIBI = 1024
-
 TRAINING, LABELS = "training", "labels"
-
-
-def peak_bytes() -> int:
-    """Returns the largest size so far of this process's resident set, in bytes."""
-    if STATUS.exists():
-        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-        return KIBI * int(fields["VmHWM"].split()[0])
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else KIBI * largest
-
-
-def peak_above(call: Callable[[], object]) -> int:
-    """Returns the bytes by which a call raises the peak of this process."""
-    if CLEAR.exists():
-        CLEAR.write_text(RESET_PEAK)  # resets the peak to the current size
-    before = peak_bytes()
-    call()
-    return peak_bytes() - before
 
 
 def of_training(kind: type[Program], threads: int, batch_size: int, most: int | None) -> int:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness.grid import BASELINE, EPOCH_CELLS, FUSED, LAYERS, Cell
+from benchmarks.harness.grid import BASELINE, EPOCH_CELLS, FUSED, ROLES, Cell
 from benchmarks.harness.surnames import names
 from namernn_fast import FusedRNN
 from namernn_fast.bench.race import Call, TimeBudget
@@ -68,6 +68,6 @@ def calls(cell: Cell) -> dict[str, Call]:
 
 
 @pytest.mark.parametrize("cell", EPOCH_CELLS, ids=str, scope="module")
-@pytest.mark.parametrize("layer", LAYERS)
-def test_epoch(cell: Cell, layer: str, publish: Callable[[Cell, str], None]) -> None:
-    publish(cell, layer)
+@pytest.mark.parametrize("role", ROLES)
+def test_epoch(cell: Cell, role: str, publish: Callable[[Cell, str], None]) -> None:
+    publish(cell, role)

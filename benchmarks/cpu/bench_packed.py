@@ -8,30 +8,37 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.harness.grid import LAYERS, PACKED_CELLS, Cell
+from benchmarks.cpu.memory import draw_input
+from benchmarks.harness.grid import (
+    GRU_CELLS,
+    GRU_CELLS_OF_RECORDS,
+    PACKED,
+    PACKED_CELLS,
+    ROLES,
+    Cell,
+)
 from benchmarks.harness.surnames import names
 from namernn_fast.bench.race import Call
 from namernn_fast.bench.workload import gated_calls
 from namernn_fast.names import encode_names
 
-
-@pytest.fixture(scope="module")
-def lengths() -> Tensor:
-    return encode_names([name for name, _ in names().rows]).lengths
+OF_GRU = [cell for cell in (*GRU_CELLS, *GRU_CELLS_OF_RECORDS) if cell.family == PACKED]
 
 
 @pytest.fixture(scope="module")
-def calls(cell: Cell, lengths: Tensor) -> dict[str, Call]:
-    torch.manual_seed(1)
-    drawn = lengths[torch.randint(len(lengths), (cell.batch,))]
-    padded = torch.randn(int(drawn.max()), cell.batch, cell.input_size)
-    return gated_calls(cell, pack_padded_sequence(padded, drawn, enforce_sorted=False))
+def lengths(cell: Cell) -> list[int]:
+    known = encode_names([name for name, _ in names().rows]).lengths
+    generator = torch.Generator().manual_seed(1)
+    return known[torch.randint(len(known), (cell.batch,), generator=generator)].tolist()
 
 
-@pytest.mark.parametrize("cell", PACKED_CELLS, ids=str, scope="module")
-@pytest.mark.parametrize("layer", LAYERS)
-def test_packed(cell: Cell, layer: str, publish: Callable[[Cell, str], None]) -> None:
-    publish(cell, layer)
+@pytest.fixture(scope="module")
+def calls(cell: Cell, lengths: list[int]) -> dict[str, Call]:
+    return gated_calls(cell, draw_input(cell, lengths))
+
+
+@pytest.mark.parametrize("cell", [*PACKED_CELLS, *OF_GRU], ids=str, scope="module")
+@pytest.mark.parametrize("role", ROLES)
+def test_packed(cell: Cell, role: str, publish: Callable[[Cell, str], None]) -> None:
+    publish(cell, role)

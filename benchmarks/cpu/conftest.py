@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.cpu.memory import peaks_of_training
 from benchmarks.harness import pages, surnames
-from benchmarks.harness.grid import FORWARD, Cell
+from benchmarks.harness.grid import FORWARD, GRU_CELLS_OF_RECORDS, TRAINING, Cell
 from benchmarks.harness.tape import TAPE
 from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.race import QUICK, Call, Rounds, TimeBudget, race
@@ -22,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick", action="store_true", help="a trial run: small cells and few short rounds"
     )
+    parser.addoption(
+        "--whole-grid", action="store_true", help="time all cells of nn.GRU instead of a third"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,10 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=TAPE.now))
-    if config.getoption("--quick"):
-        big = [item for item in items if not item.callspec.params["cell"].is_small]
-        config.hook.pytest_deselected(items=big)
-        items[:] = [item for item in items if item not in big]
+    cells = [item.callspec.params["cell"] for item in items]
+    left_out = [
+        (config.getoption("--quick") and not cell.is_small)
+        or (cell in GRU_CELLS_OF_RECORDS and not config.getoption("--whole-grid"))
+        for cell in cells
+    ]
+    config.hook.pytest_deselected(items=[*itertools.compress(items, left_out)])
+    items[:] = [item for item, is_out in zip(items, left_out, strict=True) if not is_out]
 
 
 WRONG: list[str] = []
@@ -94,16 +103,41 @@ def rounds(cell: Cell, calls: dict[str, Call], budget: TimeBudget) -> dict[str, 
         return race(calls, budget)
 
 
+@pytest.fixture(scope="module")
+def lengths(cell: Cell) -> list[int]:
+    """The lengths of a packed batch; a module that times packed batches replaces this fixture."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def peaks(
+    cell: Cell, lengths: list[int], rounds: dict[str, Rounds], request: pytest.FixtureRequest
+) -> dict[str, int]:
+    """The peak bytes of a training step of both layers by role, for the cells of `nn.GRU`.
+
+    Asks for the rounds, because a cell that is wrong is not measured either.
+    """
+    if cell.kind != "gru" or cell.mode != TRAINING:
+        return {}
+    fresh = not request.config.getoption("--quick")
+    return peaks_of_training(cell, torch.get_num_threads(), lengths, fresh)
+
+
 @pytest.fixture
-def publish(benchmark: Any, rounds: dict[str, Rounds]) -> Callable[[Cell, str], None]:
+def publish(
+    benchmark: Any, rounds: dict[str, Rounds], peaks: dict[str, int]
+) -> Callable[[Cell, str], None]:
     """Returns a function that reports the recorded rounds of a layer as this test's benchmark."""
 
-    def enter(cell: Cell, layer: str) -> None:
+    def enter(cell: Cell, role: str) -> None:
+        layer = getattr(cell.layers, role)
         recorded = rounds[layer]
         benchmark.group = str(cell)
         benchmark.extra_info.update(
             dataclasses.asdict(cell), layer=layer, iterations=recorded.iterations
         )
+        if peaks:
+            benchmark.extra_info["peak_bytes"] = peaks[role]
         TAPE.load(recorded.seconds)
         benchmark.pedantic(TAPE.step, setup=TAPE.rewind, rounds=len(recorded.seconds))
 

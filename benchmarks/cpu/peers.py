@@ -5,6 +5,7 @@ oracle, and then takes turns with the others, round by round, in one process.
 """
 
 import argparse
+import copy
 import dataclasses
 import importlib.util
 import os
@@ -21,14 +22,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from benchmarks.cpu.rivals import RIVALS, Problem
 from benchmarks.harness import pages
 from benchmarks.harness.gate import check_rival
-from benchmarks.harness.grid import BASELINE, DENSE, FORWARD, FUSED, PACKED, TRAINING, Cell, shape
+from benchmarks.harness.grid import DENSE, FORWARD, PACKED, TRAINING, Cell, shape
 from benchmarks.harness.machine import hop
 from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES
-from namernn_fast import FusedRNN
+from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
-from namernn_fast.bench.workload import draw_gradients, train
+from namernn_fast.bench.workload import draw_gradients, equal_layers, train
 from namernn_fast.testing import assert_within_budget
 
 # (input_size, hidden_size, seq_len, batch)
@@ -62,9 +63,17 @@ def cells(odd: bool = False, packed: bool = False) -> Iterator[Cell]:
             yield Cell(PACKED, mode, batch, 64, 256, LENGTHS[1])
 
 
-def results(cell: Cell, call: Call, layer: nn.RNN | None = None) -> dict[str, Tensor]:
-    """Makes a call and returns what a rival returns: h_n, or the gradients of weight_ih, weight_hh
-    and the sum of the biases.
+def gru_cells(odd: bool = False) -> Iterator[Cell]:
+    """Yields the same cells of `nn.GRU`; none of odd sizes, which have no rival."""
+    if not odd:
+        yield from (dataclasses.replace(cell, kind="gru") for cell in cells(packed=True))
+
+
+def results(cell: Cell, call: Call, layer: nn.RNNBase | None = None) -> dict[str, Tensor]:
+    """Makes a call and returns what a rival returns: h_n, or the gradients of the weights.
+
+    The gradients are those of weight_ih, weight_hh and, for an RNN, of the sum of the biases; a GRU
+    has different gradients of bias_ih and bias_hh.
 
     Args:
         cell: The cell of the call.
@@ -74,10 +83,12 @@ def results(cell: Cell, call: Call, layer: nn.RNN | None = None) -> dict[str, Te
     with torch.inference_mode(cell.mode == FORWARD):
         returned: Any = call()
     if layer is not None:
-        # Both biases of a layer have the gradient of their sum.
-        training = cell.mode == TRAINING
-        returned = [p.grad for p in layer.parameters()][:3] if training else returned[1]
-    names = ("grad weight_ih", "grad weight_hh", "grad bias") if cell.mode == TRAINING else ("h_n",)
+        # Both biases of an RNN have the gradient of their sum.
+        gradients = [p.grad for p in layer.parameters()][: 3 if cell.kind == "rnn" else None]
+        returned = gradients if cell.mode == TRAINING else returned[1]
+    biases = ("grad bias",) if cell.kind == "rnn" else ("grad bias_ih", "grad bias_hh")
+    of_training = ("grad weight_ih", "grad weight_hh", *biases)
+    names = of_training if cell.mode == TRAINING else ("h_n",)
     values = returned if cell.mode == TRAINING else (returned,)
     return {
         name: torch.from_numpy(
@@ -89,10 +100,8 @@ def results(cell: Cell, call: Call, layer: nn.RNN | None = None) -> dict[str, Te
 
 def calls(cell: Cell, threads: int, rivals: list[str]) -> dict[str, Call]:
     """Returns the checked calls of one cell: those of both layers and of the given rivals."""
-    torch.manual_seed(0)
-    baseline = nn.RNN(cell.input_size, cell.hidden_size)
-    fused = FusedRNN(cell.input_size, cell.hidden_size)
-    fused.load_state_dict(baseline.state_dict())
+    layers = equal_layers(cell)
+    baseline = layers[cell.layers.baseline]
     input = torch.randn(cell.seq_len, cell.batch, cell.input_size)
     lengths = torch.randint(LENGTHS[0], LENGTHS[1] + 1, (cell.batch,))
 
@@ -103,17 +112,15 @@ def calls(cell: Cell, threads: int, rivals: list[str]) -> dict[str, Call]:
 
     gradients = draw_gradients(baseline, batch_of(input)) if cell.mode == TRAINING else ()
 
-    def layer_call(layer: nn.RNN) -> Call:
+    def layer_call(layer: nn.RNNBase) -> Call:
         parameters = tuple(layer.parameters())
         x, *given = (value.to(parameters[0].dtype) for value in (input, *gradients))
         if cell.mode == FORWARD:
             return lambda: layer(batch_of(x))
         return lambda: train(layer, parameters, batch_of(x), tuple(given))
 
-    precise = nn.RNN(cell.input_size, cell.hidden_size, dtype=torch.float64)
-    precise.load_state_dict(baseline.state_dict())
+    precise = copy.deepcopy(baseline).double()
     oracle = results(cell, layer_call(precise), precise)
-    layers = {BASELINE: baseline, FUSED: fused}
     found = {name: layer_call(layer) for name, layer in layers.items()}
     theirs, ours = (results(cell, found[name], layer) for name, layer in layers.items())
     assert_within_budget(ours, theirs, oracle)
@@ -153,7 +160,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     rivals = [] if options.odd else installed()
     budget = pages.time_budget(options, max_rounds=30)
     rows = []
-    for cell in pages.chosen(cells(options.odd, not options.odd), options):
+    of_both = (*cells(options.odd, not options.odd), *gru_cells(options.odd))
+    for cell in pages.chosen(of_both, options):
         found = calls(cell, options.threads, rivals)
         with torch.inference_mode(cell.mode == FORWARD):
             rounds = race(found, budget)
@@ -181,15 +189,24 @@ def by_cell(rows: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
 
 
 def table(rows: list[dict[str, Any]], mode: str) -> str:
-    """Returns a line per cell: nn.RNN, FusedRNN, their ratio, and the best other implementation."""
-    lines = [["(D, H, T)", "B", BASELINE, FUSED, "speed-up", "best other", "its time"]]
+    """Returns a table for each kind of layer."""
+    found = by_cell(rows)
+    of_kinds = [
+        {cell: medians for cell, medians in found.items() if (cell.kind, cell.mode) == (kind, mode)}
+        for kind in LAYERS_OF
+    ]
+    return "\n\n".join(table_of(medians) for medians in of_kinds if medians)
+
+
+def table_of(found: dict[Cell, dict[str, float]]) -> str:
+    """Returns a line per cell: both layers, their ratio, and the best other implementation."""
+    baseline, fused = next(iter(found)).layers
+    lines = [["(D, H, T)", "B", baseline, fused, "speed-up", "best other", "its time"]]
     ratios, beaten = [], []
-    for cell, medians in by_cell(rows).items():
-        if cell.mode != mode:
-            continue
-        ours = medians[FUSED]
-        ratios.append(medians[BASELINE] / ours)
-        others = {n: m for n, m in medians.items() if n not in (BASELINE, FUSED)}
+    for cell, medians in found.items():
+        ours = medians[fused]
+        ratios.append(medians[baseline] / ours)
+        others = {n: m for n, m in medians.items() if n not in cell.layers}
         best = min(others, key=others.__getitem__, default="")
         label = shape(cell)
         if cell.family == PACKED:
@@ -198,13 +215,13 @@ def table(rows: list[dict[str, Any]], mode: str) -> str:
         if best:
             beaten.append(others[best] > ours)
             its_time = duration(others[best]) + ("" if beaten[-1] else f" {SLOWER}")
-        times = (duration(medians[BASELINE]), duration(ours), ratio(ratios[-1]))
+        times = (duration(medians[baseline]), duration(ours), ratio(ratios[-1]))
         lines.append([label, str(cell.batch), *times, best, its_time])
     if not beaten:
         lines = [line[:5] for line in lines]
     text = markdown(lines)
     text += (
-        f"\n\nSpeed-up over {BASELINE}: geometric mean "
+        f"\n\nSpeed-up over {baseline}: geometric mean "
         f"{ratio(statistics.geometric_mean(ratios))}, worst {ratio(min(ratios))}."
     )
     if beaten:

@@ -1,4 +1,4 @@
-"""Other implementations of the layer, each with the weights of an `nn.RNN`."""
+"""Other implementations of the layers, each with the weights of an `nn.RNN` or an `nn.GRU`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,27 +17,29 @@ class Problem:
     """The weights, the input and the gradients of one cell."""
 
     cell: Cell
-    baseline: nn.RNN
+    baseline: nn.RNNBase
     input: Tensor
     gradients: Gradients
     """The gradients of `output` and `h_n`, in training."""
 
     @property
     def weights(self) -> list[np.ndarray]:
-        """The weights as arrays, in the order of `nn.RNN`."""
+        """The weights as arrays: weight_ih, weight_hh, bias_ih and bias_hh."""
         return [p.detach().numpy() for p in self.baseline.parameters()]
 
 
 Rival = Callable[[Problem, int], Call | None]
 """Creates a call from a problem and a number of threads. In inference the call returns h_n, in
-training the gradients of weight_ih, weight_hh and the summed biases. None if the rival does not
-support the mode."""
+training the gradients of weight_ih, weight_hh and, for an RNN, of the summed biases; for a GRU, of
+bias_ih and bias_hh. None if the rival does not support the mode."""
 
 
 def in_place_loop(problem: Problem, threads: int) -> Call | None:
     """A loop over PyTorch operators with as little overhead as a user can achieve."""
     if problem.cell.mode == TRAINING:
         return None
+    if problem.cell.kind == "gru":
+        return _gru_in_place(problem)
     weight_ih, weight_hh, bias_ih, bias_hh = problem.baseline.parameters()
     w_x, w_h, bias = weight_ih.t(), weight_hh.t(), (bias_ih + bias_hh).detach()
     steps, batch, _ = problem.input.shape
@@ -52,10 +54,36 @@ def in_place_loop(problem: Problem, threads: int) -> Call | None:
     return call
 
 
+def _gru_in_place(problem: Problem) -> Call:
+    weight_ih, weight_hh, bias_ih, bias_hh = (p.detach() for p in problem.baseline.parameters())
+    w_x, w_h = weight_ih.t(), weight_hh.t()
+    steps, batch, _ = problem.input.shape
+    hidden = problem.cell.hidden_size
+    # The biases of both gates can be added to the projection, but not that of the new state.
+    bias_x = bias_ih.clone()
+    bias_x[: 2 * hidden] += bias_hh[: 2 * hidden]
+    bias_h = torch.cat([torch.zeros(2 * hidden), bias_hh[2 * hidden :]])
+
+    def call() -> Tensor:
+        sums = torch.addmm(bias_x, problem.input.flatten(0, 1), w_x).view(steps, batch, -1)
+        h = torch.zeros(batch, hidden)
+        for t in range(steps):
+            products = torch.addmm(bias_h, h, w_h)
+            gates = sums[t, :, : 2 * hidden].add_(products[:, : 2 * hidden]).sigmoid_()
+            r, z = gates.chunk(2, 1)
+            new = torch.addcmul(sums[t, :, 2 * hidden :], r, products[:, 2 * hidden :]).tanh_()
+            h = torch.lerp(new, h, z)
+        return h
+
+    return call
+
+
 def numpy_loop(problem: Problem, threads: int) -> Call | None:
     """A loop over NumPy operations, in place."""
     if problem.cell.mode == TRAINING:
         return None
+    if problem.cell.kind == "gru":
+        return _gru_in_numpy(problem)
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
     x, w_x, w_h, bias = problem.input.numpy(), weight_ih.T, weight_hh.T, bias_ih + bias_hh
 
@@ -70,24 +98,59 @@ def numpy_loop(problem: Problem, threads: int) -> Call | None:
     return call
 
 
+def _gru_in_numpy(problem: Problem) -> Call:
+    weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
+    x, w_x, w_h, hidden = problem.input.numpy(), weight_ih.T, weight_hh.T, len(weight_hh) // 3
+
+    def call() -> np.ndarray:
+        sums = x @ w_x + bias_ih
+        h = np.zeros((x.shape[1], hidden), x.dtype)
+        for z in sums:
+            products = h @ w_h + bias_hh
+            gates, new = z[:, : 2 * hidden], z[:, 2 * hidden :]
+            gates += products[:, : 2 * hidden]
+            # The sigmoid of v is (1 + tanh(v / 2)) / 2, which cannot overflow.
+            gates *= 0.5
+            np.tanh(gates, out=gates)
+            gates += 1
+            gates *= 0.5
+            new += gates[:, :hidden] * products[:, 2 * hidden :]
+            np.tanh(new, out=new)
+            h = new + gates[:, hidden:] * (h - new)
+        return h
+
+    return call
+
+
 def jax_scan(problem: Problem, threads: int) -> Call | None:
     """Compiled `jax.lax.scan`; in training, its vector-Jacobian product with the gradients."""
     import jax
     import jax.numpy as jnp
 
+    is_gru = problem.cell.kind == "gru"
     weight_ih, weight_hh, bias_ih, bias_hh = map(jnp.asarray, problem.weights)
-    x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, bias_ih + bias_hh)
+    biases = (bias_ih, bias_hh) if is_gru else (bias_ih + bias_hh,)
+    x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, *biases)
     start = jnp.zeros((problem.cell.batch, problem.cell.hidden_size))
 
     def run(parameters, x):
-        w_x, w_h, bias = parameters
-        z = x @ w_x.T + bias
+        w_x, w_h, bias, *other_bias = parameters
+        sums = x @ w_x.T + bias
 
-        def step(h, z):
+        def rnn_step(h, z):
             h = jnp.tanh(z + h @ w_h.T)
             return h, h
 
-        return jax.lax.scan(step, start, z, unroll=min(8, len(x)))
+        def gru_step(h, sums):
+            products = h @ w_h.T + other_bias[0]
+            of_x, of_h = (jnp.split(value, 3, axis=-1) for value in (sums, products))
+            r, z = (jax.nn.sigmoid(of_x[gate] + of_h[gate]) for gate in (0, 1))
+            new = jnp.tanh(of_x[2] + r * of_h[2])
+            h = new + z * (h - new)
+            return h, h
+
+        step = gru_step if is_gru else rnn_step
+        return jax.lax.scan(step, start, sums, unroll=min(8, len(x)))
 
     def train(parameters, x, gradients):
         _, pull_back = jax.vjp(lambda parameters: run(parameters, x), parameters)
@@ -104,14 +167,27 @@ def jax_scan(problem: Problem, threads: int) -> Call | None:
 def _onnx_model(problem: Problem) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
+    is_gru = problem.cell.kind == "gru"
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
     steps, batch, size = problem.input.shape
-    hidden = len(weight_hh)
+    hidden = problem.cell.hidden_size
+    if is_gru:  # ONNX has the gates in another order: z, r, n
+        order = np.arange(3 * hidden).reshape(3, hidden)[[1, 0, 2]].ravel()
+        weight_ih, weight_hh, bias_ih, bias_hh = (value[order] for value in problem.weights)
+    attributes = {"linear_before_reset": 1} if is_gru else {}
     initializers = {"W": weight_ih[None], "R": weight_hh[None]}
     initializers["B"] = np.concatenate([bias_ih, bias_hh])[None]
     graph = helper.make_graph(
-        [helper.make_node("RNN", ["X", "W", "R", "B"], ["Y", "Y_h"], hidden_size=hidden)],
-        "rnn",
+        [
+            helper.make_node(
+                problem.cell.kind.upper(),
+                ["X", "W", "R", "B"],
+                ["Y", "Y_h"],
+                hidden_size=hidden,
+                **attributes,
+            )
+        ],
+        problem.cell.kind,
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, [steps, batch, size])],
         [
             helper.make_tensor_value_info("Y", TensorProto.FLOAT, [steps, 1, batch, hidden]),
@@ -124,7 +200,7 @@ def _onnx_model(problem: Problem) -> bytes:
 
 
 def onnxruntime(problem: Problem, threads: int) -> Call | None:
-    """onnxruntime on an `RNN` node."""
+    """onnxruntime on an `RNN` or `GRU` node."""
     if problem.cell.mode == TRAINING:
         return None
     import onnxruntime
@@ -137,7 +213,7 @@ def onnxruntime(problem: Problem, threads: int) -> Call | None:
 
 
 def openvino(problem: Problem, threads: int) -> Call | None:
-    """OpenVINO on an `RNN` node, in float32."""
+    """OpenVINO on an `RNN` or `GRU` node, in float32."""
     if problem.cell.mode == TRAINING:
         return None
     import openvino

@@ -17,14 +17,14 @@ from matplotlib import pyplot
 
 from benchmarks.harness import pages
 from benchmarks.harness.grid import (
-    BASELINE,
     DENSE,
     DENSE_CELLS,
     EPOCH_CELLS,
     FAMILIES,
     FORWARD,
     FUSED,
-    LAYERS,
+    GRU_CELLS,
+    GRU_CELLS_OF_RECORDS,
     MODES,
     PACKED,
     PACKED_CELLS,
@@ -35,16 +35,31 @@ from benchmarks.harness.grid import (
 )
 from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
 from benchmarks.harness.spread import speed_up_interval
+from benchmarks.report.classes import class_rows
 from benchmarks.report.plots import save
 from namernn_fast.bench import plot
-from namernn_fast.bench.plot import Medians, Timings, speed_up
+from namernn_fast.bench.cells import LAYERS_OF
+from namernn_fast.bench.plot import Timings, speed_up, speed_ups
 from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
 
 RAW = "latest.json"
+WHOLE_GRID = {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS, *GRU_CELLS, *GRU_CELLS_OF_RECORDS}
+"""The cells of a run that is recorded."""
+MIBI = 2**20
 Spreads = dict[Cell, tuple[float, float]]
 """The 95 % interval of the speed-up in each cell."""
+Peaks = dict[Cell, dict[str, int]]
+"""The peak bytes of a training step of each layer, in the cells where they were measured."""
 
 SUMMARIES = {"worst": min, "geometric mean": statistics.geometric_mean}
+CLASSES_CAPTION = (
+    "Speed-ups by class: geometric means over the sizes that were timed for both layers, with the "
+    "number of cells and the worst of them. Each layer is compared with torch's own."
+)
+MEMORY_CAPTION = (
+    ": `memory` is how far a training step raises the peak of the resident set of a fresh process "
+    "in which parameters, input and gradients of the results exist already."
+)
 
 
 def load(raw: Mapping[str, Any]) -> Timings:
@@ -62,7 +77,19 @@ def spreads(raw: Mapping[str, Any], timings: Timings) -> Spreads:
     for entry in raw["benchmarks"]:
         info = entry["extra_info"]
         rounds.setdefault(Cell.of(info), {})[info["layer"]] = entry["stats"]["data"]
-    return {cell: speed_up_interval(*(rounds[cell][layer] for layer in LAYERS)) for cell in timings}
+    return {
+        cell: speed_up_interval(*(rounds[cell][layer] for layer in cell.layers)) for cell in timings
+    }
+
+
+def peaks(raw: Mapping[str, Any]) -> Peaks:
+    """Returns the peak bytes of both layers in the cells where they were measured."""
+    found: Peaks = {}
+    for entry in raw["benchmarks"]:
+        info = entry["extra_info"]
+        if "peak_bytes" in info:
+            found.setdefault(Cell.of(info), {})[info["layer"]] = info["peak_bytes"]
+    return found
 
 
 def select(timings: Timings, **wanted: object) -> Timings:
@@ -74,44 +101,61 @@ def select(timings: Timings, **wanted: object) -> Timings:
     }
 
 
-def table_rows(timings: Timings, spreads: Spreads) -> Iterator[list[str]]:
-    """Yields a row for each shape and batch size, and worst case and mean of each family."""
+def table_rows(timings: Timings, spreads: Spreads, peaks: Peaks) -> Iterator[list[str]]:
+    """Yields a row for each shape and batch size, and worst case and mean of each family.
+
+    Args:
+        timings: The cells of one kind of layer.
+        spreads: The interval of each cell.
+        peaks: The memory of training; without any, there are no columns for it.
+    """
+    layers = next(iter(timings)).layers
     header = ["(D, H, T)", "B"]
     for mode in MODES:
-        header += [f"{mode}: {BASELINE}", FUSED, "speed-up", "95 %"]
-    yield header
+        header += [f"{mode}: {layers.baseline}", layers.fused, "speed-up", "95 %"]
+    memory = [f"memory: {layers.baseline}", layers.fused] if peaks else []
+    yield header + memory
     for family in FAMILIES:
         section = select(timings, family=family)
         for label, batch in dict.fromkeys((shape(cell), cell.batch) for cell in section):
             row = [label, str(batch)]
             for mode in MODES:
-                row += timing_columns(
-                    (medians, spreads[cell])
-                    for cell, medians in select(section, batch=batch, mode=mode).items()
-                    if shape(cell) == label
-                )
+                cells = [cell for cell in section if (shape(cell), cell.batch) == (label, batch)]
+                found = next((cell for cell in cells if cell.mode == mode), None)
+                row += timing_columns(timings, spreads, found)
+            if memory:
+                row += memory_columns(peaks, cells)
             yield row
         if len(section) > 1:
-            yield from summary_rows(family, section)
-    yield from summary_rows("all", timings)
+            yield from summary_rows(family, section, len(header + memory))
+    yield from summary_rows("all", timings, len(header + memory))
 
 
-def timing_columns(found: Iterable[tuple[Medians, tuple[float, float]]]) -> list[str]:
+def timing_columns(timings: Timings, spreads: Spreads, cell: Cell | None) -> list[str]:
     """Returns both medians, their ratio and its interval, or blanks if nothing was timed."""
-    for medians, (low, high) in found:
-        times = (duration(medians[layer]) for layer in LAYERS)
-        return [*times, ratio(speed_up(medians)), f"{low:.2f} to {high:.2f}"]
-    return [""] * 4
+    if cell is None:
+        return [""] * 4
+    medians, (low, high) = timings[cell], spreads[cell]
+    times = (duration(medians[layer]) for layer in cell.layers)
+    return [*times, ratio(speed_up(cell, medians)), f"{low:.2f} to {high:.2f}"]
 
 
-def summary_rows(title: str, timings: Timings) -> Iterator[list[str]]:
-    """Yields table rows with the worst speed-up and the geometric mean of `timings`."""
+def memory_columns(peaks: Peaks, cells: Iterable[Cell]) -> list[str]:
+    """Returns the memory of both layers in the cell that trains, or blanks if it has none."""
+    for cell in cells:
+        if cell in peaks:
+            return [f"{peaks[cell][layer] / MIBI:.1f} MiB" for layer in cell.layers]
+    return [""] * 2
+
+
+def summary_rows(title: str, timings: Timings, width: int) -> Iterator[list[str]]:
+    """Yields table rows of `width` with the worst speed-up and the geometric mean of `timings`."""
     for label, summarise in SUMMARIES.items():
         row = [f"{title}: {label}", ""]
         for mode in MODES:
-            ratios = [*map(speed_up, select(timings, mode=mode).values())]
+            ratios = speed_ups(select(timings, mode=mode))
             row += ["", "", ratio(summarise(ratios)) if ratios else "", ""]
-        yield row
+        yield row + [""] * (width - len(row))
 
 
 def caption(raw: Mapping[str, Any]) -> str:
@@ -132,38 +176,60 @@ def caption(raw: Mapping[str, Any]) -> str:
 
 
 def losses(timings: Timings) -> str:
-    """Lists the cells in which the fused layer is slower."""
+    """Lists the cells, all of one kind of layer, in which the fused layer is slower."""
+    fused = next(iter(timings)).layers.fused
     slower = [
-        f"{shape(cell)} B={cell.batch} {cell.mode} {speed_up(medians):.2f}{TIMES}"
+        f"{shape(cell)} B={cell.batch} {cell.mode} {speed_up(cell, medians):.2f}{TIMES}"
         for cell, medians in timings.items()
-        if speed_up(medians) < 1
+        if speed_up(cell, medians) < 1
     ]
     if not slower:
-        return f"{FUSED} is faster in all {len(timings)} cells."
-    return f"{FUSED} is slower in {len(slower)} of {len(timings)} cells: {'; '.join(slower)}."
+        return f"{fused} is faster in all {len(timings)} cells."
+    return f"{fused} is slower in {len(slower)} of {len(timings)} cells: {'; '.join(slower)}."
+
+
+def by_kind(timings: Timings) -> dict[str, Timings]:
+    """Returns the cells of each kind of layer that was timed, by kind."""
+    return {kind: found for kind in LAYERS_OF if (found := select(timings, kind=kind))}
 
 
 def section(raw: Mapping[str, Any]) -> str:
-    """Returns the caption, the table and the losses of a run."""
-    timings = load(raw)
-    table = markdown(table_rows(timings, spreads(raw, timings)))
-    parts = [caption(raw), table, losses(timings)]
+    """Returns the caption, and for each kind of layer the table and the losses of a run.
+
+    If there are several kinds, a table of classes has them side by side.
+    """
+    timings, measured = load(raw), peaks(raw)
+    kinds = by_kind(timings)
+    parts = [caption(raw)]
+    if len(kinds) > 1:
+        parts += [CLASSES_CAPTION, markdown(class_rows(timings))]
+    for of_kind in kinds.values():
+        of_peaks = {cell: sizes for cell, sizes in measured.items() if cell in of_kind}
+        if len(kinds) > 1:
+            baseline, fused = next(iter(of_kind)).layers
+            parts.append(f"**{fused} over {baseline}**" + (MEMORY_CAPTION if of_peaks else ""))
+        parts.append(markdown(table_rows(of_kind, spreads(raw, of_kind), of_peaks)))
+        parts.append(losses(of_kind))
     if wrong := raw.get("wrong"):
         parts.append(pages.failures(f"- {failure}" for failure in wrong))
     return "\n\n".join(parts)
 
 
 def summary(raw: Mapping[str, Any]) -> str:
-    """Returns the README's sentence: the mean and the worst speed-up of each mode."""
+    """Returns the README's sentence: the mean and the worst speed-up of each layer and mode."""
     timings = load(raw)
     machine = raw["machine_info"]
-    parts = []
-    for name, mode in (("inference", FORWARD), ("training", TRAINING)):
-        if ratios := [*map(speed_up, select(timings, mode=mode).values())]:
-            worst, mean = (ratio(summarise(ratios)) for summarise in SUMMARIES.values())
-            parts.append(f"{mean} in {name} (worst {worst})")
+    layers = []
+    for of_kind in by_kind(timings).values():
+        parts = []
+        for name, mode in (("inference", FORWARD), ("training", TRAINING)):
+            if ratios := speed_ups(select(of_kind, mode=mode)):
+                worst, mean = (ratio(summarise(ratios)) for summarise in SUMMARIES.values())
+                parts.append(f"{mean} in {name} (worst {worst})")
+        baseline = next(iter(of_kind)).layers.baseline
+        layers.append(f"over `{baseline}`: {' and '.join(parts)}")
     return (
-        f"Geometric mean of the speed-up over `{BASELINE}`: {' and '.join(parts)}, over the "
+        f"Geometric mean of the speed-up {'; '.join(layers)}, over the "
         f"{len(timings)} cells of [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "
         f"{machine['cpu']}, {machine['threads']} thread(s), float32."
     )
@@ -193,25 +259,35 @@ def plot_path(folder: Path, family: str) -> Path:
 def draw(timings: Timings, folder: Path) -> list[Path]:
     """Draws the speed-up against the batch size; returns the files.
 
-    The figure of dense input has a panel for each mode, that of packed input one for each shape.
+    The figure of dense input has a panel for each kind of layer and mode, that of packed input one
+    for each kind of layer and shape.
     """
     dense, packed = select(timings, family=DENSE), select(timings, family=PACKED)
+    kinds = by_kind(timings)
+
+    def title(kind: str, text: str) -> str:
+        return f"{LAYERS_OF[kind].fused}:\n{text}" if len(kinds) > 1 else text
+
     dense_panels = {
-        mode: {
-            label: {c: m for c, m in select(dense, mode=mode).items() if shape(c) == label}
+        title(kind, mode): {
+            label: {
+                c: m for c, m in select(dense, kind=kind, mode=mode).items() if shape(c) == label
+            }
             for label in dict.fromkeys(map(shape, dense))
         }
+        for kind in kinds
         for mode in MODES
     }
     packed_panels = {
-        f"input size {size}, hidden size {hidden}": {
-            mode: select(packed, mode=mode) for mode in MODES
+        title(kind, f"D = {size} inputs, H = {hidden} hidden units"): {
+            mode: select(packed, kind=kind, mode=mode) for mode in MODES
         }
+        for kind in kinds
         for size, hidden in dict.fromkeys((cell.input_size, cell.hidden_size) for cell in packed)
     }
     paths = []
     for family, panels, legend in (
-        (DENSE, dense_panels, "(input size, hidden size,\nsequence length)"),
+        (DENSE, dense_panels, "(D, H, T):\ninput size,\nhidden size,\nsequence length"),
         (PACKED, packed_panels, None),
     ):
         if panels:
@@ -225,7 +301,7 @@ def publish(raw: Mapping[str, Any], record: bool) -> None:
     timings = load(raw)
     if not timings:
         raise SystemExit("the run has no cell in which both layers were timed")
-    if record and timings.keys() != {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS}:
+    if record and timings.keys() != WHOLE_GRID:
         raise SystemExit("the run lacks cells of the grid and cannot be recorded")
     table, sentence = section(raw), summary(raw)
     print(f"{table}\n\n{sentence}")

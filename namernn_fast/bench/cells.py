@@ -1,8 +1,14 @@
-"""Cells of a benchmark: each compares two layers at one combination of sizes."""
+"""Cells of a benchmark: each compares two layers at one combination of sizes.
+
+A cell here is a cell of the grid of sizes. The kind of a layer, which the rest of the package calls
+its cell, is `Cell.kind`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
+
+from ..call import Cell as Kind
 
 FORWARD = "forward"
 TRAINING = "forward + backward"
@@ -11,9 +17,21 @@ MODES = (FORWARD, TRAINING)
 DENSE = "dense"
 PACKED = "packed"
 
-BASELINE = "nn.RNN"
-FUSED = "FusedRNN"
-LAYERS = (BASELINE, FUSED)
+
+class Layers(NamedTuple):
+    """The names of the two layers that a cell compares."""
+
+    baseline: str
+    fused: str
+
+
+LAYERS_OF: dict[Kind, Layers] = {
+    "rnn": Layers("nn.RNN", "FusedRNN"),
+    "gru": Layers("nn.GRU", "FusedGRU"),
+}
+LAYERS = BASELINE, FUSED = LAYERS_OF["rnn"]
+GATES: dict[Kind, int] = {"rnn": 1, "gru": 3}
+"""The number of products of a step, each as large as that of `nn.RNN`."""
 
 LONGEST_NAME = 20
 # Maximum multiply-adds of a training step in a quick run.
@@ -33,23 +51,33 @@ class Cell:
     input_size: int
     hidden_size: int
     seq_len: int | None = None
+    kind: Kind = "rnn"
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Cell":
-        """Returns the cell of a row of raw results, which contains the cell's fields."""
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
+        """Returns the cell of a row of raw results, which contains the cell's fields.
+
+        Older results have no `kind`: they are of `nn.RNN`.
+        """
+        named = {field.name: row[field.name] for field in fields(cls) if field.name != "kind"}
+        return cls(**named, kind=row.get("kind", "rnn"))
 
     def __str__(self) -> str:
         sizes = {"D": self.input_size, "H": self.hidden_size, "T": self.seq_len, "B": self.batch}
         written = "-".join(f"{letter}{size}" for letter, size in sizes.items() if size is not None)
-        return f"{self.family}-{self.mode.replace(' ', '')}-{written}"
+        name = f"{self.family}-{self.mode.replace(' ', '')}-{written}"
+        return name if self.kind == "rnn" else f"{self.kind}-{name}"
+
+    @property
+    def layers(self) -> Layers:
+        """The names of both layers."""
+        return LAYERS_OF[self.kind]
 
     @property
     def row_work(self) -> int:
         """The maximum number of multiply-adds of the forward pass of one sequence."""
-        return (
-            (self.seq_len or LONGEST_NAME) * self.hidden_size * (self.input_size + self.hidden_size)
-        )
+        columns = GATES[self.kind] * self.hidden_size
+        return (self.seq_len or LONGEST_NAME) * columns * (self.input_size + self.hidden_size)
 
     @property
     def is_small(self) -> bool:

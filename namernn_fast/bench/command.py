@@ -1,4 +1,4 @@
-"""`python -m namernn_fast bench`: races FusedRNN against nn.RNN on the CPU of this machine."""
+"""`python -m namernn_fast bench`: races a fused layer against torch's on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from .. import advice
+from ..call import Cell as Kind
 from ..explaining import explain
-from ..nn import FusedRNN
 from ..testing import BudgetError
-from .cells import BASELINE, DENSE, FORWARD, FUSED, LAYERS, MODES, PACKED, SIZES, TRAINING, Cell
+from .cells import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Cell
 from .machine import cpu_name
-from .plot import Timings, draw, speed_up
+from .plot import Timings, draw, speed_up, speed_ups
 from .race import QUICK, Call, Rounds, TimeBudget, keep_freed_memory, race
 from .tables import duration, markdown, ratio
-from .workload import Input, gated_calls, rows_of_oracle
+from .workload import CLASSES, Input, gated_calls, rows_of_oracle
 
 SECONDS = 45.0
 """The default time for the rounds of all cells together; the checks add a quarter to that."""
@@ -44,6 +44,7 @@ CELLS = tuple(
     for batch in BATCHES
     for mode in MODES
 )
+"""The cells of `nn.RNN`; `--cell gru` times `nn.GRU` with the same sizes."""
 
 WIDTH = 40
 """The width of the progress line, in characters."""
@@ -56,11 +57,15 @@ def add_parser(commands: Any) -> None:
     """Adds this command to the subparsers of `python -m namernn_fast`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
-        help="race FusedRNN against torch.nn.RNN on the CPU of this machine, in about a minute",
-        description="Check the results of FusedRNN against the error budget of "
-        "namernn_fast.testing, then time it and torch.nn.RNN in alternation, in one process. "
-        "Nothing is timed if a check fails. No file is written without --plot or --json. Sizes: "
-        f"{SIZES}.",
+        help="race FusedRNN or FusedGRU against torch's layer on the CPU of this machine, in "
+        "about a minute",
+        description="Check the results of FusedRNN, or of FusedGRU with --cell gru, against the "
+        "error budget of namernn_fast.testing, then time it and torch.nn.RNN or torch.nn.GRU in "
+        "alternation, in one process. Nothing is timed if a check fails. No file is written "
+        f"without --plot or --json. Sizes: {SIZES}.",
+    )
+    parser.add_argument(
+        "--cell", choices=LAYERS_OF, default="rnn", help="the layer to race (default: %(default)s)"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -109,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the checks and the benchmark, prints a report and writes files as requested.
 
     Raises:
-        BudgetError: a result of FusedRNN exceeds its error budget.
+        BudgetError: a result of the fused layer exceeds its error budget.
         ModuleNotFoundError: a plot is requested, but matplotlib is not installed.
         OSError: a file cannot be written.
         SystemExit: a path is invalid (argparse, code 2).
@@ -117,11 +122,13 @@ def run(options: argparse.Namespace) -> None:
     _check_paths(options)
     with _settled(options.threads):
         facts = advice.gather()  # now, before this program itself causes load
-        cells = [cell for cell in CELLS if cell.is_small or not options.quick]
-        described = machine()
+        cells = [dataclasses.replace(cell, kind=options.cell) for cell in CELLS]
+        cells = [cell for cell in cells if cell.is_small or not options.quick]
+        described = machine(options.cell)
         print(described)
         calls = check(cells)
-        print(f"Results of {FUSED} are within the error budget in all {len(cells)} cells.\n")
+        fused = LAYERS_OF[options.cell].fused
+        print(f"Results of {fused} are within the error budget in all {len(cells)} cells.\n")
         budget = QUICK if options.quick else TimeBudget(options.seconds / len(cells))
         results = measure(calls, budget)
         print(report(results))
@@ -176,12 +183,13 @@ def _settled(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def machine() -> str:
-    """Describes the measured system in one line: processor, threads, torch, path of FusedRNN."""
-    path = explain(FusedRNN(1, 1), torch.zeros(1, 1, 1)).path
+def machine(kind: Kind) -> str:
+    """Describes the measured system in one line: processor, threads, torch, path of the layer."""
+    _, fused = CLASSES[kind]
+    path = explain(fused(1, 1), torch.zeros(1, 1, 1)).path
     return (
         f"{cpu_name()}, {os.cpu_count()} processors, {torch.get_num_threads()} thread(s); "
-        f"torch {torch.__version__}; {FUSED} on `{path}`; float32"
+        f"torch {torch.__version__}; {LAYERS_OF[kind].fused} on `{path}`; float32"
     )
 
 
@@ -209,7 +217,7 @@ def check(cells: Iterable[Cell]) -> dict[Cell, dict[str, Call]]:
             calls[cell] = gated_calls(cell, _input(cell), rows)
         except BudgetError as error:
             raise BudgetError(
-                f"{FUSED} is wrong in {cell} ({SIZES}), nothing was timed: {error}"
+                f"{cell.layers.fused} is wrong in {cell} ({SIZES}), nothing was timed: {error}"
             ) from error
     return calls
 
@@ -254,9 +262,10 @@ def _label(cell: Cell) -> str:
 def report(results: Results) -> str:
     """Returns the table of medians and speed-ups, with their geometric mean and minimum."""
     medians = _medians(results)
+    layers = next(iter(medians)).layers
     rows = [["(D, H, T)", "B"]]
     for mode in MODES:
-        rows[0] += [f"{mode}: {BASELINE}", FUSED, "speed-up"]
+        rows[0] += [f"{mode}: {layers.baseline}", layers.fused, "speed-up"]
     for cell in medians:
         twin = dataclasses.replace(cell, mode=TRAINING)
         if cell.mode == FORWARD:
@@ -266,7 +275,8 @@ def report(results: Results) -> str:
                 if timed is None:
                     row += [""] * 3
                 else:
-                    row += [*(duration(timed[layer]) for layer in LAYERS), ratio(speed_up(timed))]
+                    row += [duration(timed[layer]) for layer in layers]
+                    row.append(ratio(speed_up(one, timed)))
             rows.append(row)
     summaries: Sequence[tuple[str, Callable[[list[float]], float]]] = (
         ("geometric mean", statistics.geometric_mean),
@@ -275,8 +285,8 @@ def report(results: Results) -> str:
     for name, summary in summaries:
         row = [name, ""]
         for mode in MODES:
-            ratios = [speed_up(timed) for cell, timed in medians.items() if cell.mode == mode]
-            row += ["", "", ratio(summary(ratios))]
+            of_mode = {cell: timed for cell, timed in medians.items() if cell.mode == mode}
+            row += ["", "", ratio(summary(speed_ups(of_mode)))]
         rows.append(row)
     counts = [len(rounds.seconds) for timed in results.values() for rounds in timed.values()]
     return (

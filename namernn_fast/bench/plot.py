@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .cells import BASELINE, FUSED, Cell
+from .cells import Cell
 from .tables import TIMES
 
 if TYPE_CHECKING:
@@ -20,31 +21,47 @@ Medians = dict[str, float]
 Timings = dict[Cell, Medians]
 
 
-def speed_up(medians: Medians) -> float:
-    """Returns how many times faster the fused layer is."""
-    return medians[BASELINE] / medians[FUSED]
+COLUMNS = 2
+"""The maximum number of panels side by side."""
+
+
+def speed_up(cell: Cell, medians: Medians) -> float:
+    """Returns how many times faster the fused layer of a cell is."""
+    return medians[cell.layers.baseline] / medians[cell.layers.fused]
+
+
+def speed_ups(timings: Timings) -> list[float]:
+    """Returns how many times faster the fused layer is in each cell."""
+    return [speed_up(cell, medians) for cell, medians in timings.items()]
 
 
 def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | None) -> Figure:
     """Draws speed-ups against the batch size.
 
     Args:
-        title: The text after "Speed-up of FusedRNN over nn.RNN:" above the figure.
+        title: The text after "Speed-up of FusedRNN over nn.RNN:" above the figure. The names are
+            those of the layers in the lines.
         panels: The panels by title, and in each panel the lines by label.
         legend: The title of the legend.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.2 + 3.6 * len(panels), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(2.2 + 3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     cells = [cell for lines in panels.values() for line in lines.values() for cell in line]
     batches = sorted({cell.batch for cell in cells})
-    for panel, (subtitle, lines) in zip(axes[0], panels.items(), strict=True):
+    compared = [*dict.fromkeys(cell.layers for cell in cells)]
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
+    for panel, (subtitle, lines) in zip(axes.flat, panels.items(), strict=False):
         for (label, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
-            points = {cell.batch: speed_up(medians) for cell, medians in line.items()}
+            points = {cell.batch: speed_up(cell, medians) for cell, medians in line.items()}
             panel.plot([*points], [*points.values()], color=colour, marker=marker, label=label)
         panel.axhline(1, color="0.3", linewidth=1, linestyle="--")
         panel.set(title=subtitle, xlabel="batch size B (sequences)", xscale="log", yscale="log")
+        panel.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)  # the same in all panels
         panel.set_xticks(batches, labels=map(str, batches))
         panel.minorticks_off()
         panel.grid(color="0.9")
@@ -53,9 +70,13 @@ def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | 
     # Start the axis below 1, so that a slow-down shows as one, and include a tick above 1.
     low, high = min(first.get_ylim()[0], 0.8), max(first.get_ylim()[1], 2.2)
     ticks = [2.0**power for power in range(-5, 8) if low <= 2.0**power <= high]
-    first.set(ylim=(low, high), ylabel=f"{BASELINE} time / {FUSED} time")
+    first.set(ylim=(low, high))
+    ratios = [f"{baseline} time / {fused} time" for baseline, fused in compared]
+    for row in axes:
+        row[0].set_ylabel(ratios[0] if len(ratios) == 1 else "time of torch's layer / fused layer")
     first.set_yticks(ticks, labels=[f"{tick:g}{TIMES}" for tick in ticks])
-    figure.suptitle(f"Speed-up of {FUSED} over {BASELINE}: {title}")
+    names = " and of ".join(f"{fused} over {baseline}" for baseline, fused in compared)
+    figure.suptitle(f"Speed-up of {names}: {title}")
     figure.legend(
         *first.get_legend_handles_labels(),
         title=legend,

@@ -16,14 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..nn import FusedRNN
+from ..call import Cell as Kind
+from ..nn import FusedGRU, FusedRNN
 from ..testing import assert_within_budget
-from .cells import BASELINE, FORWARD, FUSED, TRAINING, Cell
+from .cells import FORWARD, TRAINING, Cell
 from .race import Call
 
 # Maximum multiply-adds of the oracle, unless that is less than the minimum number of sequences.
 ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
+
+CLASSES: dict[Kind, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] = {
+    "rnn": (nn.RNN, FusedRNN),
+    "gru": (nn.GRU, FusedGRU),
+}
+"""The classes of both layers, in the order of `Cell.layers`."""
 
 Input = Tensor | PackedSequence
 Parameters = tuple[nn.Parameter, ...]
@@ -32,7 +39,7 @@ Gradients = tuple[Tensor, ...]
 TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple[Any, ...]]
 
 
-def draw_gradients(layer: nn.RNN, input: Input) -> Gradients:
+def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
     """Returns fixed random gradients of `output` and `h_n`; call it outside of what is timed.
 
     Args:
@@ -88,7 +95,9 @@ def call_of(
     return partial(step, module, tuple(module.parameters()), input, gradients)
 
 
-def results(layer: nn.RNN, call: Call, mode: str, rows: Tensor | None = None) -> dict[str, Tensor]:
+def results(
+    layer: nn.RNNBase, call: Call, mode: str, rows: Tensor | None = None
+) -> dict[str, Tensor]:
     """Makes a call and returns its output, its last state and, in training, all gradients.
 
     Args:
@@ -112,6 +121,14 @@ def rows_of_oracle(cell: Cell) -> Tensor | None:
     return torch.linspace(0, cell.batch - 1, known).long() if known < cell.batch else None
 
 
+def equal_layers(cell: Cell) -> dict[str, nn.RNNBase]:
+    """Returns both layers of a cell by name, with equal parameters."""
+    torch.manual_seed(0)
+    baseline, fused = (make(cell.input_size, cell.hidden_size) for make in CLASSES[cell.kind])
+    fused.load_state_dict(baseline.state_dict())
+    return dict(zip(cell.layers, (baseline, fused), strict=True))
+
+
 def gated_calls(
     cell: Cell, input: Input, rows: Tensor | None = None, step: TrainingStep = train
 ) -> dict[str, Call]:
@@ -125,11 +142,8 @@ def gated_calls(
             parameter gradients are complete although the layers run the whole batch.
         step: The training step.
     """
-    torch.manual_seed(0)
-    baseline = nn.RNN(cell.input_size, cell.hidden_size)
-    fused = FusedRNN(cell.input_size, cell.hidden_size)
-    fused.load_state_dict(baseline.state_dict())
-    layers = {BASELINE: baseline, FUSED: fused}
+    layers = equal_layers(cell)
+    baseline = layers[cell.layers.baseline]
     gradients = draw_gradients(baseline, input) if cell.mode == TRAINING else ()
     known: Any = input
     seen, seen_by_oracle = gradients, gradients
@@ -148,7 +162,8 @@ def gated_calls(
             name: results(layer, call_of(layer, input, cell.mode, seen, step), cell.mode, rows)
             for name, layer in layers.items()
         }
-    assert_within_budget(found[FUSED], found[BASELINE], oracle)
+    theirs, ours = (found[name] for name in cell.layers)
+    assert_within_budget(ours, theirs, oracle)
     return {
         name: call_of(layer, input, cell.mode, gradients, step) for name, layer in layers.items()
     }

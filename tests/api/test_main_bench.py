@@ -1,5 +1,6 @@
 """`python -m namernn_fast bench`: it checks, then times, and writes the requested files."""
 
+import dataclasses
 import json
 import re
 import statistics
@@ -7,15 +8,21 @@ import statistics
 import pytest
 import torch
 
-from namernn_fast import FusedRNN, advice
 from namernn_fast import __main__ as cli
+from namernn_fast import advice
 from namernn_fast.bench import command, workload
-from namernn_fast.bench.cells import BASELINE, DENSE, FORWARD, FUSED, MODES, PACKED, Cell
+from namernn_fast.bench.cells import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, Cell
 from namernn_fast.bench.race import QUICK, Rounds
 from namernn_fast.bench.tables import ratio
 
 PROGRAM = "python -m namernn_fast: error: "
 SIZES = ((DENSE, 1, 4, 5, 6), (DENSE, 3, 4, 5, 6), (PACKED, 3, 4, 5))
+
+
+@pytest.fixture(params=LAYERS_OF)
+def kind(request):
+    """The cell of the layers, as the option `--cell` takes it."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -35,18 +42,22 @@ def raced(monkeypatch):
 
     def race(calls, budget):
         seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
-        return {BASELINE: Rounds(1, (0.4, 0.6, 0.5)), FUSED: Rounds(1, (0.1, 0.3, 0.2))}
+        baseline, fused = calls
+        return {baseline: Rounds(1, (0.4, 0.6, 0.5)), fused: Rounds(1, (0.1, 0.3, 0.2))}
 
     monkeypatch.setattr(command, "race", race)
     return seen
 
 
-def test_every_cell_is_checked_timed_and_printed(small_cells, tmp_path, capsys):
-    assert cli.main(["bench", "--quick", "--json", "rounds.json"]) == 0
+def test_every_cell_is_checked_timed_and_printed(kind, small_cells, tmp_path, capsys):
+    assert cli.main(["bench", "--cell", kind, "--quick", "--json", "rounds.json"]) == 0
     out = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["rounds.json"]
     document = json.loads((tmp_path / "rounds.json").read_text())
     assert out.startswith(document["machine"] + "\n")
+    baseline, fused = LAYERS_OF[kind]
+    assert f"; {fused} on `" in document["machine"]
+    assert f"| forward: {baseline} | {fused} |" in " ".join(out.split())
     assert f"within the error budget in all {len(small_cells)} cells" in out
 
     medians = {}
@@ -54,8 +65,8 @@ def test_every_cell_is_checked_timed_and_printed(small_cells, tmp_path, capsys):
         assert len(row["seconds"]) >= QUICK.min_rounds
         assert min(row["seconds"]) > 0
         medians.setdefault(Cell.of(row), {})[row["layer"]] = statistics.median(row["seconds"])
-    assert tuple(medians) == small_cells
-    speed_ups = [median[BASELINE] / median[FUSED] for median in medians.values()]
+    assert tuple(medians) == tuple(dataclasses.replace(cell, kind=kind) for cell in small_cells)
+    speed_ups = [median[baseline] / median[fused] for median in medians.values()]
     for summary in (statistics.geometric_mean, min):
         for place in range(len(MODES)):
             speed_ups.append(summary(speed_ups[place : len(small_cells) : len(MODES)]))
@@ -73,17 +84,20 @@ def test_the_race_runs_on_the_requested_threads(raced, small_cells, threads, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_timed_if_a_result_is_wrong(raced, monkeypatch, capsys):
-    class Wrong(FusedRNN):
+def test_nothing_is_timed_if_a_result_is_wrong(kind, raced, monkeypatch, capsys):
+    baseline, fused = workload.CLASSES[kind]
+
+    class Wrong(fused):
         def forward(self, *arguments, **options):
             output, h_n = super().forward(*arguments, **options)
             return output, h_n + 1e-3
 
-    monkeypatch.setattr(workload, "FusedRNN", Wrong)
-    assert cli.main(["bench"]) == 1
+    monkeypatch.setitem(workload.CLASSES, kind, (baseline, Wrong))
+    assert cli.main(["bench", "--cell", kind]) == 1
     printed = capsys.readouterr()
-    cell = command.CELLS[0]
-    assert printed.err.startswith(f"{PROGRAM}FusedRNN is wrong in {cell} (D input features, H ")
+    cell = dataclasses.replace(command.CELLS[0], kind=kind)
+    wrong = f"{PROGRAM}{fused.__name__} is wrong in {cell} (D input features, H "
+    assert printed.err.startswith(wrong)
     assert "T time steps, B sequences in a batch), nothing was timed: h_n" in printed.err
     assert printed.err.count("\n") == 1
     assert "|" not in printed.out
@@ -117,6 +131,7 @@ def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
         "--seconds 0",
         "--seconds nan",
         "--seconds 1 --quick",
+        "--cell lstm",
         "--json missing/rounds.json",
         "--json .",
         "speed",

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.classifier import effort, gate, made_up, memory, run, training, work
+from benchmarks.classifier import effort, gate, made_up, run, training, work
 from benchmarks.classifier.application import Application
 from benchmarks.classifier.made_up import ORDER, Imitation
 from benchmarks.classifier.program import EMBEDDING, HIDDEN, Corpus, starting_weights
@@ -17,7 +17,7 @@ from benchmarks.classifier.rivals import PROGRAMS
 from benchmarks.classifier.stopwatch import PARTS, REST, TOTAL, Stopwatch
 from benchmarks.classifier.with_torch import SETTINGS, WithTorch
 from benchmarks.classifier.with_torch import fold as user_fold
-from benchmarks.harness import surnames
+from benchmarks.harness import peak, surnames
 from benchmarks.harness.processes import in_new_process
 from namernn_fast.names import ALPHABET, fold
 from namernn_fast.names.dataset import embedded_sample
@@ -231,10 +231,10 @@ def test_a_course_needs_a_stretch():
 def test_the_peak_of_a_call_is_above_what_was_there_before():
     size = 64 * 2**20
     kept = torch.ones(size // 4)
-    assert memory.peak_above(lambda: None) < size // 8
+    assert peak.peak_above(lambda: None) < size // 8
     # An earlier peak does not hide a later one.
-    memory.peak_above(lambda: torch.ones(size))
-    found = memory.peak_above(lambda: torch.ones(size // 4))
+    peak.peak_above(lambda: torch.ones(size))
+    found = peak.peak_above(lambda: torch.ones(size // 4))
     assert size * 0.95 < found < size * 1.1
     del kept
 
@@ -243,8 +243,8 @@ def test_the_peak_of_a_call_is_above_what_was_there_before():
 def test_a_fresh_process_does_not_have_the_peak_of_its_parent():
     size = 512 * 2**20
     kept = torch.ones(size // 4)
-    fresh = in_new_process(memory.peak_bytes)
-    assert 0 < fresh < memory.peak_bytes() - size // 2
+    fresh = in_new_process(peak.peak_bytes)
+    assert 0 < fresh < peak.peak_bytes() - size // 2
     del kept
 
 

@@ -1,14 +1,17 @@
 """The tool that compares two revisions: what it concludes, and that it notices a planted change."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 
-from benchmarks.harness.grid import DENSE_CELLS, PACKED_CELLS
-from tools.revisions import bits, builds, speed
+import namernn_fast
+from benchmarks.harness.grid import DENSE_CELLS, GRU_CELLS, PACKED_CELLS
+from tools.revisions import bits, builds, digest, speed
 from tools.revisions.cases import DTYPES, LAYOUTS, all_cases
 
 CHECKOUT = pytest.mark.skipif(
@@ -16,7 +19,12 @@ CHECKOUT = pytest.mark.skipif(
 )
 SAME = {"a": {"output": "1", "h_n": "2"}, "b": {"output": "3"}}
 # The smallest of each kind.
-CELLS = [cells[start] for cells in (DENSE_CELLS, PACKED_CELLS) for start in (0, len(cells) // 2)]
+CELLS = [
+    next(cell for cell in cells if (cell.family, cell.mode) == kind)
+    for cells in (DENSE_CELLS, PACKED_CELLS, GRU_CELLS)
+    for kind in dict.fromkeys((cell.family, cell.mode) for cell in cells)
+]
+OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), ("rnn", "gru"))
 
 
 @pytest.mark.parametrize(
@@ -44,8 +52,9 @@ def test_a_case_that_raises_compares_nothing():
 )
 def test_bits_agree_where_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
     """A level that only one revision runs differs, and what no revision runs does not count."""
-    digests = {("base", "avx2"): SAME, ("new", "avx2"): new}
+    digests = {("base", "avx2", ("rnn", "gru")): SAME, ("new", "avx2", ("rnn", "gru")): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
+    monkeypatch.setattr(builds, "common_kinds", lambda base, new: ("rnn", "gru"))
     monkeypatch.setattr(bits, "digests_of", lambda *which: digests.get(which, {}))
     monkeypatch.setattr("sys.argv", ["bits", "base", "new"])
     assert bits.main() == same
@@ -54,9 +63,61 @@ def test_bits_agree_where_an_instruction_set_was_compared(new, same, monkeypatch
     assert not bits.main()
 
 
-def test_cases_have_names_of_their_own_and_cover_every_layout_and_dtype():
-    cases = all_cases()
-    assert len({case.name for case in cases}) == len(cases)
+@pytest.mark.parametrize(
+    ("base", "new", "kinds", "missing"),
+    [(NEW, NEW, ["rnn", "gru"], ""), (OLD, NEW, ["rnn"], "old"), (NEW, OLD, ["rnn"], "old")],
+    ids=["both", "base lacks it", "revision lacks it"],
+)
+def test_the_gru_is_compared_if_both_revisions_have_it(
+    base, new, kinds, missing, monkeypatch, capsys
+):
+    assert builds.common_kinds(base, new) == tuple(kinds)
+    said = f"The kind 'gru' is not compared: {missing} does not have it.\n" if missing else ""
+    assert capsys.readouterr().out == said
+
+    timed = []
+    monkeypatch.setattr(builds, "build", {"base": base, "new": new}.get)
+    monkeypatch.setattr(
+        speed,
+        "time_round",
+        lambda *arguments: timed.extend(arguments[4]) or [(1.0, 1.0)] * len(arguments[4]),
+    )
+    monkeypatch.setattr("sys.argv", ["speed", "base", "new", "--rounds", "2"])
+    assert speed.main()
+    assert [*dict.fromkeys(cell.kind for cell in timed)] == kinds
+
+    asked = []
+    monkeypatch.setattr(bits, "digests_of", lambda *which: asked.append(which[2]) or SAME)
+    monkeypatch.setattr("sys.argv", ["bits", "base", "new"])
+    assert bits.main()
+    assert {*asked} == {tuple(kinds)}
+
+
+def test_a_revision_without_a_gru_can_still_be_digested(monkeypatch):
+    for name in ("FusedGRU", "FusedGRUCell", "gru"):
+        monkeypatch.delattr(namernn_fast, name)
+    monkeypatch.delitem(sys.modules, "tools.revisions.digest", raising=False)
+    digest = importlib.import_module("tools.revisions.digest")
+    monkeypatch.delitem(sys.modules, "tools.revisions.digest")
+    of_rnn, of_gru = (all_cases([kind])[0] for kind in ("rnn", "gru"))
+    assert "raised" not in digest.digests_of(of_rnn)
+    assert "raised" in digest.digests_of(of_gru)
+
+
+@pytest.mark.parametrize("call", ["module", "function", "cell"])
+def test_the_gru_has_digests(call):
+    for case in [case for case in all_cases(["gru"]) if case.call == call][:3]:
+        found = digest.digests_of(case)
+        assert "h_n" in found, found
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru"])
+def test_cases_have_names_of_their_own_and_cover_every_layout_and_dtype(kind):
+    cases = all_cases([kind])
+    assert len({case.name for case in all_cases()}) == len(all_cases())
+    assert {case.kind for case in cases} == {kind}
+    # The name seeds the values: those of the RNN must not change.
+    assert [f"kind={kind}" in case.name for case in cases] == [kind != "rnn"] * len(cases)
     for dtype in DTYPES:
         for layout in LAYOUTS:
             chosen = [c for c in cases if (c.dtype, c.layout) == (dtype, layout)]
@@ -64,7 +125,7 @@ def test_cases_have_names_of_their_own_and_cover_every_layout_and_dtype():
                 assert {getattr(c, option) for c in chosen} == {False, True}
             assert {c.num_layers for c in chosen} >= {1, 3}
             assert {c.batch_invariant for c in chosen} == {False, True}
-    assert cases == all_cases()
+    assert cases == all_cases([kind])
 
 
 FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
@@ -82,7 +143,7 @@ FAST, WIDE = [(1.0, 1.0)] * 12, [(1.0, 1.3), (1.3, 1.0)] * 6
     ids=["same", "1 %", "10 %", "unsettled", "disturbed"],
 )
 def test_what_is_concluded_from_times(pairs, message, monkeypatch, capsys):
-    monkeypatch.setattr(builds, "build", lambda revision: revision)
+    monkeypatch.setattr(builds, "build", lambda revision: NEW)
     monkeypatch.setattr(
         speed, "time_round", lambda *arguments: [pairs[arguments[3]]] * len(arguments[4])
     )

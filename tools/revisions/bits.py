@@ -19,15 +19,22 @@ LEVELS = {
 }
 
 
-def digests_of(build: builds.Build, level: str) -> Digests:
-    """Returns the digests of a build, or none if the machine lacks the instruction set."""
+def digests_of(build: builds.Build, level: str, kinds: tuple[str, ...]) -> Digests:
+    """Returns the digests of a build, or none if the machine lacks the instruction set.
+
+    Args:
+        build: The build.
+        level: The instruction set, a key of `LEVELS`.
+        kinds: The kinds of layers to call; the build must have them.
+    """
     kernels = LEVELS[level]
     dtypes = (
         DTYPES if kernels[0] == kernels[1] else ("bfloat16",)
     )  # the others were compared before
     # Passive waiting changes no result, and leaves a busy machine to others.
     environment = {"ATEN_CPU_CAPABILITY": level, "OMP_WAIT_POLICY": "passive"}
-    program = build.start("-m", "tools.revisions.digest", *kernels, *dtypes, **environment)
+    arguments = (*kernels, ",".join(kinds), *dtypes)
+    program = build.start("-m", "tools.revisions.digest", *arguments, **environment)
     printed, _ = program.communicate()
     if program.returncode:
         raise SystemExit(f"{build}, {level}: exit {program.returncode}")
@@ -53,10 +60,11 @@ def main() -> bool:
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=[*LEVELS])
     options = parser.parse_args()
     base, new = builds.build(options.base), builds.build(options.revision)
+    kinds = builds.common_kinds(base, new)
     wrong, compared = 0, []
     for level in options.levels:
         print(f"ATEN_CPU_CAPABILITY={level}:", flush=True)
-        old, newer = digests_of(base, level), digests_of(new, level)
+        old, newer = digests_of(base, level, kinds), digests_of(new, level, kinds)
         if not old and not newer:
             print("  not compared: this machine does not support it")
             continue

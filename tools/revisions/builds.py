@@ -16,6 +16,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"
 WORKING_TREE = "the working tree"
+# Prints where the library is, and the kinds of layers that it has.
+DESCRIBE = """
+import namernn_fast
+print(namernn_fast.__file__)
+print("rnn", "gru" if hasattr(namernn_fast, "FusedGRU") else "")
+"""
 # What the library is built from; nothing else, so that its folder shadows no other package.
 SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
@@ -26,6 +32,8 @@ class Build(NamedTuple):
     name: str
     library: Path
     """The folder that contains `namernn_fast`."""
+    kinds: tuple[str, ...] = ("rnn",)
+    """The kinds of layers that it has; older revisions have no GRU."""
 
     def __str__(self) -> str:
         return self.name
@@ -88,10 +96,20 @@ def build(revision: str) -> Build:
         compile_tree(tree, library)
     built = Build(f"{revision} (tree {tree[:10]})", library)
     # The comparison must not import another installed copy of the library.
-    check = built.start("-c", "import namernn_fast; print(namernn_fast.__file__)")
-    if (found := check.communicate()[0].strip()) != f"{library}/namernn_fast/__init__.py":
+    check = built.start("-c", DESCRIBE)
+    found, _, kinds = check.communicate()[0].partition("\n")
+    if found != f"{library}/namernn_fast/__init__.py":
         raise SystemExit(f"{built}: Python finds {found or 'nothing'}")
-    return built
+    return built._replace(kinds=tuple(kinds.split()))
+
+
+def common_kinds(base: Build, new: Build) -> tuple[str, ...]:
+    """Returns the kinds of layers that both builds have, and prints those that only one has."""
+    for kind in dict.fromkeys([*base.kinds, *new.kinds]):
+        for build in (base, new):
+            if kind not in build.kinds:
+                print(f"The kind {kind!r} is not compared: {build} does not have it.", flush=True)
+    return tuple(kind for kind in base.kinds if kind in new.kinds)
 
 
 def compile_tree(tree: str, library: Path) -> None:

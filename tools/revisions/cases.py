@@ -6,7 +6,7 @@ is seeded with the name of the call.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -83,9 +83,11 @@ class Case:
     """The results that get a gradient; "sums" gives them expanded ones, as `sum()` does."""
     values: str = "normal"
     call: str = "module"
-    """The callable: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`."""
+    """The callable: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`, and
+    those of the GRU if `kind` is "gru"."""
     autocast: str = ""
     """The dtype of autocast, or an empty string for none."""
+    kind: str = "rnn"
 
     def wants(self, leaf: str) -> bool:
         """Whether the gradient of "weights", "input" or "hx" is wanted."""
@@ -180,7 +182,18 @@ def other_cases() -> Iterator[Case]:
         yield Case(ODD, "float32", layout, num_layers=layers, autocast=autocast)
 
 
-def all_cases() -> list[Case]:
-    """Returns all cases without duplicates."""
-    sources = (option_cases, size_cases, value_cases, gradient_cases, other_cases)
-    return list(dict.fromkeys(case for source in sources for case in source()))
+SOURCES = (option_cases, size_cases, value_cases, gradient_cases, other_cases)
+
+
+def gru_cases() -> Iterator[Case]:
+    """Yields the cases with tanh for a GRU: all of the options, and a third of the others."""
+    for source in SOURCES:
+        chosen = [case for case in source() if case.nonlinearity == "tanh"]
+        for case in chosen if source is option_cases else chosen[::3]:
+            yield replace(case, kind="gru")
+
+
+def all_cases(kinds: Sequence[str] = ("rnn", "gru")) -> list[Case]:
+    """Returns all cases of these kinds of layers, without duplicates."""
+    cases = dict.fromkeys(case for source in (*SOURCES, gru_cases) for case in source())
+    return [case for case in cases if case.kind in kinds]

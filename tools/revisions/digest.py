@@ -1,9 +1,10 @@
 """The program that `bits` runs for each revision.
 
-    python -m tools.revisions.digest KERNEL KERNEL DTYPE...
+    python -m tools.revisions.digest KERNEL KERNEL KINDS DTYPE...
 
-It prints JSON: a digest of each result of each call in these dtypes, on one thread and on two. It
-makes no calls unless the given kernels are those in use for float32 and bfloat16.
+It prints JSON: a digest of each result of each call of these kinds of layers, separated by commas,
+in these dtypes, on one thread and on two. It makes no calls unless the given kernels are those in
+use for float32 and bfloat16.
 """
 
 import contextlib
@@ -16,11 +17,23 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN, FusedRNNCell, ops, rnn
+import namernn_fast
+from namernn_fast import ops
 from tools.revisions.cases import SECOND_ORDER, Case, all_cases
 
 NON_FINITE = (torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42)
-OPTIONS = ("nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
+OPTIONS = {
+    "rnn": ("nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "batch_invariant"),
+    "gru": ("bias", "batch_first", "dropout", "bidirectional", "batch_invariant"),
+}
+# By kind: the module, the module for a step, and the function. Older revisions lack those of a GRU.
+CALLABLES = {
+    kind: tuple(getattr(namernn_fast, name, None) for name in names)
+    for kind, names in {
+        "rnn": ("FusedRNN", "FusedRNNCell", "rnn"),
+        "gru": ("FusedGRU", "FusedGRUCell", "gru"),
+    }.items()
+}
 
 
 def digest(tensor: Tensor) -> str:
@@ -82,11 +95,13 @@ class Draws:
 def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
     """Returns the layer of a case, with drawn parameters."""
     sizes = case.sizes[:2]
+    module, cell, _ = CALLABLES[case.kind]
     if case.call == "cell":
-        layer = FusedRNNCell(*sizes, case.bias, case.nonlinearity, dtype=draws.dtype)
+        nonlinearity = (case.nonlinearity,) if case.kind == "rnn" else ()
+        layer = cell(*sizes, case.bias, *nonlinearity, dtype=draws.dtype)
     else:
-        options = {name: getattr(case, name) for name in OPTIONS}
-        layer = FusedRNN(*sizes, case.num_layers, dtype=draws.dtype, **options)
+        options = {name: getattr(case, name) for name in OPTIONS[case.kind]}
+        layer = module(*sizes, case.num_layers, dtype=draws.dtype, **options)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(draws.weight(parameter.shape))
@@ -140,8 +155,9 @@ def results(case: Case) -> dict[str, Tensor]:
     torch.manual_seed(0)  # for dropout
     with autocast:
         if case.call == "function":
-            options |= {name: getattr(case, name) for name in OPTIONS}
-            returned = rnn(input, hx, [*layer.parameters()], training=True, **options)
+            options |= {name: getattr(case, name) for name in OPTIONS[case.kind]}
+            _, _, function = CALLABLES[case.kind]
+            returned = function(input, hx, [*layer.parameters()], training=True, **options)
         else:
             returned = layer(input, hx, **options)
     if case.call == "cell":
@@ -185,7 +201,7 @@ def digests_of(case: Case) -> dict[str, str]:
 
 
 def main() -> None:
-    *kernels, dtypes = sys.argv[1], sys.argv[2], sys.argv[3:]
+    *kernels, kinds, dtypes = *sys.argv[1:4], sys.argv[4:]
     digests = {}
     # Checked before any ATen operator runs, which might use unsupported instructions.
     if [ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)] == kernels:
@@ -194,7 +210,7 @@ def main() -> None:
         torch.utils.deterministic.fill_uninitialized_memory = True
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for case in all_cases():
+            for case in all_cases(kinds.split(",")):
                 if (case.autocast or case.dtype) in dtypes:
                     digests[f"{case.name}, threads={threads}"] = digests_of(case)
     print(json.dumps(digests))

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import NamedTuple
 
-from benchmarks.harness.grid import DENSE_CELLS, PACKED_CELLS, Cell
+from benchmarks.harness.grid import DENSE_CELLS, GRU_CELLS, PACKED_CELLS, Cell
 from benchmarks.harness.spread import speed_up_interval
 from tools.revisions import builds
 
@@ -84,7 +84,9 @@ def main() -> bool:
     parser.add_argument("--cells", default="", help="a regular expression that selects cells")
     options = parser.parse_args()
     base, new = builds.build(options.base), builds.build(options.revision)
-    cells = [c for c in (*DENSE_CELLS, *PACKED_CELLS) if re.search(options.cells, str(c))]
+    kinds = builds.common_kinds(base, new)
+    grid = [cell for cell in (*DENSE_CELLS, *PACKED_CELLS, *GRU_CELLS) if cell.kind in kinds]
+    cells = [cell for cell in grid if re.search(options.cells, str(cell))]
     if not cells:
         parser.error(f"no cell matches {options.cells!r}")
     print(f"{base} against {new}: {len(cells)} cells, {options.threads} thread(s)", flush=True)

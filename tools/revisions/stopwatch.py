@@ -13,24 +13,32 @@ from collections.abc import Callable
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN
+import namernn_fast
 
 WARM_UP_SECONDS, SECONDS = 0.02, 0.1
 # The distribution of lengths in a packed batch, similar to that of surnames.
 MEAN_LENGTH, SPREAD, LONGEST = 7, 2, 20
+LAYERS = {"rnn": "FusedRNN", "gru": "FusedGRU"}
+"""The name of each kind of layer; revisions without a GRU are not asked for it."""
 # Below 32 MiB, the limit up to which glibc keeps freed memory.
 LARGEST_KEPT_BYTES = 31 * 2**20
 
 
 def prepare(
-    mode: str, batch: int, input_size: int, hidden_size: int, seq_len: int | None, **_: str
+    mode: str,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    seq_len: int | None,
+    kind: str,
+    **_: str,
 ) -> Callable[[], object]:
     """Draws the parameters and the input of a cell, and returns the call to time.
 
     In training, `output` and `h_n` get fixed random gradients, which do not fade to subnormals.
     """
     torch.manual_seed(0)
-    layer = FusedRNN(input_size, hidden_size)
+    layer = getattr(namernn_fast, LAYERS[kind])(input_size, hidden_size)
     lengths = (torch.randn(batch) * SPREAD + MEAN_LENGTH).round().clamp(2, LONGEST).long()
     input = torch.randn(seq_len or int(lengths.max()), batch, input_size)
     if seq_len is None:

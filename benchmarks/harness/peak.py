@@ -1,0 +1,33 @@
+"""The peak memory of a call in this process.
+
+The result is how far the call raises the peak of the resident set (`VmHWM` in
+`/proc/self/status`). `ru_maxrss` is only the fallback without that file, because a process inherits
+it from its parent.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+KIBI = 1024
+
+
+def peak_bytes() -> int:
+    """Returns the largest size so far of this process's resident set, in bytes."""
+    if STATUS.exists():
+        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return KIBI * int(fields["VmHWM"].split()[0])
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else KIBI * largest
+
+
+def peak_above(call: Callable[[], object]) -> int:
+    """Returns the bytes by which a call raises the peak of this process."""
+    if CLEAR.exists():
+        CLEAR.write_text(RESET_PEAK)  # resets the peak to the current size
+    before = peak_bytes()
+    call()
+    return peak_bytes() - before
