@@ -49,7 +49,7 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
         const Results<Storage> shared =
             results_of(kernels, p, runtime_of(plan.groups * plan.members, p.l2_bytes));
         error = shared.error();
-        if (!error) error = shared.difference(alone, plan.groups == 1);
+        if (!error) error = shared.difference(alone, plan.groups);
       }
       if (!error) continue;
       std::fprintf(stderr,
