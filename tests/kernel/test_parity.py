@@ -7,7 +7,6 @@ import pytest
 import torch
 from cases import SAME_ROWS, Case, draws, one_in, twins
 
-from namernn_fast import FusedRNN
 from namernn_fast.testing import ErrorBudget
 
 # (D, H, T, B): whole vectors, remainders in every dimension, wide and thin batches, and one short
@@ -46,7 +45,7 @@ def add_cases(budget, dtype, shapes, options, make):
             for _ in range(draws(shape[1])):
                 case = make(*shape, options, layouts[0], with_hx, next(seeds))
                 for layout in layouts:
-                    case.in_layout(layout).add_to(budget, FusedRNN, dtype)
+                    case.in_layout(layout).add_to(budget, dtype)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def test_many_steps(layouts, bidirectional):
         cases = [Case(*shape, options, layouts[0], seed=seed) for seed in range(2)]
         for case in (*cases, of_tokens(*shape, options, layouts[0], False, 3)):
             for layout in layouts:
-                case.in_layout(layout).add_to(budget, FusedRNN, torch.float32)
+                case.in_layout(layout).add_to(budget, torch.float32)
     budget.check()
 
 
@@ -163,7 +162,7 @@ def test_many_steps_in_16_bits(layouts, dtype, threads):
         case = Case(*shape, options, layouts[0], seed=count)
         for rows in (case, of_tokens(*shape, options, layouts[0], False, 3)):
             for layout in layouts:
-                rows.in_layout(layout).add_to(budget, FusedRNN, dtype)
+                rows.in_layout(layout).add_to(budget, dtype)
     budget.check()
 
 
@@ -181,7 +180,7 @@ def test_threads(threads, layouts):
             cases.append(of_tokens(*shape, options, layouts[0], seed % 2 == 0, own))
         for case, count, layout in itertools.product(cases, (1, 2, 3, 4), layouts):
             threads(count)
-            case.in_layout(layout).add_to(budget, FusedRNN, torch.float32)
+            case.in_layout(layout).add_to(budget, torch.float32)
     budget.check()
 
 
