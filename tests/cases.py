@@ -62,6 +62,11 @@ def exact(tensor, dtype):
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
 
 
+def layer_of(kind):
+    """Returns the cell of a kind of layer, a key of `oracle.CELLS`, and options of that layer."""
+    return ("rnn", {"nonlinearity": kind}) if kind in ("tanh", "relu") else (kind, {})
+
+
 class Pieces:
     """The pieces between resets of a batch's sequences; each piece is run as a sequence."""
 
