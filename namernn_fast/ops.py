@@ -98,7 +98,7 @@ _library.define(
 _library.define("cpu_kernel(bool bfloat16) -> str")
 _library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
-    "int l2_bytes) -> (int, int, float, int)"
+    "int l2_bytes, int weight_blocks=1) -> (int, int, float, int)"
 )
 
 _Results: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
@@ -253,6 +253,7 @@ def cpu_plan(
     threads: int,
     l2_bytes: int = 2**20,
     num_layers: int = 1,
+    cell: Cell = "rnn",
 ) -> Plan:
     """Returns the plan that the CPU kernel makes in float32, for this or any other machine.
 
@@ -263,10 +264,11 @@ def cpu_plan(
         threads: number of threads.
         l2_bytes: size of a core's private cache, in bytes.
         num_layers: number of layers of this size in the stack, in one direction.
+        cell: of the layers.
     """
     return Plan(
         *torch.ops.namernn_fast.cpu_plan(
-            batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes
+            batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes, GATES[cell]
         )
     )
 

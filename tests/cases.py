@@ -1,4 +1,4 @@
-"""Runs a case, forward and backward, on `FusedRNN`, `nn.RNN` or the oracle."""
+"""Runs a case, forward and backward, on a fused layer, torch's layer or the oracle."""
 
 import copy
 import itertools
@@ -12,8 +12,11 @@ import torch
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN
+from namernn_fast import FusedGRU, FusedRNN
 
+FUSED = {"rnn": FusedRNN, "gru": FusedGRU}
+TORCH = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU}
+CELLS = tuple(FUSED)
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
 # Groups of layouts in which a case has the same rows and thus the same results.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
@@ -45,10 +48,10 @@ def draws(hidden_size):
     return 16 if hidden_size == 1 else 4 if hidden_size < 8 else 1
 
 
-def twins(*args, **options):
-    """Returns a `FusedRNN` and an `nn.RNN` with equal weights."""
-    theirs = torch.nn.RNN(*args, **options)
-    ours = FusedRNN(*args, **options)
+def twins(*args, cell="rnn", **options):
+    """Returns a fused layer and torch's layer with equal weights."""
+    theirs = TORCH[cell](*args, **options)
+    ours = FUSED[cell](*args, **options)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -57,6 +60,11 @@ def exact(tensor, dtype):
     """Returns the values of `tensor` rounded to `dtype`, in a precision well above `dtype`."""
     precise = np.float64 if dtype.itemsize < 8 else np.longdouble
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
+
+
+def layer_of(kind):
+    """Returns the cell of a kind of layer, a key of `oracle.CELLS`, and options of that layer."""
+    return ("rnn", {"nonlinearity": kind}) if kind in ("tanh", "relu") else (kind, {})
 
 
 class Pieces:
@@ -107,19 +115,25 @@ class Case:
     vocabulary: int = 0
     """Rows of the embedding for an input of token ids; 0 for an input of features."""
     padding_idx: int | None = None
+    cell: str = "rnn"
     reset: ClassVar[torch.Tensor | None] = None
     """Where states are reset, (T, B)."""
 
     def __post_init__(self):
         self._references = {}
-        self.module = torch.nn.RNN(self.D, self.H, dtype=torch.float64, **self.options)
+        self.module = TORCH[self.cell](self.D, self.H, dtype=torch.float64, **self.options)
         self._draw(self.seed)
         # A relu has two correct gradients if its argument is zero up to rounding: draw again.
         attempt = 0
-        while self.module.nonlinearity == "relu" and self._on_a_kink():
+        while self.has_kinks and self._on_a_kink():
             attempt += 1
             assert attempt <= 100, "all draws are on a kink"
             self._draw(self.seed + 1_000_000 * attempt)
+
+    @property
+    def has_kinks(self):
+        """Whether the layer has an activation with a kink."""
+        return self.options.get("nonlinearity") == "relu"
 
     def _on_a_kink(self):
         if not self.B:
@@ -162,7 +176,7 @@ class Case:
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
         """Returns the outputs, padded to (T, B, ...), and every gradient.
 
-        `nn.RNN` gets a packed sequence instead of lengths or a jagged tensor.
+        Torch's layer gets a packed sequence instead of lengths or a jagged tensor.
         """
         module = layer_class(self.D, self.H, dtype=dtype, **self.options)
         with torch.no_grad():
@@ -179,7 +193,7 @@ class Case:
         x, more = leaf, {}
         if self.vocabulary:
             x, more = self._tokens(leaf, layer_class)
-        fused, ids = isinstance(module, FusedRNN), not x.is_floating_point()
+        fused, ids = layer_class is FUSED[self.cell], not x.is_floating_point()
         input = x
         if self.layout == "lengths" and fused:
             past = torch.arange(self.T)[:, None] >= torch.tensor(self.lengths, dtype=torch.int64)
@@ -223,10 +237,10 @@ class Case:
     def _tokens(self, rows, layer_class):
         """Returns a layer's input for a case of token ids, and further arguments.
 
-        `FusedRNN` gets ids, not adjacent in memory if `sliced`. `nn.RNN` gets embedded rows.
+        A fused layer gets ids, not adjacent in memory if `sliced`. Torch's gets embedded rows.
         """
         ids = self.ids.T if self.options.get("batch_first") else self.ids
-        if not issubclass(layer_class, FusedRNN):
+        if layer_class is not FUSED[self.cell]:
             return embedding(ids, rows, self.padding_idx), {}
         if self.layout == "sliced":
             ids = torch.stack([ids, torch.full_like(ids, NO_IDS[0])], -1)[..., 0]
@@ -255,7 +269,8 @@ class Case:
         x = x[self.ids.numpy()] if self.vocabulary else x
         weights = [given(w) for w in self.weights]
         hx = given(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx)
-        options = (self.module.nonlinearity, self.module.bidirectional)
+        cell = self.module.nonlinearity if self.cell == "rnn" else self.cell
+        options = (cell, self.module.bidirectional)
         pieces = self.pieces
         initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)
         ran = oracle.rnn(pieces.of(x), initial, weights, *options, rounding)
@@ -308,18 +323,18 @@ class Case:
         return case
 
     def references(self, dtype):
-        """Returns the results of `nn.RNN` and the oracle, computed once per dtype."""
+        """Returns the results of torch's layer and the oracle, computed once per dtype."""
         if dtype not in self._references:
-            self._references[dtype] = self.run(torch.nn.RNN, dtype), self.run_oracle(dtype)
+            self._references[dtype] = self.run(TORCH[self.cell], dtype), self.run_oracle(dtype)
         return self._references[dtype]
 
-    def add_to(self, budget, layer_class, dtype) -> None:
+    def add_to(self, budget, dtype) -> None:
         """Runs the case on both layers and the oracle, and adds every result to the budget.
 
         In 16 bits, only outputs are compared with relu: rounding may move a unit across its kink.
         """
-        kinks = self.module.nonlinearity == "relu" and dtype.itemsize == 2
-        ours = self.run(layer_class, dtype)
+        kinks = self.has_kinks and dtype.itemsize == 2
+        ours = self.run(FUSED[self.cell], dtype)
         theirs, reference = self.references(dtype)
         shape = (self.D, self.H, self.T, self.B, "tokens" if self.vocabulary else "rows")
         for name, value in reference.items():

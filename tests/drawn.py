@@ -1,4 +1,4 @@
-"""Cases drawn by hypothesis, and the checks of what `FusedRNN` computes for them."""
+"""Cases drawn by hypothesis, and the checks of what a fused layer computes for them."""
 
 import itertools
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import oracle
 import torch
-from cases import NO_IDS, Case
+from cases import FUSED, NO_IDS, TORCH, Case
 from hypothesis import strategies as st
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import (
@@ -18,16 +18,16 @@ from torch.nn.utils.rnn import (
     pad_sequence,
 )
 
-from namernn_fast import FusedRNN, ops
+from namernn_fast import ops
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that `nn.RNN` does not take
+FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not take
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", *FUSED_LAYOUTS)
 NON_FINITE = {"NaN": [torch.nan], "infinite": [torch.inf, -torch.inf]}
 VALUES = ("ordinary", "zeros", "saturating", "subnormal", *NON_FINITE)
 SATURATING = 30  # tanh of an ordinary value times this factor is 1
-FEW = 24  # results with fewer numbers are too small a sample of the error of `nn.RNN`
+FEW = 24  # results with fewer numbers are too small a sample of the error of torch's layer
 SAMPLES = 16  # sets of nudges; for few numbers, their effects differ by a factor of ten
 
 
@@ -62,6 +62,8 @@ class Recorder(oracle.Rounding):
         self.largest = max(self.largest, float(np.abs(finite).max(initial=0)))
         return values
 
+    computed = numbers
+
 
 @dataclass
 class Drawn(Case):
@@ -82,9 +84,10 @@ class Drawn(Case):
     def __post_init__(self):
         # A relu has two correct gradients if rounding to 16 bits may move it across its kink. The
         # gradient of weight_ih multiplies every row of the embedding, even those that no id names.
-        self.gradients_comparable = (
-            self.options["nonlinearity"] == "tanh" or self.dtype.itemsize > 2
-        ) and not (self.vocabulary and self.values in NON_FINITE)
+        self.gradients_comparable = not (
+            (self.has_kinks and self.dtype.itemsize == 2)
+            or (self.vocabulary and self.values in NON_FINITE)
+        )
         self.scale = {"saturating": SATURATING, "subnormal": torch.finfo(self.dtype).tiny}.get(
             self.values, 1
         )
@@ -143,9 +146,10 @@ class Drawn(Case):
         leaf = self.input_place(rows if self.vocabulary else with_layout(rows))
         leaf.requires_grad_("input" in self.wanted)
         x, ids = leaf, {}
+        is_fused = layer_class is FUSED[self.cell]
         if self.vocabulary:
             x = with_layout(self.ids.unsqueeze(-1)).squeeze(-1)
-            if layer_class is FusedRNN:
+            if is_fused:
                 x, ids = self.input_place(x), {"embedding": leaf, "padding_idx": self.padding_idx}
             else:
                 x = embedding(x, leaf, self.padding_idx)
@@ -153,7 +157,6 @@ class Drawn(Case):
         if self.hx is not None:
             hx = self.hx_place(self.hx[:, 0].to(dtype) if unbatched else self.hx.to(dtype))
             hx.requires_grad_("hx" in self.wanted)
-        is_fused = layer_class is FusedRNN
         if is_fused or (self.reset is None and self.layout not in FUSED_LAYOUTS):
             input, more = self._arguments(x, with_layout)
             output, h_n = module(input, hx, **more, **ids)
@@ -225,18 +228,18 @@ class Drawn(Case):
         return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), h_n
 
     def compare(self, forward, backward):
-        """Checks that results are finite where those of `nn.RNN` are, and adds these to budgets.
+        """Checks that results are finite where those of torch are, and adds these to budgets.
 
         Some differences are allowed:
 
         - NaN for infinity in a gradient: if rounding makes h 1, an infinite gradient times 1 - h^2
           is NaN instead.
-        - Other values than NaN in bfloat16: `nn.RNN` on AMX lets NaN into the rows of other
+        - Other values than NaN in bfloat16: torch's layer on AMX lets NaN into the rows of other
           sequences, so the oracle decides there.
         - All in gradients that `gradients_comparable` excludes.
         """
         self.compared = {}
-        ours, theirs = self.run(FusedRNN, self.dtype), self.run(torch.nn.RNN, self.dtype)
+        ours, theirs = (self.run(of[self.cell], self.dtype) for of in (FUSED, TORCH))
         recorder = Recorder()
         with np.errstate(all="ignore"):
             reference = self.run_oracle(self.dtype, recorder)
@@ -290,13 +293,14 @@ sizes = st.one_of(st.integers(1, 9), st.integers(1, 140))  # up to more than two
 
 
 @st.composite
-def drawn_cases(draw):
+def drawn_cases(draw, cell="rnn"):
     layout = draw(st.sampled_from(LAYOUTS))
     batch = {"dense": st.integers(0, 12), "unbatched": st.just(1)}
     vocabulary = draw(st.sampled_from((0, 0, 0, 1, 7, 300)))
+    nonlinearity = {"nonlinearity": st.sampled_from(("tanh", "relu"))} if cell == "rnn" else {}
     options = st.fixed_dictionaries(
-        {
-            "nonlinearity": st.sampled_from(("tanh", "relu")),
+        nonlinearity
+        | {
             "bias": st.booleans(),
             "batch_first": st.booleans(),
             "bidirectional": st.booleans(),
@@ -314,6 +318,7 @@ def drawn_cases(draw):
         seed=draw(st.integers(0, 999)),
         vocabulary=vocabulary,
         padding_idx=draw(st.sampled_from((None, 0, -1))) if vocabulary else None,
+        cell=cell,
         dtype=draw(st.sampled_from(DTYPES)),
         values=draw(st.sampled_from(VALUES)),
         input_place=draw(places),
@@ -358,7 +363,7 @@ LUCKY = Drawn(
 
 
 def check_results(case):
-    """Checks that results keep their budgets, and are non-finite where those of `nn.RNN` are.
+    """Checks that results keep their budgets, and are non-finite where those of torch are.
 
     The backward pass treats subnormal numbers as zero, and so does the forward pass on instructions
     that multiply bfloat16. So each product may err by the smallest normal number times its other
@@ -369,8 +374,9 @@ def check_results(case):
     it.
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
-    flushed = compute.tiny * case.T * max(1, case.B) * max(case.D, 2 * case.H)
-    pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
+    longest = max(case.D, 2 * ops.GATES[case.cell] * case.H)  # of the sums of products
+    flushed = compute.tiny * case.T * max(1, case.B) * longest
+    pairs = ops.cpu_kernel(case.dtype, case.cell) in ("amx", "avx512_bf16")
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)
     smallest = case.H
     if "input" in case.wanted:

@@ -1,4 +1,4 @@
-"""An RNN in NumPy, one sequence at a time, with handwritten backpropagation through time.
+"""RNNs and GRUs in NumPy, one sequence at a time, with handwritten backpropagation through time.
 
 It shares no code with the library, and computes in the precision of its arrays: float64 or
 longdouble.
@@ -6,16 +6,16 @@ longdouble.
 
 import numpy as np
 
-ACTIVATIONS = {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
-# Derivatives in terms of h = act(z). The derivative of relu at NaN is 1, as in torch.
-DERIVATIVES = {"tanh": lambda h: 1 - h * h, "relu": lambda h: 1 - (h <= 0).astype(h.dtype)}
-
 
 class Rounding:
-    """How an RNN rounds its numbers. This base class does not round."""
+    """How a layer rounds its numbers. This base class does not round."""
 
     def numbers(self, values):
-        """Rounds inputs, states and dz."""
+        """Rounds what has the dtype of the layer: inputs, states, what a cell keeps of a step."""
+        return values
+
+    def computed(self, values):
+        """Rounds what stays in the precision of sums."""
         return values
 
     def sums(self, values, *products):
@@ -52,10 +52,16 @@ class Nudges(Rounding):
     def _signs(self, values):
         return 2 * self.generator.integers(2, size=values.shape) - 1
 
-    def numbers(self, values):
+    def _moved(self, values, eps):
         moving = np.isfinite(values) & (values != 0)
-        last_place = self.eps * np.maximum(np.abs(values), self.tiny)
+        last_place = eps * np.maximum(np.abs(values), self.tiny)
         return values + np.where(moving, last_place, 0) * self._signs(values)
+
+    def numbers(self, values):
+        return self._moved(values, self.eps)
+
+    def computed(self, values):
+        return self._moved(values, self.sum_eps)
 
     def sums(self, values, *products):
         squares = sum(matrix**2 @ vector**2 for matrix, vector in products)
@@ -67,46 +73,124 @@ class Nudges(Rounding):
         return values * (1 + self.sum_eps / 2 * np.sqrt(count / 2) * self._signs(values))
 
 
-def direction(x, h, weights, nonlinearity, rounding):
-    """Returns the states (L, H), given an input x (L, D) and an initial state h (H,)."""
-    weight_ih, weight_hh, *biases = weights
-    states = []
+class Elman:
+    """h_t = act(z_t), z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
+
+    Args:
+        activation: act.
+        derivative: That of act, in terms of h = act(z).
+    """
+
+    def __init__(self, activation, derivative):
+        self.activation, self.derivative = activation, derivative
+
+    def step(self, x, h, weights, rounding):
+        """Returns the next state, and what `gradients` needs of the step."""
+        weight_ih, weight_hh, *biases = weights
+        z = weight_ih @ x + weight_hh @ h + sum(biases)
+        z = rounding.sums(z, (weight_ih, x), (weight_hh, h))
+        state = rounding.numbers(self.activation(z))
+        return state, state
+
+    def gradients(self, grad, before, kept, rounding):
+        """Returns three gradients, given that of a state.
+
+        They are those of the sums of the input, of the sums of the state before, and the part of
+        that of the state before that does not go through its sums, or None.
+        """
+        # Some kernels multiply it in 16 bits.
+        dz = rounding.numbers(grad * self.derivative(kept))
+        return dz, dz, None
+
+
+def sigmoid(x):
+    """Returns 1 / (1 + exp(-x)), with a small relative error for any x."""
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1) / (1 + small)
+
+
+class Gru:
+    """r, z = sigmoid(x_rz + h_rz), n = tanh(x_n + r h_n), h_t = n + z (h_{t-1} - n).
+
+    x_r, x_z and x_n are the blocks of W_ih x_t + b_ih, and h_r, h_z and h_n those of
+    W_hh h_{t-1} + b_hh.
+    """
+
+    def step(self, x, h, weights, rounding):
+        weight_ih, weight_hh, *biases = weights
+        size = len(h)
+        gates, new = slice(2 * size), slice(2 * size, None)
+        of_x, of_h = weight_ih @ x, weight_hh @ h
+        if biases:
+            of_x, of_h = of_x + biases[0], of_h + biases[1]
+        sums = rounding.sums(
+            of_x[gates] + of_h[gates], (weight_ih[gates], x), (weight_hh[gates], h)
+        )
+        r, z = np.split(rounding.computed(sigmoid(sums)), 2)
+        x_n = rounding.sums(of_x[new], (weight_ih[new], x))
+        h_n = rounding.sums(of_h[new], (weight_hh[new], h))
+        n = rounding.computed(np.tanh(rounding.computed(x_n + r * h_n)))
+        kept = [rounding.numbers(values) for values in (r, z, n, h_n)]
+        return rounding.numbers(n + z * (h - n)), kept
+
+    def gradients(self, grad, before, kept, rounding):
+        r, z, n, h_n = kept
+        d_n = grad * (1 - z) * (1 - n * n)
+        d_r = d_n * h_n * (r * (1 - r))
+        d_z = grad * (before - n) * (z * (1 - z))
+        of_x = rounding.computed(np.concatenate([d_r, d_z, d_n]))
+        of_h = rounding.computed(np.concatenate([d_r, d_z, d_n * r]))
+        return of_x, of_h, rounding.computed(grad * z)
+
+
+CELLS = {
+    "tanh": Elman(np.tanh, lambda h: 1 - h * h),
+    # The derivative of relu at NaN is 1, as in torch.
+    "relu": Elman(lambda z: np.maximum(z, 0), lambda h: 1 - (h <= 0).astype(h.dtype)),
+    "gru": Gru(),
+}
+
+
+def direction(x, h, weights, cell, rounding):
+    """Returns the states (L, H) from an input (L, D) and a state (H,), and what the cell keeps."""
+    states, kept = [], []
     for x_t in x:
-        z = weight_ih @ x_t + weight_hh @ h + sum(biases)
-        z = rounding.sums(z, (weight_ih, x_t), (weight_hh, h))
-        h = rounding.numbers(ACTIVATIONS[nonlinearity](z))
+        h, of_step = cell.step(x_t, h, weights, rounding)
         states.append(h)
-    return np.array(states)
+        kept.append(of_step)
+    return np.array(states), kept
 
 
-def direction_backward(
-    x, hx, states, weights, nonlinearity, grad_states, grad_last, rounding, rows
-):
+def direction_backward(record, cell, grad_states, grad_last, rounding, rows):
     """Returns the gradients of x, hx and weights, given those of all states and the last state.
 
     `rows` is the total number of rows over which gradients of weights are summed.
     """
-    weight_ih, weight_hh, *biases = weights
+    x, hx, states, kept, (weight_ih, weight_hh, *biases) = record
     grad_x = np.zeros_like(x)
-    grad_ih, grad_hh = np.zeros_like(weight_ih), np.zeros_like(weight_hh)
-    grad_bias = np.zeros_like(weight_hh[0])
+    grads = [np.zeros_like(w) for w in (weight_ih, weight_hh, *biases)]
     grad_h = grad_last
     for t in reversed(range(len(x))):
-        dz = (grad_h + grad_states[t]) * DERIVATIVES[nonlinearity](states[t])
-        dz = rounding.numbers(dz)
-        grad_x[t] = rounding.sums(dz @ weight_ih, (weight_ih.T, dz))
-        grad_ih += rounding.terms(np.outer(dz, x[t]), rows)
-        grad_hh += rounding.terms(np.outer(dz, states[t - 1] if t else hx), rows)
-        grad_bias += rounding.terms(dz, rows)
-        grad_h = rounding.sums(dz @ weight_hh, (weight_hh.T, dz))
-    return grad_x, grad_h, [grad_ih, grad_hh, *[grad_bias] * len(biases)]
+        before = states[t - 1] if t else hx
+        of_x, of_h, rest = cell.gradients(grad_h + grad_states[t], before, kept[t], rounding)
+        terms = [np.outer(of_x, x[t]), np.outer(of_h, before), of_x, of_h]
+        for grad, term in zip(grads, terms, strict=False):
+            grad += rounding.terms(term, rows)
+        grad_x[t] = rounding.sums(of_x @ weight_ih, (weight_ih.T, of_x))
+        if rest is None:
+            grad_h = rounding.sums(of_h @ weight_hh, (weight_hh.T, of_h))
+        else:
+            one = np.ones(1, rest.dtype)
+            products = (weight_hh.T, of_h), (rest[:, None], one)
+            grad_h = rounding.sums(rest + of_h @ weight_hh, *products)
+    return grad_x, grad_h, grads
 
 
-def rnn(sequences, hx, weights, nonlinearity, bidirectional, rounding=EXACT):
+def rnn(sequences, hx, weights, cell, bidirectional, rounding=EXACT):
     """Returns the outputs (L_b, directions * H), h_n like hx, and the tape for `rnn_backward`.
 
-    `sequences` is a list of inputs (L_b, D), `hx` is (layers * directions, B, H), and `weights` is
-    a flat list in the order of the parameters of `nn.RNN`.
+    `sequences` is a list of inputs (L_b, D), `hx` is (layers * directions, B, H), `weights` is a
+    flat list in the order of the parameters of `nn.RNN` or `nn.GRU`, and `cell` a key of `CELLS`.
     """
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
@@ -119,8 +203,8 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional, rounding=EXACT):
             for d in range(directions):
                 own = weights[(k + d) * per_direction : (k + d + 1) * per_direction]
                 x = layer_input[::-1] if d else layer_input
-                h = direction(x, hx[k + d, b], own, nonlinearity, rounding)
-                records.append((x, hx[k + d, b], h, own))
+                h, kept = direction(x, hx[k + d, b], own, CELLS[cell], rounding)
+                records.append((x, hx[k + d, b], h, kept, own))
                 h_n[k + d, b] = h[-1]
                 states.append(h[::-1] if d else h)
             layer_input = np.concatenate(states, -1)
@@ -129,9 +213,7 @@ def rnn(sequences, hx, weights, nonlinearity, bidirectional, rounding=EXACT):
     return outputs, h_n, tape
 
 
-def rnn_backward(
-    tape, hx, weights, nonlinearity, bidirectional, grad_outputs, grad_h_n, rounding=EXACT
-):
+def rnn_backward(tape, hx, weights, cell, bidirectional, grad_outputs, grad_h_n, rounding=EXACT):
     """Returns the gradients of the sequences (a list), of hx and of the weights (a list)."""
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
@@ -144,14 +226,10 @@ def rnn_backward(
         for k in reversed(range(0, len(hx), directions)):
             grad_input = 0
             for d in range(directions):
-                x, h0, h, own = records[k + d]
                 grad_states = grad[:, d * hidden_size : (d + 1) * hidden_size]
                 grad_x, grad_hx[k + d, b], own_grads = direction_backward(
-                    x,
-                    h0,
-                    h,
-                    own,
-                    nonlinearity,
+                    records[k + d],
+                    CELLS[cell],
                     grad_states[::-1] if d else grad_states,
                     grad_h_n[k + d, b],
                     rounding,
@@ -173,7 +251,7 @@ def near_a_kink(tape, unit, tiny):
     as a sum of zeros, which rounding does not change.
     """
     for records in tape:
-        for x, hx, states, (weight_ih, weight_hh, *biases) in records:
+        for x, hx, states, _, (weight_ih, weight_hh, *biases) in records:
             before = np.concatenate([hx[None], states[:-1]])
             z = x @ weight_ih.T + before @ weight_hh.T + sum(biases)
             squares = x**2 @ weight_ih.T**2 + before**2 @ weight_hh.T**2 + sum(b**2 for b in biases)

@@ -46,6 +46,8 @@ struct Tanh<float> {
   static constexpr float limit = 10.0f;
   static constexpr float two_log2e = 0x1.715476p+1f;
   static constexpr float half_ln2 = 0x1.62e430p-2f;
+  static constexpr float half_ln2_high = 0x1.62e4p-2f;  // the first 15 bits
+  static constexpr float half_ln2_low = 0x1.7f7d1cp-21f;
   static constexpr float round = 0x1.8p23f;  // adding it rounds to an integer, held in the low bits
   static constexpr int mantissa_bits = 23;
   static constexpr float exponent_bias = 127.0f;
@@ -57,6 +59,8 @@ struct Tanh<double> {
   static constexpr double limit = 20.0;
   static constexpr double two_log2e = 0x1.71547652b82fep+1;
   static constexpr double half_ln2 = 0x1.62e42fefa39efp-2;
+  static constexpr double half_ln2_high = 0x1.62e42feep-2;  // the first 32 bits
+  static constexpr double half_ln2_low = 0x1.a39ef35793c76p-34;
   static constexpr double round = 0x1.8p52;
   static constexpr int mantissa_bits = 52;
   static constexpr double exponent_bias = 1023.0;
@@ -74,7 +78,9 @@ struct Exponential {
   Vec<Scalar> rest;
 };
 
-template <class Scalar>
+// `far`: whether the relative error must be small even if |n| is large, when the rounding error of
+// n ln 2 / 2 would exceed it. n times half_ln2_high is exact.
+template <class Scalar, bool far>
 inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
   using C = Tanh<Scalar>;
   using V = Vec<Scalar>;
@@ -82,7 +88,13 @@ inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
   constexpr int terms = sizeof(C::c) / sizeof(Scalar);
   const V shifted = a * C::two_log2e + (C::round + C::exponent_bias);
   const V n = shifted - (C::round + C::exponent_bias);
-  const V s = a - n * C::half_ln2;
+  V s;
+  if constexpr (far) {
+    s = a - n * C::half_ln2_high;
+    s -= n * C::half_ln2_low;
+  } else {
+    s = a - n * C::half_ln2;
+  }
   V c = V{} + C::c[terms - 1];
 #pragma GCC unroll 16
   for (int i = terms - 2; i >= 0; --i) c = c * s + C::c[i];
@@ -102,7 +114,7 @@ inline Vec<Scalar> tanh(Vec<Scalar> x) {
   constexpr Scalar half = Scalar(0.5);
   const I sign = sign_bit<Scalar>();
   const auto [power, rest] =
-      exp_twice<Scalar>(at_most<Scalar>(V{} + Tanh<Scalar>::limit, (V)((I)x & ~sign)));
+      exp_twice<Scalar, false>(at_most<Scalar>(V{} + Tanh<Scalar>::limit, (V)((I)x & ~sign)));
   const V e = power * rest + (power * half - half);
   return (V)((I)divide<Scalar>(e, e + Scalar(1)) | ((I)x & sign));
 }
@@ -118,7 +130,7 @@ inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
   constexpr Scalar most = sizeof(Scalar) == 4 ? Scalar(87) : Scalar(708);  // exp(-most) is normal
   const V negative = (V)((I)x | sign_bit<Scalar>());
   const V clamped = negative < V{} - most ? V{} - most : negative;
-  const auto [power, rest] = exp_twice<Scalar>(clamped * Scalar(0.5));
+  const auto [power, rest] = exp_twice<Scalar, true>(clamped * Scalar(0.5));
   const V t = negative < V{} - most ? V{} : power * rest + (power * rest + power);
   return divide<Scalar>(x < V{} ? t : V{} + one, t + one);
 }

@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensors> gru_backward(
 std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t>& batch_sizes,
                                                        int64_t input_size, int64_t hidden_size,
                                                        int64_t num_layers, int64_t threads,
-                                                       int64_t l2_bytes) {
+                                                       int64_t l2_bytes, int64_t weight_blocks) {
   SequenceLayout layout{};
   layout.T = int64_t(batch_sizes.size());
   layout.count = batch_sizes.data();
@@ -188,7 +188,7 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
   }
   const Machine machine{threads, size_t(l2_bytes)};
   const Workload workload{layout,        machine, input_size, hidden_size, panels_of(hidden_size),
-                          sizeof(float), 1};
+                          sizeof(float), weight_blocks};
   const Plan plan = choose_plan(workload);
   const Wave wave = choose_wave(workload, num_layers, Pass::forward);
   return {plan.groups, plan.members, plan.time, wave.layers};

@@ -1,11 +1,12 @@
 """The error budget: correct results keep it, however a rival rounds, and faulty ones exceed it."""
 
+import functools
+
 import pytest
 import torch
-from cases import Case
+from cases import CELLS, FUSED, TORCH, Case
 from torch.nn.functional import pad
 
-from namernn_fast import FusedRNN
 from namernn_fast.testing import BudgetError, ErrorBudget
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -16,57 +17,82 @@ SHAPES = [(16, 48, 5, 1), (64, 64, 8, 16), (20, 33, 5, 70), (8, 24, 100, 2)]
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_rival_that_is_exactly_rounded_fails_no_correct_result(shape, dtype, num_layers):
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_rival_that_is_exactly_rounded_fails_no_correct_result(cell, shape, dtype, num_layers):
     budget = ErrorBudget(dtype)
     for seed in range(2):
-        case = Case(*shape, {"num_layers": num_layers, "bias": seed > 0}, seed=seed)
-        ours = case.run(FusedRNN, dtype)
+        options = {"num_layers": num_layers, "bias": seed > 0}
+        case = Case(*shape, options, seed=seed, cell=cell)
+        ours = case.run(FUSED[cell], dtype)
         for name, exact in case.run_oracle(dtype).items():
             budget.add(name, ours[name], torch.from_numpy(exact.astype(float)).to(dtype), exact)
     budget.check()
 
 
-class Faulty(torch.nn.RNN):
-    """One layer in float64, with results rounded once. Each subclass adds one fault."""
+class Faulty:
+    """One layer in float64, with results rounded once. Each subclass adds one fault.
+
+    A base of a class that inherits from torch's layer, too; see `faulty`.
+    """
 
     def forward(self, x, hx):
         self.weights = [p.double() for p in self.parameters()]
         self.states = [hx[0].double()]
         for t, x_t in enumerate(x.double()):
-            self.states.append(self.activation(self.sums(t, x_t, self.states[-1])))
+            h = self.states[-1]
+            self.states.append(self.state(t, *self.sums(t, x_t, h), h))
         output = torch.stack(self.states[1:])
         return output.to(x.dtype), output[-1:].to(x.dtype)
 
     def sums(self, t, x, h):
+        """Returns the sums of the input and those of the state before."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights
-        return x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh
+        return x @ weight_ih.T + bias_ih, h @ weight_hh.T + bias_hh
 
-    def activation(self, z):
-        return z.tanh()
+    def state(self, t, of_x, of_h, h):
+        if self.mode != "GRU":
+            return self.activation(torch.tanh, of_x + of_h)
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = of_x.chunk(3, 1), of_h.chunk(3, 1)
+        r = self.activation(torch.sigmoid, x_r + h_r)
+        z = self.activation(torch.sigmoid, x_z + h_z)
+        n = self.activation(torch.tanh, x_n + r * h_n)
+        return n + z * (h - n)
+
+    def activation(self, function, z):
+        return function(z)
+
+    def derivative(self, t, of_x, of_h, h):
+        """Returns how much each sum of the state before changes a state."""
+        of_h = of_h.detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.state(t, of_x.detach(), of_h, h.detach()).sum()
+        return torch.autograd.grad(total, of_h)[0]
 
 
 class LostTerm(Faulty):
     """One sum of one step lacks a product: the one with the largest effect on a state."""
 
     def sums(self, t, x, h):
-        z = super().sums(t, x, h)
+        of_x, of_h = super().sums(t, x, h)
         if t != 1:
-            return z
+            return of_x, of_h
         terms = h[:, None, :] * self.weights[1]
-        felt = (terms * (1 - z.tanh() ** 2)[..., None]).abs()
-        return z - torch.where(felt == felt.max(), terms, 0).sum(-1)
+        felt = (terms * self.derivative(t, of_x, of_h, h)[..., None]).abs()
+        return of_x, of_h - torch.where(felt == felt.max(), terms, 0).sum(-1)
 
 
 class LostBias(Faulty):
-    """One element of a bias is missing."""
+    """One element of a bias is missing: of that of the new gate, if there are gates."""
 
     def sums(self, t, x, h):
-        bias = self.weights[2]
-        return super().sums(t, x, h) - torch.where(bias.abs() == bias.abs().max(), bias, 0)
+        of_x, of_h = super().sums(t, x, h)
+        bias = self.weights[2][-self.hidden_size :]
+        lost = torch.where(bias.abs() == bias.abs().max(), bias, 0)
+        return of_x - pad(lost, (of_x.shape[1] - self.hidden_size, 0)), of_h
 
 
 class StaleState(Faulty):
-    """One sequence computes one step from a state that is one step too old."""
+    """One sequence computes the sums of one step from a state that is one step too old."""
 
     def sums(self, t, x, h):
         if t == 2:
@@ -75,82 +101,135 @@ class StaleState(Faulty):
 
 
 class RoundedProduct(Faulty):
-    """In each sum of the first unit, one product is rounded to bfloat16."""
+    """In each of the last sums, one product is rounded to bfloat16."""
 
     def sums(self, t, x, h):
-        products = h[:, :1] * self.weights[1][:1, 0]
+        of_x, of_h = super().sums(t, x, h)
+        products = h[:, :1] * self.weights[1][-1:, 0]
         errors = (products.bfloat16().double() - products).detach()
-        return super().sums(t, x, h) + pad(errors, (0, self.hidden_size - 1))
+        return of_x, of_h + pad(errors, (of_h.shape[1] - 1, 0))
 
 
 class RoundedWeights(Faulty):
     """Recurrent weights are rounded to bfloat16."""
 
     def sums(self, t, x, h):
-        return super().sums(t, x, h) + h @ (self.weights[1].bfloat16() - self.weights[1]).detach().T
+        of_x, of_h = super().sums(t, x, h)
+        errors = (self.weights[1].bfloat16() - self.weights[1]).detach()
+        return of_x, of_h + h @ errors.T
 
 
-class CoarseTanh(Faulty):
-    """The activation errs by up to 64 units in the last place of 1, or 8 in 16 bits."""
+class Coarse(Faulty):
+    """One function errs by up to 64 units in the last place of 1, or 8 in 16 bits."""
 
-    def activation(self, z):
+    def activation(self, function, z):
+        h = function(z)
+        if function is not self.coarse:
+            return h
         eps = torch.finfo(self.weight_hh_l0.dtype).eps
         step = eps * (128 if eps < 1e-6 else 16)
-        h = z.tanh()
         return h + ((h / step).round() * step - h).detach()
+
+
+class CoarseTanh(Coarse):
+    coarse = torch.tanh
+
+
+class CoarseSigmoid(Coarse):
+    coarse = torch.sigmoid
 
 
 class LostRow(Faulty):
     """The gradient of the recurrent weights lacks one row of one step."""
 
     def sums(self, t, x, h):
-        z = super().sums(t, x, h)
+        of_x, of_h = super().sums(t, x, h)
         if t != 1:
-            return z
+            return of_x, of_h
         row = h[:1] @ self.weights[1].T
         lost = h[:1] @ self.weights[1].detach().T - row
-        return torch.cat([z[:1] + lost, z[1:]])
+        return of_x, torch.cat([of_h[:1] + lost, of_h[1:]])
 
 
 class StaleGradient(Faulty):
-    """In the gradient of one step's sums, one row is that of the next step."""
+    """In the gradients of one step's sums, one row is that of the next step."""
 
     def sums(self, t, x, h):
-        z = super().sums(t, x, h)
-        if z.requires_grad and t in (1, 2):
-            z.register_hook(lambda grad: self.exchange(t, grad))
-        return z
+        self.kept = {} if t == 0 else self.kept
+        both = super().sums(t, x, h)
+        for which, sums in enumerate(both):
+            if sums.requires_grad and t in (1, 2):
+                sums.register_hook(functools.partial(self.exchange, t, which))
+        return both
 
-    def exchange(self, t, grad):
+    def exchange(self, t, which, grad):
         if t == 2:
-            self.kept = grad[:1]
+            self.kept[which] = grad[:1]
             return grad
-        return torch.cat([self.kept, grad[1:]])
+        return torch.cat([self.kept[which], grad[1:]])
+
+
+class BiasPastReset(Faulty):
+    """The reset gate scales the product with the state before, but not the bias of the sum."""
+
+    def state(self, t, of_x, of_h, h):
+        r = torch.sigmoid((of_x + of_h).chunk(3, 1)[0])
+        bias = self.weights[3].chunk(3)[2]
+        return super().state(t, of_x + pad(bias - r * bias, (2 * bias.numel(), 0)), of_h, h)
+
+
+class StalePart(Faulty):
+    """The update gate of one step keeps a state of one sequence that is one step too old."""
+
+    def state(self, t, of_x, of_h, h):
+        if t == 2:
+            h = torch.cat([self.states[-2][:1], h[1:]])
+        return super().state(t, of_x, of_h, h)
+
+
+class LostPart(Faulty):
+    """In one step no gradient flows through the state that the update gate of a sequence keeps."""
+
+    def state(self, t, of_x, of_h, h):
+        if t == 1:
+            h = torch.cat([h[:1].detach(), h[1:]])
+        return super().state(t, of_x, of_h, h)
 
 
 ANYWHERE = (LostTerm, LostBias, StaleState, CoarseTanh, LostRow, StaleGradient)
+IN_GRUS = (CoarseSigmoid, BiasPastReset, StalePart, LostPart)
+
+
+def faulty(cell, fault=Faulty):
+    """Returns torch's layer with a fault."""
+    return type(fault.__name__, (fault, TORCH[cell]), {})
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 6, 3), *SHAPES], ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "fault"),
+    ("cell", "dtype", "fault"),
     [
-        (dtype, fault)
+        (cell, dtype, fault)
+        for cell in CELLS
         for dtype in DTYPES
-        for fault in (*ANYWHERE, *((RoundedProduct, RoundedWeights) if dtype.itemsize > 2 else ()))
+        for fault in (
+            *ANYWHERE,
+            *((RoundedProduct, RoundedWeights) if dtype.itemsize > 2 else ()),
+            *(IN_GRUS if cell == "gru" else ()),
+        )
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_a_fault_is_found(shape, dtype, fault):
+def test_a_fault_is_found(shape, cell, dtype, fault):
     """The rival is the layer without a fault, so nothing depends on the machine."""
-    case = Case(*shape)
-    rounded, faulty = case.run(Faulty, dtype), case.run(fault, dtype)
+    case = Case(*shape, cell=cell)
+    rounded, faulty_results = (case.run(faulty(cell, of), dtype) for of in (Faulty, fault))
     budget = ErrorBudget(dtype)
     reference = case.run_oracle(dtype)
     for name, exact in reference.items():
         budget.add(name, rounded[name], rounded[name], exact)
     budget.check()
     for name, exact in reference.items():
-        budget.add(name, faulty[name], rounded[name], exact)
+        budget.add(name, faulty_results[name], rounded[name], exact)
     with pytest.raises(BudgetError, match="exceeds its budget"):
         budget.check()

@@ -1,4 +1,4 @@
-"""Compares `FusedRNN` with `nn.RNN` and the oracle on cases that hypothesis draws.
+"""Compares the fused layers with torch's and the oracle on cases that hypothesis draws.
 
 `make test` runs the same hundred examples every time, `make fuzz` thousands of new ones.
 """
@@ -77,4 +77,10 @@ ALONE = replace(
 @example(FLUSHED)
 @settings(deadline=None)
 def test_any_call(case):
+    check_results(case)
+
+
+@given(drawn_cases("gru"))
+@settings(deadline=None)
+def test_any_call_of_a_gru(case):
     check_results(case)

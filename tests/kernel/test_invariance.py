@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from cases import CELLS, FUSED
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import namernn_fast
-from namernn_fast import FusedRNN, availability
+from namernn_fast import availability
 
 T, MANY = 9, 257
 SIZES = (1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100, 256, 257)
@@ -19,8 +20,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
 @pytest.mark.parametrize("features", [(16, 32), (5, 70)], ids=str)
-def test_a_sequence_has_the_same_bits_in_every_batch(dtype, options, features, threads):
-    module = FusedRNN(*features, batch_invariant=True, dtype=dtype, **options)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, features, threads):
+    module = FUSED[cell](*features, batch_invariant=True, dtype=dtype, **options)
     module.requires_grad_(False)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(T, MANY, features[0], generator=generator).to(dtype)
@@ -46,10 +48,11 @@ def test_a_sequence_has_the_same_bits_in_every_batch(dtype, options, features, t
             assert torch.equal(module(x[:, dense])[0], output[:, dense])
 
 
-def test_it_is_asked_for_by_module_or_context():
+@pytest.mark.parametrize("cell", CELLS)
+def test_it_is_asked_for_by_module_or_context(cell):
     """The option changes bits when products of few sequences are otherwise summed differently."""
-    plain = FusedRNN(64, 64)
-    invariant = FusedRNN(64, 64, batch_invariant=True)
+    plain = FUSED[cell](64, 64)
+    invariant = FUSED[cell](64, 64, batch_invariant=True)
     invariant.load_state_dict(plain.state_dict())
     x = torch.randn(8, 1, 64)
     wanted = plain(x.expand(8, 16, 64))[0][:, :1]
@@ -64,8 +67,9 @@ def test_it_is_asked_for_by_module_or_context():
     assert not torch.equal(plain(x)[0], wanted)
 
 
-def test_it_is_refused_where_it_cannot_be_promised():
-    module = FusedRNN(3, 4, batch_invariant=True)
+@pytest.mark.parametrize("cell", CELLS)
+def test_it_is_refused_where_it_cannot_be_promised(cell):
+    module = FUSED[cell](3, 4, batch_invariant=True)
     with pytest.raises(
         RuntimeError, match=r"batch_invariant needs the fused kernel: a torch.func tr"
     ):

@@ -4,9 +4,11 @@ import copy
 import itertools
 import math
 
+import numpy as np
+import oracle
 import pytest
 import torch
-from cases import twins
+from cases import CELLS, FUSED, layer_of, twins
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from namernn_fast import FusedRNN, ops
@@ -21,43 +23,79 @@ def options_of(nonlinearity):
     return ops.BIAS | (ops.RELU if nonlinearity == "relu" else 0)
 
 
-def identity_layer(nonlinearity, dtype, size=1):
-    """Returns a layer that computes only the activation, h = act(x)."""
-    module = FusedRNN(size, size, nonlinearity=nonlinearity, bias=False, dtype=dtype)
-    with torch.no_grad():
-        module.weight_ih_l0.copy_(torch.eye(size))
-        module.weight_hh_l0.zero_()
-    return module
+def activation(kind, dtype):
+    """Returns a function that computes one activation with a layer.
+
+    The kinds are those of `oracle.CELLS`, tanh in the case of "gru", and "sigmoid".
+    """
+    if kind in ("tanh", "relu"):
+        module = FusedRNN(1, 1, nonlinearity=kind, bias=False, dtype=dtype)
+        torch.nn.init.ones_(module.weight_ih_l0)
+    else:
+        module = FUSED["gru"](1, 1, dtype=dtype)
+        for p in module.parameters():
+            torch.nn.init.zeros_(p)
+        with torch.no_grad():
+            if kind == "gru":  # h = n + z (h_0 - n), with z = 0
+                module.weight_ih_l0[2] = 1
+                module.bias_ih_l0[1] = -math.inf
+            else:  # h = z, with n = 0 and h_0 = 1
+                module.weight_ih_l0[1] = 1
+    torch.nn.init.zeros_(module.weight_hh_l0)
+
+    def compute(x):
+        hx = torch.ones(1, x.numel(), 1, dtype=dtype) if kind == "sigmoid" else None
+        return module(x.view(1, -1, 1), hx)[0].detach().view_as(x)
+
+    return compute
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_special_values(nonlinearity, dtype):
+@pytest.mark.parametrize("kind", ["tanh", "relu", "gru", "sigmoid"])
+def test_special_values(kind, dtype):
     info = torch.finfo(dtype)
     values = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e4, -1e4, info.max, -info.max]
     values += [info.tiny, -info.tiny, info.smallest_normal / 4, 44.5, -44.5, 9.1, -9.1, 20.5]
-    x = torch.tensor(values, dtype=dtype).view(1, -1, 1)
-    got = identity_layer(nonlinearity, dtype)(x)[0]
-    wanted = getattr(torch, nonlinearity)(x)
+    x = torch.tensor(values, dtype=dtype)
+    if kind in ("gru", "sigmoid"):  # infinity is NaN in the other gates, whose weights are zeros
+        x = x[~x.isinf()]
+    got = activation(kind, dtype)(x)
+    wanted = getattr(torch, "tanh" if kind == "gru" else kind)(x)
     assert torch.equal(got.isnan(), wanted.isnan())
     torch.testing.assert_close(got, wanted, rtol=4 * info.eps, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tanh_everywhere(dtype):
+@pytest.mark.parametrize("kind", ["tanh", "gru"])
+def test_tanh_everywhere(kind, dtype):
     """tanh is within 3 units in the last place, is an odd function and never exceeds 1."""
-    import numpy as np
-
     x = torch.cat([torch.logspace(-30, 2, 100_001, dtype=dtype), torch.linspace(0, 12, 100_001)])
     x = x.to(dtype)
-    layer = identity_layer("tanh", dtype)
-    y = layer(x.view(1, -1, 1))[0].flatten().detach()
+    tanh = activation(kind, dtype)
+    y = tanh(x)
     precise = np.float64 if dtype == torch.float32 else np.longdouble
     exact = np.tanh(x.numpy().astype(precise))
     units = np.abs(y.numpy() - exact) / np.spacing(exact.astype(y.numpy().dtype))
     assert units.max() < 3
     assert y.max() == 1
-    assert torch.equal(layer(-x.view(1, -1, 1))[0].flatten(), -y)
+    assert torch.equal(tanh(-x), -y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sigmoid_everywhere(dtype):
+    """sigmoid is within 3 units in the last place, which are those of tiny values too."""
+    tails = torch.logspace(-30, 3, 100_001, dtype=dtype)
+    x = torch.cat([tails, -tails, torch.linspace(-90, 90, 200_001, dtype=dtype)])
+    y = activation("sigmoid", dtype)(x)
+    precise = np.float64 if dtype == torch.float32 else np.longdouble
+    exact = oracle.sigmoid(x.numpy().astype(precise))
+    error = np.abs(y.numpy() - exact)
+    normal = exact > torch.finfo(dtype).tiny * 2
+    units = error[normal] / np.spacing(exact[normal].astype(y.numpy().dtype))
+    assert units.max() < 3
+    assert error[~normal].max() <= torch.finfo(dtype).tiny * 2
+    assert y.max() == 1
+    assert y.min() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -67,8 +105,8 @@ def test_every_16_bit_value(dtype):
     Except subnormal numbers in bfloat16, which the instructions that multiply it treat as zero.
     """
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
-    x = bits.view(dtype).view(1, -1, 1)
-    y = identity_layer("relu", dtype)(x)[0]
+    x = bits.view(dtype)
+    y = activation("relu", dtype)(x)
     wanted = torch.relu(x)
     assert torch.equal(y.isnan(), wanted.isnan())
     subnormal = (wanted != 0) & (wanted.abs() < torch.finfo(dtype).tiny)
@@ -78,24 +116,45 @@ def test_every_16_bit_value(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_the_backward_pass_of_16_bits_is_that_of_float(nonlinearity, dtype):
+def test_an_open_update_gate_keeps_every_16_bit_state(dtype):
+    module = FUSED["gru"](1, 1, dtype=dtype)
+    for p in module.parameters():
+        torch.nn.init.zeros_(p)
+    with torch.no_grad():
+        module.bias_hh_l0[1] = math.inf  # z = 1
+    hx = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, -1, 1)
+    hx = hx[hx.isfinite()].view(1, -1, 1).requires_grad_()
+    _, h_n = module(torch.zeros_like(hx), hx)
+    assert torch.equal(h_n, hx)
+    wanted = hx.detach().clamp(-1, 1)
+    (grad,) = torch.autograd.grad(h_n, hx, wanted)
+    # Gradients that are subnormal in float become zero. Those of float16 are normal there.
+    assert torch.equal(grad, wanted.where(wanted.abs() >= torch.finfo(torch.float32).tiny, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", oracle.CELLS)
+def test_the_backward_pass_of_16_bits_is_that_of_float(kind, dtype):
     """Given the same output, gradients in 16 bits are those in float, rounded at the end."""
-    if ops.cpu_kernel(dtype) in ON_PAIRS:
+    cell, options = layer_of(kind)
+    if ops.cpu_kernel(dtype, cell) in ON_PAIRS:
         pytest.skip("rounds dz for its products")
-    module = FusedRNN(9, 70, bidirectional=True, nonlinearity=nonlinearity, dtype=dtype)
+    module = FUSED[cell](9, 70, bidirectional=True, dtype=dtype, **options)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(2, 20, 70, dtype=dtype)
-    rows = (None, None, options_of(nonlinearity) | ops.BIDIRECTIONAL)
-    output, h_n, _ = ops.rnn_forward(x, hx, weights, *rows)
+    rows = (None, None, options_of(kind) | ops.BIDIRECTIONAL)
+    forward = (*rows[:2], rows[2] | ops.WANT_HIDDEN)
+    output, h_n, _, kept = ops.forward(cell, x, hx, weights, *forward)
     grads = (torch.randn_like(output), torch.randn_like(h_n))
     everything = (True, True, [0])
-    got = ops.rnn_backward(*grads, x, hx, weights, output, [], *rows, *everything)
-    wanted = ops.rnn_backward(
+    got = ops.backward(cell, *grads, x, hx, weights, output, [], kept, *rows, *everything)
+    wanted = ops.backward(
+        cell,
         *(g.float() for g in (*grads, x, hx)),
         [w.float() for w in weights],
         output.float(),
         [],
+        [values.float() for values in kept],
         *rows,
         *everything,
     )
@@ -155,28 +214,31 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_gradients_that_are_not_wanted_change_nothing(threads, bidirectional, dtype):
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_that_are_not_wanted_change_nothing(threads, cell, bidirectional, dtype):
     """The bits of a gradient do not depend on which other gradients are requested."""
     threads(1)  # with more, directions may run at once if no gradient of the input is wanted
-    module = FusedRNN(9, 70, bidirectional=bidirectional, dtype=dtype)
+    module = FUSED[cell](9, 70, bidirectional=bidirectional, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(6, 20, 9, dtype=dtype), torch.randn(len(weights) // 4, 20, 70, dtype=dtype)
-    rows = (None, None, options_of("tanh") | (ops.BIDIRECTIONAL if bidirectional else 0))
-    output, h_n, _ = ops.rnn_forward(x, hx, weights, *rows)
+    rows = (None, None, ops.BIAS | ops.WANT_HIDDEN | ops.BIDIRECTIONAL * bidirectional)
+    output, h_n, _, kept = ops.forward(cell, x, hx, weights, *rows)
     grads = (torch.randn_like(output), torch.randn_like(h_n))
-    given = (*grads, x, hx, weights, output, [], *rows)
-    everything = ops.rnn_backward(*given, True, True, [0])
+    rows = (*rows[:2], rows[2] & ~ops.WANT_HIDDEN)
+    given = (cell, *grads, x, hx, weights, output, [], kept, *rows)
+    everything = ops.backward(*given, True, True, [0])
     for wanted in itertools.product((True, False), (True, False), ([0], [])):
         for is_wanted, got, full in zip(
-            wanted, ops.rnn_backward(*given, *wanted), everything, strict=True
+            wanted, ops.backward(*given, *wanted), everything, strict=True
         ):
             if is_wanted:
                 assert all(map(torch.equal, got, full))
 
 
-def test_gradients_too_small_to_be_normal_are_zero():
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_too_small_to_be_normal_are_zero(cell):
     """Subnormal gradients become zero, since some processors compute with them very slowly."""
-    module = FusedRNN(3, 20)
+    module = FUSED[cell](3, 20)
     x = torch.randn(600, 2, 3, requires_grad=True)
     module(x)[1].sum().backward()
     size = x.grad.abs().flatten(1).amax(1)
@@ -219,13 +281,14 @@ def test_gradients_keep_the_subnormal_numbers_of_float16():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("hidden_size", [20, 64, 500])
-def test_fading_gradients_lose_few_of_the_smallest_normal_number(hidden_size, dtype):
+@pytest.mark.parametrize("cell", CELLS)
+def test_fading_gradients_lose_few_of_the_smallest_normal_number(cell, hidden_size, dtype):
     """With initial weights, gradients err by less than hidden_size times that number.
 
     A gradient well above the smallest normal number scales exactly with the gradient of h_n.
     """
     tiny = torch.finfo(dtype).tiny
-    module = FusedRNN(3, hidden_size, dtype=dtype)
+    module = FUSED[cell](3, hidden_size, dtype=dtype)
     x = torch.randn(150, 2, 3, dtype=dtype, requires_grad=True)
     h_n = module(x)[1]
 
@@ -241,7 +304,7 @@ def test_fading_gradients_lose_few_of_the_smallest_normal_number(hidden_size, dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("kind", oracle.CELLS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("where", "with_hx"),
@@ -252,9 +315,10 @@ def test_fading_gradients_lose_few_of_the_smallest_normal_number(hidden_size, dt
         for with_hx in (True, False)
     ],
 )
-def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_hx, dtype):
-    """Outputs and gradients are non-finite exactly where those of `nn.RNN` are, else close."""
-    ours, theirs = twins(5, 20, nonlinearity=nonlinearity, dtype=dtype)
+def test_non_finite_values_spread_as_in_torch(kind, value, where, with_hx, dtype):
+    """Outputs and gradients are non-finite exactly where those of torch are, else close."""
+    cell, options = layer_of(kind)
+    ours, theirs = twins(5, 20, cell=cell, dtype=dtype, **options)
     x = torch.randn(4, 9, 5, dtype=dtype)
     hx = torch.randn(1, 9, 20, dtype=dtype)
     spoiled = {"input": x, "hx": hx}
@@ -280,29 +344,55 @@ def test_non_finite_values_spread_as_in_nn_rnn(nonlinearity, value, where, with_
             torch.testing.assert_close(got[finite], wanted[finite])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("gate", [0, 1, 2], ids=["reset", "update", "new"])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("shape", [(4, 9), (2, 1)], ids=["in panels", "in place"])
+def test_non_finite_values_in_each_gate(shape, name, gate, value):
+    """A weight of a gate may be non-finite without an initial state, whose products are zeros."""
+    results = []
+    x = torch.randn(*shape, 8)
+    for module in twins(8, 16, cell="gru"):
+        with torch.no_grad():
+            module.get_parameter(name).view(3, 16, -1)[gate, 7, -1] = value
+        own = x.clone().requires_grad_()
+        output, h_n = module(own)
+        h_n.sum().backward()
+        results.append([output, h_n, own.grad, *(p.grad for p in module.parameters())])
+    for got, wanted in zip(*results, strict=True):
+        finite = wanted.isfinite()
+        assert torch.equal(got.isfinite(), finite)
+        torch.testing.assert_close(got[finite], wanted[finite])
+
+
 @pytest.mark.parametrize("t", [0, 7])
-def test_an_infinite_gradient_among_many_rows(t, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_infinite_gradient_among_many_rows(t, cell, threads):
     """An infinite gradient stays infinite and does not affect those of other hidden units."""
     threads(1)
-    layer = FusedRNN(3, 5)
+    layer = FUSED[cell](3, 5)
     x, reset = torch.randn(8, 4096, 3), torch.zeros(8, 4096, dtype=torch.bool)
     reset[t, 7] = True  # the gradient does not reach earlier times
     output, _ = layer(x, reset=reset)
     grad = torch.ones_like(output)
     grad[t, 7, 2] = torch.inf
     output.backward(grad)
-    assert torch.equal(layer.weight_ih_l0.grad[2], torch.inf * x[t, 7].sign())
-    assert layer.bias_hh_l0.grad[2] == torch.inf
-    for p in layer.parameters():
-        others = torch.cat([p.grad[:2], p.grad[3:]])
+    new = -1  # the last gate has the gradient of the only one of a vanilla cell, times 1 - z
+    grads = [p.grad.view(ops.GATES[cell], 5, -1) for p in layer.parameters()]
+    assert torch.equal(grads[0][new, 2], torch.inf * x[t, 7].sign())
+    assert grads[-1][new, 2] == torch.inf
+    for grad in grads:
+        assert not grad[:, 2].isfinite().all()
+        others = torch.cat([grad[:, :2], grad[:, 3:]], 1)
         assert others.isfinite().all()
         assert (others != 0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_empty_batch(options, batch_first):
-    ours, theirs = twins(3, 5, batch_first=batch_first, **options)
+@pytest.mark.parametrize("cell", CELLS)
+def test_empty_batch(options, batch_first, cell):
+    ours, theirs = twins(3, 5, cell=cell, batch_first=batch_first, **options)
     for module in (ours, theirs):
         x = torch.zeros((0, 4, 3) if batch_first else (4, 0, 3), requires_grad=True)
         output, h_n = module(x)
@@ -314,18 +404,20 @@ def test_empty_batch(options, batch_first):
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_output_layout(batch_first):
+@pytest.mark.parametrize("cell", CELLS)
+def test_output_layout(batch_first, cell):
     """The output is contiguous in the layout of the input, so `view` works on it."""
-    module = FusedRNN(3, 5, batch_first=batch_first, bidirectional=True)
+    module = FUSED[cell](3, 5, batch_first=batch_first, bidirectional=True)
     output, h_n = module(torch.randn(4, 6, 3))
     assert output.is_contiguous()
     assert h_n.is_contiguous()
     assert output.view(4, 6, 2, 5).shape == (4, 6, 2, 5)
 
 
-def test_strange_strides():
+@pytest.mark.parametrize("cell", CELLS)
+def test_strange_strides(cell):
     """Sliced, transposed, expanded and single-row inputs give the results of contiguous ones."""
-    ours, theirs = twins(4, 6)
+    ours, theirs = twins(4, 6, cell=cell)
     wide = torch.randn(7, 9, 3, 8)
     inputs = [
         wide[:, :, 1, 2:6],
@@ -344,10 +436,11 @@ def test_strange_strides():
         torch.testing.assert_close(ours(x.double().float(), h), theirs(x, h))
 
 
-def test_gradients_with_strange_strides():
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_with_strange_strides(cell):
     """A gradient may be expanded, as from `sum`, or a slice."""
     for take in (lambda o, h: h.sum(), lambda o, h: o.sum(), lambda o, h: o[1:-1, :, ::2].sum()):
-        ours, theirs = twins(4, 6)
+        ours, theirs = twins(4, 6, cell=cell)
         x = torch.randn(7, 3, 4)
         for module in (ours, theirs):
             take(*module(x)).backward()
@@ -368,10 +461,11 @@ def bits_of(module, x, lengths=None):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(64, 400, 9, 1), (16, 128, 20, 60), (16, 512, 130, 4)])
 @pytest.mark.parametrize("packed", [True, False])
-def test_the_same_bits_again_and_with_other_threads(threads, shape, packed, dtype):
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_same_bits_again_and_with_other_threads(threads, cell, shape, packed, dtype):
     """The last shape has several time blocks: at most 124 steps are converted at once."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
-    module = FusedRNN(D, H, dtype=dtype)
+    module = FUSED[cell](D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
     lengths = torch.arange(B).remainder(T) + 1 if packed else None
     if packed:
@@ -388,9 +482,10 @@ def test_the_same_bits_again_and_with_other_threads(threads, shape, packed, dtyp
         assert all(map(torch.equal, first[:of_sequences], bits[:of_sequences]))
 
 
-def test_long_sequences_that_leave_some_threads_nothing(threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_long_sequences_that_leave_some_threads_nothing(threads, cell):
     threads(8)
-    ours, theirs = twins(3, 64)
+    ours, theirs = twins(3, 64, cell=cell)
     precise = copy.deepcopy(theirs).double()
     packed = pack_padded_sequence(torch.randn(300, 23, 3), [300] * 3 + [2] * 20)
     assert ops.cpu_plan(packed.batch_sizes.tolist(), 0, 64, 8).groups == 8
@@ -403,11 +498,12 @@ def test_long_sequences_that_leave_some_threads_nothing(threads):
     budget.check()
 
 
-def test_a_call_inside_a_parallel_region_of_threads():
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_call_inside_a_parallel_region_of_threads(cell):
     """Python threads that call at the same time get the results of calls one by one."""
     from concurrent.futures import ThreadPoolExecutor
 
-    module = FusedRNN(16, 300)
+    module = FUSED[cell](16, 300)
     inputs = [torch.randn(30, 1, 16) for _ in range(8)]
     with torch.no_grad():
         alone = [module(x) for x in inputs]

@@ -1,32 +1,32 @@
-"""Checks the oracle against `nn.RNN` and finite differences, and the reference path against it."""
+"""Checks the oracle against torch and finite differences, and paths without a kernel against it."""
 
 import numpy as np
 import oracle
 import pytest
 import torch
-from cases import LAYOUTS, Case
+from cases import CELLS, LAYOUTS, TORCH, Case
 
-from namernn_fast import FusedRNN
 from namernn_fast.testing import ErrorBudget
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_hand_written_gradients_are_those_of_finite_differences(nonlinearity):
+@pytest.mark.parametrize("cell", oracle.CELLS)
+def test_hand_written_gradients_are_those_of_finite_differences(cell):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 3)).astype(np.longdouble)
     hx = rng.standard_normal((2, 1, 2)).astype(np.longdouble)
-    shapes = [(2, 3), (2, 2), (2,), (2,)] * 2
+    rows = 6 if cell == "gru" else 2
+    shapes = [(rows, 3), (rows, 2), (rows,), (rows,)] * 2
     weights = [rng.standard_normal(shape).astype(np.longdouble) for shape in shapes]
     grad_output = rng.standard_normal((4, 4))
     grad_h_n = rng.standard_normal((2, 1, 2))
 
     def loss():
-        outputs, h_n, _ = oracle.rnn([x], hx, weights, nonlinearity, True)
+        outputs, h_n, _ = oracle.rnn([x], hx, weights, cell, True)
         return (outputs[0] * grad_output).sum() + (h_n * grad_h_n).sum()
 
-    _, _, tape = oracle.rnn([x], hx, weights, nonlinearity, True)
+    _, _, tape = oracle.rnn([x], hx, weights, cell, True)
     (grad_x,), grad_hx, grad_weights = oracle.rnn_backward(
-        tape, hx, weights, nonlinearity, True, [grad_output], grad_h_n
+        tape, hx, weights, cell, True, [grad_output], grad_h_n
     )
     step = np.longdouble(2) ** -20
     for array, grad in zip((x, hx, *weights), (grad_x, grad_hx, *grad_weights), strict=True):
@@ -42,35 +42,56 @@ def test_hand_written_gradients_are_those_of_finite_differences(nonlinearity):
             assert abs(difference - grad[index]) < 1000 * step**2 * max(1, abs(difference))
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.longdouble])
+def test_sigmoid_has_a_small_relative_error(dtype):
+    x = np.arange(-700, 700, 7).astype(dtype)
+    quotients = oracle.sigmoid(x) / oracle.sigmoid(-x)
+    assert np.abs(quotients / np.exp(x) - 1).max() < 8 * np.finfo(dtype).eps
+    assert np.abs(oracle.sigmoid(x) + oracle.sigmoid(-x) - 1).max() < 2 * np.finfo(dtype).eps
+    assert [*oracle.sigmoid(np.array([-np.inf, np.inf], dtype))] == [0, 1]
+    assert np.isnan(oracle.sigmoid(np.array([np.nan], dtype))).all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nn_rnn_agrees(layout):
-    """In float64 the oracle and `nn.RNN` differ only by rounding: they interpret options alike."""
-    case = Case(3, 5, 6, 4, {"num_layers": 2, "bidirectional": True}, layout)
-    theirs = case.run(torch.nn.RNN, torch.float64)
-    single = case.run(torch.nn.RNN, torch.float32)
+def test_torch_agrees(layout, cell):
+    """In float64 the oracle and torch differ only by rounding: they interpret options alike."""
+    case = Case(3, 5, 6, 4, {"num_layers": 2, "bidirectional": True}, layout, cell=cell)
+    theirs = case.run(TORCH[cell], torch.float64)
+    single = case.run(TORCH[cell], torch.float32)
     for name, exact in case.run_oracle(torch.float64).items():
         # Rounding errors in float64 and in float32 are nine digits apart.
         error = np.abs(theirs[name].numpy() - exact).max()
         assert error < 1e-6 * np.abs(single[name].numpy() - exact).max()
 
 
+@pytest.fixture(
+    params=["rnn in ATen operators", "gru in torch's operator", "gru in ATen operators"]
+)
+def cell(request, monkeypatch):
+    """Forces a path without a kernel; returns the cell that takes it."""
+    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
+    name, _, path = request.param.split(maxsplit=2)
+    if path == "ATen operators":
+        monkeypatch.setattr("namernn_fast.native.why_not", lambda call, tracing: "a test")
+    return name
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_reference_path(layout, dtype, monkeypatch):
-    """The reference path, forced here, keeps the kernel's budget."""
-    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
+def test_paths_without_a_kernel(layout, dtype, cell):
+    """They keep the kernel's budget."""
     budget = ErrorBudget(dtype)
     for seed in range(3):
         options = {"num_layers": 2, "bidirectional": seed > 0, "batch_first": seed > 1}
-        Case(5, 9, 6, 4, options, layout, seed=seed).add_to(budget, FusedRNN, dtype)
+        Case(5, 9, 6, 4, options, layout, seed=seed, cell=cell).add_to(budget, dtype)
     budget.check()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_reference_path_in_half_precision(dtype, monkeypatch):
-    """The reference path in 16 bits is judged by `nn.RNN` in 16 bits and the oracle."""
-    monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
+def test_paths_without_a_kernel_in_half_precision(dtype, cell):
+    """In 16 bits they are judged by torch in 16 bits and the oracle."""
     budget = ErrorBudget(dtype)
     for seed in range(4):
-        Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed).add_to(budget, FusedRNN, dtype)
+        Case(6, 10, 5, 3, {"bidirectional": True}, seed=seed, cell=cell).add_to(budget, dtype)
     budget.check()

@@ -1,13 +1,14 @@
-"""Compares `FusedRNN` with `nn.RNN` and the oracle: all combinations of options, all results."""
+"""Compares fused layers with torch's and the oracle: all combinations of options, all results."""
 
 import copy
+import functools
 import itertools
 
+import oracle
 import pytest
 import torch
-from cases import SAME_ROWS, Case, draws, one_in, twins
+from cases import CELLS, SAME_ROWS, Case, draws, layer_of, one_in, twins
 
-from namernn_fast import FusedRNN
 from namernn_fast.testing import ErrorBudget
 
 # (D, H, T, B): whole vectors, remainders in every dimension, wide and thin batches, and one short
@@ -46,52 +47,68 @@ def add_cases(budget, dtype, shapes, options, make):
             for _ in range(draws(shape[1])):
                 case = make(*shape, options, layouts[0], with_hx, next(seeds))
                 for layout in layouts:
-                    case.in_layout(layout).add_to(budget, FusedRNN, dtype)
+                    case.in_layout(layout).add_to(budget, dtype)
+
+
+def one_gru(number, *choices):
+    """Returns all combinations of a cell and the choices; for GRUs all except one are slow."""
+    found = []
+    for cell in CELLS:
+        for i, values in enumerate(itertools.product(*choices)):
+            marks = [pytest.mark.slow] if cell == "gru" and i != number else []
+            names = [", ".join(v) if isinstance(v, tuple) else str(v) for v in (cell, *values)]
+            found.append(pytest.param(cell, *values, marks=marks, id="-".join(names)))
+    return found
 
 
 @pytest.mark.parametrize(
-    ("nonlinearity", "bias", "batch_first", "bidirectional", "num_layers", "dtype"),
-    one_in(4, ("tanh", "relu"), (True, False), (False, True), (False, True), (1, 2), list(SHAPES)),
+    ("kind", "bias", "batch_first", "bidirectional", "num_layers", "dtype"),
+    one_in(
+        4, list(oracle.CELLS), (True, False), (False, True), (False, True), (1, 2), list(SHAPES)
+    ),
 )
-def test_every_option(nonlinearity, bias, batch_first, bidirectional, num_layers, dtype):
-    options = {
-        "nonlinearity": nonlinearity,
+def test_every_option(kind, bias, batch_first, bidirectional, num_layers, dtype):
+    cell, own = layer_of(kind)
+    options = own | {
         "bias": bias,
         "batch_first": batch_first,
         "bidirectional": bidirectional,
         "num_layers": num_layers,
     }
     budget = ErrorBudget(dtype)
-    add_cases(budget, dtype, SHAPES[dtype], options, Case)
-    add_cases(budget, dtype, TOKEN_SHAPES, options, of_tokens)
+    add_cases(budget, dtype, SHAPES[dtype], options, functools.partial(Case, cell=cell))
+    add_cases(budget, dtype, TOKEN_SHAPES, options, functools.partial(of_tokens, cell=cell))
     budget.check()
 
 
 @pytest.mark.parametrize(
-    ("batch_first", "bidirectional", "dtype"),
-    one_in(4, (False, True), (False, True), list(SHAPES)),
+    ("cell", "batch_first", "bidirectional", "dtype"),
+    one_in(4, CELLS, (False, True), (False, True), list(SHAPES)),
 )
-def test_sizes_of_one(batch_first, bidirectional, dtype):
+def test_sizes_of_one(cell, batch_first, bidirectional, dtype):
     """The stride of a dimension of size one is arbitrary."""
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "num_layers": 2}
     budget = ErrorBudget(dtype)
-    add_cases(budget, dtype, [(1, 1, 1, 1), (1, 1, 4, 3)], options, Case)
+    make = functools.partial(Case, cell=cell)
+    add_cases(budget, dtype, [(1, 1, 1, 1), (1, 1, 4, 3)], options, make)
     budget.check()
 
 
-def of_tokens(D, H, T, B, options, layout, with_hx, seed):  # noqa: N803 - the kernels' own legend
+def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 - the kernels' legend
     """Returns a case of token ids, with fewer or more rows than ids and any kind of padding_idx.
 
     Never with only two or three rows, which have too few rounding errors for a sample.
     """
     vocabulary = (T * B // 3, T * B // 2, T * B + 1)[seed % 3]
     padding_idx = (None, 1, -1)[seed // 3 % 3]
-    return Case(D, H, T, B, options, layout, with_hx, seed, vocabulary, padding_idx)
+    return Case(D, H, T, B, options, layout, with_hx, seed, vocabulary, padding_idx, cell)
 
 
-@pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_many_steps(layouts, bidirectional):
+@pytest.mark.parametrize(
+    ("cell", "layouts", "bidirectional"),
+    one_gru(5, SAME_ROWS, (False, True)),
+)
+def test_many_steps(cell, layouts, bidirectional):
     """There are more steps than the projection or the backward pass takes at once.
 
     The projection takes 256 rows at once, less than half of each shape. On a core with 1 MiB of L2
@@ -100,10 +117,10 @@ def test_many_steps(layouts, bidirectional):
     budget = ErrorBudget(torch.float32)
     options = {"bidirectional": bidirectional}
     for shape in [(16, 32, 300, 2), (8, 24, 600, 1), (4, 200, 200, 5)]:
-        cases = [Case(*shape, options, layouts[0], seed=seed) for seed in range(2)]
-        for case in (*cases, of_tokens(*shape, options, layouts[0], False, 3)):
+        cases = [Case(*shape, options, layouts[0], seed=seed, cell=cell) for seed in range(2)]
+        for case in (*cases, of_tokens(*shape, options, layouts[0], False, 3, cell)):
             for layout in layouts:
-                case.in_layout(layout).add_to(budget, FusedRNN, torch.float32)
+                case.in_layout(layout).add_to(budget, torch.float32)
     budget.check()
 
 
@@ -115,8 +132,8 @@ def results_and_gradients(layer, x):
     return {"output": output.detach(), "h_n": h_n.detach()} | gradients
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_gradients_of_many_rows(bidirectional, threads):
+@pytest.mark.parametrize(("cell", "bidirectional"), one_gru(0, (False, True)))
+def test_gradients_of_many_rows(cell, bidirectional, threads):
     """Gradients start from the last states, so late steps contribute much and early ones little.
 
     Judged beside an exactly rounded rival, the budget is three units in the last place of the
@@ -125,7 +142,7 @@ def test_gradients_of_many_rows(bidirectional, threads):
     """
     budget, tight = ErrorBudget(torch.float32), ErrorBudget(torch.float32, units=1)
     for _ in range(2):
-        ours, theirs = twins(16, 16, bidirectional=bidirectional)
+        ours, theirs = twins(16, 16, cell=cell, bidirectional=bidirectional)
         x = torch.randn(64, 4096, 16)
         exact = results_and_gradients(copy.deepcopy(theirs).double(), x.double())
         baseline = results_and_gradients(theirs, x)
@@ -147,9 +164,11 @@ def test_gradients_of_many_rows(bidirectional, threads):
 IN_16_BITS = [((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2)]
 
 
-@pytest.mark.parametrize("layouts", [("dense",), ("packed unsorted", "lengths")], ids=", ".join)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_many_steps_in_16_bits(layouts, dtype, threads):
+@pytest.mark.parametrize(
+    ("cell", "layouts", "dtype"),
+    one_gru(3, [("dense",), ("packed unsorted", "lengths")], (torch.bfloat16, torch.float16)),
+)
+def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
     """There are more steps than are converted at once.
 
     At most 1 MiB of inputs and outputs in float is converted: 86 steps of the first shape, 225 of
@@ -160,35 +179,37 @@ def test_many_steps_in_16_bits(layouts, dtype, threads):
     for shape, count in IN_16_BITS:
         threads(count)
         options = {"bidirectional": count == 1}
-        case = Case(*shape, options, layouts[0], seed=count)
-        for rows in (case, of_tokens(*shape, options, layouts[0], False, 3)):
+        case = Case(*shape, options, layouts[0], seed=count, cell=cell)
+        for rows in (case, of_tokens(*shape, options, layouts[0], False, 3, cell)):
             for layout in layouts:
-                rows.in_layout(layout).add_to(budget, FusedRNN, dtype)
+                rows.in_layout(layout).add_to(budget, dtype)
     budget.check()
 
 
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
-def test_threads(threads, layouts):
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads(threads, cell, layouts):
     """Results keep their budget for any number of threads and any way to divide the work."""
     budget = ErrorBudget(torch.float32)
     # Threads divide hidden units (few sequences) or sequences (many); the last shape uses one.
     shapes = [(64, 400, 9, 1), (32, 512, 5, 3), (16, 128, 9, 90), (2, 3, 4, 5)]
     for seed, shape in enumerate(shapes):
         options = {"batch_first": seed % 2 == 0}
-        cases = [Case(*shape, options, layouts[0], seed=seed)]
+        cases = [Case(*shape, options, layouts[0], seed=seed, cell=cell)]
         for draw in range(draws(shape[1])):
             own = 10 + seed + 100 * draw
-            cases.append(of_tokens(*shape, options, layouts[0], seed % 2 == 0, own))
+            cases.append(of_tokens(*shape, options, layouts[0], seed % 2 == 0, own, cell))
         for case, count, layout in itertools.product(cases, (1, 2, 3, 4), layouts):
             threads(count)
-            case.in_layout(layout).add_to(budget, FusedRNN, torch.float32)
+            case.in_layout(layout).add_to(budget, torch.float32)
     budget.check()
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("training", [True, False])
-def test_dropout(training):
-    """With the same seed, drops the elements that `nn.RNN` drops; drops none in evaluation."""
-    ours, theirs = twins(5, 8, num_layers=3, dropout=0.5)
+def test_dropout(training, cell):
+    """With the same seed, drops the elements that torch drops; drops none in evaluation."""
+    ours, theirs = twins(5, 8, cell=cell, num_layers=3, dropout=0.5)
     x = torch.randn(6, 4, 5)
     results = []
     for module in (ours, theirs):

@@ -1,6 +1,7 @@
 """The plan of the CPU kernel on machines with any number of cores."""
 
 import pytest
+from cases import CELLS
 
 from namernn_fast.ops import cpu_plan
 
@@ -17,10 +18,11 @@ SHAPES = [  # input_size, hidden_size, seq_len, batch
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8, 32, 96])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_more_threads_never_take_longer(shape, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_more_threads_never_take_longer(cell, shape, threads):
     input_size, hidden_size, seq_len, batch = shape
-    plan = cpu_plan([batch] * seq_len, input_size, hidden_size, threads)
-    alone = cpu_plan([batch] * seq_len, input_size, hidden_size, 1)
+    plan = cpu_plan([batch] * seq_len, input_size, hidden_size, threads, cell=cell)
+    alone = cpu_plan([batch] * seq_len, input_size, hidden_size, 1, cell=cell)
     assert (alone.groups, alone.members) == (1, 1)
     assert 1 <= plan.groups <= batch
     assert plan.groups * plan.members <= threads
@@ -29,6 +31,14 @@ def test_more_threads_never_take_longer(shape, threads):
 
 def test_small_work_stays_on_one_thread():
     assert cpu_plan([1] * 8, 64, 64, 96)[:2] == (1, 1)
+
+
+def test_the_weights_of_all_gates_count():
+    """A GRU has three times as many weights, so that smaller batches are worth sharing out."""
+    sizes = ([4] * 8, 64, 64)
+    assert cpu_plan(*sizes, 1, cell="gru").nanoseconds == 3 * cpu_plan(*sizes, 1).nanoseconds
+    assert cpu_plan(*sizes, 2).members * cpu_plan(*sizes, 2).groups == 1
+    assert cpu_plan(*sizes, 2, cell="gru").groups == 2
 
 
 def test_many_sequences_share_out_the_batch():

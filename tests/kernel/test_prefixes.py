@@ -5,10 +5,11 @@ States must be bit-identical to those without sharing, and gradients equal up to
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from cases import CELLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
@@ -85,12 +86,14 @@ class Call:
     relu: bool = False
     dtype: torch.dtype = torch.float64
     trees: int = 0
+    cell: str = "rnn"
 
     def __post_init__(self):
         self.ids, self.sequence_layout, self.options = arrange(self.sequences, self.layout)
         self.options += (ops.BIAS if self.bias else 0) + (ops.RELU if self.relu else 0)
         generator = torch.Generator().manual_seed(len(self.sequences))
         hidden_size = self.hidden_size
+        rows = ops.GATES[self.cell] * hidden_size
 
         def uniform(*size):
             return ((torch.rand(*size, generator=generator) * 2 - 1) * hidden_size**-0.5).to(
@@ -100,10 +103,10 @@ class Call:
         self.weights = []
         for k in range(self.num_layers):
             self.weights += [
-                uniform(hidden_size if k else self.vocabulary, hidden_size),
-                uniform(hidden_size, hidden_size),
+                uniform(rows, hidden_size) if k else uniform(self.vocabulary, rows),
+                uniform(rows, hidden_size),
             ]
-            self.weights += [uniform(hidden_size), uniform(hidden_size)] if self.bias else []
+            self.weights += [uniform(rows), uniform(rows)] if self.bias else []
         self.grad_h_n = uniform(self.num_layers, len(self.sequences), hidden_size)
 
     def arguments(self, share, bits):
@@ -112,7 +115,8 @@ class Call:
 
     def last_state(self, share):
         """Returns h_n of a call in inference."""
-        output, h_n, hidden = ops.rnn_forward(
+        output, h_n, *more = ops.forward(
+            self.cell,
             self.ids,
             None,
             self.weights,
@@ -120,12 +124,13 @@ class Call:
             self.trees,
         )
         assert output.shape == (0,)
-        assert not hidden
+        assert more == [[], []]
         return h_n
 
     def forward(self, share):
-        """Returns output, h_n and hidden of a call in training."""
-        return ops.rnn_forward(
+        """Returns output, h_n, hidden and kept of a call in training."""
+        return ops.forward(
+            self.cell,
             self.ids,
             None,
             self.weights,
@@ -135,11 +140,11 @@ class Call:
 
     def backward(self, share, results, want_layers=None):
         """Returns the gradients of the weights."""
-        output, _, hidden = results
+        output, _, *saved = results
         want = range(self.num_layers) if want_layers is None else want_layers
-        arguments = (self.ids, None, self.weights, output, hidden, *self.arguments(share, 0))
+        arguments = (self.ids, None, self.weights, output, *saved, *self.arguments(share, 0))
         wanted = False, False, list(want)
-        return ops.rnn_backward(None, self.grad_h_n, *arguments, *wanted, self.trees)[2]
+        return ops.backward(self.cell, None, self.grad_h_n, *arguments, *wanted, self.trees)[2]
 
     def shares(self):
         """Whether the operators make trees: then rows are in another order than without."""
@@ -200,30 +205,33 @@ def calls(draw):
     )
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @given(calls())
 @settings(deadline=None, max_examples=100)
-def test_sharing_computes_what_plain_rows_do(call):
+def test_sharing_computes_what_plain_rows_do(cell, call):
     threads = torch.get_num_threads()
     try:
-        check(call)
+        check(replace(call, cell=cell, relu=call.relu and cell == "rnn"))
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_many_sequences_in_many_trees(layout, dtype, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_many_sequences_in_many_trees(cell, layout, dtype, threads):
     sequences = draw_sequences("random", 31, 3000, 9, layout, seed=1)
-    call = Call(sequences, layout, num_layers=2, hidden_size=16, dtype=dtype)
+    call = Call(sequences, layout, num_layers=2, hidden_size=16, dtype=dtype, cell=cell)
     assert call.shares()
     check(call, threads)
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
-def test_long_sequences(vocabulary, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_long_sequences(cell, vocabulary, threads):
     sequences = draw_sequences("stems", vocabulary, 12, 300, "jagged", seed=2)
     sequences += draw_sequences("random", vocabulary, 40, 40, "jagged", seed=3)
-    check(Call(sequences, vocabulary=vocabulary, num_layers=2, trees=2), threads)
+    check(Call(sequences, vocabulary=vocabulary, num_layers=2, trees=2, cell=cell), threads)
 
 
 @pytest.mark.parametrize("trees", [0, 1, 2, 7, 2**40])
@@ -263,8 +271,9 @@ def test_sequences_without_ids(layout, threads):
 
 
 @pytest.mark.parametrize("want_layers", [[], [0], [1], [2], [0, 2]])
-def test_gradients_of_some_layers_alone(want_layers):
-    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=6), num_layers=3)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_some_layers_alone(cell, want_layers):
+    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=6), num_layers=3, cell=cell)
     assert call.shares()
     results = call.forward(share=True)
     all_grads = call.backward(True, results)
@@ -277,15 +286,20 @@ def test_gradients_of_some_layers_alone(want_layers):
             assert grad.numel() == 0
 
 
-def test_gradients_and_rows_in_any_strides():
-    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=7), num_layers=2)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_and_rows_in_any_strides(cell):
+    call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=7), num_layers=2, cell=cell)
     assert call.shares()
     results = call.forward(share=True)
     call.grad_h_n = call.grad_h_n[:1, :1, :1].expand(call.grad_h_n.shape)
-    output, h_n, hidden = results
-    apart = [torch.stack([rows, rows.neg()], -2)[..., 0, :] for rows in (output, *hidden)]
-    assert not apart[0].is_contiguous()
-    grads = call.backward(True, (apart[0], h_n, apart[1:]))
+
+    def apart(rows):
+        return torch.stack([rows, rows.neg()], -2)[..., 0, :]
+
+    output, h_n, *saved = results
+    saved = [[apart(rows) for rows in tensors] for tensors in saved]
+    assert not apart(output).is_contiguous()
+    grads = call.backward(True, (apart(output), h_n, *saved))
     call.grad_h_n = call.grad_h_n.contiguous()
     assert equal(grads, call.backward(True, results))
 
@@ -322,18 +336,24 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
         ({"input": torch.zeros(3, 1, 4)}, "when prefixes are shared, got features"),
     ],
 )
-def test_what_does_not_go_with_sharing_is_refused(changes, message):
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_does_not_go_with_sharing_is_refused(cell, changes, message):
     ids = torch.zeros(3, 1, dtype=torch.int64)
     call = {"input": ids, "hx": None, "reset": None, "options": 0, "dtype": None, **changes}
-    weights = [torch.zeros(4, 4, dtype=call["dtype"])] * (4 if call["options"] else 2)
+    rows = ops.GATES[cell] * 4
+    table, weight_hh = (torch.zeros(size, dtype=call["dtype"]) for size in ((4, rows), (rows, 4)))
+    if call["input"].dim() == 3:
+        table = table.t()
+    weights = [table, weight_hh] * (2 if call["options"] else 1)
     options = call["options"] + ops.SHARE_PREFIXES
     with pytest.raises(RuntimeError, match=message):
-        ops.rnn_forward(call["input"], call["hx"], weights, None, call["reset"], options)
+        ops.forward(cell, call["input"], call["hx"], weights, None, call["reset"], options)
 
 
-def test_a_gradient_of_the_output_is_refused():
-    call = Call([[1, 2, 3]] * 50)
-    output, _, hidden = call.forward(share=True)
-    arguments = (call.ids, None, call.weights, output, hidden, *call.arguments(True, 0))
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_gradient_of_the_output_is_refused(cell):
+    call = Call([[1, 2, 3]] * 50, cell=cell)
+    output, _, *saved = call.forward(share=True)
+    arguments = (call.ids, None, call.weights, output, *saved, *call.arguments(True, 0))
     with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):
-        ops.rnn_backward(torch.zeros_like(output), None, *arguments, False, False, [0])
+        ops.backward(cell, torch.zeros_like(output), None, *arguments, False, False, [0])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import CELLS, FUSED
 
 import namernn_fast
 from namernn_fast import FusedRNN
@@ -40,11 +41,12 @@ def results_of(module, x):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_calls_from_many_threads(shape, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_calls_from_many_threads(cell, shape, threads):
     """Concurrent calls of one module have the same bits as calls one after the other."""
     D, H, T, B = shape  # noqa: N806 - the kernels' own legend
     threads(2)
-    module = FusedRNN(D, H, bidirectional=True)
+    module = FUSED[cell](D, H, bidirectional=True)
     inputs = [torch.randn(T, B, D) for _ in range(8)]
     alone = [results_of(module, x) for x in inputs]
     with ThreadPoolExecutor(8) as pool:
@@ -53,10 +55,11 @@ def test_calls_from_many_threads(shape, threads):
         assert all(map(torch.equal, got, wanted))
 
 
-def test_threads_that_set_their_number_of_threads(threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_that_set_their_number_of_threads(cell, threads):
     """Per-sequence results keep their bits while other threads set the number of threads."""
     threads(2)
-    module = FusedRNN(16, 300)
+    module = FUSED[cell](16, 300)
     x = torch.randn(30, 2, 16)
     wanted = results_of(module, x)[:3]
 
@@ -71,11 +74,12 @@ def test_threads_that_set_their_number_of_threads(threads):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="loads torch's library by its Linux name")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_calls_inside_a_parallel_region(shape, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_calls_inside_a_parallel_region(cell, shape, threads):
     """Calls inside `at::parallel_for`, where the layer gets one thread, give the same results."""
     D, H, T, B = shape  # noqa: N806
     threads(2)
-    module = FusedRNN(D, H)
+    module = FUSED[cell](D, H)
     inputs = [torch.randn(T, B, D) for _ in range(8)]
     with torch.no_grad():
         wanted = [module(x) for x in inputs]
@@ -117,10 +121,10 @@ def results():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
-@pytest.mark.parametrize("used", [True, False])
-def test_a_forked_child(used):
+@pytest.mark.parametrize(("cell", "used"), [("rnn", True), ("rnn", False), ("gru", True)])
+def test_a_forked_child(cell, used):
     """A forked child has none of the parent's pool threads, but computes the same results."""
-    program = FORK + (
+    program = FORK.replace("FusedRNN", FUSED[cell].__name__) + (
         f"wanted = results() if {used} else None\n"
         "pid = os.fork()\n"
         "got = results()\n"  # in the child and in the parent
@@ -226,8 +230,9 @@ def test_other_threads_run_during_a_call():
 
 
 @pytest.mark.parametrize("shape", [(2**30, 2**20, 1), (2**40, 2**20, 1)], ids=str)
-def test_an_output_too_big_for_memory(shape):
-    module = FusedRNN(1, 4)
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_output_too_big_for_memory(cell, shape):
+    module = FUSED[cell](1, 4)
     x = torch.randn(3, 2, 1)
     wanted = results_of(module, x)
     with torch.no_grad(), pytest.raises(RuntimeError, match="no memory for a tensor of shape"):
@@ -242,16 +247,17 @@ def test_a_copy_of_an_input_too_big_for_memory():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its size from /proc")
-@pytest.mark.parametrize("both_at_once", [True, False])
-def test_scratch_memory_that_cannot_be_had(both_at_once):
+@pytest.mark.parametrize(("cell", "both_at_once"), [("rnn", True), ("rnn", False), ("gru", False)])
+def test_scratch_memory_that_cannot_be_had(cell, both_at_once):
     """Whichever thread runs out of memory, the caller gets the error, and later calls work."""
-    program = FORK + (
+    layer = FUSED[cell].__name__
+    program = FORK.replace("FusedRNN", layer) + (
         "import resource\n"
         "def limit(extra):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.RLIM_INFINITY))\n"
         f"both_at_once = {both_at_once}\n"
-        "layer = FusedRNN(32, 64, bidirectional=True) if both_at_once else FusedRNN(512, 2048)\n"
+        f"layer = {layer}(*(32, 64) if both_at_once else (512, 2048), bidirectional=both_at_once)\n"
         "x = torch.randn(40, 4, layer.input_size)\n"
         "torch.ones(10**6).sum()\n"  # starts the threads of the pool
         "limit(10 * 2**20)\n"
@@ -260,7 +266,7 @@ def test_scratch_memory_that_cannot_be_had(both_at_once):
         "        with torch.no_grad(): layer(x)\n"
         "    except (MemoryError, RuntimeError): print('error')\n"
         "resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)\n"
-        "wanted = torch.nn.RNN.forward(layer, x)\n"
+        "wanted = type(layer).__bases__[-1].forward(layer, x)\n"
         "torch.testing.assert_close(layer(x), wanted)\n"
     )
     assert run_program(program) == ["error", "error"]

@@ -6,17 +6,31 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from cases import CELLS, FUSED
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from namernn_fast import FusedRNN, ops
+from namernn_fast import availability, native, ops
 from namernn_fast.testing import ErrorBudget
 
 ONE_LAYER = {}
 STACK = {"num_layers": 2, "bidirectional": True}
 
 
-def layer_and_input(options, seq_len, batch, dtype=torch.float64):
-    module = FusedRNN(3, 20, dtype=dtype, **options)
+@pytest.fixture(params=["rnn", "rnn-reference", "gru", "gru-torch", "gru-reference"])
+def cell(request, monkeypatch):
+    """The cell of a layer that runs in the kernel, in torch's operator or in ATen operators."""
+    cell, *path = request.param.split("-")
+    if path:
+        monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    elif not availability.HAS_EXTENSION:
+        pytest.skip("the C++ extension was not built")
+    if path == ["reference"]:
+        monkeypatch.setattr(native, "why_not", lambda call, tracing: "a test")
+    return cell
+
+
+def layer_and_input(cell, options, seq_len, batch, dtype=torch.float64):
+    module = FUSED[cell](3, 20, dtype=dtype, **options)
     states = module.num_layers * (2 if module.bidirectional else 1)
     x = torch.randn(seq_len, batch, 3, dtype=dtype, requires_grad=True)
     hx = torch.randn(states, batch, 20, dtype=dtype, requires_grad=True)
@@ -31,8 +45,8 @@ def gradients(module, results, inputs):
 
 
 @pytest.mark.parametrize("options", [ONE_LAYER, STACK])
-def test_a_sequence_of_length_zero_keeps_its_state(path, options):
-    module, x, hx = layer_and_input(options, 5, 4)
+def test_a_sequence_of_length_zero_keeps_its_state(cell, options):
+    module, x, hx = layer_and_input(cell, options, 5, 4)
     output, h_n = module(x, hx, lengths=[3, 0, 5, 0])
     assert torch.equal(h_n[:, [1, 3]], hx[:, [1, 3]])
     assert not output[:, [1, 3]].any()
@@ -56,8 +70,8 @@ def test_a_sequence_of_length_zero_keeps_its_state(path, options):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_lengths_come_in_any_form(path, batch_first):
-    module, x, hx = layer_and_input({**STACK, "batch_first": batch_first}, 6, 3)
+def test_lengths_come_in_any_form(cell, batch_first):
+    module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 3)
     x = (x.transpose(0, 1) if batch_first else x).contiguous()
     lengths = [2, 6, 4]
     packed = pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=False)
@@ -97,12 +111,14 @@ def split_run(module, x, hx, lengths, reset):
     return torch.nn.utils.rnn.pad_sequence(outputs), torch.stack(states, 1)
 
 
-@pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"nonlinearity": "relu", "bias": False}])
+@pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"bias": False}], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 @pytest.mark.parametrize("often", [0.05, 0.6])
-def test_a_reset_splits_the_sequence(path, options, layout, often, threads):
+def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
     threads(2)
-    module, x, hx = layer_and_input(options, 12, 7)
+    if cell == "rnn" and not options.get("bias", True):
+        options = {**options, "nonlinearity": "relu"}
+    module, x, hx = layer_and_input(cell, options, 12, 7)
     lengths = [12, 3, 12, 7, 1, 12, 9] if layout != "dense" else [12] * 7
     reset = torch.rand(12, 7) < often
     reset[4, 2] = reset[0, 0] = True
@@ -122,10 +138,11 @@ def test_a_reset_splits_the_sequence(path, options, layout, often, threads):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("seq_len", [10, 1000])
-def test_resets_in_every_type(dtype, seq_len, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets_in_every_type(cell, dtype, seq_len, threads):
     """Resets work across time blocks, and nothing before a reset affects what follows it."""
     threads(2)
-    module, x, hx = layer_and_input(STACK, seq_len, 64, dtype)
+    module, x, hx = layer_and_input(cell, STACK, seq_len, 64, dtype)
     reset = torch.zeros(seq_len, 64, dtype=torch.bool)
     reset[seq_len // 2] = True
     before = torch.full_like(x[: seq_len // 2], torch.nan)
@@ -137,8 +154,8 @@ def test_resets_in_every_type(dtype, seq_len, threads):
     assert torch.equal(everywhere, module(x.flatten(0, 1)[None])[0].view_as(everywhere))
 
 
-def test_jagged_in_jagged_out(path):
-    module, _, hx = layer_and_input(STACK, 1, 4)
+def test_jagged_in_jagged_out(cell):
+    module, _, hx = layer_and_input(cell, STACK, 1, 4)
     sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 0, 7, 1)]
     input = torch.nested.nested_tensor(sequences, layout=torch.jagged, requires_grad=True)
     output, h_n = module(input, hx)
@@ -158,8 +175,8 @@ def test_jagged_in_jagged_out(path):
     torch.testing.assert_close(grad.values(), torch.cat(given))
 
 
-def test_rows_that_make_no_sense(path):
-    module, x, _ = layer_and_input({}, 5, 2)
+def test_rows_that_make_no_sense(cell):
+    module, x, _ = layer_and_input(cell, {}, 5, 2)
     jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
     packed = pack_padded_sequence(x, [5, 2])
     wide = torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged)
@@ -189,11 +206,12 @@ def test_rows_that_make_no_sense(path):
 
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed", "jagged"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_layers_that_run_at_once_compute_the_same(layout, batch, threads):
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers_that_run_at_once_compute_the_same(cell, layout, batch, threads):
     """Three layers in a wave on two threads give the results of one after the other."""
     seq_len = 600
-    assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3).layers == 2
-    module, x, hx = layer_and_input({"num_layers": 3}, seq_len, batch, torch.float32)
+    assert ops.cpu_plan([batch] * seq_len, 20, 20, 2, num_layers=3, cell=cell).layers == 2
+    module, x, hx = layer_and_input(cell, {"num_layers": 3}, seq_len, batch, torch.float32)
     lengths = {
         "dense": [seq_len] * batch,
         "lengths": [0, seq_len, 250][-batch:],
@@ -238,8 +256,9 @@ def within_budget(ours, theirs, exact):
     budget.check()
 
 
-def test_a_wave_computes_only_the_gradients_that_are_wanted(threads):
-    module, x, _ = layer_and_input({"num_layers": 3}, 600, 2, torch.float32)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_wave_computes_only_the_gradients_that_are_wanted(cell, threads):
+    module, x, _ = layer_and_input(cell, {"num_layers": 3}, 600, 2, torch.float32)
     module.requires_grad_(False)
     for weight in (module.weight_hh_l1, module.bias_ih_l2):
         weight.requires_grad_()

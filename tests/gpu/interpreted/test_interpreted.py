@@ -54,7 +54,7 @@ def test_every_plan(plan, dtype, monkeypatch):
         D, H, T, B = shape
         B = B if choose(H).block_b > 1 else min(B, 3)
         case = Case(D, H, T, B, next(options), layout, seed % 3 > 0, seed)
-        case.add_to(budget, FusedRNN, dtype)
+        case.add_to(budget, dtype)
     budget.check()
 
 
@@ -275,7 +275,7 @@ def test_sums_of_rows_by_token():
 def test_the_chosen_plan(hidden_size):
     budget = ErrorBudget(torch.float32)
     for seed in range(draws(hidden_size)):
-        Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, FusedRNN, torch.float32)
+        Case(3, hidden_size, 3, 2, seed=seed).add_to(budget, torch.float32)
     budget.check()
 
 
@@ -286,7 +286,7 @@ def test_consecutive_rows_in_both_directions(seq_len, with_hx):
     budget = ErrorBudget(torch.float32)
     for seed in range(4):
         case = Case(3, 17, seq_len, 3, {"bidirectional": True}, with_hx=with_hx, seed=seed)
-        case.add_to(budget, FusedRNN, torch.float32)
+        case.add_to(budget, torch.float32)
     budget.check()
 
 

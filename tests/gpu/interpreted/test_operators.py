@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import Case
 
-from namernn_fast import FusedRNN, ops, transfers
+from namernn_fast import ops, transfers
 from namernn_fast.gpu import device, launching
 from namernn_fast.testing import ErrorBudget
 
@@ -122,6 +122,6 @@ def test_a_refused_launch_still_computes(monkeypatch):
     monkeypatch.setattr(launching, "run", refuse)
     budget = ErrorBudget(torch.float32)
     with pytest.warns(RuntimeWarning, match="refused a cooperative launch"):
-        Case(3, 256, 2, 1).add_to(budget, FusedRNN, torch.float32)
+        Case(3, 256, 2, 1).add_to(budget, torch.float32)
     budget.check()
     assert len(refused) == 1
