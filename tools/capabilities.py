@@ -1,4 +1,4 @@
-"""Tries what `nn.RNN` and `FusedRNN` can do on a CPU, and writes a table.
+"""Tries what the layers of torch and the fused ones can do on a CPU, and writes a table.
 
     python -m tools.capabilities [--record]
 
@@ -23,13 +23,19 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from benchmarks.harness import pages
-from benchmarks.harness.grid import BASELINE, FUSED
 from benchmarks.harness.paths import CAPABILITIES
-from namernn_fast import FusedRNN, reference
+from namernn_fast import reference
+from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
+from namernn_fast.bench.workload import CLASSES
 
-LAYERS: dict[str, type[torch.nn.RNN]] = {BASELINE: torch.nn.RNN, FUSED: FusedRNN}
+LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
+    name: layer_class
+    for kind, classes in CLASSES.items()
+    for name, layer_class in zip(LAYERS_OF[kind], classes, strict=True)
+}
+"""The layer classes by name: torch's and the fused one of each kind."""
 SECONDS = 1200
 """Time limit of an attempt; one of them compiles C++."""
 YES, NO = "yes", "no"
@@ -40,7 +46,7 @@ class Row(NamedTuple):
 
     attempt: Callable[..., str | None]
     why_not: dict[str, str]
-    """Why a layer class cannot do it, by class name."""
+    """Why a layer class cannot do it, by name."""
     slow: bool
 
 
@@ -58,13 +64,18 @@ def row(
 
     Args:
         label: The first cell of the row.
-        without: Why `nn.RNN` cannot.
-        ours: Why `FusedRNN` cannot.
+        without: Why `nn.RNN` and `nn.GRU` cannot.
+        ours: Why `FusedRNN` and `FusedGRU` cannot.
         slow: Whether the attempt takes minutes.
     """
 
     def register(attempt: Callable[..., str | None]) -> None:
-        ROWS[label] = Row(attempt, {BASELINE: without, FUSED: ours}, slow)
+        reasons = {
+            name: reason
+            for names in LAYERS_OF.values()
+            for name, reason in zip(names, (without, ours), strict=True)
+        }
+        ROWS[label] = Row(attempt, reasons, slow)
 
     return register
 
@@ -123,13 +134,14 @@ def _(layer, x):
 
 
 @row(
-    "ONNX `RNN` nodes, any length and batch (`dynamo=True`)",
+    "ONNX `RNN` or `GRU` nodes, any length and batch (`dynamo=True`)",
     "the steps are unrolled for one fixed length",
 )
 def _(layer, x):
     program = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=ANY_LENGTH_AND_BATCH)
     graph = program.model_proto.graph
-    assert any(node.op_type == "RNN" for node in graph.node), "unrolled for one length"
+    op_type = "GRU" if isinstance(layer, torch.nn.GRU) else "RNN"
+    assert any(node.op_type == op_type for node in graph.node), "unrolled for one length"
 
 
 @row("`lengths=` instead of packing, sequences of length 0 included", "no such argument")
@@ -392,9 +404,9 @@ def child(label: str, name: str, answers: Connection) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    calls = []  # calls of FusedRNN that used ATen operators
-    rnn_stack = reference.rnn_stack
-    reference.rnn_stack = lambda call: calls.append(label) or rnn_stack(call)
+    calls = []  # calls of a fused layer that used ATen operators
+    run_stack = reference.run_stack
+    reference.run_stack = lambda call: calls.append(label) or run_stack(call)
     attempt, layer_class = ROWS[label].attempt, LAYERS[name]
     given = {"layer_class": layer_class, "layer": layer_class(4, 5), "x": torch.randn(6, 3, 4)}
     try:
@@ -442,7 +454,7 @@ def cell(label: str, name: str) -> str:
 def main() -> None:
     options = pages.parse(pages.parser(__doc__))
     lines = [f"{cpu_name()}; torch {torch.__version__}.", ""]
-    lines += [f"| on a CPU | {BASELINE} | {FUSED} |", "| --- | --- | --- |"]
+    lines += [" | ".join(("| on a CPU", *LAYERS)) + " |", "| --- " * (1 + len(LAYERS)) + "|"]
     for label in ROWS:
         lines.append("| " + " | ".join((label, *(cell(label, name) for name in LAYERS))) + " |")
         print(lines[-1], flush=True)

@@ -66,7 +66,7 @@ def effort_of(options: argparse.Namespace) -> Effort:
         stretch=1024,
         gate={16: 100, 128: 100},
         gate_labels=5_000,
-        many=1_000_000,
+        many=300_000,
         fewer=100_000,
         settings=SETTINGS,
         # A round is one stretch or one pass over the names, never several.

@@ -4,15 +4,16 @@ import dataclasses
 import gc
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.cpu.memory import peaks_of_training
+from benchmarks.cpu import memory
 from benchmarks.harness import pages, surnames
-from benchmarks.harness.grid import FORWARD, GRU_CELLS_OF_RECORDS, TRAINING, Cell
+from benchmarks.harness.grid import FORWARD, GRU_CELLS_OF_RECORDS, ROLES, TRAINING, Cell
 from benchmarks.harness.tape import TAPE
 from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.race import QUICK, Call, Rounds, TimeBudget, race
@@ -109,9 +110,20 @@ def lengths(cell: Cell) -> list[int]:
     return []
 
 
+@pytest.fixture(scope="session")
+def executors(request: pytest.FixtureRequest) -> Iterator[dict[str, Executor]]:
+    """What measures the memory of each layer by role: processes, or threads in a trial run."""
+    if request.config.getoption("--quick"):
+        with ThreadPoolExecutor(1) as thread:
+            yield dict.fromkeys(ROLES, thread)
+    else:
+        with memory.processes() as found:
+            yield found
+
+
 @pytest.fixture(scope="module")
 def peaks(
-    cell: Cell, lengths: list[int], rounds: dict[str, Rounds], request: pytest.FixtureRequest
+    cell: Cell, lengths: list[int], rounds: dict[str, Rounds], executors: dict[str, Executor]
 ) -> dict[str, int]:
     """The peak bytes of a training step of both layers by role, for the cells of `nn.GRU`.
 
@@ -119,8 +131,7 @@ def peaks(
     """
     if cell.kind != "gru" or cell.mode != TRAINING:
         return {}
-    fresh = not request.config.getoption("--quick")
-    return peaks_of_training(cell, torch.get_num_threads(), lengths, fresh)
+    return memory.peaks_of_training(cell, torch.get_num_threads(), lengths, executors)
 
 
 @pytest.fixture

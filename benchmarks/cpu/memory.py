@@ -1,14 +1,16 @@
 """The peak memory of a training step of a cell, for the table of `make bench`."""
 
 import ctypes
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.harness.grid import ROLES, TRAINING, Cell
 from benchmarks.harness.peak import peak_above
-from benchmarks.harness.processes import in_new_process
 from namernn_fast.bench.workload import Input, call_of, draw_gradients, equal_layers
 
 
@@ -30,8 +32,8 @@ def return_freed_memory() -> None:
 def peak_of_training(cell: Cell, role: str, threads: int, lengths: Sequence[int] = ()) -> int:
     """Returns the bytes by which a training step raises the peak of this process.
 
-    The process should be fresh. Parameters, input and given gradients exist before the step. A
-    step of one row first starts the threads and loads the code, which would count otherwise.
+    Parameters, input and given gradients exist before the step. A step of one row first starts the
+    threads and loads the code, which would count otherwise.
 
     Args:
         cell: The cell.
@@ -51,11 +53,22 @@ def peak_of_training(cell: Cell, role: str, threads: int, lengths: Sequence[int]
     return peak_above(step)
 
 
+@contextmanager
+def processes() -> Iterator[dict[str, Executor]]:
+    """Yields a new process for each layer by role, in which nothing but its steps runs."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        yield {
+            role: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for role in ROLES
+        }
+
+
 def peaks_of_training(
-    cell: Cell, threads: int, lengths: Sequence[int] = (), fresh: bool = True
+    cell: Cell, threads: int, lengths: Sequence[int], executors: Mapping[str, Executor]
 ) -> dict[str, int]:
-    """Returns the peak bytes of both layers by role, each in a fresh process if `fresh`."""
-    arguments = (threads, lengths)
-    if not fresh:
-        return {role: peak_of_training(cell, role, *arguments) for role in ROLES}
-    return {role: in_new_process(peak_of_training, cell, role, *arguments) for role in ROLES}
+    """Returns the peak bytes of both layers by role, each measured by the executor of its role."""
+    tasks = {
+        role: executor.submit(peak_of_training, cell, role, threads, lengths)
+        for role, executor in executors.items()
+    }
+    return {role: task.result() for role, task in tasks.items()}

@@ -57,8 +57,8 @@ CLASSES_CAPTION = (
     "number of cells and the worst of them. Each layer is compared with torch's own."
 )
 MEMORY_CAPTION = (
-    ": `memory` is how far a training step raises the peak of the resident set of a fresh process "
-    "in which parameters, input and gradients of the results exist already."
+    ": `memory` is how far a training step raises the peak of the resident set of a process that "
+    "runs nothing else and has the parameters, the input and the gradients of the results already."
 )
 
 

@@ -2,13 +2,19 @@
 
 import pytest
 
-from benchmarks.harness.grid import FUSED
 from benchmarks.harness.paths import CAPABILITIES
+from namernn_fast.bench.cells import LAYERS_OF
 from tools.capabilities import LAYERS, NO, ROWS, attempt
+
+# These compile many programs. What they show of torch.compile does not depend on the cell.
+SLOW_FOR_GRU = {
+    "one compilation for all lengths and batches, packed too",
+    "`torch.compile` and `torch.export` of token ids, any number of them",
+}
 
 
 def published():
-    """The cells of both layer classes on the page, by label."""
+    """The cells of all layer classes on the page, by label."""
     text = CAPABILITIES.read_text(encoding="utf-8")
     section = text.partition("<!-- capabilities: begin -->")[2]
     section = section.partition("<!-- capabilities: end -->")[0]
@@ -27,11 +33,20 @@ def test_every_no_has_its_reason_in_words():
                 assert cell == f"{NO} ({ROWS[label].why_not[name]})"
 
 
+def test_rows_that_are_slow_for_the_gru_exist():
+    assert ROWS.keys() >= SLOW_FOR_GRU
+
+
 @pytest.mark.parametrize(
-    "label",
-    [pytest.param(label, marks=[pytest.mark.slow] * row.slow) for label, row in ROWS.items()],
+    ("name", "label"),
+    [
+        pytest.param(layers.fused, label, marks=[pytest.mark.slow] * is_slow)
+        for kind, layers in LAYERS_OF.items()
+        for label, row in ROWS.items()
+        for is_slow in [row.slow or (kind == "gru" and label in SLOW_FOR_GRU)]
+    ],
 )
-def test_capability(label):
+def test_capability(name, label):
     """The layer does what the page says; the text of an error depends on torch's version."""
-    verdict, text = attempt(label, FUSED)
-    assert verdict == published()[label][FUSED].split()[0], text
+    verdict, text = attempt(label, name)
+    assert verdict == published()[label][name].split()[0], text
