@@ -120,7 +120,13 @@ class Drawn(Case):
                 if tensor.numel():
                     tensor[tuple(self._choice(range(n), generator) for n in tensor.shape)] = value
         else:
-            for tensor in (*inputs, *(w for w in self.weights if w.dim() == 1)):
+            # A GRU can keep a large state for many steps, and the gradients of its gates grow with
+            # it until they overflow in float16. Saturate its gates by the other numbers.
+            keeps = self.cell == "gru" and self.values == "saturating"
+            for tensor in (
+                *(inputs[:1] if keeps else inputs),
+                *(w for w in self.weights if w.dim() == 1),
+            ):
                 tensor *= self.scale
 
     @staticmethod

@@ -1,4 +1,5 @@
-// The hyperbolic tangent and the logistic sigmoid of a vector, within two units in the last place.
+// The hyperbolic tangent of a vector, within two units in the last place, and the logistic sigmoid,
+// within three.
 #pragma once
 
 #include "kernel/simd.h"
@@ -131,7 +132,7 @@ inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
   const V negative = (V)((I)x | sign_bit<Scalar>());
   const V clamped = negative < V{} - most ? V{} - most : negative;
   const auto [power, rest] = exp_twice<Scalar, true>(clamped * Scalar(0.5));
-  const V t = negative < V{} - most ? V{} : power * rest + (power * rest + power);
+  const V t = negative < V{} - most ? V{} : power * (rest * Scalar(2) + one);
   return divide<Scalar>(x < V{} ? t : V{} + one, t + one);
 }
 

@@ -187,8 +187,9 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
     layout.N += size;
   }
   const Machine machine{threads, size_t(l2_bytes)};
-  const Workload workload{layout,        machine, input_size, hidden_size, panels_of(hidden_size),
-                          sizeof(float), weight_blocks};
+  const Workload workload{
+      layout,        machine,      input_size, hidden_size, panels_of(hidden_size),
+      sizeof(float), weight_blocks};
   const Plan plan = choose_plan(workload);
   const Wave wave = choose_wave(workload, num_layers, Pass::forward);
   return {plan.groups, plan.members, plan.time, wave.layers};

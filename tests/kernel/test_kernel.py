@@ -83,9 +83,9 @@ def test_tanh_everywhere(kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sigmoid_everywhere(dtype):
-    """sigmoid is within 3 units in the last place, which are those of tiny values too."""
+    """sigmoid is within 3 units in the last place, even of very small values."""
     tails = torch.logspace(-30, 3, 100_001, dtype=dtype)
-    x = torch.cat([tails, -tails, torch.linspace(-90, 90, 200_001, dtype=dtype)])
+    x = torch.cat([tails, -tails, torch.linspace(-20, 20, 200_001, dtype=dtype)])
     y = activation("sigmoid", dtype)(x)
     precise = np.float64 if dtype == torch.float32 else np.longdouble
     exact = oracle.sigmoid(x.numpy().astype(precise))
