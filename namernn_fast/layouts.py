@@ -82,8 +82,9 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
             "input with embedding holds token ids, which must have 1 or 2 dimensions, got "
             f"{input.dim()}"
         )
+    tensor = " tensor" if cell == "rnn" else ""  # nn.GRU leaves the word out
     raise ValueError(
-        f"{cell.upper()}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+        f"{cell.upper()}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead"
         + hint_at_embedding(input)
     )
 

@@ -5,12 +5,36 @@ tensors run layer by layer and direction by direction, because a stacked call do
 last states of its lower layers at the end of each sequence.
 """
 
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import ops, reference
 from .call import Call
 from .checks import check_reference_arguments
+from .integrations.deferred import when_imported
+
+_outside_of_graphs: Any = torch.gru
+
+
+def _break_graphs(dynamo: ModuleType) -> None:
+    global _outside_of_graphs
+    reason = "torch.gru would become the operators of every step in a compiled graph"
+    _outside_of_graphs = dynamo.disable(torch.gru, reason=reason)
+
+
+when_imported("torch._dynamo", _break_graphs)
+
+
+def _gru(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Calls `torch.gru`, outside of a compiled graph, which would unroll it.
+
+    Dynamo breaks the graph at `nn.GRU` as well. An exported program holds the operator.
+    """
+    run = torch.gru if torch.compiler.is_exporting() else _outside_of_graphs
+    return run(*arguments)
 
 
 def why_not(call: Call, tracing: bool) -> str | None:
@@ -48,9 +72,9 @@ def run_stack(call: Call) -> tuple[Tensor, Tensor]:
     bidirectional = bool(options & ops.BIDIRECTIONAL)
     weights = list(call.weights)
     if layout is not None:
-        return torch.gru(call.data, layout, hx, weights, *shape, bidirectional)
+        return _gru(call.data, layout, hx, weights, *shape, bidirectional)
     batch_first = bool(options & ops.BATCH_FIRST)
-    return torch.gru(call.data, hx, weights, *shape, bidirectional, batch_first)
+    return _gru(call.data, hx, weights, *shape, bidirectional, batch_first)
 
 
 def _batch_dim(options: int) -> int:
@@ -95,7 +119,7 @@ def _run_padded(call: Call, lengths: Tensor) -> tuple[Tensor, Tensor]:
             output = input if direction == 0 else _along_time(input, mirror)
             weights = [weight for weight in own if weight is not None]
             bias = bool(options & ops.BIAS)
-            output, _ = torch.gru(
+            output, _ = _gru(
                 output, hx.unsqueeze(0), weights, bias, 1, 0.0, _trains(call), False, False
             )
             last = _along_time(output, (lengths - 1).clamp(min=0)[None, :, None]).squeeze(0)

@@ -6,6 +6,7 @@ import tempfile
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from kinds import KINDS
 
 from namernn_fast import availability
 
@@ -41,6 +42,12 @@ def _poisoned_memory():
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
+    """Runs a test for every kind of cell."""
+    return request.param
 
 
 @pytest.fixture(params=["kernel", "reference"])

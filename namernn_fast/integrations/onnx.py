@@ -115,5 +115,6 @@ def _stacked(weights: Sequence[Tensor], call: Call) -> Tensor:
     """
     if call.cell == "rnn":
         return torch.stack([*weights])
-    gates = [weight.chunk(3) for weight in weights]
-    return torch.stack([torch.cat([update, reset, new]) for reset, update, new in gates])
+    size = ops.hidden_size_of(call.weights)
+    # Slices instead of chunks: the exporter cannot evaluate Split in advance, and warns about each.
+    return torch.stack([torch.cat([w[size : 2 * size], w[:size], w[2 * size :]]) for w in weights])

@@ -166,20 +166,23 @@ sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
 import torch, namernn_fast
 from torch.nn.utils.rnn import pack_sequence
 options = dict(num_layers=2, bidirectional=True)
-ours, theirs = namernn_fast.FusedRNN(3, 4, **options), torch.nn.RNN(3, 4, **options)
-ours.load_state_dict(theirs.state_dict())
 x = torch.randn(5, 2, 3)
-print(namernn_fast.explain(ours, x))
 packed = pack_sequence([torch.randn(n, 3) for n in (4, 2)])
-for value in (x, packed):
-    results = []
-    for module in (ours, theirs):
-        output, h_n = module(value)
-        h_n.sum().backward()
-        results.append([h_n, *(p.grad for p in module.parameters())])
-        module.zero_grad()
-    torch.testing.assert_close(*results)
-print(namernn_fast.FusedRNNCell(3, 4)(x[0]).shape)
+for fused, plain in (
+    (namernn_fast.FusedRNN, torch.nn.RNN), (namernn_fast.FusedGRU, torch.nn.GRU)
+):
+    ours, theirs = fused(3, 4, **options), plain(3, 4, **options)
+    ours.load_state_dict(theirs.state_dict())
+    print(namernn_fast.explain(ours, x))
+    for value in (x, packed):
+        results = []
+        for module in (ours, theirs):
+            output, h_n = module(value)
+            h_n.sum().backward()
+            results.append([h_n, *(p.grad for p in module.parameters())])
+            module.zero_grad()
+        torch.testing.assert_close(*results)
+print(namernn_fast.FusedRNNCell(3, 4)(x[0]).shape, namernn_fast.FusedGRUCell(3, 4)(x[0]).shape)
 """
     ran = subprocess.run(
         [sys.executable, "-c", program],
@@ -190,4 +193,5 @@ print(namernn_fast.FusedRNNCell(3, 4)(x[0]).shape)
         check=True,
     )
     assert "in reference.py (not cpu: the C++ extension was not built)" in ran.stdout
+    assert "torch (not cpu: the C++ extension was not built)" in ran.stdout
     assert ran.stderr.count("built without its C++ extension") == 1

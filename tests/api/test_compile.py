@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import every_other
+from cases import every_other, one_in
+from kinds import KINDS, of_kinds
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves
 
-from namernn_fast import FusedRNN, TokenRNN
 from namernn_fast.tokens import TRACED_VOCABULARY
 
 STACK = {"num_layers": 2, "bidirectional": True}
@@ -82,64 +82,76 @@ def check(compiled, net, *arguments):
         torch.testing.assert_close(compiled(*arguments), net(*arguments))
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
+def of_kind(name, *values, slow=False):
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(KINDS[name], *values, marks=marks, id="-".join(map(str, (name, *values))))
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "with_output", "with_hx"),
+    ("kind", "layout", "options", "with_output", "with_hx"),
     [
-        ("dense", {"batch_first": True}, True, False),
-        ("dense", {"nonlinearity": "relu"}, False, True),
-        ("packed", {}, True, False),
-        slow("packed", {}, True, True),
-        ("packed unsorted", {}, True, False),
-        slow("packed unsorted", {}, False, True),
-        ("ids", {"padding_idx": 3}, True, False),
-        ("ids", {}, False, True),
+        of_kind("rnn", "dense", {"batch_first": True}, True, False),
+        of_kind("rnn", "dense", {"nonlinearity": "relu"}, False, True),
+        of_kind("rnn", "packed", {}, True, False),
+        of_kind("rnn", "packed", {}, True, True, slow=True),
+        of_kind("rnn", "packed unsorted", {}, True, False),
+        of_kind("rnn", "packed unsorted", {}, False, True, slow=True),
+        of_kind("rnn", "ids", {"padding_idx": 3}, True, False),
+        of_kind("rnn", "ids", {}, False, True),
+        of_kind("gru", "dense", {"bias": False}, True, True),
+        of_kind("gru", "packed", {}, True, False, slow=True),
+        of_kind("gru", "packed unsorted", {}, True, False, slow=True),
+        of_kind("gru", "ids", {"padding_idx": 3}, False, False),
     ],
 )
-def test_inductor(kind, options, with_output, with_hx):
+def test_inductor(kind, layout, options, with_output, with_hx):
     options = STACK | options
-    model = TokenRNN(V, 4, 6, **options) if kind in IDS else FusedRNN(4, 6, **options)
+    model = kind.tokens(V, 4, 6, **options) if layout in IDS else kind.layer(4, 6, **options)
     net = Net(model, with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True)
     for size in ((5, 3), (9, 4)):
-        x = INPUTS[kind](*size)
+        x = INPUTS[layout](*size)
         check(compiled, net, x, initial_states(x) if with_hx else None)
 
 
+SHAPES = [*FEATURES], (True, False), (True, None)
+
+
 @pytest.mark.parametrize(
-    ("kind", "with_hx", "dynamic"), every_other([*FEATURES], (True, False), (True, None))
+    ("kind", "layout", "with_hx", "dynamic"),
+    of_kinds(rnn=every_other(*SHAPES), gru=one_in(4, *SHAPES)),
 )
-def test_one_compilation_serves_every_shape(kind, with_hx, dynamic):
+def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
     """With `dynamic=True` the first shape compiles for all shapes; by default the second does."""
-    net = Net(FusedRNN(4, 6, **STACK))
+    net = Net(kind.layer(4, 6, **STACK))
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:
-        x = INPUTS[kind](*size)
+        x = INPUTS[layout](*size)
         compiled(x, initial_states(x) if with_hx else None).backward()
     assert counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
 
 
+SHAPES_OF_IDS = [*IDS], (True, False), (V, TRACED_VOCABULARY + 1)
+
+
 @pytest.mark.parametrize(
-    ("kind", "with_output", "vocabulary"),
-    every_other([*IDS], (True, False), (V, TRACED_VOCABULARY + 1)),
+    ("kind", "layout", "with_output", "vocabulary"),
+    of_kinds(rnn=every_other(*SHAPES_OF_IDS), gru=one_in(4, *SHAPES_OF_IDS)),
 )
-def test_one_compilation_serves_any_number_of_ids(kind, with_output, vocabulary):
+def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, vocabulary):
     """Choosing between a table and gathered rows adds no guard on the number of ids."""
-    net = Net(TokenRNN(vocabulary, 4, 6), with_output)
+    net = Net(kind.tokens(vocabulary, 4, 6), with_output)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in SIZES:
-        check(compiled, net, INPUTS[kind](*size))
+        check(compiled, net, INPUTS[layout](*size))
     assert counters["stats"]["unique_graphs"] == 2  # with gradients and without
 
 
-@pytest.mark.parametrize("kind", ["dense", "packed unsorted", "ids"])
-def test_nothing_breaks_the_graph(kind):
+@pytest.mark.parametrize("layout", ["dense", "packed unsorted", "ids"])
+def test_nothing_breaks_the_graph(kind, layout):
     """The graph does not break without `fullgraph=True` either."""
-    model = TokenRNN(V, 4, 6, 2) if kind in IDS else FusedRNN(4, 6, **STACK)
-    found = torch._dynamo.explain(model)(INPUTS[kind](6, 3))
+    model = kind.tokens(V, 4, 6, 2) if layout in IDS else kind.layer(4, 6, **STACK)
+    found = torch._dynamo.explain(model)(INPUTS[layout](6, 3))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
     assert found.op_count > 1
 
@@ -148,12 +160,12 @@ def own_nodes(graph):
     return [node for node in graph.nodes if str(node.target).startswith("namernn_fast.")]
 
 
-def test_the_graph_does_not_grow_with_the_sequence():
+def test_the_graph_does_not_grow_with_the_sequence(kind):
     sizes = []
     for seq_len in (5, 500):
         torch._dynamo.reset()
         backend = AotEagerAndRecordGraphs()
-        net = Net(FusedRNN(4, 6, **STACK))
+        net = Net(kind.layer(4, 6, **STACK))
         torch.compile(net, fullgraph=True, backend=backend)(torch.randn(seq_len, 3, 4)).backward()
         graphs = [backend.fw_graphs[0].graph, backend.bw_graphs[0].graph]
         assert all(0 < len(own_nodes(graph)) <= 2 for graph in graphs)
@@ -172,9 +184,16 @@ def exported(module, with_hx):
     return torch.export.export(module, arguments, dynamic_shapes=dims)
 
 
-@pytest.mark.parametrize(("batch_first", "with_hx", "training"), every_other(*[(False, True)] * 3))
-def test_export(batch_first, with_hx, training, tmp_path):
-    module = FusedRNN(4, 6, bias=not batch_first, batch_first=batch_first, **STACK).train(training)
+EITHER = [(False, True)] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_first", "with_hx", "training"),
+    of_kinds(rnn=every_other(*EITHER), gru=one_in(4, *EITHER)),
+)
+def test_export(kind, batch_first, with_hx, training, tmp_path):
+    options = {"bias": not batch_first, "batch_first": batch_first}
+    module = kind.layer(4, 6, **options, **STACK).train(training)
     program = exported(module, with_hx)
     assert 0 < len(own_nodes(program.graph)) <= 4
     assert len(own_nodes(program.run_decompositions().graph)) == len(own_nodes(program.graph))
@@ -199,8 +218,8 @@ class OnRows(torch.nn.Module):
         return output.data, h_n
 
 
-def test_export_packed():
-    module = OnRows(FusedRNN(4, 6, **STACK))
+def test_export_packed(kind):
+    module = OnRows(kind.layer(4, 6, **STACK))
     data, batch_sizes, *_ = packed([5, 3, 2])
     program = torch.export.export(
         module, (data, batch_sizes), dynamic_shapes=({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
@@ -213,9 +232,10 @@ def test_export_packed():
         )
 
 
-def test_aot_inductor(tmp_path):
+@pytest.mark.parametrize("kind", [KINDS["rnn"], pytest.param(KINDS["gru"], marks=pytest.mark.slow)])
+def test_aot_inductor(kind, tmp_path):
     """A network compiled ahead of time runs in a process that imported `namernn_fast`."""
-    module = FusedRNN(4, 6, **STACK).eval().requires_grad_(False)
+    module = kind.layer(4, 6, **STACK).eval().requires_grad_(False)
     package = torch._inductor.aoti_compile_and_package(
         exported(module, with_hx=False), package_path=str(tmp_path / "rnn.pt2")
     )
@@ -235,8 +255,8 @@ torch.testing.assert_close(tuple(loaded(x)), wanted)
 
 
 @pytest.mark.parametrize("dynamo_first", [True, False])
-def test_only_ours_is_traced(dynamo_first):
-    """In either import order FusedRNN is traced, and `nn.RNN` still breaks the graph.
+def test_only_ours_is_traced(kind, dynamo_first):
+    """In either import order the fused layer is traced, and torch's still breaks the graph.
 
     Importing the package imports no compiler and no exporter, which would take seconds.
     """
@@ -247,10 +267,10 @@ before = set(sys.modules)
 import namernn_fast
 assert not (sys.modules.keys() - before) & {{"torch._dynamo", "onnx", "onnxscript"}}
 x = torch.randn(3, 2, 4)
-compiled = torch.compile(namernn_fast.FusedRNN(4, 5), fullgraph=True, backend="eager")
+compiled = torch.compile(namernn_fast.{kind.layer.__name__}(4, 5), fullgraph=True, backend="eager")
 print(compiled(x)[0].shape)
 try:
-    torch.compile(torch.nn.RNN(4, 5), fullgraph=True, backend="eager")(x)
+    torch.compile(torch.nn.{kind.nn_layer.__name__}(4, 5), fullgraph=True, backend="eager")(x)
 except torch._dynamo.exc.Unsupported:
     print("refused as before")
 """
@@ -262,9 +282,9 @@ except torch._dynamo.exc.Unsupported:
 
 
 @pytest.mark.parametrize("forward", [False, True], ids=["eager", "compiled"])
-def test_compiled_autograd(forward):
+def test_compiled_autograd(kind, forward):
     """Compiled autograd compiles the backward pass of an eager and of a compiled forward pass."""
-    module, x = FusedRNN(3, 4, 2), torch.randn(5, 2, 3)
+    module, x = kind.layer(3, 4, 2), torch.randn(5, 2, 3)
     wanted = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
     run = torch.compile(module, backend="aot_eager") if forward else module
     output, _ = run(x)
@@ -274,9 +294,9 @@ def test_compiled_autograd(forward):
 
 
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
-def test_lengths(vocabulary):
+def test_lengths(kind, vocabulary):
     """Compiled models ignore ids in padding too."""
-    net = Net(TokenRNN(vocabulary, 4, 6, batch_first=True))
+    net = Net(kind.tokens(vocabulary, 4, 6, batch_first=True))
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     ids, lengths = torch.randint(V, (4, 7)), torch.tensor([3, 0, 7, 1])
     ids[torch.arange(7) >= lengths[:, None]] = -(2**62)
@@ -284,9 +304,9 @@ def test_lengths(vocabulary):
     check(compiled, net, ids.clamp(-1).int(), torch.randn(1, 4, 6), lengths)
 
 
-def test_an_embedding_of_dynamic_size():
+def test_an_embedding_of_dynamic_size(kind):
     """An embedding of dynamic size makes no table, because its size would become a guard."""
-    layer = FusedRNN(4, 6)
+    layer = kind.layer(4, 6)
 
     def run(ids, embedding):
         return layer(ids, embedding=embedding)[0]
@@ -311,13 +331,16 @@ class Method(torch.nn.Module):
         return self.model.last_state(ids, lengths=lengths)
 
 
+OF_IDS = (True, False), (True, False), (V, TRACED_VOCABULARY + 1)
+
+
 @pytest.mark.parametrize(
-    ("with_output", "strict", "vocabulary"),
-    every_other((True, False), (True, False), (V, TRACED_VOCABULARY + 1)),
+    ("kind", "with_output", "strict", "vocabulary"),
+    of_kinds(rnn=every_other(*OF_IDS), gru=one_in(4, *OF_IDS)),
 )
-def test_export_of_ids(with_output, strict, vocabulary, tmp_path):
+def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
     """The exported program takes any number of ids, and computes what the model does."""
-    module = Method(TokenRNN(vocabulary, 4, 6, **STACK), with_output)
+    module = Method(kind.tokens(vocabulary, 4, 6, **STACK), with_output)
     module.requires_grad_(False)
     seq_len, batch = Dim("seq_len"), Dim("batch")
     shapes = ({0: seq_len, 1: batch}, {0: batch})
@@ -334,8 +357,8 @@ def test_export_of_ids(with_output, strict, vocabulary, tmp_path):
         torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))
 
 
-def test_export_for_training():
-    module = Method(TokenRNN(V, 4, 6, padding_idx=1), True)
+def test_export_for_training(kind):
+    module = Method(kind.tokens(V, 4, 6, padding_idx=1), True)
     given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     program = torch.export.export(module, given, dynamic_shapes=shapes)
@@ -344,8 +367,8 @@ def test_export_for_training():
 
 
 @pytest.mark.slow
-def test_aot_inductor_of_ids(tmp_path):
-    module = Method(TokenRNN(V, 4, 6), False).requires_grad_(False)
+def test_aot_inductor_of_ids(kind, tmp_path):
+    module = Method(kind.tokens(V, 4, 6), False).requires_grad_(False)
     given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])
     shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     package = torch._inductor.aoti_compile_and_package(

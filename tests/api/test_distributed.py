@@ -5,11 +5,10 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from kinds import KINDS
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-
-from namernn_fast import FusedRNN
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo"
@@ -17,10 +16,10 @@ pytestmark = pytest.mark.skipif(
 WORLD = 2
 
 
-def train(wrap, x):
+def train(kind, wrap, x):
     """Returns the weights after three steps on `x`; every process starts from the same weights."""
     torch.manual_seed(0)
-    module = FusedRNN(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    module = kind.layer(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
     wrapped = wrap(module)
     optimizer = torch.optim.Adam(wrapped.parameters())
     for _ in range(3):
@@ -36,16 +35,18 @@ def shard(module):
 
 
 def worker(rank, folder):
+    """Trains a layer of every kind: starting processes takes longer than that."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     x = torch.randn(5, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    alone = train(lambda module: module, x)
     own = x.chunk(WORLD, dim=1)[rank]
-    parallel = train(DistributedDataParallel, own)
-    sharded = train(shard, own)
-    assert all(p.to_local().numel() < p.numel() for p in sharded.values())
-    torch.testing.assert_close(parallel, alone)
-    torch.testing.assert_close({name: p.full_tensor() for name, p in sharded.items()}, alone)
+    for kind in KINDS.values():
+        alone = train(kind, lambda module: module, x)
+        parallel = train(kind, DistributedDataParallel, own)
+        sharded = train(kind, shard, own)
+        assert all(p.to_local().numel() < p.numel() for p in sharded.values())
+        torch.testing.assert_close(parallel, alone)
+        torch.testing.assert_close({name: p.full_tensor() for name, p in sharded.items()}, alone)
     # No rank may close its connections while another still waits for a collective to finish.
     dist.barrier()
     dist.destroy_process_group()

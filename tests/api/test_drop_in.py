@@ -1,14 +1,14 @@
-"""What programs written for `nn.RNN` rely on besides its results."""
+"""What programs written for `nn.RNN` or `nn.GRU` rely on besides its results."""
 
 import numpy as np
 import pytest
 import torch
-from cases import twins
+from kinds import KINDS
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from namernn_fast import FusedRNN, FusedRNNCell, batch_invariant, replace_rnn, restore_rnn, rnn
+from namernn_fast import batch_invariant, dispatch, replace_rnn, restore_rnn
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 
@@ -16,22 +16,22 @@ XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_masks_are_those_of_nn_rnn(batch_first, bidirectional, reset):
+def test_dropout_masks_are_those_of_torchs_layer(kind, batch_first, bidirectional, reset):
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "dropout": 0.5}
     x, never = XS[0], torch.zeros(2, 6, dtype=torch.bool)
     if not batch_first:
         x, never = x.transpose(0, 1), never.t()
     results = []
-    for module in twins(3, 16, 3, **options):
+    for module in kind.twins(3, 16, 3, **options):
         torch.manual_seed(1)
-        more = {"reset": never} if reset and isinstance(module, FusedRNN) else {}
+        more = {"reset": never} if reset and isinstance(module, kind.layer) else {}
         results.append(module(x, **more))
     torch.testing.assert_close(*results)
 
 
-def test_lengths_are_copied():
+def test_lengths_are_copied(kind):
     """Changing the caller's array of lengths does not affect the backward pass."""
-    module, lengths = FusedRNN(3, 4, batch_first=True), np.array([6, 2])
+    module, lengths = kind.layer(3, 4, batch_first=True), np.array([6, 2])
     x = XS[0].clone().requires_grad_()
     output, _ = module(x, lengths=lengths)
     lengths[:] = 1
@@ -42,15 +42,15 @@ def test_lengths_are_copied():
 
 
 @pytest.mark.parametrize("lengths", [(), [], np.array([]), torch.tensor([], dtype=torch.int64)])
-def test_empty_lengths_of_an_empty_batch(lengths):
-    output, h_n = FusedRNN(3, 4)(torch.randn(6, 0, 3), lengths=lengths)
+def test_empty_lengths_of_an_empty_batch(kind, path, lengths):
+    output, h_n = kind.layer(3, 4)(torch.randn(6, 0, 3), lengths=lengths)
     assert output.shape == (6, 0, 4)
     assert h_n.shape == (1, 0, 4)
 
 
-def test_offsets_of_jagged_input(path):
+def test_offsets_of_jagged_input(kind, path):
     """Both paths accept int32 offsets and reject decreasing ones."""
-    module, values = FusedRNN(3, 4), torch.randn(8, 3)
+    module, values = kind.layer(3, 4), torch.randn(8, 3)
     results = [
         module(torch.nested.nested_tensor_from_jagged(values, offsets))
         for offsets in (torch.tensor([0, 5, 8]), torch.tensor([0, 5, 8], dtype=torch.int32))
@@ -65,11 +65,11 @@ def test_offsets_of_jagged_input(path):
             module(bad)
 
 
-def test_flops_are_counted():
-    """Counts equal those of `nn.RNN`: forward, and backward if every gradient is needed."""
+def test_flops_are_counted(kind):
+    """Counts equal those of torch's layer: forward, and backward if every gradient is needed."""
     options = {"num_layers": 2, "bidirectional": True}
     counts = []
-    for module in (FusedRNN(3, 4, **options), nn.RNN(3, 4, **options)):
+    for module in (kind.layer(3, 4, **options), kind.nn_layer(3, 4, **options)):
         x, hx = torch.randn(6, 2, 3, requires_grad=True), torch.randn(4, 2, 4, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
             output, _ = module(x, hx)
@@ -77,18 +77,19 @@ def test_flops_are_counted():
             output.sum().backward()
         counts.append((forward, counter.get_total_flops()))
     assert counts[0] == counts[1]
-    layer = FusedRNN(3, 4)
+    layer = kind.layer(3, 4)
     with FlopCounterMode(display=False) as counter:
         layer(torch.randn(6, 2, 3), lengths=[2, 3])
         layer(pack_padded_sequence(torch.randn(6, 2, 3), [6, 1]))
-    assert counter.get_total_flops() == 2 * (5 + 7) * 4 * (3 + 4)
+    assert counter.get_total_flops() == 2 * (5 + 7) * kind.gates * 4 * (3 + 4)
 
 
-def test_flops_of_token_ids_are_counted():
+def test_flops_of_token_ids_are_counted(kind):
     """Torch computes the table's product, so the layer multiplies only states."""
     vocabulary, ids = 7, torch.zeros(6, 2, dtype=torch.int64)
-    table, states = 2 * vocabulary * 4 * 3, 2 * 12 * 4 * 4
-    layer, embedding = FusedRNN(3, 4), torch.randn(vocabulary, 3, requires_grad=True)
+    rows = kind.gates * 4
+    table, states = 2 * vocabulary * rows * 3, 2 * 12 * rows * 4
+    layer, embedding = kind.layer(3, 4), torch.randn(vocabulary, 3, requires_grad=True)
     for method in ("forward", "last_state"):
         run = getattr(layer, method)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -100,30 +101,34 @@ def test_flops_of_token_ids_are_counted():
         assert counter.get_total_flops() == 3 * table + 3 * states
 
 
-def test_restoring():
-    model = nn.Sequential(nn.RNN(3, 4), nn.RNNCell(3, 4), nn.Linear(2, 2))
+def test_restoring(kind):
+    model = nn.Sequential(kind.nn_layer(3, 4), kind.nn_cell(3, 4), nn.Linear(2, 2))
     before, classes = dict(model.named_parameters()), [type(module) for module in model]
     wanted = model[0](XS[0])
     names = set(model[0].__dict__)
     replaced = replace_rnn(model)
-    assert [type(module) for module in replaced] == [FusedRNN, FusedRNNCell, nn.Linear]
+    assert [type(module) for module in replaced] == [kind.layer, kind.cell, nn.Linear]
     assert restore_rnn(model) is model
     assert [type(module) for module in model] == classes
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
     torch.testing.assert_close(model[0](XS[0]), wanted, rtol=0, atol=0)
-    restored = restore_rnn(FusedRNN(3, 4, batch_invariant=True))
+    restored = restore_rnn(kind.layer(3, 4, batch_invariant=True))
     assert set(restored.__dict__) == names
     for change in (replace_rnn, restore_rnn):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
             change([model])
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+CELLS = [("rnn", {"nonlinearity": "tanh"}), ("rnn", {"nonlinearity": "relu"}), ("gru", {})]
+
+
+@pytest.mark.parametrize(("name", "options"), CELLS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(nonlinearity, bias, monkeypatch):
-    calls = []
-    monkeypatch.setattr("namernn_fast.nn.rnn", lambda *a, **k: calls.append(a) or rnn(*a, **k))
-    ours, theirs = (cls(3, 64, bias, nonlinearity) for cls in (FusedRNNCell, nn.RNNCell))
+def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(name, options, bias, monkeypatch):
+    kind, calls = KINDS[name], []
+    run = dispatch.run
+    monkeypatch.setattr(dispatch, "run", lambda call: calls.append(call) or run(call))
+    ours, theirs = (cls(3, 64, bias, **options) for cls in (kind.cell, kind.nn_cell))
     ours.load_state_dict(theirs.state_dict())
     x, hx = torch.randn(64, 3), torch.randn(64, 64)
     torch.testing.assert_close(ours(x, hx), theirs(x, hx), rtol=0, atol=0)
@@ -131,8 +136,10 @@ def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(nonlinearity, bias, m
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
         assert not calls
         with batch_invariant():
+            torch.testing.assert_close(ours(x, hx), theirs(x, hx))
             assert torch.equal(ours(x, hx)[:1], ours(x[:1], hx[:1]))
             ours(x[0], hx[0])
-        assert len(calls) == 3
+        assert len(calls) == 4
     torch.testing.assert_close(torch.func.vmap(ours)(x[None], hx[None])[0], theirs(x, hx))
-    assert len(calls) == 4, "vmap must call rnn: torch's own cell has no vmap rule"
+    assert len(calls) == 5, "vmap must call the operator: torch's own cell has no vmap rule"
+    assert {call.cell for call in calls} == {name}

@@ -2,29 +2,29 @@
 
 import pytest
 import torch
-from cases import every_other, twins
+from cases import every_other
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN, FusedRNNCell, TokenRNN
+from namernn_fast import FusedGRU, FusedRNN
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 RESET = torch.tensor([[False, True]] * 6).T
 
 
 @pytest.mark.parametrize("change", [torch.relu_, lambda o: o[0].zero_(), nn.Dropout(inplace=True)])
-def test_in_place_change_of_output_is_an_error_that_says_what_to_do(change):
-    output, _ = FusedRNN(3, 4)(XS[0])
+def test_in_place_change_of_output_is_an_error_that_says_what_to_do(kind, change):
+    output, _ = kind.layer(3, 4)(XS[0])
     change(output)
     with pytest.raises(RuntimeError, match=r"Change a copy: output\.clone\(\)"):
         output.sum().backward()
 
 
 @pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
-def test_in_place_change_of_what_the_gradient_does_not_need(names):
+def test_in_place_change_of_what_the_gradient_does_not_need(kind, names):
     """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass."""
-    ours, theirs = twins(3, 4, 2)
+    ours, theirs = kind.twins(3, 4, 2)
     for module in (ours, theirs):
         output, _ = module(XS[0])
         with torch.no_grad():
@@ -47,10 +47,10 @@ def assign_data(tensors):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("what", ["weights", "input", "constant input", "input of a graph", "hx"])
-def test_data_assigned_between_the_passes(what, create_graph):
+def test_data_assigned_between_the_passes(kind, what, create_graph):
     """As with `nn.RNN`, the gradient uses the values that the forward pass read."""
     results = []
-    for module in twins(3, 4, 2, dtype=torch.float64):
+    for module in kind.twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_(what != "constant input")
         hx = torch.zeros(2, 2, 4, dtype=torch.float64, requires_grad=True)
         given = x * 1 if what == "input of a graph" else x
@@ -65,8 +65,8 @@ def test_data_assigned_between_the_passes(what, create_graph):
     torch.testing.assert_close(*results)
 
 
-def test_data_of_another_dtype_between_the_passes():
-    x, module = XS[0].clone().requires_grad_(), FusedRNN(3, 4, 2)
+def test_data_of_another_dtype_between_the_passes(kind):
+    x, module = XS[0].clone().requires_grad_(), kind.layer(3, 4, 2)
     (wanted,) = torch.autograd.grad(module(x)[0].sum(), x)
     output, _ = module(x)
     module.double()
@@ -75,8 +75,8 @@ def test_data_of_another_dtype_between_the_passes():
 
 
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_data_of_a_token_rnn_assigned_between_the_passes(padding_idx):
-    module = TokenRNN(5, 3, 4, padding_idx=padding_idx)
+def test_data_of_a_token_rnn_assigned_between_the_passes(kind, padding_idx):
+    module = kind.tokens(5, 3, 4, padding_idx=padding_idx)
     ids = torch.arange(10).remainder(5).view(5, 2)
     wanted = torch.autograd.grad(module(ids)[0].square().sum(), list(module.parameters()))
     output, _ = module(ids)
@@ -85,9 +85,9 @@ def test_data_of_a_token_rnn_assigned_between_the_passes(padding_idx):
     torch.testing.assert_close(gradients, wanted)
 
 
-def test_transforms_of_a_pull_back_after_data_was_assigned():
+def test_transforms_of_a_pull_back_after_data_was_assigned(kind):
     results = []
-    for module in twins(3, 4, dtype=torch.float64):
+    for module in kind.twins(3, 4, dtype=torch.float64):
         output, _ = module(XS[0].transpose(0, 1).double())
         wanted = list(module.parameters())
         assign_data(wanted)
@@ -102,15 +102,15 @@ def test_transforms_of_a_pull_back_after_data_was_assigned():
     torch.testing.assert_close(*results)
 
 
-def test_a_tensor_that_outlived_a_transform():
+def test_a_tensor_that_outlived_a_transform(kind):
     outlived = []
     torch.func.grad(lambda x: (outlived.append(x), x.sum())[1])(XS[0])
-    module = FusedRNN(3, 4)
+    module = kind.layer(3, 4)
     torch.testing.assert_close(module(outlived[0]), module(XS[0]))
 
 
-def test_in_place_change_of_what_the_gradient_needs():
-    ours = FusedRNN(3, 4, 2)
+def test_in_place_change_of_what_the_gradient_needs(kind):
+    ours = kind.layer(3, 4, 2)
     for name in ("weight_hh_l0", "weight_ih_l1"):
         output, _ = ours(XS[0])
         with torch.no_grad():
@@ -125,12 +125,16 @@ def test_in_place_change_of_what_the_gradient_needs():
 
 
 @pytest.mark.parametrize(
-    ("packed", "bidirectional", "nonlinearity"),
-    every_other((False, True), (False, True), ("tanh", "relu")),
+    ("packed", "bidirectional", "cell"),
+    [
+        *every_other((False, True), (False, True), ("tanh", "relu")),
+        *every_other((False, True), (False, True), ("gru",)),
+    ],
 )
-def test_batched_gradients(packed, bidirectional, nonlinearity):
+def test_batched_gradients(packed, bidirectional, cell):
     """Autograd's vmap and torch.func's compute gradients for several vectors at once."""
-    module = FusedRNN(2, 3, 2, nonlinearity, bidirectional=bidirectional, dtype=torch.float64)
+    options = {"bidirectional": bidirectional, "dtype": torch.float64}
+    module = FusedGRU(2, 3, 2, **options) if cell == "gru" else FusedRNN(2, 3, 2, cell, **options)
     sizes = torch.tensor([3, 2, 1])
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
 
@@ -154,11 +158,11 @@ def test_batched_gradients(packed, bidirectional, nonlinearity):
     torch.testing.assert_close(batched, wanted)
 
 
-def test_transforms_of_a_pull_back():
+def test_transforms_of_a_pull_back(kind):
     """Forward mode and torch.func differentiate the backward pass, as with `nn.RNN`."""
     vector, tangent = torch.randn(2, 6, 2, 4, dtype=torch.float64)
     results = []
-    for module in twins(3, 4, 2, dtype=torch.float64):
+    for module in kind.twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_()
         output, _ = module(x)
 
@@ -179,11 +183,11 @@ def test_transforms_of_a_pull_back():
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_results_of_no_grad_may_be_changed_in_place(path, batch_first):
+def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
     """No result is a view: autograd forbids in-place changes of views made under no_grad."""
     leaf = torch.ones((), requires_grad=True)
     for dropout in (0.0, 0.5):
-        module = FusedRNN(3, 4, 2, batch_first=batch_first, dropout=dropout)
+        module = kind.layer(3, 4, 2, batch_first=batch_first, dropout=dropout)
         ids = {"input": torch.zeros(6, 2, dtype=torch.int64), "embedding": torch.zeros(5, 3)}
         results = []
         with torch.no_grad():
@@ -192,14 +196,14 @@ def test_results_of_no_grad_may_be_changed_in_place(path, batch_first):
         for result in results:
             result += leaf
     with torch.no_grad():
-        state = FusedRNNCell(3, 64)(torch.randn(64, 3))
+        state = kind.cell(3, 64)(torch.randn(64, 3))
     state += leaf
 
 
 @pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])
-def test_rows_described_in_inference_mode(path, what):
+def test_rows_described_in_inference_mode(kind, path, what):
     """Tensors that say which rows exist may come from inference mode, as with `nn.RNN`."""
-    module, x = FusedRNN(3, 4), XS[0]
+    module, x = kind.layer(3, 4), XS[0]
     lengths = torch.tensor([2, 1, 2, 2, 1, 2])
     results = []
     for mode in (False, True):
@@ -221,10 +225,10 @@ def test_rows_described_in_inference_mode(path, what):
     torch.testing.assert_close(*results)
 
 
-def test_a_bias_made_in_inference_mode():
-    module = FusedRNN(3, 4)
+def test_a_bias_made_in_inference_mode(kind):
+    module = kind.layer(3, 4)
     with torch.inference_mode():
-        bias = torch.zeros(4)
+        bias = torch.zeros(kind.gates * 4)
     module._parameters["bias_ih_l0"] = bias
     module(XS[0])[0].sum().backward()
     assert module.weight_hh_l0.grad is not None

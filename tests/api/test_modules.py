@@ -5,82 +5,117 @@ import warnings
 
 import pytest
 import torch
-from cases import twins
+from kinds import KINDS
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map_only
 
-import namernn_fast
-from namernn_fast import FusedRNN, FusedRNNCell, batch_invariant, explain, replace_rnn, rnn
+from namernn_fast import (
+    FusedRNN,
+    availability,
+    batch_invariant,
+    explain,
+    last_state,
+    ops,
+    replace_rnn,
+    rnn,
+)
 
 
 class Model(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.encoder = torch.nn.Sequential(torch.nn.RNN(3, 4, batch_first=True))
-        self.cell = torch.nn.RNNCell(4, 4)
+        self.encoder = torch.nn.Sequential(kind.nn_layer(3, 4, batch_first=True))
+        self.cell = kind.nn_cell(4, 4)
         self.other = torch.nn.LSTM(4, 4)
-        self.custom = type("Custom", (torch.nn.RNN,), {})(4, 4)
+        self.custom = type("Custom", (kind.nn_layer,), {})(4, 4)
 
 
-def test_replace_rnn_without_anything_to_replace():
-    custom = type("Custom", (torch.nn.RNN,), {})
+@pytest.mark.parametrize("every", [True, False])
+def test_replace_rnn_without_anything_to_replace(kind, every):
+    custom = type("Custom", (kind.nn_layer,), {})
+    cells = {} if every else {"cells": (kind.name,)}
+    classes = [c for k in (KINDS.values() if every else [kind]) for c in (k.nn_layer, k.nn_cell)]
+    names = ", ".join(f"nn.{cls.__name__}" for cls in classes)
     for model, words in (
-        (torch.nn.Linear(2, 3), "no nn.RNNCell in the Linear$"),
-        (torch.nn.Sequential(custom(2, 3), custom(3, 3)), "only subclasses of them: Custom$"),
+        (torch.nn.Linear(2, 3), f"the Linear has none of {names}$"),
+        (
+            torch.nn.Sequential(custom(2, 3), custom(3, 3)),
+            f"the Sequential has none of {names}, only subclasses: Custom$",
+        ),
     ):
         with pytest.warns(UserWarning, match=words) as warned:
-            assert replace_rnn(model) is model
+            assert replace_rnn(model, **cells) is model
         assert len(warned) == 1
+        assert warned[0].filename == __file__
     with warnings.catch_warnings(action="error"):
-        replace_rnn(replace_rnn(torch.nn.RNN(2, 3)))
+        replace_rnn(replace_rnn(kind.nn_layer(2, 3)), cells=(kind.name,))
 
 
-def test_replace_rnn_keeps_everything_but_the_class():
-    model = Model().eval()
+def test_replace_rnn_keeps_everything_but_the_class(kind):
+    model = Model(kind).eval()
     calls = []
     model.encoder[0].register_forward_hook(lambda *_: calls.append("hook"))
     model.encoder[0].weight_hh_l0.requires_grad_(False)
     before = dict(model.named_parameters())
     wanted = model.encoder(torch.ones(2, 5, 3))
     assert replace_rnn(model) is model
-    assert type(model.encoder[0]) is FusedRNN
-    assert type(model.cell) is FusedRNNCell
+    assert type(model.encoder[0]) is kind.layer
+    assert type(model.cell) is kind.cell
     assert type(model.other) is torch.nn.LSTM
-    assert type(model.custom) is not FusedRNN
+    assert type(model.custom) is not kind.layer
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
     assert all(before[name] is after[name] for name in before)
     assert not model.encoder[0].training
     torch.testing.assert_close(model.encoder(torch.ones(2, 5, 3)), wanted)
     assert calls == ["hook", "hook"]
-    assert type(replace_rnn(torch.nn.RNN(2, 3))) is FusedRNN
+    assert type(replace_rnn(kind.nn_layer(2, 3))) is kind.layer
 
 
-def test_initialization():
-    torch.manual_seed(5)
-    theirs = torch.nn.RNN(3, 4, 2, bidirectional=True)
-    torch.manual_seed(5)
-    ours = FusedRNN(3, 4, 2, bidirectional=True)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+def test_replace_rnn_of_some_kinds(kind):
+    model = torch.nn.ModuleList(
+        cls(3, 4) for other in KINDS.values() for cls in (other.nn_layer, other.nn_cell)
+    )
+    replace_rnn(model, cells=(kind.name,))
+    assert [type(module) for module in model] == [
+        cls
+        for other in KINDS.values()
+        for cls in ((other.layer, other.cell) if other is kind else (other.nn_layer, other.nn_cell))
+    ]
+    replace_rnn(model)
+    assert [type(module) for module in model] == [
+        cls for other in KINDS.values() for cls in (other.layer, other.cell)
+    ]
 
 
-def test_the_signature_names_every_parameter():
+def test_initialization(kind):
+    for ours, theirs, arguments in (
+        (kind.layer, kind.nn_layer, {"num_layers": 2, "bidirectional": True}),
+        (kind.cell, kind.nn_cell, {}),
+    ):
+        states = []
+        for cls in (ours, theirs):
+            torch.manual_seed(5)
+            states.append(cls(3, 4, **arguments).state_dict())
+        assert list(states[0]) == list(states[1])
+        assert all(map(torch.equal, states[0].values(), states[1].values()))
+
+
+def test_the_signature_names_every_parameter(kind):
     """`help(FusedRNN)` shows the signature; that of `nn.RNN` is (*args, **kwargs)."""
-    parameters = inspect.signature(FusedRNN).parameters.values()
-    assert {"nonlinearity", "bidirectional", "device"} <= {found.name for found in parameters}
+    parameters = inspect.signature(kind.layer).parameters.values()
+    names = {found.name for found in parameters}
+    assert {"num_layers", "bidirectional", "device"} <= names
+    assert ("nonlinearity" in names) == (kind.name == "rnn")
     assert not any(found.kind is inspect.Parameter.VAR_POSITIONAL for found in parameters)
 
 
-def test_proj_size_is_refused_as_by_nn_rnn():
-    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
-        FusedRNN(3, 4, proj_size=2)
-
-
-@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
-def test_construction_without_initialization(cls):
+@pytest.mark.parametrize("whole", [True, False], ids=["layer", "cell"])
+def test_construction_without_initialization(kind, whole):
+    cls = kind.layer if whole else kind.cell
     made = torch.nn.utils.skip_init(cls, 3, 4, bias=False, dtype=torch.float64)
-    assert made.weight_hh.isnan().all() if cls is FusedRNNCell else made.weight_hh_l0.isnan().all()
+    assert (made.weight_hh_l0 if whole else made.weight_hh).isnan().all()
     with torch.device("meta"):
         module = cls(3, 4)
     wanted = cls(3, 4)
@@ -93,40 +128,82 @@ def test_construction_without_initialization(cls):
     torch.testing.assert_close(module(x), wanted(x), rtol=0, atol=0)
 
 
-def test_functional_form():
-    module = FusedRNN(3, 4, num_layers=2, bidirectional=True)
+def test_functional_form(kind):
+    module = kind.layer(3, 4, num_layers=2, bidirectional=True)
     x, hx = torch.randn(5, 2, 3), torch.randn(4, 2, 4)
-    got = rnn(x, hx, list(module.parameters()), bidirectional=True)
+    weights = list(module.parameters())
+    got = kind.run(x, hx, weights, bidirectional=True)
     assert all(map(torch.equal, got, module(x, hx)))
+    state = last_state(x, hx, weights, cell=kind.name, bidirectional=True)
+    assert torch.equal(state, got[1])
     with pytest.raises(ValueError, match=r"weights must hold 4 tensors for each layer .* got 3"):
-        rnn(x, None, list(module.parameters())[:3])
+        kind.run(x, None, weights[:3])
+
+
+def test_dropout_of_the_functional_form(kind):
+    module = kind.layer(3, 4, num_layers=2, dropout=0.5)
+    x, weights = torch.randn(5, 2, 3), list(module.parameters())
+    for training in (True, False):
+        torch.manual_seed(1)
+        wanted = module.train(training)(x)
+        torch.manual_seed(1)
+        got = kind.run(x, None, weights, dropout=0.5, training=training)
+        assert all(map(torch.equal, got, wanted))
+
+
+def test_an_unknown_nonlinearity():
     with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
-        rnn(x, None, list(module.parameters()), nonlinearity="gelu")
+        rnn(torch.randn(5, 2, 3), None, [*FusedRNN(3, 4).parameters()], nonlinearity="gelu")
 
 
-def test_explain():
-    module = FusedRNN(3, 4)
+def test_explain(kind):
+    module = kind.layer(3, 4)
     x = torch.randn(5, 2, 3)
     explained = explain(module, x)
-    assert explained.path == f"cpu {namernn_fast.ops.cpu_kernel()}"
+    assert explained.path == f"cpu {ops.cpu_kernel()}"
+    assert explained.why_not.keys() == {"reference"}
     assert str(explained).startswith(explained.path)
     packed = pack_padded_sequence(x, [5, 3])
     assert explain(module, packed) == explained
     assert explain(module.half(), x.half()).path == explained.path
-    assert explain(module, x.to("meta")).why_not == {"cpu": "the CPU kernel does not run on meta"}
     whole = explain(module, x.int())
-    assert whole.path == "reference"
+    assert whole.path == kind.without_kernel
     assert whole.why_not == {
         "cpu": "the CPU kernel takes floating-point types of 16 to 64 bits, not torch.int32"
     }
-    step = explain(FusedRNNCell(64, 64), torch.randn(4, 64))
+    step = explain(kind.cell(64, 64), torch.randn(4, 64))
     assert step.path == "torch"
     assert step.why_not == {"cpu": "torch's own cell is as fast for a single step"}
     with torch.no_grad(), batch_invariant():
-        step = explain(FusedRNNCell(64, 64), torch.randn(4, 64))
-        assert step.path == f"cpu {namernn_fast.ops.cpu_kernel()}"
+        step = explain(kind.cell(64, 64), torch.randn(4, 64))
+        assert step.path == f"cpu {ops.cpu_kernel()}"
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):
         explain(module, [1.0])
+
+
+def test_explain_without_a_kernel(kind, monkeypatch):
+    """Torch's own operator computes a GRU, except what that operator lacks."""
+    module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
+    on_meta = {"cpu": "the CPU kernel does not run on meta"}
+    assert explain(module, x.to("meta")) == (kind.without_kernel, on_meta, (), {})
+    monkeypatch.setattr(availability, "HAS_EXTENSION", False)
+    missing = {"cpu": "the C++ extension was not built"}
+    explained = explain(module, x)
+    assert (explained.path, explained.why_not) == (kind.without_kernel, missing)
+    resetting = explain(module, x, reset=torch.zeros(5, 2, dtype=torch.bool))
+    assert resetting.path == "reference"
+    transform = "a torch.func transform other than vmap, or forward-mode AD, is active"
+    with forward_ad.dual_level():
+        forward = explain(module, x)
+    assert forward.path == "reference"
+    if kind.name == "rnn":
+        assert resetting.why_not == missing
+        assert forward.why_not == {"cpu": transform}
+    else:
+        assert resetting.why_not == missing | {"torch": "torch's operator has no reset"}
+        own = "torch's operator has no rule for this transform"
+        assert forward.why_not == {"cpu": transform, "torch": own}
+        assert str(resetting).endswith("; not torch: torch's operator has no reset)")
 
 
 class Wrapped:
@@ -144,8 +221,8 @@ class Wrapped:
         return tree_map_only(torch.Tensor, cls, function(*args, **kwargs))
 
 
-def test_input_with_torch_function():
-    module, x = FusedRNN(3, 4), torch.randn(5, 2, 3)
+def test_input_with_torch_function(kind):
+    module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
     for got, wanted in zip(module(Wrapped(x)), module(x), strict=True):
         assert type(got) is Wrapped
         torch.testing.assert_close(got.tensor, wanted)
@@ -156,7 +233,7 @@ def test_input_with_torch_function():
 
 
 def test_the_mode_decides_as_in_nn_rnn():
-    ours, theirs = twins(3, 4)
+    ours, theirs = KINDS["rnn"].twins(3, 4)
     for name, value in (("mode", "RNN_RELU"), ("nonlinearity", "tanh")):
         for module in (ours, theirs):
             setattr(module, name, value)

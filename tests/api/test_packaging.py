@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 BUILT = ("*.so", "*.egg-info", "__pycache__", ".*_cache", ".git", ".venv", "build", "dist")
 # Runs one build hook, such as build_sdist or build_wheel, in a separate process as pip does.
 HOOK = "import sys, setuptools.build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
-# Runs a bidirectional stack forward and backward, and compares it with torch.nn.RNN.
+# Runs a bidirectional stack of each kind forward and backward, and compares it with torch's.
 PROGRAM = """
 import sys
 # An editable install's import hook would find the source tree instead of this copy.
@@ -25,16 +25,19 @@ sys.meta_path = [f for f in sys.meta_path if "editable" not in str(f)]
 import torch, namernn_fast
 print(namernn_fast.__file__)
 options = dict(num_layers=2, bidirectional=True)
-ours, theirs = namernn_fast.FusedRNN(3, 20, **options), torch.nn.RNN(3, 20, **options)
-ours.load_state_dict(theirs.state_dict())
-x = torch.randn(5, 2, 3)
-print(namernn_fast.explain(ours, x))
-results = []
-for module in (ours, theirs):
-    output, h_n = module(x)
-    (output.square().sum() + h_n.sum()).backward()
-    results.append([output, h_n, *(p.grad for p in module.parameters())])
-torch.testing.assert_close(*results)
+for fused, plain in (
+    (namernn_fast.FusedRNN, torch.nn.RNN), (namernn_fast.FusedGRU, torch.nn.GRU)
+):
+    ours, theirs = fused(3, 20, **options), plain(3, 20, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 2, 3)
+    print(namernn_fast.explain(ours, x))
+    results = []
+    for module in (ours, theirs):
+        output, h_n = module(x)
+        (output.square().sum() + h_n.sum()).backward()
+        results.append([output, h_n, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(*results)
 """
 
 
@@ -114,9 +117,10 @@ def test_sdist_to_wheel_to_import(tree, quick_compiler, tmp_path):
     run(*pip, "install", "--no-deps", "--no-cache-dir", "--target", installed, wheel)
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     ran = run(sys.executable, "-c", PROGRAM, cwd=installed, env=environment)
-    file, path = ran.stdout.splitlines()
+    file, *paths = ran.stdout.splitlines()
     assert file == str(installed / "namernn_fast" / "__init__.py")
-    assert "cpu" in path
+    assert len(paths) == 2
+    assert all("cpu" in path for path in paths)
     assert not ran.stderr
 
 

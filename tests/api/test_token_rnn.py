@@ -1,4 +1,4 @@
-"""`TokenRNN`: an embedding and a layer as one module, and what else users do with modules."""
+"""`TokenRNN` and `TokenGRU`: an embedding and a layer as one module, and what users do with it."""
 
 import copy
 
@@ -10,8 +10,6 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 from namernn_fast import (
-    FusedRNN,
-    TokenRNN,
     availability,
     batch_invariant,
     explain,
@@ -25,8 +23,8 @@ IDS = torch.randint(V, (T, B), generator=torch.Generator().manual_seed(1))
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def model(**options):
-    return TokenRNN(V, D, H, dtype=torch.float64, **options)
+def model(kind, **options):
+    return kind.tokens(V, D, H, dtype=torch.float64, **options)
 
 
 def of_parts(model, ids, *arguments, **more):
@@ -59,9 +57,9 @@ def stacked(results):
 
 @pytest.mark.parametrize("padding_idx", [None, 0, -2])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_it_is_the_layer_on_the_embedding(padding_idx, bidirectional):
+def test_it_is_the_layer_on_the_embedding(kind, padding_idx, bidirectional):
     own = model(
-        num_layers=2, bidirectional=bidirectional, batch_first=True, padding_idx=padding_idx
+        kind, num_layers=2, bidirectional=bidirectional, batch_first=True, padding_idx=padding_idx
     )
     ids = IDS.T.contiguous()
     check(own, ids)
@@ -71,8 +69,8 @@ def test_it_is_the_layer_on_the_embedding(padding_idx, bidirectional):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_packed_and_jagged(fused):
-    own = model(num_layers=2)
+def test_packed_and_jagged(kind, fused):
+    own = model(kind, num_layers=2)
     own.embedding.scale_grad_by_freq = not fused
     assert (own.why_not_fused() is None) == fused
     packed = pack_sequence([IDS[:3, 0], IDS[:, 1], IDS[:1, 2]], enforce_sorted=False)
@@ -85,29 +83,34 @@ def test_packed_and_jagged(fused):
     torch.testing.assert_close(own.last_state(jagged), states[:, :2], **EXACT)
 
 
-def test_parameters_are_those_of_the_parts():
+def test_parameters_are_those_of_the_parts(kind):
     torch.manual_seed(5)
-    parts = {"embedding": nn.Embedding(V, D, padding_idx=1), "rnn": nn.RNN(D, H, 2, bias=False)}
+    parts = {
+        "embedding": nn.Embedding(V, D, padding_idx=1),
+        "rnn": kind.nn_layer(D, H, 2, bias=False),
+    }
     torch.manual_seed(5)
-    own = TokenRNN(V, D, H, 2, bias=False, padding_idx=1)
+    own = kind.tokens(V, D, H, 2, bias=False, padding_idx=1)
     wanted = nn.ModuleDict(parts).state_dict()
     assert list(own.state_dict()) == list(wanted)
     torch.testing.assert_close(own.state_dict(), wanted, rtol=0, atol=0)
 
 
-def test_options_reach_both_parts():
-    own = TokenRNN(V, D, H, 3, "relu", False, True, 0.5, True, dtype=torch.bfloat16)
-    assert (own.rnn.num_layers, own.rnn.mode, own.rnn.bias) == (3, "RNN_RELU", False)
+def test_options_reach_both_parts(kind):
+    nonlinearity = ("relu",) if kind.name == "rnn" else ()
+    own = kind.tokens(V, D, H, 3, *nonlinearity, False, True, 0.5, True, dtype=torch.bfloat16)
+    mode = "RNN_RELU" if kind.name == "rnn" else "GRU"
+    assert (own.rnn.num_layers, own.rnn.mode, own.rnn.bias) == (3, mode, False)
     assert (own.rnn.batch_first, own.rnn.dropout, own.rnn.bidirectional) == (True, 0.5, True)
     assert {p.dtype for p in own.parameters()} == {torch.bfloat16}
-    assert TokenRNN(V, D, H, batch_invariant=True).rnn.batch_invariant
+    assert kind.tokens(V, D, H, batch_invariant=True).rnn.batch_invariant
     with torch.device("meta"):
-        assert TokenRNN(V, D, H)(torch.zeros(T, B, dtype=torch.int64))[0].shape == (T, B, H)
+        assert kind.tokens(V, D, H)(torch.zeros(T, B, dtype=torch.int64))[0].shape == (T, B, H)
 
 
-def test_training_moves_both_parts():
+def test_training_moves_both_parts(kind):
     """Optimizer steps equal those of the separate parts, up to rounding in float64."""
-    own = model(num_layers=2, padding_idx=2)
+    own = model(kind, num_layers=2, padding_idx=2)
     twin = copy.deepcopy(own)
     for module, run in ((own, own.last_state), (twin, lambda ids: of_parts(twin, ids)[1])):
         optimizer = torch.optim.Adam(module.parameters())
@@ -120,35 +123,35 @@ def test_training_moves_both_parts():
 
 
 @pytest.mark.parametrize("option", ["max_norm", "sparse", "scale_grad_by_freq"])
-def test_an_embedding_that_does_more(option):
+def test_an_embedding_that_does_more(kind, option):
     """The token table would ignore these options, so the module calls the embedding."""
-    own = model()
+    own = model(kind)
     setattr(own.embedding, option, 0.5 if option == "max_norm" else True)
     assert "max_norm, scale_grad_by_freq and sparse" in own.why_not_fused()
     check(own, twin=copy.deepcopy(own))
 
 
-def test_an_embedding_of_another_class():
+def test_an_embedding_of_another_class(kind):
     class Doubled(nn.Embedding):
         def forward(self, ids):
             return super().forward(ids) * 2
 
-    own = model()
+    own = model(kind)
     own.embedding = Doubled(V, D, dtype=torch.float64)
     check(own)
     with pytest.raises(ValueError, match="is impossible here: the embedding is of the class Doub"):
         own.last_state(IDS, share_prefixes=True)
 
 
-def test_a_forward_set_on_the_layer_gets_rows():
+def test_a_forward_set_on_the_layer_gets_rows(kind):
     """A `forward` set on the layer may not accept token ids, so it gets embedded rows."""
-    own = model()
+    own = model(kind)
     own.rnn.forward = lambda rows, hx=None: (rows, hx)
     assert torch.equal(own(IDS)[0], own.embedding(IDS))
 
 
-def test_a_backward_hook_of_the_embedding_runs():
-    own, calls = model(), []
+def test_a_backward_hook_of_the_embedding_runs(kind):
+    own, calls = model(kind), []
     own.embedding.register_full_backward_hook(lambda *arguments: calls.append(arguments))
     own(IDS)[1].sum().backward()
     assert len(calls) == 1
@@ -166,10 +169,12 @@ def double_forward(module):
 
 @pytest.mark.parametrize("part", ["", "embedding", "rnn"])
 @pytest.mark.parametrize("how", ["forward", "hook", "global hook"])
-def test_what_a_call_runs_besides_forward(how, part, request):
+def test_what_a_call_runs_besides_forward(kind, how, part, request):
     """Replaced forwards and hooks run in each part, and in `last_state` of the whole."""
-    own = model()
-    twin = nn.ModuleDict({"embedding": copy.deepcopy(own.embedding), "rnn": nn.RNN(D, H).double()})
+    own = model(kind)
+    twin = nn.ModuleDict(
+        {"embedding": copy.deepcopy(own.embedding), "rnn": kind.nn_layer(D, H).double()}
+    )
     twin.rnn.load_state_dict(own.rnn.state_dict())
     twin.forward = lambda ids: twin.rnn(twin.embedding(ids))
     chosen = [module.get_submodule(part) for module in (own, twin)]
@@ -192,10 +197,10 @@ def test_what_a_call_runs_besides_forward(how, part, request):
         own.last_state(IDS, share_prefixes=True)
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["TokenRNN", "FusedRNN"])
-def test_last_state_of_pruned_weights(whole):
+@pytest.mark.parametrize("whole", [True, False], ids=["tokens", "layer"])
+def test_last_state_of_pruned_weights(kind, whole):
     """Pruning recomputes the weight in a forward pre-hook at each call."""
-    own = model()
+    own = model(kind)
     prune.random_unstructured(own.rnn, "weight_hh_l0", 0.5)
     pruned = {name: value * 2 for name, value in own.state_dict().items()}
     own.load_state_dict(pruned)
@@ -209,32 +214,32 @@ def test_last_state_of_pruned_weights(whole):
             own.rnn.weight_hh_l0_orig.mul_(1.5)
 
 
-def test_parametrizations():
-    own = model()
+def test_parametrizations(kind):
+    own = model(kind)
     nn.utils.parametrizations.weight_norm(own.embedding, "weight")
     nn.utils.parametrizations.weight_norm(own.rnn, "weight_hh_l0")
     assert own.why_not_fused() is None
     check(own)
 
 
-def test_replacing_and_restoring():
+def test_replacing_and_restoring(kind):
     """With torch's own layer inside, a model still runs, but lengths are an error."""
-    own = model(num_layers=2)
+    own = model(kind, num_layers=2)
     wanted = own(IDS)
-    assert type(restore_rnn(own).rnn) is nn.RNN
+    assert type(restore_rnn(own).rnn) is kind.nn_layer
     torch.testing.assert_close(own(IDS), wanted)
     torch.testing.assert_close(own.last_state(IDS), wanted[1])
     with pytest.raises(TypeError, match="lengths"):
         own(IDS, lengths=[1, 2, 3])
-    assert type(replace_rnn(own).rnn) is FusedRNN
+    assert type(replace_rnn(own).rnn) is kind.layer
     assert own.why_not_fused() is None
     torch.testing.assert_close(own(IDS), wanted)
 
 
 @pytest.mark.parametrize("in_dims", [1, 2])
-def test_vmap_over_ids(in_dims):
+def test_vmap_over_ids(kind, in_dims):
     """Mapped ids give the results of a loop, and gradients of all parameters."""
-    own = model(num_layers=2, bidirectional=True, padding_idx=0)
+    own = model(kind, num_layers=2, bidirectional=True, padding_idx=0)
     ids = torch.randint(V, (T, B, B))
     wanted = stacked([own(one) for one in ids.unbind(in_dims)])
     got = vmap(own, in_dims)(ids)
@@ -248,8 +253,8 @@ def test_vmap_over_ids(in_dims):
     torch.testing.assert_close(nested.squeeze(1), torch.stack([own(i)[1] for i in ids.unbind(1)]))
 
 
-def test_vmap_over_lengths():
-    own = model(num_layers=2)
+def test_vmap_over_lengths(kind):
+    own = model(kind, num_layers=2)
     lengths = torch.randint(T + 1, (4, B))
     garbage = IDS.masked_fill(torch.arange(T)[:, None] >= lengths.amax(0), -9)
 
@@ -278,8 +283,8 @@ def called(module, method, parameters, ids):
 
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
-def test_vmap_over_models(method):
-    models = [model(num_layers=2) for _ in range(4)]
+def test_vmap_over_models(kind, method):
+    models = [model(kind, num_layers=2) for _ in range(4)]
     parameters, _ = torch.func.stack_module_state(models)
     wanted = stacked([called(m, method, dict(m.named_parameters()), IDS) for m in models])
     for enabled in (True, False):
@@ -288,20 +293,20 @@ def test_vmap_over_models(method):
         torch.testing.assert_close(got, wanted, **EXACT)
 
 
-def test_an_id_without_a_row_under_vmap():
+def test_an_id_without_a_row_under_vmap(kind):
     """Under vmap the error names no place: the caller does not know the folded ids."""
     ids = IDS.repeat(2, 1, 1)
     ids[1, 2, 2] = V
     with pytest.raises(IndexError, match="input must hold ids from 0 to 5, the rows of embedding"):
-        vmap(model())(ids)
-    own = model()
+        vmap(model(kind))(ids)
+    own = model(kind)
     vmap(lambda one: own(one, lengths=torch.tensor([T, T, 2])))(ids)
 
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_per_sample_gradients(method, padding_idx):
-    own = model(num_layers=2, bidirectional=True, padding_idx=padding_idx)
+def test_per_sample_gradients(kind, method, padding_idx):
+    own = model(kind, num_layers=2, bidirectional=True, padding_idx=padding_idx)
     parameters = {name: p.detach() for name, p in own.named_parameters()}
 
     def loss(parameters, ids):
@@ -316,8 +321,8 @@ def test_per_sample_gradients(method, padding_idx):
             torch.testing.assert_close(got[name][k], p.grad, **EXACT)
 
 
-def test_forward_mode_and_hessians():
-    own = model()
+def test_forward_mode_and_hessians(kind):
+    own = model(kind)
     parameters = {name: p.detach() for name, p in own.named_parameters()}
 
     def states(parameters):
@@ -333,9 +338,9 @@ def test_forward_mode_and_hessians():
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_explain():
-    kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else "reference"
-    own, ids = TokenRNN(9, D, 64), torch.randint(9, (5, 200))
+def test_explain(kind):
+    kernel = f"cpu {ops.cpu_kernel()}" if availability.HAS_EXTENSION else kind.without_kernel
+    own, ids = kind.tokens(9, D, 64), torch.randint(9, (5, 200))
     explained = explain(own, ids)
     needed = "the output is needed"
     assert explained.path == kernel
@@ -354,9 +359,9 @@ def test_explain():
     assert "not last state: the backward pass reads the output" in str(explained)
     with torch.autocast("cpu", torch.bfloat16):
         explained = explain(own, ids, last_state=True)
-        assert explained.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
+        assert explained.path == f"cpu {ops.cpu_kernel(torch.bfloat16, kind.name)}"
         assert "not in torch.bfloat16" in explained.why_no_shortcut["shared prefixes"]
-    dropped, hooked = TokenRNN(9, D, 64, 2, dropout=0.5), TokenRNN(9, D, 64)
+    dropped, hooked = kind.tokens(9, D, 64, 2, dropout=0.5), kind.tokens(9, D, 64)
     hooked.embedding.register_forward_hook(lambda *arguments: None)
     for layer, input, more, name, reason in (
         (own, ids[:, :1], {}, "table", "multiplying 5 ids is less work than multiplying 9 rows"),
@@ -370,8 +375,8 @@ def test_explain():
         assert explained.why_no_shortcut[name].endswith(reason)
 
 
-def test_explain_of_an_embedding_and_of_rows():
-    layer, embedding, ids = FusedRNN(D, 64), torch.randn(9, D), torch.randint(9, (5, 200))
+def test_explain_of_an_embedding_and_of_rows(kind):
+    layer, embedding, ids = kind.layer(D, 64), torch.randn(9, D), torch.randint(9, (5, 200))
     assert explain(layer, ids, embedding=embedding).shortcuts == ("table",)
     rows = embedding[ids]
     explained = explain(layer, rows)
@@ -379,34 +384,38 @@ def test_explain_of_an_embedding_and_of_rows():
     assert not explained.why_no_shortcut
     explained = explain(layer.requires_grad_(False), rows, last_state=True)
     assert explained.shortcuts == ("last state",)
-    assert explained.why_no_shortcut["table"] == "input holds no token ids"
-    with pytest.raises(TypeError, match="int32 or int64, where embedding is given, got"):
+    assert explained.why_no_shortcut["table"] == "input does not hold token ids"
+    with pytest.raises(TypeError, match="int32 or int64, if embedding is given, got"):
         explain(layer, rows, embedding=embedding)
-    with pytest.raises(TypeError, match="a FusedRNN, TokenRNN or FusedRNNCell, got Linear"):
+    with pytest.raises(TypeError, match=r"a fused layer, cell or token layer .*, got Linear"):
         explain(nn.Linear(2, 2), rows)
 
 
-def test_explain_without_a_kernel(monkeypatch):
+def test_explain_without_a_kernel(kind, monkeypatch):
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
-    explained = explain(TokenRNN(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
-    assert explained.path == "reference"
-    assert explained.shortcuts == ("table",)
-    assert explained.why_no_shortcut == {
-        "last state": "ATen operators compute every state",
-        "shared prefixes": "the C++ extension was not built",
-    }
+    explained = explain(kind.tokens(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
+    assert explained.path == kind.without_kernel
+    missing = {"shared prefixes": "the C++ extension was not built"}
+    if kind.name == "rnn":
+        missing["last state"] = "the PyTorch operators in reference.py compute every state"
+        assert explained.shortcuts == ("table",)
+    else:
+        missing["last state"] = "torch's own operator returns every state"
+        missing["table"] = "torch's own operator takes rows of features"
+        assert explained.shortcuts == ()
+    assert explained.why_no_shortcut == missing
 
 
-def test_tracing_of_the_last_state():
-    own = model()
+def test_tracing_of_the_last_state(kind):
+    own = model(kind)
     program = torch.jit.trace(Methods(own), IDS)
     ids = torch.randint(V, (T + 2, B + 1))
     torch.testing.assert_close(program(ids), own(ids)[1], **EXACT)
 
 
-def test_quantization_of_the_embedding():
+def test_quantization_of_the_embedding(kind):
     """The module calls whatever another tool puts in place of the embedding."""
-    own = TokenRNN(V, D, H)
+    own = kind.tokens(V, D, H)
     embedding = copy.deepcopy(own.embedding)
     embedding.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig
     own.embedding = torch.ao.nn.quantized.Embedding.from_float(embedding)

@@ -13,9 +13,11 @@ from torch.testing import assert_close
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from namernn_fast import FusedRNN, FusedRNNCell
+from namernn_fast.replacing import PLAIN
+from namernn_fast.testing import assert_within_budget
 
-FUSED = {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell}
+FUSED = {plain: fused for fused, plain in PLAIN.items()}
+LAYERS = [cls for cls in FUSED if issubclass(cls, torch.nn.RNNBase)]
 ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
 CASES = [
     (base, dtype, training)
@@ -35,7 +37,7 @@ def cases(*dtypes):
 def samples_of(base, dtype, training, requires_grad=False, errors=False):
     """Returns torch's own samples for a module: of misuse if `errors`, else of valid use."""
     info = ENTRIES[base]
-    extra = {"with_packed_sequence": True} if base is torch.nn.RNN and not errors else {}
+    extra = {"with_packed_sequence": True} if base in LAYERS and not errors else {}
     make = info.module_error_inputs_func if errors else info.module_inputs_func
     samples = make(
         info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training, **extra
@@ -60,7 +62,7 @@ def pairs(base, dtype, training, requires_grad=False, in_a_batch=True):
                 own.copy_(other)
         yield ours, theirs, args
         if in_a_batch and not isinstance(args[0], PackedSequence):
-            states_dim = 1 if base is torch.nn.RNN else 0
+            states_dim = 1 if base in LAYERS else 0
             dims = (0 if made.kwargs.get("batch_first") else states_dim, states_dim)
             batched = [
                 torch.stack([arg, -arg, arg.flip(-1)], dim).detach().requires_grad_(requires_grad)
@@ -145,7 +147,7 @@ def test_factory_arguments(base, dtype, training):
 def test_device_transfer(base, dtype, training):
     """A module moves to another device and back; there it works on that device's tensors."""
     samples = pairs(base, dtype, training, in_a_batch=False)
-    for ours, theirs, args in itertools.islice(samples, 0, None, 5 if base is torch.nn.RNN else 1):
+    for ours, theirs, args in itertools.islice(samples, 0, None, 5 if base in LAYERS else 1):
         before, weights = ours(*args), copy.deepcopy(ours.state_dict())
         there = changed(args, lambda t: t.to("meta"))
         outputs = []
@@ -234,9 +236,16 @@ def test_non_contiguous_tensors(base, dtype, training):
         own_args = (args, changed(args, non_contiguous))
         own_grads = (grads, changed(grads, non_contiguous))
         assert not any(t.is_contiguous() for t in tensors(own_args[1], own_grads[1]))
+        precise = None
+        if base is torch.nn.GRU and dtype == torch.float32:
+            double = copy.deepcopy(theirs).double()
+            precise = run(double, changed(args, Tensor.double), [g.double() for g in grads])
         for pair in itertools.product(own_args, own_grads):
             got = run(ours, *pair)
-            assert_close(got, wanted)
+            if precise is None:
+                assert_close(got, wanted)
+            else:  # rounding differs by more than the tolerances of assert_close
+                assert_within_budget(*(dict(enumerate(r)) for r in (got, wanted, precise)))
             for own, other in zip(got, wanted, strict=True) if pair[0] is args else ():
                 assert own.is_contiguous() or not other.is_contiguous()
 
@@ -269,6 +278,8 @@ def test_grad(base, dtype, training):
 @cases(torch.float64)
 def test_gradgrad(base, dtype, training):
     samples = pairs(base, dtype, training, requires_grad=True, in_a_batch=False)
+    if base is torch.nn.GRU:
+        samples = itertools.islice(samples, 0, None, 3)
     check_gradients(torch.autograd.gradgradcheck, samples, every=7)
 
 

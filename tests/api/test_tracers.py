@@ -8,14 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import (
-    FusedRNN,
-    FusedRNNCell,
-    TokenRNN,
-    batch_invariant,
-    replace_rnn,
-    restore_rnn,
-)
+from namernn_fast import batch_invariant, replace_rnn, restore_rnn
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 IDS = torch.randint(7, (6, 2)), torch.randint(7, (9, 5))
@@ -24,10 +17,10 @@ IDS = torch.randint(7, (6, 2)), torch.randint(7, (9, 5))
 class Model(nn.Module):
     """A model with a layer and a cell."""
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.layer = FusedRNN(3, 4, batch_first=True)
-        self.cell = FusedRNNCell(4, 5)
+        self.layer = kind.layer(3, 4, batch_first=True)
+        self.cell = kind.cell(4, 5)
 
     def forward(self, x):
         output, h_n = self.layer(x)
@@ -37,9 +30,9 @@ class Model(nn.Module):
 class Packed(nn.Module):
     """A layer whose input is packed."""
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.layer = FusedRNN(3, 4)
+        self.layer = kind.layer(3, 4)
 
     def forward(self, data, batch_sizes):
         output, h_n = self.layer(PackedSequence(data, batch_sizes))
@@ -74,9 +67,9 @@ def same_gradients(ours, theirs, *inputs):
 
 @pytest.mark.parametrize("how", ["script", "trace"])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_torchscript(tokens, how):
+def test_torchscript(kind, tokens, how):
     """A traced or scripted model shares its parameters; reloaded, it runs at other lengths."""
-    model, inputs = (TokenRNN(7, 3, 4), IDS) if tokens else (Model(), XS)
+    model, inputs = (kind.tokens(7, 3, 4), IDS) if tokens else (Model(kind), XS)
     wanted = copy.deepcopy(model)
     classes = [type(module) for module in model.modules()]
     program = torch.jit.script(model) if how == "script" else torch.jit.trace(model, inputs[0])
@@ -90,24 +83,24 @@ def test_torchscript(tokens, how):
     assert [type(module) for module in model.modules()] == classes
 
 
-@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell])
-def test_tracing_of_the_module_itself(cls):
-    module = cls(3, 4)
+@pytest.mark.parametrize("what", ["layer", "cell"])
+def test_tracing_of_the_module_itself(kind, what):
+    module = getattr(kind, what)(3, 4)
     program = torch.jit.trace(module, torch.randn(6, 3))
     x = torch.randn(9, 3)
     torch.testing.assert_close(reloaded(program)(x), module(x))
     assert isinstance(torch.jit.script(module), torch.jit.ScriptModule)
 
 
-def test_tracing_of_packed_input():
-    module = Packed()
+def test_tracing_of_packed_input(kind):
+    module = Packed(kind)
     long, short = (pack_padded_sequence(torch.randn(6, 2, 3), ends) for ends in ([6, 5], [6, 2]))
     program = torch.jit.trace(module, long[:2])
     torch.testing.assert_close(program(*short[:2]), module(*short[:2]))
 
 
-def test_tracing_with_lengths_is_for_inference():
-    module = WithLengths()
+def test_tracing_with_lengths_is_for_inference(kind):
+    module = WithLengths(kind)
     x, lengths = torch.randn(6, 2, 3), torch.tensor([4, 6])
     with pytest.raises(RuntimeError, match=r"trace it under torch\.no_grad\(\)"):
         torch.jit.trace(module, (x, lengths))
@@ -121,8 +114,8 @@ def test_tracing_with_lengths_is_for_inference():
 
 @pytest.mark.parametrize("compiler", [torch.jit.script, lambda m: torch.jit.trace(m, XS[0])])
 @pytest.mark.parametrize("of_module", [True, False])
-def test_torchscript_refuses_batch_invariance(compiler, of_module):
-    module = FusedRNN(3, 4, batch_invariant=of_module)
+def test_torchscript_refuses_batch_invariance(kind, compiler, of_module):
+    module = kind.layer(3, 4, batch_invariant=of_module)
     with (
         batch_invariant(not of_module),
         pytest.raises(RuntimeError, match="batch_invariant needs the fused kernel"),
@@ -130,8 +123,8 @@ def test_torchscript_refuses_batch_invariance(compiler, of_module):
         compiler(module)
 
 
-def test_scripting_leaves_subclasses_alone():
-    class Zero(FusedRNNCell):
+def test_scripting_leaves_subclasses_alone(kind):
+    class Zero(kind.cell):
         def forward(self, input):
             return input * 0
 
@@ -140,15 +133,21 @@ def test_scripting_leaves_subclasses_alone():
     assert type(model[0]) is Zero
 
 
-def test_tracing_without_a_kernel(monkeypatch):
+def test_tracing_without_a_kernel(kind, monkeypatch):
     """The trace works at any length, or tracing is an error."""
     monkeypatch.setattr("namernn_fast.availability.HAS_EXTENSION", False)
-    module = FusedRNN(3, 4, batch_first=True)
+    module = kind.layer(3, 4, batch_first=True)
     torch.testing.assert_close(torch.jit.trace(module, XS[0])(XS[1]), module(XS[1]))
 
-    module = WithLengths()
-    with torch.no_grad(), pytest.raises(RuntimeError, match="record the loop over ATen operators"):
-        torch.jit.trace(module, (XS[0], torch.tensor([3, 1, 6])))
+    module, given = WithLengths(kind), (torch.randn(6, 2, 3), torch.tensor([4, 6]))
+    with torch.no_grad():
+        if kind.name == "rnn":
+            with pytest.raises(RuntimeError, match="record the loop over ATen operators"):
+                torch.jit.trace(module, given)
+            return
+        program = torch.jit.trace(module, given)
+        for other in ((torch.randn(8, 3, 3), torch.tensor([8, 0, 1])), given):
+            torch.testing.assert_close(program(*other), module(*other))
 
 
 def per_sample(module, input, **more):
@@ -161,11 +160,11 @@ def per_sample(module, input, **more):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("tokens", [False, True])
-def test_expanded_weights(tokens):
+def test_expanded_weights(kind, tokens):
     """Torch's per-sample gradients work, though they know only the operators of `nn.RNN`."""
-    module, x = FusedRNN(3, 4, 2, batch_first=True, bidirectional=True), torch.randn(5, 6, 3)
+    module, x = kind.layer(3, 4, 2, batch_first=True, bidirectional=True), torch.randn(5, 6, 3)
     if tokens:
-        module, x = TokenRNN(7, 3, 4, 2, batch_first=True), torch.randint(7, (5, 6))
+        module, x = kind.tokens(7, 3, 4, 2, batch_first=True), torch.randint(7, (5, 6))
     per_sample(module, x)[0].sum().backward()
     of_samples = {name: p.grad_sample for name, p in module.named_parameters()}
     module(x)[0].sum().backward()
@@ -181,17 +180,17 @@ def test_expanded_weights(tokens):
         (True, {}, "batch_invariant needs the fused kernel"),
     ],
 )
-def test_what_expanded_weights_refuse(invariant, more, text):
-    module = FusedRNN(3, 4, batch_first=True, batch_invariant=invariant)
+def test_what_expanded_weights_refuse(kind, invariant, more, text):
+    module = kind.layer(3, 4, batch_first=True, batch_invariant=invariant)
     with pytest.raises(RuntimeError, match=text):
         per_sample(module, XS[0], **more)
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_older_onnx_exporter(with_hx):
+def test_older_onnx_exporter(kind, with_hx):
     """The older ONNX exporter passes a top-level module all arguments by position."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    module, file = FusedRNN(3, 4, batch_first=True), io.BytesIO()
+    module, file = kind.layer(3, 4, batch_first=True), io.BytesIO()
     hx = [torch.randn(1, 2, 4)] * with_hx
     names = ["x", "hx"][: 1 + with_hx]
     torch.onnx.export(
@@ -209,10 +208,11 @@ def test_older_onnx_exporter(with_hx):
         torch.testing.assert_close(torch.from_numpy(value), wanted.detach())
 
 
-@pytest.mark.parametrize("cls", [FusedRNN, FusedRNNCell, TokenRNN])
-def test_modules_are_leaves_of_fx(cls):
+@pytest.mark.parametrize("what", ["layer", "cell", "tokens"])
+def test_modules_are_leaves_of_fx(kind, what):
     """Hooks of a leaf run once, and torch's class may replace the leaf afterwards."""
-    module, x = (TokenRNN(13, 3, 4), IDS[0]) if cls is TokenRNN else (cls(3, 4), XS[0][0])
+    cls = getattr(kind, what)
+    module, x = (cls(13, 3, 4), IDS[0]) if what == "tokens" else (cls(3, 4), XS[0][0])
     model = nn.Sequential(module)
     model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
     graph = torch.fx.symbolic_trace(model)
@@ -221,8 +221,8 @@ def test_modules_are_leaves_of_fx(cls):
     torch.testing.assert_close(restore_rnn(graph)(x), replace_rnn(graph)(x))
 
 
-def test_fx_traces_subclasses_as_it_traces_those_of_nn_rnn():
-    class Twice(FusedRNN):
+def test_fx_traces_subclasses_as_it_traces_those_of_nn_rnn(kind):
+    class Twice(kind.layer):
         def forward(self, input):
             return super().forward(input)[0] * 2
 
@@ -230,25 +230,31 @@ def test_fx_traces_subclasses_as_it_traces_those_of_nn_rnn():
         torch.fx.symbolic_trace(nn.Sequential(Twice(3, 4)))
 
 
-def test_fx_records_hx_and_lengths():
+def test_fx_records_hx_and_lengths(kind):
     class WithHx(Packed):
         def forward(self, x, hx, lengths):
             return self.layer(x, hx, lengths=lengths), self.layer(XS[0].transpose(0, 1), hx)
 
-    module = WithHx()
+    module = WithHx(kind)
     given = torch.randn(6, 2, 3), torch.randn(1, 2, 4), torch.tensor([4, 6])
     torch.testing.assert_close(torch.fx.symbolic_trace(module)(*given), module(*given))
 
 
-def test_quantization():
-    """FX quantization skips the layer; dynamic quantization converts the restored cell."""
+@pytest.mark.filterwarnings("ignore")
+def test_quantization(kind):
+    """FX quantization skips the layer; dynamic quantization converts what was restored."""
+    from torch.ao.nn.quantized import dynamic as quantized
     from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-    model = nn.Sequential(FusedRNN(3, 4)).eval()
+    model = nn.Sequential(kind.layer(3, 4)).eval()
     mapping = get_default_qconfig_mapping()
     converted = convert_fx(prepare_fx(model, mapping, (XS[0],)))
     torch.testing.assert_close(converted(XS[1]), model(XS[1]))
-    model = nn.Sequential(FusedRNNCell(3, 4))
-    dynamic = quantize_dynamic(restore_rnn(model), dtype=torch.qint8)
-    assert type(dynamic[0]) is torch.ao.nn.quantized.dynamic.RNNCell
+    model = nn.Sequential(kind.cell(3, 4), kind.layer(3, 4)).eval()
+    assert [type(module) for module in quantize_dynamic(model)] == [kind.cell, kind.layer]
+    cell, layer = quantize_dynamic(restore_rnn(copy.deepcopy(model)))
+    assert type(cell) is getattr(quantized, kind.nn_cell.__name__)
+    assert type(layer) is {"rnn": nn.RNN, "gru": quantized.GRU}[kind.name]
+    torch.testing.assert_close(cell(XS[0][0]), model[0](XS[0][0]), rtol=0, atol=0.05)
+    torch.testing.assert_close(layer(XS[0]), model[1](XS[0]), rtol=0, atol=0.05)

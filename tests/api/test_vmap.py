@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN, FusedRNNCell, availability, ops
+from namernn_fast import availability, ops
 
 K = 3
 STACK = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
@@ -22,24 +22,24 @@ def stacked(each, dim=0):
     return tuple(torch.stack(results, dim) for results in zip(*each, strict=True))
 
 
-def count_calls(monkeypatch):
+def count_calls(kind, monkeypatch):
     """Returns a list that records every operator call from now on."""
     calls = []
-    original = ops.rnn_forward
-    monkeypatch.setattr(ops, "rnn_forward", lambda *a: calls.append(a) or original(*a))
+    original = getattr(ops, kind.forward)
+    monkeypatch.setattr(ops, kind.forward, lambda *a: calls.append(a) or original(*a))
     return calls
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
 @pytest.mark.parametrize("out_dims", [0, 1])
-def test_over_inputs_and_states(batch_first, in_dims, out_dims, monkeypatch):
+def test_over_inputs_and_states(kind, batch_first, in_dims, out_dims, monkeypatch):
     """Mapped inputs and states take one fused call."""
-    module = FusedRNN(3, 5, batch_first=batch_first, **STACK)
+    module = kind.layer(3, 5, batch_first=batch_first, **STACK)
     pairs = [inputs(batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
     for tensor in pairs:
         tensor.requires_grad_()
-    calls = count_calls(monkeypatch)
+    calls = count_calls(kind, monkeypatch)
     got = vmap(module, in_dims, out_dims)(*pairs)
     assert len(calls) == (1 if availability.HAS_EXTENSION else 0)
     each = [
@@ -55,8 +55,8 @@ def test_over_inputs_and_states(batch_first, in_dims, out_dims, monkeypatch):
     )
 
 
-def test_over_lengths_and_resets():
-    module = FusedRNN(3, 5, **STACK)
+def test_over_lengths_and_resets(kind):
+    module = kind.layer(3, 5, **STACK)
     x, hx = inputs()
     lengths = torch.tensor([[6, 0, 3, 6], [1, 2, 3, 4], [6, 6, 6, 5]])
     reset = torch.rand(K, 6, 4) < 0.3
@@ -73,8 +73,8 @@ def test_over_lengths_and_resets():
         torch.testing.assert_close(got, stacked(each))
 
 
-def test_over_the_data_of_a_packed_sequence():
-    module = FusedRNN(3, 5, **STACK)
+def test_over_the_data_of_a_packed_sequence(kind):
+    module = kind.layer(3, 5, **STACK)
     lengths = [6, 4, 4, 1]
     x, hx = inputs()
     packed = [pack_padded_sequence(one, lengths) for one in x]
@@ -90,12 +90,12 @@ def test_over_the_data_of_a_packed_sequence():
 
 
 @pytest.mark.parametrize("of_each", [False, True])
-def test_over_models(of_each, monkeypatch):
+def test_over_models(kind, of_each, monkeypatch):
     """An ensemble takes one fused call per model, and trains as its models do separately."""
-    models = [FusedRNN(3, 5, **STACK) for _ in range(K)]
+    models = [kind.layer(3, 5, **STACK) for _ in range(K)]
     params, buffers = stack_module_state(models)
     x, hx = inputs(mapped=K if of_each else None)
-    calls = count_calls(monkeypatch)
+    calls = count_calls(kind, monkeypatch)
 
     def run(params, x, hx):
         return functional_call(models[0], (params, buffers), (x, hx))
@@ -113,21 +113,21 @@ def test_over_models(of_each, monkeypatch):
         torch.testing.assert_close(together.grad, own)
 
 
-def test_vmap_in_vmap_and_cells():
-    module = FusedRNN(3, 5, **STACK)
+def test_vmap_in_vmap_and_cells(kind):
+    module = kind.layer(3, 5, **STACK)
     x = torch.randn(2, K, 6, 4, 3, dtype=torch.float64)
     nested = vmap(vmap(lambda x: module(x)[1]))(x)
     torch.testing.assert_close(
         nested, torch.stack([torch.stack([module(one)[1] for one in row]) for row in x])
     )
-    cell = FusedRNNCell(3, 5, dtype=torch.float64)
+    cell = kind.cell(3, 5, dtype=torch.float64)
     rows = torch.randn(7, 3, dtype=torch.float64)
     torch.testing.assert_close(vmap(cell)(rows), cell(rows))
 
 
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_per_sample_gradients(with_hx):
-    module = FusedRNN(3, 5, **STACK)
+def test_per_sample_gradients(kind, with_hx):
+    module = kind.layer(3, 5, **STACK)
     x, hx = inputs()
     params = {name: p.detach() for name, p in module.named_parameters()}
 
@@ -142,10 +142,10 @@ def test_per_sample_gradients(with_hx):
             torch.testing.assert_close(got[name][k], value)
 
 
-def test_what_cannot_be_folded_says_what_to_do():
+def test_what_cannot_be_folded_says_what_to_do(kind):
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
-    module = FusedRNN(3, 5, **STACK)
+    module = kind.layer(3, 5, **STACK)
     text = "vmap cannot map over the layout of packed or jagged sequences: map over padded input"
     sizes = torch.tensor([[2, 1], [2, 1]])
     with pytest.raises(ValueError, match=text):

@@ -11,11 +11,15 @@ from typing_extensions import assert_type
 
 import namernn_fast
 from namernn_fast import (
+    FusedGRU,
+    FusedGRUCell,
     FusedRNN,
     FusedRNNCell,
+    TokenGRU,
     TokenRNN,
     batch_invariant,
     explain,
+    gru,
     last_state,
     replace_rnn,
     restore_rnn,
@@ -62,6 +66,34 @@ def use_modules(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
 
     cell = FusedRNNCell(3, 4, nonlinearity="relu")
     assert_type(cell(input[0], cell(input[0])), Tensor)
+
+
+def use_grus(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
+    """Calls the modules and functions for GRUs with inputs like those of `use_modules`."""
+    layer = FusedGRU(3, 4, 1, False, batch_invariant=True)
+    assert_type(layer(input), tuple[Tensor, Tensor])
+    assert_type(layer(packed), tuple[PackedSequence, Tensor])
+    assert_type(layer(input, lengths=np.array([5, 2])), tuple[Tensor, Tensor])
+    assert_type(layer.last_state(packed), Tensor)
+    assert_type(layer.batch_invariant, bool)
+
+    reader = TokenGRU(7, 3, 4, padding_idx=0)
+    assert_type(reader(ids), tuple[Tensor, Tensor])
+    assert_type(reader(pack_sequence([ids[:, 0]])), tuple[PackedSequence, Tensor])
+    assert_type(reader.last_state(ids), Tensor)
+    assert_type(reader.rnn, FusedGRU)
+
+    cell = FusedGRUCell(3, 4, bias=False)
+    assert_type(cell(input[0], cell(input[0])), Tensor)
+
+    weights = list(FusedGRU(3, 4).parameters())
+    assert_type(gru(input, None, weights), tuple[Tensor, Tensor])
+    assert_type(gru(packed, None, weights), tuple[PackedSequence, Tensor])
+    assert_type(last_state(packed, None, weights, cell="gru"), Tensor)
+    assert_type(explain(layer, input).why_not, dict[str, str])
+    assert_type(replace_rnn(nn.GRU(3, 4), cells=("gru",)), nn.GRU)
+    assert_type(restore_rnn(layer), nn.GRU)
+    assert_type(restore_rnn(cell), nn.GRUCell)
 
 
 def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
@@ -120,6 +152,11 @@ def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> Non
     explain(layer, None)  # type: ignore[arg-type]
     replace_rnn(model.state_dict())  # type: ignore[type-var]
     restored: FusedRNN = restore_rnn(layer)  # type: ignore[assignment]
+    FusedGRU(3, 4, nonlinearity="tanh")  # type: ignore[arg-type]
+    TokenGRU(7, 3, 4, nonlinearity="tanh")  # type: ignore[call-arg]
+    gru(input, None, [], nonlinearity="tanh")  # type: ignore[call-arg]
+    last_state(input, None, [], cell="lstm")  # type: ignore[arg-type]
+    replace_rnn(model, cells=("lstm",))  # type: ignore[arg-type]
     max_error(input)  # type: ignore[call-arg]
     namernn_fast.__version__ += 1  # type: ignore[operator]
     del restored
@@ -130,6 +167,7 @@ def main() -> None:
     input, ids = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
     packed = pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
     use_modules(input, packed, ids)
+    use_grus(input, packed, ids)
     use_functions(input, packed, ids)
     use_either(packed)
     Tagger("cpu")(input, torch.tensor([5, 2]))
