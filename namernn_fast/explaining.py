@@ -10,7 +10,7 @@ from . import functional, layouts, native, ops, tokens
 from .call import Call, Cell
 from .cells import FusedGRUCell, FusedRNNCell
 from .dispatch import why_not_kernel
-from .functional import cast_like_autocast
+from .functional import autocast_dtype, cast_like_autocast
 from .nn import FusedGRU, FusedRNN
 from .token_rnn import TokenGRU, TokenRNN
 
@@ -133,7 +133,8 @@ def _of_ids(
         return _with_shortcuts(path, why_not, why_rows, output, why_rows)
     weights: list[Tensor] = [weight for own in layer.all_weights for weight in own]
     if torch._C._is_any_autocast_enabled():
-        weights = [cast_like_autocast(weight) for weight in weights]
+        dtype = autocast_dtype(embedding, layer._cell)
+        weights = [cast_like_autocast(weight, dtype) for weight in weights]
     options = functional.option_bits(
         weights,
         layer.bias,
@@ -165,7 +166,7 @@ def _path(like: Tensor, cell: Cell, reset: Tensor | None = None) -> tuple[str, d
     """Returns the path of a call with the device and dtype of `like`, and why not another."""
     device = "triton" if like.is_cuda else "cpu"
     if torch._C._is_any_autocast_enabled():
-        like = cast_like_autocast(like)
+        like = cast_like_autocast(like, autocast_dtype(like, cell))
     tracing = torch.compiler.is_compiling()
     reason = why_not_kernel(like, tracing, cell)
     if reason is not None:

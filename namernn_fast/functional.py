@@ -290,12 +290,13 @@ def _run(
     if call.dropout and len(call.weights) == ops.weights_per_layer(call.options):
         call.dropout = 0.0
     if torch._C._is_any_autocast_enabled():
-        call.weights = [cast_like_autocast(w) for w in call.weights]
-        call.hx = None if call.hx is None else cast_like_autocast(call.hx)
+        dtype = autocast_dtype(call.data if lookup is None else lookup.embedding, call.cell)
+        call.weights = [cast_like_autocast(w, dtype) for w in call.weights]
+        call.hx = None if call.hx is None else cast_like_autocast(call.hx, dtype)
         if lookup is None:
-            call.data = cast_like_autocast(call.data)
+            call.data = cast_like_autocast(call.data, dtype)
         else:
-            lookup = lookup._replace(embedding=cast_like_autocast(lookup.embedding))
+            lookup = lookup._replace(embedding=cast_like_autocast(lookup.embedding, dtype))
     if call.hx is not None:
         dtype = call.data.dtype if lookup is None else lookup.embedding.dtype
         if call.hx.dtype != dtype and {call.hx.dtype, dtype} <= _CONVERTIBLE:
@@ -335,9 +336,21 @@ def option_bits(
     return options
 
 
-def cast_like_autocast(tensor: Tensor) -> Tensor:
-    """Casts a tensor as autocast does for `nn.RNN`: to the lower precision, except float64."""
-    device = tensor.device.type
-    if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device))
+def autocast_dtype(input: Tensor, cell: Cell) -> torch.dtype | None:
+    """Returns the dtype in which autocast computes a layer, or None if it does not apply.
+
+    On a CPU torch has no rule for `nn.GRU`, whose results keep the dtype of its input.
+
+    Args:
+        input: features of any layout, or an embedding.
+        cell: of the layer.
+    """
+    device = input.device.type
+    if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
+        return None
+    return input.dtype if cell == "gru" and device == "cpu" else torch.get_autocast_dtype(device)
+
+
+def cast_like_autocast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Casts a tensor to the dtype of `autocast_dtype`, except float64, as autocast does."""
+    return tensor if dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)

@@ -223,8 +223,17 @@ def _with_tables(
             embedding = F.embedding(every_row, embedding, padding_idx)
     given = [*weights]
     for place in range(0, ops.weights_per_layer(options), 4 if options & ops.BIAS else 2):
-        given[place] = F.linear(embedding, weights[place])
+        given[place] = _product(embedding, weights[place])
     return given
+
+
+def _product(embedding: Tensor, weight_ih: Tensor) -> Tensor:
+    """Returns the products of all rows; autocast does not apply, because both are cast already."""
+    device = embedding.device.type
+    if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
+        return F.linear(embedding, weight_ih)
+    with torch.autocast(device, enabled=False):
+        return F.linear(embedding, weight_ih)
 
 
 def _sequences(call: Call) -> int:

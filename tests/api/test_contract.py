@@ -147,9 +147,9 @@ def test_the_next_call_sees_changed_weights(kind, change):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast(kind, dtype, packed):
-    """Results are 16-bit, gradients float32, and all within the error budget of torch's layer.
+    """Results have the dtypes of torch's layer, and are within the error budget of that.
 
-    On a CPU `nn.GRU` returns float32, because its states keep the dtype of the initial ones.
+    `nn.RNN` returns 16 bits. `nn.GRU` returns float32 on a CPU, where torch has no rule for it.
     """
     budget = ErrorBudget(dtype)
     for _ in range(4):
@@ -164,10 +164,8 @@ def test_autocast(kind, dtype, packed):
             (output.double().sum() + h_n.double().square().sum()).backward()
             gradients = {name: p.grad for name, p in module.named_parameters()}
             results.append({"output": output, "h_n": h_n, "input": own.grad, **gradients})
-        assert results[0]["output"].dtype == results[0]["h_n"].dtype == dtype
         for name, exact in results[2].items():
-            if kind.name == "rnn" or name not in ("output", "h_n"):
-                assert results[0][name].dtype == results[1][name].dtype
+            assert results[0][name].dtype == results[1][name].dtype
             budget.add(name, results[0][name], results[1][name], exact.detach().numpy())
     budget.check()
 

@@ -222,7 +222,7 @@ def test_the_table_gets_a_gradient_only_if_needed(kind, path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 2000])
 def test_autocast(kind, path, dtype, vocabulary):
-    """Embedding and weights are cast, ids are not; errors are within the budget."""
+    """Embedding and weights are cast if torch's layer casts rows; errors are within the budget."""
     ours, theirs = kind.twins(16, 32, num_layers=2)
     embedding = torch.randn(vocabulary, 16)
     ids = torch.randint(vocabulary, (9, 40))
@@ -230,7 +230,7 @@ def test_autocast(kind, path, dtype, vocabulary):
         got = ours(ids, embedding=embedding)
         rival = theirs(F.embedding(ids, embedding))
         state = ours.last_state(ids, embedding=embedding)
-    assert got[0].dtype == got[1].dtype == state.dtype == dtype
+    assert got[0].dtype == got[1].dtype == state.dtype == rival[0].dtype
     torch.testing.assert_close(state, got[1], rtol=0, atol=0)
     exact = theirs.double()(F.embedding(ids, embedding).double())
     budget = ErrorBudget(dtype)
@@ -401,7 +401,7 @@ def test_when_prefixes_are_shared(kind, calls):
     assert not shares(pack_sequence([one[:, 0]]), wide)
     assert shares(torch.nested.nested_tensor([*many.T], layout=torch.jagged), wide)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not shares(many, wide)
+        assert shares(many, wide) == (kind.name == "gru")  # which autocast leaves in float32
 
 
 @pytest.mark.parametrize(
