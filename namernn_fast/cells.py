@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import availability
 from .call import Call, Cell
 from .functional import batch_invariant_is_on, option_bits, run
 from .integrations.fx import make_leaves
@@ -70,12 +71,18 @@ class _FusedCell(torch.nn.RNNCellBase):
         """
         # Torch's own cell is not batch-invariant and has no rule for `vmap`.
         if not (batch_invariant_is_on() or torch._C._are_functorch_transforms_active()):
-            return "torch's own cell is as fast for a single step"
+            slower = self._why_slower(input)
+            if slower is not None:
+                return slower
         weights = current_weights(self, _WEIGHTS) if weights is None else weights
         if not self._fits(input, hx, weights[0]):
             name = self._torch_class.__name__
             return f"the arguments do not match, and nn.{name} raises its own errors"
         return None
+
+    def _why_slower(self, input: Tensor) -> str | None:
+        """Returns why the fused operator would not be faster than torch's cell, or None."""
+        return "torch's own cell is as fast for a single step"
 
     def _fits(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> bool:
         """Returns whether shapes and dtypes match; if not, torch's cell must raise its errors."""
@@ -120,8 +127,9 @@ class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
     """A drop-in for `torch.nn.GRUCell`: one step of `torch.nn.GRU`.
 
     The constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.GRUCell`. So are the operators, except for batch invariance and `vmap`, which those
-    operators do not support. `namernn_fast.explain` says which path an input takes.
+    `torch.nn.GRUCell`. The fused operator runs on a CPU in float32 and float64, where torch runs a
+    dozen operators, and for batch invariance and `vmap`, which torch's cell does not support.
+    `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedGRUCell(8, 16)
@@ -134,6 +142,13 @@ class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
 
     def _step(self) -> Callable[..., Tensor] | None:
         return torch.gru_cell
+
+    def _why_slower(self, input: Tensor) -> str | None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return "a compiler fuses the operators of torch's own cell"
+        if input.dtype not in (torch.float32, torch.float64):
+            return "torch's own cell multiplies 16 bits faster"
+        return availability.why_not_kernel(input, self._cell)
 
 
 make_leaves(FusedRNNCell, FusedGRUCell)
