@@ -83,10 +83,10 @@ HAS_EXTENSION = _load_extension()
 
 def why_not_kernel(input: Tensor, cell: Cell = "rnn") -> str | None:
     """Returns why the fused kernel of its device cannot take `input`, or None if it can."""
-    if input.is_cuda and cell != "rnn":
-        return f"torch's own operator computes a {cell.upper()} on a GPU, with cuDNN or MIOpen"
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
+    if cell != "rnn":
+        return f"torch's own operator computes a {cell.upper()} on a GPU, with cuDNN or MIOpen"
     if input.dtype not in TRITON_DTYPES:
         return f"the GPU kernels take floating-point types of 16 and 32 bits, not {input.dtype}"
     return None

@@ -113,10 +113,8 @@ def _fused_path(call: Call) -> tuple[Tensor, Tensor]:
         apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
         return apply(*call.flat())
     forward = ops.rnn_forward if call.cell == "rnn" else ops.gru_forward
-    output, h_n, *_ = forward(
-        data, hx, weights, call.sequence_layout, call.reset, call.options, call.trees
-    )
-    return output, h_n
+    results = forward(data, hx, weights, call.sequence_layout, call.reset, call.options, call.trees)
+    return results[0], results[1]
 
 
 def _mapped_path(call: Call) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "library/batch.h"
@@ -144,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensors> rnn_forward(const Tensor& input,
                                                 int64_t trees) {
   auto [output, h_n, hidden, kept] =
       run_forward(CellKind::elman, input, hx, weights, sequence_layout, reset, bits, trees);
-  return {output, h_n, hidden};
+  return {std::move(output), std::move(h_n), std::move(hidden)};
 }
 
 std::tuple<Tensor, Tensor, Tensors> rnn_backward(
