@@ -34,6 +34,15 @@ class Call:
     trees: int = 0
     cell: Cell = "rnn"
 
+    def requires_grad(self) -> bool:
+        """Returns whether any floating-point tensor of the call requires a gradient."""
+        hx = self.hx
+        return (
+            self.data.requires_grad
+            or (hx is not None and hx.requires_grad)
+            or any(weight.requires_grad for weight in self.weights)
+        )
+
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 

@@ -13,6 +13,7 @@ from .integrations.fx import make_leaves
 from .integrations.nn_rnn import is_exact, plain_twin
 from .nn import current_weights
 
+_VANILLA_STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -120,7 +121,7 @@ class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
     _torch_class = torch.nn.RNNCell
 
     def _step(self) -> Callable[..., Tensor] | None:
-        return {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}.get(self.nonlinearity)
+        return _VANILLA_STEPS.get(self.nonlinearity)
 
 
 class FusedGRUCell(_FusedCell, torch.nn.GRUCell):

@@ -57,7 +57,8 @@ def _choose_path(call: Call, tracing: bool) -> Path:
     if why_not is not None:
         if call.options & ops.BATCH_INVARIANT:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
-        return _reference_path if native.why_not(call, tracing) else native.run_stack
+        why_not_torch = native.why_not(call.cell, call.reset, tracing)
+        return native.run_stack if why_not_torch is None else _reference_path
     if not tracing and torch._C._are_functorch_transforms_active():
         return _mapped_path
     return _fused_path
@@ -104,16 +105,19 @@ def _run_layers(path: Path, call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _fused_path(call: Call) -> tuple[Tensor, Tensor]:
-    data, hx, weights = call.data, call.hx, call.weights
-    if torch.is_grad_enabled() and (
-        data.requires_grad
-        or (hx is not None and hx.requires_grad)
-        or any(w.requires_grad for w in weights)
-    ):
+    if torch.is_grad_enabled() and call.requires_grad():
         apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
         return apply(*call.flat())
     forward = ops.rnn_forward if call.cell == "rnn" else ops.gru_forward
-    results = forward(data, hx, weights, call.sequence_layout, call.reset, call.options, call.trees)
+    results = forward(
+        call.data,
+        call.hx,
+        call.weights,
+        call.sequence_layout,
+        call.reset,
+        call.options,
+        call.trees,
+    )
     return results[0], results[1]
 
 

@@ -170,8 +170,7 @@ def _path(like: Tensor, cell: Cell, reset: Tensor | None = None) -> tuple[str, d
     tracing = torch.compiler.is_compiling()
     reason = why_not_kernel(like, tracing, cell)
     if reason is not None:
-        call = Call(like, None, [], None, reset, 0, cell=cell)
-        why_not_torch = native.why_not(call, tracing)
+        why_not_torch = native.why_not(cell, reset, tracing)
         if why_not_torch is None:
             return "torch", {device: reason}
         if cell == "rnn":

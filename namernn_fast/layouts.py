@@ -105,10 +105,7 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
         elif torch.compiler.is_compiling():
             # A tracer needs the batch size as a shape, which hx has. Reading it out of batch_sizes,
             # where it is a value, would break the graph.
-            weights, options = call.weights, call.options
-            states = ops.layer_count(weights, options) * ops.directions_of(options)
-            batch = sorted_indices.shape[0]
-            call.hx = weights[1].new_zeros(states, batch, ops.hidden_size_of(weights))
+            call.hx = ops.zero_states(call.weights, call.options, sorted_indices.shape[0])
     if data.dim() + has_ids != 2:
         raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
     call.data, call.sequence_layout = data, _savable(batch_sizes)

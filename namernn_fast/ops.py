@@ -121,23 +121,17 @@ def forward(cell: Cell, *arguments: Any) -> _KeptResults:
     return gru_forward(*arguments)
 
 
-def backward(
-    cell: Cell,
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    hidden: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    *arguments: Any,
-) -> _Results:
-    """Runs the backward operator of a cell."""
-    forward_pass = grad_output, grad_h_n, input, hx, weights, output, hidden
+def backward(cell: Cell, *arguments: Any) -> _Results:
+    """Runs the backward operator of a cell, given the arguments of `gru_backward`."""
     if cell == "rnn":
-        return rnn_backward(*forward_pass, *arguments)
-    return gru_backward(*forward_pass, kept, *arguments)
+        return rnn_backward(*without_kept(arguments))
+    return gru_backward(*arguments)
+
+
+def without_kept(arguments: Sequence[Any]) -> Sequence[Any]:
+    """Returns the arguments of `rnn_backward`, given those of `gru_backward`."""
+    kept = 7  # its place
+    return (*arguments[:kept], *arguments[kept + 1 :])
 
 
 class LayerWeights(NamedTuple):
@@ -209,6 +203,12 @@ def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights
     size, directions = (4 if options & BIAS else 2), directions_of(options)
     each = [LayerWeights(*weights[i : i + size]) for i in range(0, len(weights), size)]
     return [each[k : k + directions] for k in range(0, len(each), directions)]
+
+
+def zero_states(weights: Sequence[Tensor], options: int, batch: int) -> Tensor:
+    """Returns initial states of zeros (num_layers * directions, batch, hidden_size)."""
+    states = layer_count(weights, options) * directions_of(options)
+    return weights[1].new_zeros(states, batch, hidden_size_of(weights))
 
 
 def states_of_layers(
@@ -342,8 +342,7 @@ def _fake_backward(
 
 @torch.library.register_fake(f"{NAMESPACE}::gru_backward")
 def _(*arguments: Any) -> _Results:
-    kept = 7  # its place among the arguments
-    return _fake_backward(*arguments[:kept], *arguments[kept + 1 :])  # type: ignore[no-any-return]
+    return _fake_backward(*without_kept(arguments))  # type: ignore[no-any-return]
 
 
 @functools.cache

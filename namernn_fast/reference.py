@@ -31,7 +31,7 @@ def run_stack(call: Call) -> tuple[Tensor, Tensor]:
         output and h_n.
     """
     hx, weights, reset, options = call.hx, call.weights, call.reset, call.options
-    input, batch_sizes, alive, places = _with_time_first(call.data, call.sequence_layout, options)
+    input, batch_sizes, alive, places = with_time_first(call.data, call.sequence_layout, options)
     batch_first = options & ops.BATCH_FIRST
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
@@ -39,9 +39,8 @@ def run_stack(call: Call) -> tuple[Tensor, Tensor]:
     in_place = call.cell == "rnn" and not (recorded or torch.is_grad_enabled())
     layers = ops.layers_of(weights, options)
     if hx is None:
-        states = len(layers) * ops.directions_of(options)
         batch = batch_sizes[0] if batch_sizes else input.shape[1]
-        hx = weights[1].new_zeros(states, batch, ops.hidden_size_of(weights))
+        hx = ops.zero_states(weights, options, batch)
 
     last_states: list[Tensor] = []
     for layer in layers:
@@ -146,7 +145,7 @@ def with_batch_first(output: Tensor) -> Tensor:
     return output.transpose(0, 1) if torch.is_grad_enabled() else output.transpose_(0, 1)
 
 
-def _with_time_first(
+def with_time_first(
     input: Tensor, sequence_layout: Tensor | None, options: int
 ) -> tuple[Tensor, list[int] | None, Tensor | None, tuple[Tensor, Tensor] | None]:
     """Converts input of any layout to time-major or packed rows, which the layers run on.
@@ -161,7 +160,7 @@ def _with_time_first(
         return input, sequence_layout.tolist(), None, None
     lengths, places = sequence_layout, None
     if lengths is not None and options & ops.JAGGED:
-        lengths, places = lengths.diff(), places_of_jagged(lengths)
+        lengths, places = lengths.diff(), _places_of_jagged(lengths)
         longest = max([1, *lengths.tolist()])
         padded = input.new_zeros(longest, len(lengths), *input.shape[1:])
         input = padded.index_put(places, input)
@@ -182,7 +181,7 @@ def is_transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _places_of_jagged(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the time and the sequence number of each row of a jagged tensor."""
     row = torch.arange(int(offsets[-1]), device=offsets.device)
     sequence = torch.bucketize(row, offsets[1:], right=True)

@@ -15,10 +15,23 @@ from .tokens import refuse_to_share
 
 
 class _TokenLayer(torch.nn.Module):
-    """What `TokenRNN` and `TokenGRU` share: everything except their constructors."""
+    """What `TokenRNN` and `TokenGRU` share: everything except the layer `rnn`."""
 
     embedding: torch.nn.Embedding
     rnn: FusedRNN | FusedGRU
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        input_size: int,
+        padding_idx: int | None,
+        device: Device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(
+            num_embeddings, input_size, padding_idx, device=device, dtype=dtype
+        )
 
     def forward(
         self,
@@ -174,10 +187,7 @@ class TokenRNN(_TokenLayer):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(
-            num_embeddings, input_size, padding_idx, device=device, dtype=dtype
-        )
+        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
         self.rnn = FusedRNN(
             input_size,
             hidden_size,
@@ -225,10 +235,7 @@ class TokenGRU(_TokenLayer):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(
-            num_embeddings, input_size, padding_idx, device=device, dtype=dtype
-        )
+        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
         self.rnn = FusedGRU(
             input_size,
             hidden_size,

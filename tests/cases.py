@@ -9,13 +9,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from kinds import KINDS
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedGRU, FusedRNN
-
-FUSED = {"rnn": FusedRNN, "gru": FusedGRU}
-TORCH = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU}
+FUSED = {name: kind.layer for name, kind in KINDS.items()}
+TORCH = {name: kind.nn_layer for name, kind in KINDS.items()}
 CELLS = tuple(FUSED)
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
 # Groups of layouts in which a case has the same rows and thus the same results.
@@ -24,7 +23,7 @@ NO_IDS = (-1, 2**31 - 1)  # ids that are out of range, for padding
 
 
 def one_in(count, *choices):
-    """Returns all combinations of the choices, of which only one in `count` is not marked as slow.
+    """Returns all combinations of the choices, and marks all except one in `count` as slow.
 
     A combination is unmarked if the sum of its indices is divisible by `count`. Set any `count - 1`
     choices aside: all combinations of the others occur even without the slow ones, because the
@@ -50,10 +49,7 @@ def draws(hidden_size):
 
 def twins(*args, cell="rnn", **options):
     """Returns a fused layer and torch's layer with equal weights."""
-    theirs = TORCH[cell](*args, **options)
-    ours = FUSED[cell](*args, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
+    return KINDS[cell].twins(*args, **options)
 
 
 def exact(tensor, dtype):
@@ -81,9 +77,9 @@ class Pieces:
                 end.append((last == length, first == 0))
         direction = np.arange(states) % directions
         self.begin = np.array(begin, bool).reshape(-1, 2).T[direction]
-        """Which pieces begin with hx, (states, pieces)."""
+        """(states, pieces): whether a piece of a sequence begins with its initial state, hx."""
         self.end = np.array(end, bool).reshape(-1, 2).T[direction]
-        """Which pieces end in h_n, (states, pieces)."""
+        """(states, pieces): whether the last state of a piece of a sequence is in h_n."""
         self.sequence = np.array([b for b, *_ in self.rows], np.int64)
 
     def of(self, rows):

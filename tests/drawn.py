@@ -74,9 +74,9 @@ class Drawn(Case):
     input_place: Place | None = None
     hx_place: Place | None = None
     wanted: frozenset[str] = frozenset()
-    """Which of input, hx and weights need a gradient."""
+    """The arguments that need a gradient, among `input`, `hx` and `weights`."""
     given: frozenset[str] = frozenset()
-    """Which of output and h_n get a gradient."""
+    """The results that get a gradient, among `output` and `h_n`."""
     threads: int = 1
     resets: float = 0.0
     """The fraction of steps with a reset."""

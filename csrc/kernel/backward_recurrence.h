@@ -111,22 +111,19 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const int64_t end = alive_end(layout, t, slice);
   if (layout.tree) gather_tree_gradients(args, t, group.grad_parent, group.grad_h);
   for (int64_t b = slice.begin; b < end; ++b) {
-    if constexpr (!Cell::only_through_sums) {
-      const auto* before = previous_state(layer, args.output, t, b, continued);
-      const int64_t place = b * layer.H + first_column;
-      cell.sum_gradients(
-          row_at(args.kept, layout, t, b) + first_column, before ? before + first_column : nullptr,
-          group.grad_h + place,
-          args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
-          products.dz + (row + b) * products.dz_stride + first_column,
-          (layout.tree ? group.grad_parent : group.grad_h) + place, layer.H, width);
-      continue;
+    const int64_t place = b * layer.H + first_column;
+    const auto* grad_output =
+        args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr;
+    auto* dz = products.dz + (row + b) * products.dz_stride + first_column;
+    if constexpr (Cell::only_through_sums) {
+      cell.sum_gradients(row_at(args.output, layout, t, b) + first_column, group.grad_h + place,
+                         grad_output, dz, width);
     } else {
-      cell.sum_gradients(
-          row_at(args.output, layout, t, b) + first_column,
-          group.grad_h + b * layer.H + first_column,
-          args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr,
-          products.dz + (row + b) * products.dz_stride + first_column, width);
+      const auto* before = previous_state(layer, args.output, t, b, continued);
+      cell.sum_gradients(row_at(args.kept, layout, t, b) + first_column,
+                         before ? before + first_column : nullptr, group.grad_h + place,
+                         grad_output, dz, (layout.tree ? group.grad_parent : group.grad_h) + place,
+                         layer.H, width);
     }
   }
   if (args.grad_weight_ih || args.grad_input.data) {

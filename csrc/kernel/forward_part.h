@@ -48,8 +48,8 @@ struct ForwardMemory {
   int64_t projected_rows;  // of a group
 };
 
-// Writes a layer's table plus the biases, in the type that kernels compute in. A part of bias_hh
-// that belongs to a sum of its own, without a part of the input, is not added.
+// Writes a layer's table plus the biases, in the type that kernels compute in. Blocks of bias_hh
+// that belong to sums without a block of weight_ih, such as b_hn of a GRU, are not added.
 template <class Cell, class Storage>
 inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
   using Scalar = Compute<Storage>;

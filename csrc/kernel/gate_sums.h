@@ -42,7 +42,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
         for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
           const Scalar* bias = weights.bias + (j / w * Cell::sums + g) * w;
           const Target<Scalar> target{rows + g * layer.H + j, row_stride, bias, 0, false};
-          multiply_input(x, stride, target, run.rows, g, j, 1);
+          multiply_input(x, stride, target, run.rows, g, j);
         }
       }
     });
@@ -64,9 +64,9 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
         alignas(64) Scalar sums[kBufferRows * buffer_row];
         start_sums(t, begin + i, height, j, looked_up ? looked_up + i : nullptr, sums);
         if (!projected_steps && !looked_up) {
-          const Target<Scalar> target{sums, buffer_row, sums, buffer_row, false};
-          multiply_input(input_row(layer, t, begin + i), layer.input.row_stride, target, height, 0,
-                         j, Cell::weight_blocks);
+          const auto operand =
+              this->projection(input_row(layer, t, begin + i), layer.input.row_stride);
+          multiply_panels(operand, sums, height, j);
         }
         if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j);
         finish(t, begin + i, height, j, sums, before ? before + i * before_stride : nullptr,
@@ -109,53 +109,48 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     return this->projected_times(s / projected_steps * projected_steps).first;
   }
 
-  // Adds the products of inputs with the first `count` blocks from block g on, for unit block j.
-  void multiply_input(const Scalar* x, int64_t stride, Target<Scalar> target, int64_t rows,
-                      int64_t g, int64_t j, int64_t count) const {
+  // Computes the product of inputs with block g of weight_ih, for unit block j.
+  void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
+                      int64_t g, int64_t j) const {
     const int64_t D = args.layer.D;
-    for (; count > 0; ++g, --count) {
-      const int64_t adjacent = whole_panels(j) ? count : 1;
-      if (weights.weight_ih) {
-        const Storage* block = weights.weight_ih + (Cell::input_block(g) * args.layer.H + j) * D;
-        const OperandInPlace<Scalar, Storage> operand{x, stride, block, D};
-        product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
-      } else {
-        const Operand<Scalar> operand = operand_of(this->projection(x, stride), g, j);
-        const int64_t width = adjacent > 1 ? adjacent * w : columns_from(j);
-        product<Scalar, false>(&operand, 1, target, rows, 0, width, NoFinish());
-        if (adjacent > 1) return;
-      }
-      target.c += w;
-      target.start += w;
+    if (weights.weight_ih) {
+      const Storage* block = weights.weight_ih + (Cell::input_block(g) * args.layer.H + j) * D;
+      const OperandInPlace<Scalar, Storage> operand{x, stride, block, D};
+      return product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
     }
+    const Operand<Scalar> operand = operand_of(this->projection(x, stride), g, j);
+    product<Scalar, false>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
   }
 
-  // Adds the products of previous states with all blocks, for unit block j.
+  // Adds the products of previous states with all blocks of weight_hh, for unit block j.
   void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows,
                       int64_t j) const {
     const int64_t H = args.layer.H;
     Scalar* of_state = sums + Cell::first_state_sum * w;
+    if (!weights.weight_hh) return multiply_panels(this->recurrence(h, stride), of_state, rows, j);
     for (int64_t g = 0; g < Cell::weight_blocks; ++g, of_state += w) {
       const Target<Scalar> target{of_state, buffer_row, of_state, buffer_row, false};
-      if (weights.weight_hh) {
-        const OperandInPlace<Scalar, Storage> operand{h, stride,
-                                                      weights.weight_hh + (g * H + j) * H, H};
-        product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
-        continue;
-      }
-      const Operand<Scalar> operand = operand_of(this->recurrence(h, stride), g, j);
-      const bool whole = whole_panels(j);
-      product<Scalar, false>(&operand, 1, target, rows, 0,
-                             whole ? Cell::weight_blocks * w : columns_from(j), NoFinish());
-      if (whole) return;
+      const Storage* block = weights.weight_hh + (g * H + j) * H;
+      const OperandInPlace<Scalar, Storage> operand{h, stride, block, H};
+      product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
     }
   }
 
-  // Whether unit block j fills its panels, so that one product takes all its blocks.
-  bool whole_panels(int64_t j) const { return columns_from(j) == w; }
+  // Adds the products of an operand's rows with all blocks of unit block j: in one product if the
+  // unit block fills its panels.
+  void multiply_panels(const Operand<Scalar>& rows_of_a, Scalar* sums, int64_t rows,
+                       int64_t j) const {
+    const bool whole = columns_from(j) == w;
+    const int64_t width = whole ? Cell::weight_blocks * w : columns_from(j);
+    for (int64_t g = 0; g < (whole ? 1 : Cell::weight_blocks); ++g, sums += w) {
+      const Operand<Scalar> operand = operand_of(rows_of_a, g, j);
+      const Target<Scalar> target{sums, buffer_row, sums, buffer_row, false};
+      product<Scalar, false>(&operand, 1, target, rows, 0, width, NoFinish());
+    }
+  }
 
-  // An operand whose first panel is that of block g of unit block j, and the next that of block
-  // g + 1.
+  // Returns an operand whose first panel is that of block g of unit block j, and the next that of
+  // block g + 1.
   Operand<Scalar> operand_of(Operand<Scalar> operand, int64_t g, int64_t j) const {
     const int64_t panel = (args.layer.D + args.layer.H) * w;
     operand.panels += (j / w * Cell::weight_blocks + g) * panel;

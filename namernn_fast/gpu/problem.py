@@ -9,7 +9,7 @@ from .. import ops
 
 
 class SequenceLayout(NamedTuple):
-    """Which (time, sequence) rows exist and where they lie, as the kernels take it.
+    """The layout of a call's (time, sequence) rows: which exist, and where they are in memory.
 
     Strides are in rows, except those of reset, which are in elements.
     """

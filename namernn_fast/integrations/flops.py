@@ -15,7 +15,7 @@ from .deferred import when_imported
 
 
 def count_flops() -> None:
-    """Registers the formulas of both operators with `FlopCounterMode`."""
+    """Registers the formulas of the operators with `FlopCounterMode`."""
     when_imported("torch.utils.flop_counter", _register)
 
 
@@ -93,5 +93,4 @@ def _backward(
 
 
 def _gru_backward(*args: Any, **kwargs: Any) -> int:
-    kept = 7  # place of the argument that rnn_backward does not have
-    return _backward(*args[:kept], *args[kept + 1 :], **kwargs)
+    return _backward(*ops.without_kept(args), **kwargs)

@@ -59,7 +59,10 @@ def _stands_for_tensor(value: object) -> bool:
 
 
 def is_exact(module: torch.nn.Module) -> bool:
-    """Returns whether a fused module has no subclass of its own, which may override anything."""
+    """Returns whether a module's class is one of this package, and not a user's subclass of it.
+
+    A subclass may override anything.
+    """
     return "_torch_class" in type(module).__dict__
 
 

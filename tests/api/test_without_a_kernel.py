@@ -335,7 +335,7 @@ def test_compiling(layout):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_exporting(strict):
-    """An exported program holds torch's operator, and runs for any batch, but for one length."""
+    """An exported program calls torch's operator: at any batch size, at the exported length."""
     module, _ = twins(num_layers=2)
     dims = ({1: torch.export.Dim("batch")},)
     x, _ = inputs(module, with_hx=False)

@@ -25,7 +25,7 @@ def cell(request, monkeypatch):
     elif not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     if path == ["reference"]:
-        monkeypatch.setattr(native, "why_not", lambda call, tracing: "a test")
+        monkeypatch.setattr(native, "why_not", lambda cell, reset, tracing: "a test")
     return cell
 
 

@@ -22,10 +22,10 @@ struct Gru {
   static constexpr int64_t first_state_sum = 1;
   static constexpr int64_t input_block(int64_t sum) { return sum == 0 ? 2 : sum - 1; }
   static constexpr bool sums_in_output = false;
-  // n, r, z and n_h, in the place of the sums.
+  // n, r, z and n_h: the order of the sums, with n instead of n_x.
   static constexpr int64_t kept = 4;
   static constexpr bool only_through_sums = false;  // h_t also has z h_{t-1}
-  // That of b_hn is the sum of the gradients of n_h, that of b_in of those of n_x.
+  // The gradient of b_hn sums those of n_h, the gradient of b_in sums those of n_x.
   static constexpr bool one_bias_gradient = false;
 
   template <class Storage>
