@@ -236,9 +236,15 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Kernels of the vanilla cell for bfloat16 that replace those of kernels_avx512 on processors that
-// have these instructions.
-extern const KernelsFor<BFloat16> kernels_avx512_bf16;
-extern const KernelsFor<BFloat16> kernels_amx;
+// The kernels of all cells on instructions that multiply pairs of bfloat16.
+struct KernelsOnPairs {
+  KernelsFor<BFloat16> elman;
+  KernelsFor<BFloat16> gru;
+};
+
+// Kernels for bfloat16 that replace those of kernels_avx512 on processors that have these
+// instructions.
+extern const KernelsOnPairs kernels_avx512_bf16;
+extern const KernelsOnPairs kernels_amx;
 
 }  // namespace namernn_fast

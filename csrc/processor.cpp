@@ -14,7 +14,7 @@ namespace {
 
 #if defined(__x86_64__)
 // The bfloat16 kernels that beat conversion to float on this processor, or null if there are none.
-const KernelsFor<BFloat16>* detect_bfloat16(const std::string& wanted, const char** name) {
+const KernelsOnPairs* detect_bfloat16(const std::string& wanted, const char** name) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
   const bool amx = (edx >> 22 & 1) != 0 && (edx >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
@@ -55,8 +55,9 @@ Kernels detect_kernels() {
                       __builtin_cpu_supports("avx512vl");
   if (wanted != "default" && wanted != "avx2" && avx512) {
     Kernels found = kernels_avx512;
-    if (const auto* bfloat16 = detect_bfloat16(wanted, &found.bfloat16_name)) {
-      static_cast<KernelsFor<BFloat16>&>(found.elman) = *bfloat16;
+    if (const auto* pairs = detect_bfloat16(wanted, &found.bfloat16_name)) {
+      static_cast<KernelsFor<BFloat16>&>(found.elman) = pairs->elman;
+      static_cast<KernelsFor<BFloat16>&>(found.gru) = pairs->gru;
     }
     return found;
   }

@@ -120,8 +120,8 @@ inline int64_t token_of(const Layer<Scalar>& layer, int64_t t, int64_t b) {
 }
 // The table's row for the token of row (t, b).
 template <class Scalar>
-inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b) {
-  return layer.table.rows + token_of(layer, t, b) * layer.H;
+inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b, int64_t width) {
+  return layer.table.rows + token_of(layer, t, b) * width;
 }
 
 // In a tree, the number b' of the row (t - 1, b') that row (t, b) continues, for t > 0.

@@ -179,7 +179,7 @@ def _path(like: Tensor, cell: Cell, reset: Tensor | None = None) -> tuple[str, d
     if like.is_cuda:
         kernel, better = ops.gpu_backend(like.device).device_of(like).arch, "runs here instead of"
     else:
-        kernel, better = ops.cpu_kernel(like.dtype, cell), "is faster than"
+        kernel, better = ops.cpu_kernel(like.dtype), "is faster than"
     step_by_step = "the step-by-step PyTorch operators in reference.py"
     return f"{device} {kernel}", {"reference": f"the fused kernel {better} {step_by_step}"}
 

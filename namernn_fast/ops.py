@@ -219,7 +219,7 @@ def states_of_layers(
     return [None] * layers if hx is None else hx.chunk(layers)
 
 
-def cpu_kernel(dtype: torch.dtype = torch.float32, cell: Cell = "rnn") -> str:
+def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
     Args:
@@ -229,8 +229,9 @@ def cpu_kernel(dtype: torch.dtype = torch.float32, cell: Cell = "rnn") -> str:
         `avx512`, `avx2` or `baseline`; for bfloat16 `avx512_bf16` or `amx` if the processor has
         these faster instructions.
     """
-    pairs = dtype == torch.bfloat16 and cell == "rnn"
-    return torch.ops.namernn_fast.cpu_kernel(pairs)  # type: ignore[no-any-return]
+    return torch.ops.namernn_fast.cpu_kernel(  # type: ignore[no-any-return]
+        dtype == torch.bfloat16
+    )
 
 
 class Plan(NamedTuple):

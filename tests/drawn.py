@@ -382,7 +382,7 @@ def check_results(case):
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
     longest = max(case.D, 2 * ops.GATES[case.cell] * case.H)  # of the sums of products
     flushed = compute.tiny * case.T * max(1, case.B) * longest
-    pairs = ops.cpu_kernel(case.dtype, case.cell) in ("amx", "avx512_bf16")
+    pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)
     smallest = case.H
     if "input" in case.wanted:

@@ -1,10 +1,13 @@
 // bfloat16 on AMX, whose tile registers hold 16 rows of 64 bytes.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
+#include "contract.h"
 #include "kernel/simd.h"
 
 namespace namernn_fast {
 namespace {
+
+constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
 // The interface is described in kernel/bfloat16_forward.h. Tile registers 0 to 3 hold a 2 x 2 block
 // of C, 4 and 5 rows of A, 6 and 7 columns of the panel.
@@ -88,5 +91,5 @@ struct PairTile {
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-const KernelsFor<BFloat16> kernels_amx = kernels_on_pairs();
+const KernelsOnPairs kernels_amx = kernels_on_pairs();
 }  // namespace namernn_fast

@@ -4,10 +4,13 @@
 #define NAMERNN_REGISTERS 32
 #include <cstring>
 
+#include "contract.h"
 #include "kernel/simd.h"
 
 namespace namernn_fast {
 namespace {
+
+constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
 // The interface is described in kernel/bfloat16_forward.h.
 struct PairTile {
@@ -61,5 +64,5 @@ struct PairTile {
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-const KernelsFor<BFloat16> kernels_avx512_bf16 = kernels_on_pairs();
+const KernelsOnPairs kernels_avx512_bf16 = kernels_on_pairs();
 }  // namespace namernn_fast

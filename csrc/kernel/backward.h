@@ -18,12 +18,12 @@
 namespace namernn_fast {
 namespace {
 
-template <class Products, class Storage>
+template <class Cell, class Products, class Storage>
 void pack_input_panels(const Products& products, const Layer<Storage>& layer,
                        const Runtime& runtime) {
   const int64_t panels = panel_count<typename Products::Scalar>(layer.D);
   if (panels == 0) return;
-  const double elements = double(Products::blocks) * double(layer.H) * double(layer.D);
+  const double elements = double(Cell::weight_blocks) * double(layer.H) * double(layer.D);
   const double packing = kPackingCost / 2 * elements;
   const int64_t workers = min64(panels, choose_workers(packing, runtime.machine));
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
@@ -55,7 +55,7 @@ void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& run
   pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
   FloatProducts<Cell, Storage> products{};
   products.weight_ih = weight_ih_in<FloatProducts<Cell, Storage>>(panels, layer);
-  pack_input_panels(products, layer, runtime);
+  pack_input_panels<Cell>(products, layer, runtime);
 }
 
 // Returns the number of the group's rows before each time, or null if all its sequences are always
@@ -94,7 +94,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   if (args.grad_input.data) {
     auto* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
-    if (!layer.panels) pack_input_panels(common.products, layer, runtime);
+    if (!layer.panels) pack_input_panels<Cell>(common.products, layer, runtime);
   }
   const int64_t gate_rows = Cell::weight_blocks * H;  // of both weights
   const GradientSizes sizes{
@@ -139,7 +139,9 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
   if (layer.reverse || layer.hx || block.first > 0) return 0;
   const int64_t count = first_row(rows, 1);
   for (int64_t row = 0; row < count; ++row) {
-    if (!all_finite(products.dz + row * products.dz_stride, Cell::sums * layer.H)) return 0;
+    if (!all_finite(products.dz + row * products.dz_stride, Cell::sums * products.dz_block)) {
+      return 0;
+    }
   }
   return count;
 }
@@ -157,34 +159,30 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
     const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
     const int64_t from_zero = count_rows_from_zero<Cell>(args.layer, products, group.rows, block);
-    const Columns of_state{Cell::first_state_sum * H,
-                           (Cell::first_state_sum + Cell::weight_blocks) * H};
     if (group.one_product) {
-      products.write_weight_gradient(of_state, share, from_zero, rows, products.previous, H,
-                                     args.grad_weight_hh);
+      products.write_weight_gradient(kStateBlocks<Cell>, share, from_zero, rows, products.previous,
+                                     H, args.grad_weight_hh);
     } else {
-      products.add_weight_gradient(of_state, initial, share, from_zero, rows, products.previous, H,
-                                   grad.weight_hh);
+      products.add_weight_gradient(kStateBlocks<Cell>, initial, share, from_zero, rows,
+                                   products.previous, H, grad.weight_hh);
     }
-    for_each_input_range<Cell>([&](int64_t sum, int64_t count, int64_t block) {
-      const Columns columns{sum * H, (sum + count) * H};
-      const int64_t first = block * H;  // row of weight_ih and of bias_ih
+    for_each_input_blocks<Cell>([&](const Blocks& blocks) {
       if (group.one_product) {
-        products.write_weight_gradient(columns, share, 0, rows, products.input, D,
-                                       args.grad_weight_ih + first * D);
+        products.write_weight_gradient(blocks, share, 0, rows, products.input, D,
+                                       args.grad_weight_ih);
       } else if (group.tokens.token) {
-        add_table_gradient(products, group.tokens, columns, initial, share, args.layer.table.V,
-                           rows, grad.weight_ih + first, Cell::weight_blocks * H);
+        add_table_gradient(products, group.tokens, blocks, initial, share, args.layer.table.V, rows,
+                           grad.weight_ih, Cell::weight_blocks * H);
       } else {
-        products.add_weight_gradient(columns, initial, share, 0, rows, products.input, D,
-                                     grad.weight_ih + first * D);
+        products.add_weight_gradient(blocks, initial, share, 0, rows, products.input, D,
+                                     grad.weight_ih);
       }
       if (args.grad_bias_ih) {
-        add_bias_gradient(products, columns, initial, share, rows, grad.bias_ih + first);
+        add_bias_gradient(products, blocks, initial, share, rows, grad.bias_ih);
       }
     });
     if (args.grad_bias_hh) {
-      add_bias_gradient(products, of_state, initial, share, rows, grad.bias_hh);
+      add_bias_gradient(products, kStateBlocks<Cell>, initial, share, rows, grad.bias_hh);
     }
   }
   if (args.grad_input.data) {

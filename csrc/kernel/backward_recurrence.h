@@ -122,8 +122,8 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
       const auto* before = previous_state(layer, args.output, t, b, continued);
       cell.sum_gradients(row_at(args.kept, layout, t, b) + first_column,
                          before ? before + first_column : nullptr, group.grad_h + place,
-                         grad_output, dz, (layout.tree ? group.grad_parent : group.grad_h) + place,
-                         layer.H, width);
+                         grad_output, dz, products.dz_block,
+                         (layout.tree ? group.grad_parent : group.grad_h) + place, layer.H, width);
     }
   }
   if (args.grad_weight_ih || args.grad_input.data) {

@@ -2,9 +2,10 @@
 // gradients dz are rounded to bfloat16, sums are float. See products_interface.h.
 //
 // dz is stored twice: by rows, to be multiplied with W_hh and W_ih, and transposed, to be
-// multiplied with inputs and states for the weight gradients. Right operands are panels of pairs of
-// rows. The sums of a weight gradient are stored in panels as well, as tiles to which each time
-// block adds.
+// multiplied with inputs and states for the weight gradients. Each block of dz is padded with zeros
+// to a multiple of kGranule elements, so that no pair has elements of two blocks. Right operands
+// are panels of pairs of rows. The sums of a weight gradient are stored in panels as well, as tiles
+// to which each time block adds.
 #pragma once
 
 #include "kernel/backward.h"
@@ -50,7 +51,7 @@ inline void pack_pair_rows(const BFloat16* w, int64_t K, int64_t width, int64_t 
 }
 
 // weight_hh as the backward recurrence on pairs reads it: panels of W_hh
-// [padded(weight_blocks * H), H].
+// [weight_blocks * padded(H), H].
 template <class Cell>
 struct PairRecurrencePanels {
   static constexpr int64_t w = Shape<float>::panel_width;
@@ -59,12 +60,15 @@ struct PairRecurrencePanels {
 
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }
   static size_t bytes(int64_t, int64_t H) {
-    return panels_size<float>(padded(Cell::weight_blocks * H), H) * sizeof(BFloat16);
+    return panels_size<float>(Cell::weight_blocks * padded(H), H) * sizeof(BFloat16);
   }
   PairRecurrencePanels(void* memory, int64_t, int64_t) : weights(static_cast<BFloat16*>(memory)) {}
   void pack(const Layer<BFloat16>& layer, int64_t p) const {
-    const int64_t K = Cell::weight_blocks * layer.H;
-    pack_pair_rows(layer.weight_hh, K, layer.H, p * w, weights + p * padded(K) * w);
+    const int64_t H = layer.H;
+    BFloat16* panel = weights + p * Cell::weight_blocks * padded(H) * w;
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g, panel += padded(H) * w) {
+      pack_pair_rows(layer.weight_hh + g * H * H, H, H, p * w, panel);
+    }
   }
 };
 
@@ -82,45 +86,50 @@ static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRo
 
 template <class Cell>
 struct PairProducts {
-  static_assert(Cell::sums == 1 && Cell::only_through_sums, "a row of dz is one block");
   using Storage = BFloat16;
   using Scalar = float;
   using Element = BFloat16;
   using Recurrence = PairRecurrencePanels<Cell>;
-  static constexpr int64_t blocks = Cell::weight_blocks;
   static constexpr int64_t w = Shape<float>::panel_width;
 
   // Memory shared by all groups.
-  BFloat16* weight_ih;  // panels of W_ih [padded(H), D], if grad_input is wanted
+  BFloat16* weight_ih;  // panels of W_ih [weight_blocks * padded(H), D] in the order of the sums,
+                        // if grad_input is wanted
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
-  int64_t H;         // columns of dz
+  int64_t H;
   int64_t capacity;  // maximum rows of a time block
   int64_t dz_stride;
+  int64_t dz_block;         // padded(H)
   BFloat16* dz;             // [capacity + PairTile::rows, dz_stride]
-  BFloat16* dz_transposed;  // [padded(H), capacity], if parameter gradients are wanted
+  BFloat16* dz_transposed;  // [sums * padded(H), capacity], if parameter gradients are wanted
   BFloat16* previous;       // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
   BFloat16* input;          // panels of x [capacity, D], if parameter gradients are wanted
   PairRow* rows;            // [capacity]
 
   static int64_t block_rows(const Layer<BFloat16>& layer, const Runtime& runtime) {
-    const int64_t row = (3 * layer.H + layer.D) * int64_t(sizeof(BFloat16));
+    const int64_t row = ((1 + 2 * Cell::sums) * layer.H + layer.D) * int64_t(sizeof(BFloat16));
     return choose_block_rows(row, kMinPairRows, runtime.machine);
   }
 
-  // The sums of a gradient are stored in panels of [padded(H), width].
-  static int64_t gradient_size(int64_t H, int64_t width) {
-    return panels_size<float>(padded(H), width);
+  // Elements of a column of a weight's gradient, with each block padded.
+  static int64_t gradient_rows(int64_t H) { return Cell::weight_blocks * padded(H); }
+
+  // The sums of a gradient are stored in panels of [gradient_rows(H), width].
+  static int64_t gradient_size(int64_t rows, int64_t width) {
+    return panels_size<float>(gradient_rows(rows / Cell::weight_blocks), width);
   }
 
-  static void deliver_gradient(const float* sums, BFloat16* result, int64_t H, int64_t width,
+  static void deliver_gradient(const float* sums, BFloat16* result, int64_t rows, int64_t width,
                                const Runtime& runtime) {
-    const double cost = kAddingCost * double(H) * double(width);
+    const double cost = kAddingCost * double(rows) * double(width);
     const int64_t workers = choose_workers(cost, runtime.machine);
+    const int64_t H = rows / Cell::weight_blocks;
     run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-      for (int64_t i = H * begin / workers; i < H * end / workers; ++i) {
+      for (int64_t i = rows * begin / workers; i < rows * end / workers; ++i) {
+        const float* row = sums + (i / H * padded(H) + i % H) * w;
         for (int64_t j = 0; j < width; j += w) {
-          convert(sums + j * padded(H) + i * w, result + i * width + j, min64(w, width - j));
+          convert(row + j * gradient_rows(H), result + i * width + j, min64(w, width - j));
         }
       }
     });
@@ -128,11 +137,15 @@ struct PairProducts {
 
   void prepare_input_gradient(const Layer<BFloat16>& layer, BFloat16*, const Plan&,
                               const Runtime& runtime) {
-    weight_ih = scratch<BFloat16>(runtime, panels_size<float>(padded(layer.H), layer.D));
+    weight_ih = scratch<BFloat16>(runtime, panels_size<float>(gradient_rows(layer.H), layer.D));
   }
 
   void pack_input_panel(const Layer<BFloat16>& layer, int64_t p) const {
-    pack_pair_rows(layer.weight_ih, layer.H, layer.D, p * w, weight_ih + p * padded(layer.H) * w);
+    BFloat16* panel = weight_ih + p * gradient_rows(layer.H) * w;
+    for (int64_t s = 0; s < Cell::weight_blocks; ++s, panel += padded(layer.H) * w) {
+      const BFloat16* block = layer.weight_ih + Cell::input_block(s) * layer.H * layer.D;
+      pack_pair_rows(block, layer.H, layer.D, p * w, panel);
+    }
   }
 
   void prepare_rows(int64_t inputs, int64_t units, bool want_weights, int64_t block_rows,
@@ -140,14 +153,18 @@ struct PairProducts {
     D = inputs;
     H = units;
     capacity = odd_granules(block_rows);
-    dz_stride = odd_granules(H);
+    dz_block = padded(H);
+    dz_stride = odd_granules(Cell::sums * dz_block);
     dz = scratch<BFloat16>(runtime, (capacity + PairTile::rows) * dz_stride);
-    for (int64_t row = 0; H < padded(H) && row < capacity; ++row) {
-      std::memset(dz + row * dz_stride + H, 0, (padded(H) - H) * sizeof(BFloat16));
+    for (int64_t row = 0; H < dz_block && row < capacity; ++row) {
+      for (int64_t s = 0; s < Cell::sums; ++s) {
+        BFloat16* padding = dz + row * dz_stride + s * dz_block + H;
+        std::memset(padding, 0, (dz_block - H) * sizeof(BFloat16));
+      }
     }
     rows = scratch<PairRow>(runtime, capacity);
     if (want_weights) {
-      dz_transposed = scratch<BFloat16>(runtime, padded(H) * capacity);
+      dz_transposed = scratch<BFloat16>(runtime, Cell::sums * dz_block * capacity);
       previous = scratch<BFloat16>(runtime, panels_size<float>(capacity, H));
       input = scratch<BFloat16>(runtime, panels_size<float>(capacity, D));
     }
@@ -159,12 +176,12 @@ struct PairProducts {
 
   void step_back(int64_t row, const BFloat16* weight_hh, int64_t count, Columns columns,
                  float* grad_h) const {
-    multiply_pairs(dz + row * dz_stride, dz_stride, H, count, weight_hh, columns,
-                   [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
-                     for (int64_t r = 0; r < height; ++r) {
-                       convert(sums + r * w, grad_h + (i + r) * H + j, width);
-                     }
-                   });
+    multiply_dz(row, Cell::first_state_sum, count, weight_hh, columns,
+                [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
+                  for (int64_t r = 0; r < height; ++r) {
+                    write(sums + r * w, !Cell::only_through_sums, grad_h + (i + r) * H + j, width);
+                  }
+                });
   }
 
   // Transposes dz and packs previous states and inputs for the weight gradients, kGranule rows at a
@@ -177,21 +194,25 @@ struct PairProducts {
     }
   }
 
-  void add_weight_gradient(Columns, bool initial, Share& share, int64_t zeros, int64_t count,
-                           const BFloat16* panels, int64_t width, float* grad) const {
+  void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
+                           int64_t count, const BFloat16* panels, int64_t width,
+                           float* grad) const {
     static_assert(kTaskRows % PairTile::rows == 0);
     PairTile tile;
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
+    const BFloat16* of_sums = dz_transposed + blocks.sum * dz_block * capacity;
+    const int64_t M = blocks.count * dz_block;
+    grad += blocks.block * dz_block * w;
     for (int64_t j = 0; j < width; j += w) {
-      for (int64_t task = 0; task < padded(H); task += kTaskRows) {
+      for (int64_t task = 0; task < M; task += kTaskRows) {
         if (!take(share)) continue;
-        const int64_t end = min64(task + kTaskRows, padded(H));
+        const int64_t end = min64(task + kTaskRows, M);
         for (int64_t k = start; k < padded(count); k += kPairChunkRows) {
           const int64_t K = min64(kPairChunkRows, padded(count) - k);
           const BFloat16* panel = panels + j * capacity + k * w;
           for (int64_t i = task; i < end; i += PairTile::rows) {
-            const BFloat16* a = dz_transposed + i * capacity + k;
-            float* c = grad + j * padded(H) + i * w;
+            const BFloat16* a = of_sums + i * capacity + k;
+            float* c = grad + j * gradient_rows(H) + i * w;
             const int64_t height = min64(PairTile::rows, end - i);
             initial&& k == start ? tile.multiply<false>(a, capacity, K, height, panel, c)
                                  : tile.multiply<true>(a, capacity, K, height, panel, c);
@@ -201,20 +222,24 @@ struct PairProducts {
     }
   }
 
-  void write_weight_gradient(Columns, Share& share, int64_t zeros, int64_t count,
+  void write_weight_gradient(const Blocks& blocks, Share& share, int64_t zeros, int64_t count,
                              const BFloat16* panels, int64_t width, BFloat16* grad) const {
     PairTile tile;
     alignas(64) float sums[PairTile::rows * w];
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
     const int64_t K = padded(count) - start;
-    for (int64_t i = 0; i < H; i += PairTile::rows) {
+    const int64_t tiles = (H + PairTile::rows - 1) / PairTile::rows;  // of a block
+    for (int64_t task = 0; task < blocks.count * tiles; ++task) {
       if (!take(share)) continue;
+      const int64_t block = task / tiles;
+      const int64_t i = task % tiles * PairTile::rows;
       const int64_t height = min64(PairTile::rows, H - i);
-      const BFloat16* a = dz_transposed + i * capacity + start;
+      const BFloat16* a = dz_transposed + ((blocks.sum + block) * dz_block + i) * capacity + start;
+      BFloat16* rows_of_grad = grad + ((blocks.block + block) * H + i) * width;
       for (int64_t j = 0; j < width; j += w) {
         tile.multiply<false>(a, capacity, K, height, panels + j * capacity + start * w, sums);
         for (int64_t r = 0; r < height; ++r) {
-          convert(sums + r * w, grad + (i + r) * width + j, min64(w, width - j));
+          convert(sums + r * w, rows_of_grad + r * width + j, min64(w, width - j));
         }
       }
     }
@@ -225,37 +250,43 @@ struct PairProducts {
     const int64_t count = count_rows(group, block);
     for (int64_t first = 0; first < count; first += kTaskRows) {
       if (!take(share)) continue;
-      multiply_pairs(dz + first * dz_stride, dz_stride, H, min64(kTaskRows, count - first),
-                     weight_ih, Columns{0, D},
-                     [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
-                       for (int64_t r = 0; r < height; ++r) {
-                         BFloat16* grad = rows[first + i + r].grad_input + j;
-                         const float* sum = sums + r * w;
-                         for_each_vector<float>(width, [&](int64_t c, int64_t n) {
-                           const Vec<float> before =
-                               args.accumulate_input ? load_upto(grad + c, n) : Vec<float>{};
-                           store_upto(grad + c, before + load(sum + c), n);
-                         });
-                       }
-                     });
+      multiply_dz(first, 0, min64(kTaskRows, count - first), weight_ih, Columns{0, D},
+                  [&](int64_t i, int64_t j, int64_t height, int64_t width, const float* sums) {
+                    for (int64_t r = 0; r < height; ++r) {
+                      write(sums + r * w, args.accumulate_input, rows[first + i + r].grad_input + j,
+                            width);
+                    }
+                  });
     }
   }
 
  private:
-  // Computes columns of A[count, padded(K)] B[K, ..]. Calls finish(i, j, height, width, sums) with
-  // every tile [height, panel_width] of the product.
+  // Multiplies the blocks of dz from `first_sum` on, of rows row .. row + count, with panels of a
+  // weight. Calls finish(i, j, height, width, sums) with every tile [height, panel_width] of these
+  // columns of the product.
   template <class Finish>
-  static void multiply_pairs(const BFloat16* a, int64_t a_row, int64_t K, int64_t count,
-                             const BFloat16* panels, Columns columns, Finish&& finish) {
+  void multiply_dz(int64_t row, int64_t first_sum, int64_t count, const BFloat16* panels,
+                   Columns columns, Finish&& finish) const {
     PairTile tile;
     alignas(64) float sums[PairTile::rows * w];
+    const BFloat16* a = dz + row * dz_stride + first_sum * dz_block;
+    const int64_t K = Cell::weight_blocks * dz_block;
     for (int64_t j = columns.first; j < columns.last; j += w) {
       for (int64_t i = 0; i < count; i += PairTile::rows) {
         const int64_t height = min64(PairTile::rows, count - i);
-        tile.multiply<false>(a + i * a_row, a_row, padded(K), height, panels + j * padded(K), sums);
+        tile.multiply<false>(a + i * dz_stride, dz_stride, K, height, panels + j * K, sums);
         finish(i, j, height, min64(w, columns.last - j), sums);
       }
     }
+  }
+
+  // result [width] = sums, or += if `add`.
+  template <class Result>
+  static void write(const float* sums, bool add, Result* result, int64_t width) {
+    if (!add) return convert(sums, result, width);
+    for_each_vector<float>(width, [&](int64_t c, int64_t n) {
+      store_upto(result + c, load_upto(result + c, n) + load(sums + c), n);
+    });
   }
 
   // Writes columns first .. first + kGranule of dz_transposed. Rows of dz from `count` on stand for
@@ -263,7 +294,7 @@ struct PairProducts {
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
     const auto dz_row = [&](int64_t row) { return row < count ? dz + row * dz_stride : nullptr; };
-    for (int64_t i = 0; i < padded(H); i += lanes) {
+    for (int64_t i = 0; i < Cell::sums * dz_block; i += lanes) {
       Vec<float> square[lanes];
 #pragma GCC unroll 16
       for (int64_t r = 0; r < lanes; ++r) {

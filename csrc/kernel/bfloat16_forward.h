@@ -3,13 +3,14 @@
 // A row of the left operand is [x_t, h_{t-1}], each of the two padded with zeros to a multiple of
 // kGranule elements, so that projection and recurrence are one product. Two arrays of such rows
 // alternate: while one is read, the new states are written to the other, rounded as in the output.
-// A file in csrc/isa/ defines the product of one tile, as the type `PairTile`, before it includes
-// this file.
+// If a state does not depend on the state before through sums alone, a copy that is not rounded
+// serves the rest.
+// Before it includes this file, a file in csrc/isa/ defines the product of one tile, as the type
+// `PairTile`, and `kKernelsInFloat`, the kernels that convert bfloat16 to float.
 #pragma once
 
 #include <type_traits>
 
-#include "kernel/forward_copied.h"
 #include "kernel/weights.h"
 
 namespace namernn_fast {
@@ -65,29 +66,38 @@ template <class Cell>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  BFloat16* weights;  // [unit blocks, weight blocks] panels of [padded(D) + padded(H), H]
-  float* bias;        // [unit blocks, weight blocks, panel_width]
+  BFloat16* weights;  // [unit blocks], each with one panel per sum: of [x, h], or of the part of it
+                      // that contributes to the sum
+  float* bias;        // [unit blocks, sums, panel_width], see pack_bias()
 
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }  // unit blocks
-  static int64_t panel_size(int64_t D, int64_t H) { return (padded(D) + padded(H)) * w; }
+  // Elements from one unit block to the next.
+  static int64_t unit_block_size(int64_t D, int64_t H) {
+    return Cell::weight_blocks * (padded(D) + padded(H)) * w;
+  }
   static size_t bytes(int64_t D, int64_t H) {
-    return count(D, H) * Cell::weight_blocks *
-           (panel_size(D, H) * sizeof(BFloat16) + w * sizeof(float));
+    return count(D, H) *
+           (unit_block_size(D, H) * sizeof(BFloat16) + Cell::sums * w * sizeof(float));
   }
   PairPanels(void* memory, int64_t D, int64_t H)
       : weights(static_cast<BFloat16*>(memory)),
-        bias(reinterpret_cast<float*>(weights +
-                                      count(D, H) * Cell::weight_blocks * panel_size(D, H))) {}
+        bias(reinterpret_cast<float*>(weights + count(D, H) * unit_block_size(D, H))) {}
 
   void pack(const Layer<BFloat16>& layer, int64_t p) const {
     const int64_t D = layer.D;
     const int64_t H = layer.H;
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g) {
-      BFloat16* panel = weights + (p * Cell::weight_blocks + g) * panel_size(D, H);
-      pack_pairs(block_of(layer.weight_ih, g, H, D), D, H, p * w, panel);
-      pack_pairs(block_of(layer.weight_hh, g, H, H), H, H, p * w, panel + padded(D) * w);
+    BFloat16* panel = weights + p * unit_block_size(D, H);
+    for (int64_t s = 0; s < Cell::sums; ++s) {
+      if (s < Cell::weight_blocks) {
+        pack_pairs(block_of(layer.weight_ih, Cell::input_block(s), H, D), D, H, p * w, panel);
+        panel += padded(D) * w;
+      }
+      if (s >= Cell::first_state_sum) {
+        pack_pairs(block_of(layer.weight_hh, s - Cell::first_state_sum, H, H), H, H, p * w, panel);
+        panel += padded(H) * w;
+      }
     }
-    pack_bias<Cell>(layer, p, bias + p * Cell::weight_blocks * w);
+    pack_bias<Cell>(layer, p, bias + p * Cell::sums * w);
   }
 };
 
@@ -112,66 +122,140 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
   }
 }
 
-// The forward pass of one part. `arrays` are the two arrays of rows of all groups, each
-// [B + groups * PairTile::rows, padded(D) + padded(H)].
+// The forward pass of one part.
 template <class Cell>
-inline void forward_pairs_part(const Forward<BFloat16>& args, const PairPanels<Cell>& panels,
-                               BFloat16* const (&arrays)[2], const Part& part,
-                               const Runtime& runtime) {
-  static_assert(Cell::sums == 1 && Cell::kept == 0, "states are computed from a tile's sums alone");
-  constexpr int64_t w = Shape<float>::panel_width;
-  const Layer<BFloat16>& layer = args.layer;
-  const Cell cell(layer);
-  const SequenceLayout& layout = layer.layout;
-  const Slice slice = part.slice;
-  const Columns columns = part.columns;
-  const int64_t K = padded(layer.D) + padded(layer.H);
-  const int64_t offset = (slice.begin + part.group * PairTile::rows) * K;
-  BFloat16* const rows[2] = {arrays[0] + offset, arrays[1] + offset};
-  PairTile tile;
-  alignas(64) float sums[PairTile::rows * w];
+struct PairPart {
+  static constexpr int64_t w = Shape<float>::panel_width;
+  static constexpr int64_t kBlock = PairTile::rows * w;  // sums of a tile, for one of the cell's
 
-  prepare_pairs(layer, 0, part, rows[0]);
-  if (part.team) barrier(*part.team, runtime);
-  for (int64_t s = 0; s < layout.T; ++s) {
-    const int64_t t = time_of(layer, s);
-    const BFloat16* now = rows[s % 2];
-    BFloat16* next = rows[(s + 1) % 2];
-    if (s + 1 < layout.T) prepare_pairs(layer, s + 1, part, next);
-    const int64_t end = alive_end(layout, t, slice);
-    const int64_t ended = alive_end(layout, time_after(layer, t), slice);  // first that ends at t
-    for (int64_t j = columns.first; j < columns.last; j += w) {
-      const BFloat16* panel = panels.weights + j / w * K * w;
-      const int64_t width = min64(w, columns.last - j);
-      for (int64_t i = slice.begin; i < end; i += PairTile::rows) {
-        const int64_t height = min64(PairTile::rows, end - i);
-        tile.multiply<false>(now + (i - slice.begin) * K, K, K, height, panel, sums);
-        for (int64_t b = i; b < i + height; ++b) {
-          const float* z = sums + (b - i) * w;
-          BFloat16* out = args.output.data ? row_at(args.output, layout, t, b) + j : nullptr;
-          const BFloat16* looked_up = has_table(layer) ? table_row(layer, t, b) + j : nullptr;
-          BFloat16* state = b < ended ? next + (b - slice.begin) * K + padded(layer.D) + j
-                                      : args.h_n + place_of(layout, b) * layer.H + j;
-          const bool cut = b < ended && is_cut(layer, time_after(layer, t), b);
-          for_each_vector<float>(width, [&](int64_t c, int64_t n) {
-            Vec<float> sum = load(z + c) + load(panels.bias + j + c);
-            if (looked_up) sum += load_upto(looked_up + c, n);
-            const Vec<float> h = cell.template state<float>(sum);
-            if (out) store_upto(out + c, h, n);
-            store_upto(state + c, cut ? Vec<float>{} : h, n);
-          });
+  const Forward<BFloat16>& args;
+  const PairPanels<Cell>& panels;
+  const Part& part;
+  // Rows of the slice [.., padded(D) + padded(H)]: step s reads array s % 2.
+  BFloat16* arrays[2];
+  float* states;  // [B, state_size(H)], not rounded; null if the cell is only_through_sums
+
+  // A row of `states` fills whole vectors.
+  static int64_t state_size(int64_t H) { return panel_count<float>(H) * w; }
+  int64_t row_size() const { return padded(args.layer.D) + padded(args.layer.H); }
+
+  // Computes the sums of `height` rows for the unit block from j on.
+  void multiply(PairTile& tile, const BFloat16* rows, int64_t height, int64_t j,
+                float* sums) const {
+    const int64_t D = padded(args.layer.D);
+    const int64_t K = row_size();
+    const BFloat16* panel =
+        panels.weights + j / w * PairPanels<Cell>::unit_block_size(args.layer.D, args.layer.H);
+    for (int64_t s = 0; s < Cell::sums; ++s) {
+      const int64_t begin = s < Cell::weight_blocks ? 0 : D;
+      const int64_t end = s < Cell::first_state_sum ? D : K;
+      tile.multiply<false>(rows + begin, K, end - begin, height, panel, sums + s * kBlock);
+      panel += (end - begin) * w;
+    }
+  }
+
+  // Adds biases and, with a table, the row of (t, b) to sums of units j .. j + width, and replaces
+  // them by f(sum).
+  template <class F>
+  void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums, F&& f) const {
+    const Layer<BFloat16>& layer = args.layer;
+    const BFloat16* looked_up =
+        has_table(layer) ? table_row(layer, t, b, Cell::weight_blocks * layer.H) + j : nullptr;
+    const float* bias = panels.bias + j * Cell::sums;
+    for (int64_t s = 0; s < Cell::sums; ++s, bias += w, sums += kBlock) {
+      const BFloat16* row = looked_up && s < Cell::weight_blocks
+                                ? looked_up + Cell::input_block(s) * layer.H
+                                : nullptr;
+      for_each_vector<float>(width, [&](int64_t c, int64_t n) {
+        Vec<float> sum = load(sums + c) + load(bias + c);
+        if (row) sum += load_upto(row + c, n);
+        store(sums + c, f(sum));
+      });
+    }
+  }
+
+  struct Step {
+    int64_t t;
+    int64_t continued_end;  // sequences before it continue from the step before
+    int64_t continues_end;  // sequences before it continue at the step after
+    const BFloat16* now;    // rows that the step reads
+    BFloat16* next;         // rows of the step after
+  };
+
+  // Computes units j .. j + width of the state of sequence b from their sums, and writes them to
+  // the output and to the row of the step after, or after the sequence's last step to h_n.
+  void finish(const Step& step, int64_t b, int64_t j, int64_t width, float* sums) const {
+    const Layer<BFloat16>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    const int64_t H = layer.H;
+    const int64_t t = step.t;
+    const int64_t state_at = (b - part.slice.begin) * row_size() + padded(layer.D) + j;
+    const Cell cell(layer);
+    const float* h = sums;
+    if constexpr (Cell::only_through_sums) {
+      add_starts(t, b, j, width, sums, [&](auto sum) { return cell.template state<float>(sum); });
+    } else {
+      add_starts(t, b, j, width, sums, [](auto sum) { return sum; });
+      float* state = states + b * state_size(H) + j;
+      if (b >= step.continued_end || is_cut(layer, t, b)) {
+        convert(step.now + state_at, state, width);
+      }
+      BFloat16* kept = args.kept.data ? row_at(args.kept, layout, t, b) + j : nullptr;
+      cell.states(sums, kBlock, state, state, kept, H, width);
+      h = state;
+    }
+    // Reads whole vectors, which is faster just after they were written.
+    const auto write = [h, width](BFloat16* to) {
+      for_each_vector<float>(width,
+                             [=](int64_t c, int64_t n) { store_upto(to + c, load(h + c), n); });
+    };
+    if (args.output.data) write(row_at(args.output, layout, t, b) + j);
+    if (b >= step.continues_end) {
+      write(args.h_n + place_of(layout, b) * H + j);
+    } else if (is_cut(layer, time_after(layer, t), b)) {
+      std::memset(step.next + state_at, 0, width * sizeof(BFloat16));
+    } else {
+      write(step.next + state_at);
+    }
+  }
+
+  void run(const Runtime& runtime) const {
+    const Layer<BFloat16>& layer = args.layer;
+    const SequenceLayout& layout = layer.layout;
+    const Slice slice = part.slice;
+    const Columns columns = part.columns;
+    const int64_t K = row_size();
+    PairTile tile;
+    alignas(64) float sums[Cell::sums * kBlock];
+
+    prepare_pairs(layer, 0, part, arrays[0]);
+    if (part.team) barrier(*part.team, runtime);
+    for (int64_t s = 0; s < layout.T; ++s) {
+      const int64_t t = time_of(layer, s);
+      const Step step{t, continued_end(layer, t, slice),
+                      alive_end(layout, time_after(layer, t), slice), arrays[s % 2],
+                      arrays[(s + 1) % 2]};
+      if (s + 1 < layout.T) prepare_pairs(layer, s + 1, part, step.next);
+      const int64_t end = alive_end(layout, t, slice);
+      for (int64_t j = columns.first; j < columns.last; j += w) {
+        const int64_t width = min64(w, columns.last - j);
+        for (int64_t i = slice.begin; i < end; i += PairTile::rows) {
+          const int64_t height = min64(PairTile::rows, end - i);
+          multiply(tile, step.now + (i - slice.begin) * K, height, j, sums);
+          for (int64_t r = 0; r < height; ++r) finish(step, i + r, j, width, sums + r * w);
         }
       }
+      if (part.team && s + 1 < layout.T) barrier(*part.team, runtime);
     }
-    if (part.team && s + 1 < layout.T) barrier(*part.team, runtime);
   }
-}
+};
 
-template <class Cell>
+template <class Cell, KernelsOfCell Kernels::* kCell>
 void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
-    return forward_copied<Cell>(args, runtime);  // in float, because pair instructions need panels
+    // Pair instructions need panels.
+    return (kKernelsInFloat.*kCell).KernelsFor<BFloat16>::forward(args, runtime);
   }
   const Plan plan =
       choose_plan({layer.layout, runtime.machine, layer.D, layer.H, panel_count<float>(layer.H),
@@ -185,9 +269,15 @@ void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
     rows = scratch<BFloat16>(runtime, elements);
     std::memset(rows, 0, elements * sizeof(BFloat16));
   }
+  float* states = nullptr;
+  if (!Cell::only_through_sums) {
+    states = scratch<float>(runtime, layer.layout.B * PairPart<Cell>::state_size(layer.H));
+  }
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const auto panels = weights_for<PairPanels<Cell>>(part, layer, copies);
-    forward_pairs_part(args, panels, arrays, part, runtime);
+    const int64_t first =
+        (part.slice.begin + part.group * PairTile::rows) * (padded(layer.D) + padded(layer.H));
+    PairPart<Cell>{args, panels, part, {arrays[0] + first, arrays[1] + first}, states}.run(runtime);
   });
 }
 

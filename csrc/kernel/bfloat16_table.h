@@ -5,19 +5,26 @@
 #include "kernel/bfloat16_backward.h"
 #include "kernel/bfloat16_forward.h"
 #include "kernel/cells/elman.h"
+#include "kernel/cells/gru.h"
 
 namespace namernn_fast {
 namespace {
 
 // There are no functions for panels and tables that outlive a call: only waves and trees need them,
 // and these do not run in bfloat16.
-constexpr KernelsFor<BFloat16> kernels_on_pairs() {
+template <class Cell, KernelsOfCell Kernels::* kCell>
+constexpr KernelsFor<BFloat16> kernels_of_cell_on_pairs() {
   return {{nullptr, nullptr},
-          &forward_pairs<Elman>,
+          &forward_pairs<Cell, kCell>,
           {nullptr, nullptr},
-          &backward<Elman, PairProducts<Elman>>,
+          &backward<Cell, PairProducts<Cell>>,
           nullptr,
           8};
+}
+
+constexpr KernelsOnPairs kernels_on_pairs() {
+  return {kernels_of_cell_on_pairs<Elman, &Kernels::elman>(),
+          kernels_of_cell_on_pairs<Gru, &Kernels::gru>()};
 }
 
 }  // namespace

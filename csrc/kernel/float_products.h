@@ -23,7 +23,6 @@ struct FloatProducts {
   using Scalar = Compute<Storage>;
   using Element = Scalar;
   using Recurrence = RecurrencePanels<Cell, Storage>;
-  static constexpr int64_t blocks = Cell::weight_blocks;
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   // Memory shared by all groups.
@@ -35,6 +34,7 @@ struct FloatProducts {
   int64_t H;
   int64_t capacity;  // maximum rows of a time block
   int64_t dz_stride;
+  int64_t dz_block;   // elements of a row from one block of dz to the next
   Element* dz;        // [capacity, dz_stride]
   Element* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
   Element* input;     // panels of x [capacity, D], if parameter gradients are wanted
@@ -54,8 +54,9 @@ struct FloatProducts {
 
   void prepare_input_gradient(const Layer<Storage>& layer, Element* panels, const Plan& plan,
                               const Runtime& runtime) {
-    weight_ih =
-        panels ? panels : scratch<Element>(runtime, panels_size<Scalar>(blocks * layer.H, layer.D));
+    weight_ih = panels ? panels
+                       : scratch<Element>(
+                             runtime, panels_size<Scalar>(Cell::weight_blocks * layer.H, layer.D));
     if (!std::is_same_v<Storage, Scalar> || layer.layout.origin) {
       const int64_t workers = max64(runtime.machine.threads, plan.groups * plan.members);
       staged = scratch<Scalar>(runtime, workers * kTaskRows * layer.D);
@@ -65,9 +66,9 @@ struct FloatProducts {
   void pack_input_panel(const Layer<Storage>& layer, int64_t p) const {
     const int64_t H = layer.H;
     const int64_t D = layer.D;
-    for_each_input_range<Cell>([&](int64_t sum, int64_t count, int64_t block) {
-      pack(layer.weight_ih + block * H * D, count * H, D, p * w,
-           weight_ih + (p * blocks + sum) * H * w);
+    for_each_input_blocks<Cell>([&](const Blocks& blocks) {
+      pack(layer.weight_ih + blocks.block * H * D, blocks.count * H, D, p * w,
+           weight_ih + (p * Cell::weight_blocks + blocks.sum) * H * w);
     });
   }
 
@@ -76,6 +77,7 @@ struct FloatProducts {
     D = inputs;
     H = units;
     capacity = rows;
+    dz_block = H;
     // An odd number of vectors, so that the elements of a column of dz use many cache sets.
     dz_stride = panel_count<Scalar>(Cell::sums * H) * w + Simd<Scalar>::lanes;
     dz = scratch<Element>(runtime, capacity * dz_stride);
@@ -93,7 +95,7 @@ struct FloatProducts {
 
   void step_back(int64_t row, const Element* weight_hh, int64_t rows, Columns columns,
                  Scalar* grad_h) const {
-    const int64_t K = blocks * H;
+    const int64_t K = Cell::weight_blocks * H;
     const Scalar* of_state = dz + row * dz_stride + Cell::first_state_sum * H;
     const Operand<Scalar> operand{of_state, dz_stride, 1, weight_hh, K * w, K};
     const Target<Scalar> target{grad_h, H, nullptr, 0, !Cell::only_through_sums};
@@ -102,10 +104,11 @@ struct FloatProducts {
 
   void end_recurrence(int64_t, const Part&) const {}
 
-  void add_weight_gradient(Columns dz_columns, bool initial, Share& share, int64_t zeros,
+  void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
                            int64_t rows, const Element* panels, int64_t width, Scalar* grad) const {
-    const Scalar* of_sums = dz + dz_columns.first;
-    const int64_t M = dz_columns.last - dz_columns.first;
+    const Scalar* of_sums = dz + blocks.sum * H;
+    const int64_t M = blocks.count * H;
+    grad += blocks.block * H * width;
     // With few rows, writing C takes most of the time. So a task then writes whole rows, in memory
     // order.
     const bool whole = rows <= kFewRows;
@@ -128,15 +131,16 @@ struct FloatProducts {
     }
   }
 
-  void write_weight_gradient(Columns dz_columns, Share& share, int64_t zeros, int64_t rows,
+  void write_weight_gradient(const Blocks& blocks, Share& share, int64_t zeros, int64_t rows,
                              const Element* panels, int64_t width, Storage* grad) const {
     if constexpr (std::is_same_v<Storage, Scalar>) {
-      add_weight_gradient(dz_columns, true, share, zeros, rows, panels, width, grad);
+      add_weight_gradient(blocks, true, share, zeros, rows, panels, width, grad);
     } else {
       constexpr int64_t height = Shape<Scalar>::max_rows;
       alignas(64) Scalar sums[height * w];
-      const int64_t M = dz_columns.last - dz_columns.first;
-      const Operand<Scalar> all{dz + zeros * dz_stride + dz_columns.first,
+      const int64_t M = blocks.count * H;
+      grad += blocks.block * H * width;
+      const Operand<Scalar> all{dz + zeros * dz_stride + blocks.sum * H,
                                 1,
                                 dz_stride,
                                 panels + zeros * w,
@@ -184,7 +188,7 @@ struct FloatProducts {
                         const Scalar* rows_dz, int64_t stride, int64_t worker) const {
     const SequenceLayout& layout = args.layer.layout;
     const int64_t rows = min64(kTaskRows, run.rows - i);
-    const int64_t K = blocks * H;
+    const int64_t K = Cell::weight_blocks * H;
     const Operand<Scalar> operand{rows_dz, stride, 1, weight_ih, K * w, K};
     const auto grad = [&](int64_t r) {
       return run.along_time ? row_at(args.grad_input, layout, run.t + i + r, run.b)

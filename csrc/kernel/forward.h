@@ -9,7 +9,7 @@
 //   a time;
 // - forward_pairs (bfloat16_forward.h): bfloat16 on processors that multiply pairs of it. Their
 //   kernel table has this function instead of forward(). If all weights are read in place, it calls
-//   forward_copied.
+//   forward() of the kernels that convert to float.
 #pragma once
 
 #include "kernel/forward_copied.h"

@@ -48,7 +48,7 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
     const int64_t t = time_of(layer, s);
     Scalar* out = row_at(args.output, layer.layout, t, 0);
     const Scalar* x = input_row(layer, t, 0);
-    const Scalar* looked_up = has_table(layer) ? table_row(layer, t, 0) : nullptr;
+    const Scalar* looked_up = has_table(layer) ? table_row(layer, t, 0, layer.H) : nullptr;
     for (int64_t j = first; j < last; j += Simd<Scalar>::lanes) {
       Vec<Scalar> acc[Simd<Scalar>::lanes] = {};
       accumulate_rows(layer.weight_ih + j * layer.D, layer.D, x, acc);

@@ -6,6 +6,7 @@
 
 #include "kernel/sharing.h"
 #include "kernel/time_blocks.h"
+#include "kernel/weights.h"
 
 namespace namernn_fast {
 namespace {
@@ -20,13 +21,15 @@ struct ProductsInterface {
   template <class Given, class Wanted>
   static constexpr bool same = std::is_same_v<Given, Wanted>;
 
-  // Weight blocks of the cell.
-  static_assert(same<decltype(Products::blocks), const int64_t>);
   // Columns of a panel.
   static_assert(same<decltype(Products::w), const int64_t>);
-  // The rows of dz of a time block, and the stride between them.
+  // The hidden size.
+  static_assert(same<decltype(Products::H), int64_t>);
+  // The rows of dz of a time block, the stride between them, and that between the blocks of a row,
+  // one block of H gradients per sum.
   static_assert(same<decltype(Products::dz), Element*>);
   static_assert(same<decltype(Products::dz_stride), int64_t>);
+  static_assert(same<decltype(Products::dz_block), int64_t>);
   // Panels of previous states and of inputs, the right operands of the weight gradients.
   static_assert(same<decltype(Products::previous), Element*>);
   static_assert(same<decltype(Products::input), Element*>);
@@ -35,7 +38,7 @@ struct ProductsInterface {
   static_assert(
       same<decltype(&Products::block_rows), int64_t (*)(const Layer<Storage>&, const Runtime&)>);
   // gradient_size(rows, width): returns how many elements the sums of a gradient [rows, width]
-  // have.
+  // have. `rows` is H for each weight block of the cell.
   static_assert(same<decltype(&Products::gradient_size), int64_t (*)(int64_t, int64_t)>);
   // deliver_gradient(sums, result, rows, width, runtime): writes those sums to the caller's
   // `result`.
@@ -66,17 +69,17 @@ struct ProductsInterface {
   // products over its rows.
   static_assert(
       same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
-  // add_weight_gradient(columns, initial, share, zeros, rows, panels, width, grad): for these
-  // columns of dz, grad [columns, width] = dz^T X if `initial`, else +=. X is stored in `panels`,
-  // and its first `zeros` rows are zeros.
+  // add_weight_gradient(blocks, initial, share, zeros, rows, panels, width, grad): computes these
+  // blocks of the sums `grad` of a weight gradient [.., width]: = dz^T X if `initial`, else +=. X
+  // is stored in `panels`, and its first `zeros` rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
-                     void (Products::*)(Columns, bool, Share&, int64_t, int64_t, const Element*,
-                                        int64_t, Scalar*) const>);
-  // write_weight_gradient(columns, share, zeros, rows, panels, width, grad): writes that product as
-  // the whole gradient, for at most kOneProductRows rows.
+                     void (Products::*)(const Blocks&, bool, Share&, int64_t, int64_t,
+                                        const Element*, int64_t, Scalar*) const>);
+  // write_weight_gradient(blocks, share, zeros, rows, panels, width, grad): writes these blocks of
+  // the gradient, each that product, for at most kOneProductRows rows.
   static_assert(same<decltype(&Products::write_weight_gradient),
-                     void (Products::*)(Columns, Share&, int64_t, int64_t, const Element*, int64_t,
-                                        Storage*) const>);
+                     void (Products::*)(const Blocks&, Share&, int64_t, int64_t, const Element*,
+                                        int64_t, Storage*) const>);
   // write_input_gradient(args, group, block, share, worker): grad_input = dz W_ih, or += if
   // args.accumulate_input.
   static_assert(same<decltype(&Products::write_input_gradient),

@@ -3,6 +3,7 @@
 
 #include "kernel/sharing.h"
 #include "kernel/time_blocks.h"
+#include "kernel/weights.h"
 
 namespace namernn_fast {
 namespace {
@@ -22,16 +23,20 @@ inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int6
   return sum;
 }
 
-// grad [columns] = the sum of these columns of dz over the block's rows if `initial`, else +=.
+// Computes these blocks of the gradient of a bias: = the sum of dz over the time block's rows if
+// `initial`, else +=.
 template <class Products, class Scalar>
-inline void add_bias_gradient(const Products& products, Columns columns, bool initial, Share& share,
-                              int64_t rows, Scalar* grad) {
+inline void add_bias_gradient(const Products& products, const Blocks& blocks, bool initial,
+                              Share& share, int64_t rows, Scalar* grad) {
   if (!take(share)) return;
-  for_each_vector<Scalar>(columns.last - columns.first, [&](int64_t j, int64_t n) {
-    const auto* first = products.dz + columns.first + j;
-    const Vec<Scalar> sum = sum_rows(first, products.dz_stride, rows, n);
-    store_upto(grad + j, initial ? sum : load_upto(grad + j, n) + sum, n);
-  });
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    const auto* dz = products.dz + (blocks.sum + i) * products.dz_block;
+    Scalar* own = grad + (blocks.block + i) * products.H;
+    for_each_vector<Scalar>(products.H, [&](int64_t j, int64_t n) {
+      const Vec<Scalar> sum = sum_rows(dz + j, products.dz_stride, rows, n);
+      store_upto(own + j, initial ? sum : load_upto(own + j, n) + sum, n);
+    });
+  }
 }
 
 // The rows of a time block, linked by token.
@@ -66,8 +71,8 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
 constexpr int64_t kTokenChain = 16;  // rows added up before their sum is added to the total
 
 // sum [width] += the rows of dz with the token of row `last`, from that row back, for `width`
-// columns from `first` on (at most a panel). Summing short chains first loses less than adding each
-// row to a large sum.
+// columns of dz from `first` on (at most a panel). Summing short chains first loses less than
+// adding each row to a large sum.
 template <class Products, class Scalar>
 inline void add_token_rows(const Products& products, const TokenRows& rows, int64_t last,
                            int64_t first, int64_t width, Scalar* sum) {
@@ -87,17 +92,21 @@ inline void add_token_rows(const Products& products, const TokenRows& rows, int6
   });
 }
 
-// grad [V, columns], with rows `stride` apart, = for each token the sum of these columns of dz over
-// the block's rows with that token if `initial`, else +=.
+// Computes these blocks of the gradient of a table [V, stride]: for each token = the sum of dz over
+// the time block's rows with that token if `initial`, else +=.
 template <class Products, class Scalar>
-inline void add_table_gradient(const Products& products, const TokenRows& tokens, Columns columns,
-                               bool initial, Share& share, int64_t V, int64_t rows, Scalar* grad,
-                               int64_t stride) {
+inline void add_table_gradient(const Products& products, const TokenRows& tokens,
+                               const Blocks& blocks, bool initial, Share& share, int64_t V,
+                               int64_t rows, Scalar* grad, int64_t stride) {
   constexpr int64_t w = Products::w;
-  for (int64_t first = columns.first; first < columns.last; first += w) {
+  const int64_t H = products.H;
+  const int64_t panels = (H + w - 1) / w;
+  for (int64_t i = 0; i < blocks.count * panels; ++i) {
     if (!take(share)) continue;
-    const int64_t width = min64(w, columns.last - first);
-    Scalar* own = grad + first - columns.first;
+    const int64_t j = i % panels * w;
+    const int64_t first = (blocks.sum + i / panels) * products.dz_block + j;
+    const int64_t width = min64(w, H - j);
+    Scalar* own = grad + (blocks.block + i / panels) * H + j;
     for (int64_t v = 0; initial && v < V; ++v) {
       std::memset(own + v * stride, 0, width * sizeof(Scalar));
     }

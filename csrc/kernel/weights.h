@@ -18,17 +18,30 @@ inline const Storage* block_of(const Storage* weights, int64_t block, int64_t H,
   return weights ? weights + block * H * row : nullptr;
 }
 
-// Calls f(sum, count, block) for ranges of sums whose blocks of weight_ih are adjacent: the blocks
-// of the `count` sums from `sum` on are those from `block` on.
+// `count` adjacent blocks of a weight, from `block` on, and the sums to which they contribute, from
+// `sum` on.
+struct Blocks {
+  int64_t sum;
+  int64_t count;
+  int64_t block;
+};
+
+// All blocks of weight_hh.
+template <class Cell>
+constexpr Blocks kStateBlocks = {Cell::first_state_sum, Cell::weight_blocks, 0};
+
+// Calls f(blocks) for as few ranges as cover all blocks of weight_ih, in the order of their sums.
 template <class Cell, class F>
-inline void for_each_input_range(F&& f) {
-  for (int64_t sum = 0, count = 1; sum < Cell::weight_blocks; sum += count) {
-    const int64_t block = Cell::input_block(sum);
-    count = 1;
-    while (sum + count < Cell::weight_blocks && Cell::input_block(sum + count) == block + count) {
-      ++count;
+inline void for_each_input_blocks(F&& f) {
+  for (Blocks blocks{}; blocks.sum < Cell::weight_blocks; blocks.sum += blocks.count) {
+    const int64_t sum = blocks.sum;
+    blocks.block = Cell::input_block(sum);
+    blocks.count = 1;
+    while (sum + blocks.count < Cell::weight_blocks &&
+           Cell::input_block(sum + blocks.count) == blocks.block + blocks.count) {
+      ++blocks.count;
     }
-    f(sum, count, block);
+    f(blocks);
   }
 }
 

@@ -14,7 +14,7 @@
 
 namespace namernn_fast {
 
-extern const KernelsFor<BFloat16> kernels_emulated_pairs;  // in emulated_pairs.cpp
+extern const KernelsOnPairs kernels_emulated_pairs;  // in emulated_pairs.cpp
 
 // A cell on one instruction set. See KernelsOfCell for the sizes.
 struct Cell {

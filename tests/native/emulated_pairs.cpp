@@ -4,10 +4,13 @@
 #define NAMERNN_REGISTERS 32
 #include <cstring>
 
+#include "contract.h"
 #include "kernel/simd.h"
 
 namespace namernn_fast {
 namespace {
+
+constexpr const Kernels& kKernelsInFloat = kernels_baseline;
 
 struct PairTile {
   static constexpr int64_t rows = 32;
@@ -51,6 +54,6 @@ struct PairTile {
 #include "kernel/bfloat16_table.h"
 
 namespace namernn_fast {
-extern const KernelsFor<BFloat16> kernels_emulated_pairs;
-const KernelsFor<BFloat16> kernels_emulated_pairs = kernels_on_pairs();
+extern const KernelsOnPairs kernels_emulated_pairs;
+const KernelsOnPairs kernels_emulated_pairs = kernels_on_pairs();
 }  // namespace namernn_fast

@@ -85,9 +85,12 @@ void check_all(const Kernels& kernels) {
   check_cell(cell_of(name + ", GRU", CellKind::gru, kernels.gru), kernels.gru);
 }
 
-void check_pairs(const char* name, const KernelsFor<BFloat16>& kernels) {
-  const Cell cell = cell_of(name, CellKind::elman, kernels_baseline.elman);
-  if (cell.name.find(selected) != std::string::npos) check(cell, kernels);
+void check_pairs(const std::string& name, const KernelsOnPairs& kernels) {
+  const auto check_cell = [](const Cell& cell, const KernelsFor<BFloat16>& kernels) {
+    if (cell.name.find(selected) != std::string::npos) check(cell, kernels);
+  };
+  check_cell(cell_of(name + ", vanilla", CellKind::elman, kernels_baseline.elman), kernels.elman);
+  check_cell(cell_of(name + ", GRU", CellKind::gru, kernels_baseline.gru), kernels.gru);
 }
 
 }  // namespace

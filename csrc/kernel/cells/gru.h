@@ -32,9 +32,10 @@ struct Gru {
   explicit Gru(const Layer<Storage>&) {}
 
   // Computes states `h` from sums, for `width` units of a row. Blocks of `sums` are `stride` apart,
-  // those of `kept` H. A null `before` stands for zeros; a null `kept`: nothing is kept.
-  template <class Scalar>
-  void states(const Scalar* sums, int64_t stride, const Scalar* before, Scalar* h, Scalar* kept,
+  // those of `kept` H. A null `before` stands for zeros, and `h` may be `before`. A null `kept`:
+  // nothing is kept.
+  template <class Scalar, class Storage>
+  void states(const Scalar* sums, int64_t stride, const Scalar* before, Scalar* h, Storage* kept,
               int64_t H, int64_t width) const {
     for_each_vector<Scalar>(width, [=](int64_t j, int64_t lanes) {
       using V = Vec<Scalar>;
@@ -54,11 +55,12 @@ struct Gru {
 
   // Computes gradients of sums `dz` from the gradient of the state, grad_h + grad_output, for
   // `width` units of a row, and writes to `grad_before` the part of the gradient of the state
-  // before that does not go through a sum. Blocks are H apart. Null pointers stand for zeros.
+  // before that does not go through a sum. Blocks of `dz` are `stride` apart, those of `kept` H.
+  // Null pointers stand for zeros.
   template <class Storage, class Scalar, class Element>
   void sum_gradients(const Storage* kept, const Storage* before, const Scalar* grad_h,
-                     const Storage* grad_output, Element* dz, Scalar* grad_before, int64_t H,
-                     int64_t width) const {
+                     const Storage* grad_output, Element* dz, int64_t stride, Scalar* grad_before,
+                     int64_t H, int64_t width) const {
     for_each_vector<Scalar>(width, [=](int64_t j, int64_t lanes) {
       using V = Vec<Scalar>;
       constexpr Scalar one = Scalar(1);
@@ -71,9 +73,9 @@ struct Gru {
       const V was = before ? load_upto(before + j, lanes) : V{};
       const V dn = g * (one - z) * (one - n * n);
       store_upto(dz + j, dn, lanes);
-      store_upto(dz + H + j, dn * n_h * (r * (one - r)), lanes);
-      store_upto(dz + 2 * H + j, g * (was - n) * (z * (one - z)), lanes);
-      store_upto(dz + 3 * H + j, dn * r, lanes);
+      store_upto(dz + stride + j, dn * n_h * (r * (one - r)), lanes);
+      store_upto(dz + 2 * stride + j, g * (was - n) * (z * (one - z)), lanes);
+      store_upto(dz + 3 * stride + j, dn * r, lanes);
       store_upto(grad_before + j, g * z, lanes);
     });
   }
