@@ -4,7 +4,7 @@
 // of token ids. A row holds the features of one (time, sequence) pair; N is the number of rows,
 // T * B if all sequences have the same length. A range first .. last does not include `last`. The
 // weights and biases of a cell with gates have one block of H rows per gate: where a shape below
-// says [H, ..] for them, a GRU has [3 H, ..].
+// says [H, ..] for them, a GRU has [3 H, ..] and an LSTM [4 H, ..].
 //
 // Glossary of the native code (docs/architecture.md has that of the whole project):
 // - step, time: an index along the sequence; a distance in memory is a stride;
@@ -34,7 +34,7 @@ namespace namernn_fast {
 
 enum class Activation { tanh, relu };
 
-enum class CellKind { elman, gru };
+enum class CellKind { elman, gru, lstm };
 
 // torch's 16-bit types as they are stored. Kernels compute with them in float.
 struct BFloat16 {
@@ -135,6 +135,8 @@ struct Layer {
   TokenTable<Scalar> table;
   const Scalar* hx;  // [B, H], or null: zeros
   int64_t hx_stride;
+  const Scalar* cx;  // [B, H], initial cell states of a cell that has them; null if hx is
+  int64_t cx_stride;
   const Scalar* weight_ih;  // [H, D], or null with a table
   const Scalar* weight_hh;  // [H, H]
   const Scalar* bias_ih;    // [H], or null
@@ -154,6 +156,15 @@ struct Forward {
   RowStrides<Scalar> kept;  // (t, b) -> [blocks, H], what the cell keeps for the backward pass; or
                             // absent
   Scalar* h_n;              // [B, H]
+  Scalar* c_n;              // [B, H], last cell states, or null if the cell has none; may be cx
+};
+
+// Gradients of last states [B, H], with any strides, even 0, as from sum().
+template <class Scalar>
+struct StateGradients {
+  const Scalar* data;  // null: zeros
+  int64_t stride;
+  int64_t feature_stride;  // 1 for a tree
 };
 
 template <class Scalar>
@@ -162,19 +173,18 @@ struct Backward {
   RowStrides<const Scalar> output;       // (t, b) -> [H]
   RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
-  const Scalar* grad_h_n;  // [B, H], or null; any strides, even 0, as from sum(); a tree needs
-                           // contiguous features
-  int64_t grad_h_n_stride;
-  int64_t grad_h_n_feature_stride;
+  StateGradients<Scalar> grad_h_n;
+  StateGradients<Scalar> grad_c_n;
   RowStrides<Scalar> grad_input;  // (t, b) -> [D]; or absent: not wanted
   bool accumulate_input;          // add to grad_input instead of writing it
   Scalar* grad_hx;                // [B, H], or null: not wanted
-  bool accumulate_weights;        // add to the parameter gradients; not supported in 16 bits
-  Scalar* grad_weight_ih;  // [H, D], or with a table its gradient [V, H]; or null: no parameter
-                           // gradients are wanted
-  Scalar* grad_weight_hh;  // [H, H]
-  Scalar* grad_bias_ih;    // [H], or null: there is no bias
-  Scalar* grad_bias_hh;    // [H]; or null: there is no bias, or its gradient is that of bias_ih
+  Scalar* grad_cx;          // [B, H], wanted if grad_hx is; null if the cell has no cell state
+  bool accumulate_weights;  // add to the parameter gradients; not supported in 16 bits
+  Scalar* grad_weight_ih;   // [H, D], or with a table its gradient [V, H]; or null: no parameter
+                            // gradients are wanted
+  Scalar* grad_weight_hh;   // [H, H]
+  Scalar* grad_bias_ih;     // [H], or null: there is no bias
+  Scalar* grad_bias_hh;     // [H]; or null: there is no bias, or its gradient is that of bias_ih
 };
 
 struct Machine {
@@ -221,12 +231,14 @@ struct KernelsOfCell : KernelsFor<float>,
   int64_t weight_blocks;
   int64_t kept;
   bool one_bias_gradient;
+  bool has_cell_state;
 };
 
 // The kernels of one instruction set.
 struct Kernels {
   KernelsOfCell elman;
   KernelsOfCell gru;
+  KernelsOfCell lstm;
   const char* name;
   const char* bfloat16_name;  // name of the instructions that compute bfloat16
   int64_t panel_width;  // of panels of float; threads split the hidden units in multiples of it
@@ -240,6 +252,7 @@ extern const Kernels kernels_avx512;
 struct KernelsOnPairs {
   KernelsFor<BFloat16> elman;
   KernelsFor<BFloat16> gru;
+  KernelsFor<BFloat16> lstm;
 };
 
 // Kernels for bfloat16 that replace those of kernels_avx512 on processors that have these

@@ -58,6 +58,7 @@ Kernels detect_kernels() {
     if (const auto* pairs = detect_bfloat16(wanted, &found.bfloat16_name)) {
       static_cast<KernelsFor<BFloat16>&>(found.elman) = pairs->elman;
       static_cast<KernelsFor<BFloat16>&>(found.gru) = pairs->gru;
+      static_cast<KernelsFor<BFloat16>&>(found.lstm) = pairs->lstm;
     }
     return found;
   }
@@ -74,7 +75,14 @@ const Kernels& kernels() {
 }
 
 const KernelsOfCell& kernels_of(CellKind cell) {
-  return cell == CellKind::elman ? kernels().elman : kernels().gru;
+  switch (cell) {
+    case CellKind::elman:
+      return kernels().elman;
+    case CellKind::gru:
+      return kernels().gru;
+    default:
+      return kernels().lstm;
+  }
 }
 
 size_t l2_bytes() {

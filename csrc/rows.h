@@ -100,6 +100,11 @@ template <class Scalar>
 inline const Scalar* initial_state(const Layer<Scalar>& layer, int64_t b) {
   return layer.hx ? layer.hx + place_of(layer.layout, b) * layer.hx_stride : nullptr;
 }
+// The initial cell state of sequence b; null means zeros.
+template <class Scalar>
+inline const Scalar* initial_cell_state(const Layer<Scalar>& layer, int64_t b) {
+  return layer.cx ? layer.cx + place_of(layer.layout, b) * layer.cx_stride : nullptr;
+}
 
 // The input of row (t, b); null if the input is token ids.
 template <class Scalar>
@@ -143,18 +148,32 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   }
 }
 
-// The state that row (t, b) continues: a row of the output or of hx, or null for zeros. `continued`
-// is continued_end() at t for a slice that includes b.
+// The cell states among the values that rows keep, `size` elements each: the last H of them.
+template <class Scalar>
+inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, int64_t H) {
+  kept.data += size - H;
+  return kept;
+}
+
+// The row of `states` that row (t, b) continues; at the first step of its sequence `initial`, and
+// null for zeros. `continued` is continued_end() at t for a slice that includes b.
+template <class Scalar>
+inline const Scalar* previous_row(const Layer<Scalar>& layer,
+                                  const RowStrides<const Scalar>& states, const Scalar* initial,
+                                  int64_t t, int64_t b, int64_t continued) {
+  if (layer.layout.tree) {
+    return t > 0 ? row_at(states, layer.layout, t - 1, parent_of(layer.layout, t, b)) : nullptr;
+  }
+  if (is_cut(layer, t, b)) return nullptr;
+  return b < continued ? row_at(states, layer.layout, time_before(layer, t), b) : initial;
+}
+
+// The state that row (t, b) continues.
 template <class Scalar>
 inline const Scalar* previous_state(const Layer<Scalar>& layer,
                                     const RowStrides<const Scalar>& output, int64_t t, int64_t b,
                                     int64_t continued) {
-  if (layer.layout.tree) {
-    return t > 0 ? row_at(output, layer.layout, t - 1, parent_of(layer.layout, t, b)) : nullptr;
-  }
-  if (is_cut(layer, t, b)) return nullptr;
-  return b < continued ? row_at(output, layer.layout, time_before(layer, t), b)
-                       : initial_state(layer, b);
+  return previous_row(layer, output, initial_state(layer, b), t, b, continued);
 }
 
 // Splits the slice's rows at t into runs with evenly spaced previous states, and for each calls

@@ -1,14 +1,15 @@
-"""Fused vanilla (Elman) RNNs and GRUs for PyTorch: a whole sequence in one operator."""
+"""Fused vanilla (Elman) RNNs, GRUs and LSTMs for PyTorch: a whole sequence in one operator."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from . import requirements  # noqa: F401 - first: explains why other imports would fail
-from .cells import FusedGRUCell, FusedRNNCell
+from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .explaining import explain
-from .functional import batch_invariant, gru, last_state, rnn
-from .nn import FusedGRU, FusedRNN
+from .functional import gru, last_state, lstm, rnn
+from .nn import FusedGRU, FusedLSTM, FusedRNN
+from .options import batch_invariant
 from .replacing import replace_rnn, restore_rnn
-from .token_rnn import TokenGRU, TokenRNN
+from .token_rnn import TokenGRU, TokenLSTM, TokenRNN
 
 try:
     __version__ = version("namernn_fast")
@@ -18,15 +19,19 @@ except PackageNotFoundError:  # an uninstalled checkout, as `make bench-gpu` run
 __all__ = [
     "FusedGRU",
     "FusedGRUCell",
+    "FusedLSTM",
+    "FusedLSTMCell",
     "FusedRNN",
     "FusedRNNCell",
     "TokenGRU",
+    "TokenLSTM",
     "TokenRNN",
     "__version__",
     "batch_invariant",
     "explain",
     "gru",
     "last_state",
+    "lstm",
     "replace_rnn",
     "restore_rnn",
     "rnn",

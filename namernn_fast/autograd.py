@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from . import ops, reference
-from .call import CLASSES, Call, Cell
+from .call import CLASSES, Call, Cell, Results
 
-_Run: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+_Run: TypeAlias = Callable[..., Results]
 
 
 class FusedStack(torch.autograd.Function):
@@ -28,19 +28,21 @@ class FusedStack(torch.autograd.Function):
         ctx: Any,
         input: Tensor,
         hx: Tensor | None,
+        cx: Tensor | None,
         sequence_layout: Tensor | None,
         reset: Tensor | None,
         options: int,
         trees: int,
         cell: Cell,
         *weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Results:
         # The backward pass reads every output.
         options = options & ~ops.LAST_STATE | ops.WANT_HIDDEN
-        arguments = input, hx, weights, sequence_layout, reset, options, trees
-        output, h_n, hidden, kept = ops.forward(cell, *arguments)
+        arguments = input, hx, cx, weights, sequence_layout, reset, options, trees
+        results, hidden, kept = ops.forward(cell, *arguments)
         needed = ctx.needs_input_grad
         of_input, of_hx = input if needed[0] else None, hx if needed[1] else None
+        of_cx = cx if needed[2] else None
         if torch.compiler.is_compiling():  # a compiler keeps the values, and cannot read versions
             plan = _plan_backward.__wrapped__(cell, options, needed)  # without its cache
             ctx.call = options, trees, plan, None, None, None
@@ -51,56 +53,56 @@ class FusedStack(torch.autograd.Function):
             values = [weight.detach() for weight in weights]
             input = input.detach()
             hx = None if hx is None else hx.detach()
+            cx = None if cx is None else cx.detach()
             sequence_layout = None if sequence_layout is None else sequence_layout.detach()
             reset = None if reset is None else reset.detach()
             ctx.call = options, trees, plan, values, weights, _versions(weights)
             # Autograd watches what is saved for changes in place. The other weights may change
             # in place before the fused backward pass, as with `nn.RNN`.
             watched = itertools.compress(values, plan.reads)
-        ctx.save_for_backward(
-            of_input, of_hx, input, hx, sequence_layout, reset, output, *hidden, *kept, *watched
-        )
+        of_call = of_input, of_hx, of_cx, input, hx, cx, sequence_layout, reset
+        ctx.save_for_backward(*of_call, results[0], *hidden, *kept, *watched)
         ctx.set_materialize_grads(False)
-        return output, h_n
+        return results
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         options, trees, plan, weights, originals, versions = ctx.call
-        want_input, want_hx, *_ = needed = ctx.needs_input_grad
-        of_input, of_hx, input, hx, sequence_layout, reset, output, *rest = _saved_tensors(ctx)
+        want_input, want_hx, want_cx, *_ = needed = ctx.needs_input_grad
+        of_input, of_hx, of_cx, input, hx, cx, sequence_layout, reset, output, *rest = (
+            _saved_tensors(ctx)
+        )
         hidden, rest = rest[: plan.hidden], rest[plan.hidden :]
         kept, rest = rest[: plan.kept], rest[plan.kept :]
         if weights is None:
             weights = originals = rest
         grad_weights: Sequence[Tensor | None]
-        if grad_output is None and grad_h_n is None:
-            grad_input, grad_hx, grad_weights = None, None, []
-        elif _must_be_differentiable(grad_output, grad_h_n):
+        if all(grad is None for grad in grads):
+            grad_input, grad_hx, grad_cx, grad_weights = None, None, None, []
+        elif _must_be_differentiable(grads):
             if versions is not None and versions != _versions(originals):
                 raise RuntimeError(
                     f"{CLASSES[plan.cell]}: a bias or weight_ih was changed in place since the "
                     "forward pass, which a backward pass with create_graph, is_grads_batched or a "
                     "transform does not allow: change it after the backward pass"
                 )
-            grad_input, grad_hx, *grad_weights = _differentiable_backward(
-                (of_input, of_hx, *originals),
-                (input, hx, *weights),
-                (*needed[:2], *needed[_BEFORE_WEIGHTS:]),
+            grad_input, grad_hx, grad_cx, *grad_weights = _differentiable_backward(
+                (of_input, of_hx, of_cx, *originals),
+                (input, hx, cx, *weights),
+                (*needed[:3], *needed[_BEFORE_WEIGHTS:]),
                 sequence_layout,
                 reset,
                 options,
                 plan.cell,
-                (grad_output, grad_h_n),
+                grads,
             )
         else:
-            grad_input, grad_hx, grad_weights = ops.backward(
+            grad_input, grad_hx, grad_cx, grad_weights = ops.backward(
                 plan.cell,
-                grad_output,
-                grad_h_n,
+                grads,
                 input,
                 hx,
+                cx,
                 weights,
                 output,
                 hidden,
@@ -109,13 +111,14 @@ class FusedStack(torch.autograd.Function):
                 reset,
                 options,
                 want_input,
-                want_hx,
+                want_hx or want_cx,
                 plan.want_layers,
                 trees,
             )
         return (
             grad_input if want_input else None,
             grad_hx if want_hx else None,
+            grad_cx if want_cx else None,
             *_NOT_DIFFERENTIABLE,
             # Autograd drops the gradients that are not needed.
             *(grad_weights or [None] * len(weights)),
@@ -128,7 +131,7 @@ apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 It skips the checks that those two need, which take 5% of the time of a small call."""
 
 _NOT_DIFFERENTIABLE = (None,) * 5  # sequence_layout, reset, options, trees and cell
-_BEFORE_WEIGHTS = 2 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
+_BEFORE_WEIGHTS = 3 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
 
 
 class _Plan(NamedTuple):
@@ -194,7 +197,7 @@ def _saved_tensors(ctx: Any) -> Any:
         ) from error
 
 
-def _must_be_differentiable(grad_output: Tensor | None, grad_h_n: Tensor | None) -> bool:
+def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
     """Returns whether the backward pass must consist of differentiable ATen operators.
 
     With create_graph the gradient itself needs a gradient. Under torch.func transforms and
@@ -204,10 +207,8 @@ def _must_be_differentiable(grad_output: Tensor | None, grad_h_n: Tensor | None)
         return True
     if torch.compiler.is_compiling():
         return False
-    return (
-        reference.is_transformed()
-        or (grad_output is not None and is_legacy_batchedtensor(grad_output))
-        or (grad_h_n is not None and is_legacy_batchedtensor(grad_h_n))
+    return reference.is_transformed() or any(
+        grad is not None and is_legacy_batchedtensor(grad) for grad in grads
     )
 
 
@@ -219,27 +220,27 @@ def _differentiable_backward(
     reset: Tensor | None,
     options: int,
     cell: Cell,
-    grads: tuple[Tensor | None, Tensor | None],
+    grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Computes the gradients of input, hx and weights through the reference path.
+    """Computes the gradients of input, hx, cx and weights through the reference path.
 
     The gradients are differentiable themselves if gradients are enabled.
 
     Args:
-        originals: input, hx and weights of the forward pass, which higher-order gradients flow to.
-            Only those that need a gradient are read.
+        originals: input, hx, cx and weights of the forward pass, which higher-order gradients flow
+            to. Only those that need a gradient are read.
         values: the values of these tensors in the forward pass.
         needed: which of them need a gradient.
         sequence_layout, reset, options: as in `namernn_fast.ops`.
-        grads: the gradients of output and h_n.
+        grads: the gradients of the results.
     """
 
-    def run(*wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def run(*wanted: Tensor) -> Results:
         given = iter(wanted)
-        input, hx, *weights = (
+        input, hx, cx, *weights = (
             next(given) if need else value for value, need in zip(values, needed, strict=True)
         )
-        call = Call(input, hx, weights, sequence_layout, reset, options, cell=cell)
+        call = Call(input, hx, weights, sequence_layout, reset, options, cell=cell, cx=cx)
         return reference.run_stack(call)
 
     with torch.enable_grad():

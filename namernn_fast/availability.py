@@ -86,7 +86,7 @@ def why_not_kernel(input: Tensor, cell: Cell = "rnn") -> str | None:
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
     if cell != "rnn":
-        return f"torch's own operator computes a {cell.upper()} on a GPU, with cuDNN or MIOpen"
+        return f"torch's own {cell.upper()} operator runs on a GPU, with cuDNN or MIOpen"
     if input.dtype not in TRITON_DTYPES:
         return f"the GPU kernels take floating-point types of 16 and 32 bits, not {input.dtype}"
     return None

@@ -6,15 +6,15 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-Cell: TypeAlias = Literal["rnn", "gru"]
-"""The kind of a layer's cell: that of `nn.RNN` or that of `nn.GRU`."""
-CLASSES: dict[Cell, str] = {"rnn": "FusedRNN", "gru": "FusedGRU"}
+Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
+"""The kind of a layer's cell: that of `nn.RNN`, of `nn.GRU` or of `nn.LSTM`."""
+CLASSES: dict[Cell, str] = {"rnn": "FusedRNN", "gru": "FusedGRU", "lstm": "FusedLSTM"}
 """The module of each cell, for error messages."""
 
 
 @dataclass(slots=True)
 class Call:
-    """The arguments of one call, passed from `rnn()` or `gru()` down to the path that computes it.
+    """The arguments of one call, passed from `rnn()`, `gru()` or `lstm()` down to its path.
 
     These and `last_state()` create it from the arguments of their caller. `layouts.normalise` and
     `tokens.look_up` convert its fields to what the operators take, see `namernn_fast.ops`. From
@@ -24,6 +24,7 @@ class Call:
     data: Tensor
     """`input` of the operators. Before `layouts.normalise`, whatever the caller passed."""
     hx: Tensor | None
+    """Before `layouts.normalise`, the pair of hx and cx for an LSTM."""
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
@@ -33,13 +34,16 @@ class Call:
     operator takes it: `dispatch.run` splits the stack into layers."""
     trees: int = 0
     cell: Cell = "rnn"
+    cx: Tensor | None = None
+    """The initial cell states of an LSTM; None if hx is."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
-        hx = self.hx
+        hx, cx = self.hx, self.cx
         return (
             self.data.requires_grad
             or (hx is not None and hx.requires_grad)
+            or (cx is not None and cx.requires_grad)
             or any(weight.requires_grad for weight in self.weights)
         )
 
@@ -48,10 +52,12 @@ class Call:
 
         An `autograd.Function` ignores tensors inside nested tuples.
         """
-        own = self.data, self.hx, self.sequence_layout, self.reset, self.options, self.trees
-        return *own, self.cell, *self.weights
+        tensors = self.data, self.hx, self.cx, self.sequence_layout, self.reset
+        return *tensors, self.options, self.trees, self.cell, *self.weights
 
 
-Path: TypeAlias = Callable[[Call], tuple[Tensor, Tensor]]
-"""A function that computes a call without dropout and returns output and h_n. With LAST_STATE only
-h_n is meaningful: a path may return any tensor as output."""
+Results: TypeAlias = tuple[Tensor, ...]
+"""What a call computes: output, h_n and, for an LSTM, c_n."""
+Path: TypeAlias = Callable[[Call], Results]
+"""A function that computes a call without dropout. With LAST_STATE it may return any tensor as
+output."""

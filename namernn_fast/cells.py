@@ -1,23 +1,24 @@
-"""The modules for a single step: `torch.nn.RNNCell` and `torch.nn.GRUCell`."""
+"""The modules for a single step: those of `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell`."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
 
 from . import availability
 from .call import Call, Cell
-from .functional import batch_invariant_is_on, option_bits, run
+from .functional import run
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import is_exact, plain_twin
-from .nn import current_weights
+from .layer import States, current_weights
+from .options import batch_invariant_is_on, option_bits
 
 _VANILLA_STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class _FusedCell(torch.nn.RNNCellBase):
+class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
     """What the fused cells share.
 
     A subclass inherits from this class first and then from torch's cell.
@@ -27,16 +28,17 @@ class _FusedCell(torch.nn.RNNCellBase):
     _torch_class: type[torch.nn.RNNCellBase]
     nonlinearity: str = "tanh"
 
-    def _step(self) -> Callable[..., Tensor] | None:
+    def _step(self) -> Callable[..., Any] | None:
         """Returns torch's operator for a step, or None if torch's cell must raise an error."""
         raise NotImplementedError
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: States | None = None) -> States:
         """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
 
         Args:
             input: (batch, input_size), or (input_size).
-            hx: (batch, hidden_size), or (hidden_size); None for zeros.
+            hx: (batch, hidden_size), or (hidden_size); None for zeros. An LSTM takes and returns a
+                pair of them, h and c.
 
         Raises:
             ValueError: input or hx has neither 1 nor 2 dimensions.
@@ -46,23 +48,26 @@ class _FusedCell(torch.nn.RNNCellBase):
         if self.why_not_fused(input, hx, weights) is None:
             weights = weights if self.bias else weights[:2]
             options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
-            row, states = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-            _, h_n = run(Call(row, states, weights, None, None, options, cell=self._cell), row)
-            # Not a view: one made under no_grad could not be modified in place afterwards.
-            return h_n.squeeze(0) if torch.is_grad_enabled() else h_n.squeeze_(0)
+            row, states = input.unsqueeze(0), _map_states(hx, lambda state: state.unsqueeze(0))
+            call = Call(row, states, weights, None, None, options, cell=self._cell)
+            # Not views: those made under no_grad could not be modified in place afterwards.
+            squeeze = Tensor.squeeze if torch.is_grad_enabled() else Tensor.squeeze_
+            return _map_states(run(call, row)[1], lambda state: squeeze(state, 0))  # type: ignore[no-any-return]
         step = self._step()
-        if step is None or input.dim() != 2 or (hx is not None and hx.dim() != 2):
+        if step is None or input.dim() != 2 or any(h.dim() != 2 for h in states_in(hx)):
             return super().forward(input, hx)  # type: ignore[no-any-return]
-        if hx is None:
-            hx = input.new_zeros(input.shape[0], self.hidden_size)
-        return step(input, hx, *weights)
+        given: Any = hx
+        if given is None:
+            given = input.new_zeros(input.shape[0], self.hidden_size)
+            given = (given, given) if self._cell == "lstm" else given
+        return step(input, given, *weights)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
 
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
+        def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
 
     def why_not_fused(
-        self, input: Tensor, hx: Tensor | None = None, weights: Sequence[Tensor] | None = None
+        self, input: Tensor, hx: Any = None, weights: Sequence[Tensor] | None = None
     ) -> str | None:
         """Returns why a call runs torch's own cell, or None if it runs the fused operator.
 
@@ -85,7 +90,7 @@ class _FusedCell(torch.nn.RNNCellBase):
         """Returns why the fused operator would not be faster than torch's cell, or None."""
         return "torch's own cell is as fast for a single step"
 
-    def _fits(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> bool:
+    def _fits(self, input: Tensor, hx: Any, weight_ih: Tensor) -> bool:
         """Returns whether shapes and dtypes match; if not, torch's cell must raise its errors."""
         batch, dtype = input.shape[:-1], input.dtype
         return (
@@ -95,7 +100,14 @@ class _FusedCell(torch.nn.RNNCellBase):
             and input.shape[-1] == self.input_size
             and input.layout == torch.strided
             and (dtype == weight_ih.dtype or torch._C._is_any_autocast_enabled())
-            and (hx is None or (hx.shape == (*batch, self.hidden_size) and hx.dtype == dtype))
+            and (
+                self._cell != "lstm"
+                or hx is None
+                or (isinstance(hx, tuple | list) and len(hx) == 2)
+            )
+            and all(
+                h.shape == (*batch, self.hidden_size) and h.dtype == dtype for h in states_in(hx)
+            )
         )
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCellBase:
@@ -103,7 +115,7 @@ class _FusedCell(torch.nn.RNNCellBase):
         return plain_twin(self, self._torch_class) if is_exact(self) else self
 
 
-class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
+class FusedRNNCell(_FusedCell[Tensor], torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
     The constructor, parameters, `state_dict`, initialisation, errors and results are those of
@@ -120,11 +132,22 @@ class FusedRNNCell(_FusedCell, torch.nn.RNNCell):
     _cell = "rnn"
     _torch_class = torch.nn.RNNCell
 
-    def _step(self) -> Callable[..., Tensor] | None:
+    def _step(self) -> Callable[..., Any] | None:
         return _VANILLA_STEPS.get(self.nonlinearity)
 
 
-class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
+class _FusedGatedCell(_FusedCell[States]):
+    """What the cells with gates share: on a CPU the fused operator is faster."""
+
+    def _why_slower(self, input: Tensor) -> str | None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return "a compiler fuses the operators of torch's own cell"
+        if input.dtype not in (torch.float32, torch.float64):
+            return "in 16 bits torch's own cell is faster for some sizes"
+        return availability.why_not_kernel(input, self._cell)
+
+
+class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):
     """A drop-in for `torch.nn.GRUCell`: one step of `torch.nn.GRU`.
 
     The constructor, parameters, `state_dict`, initialisation, errors and results are those of
@@ -141,15 +164,47 @@ class FusedGRUCell(_FusedCell, torch.nn.GRUCell):
     _cell = "gru"
     _torch_class = torch.nn.GRUCell
 
-    def _step(self) -> Callable[..., Tensor] | None:
+    def _step(self) -> Callable[..., Any] | None:
         return torch.gru_cell
 
+
+class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
+    """A drop-in for `torch.nn.LSTMCell`: one step of `torch.nn.LSTM`.
+
+    The constructor, parameters, `state_dict`, initialisation, errors and results are those of
+    `torch.nn.LSTMCell`. The fused operator runs where that of `FusedGRUCell` does.
+
+    Example:
+        >>> cell = FusedLSTMCell(8, 16)
+        >>> h, c = cell(torch.randn(3, 8), (torch.zeros(3, 16), torch.zeros(3, 16)))
+        >>> h.shape, c.shape
+        (torch.Size([3, 16]), torch.Size([3, 16]))
+    """
+
+    _cell = "lstm"
+    _torch_class = torch.nn.LSTMCell
+
+    def _step(self) -> Callable[..., Any] | None:
+        return torch.lstm_cell
+
     def _why_slower(self, input: Tensor) -> str | None:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return "a compiler fuses the operators of torch's own cell"
-        if input.dtype not in (torch.float32, torch.float64):
-            return "in 16 bits torch's own cell is faster for some sizes"
-        return availability.why_not_kernel(input, self._cell)
+        if torch._C._is_any_autocast_enabled():  # which has other rules for layers than for cells
+            return "autocast is on"
+        return super()._why_slower(input)
 
 
-make_leaves(FusedRNNCell, FusedGRUCell)
+def states_in(hx: Any) -> Sequence[Tensor]:
+    """Returns the states of an argument hx: none, one, or the pair of an LSTM."""
+    if hx is None:
+        return ()
+    return hx if isinstance(hx, tuple | list) else (hx,)
+
+
+def _map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
+    """Converts a state, or each of a pair of states. None stays None."""
+    if isinstance(hx, tuple | list):
+        return tuple(map(convert, hx))
+    return None if hx is None else convert(hx)
+
+
+make_leaves(FusedRNNCell, FusedGRUCell, FusedLSTMCell)

@@ -72,20 +72,24 @@ def check_like_nn_rnn(call: Call) -> None:
         )
     if hx is None:
         return
+    named = [("hx", "hidden", hx)]
+    if call.cx is not None:
+        named = [("hx", "hidden[0]", hx), ("cx", "hidden[1]", call.cx)]
     # Take a packed batch from hx: while tracing, batch_sizes[0] is unknown. The operator checks it.
     batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
-    states = ops.layer_count(weights, options) * ops.directions_of(options)
-    expected = (states, batch, ops.hidden_size_of(weights))
-    if hx.shape != expected:
-        raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
-    if hx.device != data.device:
-        raise RuntimeError(
-            "Input and hidden tensors are not at the same device, found input tensor at "
-            f"{data.device} and hidden tensor at {hx.device}"
-        )
-    if hx.dtype != weight_ih.dtype:
-        like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
-        raise RuntimeError(f"hx must have the dtype of {like}, got {hx.dtype}")
+    number = ops.layer_count(weights, options) * ops.directions_of(options)
+    wanted = (number, batch, ops.hidden_size_of(weights))
+    like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
+    for name, hidden, states in named:
+        if states.shape != wanted:
+            raise RuntimeError(f"Expected {hidden} size {wanted}, got {list(states.shape)}")
+        if states.device != data.device:
+            raise RuntimeError(
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{data.device} and hidden tensor at {states.device}"
+            )
+        if states.dtype != weight_ih.dtype:
+            raise RuntimeError(f"{name} must have the dtype of {like}, got {states.dtype}")
 
 
 def hint_at_embedding(data: Tensor) -> str:

@@ -1,21 +1,26 @@
 """Chooses the path of a call and runs it: a fused kernel, ATen operators, vmap, or ONNX."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import availability, native, ops, reference
+from . import (
+    availability,
+    fakes,  # noqa: F401 - registers the fake kernels
+    native,
+    ops,
+    reference,
+)
 from .autograd import FusedStack, apply_untransformed
-from .call import CLASSES, Call, Cell, Path
+from .call import CLASSES, Call, Cell, Path, Results
 from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .integrations import onnx, vmap
 
 
-def run(call: Call) -> tuple[Tensor, Tensor]:
+def run(call: Call) -> Results:
     """Runs a stack of layers on the path chosen for its device and dtype.
-
-    Returns:
-        output and h_n.
 
     Raises:
         RuntimeError, ValueError: the arguments do not match; batch_invariant is set, but the path
@@ -28,12 +33,13 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     if tracing:  # Check now: fake kernels do not, and compiled programs should not need to.
         check_like_nn_rnn(call)
         return _run_layers(path, call) if call.dropout else path(call)
-    data, hx = call.data, call.hx
+    data, hx, cx = call.data, call.hx, call.cx
     checked = (
         path is not _fused_path
         or call.dropout  # the operator sees one layer at a time
         or not (data.is_cpu and like.is_cpu)  # a GPU, or different devices
         or (hx is not None and not hx.is_cpu)
+        or (cx is not None and not cx.is_cpu)
     )
     if checked:
         check_like_nn_rnn(call)
@@ -57,7 +63,8 @@ def _choose_path(call: Call, tracing: bool) -> Path:
     if why_not is not None:
         if call.options & ops.BATCH_INVARIANT:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
-        why_not_torch = native.why_not(call.cell, call.reset, tracing)
+        ragged = call.sequence_layout is not None and not call.options & ops.PACKED
+        why_not_torch = native.why_not(call.cell, call.reset, tracing, ragged)
         return native.run_stack if why_not_torch is None else _reference_path
     if not tracing and torch._C._are_functorch_transforms_active():
         return _mapped_path
@@ -80,7 +87,7 @@ def why_not_kernel(like: Tensor, tracing: bool, cell: Cell) -> str | None:
     return availability.why_not_kernel(like, cell)
 
 
-def _run_layers(path: Path, call: Call) -> tuple[Tensor, Tensor]:
+def _run_layers(path: Path, call: Call) -> Results:
     """Runs each layer of a stack in a separate call, with dropout between them.
 
     The layers run time-major so that dropout draws the same masks as `nn.RNN`. LAST_STATE is
@@ -94,34 +101,40 @@ def _run_layers(path: Path, call: Call) -> tuple[Tensor, Tensor]:
         reset = None if reset is None else reset.transpose(0, 1)
     per_layer = ops.weights_per_layer(options)
     states = []
-    for k, own_hx in enumerate(ops.states_of_layers(call.hx, weights, options)):
+    hx, cx = (ops.states_of_layers(of_all, weights, options) for of_all in (call.hx, call.cx))
+    for k, (own_hx, own_cx) in enumerate(zip(hx, cx, strict=True)):
         if k:
             data = torch.nn.functional.dropout(data, call.dropout, training=True)
         own_weights = weights[k * per_layer : (k + 1) * per_layer]
-        own = Call(data, own_hx, own_weights, call.sequence_layout, reset, options, cell=call.cell)
-        data, h_n = path(own)
-        states.append(h_n)
-    return reference.with_batch_first(data) if batch_first else data, torch.cat(states)
+        own = replace(
+            call,
+            data=data,
+            hx=own_hx,
+            cx=own_cx,
+            weights=own_weights,
+            reset=reset,
+            options=options,
+            dropout=0.0,
+        )
+        data, *last = path(own)
+        states.append(last)
+    if batch_first:
+        data = reference.with_batch_first(data)
+    return data, *map(torch.cat, zip(*states, strict=True))
 
 
-def _fused_path(call: Call) -> tuple[Tensor, Tensor]:
+def _fused_path(call: Call) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
         apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
         return apply(*call.flat())
+    layout = call.weights, call.sequence_layout, call.reset, call.options, call.trees
+    if call.cell == "lstm":
+        return ops.lstm_forward(call.data, call.hx, call.cx, *layout)[:3]
     forward = ops.rnn_forward if call.cell == "rnn" else ops.gru_forward
-    results = forward(
-        call.data,
-        call.hx,
-        call.weights,
-        call.sequence_layout,
-        call.reset,
-        call.options,
-        call.trees,
-    )
-    return results[0], results[1]
+    return forward(call.data, call.hx, *layout)[:2]
 
 
-def _mapped_path(call: Call) -> tuple[Tensor, Tensor]:
+def _mapped_path(call: Call) -> Results:
     """Runs the fused path under one or more levels of vmap."""
     if not torch._C._are_functorch_transforms_active():
         return _fused_path(call)
@@ -131,7 +144,7 @@ def _mapped_path(call: Call) -> tuple[Tensor, Tensor]:
     return vmap.Mapped.apply(_mapped_path, *call.flat())  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _reference_path(call: Call) -> tuple[Tensor, Tensor]:
+def _reference_path(call: Call) -> Results:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace would record the loop over ATen operators with a fixed number of "

@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, layouts, native, ops, tokens
+from . import layouts, native, ops, tokens
+from .autocast import autocast_dtype, cast_like_autocast
 from .call import Call, Cell
-from .cells import FusedGRUCell, FusedRNNCell
+from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell, states_in
 from .dispatch import why_not_kernel
-from .functional import autocast_dtype, cast_like_autocast
-from .nn import FusedGRU, FusedRNN
-from .token_rnn import TokenGRU, TokenRNN
+from .nn import FusedGRU, FusedLSTM, FusedRNN
+from .options import option_bits
+from .token_rnn import TokenGRU, TokenLSTM, TokenRNN
 
-Layer: TypeAlias = FusedRNN | FusedGRU
+Layer: TypeAlias = FusedRNN | FusedGRU | FusedLSTM
+_CELLS = FusedRNNCell | FusedGRUCell | FusedLSTMCell
+_TOKEN_LAYERS = TokenRNN | TokenGRU | TokenLSTM
 SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
@@ -45,7 +48,7 @@ class Explanation(NamedTuple):
 def explain(
     layer: torch.nn.Module,
     input: Tensor | PackedSequence,
-    hx: Tensor | None = None,
+    hx: Tensor | tuple[Tensor, Tensor] | None = None,
     *,
     reset: Tensor | None = None,
     embedding: Tensor | None = None,
@@ -61,7 +64,7 @@ def explain(
     products in bfloat16. `triton sm_90`, for example, is the fused GPU kernel. `reference` is the
     step-by-step computation out of PyTorch operators, in reference.py. `torch` is torch's own
     operator: that for a single step, which the cells use except for batch invariance and `vmap`; or
-    that of `nn.GRU` on devices without a fused kernel for GRUs.
+    that of `nn.GRU` or `nn.LSTM` on devices without a fused kernel for them.
 
     Shortcuts: `table` multiplies each row of an embedding once instead of once per token;
     `last state` does not write the output; `shared prefixes` computes common prefixes of token ids
@@ -83,7 +86,7 @@ def explain(
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
         {'cpu': 'the CPU kernel does not run on meta'}
     """
-    if not isinstance(layer, Layer | FusedRNNCell | FusedGRUCell | TokenRNN | TokenGRU):
+    if not isinstance(layer, Layer | _CELLS | _TOKEN_LAYERS):
         raise TypeError(
             "layer must be a fused layer, cell or token layer of this package, got "
             f"{type(layer).__name__}"
@@ -91,28 +94,30 @@ def explain(
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    if isinstance(layer, FusedRNNCell | FusedGRUCell):
+    if isinstance(layer, _CELLS):
         reason = layer.why_not_fused(data, hx)
         if reason is not None:
             return Explanation("torch", {"triton" if data.is_cuda else "cpu": reason})
         return Explanation(*_path(data, layer._cell))
-    if isinstance(layer, TokenRNN | TokenGRU):
+    if isinstance(layer, _TOKEN_LAYERS):
         rnn, rows = layer.rnn, layer.embedding.weight
         return _of_ids(rnn, input, hx, reset, rows, last_state, layer.why_not_fused())
     if embedding is not None:
         return _of_ids(layer, input, hx, reset, embedding, last_state)
     path, why_not = _path(data, layer._cell, reset)
+    if layer.proj_size:
+        path, why_not = "torch", {"cpu": "the kernels have no proj_size"}
     if not last_state:
         return Explanation(path, why_not)
     no_ids = "input does not hold token ids"
-    output = _why_output(layer, (data, hx), path)
+    output = _why_output(layer, (data, *states_in(hx)), path)
     return _with_shortcuts(path, why_not, no_ids, output, no_ids)
 
 
 def _of_ids(
     layer: Layer,
     input: Tensor | PackedSequence,
-    hx: Tensor | None,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
     reset: Tensor | None,
     embedding: Tensor,
     last_state: bool,
@@ -128,14 +133,14 @@ def _of_ids(
     tokens.check_types(input, embedding)
     path, why_not = _path(embedding, layer._cell, reset)
     not_asked = None if last_state else "the output is needed"
-    output = not_asked or _why_output(layer, (embedding, hx), path)
+    output = not_asked or _why_output(layer, (embedding, *states_in(hx)), path)
     if why_rows is not None:
         return _with_shortcuts(path, why_not, why_rows, output, why_rows)
     weights: list[Tensor] = [weight for own in layer.all_weights for weight in own]
     if torch._C._is_any_autocast_enabled():
         dtype = autocast_dtype(embedding, layer._cell)
         weights = [cast_like_autocast(weight, dtype) for weight in weights]
-    options = functional.option_bits(
+    options = option_bits(
         weights,
         layer.bias,
         layer.bidirectional,

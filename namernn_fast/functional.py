@@ -1,49 +1,22 @@
-"""`rnn()`, `gru()` and `last_state()`: layers as functions of input, initial states, weights."""
+"""`rnn()`, `gru()`, `lstm()` and `last_state()`: layers as functions of input and weights."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops, tokens
-from .call import Call, Cell
+from .autocast import autocast_dtype, cast_like_autocast
+from .call import Call, Cell, Results
 from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
+from .options import option_bits
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _CONVERTIBLE = {torch.float32, torch.bfloat16, torch.float16}
-
-# Other modules must call batch_invariant_is_on(): importing this name would copy its value.
-_batch_invariant = False
-
-
-@contextlib.contextmanager
-def batch_invariant(enabled: bool = True) -> Iterator[None]:
-    """Context manager: results of a sequence are bit-identical however it is batched.
-
-    They depend neither on the other sequences of the batch nor on the position among them, on
-    padding, packing or lengths, or on the number of threads. This holds for forward results of
-    `rnn`, `gru` and the modules; gradients of parameters are sums over the batch. The cost: small
-    batches use the same chain lengths as large ones, and even a single short sequence copies the
-    weights into panels. `FusedRNN(..., batch_invariant=True)` sets it for one module.
-
-    The setting is global to the process, not per thread, like torch's own settings of this kind.
-
-    Args:
-        enabled: False turns the setting off within an outer `batch_invariant()`.
-    """
-    global _batch_invariant
-    before, _batch_invariant = _batch_invariant, enabled
-    try:
-        yield
-    finally:
-        _batch_invariant = before
-
-
-def batch_invariant_is_on() -> bool:
-    """Returns whether `batch_invariant()` is active."""
-    return _batch_invariant
 
 
 def rnn(
@@ -168,24 +141,122 @@ def gru(
     return run(call, input, lengths, embedding, padding_idx)
 
 
+def lstm(
+    input: Input,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    training: bool = False,
+    lengths: Lengths | None = None,
+    reset: Tensor | None = None,
+    batch_invariant: bool = False,
+    embedding: Tensor | None = None,
+    padding_idx: int | None = None,
+) -> tuple[Input, tuple[Tensor, Tensor]]:
+    """Applies an LSTM of one or more layers to whole sequences; `FusedLSTM` calls this.
+
+    As in `torch.nn.LSTM`, each step computes::
+
+        i = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
+        f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
+        g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+        o = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    Args:
+        input: as in `rnn()`.
+        hx: the initial states and the initial cell states, each as hx of `rnn()`; None for zeros.
+        weights: as in `gru()`, with 4 * hidden_size rows in torch's order of gates: i, f, g, o.
+        bias, batch_first, dropout, bidirectional, training: as in `rnn()`.
+        lengths, batch_invariant, embedding, padding_idx: as in `rnn()`.
+        reset: as in `rnn()`; a new episode also starts from a cell state of zeros.
+
+    Returns:
+        output and the pair of h_n and c_n, each like a tensor of hx.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as `gru()`.
+    """
+    options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
+    probability = dropout if training else 0.0
+    call = Call(input, hx, weights, None, reset, options, probability, cell="lstm")  # type: ignore[arg-type]
+    return run(call, input, lengths, embedding, padding_idx)
+
+
 def run(
     call: Call,
     input: Input,
     lengths: Lengths | None = None,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
-) -> tuple[Input, Tensor]:
-    """Runs a call on `input` and returns output and h_n in its layout; the modules call this."""
+) -> tuple[Input, Any]:
+    """Runs a call on `input` and returns output and h_n in its layout; the modules call this.
+
+    An LSTM returns the pair of h_n and c_n instead of h_n.
+    """
     lookup = None
     if embedding is not None or padding_idx is not None:
         lookup = _lookup(input, embedding, padding_idx)
-    output, h_n, options = _run(call, lengths, lookup)
-    return restore(input, output, h_n, options, lookup is not None)
+    results = _run(call, lengths, lookup)
+    return restore(input, results, call.options, lookup is not None)
+
+
+class _Options(TypedDict, total=False):
+    share_prefixes: bool | None
+    nonlinearity: str
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    training: bool
+    lengths: Lengths | None
+    reset: Tensor | None
+    batch_invariant: bool
+    embedding: Tensor | None
+    padding_idx: int | None
+
+
+@overload
+def last_state(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    cell: Literal["rnn", "gru"] = "rnn",
+    **options: "Unpack[_Options]",
+) -> Tensor: ...
+
+
+@overload
+def last_state(
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    cell: Literal["lstm"],
+    **options: "Unpack[_Options]",
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def last_state(
+    input: Tensor | PackedSequence,
+    hx: Any,
+    weights: Sequence[Tensor],
+    *,
+    cell: Cell,
+    **options: "Unpack[_Options]",
+) -> Any: ...
 
 
 def last_state(
     input: Tensor | PackedSequence,
-    hx: Tensor | None,
+    hx: Any,
     weights: Sequence[Tensor],
     *,
     cell: Cell = "rnn",
@@ -201,33 +272,33 @@ def last_state(
     batch_invariant: bool = False,
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
-) -> Tensor:
-    """Returns h_n of `rnn()` or `gru()`, the last state of every layer and direction.
+) -> Any:
+    """Returns h_n of `rnn()` or `gru()`, or (h_n, c_n) of `lstm()`: the last states.
 
     In inference the output is not written at all. Sequences of token ids with a common prefix can
     share its states, in inference and in training: the kernel then computes the trie of the batch
     instead of each sequence.
 
     Args:
-        cell: "rnn" or "gru".
+        cell: "rnn", "gru" or "lstm".
         share_prefixes: None looks for common prefixes if that is expected to be faster; True
             always, and raises an error if sharing is impossible; False never. The kernel shares
             those it finds if they are enough to make the call faster. The result may differ in its
             last bits. Sharing needs a CPU, token ids, one direction, and float32 or float64; it
             does not support hx, reset, batch_invariant, dropout between layers, compilers and
             torch.func transforms.
-        nonlinearity: of a vanilla RNN; a GRU has none to choose.
-        input, hx, weights, bias, batch_first, dropout: as in `rnn()` or `gru()`.
+        nonlinearity: of a vanilla RNN; the other cells have none to choose.
+        input, hx, weights, bias, batch_first, dropout: as in `rnn()`, `gru()` or `lstm()`.
         bidirectional, training, lengths, reset, batch_invariant: as in `rnn()`.
         embedding, padding_idx: as in `rnn()`.
 
     Returns:
         h_n: (num_layers * num_directions, batch, hidden_size), without a batch (num_layers *
-        num_directions, hidden_size).
+        num_directions, hidden_size). For an LSTM the pair of h_n and c_n.
 
     Raises:
         ValueError: share_prefixes is True, but sharing is impossible; cell is unknown; nonlinearity
-            is relu for a GRU.
+            is relu for a cell with gates.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
     options = ops.LAST_STATE | option_bits(
@@ -240,8 +311,8 @@ def last_state(
     probability = dropout if training else 0.0
     call = Call(input, hx, weights, None, reset, options, probability, cell=cell)  # type: ignore[arg-type]
     lookup = _lookup(input, embedding, padding_idx, share_prefixes)
-    _, h_n, options = _run(call, lengths, lookup)
-    return restore_states(input, h_n, options, lookup is not None)
+    results = _run(call, lengths, lookup)
+    return restore_states(input, results, call.options, lookup is not None)
 
 
 def _refuse_cell(cell: str, nonlinearity: str) -> NoReturn:
@@ -265,10 +336,8 @@ def _lookup(
     return None
 
 
-def _run(
-    call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None
-) -> tuple[Tensor, Tensor, int]:
-    """Normalises a call and runs it; returns the operators' output and h_n, and the options.
+def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> Results:
+    """Normalises a call and runs it.
 
     Args:
         call: the arguments as the caller passed them; modified.
@@ -290,9 +359,11 @@ def _run(
     if call.dropout and len(call.weights) == ops.weights_per_layer(call.options):
         call.dropout = 0.0
     if torch._C._is_any_autocast_enabled():
-        dtype = autocast_dtype(call.data if lookup is None else lookup.embedding, call.cell)
+        features = call.data if lookup is None else lookup.embedding
+        dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED))
         call.weights = [cast_like_autocast(w, dtype) for w in call.weights]
         call.hx = None if call.hx is None else cast_like_autocast(call.hx, dtype)
+        call.cx = None if call.cx is None else cast_like_autocast(call.cx, dtype)
         if lookup is None:
             call.data = cast_like_autocast(call.data, dtype)
         else:
@@ -301,56 +372,9 @@ def _run(
         dtype = call.data.dtype if lookup is None else lookup.embedding.dtype
         if call.hx.dtype != dtype and {call.hx.dtype, dtype} <= _CONVERTIBLE:
             call.hx = call.hx.to(dtype)
+        cx = call.cx
+        if cx is not None and cx.dtype != dtype and {cx.dtype, dtype} <= _CONVERTIBLE:
+            call.cx = cx.to(dtype)
     if lookup is not None:
         tokens.look_up(call, lookup)
-    output, h_n = dispatch.run(call)
-    return output, h_n, call.options
-
-
-def option_bits(
-    weights: Sequence[Tensor],
-    bias: bool,
-    bidirectional: bool,
-    nonlinearity: str,
-    batch_first: bool,
-    batch_invariant: bool,
-) -> int:
-    """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
-    options = ops.BIAS if bias else 0
-    if bidirectional:
-        options |= ops.BIDIRECTIONAL
-    per_layer = ops.weights_per_layer(options)
-    if not weights or len(weights) % per_layer:
-        raise ValueError(
-            f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
-            f"bidirectional={bidirectional}), got {len(weights)}"
-        )
-    if batch_first:
-        options |= ops.BATCH_FIRST
-    if batch_invariant or _batch_invariant:
-        options |= ops.BATCH_INVARIANT
-    if nonlinearity == "relu":
-        options |= ops.RELU
-    elif nonlinearity != "tanh":
-        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    return options
-
-
-def autocast_dtype(input: Tensor, cell: Cell) -> torch.dtype | None:
-    """Returns the dtype in which autocast computes a layer, or None if it does not apply.
-
-    On a CPU torch has no rule for `nn.GRU`, whose results keep the dtype of its input.
-
-    Args:
-        input: features of any layout, or an embedding.
-        cell: of the layer.
-    """
-    device = input.device.type
-    if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
-        return None
-    return input.dtype if cell == "gru" and device == "cpu" else torch.get_autocast_dtype(device)
-
-
-def cast_like_autocast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Casts a tensor to the dtype of `autocast_dtype`, except float64, as autocast does."""
-    return tensor if dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+    return dispatch.run(call)

@@ -4,7 +4,7 @@ The layouts are: padded, with time or batch first; a single sequence without a b
 jagged. Each holds features or token ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops, transfers
-from .call import Call, Cell
+from .call import Call, Cell, Results
 from .checks import check_reset, hint_at_embedding
 
 Input = TypeVar("Input", bound=Tensor | PackedSequence)
@@ -36,9 +36,9 @@ def normalise(call: Call, has_ids: bool) -> None:
     `has_ids` says whether data holds token ids, which lack the feature dimension.
     """
     input: object = call.data
-    hx, reset = call.hx, call.reset
-    if hx is not None and not isinstance(hx, Tensor):
-        raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
+    if call.hx is not None:
+        _check_types_of_states(call)
+    reset = call.reset
     if isinstance(input, PackedSequence):
         _normalise_packed(call, input, has_ids)
         return
@@ -51,28 +51,52 @@ def normalise(call: Call, has_ids: bool) -> None:
         check_reset(reset, is_jagged=False)
         call.reset = reset = _savable(reset)
     dim = input.dim() + has_ids
-    if dim == 3:
-        if hx is not None and hx.dim() != 3:
-            raise RuntimeError(
-                f"For batched {input.dim()}-D input, hx should be 3-D but got {hx.dim()}-D tensor"
-                if has_ids
-                else f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
-            )
-        return
-    if dim != 2:
+    if dim not in (2, 3):
         _refuse_dimensions(input, has_ids, call.cell)
+    if call.hx is not None:
+        _check_dimensions_of_states(call, input.dim(), dim)
+    if dim == 3:
+        return
     batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
-    if hx is not None:
-        if hx.dim() != 2:
-            raise RuntimeError(
-                f"For unbatched 1-D input, hx should be 2-D but got {hx.dim()}-D tensor"
-                if has_ids
-                else f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor"
-            )
-        call.hx = hx.unsqueeze(1)
+    _convert_states(call, lambda states: states.unsqueeze(1))
     if reset is not None:
         call.reset = reset.unsqueeze(batch_dim)
     call.data = input.unsqueeze(batch_dim)
+
+
+def _check_types_of_states(call: Call) -> None:
+    """Checks that hx is a tensor or, for an LSTM, a pair of them, which becomes hx and cx."""
+    named: list[tuple[str, object]] = [("hx", call.hx)]
+    or_none = " or None"
+    if ops.HAS_CELL_STATE[call.cell]:
+        pair: Any = call.hx
+        call.hx, call.cx = pair[0], pair[1]  # raises what nn.LSTM does if there are fewer
+        if len(pair) > 2:
+            raise RuntimeError("lstm expects two hidden states")
+        named, or_none = [("hx", call.hx), ("cx", call.cx)], ""
+    for name, states in named:
+        if not isinstance(states, Tensor):
+            raise TypeError(f"{name} must be a Tensor{or_none}, got {type(states).__name__}")
+
+
+def _convert_states(call: Call, convert: Callable[[Tensor], Tensor]) -> None:
+    """Converts hx and cx, if they are given."""
+    call.hx = None if call.hx is None else convert(call.hx)
+    call.cx = None if call.cx is None else convert(call.cx)
+
+
+def _check_dimensions_of_states(call: Call, of_input: int, wanted: int) -> None:
+    """Checks that the states of a padded input have `wanted` dimensions."""
+    states = [states for states in (call.hx, call.cx) if states is not None]
+    if all(state.dim() == wanted for state in states):
+        return
+    names = " and ".join(("hx", "cx")[: len(states)])
+    got = ", ".join(f"{state.dim()}-D" for state in states)
+    raise RuntimeError(
+        f"For {'batched' if wanted == 3 else 'unbatched'} {of_input}-D input, {names} should "
+        f"{'also ' if of_input == wanted else ''}be {wanted}-D but got "
+        + (f"{got} tensor" if len(states) == 1 else f"({got}) tensors")
+    )
 
 
 def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
@@ -82,7 +106,7 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
             "input with embedding holds token ids, which must have 1 or 2 dimensions, got "
             f"{input.dim()}"
         )
-    tensor = " tensor" if cell == "rnn" else ""  # nn.GRU leaves the word out
+    tensor = " tensor" if cell == "rnn" else ""  # nn.GRU and nn.LSTM leave the word out
     raise ValueError(
         f"{cell.upper()}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead"
         + hint_at_embedding(input)
@@ -91,7 +115,7 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
 
 def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
     """`normalise` for a PackedSequence: sorts hx and reset into the order of its data."""
-    _check_states(call.hx)
+    _check_states(call)
     data, batch_sizes, sorted_indices, _ = input
     if call.reset is not None:
         check_reset(call.reset, is_jagged=False)
@@ -101,11 +125,13 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
             batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
             call.reset = call.reset.index_select(batch_dim, sorted_indices)
         if call.hx is not None:
-            call.hx = call.hx.index_select(1, _savable(sorted_indices))
+            order = _savable(sorted_indices)
+            _convert_states(call, lambda states: states.index_select(1, order))
         elif torch.compiler.is_compiling():
             # A tracer needs the batch size as a shape, which hx has. Reading it out of batch_sizes,
             # where it is a value, would break the graph.
             call.hx = ops.zero_states(call.weights, call.options, sorted_indices.shape[0])
+            call.cx = torch.zeros_like(call.hx) if ops.HAS_CELL_STATE[call.cell] else None
     if data.dim() + has_ids != 2:
         raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
     call.data, call.sequence_layout = data, _savable(batch_sizes)
@@ -114,7 +140,7 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
 
 def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
     """`normalise` for a nested tensor."""
-    _check_states(call.hx)
+    _check_states(call)
     if call.reset is not None:
         check_reset(call.reset, is_jagged=True)
     _check_jagged(input, has_ids)
@@ -129,10 +155,11 @@ def _savable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _check_states(hx: Tensor | None) -> None:
-    """Checks that hx of a packed or jagged input has a batch dimension."""
-    if hx is not None and hx.dim() != 3:
-        raise RuntimeError(f"hx must have 3 dimensions, got {hx.dim()}")
+def _check_states(call: Call) -> None:
+    """Checks that hx and cx of a packed or jagged input have a batch dimension."""
+    for name, states in (("hx", call.hx), ("cx", call.cx)):
+        if states is not None and states.dim() != 3:
+            raise RuntimeError(f"{name} must have 3 dimensions, got {states.dim()}")
 
 
 def _check_jagged(input: Any, has_ids: bool) -> None:
@@ -172,25 +199,33 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
     return _savable(lengths.to(data.device, torch.int64, non_blocking=True))
 
 
-def restore(
-    input: Any, output: Tensor, h_n: Tensor, options: int, has_ids: bool
-) -> tuple[Any, Tensor]:
-    """Returns output and h_n in the layout of `input`, a Tensor or a PackedSequence."""
+def restore(input: Any, results: Results, options: int, has_ids: bool) -> tuple[Any, Any]:
+    """Returns output and h_n, or (h_n, c_n), in the layout of `input`, as the caller gets them.
+
+    Args:
+        input: a Tensor or a PackedSequence.
+        results: of the call.
+        options: the option bits of the call.
+        has_ids: whether input holds token ids.
+    """
+    output: Any = results[0]
     if options & ops.PACKED:
-        packed = PackedSequence(output, *input[1:])
-        return packed, restore_states(input, h_n, options, has_ids)
-    if options & ops.JAGGED:
+        output = PackedSequence(output, *input[1:])
+    elif options & ops.JAGGED:
         output = torch.nested.nested_tensor_from_jagged(output, input.offsets())
     elif input.dim() + has_ids == 2:
         output = output.squeeze(0 if options & ops.BATCH_FIRST else 1)
-    else:
-        return output, h_n
-    return output, restore_states(input, h_n, options, has_ids)
+    return output, restore_states(input, results, options, has_ids)
 
 
-def restore_states(input: Any, h_n: Tensor, options: int, has_ids: bool) -> Tensor:
-    """Returns h_n in the layout of `input`, a Tensor or a PackedSequence."""
+def restore_states(input: Any, results: Results, options: int, has_ids: bool) -> Any:
+    """Returns h_n, or (h_n, c_n), in the layout of `input`; the arguments are as in `restore`."""
+    states = results[1:]
     if options & ops.PACKED:
         order = input.unsorted_indices
-        return h_n if order is None else h_n.index_select(1, _savable(order))
-    return h_n.squeeze(1) if input.dim() + has_ids == 2 and not options & ops.JAGGED else h_n
+        if order is not None:
+            order = _savable(order)
+            states = tuple(state.index_select(1, order) for state in states)
+    elif input.dim() + has_ids == 2 and not options & ops.JAGGED:
+        states = tuple(state.squeeze(1) for state in states)
+    return states if len(states) > 1 else states[0]

@@ -1,48 +1,54 @@
 """Torch's own recurrent operators, for cells that have no fused kernel on a device.
 
-They compute dense and packed sequences in one call, with cuDNN on NVIDIA GPUs. `lengths` and jagged
-tensors run layer by layer and direction by direction, because a stacked call does not return the
-last states of its lower layers at the end of each sequence.
+They compute dense and packed sequences in one call, with cuDNN on NVIDIA GPUs. For `lengths` and
+jagged tensors a GRU runs layer by layer and direction by direction, because a stacked call does not
+return the last states of its lower layers at the end of each sequence; an LSTM is packed.
 """
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from . import ops, reference
-from .call import Call, Cell
+from .call import Call, Cell, Results
 from .checks import check_reference_arguments
 from .integrations.deferred import when_imported
 
-_outside_of_graphs: Any = torch.gru
+_OPERATORS: dict[Cell, Any] = {"gru": torch.gru, "lstm": torch.lstm}
+_outside_of_graphs = _OPERATORS
 
 
 def _break_graphs(dynamo: ModuleType) -> None:
     global _outside_of_graphs
-    reason = "torch.gru would become the operators of every step in a compiled graph"
-    _outside_of_graphs = dynamo.disable(torch.gru, reason=reason)
+    reason = "torch's operator would become the operators of every step in a compiled graph"
+    _outside_of_graphs = {
+        cell: dynamo.disable(operator, reason=reason) for cell, operator in _OPERATORS.items()
+    }
 
 
 when_imported("torch._dynamo", _break_graphs)
 
 
-def _gru(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Calls `torch.gru`, outside of a compiled graph, which would unroll it.
+def _operator(cell: Cell, *arguments: Any) -> Results:
+    """Calls torch's operator for a cell, outside of a compiled graph, which would unroll it.
 
-    Dynamo breaks the graph at `nn.GRU` as well. An exported program holds the operator.
+    Dynamo breaks the graph at torch's layers as well. An exported program holds the operator.
     """
-    run = torch.gru if torch.compiler.is_exporting() else _outside_of_graphs
-    return run(*arguments)
+    operators = _OPERATORS if torch.compiler.is_exporting() else _outside_of_graphs
+    return operators[cell](*arguments)  # type: ignore[no-any-return]
 
 
-def why_not(cell: Cell, reset: Tensor | None, tracing: bool) -> str | None:
+def why_not(cell: Cell, reset: Tensor | None, tracing: bool, ragged: bool = False) -> str | None:
     """Returns why torch's operators cannot compute a call, or None if they can.
 
     Args:
         cell, reset: of the call.
         tracing: whether a compiler is tracing the call.
+        ragged: whether the call has lengths or offsets.
     """
     if cell == "rnn":
         return "the vanilla cell runs step by step"
@@ -50,34 +56,48 @@ def why_not(cell: Cell, reset: Tensor | None, tracing: bool) -> str | None:
         return "torch's operator has no reset"
     if not tracing and reference.is_transformed():
         return "torch's operator has no rule for this transform"
+    if cell == "lstm" and ragged:
+        if tracing:
+            return "torch's operator needs the values of the lengths, which a compiler cannot see"
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return "reading lengths from the device would end the capture of a CUDA graph"
     return None
 
 
-def run_stack(call: Call) -> tuple[Tensor, Tensor]:
+def run_stack(call: Call) -> Results:
     """Runs a stack of layers over whole sequences of features.
 
     Args:
-        call: without dropout and reset. The values of lengths on an accelerator are not checked.
-
-    Returns:
-        output and h_n.
+        call: without dropout and reset. The values of lengths on an accelerator are not checked,
+            except for an LSTM, which reads them.
 
     Raises:
         RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are impossible.
     """
     check_reference_arguments(call)
+    layout = call.sequence_layout
+    if layout is None or call.options & ops.PACKED:
+        return _run_whole(call)
+    return _run_packed(call, layout) if call.cell == "lstm" else _run_in_directions(call, layout)
+
+
+def _run_whole(call: Call) -> Results:
+    """`run_stack` for dense or packed sequences, which torch's operator takes."""
     options, layout = call.options, call.sequence_layout
-    if layout is not None and not options & ops.PACKED:
-        return _run_in_directions(call, layout)
-    batch_first = bool(options & ops.BATCH_FIRST)
-    batch = int(layout[0]) if layout is not None else call.data.shape[0 if batch_first else 1]
-    hx = ops.zero_states(call.weights, options, batch) if call.hx is None else call.hx
+    # Not the operator's batch_first, with which the output of oneDNN's LSTM is a view.
+    batch_first = options & ops.BATCH_FIRST and layout is None
+    data = call.data.transpose(0, 1) if batch_first else call.data
+    batch = int(layout[0]) if layout is not None else data.shape[1]
+    hx: Any = ops.zero_states(call.weights, options, batch) if call.hx is None else call.hx
+    if call.cell == "lstm":
+        hx = hx, torch.zeros_like(hx) if call.cx is None else call.cx
     shape = bool(options & ops.BIAS), ops.layer_count(call.weights, options), 0.0, _trains(call)
     bidirectional = bool(options & ops.BIDIRECTIONAL)
     weights = list(call.weights)
     if layout is not None:
-        return _gru(call.data, layout, hx, weights, *shape, bidirectional)
-    return _gru(call.data, hx, weights, *shape, bidirectional, batch_first)
+        return _operator(call.cell, data, layout, hx, weights, *shape, bidirectional)
+    output, *last = _operator(call.cell, data, hx, weights, *shape, bidirectional, False)
+    return reference.with_batch_first(output) if batch_first else output, *last
 
 
 def _trains(call: Call) -> bool:
@@ -89,7 +109,59 @@ def _trains(call: Call) -> bool:
     return torch.is_grad_enabled() and call.requires_grad()
 
 
-def _run_in_directions(call: Call, layout: Tensor) -> tuple[Tensor, Tensor]:
+def _run_packed(call: Call, layout: Tensor) -> Results:
+    """`run_stack` for an LSTM with lengths or offsets: packs the sequences.
+
+    torch's operator returns cell states only after the last step of a sequence, so it must know
+    where that is, on the CPU: lengths on a device make this function wait for it.
+    """
+    options = call.options
+    lengths = (layout.diff() if options & ops.JAGGED else layout).cpu()
+    padded, _, alive, places = reference.with_time_first(call.data, layout, options)
+    assert alive is not None  # the layout is that of padded or jagged sequences
+    hx = ops.zero_states(call.weights, options, padded.shape[1]) if call.hx is None else call.hx
+    cx = torch.zeros_like(hx) if call.cx is None else call.cx
+    time_first = options & ~(ops.BATCH_FIRST | ops.JAGGED)
+    own = replace(call, data=padded, hx=hx, cx=cx, sequence_layout=None, options=time_first)
+    # An empty batch cannot be packed, but torch's operator takes it as it is.
+    output, *last = _run_sorted(own, lengths) if padded.shape[1] else _run_whole(own)
+    output = torch.where(alive, output, 0.0)
+    states = [
+        torch.where(alive[0], of_last, initial)
+        for of_last, initial in zip(last, (hx, cx), strict=True)
+    ]
+    if places is not None:
+        output = output[places]
+    elif options & ops.BATCH_FIRST:
+        output = reference.with_batch_first(output)
+    return output, *states
+
+
+def _run_sorted(call: Call, lengths: Tensor) -> Results:
+    """Runs an LSTM over sequences (seq_len, batch, features), packed in order of their lengths.
+
+    A packed sequence has at least one step, so the results of empty ones are those of one step.
+    """
+    packed = pack_padded_sequence(call.data, lengths.clamp(min=1), enforce_sorted=False)
+    order, inverse = packed.sorted_indices, packed.unsorted_indices
+    assert order is not None
+    assert inverse is not None
+    assert call.hx is not None
+    assert call.cx is not None
+    own = replace(
+        call,
+        data=packed.data,
+        hx=call.hx[:, order],
+        cx=call.cx[:, order],
+        sequence_layout=packed.batch_sizes,
+        options=call.options | ops.PACKED,
+    )
+    output, *last = _run_whole(own)
+    output, _ = pad_packed_sequence(packed._replace(data=output), total_length=call.data.shape[0])
+    return output, *(states[:, inverse] for states in last)
+
+
+def _run_in_directions(call: Call, layout: Tensor) -> Results:
     """`run_stack` for sequences with lengths or offsets, one layer and direction at a time.
 
     Lengths are read on their device alone. Offsets of a jagged tensor make it wait for the device.
@@ -113,7 +185,7 @@ def _run_in_directions(call: Call, layout: Tensor) -> tuple[Tensor, Tensor]:
             hx = states[len(last_states)]
             output = input if direction == 0 else _along_time(input, mirror)
             weights = [weight for weight in own if weight is not None]
-            output, _ = _gru(output, hx.unsqueeze(0), weights, *arguments)
+            output, _ = _operator(call.cell, output, hx.unsqueeze(0), weights, *arguments)
             last = _along_time(output, (lengths - 1).clamp(min=0)[None, :, None]).squeeze(0)
             last_states.append(torch.where(lengths[:, None] > 0, last, hx))
             output = output if direction == 0 else _along_time(output, mirror)

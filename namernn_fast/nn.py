@@ -1,206 +1,18 @@
 """The modules: torch's recurrent layers with the fused operators underneath."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
-from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from . import tokens
-from .call import Call, Cell
-from .functional import batch_invariant_is_on, last_state, option_bits, run
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
 from .integrations.fx import make_leaves
-from .integrations.nn_rnn import is_exact, must_serve, plain_twin
-from .layouts import Input, Lengths
+from .layer import FusedLayer
 
 
-def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Returns the weights with these names, computed first if they are parametrized.
-
-    Reads `_parameters` because that takes a tenth of the time of `getattr`.
-    """
-    parameters = module._parameters
-    try:
-        return [parameters[name] for name in names]  # type: ignore[misc]
-    except KeyError:
-        return [getattr(module, name) for name in names]
-
-
-def what_else_runs(module: torch.nn.Module) -> str | None:
-    """Returns what calling a module runs besides the `forward` of its class, or None."""
-    if "forward" in module.__dict__:
-        return "a forward set on the object"
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
-        return "hooks"
-    return "global hooks" if _has_any_global_hook() else None
-
-
-class _FusedLayer(torch.nn.RNNBase):
-    """What the fused layers share: everything except their constructors.
-
-    A subclass inherits from this class first and then from torch's layer.
-    """
-
-    _cell: Cell
-    _torch_class: type[torch.nn.RNNBase]
-    batch_invariant: bool = False
-
-    # No argument is keyword-only: torch's older ONNX exporter passes None for each by position.
-    def forward(
-        self,
-        input: Input,
-        hx: Tensor | None = None,
-        lengths: Lengths | None = None,
-        reset: Tensor | None = None,
-        embedding: Tensor | None = None,
-        padding_idx: int | None = None,
-    ) -> tuple[Input, Tensor]:
-        """Runs the layer over whole sequences.
-
-        Args:
-            input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
-                (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
-                nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
-                token ids: any of these without the last dimension.
-            hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
-                sequence; None for zeros.
-            lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
-                seq_len in any order. Padding is neither read nor computed; output is zero there.
-            reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
-                episode begins, which starts from a state of zeros.
-            embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
-                layer that owns its embedding.
-            padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
-
-        Returns:
-            output: like input with num_directions * hidden_size features, and h_n, like hx.
-
-        Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.rnn`, which documents
-                all arguments in more detail.
-
-        Note:
-            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
-            split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
-            multithreaded one, the CPU kernel runs on one thread. TorchScript records the operators
-            of torch's layer, which run at any length.
-        """
-        weights = current_weights(self, self._flat_weights_names)
-        unusual = (  # Tested inline: together these tests cost no more than one function call.
-            type(input) is not Tensor
-            or type(weights[0]) is not torch.nn.Parameter
-            or (hx is not None and type(hx) is not Tensor)
-            or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
-        )
-        if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
-            return self._as_torch(input, hx, embedding, padding_idx)
-        options = option_bits(
-            weights,
-            self.bias,
-            self.bidirectional,
-            "relu" if self.mode == "RNN_RELU" else "tanh",  # torch reads mode too
-            self.batch_first,
-            self.batch_invariant,
-        )
-        dropout = self.dropout if self.training else 0.0
-        call = Call(input, hx, weights, None, reset, options, dropout, cell=self._cell)  # type: ignore[arg-type]
-        return run(call, input, lengths, embedding, padding_idx)
-
-    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
-        __call__ = forward
-
-    def last_state(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        lengths: Lengths | None = None,
-        reset: Tensor | None = None,
-        *,
-        embedding: Tensor | None = None,
-        padding_idx: int | None = None,
-        share_prefixes: bool | None = None,
-    ) -> Tensor:
-        """Returns only h_n of `forward`; in inference the output is never written.
-
-        If the layer has hooks or a `forward` set on the object, it is called so that they run.
-
-        Args:
-            input, hx, lengths, reset, embedding, padding_idx: as in `forward`.
-            share_prefixes: whether to compute common prefixes of token ids once; see
-                `namernn_fast.last_state`. None: if that is expected to be faster.
-
-        Returns:
-            h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
-            sequence.
-
-        Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.last_state`.
-        """
-        what_else = what_else_runs(self)
-        if what_else is not None:
-            if share_prefixes:
-                tokens.refuse_to_share(f"the layer has {what_else}")
-            return self(input, hx, lengths, reset, embedding, padding_idx)[1]
-        weights = current_weights(self, self._flat_weights_names)
-        if must_serve(input, hx, weights, lengths is None and reset is None):
-            if share_prefixes:
-                tokens.refuse_to_share(
-                    f"this call runs on the operators of nn.{self._torch_class.__name__}"
-                )
-            return self._as_torch(input, hx, embedding, padding_idx)[1]
-        return last_state(
-            input,
-            hx,
-            weights,
-            cell=self._cell,
-            share_prefixes=share_prefixes,
-            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
-            bias=self.bias,
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-            bidirectional=self.bidirectional,
-            training=self.training,
-            lengths=lengths,
-            reset=reset,
-            batch_invariant=self.batch_invariant,
-            embedding=embedding,
-            padding_idx=padding_idx,
-        )
-
-    def _as_torch(
-        self, input: Any, hx: Tensor | None, embedding: Tensor | None, padding_idx: int | None
-    ) -> tuple[Any, Tensor]:
-        """Computes the call with the operators of torch's own layer."""
-        self._refuse_if_invariant()
-        if embedding is not None:
-            input = tokens.gather_any(input, embedding, padding_idx)
-        return super().forward(input, hx)  # type: ignore[no-any-return]
-
-    def __prepare_scriptable__(self) -> torch.nn.RNNBase:
-        """Returns the module that `torch.jit.script` compiles instead of this one."""
-        self._refuse_if_invariant()
-        return plain_twin(self, self._torch_class) if is_exact(self) else self
-
-    def _refuse_if_invariant(self) -> None:
-        """Raises an error if batch_invariant is on, which torch's own operators do not have."""
-        if self.batch_invariant or batch_invariant_is_on():
-            raise RuntimeError(
-                "batch_invariant needs the fused kernel, but TorchScript, expanded weights and "
-                f"tensor-like objects run on the operators of nn.{self._torch_class.__name__}"
-            )
-
-
-class FusedRNN(_FusedLayer, torch.nn.RNN):
+class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
     """A drop-in for `torch.nn.RNN` that runs whole sequences in one operator.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), where act is tanh or relu. The
@@ -265,7 +77,7 @@ class FusedRNN(_FusedLayer, torch.nn.RNN):
         self.batch_invariant = batch_invariant
 
 
-class FusedGRU(_FusedLayer, torch.nn.GRU):
+class FusedGRU(FusedLayer[Tensor], torch.nn.GRU):
     """A drop-in for `torch.nn.GRU` that runs whole sequences in one operator on a CPU.
 
     As in `torch.nn.GRU`, each step computes::
@@ -279,18 +91,11 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
     those of `torch.nn.GRU`. Every call reads the parameters: nothing is cached that could go stale.
 
     Args:
-        input_size: number of input features at each step.
-        hidden_size: number of features of the state.
-        num_layers: number of stacked layers.
-        bias: whether the layers have bias_ih and bias_hh.
-        batch_first: whether input and output are (batch, seq_len, features).
-        dropout: probability of zeroing an element between layers, in training mode.
-        bidirectional: whether every layer also runs from the end of the sequences.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
+        bidirectional, batch_invariant: as in `FusedRNN`.
         device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
             on a CPU. On every other device torch's own operator runs, which is cuDNN on NVIDIA
             GPUs. `namernn_fast.explain` says which path an input takes.
-        batch_invariant: whether the results of a sequence must be bit-identical however it is
-            batched, as within `namernn_fast.batch_invariant()`.
 
     Example:
         >>> layer = FusedGRU(8, 16, batch_first=True)
@@ -332,6 +137,70 @@ class FusedGRU(_FusedLayer, torch.nn.GRU):
         self.batch_invariant = batch_invariant
 
 
-allow_tracing(FusedRNN, FusedGRU)
-make_leaves(FusedRNN, FusedGRU)
+class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
+    """A drop-in for `torch.nn.LSTM` that runs whole sequences in one operator on a CPU.
+
+    As in `torch.nn.LSTM`, each step computes::
+
+        i = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
+        f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
+        g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+        o = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    The constructor, parameters, `state_dict`, initialisation, errors and results of `forward` are
+    those of `torch.nn.LSTM`. Every call reads the parameters: nothing is cached that could go
+    stale.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
+        bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
+        proj_size: as in `torch.nn.LSTM`, whose operators compute a layer with projections. Such a
+            layer has no `lengths`, `reset`, `embedding` and `batch_invariant`.
+
+    Example:
+        >>> layer = FusedLSTM(8, 16, batch_first=True)
+        >>> output, (h_n, c_n) = layer(torch.randn(3, 5, 8), lengths=[2, 5, 0])
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
+    """
+
+    _cell = "lstm"
+    _torch_class = torch.nn.LSTM
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **refused: NoReturn,  # nn.LSTM rejects them with its own message
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device=device,
+            dtype=dtype,
+            **refused,
+        )
+        self.batch_invariant = batch_invariant
+
+
+allow_tracing(FusedRNN, FusedGRU, FusedLSTM)
+make_leaves(FusedRNN, FusedGRU, FusedLSTM)
 count_flops()

@@ -1,4 +1,4 @@
-"""The operators: schemas, fake kernels, option bits, and access to the flat list of weights.
+"""The operators: schemas, option bits, and access to the flat list of weights.
 
 `rnn_forward` and `rnn_backward` run a stack of layers, in one or two directions, over whole
 sequences. The names of their arguments and results mean the same throughout this package:
@@ -28,6 +28,11 @@ rows, in torch's order of gates: reset, update, new. One more result of the forw
 argument of the backward one: kept, with WANT_HIDDEN one tensor for each layer, like output with
 4 * directions * hidden_size features, otherwise empty.
 
+`lstm_forward` and `lstm_backward` do it for LSTMs, with 4 gates in torch's order (input, forget,
+cell, output), and keep 5 * directions * hidden_size features. Besides each state there is a cell
+state: cx and c_n are like hx and h_n, and hx and cx are either both given or both None. want_hx
+asks for the gradients of both.
+
 The backward operators return the gradients of input, hx and weights; a gradient that is not
 requested has no elements. want_layers lists the layers whose weights need a gradient. Token ids
 have no gradient.
@@ -42,7 +47,7 @@ import torch
 from torch import Tensor
 
 from . import availability
-from .call import Cell
+from .call import Cell, Results
 
 NAMESPACE = "namernn_fast"
 
@@ -95,43 +100,95 @@ _library.define(
     "bool want_hx, int[] want_layers, int trees=0) -> (Tensor, Tensor, Tensor[])",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_library.define(
+    f"lstm_forward(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, {_LAYOUT}, "
+    "int trees=0) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] hidden, Tensor[] kept)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+    "Tensor? hx, Tensor? cx, Tensor[] weights, Tensor output, Tensor[] hidden, Tensor[] kept, "
+    f"{_LAYOUT}, bool want_input, bool want_hx, int[] want_layers, int trees=0) -> "
+    "(Tensor, Tensor, Tensor, Tensor[])",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _library.define("cpu_kernel(bool bfloat16) -> str")
 _library.define(
     "cpu_plan(int[] batch_sizes, int input_size, int hidden_size, int num_layers, int threads, "
     "int l2_bytes, int weight_blocks=1) -> (int, int, float, int)"
 )
 
-_Results: TypeAlias = tuple[Tensor, Tensor, list[Tensor]]
-_KeptResults: TypeAlias = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
-rnn_forward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_forward.default
-rnn_backward: Callable[..., _Results] = torch.ops.namernn_fast.rnn_backward.default
-gru_forward: Callable[..., _KeptResults] = torch.ops.namernn_fast.gru_forward.default
-gru_backward: Callable[..., _Results] = torch.ops.namernn_fast.gru_backward.default
+_Operator: TypeAlias = Callable[..., tuple[Any, ...]]
+rnn_forward: _Operator = torch.ops.namernn_fast.rnn_forward.default
+rnn_backward: _Operator = torch.ops.namernn_fast.rnn_backward.default
+gru_forward: _Operator = torch.ops.namernn_fast.gru_forward.default
+gru_backward: _Operator = torch.ops.namernn_fast.gru_backward.default
+lstm_forward: _Operator = torch.ops.namernn_fast.lstm_forward.default
+lstm_backward: _Operator = torch.ops.namernn_fast.lstm_backward.default
 
-GATES: dict[Cell, int] = {"rnn": 1, "gru": 3}
+GATES: dict[Cell, int] = {"rnn": 1, "gru": 3, "lstm": 4}
 """The number of blocks of hidden_size rows in the weights and biases of each cell."""
-KEPT: dict[Cell, int] = {"rnn": 0, "gru": 4}
+KEPT: dict[Cell, int] = {"rnn": 0, "gru": 4, "lstm": 5}
 """The number of blocks of hidden_size values that each cell keeps of a row."""
+HAS_CELL_STATE: dict[Cell, bool] = {"rnn": False, "gru": False, "lstm": True}
+"""Whether there are cell states besides the states of each cell."""
 
 
-def forward(cell: Cell, *arguments: Any) -> _KeptResults:
-    """Runs the forward operator of a cell; `kept` is empty for the vanilla cell."""
+def forward(
+    cell: Cell, input: Tensor, hx: Tensor | None, cx: Tensor | None, *arguments: Any
+) -> tuple[Results, list[Tensor], list[Tensor]]:
+    """Runs the forward operator of a cell.
+
+    Args:
+        cell: of the operator.
+        input, hx: of the operator.
+        cx: of the operator, or None if the cell has no cell states.
+        arguments: the other arguments.
+
+    Returns:
+        output, h_n and, for an LSTM, c_n; hidden; and kept, which is empty for the vanilla cell.
+    """
     if cell == "rnn":
-        return *rnn_forward(*arguments), []
-    return gru_forward(*arguments)
+        *results, hidden = rnn_forward(input, hx, *arguments)
+        return tuple(results), hidden, []
+    if cell == "gru":
+        *results, hidden, kept = gru_forward(input, hx, *arguments)
+    else:
+        *results, hidden, kept = lstm_forward(input, hx, cx, *arguments)
+    return tuple(results), hidden, kept
 
 
-def backward(cell: Cell, *arguments: Any) -> _Results:
-    """Runs the backward operator of a cell, given the arguments of `gru_backward`."""
-    if cell == "rnn":
-        return rnn_backward(*without_kept(arguments))
-    return gru_backward(*arguments)
+def backward(cell: Cell, grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Any, ...]:
+    """Runs the backward operator of a cell.
+
+    Args:
+        cell: of the operator.
+        grads: the gradients of output, h_n and, for an LSTM, c_n.
+        arguments: the arguments of `lstm_backward` from input on.
+
+    Returns:
+        The gradients of input, hx, cx and weights. That of cx is None if the cell has none.
+    """
+    if cell == "lstm":
+        return lstm_backward(*grads, *arguments)
+    arguments = arguments_of(cell, arguments)
+    run = rnn_backward if cell == "rnn" else gru_backward
+    grad_input, grad_hx, grad_weights = run(*grads, *arguments)
+    return grad_input, grad_hx, None, grad_weights
 
 
-def without_kept(arguments: Sequence[Any]) -> Sequence[Any]:
-    """Returns the arguments of `rnn_backward`, given those of `gru_backward`."""
-    kept = 7  # its place
-    return (*arguments[:kept], *arguments[kept + 1 :])
+def arguments_of(cell: Cell, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns the arguments of a cell's backward operator, given those of `lstm_backward`.
+
+    Both from input on. Only that of the LSTM has cx, and that of the vanilla cell does not have
+    kept.
+    """
+    input, hx, cx, weights, output, hidden, kept, *rest = arguments
+    if cell == "lstm":
+        return input, hx, cx, weights, output, hidden, kept, *rest
+    if cell == "gru":
+        return input, hx, weights, output, hidden, kept, *rest
+    return input, hx, weights, output, hidden, *rest
 
 
 class LayerWeights(NamedTuple):
@@ -177,10 +234,10 @@ def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ..
     return (*(input.shape if has_ids(input) else input.shape[:-1]), features)
 
 
-def kept_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
+def kept_shape(cell: Cell, input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
     """Returns the shape of every tensor in `kept`, given that WANT_HIDDEN is set."""
     *rows, features = output_shape(input, hidden_size, options)
-    return (*rows, KEPT["gru"] * features)
+    return (*rows, KEPT[cell] * features)
 
 
 def directions_of(options: int) -> int:
@@ -272,78 +329,6 @@ def cpu_plan(
             batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes, GATES[cell]
         )
     )
-
-
-@torch.library.register_fake(f"{NAMESPACE}::rnn_forward")
-def _fake_forward(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    trees: int = 0,
-) -> _Results:
-    num_layers, directions = layer_count(weights, options), directions_of(options)
-    hidden_size = hidden_size_of(weights)
-    if hx is not None:
-        batch: Any = hx.shape[1]  # a number or a symbol
-    elif options & PACKED:  # the batch size is a value in batch_sizes, which a tracer cannot see
-        batch = torch.library.get_ctx().new_dynamic_size()
-    elif options & JAGGED:
-        batch = sequence_layout.shape[0] - 1  # type: ignore[union-attr]
-    else:
-        batch = input.shape[0 if options & BATCH_FIRST else 1]
-    shape = output_shape(input, hidden_size, options)
-    hidden = num_layers - 1 if options & WANT_HIDDEN else 0
-    like = weights[0]  # ids have another dtype
-    return (
-        like.new_empty(shape),
-        like.new_empty((num_layers * directions, batch, hidden_size)),
-        [like.new_empty(shape) for _ in range(hidden)],
-    )
-
-
-@torch.library.register_fake(f"{NAMESPACE}::gru_forward")
-def _(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor], *arguments: Any) -> _KeptResults:
-    output, h_n, hidden = _fake_forward(input, hx, weights, *arguments)
-    options = arguments[2]
-    layers = layer_count(weights, options) if options & WANT_HIDDEN else 0
-    shape = kept_shape(input, hidden_size_of(weights), options) if layers else ()
-    return output, h_n, hidden, [weights[0].new_empty(shape) for _ in range(layers)]
-
-
-@torch.library.register_fake(f"{NAMESPACE}::rnn_backward")
-def _fake_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    hidden: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    want_input: bool,
-    want_hx: bool,
-    want_layers: Sequence[int],
-    trees: int = 0,
-) -> _Results:
-    per_layer, like = weights_per_layer(options), weights[0]
-    return (
-        like.new_empty(input.shape if want_input else (0,)),
-        like.new_empty(hx.shape if want_hx else (0,)),  # type: ignore[union-attr]
-        [
-            w.new_empty(w.shape if i // per_layer in want_layers else (0,))
-            for i, w in enumerate(weights if want_layers else [])
-        ],
-    )
-
-
-@torch.library.register_fake(f"{NAMESPACE}::gru_backward")
-def _(*arguments: Any) -> _Results:
-    return _fake_backward(*without_kept(arguments))  # type: ignore[no-any-return]
 
 
 @functools.cache

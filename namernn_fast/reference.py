@@ -13,22 +13,19 @@ from torch.autograd import forward_ad
 from torch.nn.functional import embedding, linear
 
 from . import ops
-from .call import Call
+from .call import Call, Results
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Computes the states at one time from the sums of the input and the states before, perhaps in
 place of the sums."""
 
 
-def run_stack(call: Call) -> tuple[Tensor, Tensor]:
+def run_stack(call: Call) -> Results:
     """Runs a stack of layers over whole sequences, the second direction from the end.
 
     Args:
         call: without dropout. Lengths may be on any device; on an accelerator their values are not
             checked. LAST_STATE and SHARE_PREFIXES are ignored.
-
-    Returns:
-        output and h_n.
     """
     hx, weights, reset, options = call.hx, call.weights, call.reset, call.options
     input, batch_sizes, alive, places = with_time_first(call.data, call.sequence_layout, options)
@@ -41,18 +38,20 @@ def run_stack(call: Call) -> tuple[Tensor, Tensor]:
     if hx is None:
         batch = batch_sizes[0] if batch_sizes else input.shape[1]
         hx = ops.zero_states(weights, options, batch)
+    size = ops.hidden_size_of(weights)
+    if ops.HAS_CELL_STATE[call.cell]:  # states (.., 2 * hidden_size): those that are output first
+        hx = torch.cat([hx, torch.zeros_like(hx) if call.cx is None else call.cx], -1)
 
     last_states: list[Tensor] = []
     for layer in layers:
         outputs = []
         for direction, own in enumerate(layer):
-            bias = own.bias if call.cell == "rnn" else own.bias_ih
+            bias = own.bias_ih if call.cell == "gru" else own.bias
             sums = _project(input, own.weight_ih, bias, in_place)
-            step = (
-                _rnn_step(own, options, recorded, in_place)
-                if call.cell == "rnn"
-                else _gru_step(own)
-            )
+            if call.cell == "rnn":
+                step = _rnn_step(own, options, recorded, in_place)
+            else:
+                step = _gru_step(own) if call.cell == "gru" else _lstm_step(own)
             hidden, h_n = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
@@ -68,14 +67,15 @@ def run_stack(call: Call) -> tuple[Tensor, Tensor]:
                 output = sums
             else:
                 output = torch.stack(hidden) if batch_sizes is None else torch.cat(hidden)
-            outputs.append(output)
+            outputs.append(output[..., :size] if ops.HAS_CELL_STATE[call.cell] else output)
             last_states.append(h_n)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     if places is not None:
         input = input[places]
     elif batch_first and batch_sizes is None:
         input = with_batch_first(input)
-    return input, torch.stack(last_states)
+    last = torch.stack(last_states)
+    return input, *(last.split(size, -1) if ops.HAS_CELL_STATE[call.cell] else [last])
 
 
 def _rnn_step(weights: ops.LayerWeights, options: int, recorded: bool, in_place: bool) -> Step:
@@ -98,6 +98,22 @@ def _gru_step(weights: ops.LayerWeights) -> Step:
         r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
         n = torch.tanh(x_n + r * h_n)
         return n + z * (h - n)
+
+    return step
+
+
+def _lstm_step(weights: ops.LayerWeights) -> Step:
+    """c_t = f c_{t-1} + i g and h_t = o tanh(c_t), with the gates of `torch.nn.LSTM`.
+
+    A state is h_t and c_t side by side.
+    """
+    weight_hh = weights.weight_hh.t()
+
+    def step(sums: Tensor, states: Tensor) -> Tensor:
+        h, c = states.chunk(2, 1)
+        i, f, g, o = torch.addmm(sums, h, weight_hh).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], 1)
 
     return step
 
@@ -202,7 +218,7 @@ def _direction(
     Args:
         sums: what the input contributes at each time, (sequences, gates * hidden_size).
         batch_sizes: the number of sequences at each time, or None if it is constant.
-        hx: (batch, hidden_size)
+        hx: (batch, hidden_size), or with cell states (batch, 2 * hidden_size).
         step: computes the states at a time from `sums` and the states before.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
         reset: bool (seq_len, batch, 1), True where the state restarts from zeros; or None.

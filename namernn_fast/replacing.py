@@ -7,22 +7,23 @@ from typing import TypeVar, overload
 import torch
 
 from .call import Cell
-from .cells import FusedGRUCell, FusedRNNCell
-from .nn import FusedGRU, FusedRNN
+from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .nn import FusedGRU, FusedLSTM, FusedRNN
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 FUSED: dict[Cell, dict[type, type]] = {
     "rnn": {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell},
     "gru": {torch.nn.GRU: FusedGRU, torch.nn.GRUCell: FusedGRUCell},
+    "lstm": {torch.nn.LSTM: FusedLSTM, torch.nn.LSTMCell: FusedLSTMCell},
 }
 """For each kind of cell, torch's classes and the fused class that replaces each."""
 PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
 """The fused classes and the torch class that each replaces."""
 
 
-def replace_rnn(model: Model, cells: Sequence[Cell] = ("rnn", "gru")) -> Model:
-    """Turns every `nn.RNN`, `nn.GRU` and cell of theirs in `model` into its fused class.
+def replace_rnn(model: Model, cells: Sequence[Cell] = ("rnn", "gru", "lstm")) -> Model:
+    """Turns every `nn.RNN`, `nn.GRU`, `nn.LSTM` and cell of theirs in `model` into its fused class.
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of torch's modules are
@@ -32,7 +33,7 @@ def replace_rnn(model: Model, cells: Sequence[Cell] = ("rnn", "gru")) -> Model:
     Args:
         model: any module, which may be one of these modules itself.
         cells: the kinds of cells to replace: "rnn" for `nn.RNN` and `nn.RNNCell`, "gru" for
-            `nn.GRU` and `nn.GRUCell`.
+            `nn.GRU` and `nn.GRUCell`, "lstm" for `nn.LSTM` and `nn.LSTMCell`.
 
     Returns:
         `model`, for chaining.
@@ -85,6 +86,14 @@ def restore_rnn(model: FusedGRU) -> torch.nn.GRU: ...
 
 @overload
 def restore_rnn(model: FusedGRUCell) -> torch.nn.GRUCell: ...
+
+
+@overload
+def restore_rnn(model: FusedLSTM) -> torch.nn.LSTM: ...
+
+
+@overload
+def restore_rnn(model: FusedLSTMCell) -> torch.nn.LSTMCell: ...
 
 
 @overload

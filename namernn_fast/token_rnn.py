@@ -1,6 +1,6 @@
-"""`TokenRNN` and `TokenGRU`: an embedding and the layer on top of it, which reads token ids."""
+"""`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding and the layer on top, which reads token ids."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
@@ -9,16 +9,33 @@ from torch.types import Device
 
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import is_exact, plain_twin
+from .layer import States, what_else_runs
 from .layouts import Input, Lengths
-from .nn import FusedGRU, FusedRNN, what_else_runs
+from .nn import FusedGRU, FusedLSTM, FusedRNN
 from .tokens import refuse_to_share
 
 
-class _TokenLayer(torch.nn.Module):
-    """What `TokenRNN` and `TokenGRU` share: everything except the layer `rnn`."""
+class _Scriptable(torch.nn.Module):
+    """The TorchScript form of a token layer: an embedding and torch's own layer."""
 
+    # No return annotation: TorchScript infers the type.
+    def forward(self, ids: Tensor, hx: Tensor | None = None):  # type: ignore[no-untyped-def]
+        return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
+
+
+class _ScriptableLSTM(torch.nn.Module):
+    """`_Scriptable` for an LSTM, because TorchScript needs the type of its states."""
+
+    def forward(self, ids: Tensor, hx: tuple[Tensor, Tensor] | None = None):  # type: ignore[no-untyped-def]
+        return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
+
+
+class _TokenLayer(torch.nn.Module, Generic[States]):
+    """What the token layers share: everything except the layer `rnn`."""
+
+    _scriptable: type[torch.nn.Module] = _Scriptable
     embedding: torch.nn.Embedding
-    rnn: FusedRNN | FusedGRU
+    rnn: Any
 
     def __init__(
         self,
@@ -36,10 +53,10 @@ class _TokenLayer(torch.nn.Module):
     def forward(
         self,
         ids: Input,
-        hx: Tensor | None = None,
+        hx: States | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Input, Tensor]:
+    ) -> tuple[Input, States]:
         """Runs the layer over sequences of token ids.
 
         Args:
@@ -50,14 +67,17 @@ class _TokenLayer(torch.nn.Module):
 
         Returns:
             output: like ids with num_directions * hidden_size features, and h_n (num_layers *
-            num_directions, batch, hidden_size), without the batch for one sequence.
+            num_directions, batch, hidden_size), without the batch for one sequence. For an LSTM the
+            pair of h_n and c_n instead of h_n.
 
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.rnn`.
         """
         if self.why_not_fused() is None:
             embedding = self.embedding
-            return self.rnn(ids, hx, lengths, reset, embedding.weight, embedding.padding_idx)
+            return self.rnn(  # type: ignore[no-any-return]
+                ids, hx, lengths, reset, embedding.weight, embedding.padding_idx
+            )
         return self._call_separately(ids, hx, lengths, reset)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -66,13 +86,13 @@ class _TokenLayer(torch.nn.Module):
     def last_state(
         self,
         ids: Tensor | PackedSequence,
-        hx: Tensor | None = None,
+        hx: States | None = None,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         *,
         share_prefixes: bool | None = None,
-    ) -> Tensor:
-        """Returns only h_n of `forward`; in inference the output is never written.
+    ) -> States:
+        """Returns only the last states of `forward`; in inference the output is never written.
 
         If the model has hooks or a `forward` set on the object, it is called so that they run.
 
@@ -92,7 +112,7 @@ class _TokenLayer(torch.nn.Module):
             if what_else is not None:
                 return self(ids, hx, lengths, reset)[1]
             return self._call_separately(ids, hx, lengths, reset)[1]
-        return self.rnn.last_state(
+        return self.rnn.last_state(  # type: ignore[no-any-return]
             ids,
             hx,
             lengths,
@@ -107,7 +127,7 @@ class _TokenLayer(torch.nn.Module):
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
-        if type(self.rnn).forward not in (FusedRNN.forward, FusedGRU.forward):
+        if type(self.rnn).forward not in (FusedRNN.forward, FusedGRU.forward, FusedLSTM.forward):
             return f"the layer is of the class {type(self.rnn).__name__}"
         if what_else := what_else_runs(embedding):
             return f"the embedding has {what_else}"
@@ -118,8 +138,8 @@ class _TokenLayer(torch.nn.Module):
         return None
 
     def _call_separately(
-        self, ids: Input, hx: Tensor | None, lengths: Lengths | None, reset: Tensor | None
-    ) -> tuple[Input, Tensor]:
+        self, ids: Input, hx: States | None, lengths: Lengths | None, reset: Tensor | None
+    ) -> tuple[Input, States]:
         """Calls the embedding, and then the layer on its result."""
         rows: Any
         if isinstance(ids, PackedSequence):
@@ -128,20 +148,20 @@ class _TokenLayer(torch.nn.Module):
             rows = self.embedding(ids)
         more = {"lengths": lengths, "reset": reset}  # passed only if given: nn.RNN lacks them
         rnn: torch.nn.Module = self.rnn  # may have been replaced by a module of another class
-        output, h_n = rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
-        return output, h_n
+        output, states = rnn(rows, hx, **{k: v for k, v in more.items() if v is not None})
+        return output, states
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
         if not is_exact(self):
             return self
-        twin = plain_twin(self, _Scriptable)
+        twin = plain_twin(self, self._scriptable)
         # TorchScript replaces the parts by their own twins, which must not happen in this model.
         twin.__dict__["_modules"] = dict(self._modules)
         return twin
 
 
-class TokenRNN(_TokenLayer):
+class TokenRNN(_TokenLayer[Tensor]):
     """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
 
     If the vocabulary is small, each row of the embedding is multiplied by weight_ih once instead of
@@ -203,7 +223,7 @@ class TokenRNN(_TokenLayer):
         )
 
 
-class TokenGRU(_TokenLayer):
+class TokenGRU(_TokenLayer[Tensor]):
     """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
 
     See `TokenRNN`: everything said there applies, except that GRUs have no nonlinearity to choose.
@@ -250,12 +270,52 @@ class TokenGRU(_TokenLayer):
         )
 
 
-class _Scriptable(torch.nn.Module):
-    """The TorchScript form of a token layer: an embedding and torch's own layer."""
+class TokenLSTM(_TokenLayer[tuple[Tensor, Tensor]]):
+    """An `nn.Embedding` and a `FusedLSTM` on top of it: `rnn(embedding(ids))`, with less work.
 
-    # No return annotation: TorchScript infers the type.
-    def forward(self, ids: Tensor, hx: Tensor | None = None):  # type: ignore[no-untyped-def]
-        return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
+    See `TokenRNN`: everything said there applies, except that LSTMs have no nonlinearity to choose.
+    The layer is the module `rnn` here as well.
+
+    Example:
+        >>> model = TokenLSTM(31, 8, 16, padding_idx=0)
+        >>> h_n, c_n = model.last_state(torch.randint(1, 31, (5, 3)))
+        >>> h_n.shape, c_n.shape
+        (torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
+    """
+
+    rnn: FusedLSTM
+    _torch_class = torch.nn.LSTM
+    _scriptable = _ScriptableLSTM
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        padding_idx: int | None = None,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
+        self.rnn = FusedLSTM(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            batch_invariant=batch_invariant,
+            device=device,
+            dtype=dtype,
+        )
 
 
-make_leaves(TokenRNN, TokenGRU)
+make_leaves(TokenRNN, TokenGRU, TokenLSTM)

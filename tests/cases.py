@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from kinds import KINDS
+from kinds import KINDS, map_states, tensors_in
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -56,6 +56,11 @@ def exact(tensor, dtype):
     """Returns the values of `tensor` rounded to `dtype`, in a precision well above `dtype`."""
     precise = np.float64 if dtype.itemsize < 8 else np.longdouble
     return tensor.to(dtype).to(torch.float64).numpy().astype(precise)
+
+
+def named_states(name, states):
+    """Returns a dict of the states, for example h_n and c_n for the name `{}_n`."""
+    return {name.format(letter): own for letter, own in zip("hc", states, strict=False)}
 
 
 def layer_of(kind):
@@ -157,6 +162,8 @@ class Case:
         else:
             self.rows = randn(self.T, self.B, 2 * self.D)
         self.hx = randn(states, self.B, self.H) if self.with_hx else None
+        with_cx = self.with_hx and self.has_cell_state
+        self.cx = randn(states, self.B, self.H) if with_cx else None
         lengths = torch.randint(1, self.T + 1, (self.B,), generator=generator)
         if self.B:
             lengths[seed % self.B] = self.T
@@ -168,6 +175,21 @@ class Case:
         width = self.H * (2 if self.module.bidirectional else 1)
         self.grad_output = randn(self.T, self.B, width)
         self.grad_h_n = randn(states, self.B, self.H)
+        self.grad_c_n = randn(states, self.B, self.H) if self.has_cell_state else None
+
+    @property
+    def has_cell_state(self):
+        return KINDS[self.cell].has_cell_state
+
+    @property
+    def states(self):
+        """The initial states as a layer takes them: hx, the pair of hx and cx, or None."""
+        return self.hx if self.cx is None else (self.hx, self.cx)
+
+    @property
+    def grads_of_last(self):
+        """The gradients of the last states: that of h_n and, with cell states, that of c_n."""
+        return [self.grad_h_n, *([self.grad_c_n] if self.has_cell_state else [])]
 
     def run(self, layer_class, dtype) -> dict[str, torch.Tensor]:
         """Returns the outputs, padded to (T, B, ...), and every gradient.
@@ -185,7 +207,9 @@ class Case:
         if batch_first and not self.vocabulary:
             leaf = leaf.transpose(0, 1)
         leaf = leaf.detach().requires_grad_()
-        hx = None if self.hx is None else self.hx.to(dtype, copy=True).requires_grad_()
+        hx = None
+        if self.states is not None:
+            hx = map_states(self.states, lambda h: h.to(dtype, copy=True).requires_grad_())
         x, more = leaf, {}
         if self.vocabulary:
             x, more = self._tokens(leaf, layer_class)
@@ -209,23 +233,21 @@ class Case:
             input = pack_padded_sequence(
                 x, self.lengths, batch_first=batch_first, enforce_sorted=self.layout == "packed"
             )
-        output, h_n = module(input, hx, **more)
+        output, last = module(input, hx, **more)
         if isinstance(output, PackedSequence):
             output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, total_length=self.T)
         elif output.is_nested:
             output = torch.nn.utils.rnn.pad_sequence(output.unbind(0))
         elif batch_first:
             output = output.transpose(0, 1)
-        torch.autograd.backward(
-            [output, h_n], [self.grad_output.to(dtype), self.grad_h_n.to(dtype)]
-        )
-        results = {"output": output, "h_n": h_n}
+        grads = [self.grad_output, *self.grads_of_last]
+        torch.autograd.backward([output, *tensors_in(last)], [grad.to(dtype) for grad in grads])
+        results = {"output": output, **named_states("{}_n", tensors_in(last))}
         if self.vocabulary:
             results["grad_embedding"] = leaf.grad
         else:
             results["grad_input"] = leaf.grad.transpose(0, 1) if batch_first else leaf.grad
-        if hx is not None:
-            results["grad_hx"] = hx.grad
+        results |= named_states("grad_{}x", [h.grad for h in tensors_in(hx)])
         for name, p in module.named_parameters():
             results[f"grad_{name}"] = p.grad
         return {name: value.detach() for name, value in results.items()}
@@ -264,7 +286,8 @@ class Case:
         x = given(self.rows[..., ::2])
         x = x[self.ids.numpy()] if self.vocabulary else x
         weights = [given(w) for w in self.weights]
-        hx = given(torch.zeros_like(self.grad_h_n) if self.hx is None else self.hx)
+        states = tensors_in(self.states) or [torch.zeros_like(g) for g in self.grads_of_last]
+        hx = np.concatenate([given(h) for h in states], -1)  # each h beside its c
         cell = self.module.nonlinearity if self.cell == "rnn" else self.cell
         options = (cell, self.module.bidirectional)
         pieces = self.pieces
@@ -279,7 +302,8 @@ class Case:
         """
         hx, initial, weights, options, outputs, last, tape = self._oracle_forward(dtype, rounding)
         pieces = self.pieces
-        grad_output, grad_h_n = exact(self.grad_output, dtype), exact(self.grad_h_n, dtype)
+        grad_output = exact(self.grad_output, dtype)
+        grad_h_n = np.concatenate([exact(grad, dtype) for grad in self.grads_of_last], -1)
         grad_sequences, grad_initial, grad_weights = oracle.rnn_backward(
             tape,
             initial,
@@ -297,7 +321,9 @@ class Case:
         states, b, begun = pieces.places(pieces.begin)
         grad_hx[states, b] += grad_initial[states, begun]
 
-        results = {"output": pieces.put(outputs, np.zeros_like(grad_output)), "h_n": h_n}
+        parts = oracle.CELLS[options[0]].parts
+        last = named_states("{}_n", np.split(h_n, parts, -1))
+        results = {"output": pieces.put(outputs, np.zeros_like(grad_output)), **last}
         grad_input = pieces.put(
             grad_sequences, np.zeros((self.T, self.B, self.D), grad_output.dtype)
         )
@@ -306,7 +332,7 @@ class Case:
         else:
             results["grad_input"] = grad_input
         if self.hx is not None:
-            results["grad_hx"] = grad_hx
+            results |= named_states("grad_{}x", np.split(grad_hx, parts, -1))
         names = [name for name, _ in self.module.named_parameters()]
         for name, grad in zip(names, grad_weights, strict=True):
             results[f"grad_{name}"] = grad

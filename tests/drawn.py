@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import oracle
 import torch
-from cases import FUSED, NO_IDS, TORCH, Case
+from cases import FUSED, NO_IDS, TORCH, Case, named_states
 from hypothesis import strategies as st
+from kinds import map_states, tensors_in
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import (
     PackedSequence,
@@ -76,7 +77,7 @@ class Drawn(Case):
     wanted: frozenset[str] = frozenset()
     """The arguments that need a gradient, among `input`, `hx` and `weights`."""
     given: frozenset[str] = frozenset()
-    """The results that get a gradient, among `output` and `h_n`."""
+    """The results that get a gradient, among `output`, `h_n` and `c_n`."""
     threads: int = 1
     resets: float = 0.0
     """The fraction of steps with a reset."""
@@ -105,10 +106,10 @@ class Drawn(Case):
             ]
         if self.resets and self.B:
             self.reset = torch.rand(self.T, self.B, generator=generator) < self.resets
-        grads = {"output": self.grad_output, "h_n": self.grad_h_n}
+        grads = {"output": self.grad_output, **named_states("{}_n", self.grads_of_last)}
         for name in grads.keys() - self.given:
             grads.pop(name).zero_()
-        inputs = [self.rows[..., ::2], *([] if self.hx is None else [self.hx])]
+        inputs = [self.rows[..., ::2], *tensors_in(self.states)]
         if self.values == "zeros":
             for tensor in (*inputs, *self.weights, *grads.values()):
                 tensor[torch.rand(tensor.shape, generator=generator) < 0.5] = 0
@@ -120,9 +121,10 @@ class Drawn(Case):
                 if tensor.numel():
                     tensor[tuple(self._choice(range(n), generator) for n in tensor.shape)] = value
         else:
-            # A GRU can keep a large state for many steps, and the gradients of its gates grow with
-            # it until they overflow in float16. Saturate its gates by the other numbers.
-            keeps = self.cell == "gru" and self.values == "saturating"
+            # A cell with gates can keep a large state for many steps, and the gradients of its
+            # gates grow with it until they overflow in float16. Saturate its gates by the other
+            # numbers.
+            keeps = self.cell != "rnn" and self.values == "saturating"
             for tensor in (
                 *(inputs[:1] if keeps else inputs),
                 *(w for w in self.weights if w.dim() == 1),
@@ -159,25 +161,28 @@ class Drawn(Case):
                 x, ids = self.input_place(x), {"embedding": leaf, "padding_idx": self.padding_idx}
             else:
                 x = embedding(x, leaf, self.padding_idx)
-        hx = None
-        if self.hx is not None:
-            hx = self.hx_place(self.hx[:, 0].to(dtype) if unbatched else self.hx.to(dtype))
-            hx.requires_grad_("hx" in self.wanted)
+
+        def placed(state):
+            state = self.hx_place(state[:, 0].to(dtype) if unbatched else state.to(dtype))
+            return state.requires_grad_("hx" in self.wanted)
+
+        hx = None if self.states is None else map_states(self.states, placed)
         if is_fused or (self.reset is None and self.layout not in FUSED_LAYOUTS):
             input, more = self._arguments(x, with_layout)
-            output, h_n = module(input, hx, **more, **ids)
+            output, last = module(input, hx, **more, **ids)
             if isinstance(output, PackedSequence):
                 output, _ = pad_packed_sequence(output, total_length=self.T)
             elif output.is_nested:
                 output = pad_sequence(output.unbind())
             else:
                 output = with_layout(output)
+            last = tensors_in(last)
             if unbatched:
-                h_n = h_n.unsqueeze(1)
+                last = [h.unsqueeze(1) for h in last]
         else:
-            states = hx.unsqueeze(1) if unbatched and hx is not None else hx
-            output, h_n = self._run_pieces(module, with_layout(x), states)
-        results = {"output": output, "h_n": h_n}
+            states = [h.unsqueeze(1) if unbatched else h for h in tensors_in(hx)]
+            output, last = self._run_pieces(module, with_layout(x), states)
+        results = {"output": output, **named_states("{}_n", last)}
 
         if self.wanted and output.requires_grad:
             given = sorted(self.given)
@@ -189,8 +194,9 @@ class Drawn(Case):
             results["grad_embedding"] = leaf.grad
         elif "input" in self.wanted:
             results["grad_input"] = with_layout(leaf.grad)
-        if "hx" in self.wanted and hx is not None:
-            results["grad_hx"] = hx.grad.unsqueeze(1) if unbatched else hx.grad
+        if "hx" in self.wanted:
+            grads = [h.grad.unsqueeze(1) if unbatched else h.grad for h in tensors_in(hx)]
+            results |= named_states("grad_{}x", grads)
         if "weights" in self.wanted:
             results.update((f"grad_{name}", p.grad) for name, p in module.named_parameters())
         return {name: value.detach() for name, value in results.items()}
@@ -219,19 +225,22 @@ class Drawn(Case):
             )
         return x, more
 
-    def _run_pieces(self, module, x, hx):
-        """Returns output (T, B, ...) and h_n of a layer without support for resets and lengths."""
+    def _run_pieces(self, module, x, states):
+        """Returns output (T, B, ...) and last states of a layer without resets and lengths."""
         pieces = self.pieces
-        if hx is None:
-            hx = torch.zeros(len(self.grad_h_n), self.B, self.H, dtype=x.dtype)
+        given = list(states) or [torch.zeros_like(g, dtype=x.dtype) for g in self.grads_of_last]
         begin = torch.from_numpy(pieces.begin).unsqueeze(-1)
-        initial = torch.where(begin, hx[:, pieces.sequence], 0.0)
-        outputs, last = module(pack_sequence(pieces.of(x), enforce_sorted=False), initial)
+        initial = tuple(torch.where(begin, h[:, pieces.sequence], 0.0) for h in given)
+        outputs, last = module(
+            pack_sequence(pieces.of(x), enforce_sorted=False),
+            initial if self.has_cell_state else initial[0],
+        )
         outputs, _ = pad_packed_sequence(outputs)
-        h_n = hx.clone()
-        states, b, ended = pieces.places(pieces.end)
-        h_n[states, b] = last[states, ended]
-        return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), h_n
+        at, b, ended = pieces.places(pieces.end)
+        final = [h.clone() for h in given]
+        for own, of_pieces in zip(final, tensors_in(last), strict=True):
+            own[at, b] = of_pieces[at, ended]
+        return pieces.put(outputs.unbind(1), x.new_zeros(*x.shape[:2], outputs.shape[-1])), final
 
     def compare(self, forward, backward):
         """Checks that results are finite where those of torch are, and adds these to budgets.
@@ -330,7 +339,11 @@ def drawn_cases(draw, cell="rnn"):
         input_place=draw(places),
         hx_place=draw(places),
         wanted=draw(st.frozensets(st.sampled_from(("input", "hx", "weights")))),
-        given=draw(st.frozensets(st.sampled_from(("output", "h_n")), min_size=1)),
+        given=draw(
+            st.frozensets(
+                st.sampled_from(("output", "h_n", *(["c_n"] if cell == "lstm" else []))), min_size=1
+            )
+        ),
         threads=draw(st.integers(1, 3)),
         resets=0.0 if layout == "jagged" else draw(st.sampled_from((0.0, 0.0, 0.1, 0.6))),
     )

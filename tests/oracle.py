@@ -1,4 +1,4 @@
-"""RNNs and GRUs in NumPy, one sequence at a time, with handwritten backpropagation through time.
+"""RNNs, GRUs and LSTMs in NumPy, one sequence at a time, with handwritten backpropagation.
 
 It shares no code with the library, and computes in the precision of its arrays: float64 or
 longdouble.
@@ -73,7 +73,13 @@ class Nudges(Rounding):
         return values * (1 + self.sum_eps / 2 * np.sqrt(count / 2) * self._signs(values))
 
 
-class Elman:
+class Cell:
+    """What a step computes. A state may consist of more than is output, which is its first part."""
+
+    parts = 1  # of hidden_size numbers each, in a state
+
+
+class Elman(Cell):
     """h_t = act(z_t), z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
 
     Args:
@@ -96,7 +102,8 @@ class Elman:
         """Returns three gradients, given that of a state.
 
         They are those of the sums of the input, of the sums of the state before, and the part of
-        that of the state before that does not go through its sums, or None.
+        that of the state before that does not go through its sums, or None. The sums read only the
+        first part of a state.
         """
         # Some kernels multiply it in 16 bits.
         dz = rounding.numbers(grad * self.derivative(kept))
@@ -109,7 +116,7 @@ def sigmoid(x):
     return np.where(x < 0, small, 1) / (1 + small)
 
 
-class Gru:
+class Gru(Cell):
     """r, z = sigmoid(x_rz + h_rz), n = tanh(x_n + r h_n), h_t = n + z (h_{t-1} - n).
 
     x_r, x_z and x_n are the blocks of W_ih x_t + b_ih, and h_r, h_z and h_n those of
@@ -143,16 +150,56 @@ class Gru:
         return of_x, of_h, rounding.computed(grad * z)
 
 
+class Lstm(Cell):
+    """i, f, o = sigmoid(z_ifo), g = tanh(z_g), c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
+
+    z = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh has the blocks i, f, g and o. A state is h_t and c_t.
+    """
+
+    parts = 2
+
+    def step(self, x, state, weights, rounding):
+        weight_ih, weight_hh, *biases = weights
+        h, before = np.split(state, 2)
+        z = weight_ih @ x + weight_hh @ h + sum(biases)
+        z_i, z_f, z_g, z_o = np.split(rounding.sums(z, (weight_ih, x), (weight_hh, h)), 4)
+        i, f, o = (rounding.computed(sigmoid(own)) for own in (z_i, z_f, z_o))
+        g = rounding.computed(np.tanh(z_g))
+        c = rounding.computed(f * before + i * g)
+        h = rounding.numbers(o * rounding.computed(np.tanh(c)))
+        kept = [rounding.numbers(values) for values in (i, f, g, o, c)]
+        return np.concatenate([h, c]), kept
+
+    def gradients(self, grad, before, kept, rounding):
+        i, f, g, o, c = kept
+        grad_h, grad_c = np.split(grad, 2)
+        tanh_c = rounding.computed(np.tanh(c))
+        d_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
+        before = rounding.numbers(np.split(before, 2)[1])
+        d_z = [
+            d_c * g * (i * (1 - i)),
+            d_c * before * (f * (1 - f)),
+            d_c * i * (1 - g * g),
+            grad_h * tanh_c * (o * (1 - o)),
+        ]
+        d_z = rounding.numbers(np.concatenate(d_z))
+        return d_z, d_z, np.concatenate([np.zeros_like(grad_h), rounding.computed(d_c * f)])
+
+
 CELLS = {
     "tanh": Elman(np.tanh, lambda h: 1 - h * h),
     # The derivative of relu at NaN is 1, as in torch.
     "relu": Elman(lambda z: np.maximum(z, 0), lambda h: 1 - (h <= 0).astype(h.dtype)),
     "gru": Gru(),
+    "lstm": Lstm(),
 }
 
 
 def direction(x, h, weights, cell, rounding):
-    """Returns the states (L, H) from an input (L, D) and a state (H,), and what the cell keeps."""
+    """Returns the states (L, parts * H) from an input (L, D) and a state (parts * H,).
+
+    Also returns what the cell keeps.
+    """
     states, kept = [], []
     for x_t in x:
         h, of_step = cell.step(x_t, h, weights, rounding)
@@ -170,10 +217,13 @@ def direction_backward(record, cell, grad_states, grad_last, rounding, rows):
     grad_x = np.zeros_like(x)
     grads = [np.zeros_like(w) for w in (weight_ih, weight_hh, *biases)]
     grad_h = grad_last
+    size = weight_hh.shape[1]
     for t in reversed(range(len(x))):
         before = states[t - 1] if t else hx
-        of_x, of_h, rest = cell.gradients(grad_h + grad_states[t], before, kept[t], rounding)
-        terms = [np.outer(of_x, x[t]), np.outer(of_h, before), of_x, of_h]
+        grad_h = grad_h.copy()
+        grad_h[:size] += grad_states[t]
+        of_x, of_h, rest = cell.gradients(grad_h, before, kept[t], rounding)
+        terms = [np.outer(of_x, x[t]), np.outer(of_h, before[:size]), of_x, of_h]
         for grad, term in zip(grads, terms, strict=False):
             grad += rounding.terms(term, rows)
         grad_x[t] = rounding.sums(of_x @ weight_ih, (weight_ih.T, of_x))
@@ -181,17 +231,19 @@ def direction_backward(record, cell, grad_states, grad_last, rounding, rows):
             grad_h = rounding.sums(of_h @ weight_hh, (weight_hh.T, of_h))
         else:
             one = np.ones(1, rest.dtype)
-            products = (weight_hh.T, of_h), (rest[:, None], one)
-            grad_h = rounding.sums(rest + of_h @ weight_hh, *products)
+            through, around = of_h @ weight_hh, rest[:size]
+            products = (weight_hh.T, of_h), (around[:, None], one)
+            grad_h = np.concatenate([rounding.sums(around + through, *products), rest[size:]])
     return grad_x, grad_h, grads
 
 
 def rnn(sequences, hx, weights, cell, bidirectional, rounding=EXACT):
     """Returns the outputs (L_b, directions * H), h_n like hx, and the tape for `rnn_backward`.
 
-    `sequences` is a list of inputs (L_b, D), `hx` is (layers * directions, B, H), `weights` is a
-    flat list in the order of the parameters of `nn.RNN` or `nn.GRU`, and `cell` a key of `CELLS`.
+    `sequences` is a list of inputs (L_b, D), `hx` is (layers * directions, B, parts * H), `weights`
+    is a flat list in the order of the parameters of torch's layer, and `cell` a key of `CELLS`.
     """
+    size = hx.shape[-1] // CELLS[cell].parts
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // len(hx)
     h_n = np.zeros_like(hx)
@@ -206,7 +258,7 @@ def rnn(sequences, hx, weights, cell, bidirectional, rounding=EXACT):
                 h, kept = direction(x, hx[k + d, b], own, CELLS[cell], rounding)
                 records.append((x, hx[k + d, b], h, kept, own))
                 h_n[k + d, b] = h[-1]
-                states.append(h[::-1] if d else h)
+                states.append(h[::-1, :size] if d else h[:, :size])
             layer_input = np.concatenate(states, -1)
         outputs.append(layer_input)
         tape.append(records)
@@ -220,7 +272,7 @@ def rnn_backward(tape, hx, weights, cell, bidirectional, grad_outputs, grad_h_n,
     grad_hx = np.zeros_like(hx)
     grad_weights = [np.zeros_like(w) for w in weights]
     grad_sequences = []
-    hidden_size = hx.shape[-1]
+    hidden_size = hx.shape[-1] // CELLS[cell].parts
     rows = sum(map(len, grad_outputs))
     for b, (records, grad) in enumerate(zip(tape, grad_outputs, strict=True)):
         for k in reversed(range(0, len(hx), directions)):

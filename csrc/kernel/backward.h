@@ -91,6 +91,11 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
   common.grad_h = accumulator<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
   if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
+  if (Cell::has_cell_state) {
+    common.grad_c =
+        accumulator<Scalar>(runtime, layout.order ? nullptr : args.grad_cx, layout.B * H);
+    if (layout.tree) common.grad_c_parent = scratch<Scalar>(runtime, layout.B * H);
+  }
   if (args.grad_input.data) {
     auto* weight_ih = weight_ih_in<Products>(layer.panels, layer);
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
@@ -282,6 +287,9 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
   if (!std::is_same_v<typename Products::Storage, Scalar> || layout.order) {
     for (int64_t b = 0; args.grad_hx && b < layout.B; ++b) {
       convert(groups[0].grad_h + b * H, args.grad_hx + place_of(layout, b) * H, H);
+      if constexpr (Cell::has_cell_state) {
+        convert(groups[0].grad_c + b * H, args.grad_cx + place_of(layout, b) * H, H);
+      }
     }
   }
   if (!args.grad_weight_ih) return;

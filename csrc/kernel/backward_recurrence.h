@@ -15,12 +15,14 @@ struct BackwardGroup {
   GroupRows rows;                  // of the part of the group that is being computed
   GradientSums<Scalar> gradients;  // if parameter gradients are wanted
   Products products;
-  WeightCopies copies;  // of weight_hh, for all groups
-  Scalar* grad_h;       // [B, H], gradients of the current states, for all groups
-  Scalar* grad_parent;  // [B, H], with a tree: for each row, the gradient of the state that it
-                        // continues
-  TokenRows tokens;     // if the gradient of a table is wanted
-  bool one_product;     // whether each weight gradient is a single product, which needs no sums
+  WeightCopies copies;    // of weight_hh, for all groups
+  Scalar* grad_h;         // [B, H], gradients of the current states, for all groups
+  Scalar* grad_parent;    // [B, H], with a tree: for each row, the gradient of the state that it
+                          // continues
+  Scalar* grad_c;         // [B, H], as grad_h, if there are cell states
+  Scalar* grad_c_parent;  // [B, H], as grad_parent
+  TokenRows tokens;       // if the gradient of a table is wanted
+  bool one_product;       // whether each weight gradient is a single product, which needs no sums
 };
 
 template <class Products>
@@ -51,47 +53,59 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Reads the part's columns of the gradients of its last states; absent gradients are zeros.
+// Reads the part's columns of the gradients of its last states, or of its last cell states.
 template <class Storage, class Scalar>
-inline void read_last_gradients(const Backward<Storage>& args, const Part& part, Scalar* grad_h) {
+inline void read_last_gradients(const Layer<Storage>& layer, const StateGradients<Storage>& of_last,
+                                const Part& part, Scalar* grad_h) {
   const int64_t first = part.columns.first;
   const int64_t width = part.columns.last - first;
-  const int64_t stride = args.grad_h_n_feature_stride;
+  const int64_t stride = of_last.feature_stride;
   for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-    Scalar* own = grad_h + b * args.layer.H + first;
-    if (!args.grad_h_n) {
+    Scalar* own = grad_h + b * layer.H + first;
+    if (!of_last.data) {
       std::memset(own, 0, width * sizeof(Scalar));
       continue;
     }
     const Storage* given =
-        args.grad_h_n + place_of(args.layer.layout, b) * args.grad_h_n_stride + first * stride;
+        of_last.data + place_of(layer.layout, b) * of_last.stride + first * stride;
     for (int64_t j = 0; stride != 1 && j < width; ++j) convert(given + j * stride, own + j, 1);
     if (stride == 1) convert(given, own, width);
   }
 }
 
-// Sets grad_h of a tree's rows at time t. A row's state is the last state of every sequence that
-// ends there, and the previous state of every row that continues it at the time after.
+// Sets grad_h, or the gradient of the cell states, of a tree's rows at time t. A row's state is the
+// last state of every sequence that ends there, and the previous state of every row that continues
+// it at the time after.
 template <class Storage, class Scalar>
-inline void gather_tree_gradients(const Backward<Storage>& args, int64_t t,
+inline void gather_tree_gradients(const Layer<Storage>& layer,
+                                  const StateGradients<Storage>& of_last, int64_t t,
                                   const Scalar* grad_parent, Scalar* grad_h) {
-  const SequenceLayout& layout = args.layer.layout;
-  const int64_t H = args.layer.H;
+  const SequenceLayout& layout = layer.layout;
+  const int64_t H = layer.H;
   const auto add = [&](int64_t b, const auto* grad) {
     for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
       store_upto(grad_h + b * H + j, load_upto(grad_h + b * H + j, n) + load_upto(grad + j, n), n);
     });
   };
   std::memset(grad_h, 0, layout.count[t] * H * sizeof(Scalar));
-  if (args.grad_h_n) {
+  if (of_last.data) {
     for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
-      add(b, args.grad_h_n + sequence * args.grad_h_n_stride);
+      add(b, of_last.data + sequence * of_last.stride);
     });
   }
   if (t + 1 == layout.T) return;
   for (int64_t b = 0; b < layout.count[t + 1]; ++b) {
     add(parent_of(layout, t + 1, b), grad_parent + b * H);
   }
+}
+
+// The cell state that row (t, b) continues.
+template <class Cell, class Storage>
+inline const Storage* previous_cell_state(const Backward<Storage>& args, int64_t t, int64_t b,
+                                          int64_t continued) {
+  const int64_t H = args.layer.H;
+  return previous_row(args.layer, cell_states_in(args.kept, Cell::kept * H, H),
+                      initial_cell_state(args.layer, b), t, b, continued);
 }
 
 // One step of the recurrence, at time t. Sequence b is row `row + b` of the time block.
@@ -109,13 +123,25 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const int64_t width = part.columns.last - first_column;
   const int64_t continued = continued_end(layer, t, slice);
   const int64_t end = alive_end(layout, t, slice);
-  if (layout.tree) gather_tree_gradients(args, t, group.grad_parent, group.grad_h);
+  if (layout.tree) {
+    gather_tree_gradients(layer, args.grad_h_n, t, group.grad_parent, group.grad_h);
+    if constexpr (Cell::has_cell_state) {
+      gather_tree_gradients(layer, args.grad_c_n, t, group.grad_c_parent, group.grad_c);
+    }
+  }
   for (int64_t b = slice.begin; b < end; ++b) {
     const int64_t place = b * layer.H + first_column;
     const auto* grad_output =
         args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr;
     auto* dz = products.dz + (row + b) * products.dz_stride + first_column;
-    if constexpr (Cell::only_through_sums) {
+    if constexpr (Cell::has_cell_state) {
+      const auto* kept = row_at(args.kept, layout, t, b) + first_column;
+      const auto* before = previous_cell_state<Cell>(args, t, b, continued);
+      cell.sum_gradients(kept, before ? before + first_column : nullptr, group.grad_h + place,
+                         group.grad_c + place, grad_output, dz, products.dz_block,
+                         (layout.tree ? group.grad_c_parent : group.grad_c) + place, layer.H,
+                         width);
+    } else if constexpr (Cell::only_through_sums) {
       cell.sum_gradients(row_at(args.output, layout, t, b) + first_column, group.grad_h + place,
                          grad_output, dz, width);
     } else {
@@ -139,8 +165,11 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
                      (layout.tree ? group.grad_parent : group.grad_h) + slice.begin * layer.H);
   for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
-      std::memset(group.grad_h + b * layer.H + first_column, 0,
-                  width * sizeof(typename Products::Scalar));
+      constexpr size_t size = sizeof(typename Products::Scalar);
+      std::memset(group.grad_h + b * layer.H + first_column, 0, width * size);
+      if constexpr (Cell::has_cell_state) {
+        std::memset(group.grad_c + b * layer.H + first_column, 0, width * size);
+      }
     }
   });
 }
@@ -156,7 +185,12 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_hx);
   using Panels = typename Products::Recurrence;
   const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;
-  if (block.initial && !layer.layout.tree) read_last_gradients(args, part, group.grad_h);
+  if (block.initial && !layer.layout.tree) {
+    read_last_gradients(layer, args.grad_h_n, part, group.grad_h);
+    if constexpr (Cell::has_cell_state) {
+      read_last_gradients(layer, args.grad_c_n, part, group.grad_c);
+    }
+  }
   if (group.tokens.token && part.member == 0) {
     link_rows(layer, block, part.slice, group.tokens);
   }

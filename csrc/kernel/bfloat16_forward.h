@@ -3,10 +3,10 @@
 // A row of the left operand is [x_t, h_{t-1}], each of the two padded with zeros to a multiple of
 // kGranule elements, so that projection and recurrence are one product. Two arrays of such rows
 // alternate: while one is read, the new states are written to the other, rounded as in the output.
-// If a state does not depend on the state before through sums alone, a copy that is not rounded
-// serves the rest.
-// Before it includes this file, a file in csrc/isa/ defines the product of one tile, as the type
-// `PairTile`, and `kKernelsInFloat`, the kernels that convert bfloat16 to float.
+// What a step reads of the step before besides these rows is kept in float: the state, if it does
+// not depend on the state before through sums alone, and the cell state. Before it includes this
+// file, a file in csrc/isa/ defines the product of one tile, as the type `PairTile`, and
+// `kKernelsInFloat`, the kernels that convert bfloat16 to float.
 #pragma once
 
 #include <type_traits>
@@ -133,9 +133,11 @@ struct PairPart {
   const Part& part;
   // Rows of the slice [.., padded(D) + padded(H)]: step s reads array s % 2.
   BFloat16* arrays[2];
-  float* states;  // [B, state_size(H)], not rounded; null if the cell is only_through_sums
+  float* carried;  // [B, state_size(H)], what a step reads without a product: cell states, or
+                   // states; null if the cell reads neither
 
-  // A row of `states` fills whole vectors.
+  static constexpr bool carries = Cell::has_cell_state || !Cell::only_through_sums;
+  // A row of `carried` fills whole vectors.
   static int64_t state_size(int64_t H) { return panel_count<float>(H) * w; }
   int64_t row_size() const { return padded(args.layer.D) + padded(args.layer.H); }
 
@@ -192,17 +194,26 @@ struct PairPart {
     const int64_t state_at = (b - part.slice.begin) * row_size() + padded(layer.D) + j;
     const Cell cell(layer);
     const float* h = sums;
-    if constexpr (Cell::only_through_sums) {
+    if constexpr (!carries) {
       add_starts(t, b, j, width, sums, [&](auto sum) { return cell.template state<float>(sum); });
     } else {
       add_starts(t, b, j, width, sums, [](auto sum) { return sum; });
-      float* state = states + b * state_size(H) + j;
-      if (b >= step.continued_end || is_cut(layer, t, b)) {
-        convert(step.now + state_at, state, width);
-      }
+      float* own = carried + b * state_size(H) + j;
+      const bool starts = b >= step.continued_end || is_cut(layer, t, b);
       BFloat16* kept = args.kept.data ? row_at(args.kept, layout, t, b) + j : nullptr;
-      cell.states(sums, kBlock, state, state, kept, H, width);
-      h = state;
+      if constexpr (Cell::has_cell_state) {
+        const BFloat16* initial =
+            starts && !is_cut(layer, t, b) ? initial_cell_state(layer, b) : nullptr;
+        if (initial) convert(initial + j, own, width);
+        cell.states(sums, kBlock, starts && !initial ? nullptr : own, own, sums, kept, H, width);
+        if (b >= step.continues_end) {
+          convert(own, args.c_n + place_of(layout, b) * H + j, width);
+        }
+      } else {
+        if (starts) convert(step.now + state_at, own, width);
+        cell.states(sums, kBlock, own, own, kept, H, width);
+        h = own;
+      }
     }
     // Reads whole vectors, which is faster just after they were written.
     const auto write = [h, width](BFloat16* to) {
@@ -269,15 +280,16 @@ void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
     rows = scratch<BFloat16>(runtime, elements);
     std::memset(rows, 0, elements * sizeof(BFloat16));
   }
-  float* states = nullptr;
-  if (!Cell::only_through_sums) {
-    states = scratch<float>(runtime, layer.layout.B * PairPart<Cell>::state_size(layer.H));
+  float* carried = nullptr;
+  if (PairPart<Cell>::carries) {
+    carried = scratch<float>(runtime, layer.layout.B * PairPart<Cell>::state_size(layer.H));
   }
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const auto panels = weights_for<PairPanels<Cell>>(part, layer, copies);
     const int64_t first =
         (part.slice.begin + part.group * PairTile::rows) * (padded(layer.D) + padded(layer.H));
-    PairPart<Cell>{args, panels, part, {arrays[0] + first, arrays[1] + first}, states}.run(runtime);
+    PairPart<Cell>{args, panels, part, {arrays[0] + first, arrays[1] + first}, carried}.run(
+        runtime);
   });
 }
 

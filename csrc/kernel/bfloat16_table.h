@@ -6,6 +6,7 @@
 #include "kernel/bfloat16_forward.h"
 #include "kernel/cells/elman.h"
 #include "kernel/cells/gru.h"
+#include "kernel/cells/lstm.h"
 
 namespace namernn_fast {
 namespace {
@@ -24,7 +25,8 @@ constexpr KernelsFor<BFloat16> kernels_of_cell_on_pairs() {
 
 constexpr KernelsOnPairs kernels_on_pairs() {
   return {kernels_of_cell_on_pairs<Elman, &Kernels::elman>(),
-          kernels_of_cell_on_pairs<Gru, &Kernels::gru>()};
+          kernels_of_cell_on_pairs<Gru, &Kernels::gru>(),
+          kernels_of_cell_on_pairs<Lstm, &Kernels::lstm>()};
 }
 
 }  // namespace

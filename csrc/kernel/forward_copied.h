@@ -17,13 +17,14 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 // Copies of the rows of one time block, for all parts.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;   // per time block
-  Scalar* input;   // [steps, B, D]
-  int64_t* ids;    // [steps, B], with a table
-  Scalar* output;  // [steps, B, H]
-  Scalar* kept;    // [steps, B, Cell::kept * H], or null: nothing is kept
-  Scalar* state;   // [B, H], at the start of the time block
-  Scalar* h_n;     // [B, H], at the end of the time block
+  int64_t steps;       // per time block
+  Scalar* input;       // [steps, B, D]
+  int64_t* ids;        // [steps, B], with a table
+  Scalar* output;      // [steps, B, H]
+  Scalar* kept;        // [steps, B, Cell::kept * H], or null: nothing is kept
+  Scalar* state;       // [B, H], at the start of the time block
+  Scalar* h_n;         // [B, H], at the end of the time block
+  Scalar* cell_state;  // [B, H], or null if the cell has none
 };
 
 // The forward pass of one part on copies.
@@ -53,6 +54,12 @@ struct CopiedPart {
                 width());
       } else {
         std::memset(copies.state + state_at(b), 0, width() * sizeof(Scalar));
+      }
+      if constexpr (Cell::has_cell_state) {
+        const Storage* initial = initial_cell_state(args.layer, b);
+        Scalar* c = copies.cell_state + state_at(b);
+        initial ? convert(initial + part.columns.first, c, width())
+                : void(std::memset(c, 0, width() * sizeof(Scalar)));
       }
     }
   }
@@ -86,6 +93,7 @@ struct CopiedPart {
     const int64_t kept = Cell::kept * layer.H;
     if (copies.kept) copied.kept = {copies.kept, layout.B * kept, kept};
     copied.h_n = copies.h_n;
+    copied.c_n = copies.cell_state;
     return copied;
   }
 
@@ -106,8 +114,10 @@ struct CopiedPart {
       }
     }
     for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
-      if (is_cut(layer, t_begin, b)) {
-        std::memset(copies.state + state_at(b), 0, width() * sizeof(Scalar));
+      if (!is_cut(layer, t_begin, b)) continue;
+      std::memset(copies.state + state_at(b), 0, width() * sizeof(Scalar));
+      if constexpr (Cell::has_cell_state) {
+        std::memset(copies.cell_state + state_at(b), 0, width() * sizeof(Scalar));
       }
     }
   }
@@ -153,8 +163,11 @@ struct CopiedPart {
       }
     }
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-      convert(copies.state + state_at(b),
-              args.h_n + place_of(layout, b) * layer.H + part.columns.first, width());
+      const int64_t last_at = place_of(layout, b) * layer.H + part.columns.first;
+      convert(copies.state + state_at(b), args.h_n + last_at, width());
+      if constexpr (Cell::has_cell_state) {
+        convert(copies.cell_state + state_at(b), args.c_n + last_at, width());
+      }
     }
   }
 };
@@ -180,6 +193,7 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   }
   rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
   rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
+  if (Cell::has_cell_state) rows.cell_state = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage> own =
         forward_weights<Cell>(part, layer, weights, zero_state);

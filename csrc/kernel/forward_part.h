@@ -43,6 +43,8 @@ struct ForwardMemory {
   const Scalar** looked_up;  // [members, B], with a table: rows that a step's sums start from
   int64_t B;                 // of the whole layer, even if the part works on a time block of it
   Scalar* continued;       // [B, H], with a tree: copies of the states that a step's rows continue
+  Scalar* cell_states[2];  // [B, H] each, with a tree and cell states: those of the rows at even
+                           // and at odd times
   Scalar* projected;       // for each group, if sums are not in the output and the projection runs
                            // ahead: [projected_rows, weight_blocks * H], see GateSums
   int64_t projected_rows;  // of a group
@@ -91,7 +93,12 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
                                             const Runtime& runtime) {
   ForwardMemory<Scalar> memory{};
   memory.B = layer.layout.B;
-  if (layer.layout.tree) memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+  if (layer.layout.tree) {
+    memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+    for (int i = 0; Cell::has_cell_state && i < 2; ++i) {
+      memory.cell_states[i] = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+    }
+  }
   if (!Cell::sums_in_output && layer.D > 0) {
     memory.projected_rows = choose_projected_rows(forward_workload<Cell>(layer, runtime));
     for (int64_t g = 0; g < plan.groups; ++g) {
@@ -157,6 +164,13 @@ struct ForwardContext {
   Operand<Scalar> recurrence(const Scalar* h, int64_t stride) const {
     const Scalar* weight_hh = weights.weights + args.layer.D * w;
     return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
+  }
+
+  // The cell state of row (t, b), which each step of a sequence updates in place.
+  Scalar* cell_state_at(int64_t t, int64_t b) const {
+    const SequenceLayout& layout = args.layer.layout;
+    return layout.tree ? memory.cell_states[t % 2] + b * args.layer.H
+                       : args.c_n + place_of(layout, b) * args.layer.H;
   }
 
   // Returns pointers to the table's rows for sequences begin .. end at time t.

@@ -29,15 +29,19 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
     const int64_t count = layout.count[t];
     if (t == 0) return advance(t, 0, count, nullptr, 0);
     for (int64_t b = 0; b < count; ++b) {
-      std::memcpy(memory.continued + b * layer.H,
-                  row_at(args.output, layout, t - 1, parent_of(layout, t, b)),
+      const int64_t parent = parent_of(layout, t, b);
+      std::memcpy(memory.continued + b * layer.H, row_at(args.output, layout, t - 1, parent),
                   layer.H * sizeof(Scalar));
+      if constexpr (Cell::has_cell_state) {
+        std::memcpy(this->cell_state_at(t, b), this->cell_state_at(t - 1, parent),
+                    layer.H * sizeof(Scalar));
+      }
     }
     advance(t, 0, count, memory.continued, layer.H);
   }
 
   // Copies the states of sequences whose last step is at time t to h_n. Not for layouts with
-  // `order`.
+  // `order`. Their cell states are in c_n already, except in a tree.
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
@@ -46,6 +50,10 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
       return for_each_end(layer.layout, t, [&](int64_t b, int64_t sequence) {
         std::memcpy(args.h_n + sequence * layer.H, row_at(args.output, layer.layout, t, b),
                     layer.H * sizeof(Scalar));
+        if constexpr (Cell::has_cell_state) {
+          std::memcpy(args.c_n + sequence * layer.H, this->cell_state_at(t, b),
+                      layer.H * sizeof(Scalar));
+        }
       });
     }
     const int64_t end = alive_end(layer.layout, t, part.slice);
@@ -80,6 +88,23 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
   }
 };
 
+// Writes the part's columns of the initial cell states of its sequences to `c`, [B, H] in the
+// caller's order.
+template <class Storage, class Scalar>
+inline void read_cell_states(const Layer<Storage>& layer, const Part& part, Scalar* c) {
+  const int64_t first = part.columns.first;
+  const int64_t width = part.columns.last - first;
+  for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
+    const Storage* initial = initial_cell_state(layer, b);
+    Scalar* own = c + place_of(layer.layout, b) * layer.H + first;
+    if (!initial) {
+      std::memset(own, 0, width * sizeof(Scalar));
+    } else if (static_cast<const void*>(initial + first) != own) {  // a wave updates c_n in place
+      convert(initial + first, own, width);
+    }
+  }
+}
+
 template <class Cell, class Scalar>
 void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
@@ -96,6 +121,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> own =
         forward_weights<Cell>(part, layer, weights, zero_state);
+    if (Cell::has_cell_state && !layer.layout.tree) read_cell_states(layer, part, args.c_n);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);

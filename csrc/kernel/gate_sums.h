@@ -158,15 +158,23 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     return operand;
   }
 
-  // Turns the sums of rows (t, b) and after into states.
+  // Turns the sums of rows (t, b) and after into states. `before`: the states before, or null for
+  // zeros; the cell states before are zeros then too.
   void finish(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* sums,
               const Scalar* before, int64_t before_stride) const {
     const SequenceLayout& layout = args.layer.layout;
     const Cell cell(args.layer);
     for (int64_t r = 0; r < height; ++r) {
       Scalar* kept = args.kept.data ? row_at(args.kept, layout, t, b + r) + j : nullptr;
-      cell.states(sums + r * buffer_row, w, before ? before + r * before_stride + j : nullptr,
-                  row_at(args.output, layout, t, b + r) + j, kept, args.layer.H, columns_from(j));
+      Scalar* h = row_at(args.output, layout, t, b + r) + j;
+      const Scalar* row = sums + r * buffer_row;
+      if constexpr (Cell::has_cell_state) {
+        Scalar* c = this->cell_state_at(t, b + r) + j;
+        cell.states(row, w, before ? c : nullptr, c, h, kept, args.layer.H, columns_from(j));
+      } else {
+        cell.states(row, w, before ? before + r * before_stride + j : nullptr, h, kept,
+                    args.layer.H, columns_from(j));
+      }
     }
   }
 };

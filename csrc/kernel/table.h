@@ -4,6 +4,7 @@
 #include "kernel/backward.h"
 #include "kernel/cells/elman.h"
 #include "kernel/cells/gru.h"
+#include "kernel/cells/lstm.h"
 #include "kernel/forward.h"
 
 namespace namernn_fast {
@@ -24,11 +25,12 @@ template <class Cell>
 constexpr KernelsOfCell kernels_of_cell() {
   return {kernels_for<Cell, float>(), kernels_for<Cell, double>(), kernels_for<Cell, BFloat16>(),
           kernels_for<Cell, Half>(),  Cell::weight_blocks,         Cell::kept,
-          Cell::one_bias_gradient};
+          Cell::one_bias_gradient,    Cell::has_cell_state};
 }
 
 constexpr Kernels kernels_named(const char* name) {
-  return {kernels_of_cell<Elman>(), kernels_of_cell<Gru>(), name, name, Shape<float>::panel_width};
+  return {kernels_of_cell<Elman>(), kernels_of_cell<Gru>(), kernels_of_cell<Lstm>(), name, name,
+          Shape<float>::panel_width};
 }
 
 }  // namespace

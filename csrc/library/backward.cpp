@@ -29,17 +29,17 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.grad_output =
         rows_of<const Scalar>(batch, *grad_output, const_data<Scalar>(*grad_output), d * H);
   }
-  if (grads.grad_h_n) {
-    args.grad_h_n = const_data<Scalar>(*grads.grad_h_n) + state * grads.grad_h_n->stride(0);
-    args.grad_h_n_stride = grads.grad_h_n->stride(1);
-    args.grad_h_n_feature_stride = grads.grad_h_n->stride(2);
-  }
+  args.grad_h_n = gradients_of<Scalar>(grads.grad_h_n, state);
+  args.grad_c_n = gradients_of<Scalar>(grads.grad_c_n, state);
   if (grad_input) {
     args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
     args.accumulate_input = d > 0;
   }
   if (grads.grad_hx) {
     args.grad_hx = mutable_data<Scalar>(*grads.grad_hx) + state * batch.B * H;
+  }
+  if (grads.grad_cx) {
+    args.grad_cx = mutable_data<Scalar>(*grads.grad_cx) + state * batch.B * H;
   }
   if (grads.want_weights[size_t(k)]) {
     const Tensor* w = &grads.grad_weights[size_t(state * stack.per_direction)];
@@ -57,21 +57,29 @@ int64_t lowest_layer(const BackwardTensors& grads) {
          grads.want_weights.begin();
 }
 
-// Copies grad_h_n of all sequences to grad_hx, which carries the gradient of the state from stretch
-// to stretch, backward in time. What a sequence gets here stays until the stretch in which it ends.
+// Copies the gradients of the last state of sequence b.
 template <class Scalar>
-void copy_last_gradients(const Stack& stack, const Backward<Scalar>& args) {
-  for (int64_t b = 0; b < stack.batch.B; ++b) {
-    for (int64_t j = 0; j < stack.H; ++j) {
-      args.grad_hx[b * stack.H + j] =
-          args.grad_h_n ? args.grad_h_n[b * args.grad_h_n_stride + j * args.grad_h_n_feature_stride]
-                        : Scalar(0);
-    }
+void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t H, Scalar* to) {
+  for (int64_t j = 0; j < H; ++j) {
+    to[j] = of_last.data ? of_last.data[b * of_last.stride + j * of_last.feature_stride] : Scalar();
   }
 }
 
+// Copies the gradients of the last states of all sequences to `carried`, grad_hx or grad_cx, which
+// carries the gradient of the state from stretch to stretch, backward in time, and returns them as
+// those of the last states of a stretch. What a sequence gets here stays until the stretch in which
+// it ends. `initial`: this is the last stretch in time, the first to run.
+template <class Scalar>
+StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<Scalar>& of_last,
+                                       bool initial, Scalar* carried) {
+  for (int64_t b = 0; initial && b < stack.batch.B; ++b) {
+    copy_gradients(of_last, b, stack.H, carried + b * stack.H);
+  }
+  return {carried, stack.H, 1};
+}
+
 // Runs consecutive layers at once, each on one thread. A layer's stretches pass the gradient of the
-// state on in grad_hx.
+// state on in grad_hx, and that of the cell state in grad_cx.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& own = kernels_of(stack.cell);
@@ -87,6 +95,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
   std::vector<std::optional<Tensor>> grad_states(size_t(stack.layers));
+  std::vector<std::optional<Tensor>> grad_cell_states(size_t(stack.layers));
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
     const int64_t k = stack.layers - 1 - n;
@@ -95,16 +104,25 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     if (i == 0) {
       panels[size_t(k)] = panels_for(own.backward_panels, args.layer);
       if (!args.grad_hx) grad_states[size_t(k)] = empty({size}, stack.dtype);
+      if (stack.has_cell_state() && !args.grad_cx) {
+        grad_cell_states[size_t(k)] = empty({size}, stack.dtype);
+      }
     }
     args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
     if (!args.grad_hx) args.grad_hx = mutable_data<Scalar>(*grad_states[size_t(k)]);
-    if (i == 0) copy_last_gradients(stack, args);
-    args.grad_h_n = args.grad_hx;
-    args.grad_h_n_stride = stack.H;
-    args.grad_h_n_feature_stride = 1;
+    args.grad_h_n = carry_gradients(stack, args.grad_h_n, i == 0, args.grad_hx);
+    if (stack.has_cell_state()) {
+      if (!args.grad_cx) args.grad_cx = mutable_data<Scalar>(*grad_cell_states[size_t(k)]);
+      args.grad_c_n = carry_gradients(stack, args.grad_c_n, i == 0, args.grad_cx);
+    }
     args.accumulate_weights = i > 0;
     const int64_t stretch = stretches.count() - 1 - i;
     stretches.select(stretch, args.layer, args.output);
+    if (stretch > 0 && stack.has_cell_state()) {
+      const auto cell_states = cell_states_in(args.kept, stack.kept_size(), stack.H);
+      args.layer.cx = stretches.row(cell_states, stretch * wave.steps - 1).data;
+      args.layer.cx_stride = cell_states.row_stride;
+    }
     args.output = stretches.from(stretch, args.output);
     args.kept = stretches.from(stretch, args.kept);
     args.grad_output = stretches.from(stretch, args.grad_output);
@@ -144,20 +162,18 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);
   if (grads.grad_hx) {
     for_each_idle_state(stack, [&](int64_t state, int64_t b) {
-      Scalar* grad = mutable_data<Scalar>(*grads.grad_hx) + (state * stack.batch.B + b) * H;
-      for (int64_t j = 0; j < H; ++j) {
-        grad[j] = grads.grad_h_n
-                      ? const_data<Scalar>(*grads.grad_h_n)[state * grads.grad_h_n->stride(0) +
-                                                            b * grads.grad_h_n->stride(1) +
-                                                            j * grads.grad_h_n->stride(2)]
-                      : Scalar();
-      }
+      const int64_t at = (state * stack.batch.B + b) * H;
+      copy_gradients(gradients_of<Scalar>(grads.grad_h_n, state), b, H,
+                     mutable_data<Scalar>(*grads.grad_hx) + at);
+      if (!grads.grad_cx) return;
+      copy_gradients(gradients_of<Scalar>(grads.grad_c_n, state), b, H,
+                     mutable_data<Scalar>(*grads.grad_cx) + at);
     });
   }
   const bool copy_bias = stack.per_direction == 4 && kernels_of(stack.cell).one_bias_gradient;
   for (size_t i = 0; i < grads.grad_weights.size() && copy_bias; i += 4) {
     if (!grads.want_weights[i / 4 / size_t(stack.directions)]) continue;
-    std::copy_n(const_data<Scalar>(grads.grad_weights[i + 2]), H,
+    std::copy_n(const_data<Scalar>(grads.grad_weights[i + 2]), stack.gate_rows(),
                 mutable_data<Scalar>(grads.grad_weights[i + 3]));
   }
 }

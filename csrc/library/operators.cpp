@@ -38,13 +38,20 @@ Tensor flat_rows(const Tensor& tensor) {
 
 using Tensors = std::vector<Tensor>;
 
-// Runs the forward operator of a cell. Returns output, h_n, hidden and what the cell keeps.
-std::tuple<Tensor, Tensor, Tensors, Tensors> run_forward(
-    CellKind cell, const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
-    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
-    int64_t trees) {
+// What the forward operators return. c_n is absent for a cell without cell states.
+struct ForwardResults {
+  Tensor output, h_n;
+  std::optional<Tensor> c_n;
+  Tensors hidden, kept;
+};
+
+// Runs the forward operator of a cell.
+ForwardResults run_forward(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
+                           const std::optional<Tensor>& cx, const Tensors& weights,
+                           const std::optional<Tensor>& sequence_layout,
+                           const std::optional<Tensor>& reset, int64_t bits, int64_t trees) {
   const Options options = read_options(bits, trees);
-  const Stack stack = check_stack(cell, input, hx, weights,
+  const Stack stack = check_stack(cell, input, hx, cx, weights,
                                   read_batch(input, sequence_layout, reset, options), options);
   check(!(options.last_state && options.want_hidden),
         "options must not set both LAST_STATE and WANT_HIDDEN");
@@ -61,20 +68,29 @@ std::tuple<Tensor, Tensor, Tensors, Tensors> run_forward(
   Tensors kept;
   for (const Tensor& of_layer : results.kept) kept.push_back(in_shape(of_layer));
   return {options.last_state ? empty({0}, stack.dtype) : in_shape(*results.outputs.back()),
-          results.h_n, hidden, kept};
+          results.h_n, results.c_n, hidden, kept};
 }
 
-// Runs the backward operator of a cell. Returns the gradients of input, hx and weights.
-std::tuple<Tensor, Tensor, Tensors> run_backward(
-    CellKind cell, const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
-    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
-    const Tensor& output, const Tensors& hidden, const Tensors& kept,
-    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
-    bool want_input, bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
+// What the backward operators return: the gradients of their arguments, without elements if they
+// are not wanted. That of cx is absent for a cell without cell states.
+struct BackwardResults {
+  Tensor input, hx;
+  std::optional<Tensor> cx;
+  Tensors weights;
+};
+
+// Runs the backward operator of a cell.
+BackwardResults run_backward(CellKind cell, const std::optional<Tensor>& grad_output,
+                             const std::optional<Tensor>& grad_h_n,
+                             const std::optional<Tensor>& grad_c_n, const Tensor& input,
+                             const std::optional<Tensor>& hx, const std::optional<Tensor>& cx,
+                             const Tensors& weights, const Tensor& output, const Tensors& hidden,
+                             const Tensors& kept, const std::optional<Tensor>& sequence_layout,
+                             const std::optional<Tensor>& reset, int64_t bits, bool want_input,
+                             bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
   const Options options = read_options(bits, trees);
-  const Stack stack = check_stack(cell, input, hx, weights,
+  const Stack stack = check_stack(cell, input, hx, cx, weights,
                                   read_batch(input, sequence_layout, reset, options), options);
-  const std::vector<int64_t> state_shape{stack.layers * stack.directions, stack.batch.B, stack.H};
   std::vector<int64_t> output_shape(input.sizes().begin(), input.sizes().end());
   if (stack.has_ids) {
     check(!want_input, "want_input must be false for token ids");
@@ -112,12 +128,13 @@ std::tuple<Tensor, Tensor, Tensors> run_backward(
     check_tensor("grad_output", *grad_output, stack.dtype, output_shape);
     grads.grad_output = with_adjacent_features(*grad_output);
   }
-  if (grad_h_n) {
-    check_tensor("grad_h_n", *grad_h_n, stack.dtype, state_shape);
-    grads.grad_h_n = *grad_h_n;
-  }
+  grads.grad_h_n = grad_h_n;
+  grads.grad_c_n = grad_c_n;
+  if (grad_h_n) check_tensor("grad_h_n", *grad_h_n, stack.dtype, stack.state_shape());
+  if (grad_c_n) check_tensor("grad_c_n", *grad_c_n, stack.dtype, stack.state_shape());
   if (want_input) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
-  if (want_hx) grads.grad_hx = empty(state_shape, stack.dtype);
+  if (want_hx) grads.grad_hx = empty(stack.state_shape(), stack.dtype);
+  if (want_hx && stack.has_cell_state()) grads.grad_cx = empty(stack.state_shape(), stack.dtype);
   grads.want_weights.resize(size_t(stack.layers), false);
   for (const int64_t k : want_layers) {
     check(k >= 0 && k < stack.layers, "want_layers must be from 0 to ", stack.layers - 1, ", got ",
@@ -133,8 +150,13 @@ std::tuple<Tensor, Tensor, Tensors> run_backward(
             : empty({0}, stack.dtype));
   }
   backward_stack(stack, options, grads);
-  return {grads.grad_input ? *grads.grad_input : empty({0}, stack.dtype),
-          grads.grad_hx ? *grads.grad_hx : empty({0}, stack.dtype), grads.grad_weights};
+  const auto or_empty = [&](const std::optional<Tensor>& grad) {
+    return grad ? *grad : empty({0}, stack.dtype);
+  };
+  BackwardResults results{
+      or_empty(grads.grad_input), or_empty(grads.grad_hx), {}, grads.grad_weights};
+  if (stack.has_cell_state()) results.cx = or_empty(grads.grad_cx);
+  return results;
 }
 
 std::tuple<Tensor, Tensor, Tensors> rnn_forward(const Tensor& input,
@@ -143,9 +165,9 @@ std::tuple<Tensor, Tensor, Tensors> rnn_forward(const Tensor& input,
                                                 const std::optional<Tensor>& sequence_layout,
                                                 const std::optional<Tensor>& reset, int64_t bits,
                                                 int64_t trees) {
-  auto [output, h_n, hidden, kept] =
-      run_forward(CellKind::elman, input, hx, weights, sequence_layout, reset, bits, trees);
-  return {std::move(output), std::move(h_n), std::move(hidden)};
+  const ForwardResults results =
+      run_forward(CellKind::elman, input, hx, {}, weights, sequence_layout, reset, bits, trees);
+  return {results.output, results.h_n, results.hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensors> rnn_backward(
@@ -154,15 +176,19 @@ std::tuple<Tensor, Tensor, Tensors> rnn_backward(
     const Tensor& output, const Tensors& hidden, const std::optional<Tensor>& sequence_layout,
     const std::optional<Tensor>& reset, int64_t bits, bool want_input, bool want_hx,
     const std::vector<int64_t>& want_layers, int64_t trees) {
-  return run_backward(CellKind::elman, grad_output, grad_h_n, input, hx, weights, output, hidden,
-                      {}, sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
+  const BackwardResults results = run_backward(
+      CellKind::elman, grad_output, grad_h_n, {}, input, hx, {}, weights, output, hidden, {},
+      sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
+  return {results.input, results.hx, results.weights};
 }
 
 std::tuple<Tensor, Tensor, Tensors, Tensors> gru_forward(
     const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
     const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
     int64_t trees) {
-  return run_forward(CellKind::gru, input, hx, weights, sequence_layout, reset, bits, trees);
+  const ForwardResults results =
+      run_forward(CellKind::gru, input, hx, {}, weights, sequence_layout, reset, bits, trees);
+  return {results.output, results.h_n, results.hidden, results.kept};
 }
 
 std::tuple<Tensor, Tensor, Tensors> gru_backward(
@@ -171,8 +197,32 @@ std::tuple<Tensor, Tensor, Tensors> gru_backward(
     const Tensor& output, const Tensors& hidden, const Tensors& kept,
     const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
     bool want_input, bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
-  return run_backward(CellKind::gru, grad_output, grad_h_n, input, hx, weights, output, hidden,
-                      kept, sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
+  const BackwardResults results =
+      run_backward(CellKind::gru, grad_output, grad_h_n, {}, input, hx, {}, weights, output, hidden,
+                   kept, sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
+  return {results.input, results.hx, results.weights};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> lstm_forward(
+    const Tensor& input, const std::optional<Tensor>& hx, const std::optional<Tensor>& cx,
+    const Tensors& weights, const std::optional<Tensor>& sequence_layout,
+    const std::optional<Tensor>& reset, int64_t bits, int64_t trees) {
+  const ForwardResults results =
+      run_forward(CellKind::lstm, input, hx, cx, weights, sequence_layout, reset, bits, trees);
+  return {results.output, results.h_n, *results.c_n, results.hidden, results.kept};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
+    const std::optional<Tensor>& grad_c_n, const Tensor& input, const std::optional<Tensor>& hx,
+    const std::optional<Tensor>& cx, const Tensors& weights, const Tensor& output,
+    const Tensors& hidden, const Tensors& kept, const std::optional<Tensor>& sequence_layout,
+    const std::optional<Tensor>& reset, int64_t bits, bool want_input, bool want_hx,
+    const std::vector<int64_t>& want_layers, int64_t trees) {
+  const BackwardResults results = run_backward(
+      CellKind::lstm, grad_output, grad_h_n, grad_c_n, input, hx, cx, weights, output, hidden, kept,
+      sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
+  return {results.input, results.hx, *results.cx, results.weights};
 }
 
 // The plan for any machine: groups, members, expected time in ns, and layers that run at once.
@@ -208,6 +258,8 @@ STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
   library.impl("rnn_backward", TORCH_BOX(&namernn_fast::rnn_backward));
   library.impl("gru_forward", TORCH_BOX(&namernn_fast::gru_forward));
   library.impl("gru_backward", TORCH_BOX(&namernn_fast::gru_backward));
+  library.impl("lstm_forward", TORCH_BOX(&namernn_fast::lstm_forward));
+  library.impl("lstm_backward", TORCH_BOX(&namernn_fast::lstm_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {

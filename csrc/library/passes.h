@@ -10,6 +10,7 @@ namespace namernn_fast {
 
 struct ForwardTensors {
   Tensor h_n;
+  std::optional<Tensor> c_n;                   // if the cell has cell states
   std::vector<std::optional<Tensor>> outputs;  // one per layer; empty if not kept
   std::vector<Tensor> kept;  // one per layer with `want_hidden`, if the cell keeps anything
 };
@@ -23,8 +24,10 @@ struct BackwardTensors {
   std::vector<Tensor> kept;     // likewise
   std::optional<Tensor> grad_output;
   std::optional<Tensor> grad_h_n;
+  std::optional<Tensor> grad_c_n;
   std::optional<Tensor> grad_input;
   std::optional<Tensor> grad_hx;
+  std::optional<Tensor> grad_cx;     // present if grad_hx is and the cell has cell states
   std::vector<Tensor> grad_weights;  // as in Stack; zero elements if the layer's are not wanted
   std::vector<bool> want_weights;    // one per layer
 };

@@ -5,8 +5,8 @@ namespace {
 
 // Checks all arguments of a stack except its weights.
 Stack check_input(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
-                  const std::vector<Tensor>& weights, int64_t layers, Batch batch,
-                  const Options& options) {
+                  const std::optional<Tensor>& cx, const std::vector<Tensor>& weights,
+                  int64_t layers, Batch batch, const Options& options) {
   check(input.is_cpu(), "input must be on the CPU");
   const bool ids = has_ids(input);
   Stack stack{std::move(batch), ids, ids ? input : with_adjacent_features(input)};
@@ -28,8 +28,15 @@ Stack check_input(CellKind cell, const Tensor& input, const std::optional<Tensor
     stack.D = input.size(input.dim() - 1);
   }
   if (hx) {
-    check_tensor("hx", *hx, stack.dtype, {layers * stack.directions, stack.batch.B, stack.H});
+    check_tensor("hx", *hx, stack.dtype, stack.state_shape());
     stack.hx = with_adjacent_features(*hx);
+  }
+  if (stack.has_cell_state()) {
+    check(hx.has_value() == cx.has_value(), "hx and cx must be given together");
+  }
+  if (cx) {
+    check_tensor("cx", *cx, stack.dtype, stack.state_shape());
+    stack.cx = with_adjacent_features(*cx);
   }
   return stack;
 }
@@ -65,13 +72,15 @@ void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
 }  // namespace
 
 Stack check_stack(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
-                  const std::vector<Tensor>& weights, Batch batch, const Options& options) {
+                  const std::optional<Tensor>& cx, const std::vector<Tensor>& weights, Batch batch,
+                  const Options& options) {
   const int64_t per_layer = (options.bidirectional ? 2 : 1) * (options.bias ? 4 : 2);
   const int64_t count = int64_t(weights.size());
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  Stack stack = check_input(cell, input, hx, weights, count / per_layer, std::move(batch), options);
+  Stack stack =
+      check_input(cell, input, hx, cx, weights, count / per_layer, std::move(batch), options);
   check(cell == CellKind::elman || !options.relu,
         "options must not set RELU for a cell with gates");
   check_weights(stack, weights);

@@ -20,6 +20,7 @@ struct Stack {
   bool has_ids;  // input is token ids
   Tensor input;
   std::optional<Tensor> hx = {};
+  std::optional<Tensor> cx = {};  // initial cell states, present if hx is and the cell has them
   std::vector<Tensor> weights = {};
   int64_t layers = 0;
   int64_t directions = 0;
@@ -41,13 +42,17 @@ struct Stack {
   int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
   // Rows of weight_ih and of weight_hh, and elements of each bias.
   int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
+  bool has_cell_state() const { return kernels_of(cell).has_cell_state; }
+  // The shape of hx and h_n, and of cx and c_n.
+  std::vector<int64_t> state_shape() const { return {layers * directions, batch.B, H}; }
   // Features of a row that one direction keeps for the backward pass besides its states.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
 };
 
 // Checks the arguments of an operator. Errors name the argument, what it must be and what it is.
 Stack check_stack(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
-                  const std::vector<Tensor>& weights, Batch batch, const Options& options);
+                  const std::optional<Tensor>& cx, const std::vector<Tensor>& weights, Batch batch,
+                  const Options& options);
 
 // A kernel's arguments for direction d of layer k, except the input.
 template <class Scalar>
@@ -78,6 +83,10 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
     layer.hx = const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0);
     layer.hx_stride = stack.hx->stride(1);
   }
+  if (stack.cx) {
+    layer.cx = const_data<Scalar>(*stack.cx) + state * stack.cx->stride(0);
+    layer.cx_stride = stack.cx->stride(1);
+  }
   const bool bias = stack.per_direction == 4;
   layer.weight_hh = const_data<Scalar>(weights[1]);
   layer.bias_ih = bias ? const_data<Scalar>(weights[2]) : nullptr;
@@ -106,6 +115,13 @@ void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward
   if (!kernels_of(stack.cell).one_bias_gradient) {
     args.grad_bias_hh = mutable_data<Scalar>(grad_weights[3]);
   }
+}
+
+// The gradients of the last states of one direction of a layer.
+template <class Scalar>
+StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
+  if (!grad) return {nullptr, 0, 1};
+  return {const_data<Scalar>(*grad) + state * grad->stride(0), grad->stride(1), grad->stride(2)};
 }
 
 // Calls f(state, b) for every layer and direction of every sequence without rows. `b` is the

@@ -85,6 +85,7 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
                        row};
         }
         args.h_n = mutable_data<Scalar>(results.h_n) + k * size;
+        if (results.c_n) args.c_n = mutable_data<Scalar>(*results.c_n) + k * size;
         own.forward(args, Call(one_thread()).runtime());
         input = args.output.data;
       }
@@ -174,8 +175,11 @@ template <class Scalar>
 void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& own = kernels_of(stack.cell);
   const std::vector<Tensor> panels = panels_of_layers(stack, own.backward_panels);
-  const std::optional<Tensor> grad_h_n =
-      grads.grad_h_n ? std::optional<Tensor>(dense(*grads.grad_h_n)) : std::nullopt;
+  const auto dense_if_given = [](const std::optional<Tensor>& grad) {
+    return grad ? std::optional<Tensor>(dense(*grad)) : std::nullopt;
+  };
+  const std::optional<Tensor> grad_h_n = dense_if_given(grads.grad_h_n);
+  const std::optional<Tensor> grad_c_n = dense_if_given(grads.grad_c_n);
   const int64_t lowest = std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
                          grads.want_weights.begin();
   const int64_t H = stack.H;
@@ -212,11 +216,8 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
           args.grad_output = {const_data<Scalar>(*workspaces[(k + 1) % 2]), 0, H};
         }
         if (k > lowest) args.grad_input = {mutable_data<Scalar>(*workspaces[k % 2]), 0, H};
-        if (grad_h_n) {
-          args.grad_h_n = const_data<Scalar>(*grad_h_n) + k * stack.batch.B * H;
-          args.grad_h_n_stride = H;
-          args.grad_h_n_feature_stride = 1;
-        }
+        args.grad_h_n = gradients_of<Scalar>(grad_h_n, k);
+        args.grad_c_n = gradients_of<Scalar>(grad_c_n, k);
         if (grads.want_weights[size_t(k)]) {
           const Tensor* place = &sums[size_t(w)].place()[size_t(k * stack.per_direction)];
           args.grad_weight_ih = mutable_data<Scalar>(place[0]);

@@ -25,6 +25,8 @@ def _register(flop_counter: Any) -> None:
         (torch.ops.namernn_fast.rnn_backward, _backward),
         (torch.ops.namernn_fast.gru_forward, _forward),
         (torch.ops.namernn_fast.gru_backward, _gru_backward),
+        (torch.ops.namernn_fast.lstm_forward, _lstm_forward),
+        (torch.ops.namernn_fast.lstm_backward, _lstm_backward),
     ):
         flop_counter.register_flop_formula(operator, get_raw=True)(formula)
 
@@ -92,5 +94,14 @@ def _backward(
     return 2 * _rows(input, sequence_layout, options) * total
 
 
-def _gru_backward(*args: Any, **kwargs: Any) -> int:
-    return _backward(*ops.without_kept(args), **kwargs)
+def _gru_backward(grad_output: Any, grad_h_n: Any, *args: Any, **kwargs: Any) -> int:
+    input, hx, weights, output, hidden, _, *rest = args
+    return _backward(grad_output, grad_h_n, input, hx, weights, output, hidden, *rest, **kwargs)
+
+
+def _lstm_forward(input: Any, hx: Any, cx: Any, *args: Any, **kwargs: Any) -> int:
+    return _forward(input, hx, *args, **kwargs)
+
+
+def _lstm_backward(grad_output: Any, grad_h_n: Any, _: Any, *args: Any, **kwargs: Any) -> int:
+    return _backward(grad_output, grad_h_n, *ops.arguments_of("rnn", args), **kwargs)

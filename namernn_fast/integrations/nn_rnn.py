@@ -2,7 +2,7 @@
 
 TorchScript (`torch.jit.trace`, `torch.jit.script`, `torch.onnx.export(..., dynamo=False)`) cannot
 record an `autograd.Function`. Torch's expanded weights, with which Opacus' `grad_sample_mode="ew"`
-computes per-sample gradients, support only the operators of `nn.RNN` and `nn.GRU`. So do
+computes per-sample gradients, support only the operators of torch's own layers. So do
 tensor-like objects, which are not tensors but define `__torch_function__`.
 """
 
@@ -55,6 +55,8 @@ def must_serve(input: object, hx: object, weights: Sequence[Tensor], is_plain: b
 
 
 def _stands_for_tensor(value: object) -> bool:
+    if isinstance(value, tuple) and not is_tensor_like(value):  # the states of an LSTM
+        return any(map(_stands_for_tensor, value))
     return is_tensor_like(value) and not isinstance(value, Tensor)
 
 

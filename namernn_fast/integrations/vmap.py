@@ -12,7 +12,7 @@ from torch._functorch.pyfunctorch import (
 )
 
 from .. import ops
-from ..call import Call, Cell, Path
+from ..call import Call, Cell, Path, Results
 
 
 def only_vmap_is_active() -> bool:
@@ -55,29 +55,31 @@ class Mapped(torch.autograd.Function):
         path: Path,
         input: Tensor,
         hx: Tensor | None,
+        cx: Tensor | None,
         sequence_layout: Tensor | None,
         reset: Tensor | None,
         options: int,
         trees: int,
         cell: Cell,
         *weights: Tensor,
-    ) -> tuple[tuple[Tensor, ...], tuple[int | None, int]]:
+    ) -> tuple[Results, tuple[int | None, ...]]:
         """Folds the mapped dimension into the batch, or loops over it if weights are mapped over.
 
         Args:
             info, in_dims: as in `torch.autograd.Function.vmap`.
             path: computes the call one level below.
-            input, hx, sequence_layout, reset, options, trees, weights: as of `namernn_fast.ops`.
+            input, hx, cx, sequence_layout, reset, options: as of `namernn_fast.ops`.
+            trees, weights: likewise.
             cell: of the call.
 
         Returns:
-            output and h_n, and their mapped dimensions. With LAST_STATE output has no elements.
+            The results, and their mapped dimensions. With LAST_STATE output has no elements.
 
         Raises:
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over, but
                 the weights are not.
         """
-        _, input_dim, hx_dim, layout_dim, reset_dim, _, _, _, *weight_dims = in_dims
+        _, input_dim, hx_dim, cx_dim, layout_dim, reset_dim, _, _, _, *weight_dims = in_dims
         size = info.batch_size
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
@@ -86,10 +88,11 @@ class Mapped(torch.autograd.Function):
             )
         if any(dim is not None for dim in weight_dims):
             results = [
-                path(Call(x, h, own_weights, layout, cuts, options, trees=trees, cell=cell))
-                for x, h, layout, cuts, *own_weights in zip(
+                path(Call(x, h, own_weights, layout, cuts, options, 0.0, trees, cell, c))
+                for x, h, c, layout, cuts, *own_weights in zip(
                     _split(input, input_dim, size),
                     _split(hx, hx_dim, size),
+                    _split(cx, cx_dim, size),
                     _split(sequence_layout, layout_dim, size),
                     _split(reset, reset_dim, size),
                     *(_split(w, dim, size) for w, dim in zip(weights, weight_dims, strict=True)),
@@ -97,9 +100,8 @@ class Mapped(torch.autograd.Function):
                 )
             ]
             if options & ops.LAST_STATE:
-                h_n = torch.stack([h_n for _, h_n in results])
-                return (h_n.new_empty(0), h_n), (None, 0)
-            return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
+                return _without_output([*map(torch.stack, zip(*results, strict=True))][1:], 0)
+            return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
         if options & ops.JAGGED:
             raise ValueError(
                 "vmap can only map over a jagged tensor if it maps over the weights too: map over "
@@ -115,14 +117,22 @@ class Mapped(torch.autograd.Function):
             sequence_layout * size if packed else _fold(sequence_layout, layout_dim, 0, size),
             _fold(reset, reset_dim, 0 if batch_first else 1, size),
             options,
-            trees=trees,
-            cell=cell,
+            0.0,
+            trees,
+            cell,
+            _fold(cx, cx_dim, 1, size),
         )
-        output, h_n = path(folded)
-        split = (-1, size)
+        output, *states = path(folded)
+        states = [state.unflatten(1, (-1, size)) for state in states]
         if options & ops.LAST_STATE:
-            return (h_n.new_empty(0), h_n.unflatten(1, split)), (None, 2)
-        return (output.unflatten(batch_dim, split), h_n.unflatten(1, split)), (batch_dim + 1, 2)
+            return _without_output(states, 2)
+        dims = (batch_dim + 1, *(2 for _ in states))
+        return (output.unflatten(batch_dim, (-1, size)), *states), dims
+
+
+def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int | None, ...]]:
+    """Returns results without output and their mapped dimensions, `dim` for the states."""
+    return (states[0].new_empty(0), *states), (None, *(dim for _ in states))
 
 
 def _split(tensor: Any, dim: int | None, size: int) -> Any:

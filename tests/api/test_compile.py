@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import every_other, one_in
-from kinds import KINDS, of_kinds
+from kinds import KINDS, kind_of, of_kinds, tensors_in
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.export import Dim
@@ -53,10 +53,11 @@ class Net(torch.nn.Module):
 
     def forward(self, x, hx=None, lengths=None):
         if not self.with_output:
-            return self.head(self.model.last_state(x, hx, lengths)).square().sum()
-        output, h_n = self.model(x, hx, lengths)
+            last = tensors_in(self.model.last_state(x, hx, lengths))
+            return sum(self.head(state).square().sum() for state in last)
+        output, last = self.model(x, hx, lengths)
         output = output.data if isinstance(output, PackedSequence) else output
-        return output.square().sum() + self.head(h_n).sum()
+        return output.square().sum() + sum(self.head(state).sum() for state in tensors_in(last))
 
 
 def packed(lengths, in_order=True):
@@ -64,9 +65,9 @@ def packed(lengths, in_order=True):
     return pack_sequence([torch.randn(n, 4) for n in order], enforce_sorted=in_order)
 
 
-def initial_states(x):
+def initial_states(kind, x):
     batch = x.batch_sizes[0] if isinstance(x, PackedSequence) else x.shape[1]
-    return torch.randn(4, batch, 6)
+    return kind.states(torch.randn, 4, batch, 6)
 
 
 def check(compiled, net, *arguments):
@@ -102,6 +103,9 @@ def of_kind(name, *values, slow=False):
         of_kind("gru", "packed", {}, True, False, slow=True),
         of_kind("gru", "packed unsorted", {}, True, False, slow=True),
         of_kind("gru", "ids", {"padding_idx": 3}, False, False),
+        of_kind("lstm", "dense", {"bias": False}, True, True),
+        of_kind("lstm", "packed unsorted", {}, True, False, slow=True),
+        of_kind("lstm", "ids", {"padding_idx": 3}, False, False, slow=True),
     ],
 )
 def test_inductor(kind, layout, options, with_output, with_hx):
@@ -111,7 +115,7 @@ def test_inductor(kind, layout, options, with_output, with_hx):
     compiled = torch.compile(net, fullgraph=True, dynamic=True)
     for size in ((5, 3), (9, 4)):
         x = INPUTS[layout](*size)
-        check(compiled, net, x, initial_states(x) if with_hx else None)
+        check(compiled, net, x, initial_states(kind, x) if with_hx else None)
 
 
 SHAPES = [*FEATURES], (True, False), (True, None)
@@ -119,7 +123,7 @@ SHAPES = [*FEATURES], (True, False), (True, None)
 
 @pytest.mark.parametrize(
     ("kind", "layout", "with_hx", "dynamic"),
-    of_kinds(rnn=every_other(*SHAPES), gru=one_in(4, *SHAPES)),
+    of_kinds(rnn=every_other(*SHAPES), gru=one_in(4, *SHAPES), lstm=one_in(4, *SHAPES)),
 )
 def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
     """With `dynamic=True` the first shape compiles for all shapes; by default the second does."""
@@ -127,7 +131,7 @@ def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
     compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in SIZES:
         x = INPUTS[layout](*size)
-        compiled(x, initial_states(x) if with_hx else None).backward()
+        compiled(x, initial_states(kind, x) if with_hx else None).backward()
     assert counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
 
 
@@ -136,7 +140,11 @@ SHAPES_OF_IDS = [*IDS], (True, False), (V, TRACED_VOCABULARY + 1)
 
 @pytest.mark.parametrize(
     ("kind", "layout", "with_output", "vocabulary"),
-    of_kinds(rnn=every_other(*SHAPES_OF_IDS), gru=one_in(4, *SHAPES_OF_IDS)),
+    of_kinds(
+        rnn=every_other(*SHAPES_OF_IDS),
+        gru=one_in(4, *SHAPES_OF_IDS),
+        lstm=one_in(8, *SHAPES_OF_IDS),
+    ),
 )
 def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, vocabulary):
     """Choosing between a table and gathered rows adds no guard on the number of ids."""
@@ -179,8 +187,9 @@ def exported(module, with_hx):
     x = {0: batch, 1: seq_len} if module.batch_first else {0: seq_len, 1: batch}
     arguments, dims = (torch.randn(5, 3, 4),), (x,)
     if with_hx:
-        hx = torch.randn(module.num_layers * 2, 5 if module.batch_first else 3, 6)
-        arguments, dims = (*arguments, hx), (x, {1: batch})
+        kind, sequences = kind_of(module), 5 if module.batch_first else 3
+        hx = kind.states(torch.randn, module.num_layers * 2, sequences, 6)
+        arguments, dims = (*arguments, hx), (x, kind.states(lambda: {1: batch}))
     return torch.export.export(module, arguments, dynamic_shapes=dims)
 
 
@@ -189,7 +198,7 @@ EITHER = [(False, True)] * 3
 
 @pytest.mark.parametrize(
     ("kind", "batch_first", "with_hx", "training"),
-    of_kinds(rnn=every_other(*EITHER), gru=one_in(4, *EITHER)),
+    of_kinds(rnn=every_other(*EITHER), gru=one_in(4, *EITHER), lstm=one_in(4, *EITHER)),
 )
 def test_export(kind, batch_first, with_hx, training, tmp_path):
     options = {"bias": not batch_first, "batch_first": batch_first}
@@ -202,7 +211,7 @@ def test_export(kind, batch_first, with_hx, training, tmp_path):
     for shape in ((2, 9, 4), (50, 2, 4), (3, 70, 4)):
         x = torch.randn(shape)
         batch = shape[0 if module.batch_first else 1]
-        arguments = (x, torch.randn(4, batch, 6)) if with_hx else (x,)
+        arguments = (x, kind.states(torch.randn, 4, batch, 6)) if with_hx else (x,)
         torch.testing.assert_close(loaded(*arguments), module(*arguments), rtol=0, atol=0)
 
 
@@ -214,8 +223,8 @@ class OnRows(torch.nn.Module):
         self.rnn = rnn
 
     def forward(self, data, batch_sizes):
-        output, h_n = self.rnn(PackedSequence(data, batch_sizes))
-        return output.data, h_n
+        output, last = self.rnn(PackedSequence(data, batch_sizes))
+        return output.data, last
 
 
 def test_export_packed(kind):
@@ -232,7 +241,9 @@ def test_export_packed(kind):
         )
 
 
-@pytest.mark.parametrize("kind", [KINDS["rnn"], pytest.param(KINDS["gru"], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [of_kind("rnn"), of_kind("gru", slow=True), of_kind("lstm", slow=True)]
+)
 def test_aot_inductor(kind, tmp_path):
     """A network compiled ahead of time runs in a process that imported `namernn_fast`."""
     module = kind.layer(4, 6, **STACK).eval().requires_grad_(False)
@@ -301,7 +312,7 @@ def test_lengths(kind, vocabulary):
     ids, lengths = torch.randint(V, (4, 7)), torch.tensor([3, 0, 7, 1])
     ids[torch.arange(7) >= lengths[:, None]] = -(2**62)
     check(compiled, net, ids, None, lengths)
-    check(compiled, net, ids.clamp(-1).int(), torch.randn(1, 4, 6), lengths)
+    check(compiled, net, ids.clamp(-1).int(), kind.states(torch.randn, 1, 4, 6), lengths)
 
 
 def test_an_embedding_of_dynamic_size(kind):
@@ -336,7 +347,7 @@ OF_IDS = (True, False), (True, False), (V, TRACED_VOCABULARY + 1)
 
 @pytest.mark.parametrize(
     ("kind", "with_output", "strict", "vocabulary"),
-    of_kinds(rnn=every_other(*OF_IDS), gru=one_in(4, *OF_IDS)),
+    of_kinds(rnn=every_other(*OF_IDS), gru=one_in(4, *OF_IDS), lstm=one_in(8, *OF_IDS)),
 )
 def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
     """The exported program takes any number of ids, and computes what the model does."""

@@ -1,14 +1,15 @@
-"""What programs written for `nn.RNN` or `nn.GRU` rely on besides its results."""
+"""What programs written for `nn.RNN`, `nn.GRU` or `nn.LSTM` rely on besides its results."""
 
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS
+from kinds import KINDS, flat, map_states, tensors_in
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from namernn_fast import availability, batch_invariant, dispatch, replace_rnn, restore_rnn
+from namernn_fast import availability, batch_invariant, dispatch, explain, replace_rnn, restore_rnn
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 
@@ -41,11 +42,37 @@ def test_lengths_are_copied(kind):
         module(XS[0], lengths=[6, 2])
 
 
+def test_resets_and_empty_sequences(kind, path):
+    """A reset clears every state, c of an LSTM included; an empty sequence keeps its states."""
+    ours, theirs = kind.twins(3, 4, dtype=torch.float64)
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    hx = kind.states(torch.randn, 1, 2, 4, dtype=torch.float64)
+    reset = torch.zeros(6, 2, dtype=torch.bool)
+    reset[2] = True
+    (first, _), (second, wanted) = theirs(x[:2], hx), theirs(x[2:])
+    torch.testing.assert_close(ours(x, hx, reset=reset), (torch.cat([first, second]), wanted))
+    _, last = ours(x, hx, lengths=[6, 0])
+    _, whole = theirs(x, hx)
+    for state, of_whole, initial in zip(*map(tensors_in, (last, whole, hx)), strict=True):
+        torch.testing.assert_close(state[:, :1], of_whole[:, :1])
+        assert torch.equal(state[:, 1], initial[:, 1])
+
+
+def test_states_of_an_lstm_may_be_a_list():
+    x, states = torch.randn(6, 2, 3), torch.randn(2, 1, 2, 4).unbind()
+    for module, input, hx in (
+        (KINDS["lstm"].layer(3, 4), x, states),
+        (KINDS["lstm"].cell(3, 4), x[0], [state[0] for state in states]),
+    ):
+        got, wanted = (flat(module(input, of(hx))) for of in (list, tuple))
+        assert all(map(torch.equal, got, wanted))
+
+
 @pytest.mark.parametrize("lengths", [(), [], np.array([]), torch.tensor([], dtype=torch.int64)])
 def test_empty_lengths_of_an_empty_batch(kind, path, lengths):
-    output, h_n = kind.layer(3, 4)(torch.randn(6, 0, 3), lengths=lengths)
+    output, *last = flat(kind.layer(3, 4)(torch.randn(6, 0, 3), lengths=lengths))
     assert output.shape == (6, 0, 4)
-    assert h_n.shape == (1, 0, 4)
+    assert all(state.shape == (1, 0, 4) for state in last)
 
 
 def test_offsets_of_jagged_input(kind, path):
@@ -66,12 +93,19 @@ def test_offsets_of_jagged_input(kind, path):
 
 
 def test_flops_are_counted(kind):
-    """Counts equal those of torch's layer: forward, and backward if every gradient is needed."""
+    """Counts equal those of torch's layer: forward, and backward if every gradient is needed.
+
+    Torch counts no operation of oneDNN, which computes `nn.LSTM` by default.
+    """
     options = {"num_layers": 2, "bidirectional": True}
     counts = []
     for module in (kind.layer(3, 4, **options), kind.nn_layer(3, 4, **options)):
-        x, hx = torch.randn(6, 2, 3, requires_grad=True), torch.randn(4, 2, 4, requires_grad=True)
-        with FlopCounterMode(display=False) as counter:
+        x = torch.randn(6, 2, 3, requires_grad=True)
+        hx = kind.states(torch.randn, 4, 2, 4, requires_grad=True)
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            FlopCounterMode(display=False) as counter,
+        ):
             output, _ = module(x, hx)
             forward = counter.get_total_flops()
             output.sum().backward()
@@ -96,8 +130,7 @@ def test_flops_of_token_ids_are_counted(kind):
             run(ids, embedding=embedding)
         assert counter.get_total_flops() == table + states
         with FlopCounterMode(display=False) as counter:
-            results = run(ids, embedding=embedding)
-            (results if method == "last_state" else results[0]).sum().backward()
+            tensors_in(run(ids, embedding=embedding))[0].sum().backward()
         assert counter.get_total_flops() == 3 * table + 3 * states
 
 
@@ -119,7 +152,37 @@ def test_restoring(kind):
             change([model])
 
 
-CELLS = [("rnn", {"nonlinearity": "tanh"}), ("rnn", {"nonlinearity": "relu"}), ("gru", {})]
+def test_projections_run_on_torchs_operators():
+    """A layer with proj_size computes what nn.LSTM does, and refuses what that lacks."""
+    ours, theirs = KINDS["lstm"].twins(3, 4, 2, bidirectional=True, batch_first=True, proj_size=2)
+    x, hx = XS[0], (torch.randn(4, 2, 2), torch.randn(4, 2, 4))
+    for arguments in ((x,), (x, hx), (pack_padded_sequence(x, [6, 2], batch_first=True),)):
+        results = [module(*arguments) for module in (ours, theirs)]
+        torch.testing.assert_close(*map(tree_leaves, results), rtol=0, atol=0)
+    torch.testing.assert_close(ours.last_state(x, hx), theirs(x, hx)[1], rtol=0, atol=0)
+    assert explain(ours, x) == ("torch", {"cpu": "the kernels have no proj_size"}, (), {})
+    ids = torch.zeros(2, 6, dtype=torch.int64)
+    for name, input, value in (
+        ("lengths", x, [6, 2]),
+        ("reset", x, torch.zeros(2, 6, dtype=torch.bool)),
+        ("embedding", ids, torch.zeros(5, 3)),
+    ):
+        for run in (ours, ours.last_state):
+            with pytest.raises(RuntimeError, match=f"{name}= does not support proj_size=2"):
+                run(input, **{name: value})
+    with (
+        batch_invariant(),
+        pytest.raises(RuntimeError, match=r"batch_invariant needs the fused kernel, .*proj_size"),
+    ):
+        ours(x)
+
+
+CELLS = [
+    ("rnn", {"nonlinearity": "tanh"}),
+    ("rnn", {"nonlinearity": "relu"}),
+    ("gru", {}),
+    ("lstm", {}),
+]
 
 
 @pytest.mark.parametrize(("name", "options"), CELLS)
@@ -130,8 +193,8 @@ def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(name, options, bias, 
     monkeypatch.setattr(dispatch, "run", lambda call: calls.append(call) or run(call))
     ours, theirs = (cls(3, 64, bias, **options) for cls in (kind.cell, kind.nn_cell))
     ours.load_state_dict(theirs.state_dict())
-    x, hx = torch.randn(64, 3), torch.randn(64, 64)
-    fused = name == "gru" and availability.HAS_EXTENSION  # torch's cell takes a dozen operators
+    x, hx = torch.randn(64, 3), kind.states(torch.randn, 64, 64)
+    fused = name != "rnn" and availability.HAS_EXTENSION  # torch's cell takes a dozen operators
     exact = {} if fused else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(ours(x, hx), theirs(x, hx), **exact)
     with torch.no_grad():
@@ -140,9 +203,12 @@ def test_a_cell_uses_the_kernel_for_what_torchs_cell_lacks(name, options, bias, 
         calls.clear()
         with batch_invariant():
             torch.testing.assert_close(ours(x, hx), theirs(x, hx))
-            assert torch.equal(ours(x, hx)[:1], ours(x[:1], hx[:1]))
-            ours(x[0], hx[0])
+            alone = ours(x[:1], map_states(hx, lambda state: state[:1]))
+            first = map_states(ours(x, hx), lambda state: state[:1])
+            torch.testing.assert_close(first, alone, rtol=0, atol=0)
+            ours(x[0], map_states(hx, lambda state: state[0]))
         assert len(calls) == 4
-    torch.testing.assert_close(torch.func.vmap(ours)(x[None], hx[None])[0], theirs(x, hx))
+    mapped = torch.func.vmap(ours)(x[None], map_states(hx, lambda state: state[None]))
+    torch.testing.assert_close(map_states(mapped, lambda state: state[0]), theirs(x, hx))
     assert len(calls) == 5, "vmap must call the operator: torch's own cell has no vmap rule"
     assert {call.cell for call in calls} == {name}

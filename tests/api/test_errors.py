@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from kinds import KINDS, said_of, states_of
 from torch.nn.utils.rnn import PackedSequence
 
-from namernn_fast import FusedGRU, FusedRNN, FusedRNNCell, last_state, replace_rnn
+from namernn_fast import FusedGRU, FusedLSTM, FusedRNN, FusedRNNCell, last_state, replace_rnn
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -68,17 +69,37 @@ OURS = [
 ]
 
 
+H, C = torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)
+PAIRS_LIKE_TORCH = [
+    # input, the states of an LSTM, error, text
+    (X, (H, C[0]), RuntimeError, r"hx and cx should also be 3-D but got \(3-D, 2-D\) tensors"),
+    (X[:, 0], (H[:, 0], C), RuntimeError, r"should also be 2-D but got \(2-D, 3-D\) tensors"),
+    (X, (H[:, 1:], C), RuntimeError, r"Expected hidden\[0\] size \(1, 2, 5\), got \[1, 1, 5\]"),
+    (X, (H, C[..., 1:]), RuntimeError, r"Expected hidden\[1\] size \(1, 2, 5\), got \[1, 2, 4\]"),
+    (X, (H,), IndexError, "tuple index out of range"),
+    (X, (H, C, C), RuntimeError, "lstm expects two hidden states"),
+    (X, H, IndexError, "index 1 is out of bounds for dimension 0 with size 1"),
+]
+PAIRS = [
+    (X, (H, [1.0]), TypeError, "cx must be a Tensor, got list"),
+    (X, (H, None), TypeError, "cx must be a Tensor, got NoneType"),
+    (X, (H, C.double()), RuntimeError, "cx must have the dtype of input"),
+    (X, (H, C.to("meta")), RuntimeError, "hidden tensor at meta"),
+    (packed(3, [2, 1]), (H, C[0]), RuntimeError, "cx must have 3 dimensions, got 2"),
+]
+
+
 @pytest.mark.parametrize("states", [1, 3, 5])
 def test_states_of_another_number_of_layers(kind, states):
     """The error is the same when dropout splits the stack, and no operator sees all of hx."""
     layer = kind.layer(4, 5, num_layers=2, dropout=0.5)
-    with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 2, 5\)"):
-        layer(X, torch.zeros(states, 2, 5))
+    with pytest.raises(RuntimeError, match=said_of(kind, r"Expected hidden size \(2, 2, 5\)")):
+        layer(X, states_of(kind, torch.zeros(states, 2, 5)))
 
 
 def message(module, *arguments):
     """Returns the type and the text of the error that a call raises."""
-    with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
+    with pytest.raises((IndexError, TypeError, ValueError, RuntimeError)) as raised:
         module(*arguments)
     return raised.type, str(raised.value)
 
@@ -87,14 +108,32 @@ def message(module, *arguments):
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_bad_input(kind, input, hx, error, text, requires_grad):
     module = kind.layer(4, 5).requires_grad_(requires_grad)
-    with pytest.raises(error, match=text):
-        module(input, hx)
+    with pytest.raises(error, match=said_of(kind, text)):
+        module(input, states_of(kind, hx))
     module(X)  # the layer still works after the error
 
 
 @pytest.mark.parametrize(("input", "hx", "error", "text"), LIKE_TORCH)
 def test_messages_are_those_of_torchs_layer(kind, input, hx, error, text):
-    assert message(kind.layer(4, 5), input, hx) == message(kind.nn_layer(4, 5), input, hx)
+    if kind.name == "lstm" and isinstance(input, PackedSequence):
+        pytest.skip("nn.LSTM does not check the dimensions of packed rows")
+    arguments = input, states_of(kind, hx)
+    assert message(kind.layer(4, 5), *arguments) == message(kind.nn_layer(4, 5), *arguments)
+
+
+@pytest.mark.parametrize(("input", "states", "error", "text"), [*PAIRS_LIKE_TORCH, *PAIRS])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_bad_states_of_an_lstm(input, states, error, text, requires_grad):
+    module = FusedLSTM(4, 5).requires_grad_(requires_grad)
+    with pytest.raises(error, match=text):
+        module(input, states)
+    module(X)  # the layer still works after the error
+
+
+@pytest.mark.parametrize(("input", "states", "error", "text"), PAIRS_LIKE_TORCH)
+def test_messages_about_pairs_are_those_of_nn_lstm(input, states, error, text):
+    wanted = message(torch.nn.LSTM(4, 5), input, states)
+    assert message(FusedLSTM(4, 5), input, states) == wanted
 
 
 def test_replaced_weights_of_another_shape(kind):
@@ -128,9 +167,31 @@ def test_replaced_weights_of_another_shape(kind):
     ],
 )
 def test_bad_cell_input(kind, input, hx, error, text):
+    arguments = input, states_of(kind, hx)
     with pytest.raises(error, match=text):
-        kind.cell(4, 5)(input, hx)
-    assert message(kind.cell(4, 5), input, hx) == message(kind.nn_cell(4, 5), input, hx)
+        kind.cell(4, 5)(*arguments)
+    assert message(kind.cell(4, 5), *arguments) == message(kind.nn_cell(4, 5), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("states", "error", "text"),
+    [
+        ((H[0],), RuntimeError, "lstm_cell expects two hidden states"),
+        (H[0], TypeError, "must be tuple of Tensors, not Tensor"),
+        (
+            (H[0], C[0, :, 1:]),
+            RuntimeError,
+            "hidden1 has inconsistent hidden_size: got 4, expected",
+        ),
+        ((H[0], C[0, 1:]), RuntimeError, "batch size 2 doesn't match hidden1 batch size 1"),
+    ],
+)
+def test_bad_cell_states_of_an_lstm(states, error, text):
+    kind, x = KINDS["lstm"], X[0]
+    with pytest.raises(error, match=text):
+        kind.cell(4, 5)(x, states)
+    wanted = message(kind.nn_cell(4, 5), x, states)
+    assert message(kind.cell(4, 5), x, states) == wanted
 
 
 def test_unknown_nonlinearity():
@@ -143,7 +204,7 @@ def test_unknown_nonlinearity():
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        ((4, 5), {"proj_size": 2}),
+        ((4, 5), {"proj_size": 5}),
         ((4, 5), {"dropout": 2}),
         ((4, 5), {"unknown": 1}),
         ((4, 0), {}),
@@ -157,20 +218,22 @@ def test_bad_constructor_arguments(kind, arguments, options):
     assert message(lambda: kind.layer(*arguments, **options)) == wanted
 
 
-def test_a_gru_has_no_nonlinearity():
-    wanted = message(lambda: torch.nn.GRU(4, 5, nonlinearity="tanh"))
-    assert message(lambda: FusedGRU(4, 5, nonlinearity="tanh")) == wanted
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_a_cell_with_gates_has_no_nonlinearity(name):
+    kind = KINDS[name]
+    wanted = message(lambda: kind.nn_layer(4, 5, nonlinearity="tanh"))
+    assert message(lambda: kind.layer(4, 5, nonlinearity="tanh")) == wanted
 
 
 def test_unknown_kinds():
     gru, weights = FusedGRU(4, 5), [*FusedGRU(4, 5).parameters()]
-    with pytest.raises(ValueError, match="cell must be one of rnn, gru, got 'lstm'"):
-        last_state(X, None, weights, cell="lstm")
+    with pytest.raises(ValueError, match="cell must be one of rnn, gru, lstm, got 'sru'"):
+        last_state(X, None, weights, cell="sru")
     with pytest.raises(ValueError, match="nonlinearity must be tanh for cell='gru', got 'relu'"):
         last_state(X, None, weights, cell="gru", nonlinearity="relu")
     with pytest.raises(
         TypeError, match=r"cells must be a sequence such as \('gru',\), got the str"
     ):
         replace_rnn(gru, cells="gru")
-    with pytest.raises(ValueError, match="cells must be among rnn, gru, got 'lstm'"):
-        replace_rnn(gru, cells=("gru", "lstm"))
+    with pytest.raises(ValueError, match="cells must be among rnn, gru, lstm, got 'sru'"):
+        replace_rnn(gru, cells=("gru", "sru"))

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from cases import every_other
+from cases import every_other, layer_of
+from kinds import KINDS, flat, tensors_in
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-
-from namernn_fast import FusedGRU, FusedRNN
 
 XS = torch.randn(2, 6, 3), torch.randn(5, 9, 3)
 RESET = torch.tensor([[False, True]] * 6).T
@@ -23,10 +22,14 @@ def test_in_place_change_of_output_is_an_error_that_says_what_to_do(kind, change
 
 @pytest.mark.parametrize("names", [("bias_ih_l0", "bias_hh_l1"), ("weight_ih_l0",)])
 def test_in_place_change_of_what_the_gradient_does_not_need(kind, names):
-    """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass."""
+    """As with `nn.RNN`, a bias and the first weight_ih may change before the backward pass.
+
+    Those of `nn.LSTM` may not if oneDNN computes it.
+    """
     ours, theirs = kind.twins(3, 4, 2)
     for module in (ours, theirs):
-        output, _ = module(XS[0])
+        with torch.backends.mkldnn.flags(enabled=False):
+            output, _ = module(XS[0])
         with torch.no_grad():
             for name in names:
                 getattr(module, name).add_(1)
@@ -52,11 +55,11 @@ def test_data_assigned_between_the_passes(kind, what, create_graph):
     results = []
     for module in kind.twins(3, 4, 2, dtype=torch.float64):
         x = XS[0].transpose(0, 1).double().requires_grad_(what != "constant input")
-        hx = torch.zeros(2, 2, 4, dtype=torch.float64, requires_grad=True)
+        hx = kind.states(torch.zeros, 2, 2, 4, dtype=torch.float64, requires_grad=True)
         given = x * 1 if what == "input of a graph" else x
-        wanted = [hx, *module.parameters(), *([x] if x.requires_grad else [])]
+        wanted = [*tensors_in(hx), *module.parameters(), *([x] if x.requires_grad else [])]
         output, _ = module(given, hx)
-        assign_data({"weights": module.parameters(), "hx": [hx]}.get(what, [given]))
+        assign_data({"weights": module.parameters(), "hx": tensors_in(hx)}.get(what, [given]))
         gradients = torch.autograd.grad(output.square().sum(), wanted, create_graph=create_graph)
         if create_graph:
             penalty = sum(gradient.square().sum() for gradient in gradients)
@@ -129,24 +132,25 @@ def test_in_place_change_of_what_the_gradient_needs(kind):
     [
         *every_other((False, True), (False, True), ("tanh", "relu")),
         *every_other((False, True), (False, True), ("gru",)),
+        *every_other((False, True), (False, True), ("lstm",)),
     ],
 )
 def test_batched_gradients(packed, bidirectional, cell):
     """Autograd's vmap and torch.func's compute gradients for several vectors at once."""
-    options = {"bidirectional": bidirectional, "dtype": torch.float64}
-    module = FusedGRU(2, 3, 2, **options) if cell == "gru" else FusedRNN(2, 3, 2, cell, **options)
+    name, options = layer_of(cell)
+    module = KINDS[name].layer(2, 3, 2, bidirectional=bidirectional, dtype=torch.float64, **options)
     sizes = torch.tensor([3, 2, 1])
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
 
     def run(x):
-        output, h_n = module(PackedSequence(x, sizes) if packed else x)
-        return output.data if packed else output, h_n
+        output, *last = flat(module(PackedSequence(x, sizes) if packed else x))
+        return output.data if packed else output, *last
 
     assert torch.autograd.gradcheck(run, x, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(run, x, check_batched_grad=True)
     jacobian = torch.autograd.functional.jacobian
     torch.testing.assert_close(jacobian(run, x, vectorize=True), jacobian(run, x))
-    output, _ = run(x)
+    output, *_ = run(x)
     vectors = torch.randn(4, *output.shape, dtype=torch.float64)
 
     def pull_back(vector):
@@ -192,12 +196,13 @@ def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
         results = []
         with torch.no_grad():
             for given in ({"input": XS[0]}, ids):
-                results += [*module(**given), module.last_state(**given)]
+                results += flat(module(**given)) + tensors_in(module.last_state(**given))
         for result in results:
             result += leaf
     with torch.no_grad():
-        state = kind.cell(3, 64)(torch.randn(64, 3))
-    state += leaf
+        states = kind.cell(3, 64)(torch.randn(64, 3))
+    for state in tensors_in(states):
+        state += leaf
 
 
 @pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])

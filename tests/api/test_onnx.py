@@ -7,7 +7,8 @@ import oracle
 import pytest
 import torch
 from cases import exact
-from kinds import KINDS
+from kinds import KINDS, flat, map_states, tensors_in
+from torch.utils._pytree import tree_leaves, tree_map
 
 from namernn_fast import replace_rnn, restore_rnn
 from namernn_fast.testing import ErrorBudget
@@ -37,12 +38,12 @@ def attributes_of(node):
 
 
 def with_onnxruntime(proto):
-    """Returns a function that runs the graph on tensors, in the order of the graph's inputs."""
+    """Returns a function that runs the graph on its inputs, in order: tensors or pairs of them."""
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs):
-        feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        feed = {name: x.numpy() for name, x in zip(names, tree_leaves(inputs), strict=True)}
         return [torch.from_numpy(result) for result in session.run(None, feed)]
 
     return run
@@ -58,9 +59,9 @@ def compare(budget, run, layer, *inputs):
     results = [run(*inputs)]
     with torch.no_grad():
         for dtype in (inputs[0].dtype, torch.float64):
-            result = as_nn(layer, dtype)(*(x.to(dtype) for x in inputs))
-            results.append(result if isinstance(result, tuple) else (result,))
-    for name, ours, theirs, precise in zip(("output", "h_n"), *results, strict=False):
+            result = as_nn(layer, dtype)(*tree_map(lambda x, dtype=dtype: x.to(dtype), inputs))
+            results.append(tree_leaves(result))
+    for name, (ours, theirs, precise) in enumerate(zip(*results, strict=True)):
         budget.add((*inputs[0].shape, name), ours, theirs, precise.numpy())
 
 
@@ -79,16 +80,17 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
 
     def inputs(seq_len, batch):
         shape = (batch, seq_len, D) if layer.batch_first else (seq_len, batch, D)
-        x, hx = torch.randn(shape), torch.randn(layer.num_layers * directions, batch, H)
+        x = torch.randn(shape)
+        hx = kind.states(torch.randn, layer.num_layers * directions, batch, H)
         return (x, hx) if with_hx else (x,)
 
-    shapes = ({0: DYNAMIC, 1: DYNAMIC}, {1: DYNAMIC})
+    shapes = ({0: DYNAMIC, 1: DYNAMIC}, kind.states(lambda: {1: DYNAMIC}))
     proto = export(layer, inputs(5, 3), dynamic_shapes=shapes[: 1 + with_hx])
     onnx.checker.check_model(proto, full_check=True)
     assert {node.domain for node in proto.graph.node} == {""}
     found = nodes(proto, kind.name.upper())
     assert len(found) == layer.num_layers
-    own = {"linear_before_reset": 1}
+    own = {"linear_before_reset": 1} if kind.name == "gru" else {}
     if kind.name == "rnn":
         own = {"activations": [layer.nonlinearity.capitalize().encode()] * directions}
     # The optimizer of torch.onnx cannot evaluate Split in advance, and warns about each.
@@ -98,9 +100,10 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
             "direction": b"bidirectional" if layer.bidirectional else b"forward",
             "hidden_size": H,
         }
-        biases, sequence_lens, initial_h = [*node.input, "", "", ""][3:6]
+        biases, sequence_lens, initial_h, initial_c = [*node.input, "", "", "", ""][3:7]
         assert bool(biases) == layer.bias
         assert bool(initial_h) == with_hx
+        assert bool(initial_c) == (with_hx and kind.has_cell_state)
         assert not sequence_lens
     run = with_onnxruntime(proto)
     budget = ErrorBudget(torch.float32)
@@ -110,11 +113,11 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
     budget.check()
 
 
-@pytest.mark.parametrize("hx", [None, torch.ones(2, H)])
-def test_without_a_batch(kind, hx):
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_without_a_batch(kind, with_hx):
     layer = kind.layer(D, H, num_layers=2)
-    inputs = (torch.randn(5, D),) if hx is None else (torch.randn(5, D), hx)
-    shapes = ({0: DYNAMIC}, {})
+    inputs = (torch.randn(5, D), kind.states(torch.ones, 2, H))[: 1 + with_hx]
+    shapes = ({0: DYNAMIC}, kind.states(dict))
     run = with_onnxruntime(export(layer, inputs, dynamic_shapes=shapes[: len(inputs)]))
     budget = ErrorBudget(torch.float32)
     for seq_len, _ in UNSEEN:
@@ -126,14 +129,16 @@ def test_without_a_batch(kind, hx):
 def test_cell(kind):
     """A cell is exported as torch's is: one node per operator."""
     cell = kind.cell(D, H)
-    shapes = ({0: DYNAMIC}, {0: DYNAMIC})
-    proto = export(cell, (torch.randn(3, D), torch.randn(3, H)), dynamic_shapes=shapes)
-    assert len(nodes(proto, "Tanh")) == 1
+    shapes = ({0: DYNAMIC}, kind.states(lambda: {0: DYNAMIC}))
+    given = torch.randn(3, D), kind.states(torch.randn, 3, H)
+    proto = export(cell, given, dynamic_shapes=shapes)
+    assert len(nodes(proto, "Tanh")) == 1 + kind.has_cell_state
     run = with_onnxruntime(proto)
     budget = ErrorBudget(torch.float32)
     for _, batch in UNSEEN:
         for _ in range(4):
-            compare(budget, run, cell, torch.randn(batch, D), torch.randn(batch, H))
+            states = kind.states(torch.randn, batch, H)
+            compare(budget, run, cell, torch.randn(batch, D), states)
     budget.check()
 
 
@@ -149,28 +154,31 @@ class Padded(torch.nn.Module):
 
 
 def one_by_one(layer, x, lengths, hx):
-    """Runs each sequence separately; an empty one gives zero output and keeps its state."""
-    h_n = hx.clone()
-    output = x.new_zeros(*x.shape[:2], len(hx) * H)
+    """Runs each sequence separately; an empty one gives zero output and keeps its states."""
+    last = map_states(hx, torch.clone)
+    output = x.new_zeros(*x.shape[:2], len(tensors_in(hx)[0]) * H)
     for b, n in enumerate(lengths):
+        own = map_states(last, lambda state, b=b: state[:, b : b + 1])  # views
         if n:
-            output[:n, b : b + 1], h_n[:, b : b + 1] = layer(x[:n, b : b + 1], hx[:, b : b + 1])
-    return output, h_n
+            output[:n, b : b + 1], results = layer(x[:n, b : b + 1], map_states(own, torch.clone))
+            tree_map(torch.Tensor.copy_, own, results)
+    return output, last
 
 
 def layers_one_by_one(layer, x, lengths, hx):
     """Runs each layer of a stack with `one_by_one`."""
     directions = 2 if layer.bidirectional else 1
     states = []
-    for k, own_hx in enumerate(hx.split(directions)):
+    for k in range(layer.num_layers):
+        own_hx = map_states(hx, lambda state, k=k: state[k * directions : (k + 1) * directions])
         twin = type(layer)(x.shape[-1], H, bidirectional=layer.bidirectional, dtype=x.dtype)
         with torch.no_grad():
             own = layer.all_weights[k * directions : (k + 1) * directions]
             for p, value in zip(twin.parameters(), itertools.chain(*own), strict=True):
                 p.copy_(value)
-        x, h_n = one_by_one(twin, x, lengths, own_hx)
-        states.append(h_n)
-    return x, torch.cat(states)
+        x, last = one_by_one(twin, x, lengths, own_hx)
+        states.append(last)
+    return x, tree_map(lambda *each: torch.cat(each), *states)
 
 
 @pytest.mark.parametrize(
@@ -181,17 +189,21 @@ def layers_one_by_one(layer, x, lengths, hx):
         ("gru", 1, False, True),
         ("gru", 2, True, False),
         ("gru", 2, True, True),
+        ("lstm", 2, True, False),
+        ("lstm", 2, True, True),
     ],
 )
 def test_lengths(name, num_layers, bidirectional, with_hx):
-    model = Padded(KINDS[name], num_layers=num_layers, bidirectional=bidirectional)
+    kind = KINDS[name]
+    model = Padded(kind, num_layers=num_layers, bidirectional=bidirectional)
     states = num_layers * (2 if bidirectional else 1)
 
     def inputs(seq_len, lengths):
-        x, hx = torch.randn(seq_len, len(lengths), D), torch.randn(states, len(lengths), H)
+        x = torch.randn(seq_len, len(lengths), D)
+        hx = kind.states(torch.randn, states, len(lengths), H)
         return (x, torch.tensor(lengths), hx) if with_hx else (x, torch.tensor(lengths))
 
-    shapes = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC}, {1: DYNAMIC})
+    shapes = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC}, kind.states(lambda: {1: DYNAMIC}))
     run = with_onnxruntime(
         export(model, inputs(5, [2, 5, 0]), dynamic_shapes=shapes[: 2 + with_hx])
     )
@@ -199,14 +211,14 @@ def test_lengths(name, num_layers, bidirectional, with_hx):
     for seq_len, lengths in ((9, [4, 0, 9, 1]), (7, [3, 6]), (4, [0, 0, 0])):
         for _ in range(4):
             x, _, *hx = given = inputs(seq_len, lengths)
-            state = hx[0] if hx else torch.zeros(states, len(lengths), H)
+            state = hx[0] if hx else kind.states(torch.zeros, states, len(lengths), H)
             results = [run(*given)]
             with torch.no_grad():
                 for dtype in (torch.float32, torch.float64):
                     twin = as_nn(model.rnn, dtype)
-                    given = x.to(dtype), lengths, state.to(dtype)
-                    results.append(layers_one_by_one(twin, *given))
-            for name, ours, theirs, precise in zip(("output", "h_n"), *results, strict=True):
+                    own = map_states(state, lambda state, dtype=dtype: state.to(dtype))
+                    results.append(flat(layers_one_by_one(twin, x.to(dtype), lengths, own)))
+            for name, (ours, theirs, precise) in enumerate(zip(*results, strict=True)):
                 budget.add((seq_len, name), ours, theirs, precise.numpy())
     budget.check()
 
@@ -234,16 +246,16 @@ def test_other_dtypes(kind, dtype):
     else:
         results = with_onnxruntime(proto)(x)
     with torch.no_grad():
-        theirs = as_nn(layer, dtype)(x)
-    if kind.name == "gru":
+        theirs = flat(as_nn(layer, dtype)(x))
+    if kind.name != "rnn":
         with torch.no_grad():
-            precise = as_nn(layer, torch.float64)(x.double())
+            precise = flat(as_nn(layer, torch.float64)(x.double()))
         if dtype == torch.float64:  # both are as precise as the reference
             torch.testing.assert_close(tuple(results), precise, rtol=1e-12, atol=1e-12)
             return
         budget = ErrorBudget(dtype)
-        for name, *pair in zip(("output", "h_n"), results, theirs, precise, strict=True):
-            budget.add(name, *pair)
+        for name, own in enumerate(zip(results, theirs, precise, strict=True)):
+            budget.add(name, *own)
         budget.check()
         return
     weights = [exact(w.detach(), dtype) for w in layer.parameters()]
@@ -335,4 +347,4 @@ def test_token_ids(kind, with_output, bidirectional):
         ids[torch.arange(seq_len)[:, None] >= lengths] = 2**40
         with torch.no_grad():
             wanted = model(ids, lengths)
-        torch.testing.assert_close(run(ids, lengths), [*wanted] if with_output else [wanted])
+        torch.testing.assert_close(run(ids, lengths), tree_leaves(wanted))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import every_other, one_in
-from kinds import KINDS, of_kinds
+from cases import every_other, layer_of, one_in
+from kinds import KINDS, flat, of_kinds, tensors_in
 from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import ops
@@ -29,7 +29,9 @@ def stack_arguments(
         for place in range(0, 4 * directions, 4):
             parameters[place] = torch.randn(7, kind.gates * 6, dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
-    hx = torch.randn(num_layers * directions, batch, 6, dtype=torch.float64) if with_hx else None
+    shape = num_layers * directions, batch, 6
+    states = tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))
+    states = states if with_hx else [None] * len(states)
     sequence_layout = {
         "packed": BATCH_SIZES,
         "jagged": OFFSETS,
@@ -39,7 +41,7 @@ def stack_arguments(
     options = ops.BIAS | ops.WANT_HIDDEN
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
-    return x, hx, parameters, sequence_layout, reset, options
+    return x, *states, parameters, sequence_layout, reset, options
 
 
 def forward_checks(layout, with_hx):
@@ -58,7 +60,9 @@ IDS = LAYOUTS, (True,), (2,), (False, True), (False, True), (True,)
 @pytest.mark.parametrize(
     ("kind", "layout", "batch_first", "num_layers", "bidirectional", "with_hx", "tokens"),
     of_kinds(
-        rnn=[*one_in(4, *ROWS), *every_other(*IDS)], gru=[*one_in(8, *ROWS), *one_in(4, *IDS)]
+        rnn=[*one_in(4, *ROWS), *every_other(*IDS)],
+        gru=[*one_in(8, *ROWS), *one_in(4, *IDS)],
+        lstm=[*one_in(8, *ROWS), *one_in(4, *IDS)],
     ),
 )
 def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, tokens):
@@ -67,17 +71,28 @@ def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, 
     )
     forward, backward = operators(kind)
     torch.library.opcheck(forward, arguments, test_utils=forward_checks(layout, with_hx))
-    output, h_n, *hidden_and_kept = forward(*arguments)
+    output, last, hidden_and_kept = results_of(kind, forward(*arguments))
     want_input, layers = not tokens, list(range(num_layers))
     # The fake kernel handles incoming and requested gradients separately: three pairs cover both.
     for grads, want in (
-        ((output, None), (want_input, with_hx, layers)),
-        ((None, h_n), (False, False, layers[1:])),
-        ((output, h_n), (want_input, False, [])),
+        ((output, *[None] * len(last)), (want_input, with_hx, layers)),
+        ((None, *last), (False, False, layers[1:])),
+        ((output, *last), (want_input, False, [])),
     ):
-        torch.library.opcheck(
-            backward, (*grads, *arguments[:3], output, *hidden_and_kept, *arguments[3:], *want)
-        )
+        given = (*grads, *backward_arguments(arguments, output, hidden_and_kept), *want)
+        torch.library.opcheck(backward, given)
+
+
+def results_of(kind, results):
+    """Splits the results of a forward operator: output, the last states, hidden and kept."""
+    states = 1 + kind.has_cell_state
+    return results[0], results[1 : 1 + states], results[1 + states :]
+
+
+def backward_arguments(arguments, output, hidden_and_kept):
+    """Returns the arguments of a backward operator from input to options, given the forward's."""
+    ends = next(place for place, a in enumerate(arguments) if isinstance(a, list)) + 1
+    return (*arguments[:ends], output, *hidden_and_kept, *arguments[ends:])
 
 
 def operators(kind):
@@ -99,44 +114,49 @@ def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
     tests = forward_checks(layout, not shared)
     alone = options & ~ops.WANT_HIDDEN | ops.LAST_STATE
     torch.library.opcheck(forward, (*arguments, alone), test_utils=tests)
-    output, h_n, *hidden_and_kept = forward(*arguments, alone)
+    output, last, hidden_and_kept = results_of(kind, forward(*arguments, alone))
     assert output.shape == (0,)
     assert not any(hidden_and_kept)
     if not shared:
-        assert torch.equal(h_n, forward(*arguments, options)[1])
+        wanted = results_of(kind, forward(*arguments, options))[1]
+        assert all(map(torch.equal, last, wanted))
         return
-    torch.testing.assert_close(h_n, forward(*arguments, alone - ops.SHARE_PREFIXES)[1])
+    wanted = results_of(kind, forward(*arguments, alone - ops.SHARE_PREFIXES))[1]
+    torch.testing.assert_close(last, wanted)
     # The rows that sharing saves are never written, so no two runs return the same numbers.
     tests = [test for test in tests if "aot" not in test]
     torch.library.opcheck(forward, (*arguments, options, 2), test_utils=tests)
-    output, h_n, *hidden_and_kept = forward(*arguments, options, 2)
-    rest = (*arguments[:3], output, *hidden_and_kept, *arguments[3:], options)
-    torch.library.opcheck(backward, (None, h_n, *rest, False, False, [0, 1], 2))
+    output, last, hidden_and_kept = results_of(kind, forward(*arguments, options, 2))
+    rest = backward_arguments((*arguments, options), output, hidden_and_kept)
+    torch.library.opcheck(backward, (None, *last, *rest, False, False, [0, 1], 2))
 
 
-@pytest.mark.parametrize("cell", ["tanh", "relu", "gru"])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradcheck(cell, bidirectional, packed):
     """First and second derivatives are right in float64, with respect to all inputs at once."""
-    kind = KINDS["gru" if cell == "gru" else "rnn"]
-    options = kind.known({"nonlinearity": cell}) | {"bidirectional": bidirectional}
+    name, options = layer_of(cell)
+    kind, options = KINDS[name], options | {"bidirectional": bidirectional}
     module = kind.layer(2, 3, num_layers=2, dtype=torch.float64, **options)
     names = [name for name, _ in module.named_parameters()]
     values = [p.detach().clone().requires_grad_() for p in module.parameters()]
     shape = (9, 2) if packed else (4, 3, 2)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    hx = torch.randn(4 if bidirectional else 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    states = 4 if bidirectional else 2
+    hx = kind.states(torch.randn, states, 3, 3, dtype=torch.float64, requires_grad=True)
+    given = (x, *tensors_in(hx), *values)
 
-    def run(x, hx, *values):
+    def run(x, *given):
         input = PackedSequence(x, BATCH_SIZES) if packed else x
-        parameters = dict(zip(names, values, strict=True))
-        output, h_n = torch.func.functional_call(module, parameters, (input, hx))
-        return output.data if packed else output, h_n
+        hx = given[:2] if kind.has_cell_state else given[0]
+        parameters = dict(zip(names, given[-len(names) :], strict=True))
+        output, *last = flat(torch.func.functional_call(module, parameters, (input, hx)))
+        return output.data if packed else output, *last
 
     # By default gradcheck runs all its checks, undefined gradients and determinism included.
-    assert torch.autograd.gradcheck(run, (x, hx, *values))
-    assert torch.autograd.gradgradcheck(run, (x, hx, *values), fast_mode=True)
+    assert torch.autograd.gradcheck(run, given)
+    assert torch.autograd.gradgradcheck(run, given, fast_mode=True)
 
 
 def test_a_tensor_given_twice_gets_both_derivatives(kind):
@@ -159,13 +179,13 @@ def test_only_what_requires_a_gradient_gets_one(kind):
     module.requires_grad_(False)
     assert not module(x)[0].requires_grad
     module.bias_hh_l0.requires_grad_(True)
-    module(x)[1].sum().backward()
+    flat(module(x))[1].sum().backward()
     assert module.bias_hh_l0.grad is not None
     assert module.weight_hh_l0.grad is None
-    hx = torch.randn(1, 3, 6, requires_grad=True)
+    hx = kind.states(torch.randn, 1, 3, 6, requires_grad=True)
     module.requires_grad_(False)
     module(x, hx)[0].sum().backward()
-    assert hx.grad is not None
+    assert all(state.grad is not None for state in tensors_in(hx))
 
 
 def test_transforms_of_a_cell(kind):
@@ -186,7 +206,8 @@ def good(kind):
     rows = kind.gates * 5
     weights = [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows)]
     more = {"sequence_layout": None, "reset": None, "options": ops.BIAS | ops.WANT_HIDDEN}
-    return {"input": X, "hx": None, "weights": weights} | more
+    states = {"hx": None, "cx": None} if kind.has_cell_state else {"hx": None}
+    return {"input": X, **states, "weights": weights} | more
 
 
 PACKED_ROWS = {"input": X[0], "options": ops.BIAS | ops.PACKED}
@@ -246,13 +267,39 @@ def test_the_forward_operator_checks_for_itself(kind, changes, text):
     arguments = good(kind)
     if callable(changes.get("weights")):
         changes = changes | {"weights": changes["weights"](arguments["weights"])}
+    if kind.has_cell_state and "hx" in changes:
+        changes = changes | {"cx": H_N}
     with pytest.raises(RuntimeError, match=text.replace("ROWS", str(kind.gates * 5))):
         operators(kind)[0](**arguments | changes)
 
 
-def test_the_forward_operator_of_grus_has_no_relu():
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_the_forward_operators_with_gates_have_no_relu(name):
+    kind = KINDS[name]
     with pytest.raises(RuntimeError, match="options"):
-        ops.gru_forward(**good(KINDS["gru"]) | {"options": ops.BIAS | ops.RELU})
+        operators(kind)[0](**good(kind) | {"options": ops.BIAS | ops.RELU})
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        ({"hx": H_N}, "hx and cx must be given together"),
+        ({"cx": H_N}, "hx and cx must be given together"),
+        ({"hx": H_N, "cx": H_N[:, 1:]}, r"cx must have shape \(1, 2, 5\), got \(1, 1, 5\)"),
+        ({"hx": H_N, "cx": H_N.double()}, "cx must have the dtype of"),
+    ],
+)
+def test_the_operators_of_lstms_check_cell_states(states, text):
+    kind = KINDS["lstm"]
+    arguments = good(kind)
+    results = ops.lstm_forward(**arguments)
+    with pytest.raises(RuntimeError, match=text):
+        ops.lstm_forward(**arguments | states)
+    output, last, hidden_and_kept = results_of(kind, results)
+    given = tuple((arguments | states).values())
+    rest = backward_arguments(given, output, hidden_and_kept)
+    with pytest.raises(RuntimeError, match=text):
+        ops.lstm_backward(output, *last, *rest, True, False, [0])
 
 
 def test_the_forward_operators_refuse_weights_of_the_other_kind(kind):
@@ -274,20 +321,29 @@ def test_the_forward_operators_refuse_weights_of_the_other_kind(kind):
 def test_the_backward_operator_checks_for_itself(
     kind, grad_output, grad_h_n, output, hidden, layers, text
 ):
-    x, hx, weights, *rest = good(kind).values()
-    kept = [] if kind.name == "rnn" else [[torch.zeros(5, 2, 4 * 5)]]
-    results = grad_output, grad_h_n, x, hx, weights, output, hidden, *kept
+    blocks = ops.KEPT[kind.name]
+    kept = [[torch.zeros(5, 2, blocks * 5)]] if blocks else []
+    grads = grad_output, grad_h_n, *[None] * kind.has_cell_state
+    rest = backward_arguments((*good(kind).values(),), output, [hidden, *kept])
     with pytest.raises(RuntimeError, match=text):
-        operators(kind)[1](*results, *rest, True, False, layers)
+        operators(kind)[1](*grads, *rest, True, False, layers)
 
 
+@pytest.mark.parametrize("name", ["gru", "lstm"])
 @pytest.mark.parametrize(
-    "kept",
-    [[], [torch.zeros(5, 2, 15)], [torch.zeros(5, 2, 20).double()], [torch.zeros(5, 2, 20)] * 2],
+    "change",
+    [
+        lambda kept: [],
+        lambda kept: [kept[..., 5:]],
+        lambda kept: [kept.double()],
+        lambda kept: [kept] * 2,
+    ],
     ids=["none", "too narrow", "another dtype", "too many"],
 )
-def test_the_backward_operator_checks_what_the_cell_kept(kept):
-    x, hx, weights, *rest = good(KINDS["gru"]).values()
-    results = OUTPUT, H_N, x, hx, weights, OUTPUT, []
+def test_the_backward_operator_checks_what_the_cell_kept(name, change):
+    kind = KINDS[name]
+    kept = change(torch.zeros(5, 2, ops.KEPT[name] * 5))
+    grads = OUTPUT, H_N, *[None] * kind.has_cell_state
+    rest = backward_arguments((*good(kind).values(),), OUTPUT, [[], kept])
     with pytest.raises(RuntimeError, match="kept must"):
-        ops.gru_backward(*results, kept, *rest, True, False, [0])
+        operators(kind)[1](*grads, *rest, True, False, [0])

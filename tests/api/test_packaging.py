@@ -26,7 +26,9 @@ import torch, namernn_fast
 print(namernn_fast.__file__)
 options = dict(num_layers=2, bidirectional=True)
 for fused, plain in (
-    (namernn_fast.FusedRNN, torch.nn.RNN), (namernn_fast.FusedGRU, torch.nn.GRU)
+    (namernn_fast.FusedRNN, torch.nn.RNN),
+    (namernn_fast.FusedGRU, torch.nn.GRU),
+    (namernn_fast.FusedLSTM, torch.nn.LSTM),
 ):
     ours, theirs = fused(3, 20, **options), plain(3, 20, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -34,9 +36,10 @@ for fused, plain in (
     print(namernn_fast.explain(ours, x))
     results = []
     for module in (ours, theirs):
-        output, h_n = module(x)
-        (output.square().sum() + h_n.sum()).backward()
-        results.append([output, h_n, *(p.grad for p in module.parameters())])
+        output, states = module(x)
+        last = states if isinstance(states, tuple) else (states,)
+        (output.square().sum() + sum(state.sum() for state in last)).backward()
+        results.append([output, *last, *(p.grad for p in module.parameters())])
     torch.testing.assert_close(*results)
 """
 

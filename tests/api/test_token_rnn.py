@@ -1,13 +1,15 @@
-"""`TokenRNN` and `TokenGRU`: an embedding and a layer as one module, and what users do with it."""
+"""`TokenRNN`, `TokenGRU`, `TokenLSTM`: an embedding and a layer as one module."""
 
 import copy
 
 import pytest
 import torch
+from kinds import map_states, tensors_in
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves, tree_map
 
 from namernn_fast import (
     availability,
@@ -35,6 +37,7 @@ def of_parts(model, ids, *arguments, **more):
 def gradients(results, model):
     """Returns the gradient of each parameter for a randomly weighted sum of the results."""
     generator = torch.Generator().manual_seed(1)
+    results = tree_leaves(results)
     weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
     return torch.autograd.grad(results, [*model.parameters()], weights, allow_unused=True)
 
@@ -51,8 +54,8 @@ def check(model, ids=IDS, *arguments, twin=None, **more):
 
 
 def stacked(results):
-    """Stacks the results of several calls, each a tuple."""
-    return tuple(map(torch.stack, zip(*results, strict=True)))
+    """Stacks the results of several calls."""
+    return tree_map(lambda *each: torch.stack(each), *results)
 
 
 @pytest.mark.parametrize("padding_idx", [None, 0, -2])
@@ -63,7 +66,8 @@ def test_it_is_the_layer_on_the_embedding(kind, padding_idx, bidirectional):
     )
     ids = IDS.T.contiguous()
     check(own, ids)
-    check(own, ids, torch.randn(4 if bidirectional else 2, B, H, dtype=torch.float64))
+    hx = kind.states(torch.randn, 4 if bidirectional else 2, B, H, dtype=torch.float64)
+    check(own, ids, hx)
     check(own, ids, lengths=[T, 0, 3])
     check(own, ids, reset=torch.rand(B, T) < 0.3)
 
@@ -74,13 +78,14 @@ def test_packed_and_jagged(kind, fused):
     own.embedding.scale_grad_by_freq = not fused
     assert (own.why_not_fused() is None) == fused
     packed = pack_sequence([IDS[:3, 0], IDS[:, 1], IDS[:1, 2]], enforce_sorted=False)
-    output, h_n = own(packed)
+    output, last = own(packed)
     wanted, states = own.rnn(packed._replace(data=own.embedding(packed.data)))
-    torch.testing.assert_close((output.data, h_n), (wanted.data, states), **EXACT)
+    torch.testing.assert_close((output.data, last), (wanted.data, states), **EXACT)
     torch.testing.assert_close(own.last_state(packed), states, **EXACT)
     jagged = torch.nested.nested_tensor([IDS[:3, 0], IDS[:, 1]], layout=torch.jagged)
-    torch.testing.assert_close(own(jagged)[1], states[:, :2], **EXACT)
-    torch.testing.assert_close(own.last_state(jagged), states[:, :2], **EXACT)
+    states = map_states(states, lambda state: state[:, :2])
+    torch.testing.assert_close(own(jagged)[1], states, **EXACT)
+    torch.testing.assert_close(own.last_state(jagged), states, **EXACT)
 
 
 def test_parameters_are_those_of_the_parts(kind):
@@ -99,7 +104,7 @@ def test_parameters_are_those_of_the_parts(kind):
 def test_options_reach_both_parts(kind):
     nonlinearity = ("relu",) if kind.name == "rnn" else ()
     own = kind.tokens(V, D, H, 3, *nonlinearity, False, True, 0.5, True, dtype=torch.bfloat16)
-    mode = "RNN_RELU" if kind.name == "rnn" else "GRU"
+    mode = "RNN_RELU" if kind.name == "rnn" else kind.name.upper()
     assert (own.rnn.num_layers, own.rnn.mode, own.rnn.bias) == (3, mode, False)
     assert (own.rnn.batch_first, own.rnn.dropout, own.rnn.bidirectional) == (True, 0.5, True)
     assert {p.dtype for p in own.parameters()} == {torch.bfloat16}
@@ -116,7 +121,7 @@ def test_training_moves_both_parts(kind):
         optimizer = torch.optim.Adam(module.parameters())
         for _ in range(5):
             optimizer.zero_grad()
-            run(IDS).square().sum().backward()
+            sum(state.square().sum() for state in tensors_in(run(IDS))).backward()
             optimizer.step()
     for mine, other in zip(own.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
@@ -153,12 +158,12 @@ def test_a_forward_set_on_the_layer_gets_rows(kind):
 def test_a_backward_hook_of_the_embedding_runs(kind):
     own, calls = model(kind), []
     own.embedding.register_full_backward_hook(lambda *arguments: calls.append(arguments))
-    own(IDS)[1].sum().backward()
+    own(IDS)[0].sum().backward()
     assert len(calls) == 1
 
 
 def double_all(module, inputs, results):
-    return 2 * results if torch.is_tensor(results) else tuple(2 * r for r in results)
+    return tree_map(lambda result: 2 * result, results)
 
 
 def double_forward(module):
@@ -209,7 +214,7 @@ def test_last_state_of_pruned_weights(kind, whole):
     for _ in range(2):  # training steps
         last = run()
         torch.testing.assert_close(last, own.rnn(rows)[1])
-        last.sum().backward()
+        tensors_in(last)[0].sum().backward()
         with torch.no_grad():
             own.rnn.weight_hh_l0_orig.mul_(1.5)
 
@@ -250,7 +255,8 @@ def test_vmap_over_ids(kind, in_dims):
     with torch.no_grad():
         torch.testing.assert_close(vmap(own.last_state, in_dims)(ids), wanted[1], **EXACT)
     nested = vmap(vmap(own.last_state, 1), 0, 1)(ids.unsqueeze(0))
-    torch.testing.assert_close(nested.squeeze(1), torch.stack([own(i)[1] for i in ids.unbind(1)]))
+    nested = map_states(nested, lambda state: state.squeeze(1))
+    torch.testing.assert_close(nested, stacked([own(i)[1] for i in ids.unbind(1)]))
 
 
 def test_vmap_over_lengths(kind):
@@ -276,10 +282,9 @@ class Methods(nn.Module):
 
 
 def called(module, method, parameters, ids):
-    """Calls a method with other parameters, and returns its results as a tuple."""
+    """Calls a method with other parameters, and returns its results as a flat list."""
     named = {f"m.{name}": parameter for name, parameter in parameters.items()}
-    results = functional_call(Methods(module, method), named, (ids,))
-    return results if method == "forward" else (results,)
+    return tree_leaves(functional_call(Methods(module, method), named, (ids,)))
 
 
 @pytest.mark.parametrize("method", ["forward", "last_state"])
@@ -359,18 +364,24 @@ def test_explain(kind):
     assert "not last state: the backward pass reads the output" in str(explained)
     with torch.autocast("cpu", torch.bfloat16):
         explained = explain(own, ids, last_state=True)
-        if kind.name == "rnn":
-            assert explained.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
-            assert "not in torch.bfloat16" in explained.why_no_shortcut["shared prefixes"]
-        else:  # torch has no rule for nn.GRU on a CPU
+        if kind.name == "gru":  # torch has no rule for it on a CPU
             assert explained.path == kernel
             assert "shared prefixes" in explained.shortcuts
+        else:
+            assert explained.path == f"cpu {ops.cpu_kernel(torch.bfloat16)}"
+            assert "not in torch.bfloat16" in explained.why_no_shortcut["shared prefixes"]
     dropped, hooked = kind.tokens(9, D, 64, 2, dropout=0.5), kind.tokens(9, D, 64)
     hooked.embedding.register_forward_hook(lambda *arguments: None)
     for layer, input, more, name, reason in (
         (own, ids[:, :1], {}, "table", "multiplying 5 ids is less work than multiplying 9 rows"),
         (own, ids[:, :1], {}, "shared prefixes", "it pays off from 128 sequences, not for 1"),
-        (own, ids, {"hx": torch.zeros(1, 200, 64)}, "shared prefixes", "its own initial state"),
+        (
+            own,
+            ids,
+            {"hx": kind.states(torch.zeros, 1, 200, 64)},
+            "shared prefixes",
+            "its own initial state",
+        ),
         (own, ids, {"reset": ids > 9}, "shared prefixes", "reset restarts sequences"),
         (dropped, ids, {}, "last state", "dropout needs the output of each layer"),
         (hooked, ids, {}, "table", "the embedding has hooks"),

@@ -1,12 +1,14 @@
 """PyTorch's module checks (its test_modules.py), on its inputs: our modules against torch's."""
 
 import copy
+import functools
 import io
 import itertools
 import pickle
 
 import pytest
 import torch
+from kinds import map_states
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
@@ -64,11 +66,19 @@ def pairs(base, dtype, training, requires_grad=False, in_a_batch=True):
         if in_a_batch and not isinstance(args[0], PackedSequence):
             states_dim = 1 if base in LAYERS else 0
             dims = (0 if made.kwargs.get("batch_first") else states_dim, states_dim)
-            batched = [
-                torch.stack([arg, -arg, arg.flip(-1)], dim).detach().requires_grad_(requires_grad)
-                for arg, dim in zip(args, dims, strict=False)
-            ]
-            yield ours, theirs, tuple(batched)
+
+            def batch(t, dim):
+                of_three = torch.stack([t, -t, t.flip(-1)], dim)
+                return of_three.detach().requires_grad_(requires_grad)
+
+            yield (
+                ours,
+                theirs,
+                tuple(
+                    map_states(arg, functools.partial(batch, dim=dim))
+                    for arg, dim in zip(args, dims, strict=False)
+                ),
+            )
 
 
 def tensors(*trees):
@@ -237,7 +247,7 @@ def test_non_contiguous_tensors(base, dtype, training):
         own_grads = (grads, changed(grads, non_contiguous))
         assert not any(t.is_contiguous() for t in tensors(own_args[1], own_grads[1]))
         precise = None
-        if base in (torch.nn.GRU, torch.nn.GRUCell) and dtype == torch.float32:
+        if base not in (torch.nn.RNN, torch.nn.RNNCell) and dtype == torch.float32:
             double = copy.deepcopy(theirs).double()
             precise = run(double, changed(args, Tensor.double), [g.double() for g in grads])
         for pair in itertools.product(own_args, own_grads):
@@ -278,7 +288,7 @@ def test_grad(base, dtype, training):
 @cases(torch.float64)
 def test_gradgrad(base, dtype, training):
     samples = pairs(base, dtype, training, requires_grad=True, in_a_batch=False)
-    if base is torch.nn.GRU:
+    if base in (torch.nn.GRU, torch.nn.LSTM):
         samples = itertools.islice(samples, 0, None, 3)
     check_gradients(torch.autograd.gradgradcheck, samples, every=7)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_leaves
 
 from namernn_fast import batch_invariant, replace_rnn, restore_rnn
 
@@ -23,8 +24,8 @@ class Model(nn.Module):
         self.cell = kind.cell(4, 5)
 
     def forward(self, x):
-        output, h_n = self.layer(x)
-        return output, self.cell(h_n[0])
+        output, states = self.layer(x)
+        return output, states, self.cell(output[:, -1])
 
 
 class Packed(nn.Module):
@@ -35,8 +36,8 @@ class Packed(nn.Module):
         self.layer = kind.layer(3, 4)
 
     def forward(self, data, batch_sizes):
-        output, h_n = self.layer(PackedSequence(data, batch_sizes))
-        return output.data, h_n
+        output, states = self.layer(PackedSequence(data, batch_sizes))
+        return output.data, states
 
 
 class WithLengths(Packed):
@@ -57,7 +58,7 @@ def same_gradients(ours, theirs, *inputs):
     """Asserts equal results of two modules, and equal gradients of parameters of the same name."""
     for module in (ours, theirs):
         module.zero_grad()
-        results = module(*inputs)
+        results = tree_leaves(module(*inputs))
         torch.autograd.backward(results, [torch.ones_like(result) for result in results])
     torch.testing.assert_close(ours(*inputs), theirs(*inputs))
     wanted = dict(theirs.named_parameters())
@@ -162,7 +163,8 @@ def per_sample(module, input, **more):
 @pytest.mark.parametrize("tokens", [False, True])
 def test_expanded_weights(kind, tokens):
     """Torch's per-sample gradients work, though they know only the operators of `nn.RNN`."""
-    module, x = kind.layer(3, 4, 2, batch_first=True, bidirectional=True), torch.randn(5, 6, 3)
+    module = kind.layer(3, 4, 2, batch_first=True, bidirectional=True)
+    x = torch.randn(5, 6, 3, requires_grad=True)  # otherwise nn.LSTM would run oneDNN's operator
     if tokens:
         module, x = kind.tokens(7, 3, 4, 2, batch_first=True), torch.randint(7, (5, 6))
     per_sample(module, x)[0].sum().backward()
@@ -191,20 +193,21 @@ def test_older_onnx_exporter(kind, with_hx):
     """The older ONNX exporter passes a top-level module all arguments by position."""
     onnxruntime = pytest.importorskip("onnxruntime")
     module, file = kind.layer(3, 4, batch_first=True), io.BytesIO()
-    hx = [torch.randn(1, 2, 4)] * with_hx
-    names = ["x", "hx"][: 1 + with_hx]
+    hx = [kind.states(torch.randn, 1, 2, 4)] * with_hx
+    names = ["x", "hx", "cx"][: len(tree_leaves((XS[0], *hx)))]
     torch.onnx.export(
         module,
         (XS[0], *hx),
         file,
         dynamo=False,
         input_names=names,
-        dynamic_axes={"x": [0, 1], "hx": [1]},
+        dynamic_axes={name: [0, 1] if name == "x" else [1] for name in names},
     )
     session = onnxruntime.InferenceSession(file.getvalue())
     x = XS[1][:2]
-    got = session.run(None, {k: v.numpy() for k, v in zip(names, (x, *hx), strict=True)})
-    for value, wanted in zip(got, module(x, *hx), strict=True):
+    feed = zip(names, tree_leaves((x, *hx)), strict=True)
+    got = session.run(None, {name: value.numpy() for name, value in feed})
+    for value, wanted in zip(got, tree_leaves(module(x, *hx)), strict=True):
         torch.testing.assert_close(torch.from_numpy(value), wanted.detach())
 
 
@@ -236,7 +239,7 @@ def test_fx_records_hx_and_lengths(kind):
             return self.layer(x, hx, lengths=lengths), self.layer(XS[0].transpose(0, 1), hx)
 
     module = WithHx(kind)
-    given = torch.randn(6, 2, 3), torch.randn(1, 2, 4), torch.tensor([4, 6])
+    given = torch.randn(6, 2, 3), kind.states(torch.randn, 1, 2, 4), torch.tensor([4, 6])
     torch.testing.assert_close(torch.fx.symbolic_trace(module)(*given), module(*given))
 
 
@@ -255,6 +258,6 @@ def test_quantization(kind):
     assert [type(module) for module in quantize_dynamic(model)] == [kind.cell, kind.layer]
     cell, layer = quantize_dynamic(restore_rnn(copy.deepcopy(model)))
     assert type(cell) is getattr(quantized, kind.nn_cell.__name__)
-    assert type(layer) is {"rnn": nn.RNN, "gru": quantized.GRU}[kind.name]
+    assert type(layer) is {"rnn": nn.RNN, "gru": quantized.GRU, "lstm": quantized.LSTM}[kind.name]
     torch.testing.assert_close(cell(XS[0][0]), model[0](XS[0][0]), rtol=0, atol=0.05)
     torch.testing.assert_close(layer(XS[0]), model[1](XS[0]), rtol=0, atol=0.05)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from kinds import flat, tensors_in
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_map
 
 from namernn_fast import availability, ops
 
@@ -11,15 +13,20 @@ K = 3
 STACK = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
 
 
-def inputs(batch_first=False, mapped=K):
+def inputs(kind, batch_first=False, mapped=K):
     lead = (mapped,) if mapped else ()
     x = torch.randn(*lead, *((4, 6, 3) if batch_first else (6, 4, 3)), dtype=torch.float64)
-    return x, torch.randn(*lead, 4, 4, 5, dtype=torch.float64)
+    return x, kind.states(torch.randn, *lead, 4, 4, 5, dtype=torch.float64)
 
 
 def stacked(each, dim=0):
     """Returns the results of several calls, stacked as vmap stacks them."""
-    return tuple(torch.stack(results, dim) for results in zip(*each, strict=True))
+    return tree_map(lambda *results: torch.stack(results, dim), *each)
+
+
+def one_of(k, given):
+    """Returns the `k`th of mapped arguments, each a tensor or a pair of states."""
+    return tree_map(lambda tensor: tensor[k], given)
 
 
 def count_calls(kind, monkeypatch):
@@ -36,19 +43,20 @@ def count_calls(kind, monkeypatch):
 def test_over_inputs_and_states(kind, batch_first, in_dims, out_dims, monkeypatch):
     """Mapped inputs and states take one fused call."""
     module = kind.layer(3, 5, batch_first=batch_first, **STACK)
-    pairs = [inputs(batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
-    for tensor in pairs:
+    pairs = [inputs(kind, batch_first, K if dim == 0 else None)[i] for i, dim in enumerate(in_dims)]
+    for tensor in flat(pairs):
         tensor.requires_grad_()
     calls = count_calls(kind, monkeypatch)
     got = vmap(module, in_dims, out_dims)(*pairs)
     assert len(calls) == (1 if availability.HAS_EXTENSION else 0)
     each = [
-        module(*(t if dim is None else t[k] for t, dim in zip(pairs, in_dims, strict=True)))
+        module(*(t if dim is None else one_of(k, t) for t, dim in zip(pairs, in_dims, strict=True)))
         for k in range(K)
     ]
     wanted = stacked(each, out_dims)
     torch.testing.assert_close(got, wanted)
-    leaves = [*pairs, *module.parameters()]
+    leaves = [*flat(pairs), *module.parameters()]
+    got, wanted = flat(got), flat(wanted)
     weights = [torch.randn_like(w) for w in wanted]
     torch.testing.assert_close(
         torch.autograd.grad(got, leaves, weights), torch.autograd.grad(wanted, leaves, weights)
@@ -57,7 +65,7 @@ def test_over_inputs_and_states(kind, batch_first, in_dims, out_dims, monkeypatc
 
 def test_over_lengths_and_resets(kind):
     module = kind.layer(3, 5, **STACK)
-    x, hx = inputs()
+    x, hx = inputs(kind)
     lengths = torch.tensor([[6, 0, 3, 6], [1, 2, 3, 4], [6, 6, 6, 5]])
     reset = torch.rand(K, 6, 4) < 0.3
     for given, dims in (((lengths, reset), (0, 0)), ((lengths[1], reset), (None, 0))):
@@ -67,7 +75,10 @@ def test_over_lengths_and_resets(kind):
 
         got = vmap(run, (0, 0, *dims))(x, hx, *given)
         each = [
-            run(x[k], hx[k], *(g if d is None else g[k] for g, d in zip(given, dims, strict=True)))
+            run(
+                *one_of(k, (x, hx)),
+                *(g if d is None else g[k] for g, d in zip(given, dims, strict=True)),
+            )
             for k in range(K)
         ]
         torch.testing.assert_close(got, stacked(each))
@@ -76,16 +87,16 @@ def test_over_lengths_and_resets(kind):
 def test_over_the_data_of_a_packed_sequence(kind):
     module = kind.layer(3, 5, **STACK)
     lengths = [6, 4, 4, 1]
-    x, hx = inputs()
+    x, hx = inputs(kind)
     packed = [pack_padded_sequence(one, lengths) for one in x]
     sizes = packed[0].batch_sizes
 
     def run(data, hx):
-        output, h_n = module(PackedSequence(data, sizes), hx)
-        return output.data, h_n
+        output, last = module(PackedSequence(data, sizes), hx)
+        return output.data, last
 
     data = torch.stack([p.data for p in packed])
-    each = [run(data[k], hx[k]) for k in range(K)]
+    each = [run(*one_of(k, (data, hx))) for k in range(K)]
     torch.testing.assert_close(vmap(run)(data, hx), stacked(each))
 
 
@@ -94,7 +105,7 @@ def test_over_models(kind, of_each, monkeypatch):
     """An ensemble takes one fused call per model, and trains as its models do separately."""
     models = [kind.layer(3, 5, **STACK) for _ in range(K)]
     params, buffers = stack_module_state(models)
-    x, hx = inputs(mapped=K if of_each else None)
+    x, hx = inputs(kind, mapped=K if of_each else None)
     calls = count_calls(kind, monkeypatch)
 
     def run(params, x, hx):
@@ -103,11 +114,11 @@ def test_over_models(kind, of_each, monkeypatch):
     dims = (0, 0, 0) if of_each else (0, None, None)
     got = vmap(run, dims)(params, x, hx)
     assert len(calls) == (K if availability.HAS_EXTENSION else 0)
-    each = [m(x[k], hx[k]) if of_each else m(x, hx) for k, m in enumerate(models)]
+    each = [m(*one_of(k, (x, hx)) if of_each else (x, hx)) for k, m in enumerate(models)]
     wanted = stacked(each)
     torch.testing.assert_close(got, wanted)
-    sum(r.square().sum() for r in got).backward()
-    sum(r.square().sum() for r in wanted).backward()
+    for results in (got, wanted):
+        sum(r.square().sum() for r in flat(results)).backward()
     for name, together in params.items():
         own = torch.stack([dict(m.named_parameters())[name].grad for m in models])
         torch.testing.assert_close(together.grad, own)
@@ -117,9 +128,8 @@ def test_vmap_in_vmap_and_cells(kind):
     module = kind.layer(3, 5, **STACK)
     x = torch.randn(2, K, 6, 4, 3, dtype=torch.float64)
     nested = vmap(vmap(lambda x: module(x)[1]))(x)
-    torch.testing.assert_close(
-        nested, torch.stack([torch.stack([module(one)[1] for one in row]) for row in x])
-    )
+    wanted = stacked([stacked([module(one)[1] for one in row]) for row in x])
+    torch.testing.assert_close(nested, wanted)
     cell = kind.cell(3, 5, dtype=torch.float64)
     rows = torch.randn(7, 3, dtype=torch.float64)
     torch.testing.assert_close(vmap(cell)(rows), cell(rows))
@@ -128,16 +138,16 @@ def test_vmap_in_vmap_and_cells(kind):
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_per_sample_gradients(kind, with_hx):
     module = kind.layer(3, 5, **STACK)
-    x, hx = inputs()
+    x, hx = inputs(kind)
     params = {name: p.detach() for name, p in module.named_parameters()}
 
     def loss(params, x, hx):
-        output, h_n = functional_call(module, params, (x, hx) if with_hx else (x,))
-        return output.square().sum() + h_n.sum()
+        output, last = functional_call(module, params, (x, hx) if with_hx else (x,))
+        return output.square().sum() + sum(state.sum() for state in tensors_in(last))
 
     got = vmap(grad(loss), (None, 0, 0))(params, x, hx)
     for k in range(K):
-        wanted = grad(loss)(params, x[k], hx[k])
+        wanted = grad(loss)(params, *one_of(k, (x, hx)))
         for name, value in wanted.items():
             torch.testing.assert_close(got[name][k], value)
 

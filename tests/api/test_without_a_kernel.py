@@ -1,4 +1,4 @@
-"""GRUs on devices without a fused kernel: torch's own operator, and what it leaves to reference.py.
+"""GRUs and LSTMs without a fused kernel: torch's own operator, and what reference.py computes.
 
 The CPU is such a device if the C++ extension is missing, and the meta device always is. Reading a
 value of a tensor there is an error, so a call that works on it waits for no device.
@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import every_other
+from kinds import KINDS, flat, map_states, of_kinds, tensors_in
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
+from torch.utils._pytree import tree_map
 
-from namernn_fast import FusedGRU, TokenGRU, availability, batch_invariant, native, reference
+from namernn_fast import availability, batch_invariant, native, reference
 
 D, H, T, B = 3, 4, 6, 5
 LENGTHS = (4, 0, 6, 1, 4)
@@ -44,46 +46,47 @@ def paths(monkeypatch):
     return taken
 
 
-def twins(**options):
-    theirs = torch.nn.GRU(D, H, dtype=torch.float64, **options)
-    ours = FusedGRU(D, H, dtype=torch.float64, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
+@pytest.fixture(params=["gru", "lstm"])
+def kind(request):
+    return KINDS[request.param]
 
 
-def inputs(layer, with_hx=True):
+def twins(kind, **options):
+    return kind.twins(D, H, dtype=torch.float64, **options)
+
+
+def inputs(kind, layer, with_hx=True):
     """Returns padded input and initial states that need gradients."""
     shape = (B, T, D) if layer.batch_first else (T, B, D)
     states = layer.num_layers * (2 if layer.bidirectional else 1)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    hx = torch.randn(states, B, H, dtype=torch.float64, requires_grad=True) if with_hx else None
-    return x, hx
+    hx = kind.states(torch.randn, states, B, H, dtype=torch.float64, requires_grad=True)
+    return x, hx if with_hx else None
 
 
 def gradients(results, leaves):
     """Returns the gradients of a randomly weighted sum of the results."""
     generator = torch.Generator().manual_seed(1)
+    results = flat(results)
     weights = [torch.randn(r.shape, dtype=r.dtype, generator=generator) for r in results]
     return torch.autograd.grad(results, leaves, weights, allow_unused=True)
 
 
 def one_by_one(layer, x, hx):
-    """Runs `nn.GRU` on each sequence alone; an empty one gives zero output and keeps its state."""
+    """Runs torch's layer on each sequence; an empty one gives zero output and keeps its states."""
     x = x.transpose(0, 1) if layer.batch_first else x
     outputs, states = [], []
     for b, length in enumerate(LENGTHS):
-        output, h_n = (
-            x.new_zeros(0, layer.hidden_size * (2 if layer.bidirectional else 1)),
-            hx[:, b],
-        )
+        output = x.new_zeros(0, layer.hidden_size * (2 if layer.bidirectional else 1))
+        last = map_states(hx, lambda state, b=b: state[:, b : b + 1].contiguous())
         if length:
             sequence = x[:length, b].unsqueeze(0 if layer.batch_first else 1)
-            output, h_n = layer(sequence, hx[:, b : b + 1].contiguous())
-            output, h_n = output.flatten(0, 1), h_n[:, 0]
-        outputs.append(output)
-        states.append(h_n)
+            output, last = layer(sequence, last)
+        outputs.append(output.flatten(0, -2))
+        states.append(last)
     padded = torch.nn.functional.pad(pad_sequence(outputs), (0, 0, 0, 0, 0, T - max(LENGTHS)))
-    return padded.transpose(0, 1) if layer.batch_first else padded, torch.stack(states, 1)
+    states = tree_map(lambda *each: torch.cat(each, 1), *states)
+    return padded.transpose(0, 1) if layer.batch_first else padded, states
 
 
 def past_the_end(layer):
@@ -94,83 +97,94 @@ def past_the_end(layer):
 @pytest.mark.parametrize("layout", ["dense", "packed", "packed unsorted"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("batch_first", "with_hx"), [(False, True), (True, False)])
-def test_dense_and_packed_are_the_calls_of_torch(paths, layout, options, batch_first, with_hx):
-    """Results, gradients and their derivatives have the bits of `nn.GRU`."""
+def test_dense_and_packed_are_the_calls_of_torch(
+    kind, paths, layout, options, batch_first, with_hx
+):
+    """Results, gradients and their derivatives have the bits of torch's layer."""
     results = []
-    for module in twins(batch_first=batch_first, **options):
+    for module in twins(kind, batch_first=batch_first, **options):
         torch.manual_seed(0)
-        x, hx = inputs(module, with_hx)
+        x, hx = inputs(kind, module, with_hx)
         input = x
         if layout != "dense":
             lengths = (6, 4, 4, 3, 1) if layout == "packed" else (4, 3, 6, 1, 4)
             sorts = {"batch_first": batch_first, "enforce_sorted": layout == "packed"}
             input = pack_padded_sequence(x, torch.tensor(lengths), **sorts)
-        output, h_n = module(input, hx)
+        output, *last = flat(module(input, hx))
         output = output.data if layout != "dense" else output
-        leaves = [x, *([hx] if with_hx else []), *module.parameters()]
-        first = torch.autograd.grad((output * output).sum() + h_n.sum(), leaves, create_graph=True)
+        leaves = [x, *tensors_in(hx), *module.parameters()]
+        loss = (output * output).sum() + sum(state.sum() for state in last)
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
         second = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
-        results.append((output, h_n, *first, *second))
+        results.append((output, *last, *first, *second))
     assert paths == ["torch"]
     assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize(
-    ("options", "batch_first", "layout"),
-    every_other(OPTIONS, (False, True), ("list", "tensor", "jagged")),
+    ("kind", "options", "batch_first", "layout"),
+    of_kinds(
+        gru=every_other(OPTIONS, (False, True), ("list", "tensor", "jagged")),
+        lstm=every_other(OPTIONS, (False, True), ("list", "tensor", "jagged")),
+    ),
 )
-def test_lengths_and_jagged(paths, options, batch_first, layout):
+def test_lengths_and_jagged(kind, paths, options, batch_first, layout):
     """Results and gradients are those of the sequences alone; padding is never used."""
-    ours, theirs = twins(batch_first=batch_first, **options)
-    x, hx = inputs(ours)
+    ours, theirs = twins(kind, batch_first=batch_first, **options)
+    x, hx = inputs(kind, ours)
     past = past_the_end(ours)
     wanted = one_by_one(theirs, x, hx)
     if layout == "jagged":
         sequences = (x if batch_first else x.transpose(0, 1)).unbind(0)
         ends = zip(sequences, LENGTHS, strict=True)
         jagged = torch.nested.as_nested_tensor([s[:n] for s, n in ends], layout=torch.jagged)
-        output, h_n = ours(jagged, hx)
+        output, last = ours(jagged, hx)
         rows = [
             wanted[0][b, :n] if batch_first else wanted[0][:n, b] for b, n in enumerate(LENGTHS)
         ]
-        got, wanted = (output.values(), h_n), (torch.cat(rows), wanted[1])
+        got, wanted = (output.values(), last), (torch.cat(rows), wanted[1])
     else:
         lengths = torch.tensor(LENGTHS, dtype=torch.int32) if layout == "tensor" else LENGTHS
         got = ours(x.masked_fill(past, torch.nan), hx, lengths=lengths)
         assert not got[0][past.expand_as(got[0])].any()
     assert paths == ["torch"]
     torch.testing.assert_close(got, wanted, **EXACT)
-    of_ours = gradients(got, [x, hx, *ours.parameters()])
+    leaves = [x, *tensors_in(hx)]
+    of_ours = gradients(got, [*leaves, *ours.parameters()])
     assert not of_ours[0][past.expand_as(x)].any()
-    torch.testing.assert_close(of_ours, gradients(wanted, [x, hx, *theirs.parameters()]), **EXACT)
+    expected = gradients(wanted, [*leaves, *theirs.parameters()])
+    torch.testing.assert_close(of_ours, expected, **EXACT)
 
 
-def test_without_hx_lengths_begin_from_zeros():
-    ours, theirs = twins(**OPTIONS[1])
-    x, hx = inputs(ours)
+def test_without_hx_lengths_begin_from_zeros(kind):
+    ours, theirs = twins(kind, **OPTIONS[1])
+    x, hx = inputs(kind, ours)
     got = ours(x, lengths=LENGTHS)
-    torch.testing.assert_close(got, one_by_one(theirs, x, torch.zeros_like(hx)), **EXACT)
+    wanted = one_by_one(theirs, x, map_states(hx, torch.zeros_like))
+    torch.testing.assert_close(got, wanted, **EXACT)
 
 
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_dropout_masks_are_torchs(layout, batch_first):
+def test_dropout_masks_are_torchs(kind, layout, batch_first):
     results = []
-    for module in twins(num_layers=3, dropout=0.5, bidirectional=True, batch_first=batch_first):
+    options = {"num_layers": 3, "dropout": 0.5, "bidirectional": True, "batch_first": batch_first}
+    for module in twins(kind, **options):
         torch.manual_seed(0)
-        x, hx = inputs(module)
-        more = {"lengths": [T] * B} if layout == "lengths" and isinstance(module, FusedGRU) else {}
+        x, hx = inputs(kind, module)
+        is_ours = isinstance(module, kind.layer)
+        more = {"lengths": [T] * B} if layout == "lengths" and is_ours else {}
         if layout == "packed":
             x = pack_padded_sequence(x, torch.tensor([6, 4, 4, 3, 1]), batch_first=batch_first)
         torch.manual_seed(1)
-        output, h_n = module(x, hx, **more)
-        results.append((output.data if layout == "packed" else output, h_n))
+        output, last = module(x, hx, **more)
+        results.append((output.data if layout == "packed" else output, last))
     torch.testing.assert_close(*results, **EXACT)
 
 
-def test_what_torch_lacks_runs_step_by_step(paths):
+def test_what_torch_lacks_runs_step_by_step(kind, paths):
     """Resets, transforms and forward mode do; all else runs in torch's own operator."""
-    module, _ = twins(num_layers=2)
+    module, _ = twins(kind, num_layers=2)
     x = torch.randn(T, B, D, dtype=torch.float64)
     reset = torch.zeros(T, B, dtype=torch.bool)
     ids, embedding = torch.zeros(T, B, dtype=torch.int64), torch.zeros(9, D, dtype=torch.float64)
@@ -178,7 +192,7 @@ def test_what_torch_lacks_runs_step_by_step(paths):
     runs = {
         "torch": [
             lambda: module(x),
-            lambda: (module.last_state(x),),
+            lambda: tensors_in(module.last_state(x)),
             lambda: module(x, lengths=[T] * B),
             lambda: module(ids, embedding=embedding),
         ],
@@ -194,7 +208,7 @@ def test_what_torch_lacks_runs_step_by_step(paths):
             del paths[:]
             results = call()
             assert paths == [path]
-            if len(results) == 2 and results[0].shape == wanted[0].shape and call is not calls[-1]:
+            if results[0].shape == wanted[0].shape and call is not calls[-1]:
                 torch.testing.assert_close(results, wanted, **EXACT)
     del paths[:]
     with torch.autograd.forward_ad.dual_level():
@@ -205,45 +219,55 @@ def test_what_torch_lacks_runs_step_by_step(paths):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_nothing_waits_for_the_device(paths, layout, options, batch_first):
-    """No call reads a value on the device of its input, forward or backward."""
-    ours, theirs = (m.to("meta") for m in twins(batch_first=batch_first, **options))
+def test_nothing_waits_for_the_device(kind, paths, layout, options, batch_first):
+    """No call reads a value on the device of its input, forward or backward.
+
+    An LSTM with lengths does, because it packs the sequences.
+    """
+    ours, theirs = (m.to("meta") for m in twins(kind, batch_first=batch_first, **options))
+    if kind.name == "lstm" and layout == "lengths":
+        with pytest.raises(NotImplementedError, match="meta"):
+            ours(inputs(kind, ours)[0].to("meta"), lengths=torch.tensor(LENGTHS, device="meta"))
+        return
     results = []
     for module in (ours, theirs):
-        x, hx = (t.detach().to("meta").requires_grad_() for t in inputs(module))
+        x, *states = (t.detach().to("meta").requires_grad_() for t in flat(inputs(kind, module)))
+        hx = tuple(states) if kind.has_cell_state else states[0]
         input, more = x, {}
         if layout == "packed":
             input = PackedSequence(x.flatten(0, 1), torch.tensor([5] * 6))
         elif layout == "lengths" and module is ours:
             more["lengths"] = torch.tensor(LENGTHS, device="meta")
-        output, h_n = module(input, hx, **more)
+        output, *last = flat(module(input, hx, **more))
         output = output.data if layout == "packed" else output
-        grads = torch.autograd.grad(output.sum() + h_n.sum(), [x, hx, *module.parameters()])
-        results.append([(t.shape, t.dtype, t.device) for t in (output, h_n, *grads)])
+        loss = output.sum() + sum(state.sum() for state in last)
+        grads = torch.autograd.grad(loss, [x, *states, *module.parameters()])
+        results.append([(t.shape, t.dtype, t.device) for t in (output, *last, *grads)])
         if module is ours:
-            assert module.last_state(input, hx, **more).shape == h_n.shape
+            alone = tensors_in(module.last_state(input, hx, **more))
+            assert [state.shape for state in alone] == [state.shape for state in last]
     assert results[0] == results[1]
     assert paths == ["torch", "torch"]
 
 
-def test_token_ids_on_the_meta_device():
-    model = TokenGRU(9, D, H, num_layers=2, device="meta")
+def test_token_ids_on_the_meta_device(kind):
+    model = kind.tokens(9, D, H, num_layers=2, device="meta")
     ids = torch.zeros(T, B, dtype=torch.int64, device="meta")
-    for lengths in (None, torch.tensor(LENGTHS, device="meta")):
+    for lengths in (None, *([torch.tensor(LENGTHS, device="meta")] * (kind.name == "gru"))):
         assert model(ids, lengths=lengths)[0].shape == (T, B, H)
 
 
-def test_the_operator_may_be_differentiated_if_anything_needs_a_gradient(monkeypatch):
+def test_the_operator_may_be_differentiated_if_anything_needs_a_gradient(kind, monkeypatch):
     """The operator of cuDNN has no backward pass after a forward pass for inference."""
     trains = []
-    original = native._gru
+    original = native._operator
 
-    def gru(*arguments):
-        trains.append(arguments[-3])
+    def operator(*arguments):
+        trains.append(arguments[[type(argument) for argument in arguments].index(float) + 1])
         return original(*arguments)
 
-    monkeypatch.setattr(native, "_gru", gru)
-    module, x = FusedGRU(D, H).eval(), torch.randn(T, B, D)
+    monkeypatch.setattr(native, "_operator", operator)
+    module, x = kind.layer(D, H).eval(), torch.randn(T, B, D)
     for run in (lambda x: module(x), lambda x: module(x, lengths=LENGTHS)):
         run(x)
         with torch.no_grad():
@@ -256,23 +280,23 @@ def test_the_operator_may_be_differentiated_if_anything_needs_a_gradient(monkeyp
         del trains[:]
 
 
-def test_a_gpu_has_no_kernel_for_grus():
+def test_a_gpu_has_kernels_for_the_vanilla_cell_only(kind):
     """There, torch's own operator is cuDNN."""
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
     assert availability.why_not_kernel(on_gpu) is None
-    text = "torch's own operator computes a GRU on a GPU, with cuDNN or MIOpen"
-    assert availability.why_not_kernel(on_gpu, "gru") == text
+    text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
+    assert availability.why_not_kernel(on_gpu, kind.name) == text
 
 
 @pytest.mark.parametrize("lengths", [[T, T, T, T], [T, T, T, T, T + 1], [0, 0, 0, 0, -1]])
-def test_bad_lengths(lengths):
-    module, x = FusedGRU(D, H), torch.randn(T, B, D)
+def test_bad_lengths(kind, lengths):
+    module, x = kind.layer(D, H), torch.randn(T, B, D)
     with pytest.raises(RuntimeError, match="lengths must"):
         module(x, lengths=lengths)
 
 
-def test_batch_invariance_is_refused():
-    module = FusedGRU(D, H)
+def test_batch_invariance_is_refused(kind):
+    module = kind.layer(D, H)
     with (
         batch_invariant(),
         pytest.raises(RuntimeError, match="needs the fused kernel: the C"),
@@ -280,35 +304,41 @@ def test_batch_invariance_is_refused():
         module(torch.randn(T, B, D))
 
 
-def test_empty_batches():
-    module = FusedGRU(D, H, num_layers=2, bidirectional=True)
+def test_empty_batches(kind):
+    module = kind.layer(D, H, num_layers=2, bidirectional=True)
     x = torch.randn(T, 0, D, requires_grad=True)
     for lengths in (None, []):
-        output, h_n = module(x, lengths=lengths)
+        output, *last = flat(module(x, lengths=lengths))
         assert output.shape == (T, 0, 2 * H)
-        assert h_n.shape == (4, 0, H)
+        assert all(state.shape == (4, 0, H) for state in last)
         output.sum().backward()
     nobody = torch.nested.nested_tensor([torch.zeros(0, D)] * 2, layout=torch.jagged)
-    output, h_n = module(nobody, torch.ones(4, 2, H))
+    output, *last = flat(module(nobody, kind.states(torch.ones, 4, 2, H)))
     assert output.values().shape == (0, 2 * H)
-    assert (h_n == 1).all()
+    assert all((state == 1).all() for state in last)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_other_dtypes(dtype):
-    """The results of lengths have the dtype and, in full batches, the bits of `nn.GRU`."""
-    module = FusedGRU(D, H, dtype=dtype)
+def test_other_dtypes(kind, dtype):
+    """The results of lengths have the dtype and, in full batches, the bits of torch's layer."""
+    module = kind.layer(D, H, dtype=dtype)
     x = torch.randn(T, B, D, dtype=dtype)
-    got = module(x, lengths=[T] * B)
-    wanted = module(x)
+    got = flat(module(x, lengths=[T] * B))
+    wanted = flat(module(x))
     assert {t.dtype for t in (*got, *wanted)} == {dtype}
     assert all(map(torch.equal, got, wanted))
 
 
-@pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
-def test_compiling(layout):
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    of_kinds(
+        gru=[pytest.param(layout, id=layout) for layout in ("dense", "lengths", "packed")],
+        lstm=[pytest.param(layout, id=layout) for layout in ("dense", "packed")],
+    ),
+)
+def test_compiling(kind, layout):
     """Torch's operator runs outside of the graphs, whose sizes do not depend on the sequence."""
-    module, _ = twins(num_layers=2, bidirectional=True)
+    module, _ = twins(kind, num_layers=2, bidirectional=True)
     sizes = []
     for steps in (4, 12):
         torch._dynamo.reset()
@@ -320,8 +350,8 @@ def test_compiling(layout):
             x = x * 2
             if layout == "packed":
                 x = PackedSequence(x.flatten(0, 1), torch.tensor([B] * steps))
-            output, h_n = module(x, **more)
-            return (output.data if layout == "packed" else output) + 1, h_n
+            output, last = module(x, **more)
+            return (output.data if layout == "packed" else output) + 1, last
 
         results = [call(x) for call in (torch.compile(run, backend=backend), run)]
         torch.testing.assert_close(*results, **EXACT)
@@ -333,27 +363,37 @@ def test_compiling(layout):
         torch.compile(module, fullgraph=True, backend="eager")(x)
 
 
+def test_compiling_an_lstm_with_lengths():
+    """A compiler cannot see the lengths, by which torch's operator would need packed sequences."""
+    module, _ = twins(KINDS["lstm"])
+    x, hx = inputs(KINDS["lstm"], module)
+    lengths = torch.tensor(LENGTHS)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    got, wanted = (run(x, hx, lengths=lengths) for run in (compiled, module))
+    torch.testing.assert_close(got, wanted, **EXACT)
+
+
 @pytest.mark.parametrize("strict", [False, True])
-def test_exporting(strict):
+def test_exporting(kind, strict):
     """An exported program calls torch's operator: at any batch size, at the exported length."""
-    module, _ = twins(num_layers=2)
+    module, _ = twins(kind, num_layers=2)
     dims = ({1: torch.export.Dim("batch")},)
-    x, _ = inputs(module, with_hx=False)
+    x, _ = inputs(kind, module, with_hx=False)
     program = torch.export.export(module, (x.detach(),), dynamic_shapes=dims, strict=strict)
-    assert [str(n.target) for n in program.graph.nodes].count("aten.gru.input") == 1
+    assert [str(n.target) for n in program.graph.nodes].count(f"aten.{kind.name}.input") == 1
     for batch in (2, 7):
         x = torch.randn(T, batch, D, dtype=torch.float64)
         torch.testing.assert_close(program.module()(x), module(x), **EXACT)
 
 
-def test_the_step_by_step_equation_is_the_operators():
-    """reference.py and torch's own operator agree, so that both stand for `nn.GRU`."""
-    module, theirs = twins(num_layers=2, bidirectional=True)
-    x, hx = inputs(module)
+def test_the_step_by_step_equation_is_the_operators(kind):
+    """reference.py and torch's own operator agree, so that both stand for torch's layer."""
+    module, theirs = twins(kind, num_layers=2, bidirectional=True)
+    x, hx = inputs(kind, module)
     never = torch.zeros(T, B, dtype=torch.bool)
     got, wanted = module(x, hx, reset=never), theirs(x, hx)
     torch.testing.assert_close(got, wanted, **EXACT)
-    leaves = [x, hx]
+    leaves = [x, *tensors_in(hx)]
     torch.testing.assert_close(
         gradients(got, [*leaves, *module.parameters()]),
         gradients(wanted, [*leaves, *theirs.parameters()]),

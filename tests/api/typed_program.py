@@ -13,14 +13,18 @@ import namernn_fast
 from namernn_fast import (
     FusedGRU,
     FusedGRUCell,
+    FusedLSTM,
+    FusedLSTMCell,
     FusedRNN,
     FusedRNNCell,
     TokenGRU,
+    TokenLSTM,
     TokenRNN,
     batch_invariant,
     explain,
     gru,
     last_state,
+    lstm,
     replace_rnn,
     restore_rnn,
     rnn,
@@ -96,6 +100,35 @@ def use_grus(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     assert_type(restore_rnn(cell), nn.GRUCell)
 
 
+def use_lstms(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
+    """Calls the modules and functions for LSTMs with inputs like those of `use_modules`."""
+    layer = FusedLSTM(3, 4, 1, False, batch_invariant=True)
+    output, (h_n, c_n) = layer(input)
+    assert_type(output, Tensor)
+    assert_type(c_n, Tensor)
+    assert_type(layer(packed), tuple[PackedSequence, tuple[Tensor, Tensor]])
+    assert_type(layer(input, (h_n, c_n), [5, 2]), tuple[Tensor, tuple[Tensor, Tensor]])
+    assert_type(layer.last_state(packed), tuple[Tensor, Tensor])
+    assert_type(FusedLSTM(3, 4, proj_size=2)(input)[0], Tensor)
+
+    reader = TokenLSTM(7, 3, 4, padding_idx=0)
+    assert_type(reader(ids), tuple[Tensor, tuple[Tensor, Tensor]])
+    assert_type(reader.last_state(ids), tuple[Tensor, Tensor])
+    assert_type(reader.rnn, FusedLSTM)
+
+    cell = FusedLSTMCell(3, 4, bias=False)
+    assert_type(cell(input[0], cell(input[0])), tuple[Tensor, Tensor])
+
+    weights = list(FusedLSTM(3, 4).parameters())
+    assert_type(lstm(input, None, weights), tuple[Tensor, tuple[Tensor, Tensor]])
+    assert_type(lstm(packed, (h_n[:, :2], c_n), weights)[0], PackedSequence)
+    assert_type(last_state(packed, None, weights, cell="lstm"), tuple[Tensor, Tensor])
+    assert_type(explain(layer, input, (h_n, c_n)).path, str)
+    assert_type(replace_rnn(nn.LSTM(3, 4), cells=("lstm",)), nn.LSTM)
+    assert_type(restore_rnn(layer), nn.LSTM)
+    assert_type(restore_rnn(cell), nn.LSTMCell)
+
+
 def use_functions(input: Tensor, packed: PackedSequence, ids: Tensor) -> None:
     """Calls the functions with inputs like those of `use_modules`."""
     layer = FusedRNN(3, 4)
@@ -148,15 +181,18 @@ def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> Non
     layer.last_state(input, share_prefixes="yes")  # type: ignore[arg-type]
     FusedRNNCell(3, 4)(packed)  # type: ignore[arg-type]
     rnn(input, None, layer.state_dict())  # type: ignore[arg-type]
-    last_state(input, None)  # type: ignore[call-arg]
+    last_state(input, None)  # type: ignore[call-overload]
     explain(layer, None)  # type: ignore[arg-type]
     replace_rnn(model.state_dict())  # type: ignore[type-var]
     restored: FusedRNN = restore_rnn(layer)  # type: ignore[assignment]
     FusedGRU(3, 4, nonlinearity="tanh")  # type: ignore[arg-type]
     TokenGRU(7, 3, 4, nonlinearity="tanh")  # type: ignore[call-arg]
     gru(input, None, [], nonlinearity="tanh")  # type: ignore[call-arg]
-    last_state(input, None, [], cell="lstm")  # type: ignore[arg-type]
-    replace_rnn(model, cells=("lstm",))  # type: ignore[arg-type]
+    FusedLSTM(3, 4)(input, input)  # type: ignore[arg-type]
+    FusedLSTM(3, 4).last_state(input).relu()  # type: ignore[attr-defined]
+    lstm(input, input, [])  # type: ignore[arg-type]
+    last_state(input, None, [], cell="sru")  # type: ignore[call-overload]
+    replace_rnn(model, cells=("sru",))  # type: ignore[arg-type]
     max_error(input)  # type: ignore[call-arg]
     namernn_fast.__version__ += 1  # type: ignore[operator]
     del restored
@@ -168,6 +204,7 @@ def main() -> None:
     packed = pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
     use_modules(input, packed, ids)
     use_grus(input, packed, ids)
+    use_lstms(input, packed, ids)
     use_functions(input, packed, ids)
     use_either(packed)
     Tagger("cpu")(input, torch.tensor([5, 2]))

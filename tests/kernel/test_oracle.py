@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import CELLS, LAYOUTS, TORCH, Case
 
+from namernn_fast import ops
 from namernn_fast.testing import ErrorBudget
 
 
@@ -13,12 +14,13 @@ from namernn_fast.testing import ErrorBudget
 def test_hand_written_gradients_are_those_of_finite_differences(cell):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 3)).astype(np.longdouble)
-    hx = rng.standard_normal((2, 1, 2)).astype(np.longdouble)
-    rows = 6 if cell == "gru" else 2
+    size = 2 * oracle.CELLS[cell].parts
+    hx = rng.standard_normal((2, 1, size)).astype(np.longdouble)
+    rows = 2 * ops.GATES.get(cell, 1)
     shapes = [(rows, 3), (rows, 2), (rows,), (rows,)] * 2
     weights = [rng.standard_normal(shape).astype(np.longdouble) for shape in shapes]
     grad_output = rng.standard_normal((4, 4))
-    grad_h_n = rng.standard_normal((2, 1, 2))
+    grad_h_n = rng.standard_normal((2, 1, size))
 
     def loss():
         outputs, h_n, _ = oracle.rnn([x], hx, weights, cell, True)
@@ -66,14 +68,21 @@ def test_torch_agrees(layout, cell):
 
 
 @pytest.fixture(
-    params=["rnn in ATen operators", "gru in torch's operator", "gru in ATen operators"]
+    params=[
+        "rnn in ATen operators",
+        *(
+            f"{cell} in {path}"
+            for cell in CELLS[1:]
+            for path in ("torch's operator", "ATen operators")
+        ),
+    ]
 )
 def cell(request, monkeypatch):
     """Forces a path without a kernel; returns the cell that takes it."""
     monkeypatch.setattr("namernn_fast.availability.why_not_cpu_kernel", lambda input: "a test")
     name, _, path = request.param.split(maxsplit=2)
     if path == "ATen operators":
-        monkeypatch.setattr("namernn_fast.native.why_not", lambda cell, reset, tracing: "a test")
+        monkeypatch.setattr("namernn_fast.native.why_not", lambda *arguments: "a test")
     return name
 
 

@@ -7,7 +7,8 @@ import itertools
 import oracle
 import pytest
 import torch
-from cases import CELLS, SAME_ROWS, Case, draws, layer_of, one_in, twins
+from cases import CELLS, SAME_ROWS, Case, draws, layer_of, named_states, one_in, twins
+from kinds import flat
 
 from namernn_fast.testing import ErrorBudget
 
@@ -50,12 +51,12 @@ def add_cases(budget, dtype, shapes, options, make):
                     case.in_layout(layout).add_to(budget, dtype)
 
 
-def one_gru(number, *choices):
-    """Returns all combinations of a cell and the choices; for GRUs all except one are slow."""
+def one_with_gates(number, *choices):
+    """Returns all combinations of a cell and the choices; with gates all except one are slow."""
     found = []
     for cell in CELLS:
         for i, values in enumerate(itertools.product(*choices)):
-            marks = [pytest.mark.slow] if cell == "gru" and i != number else []
+            marks = [pytest.mark.slow] if cell != "rnn" and i != number else []
             names = [", ".join(v) if isinstance(v, tuple) else str(v) for v in (cell, *values)]
             found.append(pytest.param(cell, *values, marks=marks, id="-".join(names)))
     return found
@@ -106,7 +107,7 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
 
 @pytest.mark.parametrize(
     ("cell", "layouts", "bidirectional"),
-    one_gru(5, SAME_ROWS, (False, True)),
+    one_with_gates(5, SAME_ROWS, (False, True)),
 )
 def test_many_steps(cell, layouts, bidirectional):
     """There are more steps than the projection or the backward pass takes at once.
@@ -126,13 +127,14 @@ def test_many_steps(cell, layouts, bidirectional):
 
 def results_and_gradients(layer, x):
     """Returns the results of a layer and the gradients of `h_n.sum()` for its parameters."""
-    output, h_n = layer(x)
-    h_n.sum().backward()
+    output, *last = flat(layer(x))
+    last[0].sum().backward()
     gradients = {f"grad {name}": value.grad for name, value in layer.named_parameters()}
-    return {"output": output.detach(), "h_n": h_n.detach()} | gradients
+    states = named_states("{}_n", [state.detach() for state in last])
+    return {"output": output.detach()} | states | gradients
 
 
-@pytest.mark.parametrize(("cell", "bidirectional"), one_gru(0, (False, True)))
+@pytest.mark.parametrize(("cell", "bidirectional"), one_with_gates(0, (False, True)))
 def test_gradients_of_many_rows(cell, bidirectional, threads):
     """Gradients start from the last states, so late steps contribute much and early ones little.
 
@@ -166,7 +168,9 @@ IN_16_BITS = [((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2
 
 @pytest.mark.parametrize(
     ("cell", "layouts", "dtype"),
-    one_gru(3, [("dense",), ("packed unsorted", "lengths")], (torch.bfloat16, torch.float16)),
+    one_with_gates(
+        3, [("dense",), ("packed unsorted", "lengths")], (torch.bfloat16, torch.float16)
+    ),
 )
 def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
     """There are more steps than are converted at once.
@@ -219,7 +223,9 @@ def test_dropout(training, cell):
     torch.manual_seed(1)
     budget = ErrorBudget(torch.float32)
     exact = copy.deepcopy(theirs).double()(x.double())
-    for name, mine, baseline, reference in zip(("output", "h_n"), *results, exact, strict=True):
+    for name, mine, baseline, reference in zip(
+        ("output", "h_n", "c_n"), *map(flat, results), flat(exact), strict=False
+    ):
         budget.add(name, mine, baseline, reference.detach().numpy())
     budget.check()
     assert (results[0][0] != ours(x)[0]).any() == training

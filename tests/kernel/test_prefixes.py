@@ -107,17 +107,21 @@ class Call:
                 uniform(rows, hidden_size),
             ]
             self.weights += [uniform(rows), uniform(rows)] if self.bias else []
-        self.grad_h_n = uniform(self.num_layers, len(self.sequences), hidden_size)
+        self.grads_of_last = [
+            uniform(self.num_layers, len(self.sequences), hidden_size)
+            for _ in range(1 + ops.HAS_CELL_STATE[self.cell])
+        ]
 
     def arguments(self, share, bits):
         shared = ops.SHARE_PREFIXES if share else 0
         return self.sequence_layout, None, self.options + shared + bits
 
     def last_state(self, share):
-        """Returns h_n of a call in inference."""
-        output, h_n, *more = ops.forward(
+        """Returns h_n, and c_n if there is one, side by side, of a call in inference."""
+        (output, *last), *more = ops.forward(
             self.cell,
             self.ids,
+            None,
             None,
             self.weights,
             *self.arguments(share, ops.LAST_STATE),
@@ -125,26 +129,29 @@ class Call:
         )
         assert output.shape == (0,)
         assert more == [[], []]
-        return h_n
+        return torch.cat(last, -1)
 
     def forward(self, share):
-        """Returns output, h_n, hidden and kept of a call in training."""
-        return ops.forward(
+        """Returns output, the last states side by side, hidden and kept of a call in training."""
+        (output, *last), hidden, kept = ops.forward(
             self.cell,
             self.ids,
+            None,
             None,
             self.weights,
             *self.arguments(share, ops.WANT_HIDDEN),
             self.trees,
         )
+        return output, torch.cat(last, -1), hidden, kept
 
     def backward(self, share, results, want_layers=None):
         """Returns the gradients of the weights."""
         output, _, *saved = results
         want = range(self.num_layers) if want_layers is None else want_layers
-        arguments = (self.ids, None, self.weights, output, *saved, *self.arguments(share, 0))
+        arguments = (self.ids, None, None, self.weights, output, *saved, *self.arguments(share, 0))
         wanted = False, False, list(want)
-        return ops.backward(self.cell, None, self.grad_h_n, *arguments, *wanted, self.trees)[2]
+        grads = [None, *self.grads_of_last]
+        return ops.backward(self.cell, grads, *arguments, *wanted, self.trees)[3]
 
     def shares(self):
         """Whether the operators make trees: then rows are in another order than without."""
@@ -291,7 +298,7 @@ def test_gradients_and_rows_in_any_strides(cell):
     call = Call(draw_sequences("stems", 31, 200, 9, "jagged", seed=7), num_layers=2, cell=cell)
     assert call.shares()
     results = call.forward(share=True)
-    call.grad_h_n = call.grad_h_n[:1, :1, :1].expand(call.grad_h_n.shape)
+    call.grads_of_last = [grad[:1, :1, :1].expand(grad.shape) for grad in call.grads_of_last]
 
     def apart(rows):
         return torch.stack([rows, rows.neg()], -2)[..., 0, :]
@@ -300,7 +307,7 @@ def test_gradients_and_rows_in_any_strides(cell):
     saved = [[apart(rows) for rows in tensors] for tensors in saved]
     assert not apart(output).is_contiguous()
     grads = call.backward(True, (apart(output), h_n, *saved))
-    call.grad_h_n = call.grad_h_n.contiguous()
+    call.grads_of_last = [grad.contiguous() for grad in call.grads_of_last]
     assert equal(grads, call.backward(True, results))
 
 
@@ -346,14 +353,16 @@ def test_what_does_not_go_with_sharing_is_refused(cell, changes, message):
         table = table.t()
     weights = [table, weight_hh] * (2 if call["options"] else 1)
     options = call["options"] + ops.SHARE_PREFIXES
+    cx = call["hx"] if ops.HAS_CELL_STATE[cell] else None
     with pytest.raises(RuntimeError, match=message):
-        ops.forward(cell, call["input"], call["hx"], weights, None, call["reset"], options)
+        ops.forward(cell, call["input"], call["hx"], cx, weights, None, call["reset"], options)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_gradient_of_the_output_is_refused(cell):
     call = Call([[1, 2, 3]] * 50, cell=cell)
     output, _, *saved = call.forward(share=True)
-    arguments = (call.ids, None, call.weights, output, *saved, *call.arguments(True, 0))
+    arguments = (call.ids, None, None, call.weights, output, *saved, *call.arguments(True, 0))
+    grads = [torch.zeros_like(output), *(None for _ in call.grads_of_last)]
     with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):
-        ops.backward(cell, torch.zeros_like(output), None, *arguments, False, False, [0])
+        ops.backward(cell, grads, *arguments, False, False, [0])

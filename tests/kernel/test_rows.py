@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CELLS, FUSED
+from kinds import KINDS, flat, map_states, tensors_in
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from namernn_fast import availability, native, ops
@@ -16,7 +17,10 @@ ONE_LAYER = {}
 STACK = {"num_layers": 2, "bidirectional": True}
 
 
-@pytest.fixture(params=["rnn", "rnn-reference", "gru", "gru-torch", "gru-reference"])
+@pytest.fixture(
+    params=["rnn", "rnn-reference"]
+    + [f"{cell}{path}" for cell in CELLS[1:] for path in ("", "-torch", "-reference")]
+)
 def cell(request, monkeypatch):
     """The cell of a layer that runs in the kernel, in torch's operator or in ATen operators."""
     cell, *path = request.param.split("-")
@@ -25,7 +29,7 @@ def cell(request, monkeypatch):
     elif not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
     if path == ["reference"]:
-        monkeypatch.setattr(native, "why_not", lambda cell, reset, tracing: "a test")
+        monkeypatch.setattr(native, "why_not", lambda *arguments: "a test")
     return cell
 
 
@@ -33,8 +37,13 @@ def layer_and_input(cell, options, seq_len, batch, dtype=torch.float64):
     module = FUSED[cell](3, 20, dtype=dtype, **options)
     states = module.num_layers * (2 if module.bidirectional else 1)
     x = torch.randn(seq_len, batch, 3, dtype=dtype, requires_grad=True)
-    hx = torch.randn(states, batch, 20, dtype=dtype, requires_grad=True)
+    hx = KINDS[cell].states(torch.randn, states, batch, 20, dtype=dtype, requires_grad=True)
     return module, x, hx
+
+
+def of_sequences(states, which):
+    """Returns the states of some sequences."""
+    return map_states(states, lambda state: state[:, which])
 
 
 def gradients(module, results, inputs):
@@ -47,24 +56,26 @@ def gradients(module, results, inputs):
 @pytest.mark.parametrize("options", [ONE_LAYER, STACK])
 def test_a_sequence_of_length_zero_keeps_its_state(cell, options):
     module, x, hx = layer_and_input(cell, options, 5, 4)
-    output, h_n = module(x, hx, lengths=[3, 0, 5, 0])
-    assert torch.equal(h_n[:, [1, 3]], hx[:, [1, 3]])
+    output, *last = flat(module(x, hx, lengths=[3, 0, 5, 0]))
+    initial = tensors_in(hx)
+    for state, before in zip(last, initial, strict=True):
+        assert torch.equal(state[:, [1, 3]], before[:, [1, 3]])
     assert not output[:, [1, 3]].any()
     assert not output[3:, 0].any()
-    grads = gradients(module, (output, h_n), (x, hx))
+    grads = gradients(module, (output, *last), (x, *initial))
     assert not grads[0][:, [1, 3]].any()
     assert not grads[0][3:, 0].any()
     # The other sequences have the same results without the empty ones.
-    kept, kept_h_n = module(x[:, [0, 2]], hx[:, [0, 2]], lengths=[3, 5])
-    torch.testing.assert_close(output[:, [0, 2]], kept)
-    torch.testing.assert_close(h_n[:, [0, 2]], kept_h_n)
-    (grad_hx,) = torch.autograd.grad(h_n[:, [1, 3]].sum(), hx)
-    assert torch.equal(grad_hx[:, [1, 3]], torch.ones_like(grad_hx[:, [1, 3]]))
-    assert not grad_hx[:, [0, 2]].any()
+    kept = flat(module(x[:, [0, 2]], of_sequences(hx, [0, 2]), lengths=[3, 5]))
+    torch.testing.assert_close([state[:, [0, 2]] for state in (output, *last)], list(kept))
+    loss = sum(state[:, [1, 3]].sum() for state in last)
+    for grad_hx in torch.autograd.grad(loss, initial):
+        assert torch.equal(grad_hx[:, [1, 3]], torch.ones_like(grad_hx[:, [1, 3]]))
+        assert not grad_hx[:, [0, 2]].any()
     # All sequences may be empty, without an initial state.
-    output, h_n = module(x, lengths=torch.zeros(4, dtype=torch.int32))
+    output, *last = flat(module(x, lengths=torch.zeros(4, dtype=torch.int32)))
     assert not output.any()
-    assert not h_n.any()
+    assert not any(state.any() for state in last)
     output.sum().backward()
     assert not module.weight_ih_l0.grad.any()
 
@@ -88,27 +99,35 @@ def test_lengths_come_in_any_form(cell, batch_first):
         got = module(x, hx, lengths=form)
         torch.testing.assert_close(got, (output, h_n))
     one = x[:1] if batch_first else x[:, :1]
-    unbatched = module(one.squeeze(0 if batch_first else 1), hx[:, 0], lengths=torch.tensor([2]))
-    torch.testing.assert_close(unbatched[1], h_n[:, 0])
+    one = one.squeeze(0 if batch_first else 1)
+    unbatched = module(one, of_sequences(hx, 0), lengths=torch.tensor([2]))
+    torch.testing.assert_close(unbatched[1], of_sequences(h_n, 0))
 
 
 def split_run(module, x, hx, lengths, reset):
     """Splits the sequences of a padded batch at the resets and runs the parts one by one."""
-    backwards = torch.arange(hx.shape[0]) % 2 == 1 if module.bidirectional else torch.tensor(False)
-    backwards = backwards.expand(hx.shape[0])[:, None]
+    number = len(tensors_in(hx)[0])
+    backwards = torch.arange(number) % 2 == 1 if module.bidirectional else torch.tensor(False)
+    backwards = backwards.expand(number)[:, None]
+
+    def chosen(backward, forward):
+        return map_states(backward, lambda *both: torch.where(backwards, *both), forward)
+
     outputs, states = [], []
     for b, length in enumerate(lengths):
         cuts = [t for t in range(length) if reset[t, b]]
         borders = sorted({0, *cuts, length})
-        zeros = torch.zeros_like(hx[:, b])
+        own = of_sequences(hx, b)
+        zeros = map_states(own, torch.zeros_like)
         parts = []
         for first, last in itertools.pairwise(borders):
-            from_begin = zeros if 0 in cuts or first > 0 else hx[:, b]
-            from_end = hx[:, b] if last == length else zeros
-            parts.append(module(x[first:last, b], torch.where(backwards, from_end, from_begin)))
+            from_begin = zeros if 0 in cuts or first > 0 else own
+            from_end = own if last == length else zeros
+            parts.append(module(x[first:last, b], chosen(from_end, from_begin)))
         outputs.append(torch.cat([output for output, _ in parts]))
-        states.append(torch.where(backwards, parts[0][1], parts[-1][1]))
-    return torch.nn.utils.rnn.pad_sequence(outputs), torch.stack(states, 1)
+        states.append(tensors_in(chosen(parts[0][1], parts[-1][1])))
+    last = tuple(torch.stack(own, 1) for own in zip(*states, strict=True))
+    return torch.nn.utils.rnn.pad_sequence(outputs), last if isinstance(hx, tuple) else last[0]
 
 
 @pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"bias": False}], ids=str)
@@ -123,16 +142,16 @@ def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
     reset = torch.rand(12, 7) < often
     reset[4, 2] = reset[0, 0] = True
     if layout == "packed":
-        output, h_n = module(
+        output, last = module(
             pack_padded_sequence(x, lengths, enforce_sorted=False), hx, reset=reset
         )
         output, _ = pad_packed_sequence(output)
     else:
-        output, h_n = module(x, hx, reset=reset, lengths=lengths if layout == "lengths" else None)
+        output, last = module(x, hx, reset=reset, lengths=lengths if layout == "lengths" else None)
     wanted = split_run(module, x, hx, lengths, reset)
-    torch.testing.assert_close((output, h_n), wanted)
+    torch.testing.assert_close((output, last), wanted)
     torch.testing.assert_close(
-        gradients(module, (output, h_n), (x, hx)), gradients(module, wanted, (x, hx))
+        *(gradients(module, flat(of), (x, *tensors_in(hx))) for of in ((output, last), wanted))
     )
 
 
@@ -148,7 +167,8 @@ def test_resets_in_every_type(cell, dtype, seq_len, threads):
     before = torch.full_like(x[: seq_len // 2], torch.nan)
     backwards = (torch.arange(4) % 2 == 1)[:, None, None]
     output, _ = module(torch.cat([before, x[seq_len // 2 :]]), hx, reset=reset)
-    wanted, _ = module(x[seq_len // 2 :], torch.where(backwards, hx, 0.0))
+    initial = map_states(hx, lambda state: torch.where(backwards, state, 0.0))
+    wanted, _ = module(x[seq_len // 2 :], initial)
     assert torch.equal(output[seq_len // 2 :], wanted)
     everywhere, _ = module(x, reset=torch.ones_like(reset))
     assert torch.equal(everywhere, module(x.flatten(0, 1)[None])[0].view_as(everywhere))
@@ -158,19 +178,23 @@ def test_jagged_in_jagged_out(cell):
     module, _, hx = layer_and_input(cell, STACK, 1, 4)
     sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 0, 7, 1)]
     input = torch.nested.nested_tensor(sequences, layout=torch.jagged, requires_grad=True)
-    output, h_n = module(input, hx)
+    output, last = module(input, hx)
     assert output.is_nested
     assert output.layout == torch.jagged
     assert torch.equal(output.offsets(), input.offsets())
-    assert torch.equal(h_n[:, 1], hx[:, 1])
+    torch.testing.assert_close(of_sequences(last, 1), of_sequences(hx, 1), rtol=0, atol=0)
     assert output.unbind()[1].shape == (0, 40)
     leaves = [s.clone().requires_grad_() for s in sequences]
-    wanted = [module(leaves[b], hx[:, b]) for b in (0, 2, 3)]
+    wanted = [module(leaves[b], of_sequences(hx, b)) for b in (0, 2, 3)]
     for b, (own, state) in zip((0, 2, 3), wanted, strict=True):
         torch.testing.assert_close(output.unbind()[b], own)
-        torch.testing.assert_close(h_n[:, b], state)
-    (grad,) = torch.autograd.grad(output.values().square().sum() + h_n.sum(), input)
-    loss = sum(own.square().sum() + state.sum() for own, state in wanted)
+        torch.testing.assert_close(of_sequences(last, b), state)
+
+    def loss_of(output, last):
+        return output.square().sum() + sum(state.sum() for state in tensors_in(last))
+
+    (grad,) = torch.autograd.grad(loss_of(output.values(), last), input)
+    loss = sum(loss_of(*results) for results in wanted)
     given = torch.autograd.grad(loss, [leaves[b] for b in (0, 2, 3)])
     torch.testing.assert_close(grad.values(), torch.cat(given))
 
@@ -224,24 +248,26 @@ def test_layers_that_run_at_once_compute_the_same(cell, layout, batch, threads):
     def run(module, x, hx, more):
         """Returns the results of each sequence, and the gradients of the weights."""
         if layout == "packed":
-            output, h_n = module(pack_padded_sequence(x, lengths), hx, **more)
+            output, last = module(pack_padded_sequence(x, lengths), hx, **more)
             output = output.data
         elif layout == "jagged":
             rows = [x[:length, b] for b, length in enumerate(lengths)]
-            output, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
+            output, last = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
             output = output.values()
         else:
             lengths_given = {"lengths": lengths} if layout == "lengths" else {}
-            output, h_n = module(x, hx, **more, **lengths_given)
-        grads = gradients(module, (output, h_n), (x, hx))
+            output, last = module(x, hx, **more, **lengths_given)
+        initial = tensors_in(hx)
+        grads = gradients(module, flat((output, last)), (x, *initial))
         with torch.no_grad():  # nothing is kept for a backward pass
-            state = module(x, hx, **more)[1]
-        return (output, h_n, state, *grads[:2]), grads[2:]
+            states = tensors_in(module(x, hx, **more)[1])
+        own = 1 + len(initial)
+        return (output, *tensors_in(last), *states, *grads[:own]), grads[own:]
 
     for more in ({},) if layout == "jagged" else ({}, {"reset": reset}):
         threads(1)
         own, weights = run(module, x, hx, more)
-        _, exact = run(precise, x.double(), hx.double(), more)
+        _, exact = run(precise, x.double(), map_states(hx, torch.Tensor.double), more)
         threads(2)
         own_wave, weights_wave = run(module, x, hx, more)
         for one, other in zip(own, own_wave, strict=True):

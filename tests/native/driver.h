@@ -23,6 +23,7 @@ struct Cell {
   int64_t weight_blocks;
   int64_t kept;
   bool one_bias_gradient;
+  bool has_cell_state;
 };
 
 // Compares runs over prefix trees with runs over plain rows. In trees.cpp.
@@ -30,6 +31,7 @@ void check_trees(const Cell& cell, const KernelsOfCell& kernels);
 
 // Compares the kernels with plain loops. In accuracy.cpp.
 void check_accuracy(const Cell& cell, const KernelsOfCell& kernels);
+void check_accuracy(const Cell& cell, const KernelsFor<BFloat16>& kernels);
 
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);

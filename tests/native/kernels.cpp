@@ -76,21 +76,30 @@ void check_cell(const Cell& cell, const KernelsOfCell& kernels) {
 }
 
 Cell cell_of(const std::string& name, CellKind kind, const KernelsOfCell& kernels) {
-  return {name, kind, kernels.weight_blocks, kernels.kept, kernels.one_bias_gradient};
+  return {name,
+          kind,
+          kernels.weight_blocks,
+          kernels.kept,
+          kernels.one_bias_gradient,
+          kernels.has_cell_state};
 }
 
 void check_all(const Kernels& kernels) {
   const std::string name = kernels.name;
   check_cell(cell_of(name + ", vanilla", CellKind::elman, kernels.elman), kernels.elman);
   check_cell(cell_of(name + ", GRU", CellKind::gru, kernels.gru), kernels.gru);
+  check_cell(cell_of(name + ", LSTM", CellKind::lstm, kernels.lstm), kernels.lstm);
 }
 
 void check_pairs(const std::string& name, const KernelsOnPairs& kernels) {
   const auto check_cell = [](const Cell& cell, const KernelsFor<BFloat16>& kernels) {
-    if (cell.name.find(selected) != std::string::npos) check(cell, kernels);
+    if (cell.name.find(selected) == std::string::npos) return;
+    check_accuracy(cell, kernels);
+    check(cell, kernels);
   };
   check_cell(cell_of(name + ", vanilla", CellKind::elman, kernels_baseline.elman), kernels.elman);
   check_cell(cell_of(name + ", GRU", CellKind::gru, kernels_baseline.gru), kernels.gru);
+  check_cell(cell_of(name + ", LSTM", CellKind::lstm, kernels_baseline.lstm), kernels.lstm);
 }
 
 }  // namespace

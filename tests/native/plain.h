@@ -39,6 +39,7 @@ class Plain {
         cuts_(arguments.resets.data()),
         input_(numbers<Number>(arguments.input)),
         hx_(numbers<Number>(arguments.hx)),
+        cx_(numbers<Number>(arguments.cx)),
         table_(numbers<Number>(arguments.table)),
         weight_ih_(numbers<Number>(arguments.weight_ih)),
         weight_hh_(numbers<Number>(arguments.weight_hh)),
@@ -46,14 +47,17 @@ class Plain {
         bias_hh_(numbers<Number>(arguments.bias_hh)),
         grad_output_(numbers<Number>(arguments.grad_output)),
         grad_h_n_(numbers<Number>(arguments.grad_h_n)),
-        zero_state_(p.H) {
+        grad_c_n_(numbers<Number>(arguments.grad_c_n)),
+        zero_state_(p.H),
+        cx_stride_(arguments.layer.cx_stride) {
     for (int i = 0; i < kNames; ++i) {
       of_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
                                            : Numbers(p.size_of(Name(i), shape.rows)));
     }
     // The passes share what a problem may not want.
-    for (const Name name : {kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBiasIh}) {
-      if (!p.wants(name)) of_[name].resize(everything(p).size_of(name, shape.rows));
+    const Problem all = everything(p);
+    for (int i = 0; i < kNames; ++i) {
+      if (!p.wants(Name(i))) of_[i].resize(all.size_of(Name(i), shape.rows));
     }
     of_[kGradBiasHh].resize(p.gate_rows());
   }
@@ -61,16 +65,17 @@ class Plain {
   // Returns the results, by Name, with NaN in padding.
   const std::vector<Numbers>& run() {
     for (int64_t b = 0; b < p_.B; ++b) {
-      for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s);
+      Numbers c(p_.H);
+      for (int64_t s = 0; s < shape_.length[b]; ++s) forward(b, s, c);
       std::copy_n(state_after(b, shape_.length[b] - 1), p_.H, &of_[kLast][place(b) * p_.H]);
+      if (p_.cell->has_cell_state) std::copy_n(c.data(), p_.H, &of_[kLastCell][place(b) * p_.H]);
     }
     for (int64_t b = 0; b < p_.B; ++b) {
-      Numbers grad_h(p_.H);
-      for (int64_t j = 0; p_.grad_h_n && j < p_.H; ++j) {
-        grad_h[j] = grad_h_n_[p_.expanded_grad ? 0 : place(b) * p_.H + j];
-      }
-      for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grad_h);
+      Numbers grad_h = last_gradient(b, grad_h_n_, p_.grad_h_n, p_.expanded_grad);
+      Numbers grad_c = last_gradient(b, grad_c_n_, p_.grad_c_n, p_.expanded_grad_c);
+      for (int64_t s = shape_.length[b]; s-- > 0;) backward(b, s, grad_h, grad_c);
       std::copy_n(grad_h.data(), p_.H, &of_[kGradHx][place(b) * p_.H]);
+      if (p_.cell->has_cell_state) std::copy_n(grad_c.data(), p_.H, &of_[kGradCx][place(b) * p_.H]);
     }
     for (Numbers& values : of_) {
       for (Number& value : values) value = rounded(value, bits_);
@@ -97,19 +102,38 @@ class Plain {
     }
   }
 
+  // The gradient of the last state, or cell state, of sequence b.
+  Numbers last_gradient(int64_t b, const Numbers& of_last, bool given, bool expanded) const {
+    Numbers grad(p_.H);
+    for (int64_t j = 0; given && j < p_.H; ++j) {
+      grad[j] = of_last[expanded ? 0 : place(b) * p_.H + j];
+    }
+    return grad;
+  }
+
   int64_t place(int64_t b) const { return shape_.order[b]; }
   int64_t time(int64_t b, int64_t s) const { return p_.reverse ? shape_.length[b] - 1 - s : s; }
   int64_t row(int64_t b, int64_t s) const { return shape_.row(time(b, s), b); }
   const Number* state_after(int64_t b, int64_t s) const { return &of_[kOutput][row(b, s) * p_.H]; }
 
-  // Whether sequence b continues from zeros at step s.
+  // Whether a cut makes sequence b continue from zeros at step s.
   bool is_cut(int64_t b, int64_t s) const {
     const int64_t border = time(b, s) + p_.reverse;  // lies before this time
     return p_.resets && border < shape_.length[b] && cuts_[border * p_.B + b];
   }
+  bool begins_at_zero(int64_t b, int64_t s) const { return is_cut(b, s) || (s == 0 && !p_.hx); }
   const Number* state_before(int64_t b, int64_t s) const {
-    if (is_cut(b, s) || (s == 0 && !p_.hx)) return zero_state_.data();
+    if (begins_at_zero(b, s)) return zero_state_.data();
     return s == 0 ? &hx_[place(b) * p_.H] : state_after(b, s - 1);
+  }
+
+  // The values that a row keeps. The cell state is the last block of them.
+  const Number* kept_at(int64_t b, int64_t s) const {
+    return of_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
+  }
+  const Number* cell_state_before(int64_t b, int64_t s) const {
+    if (begins_at_zero(b, s)) return zero_state_.data();
+    return s == 0 ? &cx_[place(b) * cx_stride_] : kept_at(b, s - 1) + (p_.cell->kept - 1) * p_.H;
   }
 
   // Returns what the input, or the state before, adds to the sums of a row: bias + weight x.
@@ -122,7 +146,9 @@ class Plain {
     return sums;
   }
 
-  void forward(int64_t b, int64_t s) {
+  // Replaces c, the cell state before step s, by the one after it. As in the kernels, only copies
+  // of c that are stored are rounded, so a step continues from the unrounded c.
+  void forward(int64_t b, int64_t s, Numbers& c) {
     const int64_t G = p_.gate_rows();
     Numbers start(G);
     if (p_.V) std::copy_n(&table_[ids_[row(b, s)] * G], G, start.data());
@@ -131,10 +157,15 @@ class Plain {
     const Numbers of_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
     const Numbers of_state = add_product(Numbers(G), bias_hh_, weight_hh_, before, p_.H);
     Number* h = &of_[kOutput][row(b, s) * p_.H];
-    if (p_.cell->kind == CellKind::gru) {
-      gru(of_input, of_state, before, h, &of_[kKept][row(b, s) * p_.cell->kept * p_.H]);
-    } else {
-      elman(of_input, of_state, h);
+    Number* kept = of_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
+    switch (p_.cell->kind) {
+      case CellKind::elman:
+        return elman(of_input, of_state, h);
+      case CellKind::gru:
+        return gru(of_input, of_state, before, h, kept);
+      case CellKind::lstm:
+        if (s == 0 || is_cut(b, s)) std::copy_n(cell_state_before(b, s), p_.H, c.data());
+        return lstm(of_input, of_state, c, h, kept);
     }
   }
 
@@ -160,6 +191,24 @@ class Plain {
     }
   }
 
+  void lstm(const Numbers& of_input, const Numbers& of_state, Numbers& c, Number* h,
+            Number* kept) const {
+    const int64_t H = p_.H;
+    for (int64_t j = 0; j < H; ++j) {
+      const Number i = sigmoid(of_input[j] + of_state[j]);
+      const Number f = sigmoid(of_input[H + j] + of_state[H + j]);
+      const Number g = std::tanh(of_input[2 * H + j] + of_state[2 * H + j]);
+      const Number o = sigmoid(of_input[3 * H + j] + of_state[3 * H + j]);
+      c[j] = f * c[j] + i * g;
+      h[j] = rounded(o * std::tanh(c[j]), bits_);
+      kept[j] = rounded(i, bits_);
+      kept[H + j] = rounded(f, bits_);
+      kept[2 * H + j] = rounded(g, bits_);
+      kept[3 * H + j] = rounded(o, bits_);
+      kept[4 * H + j] = rounded(c[j], bits_);
+    }
+  }
+
   // The gradients of what the input and the state before add to the sums, and that of the state
   // before as far as it does not go through them.
   struct Gradients {
@@ -177,7 +226,7 @@ class Plain {
 
   Gradients gru_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
     const int64_t H = p_.H;
-    const Number* kept = &of_[kKept][row(b, s) * p_.cell->kept * H];
+    const Number* kept = kept_at(b, s);
     const Number* before = state_before(b, s);
     Gradients grad{Numbers(3 * H), Numbers(3 * H), Numbers(H)};
     for (int64_t j = 0; j < H; ++j) {
@@ -194,13 +243,43 @@ class Plain {
     return grad;
   }
 
-  // Replaces grad_h, the gradient of the state after step s, by that of the state before.
-  void backward(int64_t b, int64_t s, Numbers& grad_h) {
+  // Replaces grad_c, the gradient of the cell state after step s, by that of the one before.
+  Gradients lstm_gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) const {
+    const int64_t H = p_.H;
+    const Number* kept = kept_at(b, s);
+    const Number* before = cell_state_before(b, s);
+    Numbers dz(4 * H);
+    for (int64_t j = 0; j < H; ++j) {
+      const Number i = kept[j], f = kept[H + j], g = kept[2 * H + j], o = kept[3 * H + j];
+      const Number t = std::tanh(kept[4 * H + j]);
+      const Number dc = grad_c[j] + grad_h[j] * o * (1 - t * t);
+      dz[j] = rounded(dc * g * i * (1 - i), bits_);
+      dz[H + j] = rounded(dc * before[j] * f * (1 - f), bits_);
+      dz[2 * H + j] = rounded(dc * i * (1 - g * g), bits_);
+      dz[3 * H + j] = rounded(grad_h[j] * t * o * (1 - o), bits_);
+      grad_c[j] = dc * f;
+    }
+    return {dz, dz, Numbers(H)};
+  }
+
+  Gradients gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) const {
+    switch (p_.cell->kind) {
+      case CellKind::gru:
+        return gru_gradients(b, s, grad_h);
+      case CellKind::lstm:
+        return lstm_gradients(b, s, grad_h, grad_c);
+      default:
+        return elman_gradients(b, s, grad_h);
+    }
+  }
+
+  // Replaces grad_h, the gradient of the state after step s, by that of the state before, and
+  // likewise grad_c.
+  void backward(int64_t b, int64_t s, Numbers& grad_h, Numbers& grad_c) {
     for (int64_t j = 0; p_.grad_output && j < p_.H; ++j) {
       grad_h[j] += grad_output_[row(b, s) * p_.H + j];
     }
-    const Gradients grad = p_.cell->kind == CellKind::gru ? gru_gradients(b, s, grad_h)
-                                                          : elman_gradients(b, s, grad_h);
+    const Gradients grad = gradients(b, s, grad_h, grad_c);
     const Number* x = input_.data() + row(b, s) * p_.D;
     grad_h = grad.before;
     add_gradients(grad.of_state, weight_hh_, state_before(b, s), p_.H, grad_h.data(),
@@ -210,7 +289,9 @@ class Plain {
     for (int64_t i = 0; p_.V && i < p_.gate_rows(); ++i) {
       of_[kGradWeightIh][ids_[row(b, s)] * p_.gate_rows() + i] += grad.of_input[i];
     }
-    if (is_cut(b, s)) grad_h.assign(p_.H, 0);
+    if (!is_cut(b, s)) return;
+    grad_h.assign(p_.H, 0);
+    grad_c.assign(p_.H, 0);
   }
 
   // Adds the gradients of bias + weight x.
@@ -230,8 +311,9 @@ class Plain {
   const int bits_;
   const int64_t* ids_;
   const char* cuts_;
-  const Numbers input_, hx_, table_, weight_ih_, weight_hh_, bias_ih_, bias_hh_;
-  const Numbers grad_output_, grad_h_n_, zero_state_;
+  const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, bias_ih_, bias_hh_;
+  const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
+  const int64_t cx_stride_;
   std::vector<Numbers> of_;  // by Name
 };
 

@@ -15,17 +15,19 @@ constexpr unsigned kOptions = 4 * kKinds;  // layouts and directions, with input
 enum Name {
   kOutput,
   kLast,
+  kLastCell,
   kKept,
   kGradInput,
   kGradHx,
+  kGradCx,
   kGradWeightIh,
   kGradWeightHh,
   kGradBiasIh,
   kGradBiasHh,
   kNames
 };
-constexpr const char* names[] = {"output",         "h_n",          "kept",
-                                 "grad_input",     "grad_hx",      "grad_weight_ih",
+constexpr const char* names[] = {"output",         "h_n",          "c_n",         "kept",
+                                 "grad_input",     "grad_hx",      "grad_cx",     "grad_weight_ih",
                                  "grad_weight_hh", "grad_bias_ih", "grad_bias_hh"};
 
 struct Problem {
@@ -37,6 +39,7 @@ struct Problem {
   InPlace in_place;
   bool reverse, relu, bias, hx, resets, batch_invariant, packed_before;
   bool grad_output, grad_h_n, expanded_grad;
+  bool grad_c_n, expanded_grad_c;
   bool want_output, want_input, want_hx, want_weights, accumulate_input, accumulate_weights;
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
@@ -48,10 +51,14 @@ struct Problem {
   // Whether the passes write a result.
   bool wants(Name name) const {
     switch (name) {
+      case kLastCell:
+        return cell->has_cell_state;
       case kGradInput:
         return want_input;
       case kGradHx:
         return want_hx;
+      case kGradCx:
+        return want_hx && cell->has_cell_state;
       case kGradWeightIh:
       case kGradWeightHh:
         return want_weights;
@@ -64,13 +71,13 @@ struct Problem {
     }
   }
   bool accumulates(Name name) const {
-    return name == kGradInput ? accumulate_input : name > kGradHx && accumulate_weights;
+    return name == kGradInput ? accumulate_input : name > kGradCx && accumulate_weights;
   }
 
   // The number of elements of a result, for tensors of `rows` rows.
   int64_t size_of(Name name, int64_t rows) const {
-    const int64_t sizes[] = {rows * H,        B * H,       rows * cell->kept * H,
-                             rows * D,        B * H,       gate_rows() * (D + V),
+    const int64_t sizes[] = {rows * H,        B * H,       B * H,      rows * cell->kept * H,
+                             rows * D,        B * H,       B * H,      gate_rows() * (D + V),
                              gate_rows() * H, gate_rows(), gate_rows()};
     return wants(name) ? sizes[name] : 0;
   }
@@ -106,7 +113,9 @@ Problem problem_of(const Cell& cell, const int64_t (&shape)[4], unsigned options
   p.resets = bit(9), p.batch_invariant = bit(10), p.bias = bit(11), p.relu = bit(12);
   p.want_output = bit(13);
   p.in_place = {!table && bit(14), bit(15)};
-  p.grad_output = bit(16), p.grad_h_n = !p.grad_output || bit(17);
+  p.grad_output = bit(16);
+  p.grad_c_n = cell.has_cell_state && bit(18), p.expanded_grad_c = bit(19);
+  p.grad_h_n = !(p.grad_output || p.grad_c_n) || bit(17);
   return p;
 }
 
@@ -180,7 +189,8 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
 template <class Storage>
 struct Arguments {
   Array<Storage> input, hx, table, weight_ih, weight_hh, bias_ih, bias_hh, grad_output, grad_h_n;
-  Array<int64_t> ids;  // -1 in padding
+  Array<Storage> cx, grad_c_n;  // empty if the cell has no cell state
+  Array<int64_t> ids;           // -1 in padding
   Guarded resets;
   Layer<Storage> layer{};
 
@@ -194,6 +204,8 @@ struct Arguments {
         bias_hh(p.gate_rows(), random, 3),
         grad_output(shape.rows * p.H, random, 0),
         grad_h_n(p.expanded_grad ? 1 : p.B * p.H, random, 0),
+        cx(p.cell->has_cell_state * p.B * (p.H + 1), random, 0),
+        grad_c_n(p.cell->has_cell_state * (p.expanded_grad_c ? 1 : p.B * p.H), random, 0),
         ids(p.V ? shape.rows : 0),
         resets(p.T * p.B, 1) {
     for (int64_t i = 0; i < p.T * p.B; ++i) resets.data()[i] = random.bits() < 1u << 30;
@@ -215,6 +227,8 @@ struct Arguments {
     }
     layer.hx = p.hx ? hx.data() : nullptr;
     layer.hx_stride = p.H;
+    layer.cx = p.hx && p.cell->has_cell_state ? cx.data() : nullptr;
+    layer.cx_stride = p.H + 1;  // differs from hx_stride, to catch a mix-up
     layer.weight_hh = weight_hh.data();
     layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
     layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
@@ -230,14 +244,15 @@ struct Results {
   const Problem p;
   const int64_t N;
   std::vector<Array<Storage>> arrays;  // by Name; empty if the problem does not want a result
-  Array<Storage> inferred_output, inferred_h_n;  // of the run that keeps nothing
+  Array<Storage> inferred_output, inferred_h_n, inferred_c_n;  // of the run that keeps nothing
 
   // Draws what the passes add gradients to.
   Results(const Problem& p, const Shape& shape, Random& random)
       : p(p),
         N(shape.N),
         inferred_output(p.infers() && p.want_output ? shape.rows * p.H : 0),
-        inferred_h_n(p.infers() ? p.B * p.H : 0) {
+        inferred_h_n(p.infers() ? p.B * p.H : 0),
+        inferred_c_n(p.infers() ? p.size_of(kLastCell, shape.rows) : 0) {
     for (int i = 0; i < kNames; ++i) {
       arrays.emplace_back(p.size_of(Name(i), shape.rows));
       if (p.accumulates(Name(i))) arrays.back().draw(random, 0);
@@ -259,6 +274,7 @@ struct Results {
     }
     if (!p.infers()) return nullptr;
     if (!(inferred_h_n == arrays[kLast])) return "h_n differs if nothing is kept";
+    if (!(inferred_c_n == arrays[kLastCell])) return "c_n differs if nothing is kept";
     if (p.want_output && !(inferred_output == arrays[kOutput])) {
       return "the output differs if nothing is kept";
     }
@@ -291,6 +307,7 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   forward.output = rows_of(p, results.data(kOutput), p.H);
   if (p.cell->kept) forward.kept = rows_of(p, results.data(kKept), p.cell->kept * p.H);
   forward.h_n = results.data(kLast);
+  forward.c_n = results.data(kLastCell);
   kernels.forward(forward, runtime);
   free_scratch();
   if (!p.infers()) return;
@@ -298,8 +315,24 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   if (p.want_output) forward.output = rows_of(p, results.inferred_output.data(), p.H);
   forward.kept = {};
   forward.h_n = results.inferred_h_n.data();
+  if (p.cell->has_cell_state) forward.c_n = results.inferred_c_n.data();
+  if (layer.cx) {  // this time updates the cell states in place
+    for (int64_t b = 0; b < p.B; ++b) {
+      std::copy_n(layer.cx + b * layer.cx_stride, p.H, forward.c_n + b * p.H);
+    }
+    forward.layer.cx = forward.c_n;
+    forward.layer.cx_stride = p.H;
+  }
   kernels.forward(forward, runtime);
   free_scratch();
+}
+
+// Gradients of last states: [B, H], or one value that is expanded to this shape.
+template <class Storage>
+StateGradients<Storage> state_gradients(const Problem& p, const Array<Storage>& gradients,
+                                        bool expanded) {
+  if (expanded) return {gradients.data(), 0, 0};
+  return {gradients.data(), p.H, 1};
 }
 
 template <class Storage>
@@ -319,14 +352,12 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   if (p.grad_output) {
     backward.grad_output = rows_of<const Storage>(p, arguments.grad_output.data(), p.H);
   }
-  if (p.grad_h_n) {
-    backward.grad_h_n = arguments.grad_h_n.data();
-    backward.grad_h_n_stride = p.expanded_grad ? 0 : p.H;
-    backward.grad_h_n_feature_stride = p.expanded_grad ? 0 : 1;
-  }
+  if (p.grad_h_n) backward.grad_h_n = state_gradients(p, arguments.grad_h_n, p.expanded_grad);
+  if (p.grad_c_n) backward.grad_c_n = state_gradients(p, arguments.grad_c_n, p.expanded_grad_c);
   if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
   backward.accumulate_input = p.accumulate_input;
   backward.grad_hx = results.data(kGradHx);
+  backward.grad_cx = results.data(kGradCx);
   backward.grad_weight_ih = results.data(kGradWeightIh);
   backward.grad_weight_hh = results.data(kGradWeightHh);
   backward.grad_bias_ih = results.data(kGradBiasIh);

@@ -17,8 +17,11 @@ struct Problem {
   int64_t H, T, B, V;
   bool relu, bias, accumulate, grad_h_n;  // grad_h_n: the first layer has one too
   size_t l2_bytes;
+  bool grad_c_n;  // both layers have one
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
+  // The number of elements of the last cell states of both layers.
+  int64_t cell_states() const { return cell->has_cell_state ? 2 * B * H : 0; }
 };
 
 // Draws sequences of ids, longest first. Some share a prefix, some are equal.
@@ -83,10 +86,11 @@ struct RowLayout {
 template <class Scalar>
 struct Results {
   Array<Scalar> h_n;                     // [2, B, H]
+  Array<Scalar> c_n;                     // [2, B, H], or empty
   std::vector<Array<Scalar>> gradients;  // per layer: weight_ih or the table, weight_hh, bias_ih,
                                          // bias_hh
 
-  explicit Results(const Problem& p) : h_n(2 * p.B * p.H) {
+  explicit Results(const Problem& p) : h_n(2 * p.B * p.H), c_n(p.cell_states()) {
     for (const int64_t inputs : {p.V, p.H}) {
       gradients.emplace_back(inputs * p.gate_rows());
       gradients.emplace_back(p.H * p.gate_rows());
@@ -95,12 +99,12 @@ struct Results {
     }
   }
   bool is_finite() const {
-    bool finite = h_n.is_finite();
+    bool finite = h_n.is_finite() && c_n.is_finite();
     for (const Array<Scalar>& gradient : gradients) finite &= gradient.is_finite();
     return finite;
   }
   bool operator==(const Results& other) const {
-    return h_n == other.h_n && gradients == other.gradients;
+    return h_n == other.h_n && c_n == other.c_n && gradients == other.gradients;
   }
   // Whether gradients are equal up to rounding.
   bool agrees(const Results& other) const {
@@ -125,6 +129,7 @@ class Stack {
         ids_(rows.ids),
         table_(p.V * p.gate_rows(), random_, 0),
         grad_h_n_(2 * p.B * p.H, random_, 0),
+        grad_c_n_(p.cell_states(), random_, 0),
         outputs_{Array<Scalar>(rows.layout.N * p.H), Array<Scalar>(rows.layout.N * p.H)},
         kept_{Array<Scalar>(rows.layout.N * kept_size()),
               Array<Scalar>(rows.layout.N * kept_size())},
@@ -182,6 +187,7 @@ class Stack {
     args.output = {outputs_[k].data(), 0, p_.H};
     if (p_.cell->kept) args.kept = {kept_[k].data(), 0, kept_size()};
     args.h_n = results.h_n.data() + k * p_.B * p_.H;
+    if (p_.cell->has_cell_state) args.c_n = results.c_n.data() + k * p_.B * p_.H;
     kernels_.forward(args, runtime_);
     free_scratch();
   }
@@ -197,11 +203,9 @@ class Stack {
     } else {
       args.grad_input = {grad_rows_.data(), 0, p_.H};
     }
-    if (k == 1 || p_.grad_h_n) {
-      args.grad_h_n = grad_h_n_.data() + k * p_.B * p_.H;
-      args.grad_h_n_stride = p_.H;
-      args.grad_h_n_feature_stride = 1;
-    }
+    const int64_t first = k * p_.B * p_.H;
+    if (k == 1 || p_.grad_h_n) args.grad_h_n = {grad_h_n_.data() + first, p_.H, 1};
+    if (p_.grad_c_n) args.grad_c_n = {grad_c_n_.data() + first, p_.H, 1};
     args.accumulate_weights = p_.accumulate;
     args.grad_weight_ih = results.gradients[4 * k].data();
     args.grad_weight_hh = results.gradients[4 * k + 1].data();
@@ -220,7 +224,7 @@ class Stack {
   Runtime runtime_;
   Random random_;
   Array<int64_t> ids_;
-  Array<Scalar> table_, grad_h_n_;
+  Array<Scalar> table_, grad_h_n_, grad_c_n_;
   Array<Scalar> outputs_[2], kept_[2], grad_rows_;
   std::vector<Array<Scalar>> weights_, biases_;
 };
@@ -237,6 +241,7 @@ const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random
   const Results<Scalar> results = run(tree, false, 1);
   if (!results.is_finite()) return "a result is not finite";
   if (!(results.h_n == expected.h_n)) return "h_n differs from plain rows";
+  if (!(results.c_n == expected.c_n)) return "c_n differs from plain rows";
   if (!results.agrees(expected)) return "gradients differ from plain rows";
   if (!(run(tree, true, 1) == results)) return "bits differ if panels are packed in advance";
   if (!(run(tree, false, 3) == results)) return "bits differ if threads divide the products";
@@ -264,7 +269,8 @@ void check(const Cell& cell, const KernelsFor<Scalar>& kernels) {
                       random.below(2) != 0,
                       options / 2 != 0,
                       random.below(2) != 0,
-                      size_t(random.below(2) ? 1 << 14 : 1 << 22)};
+                      size_t(random.below(2) ? 1 << 14 : 1 << 22),
+                      cell.has_cell_state && random.below(2) != 0};
       ++runs;
       const char* error = error_of(kernels, p, random);
       if (!error) continue;

@@ -33,6 +33,9 @@ struct Elman {
   // Whether the state depends on the state before through sums alone. If not, sum_gradients() also
   // writes the rest of the gradient of the state before.
   static constexpr bool only_through_sums = true;
+  // Whether a row has a cell state besides its state, which the next step reads without a product.
+  // If so, it is the last block of the kept values.
+  static constexpr bool has_cell_state = false;
   // Whether bias_ih and bias_hh have the same gradient: the sum of dz over all rows.
   static constexpr bool one_bias_gradient = true;
 

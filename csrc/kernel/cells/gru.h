@@ -25,6 +25,7 @@ struct Gru {
   // n, r, z and n_h: the order of the sums, with n instead of n_x.
   static constexpr int64_t kept = 4;
   static constexpr bool only_through_sums = false;  // h_t also has z h_{t-1}
+  static constexpr bool has_cell_state = false;
   // The gradient of b_hn sums those of n_h, the gradient of b_in sums those of n_x.
   static constexpr bool one_bias_gradient = false;
 

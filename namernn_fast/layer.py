@@ -1,0 +1,224 @@
+"""What the fused layers share: everything except their constructors."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.rnn import PackedSequence
+
+from . import tokens
+from .call import Call, Cell
+from .functional import last_state, run
+from .integrations.nn_rnn import is_exact, must_serve, plain_twin
+from .layouts import Input, Lengths
+from .options import batch_invariant_is_on, option_bits
+
+States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
+"""The states of a layer: h, or the pair of h and c of an LSTM."""
+
+
+def current_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """Returns the weights with these names, computed first if they are parametrized.
+
+    Reads `_parameters` because that takes a tenth of the time of `getattr`.
+    """
+    parameters = module._parameters
+    try:
+        return [parameters[name] for name in names]  # type: ignore[misc]
+    except KeyError:
+        return [getattr(module, name) for name in names]
+
+
+def what_else_runs(module: torch.nn.Module) -> str | None:
+    """Returns what calling a module runs besides the `forward` of its class, or None."""
+    if "forward" in module.__dict__:
+        return "a forward set on the object"
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return "hooks"
+    return "global hooks" if _has_any_global_hook() else None
+
+
+class FusedLayer(torch.nn.RNNBase, Generic[States]):
+    """The base of the fused layers.
+
+    A subclass inherits from this class first and then from torch's layer.
+    """
+
+    _cell: Cell
+    _torch_class: type[torch.nn.RNNBase]
+    batch_invariant: bool = False
+
+    # No argument is keyword-only: torch's older ONNX exporter passes None for each by position.
+    def forward(
+        self,
+        input: Input,
+        hx: States | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+    ) -> tuple[Input, States]:
+        """Runs the layer over whole sequences.
+
+        Args:
+            input: (seq_len, batch, input_size), (batch, seq_len, input_size) with batch_first,
+                (seq_len, input_size) for one sequence, a PackedSequence, sorted or not, or a jagged
+                nested tensor (batch, any length, input_size). With `embedding`, int32 or int64
+                token ids: any of these without the last dimension.
+            hx: (num_layers * num_directions, batch, hidden_size), without the batch for one
+                sequence; None for zeros. For an LSTM a pair of them, h_0 and c_0.
+            lengths: the number of steps of each sequence of a padded input, (batch), from 0 to
+                seq_len in any order. Padding is neither read nor computed; output is zero there.
+            reset: bool (seq_len, batch), or (batch, seq_len) with batch_first: True where a new
+                episode begins, which starts from a state of zeros.
+            embedding: (vocabulary, input_size), the rows that token ids index. `TokenRNN` is a
+                layer that owns its embedding.
+            padding_idx: a row of `embedding` that gets no gradient, as in `nn.Embedding`.
+
+        Returns:
+            output: like input with num_directions * hidden_size features, and the last states, like
+            hx: h_n, or the pair of h_n and c_n.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.rnn`, which documents
+                all arguments in more detail.
+
+        Note:
+            Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`:
+            split a sequence that takes minutes, and pass h_n on as hx. In a process forked from a
+            multithreaded one, the CPU kernel runs on one thread. TorchScript records the operators
+            of torch's layer, which run at any length.
+        """
+        weights = current_weights(self, self._flat_weights_names)
+        unusual = (  # Tested inline: together these tests cost no more than one function call.
+            type(input) is not Tensor
+            or type(weights[0]) is not torch.nn.Parameter
+            or (hx is not None and type(hx) is not Tensor)
+            or torch._C._get_tracing_state() is not None  # quicker than torch.jit.is_tracing
+        )
+        if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
+            return self._as_torch(input, hx, embedding, padding_idx)
+        if self.proj_size and self._must_be_torch(lengths, reset, embedding):
+            return self._as_torch(input, hx, embedding, padding_idx)
+        options = option_bits(
+            weights,
+            self.bias,
+            self.bidirectional,
+            "relu" if self.mode == "RNN_RELU" else "tanh",  # torch reads mode too
+            self.batch_first,
+            self.batch_invariant,
+        )
+        dropout = self.dropout if self.training else 0.0
+        call = Call(input, hx, weights, None, reset, options, dropout, cell=self._cell)  # type: ignore[arg-type]
+        return run(call, input, lengths, embedding, padding_idx)
+
+    if TYPE_CHECKING:  # torch annotates __call__ as returning Any
+        __call__ = forward
+
+    def last_state(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        *,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+        share_prefixes: bool | None = None,
+    ) -> States:
+        """Returns only the last states of `forward`; in inference the output is never written.
+
+        If the layer has hooks or a `forward` set on the object, it is called so that they run.
+
+        Args:
+            input, hx, lengths, reset, embedding, padding_idx: as in `forward`.
+            share_prefixes: whether to compute common prefixes of token ids once; see
+                `namernn_fast.last_state`. None: if that is expected to be faster.
+
+        Returns:
+            h_n: (num_layers * num_directions, batch, hidden_size), without the batch for one
+            sequence. For an LSTM the pair of h_n and c_n.
+
+        Raises:
+            TypeError, ValueError, RuntimeError, IndexError: as `namernn_fast.last_state`.
+        """
+        what_else = what_else_runs(self)
+        if what_else is not None:
+            if share_prefixes:
+                tokens.refuse_to_share(f"the layer has {what_else}")
+            return self(input, hx, lengths, reset, embedding, padding_idx)[1]
+        weights = current_weights(self, self._flat_weights_names)
+        if self._must_be_torch(lengths, reset, embedding) or must_serve(
+            input, hx, weights, lengths is None and reset is None
+        ):
+            if share_prefixes:
+                tokens.refuse_to_share(
+                    f"this call runs on the operators of nn.{self._torch_class.__name__}"
+                )
+            return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
+        return last_state(  # type: ignore[no-any-return]
+            input,
+            hx,
+            weights,
+            cell=self._cell,
+            share_prefixes=share_prefixes,
+            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            bidirectional=self.bidirectional,
+            training=self.training,
+            lengths=lengths,
+            reset=reset,
+            batch_invariant=self.batch_invariant,
+            embedding=embedding,
+            padding_idx=padding_idx,
+        )
+
+    def _must_be_torch(
+        self, lengths: Lengths | None, reset: Tensor | None, embedding: Tensor | None
+    ) -> bool:
+        """Returns whether only torch's layer has what this one was built with: a proj_size.
+
+        Raises:
+            RuntimeError: it does, but the call has an argument that torch's layer lacks.
+        """
+        if not self.proj_size:
+            return False
+        for name, value in (("lengths", lengths), ("reset", reset), ("embedding", embedding)):
+            if value is not None:
+                raise RuntimeError(
+                    f"{name}= does not support proj_size={self.proj_size}, which runs on the "
+                    "operators of nn.LSTM"
+                )
+        return True
+
+    def _as_torch(
+        self, input: Any, hx: Any, embedding: Tensor | None, padding_idx: int | None
+    ) -> tuple[Any, Any]:
+        """Computes the call with the operators of torch's own layer."""
+        self._refuse_if_invariant()
+        if embedding is not None:
+            input = tokens.gather_any(input, embedding, padding_idx)
+        return super().forward(input, hx)  # type: ignore[no-any-return]
+
+    def __prepare_scriptable__(self) -> torch.nn.RNNBase:
+        """Returns the module that `torch.jit.script` compiles instead of this one."""
+        self._refuse_if_invariant()
+        return plain_twin(self, self._torch_class) if is_exact(self) else self
+
+    def _refuse_if_invariant(self) -> None:
+        """Raises an error if batch_invariant is on, which torch's own operators do not have."""
+        if self.batch_invariant or batch_invariant_is_on():
+            raise RuntimeError(
+                "batch_invariant needs the fused kernel, but TorchScript, expanded weights, "
+                "proj_size and tensor-like objects run on the operators of "
+                f"nn.{self._torch_class.__name__}"
+            )

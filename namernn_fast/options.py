@@ -1,0 +1,68 @@
+"""The option bits of a call, and the setting `batch_invariant()` that is one of them."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from . import ops
+
+# Other modules must call batch_invariant_is_on(): importing this name would copy its value.
+_batch_invariant = False
+
+
+@contextlib.contextmanager
+def batch_invariant(enabled: bool = True) -> Iterator[None]:
+    """Context manager: results of a sequence are bit-identical however it is batched.
+
+    They depend neither on the other sequences of the batch nor on the position among them, on
+    padding, packing or lengths, or on the number of threads. This holds for forward results of
+    `rnn`, `gru`, `lstm` and the modules; gradients of parameters are sums over the batch. The cost:
+    small batches use the same chain lengths as large ones, and even a single short sequence copies
+    the weights into panels. `FusedRNN(..., batch_invariant=True)` sets it for one module.
+
+    The setting is global to the process, not per thread, like torch's own settings of this kind.
+
+    Args:
+        enabled: False turns the setting off within an outer `batch_invariant()`.
+    """
+    global _batch_invariant
+    before, _batch_invariant = _batch_invariant, enabled
+    try:
+        yield
+    finally:
+        _batch_invariant = before
+
+
+def batch_invariant_is_on() -> bool:
+    """Returns whether `batch_invariant()` is active."""
+    return _batch_invariant
+
+
+def option_bits(
+    weights: Sequence[Tensor],
+    bias: bool,
+    bidirectional: bool,
+    nonlinearity: str,
+    batch_first: bool,
+    batch_invariant: bool,
+) -> int:
+    """Returns the option bits of a call; checks the number of weights and the nonlinearity."""
+    options = ops.BIAS if bias else 0
+    if bidirectional:
+        options |= ops.BIDIRECTIONAL
+    per_layer = ops.weights_per_layer(options)
+    if not weights or len(weights) % per_layer:
+        raise ValueError(
+            f"weights must hold {per_layer} tensors for each layer (bias={bias}, "
+            f"bidirectional={bidirectional}), got {len(weights)}"
+        )
+    if batch_first:
+        options |= ops.BATCH_FIRST
+    if batch_invariant or _batch_invariant:
+        options |= ops.BATCH_INVARIANT
+    if nonlinearity == "relu":
+        options |= ops.RELU
+    elif nonlinearity != "tanh":
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    return options
