@@ -14,20 +14,20 @@ FOLDER = Path(__file__).parents[1] / "third_party"
 TESTS = """
 import pytest
 import torch
-from torch.nn import RNN, RNNCell
+from torch.nn import LSTM, RNN, LSTMCell, RNNCell
 
 class Own(torch.nn.RNN):
     pass
 
-@pytest.mark.parametrize("name", ["RNN", "RNNCell"])
+@pytest.mark.parametrize("name", ["RNN", "LSTMCell"])
 def test_class(name):
     cls = getattr(torch.nn, name)
     layer = cls(3, 4)
     assert type(layer) is cls is getattr(torch.nn.modules.rnn, name)
-    assert isinstance(layer, (RNN, RNNCell))
+    assert isinstance(layer, (RNN, LSTMCell))
     assert isinstance(Own(3, 4), torch.nn.RNN)
     assert isinstance(Own(3, 4), torch.nn.modules.rnn.RNNBase)
-    assert not isinstance(torch.nn.GRU(3, 4), (RNN, RNNCell))
+    assert not isinstance(torch.nn.GRU(3, 4), (RNN, RNNCell, LSTM))
 
 def test_whose_class():
     assert type(RNN(3, 4)).__module__.startswith("torch"), "a fused layer"
@@ -37,7 +37,7 @@ def test_skipped():
     pytest.skip("no reason")
 
 def test_without_a_layer():
-    torch.nn.LSTM(3, 4)
+    torch.nn.Linear(3, 4)
 """
 
 
@@ -59,7 +59,7 @@ def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
     outcomes, only = {}, []
     for layer in report.LAYERS:
         written = tmp_path / f"{layer}.json"
-        options = ("-p", "layer_plugin", "--layer", layer, "--outcomes", written)
+        options = ("-p", "layer_plugin", "--layers", layer, "--outcomes", written)
         ran = run_pytest(tmp_path, *options, *only)
         assert written.exists(), ran.stdout + ran.stderr
         only = ["--only-tests-of", written]
@@ -69,10 +69,10 @@ def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
         layer: {test.partition("::")[2]: it["outcome"] for test, it in ran.items()}
         for layer, ran in outcomes.items()
     }
-    passed = {"test_class[RNN]": "passed", "test_class[RNNCell]": "passed"}
+    passed = {"test_class[RNN]": "passed", "test_class[LSTMCell]": "passed"}
     passed["test_skipped"] = "skipped"
-    assert shown["nn.RNN"] == {**passed, "test_whose_class": "passed"}
-    assert shown["FusedRNN"] == {**passed, "test_whose_class": "failed"}
+    assert shown["torch"] == {**passed, "test_whose_class": "passed"}
+    assert shown["fused"] == {**passed, "test_whose_class": "failed"}
 
     result = report.Result(report.Suite("library", "1.0", ()), outcomes)
     (error,) = result.failing_here_alone().values()
@@ -86,6 +86,6 @@ def test_a_test_that_no_longer_runs_has_failed(report):
     outcome = {"outcome": "passed", "error": ""}
     result = report.Result(
         report.Suite("library", "1.0", ()),
-        {"nn.RNN": {"kept": outcome, "lost": outcome}, "FusedRNN": {"kept": outcome}},
+        {"torch": {"kept": outcome, "lost": outcome}, "fused": {"kept": outcome}},
     )
     assert result.failing_here_alone() == {"lost": report.NO_LONGER}

@@ -1,8 +1,8 @@
 """A pytest plugin: replaces torch's layers with the fused ones, and records what each test did.
 
-`pytest -p layer_plugin --layer FusedRNN --outcomes FILE` binds `torch.nn.RNN`, `torch.nn.GRU` and
-their cells to the fused classes before any test file, and so any library under test, is imported.
-`--layer nn.RNN` leaves torch as it is. FILE gets the outcome of every test that built one of these
+`pytest -p layer_plugin --layers fused --outcomes FILE` binds the names of torch's recurrent layers
+and cells to the fused classes before any test file, and so any library under test, is imported.
+`--layers torch` leaves torch as it is. FILE gets the outcome of every test that built one of these
 layers; the other tests of a file say nothing about them and are not counted.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch.nn.modules import rnn
 
 NAMESPACES = (torch.nn, torch.nn.modules, rnn)
-TORCH_CLASSES = {name: getattr(rnn, name) for name in ("RNN", "RNNCell", "GRU", "GRUCell")}
+NAMES = ("RNN", "RNNCell", "GRU", "GRUCell", "LSTM", "LSTMCell")
+TORCH_CLASSES = {name: getattr(rnn, name) for name in NAMES}
 
 
 def replace_classes() -> None:
@@ -89,7 +90,7 @@ class Recorder:
 
 def pytest_addoption(parser):
     group = parser.getgroup("layer")
-    group.addoption("--layer", choices=("nn.RNN", "FusedRNN"), default="nn.RNN")
+    group.addoption("--layers", choices=("torch", "fused"), default="torch")
     group.addoption("--outcomes", type=Path, help="a JSON file of the tests that built a layer")
     group.addoption("--only-tests-of", type=Path, help="the outcomes of another run")
 
@@ -97,7 +98,7 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config):
     options = early_config.known_args_namespace
-    if options.layer == "FusedRNN":
+    if options.layers == "fused":
         replace_classes()
     if options.outcomes:
         recorder = Recorder(options.outcomes, options.only_tests_of)

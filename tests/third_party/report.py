@@ -6,7 +6,7 @@ from pathlib import Path
 
 from suites import Suite
 
-LAYERS = ("nn.RNN", "FusedRNN")
+LAYERS = ("torch", "fused")
 NO_LONGER = "the test did not run"
 
 
@@ -25,13 +25,13 @@ class Result:
         """
         ran = self.outcomes.get(layer, {})
         failed = {test: it["error"] for test, it in ran.items() if it["outcome"] == "failed"}
-        missing = self.outcomes.get("nn.RNN", {}).keys() - ran.keys() if ran else ()
+        missing = self.outcomes.get("torch", {}).keys() - ran.keys() if ran else ()
         return failed | dict.fromkeys(missing, NO_LONGER)
 
     def failing_here_alone(self) -> dict[str, str]:
         """Returns the errors of the tests that fail with this package's layer but not torch's."""
-        theirs = self.failing("nn.RNN")
-        return {k: v for k, v in self.failing("FusedRNN").items() if k not in theirs}
+        theirs = self.failing("torch")
+        return {k: v for k, v in self.failing("fused").items() if k not in theirs}
 
 
 def counts(outcomes: dict[str, dict[str, str]]) -> str:
@@ -54,10 +54,10 @@ def list_of(results: list[Result], failing) -> list[str]:
 def text_of(results: list[Result], torch_version: str) -> str:
     """Returns the table, and under it every failure, in Markdown."""
     lines = [
-        f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN` or an "
-        "`nn.RNNCell`. Numbers are passed / failed / skipped.",
+        f"With torch {torch_version}, on a CPU. A test is counted if it builds an `nn.RNN`, an "
+        "`nn.GRU`, an `nn.LSTM` or a cell of theirs. Numbers are passed / failed / skipped.",
         "",
-        "| library | version | tests | number | nn.RNN | FusedRNN |",
+        "| library | version | tests | number | torch's layers | fused layers |",
         "| --- | --- | --- | ---: | ---: | ---: |",
     ]
     for result in results:
@@ -65,15 +65,15 @@ def text_of(results: list[Result], torch_version: str) -> str:
         if result.trouble:
             cells += ["-", result.trouble, "-"]
         else:
-            cells.append(str(len(result.outcomes["nn.RNN"])))
+            cells.append(str(len(result.outcomes["torch"])))
             cells += [counts(result.outcomes[layer]) for layer in LAYERS]
         lines.append(f"| {' | '.join(cells)} |")
     here = list_of(results, Result.failing_here_alone)
     both = list_of(
         results,
-        lambda it: {k: v for k, v in it.failing("nn.RNN").items() if k in it.failing("FusedRNN")},
+        lambda it: {k: v for k, v in it.failing("torch").items() if k in it.failing("fused")},
     )
-    for title, found in (("with FusedRNN alone", here), ("with both", both)):
+    for title, found in (("with the fused layers alone", here), ("with both", both)):
         lines += ["", f"Tests that fail {title}: {'' if found else 'none.'}".rstrip()]
         lines += ["", *found] if found else []
     return "\n".join(lines)

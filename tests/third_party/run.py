@@ -1,9 +1,9 @@
 """Runs other libraries' tests of recurrent layers with torch's layers and with the fused ones.
 
 Installs the libraries of `suites.py` in a separate environment, `build/third-party/venv`, gets the
-test files that their packages lack from their repositories, runs every suite once with
-`torch.nn.RNN` and once with `FusedRNN` bound to its name, and writes the outcomes side by side to
-`build/third-party/results.md`. Exits with status 1 if a test fails only with the fused layer. If a
+test files that their packages lack from their repositories, runs every suite once with torch's
+layers and once with the fused ones bound to their names, and writes the outcomes side by side to
+`build/third-party/results.md`. Exits with status 1 if a test fails only with the fused layers. If a
 repository cannot be reached, git's option `url.<base>.insteadOf` can name a copy of it.
 """
 
@@ -105,7 +105,7 @@ def run_suite(suite: Suite, site: Path) -> Result:
         command = [PYTHON, "-m", "pytest", "-p", "layer_plugin", "-p", "no:cacheprovider"]
         # Keep out the configuration and the fixtures of this project's own tests.
         command += ["-c", FOLDER / "pytest.ini", "--rootdir", ROOT, "--confcutdir", HERE]
-        command += ["--layer", layer, "--outcomes", written]
+        command += ["--layers", layer, "--outcomes", written]
         if outcomes:
             command += ["--only-tests-of", results / f"{suite.key}-{LAYERS[0]}.json"]
         command += [argument.format(sources=sources) for argument in suite.tests]
