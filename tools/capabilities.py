@@ -28,7 +28,7 @@ from namernn_fast import reference
 from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
-from namernn_fast.bench.workload import CLASSES
+from namernn_fast.bench.workload import CLASSES, tensors_in
 
 LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
     name: layer_class
@@ -54,7 +54,7 @@ ROWS: dict[str, Row] = {}
 
 
 def row(
-    label: str, without: str = "", *, ours: str = "", slow: bool = False
+    label: str, without: str = "", *, lstm: str = "", ours: str = "", slow: bool = False
 ) -> Callable[[Callable[..., str | None]], None]:
     """Registers an attempt, which raises if a layer class cannot do what the row says.
 
@@ -64,8 +64,9 @@ def row(
 
     Args:
         label: The first cell of the row.
-        without: Why `nn.RNN` and `nn.GRU` cannot.
-        ours: Why `FusedRNN` and `FusedGRU` cannot.
+        without: Why torch's layers cannot.
+        lstm: Why `nn.LSTM` cannot, if only it cannot.
+        ours: Why the fused layers cannot.
         slow: Whether the attempt takes minutes.
     """
 
@@ -75,6 +76,7 @@ def row(
             for names in LAYERS_OF.values()
             for name, reason in zip(names, (without, ours), strict=True)
         }
+        reasons |= {"nn.LSTM": lstm or without}
         ROWS[label] = Row(attempt, reasons, slow)
 
     return register
@@ -89,9 +91,19 @@ def packed(*lengths: int) -> PackedSequence:
 
 
 def loss_of(result) -> Tensor:
-    output, h_n = result
-    output = output.data if isinstance(output, PackedSequence) else output
-    return output.square().sum() + h_n.sum()
+    output, *states = tensors_in(result)
+    return output.square().sum() + sum(state.sum() for state in states)
+
+
+def map_states(states, convert: Callable[[Tensor], Tensor]):
+    """Converts a state, or each of the pair of h and c."""
+    return tuple(map(convert, states)) if isinstance(states, tuple) else convert(states)
+
+
+def random_states(layer: torch.nn.RNNBase, batch: int, dtype: torch.dtype | None = None):
+    """Returns initial states as the layer takes them: one, or the pair of h and c."""
+    h, c = torch.randn(2, 1, batch, layer.hidden_size, dtype=dtype)
+    return (h, c) if isinstance(layer, torch.nn.LSTM) else h
 
 
 @row("`torch.compile(fullgraph=True)`, forward and backward", "`torch.compile` does not trace it")
@@ -134,24 +146,27 @@ def _(layer, x):
 
 
 @row(
-    "ONNX `RNN` or `GRU` nodes, any length and batch (`dynamo=True`)",
+    "ONNX `RNN`, `GRU` or `LSTM` nodes, any length and batch (`dynamo=True`)",
     "the steps are unrolled for one fixed length",
 )
 def _(layer, x):
     program = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=ANY_LENGTH_AND_BATCH)
     graph = program.model_proto.graph
-    op_type = "GRU" if isinstance(layer, torch.nn.GRU) else "RNN"
+    op_type = layer.mode.partition("_")[0]  # of RNN_TANH
     assert any(node.op_type == op_type for node in graph.node), "unrolled for one length"
 
 
 @row("`lengths=` instead of packing, sequences of length 0 included", "no such argument")
 def _(layer, x):
-    hx = torch.randn(1, 3, 5)
-    output, h_n = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
+    hx = random_states(layer, 3)
+    output, last = layer(x, hx, lengths=torch.tensor([2, 6, 0]))
     for b, length in ((0, 2), (1, 6)):
-        alone = layer(x[:length, b : b + 1], hx[:, b : b + 1])
-        same((output[:length, b : b + 1], h_n[:, b : b + 1]), alone)
-    same((output[:, 2], h_n[:, 2]), (torch.zeros(6, 5), hx[:, 2]))
+        before, after = (
+            map_states(states, lambda s, b=b: s[:, b : b + 1]) for states in (hx, last)
+        )
+        same((output[:length, b : b + 1], after), layer(x[:length, b : b + 1], before))
+    before, after = (map_states(states, lambda s: s[:, 2]) for states in (hx, last))
+    same((output[:, 2], after), (torch.zeros(6, 5), before))
 
 
 @row("`reset=`: a zero state within a sequence", "no such argument")
@@ -204,9 +219,13 @@ def _(layer_class):
     layer, embedding = layer_class(4, 40), torch.randn(5, 4, requires_grad=True)
     found = []
     for share in (True, False):
-        h_n = layer.last_state(IDS, embedding=embedding, share_prefixes=share)
-        leaves = [embedding, *layer.parameters()]
-        found.append([h_n, *torch.autograd.grad(h_n.square().sum(), leaves)])
+        last = layer.last_state(IDS, embedding=embedding, share_prefixes=share)
+        leaves, states = (
+            [embedding, *layer.parameters()],
+            last if isinstance(last, tuple) else (last,),
+        )
+        loss = sum(state.square().sum() for state in states)
+        found.append([*states, *torch.autograd.grad(loss, leaves)])
     same(*found)
 
 
@@ -237,7 +256,7 @@ def _(layer):
     same(got, {name: torch.stack([each[name] for each in wanted]) for name in weights})
 
 
-@row("forward mode: `jacfwd`, `hessian`")
+@row("forward mode: `jacfwd`, `hessian`", lstm="oneDNN's operator has no forward derivative")
 def _(layer, x):
     jacfwd(lambda x: layer(x)[0])(x)
     hessian(lambda x: loss_of(layer(x)))(x)
@@ -286,8 +305,8 @@ def _(layer_class, layer, x):
 def _(layer_class, x):
     for own, other in itertools.permutations((torch.bfloat16, torch.float32)):
         layer, input = layer_class(4, 5, dtype=own), x.to(own)
-        hx = torch.randn(1, 3, 5, dtype=other)
-        same(layer(input, hx), layer(input, hx.to(own)))
+        hx = random_states(layer, 3, other)
+        same(layer(input, hx), layer(input, map_states(hx, lambda state, own=own: state.to(own))))
 
 
 @row("batch-invariant bits (`batch_invariant=True`)", "no such argument")
@@ -390,10 +409,10 @@ def _(layer):
     assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "output"]
 
 
-@row(
-    "an in-place change of `output` before its gradient is computed",
-    ours="the gradient is computed from `output`, and no copy is kept",
-)
+NO_COPY = "the gradient is computed from `output`, and no copy is kept"
+
+
+@row("an in-place change of `output` before its gradient is computed", lstm=NO_COPY, ours=NO_COPY)
 def _(layer, x):
     output, _ = layer(x)
     output.relu_().sum().backward()

@@ -5,18 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.harness.grid import (
-    DENSE,
-    DENSE_CELLS,
-    GRU_CELLS,
-    GRU_CELLS_OF_RECORDS,
-    ROLES,
-    Cell,
-)
+from benchmarks.harness.grid import DENSE, DENSE_CELLS, GATED_CELLS, ROLES, Cell
 from namernn_fast.bench.race import Call
 from namernn_fast.bench.workload import gated_calls, rows_of_oracle
 
-OF_GRU = [cell for cell in (*GRU_CELLS, *GRU_CELLS_OF_RECORDS) if cell.family == DENSE]
+WITH_GATES = [cell for cell in GATED_CELLS if cell.family == DENSE]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +19,7 @@ def calls(cell: Cell) -> dict[str, Call]:
     return gated_calls(cell, input, rows_of_oracle(cell))
 
 
-@pytest.mark.parametrize("cell", [*DENSE_CELLS, *OF_GRU], ids=str, scope="module")
+@pytest.mark.parametrize("cell", [*DENSE_CELLS, *WITH_GATES], ids=str, scope="module")
 @pytest.mark.parametrize("role", ROLES)
 def test_layer(cell: Cell, role: str, publish: Callable[[Cell, str], None]) -> None:
     publish(cell, role)

@@ -10,20 +10,13 @@ import pytest
 import torch
 
 from benchmarks.cpu.memory import draw_input
-from benchmarks.harness.grid import (
-    GRU_CELLS,
-    GRU_CELLS_OF_RECORDS,
-    PACKED,
-    PACKED_CELLS,
-    ROLES,
-    Cell,
-)
+from benchmarks.harness.grid import GATED_CELLS, PACKED, PACKED_CELLS, ROLES, Cell
 from benchmarks.harness.surnames import names
 from namernn_fast.bench.race import Call
 from namernn_fast.bench.workload import gated_calls
 from namernn_fast.names import encode_names
 
-OF_GRU = [cell for cell in (*GRU_CELLS, *GRU_CELLS_OF_RECORDS) if cell.family == PACKED]
+WITH_GATES = [cell for cell in GATED_CELLS if cell.family == PACKED]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def calls(cell: Cell, lengths: list[int]) -> dict[str, Call]:
     return gated_calls(cell, draw_input(cell, lengths))
 
 
-@pytest.mark.parametrize("cell", [*PACKED_CELLS, *OF_GRU], ids=str, scope="module")
+@pytest.mark.parametrize("cell", [*PACKED_CELLS, *WITH_GATES], ids=str, scope="module")
 @pytest.mark.parametrize("role", ROLES)
 def test_packed(cell: Cell, role: str, publish: Callable[[Cell, str], None]) -> None:
     publish(cell, role)

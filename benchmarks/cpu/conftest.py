@@ -13,7 +13,15 @@ import torch
 
 from benchmarks.cpu import memory
 from benchmarks.harness import pages, surnames
-from benchmarks.harness.grid import FORWARD, GRU_CELLS_OF_RECORDS, ROLES, TRAINING, Cell
+from benchmarks.harness.grid import (
+    FORWARD,
+    GATED_CELLS,
+    GATED_CELLS_OF_EVERY_RUN,
+    GATED_KINDS,
+    ROLES,
+    TRAINING,
+    Cell,
+)
 from benchmarks.harness.tape import TAPE
 from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.race import QUICK, Call, Rounds, TimeBudget, race
@@ -26,7 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--quick", action="store_true", help="a trial run: small cells and few short rounds"
     )
     parser.addoption(
-        "--whole-grid", action="store_true", help="time all cells of nn.GRU instead of a third"
+        "--whole-grid",
+        action="store_true",
+        help="time all cells of nn.GRU and nn.LSTM instead of a third",
     )
 
 
@@ -38,9 +48,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=TAPE.now))
     cells = [item.callspec.params["cell"] for item in items]
+    of_records = {*GATED_CELLS} - {*GATED_CELLS_OF_EVERY_RUN}
     left_out = [
         (config.getoption("--quick") and not cell.is_small)
-        or (cell in GRU_CELLS_OF_RECORDS and not config.getoption("--whole-grid"))
+        or (cell in of_records and not config.getoption("--whole-grid"))
         for cell in cells
     ]
     config.hook.pytest_deselected(items=[*itertools.compress(items, left_out)])
@@ -125,11 +136,11 @@ def executors(request: pytest.FixtureRequest) -> Iterator[dict[str, Executor]]:
 def peaks(
     cell: Cell, lengths: list[int], rounds: dict[str, Rounds], executors: dict[str, Executor]
 ) -> dict[str, int]:
-    """The peak bytes of a training step of both layers by role, for the cells of `nn.GRU`.
+    """The peak bytes of a training step of both layers by role, for layers with gates.
 
     Asks for the rounds, because a cell that is wrong is not measured either.
     """
-    if cell.kind != "gru" or cell.mode != TRAINING:
+    if cell.kind not in GATED_KINDS or cell.mode != TRAINING:
         return {}
     return memory.peaks_of_training(cell, torch.get_num_threads(), lengths, executors)
 

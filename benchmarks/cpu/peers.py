@@ -22,14 +22,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from benchmarks.cpu.rivals import RIVALS, Problem
 from benchmarks.harness import pages
 from benchmarks.harness.gate import check_rival
-from benchmarks.harness.grid import DENSE, FORWARD, PACKED, TRAINING, Cell, shape
+from benchmarks.harness.grid import DENSE, FORWARD, GATED_KINDS, PACKED, TRAINING, Cell, shape
 from benchmarks.harness.machine import hop
 from benchmarks.harness.paths import PERFORMANCE, PERFORMANCE_TABLES
 from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
-from namernn_fast.bench.workload import draw_gradients, equal_layers, train
+from namernn_fast.bench.workload import draw_gradients, equal_layers, tensors_in, train
 from namernn_fast.testing import assert_within_budget
 
 # (input_size, hidden_size, seq_len, batch)
@@ -63,17 +63,17 @@ def cells(odd: bool = False, packed: bool = False) -> Iterator[Cell]:
             yield Cell(PACKED, mode, batch, 64, 256, LENGTHS[1])
 
 
-def gru_cells(odd: bool = False) -> Iterator[Cell]:
-    """Yields the same cells of `nn.GRU`; none of odd sizes, which have no rival."""
-    if not odd:
-        yield from (dataclasses.replace(cell, kind="gru") for cell in cells(packed=True))
+def gated_cells(odd: bool = False) -> Iterator[Cell]:
+    """Yields the same cells of layers with gates; none of odd sizes, which have no rival."""
+    for kind in () if odd else GATED_KINDS:
+        yield from (dataclasses.replace(cell, kind=kind) for cell in cells(packed=True))
 
 
 def results(cell: Cell, call: Call, layer: nn.RNNBase | None = None) -> dict[str, Tensor]:
     """Makes a call and returns what a rival returns: h_n, or the gradients of the weights.
 
-    The gradients are those of weight_ih, weight_hh and, for an RNN, of the sum of the biases; a GRU
-    has different gradients of bias_ih and bias_hh.
+    The gradients are those of weight_ih, weight_hh and of the sum of the biases; a GRU has
+    different gradients of bias_ih and bias_hh.
 
     Args:
         cell: The cell of the call.
@@ -83,10 +83,10 @@ def results(cell: Cell, call: Call, layer: nn.RNNBase | None = None) -> dict[str
     with torch.inference_mode(cell.mode == FORWARD):
         returned: Any = call()
     if layer is not None:
-        # Both biases of an RNN have the gradient of their sum.
-        gradients = [p.grad for p in layer.parameters()][: 3 if cell.kind == "rnn" else None]
-        returned = gradients if cell.mode == TRAINING else returned[1]
-    biases = ("grad bias",) if cell.kind == "rnn" else ("grad bias_ih", "grad bias_hh")
+        # Both biases have the gradient of their sum, except those of a GRU.
+        gradients = [p.grad for p in layer.parameters()][: None if cell.kind == "gru" else 3]
+        returned = gradients if cell.mode == TRAINING else tensors_in(returned)[1]
+    biases = ("grad bias_ih", "grad bias_hh") if cell.kind == "gru" else ("grad bias",)
     of_training = ("grad weight_ih", "grad weight_hh", *biases)
     names = of_training if cell.mode == TRAINING else ("h_n",)
     values = returned if cell.mode == TRAINING else (returned,)
@@ -160,8 +160,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     rivals = [] if options.odd else installed()
     budget = pages.time_budget(options, max_rounds=30)
     rows = []
-    of_both = (*cells(options.odd, not options.odd), *gru_cells(options.odd))
-    for cell in pages.chosen(of_both, options):
+    of_all_kinds = (*cells(options.odd, not options.odd), *gated_cells(options.odd))
+    for cell in pages.chosen(of_all_kinds, options):
         found = calls(cell, options.threads, rivals)
         with torch.inference_mode(cell.mode == FORWARD):
             rounds = race(found, budget)

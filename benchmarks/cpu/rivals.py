@@ -1,7 +1,8 @@
-"""Other implementations of the layers, each with the weights of an `nn.RNN` or an `nn.GRU`."""
+"""Other implementations of the layers, each with the weights of torch's layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from benchmarks.harness.grid import FORWARD, TRAINING, Cell
 from namernn_fast.bench.race import Call
 from namernn_fast.bench.workload import Gradients
+from namernn_fast.call import Cell as Kind
+from namernn_fast.ops import GATES, HAS_CELL_STATE
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Problem:
     baseline: nn.RNNBase
     input: Tensor
     gradients: Gradients
-    """The gradients of `output` and `h_n`, in training."""
+    """The gradients of `output` and of each last state, in training."""
 
     @property
     def weights(self) -> list[np.ndarray]:
@@ -30,16 +33,16 @@ class Problem:
 
 Rival = Callable[[Problem, int], Call | None]
 """Creates a call from a problem and a number of threads. In inference the call returns h_n, in
-training the gradients of weight_ih, weight_hh and, for an RNN, of the summed biases; for a GRU, of
-bias_ih and bias_hh. None if the rival does not support the mode."""
+training the gradients of weight_ih, weight_hh and of the summed biases; for a GRU, of bias_ih and
+bias_hh. None if the rival does not support the mode."""
 
 
 def in_place_loop(problem: Problem, threads: int) -> Call | None:
     """A loop over PyTorch operators with as little overhead as a user can achieve."""
-    if problem.cell.mode == TRAINING:
-        return None
-    if problem.cell.kind == "gru":
-        return _gru_in_place(problem)
+    return None if problem.cell.mode == TRAINING else IN_PLACE[problem.cell.kind](problem)
+
+
+def _rnn_in_place(problem: Problem) -> Call:
     weight_ih, weight_hh, bias_ih, bias_hh = problem.baseline.parameters()
     w_x, w_h, bias = weight_ih.t(), weight_hh.t(), (bias_ih + bias_hh).detach()
     steps, batch, _ = problem.input.shape
@@ -78,12 +81,38 @@ def _gru_in_place(problem: Problem) -> Call:
     return call
 
 
+def _lstm_in_place(problem: Problem) -> Call:
+    weight_ih, weight_hh, bias_ih, bias_hh = (p.detach() for p in problem.baseline.parameters())
+    w_x, w_h, bias = weight_ih.t(), weight_hh.t(), bias_ih + bias_hh
+    steps, batch, _ = problem.input.shape
+    hidden = problem.cell.hidden_size
+
+    def call() -> Tensor:
+        sums = torch.addmm(bias, problem.input.flatten(0, 1), w_x).view(steps, batch, -1)
+        h, c = torch.zeros(2, batch, hidden)
+        for t in range(steps):
+            gates, g, o = sums[t].addmm_(h, w_h).split((2 * hidden, hidden, hidden), 1)
+            i, f = gates.sigmoid_().chunk(2, 1)
+            c.mul_(f).addcmul_(i, g.tanh_())
+            h = torch.tanh(c).mul_(o.sigmoid_())
+        return h
+
+    return call
+
+
+IN_PLACE: dict[Kind, Callable[[Problem], Call]] = {
+    "rnn": _rnn_in_place,
+    "gru": _gru_in_place,
+    "lstm": _lstm_in_place,
+}
+
+
 def numpy_loop(problem: Problem, threads: int) -> Call | None:
     """A loop over NumPy operations, in place."""
-    if problem.cell.mode == TRAINING:
-        return None
-    if problem.cell.kind == "gru":
-        return _gru_in_numpy(problem)
+    return None if problem.cell.mode == TRAINING else IN_NUMPY[problem.cell.kind](problem)
+
+
+def _rnn_in_numpy(problem: Problem) -> Call:
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
     x, w_x, w_h, bias = problem.input.numpy(), weight_ih.T, weight_hh.T, bias_ih + bias_hh
 
@@ -98,6 +127,14 @@ def numpy_loop(problem: Problem, threads: int) -> Call | None:
     return call
 
 
+def _apply_sigmoid(values: np.ndarray) -> None:
+    """Computes sigmoid(v) = (1 + tanh(v / 2)) / 2 in place, which cannot overflow."""
+    values *= 0.5
+    np.tanh(values, out=values)
+    values += 1
+    values *= 0.5
+
+
 def _gru_in_numpy(problem: Problem) -> Call:
     weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
     x, w_x, w_h, hidden = problem.input.numpy(), weight_ih.T, weight_hh.T, len(weight_hh) // 3
@@ -109,11 +146,7 @@ def _gru_in_numpy(problem: Problem) -> Call:
             products = h @ w_h + bias_hh
             gates, new = z[:, : 2 * hidden], z[:, 2 * hidden :]
             gates += products[:, : 2 * hidden]
-            # The sigmoid of v is (1 + tanh(v / 2)) / 2, which cannot overflow.
-            gates *= 0.5
-            np.tanh(gates, out=gates)
-            gates += 1
-            gates *= 0.5
+            _apply_sigmoid(gates)
             new += gates[:, :hidden] * products[:, 2 * hidden :]
             np.tanh(new, out=new)
             h = new + gates[:, hidden:] * (h - new)
@@ -122,35 +155,86 @@ def _gru_in_numpy(problem: Problem) -> Call:
     return call
 
 
+def _lstm_in_numpy(problem: Problem) -> Call:
+    weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
+    x, w_x, w_h, bias = problem.input.numpy(), weight_ih.T, weight_hh.T, bias_ih + bias_hh
+    hidden = problem.cell.hidden_size
+
+    def call() -> np.ndarray:
+        sums = x @ w_x + bias
+        h, c = np.zeros((2, x.shape[1], hidden), x.dtype)
+        for z in sums:
+            z += h @ w_h
+            gates, g, o = np.split(z, (2 * hidden, 3 * hidden), axis=1)
+            _apply_sigmoid(gates)
+            _apply_sigmoid(o)
+            c *= gates[:, hidden:]
+            c += gates[:, :hidden] * np.tanh(g, out=g)
+            h = o * np.tanh(c)
+        return h
+
+    return call
+
+
+IN_NUMPY: dict[Kind, Callable[[Problem], Call]] = {
+    "rnn": _rnn_in_numpy,
+    "gru": _gru_in_numpy,
+    "lstm": _lstm_in_numpy,
+}
+
+
+def _jax_step(kind: Kind, w_h: Any, bias_h: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Returns the step that `jax.lax.scan` repeats: from (h,), or (h, c), and what x_t contributes.
+
+    Args:
+        kind: of the layer.
+        w_h: weight_hh.
+        bias_h: bias_hh of a GRU; other layers have both biases in the contribution of x_t.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    sigmoid = jax.nn.sigmoid
+
+    def rnn(states: Any, sums: Any) -> tuple[Any, Any]:
+        (h,) = states
+        h = jnp.tanh(sums + h @ w_h.T)
+        return (h,), h
+
+    def gru(states: Any, sums: Any) -> tuple[Any, Any]:
+        (h,) = states
+        of_x, of_h = (jnp.split(value, 3, axis=-1) for value in (sums, h @ w_h.T + bias_h))
+        r, z = (sigmoid(of_x[gate] + of_h[gate]) for gate in (0, 1))
+        new = jnp.tanh(of_x[2] + r * of_h[2])
+        h = new + z * (h - new)
+        return (h,), h
+
+    def lstm(states: Any, sums: Any) -> tuple[Any, Any]:
+        h, c = states
+        i, f, g, o = jnp.split(sums + h @ w_h.T, 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
+        h = sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    return {"rnn": rnn, "gru": gru, "lstm": lstm}[kind]
+
+
 def jax_scan(problem: Problem, threads: int) -> Call | None:
     """Compiled `jax.lax.scan`; in training, its vector-Jacobian product with the gradients."""
     import jax
     import jax.numpy as jnp
 
-    is_gru = problem.cell.kind == "gru"
+    kind = problem.cell.kind
     weight_ih, weight_hh, bias_ih, bias_hh = map(jnp.asarray, problem.weights)
-    biases = (bias_ih, bias_hh) if is_gru else (bias_ih + bias_hh,)
+    biases = (bias_ih, bias_hh) if kind == "gru" else (bias_ih + bias_hh, None)
     x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, *biases)
-    start = jnp.zeros((problem.cell.batch, problem.cell.hidden_size))
+    zeros = jnp.zeros((problem.cell.batch, problem.cell.hidden_size))
+    start = (zeros,) * (1 + HAS_CELL_STATE[kind])
 
     def run(parameters, x):
-        w_x, w_h, bias, *other_bias = parameters
-        sums = x @ w_x.T + bias
-
-        def rnn_step(h, z):
-            h = jnp.tanh(z + h @ w_h.T)
-            return h, h
-
-        def gru_step(h, sums):
-            products = h @ w_h.T + other_bias[0]
-            of_x, of_h = (jnp.split(value, 3, axis=-1) for value in (sums, products))
-            r, z = (jax.nn.sigmoid(of_x[gate] + of_h[gate]) for gate in (0, 1))
-            new = jnp.tanh(of_x[2] + r * of_h[2])
-            h = new + z * (h - new)
-            return h, h
-
-        step = gru_step if is_gru else rnn_step
-        return jax.lax.scan(step, start, sums, unroll=min(8, len(x)))
+        w_x, w_h, bias, bias_h = parameters
+        step = _jax_step(kind, w_h, bias_h)
+        return jax.lax.scan(step, start, x @ w_x.T + bias, unroll=min(8, len(x)))
 
     def train(parameters, x, gradients):
         _, pull_back = jax.vjp(lambda parameters: run(parameters, x), parameters)
@@ -158,36 +242,43 @@ def jax_scan(problem: Problem, threads: int) -> Call | None:
 
     if problem.cell.mode == FORWARD:
         forward = jax.jit(run)
-        return lambda: jax.block_until_ready(forward(parameters, x))[0]
-    grad_output, (grad_h_n,) = (jnp.asarray(value.numpy()) for value in problem.gradients)
+        return lambda: jax.block_until_ready(forward(parameters, x))[0][0]
+    grad_output, *of_states = (jnp.asarray(value.numpy()) for value in problem.gradients)
+    gradients = tuple(value[0] for value in of_states), grad_output
     backward = jax.jit(train)
-    return lambda: jax.block_until_ready(backward(parameters, x, (grad_h_n, grad_output)))
+
+    def call() -> list[Any]:
+        found = jax.block_until_ready(backward(parameters, x, gradients))
+        return [gradient for gradient in found if gradient is not None]
+
+    return call
+
+
+ONNX_GATES: dict[Kind, list[int]] = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 3, 1, 2]}
+"""The order of the gates in an ONNX node, as places in torch's order: z, r, n and i, o, f, g."""
 
 
 def _onnx_model(problem: Problem) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
-    is_gru = problem.cell.kind == "gru"
-    weight_ih, weight_hh, bias_ih, bias_hh = problem.weights
+    kind, hidden = problem.cell.kind, problem.cell.hidden_size
     steps, batch, size = problem.input.shape
-    hidden = problem.cell.hidden_size
-    if is_gru:  # ONNX has the gates in another order: z, r, n
-        order = np.arange(3 * hidden).reshape(3, hidden)[[1, 0, 2]].ravel()
-        weight_ih, weight_hh, bias_ih, bias_hh = (value[order] for value in problem.weights)
-    attributes = {"linear_before_reset": 1} if is_gru else {}
+    order = np.arange(GATES[kind] * hidden).reshape(-1, hidden)[ONNX_GATES[kind]].ravel()
+    weight_ih, weight_hh, bias_ih, bias_hh = (value[order] for value in problem.weights)
+    attributes = {"linear_before_reset": 1} if kind == "gru" else {}
     initializers = {"W": weight_ih[None], "R": weight_hh[None]}
     initializers["B"] = np.concatenate([bias_ih, bias_hh])[None]
     graph = helper.make_graph(
         [
             helper.make_node(
-                problem.cell.kind.upper(),
+                kind.upper(),
                 ["X", "W", "R", "B"],
                 ["Y", "Y_h"],
                 hidden_size=hidden,
                 **attributes,
             )
         ],
-        problem.cell.kind,
+        kind,
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, [steps, batch, size])],
         [
             helper.make_tensor_value_info("Y", TensorProto.FLOAT, [steps, 1, batch, hidden]),
@@ -200,7 +291,7 @@ def _onnx_model(problem: Problem) -> bytes:
 
 
 def onnxruntime(problem: Problem, threads: int) -> Call | None:
-    """onnxruntime on an `RNN` or `GRU` node."""
+    """onnxruntime on an `RNN`, `GRU` or `LSTM` node."""
     if problem.cell.mode == TRAINING:
         return None
     import onnxruntime
@@ -213,7 +304,7 @@ def onnxruntime(problem: Problem, threads: int) -> Call | None:
 
 
 def openvino(problem: Problem, threads: int) -> Call | None:
-    """OpenVINO on an `RNN` or `GRU` node, in float32."""
+    """OpenVINO on an `RNN`, `GRU` or `LSTM` node, in float32."""
     if problem.cell.mode == TRAINING:
         return None
     import openvino

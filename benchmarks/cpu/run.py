@@ -4,7 +4,7 @@ Results go to `build/bench/`, which git ignores. With `--record` a full run repl
 results, their tables in `docs/` and the summary in the README. A cell with a failed check is not
 timed; the others are, and the run ends with an error that names it. If that happens in the grid,
 nothing is recorded; if it happens in one of the programs after it, only that program's results are
-not. All cells of `nn.GRU` are timed with `--record`, otherwise a third.
+not. All cells of `nn.GRU` and `nn.LSTM` are timed with `--record`, otherwise a third.
 """
 
 import json

@@ -14,6 +14,7 @@ from namernn_fast.bench.cells import (
     Cell,
     Layers,
 )
+from namernn_fast.ops import GATES
 
 __all__ = [
     "BASELINE",
@@ -25,8 +26,9 @@ __all__ = [
     "FAMILIES",
     "FORWARD",
     "FUSED",
-    "GRU_CELLS",
-    "GRU_CELLS_OF_RECORDS",
+    "GATED_CELLS",
+    "GATED_CELLS_OF_EVERY_RUN",
+    "GATED_KINDS",
     "LAYERS",
     "MODES",
     "PACKED",
@@ -57,8 +59,9 @@ DENSE_CELLS = tuple(
 PACKED_CELLS = tuple(
     Cell(PACKED, mode, batch, *PACKED_SHAPE) for mode in MODES for batch in BATCHES
 )
-# By shape: the batches of `nn.GRU` that every run times, a third of its cells.
-GRU_BATCHES = {
+GATED_KINDS = tuple(kind for kind, gates in GATES.items() if gates > 1)
+# By shape: the batches of each layer with gates that every run times, a third of its cells.
+GATED_BATCHES = {
     (64, 64, 8): (1,),
     (64, 256, 8): (1, 16),
     (128, 128, 128): (1, 64),
@@ -66,22 +69,23 @@ GRU_BATCHES = {
     (*PACKED_SHAPE, None): (16, 256),
 }
 # A round of both layers takes half a minute there.
-TOO_LONG_FOR_GRU = ((512, 512, 128), 1024)
+TOO_LONG_WITH_GATES = ((512, 512, 128), 1024)
 
 
 def _sizes(cell: Cell) -> tuple[tuple[int, int, int | None], int]:
     return (cell.input_size, cell.hidden_size, cell.seq_len), cell.batch
 
 
-_OF_GRU = tuple(
-    replace(cell, kind="gru")
+GATED_CELLS = tuple(
+    replace(cell, kind=kind)
+    for kind in GATED_KINDS
     for cell in (*DENSE_CELLS, *PACKED_CELLS)
-    if _sizes(cell) != TOO_LONG_FOR_GRU
+    if _sizes(cell) != TOO_LONG_WITH_GATES
 )
-GRU_CELLS = tuple(c for c in _OF_GRU if c.batch in GRU_BATCHES.get(_sizes(c)[0], ()))
-"""The cells of `nn.GRU` that every run times."""
-GRU_CELLS_OF_RECORDS = tuple(cell for cell in _OF_GRU if cell not in GRU_CELLS)
-"""Its other cells, timed only in a run that records."""
+"""The cells of `nn.GRU` and `nn.LSTM`; all of them are timed only in a run that records."""
+GATED_CELLS_OF_EVERY_RUN = tuple(
+    cell for cell in GATED_CELLS if cell.batch in GATED_BATCHES.get(_sizes(cell)[0], ())
+)
 EPOCH_CELLS = (Cell(EPOCH, TRAINING, 64, *PACKED_SHAPE),)
 
 

@@ -23,8 +23,7 @@ from benchmarks.harness.grid import (
     FAMILIES,
     FORWARD,
     FUSED,
-    GRU_CELLS,
-    GRU_CELLS_OF_RECORDS,
+    GATED_CELLS,
     MODES,
     PACKED,
     PACKED_CELLS,
@@ -43,7 +42,7 @@ from namernn_fast.bench.plot import Timings, speed_up, speed_ups
 from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
 
 RAW = "latest.json"
-WHOLE_GRID = {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS, *GRU_CELLS, *GRU_CELLS_OF_RECORDS}
+WHOLE_GRID = {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS, *GATED_CELLS}
 """The cells of a run that is recorded."""
 MIBI = 2**20
 Spreads = dict[Cell, tuple[float, float]]
@@ -169,7 +168,7 @@ def caption(raw: Mapping[str, Any]) -> str:
         f"Medians of {min(counts)} to {max(counts)} rounds, in which the two layers alternate, "
         f"and the 95 % interval of the ratio of the medians. {SIZES} "
         "`forward` is under `inference_mode`; `forward + backward` computes the gradients of all "
-        "parameters from fixed random gradients at `output` and `h_n`. "
+        "parameters from fixed random gradients at `output` and the last states. "
         f"Packed batches have lengths from {raw['names']} (`names` instead of T); packing is not "
         "timed. An epoch of the classifier includes its batching and its steps of Adam."
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from ..call import Cell as Kind
+from ..ops import GATES
 
 FORWARD = "forward"
 TRAINING = "forward + backward"
@@ -28,10 +29,9 @@ class Layers(NamedTuple):
 LAYERS_OF: dict[Kind, Layers] = {
     "rnn": Layers("nn.RNN", "FusedRNN"),
     "gru": Layers("nn.GRU", "FusedGRU"),
+    "lstm": Layers("nn.LSTM", "FusedLSTM"),
 }
 LAYERS = BASELINE, FUSED = LAYERS_OF["rnn"]
-GATES: dict[Kind, int] = {"rnn": 1, "gru": 3}
-"""The number of products of a step, each as large as that of `nn.RNN`."""
 
 LONGEST_NAME = 20
 # Maximum multiply-adds of a training step in a quick run.

@@ -44,7 +44,7 @@ CELLS = tuple(
     for batch in BATCHES
     for mode in MODES
 )
-"""The cells of `nn.RNN`; `--cell gru` times `nn.GRU` with the same sizes."""
+"""The cells of `nn.RNN`; `--cell` times another layer with the same sizes."""
 
 WIDTH = 40
 """The width of the progress line, in characters."""
@@ -57,12 +57,12 @@ def add_parser(commands: Any) -> None:
     """Adds this command to the subparsers of `python -m namernn_fast`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
-        help="race FusedRNN or FusedGRU against torch's layer on the CPU of this machine, in "
-        "about a minute",
-        description="Check the results of FusedRNN, or of FusedGRU with --cell gru, against the "
-        "error budget of namernn_fast.testing, then time it and torch.nn.RNN or torch.nn.GRU in "
-        "alternation, in one process. Nothing is timed if a check fails. No file is written "
-        f"without --plot or --json. Sizes: {SIZES}.",
+        help="race FusedRNN, FusedGRU or FusedLSTM against torch's layer on the CPU of this "
+        "machine, in about a minute",
+        description="Check the results of FusedRNN, or of the layer that --cell chooses, against "
+        "the error budget of namernn_fast.testing, then time it and torch's layer in alternation, "
+        "in one process. Nothing is timed if a check fails. No file is written without --plot or "
+        f"--json. Sizes: {SIZES}.",
     )
     parser.add_argument(
         "--cell", choices=LAYERS_OF, default="rnn", help="the layer to race (default: %(default)s)"
@@ -292,7 +292,7 @@ def report(results: Results) -> str:
     return (
         f"{markdown(rows)}\n\n{SIZES}.\nMedians of {min(counts)} to {max(counts)} rounds, in which "
         f"the two layers alternate. `{TRAINING}` is a training\nstep with gradients at output and "
-        f"h_n; sequences of {'{} to {}'.format(*LENGTHS)} steps are packed."
+        f"the last states; sequences of {'{} to {}'.format(*LENGTHS)} steps are packed."
     )
 
 

@@ -1,10 +1,10 @@
 """The timed work of a cell: a forward pass, or a training step with fixed random gradients.
 
 The gate of a cell checks the results of the very calls that are timed. Every training step gives
-gradients to both `output` and `h_n`. With a gradient at `h_n` alone, the gradient of the state
-decays within a hundred steps to subnormal numbers, which some processors handle many times slower:
-a benchmark would measure that weakness instead of the work. `benchmarks/cpu/fading.py` in the
-repository measures that case separately.
+gradients to `output` and to all last states. With a gradient at `h_n` alone, the gradient of the
+state decays within a hundred steps to subnormal numbers, which some processors handle many times
+slower: a benchmark would measure that weakness instead of the work. `benchmarks/cpu/fading.py` in
+the repository measures that case separately.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..call import Cell as Kind
-from ..nn import FusedGRU, FusedRNN
+from ..nn import FusedGRU, FusedLSTM, FusedRNN
 from ..testing import assert_within_budget
 from .cells import FORWARD, TRAINING, Cell
 from .race import Call
@@ -29,6 +29,7 @@ ORACLE_ROWS = 16
 CLASSES: dict[Kind, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] = {
     "rnn": (nn.RNN, FusedRNN),
     "gru": (nn.GRU, FusedGRU),
+    "lstm": (nn.LSTM, FusedLSTM),
 }
 """The classes of both layers, in the order of `Cell.layers`."""
 
@@ -40,7 +41,7 @@ TrainingStep = Callable[[nn.Module, Parameters, Input, Gradients], tuple[Any, ..
 
 
 def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
-    """Returns fixed random gradients of `output` and `h_n`; call it outside of what is timed.
+    """Returns fixed random gradients of all results of a layer; call it outside of what is timed.
 
     Args:
         layer: A time-major layer.
@@ -52,12 +53,24 @@ def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
     else:
         data, batch = input, input.shape[1]
     directions = 2 if layer.bidirectional else 1
+    states = 2 if isinstance(layer, nn.LSTM) else 1
     shapes = (
         (*data.shape[:-1], directions * layer.hidden_size),
-        (directions * layer.num_layers, batch, layer.hidden_size),
+        *[(directions * layer.num_layers, batch, layer.hidden_size)] * states,
     )
     generator = torch.Generator().manual_seed(2)
     return tuple(torch.randn(shape, generator=generator).to(data) for shape in shapes)
+
+
+def tensors_in(returned: Any) -> tuple[Tensor, ...]:
+    """Returns the results of a module in one tuple: output, h_n and, for an LSTM, c_n.
+
+    Of a packed output it returns the data.
+    """
+    output, *states = returned
+    data = output.data if isinstance(output, PackedSequence) else output
+    pairs = [state if isinstance(state, tuple) else (state,) for state in states]
+    return data, *(state for pair in pairs for state in pair)
 
 
 def train(
@@ -76,9 +89,7 @@ def train(
     for parameter in parameters:
         parameter.grad = None
     returned: tuple[Any, ...] = module(input)
-    output, *states = returned
-    data = output.data if isinstance(output, PackedSequence) else output
-    torch.autograd.backward((data, *states), gradients)
+    torch.autograd.backward(tensors_in(returned), gradients)
     return returned
 
 
@@ -98,16 +109,15 @@ def call_of(
 def results(
     layer: nn.RNNBase, call: Call, mode: str, rows: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Makes a call and returns its output, its last state and, in training, all gradients.
+    """Makes a call and returns its output, its last states and, in training, all gradients.
 
     Args:
         layer: The layer whose parameters the call trains.
         call: The call, from `call_of`.
         mode: The mode of the call.
-        rows: The sequences of a dense batch whose output and last state to return; default: all.
+        rows: The sequences of a dense batch whose output and last states to return; default: all.
     """
-    output, h_n = call()
-    named = {"output": output.data if isinstance(output, PackedSequence) else output, "h_n": h_n}
+    named: dict[str, Any] = dict(zip(("output", "h_n", "c_n"), tensors_in(call()), strict=False))
     if rows is not None:
         named = {name: value[:, rows] for name, value in named.items()}
     if mode == TRAINING:

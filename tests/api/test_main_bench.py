@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 import torch
+from kinds import map_states
 
 from namernn_fast import __main__ as cli
 from namernn_fast import advice
@@ -89,8 +90,8 @@ def test_nothing_is_timed_if_a_result_is_wrong(kind, raced, monkeypatch, capsys)
 
     class Wrong(fused):
         def forward(self, *arguments, **options):
-            output, h_n = super().forward(*arguments, **options)
-            return output, h_n + 1e-3
+            output, states = super().forward(*arguments, **options)
+            return output, map_states(states, lambda state: state + 1e-3)
 
     monkeypatch.setitem(workload.CLASSES, kind, (baseline, Wrong))
     assert cli.main(["bench", "--cell", kind]) == 1
@@ -131,7 +132,7 @@ def test_a_plot_without_matplotlib_fails_at_once(raced, monkeypatch, capsys):
         "--seconds 0",
         "--seconds nan",
         "--seconds 1 --quick",
-        "--cell lstm",
+        "--cell elman",
         "--json missing/rounds.json",
         "--json .",
         "speed",

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from kinds import flat
 from torch.nn.utils.rnn import pack_sequence
 
 from benchmarks.cpu import (
@@ -36,8 +37,9 @@ from benchmarks.harness.grid import (
     EPOCH_CELLS,
     FORWARD,
     FUSED,
-    GRU_CELLS,
-    GRU_CELLS_OF_RECORDS,
+    GATED_CELLS,
+    GATED_CELLS_OF_EVERY_RUN,
+    GATED_KINDS,
     LAYERS,
     MODES,
     PACKED,
@@ -51,26 +53,28 @@ from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import classes, speed
 from namernn_fast.bench import workload
-from namernn_fast.bench.cells import GATES, LAYERS_OF
+from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
+from namernn_fast.ops import GATES
 from namernn_fast.testing import BudgetError, ErrorBudget
 
 KINDS = pytest.mark.parametrize("kind", LAYERS_OF)
+WITH_GATES = pytest.mark.parametrize("kind", GATED_KINDS)
 
 
 @KINDS
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_training_step_has_gradients_at_output_and_h_n(packed, kind):
+def test_a_training_step_has_gradients_at_output_and_all_last_states(packed, kind):
     layer = workload.CLASSES[kind][0](4, 5, num_layers=2, bidirectional=True)
     x = torch.randn(6, 3, 4)
     if packed:
         x = pack_sequence([x[:n, 0] for n in (6, 2, 5)], enforce_sorted=False)
-    grad_output, grad_h_n = gradients = workload.draw_gradients(layer, x)
+    gradients = workload.draw_gradients(layer, x)
     workload.call_of(layer, x, TRAINING, gradients)()
-    output, h_n = layer(x)
-    output = output.data if packed else output
-    loss = (output * grad_output).sum() + (h_n * grad_h_n).sum()
+    output, *states = flat(layer(x))
+    results = (output.data if packed else output, *states)
+    loss = sum((value * grad).sum() for value, grad in zip(results, gradients, strict=True))
     wanted = torch.autograd.grad(loss, [*layer.parameters()])
     for parameter, gradient in zip(layer.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
@@ -89,8 +93,8 @@ def test_the_gate_looks_at_some_sequences_of_a_batch(mode, kind, monkeypatch):
 
     class Wrong(fused):
         def forward(self, *arguments, **options):
-            output, h_n = super().forward(*arguments, **options)
-            return output + 1e-3, h_n
+            output, states = super().forward(*arguments, **options)
+            return output + 1e-3, states
 
     monkeypatch.setitem(workload.CLASSES, kind, (baseline, Wrong))
     with pytest.raises(BudgetError, match="output: error"):
@@ -344,7 +348,7 @@ def raw_run(cells):
     ]
     for entry in benchmarks:
         info = entry["extra_info"]
-        if (info["kind"], info["mode"]) == ("gru", TRAINING):
+        if info["kind"] in GATED_KINDS and info["mode"] == TRAINING:
             info["peak_bytes"] = int(1.5 * 2**20)
     return {"machine_info": machine, "names": "names", "benchmarks": benchmarks}
 
@@ -364,11 +368,10 @@ def repository(tmp_path, monkeypatch):
 
 
 OF_RNN = [*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS]
-OF_GRU = [*GRU_CELLS, *GRU_CELLS_OF_RECORDS]
 
 
 def test_a_run_is_recorded_only_on_request(repository):
-    cells = [*OF_RNN, *OF_GRU]
+    cells = [*OF_RNN, *GATED_CELLS]
     documents = (speed.README, speed.PERFORMANCE)
     before = [page.read_text(encoding="utf-8") for page in documents]
     speed.publish(raw_run(cells), record=False)
@@ -383,7 +386,8 @@ def test_a_run_is_recorded_only_on_request(repository):
     text = speed.README.read_text(encoding="utf-8")
     two = ratio(2.0)
     both = f"{two} in inference (worst {two}) and {two} in training (worst {two})"
-    assert f"over `nn.RNN`: {both}; over `nn.GRU`: {both}, over the {len(cells)} cells" in text
+    of_kinds = "; ".join(f"over `{layers.baseline}`: {both}" for layers in LAYERS_OF.values())
+    assert f"{of_kinds}, over the {len(cells)} cells" in text
     assert "(results/speedup_dense.png)" in text
     assert "a CPU" in text
     assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
@@ -397,12 +401,12 @@ def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
         from namernn_fast.bench import workload
 
         gate = workload.assert_within_budget
-        for name in ("DENSE_CELLS", "GRU_CELLS"):
+        for name in ("DENSE_CELLS", "GATED_CELLS"):
             cells = [c for c in getattr(grid, name) if c.hidden_size == 64 or c.batch == 16]
             setattr(grid, name, [c for c in cells if c.seq_len == 8 and c.batch < 64])
 
         def planted(ours, theirs, oracle):
-            if ours["h_n"].shape[1] == 16 and len(ours) == 2:
+            if ours["h_n"].shape[1] == 16 and "grad weight_ih_l0" not in ours:
                 ours = ours | {"h_n": ours["h_n"] + 1e-3}
             gate(ours, theirs, oracle)
 
@@ -432,11 +436,9 @@ def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
     assert cpu_run.main() == 1
     text = (scratch / "benchmark_table.md").read_text(encoding="utf-8")
     summary = capfd.readouterr().err.partition("Checks that failed")[2]
-    of_rnn, of_gru = text.split("**FusedGRU over nn.GRU**")
-    for part, failed in (
-        (of_rnn, "dense-forward-D64-H256-T8-B16: h_n: error"),
-        (of_gru, "gru-dense-forward-D64-H256-T8-B16: h_n: error"),
-    ):
+    for kind, (baseline, fused) in LAYERS_OF.items():
+        part = text.partition(f"**{fused} over {baseline}**")[2].partition("\n**")[0]
+        failed = f"{Cell(DENSE, FORWARD, 16, 64, 256, 8, kind)}: h_n: error"
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
         by_batch = {(row[0], row[1]): row[2:] for row in rows if len(row) > 5}
         assert by_batch["(64, 256, 8)", "16"][:4] == [""] * 4
@@ -447,7 +449,9 @@ def test_a_wrong_cell_does_not_stop_the_others(repository, monkeypatch, capfd):
     assert "benchmarks.a.b: one\nbenchmarks.a.b: two" in summary
 
 
-@pytest.mark.parametrize("cells", [DENSE_CELLS, [*OF_RNN, *GRU_CELLS]], ids=["dense", "a third"])
+@pytest.mark.parametrize(
+    "cells", [DENSE_CELLS, [*OF_RNN, *GATED_CELLS_OF_EVERY_RUN]], ids=["dense", "a third"]
+)
 def test_a_run_that_lacks_cells_is_not_recorded(cells, repository):
     forward = [cell for cell in cells if cell.mode == FORWARD]
     speed.publish(raw_run(forward), record=False)
@@ -456,27 +460,37 @@ def test_a_run_that_lacks_cells_is_not_recorded(cells, repository):
     assert not (repository / "results").exists()
 
 
-def test_every_run_times_a_third_of_the_gru_and_a_record_all_of_it():
-    assert len(set(OF_GRU)) == len(OF_GRU)
-    assert len(GRU_CELLS) == pytest.approx(len(OF_GRU) / 3, abs=1)
-    assert {*OF_RNN, *OF_GRU} == speed.WHOLE_GRID
-    of_rnn = {dataclasses.replace(cell, kind="rnn") for cell in OF_GRU}
+@WITH_GATES
+def test_every_run_times_a_third_of_a_layer_with_gates_and_a_record_all_of_it(kind):
+    in_every_run, in_records = (
+        [c for c in cells if c.kind == kind] for cells in (GATED_CELLS_OF_EVERY_RUN, GATED_CELLS)
+    )
+    assert len(set(in_records)) == len(in_records)
+    assert len(in_every_run) == pytest.approx(len(in_records) / 3, abs=1)
+    of_rnn = {dataclasses.replace(cell, kind="rnn") for cell in in_records}
     left_out = {*DENSE_CELLS, *PACKED_CELLS} - of_rnn
     assert {(cell.hidden_size, cell.batch) for cell in left_out} == {(512, 1024)}
 
 
-def test_every_class_has_cells_of_both_modes_in_every_run():
+def test_a_record_has_the_cells_of_all_kinds():
+    assert {*OF_RNN, *GATED_CELLS} == speed.WHOLE_GRID
+    assert {cell.kind for cell in speed.WHOLE_GRID} == {*LAYERS_OF}
+
+
+@WITH_GATES
+def test_every_class_has_cells_of_both_modes_in_every_run(kind):
+    of_kind = [cell for cell in GATED_CELLS_OF_EVERY_RUN if cell.kind == kind]
     for name, belongs in classes.CLASSES.items():
-        assert {cell.mode for cell in GRU_CELLS if belongs(cell)} == {*MODES}, name
+        assert {cell.mode for cell in of_kind if belongs(cell)} == {*MODES}, name
 
 
-def test_classes_compare_the_sizes_that_both_kinds_have():
+def test_classes_compare_the_sizes_that_all_kinds_have():
     cells = [
         Cell(DENSE, FORWARD, batch, 64, hidden, steps, kind)
         for batch, hidden, steps in ((1, 64, 8), (1, 64, 16), (1, 64, 64), (32, 512, 8))
         for kind in LAYERS_OF
     ]
-    cells.append(Cell(DENSE, FORWARD, 1, 64, 999, 8))  # without a GRU beside it
+    cells.append(Cell(DENSE, FORWARD, 1, 64, 999, 8))  # without the other kinds beside it
     timings = {
         cell: dict(zip(cell.layers, (float(cell.seq_len), 1.0), strict=True)) for cell in cells
     }
@@ -486,29 +500,31 @@ def test_classes_compare_the_sizes_that_both_kinds_have():
     assert head == ["class", *columns]
     found = {name: cells for name, *cells in rows}
     mean = f"{ratio(2**3.5)} (2, worst {ratio(8)})"
-    assert found["B = 1, T of 16 or fewer"] == [mean, "", mean, ""]
+    assert found["B = 1, T of 16 or fewer"] == [mean, ""] * len(LAYERS_OF)
     assert found["B = 1, T of 64 or more"][0] == f"{ratio(64)} (1, worst {ratio(64)})"
     assert found["B of 32 or more, H of 512 or more"][2] == f"{ratio(8)} (1, worst {ratio(8)})"
-    assert found["B of 8 to 64, H of 256 or fewer"] == found["packed"] == [""] * 4
+    assert found["B of 8 to 64, H of 256 or fewer"] == found["packed"] == [""] * len(columns)
 
 
-def test_the_memory_of_training_is_beside_that_of_torchs_layer():
-    cells = [dataclasses.replace(GRU_CELLS[0], mode=mode) for mode in MODES]
-    raw = raw_run(cells)
+@WITH_GATES
+def test_the_memory_of_training_is_beside_that_of_torchs_layer(kind):
+    baseline, fused = LAYERS_OF[kind]
+    raw = raw_run([dataclasses.replace(GATED_CELLS[0], kind=kind, mode=mode) for mode in MODES])
     for entry in raw["benchmarks"]:
-        if entry["extra_info"]["layer"] == "nn.GRU" and "peak_bytes" in entry["extra_info"]:
+        if entry["extra_info"]["layer"] == baseline and "peak_bytes" in entry["extra_info"]:
             entry["extra_info"]["peak_bytes"] *= 3
     head, _, row, *_ = [line for line in speed.section(raw).splitlines() if line[:1] == "|"]
-    assert [part.strip() for part in head.split("|")[-3:-1]] == ["memory: nn.GRU", "FusedGRU"]
+    assert [part.strip() for part in head.split("|")[-3:-1]] == [f"memory: {baseline}", fused]
     assert [part.strip() for part in row.split("|")[-3:-1]] == ["4.5 MiB", "1.5 MiB"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("lengths", [(), (200,) * 10 + (40,) * 20], ids=["dense", "packed"])
-def test_the_memory_of_a_training_step_includes_what_its_gradient_needs(lengths):
-    """A step stores at least its output, and nn.GRU several more tensors of that size."""
+@WITH_GATES
+def test_the_memory_of_a_training_step_includes_what_its_gradient_needs(kind, lengths):
+    """A step stores at least its output, and torch's layer several more tensors of that size."""
     rows = sum(lengths) if lengths else 30 * 200
-    cell = Cell(DENSE, TRAINING, 30, 4, 128, None if lengths else 200, "gru")
+    cell = Cell(DENSE, TRAINING, 30, 4, 128, None if lengths else 200, kind)
     with ThreadPoolExecutor(1) as thread:
         peaks = memory.peaks_of_training(cell, 1, lengths, dict.fromkeys(ROLES, thread))
     assert [*peaks] == [*ROLES]

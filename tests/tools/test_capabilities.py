@@ -7,7 +7,7 @@ from namernn_fast.bench.cells import LAYERS_OF
 from tools.capabilities import LAYERS, NO, ROWS, attempt
 
 # These compile many programs. What they show of torch.compile does not depend on the cell.
-SLOW_FOR_GRU = {
+SLOW_FOR_MOST = {
     "one compilation for all lengths and batches, packed too",
     "`torch.compile` and `torch.export` of token ids, any number of them",
 }
@@ -33,8 +33,8 @@ def test_every_no_has_its_reason_in_words():
                 assert cell == f"{NO} ({ROWS[label].why_not[name]})"
 
 
-def test_rows_that_are_slow_for_the_gru_exist():
-    assert ROWS.keys() >= SLOW_FOR_GRU
+def test_rows_that_are_slow_for_most_layers_exist():
+    assert ROWS.keys() >= SLOW_FOR_MOST
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_rows_that_are_slow_for_the_gru_exist():
         pytest.param(layers.fused, label, marks=[pytest.mark.slow] * is_slow)
         for kind, layers in LAYERS_OF.items()
         for label, row in ROWS.items()
-        for is_slow in [row.slow or (kind == "gru" and label in SLOW_FOR_GRU)]
+        for is_slow in [row.slow or (kind != "rnn" and label in SLOW_FOR_MOST)]
     ],
 )
 def test_capability(name, label):

@@ -10,21 +10,23 @@ from unittest.mock import MagicMock
 import pytest
 
 import namernn_fast
-from benchmarks.harness.grid import DENSE_CELLS, GRU_CELLS, PACKED_CELLS
+from benchmarks.harness.grid import DENSE_CELLS, GATED_CELLS_OF_EVERY_RUN, GATED_KINDS, PACKED_CELLS
 from tools.revisions import bits, builds, digest, speed
-from tools.revisions.cases import DTYPES, LAYOUTS, all_cases
+from tools.revisions.cases import DTYPES, LAYERS, LAYOUTS, all_cases
 
 CHECKOUT = pytest.mark.skipif(
     not (builds.ROOT / ".git").exists(), reason="needs a checkout of the repository"
 )
 SAME = {"a": {"output": "1", "h_n": "2"}, "b": {"output": "3"}}
-# The smallest of each kind.
+# The smallest of each kind, family and mode.
 CELLS = [
-    next(cell for cell in cells if (cell.family, cell.mode) == kind)
-    for cells in (DENSE_CELLS, PACKED_CELLS, GRU_CELLS)
-    for kind in dict.fromkeys((cell.family, cell.mode) for cell in cells)
+    *{
+        (cell.kind, cell.family, cell.mode): cell
+        for cell in reversed([*DENSE_CELLS, *PACKED_CELLS, *GATED_CELLS_OF_EVERY_RUN])
+    }.values()
 ]
-OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), ("rnn", "gru"))
+KINDS = tuple(LAYERS)
+OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), KINDS)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +54,9 @@ def test_a_case_that_raises_compares_nothing():
 )
 def test_bits_agree_where_an_instruction_set_was_compared(new, same, monkeypatch, capsys):
     """A level that only one revision runs differs, and what no revision runs does not count."""
-    digests = {("base", "avx2", ("rnn", "gru")): SAME, ("new", "avx2", ("rnn", "gru")): new}
+    digests = {("base", "avx2", KINDS): SAME, ("new", "avx2", KINDS): new}
     monkeypatch.setattr(builds, "build", lambda revision: revision)
-    monkeypatch.setattr(builds, "common_kinds", lambda base, new: ("rnn", "gru"))
+    monkeypatch.setattr(builds, "common_kinds", lambda base, new: KINDS)
     monkeypatch.setattr(bits, "digests_of", lambda *which: digests.get(which, {}))
     monkeypatch.setattr("sys.argv", ["bits", "base", "new"])
     assert bits.main() == same
@@ -65,15 +67,19 @@ def test_bits_agree_where_an_instruction_set_was_compared(new, same, monkeypatch
 
 @pytest.mark.parametrize(
     ("base", "new", "kinds", "missing"),
-    [(NEW, NEW, ["rnn", "gru"], ""), (OLD, NEW, ["rnn"], "old"), (NEW, OLD, ["rnn"], "old")],
-    ids=["both", "base lacks it", "revision lacks it"],
+    [(NEW, NEW, [*KINDS], ""), (OLD, NEW, ["rnn"], "old"), (NEW, OLD, ["rnn"], "old")],
+    ids=["both", "base lacks them", "revision lacks them"],
 )
-def test_the_gru_is_compared_if_both_revisions_have_it(
+def test_a_kind_is_compared_if_both_revisions_have_it(
     base, new, kinds, missing, monkeypatch, capsys
 ):
     assert builds.common_kinds(base, new) == tuple(kinds)
-    said = f"The kind 'gru' is not compared: {missing} does not have it.\n" if missing else ""
-    assert capsys.readouterr().out == said
+    said = [
+        f"The kind {kind!r} is not compared: {missing} does not have it."
+        for kind in KINDS
+        if kind not in kinds
+    ]
+    assert capsys.readouterr().out.splitlines() == said
 
     timed = []
     monkeypatch.setattr(builds, "build", {"base": base, "new": new}.get)
@@ -93,25 +99,28 @@ def test_the_gru_is_compared_if_both_revisions_have_it(
     assert {*asked} == {tuple(kinds)}
 
 
-def test_a_revision_without_a_gru_can_still_be_digested(monkeypatch):
-    for name in ("FusedGRU", "FusedGRUCell", "gru"):
+@pytest.mark.parametrize("kind", GATED_KINDS)
+def test_a_revision_without_a_kind_can_still_be_digested(kind, monkeypatch):
+    for name in (LAYERS[kind], f"{LAYERS[kind]}Cell", kind):
         monkeypatch.delattr(namernn_fast, name)
     monkeypatch.delitem(sys.modules, "tools.revisions.digest", raising=False)
     digest = importlib.import_module("tools.revisions.digest")
     monkeypatch.delitem(sys.modules, "tools.revisions.digest")
-    of_rnn, of_gru = (all_cases([kind])[0] for kind in ("rnn", "gru"))
+    of_rnn, of_kind = (all_cases([known])[0] for known in ("rnn", kind))
     assert "raised" not in digest.digests_of(of_rnn)
-    assert "raised" in digest.digests_of(of_gru)
+    assert "raised" in digest.digests_of(of_kind)
 
 
 @pytest.mark.parametrize("call", ["module", "function", "cell"])
-def test_the_gru_has_digests(call):
-    for case in [case for case in all_cases(["gru"]) if case.call == call][:3]:
+@pytest.mark.parametrize("kind", GATED_KINDS)
+def test_a_kind_has_digests(kind, call):
+    last = {"h_n", "c_n"} if kind == "lstm" else {"h_n"}
+    for case in [case for case in all_cases([kind]) if case.call == call][:3]:
         found = digest.digests_of(case)
-        assert "h_n" in found, found
+        assert {*found} & {"h_n", "c_n", "raised"} == last, found
 
 
-@pytest.mark.parametrize("kind", ["rnn", "gru"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_cases_have_names_of_their_own_and_cover_every_layout_and_dtype(kind):
     cases = all_cases([kind])
     assert len({case.name for case in all_cases()}) == len(all_cases())

@@ -13,14 +13,16 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.revisions.cases import LAYERS
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "revisions"
 WORKING_TREE = "the working tree"
 # Prints where the library is, and the kinds of layers that it has.
-DESCRIBE = """
+DESCRIBE = f"""
 import namernn_fast
 print(namernn_fast.__file__)
-print("rnn", "gru" if hasattr(namernn_fast, "FusedGRU") else "")
+print(*(kind for kind, layer in {LAYERS}.items() if hasattr(namernn_fast, layer)))
 """
 # What the library is built from; nothing else, so that its folder shadows no other package.
 SOURCES = ("csrc", "namernn_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -33,7 +35,7 @@ class Build(NamedTuple):
     library: Path
     """The folder that contains `namernn_fast`."""
     kinds: tuple[str, ...] = ("rnn",)
-    """The kinds of layers that it has; older revisions have no GRU."""
+    """The kinds of layers that it has; older revisions have no GRU or LSTM."""
 
     def __str__(self) -> str:
         return self.name

@@ -6,7 +6,7 @@ is seeded with the name of the call.
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 NONLINEARITIES = ("tanh", "relu")
 LAYOUTS = ("dense", "unbatched", "packed", "packed unsorted", "lengths", "jagged")
 EITHER = (False, True)
+LAYERS = {"rnn": "FusedRNN", "gru": "FusedGRU", "lstm": "FusedLSTM"}
+"""The name of each kind of layer; revisions without one are not asked for it."""
 
 ALL = "all"
 WANTED = (ALL, "weights", "input", "hx", "nothing")
@@ -84,7 +86,7 @@ class Case:
     values: str = "normal"
     call: str = "module"
     """The callable: "module" is `FusedRNN`, "function" is `rnn`, "cell" is `FusedRNNCell`, and
-    those of the GRU if `kind` is "gru"."""
+    those of another layer if `kind` says so."""
     autocast: str = ""
     """The dtype of autocast, or an empty string for none."""
     kind: str = "rnn"
@@ -185,15 +187,15 @@ def other_cases() -> Iterator[Case]:
 SOURCES = (option_cases, size_cases, value_cases, gradient_cases, other_cases)
 
 
-def gru_cases() -> Iterator[Case]:
-    """Yields the cases with tanh for a GRU: all of the options, and a third of the others."""
-    for source in SOURCES:
+def gated_cases() -> Iterator[Case]:
+    """Yields the cases with tanh for every other kind: all options, and a third of the rest."""
+    for kind, source in itertools.product([*LAYERS][1:], SOURCES):
         chosen = [case for case in source() if case.nonlinearity == "tanh"]
         for case in chosen if source is option_cases else chosen[::3]:
-            yield replace(case, kind="gru")
+            yield replace(case, kind=kind)
 
 
-def all_cases(kinds: Sequence[str] = ("rnn", "gru")) -> list[Case]:
+def all_cases(kinds: Iterable[str] = LAYERS) -> list[Case]:
     """Returns all cases of these kinds of layers, without duplicates."""
-    cases = dict.fromkeys(case for source in (*SOURCES, gru_cases) for case in source())
+    cases = dict.fromkeys(case for source in (*SOURCES, gated_cases) for case in source())
     return [case for case in cases if case.kind in kinds]

@@ -19,20 +19,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
 from namernn_fast import ops
-from tools.revisions.cases import SECOND_ORDER, Case, all_cases
+from tools.revisions.cases import LAYERS, SECOND_ORDER, Case, all_cases
 
 NON_FINITE = (torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42)
-OPTIONS = {
-    "rnn": ("nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "batch_invariant"),
-    "gru": ("bias", "batch_first", "dropout", "bidirectional", "batch_invariant"),
-}
-# By kind: the module, the module for a step, and the function. Older revisions lack those of a GRU.
+OPTIONS = ("bias", "batch_first", "dropout", "bidirectional", "batch_invariant")
+# By kind: the module, the module for a step, and the function. Older revisions lack some kinds.
 CALLABLES = {
-    kind: tuple(getattr(namernn_fast, name, None) for name in names)
-    for kind, names in {
-        "rnn": ("FusedRNN", "FusedRNNCell", "rnn"),
-        "gru": ("FusedGRU", "FusedGRUCell", "gru"),
-    }.items()
+    kind: tuple(getattr(namernn_fast, name, None) for name in (layer, f"{layer}Cell", kind))
+    for kind, layer in LAYERS.items()
 }
 
 
@@ -92,6 +86,12 @@ class Draws:
         return torch.rand(steps, batch, generator=self.generator) < 0.2
 
 
+def options_of(case: Case) -> dict:
+    """Returns the options of a case that its module and its function share."""
+    names = ("nonlinearity", *OPTIONS) if case.kind == "rnn" else OPTIONS
+    return {name: getattr(case, name) for name in names}
+
+
 def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
     """Returns the layer of a case, with drawn parameters."""
     sizes = case.sizes[:2]
@@ -100,8 +100,7 @@ def prepare_layer(case: Case, draws: Draws) -> torch.nn.Module:
         nonlinearity = (case.nonlinearity,) if case.kind == "rnn" else ()
         layer = cell(*sizes, case.bias, *nonlinearity, dtype=draws.dtype)
     else:
-        options = {name: getattr(case, name) for name in OPTIONS[case.kind]}
-        layer = module(*sizes, case.num_layers, dtype=draws.dtype, **options)
+        layer = module(*sizes, case.num_layers, dtype=draws.dtype, **options_of(case))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(draws.weight(parameter.shape))
@@ -146,29 +145,33 @@ def results(case: Case) -> dict[str, Tensor]:
     outer = (case.sizes.batch,) * (case.layout != "unbatched")
     if case.call != "cell":
         outer = (case.num_layers * (1 + case.bidirectional), *outer)
-    hx = None
-    if case.hx:
-        hx = draws.normal(*outer, case.sizes.hidden_size).requires_grad_(case.wants("hx"))
+    states = {}
+    for name in ("hx", "cx") if case.kind == "lstm" else ("hx",):
+        if case.hx:
+            state = draws.normal(*outer, case.sizes.hidden_size)
+            states[name] = state.requires_grad_(case.wants("hx"))
+    hx = tuple(states.values()) if "cx" in states else states.get("hx")
     autocast = contextlib.nullcontext()
     if case.autocast:
         autocast = torch.autocast("cpu", getattr(torch, case.autocast))
     torch.manual_seed(0)  # for dropout
     with autocast:
         if case.call == "function":
-            options |= {name: getattr(case, name) for name in OPTIONS[case.kind]}
             _, _, function = CALLABLES[case.kind]
+            options |= options_of(case)
             returned = function(input, hx, [*layer.parameters()], training=True, **options)
         else:
             returned = layer(input, hx, **options)
-    if case.call == "cell":
-        found = {"h_n": returned}
-    else:
-        output, h_n = returned
+    found = {}
+    if case.call != "cell":
+        output, returned = returned
         if isinstance(output, PackedSequence):
             output = output.data
-        found = {"output": output.values() if output.is_nested else output, "h_n": h_n}
-    leaves = {"input": leaf, "hx": hx, **dict(layer.named_parameters())}
-    leaves = {k: v for k, v in leaves.items() if v is not None and v.requires_grad}
+        found["output"] = output.values() if output.is_nested else output
+    last = returned if isinstance(returned, tuple) else (returned,)
+    found |= zip(("h_n", "c_n"), last, strict=False)
+    leaves = {"input": leaf, **states, **dict(layer.named_parameters())}
+    leaves = {k: v for k, v in leaves.items() if v.requires_grad}
     return found | gradients(case, draws, found, leaves) if leaves else found
 
 

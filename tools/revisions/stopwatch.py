@@ -14,12 +14,11 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
+from tools.revisions.cases import LAYERS
 
 WARM_UP_SECONDS, SECONDS = 0.02, 0.1
 # The distribution of lengths in a packed batch, similar to that of surnames.
 MEAN_LENGTH, SPREAD, LONGEST = 7, 2, 20
-LAYERS = {"rnn": "FusedRNN", "gru": "FusedGRU"}
-"""The name of each kind of layer; revisions without a GRU are not asked for it."""
 # Below 32 MiB, the limit up to which glibc keeps freed memory.
 LARGEST_KEPT_BYTES = 31 * 2**20
 
@@ -35,7 +34,7 @@ def prepare(
 ) -> Callable[[], object]:
     """Draws the parameters and the input of a cell, and returns the call to time.
 
-    In training, `output` and `h_n` get fixed random gradients, which do not fade to subnormals.
+    In training, all results get fixed random gradients, which do not fade to subnormals.
     """
     torch.manual_seed(0)
     layer = getattr(namernn_fast, LAYERS[kind])(input_size, hidden_size)
@@ -47,14 +46,16 @@ def prepare(
         return torch.inference_mode()(lambda: layer(input))
     rows = input.data.shape[:-1] if isinstance(input, PackedSequence) else input.shape[:-1]
     parameters = list(layer.parameters())
-    gradients = [torch.randn(*outer, hidden_size) for outer in (rows, (1, batch))]
+    outer_sizes = (rows, (1, batch), (1, batch)) if kind == "lstm" else (rows, (1, batch))
+    gradients = [torch.randn(*outer, hidden_size) for outer in outer_sizes]
 
     def train() -> object:
         for parameter in parameters:
             parameter.grad = None
-        output, h_n = layer(input)
+        output, states = layer(input)
         output = output.data if isinstance(output, PackedSequence) else output
-        torch.autograd.backward([output, h_n], gradients)
+        states = states if isinstance(states, tuple) else (states,)
+        torch.autograd.backward([output, *states], gradients)
         return output
 
     return train
