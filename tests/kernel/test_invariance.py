@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import CELLS, FUSED
+from kinds import flat
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import namernn_fast
@@ -29,21 +30,22 @@ def test_a_sequence_has_the_same_bits_in_every_batch(cell, dtype, options, featu
     lengths = torch.randint(1, T + 1, (MANY,), generator=generator)
     lengths[: MANY // 2] = T
     threads(1)
-    alone = [module(x[:n, b : b + 1]) for b, n in enumerate(lengths.tolist())]
-    output = torch.nn.utils.rnn.pad_sequence([o[:, 0] for o, _ in alone])
-    h_n = torch.cat([h for _, h in alone], 1)
+    alone = [flat(module(x[:n, b : b + 1])) for b, n in enumerate(lengths.tolist())]
+    outputs, *last = zip(*alone, strict=True)
+    output = torch.nn.utils.rnn.pad_sequence([own[:, 0] for own in outputs])
+    last = [torch.cat(states, 1) for states in last]
     whole = (lengths == T).nonzero().squeeze(1)
     for count in (1, 2, 4):
         threads(count)
         for size in SIZES:
             places = torch.randperm(MANY, generator=generator)[:size]
-            got = module(x[:, places], lengths=lengths[places])
+            got = flat(module(x[:, places], lengths=lengths[places]))
             packed = pack_padded_sequence(x[:, places], lengths[places], enforce_sorted=False)
-            unpacked, state = module(packed)
+            unpacked, *states = flat(module(packed))
             unpacked, _ = pad_packed_sequence(unpacked, total_length=T)
-            for results in (got, (unpacked, state)):
-                assert torch.equal(results[0], output[:, places])
-                assert torch.equal(results[1], h_n[:, places])
+            for results in (got, (unpacked, *states)):
+                for result, wanted in zip(results, (output, *last), strict=True):
+                    assert torch.equal(result, wanted[:, places])
             dense = whole[torch.randperm(len(whole), generator=generator)[:size]]
             assert torch.equal(module(x[:, dense])[0], output[:, dense])
 
