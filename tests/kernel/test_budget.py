@@ -150,7 +150,7 @@ class CoarseSigmoid(Coarse):
 
 
 class LostRow(Faulty):
-    """The gradient of the recurrent weights lacks one row of one step: that of the largest state."""
+    """The gradient of the recurrent weights lacks a row of one step: that of the largest state."""
 
     def sums(self, t, x, h):
         of_x, of_h = super().sums(t, x, h)

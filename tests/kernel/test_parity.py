@@ -190,8 +190,7 @@ def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
     budget.check()
 
 
-@pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "layouts"), one_with_gates(2, SAME_ROWS))
 def test_threads(threads, cell, layouts):
     """Results keep their budget for any number of threads and any way to divide the work."""
     budget = ErrorBudget(torch.float32)
