@@ -47,6 +47,11 @@ class Call:
             or any(weight.requires_grad for weight in self.weights)
         )
 
+    def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
+        """Converts hx and cx, if they are given."""
+        self.hx = None if self.hx is None else convert(self.hx)
+        self.cx = None if self.cx is None else convert(self.cx)
+
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 

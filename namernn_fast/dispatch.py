@@ -127,11 +127,8 @@ def _fused_path(call: Call) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
         apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
         return apply(*call.flat())
-    layout = call.weights, call.sequence_layout, call.reset, call.options, call.trees
-    if call.cell == "lstm":
-        return ops.lstm_forward(call.data, call.hx, call.cx, *layout)[:3]
-    forward = ops.rnn_forward if call.cell == "rnn" else ops.gru_forward
-    return forward(call.data, call.hx, *layout)[:2]
+    tensors = call.data, call.hx, call.cx, call.weights, call.sequence_layout, call.reset
+    return ops.forward(call.cell, *tensors, call.options, call.trees)[0]
 
 
 def _mapped_path(call: Call) -> Results:

@@ -24,9 +24,7 @@ def _fake_forward(
     hidden_size = ops.hidden_size_of(weights)
     if hx is not None:
         batch: Any = hx.shape[1]  # a number or a symbol
-    elif (
-        options & ops.PACKED
-    ):  # the batch size is a value in batch_sizes, which a tracer cannot see
+    elif options & ops.PACKED:  # it is a value in batch_sizes, which a tracer cannot see
         batch = torch.library.get_ctx().new_dynamic_size()
     elif options & ops.JAGGED:
         batch = sequence_layout.shape[0] - 1  # type: ignore[union-attr]
@@ -98,18 +96,11 @@ def _fake_backward(
 
 
 @torch.library.register_fake(f"{ops.NAMESPACE}::gru_backward")
-def _(grad_output: Tensor | None, grad_h_n: Tensor | None, *arguments: Any) -> tuple[Any, ...]:
-    input, hx, weights, output, hidden, _, *rest = arguments
-    return _fake_backward(grad_output, grad_h_n, input, hx, weights, output, hidden, *rest)  # type: ignore[no-any-return]
+def _(*arguments: Any) -> tuple[Any, ...]:
+    return _fake_backward(*ops.without_own("gru", arguments))  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake(f"{ops.NAMESPACE}::lstm_backward")
-def _(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    *arguments: Any,
-) -> tuple[Any, ...]:
-    own = ops.arguments_of("rnn", arguments)
-    grad_input, grad_hx, grad_weights = _fake_backward(grad_output, grad_h_n, *own)
+def _(*arguments: Any) -> tuple[Any, ...]:
+    grad_input, grad_hx, grad_weights = _fake_backward(*ops.without_own("lstm", arguments))
     return grad_input, grad_hx, torch.empty_like(grad_hx), grad_weights

@@ -362,19 +362,16 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         features = call.data if lookup is None else lookup.embedding
         dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED))
         call.weights = [cast_like_autocast(w, dtype) for w in call.weights]
-        call.hx = None if call.hx is None else cast_like_autocast(call.hx, dtype)
-        call.cx = None if call.cx is None else cast_like_autocast(call.cx, dtype)
+        call.convert_states(lambda states: cast_like_autocast(states, dtype))
         if lookup is None:
             call.data = cast_like_autocast(call.data, dtype)
         else:
             lookup = lookup._replace(embedding=cast_like_autocast(lookup.embedding, dtype))
     if call.hx is not None:
-        dtype = call.data.dtype if lookup is None else lookup.embedding.dtype
-        if call.hx.dtype != dtype and {call.hx.dtype, dtype} <= _CONVERTIBLE:
-            call.hx = call.hx.to(dtype)
-        cx = call.cx
-        if cx is not None and cx.dtype != dtype and {cx.dtype, dtype} <= _CONVERTIBLE:
-            call.cx = cx.to(dtype)
+        wanted = call.data.dtype if lookup is None else lookup.embedding.dtype
+        call.convert_states(
+            lambda states: states.to(wanted) if {states.dtype, wanted} <= _CONVERTIBLE else states
+        )
     if lookup is not None:
         tokens.look_up(call, lookup)
     return dispatch.run(call)

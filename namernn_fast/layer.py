@@ -105,7 +105,8 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
         )
         if unusual and must_serve(input, hx, weights, lengths is None and reset is None):
             return self._as_torch(input, hx, embedding, padding_idx)
-        if self.proj_size and self._must_be_torch(lengths, reset, embedding):
+        if self.proj_size:
+            self._refuse_with_projection(lengths, reset, embedding)
             return self._as_torch(input, hx, embedding, padding_idx)
         options = option_bits(
             weights,
@@ -155,9 +156,9 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
                 tokens.refuse_to_share(f"the layer has {what_else}")
             return self(input, hx, lengths, reset, embedding, padding_idx)[1]
         weights = current_weights(self, self._flat_weights_names)
-        if self._must_be_torch(lengths, reset, embedding) or must_serve(
-            input, hx, weights, lengths is None and reset is None
-        ):
+        if self.proj_size:
+            self._refuse_with_projection(lengths, reset, embedding)
+        if self.proj_size or must_serve(input, hx, weights, lengths is None and reset is None):
             if share_prefixes:
                 tokens.refuse_to_share(
                     f"this call runs on the operators of nn.{self._torch_class.__name__}"
@@ -182,23 +183,16 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
             padding_idx=padding_idx,
         )
 
-    def _must_be_torch(
+    def _refuse_with_projection(
         self, lengths: Lengths | None, reset: Tensor | None, embedding: Tensor | None
-    ) -> bool:
-        """Returns whether only torch's layer has what this one was built with: a proj_size.
-
-        Raises:
-            RuntimeError: it does, but the call has an argument that torch's layer lacks.
-        """
-        if not self.proj_size:
-            return False
+    ) -> None:
+        """Raises an error for an argument that torch's layer lacks, which proj_size needs."""
         for name, value in (("lengths", lengths), ("reset", reset), ("embedding", embedding)):
             if value is not None:
                 raise RuntimeError(
                     f"{name}= does not support proj_size={self.proj_size}, which runs on the "
                     "operators of nn.LSTM"
                 )
-        return True
 
     def _as_torch(
         self, input: Any, hx: Any, embedding: Tensor | None, padding_idx: int | None

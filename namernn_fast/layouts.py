@@ -4,7 +4,7 @@ The layouts are: padded, with time or batch first; a single sequence without a b
 jagged. Each holds features or token ids.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -58,7 +58,7 @@ def normalise(call: Call, has_ids: bool) -> None:
     if dim == 3:
         return
     batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
-    _convert_states(call, lambda states: states.unsqueeze(1))
+    call.convert_states(lambda states: states.unsqueeze(1))
     if reset is not None:
         call.reset = reset.unsqueeze(batch_dim)
     call.data = input.unsqueeze(batch_dim)
@@ -77,12 +77,6 @@ def _check_types_of_states(call: Call) -> None:
     for name, states in named:
         if not isinstance(states, Tensor):
             raise TypeError(f"{name} must be a Tensor{or_none}, got {type(states).__name__}")
-
-
-def _convert_states(call: Call, convert: Callable[[Tensor], Tensor]) -> None:
-    """Converts hx and cx, if they are given."""
-    call.hx = None if call.hx is None else convert(call.hx)
-    call.cx = None if call.cx is None else convert(call.cx)
 
 
 def _check_dimensions_of_states(call: Call, of_input: int, wanted: int) -> None:
@@ -126,7 +120,7 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
             call.reset = call.reset.index_select(batch_dim, sorted_indices)
         if call.hx is not None:
             order = _savable(sorted_indices)
-            _convert_states(call, lambda states: states.index_select(1, order))
+            call.convert_states(lambda states: states.index_select(1, order))
         elif torch.compiler.is_compiling():
             # A tracer needs the batch size as a shape, which hx has. Reading it out of batch_sizes,
             # where it is a value, would break the graph.

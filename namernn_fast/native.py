@@ -97,7 +97,7 @@ def _run_whole(call: Call) -> Results:
     if layout is not None:
         return _operator(call.cell, data, layout, hx, weights, *shape, bidirectional)
     output, *last = _operator(call.cell, data, hx, weights, *shape, bidirectional, False)
-    return reference.with_batch_first(output) if batch_first else output, *last
+    return reference.from_time_first(output, options, None), *last
 
 
 def _trains(call: Call) -> bool:
@@ -130,11 +130,7 @@ def _run_packed(call: Call, layout: Tensor) -> Results:
         torch.where(alive[0], of_last, initial)
         for of_last, initial in zip(last, (hx, cx), strict=True)
     ]
-    if places is not None:
-        output = output[places]
-    elif options & ops.BATCH_FIRST:
-        output = reference.with_batch_first(output)
-    return output, *states
+    return reference.from_time_first(output, options, places), *states
 
 
 def _run_sorted(call: Call, lengths: Tensor) -> Results:
@@ -191,11 +187,7 @@ def _run_in_directions(call: Call, layout: Tensor) -> Results:
             output = output if direction == 0 else _along_time(output, mirror)
             outputs.append(torch.where(alive, output, 0.0))
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    if places is not None:
-        input = input[places]
-    elif options & ops.BATCH_FIRST:
-        input = reference.with_batch_first(input)
-    return input, torch.stack(last_states)
+    return reference.from_time_first(input, options, places), torch.stack(last_states)
 
 
 def _along_time(rows: Tensor, steps: Tensor) -> Tensor:

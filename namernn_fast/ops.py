@@ -149,13 +149,13 @@ def forward(
         output, h_n and, for an LSTM, c_n; hidden; and kept, which is empty for the vanilla cell.
     """
     if cell == "rnn":
-        *results, hidden = rnn_forward(input, hx, *arguments)
-        return tuple(results), hidden, []
+        output, h_n, hidden = rnn_forward(input, hx, *arguments)
+        return (output, h_n), hidden, []
     if cell == "gru":
-        *results, hidden, kept = gru_forward(input, hx, *arguments)
-    else:
-        *results, hidden, kept = lstm_forward(input, hx, cx, *arguments)
-    return tuple(results), hidden, kept
+        output, h_n, hidden, kept = gru_forward(input, hx, *arguments)
+        return (output, h_n), hidden, kept
+    output, h_n, c_n, hidden, kept = lstm_forward(input, hx, cx, *arguments)
+    return (output, h_n, c_n), hidden, kept
 
 
 def backward(cell: Cell, grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Any, ...]:
@@ -171,24 +171,17 @@ def backward(cell: Cell, grads: Sequence[Tensor | None], *arguments: Any) -> tup
     """
     if cell == "lstm":
         return lstm_backward(*grads, *arguments)
-    arguments = arguments_of(cell, arguments)
-    run = rnn_backward if cell == "rnn" else gru_backward
-    grad_input, grad_hx, grad_weights = run(*grads, *arguments)
+    input, hx, _, weights, output, hidden, kept, *rest = arguments
+    shared = *grads, input, hx, weights, output, hidden
+    results = rnn_backward(*shared, *rest) if cell == "rnn" else gru_backward(*shared, kept, *rest)
+    grad_input, grad_hx, grad_weights = results
     return grad_input, grad_hx, None, grad_weights
 
 
-def arguments_of(cell: Cell, arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Returns the arguments of a cell's backward operator, given those of `lstm_backward`.
-
-    Both from input on. Only that of the LSTM has cx, and that of the vanilla cell does not have
-    kept.
-    """
-    input, hx, cx, weights, output, hidden, kept, *rest = arguments
-    if cell == "lstm":
-        return input, hx, cx, weights, output, hidden, kept, *rest
-    if cell == "gru":
-        return input, hx, weights, output, hidden, kept, *rest
-    return input, hx, weights, output, hidden, *rest
+def without_own(cell: Cell, arguments: Sequence[Any]) -> list[Any]:
+    """Returns the arguments of `rnn_backward`, given those of a cell's backward operator."""
+    own = {"rnn": (), "gru": (7,), "lstm": (2, 5, 9)}[cell]  # kept; grad_c_n, cx and kept
+    return [argument for place, argument in enumerate(arguments) if place not in own]
 
 
 class LayerWeights(NamedTuple):

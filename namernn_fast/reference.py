@@ -70,10 +70,7 @@ def run_stack(call: Call) -> Results:
             outputs.append(output[..., :size] if ops.HAS_CELL_STATE[call.cell] else output)
             last_states.append(h_n)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    if places is not None:
-        input = input[places]
-    elif batch_first and batch_sizes is None:
-        input = with_batch_first(input)
+    input = from_time_first(input, options, places)
     last = torch.stack(last_states)
     return input, *(last.split(size, -1) if ops.HAS_CELL_STATE[call.cell] else [last])
 
@@ -190,6 +187,15 @@ def with_time_first(
         return torch.where(alive.squeeze(-1), input, 0), None, alive, places
     # NaN in padding must not reach a gradient.
     return torch.where(alive, input, 0.0), None, alive, places
+
+
+def from_time_first(output: Tensor, options: int, places: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Converts the output of rows that `with_time_first` made, with its `places`, back."""
+    if places is not None:
+        return output[places]
+    if options & ops.BATCH_FIRST and not options & ops.PACKED:
+        return with_batch_first(output)
+    return output
 
 
 def is_transformed() -> bool:

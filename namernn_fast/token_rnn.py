@@ -223,7 +223,43 @@ class TokenRNN(_TokenLayer[Tensor]):
         )
 
 
-class TokenGRU(_TokenLayer[Tensor]):
+class _TokenGatedLayer(_TokenLayer[States]):
+    """What the token layers of cells with gates share: their constructor."""
+
+    _layer_class: type[FusedGRU | FusedLSTM]
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        padding_idx: int | None = None,
+        batch_invariant: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
+        self.rnn = self._layer_class(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            batch_invariant=batch_invariant,
+            device=device,
+            dtype=dtype,
+        )
+
+
+class TokenGRU(_TokenGatedLayer[Tensor]):
     """An `nn.Embedding` and a `FusedGRU` on top of it: `rnn(embedding(ids))`, with less work.
 
     See `TokenRNN`: everything said there applies, except that GRUs have no nonlinearity to choose.
@@ -237,40 +273,11 @@ class TokenGRU(_TokenLayer[Tensor]):
     """
 
     rnn: FusedGRU
+    _layer_class = FusedGRU
     _torch_class = torch.nn.GRU
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        padding_idx: int | None = None,
-        batch_invariant: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
-        self.rnn = FusedGRU(
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            batch_invariant=batch_invariant,
-            device=device,
-            dtype=dtype,
-        )
 
-
-class TokenLSTM(_TokenLayer[tuple[Tensor, Tensor]]):
+class TokenLSTM(_TokenGatedLayer[tuple[Tensor, Tensor]]):
     """An `nn.Embedding` and a `FusedLSTM` on top of it: `rnn(embedding(ids))`, with less work.
 
     See `TokenRNN`: everything said there applies, except that LSTMs have no nonlinearity to choose.
@@ -284,38 +291,9 @@ class TokenLSTM(_TokenLayer[tuple[Tensor, Tensor]]):
     """
 
     rnn: FusedLSTM
+    _layer_class = FusedLSTM
     _torch_class = torch.nn.LSTM
     _scriptable = _ScriptableLSTM
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        padding_idx: int | None = None,
-        batch_invariant: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_embeddings, input_size, padding_idx, device, dtype)
-        self.rnn = FusedLSTM(
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            batch_invariant=batch_invariant,
-            device=device,
-            dtype=dtype,
-        )
 
 
 make_leaves(TokenRNN, TokenGRU, TokenLSTM)

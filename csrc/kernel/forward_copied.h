@@ -48,18 +48,12 @@ struct CopiedPart {
   }
 
   void read_initial_states() const {
+    const int64_t first = part.columns.first;
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-      if (args.layer.hx) {
-        convert(initial_state(args.layer, b) + part.columns.first, copies.state + state_at(b),
-                width());
-      } else {
-        std::memset(copies.state + state_at(b), 0, width() * sizeof(Scalar));
-      }
+      read_initial(initial_state(args.layer, b), first, width(), copies.state + state_at(b));
       if constexpr (Cell::has_cell_state) {
-        const Storage* initial = initial_cell_state(args.layer, b);
         Scalar* c = copies.cell_state + state_at(b);
-        initial ? convert(initial + part.columns.first, c, width())
-                : void(std::memset(c, 0, width() * sizeof(Scalar)));
+        read_initial(initial_cell_state(args.layer, b), first, width(), c);
       }
     }
   }

@@ -88,6 +88,12 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
   }
 };
 
+// Reads `width` units of an initial state; null stands for zeros.
+template <class Storage, class Scalar>
+inline void read_initial(const Storage* initial, int64_t first, int64_t width, Scalar* to) {
+  initial ? convert(initial + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
+}
+
 // Writes the part's columns of the initial cell states of its sequences to `c`, [B, H] in the
 // caller's order.
 template <class Storage, class Scalar>
@@ -97,11 +103,8 @@ inline void read_cell_states(const Layer<Storage>& layer, const Part& part, Scal
   for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
     const Storage* initial = initial_cell_state(layer, b);
     Scalar* own = c + place_of(layer.layout, b) * layer.H + first;
-    if (!initial) {
-      std::memset(own, 0, width * sizeof(Scalar));
-    } else if (static_cast<const void*>(initial + first) != own) {  // a wave updates c_n in place
-      convert(initial + first, own, width);
-    }
+    const bool in_place = initial && static_cast<const void*>(initial + first) == own;  // in a wave
+    if (!in_place) read_initial(initial, first, width, own);
   }
 }
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..call import Cell as Kind
+from ..cells import states_in
 from ..nn import FusedGRU, FusedLSTM, FusedRNN
 from ..testing import assert_within_budget
 from .cells import FORWARD, TRAINING, Cell
@@ -69,8 +70,7 @@ def tensors_in(returned: Any) -> tuple[Tensor, ...]:
     """
     output, *states = returned
     data = output.data if isinstance(output, PackedSequence) else output
-    pairs = [state if isinstance(state, tuple) else (state,) for state in states]
-    return data, *(state for pair in pairs for state in pair)
+    return data, *(state for given in states for state in states_in(given))
 
 
 def train(

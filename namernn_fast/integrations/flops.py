@@ -94,14 +94,13 @@ def _backward(
     return 2 * _rows(input, sequence_layout, options) * total
 
 
-def _gru_backward(grad_output: Any, grad_h_n: Any, *args: Any, **kwargs: Any) -> int:
-    input, hx, weights, output, hidden, _, *rest = args
-    return _backward(grad_output, grad_h_n, input, hx, weights, output, hidden, *rest, **kwargs)
+def _gru_backward(*args: Any, **kwargs: Any) -> int:
+    return _backward(*ops.without_own("gru", args), **kwargs)
 
 
 def _lstm_forward(input: Any, hx: Any, cx: Any, *args: Any, **kwargs: Any) -> int:
     return _forward(input, hx, *args, **kwargs)
 
 
-def _lstm_backward(grad_output: Any, grad_h_n: Any, _: Any, *args: Any, **kwargs: Any) -> int:
-    return _backward(grad_output, grad_h_n, *ops.arguments_of("rnn", args), **kwargs)
+def _lstm_backward(*args: Any, **kwargs: Any) -> int:
+    return _backward(*ops.without_own("lstm", args), **kwargs)
