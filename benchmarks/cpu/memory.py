@@ -1,6 +1,7 @@
 """The peak memory of a training step of a cell, for the table of `make bench`."""
 
 import ctypes
+import gc
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -24,6 +25,7 @@ def draw_input(cell: Cell, lengths: Sequence[int] = ()) -> Input:
 
 def return_freed_memory() -> None:
     """Returns freed memory to the system, so that a call cannot take it without being counted."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)

@@ -215,12 +215,13 @@ def faulty(cell, fault=Faulty):
     return type(fault.__name__, (fault, TORCH[cell]), {})
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 6, 3), *SHAPES], ids=str)
 @pytest.mark.parametrize(
-    ("cell", "dtype", "fault"),
+    ("cell", "shape", "dtype", "fault"),
     [
-        (cell, dtype, fault)
+        pytest.param(cell, shape, dtype, fault, marks=[pytest.mark.slow] * is_slow)
         for cell in CELLS
+        for shape in [(5, 7, 6, 3), *SHAPES]
+        for is_slow in [cell != "rnn" and shape[2] >= 100]  # layers in Python
         for dtype in DTYPES
         for fault in (
             *ANYWHERE,

@@ -6,8 +6,10 @@ from benchmarks.harness.paths import CAPABILITIES
 from namernn_fast.bench.cells import LAYERS_OF
 from tools.capabilities import LAYERS, NO, ROWS, attempt
 
-# These compile many programs. What they show of torch.compile does not depend on the cell.
+# These compile or export programs, which other tests do for every kind of cell.
 SLOW_FOR_MOST = {
+    "`torch.compile(fullgraph=True)`, forward and backward",
+    "ONNX `RNN`, `GRU` or `LSTM` nodes, any length and batch (`dynamo=True`)",
     "one compilation for all lengths and batches, packed too",
     "`torch.compile` and `torch.export` of token ids, any number of them",
 }
