@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from namernn_fast import FusedRNN
+from namernn_fast import FusedLSTM, FusedRNN
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NEEDS = {
     "swap_in": (),
     "lengths": (),
     "resets": ("gymnasium",),
+    "recurrent_ppo": ("sb3_contrib",),
     "onnx_export": ("onnxscript", "onnxruntime"),
     "ensemble": (),
     "privacy": ("opacus",),
@@ -106,6 +107,21 @@ def test_resets(run):
     assert last > 0.9
 
 
+def test_recurrent_ppo(run):
+    printed = run("recurrent_ppo")
+    assert "entropy, gradients: within the error budget of the loop\n" in printed
+    assert numbers(r"is (\S+) times as fast as the loop on this machine", printed)[0] > 0
+    fused, loop, ratio = numbers(r"takes (\S+) s, with the loop (\S+) s: (\S+) times", printed)
+    assert min(fused, loop, ratio) > 0
+    updates = re.findall(
+        r"update +\d+: loss +(\S+), loop +(\S+); reward +(\S+), loop +(\S+)", printed
+    )
+    assert len(updates) == 4
+    loss, of_loop, reward, reward_of_loop = map(float, updates[0])
+    assert reward == reward_of_loop
+    assert loss == pytest.approx(of_loop, rel=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
 def test_onnx_export(run):
     printed = run("onnx_export")
@@ -186,6 +202,7 @@ def slightly_wrong(function):
         ("swap_in", FusedRNN, "forward"),
         ("lengths", FusedRNN, "last_state"),
         ("resets", FusedRNN, "forward"),
+        ("recurrent_ppo", FusedLSTM, "forward"),
         ("ensemble", torch.func, "vmap"),
         ("privacy", torch.func, "vmap"),
     ],
