@@ -12,7 +12,7 @@ comma := ,
 NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/* tests/native tools/ptx,$(folder)/*.h $(folder)/*.cpp))
 SOURCES := $(filter csrc/%,$(NATIVE)) setup.py pyproject.toml
 
-.PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers roofline capabilities record \
+.PHONY: setup test test-all fuzz sanitize sanitize-threads bench bench-peers bench-applications roofline capabilities record \
 	names walkthrough bench-gpu gpu-emulate gpu-lint gpu-report check format clean compare third-party \
 	wheel wheel-test test-arm warnings docs docs-test
 # No other target may run while something is timed.
@@ -117,6 +117,11 @@ bench-peers: setup
 	$(BIN)/python -m benchmarks.cpu.sixteen_bits $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
+# What replace_rnn gives programs that train an LSTM.
+bench-applications: setup
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[bench-applications]"
+	$(BIN)/python -m benchmarks.cpu.applications $(RECORDING)
+
 roofline: setup
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.wide $(RECORDING)
@@ -131,7 +136,7 @@ capabilities: setup
 # Measures again what the generated tables and plots of README.md, docs/performance*.md and
 # docs/capabilities.md show, and writes them. Results of `names` and of the GPU targets stay.
 record: RECORD = 1
-record: bench bench-peers roofline capabilities
+record: bench bench-peers bench-applications roofline capabilities
 	$(BIN)/python -m tools.picture
 
 # The reference result of the names application on five splits; takes half an hour or more. RECORD=1

@@ -1,0 +1,203 @@
+"""Times whole applications: `python -m benchmarks.cpu.applications [--record]`.
+
+Each application trains as its users would, with `nn.LSTM` and after one call of `replace_rnn`; the
+two take turns. RecurrentPPO is also timed with the policy of `examples/recurrent_ppo.py`, which
+resets states instead of looping over steps. Each must reach the loss of `nn.LSTM` before anything
+is timed. Needs `pip install ".[bench-applications]"`.
+"""
+
+import logging
+import math
+import runpy
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from benchmarks.harness import pages
+from benchmarks.harness.paths import PERFORMANCE, ROOT
+from benchmarks.harness.spread import speed_up_interval
+from namernn_fast import replace_rnn
+from namernn_fast.bench.machine import cpu_name
+from namernn_fast.bench.tables import duration, markdown, ratio
+from namernn_fast.testing import BudgetError
+
+Replace = Callable[[nn.Module], nn.Module]
+Run = Callable[[], float]
+"""Runs the timed part and returns its loss."""
+
+
+def forecaster(replace: Replace) -> Run:
+    """Returns an epoch of a forecasting model of darts."""
+    from darts import TimeSeries
+    from darts.models import BlockRNNModel
+
+    for name in ("darts", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    wave = torch.sin(0.2 * torch.arange(2000.0)) + 0.1 * torch.randn(2000)
+    series = TimeSeries.from_values(wave.numpy())
+    quiet = ("progress_bar", "model_summary")
+    trainer = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    model = BlockRNNModel(
+        input_chunk_length=96,
+        output_chunk_length=24,
+        model="LSTM",
+        hidden_dim=64,
+        n_rnn_layers=2,
+        random_state=0,
+        pl_trainer_kwargs=trainer | {f"enable_{what}": False for what in quiet},
+    )
+    model.fit(series, epochs=1)  # builds the network
+    replace(model.model)
+
+    def epoch() -> float:
+        model.fit(series, epochs=1)
+        return model.model.trainer.callback_metrics["train_loss"].item()
+
+    return epoch
+
+
+class Tagger(nn.Module):
+    """Scores the tags of each word of a sentence, from two layers in two directions."""
+
+    def __init__(self, words: int, tags: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, 100)
+        self.rnn = nn.LSTM(100, 200, num_layers=2, bidirectional=True)
+        self.head = nn.Linear(400, tags)
+
+    def forward(self, sentences: PackedSequence) -> torch.Tensor:
+        embedded = sentences._replace(data=self.embedding(sentences.data))
+        return self.head(self.rnn(embedded)[0].data)
+
+
+def tagger(replace: Replace) -> Run:
+    """Returns an epoch of a tagger of packed sentences."""
+    torch.manual_seed(0)
+    words, tags, batch = 5000, 17, 32
+    lengths = torch.distributions.LogNormal(3.0, 0.5).sample((1024,)).clamp(3, 80).long().tolist()
+    sentences = [torch.randint(words, (length,)) for length in lengths]
+    batches = [
+        pack_sequence(sentences[at : at + batch], enforce_sorted=False)
+        for at in range(0, len(sentences), batch)
+    ]
+    model = Tagger(words, tags)
+    replace(model)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def epoch() -> float:
+        total = 0.0
+        for packed in batches:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(packed), packed.data % tags)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        return total / len(batches)
+
+    return epoch
+
+
+def agent(replace: Replace, with_resets: bool = False) -> Run:
+    """Returns a rollout and an update of RecurrentPPO of sb3-contrib."""
+    example = runpy.run_path(str(ROOT / "examples" / "recurrent_ppo.py"))
+    policy = example["FusedPolicy"] if with_resets else "MlpLstmPolicy"
+    model = example["agent"](policy, learning_rate=3e-4)
+    replace(model.policy)
+    steps = example["STEPS"] * example["ENVIRONMENTS"]
+
+    def update() -> float:
+        model.learn(steps, reset_num_timesteps=False)
+        return model.logger.name_to_value["train/loss"]
+
+    return update
+
+
+class Application(NamedTuple):
+    """An application, in one row of the table."""
+
+    name: str
+    timed: str
+    before: Callable[[], Run]
+    after: Callable[[], Run]
+
+
+def swapped(name: str, timed: str, make: Callable[[Replace], Run]) -> Application:
+    """Returns an application that is the same before and after, except for `replace_rnn`."""
+    return Application(name, timed, lambda: make(lambda model: model), lambda: make(replace_rnn))
+
+
+UPDATE = "a rollout and an update"
+APPLICATIONS = (
+    swapped("darts: BlockRNNModel", "an epoch", forecaster),
+    swapped("a tagger of packed sentences", "an epoch", tagger),
+    swapped("sb3-contrib: RecurrentPPO", UPDATE, agent),
+    Application(
+        "the same, with `reset=`",
+        UPDATE,
+        lambda: agent(lambda model: model),
+        lambda: agent(lambda model: model, with_resets=True),
+    ),
+)
+
+
+def measure(application: Application, seconds: float) -> dict[str, Any]:
+    """Returns the seconds of both programs in each round.
+
+    Raises:
+        BudgetError: the losses of their first runs differ by more than 0.1 %.
+    """
+    programs, losses = {}, {}
+    for role in ("before", "after"):
+        programs[role] = getattr(application, role)()
+        losses[role] = programs[role]()  # at once: the programs draw from the same generators
+    if not math.isclose(*losses.values(), rel_tol=1e-3):
+        raise BudgetError(f"the losses differ: {losses}")
+    times: dict[str, list[float]] = {role: [] for role in programs}
+    deadline = time.perf_counter() + seconds
+    while len(times["after"]) < 3 or time.perf_counter() < deadline:
+        for role, run in programs.items():
+            started = time.perf_counter()
+            run()
+            times[role].append(time.perf_counter() - started)
+    return {"name": application.name, "timed": application.timed, "losses": losses, **times}
+
+
+def report(document: dict[str, Any]) -> str:
+    """Returns the table of a run."""
+    lines = [["application", "timed", "nn.LSTM", "FusedLSTM", "speed-up", "95 %"]]
+    for row in document["rows"]:
+        before, after = (statistics.median(row[role]) for role in ("before", "after"))
+        low, high = speed_up_interval(row["before"], row["after"])
+        seconds = duration(before), duration(after)
+        interval = f"{low:.2f} to {high:.2f}"
+        lines.append([row["name"], row["timed"], *seconds, ratio(before / after), interval])
+    rounds = [len(row["after"]) for row in document["rows"]]
+    return (
+        f"{document['cpu']}, {document['threads']} thread(s); float32. Medians of {min(rounds)} to "
+        f"{max(rounds)} rounds, in which the two take turns, and the 95 % interval of their ratio."
+        f"\n\n{markdown(lines)}"
+    )
+
+
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__, seconds=60.0))
+    warnings.simplefilter("ignore")  # of Lightning, about loaders without workers
+    pages.settle(options.threads)
+    rows: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    for application in APPLICATIONS:
+        with pages.gated(application.name, wrong):
+            rows.append(measure(application, 0.0 if options.quick else options.seconds))
+    document = {"cpu": cpu_name(), "threads": options.threads, "rows": rows}
+    pages.publish("applications", document, report(document), options.record, PERFORMANCE, wrong)
+
+
+if __name__ == "__main__":
+    main()
