@@ -147,20 +147,22 @@ def plot(rows: list[Row], folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     from benchmarks.report.plots import save
-    from namernn_fast.bench.plot import draw
+    from namernn_fast.bench.cells import LAYERS_OF
+    from namernn_fast.bench.plot import Points, draw, speed_up
 
     pyplot.switch_backend("Agg")
-    figures: dict[tuple[str, str], dict[str, dict[str, dict[Cell, dict[str, float]]]]] = {}
+    figures: dict[tuple[str, str], dict[str, dict[str, Points]]] = {}
     for row in rows:
         if row["status"] == MEASURED and row["rival"] == BASELINE:
             panels = figures.setdefault((row["mode"], row["launch"]), {})
-            lines = panels.setdefault(shape(Cell.of(row)), {})
-            lines.setdefault(row["precision"], {})[Cell.of(row)] = row["medians"]
+            cell = Cell.of(row)
+            line = panels.setdefault(shape(cell), {}).setdefault(row["precision"], {})
+            line[cell.batch] = speed_up(cell, row["medians"])
     paths = []
     for (mode, launch), panels in figures.items():
         file = "_".join(("gpu", *f"{mode} {launch}".lower().replace("+", "and").split()))
         paths.append(folder / f"{file}.png")
-        save(draw(f"{mode}, {launch}", panels, "precision"), paths[-1])
+        save(draw(f"{mode}, {launch}", panels, "precision", [LAYERS_OF["rnn"]]), paths[-1])
     return paths
 
 

@@ -23,6 +23,16 @@ CLASSES: dict[str, Callable[[Cell], bool]] = {
 }
 
 
+def shared(timings: Timings) -> Timings:
+    """Returns the cells whose size was timed for every kind of layer."""
+    kinds = {cell.kind for cell in timings}
+    return {
+        cell: medians
+        for cell, medians in timings.items()
+        if all(replace(cell, kind=kind) in timings for kind in kinds)
+    }
+
+
 def class_rows(timings: Timings) -> Iterator[list[str]]:
     """Yields a row for each class, over the sizes that were timed for every kind of layer.
 
@@ -31,18 +41,14 @@ def class_rows(timings: Timings) -> Iterator[list[str]]:
     """
     kinds = dict.fromkeys(cell.kind for cell in timings)
     yield ["class", *(f"{LAYERS_OF[kind].fused}, {mode}" for kind in kinds for mode in MODES)]
-    shared = {
-        cell: medians
-        for cell, medians in timings.items()
-        if all(replace(cell, kind=kind) in timings for kind in kinds)
-    }
+    comparable = shared(timings)
     for name, belongs in CLASSES.items():
         row = [name]
         for kind in kinds:
             for mode in MODES:
                 chosen = {
                     cell: medians
-                    for cell, medians in shared.items()
+                    for cell, medians in comparable.items()
                     if (cell.kind, cell.mode) == (kind, mode) and belongs(cell)
                 }
                 row.append(_mean(speed_ups(chosen)))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.classifier.report import report as classifier_report
 from benchmarks.cpu import (
+    applications,
     fading,
     first_call,
     layers,
@@ -51,10 +52,12 @@ SECTIONS = (
     Section(README, "speed", "latest", speed.summary_and_plot),
     Section(PERFORMANCE, "benchmark table", "latest", speed.table_and_plots),
     Section(PERFORMANCE, "peers_2", "peers_2", peers.report),
+    Section(PERFORMANCE, "applications", "applications", applications.report),
     Section(PERFORMANCE, "classifier", "classifier", classifier_report),
     *(
         Section(PERFORMANCE_TABLES, name, name, report)
         for name, report in (
+            ("avx2", speed.section),
             ("peers_1", peers.report),
             ("odd_2", peers.report),
             ("odd_1", peers.report),

@@ -34,7 +34,7 @@ from benchmarks.harness.grid import (
 )
 from benchmarks.harness.paths import PERFORMANCE, README, RESULTS, ROOT, SCRATCH
 from benchmarks.harness.spread import speed_up_interval
-from benchmarks.report.classes import class_rows
+from benchmarks.report.classes import class_rows, shared
 from benchmarks.report.plots import save
 from namernn_fast.bench import plot
 from namernn_fast.bench.cells import LAYERS_OF
@@ -42,6 +42,8 @@ from namernn_fast.bench.plot import Timings, speed_up, speed_ups
 from namernn_fast.bench.tables import TIMES, duration, markdown, ratio
 
 RAW = "latest.json"
+OVERVIEW = "overview"
+"""The name of the plot in the README."""
 WHOLE_GRID = {*DENSE_CELLS, *PACKED_CELLS, *EPOCH_CELLS, *GATED_CELLS}
 """The cells of a run that is recorded."""
 MIBI = 2**20
@@ -230,7 +232,8 @@ def summary(raw: Mapping[str, Any]) -> str:
     return (
         f"Geometric mean of the speed-up {'; '.join(layers)}, over the "
         f"{len(timings)} cells of [the table]({PERFORMANCE.relative_to(ROOT).as_posix()}); "
-        f"{machine['cpu']}, {machine['threads']} thread(s), float32."
+        f"they and the plot were measured on {machine['cpu']} (`{machine['fused_path']}`) with "
+        f"{machine['threads']} threads, in float32."
     )
 
 
@@ -241,25 +244,26 @@ def table_and_plots(raw: Mapping[str, Any]) -> str:
 
 def summary_and_plot(raw: Mapping[str, Any]) -> str:
     """Returns the section of the README for a recorded run."""
-    return f"{link(DENSE)}\n\n{summary(raw)}"
+    return f"{link(OVERVIEW)}\n\n{summary(raw)}"
 
 
-def link(family: str, up: str = "") -> str:
+def link(name: str, up: str = "") -> str:
     """Returns the Markdown of a plot; `up` is the path from the page to the repository's root."""
-    place = f"{up}{plot_path(RESULTS, family).relative_to(ROOT).as_posix()}"
-    return f"![Speed-up against batch size, {family} input]({place})"
+    place = f"{up}{plot_path(RESULTS, name).relative_to(ROOT).as_posix()}"
+    return f"![Speed-up against batch size, {name}]({place})"
 
 
-def plot_path(folder: Path, family: str) -> Path:
-    """Returns the path of the plot of a family of cells."""
-    return folder / f"speedup_{family}.png"
+def plot_path(folder: Path, name: str) -> Path:
+    """Returns the path of a plot: the overview, or that of a family of cells."""
+    return folder / f"speedup_{name}.png"
 
 
 def draw(timings: Timings, folder: Path) -> list[Path]:
     """Draws the speed-up against the batch size; returns the files.
 
-    The figure of dense input has a panel for each kind of layer and mode, that of packed input one
-    for each kind of layer and shape.
+    The overview has a panel for each mode and a line for each kind of layer: geometric means over
+    the dense sizes that were timed for all of them. The figure of dense input has a panel for each
+    kind of layer and mode, that of packed input one for each kind of layer and shape.
     """
     dense, packed = select(timings, family=DENSE), select(timings, family=PACKED)
     kinds = by_kind(timings)
@@ -267,32 +271,54 @@ def draw(timings: Timings, folder: Path) -> list[Path]:
     def title(kind: str, text: str) -> str:
         return f"{LAYERS_OF[kind].fused}:\n{text}" if len(kinds) > 1 else text
 
+    overview = {
+        mode: {
+            LAYERS_OF[kind].fused: mean_points(select(shared(dense), kind=kind, mode=mode))
+            for kind in kinds
+        }
+        for mode in MODES
+    }
     dense_panels = {
         title(kind, mode): {
-            label: {
-                c: m for c, m in select(dense, kind=kind, mode=mode).items() if shape(c) == label
-            }
+            label: points({cell: m for cell, m in found.items() if shape(cell) == label})
             for label in dict.fromkeys(map(shape, dense))
         }
         for kind in kinds
         for mode in MODES
+        for found in [select(dense, kind=kind, mode=mode)]
     }
     packed_panels = {
         title(kind, f"D = {size} inputs, H = {hidden} hidden units"): {
-            mode: select(packed, kind=kind, mode=mode) for mode in MODES
+            mode: points(select(packed, kind=kind, mode=mode)) for mode in MODES
         }
         for kind in kinds
         for size, hidden in dict.fromkeys((cell.input_size, cell.hidden_size) for cell in packed)
     }
+    sizes = "(D, H, T):\ninput size,\nhidden size,\nsequence length"
+    compared = [LAYERS_OF[kind] for kind in kinds]
     paths = []
-    for family, panels, legend in (
-        (DENSE, dense_panels, "(D, H, T):\ninput size,\nhidden size,\nsequence length"),
-        (PACKED, packed_panels, None),
+    for name, text, panels, legend in (
+        (OVERVIEW, "dense input, mean of sizes", overview if dense else {}, None),
+        (DENSE, "dense input", dense_panels if dense else {}, sizes),
+        (PACKED, "packed input", packed_panels, None),
     ):
         if panels:
-            paths.append(plot_path(folder, family))
-            save(plot.draw(f"{family} input", panels, legend), paths[-1])
+            paths.append(plot_path(folder, name))
+            save(plot.draw(text, panels, legend, compared), paths[-1])
     return paths
+
+
+def points(timings: Timings) -> plot.Points:
+    """Returns the speed-up of each cell by its batch size."""
+    return {cell.batch: speed_up(cell, medians) for cell, medians in timings.items()}
+
+
+def mean_points(timings: Timings) -> plot.Points:
+    """Returns the geometric mean of the speed-ups at each batch size."""
+    return {
+        batch: statistics.geometric_mean(speed_ups(select(timings, batch=batch)))
+        for batch in sorted({cell.batch for cell in timings})
+    }
 
 
 def publish(raw: Mapping[str, Any], record: bool) -> None:

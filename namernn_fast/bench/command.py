@@ -25,7 +25,7 @@ from ..explaining import explain
 from ..testing import BudgetError
 from .cells import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Cell
 from .machine import cpu_name
-from .plot import Timings, draw, speed_up, speed_ups
+from .plot import Points, Timings, draw, speed_up, speed_ups
 from .race import QUICK, Call, Rounds, TimeBudget, keep_freed_memory, race
 from .tables import duration, markdown, ratio
 from .workload import CLASSES, Input, gated_calls, rows_of_oracle
@@ -143,7 +143,9 @@ def run(options: argparse.Namespace) -> None:
         options.json.write_text(_json(results, described), encoding="utf-8")
     if options.plot is not None:
         legend = "(D, H, T):\ninput features,\nhidden units,\ntime steps"
-        draw(title, _panels(_medians(results)), legend).savefig(options.plot, dpi=150)
+        medians = _medians(results)
+        compared = [*dict.fromkeys(cell.layers for cell in medians)]
+        draw(title, _panels(medians), legend, compared).savefig(options.plot, dpi=150)
 
 
 def _check_paths(options: argparse.Namespace) -> None:
@@ -296,11 +298,11 @@ def report(results: Results) -> str:
     )
 
 
-def _panels(medians: Timings) -> dict[str, dict[str, Timings]]:
+def _panels(medians: Timings) -> dict[str, dict[str, Points]]:
     """Returns the panels of the plot by mode, each with one line per shape."""
-    panels: dict[str, dict[str, Timings]] = {mode: {} for mode in MODES}
+    panels: dict[str, dict[str, Points]] = {mode: {} for mode in MODES}
     for cell, timed in medians.items():
-        panels[cell.mode].setdefault(_label(cell), {})[cell] = timed
+        panels[cell.mode].setdefault(_label(cell), {})[cell.batch] = speed_up(cell, timed)
     return panels
 
 

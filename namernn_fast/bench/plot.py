@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .cells import Cell
+from .cells import Cell, Layers
 from .tables import TIMES
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 Medians = dict[str, float]
 """The median seconds per call of each layer."""
 Timings = dict[Cell, Medians]
-
+Points = dict[int, float]
+"""Speed-ups by batch size."""
 
 COLUMNS = 2
 """The maximum number of panels side by side."""
@@ -35,14 +36,20 @@ def speed_ups(timings: Timings) -> list[float]:
     return [speed_up(cell, medians) for cell, medians in timings.items()]
 
 
-def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | None) -> Figure:
+def draw(
+    title: str,
+    panels: Mapping[str, Mapping[str, Points]],
+    legend: str | None,
+    compared: Sequence[Layers],
+) -> Figure:
     """Draws speed-ups against the batch size.
 
     Args:
-        title: The text after "Speed-up of FusedRNN over nn.RNN:" above the figure. The names are
-            those of the layers in the lines.
+        title: The text above the figure, after "Speed-up of FusedRNN over nn.RNN:" or, if there
+            are several layers, "Speed-up over torch's layers:".
         panels: The panels by title, and in each panel the lines by label.
         legend: The title of the legend.
+        compared: The layers that the lines are about.
     """
     from matplotlib.figure import Figure
 
@@ -50,15 +57,12 @@ def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | 
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(2.2 + 3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    cells = [cell for lines in panels.values() for line in lines.values() for cell in line]
-    batches = sorted({cell.batch for cell in cells})
-    compared = [*dict.fromkeys(cell.layers for cell in cells)]
+    batches = sorted({b for lines in panels.values() for line in lines.values() for b in line})
     for panel in axes.flat[len(panels) :]:
         panel.set_axis_off()
     for panel, (subtitle, lines) in zip(axes.flat, panels.items(), strict=False):
         for (label, line), colour, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
-            points = {cell.batch: speed_up(cell, medians) for cell, medians in line.items()}
-            panel.plot([*points], [*points.values()], color=colour, marker=marker, label=label)
+            panel.plot([*line], [*line.values()], color=colour, marker=marker, label=label)
         panel.axhline(1, color="0.3", linewidth=1, linestyle="--")
         panel.set(title=subtitle, xlabel="batch size B (sequences)", xscale="log", yscale="log")
         panel.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)  # the same in all panels
@@ -75,8 +79,9 @@ def draw(title: str, panels: Mapping[str, Mapping[str, Timings]], legend: str | 
     for row in axes:
         row[0].set_ylabel(ratios[0] if len(ratios) == 1 else "time of torch's layer / fused layer")
     first.set_yticks(ticks, labels=[f"{tick:g}{TIMES}" for tick in ticks])
-    names = " and of ".join(f"{fused} over {baseline}" for baseline, fused in compared)
-    figure.suptitle(f"Speed-up of {names}: {title}")
+    pairs = [f"of {fused} over {baseline}" for baseline, fused in compared]
+    names = pairs[0] if len(pairs) == 1 else "over torch's layers"
+    figure.suptitle(f"Speed-up {names}: {title}")
     figure.legend(
         *first.get_legend_handles_labels(),
         title=legend,

@@ -377,7 +377,7 @@ def test_a_run_is_recorded_only_on_request(repository):
     before = [page.read_text(encoding="utf-8") for page in documents]
     speed.publish(raw_run(cells), record=False)
     names = {"latest.json", "speed.md", "benchmark_table.md"}
-    names |= {"speedup_dense.png", "speedup_packed.png"}
+    names |= {"speedup_overview.png", "speedup_dense.png", "speedup_packed.png"}
     assert {path.name for path in (repository / "scratch").iterdir()} == names
     assert not (repository / "results").exists()
     assert before == [page.read_text(encoding="utf-8") for page in documents]
@@ -389,7 +389,7 @@ def test_a_run_is_recorded_only_on_request(repository):
     both = f"{two} in inference (worst {two}) and {two} in training (worst {two})"
     of_kinds = "; ".join(f"over `{layers.baseline}`: {both}" for layers in LAYERS_OF.values())
     assert f"{of_kinds}, over the {len(cells)} cells" in text
-    assert "(results/speedup_dense.png)" in text
+    assert "(results/speedup_overview.png)" in text
     assert "a CPU" in text
     assert "| (64, 64, 8)" in speed.PERFORMANCE.read_text(encoding="utf-8")
 
