@@ -93,6 +93,7 @@ def run_suite(suite: Suite, site: Path) -> Result:
     except subprocess.CalledProcessError:
         return Result(suite, {}, "its test files could not be fetched")
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment |= {name: value.format(site=site) for name, value in suite.environment.items()}
     work = FOLDER / "work"  # for the files that tests leave
     results = FOLDER / "results"
     for folder in (work, results):

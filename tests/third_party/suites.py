@@ -1,6 +1,6 @@
 """The suites of `run.py`: libraries, the origin of their tests, the files that use a layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -14,8 +14,8 @@ class Checkout:
         repository: owner/name.
         tag: the release that the test files belong to.
         paths: the files and folders to take.
-        package: the folder within the installed library that its tests are imported from, and
-            that gets a copy of the first path; empty if the tests do not import each other.
+        package: the folder within the installed library that gets a copy of the first path, if
+            the tests import each other or their data from there; empty if they do not.
     """
 
     repository: str
@@ -36,6 +36,7 @@ class Suite:
         extras: the extras of its package to install, such as `[torch]`.
         needs: packages that its tests import.
         checkout: where the test files come from if the package has none.
+        environment: variables that the tests need; `{site}` stands for the folder of packages.
     """
 
     library: str
@@ -45,6 +46,7 @@ class Suite:
     extras: str = ""
     needs: tuple[str, ...] = ()
     checkout: Checkout | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -63,6 +65,8 @@ def written_here(library: str, version: str, *needs: str) -> Suite:
 
 
 FORECASTING = "darts.tests.models.forecasting"
+NEURALFORECAST_MODELS = ("deepar", "dilated_rnn", "gru", "lstm", "rnn", "stemgnn", "tft")
+STANZA = "stanza.tests"
 SUITES = (
     Suite(
         "darts",
@@ -109,6 +113,80 @@ SUITES = (
             "v1.1.0",
             ("tests/unittests/test_RNN.py", "conftest.py"),
         ),
+    ),
+    Suite(
+        "torchrl",
+        "0.13.3",
+        # Tests of parallel environments take minutes, mostly to start processes.
+        ("{sources}/test/modules/test_rnn.py", "-k", "not parallel"),
+        checkout=Checkout(
+            "pytorch/rl",
+            "v0.13.3",
+            (
+                "test/conftest.py",
+                "test/modules/conftest.py",
+                "test/modules/_modules_common.py",
+                "test/modules/test_rnn.py",
+            ),
+        ),
+    ),
+    Suite(
+        "sb3-contrib",
+        "2.8.0",
+        (
+            "{sources}/tests/test_lstm.py",
+            "{sources}/tests/test_cnn.py",
+            "{sources}/tests/test_deterministic.py",
+            "-k",
+            # The performance test trains for minutes.
+            "(test_lstm or Recurrent) and not performance",
+        ),
+        checkout=Checkout("Stable-Baselines-Team/stable-baselines3-contrib", "v2.8.0", ("tests",)),
+    ),
+    Suite(
+        "stanza",
+        "1.14.0",
+        (
+            "--pyargs",
+            f"{STANZA}.classifiers.test_classifier",
+            f"{STANZA}.constituency.test_lstm_model",
+            f"{STANZA}.depparse.test_parser",
+            f"{STANZA}.depparse.transition.test_train",
+            f"{STANZA}.lemma.test_lemma_trainer",
+            f"{STANZA}.lemma_classifier.test_lemma_classifier_training",
+            f"{STANZA}.mwt.test_character_classifier",
+            f"{STANZA}.mwt.test_mwt_training",
+            f"{STANZA}.ner.test_ner_training",
+            f"{STANZA}.pos.test_tagger",
+            f"{STANZA}.tokenization.test_tokenizer_training",
+            "-k",
+            # Skip what needs downloaded models, then what repeats test_train for minutes.
+            "not bert and not xlnet and not peft and not charlm "
+            "and not augment and not merge and not save_each and not cutoff and not multiple_files",
+        ),
+        needs=("peft",),
+        # Tests read word vectors from the folder `in`.
+        checkout=Checkout(
+            "stanfordnlp/stanza", "v1.14.0", ("stanza/tests/data",), "stanza/tests/in"
+        ),
+        environment={"STANZA_TEST_HOME": "{site}/stanza/tests"},
+    ),
+    Suite(
+        "neuralforecast",
+        "3.2.0",
+        (
+            *(f"{{sources}}/tests/test_models/test_{model}.py" for model in NEURALFORECAST_MODELS),
+            "{sources}/tests/test_common/test_scalers.py",
+            "{sources}/tests/test_core.py",
+            "{sources}/tests/test_losses/test_iqloss.py",
+            "{sources}/tests/test_simulate.py",
+            "-k",
+            # Tests of automatic tuning start Ray's processes, which have torch's layers.
+            "not auto and (test_models or rnn or iqloss or scaler or insample_diff or save_load_no "
+            "or checkpointing or baserecurrent or explainability or recurrent)",
+        ),
+        needs=("gitpython", "polars", "s3fs"),
+        checkout=Checkout("Nixtla/neuralforecast", "v3.2.0", ("tests",)),
     ),
     written_here("captum", "0.9.0", "scikit-learn"),
     written_here("skorch", "1.4.0", "safetensors"),
