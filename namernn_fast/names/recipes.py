@@ -120,9 +120,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
     }
 )
-"""The recipes by name, chosen on validation parts.
+"""The recipes by name, chosen on validation parts."""
 
-"plain" trains the defaults of `NameClassifier`. "reference" trains several networks in both
-directions on n-gram embeddings. "distilled" trains the defaults of `NameClassifier` on what a
-teacher answers (see `distillation`).
-"""
+DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "plain": "one small network, with the defaults of NameClassifier",
+        "reference": "eight networks in both directions on n-gram embeddings, the most accurate",
+        "distilled": "the network of plain, trained on the answers of --teacher",
+    }
+)
+"""What each recipe trains, in a few words."""

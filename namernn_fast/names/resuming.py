@@ -73,7 +73,7 @@ class StateFile:
             raise InputError(f"{self.path}: not a state of a training") from error
         if differing:
             raise InputError(
-                f"{self.path}: the unfinished training differs: {'; '.join(differing)}"
+                f"{self.path}: the unfinished training was started with {'; '.join(differing)}"
             )
         self.is_kept = True
 
@@ -110,7 +110,7 @@ def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
         for key in sorted({*kept, *wanted}):
             yield from _differences(kept.get(key), wanted.get(key), f"{name} {key}".strip())
     elif kept != wanted:
-        yield f"its {name} is {kept!r:.80}, not {wanted!r:.80}"
+        yield f"{name} {kept!r:.80}, not {wanted!r:.80}"
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

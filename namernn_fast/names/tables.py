@@ -245,10 +245,8 @@ def _place(header: Sequence[str], column: str | None) -> int:
         if len(titles) == 1:
             return 0
         found = [place for place, title in enumerate(titles) if title.casefold() == "name"]
-        wanted = "of several columns none is"
     else:
         found = [place for place, title in enumerate(titles) if title == column]
-        wanted = "no column is"
         if not found and column.isdecimal():
             if (place := _numbered(column)) < len(titles):
                 return place
@@ -257,14 +255,15 @@ def _place(header: Sequence[str], column: str | None) -> int:
         return found[0]
     if found:
         raise InputError(f"{len(found)} columns are called {column or 'name'!r}: give a number")
-    names = escaped(", ".join(map(repr, filter(None, titles)))) or "without names"
-    raise InputError(f"{wanted} called {column or 'name'!r}, which --column gives: {names:.500}")
+    names = escaped(", ".join(map(repr, filter(None, titles))))
+    advice = f"one of {names:.500}" if names else "a number, because no column has a name"
+    raise InputError(f"no column is called {column or 'name'!r}; --column takes {advice}")
 
 
 def _numbered(column: str) -> int:
     """Returns the index of a column that is given by its number."""
     if not column.isdecimal() or len(column) > 9 or int(column) == 0:
-        raise InputError(f"{column!r} is no number of a column")
+        raise InputError(f"{column!r:.100} is not the number of a column")
     return int(column) - 1
 
 

@@ -180,8 +180,8 @@ def why_unusable(name: str) -> str | None:
         return f"a name of {len(name):,} characters: at most {MAX_NAME_LENGTH:,} are read"
     if not fold(name):
         return (
-            f"'{escaped(name)}' holds no usable character: letters from A to Z, plain or accented, "
-            f"and {_SIGNS.strip()} are"
+            f"'{escaped(name)}' has no character that the model reads: it reads the letters A to "
+            f"Z, with or without accents, and {' '.join(_SIGNS.strip())}"
         )
     return None
 

@@ -1,7 +1,7 @@
 """Writers of answers: a table to read, CSV and JSON lines, with one row for each answer.
 
-All names are escaped: in tables and CSV characters that are not printable are written as a
-backslash escape such as `\\x1b`, in JSON all that are not ASCII as JSON has it.
+Characters that are not printable are escaped: in tables and CSV with a backslash, such as `\\x1b`,
+in JSON as `\\u001b`. Controls, marks of the text direction and lone surrogates are among them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from json.encoder import encode_basestring_ascii as quoted
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 from .answers import UNKNOWN, Answer
@@ -113,6 +113,20 @@ class JsonWriter(Writer):
             f'{{"name": {quoted(name)}, "languages": [{told}], "dropped": {quoted(lost)}, '
             f'"error": {"null" if error is None else quoted(error)}}}\n'
         )
+
+
+def quoted(text: str) -> str:
+    """Returns a JSON string of `text`, in which printable characters stand as they are."""
+    if text.isprintable():
+        text = text.replace("\\", r"\\").replace('"', r"\"")
+        return f'"{text}"'
+    return f'"{"".join(map(_json_character, text))}"'
+
+
+def _json_character(character: str) -> str:
+    if character.isprintable() and character not in '"\\':
+        return character
+    return encode_basestring_ascii(character)[1:-1]
 
 
 FORMATS = ("table", "csv", "jsonl")

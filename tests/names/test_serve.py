@@ -85,7 +85,7 @@ def test_many_names_at_once(client, predictor, options):
     results = client.post("/predict", json={"names": given, **options}).json()["results"]
     assert [result["name"] for result in results] == given
     assert results.pop(4)["error"] == "a name of 1,001 characters: at most 1,000 are read"
-    assert results.pop(2)["error"].startswith("'Иванов' holds no usable character: ")
+    assert results.pop(2)["error"].startswith("'Иванов' has no character that the model reads: ")
     assert [result["dropped"] for result in results] == ["", "", "-", ""]
     for result in results:
         best = expected(predictor, result["name"], options.get("top", 3))
@@ -234,7 +234,7 @@ def test_a_bad_body_says_what_is_wrong(client, body, status, field, got, takes):
     [
         (LONGEST, None),
         (LONGEST + "a", "a name of 65 characters: states are told of at most 64"),
-        ("123", "'123' holds no usable character: "),
+        ("123", "'123' has no character that the model reads: "),
     ],
 )
 def test_a_name_without_states(client, name, error):
@@ -758,7 +758,9 @@ def test_a_hostile_name_shows_as_text(page):
 def test_names_that_cannot_be_read(page):
     page.type("123")
     problem = page.wait("document.getElementById('problem').textContent")
-    assert problem.startswith("This name cannot be read: '123' holds no usable character")
+    assert problem.startswith(
+        "This name cannot be read: '123' has no character that the model reads"
+    )
     assert page.ask("document.getElementById('answers').hidden")
     page.type(LONGEST + "a")
     page.wait("document.getElementById('problem').hidden && document.querySelector('#bars li')")

@@ -98,7 +98,10 @@ def test_folding_is_what_its_documentation_says(names):
     assert fold_usable(names) == folded
 
 
-UNUSABLE = "'{}' holds no usable character: letters from A to Z, plain or accented, and .,;' are"
+UNUSABLE = (
+    "'{}' has no character that the model reads: it reads the letters A to Z, with or without "
+    "accents, and . , ; '"
+)
 
 
 @pytest.mark.parametrize(

@@ -77,12 +77,13 @@ def device(text: str) -> torch.device:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults of options that have one."""
+    """Shows the defaults of options that have one; 0 is one, and False is not."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return (
-            action.help if action.default in (None, False, []) else super()._get_help_string(action)
-        )
+        default = action.default
+        if default is None or default is False or default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def add_parser(

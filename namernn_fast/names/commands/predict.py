@@ -76,7 +76,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--format",
         choices=OUTPUT_FORMATS,
-        help="default: by the suffix of --output, else table",
+        help="how to write (default: by the suffix of --output, else table)",
     )
 
 
@@ -89,10 +89,11 @@ def run(arguments: argparse.Namespace) -> None:
     with _rows(arguments) as (rows, source):
         predictor = load_predictor(arguments)
         top = min(arguments.top, len(predictor.languages))
-        writer = writer_of(arguments.format or output_format_of(arguments.output or Path()), top)
+        format = arguments.format or output_format_of(arguments.output or Path())
+        writer = writer_of(format, top)
         count = failed = 0
         head = writer.head()
-        with _target(output) as write, _bar(source, output) as show, _frozen():
+        with _target(output, format) as write, _bar(source, output) as show, _frozen():
             for chunk in chunks(rows):
                 answers = answer_rows(predictor, chunk, top, arguments.min_probability)
                 # Not written before the first chunk is read, which can be an error.
@@ -210,11 +211,13 @@ def _frozen() -> Iterator[None]:
 
 
 @contextmanager
-def _target(output: Path | None) -> Iterator[Callable[[str], object]]:
+def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object]]:
     """Yields a function that writes text to `output`, or to standard output if None."""
     if output is None:
         if sys.stdout is None:
             raise InputError("standard output is closed")
+        if format == "jsonl":  # which is always in UTF-8
+            sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         yield sys.stdout.write
         return
     with output.open("wb") if _is_stream(output) else replacing(output) as file:

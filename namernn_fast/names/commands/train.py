@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import math
 import os
 import shlex
@@ -28,8 +29,8 @@ from ..checkpoint import (
 from ..dataset import NamesData, load_names
 from ..distillation import MADE_UP, distilled
 from ..files import Used, cache_folder, check_no_overwrite, check_replaceable, require
-from ..model import POOLINGS
-from ..recipes import RECIPES, SCHEDULES, Recipe
+from ..model import POOLINGS, NameClassifier
+from ..recipes import DESCRIPTIONS, RECIPES, SCHEDULES, Recipe
 from ..resuming import StateFile, check_is_state
 from ..splitting import Split
 from ..steps import process
@@ -79,6 +80,15 @@ _MODEL = (
     ("--state-dropout", "state_dropout", FRACTION, "share of the last states dropped"),
     ("--character-dropout", "character_dropout", FRACTION, "share of the characters dropped"),
 )
+_CHOICES = (
+    ("schedule", SCHEDULES, "how the learning rate changes"),
+    ("nonlinearity", ("tanh", "relu"), "of the RNN"),
+    ("pooling", POOLINGS, "which states the last layer reads"),
+)
+_SWITCHES = (
+    ("bidirectional", "read names both ways"),
+    ("ngrams", "add n-gram embeddings to the input"),
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -111,18 +121,15 @@ def add_parser(commands: Any) -> None:
         "state of a training",
     )
     group = parser.add_argument_group("recipe", "how to train; options change what --recipe gives")
-    group.add_argument("--recipe", choices=sorted(RECIPES), default="plain")
+    recipes = "; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items())
+    group.add_argument("--recipe", choices=[*DESCRIPTIONS], default="plain", help=recipes)
     for option, name, kind, text in (*_RECIPE, *_MODEL):
-        group.add_argument(option, dest=name, type=kind, help=text)
-    group.add_argument("--schedule", choices=SCHEDULES, help="how the learning rate changes")
-    group.add_argument(
-        "--bidirectional", action="store_true", default=None, help="read names both ways"
-    )
-    group.add_argument("--nonlinearity", choices=("tanh", "relu"))
-    group.add_argument("--pooling", choices=POOLINGS, help="which states the last layer reads")
-    group.add_argument(
-        "--ngrams", action="store_true", default=None, help="add n-gram embeddings to the input"
-    )
+        group.add_argument(option, dest=name, type=kind, help=_with_default(text, name))
+    for name, choices, text in _CHOICES:
+        group.add_argument(f"--{name}", choices=choices, help=_with_default(text, name))
+    for name, text in _SWITCHES:
+        text = _with_default(text, name)
+        group.add_argument(f"--{name}", action="store_true", default=None, help=text)
     group.add_argument(
         "--teacher",
         type=model,
@@ -135,6 +142,22 @@ def add_parser(commands: Any) -> None:
         type=COUNT,
         help=f"names that are made up for the teacher (default: {MADE_UP})",
     )
+
+
+def _with_default(text: str, name: str) -> str:
+    """Returns the help of an option, with what it is in each recipe without the option."""
+    of_model = inspect.signature(NameClassifier).parameters.get(name)
+    values = {}
+    for recipe, given in RECIPES.items():
+        value = (
+            getattr(given, name) if of_model is None else given.model.get(name, of_model.default)
+        )
+        values[recipe] = (
+            {False: "no", True: "yes"}[value] if isinstance(value, bool) else str(value)
+        )
+    usual = values.pop("plain")
+    others = [f"{recipe}: {value}" for recipe, value in values.items() if value != usual]
+    return f"{text} (default: {'; '.join([usual, *others])})"
 
 
 def run(arguments: argparse.Namespace) -> None:
