@@ -8,6 +8,7 @@ of letters that Unicode does not decompose. A folded name is a string over `ALPH
 from __future__ import annotations
 
 import functools
+import json
 import re
 import string
 import unicodedata
@@ -205,6 +206,31 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def quoted(text: str) -> str:
+    """Returns a JSON string of `text`, in which printable characters stand as they are.
+
+    A lone surrogate, which strict readers refuse, becomes the text of its escape.
+    """
+    if text.isprintable():
+        text = text.replace("\\", r"\\").replace('"', r"\"")
+        return f'"{text}"'
+    return escaped_json(json.dumps(text, ensure_ascii=False))
+
+
+def escaped_json(text: str) -> str:
+    """Returns JSON with an escape for each character in it that is not printable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    if "\ud800" <= character <= "\udfff":
+        return "\\" + ascii(character)[1:-1]
+    # A tab of its own is between tokens: in a string JSON wants an escape.
+    return " " if character == "\t" else json.dumps(character)[1:-1]
 
 
 def check_names(names: Iterable[str]) -> list[str]:
