@@ -121,6 +121,7 @@ def split(
         "validation": validation,
         "test": test,
         "sha256": _digest(parts, data.languages),
+        "names": {name: len(rows) for name, rows in parts.items()},
         "data": {
             "source": data.source,
             "sha256": data.sha256,

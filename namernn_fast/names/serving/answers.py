@@ -96,9 +96,12 @@ class Answers:
         data = split.get("data") if isinstance(split, dict) else None
         found = data if isinstance(data, dict) else {}
         source, rows = found.get("source"), found.get("rows")
+        parts = split.get("names") if isinstance(split, dict) else None
+        trained = parts.get("train") if isinstance(parts, dict) else None
         return {
             "source": escaped(source)[:300] if isinstance(source, str) else None,
             "rows": rows if type(rows) is int else None,
+            "training_names": trained if type(trained) is int else None,
             "is_sample": self._predictor.checkpoint.is_sample(),
         }
 
