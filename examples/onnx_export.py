@@ -10,7 +10,12 @@ batches and lengths that the export has not seen. It takes some seconds. The pac
 
 import io
 
-import onnxruntime
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    advice = "run: pip install 'namernn_fast[examples]'"
+    raise SystemExit(f"{error.name} is not installed; {advice}") from error
+
 import torch
 from torch import nn
 from torch.export import Dim
