@@ -68,7 +68,7 @@ def test_every_script_is_run_and_listed():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert scripts - {"walkthrough", "build_walkthrough"} == set(NEEDS)
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\[(\w+)\.py\]\(\1\.py\)", readme)) == scripts
+    assert set(re.findall(r"\[(\w+)\.py\]\(\.\./examples/\1\.py\)", readme)) == scripts
 
 
 @pytest.mark.parametrize("name", [name for name, needed in NEEDS.items() if needed])
