@@ -38,7 +38,7 @@ class Answers:
     places: list[int]
     """For each row the index of its distinct name, or -1 if it has an error."""
     dropped: dict[int, str]
-    """By row, the characters of the name that were not read, as of `text.dropped`; if any."""
+    """By row, the characters of the name that were not read, as in `text.dropped`; if any."""
 
     @property
     def errors(self) -> dict[int, str]:
@@ -115,7 +115,7 @@ def _dropped(names: Sequence[str], texts: Sequence[str]) -> dict[int, str]:
 def _predict(
     predictor: Predictor, texts: list[str], top: int, min_probability: float
 ) -> tuple[list[str], list[float], list[int]]:
-    """Returns languages, probabilities and counts, as of `Answers`, of folded names."""
+    """Returns languages, probabilities and counts, as in `Answers`, of folded names."""
     if not texts:
         return [], [], []
     found = probabilities(predictor.checkpoint.model, encode_folded(texts))

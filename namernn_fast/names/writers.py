@@ -227,7 +227,7 @@ def format_of(path: Path) -> str:
 def writer_of(
     format: str, top: int, titles: Sequence[str] = ("name",), delimiter: str = ","
 ) -> Writer:
-    """Returns the writer of `format`, one of `FORMATS`; `top` and `titles` as of `Writer`."""
+    """Returns the writer of `format`, one of `FORMATS`; `top` and `titles` as in `Writer`."""
     if format == "csv":
         return CsvWriter(top, titles, delimiter)
     return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles)

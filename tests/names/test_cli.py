@@ -29,7 +29,7 @@ def test_train_then_predict(folder, run, cache):
     assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
     path = cache / "names.safetensors"
     assert saved == f"saved {path}"
-    assert said.startswith("predict goes on answering with the pretrained model")
+    assert said.startswith("predict uses the pretrained model unless")
     assert list(cache.iterdir()) == [path]
 
     pretrained = run("predict", "Frank", "--checkpoint", "pretrained")
@@ -129,7 +129,7 @@ def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
 
 
 def test_without_a_home_folder_paths_must_be_given(homeless, run, fails, folder, tmp_path):
-    advice = "there is no folder for what is downloaded and trained: set HOME or XDG_CACHE_HOME"
+    advice = "there is no folder for downloads and trained models: set HOME or XDG_CACHE_HOME"
     path = tmp_path / "names.safetensors"
     options = ("train", "--data", folder, "--epochs", 1, *SMALL)
     assert fails(*options) == (2, advice)
@@ -145,7 +145,11 @@ def test_wrong_input(fails, folder, tmp_path, offline):
     for argv, code, message in (
         (["train", "--data", none], 2, f"{none}: there is no such folder or file"),
         (["train", "--no-sample"], 1, "nowhere: download failed (Invalid URL"),
-        (["train", "--dropout", 0.5], 2, "--dropout acts between layers, so it needs --layers 2"),
+        (
+            ["train", "--dropout", 0.5],
+            2,
+            "--dropout applies between layers, so it needs --layers 2",
+        ),
         (["predict", "Kim", "--checkpoint", bad], 2, f"{bad}: not a readable safetensors file ("),
         # Known before the training.
         (["train", "--data", folder, "--checkpoint", tmp_path], 2, f"{tmp_path}: not a plain file"),

@@ -93,7 +93,7 @@ def test_a_broken_cache_is_downloaded_anew(serve, archive, target, caplog):
     assert load_names(url=serve(answer(archive))).languages == ("Basque", "Welsh")
     assert target.read_bytes() == archive
     assert caplog.records[0].getMessage() == (
-        f"{target}: not a readable zip (File is not a zip file); downloading it anew"
+        f"{target}: not a readable zip (File is not a zip file); downloading it again"
     )
 
 
@@ -149,7 +149,7 @@ def test_the_sample_is_used_and_announced_when_the_download_fails(serve, caplog,
     assert names.source == "the embedded sample"
     assert [record.getMessage() for record in caplog.records] == [
         f"{url}: download failed (404 Client Error: Not Found for url: {url}); "
-        "going on with the small embedded sample, not the data set"
+        "using the small embedded sample, not the data set"
     ]
     assert list(cache.iterdir()) == []
 

@@ -446,9 +446,9 @@ SAMPLE = PARTS.info["data"]
                 PARTS.info | {"data": SAMPLE | {"rows": "1"}},
             )
         ),
-        ({"split": PARTS.info | {"seed": 4}}, "this version splits the data in another way"),
+        ({"split": PARTS.info | {"seed": 4}}, "this version splits the data differently"),
         ({"split": PARTS.info | {"test": math.nan}}, "the shares of the validation and the test"),
-        ({"languages": PARTS.languages[::-1]}, "the model has other languages than the data"),
+        ({"languages": PARTS.languages[::-1]}, "the model has other languages than its data"),
     ],
 )
 def test_a_split_that_cannot_be_made_again(fails, save, change, reason):

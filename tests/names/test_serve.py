@@ -212,9 +212,9 @@ TOP = "a whole number from 1 to 1000"
     [
         ("[" * 200_000, 400, "body", None, "JSON"),
         ("1" * 5000, 400, "body", None, "JSON"),
-        ('{"names": [NaN]}', 400, "body", "text that is no JSON (NaN is no JSON)", "JSON"),
+        ('{"names": [NaN]}', 400, "body", "text that is not JSON (NaN is not JSON)", "JSON"),
         ('{"a\\n": 1, "a\\n": 2}', 400, "body", None, "JSON"),
-        (b"\xff", 400, "body", "bytes that are no UTF-8 (invalid start byte)", "JSON"),
+        (b"\xff", 400, "body", "bytes that are not UTF-8 (invalid start byte)", "JSON"),
         ("null", 422, "body", "null", "a JSON object"),
         ("{}", 422, "names", "nothing", NAMES),
         ('{"names": "Kim"}', 422, "names", "the string 'Kim'", NAMES),
@@ -244,7 +244,7 @@ def test_a_bad_body_says_what_is_wrong(client, body, status, field, got, takes):
     ("name", "error"),
     [
         (LONGEST, None),
-        (LONGEST + "a", "a name of 65 characters: states are told of at most 64"),
+        (LONGEST + "a", "a name of 65 characters: states are returned for at most 64"),
         ("123", "'123' has no character that the model reads: "),
     ],
 )

@@ -131,7 +131,7 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache
     assert code == 130
     assert out.splitlines()[-1].startswith("network 2 of 2, epoch 1: ")
     assert err == (
-        f"--resume goes on from the end of the last epoch\n{PROGRAM}: error: interrupted\n"
+        f"--resume continues after the last whole epoch\n{PROGRAM}: error: interrupted\n"
     )
     assert [each.name for each in cache.iterdir()] == ["names.safetensors.state"]
 
@@ -162,7 +162,8 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache
 
 
 WARNING = (
-    "the state of the training could not be kept ([Errno 28] No space left on device); going on"
+    "the state of the training could not be written ([Errno 28] No space left on device); "
+    "training continues"
 )
 FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
@@ -243,8 +244,8 @@ def test_a_teacher_is_of_the_same_split_and_a_training_has_one(
     for wrong, reason in (
         ((*lesson, teachers[0], "--split-seed", 1), "the teacher was trained on another split"),
         ((*lesson, "pretrained"), "the teacher was trained on another split"),
-        ((*command, small, "--recipe", "distilled"), "--recipe distilled goes with --teacher"),
-        ((*command, small, "--made-up", 9), "--made-up goes with --teacher"),
+        ((*command, small, "--recipe", "distilled"), "--recipe distilled needs --teacher"),
+        ((*command, small, "--made-up", 9), "--made-up needs --teacher"),
     ):
         code, message = fails(*wrong)
         assert code == 2
@@ -265,7 +266,7 @@ def test_processes_that_read_other_data_do_not_train_together(fails, folder, mon
     monkeypatch.setattr(train.dist, "barrier", lambda: None)
     monkeypatch.setattr(train.dist, "all_gather_object", gather)
     code, message = fails("train", "--data", folder)
-    assert (code, message) == (2, "the processes that train together have read other data")
+    assert (code, message) == (2, "the processes that train together have read different data")
 
 
 @pytest.mark.parametrize("size", ["2", "two"])
@@ -275,4 +276,4 @@ def test_an_environment_of_half_a_torchrun(fails, folder, monkeypatch, size):
         monkeypatch.delenv(variable, raising=False)
     code, message = fails("train", "--data", folder)
     assert code == 2
-    assert message.startswith("the environment is not one of torchrun's (")
+    assert message.startswith("these are not the variables of torchrun (")

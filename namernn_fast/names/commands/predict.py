@@ -38,13 +38,13 @@ formula; numbers stay as they are.
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
-    parser = add_command(commands, "predict", run, "tell the languages of names")
+    parser = add_command(commands, "predict", run, "predict the languages of names")
     parser.epilog = _EPILOG
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "names", nargs="*", default=[], metavar="NAME", help="a name, or - for standard input"
     )
-    source.add_argument("--input", type=path, metavar="FILE", help="names to read, - as above")
+    source.add_argument("--input", type=path, metavar="FILE", help="a file of names, or - as above")
     add_model(parser)
     parser.add_argument("--top", type=COUNT, default=3, help="how many languages to report")
     parser.add_argument(
@@ -73,7 +73,7 @@ def add_parser(commands: Any) -> None:
         help="between the cells of CSV, or 'tab' (default: a comma; a tab in .tsv files)",
     )
     group.add_argument(
-        "--no-header", action="store_true", help="the first row of CSV is a name, not a header"
+        "--no-header", action="store_true", help="the first row of CSV is data, not a header"
     )
     group.add_argument(
         "--encoding", type=_encoding, default="utf-8", help="of the input, such as cp1252 or utf-16"
@@ -90,7 +90,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Predicts as the options say."""
+    """Predicts the languages of the names."""
     output = _output(arguments)
     format = arguments.format or ("table" if output is None else output_format_of(output))
     # Checked here so that a bad path fails before the work, not after it.
@@ -167,7 +167,7 @@ def _output(arguments: argparse.Namespace) -> Path | None:
         InputError: what is written would overwrite what is read.
     """
     output: Path | None = arguments.output
-    # /dev/stdout may be a plain file, which has content of others and must not be replaced.
+    # /dev/stdout may be a plain file with other content, which must not be replaced.
     if output == Path("-") or (output is not None and is_same_file(output, _STDOUT)):
         output = None
     inputs: list[Used] = [("--checkpoint", arguments.checkpoint)]
@@ -186,12 +186,12 @@ def _input(arguments: argparse.Namespace) -> Path | None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Returns whether `path` is written to as it is, such as /dev/null or a named pipe."""
+    """Returns whether to write to `path` directly, as to /dev/null or a named pipe."""
     return path.is_char_device() or path.is_fifo()
 
 
 class _Source:
-    """A file that counts what is read of it, which a pipe cannot say."""
+    """A file that counts the bytes read, for pipes too."""
 
     def __init__(self, file: BinaryIO, size: int | None) -> None:
         self._file = file
@@ -209,7 +209,7 @@ class _Source:
 
 
 class _Unzipped:
-    """A gzip file, whose damage is the user's to know of."""
+    """A gzip file; damage to it is an InputError."""
 
     def __init__(self, source: _Source, path: Path) -> None:
         self._file = gzip.GzipFile(fileobj=source, mode="rb")  # type: ignore[call-overload]
@@ -270,9 +270,9 @@ def _named(path: str | Path) -> Path:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Keeps the garbage collector away from objects that exist by now.
+    """Hides existing objects from the garbage collector.
 
-    PyTorch has so many that a tenth of the time would go into walking through them.
+    PyTorch has so many that a tenth of the time would go into traversing them.
     """
     gc.freeze()
     try:
@@ -299,7 +299,7 @@ def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object
 def _bar(source: _Source | None, output: Path | None) -> Iterator[Callable[[int], None]]:
     """Yields a function that shows how much was read, given the number of names.
 
-    The bar is shown on a terminal alone, and not where it would be mixed with answers.
+    The bar is shown only on a terminal, and not if it would be mixed with answers.
     """
     hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
     if source is None or hidden:
