@@ -44,7 +44,7 @@ class Rows:
     names: list[str]
     """The names; of a row without one, what was read."""
     errors: dict[int, str] = field(default_factory=dict)
-    """Why rows hold no name, by their index."""
+    """Why rows have no name, by their index."""
 
     def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
         """Returns the cells of each row in the columns `titles`."""
@@ -78,15 +78,17 @@ class _CsvRows(Rows):
 
 @dataclass
 class _JsonRows(Rows):
-    """Rows with their JSON objects, each with its text; a row that is none has None."""
+    """Rows with their JSON objects, each with its text; None for rows that are not objects."""
 
     objects: list[tuple[dict[str, Any], str] | None] = field(default_factory=list)
     key: str = "name"
-    """The key of the names, for rows that are no objects."""
+    """The key of the names, for rows that are not objects."""
 
     def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
+        # If no column has the name of the key, the objects have one column, whatever its name.
+        place = titles.index(self.key) if self.key in titles else 0
         return [
-            [name if title == self.key else "" for title in titles]
+            [name if column == place else "" for column in range(len(titles))]
             if found is None
             else [_cell_of(found[0].get(title)) for title in titles]
             for name, found in zip(self.names, self.objects, strict=True)
@@ -107,7 +109,7 @@ class Table(NamedTuple):
     """The input."""
 
     titles: list[str]
-    """The titles of the columns, of JSON lines the keys of the first object with a name."""
+    """The titles of the columns; for JSON lines, the keys of the first object with a name."""
     rows: Iterable[Rows]
 
 

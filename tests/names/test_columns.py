@@ -117,6 +117,11 @@ def test_json_objects_keep_what_is_written_in_them(predict, line):
     assert code == 0
 
 
+def test_json_objects_with_one_key_name_the_column(predict):
+    head, *rows = predict('{"who": "Kim"}\n"Nowak"\n', source="in.jsonl")[0]
+    assert [line.partition(",")[0] for line in (head, *rows)] == ["who", "Kim", "Nowak"]
+
+
 def test_json_objects_as_csv(predict):
     content = """{"who": "Kim", "n": 1.50, "list": [1, "é"], "none": null, "yes": true}
 "Nowak"

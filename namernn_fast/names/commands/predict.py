@@ -92,9 +92,10 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Predicts the languages of the names."""
     output = _output(arguments)
-    format = arguments.format or ("table" if output is None else output_format_of(output))
+    format = arguments.format or "table"
     # Checked here so that a bad path fails before the work, not after it.
     if output is not None and not _is_stream(output):
+        format = arguments.format or output_format_of(output)
         if not output.resolve().parent.is_dir():
             raise InputError(f"{output}: there is no folder {output.parent}")
         check_replaceable(output)
