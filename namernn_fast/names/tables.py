@@ -262,7 +262,7 @@ def _csv_rows(records: Iterator[list[str] | _NoRecord], place: int, width: int) 
 
 
 def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Rows:
-    """Returns rows of which some have too few or too many cells, or are damaged."""
+    """Returns rows if some have too few or too many cells, or are damaged."""
     rows = _CsvRows([])
     for i, record in enumerate(chunk):
         cells = [""] * width
@@ -287,7 +287,7 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns that the first row was read as a header if nothing tells it from a name."""
+    """Warns that the first row was read as a header if it could be a name."""
     word = "".join(filter(str.isalnum, title.casefold()))
     if column != title and word not in _TITLES and why_unusable(title) is None:
         _log.warning(

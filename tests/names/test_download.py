@@ -130,7 +130,7 @@ def test_a_truncated_body(serve, archive, target):
     reason = failure(url, target)
     assert reason.startswith(f"{url}: ")
     assert str(len(archive) - 9) in reason
-    # Where no length is stated, the zip itself tells.
+    # Without a stated length, the zip itself shows it.
     url = serve(answer(archive[:-9], stated=""))
     assert failure(url, target) == f"{url}: not a readable zip (File is not a zip file)"
 

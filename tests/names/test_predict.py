@@ -239,7 +239,7 @@ def test_rows_are_read_in_bounded_numbers_and_characters(format):
     assert sizes(b"", 0) == []
 
 
-# What is told
+# What is answered
 
 
 def answer(predictor, names, *arguments, errors=(), **options):

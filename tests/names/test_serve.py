@@ -507,7 +507,7 @@ def begin_request(connection):
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nA: b"])
 def test_a_connection_without_a_request_is_closed(port, monkeypatch, begin):
-    """The first on a connection, and a later one of which a byte comes now and then."""
+    """The first on a connection, and a later one that sends a byte now and then."""
     if not begin:
         monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
     with connected(port) as connection:

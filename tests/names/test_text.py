@@ -119,7 +119,7 @@ UNUSABLE = (
     ids=range(8),
 )
 def test_what_is_no_list_of_usable_names_is_refused(names, kind, message):
-    """The first unusable name is told."""
+    """The error names the first unusable name."""
     with pytest.raises(kind) as error:
         encode_names(names)
     assert str(error.value) == message

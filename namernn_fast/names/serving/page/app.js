@@ -6,7 +6,7 @@ const SPEAK = 700; // milliseconds before a screen reader is told
 const TOP = 6;
 const byId = (id) => document.getElementById(id);
 
-let model = null; // what /health tells
+let model = null; // the answer of /health
 let reading = null; // the last answer of /states, for drawing again
 let question = new AbortController();
 let waiting = 0;
