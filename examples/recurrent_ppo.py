@@ -13,14 +13,19 @@ losses and rewards of two trainings with the same seed. It takes about a minute.
 with `pip install ".[examples]"`.
 """
 
-import gymnasium
+try:
+    import gymnasium
+    from gymnasium.wrappers import TransformObservation
+    from sb3_contrib import RecurrentPPO
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+except ModuleNotFoundError as error:
+    advice = "run: pip install 'namernn_fast[examples]'"
+    raise SystemExit(f"{error.name} is not installed; {advice}") from error
+
 import numpy as np
 import torch
-from gymnasium.wrappers import TransformObservation
-from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
 

@@ -13,10 +13,15 @@ some seconds. gymnasium comes with `pip install ".[examples]"`.
 import copy
 import itertools
 
-import gymnasium
+try:
+    import gymnasium
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv
+except ModuleNotFoundError as error:
+    advice = "run: pip install 'namernn_fast[examples]'"
+    raise SystemExit(f"{error.name} is not installed; {advice}") from error
+
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 from torch.distributions import Categorical
 from torch.utils.benchmark import Timer

@@ -20,11 +20,16 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray is to report nothing to its makers
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import ray
+    from ray.data import ActorPoolStrategy
+except ModuleNotFoundError as error:
+    advice = "run: pip install 'namernn_fast[examples]'"
+    raise SystemExit(f"{error.name} is not installed; {advice}") from error
+
 import torch
-from ray.data import ActorPoolStrategy
 
 from namernn_fast import names
 

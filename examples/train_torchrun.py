@@ -1,4 +1,4 @@
-"""Trains a model in several processes, each of which takes a share of every batch.
+"""Trains a model in several processes that share every batch.
 
     torchrun --standalone --nproc-per-node 2 examples/train_torchrun.py
 
@@ -26,7 +26,7 @@ SYMBOLS, STEPS, SHARE, UPDATES = 4, 8, 64, 200
 
 
 class Classifier(nn.Module):
-    """Reads one-hot symbols (batch, STEPS, SYMBOLS) and tells the first one."""
+    """Reads one-hot symbols (batch, STEPS, SYMBOLS) and predicts the first one."""
 
     def __init__(self):
         super().__init__()

@@ -1,8 +1,12 @@
-"""Checks the version of torch before any other module of this package is imported."""
+"""Imports torch and checks its version before any other module of this package is imported."""
 
 import re
+import warnings
 
-import torch
+with warnings.catch_warnings():
+    # This package does without NumPy, which torch misses when it is imported.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+    import torch
 
 TORCH_MINIMUM = (2, 10)
 

@@ -1,4 +1,4 @@
-"""What the study of the names application tells: the section of docs/names.md, the model card."""
+"""The pages of the study of the names application: a section of docs/names.md, the model card."""
 
 import statistics
 from typing import Any
@@ -8,14 +8,14 @@ from namernn_fast.names.distillation import MADE_UP
 
 MAJORITY = "majority"
 NGRAM, BARE, WEIGHTED = "n-grams", "n-grams, bare", "n-grams, TF-IDF"
-PLAIN, REFERENCE, ONE, SMALL = "plain", "reference", "one network of it", "small"
+PLAIN, REFERENCE, ONE, DISTILLED = "plain", "reference", "one network of it", "distilled"
 SYSTEMS = {
     MAJORITY: "the most frequent language, always",
     NGRAM: "logistic regression on the counts of character n-grams, chosen on validation parts",
     BARE: "the n-grams without the prior correction of 0.3, which the reference has too",
     WEIGHTED: "logistic regression on TF-IDF of up to 5 characters, with the correction",
     PLAIN: "the defaults of `NameClassifier`: one direction, last state, recipe `plain`",
-    SMALL: "the same network, taught by the reference: the one that ships",
+    DISTILLED: "recipe `distilled`: the plain network, taught by the reference; the one that ships",
     ONE: "the first network of the reference",
     REFERENCE: "recipe `reference`: several networks of n-gram embeddings, two directions",
 }
@@ -26,8 +26,8 @@ RIVALS = (NGRAM, BARE, WEIGHTED)
 
 CARD_TEXT = """# Model card: the pretrained network of `namernn_fast.names`
 
-`names.safetensors` ({size}, weights in 16 bits) tells which of {languages} languages a surname
-comes from. It is the plain network: an embedding of 64 numbers a character, a vanilla RNN of 256
+`names.safetensors` ({size}, weights in 16 bits) predicts which of {languages} languages a surname
+comes from. It is the plain network: an embedding of 64 numbers per character, a vanilla RNN of 256
 units in one direction, and a linear layer on the last state.
 
 **A surname is not an ethnicity, a nationality or a mother tongue.** The network reads spelling
@@ -35,9 +35,9 @@ alone. Do not decide anything about a person by it.
 
 ## Training
 
-The reference ensemble of this project taught it: it learned the probabilities that the ensemble
-gives to the names of the training part and to names made up from that part ({made_up} drawn, equal
-ones counted once). `make names RECORD=1` repeats it.
+It learned from the reference ensemble of this project: from the probabilities that the ensemble
+predicts for the names of the training part, and for names made up from that part ({made_up} drawn,
+duplicates counted once). `make names RECORD=1` repeats the training.
 
 Data: the names data set of the PyTorch tutorials, from `spro/practical-pytorch`, {rows} rows,
 copyright Sean Robertson, MIT licence. Split: method "{method}", seed {seed}, SHA-256
@@ -46,7 +46,7 @@ The weights are under the MIT licence of this project.
 
 ## Figures
 
-On the {names} names of the test part, none of whose strings the network has seen:
+On the {names} names of the test part, which the network has not seen:
 
 {table}
 
@@ -56,11 +56,11 @@ No function of the string can be right for more than {ceiling}.
 
 - Nearly half of the data is Russian, and some languages have under a hundred names. Recall is
   lowest for {worst}.
-- The network knows no other languages, and gives every string to one of these.
-- Names in other scripts than Latin hold no character that it reads, and are refused. Arabic,
-  Chinese, Greek, Russian and others stand in the data in one romanisation each.
-- A probability is that of a name drawn as the data draws them, with rare languages favoured by the
-  recipe. It is neither the share of people of that name nor a certainty.
+- The network knows no other languages, and assigns every string to one of these.
+- It reads Latin letters only; names in other scripts are refused. The data has Arabic, Chinese,
+  Greek, Russian and other names in one romanisation each.
+- A probability is that of a name drawn from data like the training data, with rare languages
+  favoured by the recipe. It is neither the share of people with that name nor a certainty.
 """
 
 
@@ -180,7 +180,7 @@ def card(found: dict[str, Any], bytes_: int) -> str:
     figures = found["systems"]
     rows = [["", "accuracy %", "macro-F1", "top-3 %"]]
     for name, label in (
-        (SMALL, "this network"),
+        (DISTILLED, "this network"),
         (REFERENCE, "the reference that taught it"),
         (NGRAM, "n-gram logistic regression"),
         (BARE, "the n-grams, rare languages not favoured"),
@@ -194,7 +194,7 @@ def card(found: dict[str, Any], bytes_: int) -> str:
                 f"{100 * first['top3']:.1f}",
             ]
         )
-    recalls = {language: values[0] for language, values in figures[SMALL]["recall"].items()}
+    recalls = {language: values[0] for language, values in figures[DISTILLED]["recall"].items()}
     worst = sorted(recalls, key=lambda language: recalls[language])[:4]
     info = found["splits"][0]
     return CARD_TEXT.format(

@@ -29,13 +29,13 @@ from benchmarks.harness.paths import DOCS, ROOT
 from benchmarks.harness.surnames import names
 from benchmarks.names.page import (
     BARE,
+    DISTILLED,
     MAJORITY,
     NGRAM,
     ONE,
     PLAIN,
     REFERENCE,
     RIVALS,
-    SMALL,
     SYSTEMS,
     WEIGHTED,
     card,
@@ -120,7 +120,7 @@ def plain(run: Run) -> dict[str, Tensor]:
 
 
 def reference(run: Run) -> dict[str, Tensor]:
-    """Trains the reference recipe, and keeps the model, which is the teacher of `small`."""
+    """Trains the reference recipe, and keeps the model, which is the teacher of `distilled`."""
     fitted = run.timed(REFERENCE, lambda: fit(run.parts, RECIPES["reference"], seed=run.seed))
     model = fitted.checkpoint.model
     assert isinstance(model, NameEnsemble)
@@ -131,7 +131,7 @@ def reference(run: Run) -> dict[str, Tensor]:
     }
 
 
-def small(run: Run) -> dict[str, Tensor]:
+def distilled_network(run: Run) -> dict[str, Tensor]:
     """Lets the reference teach the plain network, and keeps the network, which may ship."""
     teacher = load_checkpoint(run.model_path("reference")).model
     correction = RECIPES["reference"].prior_correction
@@ -140,12 +140,12 @@ def small(run: Run) -> dict[str, Tensor]:
         lesson = distilled(run.parts, teacher, MADE_UP, prior_correction=correction, seed=run.seed)
         return fit(lesson, RECIPES["distilled"], seed=run.seed)
 
-    fitted = run.timed(SMALL, taught)
-    save_checkpoint(run.model_path("small"), fitted.checkpoint)
-    return {SMALL: logits(fitted.checkpoint.model, run.parts.test.names)}
+    fitted = run.timed(DISTILLED, taught)
+    save_checkpoint(run.model_path("distilled"), fitted.checkpoint)
+    return {DISTILLED: logits(fitted.checkpoint.model, run.parts.test.names)}
 
 
-STAGES = {"rivals": rivals, "plain": plain, "reference": reference, "small": small}
+STAGES = {"rivals": rivals, "plain": plain, "reference": reference, "distilled": distilled_network}
 """What runs on each split, by the name of its file; a stage may read what an earlier one wrote."""
 
 
@@ -238,7 +238,7 @@ def summary(results: Results) -> dict[str, Any]:
         "tests": {
             rival: {
                 name: tests(results, systems, rival, name)
-                for name in (REFERENCE, ONE, SMALL, PLAIN)
+                for name in (REFERENCE, ONE, DISTILLED, PLAIN)
             }
             for rival in RIVALS
         },
@@ -273,7 +273,7 @@ def tests(results: Results, systems: dict[str, Any], rival_name: str, name: str)
 def record(found: dict[str, Any]) -> None:
     """Replaces the pretrained network and its card by those of the first split."""
     target = pretrained_checkpoint()
-    network = load_checkpoint(SCRATCH / "small0_model.safetensors")
+    network = load_checkpoint(SCRATCH / "distilled0_model.safetensors")
     network.info["split"] = without_path(network.info["split"])
     target.parent.mkdir(exist_ok=True)
     save_checkpoint(target, network, torch.float16)

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from namernn_fast import __version__
+
 from .commands import data, evaluate, predict, serve, train
 from .commands.arguments import PROGRAM
 from .text import InputError, escaped
@@ -78,16 +80,17 @@ def _warnings_escaped() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escapes the arguments that its messages quote."""
+    """Reports a wrong option in one line, with escapes in the arguments that it quotes."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(escaped(message))
+        self.exit(2, f"{self.prog}: error: {escaped(message)} (--help lists the options)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog=PROGRAM, description="Tell the language of a surname from its characters."
+        prog=PROGRAM, description="Predict the language of a surname from its characters."
     )
+    parser.add_argument("--version", action="version", version=f"namernn_fast {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)

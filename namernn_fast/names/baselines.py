@@ -12,22 +12,22 @@ from torch import Tensor
 from .files import require
 from .splitting import Split
 
-# The log-probability of a language that the training part does not have: finite, as log-losses are.
+# The log-probability of a language that the training part lacks: finite, so that log-losses are.
 _ABSENT = -50.0
 
 
 @dataclass(frozen=True)
 class NgramSettings:
-    """How the n-gram baseline is made."""
+    """The settings of the n-gram baseline."""
 
     longest: int = 4
     """The most characters of an n-gram; a mark at either end of a name counts as one."""
     weighted: bool = False
-    """Whether rare n-grams count more and long names no more than short ones (TF-IDF)."""
+    """Whether to weigh n-grams by TF-IDF: rare ones count more, and names count equally."""
     inverse_penalty: float = 1.0
     """The parameter C of `sklearn.linear_model.LogisticRegression`."""
     prior_correction: float = 0.3
-    """As of `Recipe.prior_correction`."""
+    """As in `Recipe.prior_correction`."""
     max_iterations: int = 500
     """Of the optimizer, L-BFGS."""
     tolerance: float = 1e-3
@@ -35,10 +35,10 @@ class NgramSettings:
 
 
 NGRAMS = NgramSettings()
-"""The settings of the baseline that figures are compared with, chosen on validation parts."""
+"""The settings of the baseline to compare with, chosen on validation parts."""
 
 WEIGHTED_NGRAMS = NgramSettings(longest=5, weighted=True, inverse_penalty=15.0)
-"""Settings that are as good by another weighting, somewhat better in accuracy."""
+"""Settings that are about as good, slightly better in accuracy."""
 
 
 class Scores(NamedTuple):
@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 
 
 def majority_baseline(split: Split) -> Scores:
-    """Scores each name by the languages' shares of the training part, so that one always wins."""
+    """Scores every name by the languages' shares of the training part."""
     priors = split.priors().log().clamp(min=_ABSENT)
     return Scores(
         priors.expand(len(split.validation), -1).clone(), priors.expand(len(split.test), -1).clone()
@@ -78,7 +78,7 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
         analyzer="char",
         ngram_range=(1, settings.longest),
         lowercase=False,
-        # In float32 the fit takes three quarters of the time; the weights are float64 alone.
+        # float32 makes the fit a quarter faster, but TF-IDF weights exist only in float64.
         dtype=numpy.float64 if settings.weighted else numpy.float32,
     )
     regression = linear.LogisticRegression(
@@ -98,5 +98,5 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
 
 
 def _marked(texts: Sequence[str]) -> list[str]:
-    """Returns the texts with marks that are no character of a folded name at either end."""
+    """Returns the texts with marks at both ends that folded names do not contain."""
     return [f"^{text}$" for text in texts]

@@ -1,8 +1,7 @@
 """Checkpoints of the classifier: saving it, and loading it without trusting the file.
 
-A checkpoint is one safetensors file. Its plain values tell everything but the weights: the alphabet
-and the version of the folding, the languages, the options of the model, and what `Checkpoint.info`
-lists.
+A checkpoint is one safetensors file. Besides the weights it has plain values: the alphabet and the
+version of the folding, the languages, the options of the model, and what `Checkpoint.info` lists.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from .text import ALPHABET, FOLDING_VERSION, MAX_LANGUAGES, InputError, is_langu
 KIND = "namernn_fast.names checkpoint 2"
 
 PRETRAINED = "pretrained"
-"""What the model that comes with the package is called where a model is asked for."""
+"""The name of the model that comes with the package, wherever a model can be named."""
 
-# Bounds on what a file may ask for, far above any use and far below any harm.
+# Bounds on sizes in a file, far above any use and far below any harm.
 _MAX_SIZE = 4096
 _MAX_LAYERS = 64  # of all members together: building more takes seconds
 _DTYPES = (torch.float32, torch.float16)
@@ -61,7 +60,7 @@ _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "character_dropout": _is_probability,
     "ngrams": lambda value: type(value) is bool,
 }
-"""The options of `NameClassifier` that a file may give, and which values."""
+"""The options of `NameClassifier` that a file may have, and which values are allowed."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Checkpoint:
 
     model: NameClassifier | NameEnsemble
     languages: tuple[str, ...]
-    """What the outputs of the model stand for."""
+    """The languages that the outputs of the model stand for."""
     info: dict[str, Any]
     """Plain values: "trained" (the UTC date), "split" (its method, seed, shares and SHA-256, and
     the data's source, SHA-256 and rows), "recipe", "seed", "metrics" (on the validation and the
@@ -87,7 +86,7 @@ def pretrained_checkpoint() -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what a model is made by."""
+    """Returns the versions of the software that makes a model."""
     return {
         "namernn_fast": __version__,
         "torch": torch.__version__,
@@ -106,8 +105,8 @@ def save_checkpoint(
         dtype: of the weights in the file, float32 or float16.
 
     Raises:
-        InputError: `path` exists and is not a plain file, or `load_checkpoint` would not load what
-            is to be saved: it is too large, or a weight is not finite in this dtype.
+        InputError: `path` exists and is not a plain file, or `load_checkpoint` would refuse the
+            model: it is too large, or a weight is not finite in this dtype.
         OSError: the disk failed.
         ModuleNotFoundError: safetensors is not installed.
     """
@@ -128,7 +127,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the plain values of the checkpoint at `path`, without its weights.
 
     Raises:
-        InputError, OSError, ModuleNotFoundError: as of `load_checkpoint`.
+        InputError, OSError, ModuleNotFoundError: as in `load_checkpoint`.
     """
     values = read_values(path, KIND)
     if not isinstance(values, dict):
@@ -137,7 +136,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_loadable(options: Sequence[Mapping[str, Any]], num_languages: int) -> None:
-    """Raises an error where a model could be trained and saved but not loaded again.
+    """Raises an error if a model could be trained and saved but not loaded again.
 
     Args:
         options: those of `NameClassifier` for each member.
@@ -221,7 +220,7 @@ def load_checkpoint(
 
 
 class _NoNormal(TorchFunctionMode):
-    """Leaves alone what `nn.init.normal_` would fill.
+    """Makes `nn.init.normal_` a no-op.
 
     On the meta device that function imports PyTorch's compiler, which takes seconds and 150 MB.
     """
@@ -246,9 +245,9 @@ def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
         raise ValueError("its names are folded in another way")
     languages = values["languages"]
     if not isinstance(languages, list) or not all(map(is_language, languages)):
-        raise ValueError("odd languages")
+        raise ValueError("languages that are not names")
     if len(set(languages)) != len(languages):
-        raise ValueError("a language is there twice")
+        raise ValueError("a language occurs twice")
     if not 0 < len(languages) <= MAX_LANGUAGES:
         raise ValueError(f"{len(languages)} languages, from 1 to {MAX_LANGUAGES} can be")
     return tuple(languages)
@@ -257,10 +256,10 @@ def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
 def _on_meta(
     config: Any, num_classes: int, rnn_class: type[nn.RNN]
 ) -> NameClassifier | NameEnsemble:
-    """Builds a model without memory for its weights, so that their shapes are known.
+    """Builds a model without memory for its weights, to find their shapes.
 
     Raises:
-        TypeError, ValueError: the options are odd, or ask for too much.
+        TypeError, ValueError: options are not valid, or too large.
     """
     members = config if isinstance(config, list) else [config]
     for member in members:

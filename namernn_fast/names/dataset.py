@@ -1,8 +1,8 @@
 """The names data set: its sources, and reading them without trusting them.
 
 The sources in order: the folder or zip that the caller names, the one in `NAMERNN_FAST_DATA`, the
-cached download, a download, and the embedded sample. A source that was asked for is used or is an
-error; only a failed download leads to the sample, with a warning.
+cached download, a download, and the embedded sample. A source that was named is used or is an
+error; only a failed download falls back to the sample, with a warning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 16 * 2**20
 
 _MEMBER = re.compile(r"data/names/([^/\\.][^/\\]*)\.txt")
-# Text files that lie beside data and are no language.
+# Text files beside the data that are not languages.
 _NO_LANGUAGE = re.compile(r"readme|licen[cs]e|copying|notice|changelog|authors", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -75,13 +75,13 @@ def load_names(
     url: str | None = None,
     allow_sample: bool = True,
 ) -> NamesData:
-    """Loads the names from the first source there is, in the order that this module gives.
+    """Loads the names from the first available source, in the order above.
 
     Args:
         path: a folder with one `<Language>.txt` for each language, or a zip with
             `data/names/<Language>.txt`.
         url: where to download from, `DATA_URL` if None.
-        allow_sample: whether a failed download leads to the embedded sample or is an error.
+        allow_sample: whether a failed download falls back to the embedded sample or is an error.
 
     Raises:
         InputError: a named source is missing or broken.
@@ -98,13 +98,13 @@ def load_names(
         try:
             return read_names(cached, f"the cached download {cached}")
         except InputError as error:
-            _log.warning("%s; downloading it anew", error)
+            _log.warning("%s; downloading it again", error)
     try:
         return download_names(url or DATA_URL, cached)
     except DownloadError as error:
         if not allow_sample:
             raise
-        _log.warning("%s; going on with the small embedded sample, not the data set", error)
+        _log.warning("%s; using the small embedded sample, not the data set", error)
         return embedded_sample()
 
 
@@ -143,18 +143,18 @@ def read_names(path: str | os.PathLike[str], source: str | None = None) -> Names
 
 
 def _read_named(path: str, prefix: str) -> NamesData:
-    """Reads a source that was asked for; an error begins with `prefix`."""
+    """Reads a source that was named; an error begins with `prefix`."""
     try:
         if not path:
             raise InputError("the path of the data is empty")
         return read_names(Path(path).expanduser())
-    # A RuntimeError comes of `~` where there is no home folder.
+    # Without a home folder, `~` is a RuntimeError.
     except (InputError, RuntimeError) as error:
         raise InputError(f"{prefix}{error}") from error
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (language, content) of a folder's text files that are named for a language."""
+    """Yields (language, content) of a folder's text files that are named after a language."""
     paths = [
         path
         for path in folder.glob("*.txt")
@@ -213,7 +213,7 @@ def _limited(file: Any, limit: int, where: str) -> bytes:
 def _parse(
     files: Iterable[tuple[str, bytes]], source: str, *, is_sample: bool = False
 ) -> NamesData:
-    """Parses (language, content) pairs, one name a line; skips lines without a usable name."""
+    """Parses (language, content) pairs, one name per line; skips lines without a usable name."""
     languages: list[str] = []
     rows: list[tuple[str, int]] = []
     total = empty = unusable = 0

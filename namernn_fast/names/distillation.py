@@ -1,4 +1,4 @@
-"""Distillation: a small network learns what a large one answers, on made-up names as well.
+"""Distillation: a small network learns the answers of a large one, on made-up names too.
 
 The large network labels any string with probabilities, so the small one can be trained on many
 more names than the data has (Hinton et al., "Distilling the knowledge in a neural network",
@@ -37,12 +37,12 @@ def distilled(
 
     Args:
         split: the parts of the data; validation and test stay as they are.
-        teacher: a trained classifier, in evaluation mode, which must have seen the training part
-            alone.
-        made_up: how many names to make up beside those of the training part. Fewer are added: equal
-            ones count once, and none is a name of the validation or test part.
-        prior_correction: that of the teacher's recipe, which is taken back, so that the student's
-            own recipe decides how much rare languages are favoured.
+        teacher: a trained classifier, in evaluation mode, which must have seen only the training
+            part.
+        made_up: how many names to make up besides those of the training part. Fewer are added:
+            duplicates count once, and names of the validation and test part are left out.
+        prior_correction: that of the teacher's recipe. It is undone, so that the student's recipe
+            decides how much rare languages are favoured.
         seed: of the made-up names.
 
     Returns:
@@ -63,8 +63,8 @@ def distilled(
 def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
     """Makes up names that look like those of the training part.
 
-    For each language a Markov chain gives the next character after the last two or three, as often
-    as in the language's training names. A language is drawn with a probability in proportion to the
+    For each language a Markov chain draws the next character from those that follow the last two
+    or three in its training names. A language is drawn with a probability proportional to the
     square root of its number of names, so that rare ones are not forgotten.
 
     Args:
@@ -92,7 +92,7 @@ def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
 
 
 def _chain(texts: list[str], order: int) -> dict[str, list[str]]:
-    """Returns every character that follows a run of `order` characters, as often as it does."""
+    """Returns every character that follows each run of `order` characters, repeats included."""
     following: defaultdict[str, list[str]] = defaultdict(list)
     for text in texts:
         marked = _START * order + text + _END
@@ -102,7 +102,7 @@ def _chain(texts: list[str], order: int) -> dict[str, list[str]]:
 
 
 def _walk(chain: dict[str, list[str]], order: int, draw: random.Random) -> str:
-    """Returns a name drawn from a chain; it ends where it is too long."""
+    """Returns a name drawn from a chain, cut off if it gets too long."""
     text = _START * order
     while len(text) < order + _LONGEST:
         character = draw.choice(chain[text[-order:]])

@@ -15,7 +15,7 @@ class DownloadError(OSError):
 
 
 def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> Iterator[bytes]:
-    """Yields the body at `url` in chunks, and shows progress where standard error is a terminal.
+    """Yields the body at `url` in chunks, and shows progress if standard error is a terminal.
 
     Args:
         url: where to download from.

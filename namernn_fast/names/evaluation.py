@@ -1,6 +1,6 @@
 """Figures of a classifier on names whose languages are known.
 
-Arrays may be tensors, NumPy arrays or lists. The metrics are scikit-learn's where it has them.
+Arrays may be tensors, NumPy arrays or lists. Metrics are scikit-learn's if it has them.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ BINS = 15
 
 @dataclass(frozen=True)
 class LanguageScores:
-    """How well one language is told."""
+    """How well one language is predicted."""
 
     language: str
     names: int
     """How many names are of this language."""
     predicted: int
-    """How many names are said to be of it."""
+    """How many names are predicted to be of it."""
     precision: Proportion | None
-    """The share of the predicted names that are right; None where there is none."""
+    """The share of the predicted names that are right; None if there are none."""
     recall: Proportion | None
-    """The share of the language's names that are found; None where there is none."""
+    """The share of the language's names that are found; None if there are none."""
     f1: float
 
 
@@ -56,7 +56,7 @@ class Bin:
     high: float
     names: int
     confidence: float | None
-    """The mean of that probability; None where there is no name."""
+    """The mean of that probability; None if there are no names."""
     accuracy: Proportion | None
 
 
@@ -79,7 +79,7 @@ class Evaluation:
     calibration: tuple[Bin, ...]
     languages: tuple[LanguageScores, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """How many names of each language (row) are said to be of each language (column)."""
+    """How many names of each language (row) are predicted as each language (column)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def evaluate(
         labels: int64 (number of names), the index of each name's language.
         scores: float (number of names, number of languages), log-probabilities or logits.
         languages: the names of the languages.
-        units: as of `Answers`, for the bootstrap.
+        units: as in `Answers`, for the bootstrap.
         resamples: of the bootstrap.
 
     Raises:
@@ -162,8 +162,8 @@ def compare(
 
     Args:
         labels: int64 (number of names), the index of each name's language.
-        first, second: the scores of each classifier, as of `evaluate`.
-        units: as of `Answers`, for the bootstrap.
+        first, second: the scores of each classifier, as in `evaluate`.
+        units: as in `Answers`, for the bootstrap.
         resamples: of the bootstrap.
 
     Raises:
@@ -180,10 +180,10 @@ def compare(
 
 
 def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
-    """Returns how many of the names the best function of the string has right.
+    """Returns how many of the names the best function of the string gets right.
 
-    A function gives one answer for a string, so of a string's names it has right at most those of
-    the string's most frequent language.
+    A function gives one answer per string, so for each string it gets at most the names of the most
+    frequent language right.
 
     Args:
         texts: the strings.
@@ -197,7 +197,7 @@ def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
 
 def _share(hits: Tensor) -> Proportion:
     share = proportion(int(hits.sum()), len(hits))
-    assert share is not None  # evaluate has seen to it
+    assert share is not None  # evaluate has checked it
     return share
 
 

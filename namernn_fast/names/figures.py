@@ -11,18 +11,18 @@ from .evaluation import Evaluation
 from .files import replacing, require
 from .text import escaped
 
-# Beyond so many languages the numbers of the confusion matrix could not be read.
+# With more languages the numbers of the confusion matrix would be too small to read.
 _MOST_WITH_NUMBERS = 40
 _PARTS = {"train": "training, during the epoch", "validation": "validation, at its end"}
-# Colours that readers with any colour vision tell apart (Okabe and Ito, 2008).
+# Colours that colour-blind readers can distinguish (Okabe and Ito, 2008).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> None:
-    """Draws how many names of each language are said to be of each language.
+    """Draws how many names of each language are predicted as each language.
 
-    A colour shows the share of the language's names, so that rare languages are seen as well as
-    frequent ones; the numbers are the names.
+    Colours show the share of the language's names, so that rare languages are as visible as
+    frequent ones; the numbers count names.
 
     Args:
         path: of the PNG, replaced only by a whole file.
@@ -30,7 +30,7 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
         title: of the figure.
 
     Raises:
-        InputError, OSError: as of `replacing`.
+        InputError, OSError: as in `replacing`.
         ModuleNotFoundError: matplotlib is not installed.
     """
     names = [escaped(scores.language) for scores in evaluation.languages]
@@ -41,7 +41,7 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the language's names", shrink=0.8)
     ticks = range(count)
-    # A language is a file's name and no formula, whatever dollar signs it has.
+    # Languages are file names; a dollar sign in one does not start a formula.
     small = {"fontsize": 10 if count <= _MOST_WITH_NUMBERS else 400 / count}
     axes.set_xticks(ticks, names, **small, rotation=60, ha="right", rotation_mode="anchor")
     sizes = [f"{name} ({sum(row)})" for name, row in zip(names, evaluation.confusion, strict=True)]
@@ -69,7 +69,7 @@ def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title
         title: of the figure.
 
     Raises:
-        InputError, OSError: as of `replacing`.
+        InputError, OSError: as in `replacing`.
         ModuleNotFoundError: matplotlib is not installed.
     """
     figure, (losses, accuracies) = _figure(10, 4.2, columns=2)
@@ -98,15 +98,15 @@ def draw_learning_curves(path: Path, history: Sequence[Mapping[str, Any]], title
 
 
 def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: str) -> None:
-    """Draws how often classifiers are right, by the probability that they give to their answer.
+    """Draws how often classifiers are right, by the probability of their answer.
 
     Args:
         path: of the PNG, replaced only by a whole file.
-        evaluations: of the classifiers, by what they are called.
+        evaluations: of the classifiers, by name.
         title: of the figure.
 
     Raises:
-        InputError, OSError: as of `replacing`.
+        InputError, OSError: as in `replacing`.
         ModuleNotFoundError: matplotlib is not installed.
     """
     figure, (axes, counts) = _figure(6, 7, rows=2, height_ratios=[3, 1], sharex=True)
@@ -148,7 +148,7 @@ def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: s
 
 
 def usable_history(history: Any) -> list[dict[str, Any]] | None:
-    """Returns the epochs that a checkpoint records, or None if it records none that can be drawn.
+    """Returns the epochs that a checkpoint records, or None if there are none to draw.
 
     Args:
         history: plain values from a file, which may hold anything.
@@ -169,13 +169,13 @@ def usable_history(history: Any) -> list[dict[str, Any]] | None:
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """Returns a figure that no window shows, and its axes."""
+    """Returns a figure without a window, and its axes."""
     figure = require("matplotlib.figure").Figure((width, height), dpi=130, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def _save(figure: Any, path: Path) -> None:
-    # Drawn first, so that what the drawing fails with is no failure of the file.
+    # Draw before opening the file, so that a failure leaves it alone.
     content = io.BytesIO()
     figure.savefig(content, format="png")
     with replacing(path) as file:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from .text import InputError
 
-# Packages that another extra of pyproject.toml than "names" brings.
+# Packages that are not in the extra "names" of pyproject.toml, and the extras that have them.
 _EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
@@ -25,7 +25,7 @@ _EXTRAS = {
 
 
 def cache_folder() -> Path:
-    """Returns the folder for what is downloaded and trained; it need not exist.
+    """Returns the folder for downloads and trained models; it need not exist.
 
     Raises:
         InputError: neither XDG_CACHE_HOME nor a home folder says where it is.
@@ -37,17 +37,17 @@ def cache_folder() -> Path:
             base = Path.home() / ".cache"
         except RuntimeError as error:
             raise InputError(
-                "there is no folder for what is downloaded and trained: set HOME or XDG_CACHE_HOME"
+                "there is no folder for downloads and trained models: set HOME or XDG_CACHE_HOME"
             ) from error
     return base / "namernn_fast"
 
 
 Used = tuple[str, Path | int]
-"""What the user calls a file, such as the option that names it, and its path or descriptor."""
+"""What the user knows a file by, such as an option, and its path or descriptor."""
 
 
 def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
-    """Raises an error if an output is a file that is also an input, however each path is spelled.
+    """Raises an error if an output is also an input, however the paths are spelled.
 
     Only plain files count: a terminal or a pipe can be both.
 
@@ -77,7 +77,7 @@ def is_same_file(output: Path | int, source: Path | int) -> bool:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises now what `replacing` would raise later, and makes the folder of `path` if need be.
+    """Raises now what `replacing` would raise later, and makes the folder of `path` if needed.
 
     Raises:
         InputError: `path` exists and is not a plain file, so that replacing it would do harm.
@@ -94,16 +94,16 @@ def check_replaceable(path: Path) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path` which replaces `path` when the block succeeds.
 
-    When the block fails, nothing is left behind and `path` is as it was. A symbolic link stays a
-    link: the file that it leads to is replaced.
+    If the block fails, nothing is left behind and `path` stays as it was. A symbolic link stays a
+    link: the file that it points to is replaced.
 
     Raises:
-        InputError, OSError: as of `check_replaceable`.
+        InputError, OSError: as in `check_replaceable`.
     """
     check_replaceable(path)
     path = path.resolve()
-    # Not made by tempfile, whose files no other user may read.
-    # The name of `path` is not part of the name, which could become too long for the disk.
+    # tempfile would make a file that no other user may read. The name does not contain that of
+    # `path`, because it could become too long.
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("x+b") as file:
@@ -124,7 +124,7 @@ def require(module: str) -> Any:
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
-            raise  # it is installed, but something that it needs is not
+            raise  # the package is installed, but one of its dependencies is not
         extra = _EXTRAS.get(package, "names")
         raise ModuleNotFoundError(
             f"{package} is not installed; run: pip install 'namernn_fast[{extra}]'", name=package

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .text import escaped
 
 Cell = str | int | float | None
-"""A text as it was read, a number, or None for what there is not."""
+"""A text as it was read, a number, or None if there is no value."""
 
 _SPECIAL_IN_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#~&$]")
 
@@ -27,7 +27,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Returns a table in Markdown; text that was read from files stands there as it is."""
+    """Returns a table in Markdown, with text from files escaped."""
     numbers = [
         all(not isinstance(row[column], str) for row in rows) for column in range(len(header))
     ]
@@ -40,7 +40,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def literal(text: str) -> str:
-    """Returns text such that Markdown shows it as it is, with escapes for what is not printable."""
+    """Escapes text for Markdown, and characters in it that are not printable."""
     return _SPECIAL_IN_MARKDOWN.sub(r"\\\g<0>", escaped(text))
 
 

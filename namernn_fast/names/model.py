@@ -21,7 +21,7 @@ POOLINGS = ("last", "last+mean+max")
 class NameClassifier(nn.Module):
     """Scores of languages for names: `nn.Embedding`, a vanilla RNN, `nn.Linear`.
 
-    The attribute `config` holds every argument but `num_classes` and `rnn_class`.
+    The attribute `config` has every argument except `num_classes` and `rnn_class`.
 
     Args:
         num_classes: the number of languages.
@@ -39,7 +39,7 @@ class NameClassifier(nn.Module):
             added to its own.
 
     Raises:
-        ValueError, TypeError: as of `rnn_class`; `pooling` is not one of `POOLINGS`.
+        ValueError, TypeError: as in `rnn_class`; `pooling` is not one of `POOLINGS`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class NameClassifier(nn.Module):
         Args:
             names: a packed batch of character ids, int64; or padded ids, int64 (batch, longest).
             lengths: int64 (batch), the number of characters of each padded name, at least 1; the
-                padding behind them must be ids too, such as 0, and has no effect on the result.
+                padding behind them must be valid ids, such as 0, and has no effect on the result.
 
         Raises:
             TypeError: names is neither, or lengths are missing or not wanted.
@@ -102,7 +102,7 @@ class NameClassifier(nn.Module):
         if isinstance(names, PackedSequence):
             if lengths is not None:
                 raise TypeError("lengths go with padded ids, not with a PackedSequence")
-            if self.ngrams is not None:  # which look at neighbours, as padded names have them
+            if self.ngrams is not None:  # they need neighbours, which padded names have
                 return self.forward(*pad_packed_sequence(names, batch_first=True))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
             lengths = lengths.to(names.device)
@@ -116,7 +116,7 @@ class NameClassifier(nn.Module):
         return logits
 
     def shares_prefixes(self) -> bool:
-        """Returns whether names that begin alike can share states where they are in one batch."""
+        """Returns whether names of a batch can share the states of a common beginning."""
         return self._takes_ids() and self.num_directions == 1 and self.config["pooling"] == "last"
 
     def states(self, name: Tensor) -> Tensor:
@@ -136,11 +136,11 @@ class NameClassifier(nn.Module):
         return output
 
     def _takes_ids(self) -> bool:
-        """Returns whether the recurrent layer reads ids, so that no character is embedded."""
+        """Returns whether the recurrent layer reads ids, so that no characters are embedded."""
         return self.ngrams is None and isinstance(self.rnn, FusedRNN)
 
     def _read_ids(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns what the linear layer reads, by a recurrent layer that takes ids."""
+        """Returns the input of the linear layer, from a recurrent layer that takes ids."""
         packed = isinstance(names, PackedSequence)
         ids, embedding = names.data if packed else names, self.embedding.weight
         if (unknown := self._unknown(ids)) is not None:
@@ -149,17 +149,17 @@ class NameClassifier(nn.Module):
             embedding = F.pad(embedding, (0, 0, 0, 1))
         ids = names._replace(data=ids) if packed else ids.transpose(0, 1)
         if self.config["pooling"] == "last":
-            last_state: Any = self.rnn.last_state  # of a type that modules do not tell
+            last_state: Any = self.rnn.last_state  # modules have no types for attributes
             return self._last(last_state(ids, lengths=lengths, embedding=embedding))
         output, h_n = self.rnn(ids, lengths=lengths, embedding=embedding)
         return self._pool(output, h_n, lengths)
 
     def _read_embedded(self, names: Any, lengths: Tensor | None) -> Tensor:
-        """Returns what the linear layer reads, from embedded characters."""
+        """Returns the input of the linear layer, from embedded characters."""
         if isinstance(names, PackedSequence):
             output, h_n = self.rnn(names._replace(data=self._embed(names.data)))
             return self._pool(output, h_n, None)
-        assert lengths is not None  # forward has seen to it
+        assert lengths is not None  # forward has checked it
         embedded = self._embed(names, lengths).transpose(0, 1)
         output, h_n = self._run_padded(embedded, lengths)
         return self._pool(output, h_n, lengths)
@@ -201,13 +201,13 @@ class NameClassifier(nn.Module):
         return h_n[-2:].transpose(0, 1).flatten(1)
 
     def _pool(self, output: Tensor | PackedSequence, h_n: Tensor, lengths: Tensor | None) -> Tensor:
-        """Returns what the linear layer reads: (batch, features)."""
+        """Returns the input of the linear layer: (batch, features)."""
         last = self._last(h_n)
         if self.config["pooling"] == "last":
             return last
         if isinstance(output, PackedSequence):
             output, lengths = pad_packed_sequence(output)
-        assert lengths is not None  # forward has seen to it
+        assert lengths is not None  # forward has checked it
         lengths = lengths.to(output.device)
         steps = torch.arange(output.shape[0], device=output.device)
         absent = (steps.unsqueeze(1) >= lengths).unsqueeze(2)  # (longest, batch, 1)

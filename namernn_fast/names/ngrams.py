@@ -1,4 +1,4 @@
-"""Embeddings of n-grams: what stands around a character, for the input of the recurrent layer."""
+"""Embeddings of the n-grams around a character, for the input of the recurrent layer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 from .text import ALPHABET
 
-_MARK = len(ALPHABET)  # stands where a name has no character, before its start and past its end
+_MARK = len(ALPHABET)  # before the start of a name and past its end
 _UNKNOWN = len(ALPHABET) + 1
 _SYMBOLS = len(ALPHABET) + 2
 
 _TRIGRAM_ROWS = 8192
-"""The rows of the table of trigrams, which share them: trigram number n has row n modulo this."""
+"""The number of rows in the table of trigrams; trigram n uses row n modulo this."""
 
 
 class NgramEmbedding(nn.Module):
     """The sum of the embeddings of the n-grams that contain a character.
 
     They are the bigram that ends at the character, the bigram that begins there, and the trigram
-    around it. A mark stands for what is before the start of a name and past its end.
+    around it. A mark stands before the start of a name and past its end.
 
     Args:
         embedding_size: features of each embedding.
@@ -40,7 +40,7 @@ class NgramEmbedding(nn.Module):
         Args:
             ids: int64 (batch, longest), padded character ids.
             lengths: int64 (batch).
-            unknown: bool (batch, longest), true where a character is not to be seen.
+            unknown: bool (batch, longest), true for characters to hide.
         """
         if unknown is not None:
             ids = torch.where(unknown, _UNKNOWN, ids)

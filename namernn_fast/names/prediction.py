@@ -1,4 +1,4 @@
-"""Prediction: a trained model that is asked for the languages of names."""
+"""Prediction: the languages of names, from a trained model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .text import InputError, check_names, fold
 # Bounds the memory of a batch: each character takes hidden_size numbers in each layer.
 _BATCH_CHARACTERS = 16_384
 
-# Where names that begin alike share states, most characters take none, and the more names are in a
-# batch, the more they share. Long names have batches of their own, whose number of steps is large.
+# If names with a common beginning share states, most characters need no new state, and larger
+# batches share more. Long names go into separate batches, because these take many steps.
 _SHARED_CHARACTERS = 65_536
 _SHARED_LENGTH = 32
 
 
 class Predictor:
-    """A trained model, ready to be asked.
+    """A trained model, ready to predict.
 
     Args:
         checkpoint: the model with its languages; the model is put in evaluation mode.
@@ -45,21 +45,21 @@ class Predictor:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Where the model comes from, as of `Checkpoint.info`."""
+        """Where the model comes from, as in `Checkpoint.info`."""
         return self.checkpoint.info
 
     def predict(self, names: Iterable[str], top: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each name its most probable languages, the most probable first.
 
         Args:
-            names: as text, usable all (see `why_unusable`).
+            names: text; all must be usable (see `why_unusable`).
             top: how many languages to return for each name, at most all there are.
 
         Returns:
             For each name, in the order given, a list of (language, probability).
 
         Raises:
-            TypeError: `names` is a string, or holds something else than strings.
+            TypeError: `names` is a string, or holds anything but strings.
             ValueError: `top` is below 1.
             InputError: a name is unusable, or the model gives no finite probabilities.
         """
@@ -77,11 +77,11 @@ class Predictor:
     def languages_of(self, names: Iterable[str]) -> list[str]:
         """Returns the most probable language of each name, in the order given.
 
-        This is the way from many names to their languages that takes the least time: `predict`
-        spends more on the probabilities and the lists that it returns.
+        The fastest way to label many names: `predict` takes longer, for the probabilities and the
+        lists that it returns.
 
         Raises:
-            TypeError, InputError: as of `predict`.
+            TypeError, InputError: as in `predict`.
         """
         names = check_names(names)
         if not names:
@@ -96,7 +96,7 @@ class Predictor:
         not grow with the number of names.
 
         Raises:
-            TypeError, InputError: as of `predict`.
+            TypeError, InputError: as in `predict`.
         """
         names = check_names(names)
         if not names:
@@ -125,10 +125,10 @@ class Predictor:
         return fold(name), _finite(states, "states")
 
     def prefix_probabilities(self, name: str) -> Tensor:
-        """Returns what the model answers after each character: float32 (length, languages).
+        """Returns the model's answer after each character: float32 (length, languages).
 
         Raises:
-            InputError: as of `predict`.
+            InputError: as in `predict`.
         """
         ids = encode(name)
         lengths = torch.arange(1, len(ids) + 1)
@@ -142,7 +142,7 @@ def load(
     device: str | torch.device = "cpu",
     rnn_class: type[nn.RNN] = FusedRNN,
 ) -> Predictor:
-    """Loads a model: without a path the pretrained one, whatever has been trained since.
+    """Loads a model; without a path, the pretrained one, even if others were trained since.
 
     Args:
         path: of a checkpoint, or "pretrained" for the model that comes with the package. A file of
@@ -151,7 +151,7 @@ def load(
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
 
     Raises:
-        InputError, OSError, ModuleNotFoundError: as of `load_checkpoint`.
+        InputError, OSError, ModuleNotFoundError: as in `load_checkpoint`.
 
     Example:
         >>> predictor = load()
@@ -181,10 +181,10 @@ def most_probable(model: nn.Module, names: EncodedNames) -> Tensor:
     """Returns the index of the most probable language: int64 (number of names), on the CPU.
 
     Args:
-        model, names: as of `probabilities`.
+        model, names: as in `probabilities`.
 
     Raises:
-        InputError: as of `probabilities`.
+        InputError: as in `probabilities`.
     """
     order, found = zip(*_in_batches(model, names, lambda scores: scores.max(1)), strict=True)
     # Probabilities are finite where the largest logit is.
@@ -211,7 +211,7 @@ def logits(model: nn.Module, names: EncodedNames) -> Tensor:
 
 
 def _restored(order: Tensor, results: Tensor) -> Tensor:
-    """Returns results in the order of the names, of which the k-th is that of name `order[k]`."""
+    """Returns results in the order of the names; the k-th one given belongs to name `order[k]`."""
     return torch.empty_like(results).index_copy_(0, order, results)
 
 
@@ -221,11 +221,11 @@ Result = TypeVar("Result")
 def _in_batches(
     model: nn.Module, names: EncodedNames, use: Callable[[Tensor], Result]
 ) -> Iterator[tuple[Tensor, Result]]:
-    """Yields for batches of bounded size their names, and what `use` returns of their logits.
+    """Yields batches of bounded size: the indices of their names, and `use(logits)`.
 
     Args:
-        model, names: as of `logits`.
-        use: is given logits (batch, num_classes), float32 on the CPU.
+        model, names: as in `logits`.
+        use: called with logits (batch, num_classes), float32 on the CPU.
     """
     for indices, packed in _batches(model, names):
         yield indices, use(model(packed).float().cpu())
@@ -235,7 +235,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
     """Yields batches of bounded size: the indices of their names, and the names packed.
 
     Args:
-        model, names: as of `logits`.
+        model, names: as in `logits`.
     """
     device = next(model.parameters()).device
     indices, longest = torch.arange(len(names)), int(names.lengths.max())
@@ -246,7 +246,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
         short = names.lengths <= _SHARED_LENGTH
         size = _SHARED_CHARACTERS // min(longest, _SHARED_LENGTH)
         order = names.by_length(names.by_beginning(indices[short]), size)
-        # Without short names there is one part of them, which is empty, and no batch.
+        # Without short names there is one empty part, and no batch.
         yield from zip(order.split(size), names.pack_each(order, size, device), strict=False)
         indices = indices[~short]
     order = names.by_length(indices)
@@ -259,7 +259,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
 
 
 def _shares_prefixes(model: nn.Module) -> bool:
-    """Returns whether names that begin alike share states in the model or in all its members."""
+    """Returns whether names with a common beginning share states, in an ensemble in all members."""
     members = model.members if isinstance(model, NameEnsemble) else [model]
     return all(
         isinstance(member, NameClassifier) and member.shares_prefixes() for member in members

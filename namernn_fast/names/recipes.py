@@ -14,7 +14,7 @@ from .text import InputError
 SCHEDULES = ("constant", "one-cycle")
 
 MAX_EPOCHS = 2_500
-"""The most epochs of all members together: a checkpoint records the results of each."""
+"""The maximum number of epochs of all members together: a checkpoint records each."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Recipe:
     clip_norm: float | None = None
     """The largest norm that the gradient may have; None does not clip."""
     members: int = 1
-    """How many networks are trained, whose logits are then averaged."""
+    """How many networks are trained; their logits are averaged."""
     prior_correction: float = 0.0
     """This many times the logarithm of a language's share of the training names is subtracted
     from its logit after the training, which favours rare languages (Menon et al., "Long-tail
@@ -68,7 +68,7 @@ class Recipe:
             if not usable:
                 raise InputError(f"the recipe's {name} cannot be {getattr(self, name)!r}")
         if (total := self.epochs * self.members) > MAX_EPOCHS:
-            raise InputError(f"{total:,} epochs in all: at most {MAX_EPOCHS:,} can be")
+            raise InputError(f"{total:,} epochs in total: at most {MAX_EPOCHS:,} are allowed")
 
     def changed(self, **changes: Any) -> Recipe:
         """Returns a copy with other values; `model` is a change of some of the model's options."""
@@ -120,9 +120,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
     }
 )
-"""The recipes by name, chosen on validation parts.
+"""The recipes by name, chosen on validation parts."""
 
-"plain" trains the defaults of `NameClassifier`. "reference" trains several networks in both
-directions on n-gram embeddings. "distilled" trains the defaults of `NameClassifier` on what a
-teacher answers (see `distillation`).
-"""
+DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "plain": "one small network, with the defaults of NameClassifier",
+        "reference": "eight networks in both directions on n-gram embeddings, the most accurate",
+        "distilled": "the network of plain, trained on the answers of --teacher",
+    }
+)
+"""What each recipe trains, in a few words."""

@@ -1,4 +1,4 @@
-"""What is in the names data: its languages, its odd rows, and the limits of any accuracy."""
+"""A report on the names data: its languages, its odd rows, and the limits of any accuracy."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class LanguageFacts:
 
 @dataclass(frozen=True)
 class OddRow:
-    """A row that is no clean name, or that folding changes in more than case and accents."""
+    """A row that is not a clean name, or in which folding changes more than case and accents."""
 
     row: int
     """The number of the row in the data, from 1."""
@@ -100,24 +100,24 @@ class OddRow:
 
 @dataclass(frozen=True)
 class DataReport:
-    """All that `describe` finds."""
+    """Everything that `describe` finds."""
 
     split: dict[str, Any]
-    """As of `Split.info`."""
+    """As in `Split.info`."""
     languages: tuple[LanguageFacts, ...]
     total: LanguageFacts
     ceiling: dict[str, float]
     """The best accuracy that a function of the folded string can reach: over the rows, over the
     distinct pairs of a folded name and a language, and in the test part."""
     leak: dict[str, dict[str, float]]
-    """As of `leak`, of the split and of a random split of rows with the same shares."""
+    """As from `leak`, of the split and of a random split of rows with the same shares."""
     odd_rows: tuple[OddRow, ...]
     shared_strings: dict[str, tuple[str, ...]]
     """The folded names that several languages have, with the languages."""
 
 
 def describe(data: NamesData, parts: Split) -> DataReport:
-    """Counts what is in the data.
+    """Describes the data.
 
     Args:
         data: the names.
@@ -181,7 +181,7 @@ def describe(data: NamesData, parts: Split) -> DataReport:
 
 
 def leak(parts: Split) -> dict[str, float]:
-    """Returns the share of the test part that is in the training or the validation part too.
+    """Returns the share of the test part that is also in the training or the validation part.
 
     Returns:
         "pairs", of names with the same language; "strings", of names with any language.

@@ -1,4 +1,4 @@
-"""The state of a training, kept in a file at the end of each epoch, from which it can go on."""
+"""The state of a training, written to a file after each epoch, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from .tensor_files import MAX_BYTES, read_tensors, read_values, write_tensors
 from .text import InputError
 
-# A state has the weights of the networks that are finished, and of the one in training four times
-# as much: its weights, the best of them, and two moments of the optimizer.
+# A state has the weights of finished networks, and four times as much for the one in training: its
+# weights, its best weights, and two moments of the optimizer.
 MAX_STATE_BYTES = 4 * MAX_BYTES
 
 KIND = "namernn_fast.names training 1"
@@ -27,7 +27,7 @@ def check_is_state(path: Path) -> None:
     """Raises an error if the file at `path` is not the state of a training.
 
     Raises:
-        InputError: the file is something else, which a new training would replace and then remove.
+        InputError: the file is something else; a new training would replace and later remove it.
         OSError: the disk failed.
     """
     try:
@@ -41,18 +41,18 @@ class StateFile:
 
     Args:
         path: of the file.
-        identity: plain values that a training must have in common with one that it goes on from.
+        identity: plain values that must be the same in a training and in the one it resumes.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         self.path = Path(path)
         self.is_kept = False
         """Whether the file has a state of this training."""
-        self._identity = json.loads(json.dumps(identity))  # as a file gives it back
+        self._identity = json.loads(json.dumps(identity))  # as read from a file
         self._kept: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def read(self) -> None:
-        """Reads the state, from which the training then goes on.
+        """Reads the state to resume from.
 
         Raises:
             InputError: there is no state, or it belongs to another training.
@@ -73,7 +73,7 @@ class StateFile:
             raise InputError(f"{self.path}: not a state of a training") from error
         if differing:
             raise InputError(
-                f"{self.path}: the unfinished training differs: {'; '.join(differing)}"
+                f"{self.path}: the unfinished training was started with {'; '.join(differing)}"
             )
         self.is_kept = True
 
@@ -82,7 +82,7 @@ class StateFile:
         return self._kept.get(member)
 
     def write(self, member: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Replaces the state of a member; logs a warning and goes on where the disk fails."""
+        """Replaces the state of a member; a failing disk is only a warning."""
         self._kept[member] = (tensors, values)
         named = {
             f"{number}.{name}": value
@@ -97,7 +97,9 @@ class StateFile:
             write_tensors(self.path, KIND, named, content, max_bytes=MAX_STATE_BYTES)
             self.is_kept = True
         except (OSError, InputError) as error:
-            _log.warning("the state of the training could not be kept (%s); going on", error)
+            _log.warning(
+                "the state of the training could not be written (%s); training continues", error
+            )
 
     def remove(self) -> None:
         """Removes the file; the training is finished."""
@@ -105,12 +107,12 @@ class StateFile:
 
 
 def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Yields in words where two tables of plain values differ."""
+    """Yields, in words, the differences of two tables of plain values."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
         for key in sorted({*kept, *wanted}):
             yield from _differences(kept.get(key), wanted.get(key), f"{name} {key}".strip())
     elif kept != wanted:
-        yield f"its {name} is {kept!r:.80}, not {wanted!r:.80}"
+        yield f"{name} {kept!r:.80}, not {wanted!r:.80}"
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Intervals and paired tests: how sure a figure, or the difference of two classifiers, is.
+"""Intervals and paired tests: how certain a figure, or the difference of two classifiers, is.
 
 Arrays may be tensors, NumPy arrays or lists. SciPy gives the exact distributions.
 """
@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 """The confidence of all intervals."""
 
 RESAMPLES = 10_000
-"""How often a bootstrap draws."""
+"""The number of resamples of a bootstrap."""
 
 _CHUNK = 100  # resamples drawn at once, which bounds the memory
 
@@ -55,23 +55,23 @@ class McNemar:
     """The exact McNemar test: whether two classifiers err equally often."""
 
     only_first: int
-    """How many names the first classifier alone has right."""
+    """How many names only the first classifier gets right."""
     only_second: int
     p_value: float
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier answers for some names."""
+    """The answers of a classifier for some names."""
 
     labels: Any
     """int64 (number of names), the index of each name's language"""
     predictions: Any
     """int64 (number of names), the index of the language that is answered"""
     units: Sequence[Hashable] | None = None
-    """What each name belongs to: names of one unit are drawn together. If None, each name is a
-    unit of its own. The strings of the names are units where a string has several languages, or
-    where test parts of several splits have strings in common."""
+    """The unit that each name belongs to: names of one unit are drawn together. If None, each name
+    is a separate unit. Use strings as units if a string has several languages, or if test parts of
+    several splits share strings."""
 
 
 def proportion(hits: int, count: int) -> Proportion | None:
@@ -136,8 +136,8 @@ def paired_bootstrap(
 
     Each resample draws the units of all splits, with replacement, and takes the mean over the
     splits of the difference between the two classifiers. A unit that is in several test parts is
-    drawn into all of them, so names that the splits have in common are not counted as independent.
-    The trained classifiers are fixed: `corrected_t_test` has the spread from training.
+    drawn into all of them, so names that the splits share are not counted as independent. The
+    trained classifiers are fixed: `corrected_t_test` accounts for the spread from training.
 
     Args:
         first, second: the answers of each classifier, one for each split, in the same order and
@@ -169,7 +169,7 @@ def paired_bootstrap(
 def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Difference:
     """Tests a mean difference over several random splits of the same data.
 
-    The variance is corrected for the names that the splits have in common (Nadeau and Bengio,
+    The variance is corrected for the names that the splits share (Nadeau and Bengio,
     "Inference for the generalization error", Machine Learning 52, 2003).
 
     Args:
@@ -236,7 +236,7 @@ def _counts(answer: Answers, classes: int) -> Tensor:
 
 
 def _statistics(counts: Tensor) -> Tensor:
-    """Returns accuracy and macro-F1 (…, 2) of counts (…, 3 * classes) as of `_counts`.
+    """Returns accuracy and macro-F1 (…, 2) of counts (…, 3 * classes) as in `_counts`.
 
     The macro-F1 is the mean over the languages that have a name.
     """

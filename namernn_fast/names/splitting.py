@@ -1,7 +1,7 @@
 """The split of the data into a training, a validation and a test part.
 
 By default no string is in two parts, whatever its languages: the data repeats names (Arabic has
-2,000 rows of 108 names) and has 465 strings under several languages, so that a random split of its
+2,000 rows of 108 names) and has 465 strings in several languages, so a random split of its
 rows, as tutorials make it, tests a model on names that it has seen.
 """
 
@@ -49,11 +49,11 @@ class Split:
 
     languages: tuple[str, ...]
     train: LabelledNames
-    """What weights are fitted to."""
+    """The part to fit weights to."""
     validation: LabelledNames
-    """What choices are made by: the epoch that is kept, a recipe."""
+    """The part to choose by: which epoch is kept, which recipe is best."""
     test: LabelledNames
-    """What figures are reported on, once."""
+    """The part to report figures on, once."""
     info: dict[str, Any]
     """The method, seed and shares, the SHA-256 of the parts, and the source, SHA-256 and number of
     rows of the data: plain values, which a checkpoint records."""
@@ -68,7 +68,7 @@ class Split:
     def log_priors(self) -> Tensor:
         """Returns the logarithms of the shares: float64 (languages).
 
-        A language that no training name has counts as if one had it: log(0) would be infinite.
+        A language without training names counts as if it had one: log(0) would be infinite.
         """
         return self.priors().clamp(min=1 / len(self.train)).log()
 
@@ -83,11 +83,11 @@ def split(
 ) -> Split:
     """Splits the names into a training, a validation and a test part.
 
-    The method "string" splits the distinct pairs of a folded name and a language, and all pairs of
-    a string go to one part. The strings are drawn within each language, so that every language
-    with at least three strings of its own is in every part; a string under several languages is
-    drawn with the one that has fewest strings. The method "random" draws from all rows, repeats
-    included, so that the same name may be in several parts: for comparison with such splits only.
+    The method "string" splits the distinct pairs of a folded name and a language; all pairs with
+    the same string go to one part. Strings are drawn within each language, so every language with
+    at least three strings that no other has is in every part; a string in several languages is
+    drawn with the one that has the fewest strings. The method "random" draws from all rows, repeats
+    included, so the same name may be in several parts: use it only to compare with such splits.
 
     The order of drawing comes from a hash of the seed and the string (or the number of the row),
     so it is the same on every machine and with every version of torch.
@@ -121,6 +121,7 @@ def split(
         "validation": validation,
         "test": test,
         "sha256": _digest(parts, data.languages),
+        "names": {name: len(rows) for name, rows in parts.items()},
         "data": {
             "source": data.source,
             "sha256": data.sha256,

@@ -16,7 +16,7 @@ from .prediction import logits
 from .recipes import Recipe
 from .splitting import LabelledNames
 
-# How many logits an epoch holds before it works out their losses: few calls for many steps.
+# Maximum number of logits that an epoch collects before it computes their losses in one call.
 _KEPT_NUMBERS = 1_000_000
 
 
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     targets: Tensor
     """int64 (batch), the languages of the names; or float (batch, languages), probabilities."""
     weight: float = 1.0
-    """What the mean loss of this batch counts in the mean over all processes' means."""
+    """The weight of this batch's mean loss in the mean over all processes."""
 
 
 def batches(
@@ -42,7 +42,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Yields the batches of one epoch, or one process's share of each.
 
-    Inside a batch the names are sorted from the longest to the shortest, targets alongside, so
+    Within a batch the names, and their targets, are sorted from the longest to the shortest, so
     that the packed batch needs no reordering.
 
     Args:
@@ -57,7 +57,7 @@ def batches(
     counts = [len(indices) for indices in order.split(batch_size)]
     share, size = order, batch_size
     if processes > 1:
-        # A process without a share takes part in the step all the same, with the weight 0.
+        # A process without a share still takes part in the step, with weight 0.
         share = torch.cat(
             [
                 indices[rank::processes] if rank < len(indices) else indices[:1]
@@ -97,7 +97,7 @@ def _step(
 ) -> Tensor:
     """Takes the step of `train_step`; returns the logits before it, (batch, languages), detached.
 
-    A batch may be small, so that every operator counts: the loss itself is left to who wants it.
+    Batches may be small, so every operator counts: the caller computes the loss if it needs it.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for parameter in parameters:
@@ -115,21 +115,21 @@ def _loss_gradient(scores: Tensor, batch: Batch, smoothing: float) -> Tensor:
     """Returns the gradient of a batch's loss with respect to its logits, (batch, languages).
 
     The loss is the mean cross-entropy times the weight of the batch. Its gradient is the
-    difference of two distributions, what the logits say and the smoothed targets; autograd would
-    find it by some twenty operators.
+    difference of two distributions, the predicted one and the smoothed targets; autograd would
+    need about twenty operators for it.
     """
     names, languages = scores.shape
     gradient = scores.softmax(1).sub_(smoothing / languages)
     if batch.targets.ndim == 1:
-        told = scores.new_full((names, 1), smoothing - 1)
-        gradient.scatter_add_(1, batch.targets.unsqueeze(1), told)
+        shares = scores.new_full((names, 1), smoothing - 1)
+        gradient.scatter_add_(1, batch.targets.unsqueeze(1), shares)
     else:
         gradient.sub_(batch.targets, alpha=1 - smoothing)
     return gradient.mul_(batch.weight / names)
 
 
 def _hits(scores: Tensor, targets: Tensor) -> Tensor:
-    """Returns how many names have their highest score where the target is highest."""
+    """Returns how many names have their highest score at the highest target."""
     labels = targets if targets.ndim == 1 else targets.argmax(1)
     return (scores.argmax(1) == labels).sum()
 
@@ -144,7 +144,7 @@ def train_epoch(
     """Takes a step on each batch; returns the mean loss and the accuracy over names.
 
     Args:
-        model, optimizer, recipe: as of `train_step`.
+        model, optimizer, recipe: as in `train_step`.
         steps: the batches.
         scheduler: of the learning rate, which changes after each step; None leaves it alone.
     """
@@ -168,7 +168,7 @@ def train_epoch(
     # not every device has float64.
     total = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3).double()
     if process()[1] > 1:
-        total = total.to(scores.device)  # NCCL sums what is on a GPU alone
+        total = total.to(scores.device)  # NCCL sums only what is on a GPU
         dist.all_reduce(total)
     loss_sum, hit_sum, count_sum = total.tolist()
     return loss_sum / count_sum, hit_sum / count_sum

@@ -1,28 +1,25 @@
 """Tables of names: rows of names read from text, CSV and JSON lines, in bounded memory.
 
-Each row of the input becomes one `Row`, a row that cannot be read included. Lines end with LF, CRLF
-or CR, a byte order mark is skipped, and the encoding is UTF-8: bytes that are not become lone
-surrogates, as Python's "surrogateescape" has it, so that the fault stays within its row.
+Each row of the input becomes one row of `Rows`, a row that cannot be read included, together with
+its other columns.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
-from .text import InputError, escaped, why_unusable
+from .lines import MAX_LINE_BYTES, Source, lines_of, text_of
+from .text import InputError, escaped, escaped_json, quoted, why_unusable
 
 FORMATS = ("text", "csv", "jsonl")
-
-MAX_LINE_BYTES = 65_536
-"""The longest line that is read, and the longest record of several lines of CSV."""
 
 # Lines are read again after a quote that nothing closes, so the bound is on the time as well.
 _MAX_RECORD_LINES = 100
@@ -31,24 +28,96 @@ _MAX_RECORD_LINES = 100
 _TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fullname"}
 
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_BLOCK_BYTES = 65_536
 _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
 
-# Bounds on what is held of the input at a time; names that are as long as they may be reach the
-# second one first.
+# Bounds on the input held in memory at a time; long rows reach the second one first.
 _CHUNK_ROWS = 16_384
 _CHUNK_CHARACTERS = 1_000_000
 
 _log = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
-    """A row of the input."""
+@dataclass
+class Rows:
+    """Rows of the input, in order: names alone, as text has them."""
 
-    name: str
-    """The name, or what was read where there is no name to be had."""
-    error: str | None = None
-    """Why the row holds no name, or None if it does."""
+    names: list[str]
+    """The names; of a row without one, what was read."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """Why rows have no name, by their index."""
+
+    def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
+        """Returns the cells of each row in the columns `titles`."""
+        return [[name] for name in self.names]
+
+    def members(self, titles: Sequence[str]) -> Iterable[str]:
+        """Returns the members of a JSON object for each row, as text."""
+        return [f'"name": {quoted(name)}' for name in self.names]
+
+    def keys_of_objects(self) -> Iterable[Set[str]]:
+        """Returns the keys of each JSON object: objects need not have the same."""
+        return ()
+
+
+@dataclass
+class _CsvRows(Rows):
+    """Rows with all cells of their records, as many as there are columns."""
+
+    records: list[list[str]] = field(default_factory=list)
+
+    def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
+        return self.records
+
+    def members(self, titles: Sequence[str]) -> Iterable[str]:
+        keys = [f"{quoted(title)}: " for title in titles]
+        return [
+            ", ".join([key + quoted(cell) for key, cell in zip(keys, record, strict=True)])
+            for record in self.records
+        ]
+
+
+@dataclass
+class _JsonRows(Rows):
+    """Rows with their JSON objects, each with its text; None for rows that are not objects."""
+
+    objects: list[tuple[dict[str, Any], str] | None] = field(default_factory=list)
+    key: str = "name"
+    """The key of the names, for rows that are not objects."""
+
+    def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
+        # If no column has the name of the key, the objects have one column, whatever its name.
+        place = titles.index(self.key) if self.key in titles else 0
+        return [
+            [name if column == place else "" for column in range(len(titles))]
+            if found is None
+            else [_cell_of(found[0].get(title)) for title in titles]
+            for name, found in zip(self.names, self.objects, strict=True)
+        ]
+
+    def members(self, titles: Sequence[str]) -> Iterable[str]:
+        # Between the braces of an object, so that its numbers stay as they were written.
+        return [
+            f'"name": {quoted(name)}' if found is None else escaped_json(found[1].strip()[1:-1])
+            for name, found in zip(self.names, self.objects, strict=True)
+        ]
+
+    def keys_of_objects(self) -> Iterable[Set[str]]:
+        return [found[0].keys() for found in self.objects if found is not None]
+
+
+class Table(NamedTuple):
+    """The input."""
+
+    titles: list[str]
+    """The titles of the columns; for JSON lines, the keys of the first object with a name."""
+    rows: Iterable[Rows]
+
+
+def _cell_of(value: Any) -> str:
+    """Returns a value of a JSON object as a cell of CSV."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def format_of(path: Path) -> str:
@@ -61,22 +130,15 @@ def delimiter_of(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-class Source(Protocol):
-    """What is read of a buffered binary file."""
-
-    def read1(self, size: int, /) -> bytes:
-        """Returns at most `size` bytes, as soon as there are some; none at the end."""
-
-
-def read_rows(
+def read_table(
     file: Source,
     format: str,
     column: str | None = None,
     *,
     delimiter: str = ",",
     header: bool = True,
-) -> Iterator[Row]:
-    """Reads the names of a file, one `Row` for each row of the file.
+) -> Table:
+    """Reads the rows of a file.
 
     Args:
         file: open for reading.
@@ -91,70 +153,40 @@ def read_rows(
         InputError: there is no such column, or the file is in UTF-16.
         OSError: the disk failed.
     """
-    lines = _without_mark(_lines(file))
+    lines = lines_of(file)
     if format == "text":
         if column is not None:
             raise InputError("text has no columns: one name is on each line")
-        return _text_rows(lines)
+        return Table(["name"], _text_rows(lines))
     if format == "csv":
-        return _csv_rows(_records(lines, delimiter), column, header)
-    return _json_rows(lines, column)
+        return _csv_table(_records(lines, delimiter), column, header)
+    return _json_table(lines, column)
 
 
-def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Cuts `rows` into lists of bounded size."""
-    rows = iter(rows)
-    # Rows are counted in bulk, which is fast, and characters once for each few rows.
-    chunk: list[Row] = []
-    characters = 0
-    while part := list(islice(rows, 256)):
+Item = TypeVar("Item")
+
+
+def _in_chunks(items: Iterator[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Cuts `items` into lists of bounded length and of bounded sizes."""
+    # Items are counted in bulk, which is fast, and sizes once for each few items.
+    chunk: list[Item] = []
+    size = 0
+    while part := list(islice(items, 256)):
         chunk += part
-        characters += sum(len(row.name) for row in part)
-        if len(chunk) >= _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
+        size += sum(map(size_of, part))
+        if len(chunk) >= _CHUNK_ROWS or size >= _CHUNK_CHARACTERS:
             yield chunk
-            chunk, characters = [], 0
+            chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-def _lines(file: Source) -> Iterator[bytes]:
-    """Yields the lines of `file` without their ends.
-
-    Of a line that is too long, only the first `MAX_LINE_BYTES + 1` bytes are kept.
-    """
-    rest = b""  # a line whose end has not been read
-    while block := file.read1(_BLOCK_BYTES):
-        joined = rest + block
-        lines = joined.splitlines()
-        rest = b""
-        if not joined.endswith(b"\n"):
-            # A CR may be the first half of a CRLF, so it stays with its line.
-            end = b"\r" if joined.endswith(b"\r") else b""
-            rest = lines.pop()[: MAX_LINE_BYTES + 1] + end
-        for line in lines:
-            yield line if len(line) <= MAX_LINE_BYTES else line[: MAX_LINE_BYTES + 1]
-    if rest:
-        yield rest.removesuffix(b"\r")
-
-
-def _without_mark(lines: Iterator[bytes]) -> Iterator[bytes]:
-    first = next(lines, None)
-    if first is None:
-        return
-    # A zero byte as well, because both marks can also be two damaged bytes of one name.
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in first:
-        raise InputError("the input is in UTF-16; UTF-8 is read")
-    yield first.removeprefix(codecs.BOM_UTF8)
-    yield from lines
-
-
-def _text(line: bytes) -> str:
-    return line.decode("utf-8", "surrogateescape")
-
-
-def _text_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    for line in lines:
-        yield Row(_text(line), None if len(line) <= MAX_LINE_BYTES else _TOO_LONG)
+def _text_rows(lines: Iterator[bytes]) -> Iterator[Rows]:
+    for chunk in _in_chunks(lines, len):
+        errors = {}
+        if max(map(len, chunk)) > MAX_LINE_BYTES:
+            errors = {i: _TOO_LONG for i, line in enumerate(chunk) if len(line) > MAX_LINE_BYTES}
+        yield Rows(text_of(b"\n".join(chunk)).split("\n"), errors)
 
 
 class _NoRecord(NamedTuple):
@@ -182,7 +214,7 @@ def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _No
                 raise csv.Error(_TOO_LONG)
             if size > MAX_LINE_BYTES or len(record_lines) > _MAX_RECORD_LINES:
                 raise csv.Error("no quote closes one that was opened")
-            yield _text(line) + "\n"
+            yield text_of(line) + "\n"
 
     while True:
         try:
@@ -195,45 +227,72 @@ def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _No
             first, *others = record_lines
             record_lines.clear()
             again.extendleft(reversed(others))
-            yield _NoRecord(_text(first), f"not readable as CSV: {error}")
+            yield _NoRecord(text_of(first), f"not readable as CSV: {error}")
 
 
-def _csv_rows(
-    records: Iterator[list[str] | _NoRecord], column: str | None, header: bool
-) -> Iterator[Row]:
-    first = next(records, None)
-    if first is None:
-        return
+def _csv_table(records: Iterator[list[str] | _NoRecord], column: str | None, header: bool) -> Table:
+    begin = [*islice(records, 1 if header else _MAX_RECORD_LINES)]
+    if not begin:
+        return Table(["name"], ())
+    first = begin[0]
     if header:
         if isinstance(first, _NoRecord):
             raise InputError(f"the header is {first.error}")
         place = _place(first, column)
         _warn_of_name(first[place].strip(), column)
+        titles = [title.strip() for title in first]
+        return Table(titles, _csv_rows(records, place, len(titles)))
+    if isinstance(first, _NoRecord) or not first:  # which does not show how many columns there are
+        place = _numbered(column or "1")
     else:
-        # A damaged or empty record does not tell how many columns there are.
-        titles = [] if isinstance(first, _NoRecord) else [""] * len(first)
-        place = _place(titles, column) if titles else _numbered(column or "1")
-        yield _cell(first, place)
-    for record in records:
-        yield _cell(record, place)
+        place = _place([""] * len(first), column)
+    whole = (len(record) for record in begin if isinstance(record, list) and record)
+    titles = [f"column_{number}" for number in range(1, max(place + 1, next(whole, 1)) + 1)]
+    titles[place] = "name"
+    return Table(titles, _csv_rows(chain(begin, records), place, len(titles)))
+
+
+def _csv_rows(records: Iterator[list[str] | _NoRecord], place: int, width: int) -> Iterator[Rows]:
+    for chunk in _in_chunks(records, lambda record: sum(map(len, record))):
+        if {*map(type, chunk)} != {list} or {*map(len, chunk)} != {width}:
+            yield _odd_rows(chunk, place, width)
+        else:
+            whole: list[list[str]] = chunk  # type: ignore[assignment]
+            yield _CsvRows([record[place] for record in whole], records=whole)
+
+
+def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Rows:
+    """Returns rows if some have too few or too many cells, or are damaged."""
+    rows = _CsvRows([])
+    for i, record in enumerate(chunk):
+        cells = [""] * width
+        if isinstance(record, _NoRecord):
+            name = cells[place] = record.line
+            rows.errors[i] = record.error
+        else:
+            cells[: len(record)] = record[:width]
+            name = cells[place]
+            surplus = [cell for cell in record[width:] if cell]
+            if 0 < len(record) <= place:  # an empty line is an empty record
+                name = ", ".join(record)
+                rows.errors[i] = f"there is no column {place + 1}"
+            elif surplus:
+                rows.errors[i] = (
+                    f"{len(record)} cells, but there are {width} columns: what is left over is "
+                    f"{', '.join(map(repr, surplus)):.200}"
+                )
+        rows.names.append(name)
+        rows.records.append(cells)
+    return rows
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns that the first row was read as a header if nothing tells it from a name."""
+    """Warns that the first row was read as a header if it could be a name."""
     word = "".join(filter(str.isalnum, title.casefold()))
     if column != title and word not in _TITLES and why_unusable(title) is None:
         _log.warning(
             "the first row, %r, is read as the header; --no-header reads it as a name", title
         )
-
-
-def _cell(record: list[str] | _NoRecord, place: int) -> Row:
-    if isinstance(record, _NoRecord):
-        return Row(*record)
-    if place < len(record):
-        return Row(record[place])
-    # The csv module gives an empty record for an empty line.
-    return Row("") if not record else Row(", ".join(record), f"there is no column {place + 1}")
 
 
 def _place(header: Sequence[str], column: str | None) -> int:
@@ -245,10 +304,8 @@ def _place(header: Sequence[str], column: str | None) -> int:
         if len(titles) == 1:
             return 0
         found = [place for place, title in enumerate(titles) if title.casefold() == "name"]
-        wanted = "of several columns none is"
     else:
         found = [place for place, title in enumerate(titles) if title == column]
-        wanted = "no column is"
         if not found and column.isdecimal():
             if (place := _numbered(column)) < len(titles):
                 return place
@@ -257,41 +314,64 @@ def _place(header: Sequence[str], column: str | None) -> int:
         return found[0]
     if found:
         raise InputError(f"{len(found)} columns are called {column or 'name'!r}: give a number")
-    names = escaped(", ".join(map(repr, filter(None, titles)))) or "without names"
-    raise InputError(f"{wanted} called {column or 'name'!r}, which --column gives: {names:.500}")
+    names = escaped(", ".join(map(repr, filter(None, titles))))
+    advice = f"one of {names:.500}" if names else "a number, because no column has a name"
+    raise InputError(f"no column is called {column or 'name'!r}; --column takes {advice}")
 
 
 def _numbered(column: str) -> int:
     """Returns the index of a column that is given by its number."""
     if not column.isdecimal() or len(column) > 9 or int(column) == 0:
-        raise InputError(f"{column!r} is no number of a column")
+        raise InputError(f"{column!r:.100} is not the number of a column")
     return int(column) - 1
 
 
-def _json_rows(lines: Iterable[bytes], column: str | None) -> Iterator[Row]:
-    for line in lines:
-        text = _text(line)
+def _json_table(lines: Iterator[bytes], column: str | None) -> Table:
+    chunks = (_json_rows(chunk, column) for chunk in _in_chunks(lines, len))
+    first = next(chunks, None)
+    if first is None:
+        return Table([column or "name"], ())
+    named = [
+        found[0]
+        for place, found in enumerate(first.objects)
+        if found is not None and place not in first.errors
+    ]
+    return Table([*named[0]] if named else [first.key], chain([first], chunks))
+
+
+def _json_rows(chunk: list[bytes], column: str | None) -> _JsonRows:
+    rows = _JsonRows([], key=column or "name")
+    for i, line in enumerate(chunk):
+        name = text = text_of(line)
+        found = error = None
         if len(line) > MAX_LINE_BYTES:
-            yield Row(text, _TOO_LONG)
+            error = _TOO_LONG
         elif not text or text.isspace():
-            yield Row("")
+            name = ""
         else:
             try:
                 value = json.loads(text)
             # JSON that is nested too deeply is a RecursionError.
-            except (ValueError, RecursionError) as error:
-                yield Row(text, f"not JSON: {error}")
+            except (ValueError, RecursionError) as failure:
+                error = f"not JSON: {failure}"
             else:
-                yield _json_row(value, text, column)
+                found = (value, text) if isinstance(value, dict) and value else None
+                name, error = _json_name(value, text, column)
+        if error is not None:
+            rows.errors[i] = error
+        rows.names.append(name)
+        rows.objects.append(found)
+    return rows
 
 
-def _json_row(value: Any, text: str, column: str | None) -> Row:
+def _json_name(value: Any, text: str, column: str | None) -> tuple[str, str | None]:
+    """Returns the name in a JSON value, or its text and why there is none."""
     if isinstance(value, dict):
         only = next(iter(value)) if len(value) == 1 else "name"
         key = only if column is None else column
         if key not in value:
-            return Row(text, f"there is no {key!r} in the JSON object")
+            return text, f"there is no {key!r} in the JSON object"
         value = value[key]
     if isinstance(value, str):
-        return Row(value)
-    return Row(text, "neither a JSON string nor an object with one")
+        return value, None
+    return text, "neither a JSON string nor an object with one"

@@ -1,7 +1,7 @@
-"""Files of tensors with plain values beside them: safetensors, read without trusting the file.
+"""Files of tensors and plain values: safetensors, read without trusting the file.
 
-A safetensors file holds tensors and a table of text, and no code. The plain values are one entry of
-that table, as JSON, under the name of the kind of file.
+A safetensors file contains tensors and a table of text, but no code. The plain values are one entry
+of that table, as JSON, under the name of the kind of file.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from .files import replacing, require
 from .text import InputError
 
 MAX_BYTES = 256 * 2**20
-"""The largest file that is read unless the caller says otherwise; the reference model has about a
-tenth."""
+"""The largest file to read by default; the reference model takes about a tenth of it."""
 
 MAX_HEADER_BYTES = 2**20
-"""The largest table of tensors and plain values. The library would read 100 MB, which takes it half
-a minute and gigabytes of memory."""
+"""The largest table of tensors and plain values. The library's limit of 100 MB would allow files
+that take half a minute and gigabytes of memory."""
 
-# What torch.save writes is a zip, and was a pickle of this magic number; the others are pickle's.
+# torch.save writes a zip, and used to write a pickle with this number; the others are pickles.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF", b"\x80\x04\x95", b"\x80\x05\x95")
 
-_MAX_DEPTH = 32  # of lists and tables in one another
+_MAX_DEPTH = 32  # of nested lists and tables
 _MAX_BRACKETS = 50_000  # Python's garbage collection makes a million lists slow
 
 
@@ -47,7 +46,7 @@ def write_tensors(
         path: replaced only by a whole file.
         kind: what the file is, with a version.
         tensors: by name.
-        values: what JSON can hold.
+        values: anything that JSON can represent.
         max_bytes: the largest size that `read_tensors` will be asked to read.
 
     Raises:
@@ -57,7 +56,7 @@ def write_tensors(
         ModuleNotFoundError: safetensors is not installed.
     """
     library = require("safetensors.torch")
-    # A copy each: safetensors refuses tensors that share memory.
+    # Copied, because safetensors refuses tensors that share memory.
     owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(values)
     content = library.save(owned, metadata={kind: text})
@@ -69,10 +68,10 @@ def write_tensors(
 
 
 def read_values(path: str | os.PathLike[str], kind: str, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Returns the plain values of a file of tensors, and reads no tensor.
+    """Returns the plain values of a file of tensors, without reading the tensors.
 
     Raises:
-        InputError, OSError, ModuleNotFoundError: as of `read_tensors`.
+        InputError, OSError, ModuleNotFoundError: as in `read_tensors`.
     """
     with _opened(path, kind, max_bytes) as (_, values):
         return values
@@ -90,8 +89,8 @@ def read_tensors(
     Args:
         path: of the file.
         kind: what the file must be.
-        shapes: of exactly the tensors that the file must hold, or None for any; checked before a
-            tensor is read.
+        shapes: the shapes of exactly the tensors that the file must have, or None for any; checked
+            before a tensor is read.
         max_bytes: the largest size of a file that is read.
 
     Returns:
@@ -111,8 +110,8 @@ def read_tensors(
                 f"{path}: the tensor {odd[0]!r:.100} has the shape {found.get(odd[0])}, "
                 f"not {shapes.get(odd[0])}"
             )
-        # A copy each: the library maps the file into memory, so that a file that is cut short
-        # later would end the process, and weights that are not aligned change the last bits.
+        # Copied, because the library maps the file into memory: a file truncated later would crash
+        # the process, and weights that are not aligned would change the last bits.
         return {name: file.get_tensor(name).clone() for name in found}, values
 
 
@@ -126,13 +125,13 @@ def _opened(path: str | os.PathLike[str], kind: str, max_bytes: int) -> Iterator
     if not path.is_file():
         raise InputError(f"{path}: not a plain file")
     if (size := path.stat().st_size) > max_bytes:
-        raise InputError(f"{path}: too large, {size:,} bytes where at most {max_bytes:,} are read")
+        raise InputError(f"{path}: too large: {size:,} bytes, and at most {max_bytes:,} are read")
     with path.open("rb") as content:
         start = content.read(8)
     if start.startswith(_PICKLES):
         raise InputError(
-            f"{path}: a pickle, as earlier versions wrote it with torch.save, which could run code "
-            "and is not read any more; train the model again"
+            f"{path}: a pickle, as earlier versions wrote with torch.save; it could run code, so "
+            "it is no longer read: train the model again"
         )
     if _header_bytes(start) > MAX_HEADER_BYTES:
         raise InputError(f"{path}: not a readable safetensors file (its header is too large)")

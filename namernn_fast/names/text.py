@@ -8,6 +8,7 @@ of letters that Unicode does not decompose. A folded name is a string over `ALPH
 from __future__ import annotations
 
 import functools
+import json
 import re
 import string
 import unicodedata
@@ -66,9 +67,9 @@ _DROP_FROM_ASCII = str.maketrans(
 _KEEP_DROPPED = dict.fromkeys([*map(ord, _KEPT), ord("`")])
 
 _NOT_ASCII = re.compile("[^\x00-\x7f]+")
-_OFTEN_SPELLED = 4  # characters of a run whose spelling is kept
+_OFTEN_SPELLED = 4  # longest run of characters whose spelling is cached
 
-# The folding of many ASCII names at once, which are lines of one text: newlines stay.
+# For folding many ASCII names at once, as the lines of one text: newlines stay.
 _LOWER = bytes.maketrans(
     string.ascii_uppercase.encode("ascii") + b"`", string.ascii_lowercase.encode("ascii") + b"'"
 )
@@ -83,9 +84,9 @@ def fold(name: str) -> str:
     """Returns `name` as a string over `ALPHABET`, which may be empty.
 
     `"Ślusàrski"` becomes `"slusarski"` and `"Strauß"` becomes `"strauss"`. Characters with neither
-    a spelling nor a decomposition in ASCII (digits, hyphens, other scripts) are dropped: `dropped`
-    tells which. So are blanks at either end: in the data eight Korean rows have them by a typing
-    slip, and a model would tell the language by them.
+    a spelling nor a decomposition in ASCII (digits, hyphens, other scripts) are dropped; `dropped`
+    returns them. So are blanks at either end: eight Korean rows of the data have them by mistake,
+    and a model would recognise the language by them.
 
     Example:
         >>> fold("Ślusàrski"), fold("O’Neal")
@@ -99,18 +100,18 @@ def fold(name: str) -> str:
 def fold_lines(names: Sequence[str]) -> bytes:
     """Returns the folded `names` as the lines of one text, in ASCII.
 
-    The result is `"\\n".join(map(fold, names))`. Python runs for each run of characters that are
-    not ASCII, and not for each name.
+    The result is `"\\n".join(map(fold, names))`. Python code runs once per run of characters that
+    are not ASCII, not once per name.
     """
     text = "\n".join(names)
     if text.count("\n") >= len(names):  # a name holds a newline, which folding drops
         text = "\n".join([name.replace("\n", "") for name in names])
     if not text.isascii():
-        # ASCII beside it changes nothing in how a character is decomposed and spelled.
+        # Characters are decomposed and spelled independently of the ASCII around them.
         text = _NOT_ASCII.sub(_spelled_run, text)
     lines = text.encode("ascii").translate(_LOWER, _DROPPED_BYTES)
     if _has_blanks(lines):
-        # Most such names have one blank, and few lines are looked at twice.
+        # Most such names have one blank, so few need the slow path.
         lines = lines.replace(b" \n", b"\n").replace(b"\n ", b"\n")
         if _has_blanks(lines):
             lines = b"\n".join(map(bytes.strip, lines.split(b"\n")))
@@ -148,18 +149,17 @@ _spelled_again = functools.lru_cache(4096)(_spelled)
 def _spelled_run(run: re.Match[str]) -> str:
     """Returns a run of characters that are not ASCII as `_spelled` does.
 
-    Most names hold one such letter, of few different ones. Long runs would fill the memory.
+    Most names have one such letter, and there are few of them. Long runs would fill the cache.
     """
     text = run[0]
     return _spelled_again(text) if len(text) <= _OFTEN_SPELLED else _spelled(text)
 
 
 def dropped(name: str) -> str:
-    """Returns the characters of `name` that leave no trace in `fold(name)`, in their order.
+    """Returns the characters of `name` that `fold` drops, in order.
 
-    A combining mark is no such character where it stands on a letter that is kept, nor is a blank
-    at either end of the name. A letter with its marks is returned as one character where Unicode
-    has one (NFC).
+    A combining mark on a letter that is kept does not count, nor does a blank at either end. A
+    letter with its marks is returned as one character if Unicode has one (NFC).
     """
     if name.isascii():  # a shortcut to the result of the general way
         return name.strip().translate(_KEEP_DROPPED)
@@ -175,13 +175,13 @@ def dropped(name: str) -> str:
 
 
 def why_unusable(name: str) -> str | None:
-    """Returns why no language can be told for `name`, or None if one can."""
+    """Returns why no language can be predicted for `name`, or None if one can."""
     if len(name) > MAX_NAME_LENGTH:
         return f"a name of {len(name):,} characters: at most {MAX_NAME_LENGTH:,} are read"
     if not fold(name):
         return (
-            f"'{escaped(name)}' holds no usable character: letters from A to Z, plain or accented, "
-            f"and {_SIGNS.strip()} are"
+            f"'{escaped(name)}' has no character that the model reads: it reads the letters A to "
+            f"Z, with or without accents, and {' '.join(_SIGNS.strip())}"
         )
     return None
 
@@ -207,17 +207,42 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def quoted(text: str) -> str:
+    """Returns a JSON string of `text`, in which printable characters stand as they are.
+
+    A lone surrogate, which strict readers refuse, becomes the text of its escape.
+    """
+    if text.isprintable():
+        text = text.replace("\\", r"\\").replace('"', r"\"")
+        return f'"{text}"'
+    return escaped_json(json.dumps(text, ensure_ascii=False))
+
+
+def escaped_json(text: str) -> str:
+    """Returns JSON with an escape for each character in it that is not printable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    if "\ud800" <= character <= "\udfff":
+        return "\\" + ascii(character)[1:-1]
+    # A tab of its own is between tokens: in a string JSON wants an escape.
+    return " " if character == "\t" else json.dumps(character)[1:-1]
+
+
 def check_names(names: Iterable[str]) -> list[str]:
-    """Returns `names` as a list of strings; whether they are usable is not looked at.
+    """Returns `names` as a list of strings, without checking that they are usable.
 
     Raises:
-        TypeError: `names` is a string, which would be taken for its letters, or is not iterable,
-            or holds something else than strings.
+        TypeError: `names` is a string, whose letters would be taken for names, is not iterable, or
+            holds anything but strings.
     """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise TypeError(f"names must be a list of strings, not {type(names).__name__}")
     names = list(names)
-    if not {*map(type, names)} <= {str}:  # of many names as fast as a look at each is slow
+    if not {*map(type, names)} <= {str}:  # fast even for many names
         for place, name in enumerate(names):
             if not isinstance(name, str):
                 raise TypeError(f"names must hold strings, but names[{place}] is {name!r:.100}")

@@ -34,7 +34,7 @@ from .text import InputError
 class Epoch:
     """The results of one epoch: losses are means over names, accuracies fractions of names.
 
-    The training figures are gathered while the weights change, the validation figures at the end.
+    Training figures are collected while the weights change, validation figures at the end.
     """
 
     member: int
@@ -46,7 +46,7 @@ class Epoch:
     validation_loss: float
     validation_accuracy: float
     seconds: float
-    """The time of the training steps alone."""
+    """The time of the training steps only."""
 
     def __str__(self) -> str:
         return (
@@ -62,7 +62,7 @@ class Fit:
     """A trained model with the results of its epochs."""
 
     checkpoint: Checkpoint
-    """The model, its languages, and where it comes from: what `save_checkpoint` saves."""
+    """The model, its languages and its origin, as `save_checkpoint` saves them."""
     history: tuple[Epoch, ...]
 
 
@@ -124,7 +124,7 @@ class _Member:
         )
         seconds = time.perf_counter() - started
         validated = validate(self.model, self.split.validation)
-        # The last step may have been the one too many, which the validation alone sees.
+        # The last step may have been one too many, which only the validation shows.
         for value in (loss, validated[0]):
             if not math.isfinite(value):
                 raise RuntimeError(
@@ -145,7 +145,7 @@ class _Member:
         return self.model
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns the tensors and the plain values that the training goes on from."""
+        """Returns the tensors and the plain values from which the training can be resumed."""
         tensors = {f"best.{name}": value for name, value in self.best.items()}
         if not self.is_finished():
             tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -157,13 +157,13 @@ class _Member:
         return tensors, {"history": [asdict(epoch) for epoch in self.history]}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Takes over what `state` returned.
+        """Restores what `state` returned.
 
-        The tensors and the results of the epochs are all that is taken over; the recipe gives the
-        rest, such as the learning rate, so that a file has no say in it.
+        Only the tensors and the results of the epochs come from it; the rest, such as the learning
+        rate, comes from the recipe, so that a file cannot change it.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: it is not such a state.
         """
         self.history = [Epoch(**epoch) for epoch in values["history"]]
         self._check_history()
@@ -241,10 +241,10 @@ def fit(
     report: Callable[[Epoch], None] | None = None,
     state: StateFile | None = None,
 ) -> Fit:
-    """Trains one network or several, and keeps of each the epoch with the best validation accuracy.
+    """Trains one network or several, and keeps the epoch of each with the best validation accuracy.
 
-    Where `torch.distributed` is initialised, its processes share out each batch, and every process
-    returns the same model; the results are those of one process up to rounding, but for dropout.
+    If `torch.distributed` is initialised, its processes divide each batch, and every process
+    returns the same model; except for dropout, the results are those of one process up to rounding.
 
     Args:
         split: the parts of the data.
@@ -254,15 +254,15 @@ def fit(
             left as it was.
         device: where to train.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
-        progress: whether to show a bar (it needs tqdm) where standard error is a terminal.
+        progress: whether to show a bar (it needs tqdm) if standard error is a terminal.
         report: called with the results of each epoch when the epoch ends.
-        state: where the state at the end of each epoch is kept, and what the training goes on from.
+        state: where to keep the state at the end of each epoch, and what to resume from.
 
     Raises:
         RuntimeError: the loss stopped being finite.
-        InputError: the recipe's model is odd or could not be loaded again from a file, or the state
-            is not one of this training.
-        ModuleNotFoundError: a bar is asked for and tqdm is not installed.
+        InputError: the recipe's model is not valid or could not be loaded again from a file, or the
+            state is not one of this training.
+        ModuleNotFoundError: progress is true and tqdm is not installed.
     """
     device = torch.device(device)
     check_loadable([recipe.model] * recipe.members, len(split.languages))
@@ -303,7 +303,7 @@ def fit(
 
 
 def _resume(member: _Member, state: StateFile) -> None:
-    """Lets a network take over what the state has of it, if anything."""
+    """Restores a network from the state, if the state has it."""
     if (kept := state.of_member(member.number)) is None:
         return
     try:
@@ -321,7 +321,7 @@ def _adjust(
     """Changes the last linear layers for calibration and for rare languages.
 
     Dividing by a temperature and subtracting a vector are linear, and so is the mean of an
-    ensemble, so a trained model needs nothing but its weights.
+    ensemble, so a trained model needs only its weights.
 
     Returns:
         The temperature.
@@ -339,7 +339,7 @@ def _adjust(
 
 
 def _temperature(scores: Tensor, labels: Tensor) -> float:
-    """Returns the number by which to divide logits so that their cross-entropy is least."""
+    """Returns the number that minimises the cross-entropy of the logits divided by it."""
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
 

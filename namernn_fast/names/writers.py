@@ -1,148 +1,239 @@
-"""Writers of answers: a table to read, CSV and JSON lines, with one row for each answer.
+"""Writers of answers: a table to read, CSV and JSON lines.
 
-All names are escaped: in tables and CSV characters that are not printable are written as a
-backslash escape such as `\\x1b`, in JSON all that are not ASCII as JSON has it.
+CSV and JSON lines carry all columns of the input, in their order, with the predictions behind them.
+Characters that are not printable are escaped: in tables and CSV with a backslash, such as `\\x1b`,
+in JSON as `\\u001b`. Controls, marks of the text direction and lone surrogates are among them.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 
-from .answers import UNKNOWN, Answer
-from .text import MAX_LANGUAGES, escaped
+from .answers import UNKNOWN, Answers
+from .text import InputError, escaped, quoted
 
-# With one of these, ASCII or of full width, a cell begins that a spreadsheet takes for a formula.
+# A spreadsheet takes a cell that begins with one of these, ASCII or of full width, for a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
+# Numbers, and signs alone: hyphens that were not read are a common case of them.
+_NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 
 
 class Writer(ABC):
-    """Turns answers into text."""
+    """Turns answers into text.
+
+    Args:
+        top: the number of languages in a row.
+        titles: the titles of the input's columns.
+    """
+
+    def __init__(self, top: int, titles: Sequence[str]) -> None:
+        self._top = top
+        self._titles = titles
 
     def head(self) -> str:
         """Returns the text before all answers."""
         return ""
 
     @abstractmethod
-    def body(self, answers: Iterable[Answer]) -> str:
-        """Returns the text of some answers, which ends with a line end."""
+    def body(self, answers: Answers) -> str:
+        """Returns the text of some answers, which ends with a line end.
+
+        Raises:
+            InputError: a column of the input is called like one of the predictions'.
+        """
+
+    def _check_titles(self, titles: Iterable[str], own: Sequence[str]) -> None:
+        """Raises an error if titles of the input are among those of the predictions."""
+        taken = [title for title in own if title in titles]
+        if taken:
+            names = ", ".join(map(repr, taken))
+            raise InputError(f"the input has columns that predictions need: {names}; rename them")
 
 
 class TableWriter(Writer):
     """Some lines for each name, for people."""
 
-    def body(self, answers: Iterable[Answer]) -> str:
+    def body(self, answers: Answers) -> str:
         lines: list[str] = []
-        for answer in answers:
-            lines.append(escaped(answer.name))
-            if answer.error is not None:
-                lines.append(f"  error: {escaped(answer.error)}")
+        for row, name in enumerate(answers.rows.names):
+            lines.append(escaped(name))
+            if row in answers.errors:
+                lines.append(f"  error: {escaped(answers.errors[row])}")
                 continue
-            told = zip(answer.languages, answer.probabilities, strict=True)
-            lines += [f"  {value:.3f}  {language}" for language, value in told]
-            if not answer.languages:
+            found = answers.of_row(row)
+            lines += [f"  {value:.3f}  {language}" for language, value in found]
+            if not found:
                 lines.append(f"  {UNKNOWN}")
-            if answer.dropped:
-                lines.append(f"  not read: {escaped(answer.dropped)}")
+            if row in answers.dropped:
+                lines.append(f"  not read: {escaped(answers.dropped[row])}")
         return "".join(f"{line}\n" for line in lines)
 
 
 class CsvWriter(Writer):
-    """CSV with a header: name, language_1, probability_1, …, dropped, error.
+    """CSV: the columns of the input, then language_1, probability_1, …, dropped, error.
 
-    A cell that a spreadsheet would take for a formula has an escape for its first character.
+    A cell that a spreadsheet would take for a formula has an escape for its first character, unless
+    it is a number. Of JSON lines, keys that the first object lacks are left out.
 
     Args:
-        top: the number of languages in a row; cells of languages that are not told are empty.
+        delimiter: the sign between cells.
     """
 
-    def __init__(self, top: int) -> None:
-        self._top = top
+    def __init__(self, top: int, titles: Sequence[str], delimiter: str = ",") -> None:
+        super().__init__(top, titles)
+        self._delimiter = delimiter
+        self._special = re.compile(
+            rf'"|(?:^|{re.escape(delimiter)})[{re.escape("".join(_FORMULA))}]'
+        )
+        self.left_out = 0
+        """The number of rows with columns that the header lacks."""
 
     def head(self) -> str:
         places = range(1, self._top + 1)
-        titles = [title for n in places for title in (f"language_{n}", f"probability_{n}")]
-        return ",".join(["name", *titles, "dropped", "error"]) + "\n"
+        own = [title for n in places for title in (f"language_{n}", f"probability_{n}")]
+        own += ["dropped", "error"]
+        self._check_titles(self._titles, own)
+        return self._line([*self._titles, *own]) + "\n"
 
-    def body(self, answers: Iterable[Answer]) -> str:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(map(self._cells, answers))
-        return text.getvalue()
+    def body(self, answers: Answers) -> str:
+        titles = {*self._titles}
+        self.left_out += sum(not keys <= titles for keys in answers.rows.keys_of_objects())
+        sign = self._delimiter
+        beginnings = map(self._line, answers.rows.cells(self._titles))
+        predictions = self._predictions(answers)
+        ends = [sign] * len(answers)
+        for row, lost in answers.dropped.items():
+            ends[row] = self._cell(lost) + sign
+        for row, error in answers.errors.items():
+            ends[row] = sign + self._cell(error)
+        return "".join(
+            [
+                f"{beginning}{sign}{predictions[place]}{sign}{end}\n"
+                for beginning, place, end in zip(beginnings, answers.places, ends, strict=True)
+            ]
+        )
 
-    def _cells(self, answer: Answer) -> Sequence[str | float]:
-        name, languages, values, lost, error = answer
-        cells: list[str | float] = [""] * (2 * self._top + 3)
-        cells[0] = _cell(name)
-        end = 2 * len(languages) + 1
-        cells[1:end:2] = map(_language_cell, languages)
-        cells[2:end:2] = values
-        if error is not None:
-            cells[-1] = _cell(error)
-        elif not languages:
-            cells[1] = UNKNOWN
-        if lost:
-            cells[-2] = _cell(lost)
-        return cells
+    def _predictions(self, answers: Answers) -> list[str]:
+        """Returns the cells of each distinct name's predictions, and at last those of an error."""
+        cells = {language: self._cell(language) for language in {*answers.languages}}
+        pairs = [
+            f"{cells[language]}{self._delimiter}{value}"
+            for language, value in zip(answers.languages, answers.probabilities, strict=True)
+        ]
+        sign, top = self._delimiter, answers.top
+        found = [*map(sign.join, zip(*[iter(pairs)] * top, strict=True))]
+        for place, count in enumerate(answers.counts):
+            if count < top:
+                told = pairs[place * top : place * top + count] or [UNKNOWN + sign]
+                found[place] = sign.join([*told, *[sign] * (top - len(told))])
+        return [*found, sign.join([sign] * top)]
+
+    def _line(self, cells: Sequence[str]) -> str:
+        """Returns cells as text, without a line end."""
+        line = self._delimiter.join(cells)
+        if (
+            line.isprintable()
+            and line.count(self._delimiter) == len(cells) - 1
+            and not self._special.search(line)
+        ):
+            return line
+        return self._delimiter.join(map(self._cell, cells))
+
+    def _cell(self, text: str) -> str:
+        if text.isalpha():
+            return text
+        text = escaped(text)
+        if text.startswith(_FORMULA) and not _NOT_FORMULA.fullmatch(text):
+            text = _escape(text[0]) + text[1:]
+        if self._delimiter in text or '"' in text:
+            text = text.replace('"', '""')
+            return f'"{text}"'
+        return text
 
 
 class JsonWriter(Writer):
-    """JSON lines with the keys name, languages, dropped and error, which is null where all is well.
+    """JSON lines: the keys of the input, then languages, dropped and error.
 
-    The languages are a list of objects with the keys language and probability.
+    The languages are a list of objects with the keys language and probability; error is null if
+    there is none.
     """
 
-    def body(self, answers: Iterable[Answer]) -> str:
-        return "".join(map(self._line, answers))
+    _OWN = ("languages", "dropped", "error")
 
-    @staticmethod
-    def _line(answer: Answer) -> str:
-        # Written piece by piece, in half the time of json.dumps.
-        name, languages, values, lost, error = answer
-        told = ", ".join(
+    def head(self) -> str:
+        self._check_titles(self._titles, self._OWN)
+        repeated = [title for title in self._titles if self._titles.count(title) > 1]
+        if repeated:
+            raise InputError(
+                f"several columns are called {repeated[0]!r}, and a JSON object has one: write CSV"
+            )
+        return ""
+
+    def body(self, answers: Answers) -> str:
+        for keys in answers.rows.keys_of_objects():
+            self._check_titles(keys, self._OWN)
+        members = answers.rows.members(self._titles)
+        names = {language: quoted(language) for language in {*answers.languages}}
+        pairs = [
+            f'{{"language": {names[language]}, "probability": {value}}}'
+            for language, value in zip(answers.languages, answers.probabilities, strict=True)
+        ]
+        predictions = [
+            ", ".join(pairs[place * answers.top : place * answers.top + count])
+            for place, count in enumerate(answers.counts)
+        ]
+        predictions.append("")  # at -1, of rows with an error
+        ends = ['"dropped": "", "error": null'] * len(answers)
+        for row, lost in answers.dropped.items():
+            ends[row] = f'"dropped": {quoted(lost)}, "error": null'
+        for row, error in answers.errors.items():
+            ends[row] = f'"dropped": "", "error": {quoted(error)}'
+        return "".join(
             [
-                f'{{"language": {quoted(language)}, "probability": {value}}}'
-                for language, value in zip(languages, values, strict=True)
+                f'{{{row}, "languages": [{predictions[place]}], {end}}}\n'
+                for row, place, end in zip(members, answers.places, ends, strict=True)
             ]
-        )
-        return (
-            f'{{"name": {quoted(name)}, "languages": [{told}], "dropped": {quoted(lost)}, '
-            f'"error": {"null" if error is None else quoted(error)}}}\n'
         )
 
 
 FORMATS = ("table", "csv", "jsonl")
 
+_SUFFIXES = {
+    ".txt": "table",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+
 
 def format_of(path: Path) -> str:
-    """Returns the format, one of `FORMATS`, that the suffix of `path` stands for."""
-    suffix = path.suffix.lower().removeprefix(".")
-    return suffix if suffix in FORMATS else "table"
+    """Returns the format, one of `FORMATS`, that the suffix of `path` stands for.
+
+    Raises:
+        InputError: the suffix stands for none.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES)
+        raise InputError(f"{path}: --output takes {known}, or any other name with --format")
+    return _SUFFIXES[suffix]
 
 
-def writer_of(format: str, top: int) -> Writer:
-    """Returns the writer of `format`, one of `FORMATS`; `top` as of `CsvWriter`."""
+def writer_of(
+    format: str, top: int, titles: Sequence[str] = ("name",), delimiter: str = ","
+) -> Writer:
+    """Returns the writer of `format`, one of `FORMATS`; `top` and `titles` as in `Writer`."""
     if format == "csv":
-        return CsvWriter(top)
-    return JsonWriter() if format == "jsonl" else TableWriter()
-
-
-def _cell(text: str) -> str:
-    text = escaped(text)
-    # Signs alone are no formula; hyphens that were not read are a common case of them.
-    if text.startswith(_FORMULA) and any(map(str.isalnum, text)):
-        return _escape(text[0]) + text[1:]
-    return text
+        return CsvWriter(top, titles, delimiter)
+    return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles)
 
 
 def _escape(character: str) -> str:
     """Returns the backslash escape of a character, printable or not."""
     code = ord(character)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-
-
-_language_cell = functools.lru_cache(MAX_LANGUAGES)(_cell)  # of few languages are many cells

@@ -23,7 +23,10 @@ def found():
         shape = (len(part.test), len(part.languages))
         scores.append({name: torch.randn(shape, generator=generator) for name in page.SYSTEMS})
         scores[-1][page.REFERENCE].scatter_(1, part.test.labels.unsqueeze(1), 9.0)
-    seconds = [{page.REFERENCE: 100.0, page.SMALL: 20.0}, {page.REFERENCE: 120.0, page.SMALL: 22.0}]
+    seconds = [
+        {page.REFERENCE: 100.0, page.DISTILLED: 20.0},
+        {page.REFERENCE: 120.0, page.DISTILLED: 22.0},
+    ]
     return json.loads(json.dumps(study.summary(study.Results(parts, scores, seconds))))
 
 

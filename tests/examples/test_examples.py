@@ -68,7 +68,18 @@ def test_every_script_is_run_and_listed():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert scripts - {"walkthrough", "build_walkthrough"} == set(NEEDS)
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\[(\w+)\.py\]\(\1\.py\)", readme)) == scripts
+    assert set(re.findall(r"\[(\w+)\.py\]\(\.\./examples/\1\.py\)", readme)) == scripts
+
+
+@pytest.mark.parametrize("name", [name for name, needed in NEEDS.items() if needed])
+def test_an_example_without_its_package_says_what_to_install(name, monkeypatch):
+    package = NEEDS[name][0].partition(".")[0]
+    for module in (package, *NEEDS[name], "onnxruntime", "pyarrow", "gymnasium"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        SystemExit, match=r"^\w+ is not installed; run: pip install 'namernn_fast\["
+    ):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
 
 def test_swap_in(run):

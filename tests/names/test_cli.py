@@ -9,8 +9,9 @@ from itertools import product
 import pytest
 import torch
 
+import namernn_fast
 from namernn_fast import names
-from namernn_fast.names import Recipe
+from namernn_fast.names import Recipe, recipes
 from namernn_fast.names import __main__ as cli
 from namernn_fast.names.commands import train
 
@@ -28,7 +29,7 @@ def test_train_then_predict(folder, run, cache):
     assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
     path = cache / "names.safetensors"
     assert saved == f"saved {path}"
-    assert said.startswith("predict goes on answering with the pretrained model")
+    assert said.startswith("predict uses the pretrained model unless")
     assert list(cache.iterdir()) == [path]
 
     pretrained = run("predict", "Frank", "--checkpoint", "pretrained")
@@ -128,7 +129,7 @@ def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
 
 
 def test_without_a_home_folder_paths_must_be_given(homeless, run, fails, folder, tmp_path):
-    advice = "there is no folder for what is downloaded and trained: set HOME or XDG_CACHE_HOME"
+    advice = "there is no folder for downloads and trained models: set HOME or XDG_CACHE_HOME"
     path = tmp_path / "names.safetensors"
     options = ("train", "--data", folder, "--epochs", 1, *SMALL)
     assert fails(*options) == (2, advice)
@@ -144,7 +145,11 @@ def test_wrong_input(fails, folder, tmp_path, offline):
     for argv, code, message in (
         (["train", "--data", none], 2, f"{none}: there is no such folder or file"),
         (["train", "--no-sample"], 1, "nowhere: download failed (Invalid URL"),
-        (["train", "--dropout", 0.5], 2, "--dropout acts between layers, so it needs --layers 2"),
+        (
+            ["train", "--dropout", 0.5],
+            2,
+            "--dropout applies between layers, so it needs --layers 2",
+        ),
         (["predict", "Kim", "--checkpoint", bad], 2, f"{bad}: not a readable safetensors file ("),
         # Known before the training.
         (["train", "--data", folder, "--checkpoint", tmp_path], 2, f"{tmp_path}: not a plain file"),
@@ -181,9 +186,69 @@ def test_bad_options(command, options, values, said, capsys):
     for option, value in product(options, values):
         with pytest.raises(SystemExit, match="2"):
             cli.main([*command.split(), option, value])
-        last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith(f"{PROGRAM} {command.split()[0]}: error: argument {option}: ")
-        assert said in last
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{PROGRAM} {command.split()[0]}: error: argument {option}: ")
+        assert said in line
+
+
+@pytest.mark.parametrize("argv", [["predct", "Kim"], ["train", "--epoch-s", "3"], []])
+def test_a_typo_costs_one_line(argv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(PROGRAM)
+    assert line.endswith(" (--help lists the options)")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"namernn_fast {namernn_fast.__version__}\n"
+
+
+# These have no default: without them, nothing is done that they ask for.
+WITHOUT_DEFAULT = {
+    "--allowed-host",
+    "--figures",
+    "--force",
+    "--help",
+    "--input",
+    "--json",
+    "--no-header",
+    "--no-ngrams",
+    "--no-sample",
+    "--report",
+    "--resume",
+    "--teacher",
+}
+
+
+@pytest.mark.parametrize("command", ["data", "train", "evaluate", "predict", "serve"])
+def test_help_shows_every_default(command):
+    (commands,) = cli._parser()._subparsers._group_actions
+    parser = commands.choices[command]
+    for action in parser._actions:
+        option = (action.option_strings or [""])[-1]
+        shown = parser._get_formatter()._expand_help(action)
+        has_default = option and option not in WITHOUT_DEFAULT
+        assert ("(default: " in shown or "(without it: " in shown) == bool(has_default), option
+
+
+def test_help_explains_every_recipe():
+    assert recipes.DESCRIPTIONS.keys() == names.RECIPES.keys()
+    (commands,) = cli._parser()._subparsers._group_actions
+    shown = " ".join(commands.choices["train"].format_help().split())
+    for name, text in recipes.DESCRIPTIONS.items():
+        assert f"{name}: {text}" in shown
+    assert "networks whose logits are averaged (default: 1; reference: 8)" in shown
+    assert "the largest (default: 0.003)" in shown
+
+
+def test_nothing_warns_of_a_missing_numpy(root):
+    code = "import sys; sys.modules['numpy'] = None; import namernn_fast.names.__main__ as cli;"
+    argv = [sys.executable, "-c", f"{code} sys.exit(cli.main(['predict', 'Kim']))"]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

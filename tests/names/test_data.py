@@ -95,7 +95,7 @@ def test_the_named_data_comes_before_the_variable_and_the_variable_before_the_ca
 
 
 def test_without_a_home_folder_named_data_is_read_and_other_data_an_error(homeless, make_zip):
-    advice = "there is no folder for what is downloaded and trained: set HOME or XDG_CACHE_HOME"
+    advice = "there is no folder for downloads and trained models: set HOME or XDG_CACHE_HOME"
     assert refusal(None) == advice
     assert refusal("~/data.zip") == "Could not determine home directory."
     assert read_names(make_zip(TWO)).languages == ("Basque", "Welsh")

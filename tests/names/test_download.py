@@ -93,7 +93,7 @@ def test_a_broken_cache_is_downloaded_anew(serve, archive, target, caplog):
     assert load_names(url=serve(answer(archive))).languages == ("Basque", "Welsh")
     assert target.read_bytes() == archive
     assert caplog.records[0].getMessage() == (
-        f"{target}: not a readable zip (File is not a zip file); downloading it anew"
+        f"{target}: not a readable zip (File is not a zip file); downloading it again"
     )
 
 
@@ -130,7 +130,7 @@ def test_a_truncated_body(serve, archive, target):
     reason = failure(url, target)
     assert reason.startswith(f"{url}: ")
     assert str(len(archive) - 9) in reason
-    # Where no length is stated, the zip itself tells.
+    # Without a stated length, the zip itself shows it.
     url = serve(answer(archive[:-9], stated=""))
     assert failure(url, target) == f"{url}: not a readable zip (File is not a zip file)"
 
@@ -149,7 +149,7 @@ def test_the_sample_is_used_and_announced_when_the_download_fails(serve, caplog,
     assert names.source == "the embedded sample"
     assert [record.getMessage() for record in caplog.records] == [
         f"{url}: download failed (404 Client Error: Not Found for url: {url}); "
-        "going on with the small embedded sample, not the data set"
+        "using the small embedded sample, not the data set"
     ]
     assert list(cache.iterdir()) == []
 

@@ -144,7 +144,7 @@ def test_the_bootstrap_of_an_accuracy_is_as_wide_as_theory_says():
 
 
 def test_units_are_drawn_together():
-    """Each name twice in one unit tells no more than each name once; twice on its own seems to."""
+    """Each name twice in one unit is no more evidence than once; in two units it seems to be."""
     labels, predictions = drawn_answers(100)
     once = significance.bootstrap(Answers(labels, predictions), resamples=500)
     twice = Answers(labels.repeat(2), predictions.repeat(2), [*range(100), *range(100)])
@@ -217,7 +217,7 @@ def test_the_corrected_t_test():
 
 @pytest.fixture(scope="module")
 def endings():
-    """Names whose language is told by the last character, in languages of different sizes."""
+    """Names whose last character gives the language away, in languages of different sizes."""
     stems = [f"{a}{b}" for a in "bcdfgh" for b in "klmnpq"]
     rows = [(f"{stem}x", 0) for stem in stems] + [(f"x{stem}", 1) for stem in stems[:18]]
     return split(NamesData("endings", ("end", "start"), tuple(rows)))
@@ -407,7 +407,7 @@ def test_the_validation_part_without_ngrams_and_without_a_history(run, save, tmp
 
 
 def test_a_model_of_a_random_split(run, save, make_folder):
-    """The user is told how many of the names the model may have seen."""
+    """The command reports how many of the names the model may have seen."""
     folder = make_folder(dict.fromkeys(embedded_sample().languages, "kim\nlee\n" * 5))
     parts = split(read_names(folder), method="random")
     options = ("--no-ngrams", "--data", folder)
@@ -446,9 +446,9 @@ SAMPLE = PARTS.info["data"]
                 PARTS.info | {"data": SAMPLE | {"rows": "1"}},
             )
         ),
-        ({"split": PARTS.info | {"seed": 4}}, "this version splits the data in another way"),
+        ({"split": PARTS.info | {"seed": 4}}, "this version splits the data differently"),
         ({"split": PARTS.info | {"test": math.nan}}, "the shares of the validation and the test"),
-        ({"languages": PARTS.languages[::-1]}, "the model has other languages than the data"),
+        ({"languages": PARTS.languages[::-1]}, "the model has other languages than its data"),
     ],
 )
 def test_a_split_that_cannot_be_made_again(fails, save, change, reason):

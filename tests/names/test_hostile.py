@@ -77,7 +77,7 @@ def test_no_plain_file_or_one_of_twenty_gigabytes(tmp_path):
     path = tmp_path / "large"
     path.touch()
     os.truncate(path, 20 * 10**9)
-    assert refusal(path) == "too large, 20,000,000,000 bytes where at most 268,435,456 are read"
+    assert refusal(path) == "too large: 20,000,000,000 bytes, and at most 268,435,456 are read"
 
 
 class Harm:
@@ -100,7 +100,7 @@ class Harm:
 def test_a_pickle_is_named_and_runs_no_code(tmp_path, save):
     path = tmp_path / "names.safetensors"
     save(Harm(str(tmp_path / "harm")), path)
-    assert refusal(path).startswith("a pickle, as earlier versions wrote it with torch.save, ")
+    assert refusal(path).startswith("a pickle, as earlier versions wrote with torch.save; ")
     assert list(tmp_path.iterdir()) == [path]
 
 

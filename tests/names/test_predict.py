@@ -9,18 +9,30 @@ import subprocess
 import sys
 import tracemalloc
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from namernn_fast.names import Checkpoint, InputError, NameClassifier, load, save_checkpoint, tables
-from namernn_fast.names.answers import Answer, answer_rows
+from namernn_fast.names import (
+    Checkpoint,
+    InputError,
+    NameClassifier,
+    lines,
+    load,
+    save_checkpoint,
+    tables,
+)
+from namernn_fast.names.answers import Answers, answer_rows
 from namernn_fast.names.commands import predict
-from namernn_fast.names.tables import MAX_LINE_BYTES, Row, chunks, read_rows
+from namernn_fast.names.lines import MAX_LINE_BYTES
+from namernn_fast.names.tables import Rows, read_table
 from namernn_fast.names.text import dropped, why_unusable
 from namernn_fast.names.writers import writer_of
+
+PROGRAM = "python -m namernn_fast.names"
 
 LANGUAGES = ("Czech", "Irish", "Polish", "Thai")
 
@@ -52,8 +64,24 @@ def run(run, model, predictor, monkeypatch):
     return predicted
 
 
+class Row(NamedTuple):
+    """A row that was read."""
+
+    name: str
+    error: str | None = None
+
+
+def read(file, *arguments, **options):
+    """Return the rows of a file."""
+    return [
+        Row(name, rows.errors.get(place))
+        for rows in read_table(file, *arguments, **options).rows
+        for place, name in enumerate(rows.names)
+    ]
+
+
 def rows_of(content, format="csv", column=None, **options):
-    return list(read_rows(io.BytesIO(content), format, column, **options))
+    return read(io.BytesIO(content), format, column, **options)
 
 
 # What is read
@@ -94,14 +122,14 @@ class Pipe:
 def test_names_of_files(format, content, names, size):
     """However the bytes arrive."""
     pipe = Pipe(content[begin : begin + size] for begin in range(0, len(content), size))
-    assert list(read_rows(pipe, format)) == [Row(name) for name in names]
+    assert read(pipe, format) == [Row(name) for name in names]
 
 
 @pytest.mark.parametrize(("format", "end"), [("text", b"\n"), ("csv", b"\r\n"), ("jsonl", b"\r")])
 def test_a_line_without_bound_is_one_row_and_little_memory(format, end):
     pipe = Pipe([b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"'])
     tracemalloc.start()
-    rows = list(read_rows(pipe, format))
+    rows = read(pipe, format)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
@@ -133,16 +161,20 @@ def test_the_column(content, options):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (b"id,who\n", {}, "of several columns none is called 'name', which --column gives"),
-        (b"id,\x1b\n", {"column": "name"}, r"'name', which --column gives: 'id', '\\x1b'"),
+        (b"id,who\n", {}, "no column is called 'name'; --column takes one of 'id', 'who'"),
+        (b"id,\x1b\n", {"column": "name"}, r"'name'; --column takes one of 'id', '\\x1b'"),
         (b"id,who\n", {"column": "3"}, "there is no column 3: the first row has 2"),
-        (b"id,who\n", {"column": "0"}, "'0' is no number of a column"),
-        (b"id,who\n", {"column": "9" * 5000}, "is no number of a column"),
-        (b"1,Kim\n", {"column": "name", "header": False}, "without names"),
+        (b"id,who\n", {"column": "0"}, "'0' is not the number of a column"),
+        (b"id,who\n", {"column": "9" * 5000}, "is not the number of a column"),
+        (
+            b"1,Kim\n",
+            {"column": "name", "header": False},
+            "--column takes a number, because no column has a name",
+        ),
         (b"name,name\n", {}, "2 columns are called 'name': give a number"),
         (b"\nKim\n", {}, "the header is an empty line"),
         (b'"name\n', {}, "the header is not readable as CSV: "),
-        ("Frank\nKim".encode("utf-16"), {}, "the input is in UTF-16; UTF-8 is read"),
+        ("Frank\nKim".encode("utf-16"), {}, "the input is in UTF-16: --encoding utf-16 reads it"),
         (b"Kim\n", {"format": "text", "column": "name"}, "text has no columns"),
     ],
 )
@@ -193,56 +225,62 @@ def test_a_record_of_several_lines_is_bounded():
     assert others == [Row("x" * 40_000), Row('x"'), Row("Kim")]
 
 
-def test_chunks_are_bounded_in_rows_and_in_characters():
-    sizes = [len(chunk) for chunk in chunks([Row("Kim")] * 40_000)]
-    assert sizes == [16_384, 16_384, 40_000 - 2 * 16_384]
-    long = [len(chunk) for chunk in chunks(Row("x" * 65_537) for _ in range(1_000))]
+@pytest.mark.parametrize("format", ["text", "csv", "jsonl"])
+def test_rows_are_read_in_bounded_numbers_and_characters(format):
+    def sizes(name, count):
+        line = {"text": b"%b\n", "csv": b"%b\n", "jsonl": b'"%b"\n'}[format] % name
+        content = line * count if format != "csv" else b"name\n" + line * count
+        return [len(rows.names) for rows in read_table(io.BytesIO(content), format).rows]
+
+    assert sizes(b"Kim", 40_000) == [16_384, 16_384, 40_000 - 2 * 16_384]
+    long = sizes(b"x" * 10_000, 1_000)
     assert max(long) == 256
     assert sum(long) == 1_000
-    assert list(chunks([])) == []
+    assert sizes(b"", 0) == []
 
 
-# What is told
+# What is answered
+
+
+def answer(predictor, names, *arguments, errors=(), **options):
+    return answer_rows(predictor, Rows([*names], dict(errors)), *arguments, **options)
 
 
 def test_answers_are_those_of_predict(predictor):
     names = ["Frank", "Ślusàrski", "ffrank", "Frank", "O’Neal-Smith"]
-    answers = answer_rows(predictor, list(map(Row, names)), top=2)
-    for answer, name, told in zip(answers, names, predictor.predict(names, 2), strict=True):
-        assert answer.name == name
-        assert list(answer.languages) == [language for language, _ in told]
-        assert answer.probabilities == pytest.approx([value for _, value in told], abs=1e-6)
-        assert (answer.dropped, answer.error) == (dropped(name), None)
-    assert answer_rows(predictor, []) == []
-    [answer] = answer_rows(predictor, [Row("Kim")], top=99)
-    assert sorted(answer.languages) == sorted(LANGUAGES)
+    answers = answer(predictor, names, top=2)
+    assert (answers.rows.names, answers.errors) == (names, {})
+    for row, (name, told) in enumerate(zip(names, predictor.predict(names, 2), strict=True)):
+        languages, values = zip(*answers.of_row(row), strict=True)
+        assert list(languages) == [language for language, _ in told]
+        assert values == pytest.approx([value for _, value in told], abs=1e-6)
+        assert answers.dropped.get(row, "") == dropped(name)
+    assert len(answer(predictor, [])) == 0
+    found = answer(predictor, ["Kim"], top=99).of_row(0)
+    assert sorted(language for language, _ in found) == sorted(LANGUAGES)
 
 
 @pytest.mark.parametrize(
-    ("row", "shown", "error"),
+    ("name", "given", "shown", "error"),
     [
-        (Row(""), "", "the name is empty"),
-        (Row(" \t"), " \t", "the name is empty"),
-        (Row("Иванов"), "Иванов", why_unusable("Иванов")),
-        (Row("x" * 10_000), "x" * 100 + "…", why_unusable("x" * 10_000)),
-        (Row("Fra\udcffnk"), r"Fra\udcffnk", "not valid UTF-8"),
-        (Row("{", "not JSON"), "{", "not JSON"),
+        ("", None, "", "the name is empty"),
+        (" \t", None, " \t", "the name is empty"),
+        ("Иванов", None, "Иванов", why_unusable("Иванов")),
+        ("x" * 10_000, None, "x" * 100 + "…", why_unusable("x" * 10_000)),
+        ("Fra\udcffnk", None, r"Fra\udcffnk", "not valid in the encoding of the input"),
+        ("{", "not JSON", "{", "not JSON"),
     ],
 )
-def test_a_row_that_cannot_be_read(predictor, row, shown, error):
-    first, answer, last = answer_rows(predictor, [Row("Kim"), row, Row("Kim")])
-    assert answer == Answer(shown, error=error)
-    assert first == last
-    assert first.error is None
+def test_a_row_that_cannot_be_read(predictor, name, given, shown, error):
+    answers = answer(predictor, ["Kim", name, "Kim"], errors={1: given} if given else {})
+    assert answers.rows.names == ["Kim", shown, "Kim"]
+    assert answers.errors == {1: error}
+    assert answers.of_row(0) == answers.of_row(2) != answers.of_row(1) == []
 
 
 def test_languages_that_are_not_probable_enough(predictor):
-    [answer] = answer_rows(predictor, [Row("Kim")], top=4)
-    least = answer.probabilities[1] - 1e-6
-    [told] = answer_rows(predictor, [Row("Kim")], 4, least)
-    assert told == answer._replace(
-        languages=answer.languages[:2], probabilities=answer.probabilities[:2]
-    )
+    found = answer(predictor, ["Kim"], top=4).of_row(0)
+    assert answer(predictor, ["Kim"], 4, found[1][1] - 1e-6).of_row(0) == found[:2]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +301,7 @@ def test_languages_that_are_not_probable_enough(predictor):
         ),
         (
             "jsonl",
-            '{"name": "\\u0141\\u202eX", "languages": [{"language": "Thai", "probability": 0.75}, '
+            '{"name": "Ł\\u202eX", "languages": [{"language": "Thai", "probability": 0.75}, '
             '{"language": "Irish", "probability": 0.2}], "dropped": "\\u001b-", "error": null}\n'
             '{"name": "Kim", "languages": [], "dropped": "", "error": null}\n'
             '{"name": "", "languages": [], "dropped": "", "error": "no\\u001b"}\n',
@@ -271,10 +309,11 @@ def test_languages_that_are_not_probable_enough(predictor):
     ],
 )
 def test_the_formats(format, text):
-    told = Answer("Ł\u202eX", ["Thai", "Irish"], [0.75, 0.2], "\x1b-")
+    rows = Rows(["Ł\u202eX", "Kim", ""], {2: "no\x1b"})
+    languages, values = ["Thai", "Irish"] * 2, [0.75, 0.2] * 2
+    answers = Answers(rows, 2, languages, values, [2, 0], [0, 1, -1], {0: "\x1b-"})
     writer = writer_of(format, 2)
-    written = writer.body([told, Answer("Kim"), Answer("", error="no\x1b")])
-    assert writer.head() + written == text
+    assert writer.head() + writer.body(answers) == text
 
 
 @pytest.mark.parametrize(
@@ -288,10 +327,16 @@ def test_the_formats(format, text):
         ("\tX", r"\tX"),
         ("--", "--"),
         ("a=b", "a=b"),
+        ("-5", "-5"),
+        ("+1.5e-3", "+1.5e-3"),
+        ("-1,5", "-1,5"),
+        ("-5+A1", r"\x2d5+A1"),
+        ("x,=1", "x,=1"),
     ],
 )
 def test_a_cell_is_no_formula(name, cell):
-    answers = [Answer(name, ["Thai"], [0.5], name), Answer("", error=name)]
+    rows = Rows([name, ""], {1: name})
+    answers = Answers(rows, 1, ["Thai"], [0.5], [1], [0, -1], {0: name})
     rows = csv.reader(io.StringIO(writer_of("csv", 1).body(answers)))
     assert [*rows] == [[cell, "Thai", "0.5", cell, ""], ["", "", "", "", cell]]
 
@@ -299,12 +344,23 @@ def test_a_cell_is_no_formula(name, cell):
 # The command
 
 
+def wrote(count, path):
+    """Return the line that says so."""
+    return f"wrote {count} {'row' if count == 1 else 'rows'} to {path}\n"
+
+
 def test_files_in_and_out(run, tmp_path):
     source = tmp_path / "in.tsv"
     source.write_bytes(b"id\tname\n1\tKim\n2\tNowak\n")
-    for suffix, begin in [("csv", "name,"), ("jsonl", '{"name": "Kim", '), ("txt", "Kim\n  0.")]:
+    for suffix, begin in [
+        ("csv", "id,name,language_1,"),
+        ("tsv", "id\tname\tlanguage_1\t"),
+        ("jsonl", '{"id": "1", "name": "Kim", '),
+        ("txt", "Kim\n  0."),
+    ]:
         target = tmp_path / "new" / f"out.{suffix}"
-        assert run("--input", source, "--output", target) == (0, "", "")
+        target.parent.mkdir(exist_ok=True)
+        assert run("--input", source, "--output", target) == (0, "", wrote(2, target))
         text = target.read_text()
         assert text.startswith(begin)
         assert text.count("Kim") == text.count("Nowak") == 1
@@ -385,8 +441,8 @@ def test_what_is_read_is_not_overwritten(
 
 def test_devices(run, tmp_path):
     """What looks like a file and is none is written to, and stays what it is."""
-    assert run("Kim", "--output", "/dev/null") == (0, "", "")
-    assert run("--input", "/dev/null", "--output", "/dev/null") == (0, "", "")
+    for argv, count in (("Kim",), 1), (("--input", "/dev/null"), 0):
+        assert run(*argv, "--output", "/dev/null") == (0, "", wrote(count, "/dev/null"))
     names, log, stdout = (tmp_path / name for name in ("names.txt", "log.txt", "stdout"))
     names.write_text("Kim\n")
     log.write_text("before\n")
@@ -403,8 +459,9 @@ def test_no_name_could_be_read(run, fails, tmp_path):
     assert (code, out) == (2, f"Иванов\n  error: {why_unusable('Иванов')}\n")
     assert err.endswith(": error: the name could not be read\n")
     target = tmp_path / "out.csv"
-    said = fails("-", "--output", target, stdin=b"1\n2\n")
-    assert said == (2, "none of 2 names could be read")
+    code, out, err = run("-", "--output", target, stdin=b"1\n2\n")
+    failure = f"{PROGRAM}: error: none of 2 names could be read\n"
+    assert (code, out, err) == (2, "", wrote(2, target) + failure)
     assert target.read_text().count("\n") == 3
 
 
@@ -441,10 +498,12 @@ def test_nothing_is_written_when_the_column_is_not_there(fails, tmp_path, monkey
     for output in (["--format", "csv"], ["--output", target]):
         code, message = fails("-", "--input-format", "csv", *output, stdin=b"a,b\n")
         assert code == 2
-        assert message.startswith("of several columns none is called 'name'")
+        assert message.startswith("no column is called 'name'; --column takes one of")
     assert target.read_text() == "old"
     monkeypatch.setattr(predict, "load_predictor", None)  # known before the work
-    assert fails("Kim", "--output", tmp_path) == (2, f"{tmp_path}: not a plain file")
+    folder = tmp_path / "folder.csv"
+    folder.mkdir()
+    assert fails("Kim", "--output", folder) == (2, f"{folder}: not a plain file")
 
 
 @pytest.mark.parametrize(
@@ -470,7 +529,7 @@ def test_the_bar_is_for_a_terminal(run, tmp_path, monkeypatch, argv, out_is_term
 def test_memory_does_not_grow_with_the_number_of_names(run, tmp_path, monkeypatch):
     source = tmp_path / "names.txt"
     monkeypatch.setattr(tables, "_CHUNK_ROWS", 512)
-    monkeypatch.setattr(tables, "_BLOCK_BYTES", 2048)
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", 2048)
     letters = str.maketrans("0123456789", "abcdefghij")
     peaks = []
     for count in (2_048, 8_192):
@@ -500,7 +559,8 @@ def parsed(out, format):
     if format == "csv":
         head, *rows = csv.reader(io.StringIO(out))
         assert {len(row) for row in rows} <= {len(head)}
-        return [(row[0], [x for x in row[1:-2:2] if x], row[-1] or None) for row in rows]
+        name, told = head.index("name"), head.index("language_1")
+        return [(row[name], [x for x in row[told:-2:2] if x], row[-1] or None) for row in rows]
     rows = [json.loads(line) for line in out.removesuffix("\n").split("\n")] if out else []
     return [(r["name"], [x["language"] for x in r["languages"]], r["error"]) for r in rows]
 

@@ -254,7 +254,7 @@ def test_the_real_data(real_folder):
 
 
 def test_sources_are_those_of_training(run, offline):
-    """Without --data the sample stands in where there is no network, unless it is refused."""
+    """Without --data and a network the sample stands in, unless it is refused."""
     code, out, _ = run("data")
     assert code == 0
     assert "names in 18 languages: the embedded sample" in out

@@ -184,9 +184,9 @@ def test_another_training_is_refused_in_words(kept, path):
     path.write_bytes(kept[-1])
     other = PLAIN.changed(lr=0.02, clip_norm=1.0, model={"hidden_size": 9, "pooling": "last"})
     assert refusal(path, other, {**IDENTITY, "seed": 1, "recipe": other.values()}) == (
-        "the unfinished training differs: its recipe clip_norm is None, not 1.0; "
-        "its recipe lr is 0.01, not 0.02; its recipe model hidden_size is 7, not 9; "
-        "its recipe model pooling is None, not 'last'; its seed is 0, not 1"
+        "the unfinished training was started with recipe clip_norm None, not 1.0; "
+        "recipe lr 0.01, not 0.02; recipe model hidden_size 7, not 9; "
+        "recipe model pooling None, not 'last'; seed 0, not 1"
     )
 
 

@@ -26,7 +26,10 @@ from namernn_fast.names.serving import batching, requests, running, server
 from namernn_fast.names.serving.answers import MAX_STATES_LENGTH, Answers
 
 LANGUAGES = ("Czech", "German", "Irish", "Korean", "Polish")
-SPLIT = {"data": {"source": "the folder \x1b[31m/names", "rows": 7, "is_sample": False}}
+SPLIT = {
+    "names": {"train": 5},
+    "data": {"source": "the folder \x1b[31m/names", "rows": 7, "is_sample": False},
+}
 LOCAL = "http://localhost"
 LONGEST = "a" * MAX_STATES_LENGTH
 JSON = {"Content-Type": "application/json"}
@@ -49,6 +52,7 @@ def _patience():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "KEEP_ALIVE_SECONDS", 10 * HANG)
         patch.setattr(running, "HEADER_SECONDS", 10 * HANG)
+        patch.setattr(running, "SHUTDOWN_SECONDS", 10 * HANG)
         patch.setattr(requests, "BODY_SECONDS", 10 * HANG)
         yield
 
@@ -85,7 +89,7 @@ def test_many_names_at_once(client, predictor, options):
     results = client.post("/predict", json={"names": given, **options}).json()["results"]
     assert [result["name"] for result in results] == given
     assert results.pop(4)["error"] == "a name of 1,001 characters: at most 1,000 are read"
-    assert results.pop(2)["error"].startswith("'Иванов' holds no usable character: ")
+    assert results.pop(2)["error"].startswith("'Иванов' has no character that the model reads: ")
     assert [result["dropped"] for result in results] == ["", "", "-", ""]
     for result in results:
         best = expected(predictor, result["name"], options.get("top", 3))
@@ -126,7 +130,12 @@ def test_health(client):
         "status": "ok",
         "model": {"networks": 1, "parameters": parameters, "options": options, "has_states": True},
         "languages": list(LANGUAGES),
-        "data": {"source": r"the folder \x1b[31m/names", "rows": 7, "is_sample": False},
+        "data": {
+            "source": r"the folder \x1b[31m/names",
+            "rows": 7,
+            "training_names": 5,
+            "is_sample": False,
+        },
         "limits": {"body_bytes": 262144, "names": 1000, "name_length": 1000, "states_length": 64},
     }
 
@@ -134,10 +143,11 @@ def test_health(client):
 @pytest.mark.parametrize(
     ("split", "data"),
     [
-        (3, (None, None, False)),
-        ({"data": []}, (None, None, False)),
-        ({"data": {"source": 1, "rows": True}}, (None, None, False)),
-        ({"data": {"source": "x" * 999, "is_sample": True}}, ("x" * 300, None, True)),
+        (3, (None, None, None, False)),
+        ({"data": [], "names": 3}, (None, None, None, False)),
+        ({"data": {"source": 1, "rows": True}}, (None, None, None, False)),
+        ({"names": {"train": "5"}}, (None, None, None, False)),
+        ({"data": {"source": "x" * 999, "is_sample": True}}, ("x" * 300, None, None, True)),
     ],
 )
 def test_the_record_of_the_data_is_not_trusted(split, data):
@@ -172,7 +182,8 @@ def check_headers(response):
 def test_routes(client, method, path, host, status):
     response = client.request(method, path, headers={"Host": host}, follow_redirects=False)
     assert response.status_code == status
-    assert status < 404 or response.json()["field"] == {404: "path", 405: "method"}[status]
+    fields = {400: "Host", 404: "path", 405: "method"}
+    assert status < 400 or response.json()["field"] == fields[status]
     assert response.headers.get("Allow") == ("POST" if status == 405 else None)
     check_headers(response)
 
@@ -201,9 +212,9 @@ TOP = "a whole number from 1 to 1000"
     [
         ("[" * 200_000, 400, "body", None, "JSON"),
         ("1" * 5000, 400, "body", None, "JSON"),
-        ('{"names": [NaN]}', 400, "body", "text that is no JSON (NaN is no JSON)", "JSON"),
+        ('{"names": [NaN]}', 400, "body", "text that is not JSON (NaN is not JSON)", "JSON"),
         ('{"a\\n": 1, "a\\n": 2}', 400, "body", None, "JSON"),
-        (b"\xff", 400, "body", "bytes that are no UTF-8 (invalid start byte)", "JSON"),
+        (b"\xff", 400, "body", "bytes that are not UTF-8 (invalid start byte)", "JSON"),
         ("null", 422, "body", "null", "a JSON object"),
         ("{}", 422, "names", "nothing", NAMES),
         ('{"names": "Kim"}', 422, "names", "the string 'Kim'", NAMES),
@@ -233,8 +244,8 @@ def test_a_bad_body_says_what_is_wrong(client, body, status, field, got, takes):
     ("name", "error"),
     [
         (LONGEST, None),
-        (LONGEST + "a", "a name of 65 characters: states are told of at most 64"),
-        ("123", "'123' holds no usable character: "),
+        (LONGEST + "a", "a name of 65 characters: states are returned for at most 64"),
+        ("123", "'123' has no character that the model reads: "),
     ],
 )
 def test_a_name_without_states(client, name, error):
@@ -496,7 +507,7 @@ def begin_request(connection):
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nA: b"])
 def test_a_connection_without_a_request_is_closed(port, monkeypatch, begin):
-    """The first on a connection, and a later one of which a byte comes now and then."""
+    """The first on a connection, and a later one that sends a byte now and then."""
     if not begin:
         monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
     with connected(port) as connection:
@@ -579,6 +590,22 @@ def test_a_request_in_flight_is_answered_when_the_server_is_told_to_stop(root, p
         assert (status, answer["results"][0]["name"]) == (200, "Kim")
     out, err = process.communicate(timeout=HANG)
     assert (process.returncode, out, err.count("\n")) == (0, "", 1)
+
+
+def test_the_connections_of_a_browser_do_not_delay_the_end(predictor):
+    """One that was used and is kept, one that was opened in advance, one with half a request."""
+    listener = running.listen("127.0.0.1", 0)
+    uvicorn_server = running.server(server.application(predictor))
+    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
+    port = listener.getsockname()[1]
+    with connected(port) as used, connected(port), connected(port) as half:
+        thread.start()
+        used.sendall(HEALTH)
+        assert read_answer(used)[0] == 200
+        half.sendall(HEALTH[:20])
+        uvicorn_server.should_exit = True  # as the signal does
+        thread.join(HANG)
+        assert not thread.is_alive()  # else it waits for SHUTDOWN_SECONDS
 
 
 @pytest.mark.parametrize("moment", ["run", "main_loop"])
@@ -676,9 +703,9 @@ def browser(tmp_path_factory):
 class Page:
     """The page in the browser."""
 
-    def __init__(self, driver, port):
+    def __init__(self, driver, port, query=""):
         self.driver = driver
-        driver.get(f"http://127.0.0.1:{port}/")
+        driver.get(f"http://127.0.0.1:{port}/{query}")
 
     def type(self, text):
         field = self.driver.find_element("id", "name")
@@ -737,7 +764,8 @@ def test_the_page_shows_bars_and_the_path_while_one_types(page, predictor):
     assert page.wait("document.getElementById('summary').textContent").startswith("Frank: ")
     page.wait("document.getElementById('model').textContent")
     assert "one network of 1 layer with 6 units" in page.text("model")
-    assert r"7 names from the folder \x1b[31m/names" in page.text("model")
+    trained = r"trained on 5 names of the folder \x1b[31m/names, which has 7 rows."
+    assert page.text("model").endswith(trained)
     assert page.ask("document.getElementById('sample').hidden")
     assert "A surname is not an ethnicity" in page.ask("document.body.textContent")
 
@@ -758,11 +786,23 @@ def test_a_hostile_name_shows_as_text(page):
 def test_names_that_cannot_be_read(page):
     page.type("123")
     problem = page.wait("document.getElementById('problem').textContent")
-    assert problem.startswith("This name cannot be read: '123' holds no usable character")
+    assert problem.startswith(
+        "This name cannot be read: '123' has no character that the model reads"
+    )
     assert page.ask("document.getElementById('answers').hidden")
     page.type(LONGEST + "a")
     page.wait("document.getElementById('problem').hidden && document.querySelector('#bars li')")
     page.wait("document.getElementById('reading').hidden")
+    assert not page.ask("document.getElementById('too-long').hidden")
+    page.type("Kim")
+    page.wait(f"({READING}) === 'Kim'")
+    assert page.ask("document.getElementById('too-long').hidden")
+
+
+def test_a_link_to_a_name(browser, port):
+    page = Page(browser, port, "?name=O%E2%80%99Neal+Ana")
+    page.wait(f"({READING}) === 'O’Neal Ana'")
+    assert page.ask("document.getElementById('name').value") == "O’Neal Ana"
 
 
 @pytest.mark.parametrize("path", ["predict", "states"])

@@ -70,6 +70,7 @@ def test_the_real_data(real_folder):
         "validation": 0.1,
         "test": 0.2,
         "sha256": REAL_SHA256,
+        "names": {"train": 12_557, "validation": 1_811, "test": 3_619},
         "data": {
             "source": f"the folder {real_folder}",
             "sha256": data.sha256,

@@ -98,7 +98,10 @@ def test_folding_is_what_its_documentation_says(names):
     assert fold_usable(names) == folded
 
 
-UNUSABLE = "'{}' holds no usable character: letters from A to Z, plain or accented, and .,;' are"
+UNUSABLE = (
+    "'{}' has no character that the model reads: it reads the letters A to Z, with or without "
+    "accents, and . , ; '"
+)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ UNUSABLE = "'{}' holds no usable character: letters from A to Z, plain or accent
     ids=range(8),
 )
 def test_what_is_no_list_of_usable_names_is_refused(names, kind, message):
-    """The first unusable name is told."""
+    """The error names the first unusable name."""
     with pytest.raises(kind) as error:
         encode_names(names)
     assert str(error.value) == message

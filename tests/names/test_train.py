@@ -131,23 +131,22 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache
     assert code == 130
     assert out.splitlines()[-1].startswith("network 2 of 2, epoch 1: ")
     assert err == (
-        f"--resume goes on from the end of the last epoch\n{PROGRAM}: error: interrupted\n"
+        f"--resume continues after the last whole epoch\n{PROGRAM}: error: interrupted\n"
     )
     assert [each.name for each in cache.iterdir()] == ["names.safetensors.state"]
 
     more = make_data("more")
     (more / "Polish.txt").write_text("Nowak\nKowalski\nLis\n")
     for option, value, difference in (
-        ("--seed", 1, "seed is 0, not 1"),
-        ("--lr", 0.5, "recipe lr is 0.003, not 0.5"),
-        ("--split-seed", 1, "split is '"),
-        ("--data", more, "data is '"),
+        ("--seed", 1, "seed 0, not 1"),
+        ("--lr", 0.5, "recipe lr 0.003, not 0.5"),
+        ("--split-seed", 1, "split '"),
+        ("--data", more, "data '"),
     ):
         code, message = fails(*options, "--resume", option, value)
         assert code == 2
-        assert message.startswith(
-            f"{path}.state: the unfinished training differs: its {difference}"
-        )
+        started = f"{path}.state: the unfinished training was started with {difference}"
+        assert message.startswith(started)
 
     code, out, err = run(*options, "--resume")
     assert (code, err) == (0, "")
@@ -163,7 +162,8 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache
 
 
 WARNING = (
-    "the state of the training could not be kept ([Errno 28] No space left on device); going on"
+    "the state of the training could not be written ([Errno 28] No space left on device); "
+    "training continues"
 )
 FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
@@ -236,7 +236,7 @@ def test_a_teacher_is_of_the_same_split_and_a_training_has_one(
         assert run(*lesson, teachers[0])[0] == 130
     code, message = fails(*lesson, teachers[1], "--resume")
     assert code == 2
-    assert "the unfinished training differs: its teacher is '" in message
+    assert "the unfinished training was started with teacher '" in message
     assert run(*lesson, teachers[0], "--resume")[0] == 0
     record = load_checkpoint(small).info["split"]
     assert record["made_up"] == 20
@@ -244,8 +244,8 @@ def test_a_teacher_is_of_the_same_split_and_a_training_has_one(
     for wrong, reason in (
         ((*lesson, teachers[0], "--split-seed", 1), "the teacher was trained on another split"),
         ((*lesson, "pretrained"), "the teacher was trained on another split"),
-        ((*command, small, "--recipe", "distilled"), "--recipe distilled goes with --teacher"),
-        ((*command, small, "--made-up", 9), "--made-up goes with --teacher"),
+        ((*command, small, "--recipe", "distilled"), "--recipe distilled needs --teacher"),
+        ((*command, small, "--made-up", 9), "--made-up needs --teacher"),
     ):
         code, message = fails(*wrong)
         assert code == 2
@@ -266,7 +266,7 @@ def test_processes_that_read_other_data_do_not_train_together(fails, folder, mon
     monkeypatch.setattr(train.dist, "barrier", lambda: None)
     monkeypatch.setattr(train.dist, "all_gather_object", gather)
     code, message = fails("train", "--data", folder)
-    assert (code, message) == (2, "the processes that train together have read other data")
+    assert (code, message) == (2, "the processes that train together have read different data")
 
 
 @pytest.mark.parametrize("size", ["2", "two"])
@@ -276,4 +276,4 @@ def test_an_environment_of_half_a_torchrun(fails, folder, monkeypatch, size):
         monkeypatch.delenv(variable, raising=False)
     code, message = fails("train", "--data", folder)
     assert code == 2
-    assert message.startswith("the environment is not one of torchrun's (")
+    assert message.startswith("these are not the variables of torchrun (")

@@ -291,7 +291,7 @@ def test_odd_recipes_are_refused(option, value):
 
 
 def test_a_recipe_of_too_many_epochs_is_refused():
-    with pytest.raises(InputError, match=r"^3,000 epochs in all: at most 2,500 can be$"):
+    with pytest.raises(InputError, match=r"^3,000 epochs in total: at most 2,500 are allowed$"):
         Recipe(epochs=1000, members=3)
 
 

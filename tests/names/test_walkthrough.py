@@ -13,7 +13,7 @@ matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws wi
 matplotlib.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
 
-FIGURES = 9
+FIGURES = 11
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_walkthrough_without_a_network(walk, monkeypatch, capsys):
 
     monkeypatch.setattr(dataset, "download_names", no_network)
     assert walk()["data"].is_sample
-    assert "the embedded sample, not the data set" in capsys.readouterr().out
+    assert "made with the embedded sample of the data set" in capsys.readouterr().out
 
 
 @pytest.mark.slow

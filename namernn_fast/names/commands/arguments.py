@@ -60,7 +60,7 @@ def path(text: str) -> Path:
 
 
 def model(text: str) -> Path:
-    """The argparse type of a trained model, by its path or its name."""
+    """The argparse type of a trained model, given by path or name."""
     return pretrained_checkpoint() if text == PRETRAINED else path(text)
 
 
@@ -77,12 +77,13 @@ def device(text: str) -> torch.device:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults of options that have one."""
+    """Shows the defaults of options that have one; 0 is one, and False is not."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return (
-            action.help if action.default in (None, False, []) else super()._get_help_string(action)
-        )
+        default = action.default
+        if default is None or default is False or default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def add_parser(
@@ -100,20 +101,20 @@ def add_parser(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which trained model runs, and where."""
+    """Adds the options for which trained model runs, and where."""
     parser.add_argument(
         "--checkpoint",
         type=model,
         default=PRETRAINED,
         metavar="PATH",
-        help=f"a trained model, or '{PRETRAINED}': the one that comes with the package (a file of "
-        f"that name is ./{PRETRAINED})",
+        help=f"a trained model; '{PRETRAINED}' is the one that comes with the package, and a file "
+        f"of that name is ./{PRETRAINED}",
     )
     add_device(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say where and how a model runs."""
+    """Adds the options for where and how a model runs."""
     parser.add_argument("--device", type=device, default="cpu", help="where the model runs")
     parser.add_argument(
         "--rnn",
@@ -124,7 +125,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def load_predictor(arguments: argparse.Namespace) -> Predictor:
-    """Loads the model of the options of `add_model`; says which if it is not the pretrained one."""
+    """Loads the model that the options name; reports which, if it is not the pretrained one."""
     path: Path = arguments.checkpoint
     predictor = load(path, device=arguments.device, rnn_class=RNN_CLASSES[arguments.rnn])
     if not path.samefile(pretrained_checkpoint()):
@@ -135,7 +136,7 @@ def load_predictor(arguments: argparse.Namespace) -> Predictor:
 
 
 def _record(info: dict[str, Any]) -> str:
-    """Returns when a model was trained and how good it is; its file may hold anything there."""
+    """Returns when a model was trained and how good it is; its file is not trusted."""
     try:
         trained = f"trained on {datetime.date.fromisoformat(info['trained'])}"
     except (KeyError, TypeError, ValueError):
@@ -148,7 +149,7 @@ def _record(info: dict[str, Any]) -> str:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which names are read."""
+    """Adds the options for which names to read."""
     parser.add_argument(
         "--data",
         metavar="PATH",
@@ -161,14 +162,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how the data is split."""
+    """Adds the options for how to split the data."""
     parser.add_argument(
         "--split",
         choices=METHODS,
         default="string",
-        help="string: no name in two parts; random: rows as tutorials draw them, which leaks",
+        help="string: no name is in two parts; random: rows, as in tutorials, which leaks names",
     )
-    parser.add_argument("--split-seed", type=SEED, default=0, help="fixes the split")
+    parser.add_argument("--split-seed", type=SEED, default=0, help="the seed of the split")
     parser.add_argument(
         "--validation", type=SHARE, default=0.1, help="share of the validation part"
     )
@@ -188,7 +189,7 @@ def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def split_data(data: NamesData, arguments: argparse.Namespace) -> Split:
-    """Splits the data as the options of `add_split` say."""
+    """Splits the data as the options of `add_split` require."""
     return split(
         data,
         method=arguments.split,
@@ -199,5 +200,5 @@ def split_data(data: NamesData, arguments: argparse.Namespace) -> Split:
 
 
 def say(text: str) -> None:
-    """Prints a line on standard error, for the user and not for a program that reads the output."""
+    """Prints a line for the user on standard error."""
     print(escaped(text), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`data`: tells what is in the names data, and what is odd about it."""
+"""`data`: describes the names data, and what is odd about it."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _LEGEND = (
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
-    parser = add_command(commands, "data", run, "tell what is in the names data")
+    parser = add_command(commands, "data", run, "describe the names data")
     add_data(parser)
     add_split(parser)
     parser.add_argument(
         "--report",
         type=path,
         metavar="FILE",
-        help="write all facts and odd rows, as JSON if the file is called .json, else as Markdown",
+        help="write all facts and odd rows, as JSON if the name ends in .json, else as Markdown",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Reports as the options say."""
+    """Prints the report."""
     if arguments.report is not None:
         check_no_overwrite([("--report", arguments.report)], data_files(arguments))
         check_replaceable(arguments.report)
@@ -80,7 +80,7 @@ def _facts(report: DataReport) -> list[tuple[str, str]]:
         ("junk", f"{report.total.junk:,} rows ({junk or 'none'}); kept as they are"),
         (
             "ceiling",
-            f"the best function of the folded string has {ceiling['rows']:.1%} of the rows right, "
+            f"the best function of the folded string gets {ceiling['rows']:.1%} of the rows right, "
             f"{ceiling['distinct pairs']:.1%} of the distinct pairs of a name and a language, and "
             f"{ceiling['test part']:.1%} of the test part",
         ),
@@ -144,8 +144,7 @@ def page(report: DataReport) -> str:
             _listed(facts),
             "## Odd rows",
             "Rows that the table of spellings changes, rows with characters that folding drops, "
-            "and junk. They are kept as they are, so that figures can be compared with those that "
-            "others publish on the same files.",
+            "and junk. They stay as they are, so that figures can be compared with published ones.",
             _listed(rules),
             markdown(header, odd_rows),
             "## Folded names under several languages",
@@ -160,5 +159,5 @@ def _listed(texts: Mapping[str, str]) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Returns a name whose blanks at the ends are seen."""
+    """Returns a name, in quotes if it has blanks at its ends."""
     return f'"{name}"' if name != name.strip() else name

@@ -1,4 +1,4 @@
-"""`evaluate`: tells how good a model is on names that it has not seen."""
+"""`evaluate`: measures how good a model is on names that it has not seen."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FIGURES = ("confusion_matrix.png", "learning_curves.png", "calibration.png")
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
     parser = add_command(
-        commands, "evaluate", run, "tell how good a model is on names that it has not seen"
+        commands, "evaluate", run, "measure how good a model is on names that it has not seen"
     )
     add_model(parser)
     add_data(parser)
@@ -46,13 +46,12 @@ def add_parser(commands: Any) -> None:
         "--part",
         choices=("test", "validation"),
         default="test",
-        help="part of the split that the model was trained with; look at the test part once, when "
-        "all choices are made",
+        help="the part of the model's split; use the test part once, when all choices are made",
     )
     parser.add_argument(
         "--no-ngrams",
         action="store_true",
-        help="leave out the baseline of character n-grams, which is fitted anew",
+        help="skip the baseline of character n-grams, which takes seconds to fit",
     )
     parser.add_argument("--json", type=path, metavar="FILE", help="write all figures as JSON")
     parser.add_argument(
@@ -62,7 +61,7 @@ def add_parser(commands: Any) -> None:
 
 @dataclass(frozen=True)
 class _Results:
-    """What is told about a model: the figures of the classifiers, by what they are called."""
+    """The figures of all classifiers, by name."""
 
     part: str
     split: dict[str, Any]
@@ -75,7 +74,7 @@ class _Results:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluates as the options say."""
+    """Evaluates the model."""
     require("sklearn")
     if arguments.figures is not None:
         require("matplotlib")
@@ -109,7 +108,7 @@ def _targets(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Split:
-    """Returns the split that the model was trained with, made anew from the data.
+    """Returns the split that the model was trained with, repeated from the data.
 
     Raises:
         InputError: the data, or its split, is not what the model was trained with, so that the
@@ -120,18 +119,17 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
     wanted = record["data"]
     if data.sha256 != wanted["sha256"]:
         raise InputError(
-            f"{data.source}: not the data that the model was trained with, so there is no telling "
-            f"which names the model has seen; its SHA-256 is {data.sha256[:16]}…, and needed is "
-            f"{wanted['sha256'][:16]}… ({wanted['rows']} rows from {wanted['source']:.200}): "
-            "name it with --data"
+            f"{data.source}: not the data that the model was trained with, so it may have seen any "
+            f"of these names; the SHA-256 is {data.sha256[:16]}…, not {wanted['sha256'][:16]}… "
+            f"({wanted['rows']} rows from {wanted['source']:.200}): name the data with --data"
         )
     parts = split(data, **{name: record[name] for name in ("method", "seed", "validation", "test")})
     if parts.languages != checkpoint.languages:
-        raise InputError("the model has other languages than the data that it names")
+        raise InputError("the model has other languages than its data")
     if parts.info["sha256"] != record["sha256"]:
         raise InputError(
-            "this version splits the data in another way than the version that trained the model: "
-            "train the model again"
+            "this version splits the data differently from the one that trained the model: train "
+            "the model again"
         )
     return parts
 
@@ -143,7 +141,7 @@ def _data(checkpoint: Checkpoint, arguments: argparse.Namespace) -> NamesData:
 
 
 def _split_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns what the checkpoint records of its split; the file may hold anything there."""
+    """Returns the split that the checkpoint records; the file is not trusted."""
     record = checkpoint.info.get("split")
     kinds = {"method": str, "seed": int, "validation": float, "test": float, "sha256": str}
     if (
@@ -163,7 +161,7 @@ def _results(checkpoint: Checkpoint, parts: Split, arguments: argparse.Namespace
     scores: dict[str, Tensor] = {"majority": getattr(majority_baseline(parts), arguments.part)}
     seconds = None
     if not arguments.no_ngrams:
-        say("fitting the baseline of character n-grams; --no-ngrams leaves it out")
+        say("fitting the baseline of character n-grams; --no-ngrams skips it")
         started = time.perf_counter()
         scores["n-grams"] = getattr(ngram_baseline(parts), arguments.part)
         seconds = time.perf_counter() - started
@@ -200,8 +198,8 @@ def _print(results: _Results) -> None:
             f"p = {tests.accuracy.p_value:.2g}\n"
             f"  macro-F1 {_difference(tests.macro_f1, 1)}, bootstrap "
             f"p = {tests.macro_f1.p_value:.2g}\n"
-            f"  the model alone has {tests.mcnemar.only_second:,} names right, the n-grams alone "
-            f"have {tests.mcnemar.only_first:,}: exact McNemar p = {tests.mcnemar.p_value:.2g}"
+            f"  only the model gets {tests.mcnemar.only_second:,} names right, only the n-grams "
+            f"{tests.mcnemar.only_first:,}: exact McNemar p = {tests.mcnemar.p_value:.2g}"
         )
     print("\nThe model by language:\n")
     columns = ("language", "names", "predicted", "precision %", "recall %", "F1")
@@ -248,7 +246,7 @@ def _difference(difference: Difference, factor: float) -> str:
 
 
 def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
-    """Writes all figures, and all that they depend on."""
+    """Writes all figures, and everything that they depend on."""
     content = {
         "part": results.part,
         "split": results.split,
@@ -274,7 +272,7 @@ def _write(target: Path, checkpoint: Checkpoint, results: _Results) -> None:
 
 
 def _draw(folder: Path, checkpoint: Checkpoint, results: _Results) -> None:
-    """Draws the figures that there is something to draw for."""
+    """Draws the figures for which there is data."""
     matrix, curves, calibration = (folder / name for name in _FIGURES)
     shown: Mapping[str, Evaluation] = {
         name: evaluation for name, evaluation in results.evaluations.items() if name != "majority"

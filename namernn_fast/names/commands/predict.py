@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import gc
+import gzip
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..answers import answer_rows
 from ..files import Used, check_no_overwrite, check_replaceable, is_same_file, replacing, require
-from ..tables import FORMATS, Row, chunks, delimiter_of, format_of, read_rows
+from ..lines import Recoded, Source
+from ..tables import FORMATS, Rows, Table, delimiter_of, format_of, read_table
 from ..text import InputError, escaped
 from ..writers import FORMATS as OUTPUT_FORMATS
+from ..writers import CsvWriter, Writer, writer_of
 from ..writers import format_of as output_format_of
-from ..writers import writer_of
 from .arguments import COUNT, PROBABILITY, add_model, load_predictor, path, say
 from .arguments import add_parser as add_command
 
 _STDIN, _STDOUT = 0, 1  # file descriptors
 
 _EPILOG = """
-Each name gives one row, in order. A name that cannot be read has an error in its row, and standard
-error says how many there are. The exit code is 2 if no name at all could be read.
-In tables and CSV, characters that are not printable are written as escapes such as \\x1b, and so is
-the first character of a CSV cell that a spreadsheet would take for a formula.
+Each name gives one row, in order, with the other columns of its input. A name that cannot be read
+has an error in its row, and standard error says how many there are. The exit code is 2 if no name
+at all could be read. In tables and CSV, characters that are not printable are written as escapes
+such as \\x1b, and so is the first character of a CSV cell that a spreadsheet would take for a
+formula; numbers stay as they are.
 """
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
-    parser = add_command(commands, "predict", run, "tell the languages of names")
+    parser = add_command(commands, "predict", run, "predict the languages of names")
     parser.epilog = _EPILOG
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "names", nargs="*", default=[], metavar="NAME", help="a name, or - for standard input"
     )
-    source.add_argument("--input", type=path, metavar="FILE", help="names to read, - as above")
+    source.add_argument("--input", type=path, metavar="FILE", help="a file of names, or - as above")
     add_model(parser)
     parser.add_argument("--top", type=COUNT, default=3, help="how many languages to report")
     parser.add_argument(
@@ -67,7 +73,10 @@ def add_parser(commands: Any) -> None:
         help="between the cells of CSV, or 'tab' (default: a comma; a tab in .tsv files)",
     )
     group.add_argument(
-        "--no-header", action="store_true", help="the first row of CSV is a name, not a header"
+        "--no-header", action="store_true", help="the first row of CSV is data, not a header"
+    )
+    group.add_argument(
+        "--encoding", type=_encoding, default="utf-8", help="of the input, such as cp1252 or utf-16"
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -76,32 +85,53 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--format",
         choices=OUTPUT_FORMATS,
-        help="default: by the suffix of --output, else table",
+        help="how to write (default: by the suffix of --output, else table)",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Predicts as the options say."""
+    """Predicts the languages of the names."""
     output = _output(arguments)
+    format = arguments.format or "table"
     # Checked here so that a bad path fails before the work, not after it.
     if output is not None and not _is_stream(output):
+        format = arguments.format or output_format_of(output)
+        if not output.resolve().parent.is_dir():
+            raise InputError(f"{output}: there is no folder {output.parent}")
         check_replaceable(output)
-    with _rows(arguments) as (rows, source):
+    with _table(arguments) as (table, source):
         predictor = load_predictor(arguments)
         top = min(arguments.top, len(predictor.languages))
-        writer = writer_of(arguments.format or output_format_of(arguments.output or Path()), top)
+        delimiter = "," if output is None else delimiter_of(output)
+        writer = writer_of(format, top, table.titles, delimiter)
         count = failed = 0
         head = writer.head()
-        with _target(output) as write, _bar(source, output) as show, _frozen():
-            for chunk in chunks(rows):
-                answers = answer_rows(predictor, chunk, top, arguments.min_probability)
+        with _target(output, format) as write, _bar(source, output) as show, _frozen():
+            for rows in table.rows:
+                answers = answer_rows(predictor, rows, top, arguments.min_probability)
                 # Not written before the first chunk is read, which can be an error.
                 write(head + writer.body(answers))
                 head = ""
                 count += len(answers)
-                failed += sum(answer.error is not None for answer in answers)
+                failed += len(answers.errors)
                 show(count)
             write(head)
+    _report(writer, count, failed, output)
+
+
+def _report(writer: Writer, count: int, failed: int, output: Path | None) -> None:
+    """Says what was written and what could not be.
+
+    Raises:
+        InputError: no name could be read.
+    """
+    if output is not None:
+        say(f"wrote {count:,} {'row' if count == 1 else 'rows'} to {output}")
+    if isinstance(writer, CsvWriter) and writer.left_out:
+        say(
+            f"{writer.left_out:,} of {count:,} rows have keys that the first JSON object lacks; "
+            "CSV leaves them out, JSON lines keep them"
+        )
     if failed == count > 0:
         # What was written must not appear behind the error on a terminal.
         if sys.stdout is not None:
@@ -111,6 +141,16 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if failed:
         say(f"{failed:,} of {count:,} names could not be read")
+
+
+def _encoding(text: str) -> str:
+    """The argparse type of an encoding of text."""
+    try:
+        "a".encode(text)
+    except LookupError as error:
+        reason = f"'{escaped(text)}' is no encoding that Python knows, such as cp1252"
+        raise argparse.ArgumentTypeError(reason) from error
+    return text
 
 
 def _delimiter(text: str) -> str:
@@ -128,7 +168,7 @@ def _output(arguments: argparse.Namespace) -> Path | None:
         InputError: what is written would overwrite what is read.
     """
     output: Path | None = arguments.output
-    # /dev/stdout may be a plain file, which has content of others and must not be replaced.
+    # /dev/stdout may be a plain file with other content, which must not be replaced.
     if output == Path("-") or (output is not None and is_same_file(output, _STDOUT)):
         output = None
     inputs: list[Used] = [("--checkpoint", arguments.checkpoint)]
@@ -147,12 +187,12 @@ def _input(arguments: argparse.Namespace) -> Path | None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Returns whether `path` is written to as it is, such as /dev/null or a named pipe."""
+    """Returns whether to write to `path` directly, as to /dev/null or a named pipe."""
     return path.is_char_device() or path.is_fifo()
 
 
 class _Source:
-    """A file that counts what is read of it, which a pipe cannot tell."""
+    """A file that counts the bytes read, for pipes too."""
 
     def __init__(self, file: BinaryIO, size: int | None) -> None:
         self._file = file
@@ -164,13 +204,35 @@ class _Source:
         self.bytes += len(block)
         return block
 
+    def read(self, size: int = -1) -> bytes:
+        """Reads for gzip, which asks for at least one byte."""
+        return self.read1(size)
+
+
+class _Unzipped:
+    """A gzip file; damage to it is an InputError."""
+
+    def __init__(self, source: _Source, path: Path) -> None:
+        self._file = gzip.GzipFile(fileobj=source, mode="rb")  # type: ignore[call-overload]
+        self._path = path
+
+    def read1(self, size: int) -> bytes:
+        try:
+            block: bytes = self._file.read1(size)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{self._path}: damaged, or not a gzip file ({error})") from error
+        return block
+
 
 @contextmanager
-def _rows(arguments: argparse.Namespace) -> Iterator[tuple[Iterable[Row], _Source | None]]:
-    """Yields the rows, and the file that they are read from or None for arguments."""
+def _table(arguments: argparse.Namespace) -> Iterator[tuple[Table, _Source | None]]:
+    """Yields the input, and the file that it is read from or None for arguments."""
     path = _input(arguments)
     if path is None:
-        yield map(Row, arguments.names), None
+        for name in arguments.names:
+            if format_of(_named(name)) != "text" and Path(name).is_file():
+                say(f"{name} is read as a name; --input {shlex.quote(name)} reads the file")
+        yield Table(["name"], [Rows(arguments.names)]), None
         return
     if path == Path("-"):
         if sys.stdin is None:
@@ -186,21 +248,32 @@ def _rows(arguments: argparse.Namespace) -> Iterator[tuple[Iterable[Row], _Sourc
     with file as opened:
         # A pipe or a device has no size.
         source = _Source(opened, path.stat().st_size if path.is_file() else None)
-        rows = read_rows(
-            source,
-            arguments.input_format or format_of(path),
+        reader: Source = source
+        if path.suffix.lower() == ".gz":
+            reader = _Unzipped(source, path)
+        if codecs.lookup(arguments.encoding).name != "utf-8":
+            reader = Recoded(reader, arguments.encoding)
+        table = read_table(
+            reader,
+            arguments.input_format or format_of(_named(path)),
             arguments.column,
-            delimiter=arguments.delimiter or delimiter_of(path),
+            delimiter=arguments.delimiter or delimiter_of(_named(path)),
             header=not arguments.no_header,
         )
-        yield rows, source
+        yield table, source
+
+
+def _named(path: str | Path) -> Path:
+    """Returns the path of what a .gz file contains, of others the path itself."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Keeps the garbage collector away from objects that exist by now.
+    """Hides existing objects from the garbage collector.
 
-    PyTorch has so many that a tenth of the time would go into walking through them.
+    PyTorch has so many that a tenth of the time would go into traversing them.
     """
     gc.freeze()
     try:
@@ -210,11 +283,13 @@ def _frozen() -> Iterator[None]:
 
 
 @contextmanager
-def _target(output: Path | None) -> Iterator[Callable[[str], object]]:
+def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object]]:
     """Yields a function that writes text to `output`, or to standard output if None."""
     if output is None:
         if sys.stdout is None:
             raise InputError("standard output is closed")
+        if format == "jsonl":  # which is always in UTF-8
+            sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         yield sys.stdout.write
         return
     with output.open("wb") if _is_stream(output) else replacing(output) as file:
@@ -225,7 +300,7 @@ def _target(output: Path | None) -> Iterator[Callable[[str], object]]:
 def _bar(source: _Source | None, output: Path | None) -> Iterator[Callable[[int], None]]:
     """Yields a function that shows how much was read, given the number of names.
 
-    The bar is shown on a terminal alone, and not where it would be mixed with answers.
+    The bar is shown only on a terminal, and not if it would be mixed with answers.
     """
     hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
     if source is None or hidden:

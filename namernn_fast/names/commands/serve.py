@@ -1,4 +1,4 @@
-"""`serve`: a web page and an API that tell the languages of names."""
+"""`serve`: a web page and an API that predict the languages of names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PORT = number(int, "a port from 0 to 65535", lambda value: 0 <= value < 2**16)
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
-    parser = add_command(commands, "serve", run, "serve a web page and an API of the languages")
+    parser = add_command(commands, "serve", run, "serve a web page and an API")
     add_model(parser)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen at; 0.0.0.0 is every address"
+        "--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 is every address"
     )
     parser.add_argument("--port", type=_PORT, default=8000, help="the port; 0 is any free one")
     parser.add_argument(
@@ -28,12 +28,12 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a further host name by which clients may ask, such as names.example; * is any",
+        help="a further host name under which clients may ask, such as names.example; * is any",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serves as the options say, until the process is told to stop."""
+    """Serves until the process is told to stop."""
     for package in ("starlette", "uvicorn"):
         require(package)
     # Imported here because both need the extra `serve`.
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"serving at {running.url(listener)} (Ctrl-C stops)", flush=True)
         if _is_every_address(arguments.host) and not arguments.allowed_host:
             say(
-                f"clients must ask by one of the host names {', '.join(LOCAL_HOSTS)}; "
+                f"clients must ask under one of the host names {', '.join(LOCAL_HOSTS)}; "
                 "--allowed-host NAME adds the name of this machine"
             )
         running.run(app, listener)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import math
 import os
 import shlex
@@ -28,8 +29,8 @@ from ..checkpoint import (
 from ..dataset import NamesData, load_names
 from ..distillation import MADE_UP, distilled
 from ..files import Used, cache_folder, check_no_overwrite, check_replaceable, require
-from ..model import POOLINGS
-from ..recipes import RECIPES, SCHEDULES, Recipe
+from ..model import POOLINGS, NameClassifier
+from ..recipes import DESCRIPTIONS, RECIPES, SCHEDULES, Recipe
 from ..resuming import StateFile, check_is_state
 from ..splitting import Split
 from ..steps import process
@@ -57,7 +58,7 @@ from .arguments import add_parser as add_command
 # Options of the command line for what a recipe gives: (option, field, type, help).
 _RECIPE = (
     ("--epochs", "epochs", COUNT, "passes over the training names"),
-    ("--batch-size", "batch_size", COUNT, "names in a step, of all processes together"),
+    ("--batch-size", "batch_size", COUNT, "names per step, in all processes together"),
     ("--lr", "lr", POSITIVE, "learning rate of AdamW, of one-cycle the largest"),
     ("--weight-decay", "weight_decay", NOT_NEGATIVE, "weight decay of AdamW"),
     ("--label-smoothing", "label_smoothing", FRACTION, "share of a label spread over all"),
@@ -67,17 +68,26 @@ _RECIPE = (
         "--prior-correction",
         "prior_correction",
         NOT_NEGATIVE,
-        "how much rare languages are favoured",
+        "how strongly to favour rare languages",
     ),
 )
 # Options for what a recipe gives to the model.
 _MODEL = (
-    ("--embedding-size", "embedding_size", COUNT, "numbers that stand for a character"),
-    ("--hidden-size", "hidden_size", COUNT, "numbers in the state of the RNN"),
+    ("--embedding-size", "embedding_size", COUNT, "numbers per character"),
+    ("--hidden-size", "hidden_size", COUNT, "units of the RNN"),
     ("--layers", "num_layers", COUNT, "layers of the RNN"),
     ("--dropout", "dropout", FRACTION, "share of the states dropped between layers"),
     ("--state-dropout", "state_dropout", FRACTION, "share of the last states dropped"),
     ("--character-dropout", "character_dropout", FRACTION, "share of the characters dropped"),
+)
+_CHOICES = (
+    ("schedule", SCHEDULES, "how the learning rate changes"),
+    ("nonlinearity", ("tanh", "relu"), "of the RNN"),
+    ("pooling", POOLINGS, "which states the linear layer reads"),
+)
+_SWITCHES = (
+    ("bidirectional", "read names both ways"),
+    ("ngrams", "add n-gram embeddings to the input"),
 )
 
 
@@ -102,43 +112,56 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the end of the last epoch of an interrupted training",
+        help="continue an interrupted training after its last whole epoch",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace a model of real data by one of the sample, or a file that is no model or no "
-        "state of a training",
+        help="replace a model of real data by one of the sample, or a file that is not a model or "
+        "not the state of a training",
     )
     group = parser.add_argument_group("recipe", "how to train; options change what --recipe gives")
-    group.add_argument("--recipe", choices=sorted(RECIPES), default="plain")
+    recipes = "; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items())
+    group.add_argument("--recipe", choices=[*DESCRIPTIONS], default="plain", help=recipes)
     for option, name, kind, text in (*_RECIPE, *_MODEL):
-        group.add_argument(option, dest=name, type=kind, help=text)
-    group.add_argument("--schedule", choices=SCHEDULES, help="how the learning rate changes")
-    group.add_argument(
-        "--bidirectional", action="store_true", default=None, help="read names both ways"
-    )
-    group.add_argument("--nonlinearity", choices=("tanh", "relu"))
-    group.add_argument("--pooling", choices=POOLINGS, help="which states the last layer reads")
-    group.add_argument(
-        "--ngrams", action="store_true", default=None, help="add n-gram embeddings to the input"
-    )
+        group.add_argument(option, dest=name, type=kind, help=_with_default(text, name))
+    for name, choices, text in _CHOICES:
+        group.add_argument(f"--{name}", choices=choices, help=_with_default(text, name))
+    for name, text in _SWITCHES:
+        text = _with_default(text, name)
+        group.add_argument(f"--{name}", action="store_true", default=None, help=text)
     group.add_argument(
         "--teacher",
         type=model,
         metavar="PATH",
-        help="a trained model whose answers are learned, for its names and made-up ones; "
-        "--recipe distilled goes with it",
+        help="a trained model to learn the answers of, on its names and made-up ones; use it with "
+        "--recipe distilled",
     )
     group.add_argument(
         "--made-up",
         type=COUNT,
-        help=f"names that are made up for the teacher (default: {MADE_UP})",
+        help=f"names to make up for the teacher (default: {MADE_UP})",
     )
 
 
+def _with_default(text: str, name: str) -> str:
+    """Returns the help of an option, with what it is in each recipe without the option."""
+    of_model = inspect.signature(NameClassifier).parameters.get(name)
+    values = {}
+    for recipe, given in RECIPES.items():
+        value = (
+            getattr(given, name) if of_model is None else given.model.get(name, of_model.default)
+        )
+        values[recipe] = (
+            {False: "no", True: "yes"}[value] if isinstance(value, bool) else str(value)
+        )
+    usual = values.pop("plain")
+    others = [f"{recipe}: {value}" for recipe, value in values.items() if value != usual]
+    return f"{text} (default: {'; '.join([usual, *others])})"
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """Trains as the options say."""
+    """Trains and saves a model."""
     require("safetensors")
     recipe = _recipe(arguments)
     target: Path = arguments.checkpoint or cache_folder() / "names.safetensors"
@@ -171,7 +194,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
         except KeyboardInterrupt:
             if first and state.is_kept:
-                say("--resume goes on from the end of the last epoch")
+                say("--resume continues after the last whole epoch")
             raise
         if first:
             _save(target, fitted, state)
@@ -212,11 +235,11 @@ def _taught(parts: Split, arguments: argparse.Namespace) -> Split:
     record = teacher.info.get("split")
     if not isinstance(record, dict) or record.get("sha256") != parts.info["sha256"]:
         raise InputError(
-            f"{arguments.teacher}: the teacher was trained on another split, so it may know the "
+            f"{arguments.teacher}: the teacher was trained on another split, so it may have seen "
             "names of the test part"
         )
     if teacher.languages != parts.languages:
-        raise InputError(f"{arguments.teacher}: the teacher tells other languages")
+        raise InputError(f"{arguments.teacher}: the teacher has other languages")
     recipe = teacher.info.get("recipe")
     correction: Any = recipe.get("prior_correction") if isinstance(recipe, dict) else None
     if type(correction) not in (int, float) or not math.isfinite(correction):
@@ -233,14 +256,14 @@ def _taught(parts: Split, arguments: argparse.Namespace) -> Split:
 
 
 def _check_processes_agree(parts: Split) -> None:
-    """Raises an error where processes that train together have read other data."""
+    """Raises an error if processes that train together have read different data."""
     _, processes = process()
     if processes == 1:
         return
     found: list[Any] = [None] * processes
     dist.all_gather_object(found, parts.info["sha256"])
     if len(set(found)) > 1:
-        raise InputError("the processes that train together have read other data")
+        raise InputError("the processes that train together have read different data")
 
 
 def _reporter(recipe: Recipe) -> Callable[[Epoch], None]:
@@ -264,9 +287,9 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     )
     if arguments.teacher is None and (arguments.made_up or arguments.recipe == "distilled"):
         option = "--made-up" if arguments.made_up else "--recipe distilled"
-        raise InputError(f"{option} goes with --teacher, whose answers are learned")
+        raise InputError(f"{option} needs --teacher")
     if recipe.model.get("dropout") and recipe.model.get("num_layers", 1) == 1:
-        raise InputError("--dropout acts between layers, so it needs --layers 2 or more")
+        raise InputError("--dropout applies between layers, so it needs --layers 2 or more")
     return recipe
 
 
@@ -297,7 +320,7 @@ def _state(kept: Path, arguments: argparse.Namespace, parts: Split, recipe: Reci
         if not arguments.force:
             check_is_state(kept)
         if process()[0] == 0:
-            say(f"{kept}: an interrupted training, which is replaced; --resume would go on from it")
+            say(f"{kept}: replacing an interrupted training; --resume would have continued it")
     return state
 
 
@@ -307,11 +330,11 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
     except OSError as error:
         if not state.is_kept:
             raise
-        raise OSError(f"{error}; --resume saves the trained model when it can be") from error
+        raise OSError(f"{error}; when there is space, --resume saves the trained model") from error
     state.remove()
     print(f"saved {escaped(str(target))}")
     path = escaped(shlex.quote(str(target.absolute())))
-    print("predict goes on answering with the pretrained model unless this one is named:")
+    print("predict uses the pretrained model unless this one is named:")
     print(f"  {PROGRAM} predict --checkpoint {path} Frank")
 
 
@@ -335,7 +358,7 @@ def _processes(arguments: argparse.Namespace) -> Iterator[None]:
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
         )
     except (KeyError, ValueError) as error:  # one of torchrun's variables is missing or odd
-        raise InputError(f"the environment is not one of torchrun's ({error})") from error
+        raise InputError(f"these are not the variables of torchrun ({error})") from error
     try:
         yield
     finally:

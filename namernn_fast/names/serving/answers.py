@@ -1,4 +1,4 @@
-"""What the server says of a model: the languages of names, states, and the model itself."""
+"""The server's answers: the languages of names, states, and what the model is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..prediction import Predictor
 from ..text import InputError, dropped, escaped, fold, fold_usable, why_unusable
 
 MAX_STATES_LENGTH = 64
-"""The longest name, in characters, whose states are told: the work grows with the square of the
-length, because the model is asked for every beginning of the name."""
+"""The longest name, in characters, for which states are returned: the work grows with the square of
+the length, because the model runs for every beginning of the name."""
 
 Answer = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Answers:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        # The first call of a model takes longer than others, and tells whether the model works.
+        # The first call is slower than others, and shows whether the model works.
         predictor.probabilities(["a"])
 
     def predict(self, names: Sequence[str], top: int) -> list[Answer]:
@@ -56,10 +56,10 @@ class Answers:
         """
         if len(name) > MAX_STATES_LENGTH:
             raise InputError(
-                f"a name of {len(name):,} characters: states are told of at most "
+                f"a name of {len(name):,} characters: states are returned for at most "
                 f"{MAX_STATES_LENGTH}"
             )
-        # Of the two calls of the model this one raises where the model gives no finite numbers.
+        # Of the two calls, this one raises if the model gives numbers that are not finite.
         probabilities = self._predictor.prefix_probabilities(name)
         states = self._predictor.states(name)[1] if self._has_states() else None
         return {
@@ -72,7 +72,7 @@ class Answers:
         }
 
     def description(self) -> Answer:
-        """Returns what the model is, and what it was trained on as far as its file tells."""
+        """Returns what the model is, and what it was trained on if its file records that."""
         model = self._predictor.checkpoint.model
         network = model if isinstance(model, NameClassifier) else None
         return {
@@ -91,19 +91,22 @@ class Answers:
         return isinstance(self._predictor.checkpoint.model, NameClassifier)
 
     def _data(self) -> Answer:
-        """Returns the data of the training, of whose record nothing is taken on trust."""
+        """Returns the data of the training; the file's record is not trusted."""
         split = self._predictor.info.get("split")
         data = split.get("data") if isinstance(split, dict) else None
         found = data if isinstance(data, dict) else {}
         source, rows = found.get("source"), found.get("rows")
+        parts = split.get("names") if isinstance(split, dict) else None
+        trained = parts.get("train") if isinstance(parts, dict) else None
         return {
             "source": escaped(source)[:300] if isinstance(source, str) else None,
             "rows": rows if type(rows) is int else None,
+            "training_names": trained if type(trained) is int else None,
             "is_sample": self._predictor.checkpoint.is_sample(),
         }
 
     def _of_usable(self, names: Sequence[str], top: int) -> list[Answer]:
-        """Returns the answers to usable names; a name that the model fails on gets an error."""
+        """Returns the answers to usable names; a name on which the model fails gets an error."""
         if not names:
             return []
         try:

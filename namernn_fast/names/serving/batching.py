@@ -12,14 +12,14 @@ from typing import TypeVar
 from .answers import Answer
 
 MAX_BATCH_NAMES = 4096
-"""The most names that one call of the model is given, unless one request has more."""
+"""The maximum number of names in one call of the model, unless one request has more."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """The names of one request, and where their answers are awaited."""
+    """The names of one request, and the future of their answers."""
 
     names: Sequence[str]
     top: int
@@ -27,7 +27,7 @@ class _Asked:
 
 
 class Batcher:
-    """Runs a model in a worker thread, for all requests that have gathered while the model ran.
+    """Runs a model in a worker thread, for all requests that arrived while it ran.
 
     A request that finds the model idle is answered at once; nothing waits for a batch to fill.
 
@@ -65,7 +65,7 @@ class Batcher:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     def close(self) -> None:
-        """Ends the worker thread once it has done what it was given."""
+        """Ends the worker thread when its work is done."""
         self._worker.shutdown()
 
     async def _answer_all(self) -> None:
@@ -76,7 +76,7 @@ class Batcher:
                 if len(batch) == 1:
                     _set(batch[0], error)
                     continue
-                # One request of these makes the model fail, and the others must not suffer.
+                # One of these requests makes the model fail; answer the others.
                 for asked in batch:
                     try:
                         await self._answer([asked])
@@ -84,7 +84,7 @@ class Batcher:
                         _set(asked, own_error)
 
     def _take(self) -> list[_Asked]:
-        """Removes from those that wait what goes into the next call of the model."""
+        """Removes and returns the waiting requests that fit in the next call."""
         batch: list[_Asked] = []
         names = 0
         while self._waiting:
@@ -92,7 +92,7 @@ class Batcher:
             if batch and names + len(asked.names) > self._max_names:
                 break
             self._waiting.popleft()
-            if not asked.answers.done():  # it is where nobody waits any more
+            if not asked.answers.done():  # if done, nobody is waiting any more
                 batch.append(asked)
                 names += len(asked.names)
         return batch
@@ -116,7 +116,7 @@ def _cut(answer: Answer, top: int) -> Answer:
 
 
 def _set(asked: _Asked, outcome: list[Answer] | Exception) -> None:
-    """Hands a request its answers or its error, if somebody still waits for them."""
+    """Gives a request its answers or its error, if somebody is still waiting."""
     if asked.answers.done():
         return
     if isinstance(outcome, Exception):

@@ -22,7 +22,7 @@ _JSON = "application/json"
 
 
 class FieldError(HTTPException):
-    """A field of a body is not what it must be.
+    """A field of a body is wrong.
 
     Args:
         field: which, as a path such as "names[2]"; "body" for the whole.
@@ -41,7 +41,7 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
 
     Args:
         request: whose body has not been read.
-        fields: the names of the fields that the object may have.
+        fields: the names of the fields that the object can have.
 
     Raises:
         HTTPException: 400, 408, 413, 415 or 422, which says what is wrong.
@@ -52,11 +52,13 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
         text = content.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise FieldError("body", f"bytes that are no UTF-8 ({error.reason})", "JSON", 400) from None
+        raise FieldError(
+            "body", f"bytes that are not UTF-8 ({error.reason})", "JSON", 400
+        ) from None
     # JSON that is nested too deeply is a RecursionError; a number of too many digits a ValueError.
     except (ValueError, RecursionError) as error:
         reason = escaped(str(error))[:200]
-        raise FieldError("body", f"text that is no JSON ({reason})", "JSON", 400) from None
+        raise FieldError("body", f"text that is not JSON ({reason})", "JSON", 400) from None
     if not isinstance(value, dict):
         raise FieldError("body", described(value), "a JSON object")
     for field in value:
@@ -144,7 +146,7 @@ def _check_headers(request: Request) -> None:
 
 
 async def _read(request: Request) -> bytes:
-    """Returns the body, of which no more than the limit is ever kept in memory."""
+    """Returns the body; never keeps more than the limit in memory."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES:
         raise _too_large(f"{shortened(declared)} bytes")
@@ -172,7 +174,7 @@ def _too_large(got: str) -> FieldError:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes an object of JSON, of which a field that is given twice is no part."""
+    """Makes a dict of a JSON object; a field that is given twice is an error."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -182,4 +184,4 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

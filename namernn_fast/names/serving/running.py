@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..text import InputError, escaped
 
 MAX_CONNECTIONS = 512
-"""How many connections are served at a time; further ones are answered 503."""
+"""The maximum number of connections at a time; further ones get status 503."""
 KEEP_ALIVE_SECONDS = 5
 SHUTDOWN_SECONDS = 10
 """How long requests in flight may take once the server has been told to stop."""
@@ -85,8 +85,8 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
 def _stopped_by_signals(uvicorn_server: uvicorn.Server) -> Iterator[None]:
     """Makes a signal that stops the server an ordinary end of the process.
 
-    Uvicorn takes the signals over while it runs, and raises those that it has got again when it
-    has stopped. These handlers make that harmless, and stop a server that is still starting.
+    Uvicorn handles the signals while it runs, and raises them again after it has stopped. These
+    handlers make that harmless, and stop a server that is still starting.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -101,7 +101,7 @@ def _stopped_by_signals(uvicorn_server: uvicorn.Server) -> Iterator[None]:
 
 
 class _Protocol(H11Protocol):
-    """Closes connections on which the head of a request is overdue; uvicorn waits for ever.
+    """Closes connections on which the head of a request is overdue; uvicorn waits forever.
 
     Without it, clients that connect and send nothing would use up the connections.
     """

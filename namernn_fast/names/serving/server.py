@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -69,7 +69,7 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
         Route("/health", endpoints.health, methods=["GET"]),
         *(_page_route(path, *file) for path, file in _PAGE.items()),
     ]
-    guard = Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False)
+    guard = Middleware(_HostCheck, allowed_hosts=allowed_hosts)
     # Any: the types of handlers are those of Starlette's most general ones.
     handlers: Any = {HTTPException: _refused, Exception: _failed}
     inner = Starlette(
@@ -117,6 +117,33 @@ class _Endpoints:
             "states_length": MAX_STATES_LENGTH,
         }
         return _json({"status": "ok", **self._answers.description(), "limits": limits})
+
+
+class _HostCheck:
+    """Refuses requests for other hosts, in JSON; Starlette's own answer is plain text."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = allowed_hosts
+        self._check = TrustedHostMiddleware(_accept, list(allowed_hosts), www_redirect=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal: list[Message] = []
+
+        async def record(message: Message) -> None:
+            refusal.append(message)
+
+        await self._check(scope, receive, record)
+        if not refusal:
+            await self._app(scope, receive, send)
+            return
+        host = requests.shortened(Headers(scope=scope).get("host", ""))
+        error = requests.FieldError("Host", f"'{host}'", " or ".join(self._allowed), 400)
+        await _json(error.answer, error.status_code)(scope, receive, send)
+
+
+async def _accept(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stands for the application of a middleware that only decides."""
 
 
 class _WithHeaders:

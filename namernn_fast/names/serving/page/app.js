@@ -6,7 +6,7 @@ const SPEAK = 700; // milliseconds before a screen reader is told
 const TOP = 6;
 const byId = (id) => document.getElementById(id);
 
-let model = null; // what /health tells
+let model = null; // the answer of /health
 let reading = null; // the last answer of /states, for drawing again
 let question = new AbortController();
 let waiting = 0;
@@ -37,7 +37,8 @@ async function tell(name) {
     if (signal.aborted) return;
     if (result.error) return problem(`This name cannot be read: ${result.error}.`);
     showLanguages(result);
-    if (name.length > model.limits.states_length) return showReading(null);
+    byId("too-long").hidden = name.length <= model.limits.states_length;
+    if (!byId("too-long").hidden) return showReading(null);
     const answer = await ask("states", { name }, signal);
     if (!signal.aborted) showReading(answer);
   } catch (error) {
@@ -115,13 +116,14 @@ async function introduce() {
     return problem("The server does not answer.");
   }
   const { networks, parameters, options } = model.model;
-  const { source, rows, is_sample: isSample } = model.data;
+  const { source, rows, training_names: names, is_sample: isSample } = model.data;
   const kind = options
     ? `one network of ${options.num_layers} layer${options.num_layers > 1 ? "s" : ""} with `
       + `${options.hidden_size} units${options.bidirectional ? " in each direction" : ""}`
     : `${networks} networks whose answers are averaged`;
+  const count = (number, what) => (number === null ? "" : `${number.toLocaleString("en")}${what}`);
   const data = source === null ? "data that its file does not name"
-    : `${rows === null ? "" : `${rows.toLocaleString("en")} names from `}${source}`;
+    : `${count(names, " names") || "a part"} of ${source}${rows === null ? "" : `, which has ${count(rows, " rows")}`}`;
   byId("model").textContent = `The model: ${kind}, ${parameters.toLocaleString("en")} parameters, `
     + `${model.languages.length} languages, trained on ${data}.`;
   byId("sample").hidden = !isSample;
@@ -140,4 +142,6 @@ byId("examples").addEventListener("click", (event) => {
 new ResizeObserver(draw).observe(byId("answers"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 introduce();
-if (byId("name").value) tell(byId("name").value); // a browser may keep the field when it reloads
+// A link may name a name. Without one, a browser may keep the field when it reloads.
+byId("name").value = new URLSearchParams(location.search).get("name") ?? byId("name").value;
+if (byId("name").value) tell(byId("name").value);

@@ -1,0 +1,90 @@
+"""Lines of a file, of bounded length, however its bytes arrive.
+
+Lines end with LF, CRLF or CR, a byte order mark is skipped, and the encoding is UTF-8: other bytes
+become lone surrogates, as in Python's "surrogateescape", so that a fault stays within its line.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from typing import Protocol
+
+from .text import InputError
+
+MAX_LINE_BYTES = 65_536
+"""The longest line that is read."""
+
+_BLOCK_BYTES = 65_536
+
+
+class Source(Protocol):
+    """What is read of a buffered binary file."""
+
+    def read1(self, size: int, /) -> bytes:
+        """Returns at most `size` bytes, as soon as there are some; none at the end."""
+
+
+class Recoded:
+    """A file in another encoding, read as UTF-8.
+
+    Bytes that the encoding does not have become bytes that UTF-8 does not have, or U+FFFD.
+
+    Args:
+        file: open for reading.
+        encoding: a name that Python knows.
+    """
+
+    def __init__(self, file: Source, encoding: str) -> None:
+        self._file = file
+        # Encodings of two and four bytes have errors that lone surrogates cannot stand for.
+        is_wide = "a".encode(encoding) != b"a"
+        errors = "replace" if is_wide else "surrogateescape"
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
+
+    def read1(self, size: int, /) -> bytes:
+        while block := self._file.read1(size):
+            if text := self._decoder.decode(block):
+                return text.encode("utf-8", "surrogateescape")
+        return self._decoder.decode(b"", final=True).encode("utf-8", "surrogateescape")
+
+
+def lines_of(file: Source) -> Iterator[bytes]:
+    """Yields the lines of `file` without their ends, and without a byte order mark.
+
+    Of a line that is too long, only the first `MAX_LINE_BYTES + 1` bytes are kept.
+
+    Raises:
+        InputError: the file is in UTF-16.
+        OSError: the disk failed.
+    """
+    lines = _all_lines(file)
+    first = next(lines, None)
+    if first is None:
+        return
+    # A zero byte as well, because both marks can also be two damaged bytes of one name.
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in first:
+        raise InputError("the input is in UTF-16: --encoding utf-16 reads it")
+    yield first.removeprefix(codecs.BOM_UTF8)
+    yield from lines
+
+
+def _all_lines(file: Source) -> Iterator[bytes]:
+    rest = b""  # a line whose end has not been read
+    while block := file.read1(_BLOCK_BYTES):
+        joined = rest + block
+        lines = joined.splitlines()
+        rest = b""
+        if not joined.endswith(b"\n"):
+            # A CR may be the first half of a CRLF, so it stays with its line.
+            end = b"\r" if joined.endswith(b"\r") else b""
+            rest = lines.pop()[: MAX_LINE_BYTES + 1] + end
+        for line in lines:
+            yield line if len(line) <= MAX_LINE_BYTES else line[: MAX_LINE_BYTES + 1]
+    if rest:
+        yield rest.removesuffix(b"\r")
+
+
+def text_of(line: bytes) -> str:
+    """Returns bytes as text, with lone surrogates for bytes that are not UTF-8."""
+    return line.decode("utf-8", "surrogateescape")

@@ -1,0 +1,247 @@
+"""`names predict` carries the input's other columns through, whatever holds them."""
+
+import csv
+import gzip
+import io
+import json
+
+import pytest
+import torch
+
+from namernn_fast.names import Checkpoint, NameClassifier, save_checkpoint
+from namernn_fast.names.lines import Recoded, lines_of
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The path of a checkpoint of random weights."""
+    path = tmp_path_factory.mktemp("model") / "names.safetensors"
+    torch.manual_seed(0)
+    save_checkpoint(path, Checkpoint(NameClassifier(3, 4, 8), ("Czech", "Irish", "Thai"), {}))
+    return path
+
+
+@pytest.fixture
+def predict(run, model, tmp_path, monkeypatch):
+    """Run `predict` on a file; return the lines of the output, the exit code and what was said."""
+    monkeypatch.chdir(tmp_path)
+
+    def predicted(content, *options, source="in.csv", target="out.csv"):
+        (tmp_path / source).write_bytes(content if isinstance(content, bytes) else content.encode())
+        argv = ["--input", source, "--output", target, "--checkpoint", model, "--top", 1, *options]
+        code, out, err = run("predict", *argv)
+        assert out == ""
+        said = [line for line in err.splitlines() if not line.startswith("the model is ")]
+        path = tmp_path / target
+        return path.read_text().splitlines() if path.exists() else None, code, said
+
+    return predicted
+
+
+OWN = "language_1,probability_1,dropped,error"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "head", "begin"),
+    [
+        ("id,name,town\n7,Kim,Seoul\n", [], "id,name,town", "7,Kim,Seoul"),
+        ("name\nKim\n", [], "name", "Kim"),
+        ('id;who;"a,b"\n7;Kim;"x,""y"""\n', ["--delimiter", ";", "--column", "who"], *(
+            ['id,who,"a,b"', '7,Kim,"x,""y"""']
+        )),
+        # No title, titles that are equal, and titles and cells with blanks and line breaks.
+        (",name,x,x, y \n 1 ,Kim,,2,3\n", [], ",name,x,x,y", " 1 ,Kim,,2,3"),
+        ('name,n\nKim,"two\nlines"\n', [], "name,n", r"Kim,two\nlines"),
+        # Short rows are filled, empty cells too many are ignored.
+        ("name,a,b\nKim,1\n", [], "name,a,b", "Kim,1,"),
+        ("name,a\nKim,1,,\n", [], "name,a", "Kim,1"),
+        ("7,Kim\n", ["--no-header", "--column", "2"], "column_1,name", "7,Kim"),
+        # Cells that a spreadsheet would take for formulas; numbers stay.
+        ("name,a,b,c\nKim,=1+1,-5,+49 30\n", [], "name,a,b,c", r"Kim,\x3d1+1,-5,\x2b49 30"),
+        ("=x,name\n1,Kim\n", [], r"\x3dx,name", "1,Kim"),
+    ],
+)  # fmt: skip
+def test_columns_of_csv(predict, content, options, head, begin):
+    (first, row), code, said = predict(content, *options)
+    assert (first, code, said) == (f"{head},{OWN}", 0, ["wrote 1 row to out.csv"])
+    assert row.startswith(f"{begin},")
+    assert row.endswith(",,")
+    assert len(next(csv.reader([row]))) == len(next(csv.reader([first])))
+
+
+def test_rows_that_cannot_be_read_keep_their_columns(predict):
+    lines, code, said = predict('id,name\n1,Kim\n2,\n3\n4,Kim,x,y\n"5,Kim\n6,Kim\n')
+    cells = [*csv.reader(lines)]
+    assert [row[:2] for row in cells[1:]] == [
+        ["1", "Kim"],
+        ["2", ""],
+        ["3", ""],
+        ["4", "Kim"],
+        ["", '"5,Kim'],
+        ["6", "Kim"],
+    ]
+    errors = [row[-1].partition(":")[0] for row in cells[1:]]
+    left_over = "4 cells, but there are 2 columns"
+    assert errors[:4] == ["", "the name is empty", "there is no column 2", left_over]
+    assert errors[4:] == ["not readable as CSV", ""]
+    assert cells[4][-1].endswith("what is left over is 'x', 'y'")
+    assert (code, said) == (0, ["wrote 6 rows to out.csv", "4 of 6 names could not be read"])
+
+
+def test_columns_of_csv_as_json(predict):
+    content = 'id,name,"a ""b"\n1,Kim,Ł\u202e\n2,\n'
+    lines, _, said = predict(content, target="out.jsonl")
+    first, second = map(json.loads, lines)
+    assert [*first] == ["id", "name", 'a "b', "languages", "dropped", "error"]
+    assert (first["id"], first["name"], first['a "b']) == ("1", "Kim", "Ł\u202e")
+    assert r"Ł\u202e" in lines[0]
+    assert (second['a "b'], second["languages"], second["error"]) == ("", [], "the name is empty")
+    assert said == ["wrote 2 rows to out.jsonl", "1 of 2 names could not be read"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"name": "Kim"}',
+        '{"x": 1.10, "name": "Kim", "y": [1e400, {"z": null}], "x2": "\\u0141 \\ud800"}',
+        '  {"name":"Kim","é":"Ł"}  ',
+        '{"name": "Kim",\t"x": "\u202e"}',
+    ],
+)
+def test_json_objects_keep_what_is_written_in_them(predict, line):
+    (written,), code, _ = predict(line, source="in.jsonl", target="out.jsonl")
+    expected = line.strip()[:-1].replace("\t", " ").replace("\u202e", r"\u202e")
+    assert written.startswith(f'{expected}, "languages": [')
+    assert written.isprintable()
+    assert json.loads(written)["error"] is None
+    assert code == 0
+
+
+def test_json_objects_with_one_key_name_the_column(predict):
+    head, *rows = predict('{"who": "Kim"}\n"Nowak"\n', source="in.jsonl")[0]
+    assert [line.partition(",")[0] for line in (head, *rows)] == ["who", "Kim", "Nowak"]
+
+
+def test_json_objects_as_csv(predict):
+    content = """{"who": "Kim", "n": 1.50, "list": [1, "é"], "none": null, "yes": true}
+"Nowak"
+{"n": "x", "who": "Lis", "more": 3}
+{"n": 2}
+"""
+    lines, code, said = predict(content, "--column", "who", source="in.jsonl")
+    head, *rows = csv.reader(lines)
+    assert head[:-4] == ["who", "n", "list", "none", "yes"]
+    assert [row[:5] for row in rows] == [
+        ["Kim", "1.5", '[1, "é"]', "", "true"],
+        ["Nowak", "", "", "", ""],
+        ["Lis", "x", "", "", ""],
+        ["", "2", "", "", ""],
+    ]
+    assert rows[-1][-1] == "there is no 'who' in the JSON object"
+    assert said == [
+        "wrote 4 rows to out.csv",
+        "1 of 4 rows have keys that the first JSON object lacks; CSV leaves them out, JSON lines "
+        "keep them",
+        "1 of 4 names could not be read",
+    ]
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "source", "target", "said"),
+    [
+        ("name,dropped,error\nKim,,\n", "in.csv", "out.csv", "'dropped', 'error'"),
+        ("name,language_1\nKim,\n", "in.csv", "out.csv", "'language_1'"),
+        ("name,languages\nKim,\n", "in.csv", "out.jsonl", "'languages'"),
+        ('{"name": "Kim"}\n{"name": "Kim", "error": 1}', "in.jsonl", "out.jsonl", "'error'"),
+    ],
+)
+def test_columns_of_predictions_in_the_input_are_an_error(predict, content, source, target, said):
+    written, code, messages = predict(content, source=source, target=target)
+    assert (written, code) == (None, 2)
+    assert messages[-1].endswith(
+        f"the input has columns that predictions need: {said}; rename them"
+    )
+
+
+def test_json_has_no_two_members_of_one_name(predict):
+    written, code, (message,) = predict("x,name,x\n1,Kim,2\n", target="out.jsonl")
+    assert (written, code) == (None, 2)
+    assert message.endswith("several columns are called 'x', and a JSON object has one: write CSV")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("cp1252", "name,x\nMüller,€\n".encode("cp1252")),
+        ("utf-16", "name,x\nMüller,€\n".encode("utf-16")),
+        ("utf-16-be", "name,x\nMüller,€\n".encode("utf-16-be")),
+        ("shift_jis", "name,x\nKim,ソ表\n".encode("shift_jis")),
+        ("utf-8", "name,x\nMüller,€\n".encode()),
+    ],
+)
+def test_encodings(predict, encoding, content):
+    (_, row), code, _ = predict(content, "--encoding", encoding)
+    assert code == 0
+    assert row.startswith(("Müller,€,", "Kim,ソ表,"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_an_encoding_is_read_however_the_bytes_arrive(size):
+    class Pipe:
+        content = io.BytesIO("Müller\nŁ€\n\U0001f600".encode("utf-16"))
+
+        def read1(self, most):
+            return self.content.read(size)
+
+    expected = ["Müller", "Ł€", "\U0001f600"]
+    assert [line.decode() for line in lines_of(Recoded(Pipe(), "utf-16"))] == expected
+
+
+def test_bytes_that_an_encoding_lacks_stay_in_their_row(predict):
+    (_, bad, good), code, said = predict(b"name\nM\x81ller\nKim\n", "--encoding", "cp1252")
+    assert bad == r"M\udc81ller,,,,not valid in the encoding of the input"
+    assert good.startswith("Kim,")
+    assert (code, said[-1]) == (0, "1 of 2 names could not be read")
+
+
+@pytest.mark.parametrize("name", ["in.csv.gz", "in.tsv.GZ"])
+def test_gzip(predict, name):
+    content = f"id{',' if 'csv' in name else chr(9)}name\n1{',' if 'csv' in name else chr(9)}Kim\n"
+    packed = gzip.compress(content.encode())
+    (head, row), code, _ = predict(packed, source=name)
+    assert (head, row[:6], code) == (f"id,name,{OWN}", "1,Kim,", 0)
+    for damaged in (packed[:-12], content.encode(), packed[:12] + b"\xff" * 20):
+        written, code, (message,) = predict(damaged, source=name, target="other.csv")
+        assert (written, code) == (None, 2)
+        assert f"error: {name}: damaged, or not a gzip file (" in message
+
+
+def test_where_the_output_goes_is_checked_first(fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("namernn_fast.names.commands.predict.load_predictor", None)
+    for target, said in (
+        ("none/out.csv", "none/out.csv: there is no folder none"),
+        ("out.xlsx", "out.xlsx: --output takes .txt, .csv, .tsv, .json, .jsonl, .ndjson, or any"),
+        ("out", "out: --output takes .txt, "),
+    ):
+        code, message = fails("predict", "Kim", "--output", target)
+        assert (code, message[: len(said)]) == (2, said)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_file_that_is_given_as_a_name_is_noticed(run, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ("predict", "people.csv", "Kim", "--checkpoint", model)
+    advice = "people.csv is read as a name; --input people.csv reads the file"
+    assert advice not in run(*argv)[2]
+    (tmp_path / "people.csv").write_text("name\nKim\n")
+    (tmp_path / "Kim").write_text("")
+    code, _, err = run(*argv)
+    assert (code, advice in err.splitlines(), "Kim is read" in err) == (0, True, False)
+
+
+def test_json_is_utf_8_whatever_the_terminal_has(root, run_program):
+    argv = ("-m", "namernn_fast.names", "predict", "Müller", "--format", "jsonl")
+    out = run_program(*argv, cwd=root, PYTHONIOENCODING="latin-1")
+    assert json.loads(out)["name"] == "Müller"
