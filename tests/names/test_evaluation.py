@@ -421,8 +421,8 @@ def test_other_data_than_the_model_was_trained_with(fails, save, make_folder):
     folder = make_folder({"A": "Kim\nLee\nLu\n"})
     message = fails(save(), "--data", folder)
     assert message.startswith(f"the folder {folder}: not the data that the model was trained with")
-    assert f"its SHA-256 is {read_names(folder).sha256[:16]}…" in message
-    assert f"needed is {embedded_sample().sha256[:16]}… (365 rows from the emb" in message
+    found, wanted = (data.sha256[:16] for data in (read_names(folder), embedded_sample()))
+    assert f"the SHA-256 is {found}…, not {wanted}… (365 rows from the emb" in message
 
 
 SAMPLE = PARTS.info["data"]

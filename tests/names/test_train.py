@@ -191,10 +191,10 @@ def test_a_full_disk_loses_no_training(run, folder, cache, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(1, patch)
         assert run(*options)[0] == 130
-        replaced = f"{path}.state: an interrupted training, which is replaced; --resume "
+        replaced = f"{path}.state: replacing an interrupted training; --resume "
         assert run(*options)[2].startswith(replaced)
     before = contents(cache)
-    promise = f"{FULL}; --resume saves the trained model when it can be"
+    promise = f"{FULL}; when there is space, --resume saves the trained model"
     with full(monkeypatch):
         code, _, err = run(*options, "--resume")
     assert (code, err.splitlines()) == (1, [WARNING, promise])
