@@ -32,9 +32,9 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),
     (
         "py:.*",
-        r"(torch|nn|collections|numpy|np|os|pathlib|namernn_fast\.(gpu|layouts|replacing))\..*",
+        r"(torch|nn|collections|numpy|np|os|pathlib|namernn_fast\.(gpu|layer|layouts|replacing))\..*",
     ),
-    ("py:class", "Tensor|PackedSequence"),
+    ("py:class", "Tensor|PackedSequence|_Options"),
 ]
 
 myst_enable_extensions = ["dollarmath"]
