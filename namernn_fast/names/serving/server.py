@@ -138,7 +138,9 @@ class _HostCheck:
             await self._app(scope, receive, send)
             return
         host = requests.shortened(Headers(scope=scope).get("host", ""))
-        error = requests.FieldError("Host", f"'{host}'", " or ".join(self._allowed), 400)
+        error = requests.FieldError(
+            "Host", f"'{host}'", " or ".join(dict.fromkeys(self._allowed)), 400
+        )
         await _json(error.answer, error.status_code)(scope, receive, send)
 
 
