@@ -470,9 +470,9 @@ assert data.is_sample or accuracy > majority
 # %% [markdown]
 # ## 10. The classifier that comes with the package
 #
-# It has four times as many units, and learned from the whole data set. `names.load()` loads it. To
-# use one of your own, train it with `python -m namernn_fast.names train`, which prints where it
-# saved the model, and pass that path: `names.load(path)`.
+# The network that comes with the package has four times as many units, and learned from the data
+# set. `names.load()` loads it. To use one of your own, train it with `python -m namernn_fast.names
+# train`, which prints where it saved the model, and pass that path: `names.load(path)`.
 
 # %%
 predictor = names.load()

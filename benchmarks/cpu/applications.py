@@ -178,7 +178,7 @@ def report(document: dict[str, Any]) -> str:
         seconds = duration(before), duration(after)
         interval = f"{low:.2f} to {high:.2f}"
         lines.append([row["name"], row["timed"], *seconds, ratio(before / after), interval])
-    rounds = [len(row["after"]) for row in document["rows"]]
+    rounds = [len(row["after"]) for row in document["rows"]] or [0]  # none if every check failed
     return (
         f"{document['cpu']}, {document['threads']} thread(s); float32. Medians of {min(rounds)} to "
         f"{max(rounds)} rounds, in which the two take turns, and the 95 % interval of their ratio."

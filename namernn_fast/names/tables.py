@@ -27,7 +27,8 @@ _MAX_RECORD_LINES = 100
 # Titles of a column of names, without the signs that may be in them.
 _TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fullname"}
 
-_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+"""The suffixes of files other than text, and the format that each stands for."""
 _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
 
 # Bounds on the input held in memory at a time; long rows reach the second one first.
@@ -122,7 +123,7 @@ def _cell_of(value: Any) -> str:
 
 def format_of(path: Path) -> str:
     """Returns the format, one of `FORMATS`, that the suffix of `path` stands for."""
-    return _SUFFIXES.get(path.suffix.lower(), "text")
+    return SUFFIXES.get(path.suffix.lower(), "text")
 
 
 def delimiter_of(path: Path) -> str:

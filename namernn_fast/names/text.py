@@ -228,7 +228,7 @@ def escaped_json(text: str) -> str:
 def _json_escape(character: str) -> str:
     if "\ud800" <= character <= "\udfff":
         return "\\" + ascii(character)[1:-1]
-    # A tab of its own is between tokens: in a string JSON wants an escape.
+    # JSON allows an unescaped tab only between tokens, where a blank does as well.
     return " " if character == "\t" else json.dumps(character)[1:-1]
 
 

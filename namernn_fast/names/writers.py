@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .answers import UNKNOWN, Answers
+from .tables import SUFFIXES
 from .text import InputError, escaped, quoted
 
 # A spreadsheet takes a cell that begins with one of these, ASCII or of full width, for a formula.
@@ -201,14 +202,7 @@ class JsonWriter(Writer):
 
 FORMATS = ("table", "csv", "jsonl")
 
-_SUFFIXES = {
-    ".txt": "table",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "jsonl",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-}
+_SUFFIXES = {".txt": "table", **SUFFIXES}
 
 
 def format_of(path: Path) -> str:

@@ -206,7 +206,7 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"namernn_fast {namernn_fast.__version__}\n"
 
 
-# These have no default: without them, nothing is done that they ask for.
+# Options without a default: if one is missing, what it asks for is not done.
 WITHOUT_DEFAULT = {
     "--allowed-host",
     "--figures",

@@ -6,7 +6,7 @@ from benchmarks.harness.paths import CAPABILITIES
 from namernn_fast.bench.cells import LAYERS_OF
 from tools.capabilities import LAYERS, NO, ROWS, attempt
 
-# These compile or export programs, which other tests do for every kind of cell.
+# Rows that compile or export programs, which other tests do for every kind of cell.
 SLOW_FOR_MOST = {
     "`torch.compile(fullgraph=True)`, forward and backward",
     "ONNX `RNN`, `GRU` or `LSTM` nodes, any length and batch (`dynamo=True`)",

@@ -273,7 +273,7 @@ def _named(path: str | Path) -> Path:
 def _frozen() -> Iterator[None]:
     """Hides existing objects from the garbage collector.
 
-    PyTorch has so many that a tenth of the time would go into traversing them.
+    Traversing those of PyTorch again and again would take a tenth of the time.
     """
     gc.freeze()
     try:
