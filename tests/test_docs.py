@@ -24,7 +24,7 @@ WITH_CODE = [
     if "```python" in text
 ]
 MODULES = ["nn", "cells", "explaining", "token_rnn", "testing"]
-MODULES += [f"names.{name}" for name in ("dataset", "encoding", "prediction", "text")]
+MODULES += [f"names.{name}" for name in ("dataset", "encoding", "folding", "prediction")]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.classifier.program import EMBEDDING, HIDDEN, LEARNING_RATE, Corpus, Program
 from namernn_fast.names import (
+    ASCII,
     Batch,
     Checkpoint,
     LabelledNames,
@@ -15,7 +16,6 @@ from namernn_fast.names import (
     Recipe,
     batches,
     encode_names,
-    fold,
     train_epoch,
 )
 
@@ -28,7 +28,7 @@ class Application(Program):
 
     def __init__(self, corpus: Corpus, weights: dict[str, Tensor]):
         self.data = LabelledNames(
-            tuple(map(fold, corpus.names)), encode_names(corpus.names), corpus.labels
+            tuple(map(ASCII.fold, corpus.names)), encode_names(corpus.names), corpus.labels
         )
         self.model = NameClassifier(len(corpus.languages), EMBEDDING, HIDDEN)
         self.model.load_state_dict(weights)

@@ -9,7 +9,7 @@ from benchmarks.classifier.program import Corpus, Program
 from benchmarks.classifier.work import count, floor
 from benchmarks.harness.machine import momentary_rate
 from namernn_fast.bench.race import Rounds, TimeBudget, race, timed
-from namernn_fast.names import fold
+from namernn_fast.names import ASCII
 
 
 def race_labels(
@@ -39,7 +39,7 @@ def race_labels(
     else:
         rounds = race(calls, budget)
     peak = max(peaks)  # an interrupted probe reads too low
-    counts = count([fold(name) for name in names])
+    counts = count([ASCII.fold(name) for name in names])
     rows = []
     for kind in programs:
         row = {"threads": threads, "names": len(names), "program": kind.name}

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from namernn_fast.names import ALPHABET, fold
+from namernn_fast.names import ASCII
 
 ORDER = 3
-EDGE = len(ALPHABET)
+EDGE = len(ASCII.alphabet)
 """The symbol before the first and after the last character of a name."""
-SYMBOLS = len(ALPHABET) + 1
+SYMBOLS = len(ASCII.alphabet) + 1
 CONTEXTS = SYMBOLS**ORDER
 START = CONTEXTS - 1
 """The context before a name: `ORDER` edges, since the edge is the last symbol."""
@@ -35,7 +35,7 @@ class Imitation:
 
     def __init__(self, names: Iterable[str]):
         names = [unicodedata.normalize("NFC", name.strip()) for name in names]
-        texts = [fold(name) for name in names]
+        texts = [ASCII.fold(name) for name in names]
         self.longest = max(map(len, texts))
         """The length of the longest name, which limits made-up names."""
         self.following = _following(texts)
@@ -72,7 +72,7 @@ class Imitation:
 
 
 def _following(texts: Iterable[str]) -> Tensor:
-    ids = {character: index for index, character in enumerate(ALPHABET)}
+    ids = {character: index for index, character in enumerate(ASCII.alphabet)}
     pairs: list[int] = []
     for text in texts:
         context = START
@@ -90,13 +90,15 @@ def _spelled(names: Iterable[str], texts: Iterable[str]) -> tuple[Tensor, Tensor
         # If folding drops or splits a character, the alignment is unknown.
         if len(name) == len(text):
             for place, (character, folded) in enumerate(zip(name, text, strict=True)):
-                counts[ALPHABET.index(folded) + (SYMBOLS if place == 0 else 0)][character] += 1
+                counts[ASCII.alphabet.index(folded) + (SYMBOLS if place == 0 else 0)][
+                    character
+                ] += 1
     most = max(map(len, counts))
     spellings = torch.zeros(2 * SYMBOLS, most, dtype=torch.int32)
     often = torch.zeros(2 * SYMBOLS, most, dtype=torch.float64)
     for key, counter in enumerate(counts):
         # A character that no name has at this position is written as it is.
-        found = counter or Counter((ALPHABET + "\n")[key % SYMBOLS])
+        found = counter or Counter((ASCII.alphabet + "\n")[key % SYMBOLS])
         spellings[key, : len(found)] = torch.tensor([*map(ord, found)])
         often[key, : len(found)] = torch.tensor([*found.values()])
     return spellings, often.cumsum(1)

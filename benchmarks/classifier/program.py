@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import surnames
-from namernn_fast.names import ALPHABET
+from namernn_fast.names import ASCII
 
 EMBEDDING, HIDDEN = 64, 256
 LEARNING_RATE = 1e-3
@@ -38,7 +38,7 @@ def starting_weights(languages: int) -> dict[str, Tensor]:
     """Returns the initial parameters of every program, by their names in the model."""
     torch.manual_seed(0)
     parts = {
-        "embedding": nn.Embedding(len(ALPHABET), EMBEDDING),
+        "embedding": nn.Embedding(len(ASCII.alphabet), EMBEDDING),
         "rnn": nn.RNN(EMBEDDING, HIDDEN),
         "classifier": nn.Linear(HIDDEN, languages),
     }

@@ -16,7 +16,7 @@ from benchmarks.classifier.with_torch import Settings, WithTorch
 from benchmarks.classifier.work import count_batches, floor
 from benchmarks.harness.machine import momentary_rate
 from namernn_fast.bench.race import TimeBudget, race
-from namernn_fast.names import fold
+from namernn_fast.names import ASCII
 
 SETTINGS_BUDGET = TimeBudget(0, warmup_seconds=0, round_seconds=0, min_rounds=2)
 
@@ -86,7 +86,7 @@ def race_epochs(
     race(calls, effort.budget)
 
     peak = max(peaks)  # an interrupted probe reads too low
-    texts = [fold(name) for name in corpus.names]
+    texts = [ASCII.fold(name) for name in corpus.names]
     batches = course.order.split(batch_size)
     counts = count_batches([texts[index] for index in batch.tolist()] for batch in batches)
     rows = []

@@ -16,19 +16,19 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequenc
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.classifier.program import EMBEDDING, HIDDEN, LEARNING_RATE, Corpus, Program
-from namernn_fast.names import ALPHABET
-from namernn_fast.names.text import SPELLINGS
+from namernn_fast.names import ASCII
+from namernn_fast.names.folding import SPELLINGS
 
 Item = tuple[Tensor, int]
 
 PREDICTION_BATCH = 512
-IDS = bytes.maketrans(ALPHABET.encode(), bytes(range(len(ALPHABET))))
-KEPT = frozenset(ALPHABET + ALPHABET.upper())
+IDS = bytes.maketrans(ASCII.alphabet.encode(), bytes(range(len(ASCII.alphabet))))
+KEPT = frozenset(ASCII.alphabet + ASCII.alphabet.upper())
 SPELL = str.maketrans(SPELLINGS)
 DROP_FROM_ASCII = str.maketrans(
     {code: None for code in range(128) if chr(code) not in KEPT}
     | {ord("`"): "'"}
-    | {ord(letter.upper()): letter for letter in ALPHABET if letter.isalpha()}
+    | {ord(letter.upper()): letter for letter in ASCII.alphabet if letter.isalpha()}
 )
 
 
@@ -96,7 +96,7 @@ class Classifier(nn.Module):
 
     def __init__(self, languages: int):
         super().__init__()
-        self.embedding = nn.Embedding(len(ALPHABET), EMBEDDING)
+        self.embedding = nn.Embedding(len(ASCII.alphabet), EMBEDDING)
         self.rnn = nn.RNN(EMBEDDING, HIDDEN)
         self.classifier = nn.Linear(HIDDEN, languages)
 

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from benchmarks.classifier.program import EMBEDDING, HIDDEN, Program
-from namernn_fast.names import ALPHABET
+from namernn_fast.names import ASCII
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def floor(
     """
     inputs, states, first = counts.characters, counts.characters, counts.names
     if program.shares:
-        inputs = len(ALPHABET) * counts.batches
+        inputs = len(ASCII.alphabet) * counts.batches
         states, first = counts.prefixes, counts.first_characters
     forward = inputs * EMBEDDING * HIDDEN + (states - first) * HIDDEN**2
     forward += counts.names * HIDDEN * languages

@@ -4,11 +4,13 @@ import statistics
 from typing import Any
 
 from namernn_fast.bench.tables import markdown
+from namernn_fast.names.checkpoint import WEAK_RECALL
 from namernn_fast.names.distillation import MADE_UP
 
 MAJORITY = "majority"
 NGRAM, BARE, WEIGHTED = "n-grams", "n-grams, bare", "n-grams, TF-IDF"
 PLAIN, REFERENCE, ONE, DISTILLED = "plain", "reference", "one network of it", "distilled"
+UNUSUAL = "unusual"  # how unusual the test names are
 SYSTEMS = {
     MAJORITY: "the most frequent language, always",
     NGRAM: "logistic regression on the counts of character n-grams, chosen on validation parts",
@@ -54,11 +56,14 @@ No function of the string can be right for more than {ceiling}.
 
 ## Limits
 
-- Nearly half of the data is Russian, and some languages have under a hundred names. Recall is
-  lowest for {worst}.
-- The network knows no other languages, and assigns every string to one of these.
+- Nearly half of the data is Russian, and some languages have under a hundred names. Recall is below
+  20 % for {weak}: these languages are marked as weak.
+- The network knows no other languages, and assigns every string to one of these. A name whose
+  characters are less probable than those of 98 % of the validation names is marked as unusual;
+  the answer to it means little.
 - It reads Latin letters only; names in other scripts are refused. The data has Arabic, Chinese,
-  Greek, Russian and other names in one romanisation each.
+  Greek, Russian and other names in one romanisation each. Of accented letters it knows {accented};
+  every other one counts as the letter without its accent.
 - A probability is that of a name drawn from data like the training data, with rare languages
   favoured by the recipe. It is neither the share of people with that name nor a certainty.
 """
@@ -95,9 +100,10 @@ def report(found: dict[str, Any]) -> str:
     languages = [["language", *(name for name in SYSTEMS if name != MAJORITY)]]
     for language in found["systems"][NGRAM]["recall"]:
         recalls = (found["systems"][name]["recall"][language] for name in languages[0][1:])
-        languages.append(
-            [language, *(f"{100 * statistics.mean(values):.0f}" for values in recalls)]
-        )
+        means = [statistics.mean(values) for values in recalls]
+        recall = statistics.mean(found["systems"][DISTILLED]["recall"][language])
+        title = f"{language} (weak)" if recall < WEAK_RECALL else language
+        languages.append([title, *(f"{100 * value:.0f}" for value in means)])
     verdicts = "\n".join(
         verdict(name, rival, tests)
         for rival, networks in found["tests"].items()
@@ -118,9 +124,37 @@ def report(found: dict[str, Any]) -> str:
             "corrected t test (Nadeau and Bengio, 2003) takes the spread from one split and seed "
             "to the next into account.",
             verdicts,
-            "Recall of each language in %, mean over the splits:",
+            "Recall of each language in %, mean over the splits; a language is weak if that of "
+            f"the distilled network is below {100 * WEAK_RECALL:.0f} %:",
             markdown(languages),
+            unusual(found["unusual"]),
+            well_known(found["well_known"]),
         ]
+    )
+
+
+def unusual(found: dict[str, list[float]]) -> str:
+    """Returns in words what unusual names are worth."""
+    share, accuracy, others = (spread(values, 100, 1) for values in found.values())
+    return (
+        f"**Unusual names.** {share} % of the test names are unusual. The distilled network gets "
+        f"{accuracy} % of them right, and {others} % of the others."
+    )
+
+
+def well_known(rows: list[dict[str, Any]]) -> str:
+    """Returns a table of well-known names, with the answers that are wrong."""
+    right = sum(row["answer"] == row["language"] for row in rows)
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        answer = f" ({row['answer']} {row['probability']:.2f})"
+        text = row["name"] + ("" if row["answer"] == row["language"] else answer)
+        names.setdefault(row["language"], []).append(text)
+    table = [["language", "names"], *([language, ", ".join(of)] for language, of in names.items())]
+    return (
+        f"**Well-known names.** The network that ships gets {right} of these {len(rows)} right; "
+        "wrong answers are in brackets. The list was fixed before the training, and many of its "
+        f"names are in the data, some under other languages.\n\n{markdown(table)}"
     )
 
 
@@ -175,8 +209,8 @@ def verdict(name: str, rival: str, tests: dict[str, Any]) -> str:
     return f"- **{name}** against {rival}: {'; '.join(said)}."
 
 
-def card(found: dict[str, Any], bytes_: int) -> str:
-    """Returns the model card of the network that ships."""
+def card(found: dict[str, Any], bytes_: int, letters: str) -> str:
+    """Returns the model card of the network that ships, which reads the accented `letters`."""
     figures = found["systems"]
     rows = [["", "accuracy %", "macro-F1", "top-3 %"]]
     for name, label in (
@@ -195,7 +229,10 @@ def card(found: dict[str, Any], bytes_: int) -> str:
             ]
         )
     recalls = {language: values[0] for language, values in figures[DISTILLED]["recall"].items()}
-    worst = sorted(recalls, key=lambda language: recalls[language])[:4]
+    weak = sorted(
+        (language for language, recall in recalls.items() if recall < WEAK_RECALL),
+        key=lambda language: recalls[language],
+    )
     info = found["splits"][0]
     return CARD_TEXT.format(
         size=f"{bytes_ / 1024:.0f} KiB",
@@ -208,5 +245,6 @@ def card(found: dict[str, Any], bytes_: int) -> str:
         names=f"{found['names'][0][2]:,}",
         table=markdown(rows),
         ceiling=f"{100 * found['ceiling'][0]:.1f} %",
-        worst=", ".join(f"{language} ({100 * recalls[language]:.0f} %)" for language in worst),
+        weak=", ".join(f"{language} ({100 * recalls[language]:.0f} %)" for language in weak),
+        accented=" ".join(letters),
     )

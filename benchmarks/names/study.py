@@ -37,12 +37,24 @@ from benchmarks.names.page import (
     REFERENCE,
     RIVALS,
     SYSTEMS,
+    UNUSUAL,
     WEIGHTED,
     card,
     report,
 )
+from benchmarks.names.well_known import WELL_KNOWN
 from namernn_fast.bench.machine import cpu_name
-from namernn_fast.names import RECIPES, Fit, Split, fit, load_checkpoint, save_checkpoint, split
+from namernn_fast.names import (
+    RECIPES,
+    Fit,
+    Predictor,
+    Split,
+    fit,
+    load,
+    load_checkpoint,
+    save_checkpoint,
+    split,
+)
 from namernn_fast.names.baselines import (
     NGRAMS,
     WEIGHTED_NGRAMS,
@@ -69,8 +81,8 @@ def code_version() -> str:
     digest = hashlib.sha256(names().sha256.encode())
     folder = pretrained_checkpoint().parents[1]
     decisive = (
-        "baselines checkpoint distillation model ngrams prediction recipes splitting steps text "
-        "training"
+        "baselines checkpoint distillation encoding folding model ngrams prediction recipes "
+        "splitting steps text training unusual"
     )
     files = [folder / f"{name}.py" for name in decisive.split()]
     for path in (*files, Path(__file__), Path(__file__).with_name("page.py")):
@@ -142,7 +154,12 @@ def distilled_network(run: Run) -> dict[str, Tensor]:
 
     fitted = run.timed(DISTILLED, taught)
     save_checkpoint(run.model_path("distilled"), fitted.checkpoint)
-    return {DISTILLED: logits(fitted.checkpoint.model, run.parts.test.names)}
+    unusualness = fitted.checkpoint.unusualness
+    assert unusualness is not None
+    return {
+        DISTILLED: logits(fitted.checkpoint.model, run.parts.test.names),
+        UNUSUAL: unusualness.of(run.parts.test.names, run.parts.folding),
+    }
 
 
 STAGES = {"rivals": rivals, "plain": plain, "reference": reference, "distilled": distilled_network}
@@ -227,9 +244,8 @@ def summary(results: Results) -> dict[str, Any]:
         "cpu": cpu_name(),
         "torch": torch.__version__,
         "splits": [without_path(item.info) for item in results.parts],
-        "names": [
-            [len(item.train), len(item.validation), len(item.test)] for item in results.parts
-        ],
+        "names": [list(item.info["names"].values()) for item in results.parts],
+        "unusual": unusual_names(results),
         "ceiling": [
             best_hits(item.test.texts, item.test.labels.tolist()) / len(item.test)
             for item in results.parts
@@ -243,6 +259,29 @@ def summary(results: Results) -> dict[str, Any]:
             for rival in RIVALS
         },
     }
+
+
+def unusual_names(results: Results) -> dict[str, Any]:
+    """Returns, for each split, how many test names are unusual and how often they are answered
+    right by the distilled network, and how often the others are."""
+    found: dict[str, list[float]] = {"share": [], "accuracy": [], "accuracy_of_others": []}
+    for parts, scores in zip(results.parts, results.scores, strict=True):
+        right = (scores[DISTILLED].argmax(1) == parts.test.labels).double()
+        unusual = scores[UNUSUAL] > 1
+        found["share"].append(unusual.double().mean().item())
+        found["accuracy"].append(right[unusual].mean().item())
+        found["accuracy_of_others"].append(right[~unusual].mean().item())
+    return found
+
+
+def well_known_names(network: Predictor) -> list[dict[str, Any]]:
+    """Returns what a network answers to well-known names."""
+    asked = [(language, name) for language, names in WELL_KNOWN.items() for name in names]
+    answers = network.predict([name for _, name in asked], top=1)
+    return [
+        {"name": name, "language": language, "answer": answer, "probability": probability}
+        for (language, name), [(answer, probability)] in zip(asked, answers, strict=True)
+    ]
 
 
 def without_path(info: dict[str, Any]) -> dict[str, Any]:
@@ -283,7 +322,8 @@ def record(found: dict[str, Any]) -> None:
 def write_card(found: dict[str, Any]) -> None:
     """Writes the model card of the pretrained network."""
     size = pretrained_checkpoint().stat().st_size
-    CARD.write_text(card(found, size), encoding="utf-8")
+    letters = load_checkpoint(pretrained_checkpoint()).folding.letters
+    CARD.write_text(card(found, size, letters), encoding="utf-8")
 
 
 def main() -> None:
@@ -298,7 +338,8 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for stage in STAGES:
             list(pool.map(partial(run_stage, stage, folder=SCRATCH, version=version), seeds))
-    found = summary(collect(seeds, SCRATCH))
+    network = load(SCRATCH / "distilled0_model.safetensors")
+    found = {**summary(collect(seeds, SCRATCH)), "well_known": well_known_names(network)}
     pages.publish("names", json.loads(json.dumps(found)), report(found), options.record, PAGE)
     if options.record:
         record(found)

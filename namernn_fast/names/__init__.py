@@ -16,17 +16,18 @@ from .checkpoint import Checkpoint, load_checkpoint, pretrained_checkpoint, save
 from .dataset import NamesData, load_names, read_names
 from .download import DownloadError
 from .encoding import EncodedNames, encode, encode_names
+from .folding import ASCII, Folding
 from .model import NameClassifier, NameEnsemble
 from .prediction import Predictor, load
 from .recipes import RECIPES, Recipe
 from .resuming import StateFile
 from .splitting import LabelledNames, Split, split
 from .steps import Batch, batches, train_epoch, train_step, validate
-from .text import ALPHABET, InputError, fold
+from .text import InputError
 from .training import Epoch, Fit, fit
 
 __all__ = [
-    "ALPHABET",
+    "ASCII",
     "RECIPES",
     "Batch",
     "Checkpoint",
@@ -34,6 +35,7 @@ __all__ = [
     "EncodedNames",
     "Epoch",
     "Fit",
+    "Folding",
     "InputError",
     "LabelledNames",
     "NameClassifier",
@@ -47,7 +49,6 @@ __all__ = [
     "encode",
     "encode_names",
     "fit",
-    "fold",
     "load",
     "load_checkpoint",
     "load_names",

@@ -6,16 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from .encoding import encode_folded
+from .folding import Folding, why_unusable
 from .prediction import Predictor, probabilities
 from .tables import Rows
-from .text import dropped, escaped, fold_usable, why_unusable
+from .text import escaped
 
 UNKNOWN = "unknown"
 """What is written for a name for which no language is probable enough."""
 
-DIGITS = 6
-"""Decimals of a probability; float32 has no more."""
+MILLION = 1_000_000
+"""The unit of written probabilities is a millionth; float32 has no more digits."""
 
 _SHOWN_CHARACTERS = 100
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -27,18 +31,18 @@ class Answers:
 
     rows: Rows
     """The rows; names with an error are cut, and bad bytes in them escaped."""
-    top: int
-    """The number of languages of each distinct name."""
-    languages: list[str]
-    """The most probable languages of all distinct names, `top` of each, most probable first."""
-    probabilities: list[float]
-    """Of the languages, with `DIGITS` decimals."""
-    counts: list[int]
-    """For each distinct name, how many of its languages are probable enough."""
-    places: list[int]
-    """For each row the index of its distinct name, or -1 if it has an error."""
+    languages: tuple[str, ...]
+    """The languages of the model."""
+    best: Tensor
+    """int64 (rows, top), the indices of the most probable languages, most probable first; after the
+    last one that is probable enough, and in rows with an error, the number of languages."""
+    millionths: Tensor
+    """int64 (rows, top), the probabilities of the languages in `best`."""
+    unusual: Tensor
+    """int64 (rows), 1 for a name that is unusual, 0 for one that is not, and 2 where that is not
+    known: with an older model, and in rows with an error"""
     dropped: dict[int, str]
-    """By row, the characters of the name that were not read, as in `text.dropped`; if any."""
+    """By row, the characters of the name that were not read, as in `Folding.dropped`; if any."""
 
     @property
     def errors(self) -> dict[int, str]:
@@ -46,15 +50,16 @@ class Answers:
         return self.rows.errors
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows.names)
 
     def of_row(self, row: int) -> list[tuple[str, float]]:
         """Returns the languages of a row that are probable enough, with their probabilities."""
-        place = self.places[row]
-        if place < 0:
-            return []
-        begin, end = place * self.top, place * self.top + self.counts[place]
-        return [*zip(self.languages[begin:end], self.probabilities[begin:end], strict=True)]
+        pairs = zip(self.best[row].tolist(), self.millionths[row].tolist(), strict=True)
+        return [
+            (self.languages[place], value / MILLION)
+            for place, value in pairs
+            if place < len(self.languages)
+        ]
 
 
 def answer_rows(
@@ -73,57 +78,65 @@ def answer_rows(
     Raises:
         InputError: the model gives no finite probabilities.
     """
-    texts = _folded(rows)
+    texts = _folded(rows, predictor.folding)
     distinct = dict.fromkeys(texts)
     has_errors = distinct.pop("", 0) is None
     number = {text: place for place, text in enumerate(distinct)}
-    number[""] = -1
+    number[""] = len(distinct)
     top = min(top, len(predictor.languages))
-    found = _predict(predictor, [*distinct], top, min_probability)
-    lost = _dropped(rows.names, texts)
+    best, millionths, unusual = _predict(predictor, [*distinct], top, min_probability)
+    places = torch.tensor([*map(number.__getitem__, texts)], dtype=torch.int64)
+    lost = _dropped(rows.names, texts, predictor.folding)
     if has_errors:
         _report_errors(rows, texts)
-    return Answers(rows, top, *found, [*map(number.__getitem__, texts)], lost)
+    languages = predictor.languages
+    return Answers(rows, languages, best[places], millionths[places], unusual[places], lost)
 
 
-def _folded(rows: Rows) -> list[str]:
+def _folded(rows: Rows, folding: Folding) -> list[str]:
     """Returns the folded names, an empty one for a row that holds no usable one."""
     names = rows.names
     if rows.errors:
         names = ["" if place in rows.errors else name for place, name in enumerate(names)]
     if not "".join(names).isascii():
         names = ["" if _has_lone_surrogate(name) else name for name in names]
-    return fold_usable(names)
+    return folding.fold_usable(names)
 
 
 def _has_lone_surrogate(text: str) -> bool:
     return not text.isascii() and _LONE_SURROGATE.search(text) is not None
 
 
-def _dropped(names: Sequence[str], texts: Sequence[str]) -> dict[int, str]:
+def _dropped(names: Sequence[str], texts: Sequence[str], folding: Folding) -> dict[int, str]:
     """Returns by row what folding dropped from a name that it made a text of."""
     found = {}
     for place, (name, text) in enumerate(zip(names, texts, strict=True)):
         # No character of ASCII is folded to several, so equal lengths mean that none was dropped.
         if len(name) == len(text) and name.isascii():
             continue
-        if text and (lost := dropped(name)):
+        if text and (lost := folding.dropped(name)):
             found[place] = lost
     return found
 
 
 def _predict(
     predictor: Predictor, texts: list[str], top: int, min_probability: float
-) -> tuple[list[str], list[float], list[int]]:
-    """Returns languages, probabilities and counts, as in `Answers`, of folded names."""
-    if not texts:
-        return [], [], []
-    found = probabilities(predictor.checkpoint.model, encode_folded(texts))
-    values, places = found.topk(top)
-    rounded = values.double().mul_(10**DIGITS).round_().div_(10**DIGITS)
-    languages = list(map(predictor.languages.__getitem__, places.flatten().tolist()))
-    counts = (values >= min_probability).sum(1)
-    return languages, rounded.flatten().tolist(), counts.tolist()
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns `best`, `millionths` and `unusual`, as in `Answers`, of folded names.
+
+    One more entry, behind those of the names, is that of a row with an error.
+    """
+    languages = len(predictor.languages)
+    best, millionths = torch.full((len(texts) + 1, top), languages), torch.zeros(1, top)
+    unusual = torch.full((len(texts) + 1,), 2)
+    if texts:
+        names = encode_folded(texts, predictor.folding)
+        values, places = probabilities(predictor.checkpoint.model, names).topk(top)
+        best[:-1] = places.masked_fill(values < min_probability, languages)
+        millionths = torch.cat([values.double().mul(MILLION).round(), millionths])
+        if (table := predictor.checkpoint.unusualness) is not None:
+            unusual[:-1] = table.of(names, predictor.folding) > 1
+    return best, millionths.long(), unusual
 
 
 def _report_errors(rows: Rows, texts: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 A checkpoint is one safetensors file. Besides the weights it has plain values: the alphabet and the
 version of the folding, the languages, the options of the model, and what `Checkpoint.info` lists.
+Checkpoints of earlier versions have no trigrams for unusual names.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from namernn_fast import FusedRNN, __version__
 
+from .folding import ASCII, Folding
 from .model import POOLINGS, NameClassifier, NameEnsemble
 from .tensor_files import (
     MAX_BYTES,
@@ -27,7 +29,8 @@ from .tensor_files import (
     read_values,
     write_tensors,
 )
-from .text import ALPHABET, FOLDING_VERSION, MAX_LANGUAGES, InputError, is_language
+from .text import MAX_LANGUAGES, InputError, is_language
+from .unusual import SHARE, SYMBOLS, Unusualness
 
 KIND = "namernn_fast.names checkpoint 2"
 
@@ -38,6 +41,11 @@ PRETRAINED = "pretrained"
 _MAX_SIZE = 4096
 _MAX_LAYERS = 64  # of all members together: building more takes seconds
 _DTYPES = (torch.float32, torch.float16)
+
+_TABLE = "unusual"  # the tensor of `Unusualness`, and in the plain values its share
+
+WEAK_RECALL = 0.2
+"""A language with a lower recall on the test part is called weak."""
 
 
 def _is_size(value: Any) -> bool:
@@ -74,10 +82,26 @@ class Checkpoint:
     """Plain values: "trained" (the UTC date), "split" (its method, seed, shares and SHA-256, and
     the data's source, SHA-256 and rows), "recipe", "seed", "metrics" (on the validation and the
     test part), "history" (results of the epochs), "versions"."""
+    folding: Folding = ASCII
+    """How the model reads names."""
+    unusualness: Unusualness | None = None
+    """What says how unusual a name is; None in checkpoints of earlier versions."""
 
     def is_sample(self) -> bool:
         """Returns whether the model was trained on the small embedded sample."""
         return _is_sample(self.info)
+
+    def weak_languages(self) -> frozenset[str]:
+        """Returns the languages whose recall on the test part is below `WEAK_RECALL`.
+
+        There are none if the file does not record the recalls, as those of earlier versions.
+        """
+        metrics = self.info.get("metrics")
+        recalls = metrics.get("test_recall") if isinstance(metrics, dict) else None
+        if not isinstance(recalls, dict):
+            return frozenset()
+        known = {name: value for name, value in recalls.items() if type(value) in (int, float)}
+        return frozenset(name for name in self.languages if known.get(name, 1) < WEAK_RECALL)
 
 
 def pretrained_checkpoint() -> Path:
@@ -112,13 +136,16 @@ def save_checkpoint(
     """
     model = checkpoint.model
     values = {
-        "alphabet": ALPHABET,
-        "folding": FOLDING_VERSION,
+        "alphabet": checkpoint.folding.alphabet,
+        "folding": checkpoint.folding.version,
         "languages": list(checkpoint.languages),
         "model": model.config,
         **checkpoint.info,
     }
     weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    if checkpoint.unusualness is not None:
+        values[_TABLE] = SHARE
+        weights[_TABLE] = checkpoint.unusualness.table.to(dtype)
     _check_weights(path, weights)
     write_tensors(path, KIND, weights, values)
 
@@ -135,18 +162,20 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def check_loadable(options: Sequence[Mapping[str, Any]], num_languages: int) -> None:
+def check_loadable(
+    options: Sequence[Mapping[str, Any]], num_languages: int, folding: Folding
+) -> None:
     """Raises an error if a model could be trained and saved but not loaded again.
 
     Args:
         options: those of `NameClassifier` for each member.
-        num_languages: of the model.
+        num_languages, folding: of the model.
 
     Raises:
         InputError: an option is out of the bounds of `load_checkpoint`, or all are too large.
     """
     try:
-        model = _on_meta([dict(member) for member in options], num_languages, FusedRNN)
+        model = _on_meta([dict(member) for member in options], num_languages, folding, FusedRNN)
     except (TypeError, ValueError) as error:
         raise InputError(f"the model cannot be saved: {error}") from error
     size = sum(4 * value.numel() for value in model.state_dict().values())
@@ -201,22 +230,26 @@ def load_checkpoint(
     """
     values = describe_checkpoint(path)
     try:
-        languages = _checked_languages(values)
-        model = _on_meta(values["model"], len(languages), rnn_class)
+        languages, folding = _checked_languages(values), _checked_folding(values)
+        model = _on_meta(values["model"], len(languages), folding, rnn_class)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a checkpoint that this version can read ({error})"
         ) from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if _TABLE in values:
+        shapes[_TABLE] = (SYMBOLS,) * 3
     weights, _ = read_tensors(path, KIND, shapes)
     _check_weights(path, weights)
+    table = weights.pop(_TABLE, None)
     model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     info = {
         name: value
         for name, value in values.items()
-        if name not in ("alphabet", "folding", "languages", "model")
+        if name not in ("alphabet", "folding", "languages", "model", _TABLE)
     }
-    return Checkpoint(model.to(device).eval(), languages, info)
+    unusualness = None if table is None else Unusualness(table.float())
+    return Checkpoint(model.to(device).eval(), languages, info, folding, unusualness)
 
 
 class _NoNormal(TorchFunctionMode):
@@ -241,8 +274,6 @@ def _is_sample(values: dict[str, Any]) -> bool:
 
 
 def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
-    if (values["alphabet"], values["folding"]) != (ALPHABET, FOLDING_VERSION):
-        raise ValueError("its names are folded in another way")
     languages = values["languages"]
     if not isinstance(languages, list) or not all(map(is_language, languages)):
         raise ValueError("languages that are not names")
@@ -253,8 +284,15 @@ def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(languages)
 
 
+def _checked_folding(values: dict[str, Any]) -> Folding:
+    plain, alphabet = ASCII.alphabet, values["alphabet"]
+    if not isinstance(alphabet, str) or not alphabet.startswith(plain):
+        raise ValueError(f"its alphabet does not begin with {plain!r}")
+    return Folding(alphabet.removeprefix(plain), values["folding"])
+
+
 def _on_meta(
-    config: Any, num_classes: int, rnn_class: type[nn.RNN]
+    config: Any, num_classes: int, folding: Folding, rnn_class: type[nn.RNN]
 ) -> NameClassifier | NameEnsemble:
     """Builds a model without memory for its weights, to find their shapes.
 
@@ -268,7 +306,15 @@ def _on_meta(
     if not 0 < layers <= _MAX_LAYERS:
         raise ValueError(f"{layers} layers in all, from 1 to {_MAX_LAYERS} can be")
     with torch.device("meta"), _NoNormal():
-        models = [NameClassifier(num_classes, rnn_class=rnn_class, **member) for member in members]
+        models = [
+            NameClassifier(
+                num_classes,
+                rnn_class=rnn_class,
+                alphabet_size=len(folding.alphabet),
+                **member,
+            )
+            for member in members
+        ]
         return NameEnsemble(models) if isinstance(config, list) else models[0]
 
 

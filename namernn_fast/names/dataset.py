@@ -22,8 +22,9 @@ from typing import Any
 
 from .download import DownloadError, stream
 from .files import cache_folder, replacing
+from .folding import why_unusable
 from .sample import SAMPLE
-from .text import MAX_LANGUAGES, InputError, is_language, why_unusable
+from .text import MAX_LANGUAGES, InputError, is_language
 
 DATA_URL = "https://download.pytorch.org/tutorial/data.zip"
 DATA_SHA256 = "fb317e80248faeb62dc25ef3390ae24ca34b94e276bbc5141fd8862c2200bff5"
@@ -51,7 +52,7 @@ class NamesData:
     """The names of the languages, sorted."""
     rows: tuple[tuple[str, int], ...]
     """(name, index into `languages`), in the order of the files, repeats included; no name is
-    unusable (see `text.why_unusable`)."""
+    unusable (see `folding.why_unusable`)."""
     is_sample: bool = False
     """Whether this is the small embedded sample and not the data set."""
 

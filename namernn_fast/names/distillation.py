@@ -14,6 +14,7 @@ from collections import defaultdict
 from torch import nn
 
 from .encoding import encode_folded
+from .folding import ASCII
 from .prediction import logits
 from .splitting import LabelledNames, Split
 
@@ -38,7 +39,7 @@ def distilled(
     Args:
         split: the parts of the data; validation and test stay as they are.
         teacher: a trained classifier, in evaluation mode, which must have seen only the training
-            part.
+            part, in the folding of the split.
         made_up: how many names to make up besides those of the training part. Fewer are added:
             duplicates count once, and names of the validation and test part are left out.
         prior_correction: that of the teacher's recipe. It is undone, so that the student's recipe
@@ -51,13 +52,16 @@ def distilled(
     """
     known = sorted(set(split.train.texts))
     drawn = set(made_up_names(split, made_up, seed=seed))
-    texts = known + sorted(drawn.difference(known, split.validation.texts, split.test.texts))
-    names = encode_folded(texts)
+    tested = {*map(ASCII.fold, (*split.validation.texts, *split.test.texts))}
+    new = (text for text in drawn.difference(known) if ASCII.fold(text) not in tested)
+    texts = known + sorted(new)
+    names = encode_folded(texts, split.folding)
     scores = logits(teacher, names)
     if prior_correction:
         scores = scores + prior_correction * split.log_priors().to(scores)
     train = LabelledNames(tuple(texts), names, scores.softmax(1))
-    return dataclasses.replace(split, train=train, info={**split.info, "made_up": made_up})
+    info = {**split.info, "made_up": made_up}
+    return dataclasses.replace(split, train=train, info=info, seen=split.train)
 
 
 def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:

@@ -1,11 +1,12 @@
 """Names as tensors: character ids, and packed batches of them.
 
-The id of a character is its index in `ALPHABET`. Names are encoded once, into one run of ids;
-tensor operations cut batches from it, without a Python loop over names.
+The id of a character is its index in the alphabet of the folding. Names are encoded once, into one
+run of ids; tensor operations cut batches from it, without a Python loop over names.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,18 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .text import (
-    ALPHABET,
-    InputError,
-    check_names,
-    fold_lines,
-    readable,
-    why_unusable,
-)
+from .folding import ASCII, Folding
+from .text import InputError, check_names
 
-_IDS = bytes.maketrans(ALPHABET.encode("ascii"), bytes(range(len(ALPHABET))))
-
-_KEY_CHARACTERS = 6  # at 5 bits each, as many as fit in an int32
+_KEY_CHARACTERS = 6  # of the ASCII alphabet, as many as fit in an int32
 
 # Maximum number of entries of a table (batches, steps, names of a batch) computed at a time: few
 # enough to stay in cache, and a bound on the memory.
@@ -61,7 +54,7 @@ class EncodedNames:
         return indices[keys.argsort(stable=True)]
 
     def by_beginning(self, indices: Tensor) -> Tensor:
-        """Returns `indices` sorted by the ids of the first 6 characters.
+        """Returns `indices` sorted by the ids of the first characters, up to 6.
 
         Names that begin alike are then neighbours.
 
@@ -70,10 +63,11 @@ class EncodedNames:
         """
         places, lengths = self.starts[indices], self.lengths[indices]
         last = len(self.characters) - 1
+        base = int(self.characters.max()) + 2  # 0 stands past the end of a name
         keys = torch.zeros(len(indices), dtype=torch.int32)
-        for step in range(_KEY_CHARACTERS):
+        for step in range(min(_KEY_CHARACTERS, int(31 / math.log2(base)))):
             ids = self.characters.index_select(0, places.clamp(max=last)).int().add_(1)
-            keys.mul_(len(ALPHABET) + 1).add_(ids.mul_(lengths > step))  # 0 past the end
+            keys.mul_(base).add_(ids.mul_(lengths > step))
             places += 1
         return indices[keys.argsort(stable=True)]
 
@@ -158,29 +152,29 @@ class EncodedNames:
         return self.characters.index_select(0, places), present.sum(-1)
 
 
-def encode_names(names: Iterable[str]) -> EncodedNames:
+def encode_names(names: Iterable[str], folding: Folding = ASCII) -> EncodedNames:
     """Folds `names` and returns their character ids.
+
+    Args:
+        names: text; all must be usable (see `why_unusable`).
+        folding: of the model that is to read them, `Checkpoint.folding`.
 
     Raises:
         TypeError: as in `check_names`.
-        InputError: there is no name, or a name is unusable (see `why_unusable`).
+        InputError: there is no name, or a name is unusable.
     """
     names = check_names(names)
     if not names:
         raise InputError("no names were given")
-    lines = fold_lines(readable(names))
-    if b"\n\n" in b"\n%b\n" % lines:
-        place = lines.split(b"\n").index(b"")
-        raise InputError(why_unusable(names[place]) or "")
-    return _encode(lines)
+    return _encode(folding.fold_all(names), folding)
 
 
-def encode_folded(texts: Sequence[str]) -> EncodedNames:
-    """Returns the character ids of names that `fold` has returned, none of them empty."""
-    return _encode("\n".join(texts).encode("ascii"))
+def encode_folded(texts: Sequence[str], folding: Folding = ASCII) -> EncodedNames:
+    """Returns the character ids of names that `folding` has folded, none of them empty."""
+    return _encode(folding.joined(texts), folding)
 
 
-def encode(name: str) -> Tensor:
+def encode(name: str, folding: Folding = ASCII) -> Tensor:
     """Returns the character ids of one name: int64 (length of the folded name).
 
     Raises:
@@ -190,15 +184,15 @@ def encode(name: str) -> Tensor:
         >>> encode("Ana").tolist()
         [0, 13, 0]
     """
-    return encode_names([name]).characters
+    return encode_names([name], folding).characters
 
 
-def _encode(lines: bytes) -> EncodedNames:
+def _encode(lines: bytes, folding: Folding) -> EncodedNames:
     """Returns the character ids of folded names, which are the lines of a text."""
     text = torch.frombuffer(bytearray(b"\n%b\n" % lines), dtype=torch.uint8)
     newlines = (text == ord("\n")).nonzero().squeeze(1)
     lengths = newlines.diff() - 1
-    ids = bytearray(lines.translate(_IDS, b"\n"))
+    ids = bytearray(folding.ids(lines))
     return EncodedNames(
         characters=torch.frombuffer(ids, dtype=torch.uint8).long(),
         starts=lengths.cumsum(0) - lengths,

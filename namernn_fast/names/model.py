@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from namernn_fast import FusedRNN
 
+from .folding import ASCII
 from .ngrams import NgramEmbedding
-from .text import ALPHABET
 
 POOLINGS = ("last", "last+mean+max")
 
@@ -21,7 +21,8 @@ POOLINGS = ("last", "last+mean+max")
 class NameClassifier(nn.Module):
     """Scores of languages for names: `nn.Embedding`, a vanilla RNN, `nn.Linear`.
 
-    The attribute `config` has every argument except `num_classes` and `rnn_class`.
+    The attribute `config` has every argument except `num_classes`, `rnn_class` and
+    `alphabet_size`.
 
     Args:
         num_classes: the number of languages.
@@ -37,6 +38,7 @@ class NameClassifier(nn.Module):
             embedding is zero, and n-grams have the symbol for an unknown character in its place.
         ngrams: whether the embeddings of the n-grams around a character (see `NgramEmbedding`) are
             added to its own.
+        alphabet_size: the number of different character ids, as of the alphabet of a `Folding`.
 
     Raises:
         ValueError, TypeError: as in `rnn_class`; `pooling` is not one of `POOLINGS`.
@@ -57,6 +59,7 @@ class NameClassifier(nn.Module):
         state_dropout: float = 0.0,
         character_dropout: float = 0.0,
         ngrams: bool = False,
+        alphabet_size: int = len(ASCII.alphabet),
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -74,8 +77,8 @@ class NameClassifier(nn.Module):
             "ngrams": ngrams,
         }
         self.num_directions = 2 if bidirectional else 1
-        self.embedding = nn.Embedding(len(ALPHABET), embedding_size)
-        self.ngrams = NgramEmbedding(embedding_size) if ngrams else None
+        self.embedding = nn.Embedding(alphabet_size, embedding_size)
+        self.ngrams = NgramEmbedding(embedding_size, alphabet_size) if ngrams else None
         self.rnn = rnn_class(
             embedding_size,
             hidden_size,

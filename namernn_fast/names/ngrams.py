@@ -6,12 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .text import ALPHABET
-
-_MARK = len(ALPHABET)  # before the start of a name and past its end
-_UNKNOWN = len(ALPHABET) + 1
-_SYMBOLS = len(ALPHABET) + 2
-
 _TRIGRAM_ROWS = 8192
 """The number of rows in the table of trigrams; trigram n uses row n modulo this."""
 
@@ -24,12 +18,16 @@ class NgramEmbedding(nn.Module):
 
     Args:
         embedding_size: features of each embedding.
+        alphabet_size: the number of different character ids.
     """
 
-    def __init__(self, embedding_size: int) -> None:
+    def __init__(self, embedding_size: int, alphabet_size: int) -> None:
         super().__init__()
-        self.before = nn.Embedding(_SYMBOLS**2, embedding_size)
-        self.after = nn.Embedding(_SYMBOLS**2, embedding_size)
+        self.mark = alphabet_size  # before the start of a name and past its end
+        self.unknown = alphabet_size + 1
+        self.symbols = alphabet_size + 2
+        self.before = nn.Embedding(self.symbols**2, embedding_size)
+        self.after = nn.Embedding(self.symbols**2, embedding_size)
         self.around = nn.Embedding(_TRIGRAM_ROWS, embedding_size)
         for table in (self.before, self.after, self.around):
             nn.init.normal_(table.weight, std=0.3)
@@ -43,13 +41,13 @@ class NgramEmbedding(nn.Module):
             unknown: bool (batch, longest), true for characters to hide.
         """
         if unknown is not None:
-            ids = torch.where(unknown, _UNKNOWN, ids)
+            ids = torch.where(unknown, self.unknown, ids)
         steps = torch.arange(ids.shape[1], device=ids.device)
-        ids = torch.where(steps < lengths.unsqueeze(1), ids, _MARK)
-        previous = F.pad(ids[:, :-1], (1, 0), value=_MARK)
-        following = F.pad(ids[:, 1:], (0, 1), value=_MARK)
-        before = previous * _SYMBOLS + ids
-        after = ids * _SYMBOLS + following
-        around = (before * _SYMBOLS + following) % _TRIGRAM_ROWS
+        ids = torch.where(steps < lengths.unsqueeze(1), ids, self.mark)
+        previous = F.pad(ids[:, :-1], (1, 0), value=self.mark)
+        following = F.pad(ids[:, 1:], (0, 1), value=self.mark)
+        before = previous * self.symbols + ids
+        after = ids * self.symbols + following
+        around = (before * self.symbols + following) % _TRIGRAM_ROWS
         embedded: Tensor = self.before(before) + self.after(after) + self.around(around)
         return embedded

@@ -15,8 +15,9 @@ from namernn_fast import FusedRNN
 
 from .checkpoint import PRETRAINED, Checkpoint, load_checkpoint, pretrained_checkpoint
 from .encoding import EncodedNames, encode, encode_names
+from .folding import Folding
 from .model import NameClassifier, NameEnsemble
-from .text import InputError, check_names, fold
+from .text import InputError, check_names
 
 # Bounds the memory of a batch: each character takes hidden_size numbers in each layer.
 _BATCH_CHARACTERS = 16_384
@@ -42,6 +43,11 @@ class Predictor:
     def languages(self) -> tuple[str, ...]:
         """The languages, in the order of the columns of `probabilities`."""
         return self.checkpoint.languages
+
+    @property
+    def folding(self) -> Folding:
+        """How the model reads names."""
+        return self.checkpoint.folding
 
     @property
     def info(self) -> dict[str, Any]:
@@ -86,7 +92,7 @@ class Predictor:
         names = check_names(names)
         if not names:
             return []
-        labels = most_probable(self.checkpoint.model, encode_names(names))
+        labels = most_probable(self.checkpoint.model, encode_names(names, self.folding))
         return [*map(self.languages.__getitem__, labels.tolist())]
 
     def probabilities(self, names: Iterable[str]) -> Tensor:
@@ -101,7 +107,24 @@ class Predictor:
         names = check_names(names)
         if not names:
             return torch.empty(0, len(self.languages))
-        return probabilities(self.checkpoint.model, encode_names(names))
+        return probabilities(self.checkpoint.model, encode_names(names, self.folding))
+
+    def unusualness(self, names: Iterable[str]) -> Tensor | None:
+        """Returns how unusual names are, given the training names: float32 (number of names).
+
+        Above 1 a name is unusual: its characters are less probable than those of all but 2 % of
+        the validation names. The answer of the model then means little.
+
+        Returns:
+            The numbers, or None if the checkpoint is one of an earlier version, which has none.
+
+        Raises:
+            TypeError, InputError: as in `predict`.
+        """
+        table, names = self.checkpoint.unusualness, check_names(names)
+        if table is None or not names:
+            return None if table is None else torch.empty(0)
+        return table.of(encode_names(names, self.folding), self.folding)
 
     def states(self, name: str) -> tuple[str, Tensor]:
         """Returns the folded name, and the states after each of its characters.
@@ -117,12 +140,12 @@ class Predictor:
             InputError: the name is unusable, or the model gives no finite states.
         """
         model = self.checkpoint.model
-        ids = encode(name)
+        ids = encode(name, self.folding)
         if not isinstance(model, NameClassifier):
             raise TypeError("an ensemble has no single state; ask one of its members")
         with torch.no_grad():
             states = model.states(ids.to(next(model.parameters()).device)).float().cpu()
-        return fold(name), _finite(states, "states")
+        return self.folding.fold(name), _finite(states, "states")
 
     def prefix_probabilities(self, name: str) -> Tensor:
         """Returns the model's answer after each character: float32 (length, languages).
@@ -130,7 +153,7 @@ class Predictor:
         Raises:
             InputError: as in `predict`.
         """
-        ids = encode(name)
+        ids = encode(name, self.folding)
         lengths = torch.arange(1, len(ids) + 1)
         prefixes = EncodedNames(ids, torch.zeros_like(lengths), lengths)
         return probabilities(self.checkpoint.model, prefixes)

@@ -11,8 +11,8 @@ from typing import Any
 
 from .dataset import NamesData
 from .evaluation import best_hits
+from .folding import ASCII, SPELLINGS
 from .splitting import LabelledNames, Split, split
-from .text import SPELLINGS, dropped, fold
 
 # Texts that web pages left among the names.
 _NO_NAMES = frozenset({"to the first page"})
@@ -121,9 +121,9 @@ def describe(data: NamesData, parts: Split) -> DataReport:
 
     Args:
         data: the names.
-        parts: their split.
+        parts: their split, in the folding `ASCII`.
     """
-    folded = [fold(name) for name, _ in data.rows]
+    folded = ASCII.fold_usable([name for name, _ in data.rows])
     labels = [label for _, label in data.rows]
     pairs = sorted(set(zip(folded, labels, strict=True)))
     languages_of: defaultdict[str, list[str]] = defaultdict(list)
@@ -139,7 +139,7 @@ def describe(data: NamesData, parts: Split) -> DataReport:
             spelled="".join(
                 c for c in unicodedata.normalize("NFD", name.strip()) if c in SPELLINGS
             ),
-            dropped=dropped(name),
+            dropped=ASCII.dropped(name),
             junk=tuple(rule for rule, (_, finds) in JUNK.items() if finds(name)),
         )
         for number, ((name, label), text) in enumerate(zip(data.rows, folded, strict=True), 1)
@@ -173,7 +173,7 @@ def describe(data: NamesData, parts: Split) -> DataReport:
         },
         leak={
             "this split": leak(parts),
-            "random split": leak(split(data, method="random", **shares)),
+            "random split": leak(split(data, method="random", folding=ASCII, **shares)),
         },
         odd_rows=tuple(row for row in rows if row.spelled or row.dropped or row.junk),
         shared_strings=shared,
@@ -197,4 +197,4 @@ def leak(parts: Split) -> dict[str, float]:
 
 
 def _pairs(part: LabelledNames) -> list[tuple[str, int]]:
-    return list(zip(part.texts, part.labels.tolist(), strict=True))
+    return list(zip(ASCII.fold_usable(part.texts), part.labels.tolist(), strict=True))

@@ -2,7 +2,8 @@
 
 By default no string is in two parts, whatever its languages: the data repeats names (Arabic has
 2,000 rows of 108 names) and has 465 strings in several languages, so a random split of its
-rows, as tutorials make it, tests a model on names that it has seen.
+rows, as tutorials make it, tests a model on names that it has seen. A string here is a name in the
+folding `ASCII`, so that Müller and Muller are in one part whichever folding the model reads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from .dataset import NamesData
 from .encoding import EncodedNames, encode_folded
-from .text import InputError, fold
+from .folding import ASCII, Folding, letters_of
+from .text import InputError
 
 METHODS = ("string", "random")
 
+LEAST = 2
+"""In how many training names an accented letter must occur for a model to read it as one."""
 
 _Unit = TypeVar("_Unit")
 
@@ -32,7 +36,7 @@ class LabelledNames:
     """Folded names with their languages."""
 
     texts: tuple[str, ...]
-    """The names as `fold` returns them."""
+    """The names as the folding of the split folds them."""
     names: EncodedNames
     """The character ids of `texts`."""
     labels: Tensor
@@ -57,6 +61,10 @@ class Split:
     info: dict[str, Any]
     """The method, seed and shares, the SHA-256 of the parts, and the source, SHA-256 and number of
     rows of the data: plain values, which a checkpoint records."""
+    folding: Folding = ASCII
+    """How the names of the parts are folded."""
+    seen: LabelledNames | None = None
+    """The names of the data in the training part, if `train` has made-up names too."""
 
     def priors(self) -> Tensor:
         """Returns the share of each language in the training part: float64 (languages)."""
@@ -80,6 +88,7 @@ def split(
     validation: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
+    folding: Folding | None = None,
 ) -> Split:
     """Splits the names into a training, a validation and a test part.
 
@@ -92,11 +101,16 @@ def split(
     The order of drawing comes from a hash of the seed and the string (or the number of the row),
     so it is the same on every machine and with every version of torch.
 
+    The training part has every spelling of a name in the data, and also a copy without accents; the
+    other parts have the first spelling.
+
     Args:
         data: the names.
         method: "string" or "random".
         validation, test: the share of each part, above 0, together below 1.
         seed: of the drawing.
+        folding: of the names in the parts; if None, one that keeps the accented letters that occur
+            in at least `LEAST` names of the training part. It has no effect on what is drawn.
 
     Raises:
         InputError: an argument has another value, or a part would be empty.
@@ -112,16 +126,19 @@ def split(
     parts = dict(
         zip(("train", "validation", "test"), draw(data, validation, test, seed), strict=True)
     )
-    for name, rows in parts.items():
-        if not rows:
+    for name, units in parts.items():
+        if not units:
             raise InputError(f"{data.source}: too few names for a {name} part")
+    if folding is None:
+        spellings = (spelling for unit in parts["train"] for spelling in unit.spellings)
+        folding = Folding(letters_of(spellings, LEAST))
     info = {
         "method": method,
         "seed": seed,
         "validation": validation,
         "test": test,
         "sha256": _digest(parts, data.languages),
-        "names": {name: len(rows) for name, rows in parts.items()},
+        "names": {name: len(units) for name, units in parts.items()},
         "data": {
             "source": data.source,
             "sha256": data.sha256,
@@ -129,36 +146,51 @@ def split(
             "is_sample": data.is_sample,
         },
     }
-    labelled = {name: _labelled(rows) for name, rows in parts.items()}
-    return Split(data.languages, info=info, **labelled)
+    labelled = {name: _labelled(units, folding, name == "train") for name, units in parts.items()}
+    return Split(data.languages, info=info, folding=folding, **labelled)
 
 
-_Rows = list[tuple[str, int]]  # (folded name, index of the language)
+class _Name(NamedTuple):
+    """A name as it is drawn: one string in ASCII, with one language."""
+
+    text: str
+    """In the folding `ASCII`."""
+    label: int
+    """The index of the language."""
+    spellings: tuple[str, ...]
+    """The names of the data that fold to the string, as they are written there."""
 
 
 def _draw_strings(
     data: NamesData, validation: float, test: float, seed: int
-) -> tuple[_Rows, _Rows, _Rows]:
-    languages_of: defaultdict[str, set[int]] = defaultdict(set)
-    for name, language in data.rows:
-        languages_of[fold(name)].add(language)
-    sizes = Counter(language for languages in languages_of.values() for language in languages)
+) -> tuple[list[_Name], ...]:
+    spellings: defaultdict[str, defaultdict[int, dict[str, None]]]
+    spellings = defaultdict(lambda: defaultdict(dict))
+    texts = ASCII.fold_usable([name for name, _ in data.rows])
+    for text, (name, language) in zip(texts, data.rows, strict=True):
+        spellings[text][language][name] = None
+    sizes = Counter(language for languages in spellings.values() for language in languages)
     strata: defaultdict[int, list[str]] = defaultdict(list)
-    for text, languages in languages_of.items():
+    for text, languages in spellings.items():
         strata[min(languages, key=lambda language: (sizes[language], language))].append(text)
-    parts: tuple[_Rows, _Rows, _Rows] = ([], [], [])
-    for _, texts in sorted(strata.items()):
-        texts.sort(key=lambda text: _rank(seed, text))
-        for part, chosen in zip(parts, _cut(texts, validation, test), strict=True):
-            part += [(text, label) for text in chosen for label in sorted(languages_of[text])]
+    parts: tuple[list[_Name], ...] = ([], [], [])
+    for _, drawn in sorted(strata.items()):
+        drawn.sort(key=lambda text: _rank(seed, text))
+        for part, chosen in zip(parts, _cut(drawn, validation, test), strict=True):
+            part += [
+                _Name(text, label, tuple(names))
+                for text in chosen
+                for label, names in sorted(spellings[text].items())
+            ]
     return parts
 
 
 def _draw_rows(
     data: NamesData, validation: float, test: float, seed: int
-) -> tuple[_Rows, _Rows, _Rows]:
+) -> tuple[list[_Name], ...]:
+    texts = ASCII.fold_usable([name for name, _ in data.rows])
     order = sorted(range(len(data.rows)), key=lambda row: _rank(seed, row))
-    rows = [(fold(data.rows[row][0]), data.rows[row][1]) for row in order]
+    rows = [_Name(texts[row], data.rows[row][1], (data.rows[row][0],)) for row in order]
     return _cut(rows, validation, test)
 
 
@@ -180,15 +212,24 @@ def _cut(
     return units[tested + validated :], units[tested : tested + validated], units[:tested]
 
 
-def _digest(parts: dict[str, _Rows], languages: Sequence[str]) -> str:
+def _digest(parts: dict[str, list[_Name]], languages: Sequence[str]) -> str:
     lines = [
-        f"{name}\t{languages[label]}\t{text}\n"
-        for name, rows in parts.items()
-        for text, label in rows
+        f"{part}\t{languages[name.label]}\t{name.text}\n"
+        for part, names in parts.items()
+        for name in names
     ]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def _labelled(rows: _Rows) -> LabelledNames:
-    texts, labels = zip(*rows, strict=True)
-    return LabelledNames(texts, encode_folded(texts), torch.tensor(labels))
+def _labelled(names: Sequence[_Name], folding: Folding, is_train: bool) -> LabelledNames:
+    """Returns the names of a part; of the training part in all spellings and without accents."""
+    texts: list[str] = []
+    labels: list[int] = []
+    for name in names:
+        found = dict.fromkeys(map(folding.fold, name.spellings))
+        if is_train:
+            found |= dict.fromkeys(map(folding.plain.fold, name.spellings))
+        used = [*found] if is_train else [*found][:1]
+        texts += used
+        labels += [name.label] * len(used)
+    return LabelledNames(tuple(texts), encode_folded(texts, folding), torch.tensor(labels))

@@ -16,8 +16,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from .folding import why_unusable
 from .lines import MAX_LINE_BYTES, Source, lines_of, text_of
-from .text import InputError, escaped, escaped_json, quoted, why_unusable
+from .text import InputError, escaped, escaped_json, quoted
 
 FORMATS = ("text", "csv", "jsonl")
 

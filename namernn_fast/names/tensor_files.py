@@ -21,7 +21,7 @@ from .text import InputError
 MAX_BYTES = 256 * 2**20
 """The largest file to read by default; the reference model takes about a tenth of it."""
 
-MAX_HEADER_BYTES = 2**20
+MAX_HEADER_BYTES = 2 * 2**20
 """The largest table of tensors and plain values. The library's limit of 100 MB would allow files
 that take half a minute and gigabytes of memory."""
 

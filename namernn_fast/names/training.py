@@ -28,6 +28,7 @@ from .resuming import StateFile, below
 from .splitting import Split
 from .steps import batches, process, train_epoch, validate
 from .text import InputError
+from .unusual import fit_unusualness
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,12 @@ class _Member:
         self.history: list[Epoch] = []
         self.rank, self.processes = process()
         torch.manual_seed(self._drawn("weights"))
-        model = NameClassifier(len(split.languages), rnn_class=rnn_class, **recipe.model)
+        model = NameClassifier(
+            len(split.languages),
+            rnn_class=rnn_class,
+            alphabet_size=len(split.folding.alphabet),
+            **recipe.model,
+        )
         self.model = model.to(device)
         self.trained: nn.Module = self.model
         if self.processes > 1:
@@ -265,7 +271,7 @@ def fit(
         ModuleNotFoundError: progress is true and tqdm is not installed.
     """
     device = torch.device(device)
-    check_loadable([recipe.model] * recipe.members, len(split.languages))
+    check_loadable([recipe.model] * recipe.members, len(split.languages), split.folding)
     history: list[Epoch] = []
     members: list[NameClassifier] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -294,12 +300,27 @@ def fit(
             "validation_loss": loss,
             "validation_accuracy": accuracy,
             "test_accuracy": validate(model, split.test)[1],
+            "test_recall": _recalls(model, split),
             "temperature": temperature,
         },
         "history": [asdict(epoch) for epoch in history],
         "versions": versions(),
     }
-    return Fit(Checkpoint(model, split.languages, info), tuple(history))
+    checkpoint = Checkpoint(model, split.languages, info, split.folding, fit_unusualness(split))
+    return Fit(checkpoint, tuple(history))
+
+
+def _recalls(model: nn.Module, split: Split) -> dict[str, float | None]:
+    """Returns the recall of each language on the test part; None if the part has no such name."""
+    labels = split.test.labels
+    right = labels[logits(model, split.test.names).argmax(1) == labels]
+    found, counts = (each.bincount(minlength=len(split.languages)) for each in (right, labels))
+    return {
+        language: hits / count if count else None
+        for language, hits, count in zip(
+            split.languages, found.tolist(), counts.tolist(), strict=True
+        )
+    }
 
 
 def _resume(member: _Member, state: StateFile) -> None:

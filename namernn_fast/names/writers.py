@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from itertools import chain
 from pathlib import Path
+
+from torch import Tensor
 
 from .answers import UNKNOWN, Answers
 from .tables import SUFFIXES
@@ -55,26 +58,40 @@ class Writer(ABC):
 
 
 class TableWriter(Writer):
-    """Some lines for each name, for people."""
+    """Some lines for each name, for people.
+
+    Args:
+        weak: the languages to mark as weak.
+    """
+
+    def __init__(self, top: int, titles: Sequence[str], weak: Set[str] = frozenset()) -> None:
+        super().__init__(top, titles)
+        self._weak = weak
+
+    def _shown(self, language: str) -> str:
+        return f"{language} (weak)" if language in self._weak else language
 
     def body(self, answers: Answers) -> str:
         lines: list[str] = []
+        unusual = answers.unusual.tolist()
         for row, name in enumerate(answers.rows.names):
             lines.append(escaped(name))
             if row in answers.errors:
                 lines.append(f"  error: {escaped(answers.errors[row])}")
                 continue
             found = answers.of_row(row)
-            lines += [f"  {value:.3f}  {language}" for language, value in found]
+            lines += [f"  {value:.3f}  {self._shown(language)}" for language, value in found]
             if not found:
                 lines.append(f"  {UNKNOWN}")
+            if unusual[row] == 1:
+                lines.append("  unusual: unlike the names that the model has learned from")
             if row in answers.dropped:
                 lines.append(f"  not read: {escaped(answers.dropped[row])}")
         return "".join(f"{line}\n" for line in lines)
 
 
 class CsvWriter(Writer):
-    """CSV: the columns of the input, then language_1, probability_1, …, dropped, error.
+    """CSV: the columns of the input, then language_1, probability_1, …, unusual, dropped, error.
 
     A cell that a spreadsheet would take for a formula has an escape for its first character, unless
     it is a number. Of JSON lines, keys that the first object lacks are left out.
@@ -95,42 +112,32 @@ class CsvWriter(Writer):
     def head(self) -> str:
         places = range(1, self._top + 1)
         own = [title for n in places for title in (f"language_{n}", f"probability_{n}")]
-        own += ["dropped", "error"]
+        own += ["unusual", "dropped", "error"]
         self._check_titles(self._titles, own)
         return self._line([*self._titles, *own]) + "\n"
 
     def body(self, answers: Answers) -> str:
         titles = {*self._titles}
         self.left_out += sum(not keys <= titles for keys in answers.rows.keys_of_objects())
-        sign = self._delimiter
-        beginnings = map(self._line, answers.rows.cells(self._titles))
-        predictions = self._predictions(answers)
-        ends = [sign] * len(answers)
+        sign, absent = self._delimiter, len(answers.languages)
+        cells = [sign + self._cell(language) for language in answers.languages]
+        cells += [sign, sign + UNKNOWN]
+        columns: list[Iterable[str]] = [map(self._line, answers.rows.cells(self._titles))]
+        best = answers.best.clone()
+        unknown = best[:, 0] == absent
+        unknown[[*answers.errors]] = False
+        best[unknown, 0] = absent + 1
+        for places, millionths in zip(best.T, answers.millionths.T, strict=True):
+            columns.append(map(cells.__getitem__, places.tolist()))
+            columns += _digits(millionths, places >= absent, sign)
+        flags = [f"{sign}false{sign}", f"{sign}true{sign}", sign * 2]
+        columns.append(map(flags.__getitem__, answers.unusual.tolist()))
+        ends = [f"{sign}\n"] * len(answers)
         for row, lost in answers.dropped.items():
-            ends[row] = self._cell(lost) + sign
+            ends[row] = f"{self._cell(lost)}{sign}\n"
         for row, error in answers.errors.items():
-            ends[row] = sign + self._cell(error)
-        return "".join(
-            [
-                f"{beginning}{sign}{predictions[place]}{sign}{end}\n"
-                for beginning, place, end in zip(beginnings, answers.places, ends, strict=True)
-            ]
-        )
-
-    def _predictions(self, answers: Answers) -> list[str]:
-        """Returns the cells of each distinct name's predictions, and at last those of an error."""
-        cells = {language: self._cell(language) for language in {*answers.languages}}
-        pairs = [
-            f"{cells[language]}{self._delimiter}{value}"
-            for language, value in zip(answers.languages, answers.probabilities, strict=True)
-        ]
-        sign, top = self._delimiter, answers.top
-        found = [*map(sign.join, zip(*[iter(pairs)] * top, strict=True))]
-        for place, count in enumerate(answers.counts):
-            if count < top:
-                told = pairs[place * top : place * top + count] or [UNKNOWN + sign]
-                found[place] = sign.join([*told, *[sign] * (top - len(told))])
-        return [*found, sign.join([sign] * top)]
+            ends[row] = f"{sign}{self._cell(error)}\n"
+        return _rows_of(*columns, ends)
 
     def _line(self, cells: Sequence[str]) -> str:
         """Returns cells as text, without a line end."""
@@ -156,13 +163,13 @@ class CsvWriter(Writer):
 
 
 class JsonWriter(Writer):
-    """JSON lines: the keys of the input, then languages, dropped and error.
+    """JSON lines: the keys of the input, then languages, unusual, dropped and error.
 
-    The languages are a list of objects with the keys language and probability; error is null if
-    there is none.
+    The languages are a list of objects with the keys language and probability; unusual is null
+    if it is not known, and error if there is none.
     """
 
-    _OWN = ("languages", "dropped", "error")
+    _OWN = ("languages", "unusual", "dropped", "error")
 
     def head(self) -> str:
         self._check_titles(self._titles, self._OWN)
@@ -174,30 +181,55 @@ class JsonWriter(Writer):
         return ""
 
     def body(self, answers: Answers) -> str:
-        for keys in answers.rows.keys_of_objects():
-            self._check_titles(keys, self._OWN)
+        for titles in answers.rows.keys_of_objects():
+            self._check_titles(titles, self._OWN)
+        absent = len(answers.languages)
         members = answers.rows.members(self._titles)
-        names = {language: quoted(language) for language in {*answers.languages}}
-        pairs = [
-            f'{{"language": {names[language]}, "probability": {value}}}'
-            for language, value in zip(answers.languages, answers.probabilities, strict=True)
-        ]
-        predictions = [
-            ", ".join(pairs[place * answers.top : place * answers.top + count])
-            for place, count in enumerate(answers.counts)
-        ]
-        predictions.append("")  # at -1, of rows with an error
-        ends = ['"dropped": "", "error": null'] * len(answers)
-        for row, lost in answers.dropped.items():
-            ends[row] = f'"dropped": {quoted(lost)}, "error": null'
-        for row, error in answers.errors.items():
-            ends[row] = f'"dropped": "", "error": {quoted(error)}'
-        return "".join(
-            [
-                f'{{{row}, "languages": [{predictions[place]}], {end}}}\n'
-                for row, place, end in zip(members, answers.places, ends, strict=True)
+        columns: list[Iterable[str]] = [["{"] * len(answers), members]
+        begin = ', "languages": ['
+        for places, millionths in zip(answers.best.T, answers.millionths.T, strict=True):
+            # Where a language is absent, so are those behind it.
+            keys = [
+                f'{begin}{{"language": {quoted(language)}, "probability": '
+                for language in answers.languages
             ]
-        )
+            keys.append("" if begin == ", " else begin)
+            columns.append(map(keys.__getitem__, places.tolist()))
+            columns += _digits(millionths, places >= absent, end="}")
+            begin = ", "
+        flags = [f'], "unusual": {value}' for value in ("false", "true", "null")]
+        columns.append(map(flags.__getitem__, answers.unusual.tolist()))
+        ends = [', "dropped": "", "error": null}\n'] * len(answers)
+        for row, lost in answers.dropped.items():
+            ends[row] = f', "dropped": {quoted(lost)}, "error": null}}\n'
+        for row, error in answers.errors.items():
+            ends[row] = f', "dropped": "", "error": {quoted(error)}}}\n'
+        return _rows_of(*columns, ends)
+
+
+def _digits(
+    millionths: Tensor, absent: Tensor, begin: str = "", end: str = ""
+) -> list[Iterable[str]]:
+    """Returns the digits of probabilities in two columns of text: looking them up is fast.
+
+    Args:
+        millionths: int64 (rows), the probabilities.
+        absent: bool (rows), where the text is `begin` alone.
+        begin, end: text around each number.
+    """
+    upper = [f"{begin}{number // 1000}.{number % 1000:03}" for number in range(1001)] + [begin]
+    lower = [f"{number:03}{end}" for number in range(1000)] + [""]
+    thousandths = millionths.div(1000, rounding_mode="floor")
+    rest = millionths - 1000 * thousandths
+    return [
+        map(table.__getitem__, places.masked_fill(absent, len(table) - 1).tolist())
+        for table, places in ((upper, thousandths), (lower, rest))
+    ]
+
+
+def _rows_of(*columns: Iterable[str]) -> str:
+    """Returns the text of rows, given what stands in each column of each row."""
+    return "".join(chain.from_iterable(zip(*columns, strict=True)))
 
 
 FORMATS = ("table", "csv", "jsonl")
@@ -219,12 +251,16 @@ def format_of(path: Path) -> str:
 
 
 def writer_of(
-    format: str, top: int, titles: Sequence[str] = ("name",), delimiter: str = ","
+    format: str,
+    top: int,
+    titles: Sequence[str] = ("name",),
+    delimiter: str = ",",
+    weak: Set[str] = frozenset(),
 ) -> Writer:
-    """Returns the writer of `format`, one of `FORMATS`; `top` and `titles` as in `Writer`."""
+    """Returns the writer of `format`, one of `FORMATS`; the rest as in the writers."""
     if format == "csv":
         return CsvWriter(top, titles, delimiter)
-    return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles)
+    return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles, weak)
 
 
 def _escape(character: str) -> str:

@@ -19,7 +19,7 @@ from benchmarks.classifier.with_torch import SETTINGS, WithTorch
 from benchmarks.classifier.with_torch import fold as user_fold
 from benchmarks.harness import peak, surnames
 from benchmarks.harness.processes import in_new_process
-from namernn_fast.names import ALPHABET, fold
+from namernn_fast.names import ASCII
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.testing import BudgetError
 
@@ -60,11 +60,11 @@ def test_made_up_names_look_like_the_data(corpus):
     names = imitation.draw(3000)
     assert names == imitation.draw(3000) != imitation.draw(3000, seed=1)
     assert len(names) == 3000
-    known = {" " * ORDER + fold(name) + "$" for name in corpus.names}
+    known = {" " * ORDER + ASCII.fold(name) + "$" for name in corpus.names}
     known = {text[at : at + ORDER + 1] for text in known for at in range(len(text) - ORDER)}
     for name in names:
-        text = " " * ORDER + fold(name) + "$"
-        assert 0 < len(name) == len(fold(name)) <= imitation.longest
+        text = " " * ORDER + ASCII.fold(name) + "$"
+        assert 0 < len(name) == len(ASCII.fold(name)) <= imitation.longest
         if len(name) < imitation.longest:
             assert {text[at : at + ORDER + 1] for at in range(len(text) - ORDER)} <= known
     for has in (str.isascii, lambda name: name[0].isupper(), lambda name: len(name) > 7):
@@ -101,7 +101,7 @@ def test_the_floor_counts_the_multiply_adds_of_the_formula(program):
             made.add(key)
             once += 0 if shares else EMBEDDING * HIDDEN
         once += HIDDEN * languages
-    once += len(ALPHABET) * EMBEDDING * HIDDEN if shares else 0
+    once += len(ASCII.alphabet) * EMBEDDING * HIDDEN if shares else 0
     for training_too, passes in ((False, 1), (True, 3)):
         found = work.floor(work.count(texts), languages, training_too, program, peak=2e9)
         assert found == pytest.approx(passes * once / 1e9)
@@ -135,7 +135,7 @@ def test_settings_change_no_loss(corpus, weights, settings):
 
 def test_the_users_program_folds_as_the_application():
     names = ["O`Neill", "Strauß", "ŁÓDŹ", " Ø. d'Æ ", "Nguyễn", "Ş1-2", "İı", "A\u00a0B"]
-    assert [*map(user_fold, names)] == [*map(fold, names)]
+    assert [*map(user_fold, names)] == [*map(ASCII.fold, names)]
 
 
 class SlightlyWrong(Application):

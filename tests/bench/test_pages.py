@@ -5,6 +5,7 @@ import pytest
 from benchmarks.names import study
 from benchmarks.names.page import card
 from benchmarks.report.sections import SECTIONS, recorded
+from namernn_fast.names import load
 from namernn_fast.names.checkpoint import pretrained_checkpoint
 
 
@@ -17,4 +18,5 @@ def test_a_section_is_what_the_recorded_results_give(section):
 
 def test_the_model_card_is_what_the_recorded_results_give():
     size = pretrained_checkpoint().stat().st_size
-    assert study.CARD.read_text(encoding="utf-8") == card(recorded("names"), size)
+    letters = load().folding.letters
+    assert study.CARD.read_text(encoding="utf-8") == card(recorded("names"), size, letters)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.names import page, study
-from namernn_fast.names import split
+from namernn_fast.names import load, split
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.names.tensor_files import write_tensors
 
@@ -22,6 +22,7 @@ def found():
     for part in parts:
         shape = (len(part.test), len(part.languages))
         scores.append({name: torch.randn(shape, generator=generator) for name in page.SYSTEMS})
+        scores[-1][page.UNUSUAL] = torch.arange(len(part.test)).float()  # all but two are unusual
         scores[-1][page.REFERENCE].scatter_(1, part.test.labels.unsqueeze(1), 9.0)
     seconds = [
         {page.REFERENCE: 100.0, page.DISTILLED: 20.0},
@@ -55,3 +56,30 @@ def test_a_split_is_trained_again_after_a_change_of_the_code(tmp_path, monkeypat
     assert study.is_finished(written, study.code_version())
     assert not study.is_finished(written, "another")
     assert not study.is_finished(tmp_path / "plain1.safetensors", study.code_version())
+
+
+def test_unusual_names_are_counted(found):
+    sizes = [names[2] for names in found["names"]]
+    assert found["unusual"]["share"] == [1 - 2 / size for size in sizes]
+    for share, right, others, accuracy in zip(
+        *found["unusual"].values(), found["systems"][page.DISTILLED]["accuracy"], strict=True
+    ):
+        assert share * right + (1 - share) * others == pytest.approx(accuracy)
+    assert page.unusual({"share": [0.02], "accuracy": [0.5], "others": [0.8]}) == (
+        "**Unusual names.** 2.0 ± 0.0 % of the test names are unusual. The distilled network gets "
+        "50.0 ± 0.0 % of them right, and 80.0 ± 0.0 % of the others."
+    )
+
+
+def test_well_known_names():
+    asked = study.well_known_names(load())
+    assert len(asked) == 60
+    assert {row["language"] for row in asked} <= {*load().languages}
+    table = page.well_known(
+        [
+            {"name": "A", "language": "Thai", "answer": "Thai", "probability": 0.9},
+            {"name": "B", "language": "Thai", "answer": "Lao", "probability": 0.25},
+        ]
+    )
+    assert "gets 1 of these 2 right" in table
+    assert table.splitlines()[-1].split("|")[2].strip() == "A, B (Lao 0.25)"

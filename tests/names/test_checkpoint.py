@@ -12,6 +12,7 @@ from torch import nn
 
 from namernn_fast import FusedRNN
 from namernn_fast.names import (
+    ASCII,
     Checkpoint,
     Epoch,
     InputError,
@@ -141,7 +142,7 @@ def test_an_ensemble_has_a_member():
         NameEnsemble([])
 
 
-@pytest.mark.parametrize("junk", ["x" * 2**20, [[]] * 50_000], ids=["text", "lists"])
+@pytest.mark.parametrize("junk", ["x" * 2**21, [[]] * 50_000], ids=["text", "lists"])
 def test_values_that_are_too_large_are_not_saved(trained, tmp_path, junk):
     odd = replace(trained, info={"junk": junk})
     with pytest.raises(InputError, match=r" bytes would be too large to be read again$"):
@@ -157,10 +158,14 @@ def test_a_file_that_is_too_large_is_not_written(tmp_path):
 
 
 def test_the_bounds_allow_what_is_in_use(tmp_path):
-    check_loadable([{"hidden_size": 512, "num_layers": 2, "bidirectional": True}] * 10, 18)
+    check_loadable([{"hidden_size": 512, "num_layers": 2, "bidirectional": True}] * 10, 18, ASCII)
     languages = tuple(chr(0x20000 + i) * 50 for i in range(MAX_LANGUAGES))
     epochs = [asdict(Epoch(10, i, *[1 / 3] * 5)) for i in range(MAX_EPOCHS)]
-    info = {"history": epochs, "split": {"data": {"source": "\udcff" * 4096}}}
+    info = {
+        "history": epochs,
+        "split": {"data": {"source": "\udcff" * 4096}},
+        "metrics": {"test_recall": dict.fromkeys(languages, 1 / 3)},
+    }
     largest = Checkpoint(NameClassifier(MAX_LANGUAGES, 1, 1), languages, info)
     save_checkpoint(tmp_path / "largest", largest)
     assert load_checkpoint(tmp_path / "largest").info == info

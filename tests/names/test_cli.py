@@ -24,7 +24,7 @@ def test_train_then_predict(folder, run, cache):
     assert (code, err) == (0, "")
     first, *epochs, saved, said, command = out.splitlines()
     parts = names.split(names.read_names(folder))
-    assert f"from the folder {folder}; {len(parts.train)} to train, " in first
+    assert f"from the folder {folder}; {parts.info['names']['train']} to train, " in first
     assert first.endswith(f"; split {parts.info['sha256'][:16]}")
     assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
     path = cache / "names.safetensors"

@@ -38,7 +38,7 @@ def predict(run, model, tmp_path, monkeypatch):
     return predicted
 
 
-OWN = "language_1,probability_1,dropped,error"
+OWN = "language_1,probability_1,unusual,dropped,error"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_columns_of_csv_as_json(predict):
     content = 'id,name,"a ""b"\n1,Kim,Ł\u202e\n2,\n'
     lines, _, said = predict(content, target="out.jsonl")
     first, second = map(json.loads, lines)
-    assert [*first] == ["id", "name", 'a "b', "languages", "dropped", "error"]
+    assert [*first] == ["id", "name", 'a "b', "languages", "unusual", "dropped", "error"]
     assert (first["id"], first["name"], first['a "b']) == ("1", "Kim", "Ł\u202e")
     assert r"Ł\u202e" in lines[0]
     assert (second['a "b'], second["languages"], second["error"]) == ("", [], "the name is empty")
@@ -130,7 +130,7 @@ def test_json_objects_as_csv(predict):
 """
     lines, code, said = predict(content, "--column", "who", source="in.jsonl")
     head, *rows = csv.reader(lines)
-    assert head[:-4] == ["who", "n", "list", "none", "yes"]
+    assert head[:-5] == ["who", "n", "list", "none", "yes"]
     assert [row[:5] for row in rows] == [
         ["Kim", "1.5", '[1, "é"]', "", "true"],
         ["Nowak", "", "", "", ""],
@@ -200,7 +200,7 @@ def test_an_encoding_is_read_however_the_bytes_arrive(size):
 
 def test_bytes_that_an_encoding_lacks_stay_in_their_row(predict):
     (_, bad, good), code, said = predict(b"name\nM\x81ller\nKim\n", "--encoding", "cp1252")
-    assert bad == r"M\udc81ller,,,,not valid in the encoding of the input"
+    assert bad == r"M\udc81ller,,,,,not valid in the encoding of the input"
     assert good.startswith("Kim,")
     assert (code, said[-1]) == (0, "1 of 2 names could not be read")
 

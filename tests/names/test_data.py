@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namernn_fast.names import InputError, dataset, files, fold, load_names, read_names
+from namernn_fast.names import ASCII, InputError, dataset, files, load_names, read_names
 from namernn_fast.names.sample import SAMPLE
 
 TWO = {"data/names/Basque.txt": "Etxeberria\nAgirre\n", "data/names/Welsh.txt": "Llewelyn\nPugh"}
@@ -29,7 +29,7 @@ def test_the_sample():
     assert (sample.is_sample, sample.source) == (True, "the embedded sample")
     assert min(sample.counts().values()) >= 15
     assert len(set(sample.rows)) == len(sample.rows) == sum(map(len, SAMPLE.values())) >= 300
-    assert all(fold(name) for name, _ in sample.rows)
+    assert all(ASCII.fold(name) for name, _ in sample.rows)
 
 
 @pytest.fixture(params=["folder", "zip"])

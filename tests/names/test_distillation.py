@@ -41,7 +41,7 @@ def test_a_teacher_labels_the_training_part_and_made_up_names(teacher, monkeypat
     monkeypatch.setattr(distillation, "made_up_names", lambda *_, **options: [*drawn, *known])
     lesson = distillation.distilled(PARTS, teacher, 300, prior_correction=0.3)
     assert sorted(lesson.train.texts) == sorted({*known, "made up"})
-    scores = logits(teacher, encode_names(lesson.train.texts)).double()
+    scores = logits(teacher, encode_names(lesson.train.texts, PARTS.folding)).double()
     expected = (scores + 0.3 * PARTS.log_priors()).softmax(1).float()
     torch.testing.assert_close(lesson.train.labels, expected)
     assert lesson.validation is PARTS.validation

@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib", reason="the extra 'evaluate' is not installed"
 
 from scipy import stats
 
-from namernn_fast.names import baselines, evaluation, figures, significance
+from namernn_fast.names import ASCII, baselines, evaluation, figures, significance
 from namernn_fast.names.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
 from namernn_fast.names.model import NameClassifier, NameEnsemble
@@ -24,7 +24,7 @@ from namernn_fast.names.splitting import split
 from namernn_fast.names.training import Epoch
 
 PROGRAM = "python -m namernn_fast.names: error:"
-PARTS = split(embedded_sample(), seed=3)
+PARTS = split(embedded_sample(), seed=3, folding=ASCII)
 EPOCH = dataclasses.asdict(Epoch(1, 1, 2.0, 0.2, 2.1, 0.1, 1.0))
 
 

@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from namernn_fast import FusedRNN
 from namernn_fast.names import (
+    ASCII,
     Checkpoint,
     NameClassifier,
     NameEnsemble,
@@ -16,7 +17,6 @@ from namernn_fast.names import (
 )
 from namernn_fast.names.ngrams import NgramEmbedding
 from namernn_fast.names.sample import SAMPLE
-from namernn_fast.names.text import ALPHABET
 
 NAMES = [name for names in SAMPLE.values() for name in names]
 OPTIONS = [
@@ -186,16 +186,16 @@ def test_the_fused_layer_is_given_ids(monkeypatch):
 def test_ngram_embeddings_are_those_of_the_definition():
     """The rows of the three n-grams around each character, spelled out."""
     names = ["frank", "li", "o", "o'neal", "de la cruz"]
-    table = NgramEmbedding(4)
+    table = NgramEmbedding(4, len(ASCII.alphabet))
     ids, lengths = padded(names)
     unknown = torch.zeros_like(ids, dtype=torch.bool)
     unknown[0, 2] = unknown[3, 0] = True
-    symbols = len(ALPHABET) + 2
-    mark, hidden = len(ALPHABET), len(ALPHABET) + 1
+    symbols = len(ASCII.alphabet) + 2
+    mark, hidden = len(ASCII.alphabet), len(ASCII.alphabet) + 1
     for dropped in (None, unknown):
         found = table(ids, lengths, dropped)
         for row, name in enumerate(names):
-            seen = [ALPHABET.index(character) for character in name]
+            seen = [ASCII.alphabet.index(character) for character in name]
             if dropped is not None:
                 seen = [hidden if dropped[row, i] else id for i, id in enumerate(seen)]
             around = [mark, *seen, mark]

@@ -27,9 +27,9 @@ from namernn_fast.names import (
 )
 from namernn_fast.names.answers import Answers, answer_rows
 from namernn_fast.names.commands import predict
+from namernn_fast.names.folding import ASCII, why_unusable
 from namernn_fast.names.lines import MAX_LINE_BYTES
 from namernn_fast.names.tables import Rows, read_table
-from namernn_fast.names.text import dropped, why_unusable
 from namernn_fast.names.writers import writer_of
 
 PROGRAM = "python -m namernn_fast.names"
@@ -254,7 +254,7 @@ def test_answers_are_those_of_predict(predictor):
         languages, values = zip(*answers.of_row(row), strict=True)
         assert list(languages) == [language for language, _ in told]
         assert values == pytest.approx([value for _, value in told], abs=1e-6)
-        assert answers.dropped.get(row, "") == dropped(name)
+        assert answers.dropped.get(row, "") == ASCII.dropped(name)
     assert len(answer(predictor, [])) == 0
     found = answer(predictor, ["Kim"], top=99).of_row(0)
     assert sorted(language for language, _ in found) == sorted(LANGUAGES)
@@ -288,31 +288,33 @@ def test_languages_that_are_not_probable_enough(predictor):
     [
         (
             "table",
-            "Ł\\u202eX\n  0.750  Thai\n  0.200  Irish\n  not read: \\x1b-\n"
-            "Kim\n  unknown\n"
+            "Ł\\u202eX\n  0.750  Thai (weak)\n  0.200  Irish\n  not read: \\x1b-\n"
+            "Kim\n  unknown\n  unusual: unlike the names that the model has learned from\n"
             "\n  error: no\\x1b\n",
         ),
         (
             "csv",
-            "name,language_1,probability_1,language_2,probability_2,dropped,error\n"
-            "Ł\\u202eX,Thai,0.75,Irish,0.2,\\x1b-,\n"
-            "Kim,unknown,,,,,\n"
-            ",,,,,,no\\x1b\n",
+            "name,language_1,probability_1,language_2,probability_2,unusual,dropped,error\n"
+            "Ł\\u202eX,Thai,0.750000,Irish,0.200001,false,\\x1b-,\n"
+            "Kim,unknown,,,,true,,\n"
+            ",,,,,,,no\\x1b\n",
         ),
         (
             "jsonl",
-            '{"name": "Ł\\u202eX", "languages": [{"language": "Thai", "probability": 0.75}, '
-            '{"language": "Irish", "probability": 0.2}], "dropped": "\\u001b-", "error": null}\n'
-            '{"name": "Kim", "languages": [], "dropped": "", "error": null}\n'
-            '{"name": "", "languages": [], "dropped": "", "error": "no\\u001b"}\n',
+            '{"name": "Ł\\u202eX", "languages": [{"language": "Thai", "probability": 0.750000}, '
+            '{"language": "Irish", "probability": 0.200001}], "unusual": false, '
+            '"dropped": "\\u001b-", "error": null}\n'
+            '{"name": "Kim", "languages": [], "unusual": true, "dropped": "", "error": null}\n'
+            '{"name": "", "languages": [], "unusual": null, "dropped": "", "error": "no\\u001b"}\n',
         ),
     ],
 )
 def test_the_formats(format, text):
     rows = Rows(["Ł\u202eX", "Kim", ""], {2: "no\x1b"})
-    languages, values = ["Thai", "Irish"] * 2, [0.75, 0.2] * 2
-    answers = Answers(rows, 2, languages, values, [2, 0], [0, 1, -1], {0: "\x1b-"})
-    writer = writer_of(format, 2)
+    best, millionths = [[1, 0], [2, 2], [2, 2]], [[750_000, 200_001], [0, 0], [0, 0]]
+    numbers = map(torch.tensor, (best, millionths, [0, 1, 2]))
+    answers = Answers(rows, ("Irish", "Thai"), *numbers, {0: "\x1b-"})
+    writer = writer_of(format, 2, weak={"Thai"})
     assert writer.head() + writer.body(answers) == text
 
 
@@ -336,9 +338,10 @@ def test_the_formats(format, text):
 )
 def test_a_cell_is_no_formula(name, cell):
     rows = Rows([name, ""], {1: name})
-    answers = Answers(rows, 1, ["Thai"], [0.5], [1], [0, -1], {0: name})
+    numbers = map(torch.tensor, ([[0], [1]], [[500_000], [0]], [0, 2]))
+    answers = Answers(rows, ("Thai",), *numbers, {0: name})
     rows = csv.reader(io.StringIO(writer_of("csv", 1).body(answers)))
-    assert [*rows] == [[cell, "Thai", "0.5", cell, ""], ["", "", "", "", cell]]
+    assert [*rows] == [[cell, "Thai", "0.500000", "false", cell, ""], ["", "", "", "", "", cell]]
 
 
 # The command
@@ -369,7 +372,7 @@ def test_files_in_and_out(run, tmp_path):
 
 def test_options_of_the_output_arrive(run):
     assert run("Kim", "--min-probability", 1) == (0, "Kim\n  unknown\n", "")
-    head = "name,language_1,probability_1,dropped,error\n"
+    head = "name,language_1,probability_1,unusual,dropped,error\n"
     assert run("-", "--format", "csv", "--top", 1) == (0, head, "")
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from namernn_fast import names as api
 from namernn_fast.names import InputError, NameClassifier, Predictor, encode_names, load, prediction
+from namernn_fast.names.folding import why_unusable
 from namernn_fast.names.sample import SAMPLE
-from namernn_fast.names.text import why_unusable
 
 LANGUAGES = ("Basque", "Welsh", "Maori")
 SMALL = {"embedding_size": 6, "hidden_size": 10}
@@ -162,7 +162,7 @@ def test_odd_names_have_an_answer_or_a_reason(asked, name):
         if reason is None:
             [answer] = asked.predict([name], 3)
             assert sum(value for _, value in answer) == pytest.approx(1, abs=1e-5)
-            assert asked.states(name)[0] == api.fold(name)
+            assert asked.states(name)[0] == asked.folding.fold(name)
             return
         asks = [asked.states, lambda name: asked.predict(["Kim", name])]
         for ask in (*asks, lambda name: asked.languages_of(["Kim", name])):

@@ -1,6 +1,7 @@
 """`names data`: the facts of the data, the rules for junk, and what the command prints."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
@@ -10,12 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from namernn_fast import names
 from namernn_fast.names import formatting, report
 from namernn_fast.names.commands import data as command
 from namernn_fast.names.dataset import NamesData, read_names
 from namernn_fast.names.encoding import encode_folded
-from namernn_fast.names.splitting import LabelledNames, split
-from namernn_fast.names.text import why_unusable
+from namernn_fast.names.folding import why_unusable
+from namernn_fast.names.splitting import LabelledNames
+
+split = functools.partial(names.split, folding=names.ASCII)
 
 
 def described(data, **options):

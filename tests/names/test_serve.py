@@ -130,6 +130,7 @@ def test_health(client):
         "status": "ok",
         "model": {"networks": 1, "parameters": parameters, "options": options, "has_states": True},
         "languages": list(LANGUAGES),
+        "weak_languages": [],
         "data": {
             "source": r"the folder \x1b[31m/names",
             "rows": 7,

@@ -1,15 +1,19 @@
 """The split: three parts that share no string, drawn alike on every machine."""
 
+import functools
 import math
 from collections import Counter
 from itertools import chain
 
 import pytest
+import torch
 
-from namernn_fast.names import InputError, NamesData, fold, read_names, split
+from namernn_fast import names
+from namernn_fast.names import ASCII, Folding, InputError, NamesData, read_names
 from namernn_fast.names.dataset import embedded_sample
 
 SAMPLE = embedded_sample()
+split = functools.partial(names.split, folding=ASCII)
 PARTS = ("train", "validation", "test")
 # The SHA-256 of the parts of the real data with the seed 0: what published figures are about.
 REAL_SHA256 = "2e2e99dbcb93bb11b35818b75b8c6769bf352f4cac08027aab3c448d3c15e67c"
@@ -31,7 +35,7 @@ def few(*rows):
 def check_disjoint(data, parts):
     """Every distinct pair is in one part, and no string is in two."""
     found = chain.from_iterable(all_pairs(parts))
-    assert sorted(found) == sorted({(fold(name), label) for name, label in data.rows})
+    assert sorted(found) == sorted({(ASCII.fold(name), label) for name, label in data.rows})
     texts = [set(getattr(parts, name).texts) for name in PARTS]
     assert sum(map(len, texts)) == len(set.union(*texts))
 
@@ -84,12 +88,56 @@ def test_random_rows_leak_as_those_of_tutorials_do(real_folder):
     data = read_names(real_folder)
     parts = split(data, method="random")
     assert [len(getattr(parts, name)) for name in PARTS] == [14_052, 2_007, 4_015]
-    rows = Counter((fold(name), label) for name, label in data.rows)
+    rows = Counter((ASCII.fold(name), label) for name, label in data.rows)
     assert Counter(chain.from_iterable(all_pairs(parts))) == rows
     seen = set(parts.train.texts)
     leaked = [sum(text in seen for text in part.texts) for part in (parts.validation, parts.test)]
     assert leaked == [312, 596]
     assert parts.info["method"] == "random"
+
+
+def test_the_folding_changes_how_names_are_read_and_not_where_they_go(real_folder):
+    data = read_names(real_folder)
+    drawn, parts = split(data), names.split(data)
+    assert parts.info == drawn.info
+    assert parts.folding == Folding("ßàáãäèéíñòóöúüż")
+    # Letters of a single training name, such as the ê of Lévêque, lose their accents.
+    assert {"müller", "muller", "léveque", "leveque"} <= {*parts.train.texts}
+    for name in PARTS:
+        part, of_ascii = getattr(parts, name), getattr(drawn, name)
+        own = parts.folding.plain.fold_usable(part.texts)
+        plain = parts.folding.plain.fold_usable(of_ascii.texts)
+        # Only hyphens tell the plain texts of the two foldings apart.
+        assert sum(text.replace(" ", "") not in {*_glued(plain)} for text in own) == 0
+        if name != "train":
+            assert torch.equal(part.labels, of_ascii.labels)
+            assert sum(not text.isascii() for text in part.texts) in (12, 27)
+        assert part.names.characters.tolist() == [
+            parts.folding.alphabet.index(c) for c in "".join(part.texts)
+        ]
+
+
+def _glued(texts):
+    return (text.replace(" ", "") for text in texts)
+
+
+def test_every_spelling_of_a_training_name_is_read():
+    data = few(
+        *((name, 0) for name in ("Gäbler-Öz", "GABLER-ÖZ", "Gablerbz", "Öger", "Åger", "Gablär")),
+        ("Tan", 1),
+        ("Tän", 1),
+    )
+    found = {}
+    for seed in range(20):
+        parts = names.split(data, validation=0.2, test=0.2, seed=seed, folding=Folding("äö"))
+        for name in ("validation", "test"):
+            found |= dict.fromkeys(getattr(parts, name).texts, name)
+        train = {*parts.train.texts}
+        for spelled in ({"gäbler öz", "gabler öz", "gabler oz"}, {"tan", "tän"}, {"öger", "oger"}):
+            assert train >= spelled or train.isdisjoint(spelled)
+    # In the other parts a name is read as it is first spelled in the data.
+    assert "gäbler öz" in found
+    assert {"gabler öz", "gabler oz", "tän", "oger"}.isdisjoint(found)
 
 
 def test_three_strings_reach_every_part_and_fewer_are_trained_on_first():

@@ -1,5 +1,6 @@
 """Folding, encoding and packing of names."""
 
+import re
 import string
 import unicodedata
 
@@ -10,22 +11,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence
 
-from namernn_fast.names import ALPHABET, InputError, encode, encode_names, fold
+from namernn_fast.names import ASCII, Folding, InputError, encode, encode_names
 from namernn_fast.names.encoding import encode_folded
-from namernn_fast.names.text import (
+from namernn_fast.names.folding import (
+    MAX_LETTERS,
     MAX_NAME_LENGTH,
     SPELLINGS,
-    dropped,
-    escaped,
-    fold_lines,
-    fold_usable,
+    letters_of,
     why_unusable,
 )
+from namernn_fast.names.text import escaped
 
+ACCENTED = Folding("ßáéłñś")
+FOLDINGS = (ASCII, Folding(), ACCENTED)
 # Rich in what folding looks at: ends, newlines, other controls, letters with marks and without.
-_TELLING = "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßéŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2028\ud800"
+_TELLING = (
+    "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßẞéÉŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2010\u2028\ud800"
+)
 any_text = st.text() | st.text(st.sampled_from(_TELLING))
-folded_names = st.text(ALPHABET, min_size=1, max_size=20).filter(str.strip).map(str.strip)
+folded_names = st.text(ASCII.alphabet, min_size=1, max_size=20).filter(str.strip).map(str.strip)
 quick = settings(database=None, max_examples=100)
 many = settings(database=None, max_examples=500)
 LONG = "x" * (MAX_NAME_LENGTH + 1)
@@ -59,23 +63,59 @@ LONG = "x" * (MAX_NAME_LENGTH + 1)
     ],
 )
 def test_what_is_folded_and_what_is_dropped(name, folded, lost):
-    assert fold(name) == fold(name.upper()) == folded
-    assert dropped(name) == lost
+    assert ASCII.fold(name) == ASCII.fold(name.upper()) == folded
+    assert ASCII.dropped(name) == lost
+
+
+@pytest.mark.parametrize(
+    ("name", "folded", "lost"),
+    [
+        ("Al-Farsi", "al farsi", ""),
+        ("ŚLUSÀRSKI", "ślusarski", ""),
+        ("S\u0301lusa\u0301rski", "ślusárski", ""),
+        ("STRAUẞ", "strauß", ""),
+        ("Wałęsa", "wałesa", ""),
+        ("Ǽbelǿ", "aebelo", ""),
+        ("Ế\u0323", "e", ""),
+        ("é\u0323", "e", ""),
+        ("Nuñez\u2010García2", "nuñez garcia", "2"),
+        ("- Kim -- Lee -", "kim lee", ""),
+        ("--", "", ""),
+        ("李-é", "é", "李"),
+    ],
+)
+def test_a_folding_that_keeps_accented_letters(name, folded, lost):
+    assert ACCENTED.fold(name) == ACCENTED.fold(name.upper()) == folded
+    assert ACCENTED.dropped(name) == lost
 
 
 @quick
 @given(st.text())
 def test_what_is_dropped_leaves_no_trace(name):
-    assert fold(dropped(name)) == ""
-    if not dropped(name) + fold(name):
-        assert not name.strip()
+    for folding in FOLDINGS:
+        lost, folded = folding.dropped(name), folding.fold(name)
+        assert folding.fold(lost) == ""
+        if not lost + folded:
+            hyphens = "" if folding is ASCII else "-\u2010\u2011\u2013"
+            assert not name.strip().strip(hyphens + string.whitespace + "\u00a0")
 
 
-def defined_fold(name):
+def defined_fold(name, folding=ASCII):
     """The folding in the words of its documentation, a character at a time."""
-    spelled = (SPELLINGS.get(c, c) for c in unicodedata.normalize("NFD", name))
-    kept = (c for c in "".join(spelled) if c in string.ascii_letters + " .,;'")
-    return "".join(kept).lower().strip(" ")
+    folded = ""
+    for letter in unicodedata.normalize("NFC", name):
+        if letter.lower() in {*folding.letters}:
+            folded += letter.lower()
+            continue
+        spelled = (SPELLINGS.get(c, c) for c in unicodedata.normalize("NFD", letter))
+        for c in "".join(spelled):
+            if c in string.ascii_letters + " .,;'":
+                folded += c.lower()
+            elif c == "-" and folding.version > 2:
+                folded += " "
+    if folding.version > 2:
+        return " ".join(part for part in folded.split(" ") if part)
+    return folded.strip(" ")
 
 
 @many
@@ -92,10 +132,14 @@ def defined_fold(name):
 @example([f"x{letter}x" for letter in SPELLINGS])
 def test_folding_is_what_its_documentation_says(names):
     """One name at a time, and together."""
-    folded = [*map(defined_fold, names)]
-    assert [*map(fold, names)] == folded
-    assert fold_lines(names).decode("ascii") == "\n".join(folded)
-    assert fold_usable(names) == folded
+    for folding in FOLDINGS:
+        folded = [defined_fold(name, folding) for name in names]
+        assert [*map(folding.fold, names)] == folded
+        assert folding.fold_usable(names) == folded
+        assert folding.joined(folded) == folding.fold_lines(names)
+        assert [name for name, text in zip(names, folded, strict=True) if not text] == [
+            name for name in names if why_unusable(name)
+        ]
 
 
 UNUSABLE = (
@@ -126,7 +170,8 @@ def test_what_is_no_list_of_usable_names_is_refused(names, kind, message):
 
 
 def test_the_longest_name_is_read():
-    assert fold_usable([LONG, "Kim", "-", LONG[1:]]) == ["", "kim", "", LONG[1:]]
+    for folding in FOLDINGS:
+        assert folding.fold_usable([LONG, "Kim", "-", LONG[1:]]) == ["", "kim", "", LONG[1:]]
     assert why_unusable(LONG[1:]) is None
 
 
@@ -154,16 +199,56 @@ def test_escaped_text_is_printable(text):
 
 
 @quick
-@given(st.lists(any_text.filter(fold) | folded_names, min_size=1, max_size=6))
+@given(st.lists(any_text.filter(ASCII.fold) | folded_names, min_size=1, max_size=6))
 def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
-    assert ALPHABET == "abcdefghijklmnopqrstuvwxyz .,;'"
-    texts = [*map(fold, names)]
-    for encoded in (encode_names(names), encode_folded(texts)):
-        assert encoded.characters.dtype == encoded.lengths.dtype == torch.int64
-        assert encoded.characters.tolist() == [ALPHABET.index(c) for c in "".join(texts)]
-        assert encoded.lengths.tolist() == [*map(len, texts)]
-        assert torch.equal(encoded.starts, encoded.lengths.cumsum(0) - encoded.lengths)
-    assert torch.equal(encode(names[0]), encoded.characters[: len(texts[0])])
+    assert ASCII.alphabet == Folding().alphabet == "abcdefghijklmnopqrstuvwxyz .,;'"
+    assert ACCENTED.alphabet == ASCII.alphabet + ACCENTED.letters
+    for folding in FOLDINGS:
+        texts = [*map(folding.fold, names)]
+        for encoded in (encode_names(names, folding), encode_folded(texts, folding)):
+            assert encoded.characters.dtype == encoded.lengths.dtype == torch.int64
+            ids = [folding.alphabet.index(c) for c in "".join(texts)]
+            assert encoded.characters.tolist() == ids
+            assert encoded.lengths.tolist() == [*map(len, texts)]
+            assert torch.equal(encoded.starts, encoded.lengths.cumsum(0) - encoded.lengths)
+        assert torch.equal(encode(names[0], folding), encoded.characters[: len(texts[0])])
+
+
+def test_accented_letters_have_plain_ones():
+    plain = [ACCENTED.alphabet[place] for place in ACCENTED.plain_ids()]
+    assert "".join(plain) == ASCII.alphabet + "saelns"
+    assert ACCENTED.plain == Folding()
+    assert ASCII.plain == ASCII
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", 1), "there is no folding of version 1"),
+        (("", True), "there is no folding of version True"),
+        (("é", 2), "a folding of version 2 keeps no accented letters"),
+        (("éé", 3), "letters that a folding cannot keep: 'éé'"),
+        *(((letter, 3), "letters that a folding cannot keep: ") for letter in "aÉ李1\u0301’\ud800"),
+        (("e\u0301", 3), "letters that a folding cannot keep: "),
+        ((3, 3), "a folding keeps a string of at most 96 letters"),
+        (("é" * (MAX_LETTERS + 1), 3), "a folding keeps a string of at most 96 letters"),
+    ],
+)
+def test_foldings_that_there_are_not(arguments, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        Folding(*arguments)
+
+
+def test_letters_of_names():
+    """The most frequent ones if there are too many; capitals and marks apart count as well."""
+    names = ["Müller", "MÜLLER", "e\u0301", "É", "Ñü", "李", "o’a-"]
+    assert letters_of(names) == "éñü"
+    assert letters_of(names, 2) == "éü"
+    assert letters_of([]) == ""
+    many = [chr(code) for code in range(0xC0, 0x24F)]
+    found = letters_of([*many, "éü"])
+    assert len(found) == MAX_LETTERS == len(Folding(found).letters)
+    assert {"é", "ü"} <= {*found}
 
 
 @quick
@@ -216,9 +301,13 @@ def test_many_batches_are_packed_in_bounded_memory():
 @quick
 @given(st.lists(folded_names, min_size=1, max_size=30))
 def test_names_are_sorted_by_their_beginnings(names):
-    order = encode_names(names).by_beginning(torch.arange(len(names)))
-    expected = sorted(range(len(names)), key=lambda i: encode(names[i])[:6].tolist())
-    assert order.tolist() == expected
+    for folding, characters in ((ASCII, 6), (ACCENTED, 5)):
+        names = [*names, "xś"[: 1 + len(folding.letters)]]
+        encoded = encode_names(["'ś", *names], folding)
+        order = encoded.by_beginning(torch.arange(len(encoded)))
+        ids = encoded.characters.split(encoded.lengths.tolist())
+        expected = sorted(range(len(ids)), key=lambda i: ids[i][:characters].tolist())
+        assert order.tolist() == expected
 
 
 def test_empty_batches_and_indices_out_of_range():

@@ -28,10 +28,10 @@ from namernn_fast.names import (
 )
 from namernn_fast.names.dataset import embedded_sample
 from namernn_fast.names.prediction import logits
-from namernn_fast.names.text import ALPHABET
 
 SAMPLE = embedded_sample()
 PARTS = split(SAMPLE)
+LETTERS = len(PARTS.folding.alphabet)
 SMALL = {"embedding_size": 16, "hidden_size": 32}
 SHORT = Recipe(epochs=2, model=SMALL)
 ELABORATE = SHORT.changed(
@@ -63,7 +63,7 @@ def test_batches_hold_every_name_once_with_its_label():
         assert len(labels) == names.batch_sizes[0] <= 50
         padded, lengths = nn.utils.rnn.pad_packed_sequence(names, batch_first=True)
         for ids, length, label in zip(padded, lengths, labels, strict=True):
-            seen.append(("".join(ALPHABET[i] for i in ids[:length]), int(label)))
+            seen.append(("".join(PARTS.folding.alphabet[i] for i in ids[:length]), int(label)))
     assert sorted(seen) == sorted(zip(train.texts, train.labels.tolist(), strict=True))
 
 
@@ -119,7 +119,7 @@ def step():
 def sgd(lr):
     """A model, always the same, and its optimizer."""
     torch.manual_seed(0)
-    model = NameClassifier(18, **SMALL)
+    model = NameClassifier(18, alphabet_size=LETTERS, **SMALL)
     return model, torch.optim.SGD(model.parameters(), lr)
 
 
@@ -205,7 +205,9 @@ def test_the_learning_rate_changes_at_every_step(monkeypatch):
 
 def test_validate_is_the_mean_over_names():
     held = PARTS.validation
-    model = NameClassifier(18, rnn_class=nn.RNN, num_layers=2, dropout=0.5, **SMALL)
+    model = NameClassifier(
+        18, rnn_class=nn.RNN, num_layers=2, dropout=0.5, alphabet_size=LETTERS, **SMALL
+    )
     loss, accuracy = validate(model, held)
     assert not model.training
     scores = model(held.names.pack(torch.arange(len(held))))

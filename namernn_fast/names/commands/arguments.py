@@ -18,6 +18,7 @@ from namernn_fast import FusedRNN
 
 from ..checkpoint import PRETRAINED, pretrained_checkpoint
 from ..dataset import DATA_URL, DATA_VARIABLE, NamesData
+from ..folding import Folding
 from ..prediction import Predictor, load
 from ..splitting import METHODS, Split, split
 from ..text import escaped
@@ -188,10 +189,13 @@ def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
     return [(option, file) for file in files]
 
 
-def split_data(data: NamesData, arguments: argparse.Namespace) -> Split:
-    """Splits the data as the options of `add_split` require."""
+def split_data(
+    data: NamesData, arguments: argparse.Namespace, folding: Folding | None = None
+) -> Split:
+    """Splits the data as the options of `add_split` require; `folding` as in `split`."""
     return split(
         data,
+        folding=folding,
         method=arguments.split,
         validation=arguments.validation,
         test=arguments.test,

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..dataset import load_names
 from ..files import check_no_overwrite, check_replaceable, replacing
+from ..folding import ASCII
 from ..formatting import Cell, aligned, literal, markdown
 from ..report import JUNK, DataReport, describe
 from ..text import escaped
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_no_overwrite([("--report", arguments.report)], data_files(arguments))
         check_replaceable(arguments.report)
     data = load_names(arguments.data, allow_sample=not arguments.no_sample)
-    parts = split_data(data, arguments)
+    parts = split_data(data, arguments, ASCII)
     report = describe(data, parts)
     print(escaped(f"{len(data.rows):,} names in {len(data.languages)} languages: {data.source}"))
     print(f"SHA-256 of the data {data.sha256}\n")

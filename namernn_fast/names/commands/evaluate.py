@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from ..baselines import NGRAMS, majority_baseline, ngram_baseline
-from ..checkpoint import Checkpoint, versions
+from ..checkpoint import WEAK_RECALL, Checkpoint, versions
 from ..dataset import NamesData, embedded_sample, load_names
-from ..evaluation import Comparison, Evaluation, best_hits, compare, evaluate
+from ..evaluation import Comparison, Evaluation, LanguageScores, best_hits, compare, evaluate
 from ..figures import (
     draw_calibration,
     draw_confusion_matrix,
@@ -123,7 +123,8 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
             f"of these names; the SHA-256 is {data.sha256[:16]}…, not {wanted['sha256'][:16]}… "
             f"({wanted['rows']} rows from {wanted['source']:.200}): name the data with --data"
         )
-    parts = split(data, **{name: record[name] for name in ("method", "seed", "validation", "test")})
+    drawn = {name: record[name] for name in ("method", "seed", "validation", "test")}
+    parts = split(data, folding=checkpoint.folding, **drawn)
     if parts.languages != checkpoint.languages:
         raise InputError("the model has other languages than its data")
     if parts.info["sha256"] != record["sha256"]:
@@ -201,11 +202,11 @@ def _print(results: _Results) -> None:
             f"  only the model gets {tests.mcnemar.only_second:,} names right, only the n-grams "
             f"{tests.mcnemar.only_first:,}: exact McNemar p = {tests.mcnemar.p_value:.2g}"
         )
-    print("\nThe model by language:\n")
+    print(f"\nThe model by language; weak: a recall below {WEAK_RECALL:.0%}\n")
     columns = ("language", "names", "predicted", "precision %", "recall %", "F1")
     languages: list[list[Cell]] = [
         [
-            scores.language,
+            f"{scores.language} (weak)" if _is_weak(scores) else scores.language,
             scores.names,
             scores.predicted,
             _percent(scores.precision),
@@ -228,6 +229,10 @@ def _row(name: str, evaluation: Evaluation) -> list[Cell]:
         evaluation.brier,
         evaluation.calibration_error,
     ]
+
+
+def _is_weak(scores: LanguageScores) -> bool:
+    return scores.recall is not None and scores.recall.value < WEAK_RECALL
 
 
 def _percent(share: Interval | None) -> str | None:

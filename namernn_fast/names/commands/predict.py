@@ -103,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
         predictor = load_predictor(arguments)
         top = min(arguments.top, len(predictor.languages))
         delimiter = "," if output is None else delimiter_of(output)
-        writer = writer_of(format, top, table.titles, delimiter)
+        weak = predictor.checkpoint.weak_languages()
+        writer = writer_of(format, top, table.titles, delimiter, weak)
         count = failed = 0
         head = writer.head()
         with _target(output, format) as write, _bar(source, output) as show, _frozen():

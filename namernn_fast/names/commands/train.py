@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from ..checkpoint import (
     PRETRAINED,
+    Checkpoint,
     check_worth_replacing,
     load_checkpoint,
     pretrained_checkpoint,
@@ -174,10 +175,13 @@ def run(arguments: argparse.Namespace) -> None:
         check_replaceable(target)
         if not arguments.force:
             check_worth_replacing(target, data.is_sample)
-        parts = split_data(data, arguments)
-        _check_processes_agree(parts)
+        teacher = None
         if arguments.teacher is not None:
-            parts = _taught(parts, arguments)
+            teacher = load_checkpoint(arguments.teacher, device=arguments.device)
+        parts = split_data(data, arguments, None if teacher is None else teacher.folding)
+        _check_processes_agree(parts)
+        if teacher is not None:
+            parts = _taught(parts, teacher, arguments)
         state = _state(kept, arguments, parts, recipe)
         if first:
             print(_description(parts), flush=True)
@@ -229,9 +233,8 @@ def _data(arguments: argparse.Namespace) -> NamesData:
     return data
 
 
-def _taught(parts: Split, arguments: argparse.Namespace) -> Split:
+def _taught(parts: Split, teacher: Checkpoint, arguments: argparse.Namespace) -> Split:
     """Returns the split with the answers of the teacher for labels."""
-    teacher = load_checkpoint(arguments.teacher, device=arguments.device)
     record = teacher.info.get("split")
     if not isinstance(record, dict) or record.get("sha256") != parts.info["sha256"]:
         raise InputError(
@@ -294,10 +297,10 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _description(parts: Split) -> str:
-    data = parts.info["data"]
+    data, names = parts.info["data"], parts.info["names"]
     return escaped(
         f"{data['rows']:,} names in {len(parts.languages)} languages from {data['source']}; "
-        f"{len(parts.train):,} to train, {len(parts.validation):,} to validate, "
+        f"{names['train']:,} to train, {len(parts.validation):,} to validate, "
         f"{len(parts.test):,} to test; split {parts.info['sha256'][:16]}"
     )
 
@@ -310,6 +313,7 @@ def _state(kept: Path, arguments: argparse.Namespace, parts: Split, recipe: Reci
         "seed": arguments.seed,
         "split": parts.info["sha256"],
         "data": parts.info["data"]["sha256"],
+        "folding": parts.folding.version,
         "made-up names": parts.info.get("made_up", 0),
         "teacher": parts.info.get("teacher"),
     }

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..folding import why_unusable
 from ..model import NameClassifier
 from ..prediction import Predictor
-from ..text import InputError, dropped, escaped, fold, fold_usable, why_unusable
+from ..text import InputError, escaped
 
 MAX_STATES_LENGTH = 64
 """The longest name, in characters, for which states are returned: the work grows with the square of
@@ -37,7 +38,7 @@ class Answers:
 
     def predict(self, names: Sequence[str], top: int) -> list[Answer]:
         """Returns for each name its `top` most probable languages, or why there are none."""
-        texts = fold_usable(names)
+        texts = self._predictor.folding.fold_usable(names)
         answers: list[Answer] = [
             {} if text else {"name": name, "error": why_unusable(name)}
             for name, text in zip(names, texts, strict=True)
@@ -64,8 +65,8 @@ class Answers:
         states = self._predictor.states(name)[1] if self._has_states() else None
         return {
             "name": name,
-            "characters": list(fold(name)),
-            "dropped": dropped(name),
+            "characters": list(self._predictor.folding.fold(name)),
+            "dropped": self._predictor.folding.dropped(name),
             "states": None if states is None else _rounded(states, 3),
             "languages": list(self._predictor.languages),
             "probabilities": _rounded(probabilities, 6),
@@ -83,6 +84,7 @@ class Answers:
                 "has_states": self._has_states(),
             },
             "languages": list(self._predictor.languages),
+            "weak_languages": sorted(self._predictor.checkpoint.weak_languages()),
             "data": self._data(),
         }
 
@@ -118,17 +120,20 @@ class Answers:
             half = len(names) // 2
             return self._of_usable(names[:half], top) + self._of_usable(names[half:], top)
         languages = self._predictor.languages
-        ranked = zip(names, places[:, :top].tolist(), values[:, :top].tolist(), strict=True)
+        unusualness = self._predictor.unusualness(names)
+        unusual = [None] * len(names) if unusualness is None else (unusualness > 1).tolist()
+        best, probabilities = places[:, :top].tolist(), values[:, :top].tolist()
         return [
             {
                 "name": name,
                 "languages": [
                     {"language": languages[place], "probability": round(value, 6)}
-                    for place, value in zip(best, probabilities, strict=True)
+                    for place, value in zip(best[row], probabilities[row], strict=True)
                 ],
-                "dropped": dropped(name),
+                "unusual": unusual[row],
+                "dropped": self._predictor.folding.dropped(name),
             }
-            for name, best, probabilities in ranked
+            for row, name in enumerate(names)
         ]
 
 

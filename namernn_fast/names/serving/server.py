@@ -18,8 +18,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..folding import MAX_NAME_LENGTH
 from ..prediction import Predictor
-from ..text import MAX_NAME_LENGTH, InputError
+from ..text import InputError
 from . import requests
 from .answers import MAX_STATES_LENGTH, Answer, Answers
 from .batching import Batcher

@@ -66,10 +66,13 @@ function problem(text) {
   byId("problem").hidden = false;
 }
 
-function showLanguages({ name, languages, dropped }) {
+function showLanguages({ name, languages, unusual, dropped }) {
   byId("problem").hidden = true;
   byId("answers").hidden = false;
-  drawBars(byId("bars"), languages);
+  const weak = new Set(model.weak_languages);
+  drawBars(byId("bars"), languages, weak);
+  byId("unusual").hidden = !unusual;
+  byId("weak").hidden = !languages.some(({ language }) => weak.has(language));
   byId("read").replaceChildren();
   if (dropped) {
     byId("read").append("Not read: ", html("bdi", "", spelledOut(dropped)));
@@ -77,7 +80,8 @@ function showLanguages({ name, languages, dropped }) {
   speaking = setTimeout(() => {
     const found = languages.slice(0, 3)
       .map(({ language, probability }) => `${language} ${percent(probability)}`).join(", ");
-    byId("summary").replaceChildren(html("bdi", "", name), `: ${found}`);
+    const warning = unusual ? "an unusual name; " : "";
+    byId("summary").replaceChildren(html("bdi", "", name), `: ${warning}${found}`);
   }, SPEAK);
 }
 

@@ -37,8 +37,8 @@ function svg(tag, attributes, text) {
   return made;
 }
 
-/** Draws the languages of a name, [{language, probability}], as bars. */
-function drawBars(list, languages) {
+/** Draws the languages of a name, [{language, probability}], as bars; marks those in the set `weak`. */
+function drawBars(list, languages, weak) {
   while (list.children.length > languages.length) list.lastElementChild.remove();
   languages.forEach(({ language, probability }, place) => {
     // Items are reused, so that a bar grows from where it was.
@@ -52,7 +52,7 @@ function drawBars(list, languages) {
       list.append(item);
     }
     const [name, track, number] = item.children;
-    name.textContent = name.title = language;
+    name.textContent = name.title = weak.has(language) ? `${language} *` : language;
     track.firstElementChild.style.width = `${100 * probability}%`;
     number.textContent = percent(probability);
   });

@@ -1,0 +1,311 @@
+"""Folding: from names as people write them to strings over a small alphabet.
+
+A name is in lower case, and of its characters the ASCII letters and a few signs stay, and accented
+letters that the folding was made for. Every other letter is decomposed (NFD) and loses its marks,
+or is spelled as `SPELLINGS` says; what has neither is dropped.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .text import InputError, escaped
+
+_SIGNS = " .,;'"
+_KEPT = frozenset(string.ascii_letters + _SIGNS)
+_ASCII_ALPHABET = string.ascii_lowercase + _SIGNS
+
+MAX_NAME_LENGTH = 1000
+"""The longest name that is read, in characters; the longest in the data has 20."""
+
+MAX_LETTERS = 96
+"""The most accented letters that a folding keeps: each needs one of 128 codes of a byte."""
+
+_LOWER_CASE_SPELLINGS = {
+    **dict.fromkeys("’‘ʼ´`", "'"),  # signs that are typed for an apostrophe
+    "ß": "ss",
+    "ł": "l",
+    "ø": "o",
+    "æ": "ae",
+    "œ": "oe",
+    "đ": "d",
+    "ð": "d",
+    "þ": "th",
+    "ħ": "h",
+    "ı": "i",
+    "ŧ": "t",
+    **dict.fromkeys("\u00a0\u2007\u202f", " "),  # blanks at which a line may not break
+    **dict.fromkeys("\u2010\u2011\u2013", "-"),  # hyphens, and the en dash that is typed for one
+}
+
+SPELLINGS = {
+    **_LOWER_CASE_SPELLINGS,
+    **{
+        letter.upper(): spelling.capitalize()
+        for letter, spelling in _LOWER_CASE_SPELLINGS.items()
+        if letter.upper() not in (letter, spelling.upper())
+    },
+    "ẞ": "Ss",
+}
+"""What is written in ASCII for characters that Unicode does not decompose into ASCII letters."""
+
+_SPELL = str.maketrans(SPELLINGS)
+_NOT_ASCII = re.compile("[^\x00-\x7f]+")
+_OFTEN_SPELLED = 4  # longest run of characters whose spelling is cached
+
+
+def _readable(names: Sequence[str]) -> Sequence[str]:
+    """Returns `names` with an empty one for each that is too long."""
+    if max(map(len, names)) <= MAX_NAME_LENGTH:
+        return names
+    return [name if len(name) <= MAX_NAME_LENGTH else "" for name in names]
+
+
+def _is_accented(letter: str) -> bool:
+    """Returns whether a folding can keep `letter`: small, in one piece, with a plain form."""
+    return (
+        not letter.isascii()
+        and letter.isalpha()
+        and letter == letter.lower() == unicodedata.normalize("NFC", letter)
+        and not _KEPT.isdisjoint(_spelled(letter, ""))
+    )
+
+
+def _has_blanks(lines: bytes) -> bool:
+    """Returns whether a line begins or ends with a blank."""
+    ends = lines[:1] + lines[-1:]
+    return b" \n" in lines or b"\n " in lines or b" " in ends
+
+
+def _spelled(text: str, letters: str) -> str:
+    """Returns `text` over ASCII and `letters`, without what has no spelling in them."""
+    if letters and not {*letters}.isdisjoint(text.lower()):
+        return "".join(c.lower() if c.lower() in letters else _spelled(c, "") for c in text)
+    decomposed = unicodedata.normalize("NFD", text).translate(_SPELL)
+    # Combining marks are not ASCII, so keeping ASCII drops them.
+    return decomposed.encode("ascii", "ignore").decode("ascii")
+
+
+_spelled_again = functools.lru_cache(4096)(_spelled)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """One way to fold names; a model understands the one that it was trained with.
+
+    Args:
+        letters: the accented letters that stay, in lower case; they must have a plain form.
+        version: 3, in which a hyphen separates like a blank and runs of blanks become one; or 2,
+            in which hyphens are dropped and there are no accented letters.
+
+    Raises:
+        ValueError: there is no such folding.
+
+    Example:
+        >>> Folding("àś").fold("Ślusàrski-Müller"), ASCII.fold("Ślusàrski-Müller")
+        ('ślusàrski muller', 'slusarskimuller')
+    """
+
+    letters: str = ""
+    version: int = 3
+
+    def __post_init__(self) -> None:
+        letters = self.letters
+        if type(self.version) is not int or self.version not in (2, 3):
+            raise ValueError(f"there is no folding of version {self.version!r:.50}")
+        if not isinstance(letters, str) or len(letters) > MAX_LETTERS:
+            raise ValueError(f"a folding keeps a string of at most {MAX_LETTERS} letters")
+        if letters and self.version == 2:
+            raise ValueError("a folding of version 2 keeps no accented letters")
+        if len(set(letters)) != len(letters) or not all(map(_is_accented, letters)):
+            raise ValueError(f"letters that a folding cannot keep: {letters!r:.200}")
+
+    @property
+    def alphabet(self) -> str:
+        """The characters of folded names; the id of a character is its index here."""
+        return _ASCII_ALPHABET + self.letters
+
+    @property
+    def plain(self) -> Folding:
+        """The same folding without accented letters."""
+        return Folding("", self.version)
+
+    def plain_ids(self) -> list[int]:
+        """Returns for each character of the alphabet the id of the letter without its marks."""
+        return [_ASCII_ALPHABET.index(ASCII.fold(c)[:1] or c) for c in self.alphabet]
+
+    def fold(self, name: str) -> str:
+        """Returns `name` as a string over the alphabet, which may be empty.
+
+        Characters with neither a spelling nor a decomposition in ASCII (digits, other scripts) are
+        dropped; `dropped` returns them. So are blanks at either end: eight Korean rows of the data
+        have them by mistake, and a model would recognise the language by them.
+        """
+        return self._decoded(self.fold_lines([name]))
+
+    def fold_usable(self, names: Sequence[str]) -> list[str]:
+        """Returns the folded `names`, an empty one for each that is unusable."""
+        return self._decoded(self.fold_lines(_readable(names))).split("\n") if names else []
+
+    def fold_all(self, names: Sequence[str]) -> bytes:
+        """Returns what `fold_lines` returns, for usable names.
+
+        Raises:
+            InputError: a name is unusable; the error names the first.
+        """
+        lines = self.fold_lines(_readable(names))
+        if b"\n\n" in b"\n%b\n" % lines:
+            raise InputError(why_unusable(names[lines.split(b"\n").index(b"")]) or "")
+        return lines
+
+    def fold_lines(self, names: Sequence[str]) -> bytes:
+        """Returns the folded `names` as the lines of one text, one byte for each character.
+
+        Python code runs once per run of characters that are not ASCII, not once per name.
+        """
+        tables = _tables(self)
+        text = "\n".join(names)
+        if text.count("\n") >= len(names):  # a name holds a newline, which folding drops
+            text = "\n".join([name.replace("\n", "") for name in names])
+        if text.isascii():
+            lines = text.encode("ascii")
+        else:
+            # NFC, so that a letter and the mark behind it are one character.
+            text = unicodedata.normalize("NFC", text) if self.letters else text
+            lines = self._encoded(_NOT_ASCII.sub(self._spelled_run, text))
+        lines = lines.translate(tables.lower, tables.dropped)
+        if self.version > 2:
+            while b"  " in lines:
+                lines = lines.replace(b"  ", b" ")
+        if _has_blanks(lines):
+            # Most such names have one blank, so few need the slow path.
+            lines = lines.replace(b" \n", b"\n").replace(b"\n ", b"\n")
+            if _has_blanks(lines):
+                lines = b"\n".join(map(bytes.strip, lines.split(b"\n")))
+        return lines
+
+    def ids(self, lines: bytes) -> bytes:
+        """Returns the ids of the characters in `lines`, which `fold_lines` returned."""
+        return lines.translate(_tables(self).ids, b"\n")
+
+    def joined(self, texts: Iterable[str]) -> bytes:
+        """Returns folded names as the lines that `fold_lines` returns.
+
+        Raises:
+            UnicodeEncodeError: a text holds a character that is not in the alphabet.
+        """
+        return self._encoded("\n".join(texts))
+
+    def dropped(self, name: str) -> str:
+        """Returns the characters of `name` that `fold` drops, in order.
+
+        A combining mark on a letter that is kept does not count, nor does a blank at either end. A
+        letter with its marks is returned as one character if Unicode has one (NFC).
+        """
+        kept_signs = _KEPT if self.version == 2 else _KEPT | {"-"}
+        if name.isascii():  # a shortcut to the result of the general way
+            return name.strip().translate(_KEEP_DROPPED[self.version])
+        lost = []
+        on_kept_letter = False
+        for character in unicodedata.normalize("NFC", name.strip()):
+            spelled = unicodedata.normalize("NFD", character).translate(_SPELL)
+            kept = not kept_signs.isdisjoint(spelled)
+            if not kept and not (on_kept_letter and unicodedata.combining(character)):
+                lost.append(character)
+            on_kept_letter = kept or (on_kept_letter and unicodedata.combining(character) > 0)
+        return "".join(lost)
+
+    def _spelled_run(self, run: re.Match[str]) -> str:
+        """Returns a run of characters that are not ASCII as `_spelled` does.
+
+        Most names have one such letter, and there are few of them. Long runs would fill the cache.
+        """
+        text = run[0]
+        spelled = _spelled_again if len(text) <= _OFTEN_SPELLED else _spelled
+        return spelled(text, self.letters)
+
+    def _encoded(self, text: str) -> bytes:
+        if text.isascii():
+            return text.encode("ascii")
+        return codecs.charmap_encode(text, "strict", _tables(self).codes)[0]
+
+    def _decoded(self, lines: bytes) -> str:
+        return codecs.charmap_decode(lines, "strict", _tables(self).characters)[0]
+
+
+ASCII = Folding(version=2)
+"""The folding of splits, of duplicates, and of models without accented letters."""
+
+
+class _Tables(NamedTuple):
+    """What folds, encodes and decodes the bytes of many names at once."""
+
+    lower: bytes
+    """For each byte what it becomes."""
+    dropped: bytes
+    """The bytes that are dropped first."""
+    ids: bytes
+    characters: str
+    """For each byte its character: ASCII, and the accented letters behind it."""
+    codes: Any
+    """From characters to bytes."""
+
+
+@functools.lru_cache(64)
+def _tables(folding: Folding) -> _Tables:
+    accented = bytes(range(128, 128 + len(folding.letters)))
+    capitals, small = string.ascii_uppercase.encode(), string.ascii_lowercase.encode()
+    hyphen = b"" if folding.version == 2 else b"-"
+    kept = {*map(ord, _KEPT), *b"`\n", *hyphen}
+    characters = "".join(map(chr, range(128))) + folding.letters
+    return _Tables(
+        lower=bytes.maketrans(capitals + b"`" + hyphen, small + b"'" + b" " * len(hyphen)),
+        dropped=bytes({*range(128)} - kept),
+        ids=bytes.maketrans(
+            _ASCII_ALPHABET.encode() + accented, bytes(range(len(folding.alphabet)))
+        ),
+        characters=characters,
+        codes=codecs.charmap_build(characters.ljust(256, "\ufffe")),
+    )
+
+
+_KEEP_DROPPED = {
+    2: dict.fromkeys([*map(ord, _KEPT), ord("`")]),
+    3: dict.fromkeys([*map(ord, _KEPT), ord("`"), ord("-")]),
+}
+
+
+def letters_of(names: Iterable[str], least: int = 1) -> str:
+    """Returns the accented letters that occur in at least `least` of the `names`, sorted."""
+    counts = Counter(
+        letter
+        for name in names
+        if not name.isascii()
+        for letter in {*unicodedata.normalize("NFC", name).lower()}
+        if _is_accented(letter)
+    )
+    often = sorted(counts, key=lambda letter: (-counts[letter], letter))[:MAX_LETTERS]
+    return "".join(sorted(letter for letter in often if counts[letter] >= least))
+
+
+def why_unusable(name: str) -> str | None:
+    """Returns why no language can be predicted for `name`, or None if one can.
+
+    A name is usable if it is not too long and a character is left of it, in any folding.
+    """
+    if len(name) > MAX_NAME_LENGTH:
+        return f"a name of {len(name):,} characters: at most {MAX_NAME_LENGTH:,} are read"
+    if not ASCII.fold(name):
+        return (
+            f"'{escaped(name)}' has no character that the model reads: it reads the letters A to "
+            f"Z, with or without accents, and {' '.join(_SIGNS.strip())}"
+        )
+    return None

@@ -1,0 +1,133 @@
+"""How unusual a name is: how improbable its characters are among those of the training names.
+
+A recurrent network answers every string with confidence, since its probabilities only compare
+languages. The likelihood of a name under a model of character trigrams says whether the name looks
+like those that the network has seen at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .encoding import EncodedNames
+from .folding import ASCII, Folding
+from .splitting import LabelledNames, Split
+
+SHARE = 0.02
+"""The share of the validation names that counts as unusual."""
+
+SYMBOLS = len(ASCII.alphabet) + 1
+"""The symbols of a trigram: the ASCII alphabet, and a mark before and behind a name."""
+
+_MARK = SYMBOLS - 1
+
+# In how many observations' place stands the distribution of the shorter n-gram.
+_PRIOR = 5.0
+_LEAST_LIMIT = 1.0  # standard deviations; the limit of a tiny validation part could be none
+_NAMES_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Unusualness:
+    """A model of character trigrams, which says how unusual names are.
+
+    The sum over the n characters of a name (its end is one) of their negative log-probabilities,
+    less its expectation, and divided by the standard deviation of a character times the square root
+    of n, would be about normal for names that are like the training names. It is divided by the
+    value that `SHARE` of the validation names exceed.
+    """
+
+    table: Tensor
+    """float32 (SYMBOLS, SYMBOLS, SYMBOLS), by the last two symbols and the next one: the terms of
+    the sum above."""
+
+    def of(self, names: EncodedNames, folding: Folding) -> Tensor:
+        """Returns how unusual names are: float32 (number of names). Above 1 a name is unusual.
+
+        Args:
+            names: encoded one after another, as `encode_names` encodes them.
+            folding: of the names.
+        """
+        plain = torch.tensor(folding.plain_ids())
+        places = torch.arange(len(names)).split(_NAMES_AT_ONCE)
+        parts = (_part(names, int(each[0]), int(each[-1]) + 1) for each in places)
+        found = [_sums(self.table.flatten(), part, plain) for part in parts]
+        return torch.cat(found).float()
+
+
+def fit_unusualness(split: Split) -> Unusualness:
+    """Fits the trigrams to the training names, and the scale to the validation names.
+
+    Each probability is interpolated with that of the shorter n-gram (MacKay and Peto, "A
+    hierarchical Dirichlet language model", 1995). A name of a language with n names weighs
+    1 / sqrt(n), so that rare languages are not unusual for being rare.
+
+    Args:
+        split: its names, with the languages as labels.
+    """
+    plain = torch.tensor(split.folding.plain_ids())
+    surprise = -_log_probabilities(split.seen or split.train, plain)
+    names = split.validation.names
+    codes, ends = _codes(names, plain)
+    observed = surprise.flatten()[torch.cat([codes, ends])]
+    mean, deviation = observed.mean(), observed.std(correction=0).clamp(min=1e-3)
+    table = (surprise - mean) / deviation
+    limit = _sums(table.flatten(), names, plain).quantile(1 - SHARE).clamp(min=_LEAST_LIMIT)
+    return Unusualness((table / limit).float())
+
+
+def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
+    """Returns the logarithm of each symbol's probability after two: float64 (SYMBOLS,) * 3."""
+    codes, ends = _codes(data.names, plain)
+    rarity = data.labels.bincount().double().rsqrt()[data.labels]
+    weights = rarity / rarity.mean()
+    repeated = weights.repeat_interleave(data.names.lengths)
+    counts = torch.zeros(SYMBOLS**3, dtype=torch.float64)
+    counts.index_add_(0, torch.cat([codes, ends]), torch.cat([repeated, weights]))
+    three = counts.view(SYMBOLS, SYMBOLS, SYMBOLS)
+    two, one = three.sum(0), three.sum((0, 1))
+    found = (one + 1) / (one.sum() + SYMBOLS)
+    for count in (two, three):
+        found = (count + _PRIOR * found) / (count.sum(-1, keepdim=True) + _PRIOR)
+    return found.log()
+
+
+def _part(names: EncodedNames, begin: int, end: int) -> EncodedNames:
+    """Returns some consecutive names."""
+    starts, lengths = names.starts[begin:end], names.lengths[begin:end]
+    first = int(starts[0])
+    characters = names.characters[first : int(starts[-1] + lengths[-1])]
+    return EncodedNames(characters, starts - first, lengths)
+
+
+def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the indices of trigrams in the flat table.
+
+    Args:
+        names: one after another.
+        plain: as `Folding.plain_ids` returns them.
+
+    Returns:
+        int64 (characters), of the trigrams that end at each character; int64 (number of names), of
+        those that end at the mark behind a name.
+    """
+    ids = plain[names.characters]
+    previous = ids.roll(1)
+    previous[names.starts] = _MARK
+    before = previous.roll(1)
+    before[names.starts] = _MARK
+    last = names.starts + names.lengths - 1
+    ends = (previous[last] * SYMBOLS + ids[last]) * SYMBOLS + _MARK
+    return (before * SYMBOLS + previous) * SYMBOLS + ids, ends
+
+
+def _sums(table: Tensor, names: EncodedNames, plain: Tensor) -> Tensor:
+    """Returns the sums of a flat table's terms over names, over the roots of their lengths."""
+    codes, ends = _codes(names, plain)
+    running = F.pad(table[codes].double().cumsum(0), (1, 0))
+    sums = running[names.starts + names.lengths] - running[names.starts] + table[ends]
+    return sums / (names.lengths + 1).sqrt()

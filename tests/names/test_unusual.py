@@ -1,0 +1,208 @@
+"""Unusual names and weak languages: what is measured, what a checkpoint keeps, what is shown."""
+
+import dataclasses
+import json
+import math
+from collections import Counter, defaultdict
+
+import pytest
+import torch
+
+from namernn_fast import names
+from namernn_fast.names import Folding, InputError, Predictor, Recipe, fit, load, save_checkpoint
+from namernn_fast.names.checkpoint import describe_checkpoint
+from namernn_fast.names.dataset import embedded_sample
+from namernn_fast.names.distillation import distilled
+from namernn_fast.names.encoding import EncodedNames, encode_names
+from namernn_fast.names.unusual import SHARE, fit_unusualness
+
+PARTS = names.split(embedded_sample())
+SMALL = Recipe(epochs=1, model={"embedding_size": 4, "hidden_size": 8})
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """A small trained network with recalls at and below the border of weak ones."""
+    found = fit(PARTS, SMALL).checkpoint
+    recalls = {**dict.fromkeys(found.languages, 0.2), "Polish": 0.19, "Greek": None}
+    found.info["metrics"]["test_recall"] = recalls
+    return found
+
+
+def defined_unusualness(parts):
+    """The definition, a symbol at a time: how unusual a plain text is."""
+    mark = "$"
+    alphabet = [*Folding().alphabet, mark]
+
+    def trigrams(text):
+        marked = mark * 2 + text + mark
+        return [marked[i : i + 3] for i in range(len(text) + 1)]
+
+    texts = parts.folding.plain.fold_usable(parts.train.texts)
+    labels = parts.train.labels.tolist()
+    sizes = Counter(labels)
+    weights = [sizes[label] ** -0.5 for label in labels]
+    mean_weight = sum(weights) / len(weights)
+    counts = [defaultdict(float) for _ in range(3)]
+    for text, weight in zip(texts, weights, strict=True):
+        for trigram in trigrams(text):
+            for order in range(3):
+                counts[order][trigram[2 - order :]] += weight / mean_weight
+    of_context = [defaultdict(float) for _ in range(3)]
+    for order in range(3):
+        for gram, count in counts[order].items():
+            of_context[order][gram[:-1]] += count
+
+    def probability(gram):
+        count, whole = counts[len(gram) - 1][gram], of_context[len(gram) - 1][gram[:-1]]
+        if len(gram) == 1:
+            return (count + 1) / (whole + len(alphabet))
+        return (count + 5 * probability(gram[1:])) / (whole + 5)
+
+    validation = parts.folding.plain.fold_usable(parts.validation.texts)
+    terms = [-math.log(probability(gram)) for text in validation for gram in trigrams(text)]
+    mean = sum(terms) / len(terms)
+    deviation = (sum((term - mean) ** 2 for term in terms) / len(terms)) ** 0.5
+
+    def sum_of(text):
+        found = [(-math.log(probability(gram)) - mean) / deviation for gram in trigrams(text)]
+        return sum(found) / len(found) ** 0.5
+
+    sums = torch.tensor([sum_of(text) for text in validation], dtype=torch.float64)
+    limit = max(sums.quantile(1 - SHARE).item(), 1)
+    return lambda text: sum_of(text) / limit
+
+
+def test_unusualness_is_what_its_documentation_says():
+    """Names of one character, names without accents in the training part, and a long name."""
+    asked = ["Kim", "x", "Ślusàrski-Müller", "Straß", "a" * 200, "o'neal jr.", "Qwrtp"]
+    defined = defined_unusualness(PARTS)
+    expected = [defined(text) for text in PARTS.folding.plain.fold_usable(asked)]
+    found = fit_unusualness(PARTS).of(encode_names(asked, PARTS.folding), PARTS.folding)
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_many_names_are_measured_in_parts(monkeypatch):
+    encoded = encode_names(PARTS.train.texts, PARTS.folding)
+    measure = fit_unusualness(PARTS)
+    whole = measure.of(encoded, PARTS.folding)
+    monkeypatch.setattr("namernn_fast.names.unusual._NAMES_AT_ONCE", 7)
+    torch.testing.assert_close(measure.of(encoded, PARTS.folding), whole)
+    one = EncodedNames(
+        encoded.characters[: encoded.lengths[0]],
+        *(encoded[:1] for encoded in (encoded.starts, encoded.lengths)),
+    )
+    torch.testing.assert_close(measure.of(one, PARTS.folding), whole[:1])
+
+
+def test_made_up_names_are_not_taken_for_training_names():
+    model = fit(PARTS, SMALL).checkpoint.model
+    taught = distilled(PARTS, model, 500)
+    assert torch.equal(fit_unusualness(taught).table, fit_unusualness(PARTS).table)
+
+
+def test_the_real_data(real_folder):
+    """The limit is that of the validation part, so about the same share of the test is unusual."""
+    parts = names.split(names.read_names(real_folder))
+    measure = fit_unusualness(parts)
+    share = (measure.of(parts.validation.names, parts.folding) > 1).double().mean().item()
+    assert share == pytest.approx(SHARE, abs=1 / len(parts.validation))
+    unusual = measure.of(parts.test.names, parts.folding) > 1
+    assert 0.01 < unusual.double().mean() < 0.03
+    strange = ["a" * 200, "Mary Jane Watson", "qwrtpsdf", "Xyzzy", "'''", "hello world"]
+    usual = ["García", "Silva", "Pereira", "Müller", "Al-Farsi", "Nguyen", "Rimsky-Korsakov"]
+    found = measure.of(encode_names(strange + usual, parts.folding), parts.folding) > 1
+    assert found.tolist() == [True] * len(strange) + [False] * len(usual)
+
+
+def test_a_checkpoint_keeps_the_folding_and_the_trigrams(checkpoint, tmp_path):
+    asked = ["Müller", "Al-Farsi", "Qwrtp"]
+    for dtype, precision in ((torch.float32, 0), (torch.float16, 1e-2)):
+        save_checkpoint(tmp_path / "new", checkpoint, dtype)
+        loaded = load(tmp_path / "new")
+        assert loaded.folding == PARTS.folding
+        expected = Predictor(checkpoint).unusualness(asked)
+        torch.testing.assert_close(loaded.unusualness(asked), expected, rtol=precision, atol=0)
+        assert "unusual" not in loaded.info
+    assert describe_checkpoint(tmp_path / "new")["unusual"] == SHARE
+    assert loaded.unusualness([]).shape == (0,)
+    with pytest.raises(InputError, match="has no character that the model reads"):
+        loaded.unusualness(["Kim", "李"])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "weak"),
+    [
+        ({"test_recall": {"Polish": 0.19, "Greek": 0.2, "Thai": 0.0}}, {"Polish"}),
+        ({"test_recall": {"Polish": None, "Greek": "0", "Irish": True}}, set()),
+        ({"test_recall": [0.0]}, set()),
+        ({}, set()),
+        (None, set()),
+    ],
+)
+def test_weak_languages(checkpoint, metrics, weak):
+    """What a file records is not trusted."""
+    recorded = dataclasses.replace(checkpoint, info={"metrics": metrics})
+    assert recorded.weak_languages() == weak
+
+
+def test_training_records_the_recall_of_each_language():
+    trained = fit(PARTS, SMALL).checkpoint
+    right = Predictor(trained).probabilities(PARTS.test.texts).argmax(1) == PARTS.test.labels
+    for label, language in enumerate(PARTS.languages):
+        recall = right[PARTS.test.labels == label].double().mean().item()
+        assert trained.info["metrics"]["test_recall"][language] == pytest.approx(recall)
+
+
+def test_predict_marks_them(checkpoint, tmp_path, run):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, checkpoint)
+    code, out, _ = run("predict", "--checkpoint", path, "Kim", "Qwrtpq", "--top", 18)
+    assert code == 0
+    kim, strange = out.split("Qwrtpq\n")
+    assert "unusual" not in kim
+    assert strange.endswith("  unusual: unlike the names that the model has learned from\n")
+    for text in (kim, strange):
+        assert [line.split()[1] for line in text.splitlines() if "(weak)" in line] == ["Polish"]
+    code, out, _ = run("predict", "--checkpoint", path, "Kim", "Qwrtpq", "--format", "jsonl")
+    assert [json.loads(line)["unusual"] for line in out.splitlines()] == [False, True]
+
+
+def test_evaluate_marks_weak_languages(checkpoint, tmp_path, run):
+    pytest.importorskip("sklearn")
+    save_checkpoint(tmp_path / "model", checkpoint)
+    code, out, _ = run("evaluate", "--checkpoint", tmp_path / "model", "--no-ngrams")
+    assert code == 0
+    right = Predictor(checkpoint).probabilities(PARTS.test.texts).argmax(1) == PARTS.test.labels
+    for label, language in enumerate(PARTS.languages):
+        weak = right[PARTS.test.labels == label].double().mean() < 0.2
+        assert (f"{language} (weak)" in out) == weak
+
+
+def test_the_server_marks_them(checkpoint):
+    client = pytest.importorskip("starlette.testclient")
+    server = pytest.importorskip("namernn_fast.names.serving.server")
+    local = "http://127.0.0.1:8000"
+    with client.TestClient(server.application(Predictor(checkpoint)), local) as asking:
+        answer = asking.post("/predict", json={"names": ["Kim", "Qwrtpq", "李"]}).json()
+        described = asking.get("/health").json()
+    assert [result.get("unusual") for result in answer["results"]] == [False, True, None]
+    assert described["weak_languages"] == ["Polish"]
+
+
+OLDER = "tests/names/data/ascii_folding"
+
+
+def test_an_older_checkpoint_answers_as_before(root, run):
+    """Its names are folded to ASCII, without hyphens; it knows neither unusual nor weak."""
+    expected = json.loads((root / f"{OLDER}.json").read_text(encoding="utf-8"))
+    predictor = load(root / f"{OLDER}.safetensors")
+    found = predictor.probabilities(expected)
+    torch.testing.assert_close(found, torch.tensor([*expected.values()]), rtol=0, atol=1e-6)
+    assert predictor.folding == names.ASCII
+    assert predictor.unusualness(["Kim"]) is None
+    assert predictor.checkpoint.weak_languages() == set()
+    arguments = ("--checkpoint", root / f"{OLDER}.safetensors", "--format", "jsonl")
+    code, out, _ = run("predict", "Al-Farsi", *arguments)
+    answer = json.loads(out)
+    assert (code, answer["unusual"], answer["dropped"]) == (0, None, "-")
