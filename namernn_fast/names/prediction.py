@@ -24,7 +24,7 @@ _BATCH_CHARACTERS = 16_384
 
 # If names with a common beginning share states, most characters need no new state, and larger
 # batches share more. Long names go into separate batches, because these take many steps.
-_SHARED_CHARACTERS = 65_536
+_SHARED_CHARACTERS = 262_144
 _SHARED_LENGTH = 32
 
 

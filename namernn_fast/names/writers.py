@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence, Set
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import chain, islice
 from pathlib import Path
 
 from torch import Tensor
@@ -23,6 +23,9 @@ from .text import InputError, escaped, quoted
 _FORMULA = tuple("=+-@＝＋－＠")
 # Numbers, and signs alone: hyphens that were not read are a common case of them.
 _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
+
+
+_BLOCK = 256  # rows of CSV that are checked together
 
 
 class Writer(ABC):
@@ -104,7 +107,7 @@ class CsvWriter(Writer):
         super().__init__(top, titles)
         self._delimiter = delimiter
         self._special = re.compile(
-            rf'"|(?:^|{re.escape(delimiter)})[{re.escape("".join(_FORMULA))}]'
+            rf'"|(?:^|{re.escape(delimiter)})[{re.escape("".join(_FORMULA))}]', re.MULTILINE
         )
         self.left_out = 0
         """The number of rows with columns that the header lacks."""
@@ -122,7 +125,7 @@ class CsvWriter(Writer):
         sign, absent = self._delimiter, len(answers.languages)
         cells = [sign + self._cell(language) for language in answers.languages]
         cells += [sign, sign + UNKNOWN]
-        columns: list[Iterable[str]] = [map(self._line, answers.rows.cells(self._titles))]
+        columns: list[Iterable[str]] = [self._lines(answers.rows.cells(self._titles))]
         best = answers.best.clone()
         unknown = best[:, 0] == absent
         unknown[[*answers.errors]] = False
@@ -130,25 +133,50 @@ class CsvWriter(Writer):
         for places, millionths in zip(best.T, answers.millionths.T, strict=True):
             columns.append(map(cells.__getitem__, places.tolist()))
             columns += _digits(millionths, places >= absent, sign)
-        flags = [f"{sign}false{sign}", f"{sign}true{sign}", sign * 2]
-        columns.append(map(flags.__getitem__, answers.unusual.tolist()))
-        ends = [f"{sign}\n"] * len(answers)
+        flags = [f"{sign}{value}{sign}" for value in ("false", "true", "")]
+        unusual = answers.unusual.tolist()
+        ends = list(map([f"{flag}{sign}\n" for flag in flags].__getitem__, unusual))
         for row, lost in answers.dropped.items():
-            ends[row] = f"{self._cell(lost)}{sign}\n"
+            ends[row] = f"{flags[unusual[row]]}{self._cell(lost)}{sign}\n"
         for row, error in answers.errors.items():
-            ends[row] = f"{sign}{self._cell(error)}\n"
+            ends[row] = f"{flags[unusual[row]]}{sign}{self._cell(error)}\n"
         return _rows_of(*columns, ends)
+
+    def _lines(self, rows: Iterable[Sequence[str]]) -> Iterator[str]:
+        """Yields rows of cells as text, without line ends."""
+        rest = iter(rows)
+        while block := list(islice(rest, _BLOCK)):
+            lines = [*map(self._delimiter.join, block)]
+            # Most blocks need neither quotes nor escapes: one check of all is faster than many.
+            text = "\n".join(lines)
+            signs = sum(map(len, block)) - len(block)
+            if text.count("\n") == len(block) - 1 and self._is_plain(
+                text.replace("\n", ""), text, signs
+            ):
+                yield from lines
+            else:
+                yield from map(self._line, block)
 
     def _line(self, cells: Sequence[str]) -> str:
         """Returns cells as text, without a line end."""
         line = self._delimiter.join(cells)
-        if (
-            line.isprintable()
-            and line.count(self._delimiter) == len(cells) - 1
-            and not self._special.search(line)
-        ):
+        if self._is_plain(line, line, len(cells) - 1):
             return line
         return self._delimiter.join(map(self._cell, cells))
+
+    def _is_plain(self, printed: str, text: str, signs: int) -> bool:
+        """Returns whether lines of text need neither quotes nor escapes.
+
+        Args:
+            printed: the text without its line ends.
+            text: the lines.
+            signs: the number of signs between the cells.
+        """
+        return (
+            printed.isprintable()
+            and text.count(self._delimiter) == signs
+            and not self._special.search(text)
+        )
 
     def _cell(self, text: str) -> str:
         if text.isalpha():
@@ -197,13 +225,13 @@ class JsonWriter(Writer):
             columns.append(map(keys.__getitem__, places.tolist()))
             columns += _digits(millionths, places >= absent, end="}")
             begin = ", "
-        flags = [f'], "unusual": {value}' for value in ("false", "true", "null")]
-        columns.append(map(flags.__getitem__, answers.unusual.tolist()))
-        ends = [', "dropped": "", "error": null}\n'] * len(answers)
+        flags = [f'], "unusual": {value}, "dropped": ' for value in ("false", "true", "null")]
+        unusual = answers.unusual.tolist()
+        ends = list(map([f'{flag}"", "error": null}}\n' for flag in flags].__getitem__, unusual))
         for row, lost in answers.dropped.items():
-            ends[row] = f', "dropped": {quoted(lost)}, "error": null}}\n'
+            ends[row] = f'{flags[unusual[row]]}{quoted(lost)}, "error": null}}\n'
         for row, error in answers.errors.items():
-            ends[row] = f', "dropped": "", "error": {quoted(error)}}}\n'
+            ends[row] = f'{flags[unusual[row]]}"", "error": {quoted(error)}}}\n'
         return _rows_of(*columns, ends)
 
 

@@ -232,7 +232,7 @@ def test_rows_are_read_in_bounded_numbers_and_characters(format):
         content = line * count if format != "csv" else b"name\n" + line * count
         return [len(rows.names) for rows in read_table(io.BytesIO(content), format).rows]
 
-    assert sizes(b"Kim", 40_000) == [16_384, 16_384, 40_000 - 2 * 16_384]
+    assert sizes(b"Kim", 150_000) == [65_536, 65_536, 150_000 - 2 * 65_536]
     long = sizes(b"x" * 10_000, 1_000)
     assert max(long) == 256
     assert sum(long) == 1_000
