@@ -4,7 +4,12 @@ Neither the build nor a page fetches anything: fonts, scripts and styles are fil
 formulas are MathML, which browsers render without a script.
 """
 
+import atexit
+import logging
+import os
+import shutil
 import sys
+import tempfile
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -47,6 +52,16 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+
+# The kernel that runs the walk-through warns that its sockets on this machine are not encrypted.
+_settings = Path(tempfile.mkdtemp(prefix="ipython-"))
+(_settings / "profile_default").mkdir()
+(_settings / "profile_default" / "ipython_kernel_config.py").write_text(
+    'get_config().IPKernelApp.log_level = "ERROR"\n'
+)
+os.environ["IPYTHONDIR"] = str(_settings)
+atexit.register(shutil.rmtree, _settings)
+logging.getLogger("traitlets").setLevel("WARNING")  # nor is it news that a kernel starts
 
 autodoc_default_options = {"member-order": "bysource"}
 autodoc_mock_imports = ["triton"]
