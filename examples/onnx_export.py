@@ -13,7 +13,7 @@ import io
 try:
     import onnxruntime
 except ModuleNotFoundError as error:
-    advice = "run: pip install 'namernn_fast[examples]'"
+    advice = "run: pip install 'namernn_fast[onnx]'"
     raise SystemExit(f"{error.name} is not installed; {advice}") from error
 
 import torch

@@ -62,7 +62,8 @@ def train(model, batch, mine):
 def main():
     """Trains in all processes, then in the first one alone."""
     if "RANK" not in os.environ:
-        raise SystemExit("start this program by torchrun, as its first lines say")
+        command = "torchrun --standalone --nproc-per-node 2 examples/train_torchrun.py"
+        raise SystemExit(f"several processes run this program; start them with: {command}")
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)

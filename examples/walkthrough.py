@@ -495,8 +495,9 @@ assert torch.allclose(probabilities.sum(1), torch.ones(len(examples)))
 
 # %%
 if parts.info["sha256"] == predictor.info["split"]["sha256"]:
-    guesses = predictor.probabilities(parts.test.texts).argmax(1)
-    accuracy = (guesses == parts.test.labels).float().mean().item()
+    test = names.split(data).test  # the same names, with the accents that the model reads
+    guesses = predictor.probabilities(test.texts).argmax(1)
+    accuracy = (guesses == test.labels).float().mean().item()
     print(f"Right for {accuracy:.1%} of {len(guesses):,} test names.")
     assert accuracy > majority
 else:
@@ -509,19 +510,23 @@ else:
 # at the end a linear layer turns $h_5$ into a score for each of the 18 languages.
 
 # %% alt="f, r, a, n, k enter one by one; the state h_5 leads to 18 languages" tags=["drawing"]
+name = "Frank"  # or your own
+text, states = predictor.states(name)
+answers = predictor.prefix_probabilities(name)
+length = len(text)
 figure, (axes, bars) = plt.subplots(
     1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=[3, 1]
 )
-axes.set(xlim=(-0.6, 6.4), ylim=(-0.6, 2.2), aspect="equal")
+axes.set(xlim=(-0.6, length + 1.4), ylim=(-0.6, 2.2), aspect="equal")
 axes.axis("off")
 box(axes, 0, 1.3, "$h_0$", "white")
-for t, letter in enumerate("frank", 1):
+for t, letter in enumerate(text, 1):
     box(axes, t, 1.3, f"$h_{t}$", "#dfe7f2")
     box(axes, t, 0, letter, "#f3e3d0")
     arrow(axes, (t, 0.25), (t, 1.05), "", (0, 0))
     arrow(axes, (t - 0.72, 1.3), (t - 0.28, 1.3), "", (0, 0))
-arrow(axes, (5.28, 1.3), (6.4, 1.3), "linear layer", (-0.05, 0.25), ORANGE)
-shares = probabilities[0].tolist()
+arrow(axes, (length + 0.28, 1.3), (length + 1.4, 1.3), "linear layer", (-0.05, 0.25), ORANGE)
+shares = answers[-1].tolist()
 bars.barh(predictor.languages[::-1], shares[::-1], color=BLUE)
 bars.tick_params(axis="y", labelsize=8)
 bars.margins(y=0.01)
@@ -534,14 +539,14 @@ plt.show()
 # rows say little to our eyes; the linear layer reads all of the last one.
 
 # %% alt="The states of the model after each character of frank, as a heat map"
-text, states = predictor.states("Frank")
 states = states.numpy()
-assert (text, len(states)) == ("frank", 5)
+assert len(states) == length
 figure, axes = plt.subplots(figsize=(9.5, 2.6), layout="constrained")
 by_last = states[:, states[-1].argsort()]
 image = axes.imshow(by_last, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="none")
-axes.set_yticks(range(5), [f"$h_{t + 1}$  after {text[: t + 1]}" for t in range(5)])
-axes.set_xlabel("units, sorted by $h_5$")
+ticks = [f"$h_{{{t + 1}}}$  after {text[: t + 1]}" for t in range(length)]
+axes.set_yticks(range(length), ticks)
+axes.set_xlabel(f"units, sorted by $h_{{{length}}}$")
 figure.colorbar(image, label="state")
 plt.show()
 
@@ -554,7 +559,7 @@ model = predictor.checkpoint.model
 embedding = model.embedding.weight.detach().numpy()
 w_ih, w_hh, b_ih, b_hh = (weight.detach().numpy() for weight in model.rnn.parameters())
 h = np.zeros(model.rnn.hidden_size)
-for index in names.encode("Frank"):
+for index in names.encode(name, predictor.folding):
     h = np.tanh(h @ w_hh.T + embedding[index] @ w_ih.T + b_ih + b_hh)
 np.testing.assert_allclose(h, states[-1], atol=1e-4)
 print("The loop in NumPy gives the last state of the model.")
@@ -566,15 +571,14 @@ print("The loop in NumPy gives the last state of the model.")
 # likely are left out of the figure.
 
 # %% alt="The probabilities of languages after each character of frank, as bars"
-answers = predictor.prefix_probabilities("Frank")
 by_linear_layer = model.classifier(torch.tensor(states)).softmax(1)
 assert torch.allclose(answers, by_linear_layer, atol=1e-4)
-assert torch.allclose(answers[-1], probabilities[0], atol=1e-4)
-assert torch.allclose(answers[1], predictor.probabilities(["fr"])[0], atol=1e-4)
+assert torch.allclose(answers[-1], predictor.probabilities([name])[0], atol=1e-4)
+assert torch.allclose(answers[1], predictor.probabilities([text[:2]])[0], atol=1e-4)
 shown = {*answers.argmax(1).tolist(), *answers[-1].topk(4).indices.tolist()}
 shown = sorted(shown, key=answers[-1].tolist().__getitem__)
-figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.8), sharey=True, layout="constrained")
-for t, axes in enumerate(panels):
+figure, panels = plt.subplots(1, length, figsize=(9.5, 2.8), sharey=True, layout="constrained")
+for t, axes in enumerate(np.atleast_1d(panels)):
     shares = answers[t, shown].tolist()
     bars = axes.barh([predictor.languages[place] for place in shown], shares, color=BLUE)
     bars[shares.index(max(shares))].set_color(ORANGE)

@@ -5,6 +5,7 @@ import importlib.util
 import platform
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,10 +38,19 @@ def _load_extension() -> bool:
     name = f"{__package__}._C"
     spec = importlib.util.find_spec(name)
     if spec is None:
-        _warn_importer(
-            "namernn_fast was built without its C++ extension: every input on a CPU takes the "
-            f"slower path through ATen operators. To get the kernels, {REINSTALL}."
-        )
+        slower = "every input on a CPU takes the slower path through ATen operators"
+        if (source := Path(__file__).parents[1]).joinpath("csrc").is_dir():
+            _warn_importer(
+                f"namernn_fast is imported from its sources in {source}, where no C++ extension "
+                f"was built: {slower}. To get the kernels, run Python in another folder if the "
+                "package is installed, or build in place (pip install --no-build-isolation "
+                "--editable .)."
+            )
+        else:
+            _warn_importer(
+                f"namernn_fast was built without its C++ extension: {slower}. To get the kernels, "
+                f"{REINSTALL}."
+            )
         return False
     try:
         importlib.import_module(name)

@@ -50,6 +50,21 @@ def test_the_warning_points_at_the_import(line, tmp_path):
     assert ran.stderr.count(warning) == 1
 
 
+def test_sources_without_an_extension_are_named(tmp_path):
+    """In a checkout they come before an installed package."""
+    copy_without_extension(tmp_path)
+    (tmp_path / "csrc").mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{PLAIN_IMPORTS}import namernn_fast"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"namernn_fast is imported from its sources in {tmp_path}, where no C++" in ran.stderr
+    assert "run Python in another folder if the package is installed" in ran.stderr
+
+
 @pytest.mark.parametrize("found", ["2.9.0+cu130", "1.13.1", "2.9.0a0+git1234"])
 def test_an_old_torch_is_named(found):
     wanted = f"namernn_fast needs torch 2.10 or newer, found {found}: pip install --upgrade "

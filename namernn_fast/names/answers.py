@@ -155,7 +155,5 @@ def _report_errors(rows: Rows, texts: Sequence[str]) -> None:
 def _why(name: str) -> str:
     """Returns why a name is unusable."""
     if _LONE_SURROGATE.search(name):
-        return "not valid in the encoding of the input"
-    if not name or name.isspace():
-        return "the name is empty"
+        return "not valid in the encoding of the input; --encoding names another"
     return why_unusable(name) or ""

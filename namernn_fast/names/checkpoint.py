@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from namernn_fast import FusedRNN, __version__
 
-from .folding import ASCII, Folding
+from .folding import ASCII, MAX_NAME_LENGTH, Folding
 from .model import POOLINGS, NameClassifier, NameEnsemble
 from .tensor_files import (
     MAX_BYTES,
@@ -42,7 +42,7 @@ _MAX_SIZE = 4096
 _MAX_LAYERS = 64  # of all members together: building more takes seconds
 _DTYPES = (torch.float32, torch.float16)
 
-_TABLE = "unusual"  # the tensor of `Unusualness`, and in the plain values its share
+_TABLE = "unusual"  # the tensor of `Unusualness`, and what else it needs in the plain values
 
 WEAK_RECALL = 0.2
 """A language with a lower recall on the test part is called weak."""
@@ -144,7 +144,7 @@ def save_checkpoint(
     }
     weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
     if checkpoint.unusualness is not None:
-        values[_TABLE] = SHARE
+        values[_TABLE] = {"share": SHARE, "longest": checkpoint.unusualness.longest}
         weights[_TABLE] = checkpoint.unusualness.table.to(dtype)
     _check_weights(path, weights)
     write_tensors(path, KIND, weights, values)
@@ -232,23 +232,25 @@ def load_checkpoint(
     try:
         languages, folding = _checked_languages(values), _checked_folding(values)
         model = _on_meta(values["model"], len(languages), folding, rnn_class)
+        longest = _checked_longest(values)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a checkpoint that this version can read ({error})"
         ) from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if _TABLE in values:
+    if longest is not None:
         shapes[_TABLE] = (SYMBOLS,) * 3
     weights, _ = read_tensors(path, KIND, shapes)
     _check_weights(path, weights)
-    table = weights.pop(_TABLE, None)
+    unusualness = None
+    if longest is not None:
+        unusualness = Unusualness(weights.pop(_TABLE).float(), longest)
     model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     info = {
         name: value
         for name, value in values.items()
         if name not in ("alphabet", "folding", "languages", "model", _TABLE)
     }
-    unusualness = None if table is None else Unusualness(table.float())
     return Checkpoint(model.to(device).eval(), languages, info, folding, unusualness)
 
 
@@ -289,6 +291,16 @@ def _checked_folding(values: dict[str, Any]) -> Folding:
     if not isinstance(alphabet, str) or not alphabet.startswith(plain):
         raise ValueError(f"its alphabet does not begin with {plain!r}")
     return Folding(alphabet.removeprefix(plain), values["folding"])
+
+
+def _checked_longest(values: dict[str, Any]) -> int | None:
+    """Returns the length of the longest training name, or None in files of earlier versions."""
+    if _TABLE not in values:
+        return None
+    longest = values[_TABLE]["longest"]
+    if type(longest) is not int or not 0 < longest <= MAX_NAME_LENGTH:
+        raise ValueError(f"the longest training name has {longest!r:.50} characters")
+    return longest
 
 
 def _on_meta(

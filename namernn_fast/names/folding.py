@@ -303,9 +303,11 @@ def why_unusable(name: str) -> str | None:
     """
     if len(name) > MAX_NAME_LENGTH:
         return f"a name of {len(name):,} characters: at most {MAX_NAME_LENGTH:,} are read"
+    if not name or name.isspace():
+        return "the name is empty"
     if not ASCII.fold(name):
         return (
-            f"'{escaped(name)}' has no character that the model reads: it reads the letters A to "
-            f"Z, with or without accents, and {' '.join(_SIGNS.strip())}"
+            f"'{escaped(name)}' has no character that the model reads: it reads Latin letters, "
+            f"with or without accents, and the signs {' '.join(_SIGNS.strip())}"
         )
     return None

@@ -289,7 +289,14 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns that the first row was read as a header if it could be a name."""
+    """Warns of a header that could be a name, or several titles with another sign between."""
+    if sign := next((sign for sign in ";\t|" if sign in title), None):
+        _log.warning(
+            "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",
+            title,
+            "tab" if sign == "\t" else sign,
+        )
+        return
     word = "".join(filter(str.isalnum, title.casefold()))
     if column != title and word not in _TITLES and why_unusable(title) is None:
         _log.warning(
@@ -372,8 +379,14 @@ def _json_name(value: Any, text: str, column: str | None) -> tuple[str, str | No
         only = next(iter(value)) if len(value) == 1 else "name"
         key = only if column is None else column
         if key not in value:
-            return text, f"there is no {key!r} in the JSON object"
-        value = value[key]
+            keys = escaped(", ".join(map(repr, value)))
+            return (
+                text,
+                f"there is no {key!r} in the JSON object; --column takes one of {keys:.200}",
+            )
+        if isinstance(value[key], str):
+            return value[key], None
+        return text, f"the value of {key!r} in the JSON object is not a string"
     if isinstance(value, str):
         return value, None
     return text, "neither a JSON string nor an object with one"

@@ -44,9 +44,14 @@ class Unusualness:
     table: Tensor
     """float32 (SYMBOLS, SYMBOLS, SYMBOLS), by the last two symbols and the next one: the terms of
     the sum above."""
+    longest: int
+    """The number of characters of the longest training name."""
 
     def of(self, names: EncodedNames, folding: Folding) -> Tensor:
         """Returns how unusual names are: float32 (number of names). Above 1 a name is unusual.
+
+        A name that is longer than every training name is unusual however probable its characters
+        are: its length over that of the longest is a lower bound then.
 
         Args:
             names: encoded one after another, as `encode_names` encodes them.
@@ -56,7 +61,8 @@ class Unusualness:
         places = torch.arange(len(names)).split(_NAMES_AT_ONCE)
         parts = (_part(names, int(each[0]), int(each[-1]) + 1) for each in places)
         found = [_sums(self.table.flatten(), part, plain) for part in parts]
-        return torch.cat(found).float()
+        values, lengths = torch.cat(found).float(), names.lengths / self.longest
+        return torch.where(lengths > 1, values.maximum(lengths), values)
 
 
 def fit_unusualness(split: Split) -> Unusualness:
@@ -70,14 +76,15 @@ def fit_unusualness(split: Split) -> Unusualness:
         split: its names, with the languages as labels.
     """
     plain = torch.tensor(split.folding.plain_ids())
-    surprise = -_log_probabilities(split.seen or split.train, plain)
+    train = split.seen or split.train
+    surprise = -_log_probabilities(train, plain)
     names = split.validation.names
     codes, ends = _codes(names, plain)
     observed = surprise.flatten()[torch.cat([codes, ends])]
     mean, deviation = observed.mean(), observed.std(correction=0).clamp(min=1e-3)
     table = (surprise - mean) / deviation
     limit = _sums(table.flatten(), names, plain).quantile(1 - SHARE).clamp(min=_LEAST_LIMIT)
-    return Unusualness((table / limit).float())
+    return Unusualness((table / limit).float(), int(train.names.lengths.max()))
 
 
 def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:

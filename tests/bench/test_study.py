@@ -82,4 +82,4 @@ def test_well_known_names():
         ]
     )
     assert "gets 1 of these 2 right" in table
-    assert table.splitlines()[-1].split("|")[2].strip() == "A, B (Lao 0.25)"
+    assert table.splitlines()[-1] == "- **Thai**: A, B (Lao 0.25)"

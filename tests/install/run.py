@@ -72,7 +72,7 @@ def test(python: str, torch: str, wheel: Path, folder: Path) -> dict:
 
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir")
     pip += ("--no-compile", "--only-binary", ":all:")
-    run(*pip, torch, f"{wheel}[names,onnx]", "numpy", "pytest>=8", check=True)
+    run(*pip, torch, f"{wheel}[names,onnx]", "pytest>=8", check=True)
     printed = run(
         "-c",
         "import platform, torch, namernn_fast as n\n"

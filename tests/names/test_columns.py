@@ -137,7 +137,7 @@ def test_json_objects_as_csv(predict):
         ["Lis", "x", "", "", ""],
         ["", "2", "", "", ""],
     ]
-    assert rows[-1][-1] == "there is no 'who' in the JSON object"
+    assert rows[-1][-1] == "there is no 'who' in the JSON object; --column takes one of 'n'"
     assert said == [
         "wrote 4 rows to out.csv",
         "1 of 4 rows have keys that the first JSON object lacks; CSV leaves them out, JSON lines "
@@ -200,7 +200,9 @@ def test_an_encoding_is_read_however_the_bytes_arrive(size):
 
 def test_bytes_that_an_encoding_lacks_stay_in_their_row(predict):
     (_, bad, good), code, said = predict(b"name\nM\x81ller\nKim\n", "--encoding", "cp1252")
-    assert bad == r"M\udc81ller,,,,,not valid in the encoding of the input"
+    assert (
+        bad == r"M\udc81ller,,,,,not valid in the encoding of the input; --encoding names another"
+    )
     assert good.startswith("Kim,")
     assert (code, said[-1]) == (0, "1 of 2 names could not be read")
 

@@ -187,8 +187,12 @@ def test_a_column_that_is_not_there(content, options, message):
     ("content", "format", "error"),
     [
         (b"id,name\n1", "csv", "there is no column 2"),
-        (b'{"who": "Nowak", "x": 1}', "jsonl", "there is no 'name' in the JSON object"),
-        (b'{"name": 5}', "jsonl", "neither a JSON string nor an object with one"),
+        (
+            b'{"who": "Nowak", "x": 1}',
+            "jsonl",
+            "there is no 'name' in the JSON object; --column takes one of 'who', 'x'",
+        ),
+        (b'{"name": 5}', "jsonl", "the value of 'name' in the JSON object is not a string"),
         (b"null", "jsonl", "neither a JSON string nor an object with one"),
         (b"{broken", "jsonl", "not JSON: "),
         (b"[" * 60_000, "jsonl", "not JSON: "),
@@ -242,6 +246,9 @@ def test_rows_are_read_in_bounded_numbers_and_characters(format):
 # What is answered
 
 
+BAD_BYTES = "not valid in the encoding of the input; --encoding names another"
+
+
 def answer(predictor, names, *arguments, errors=(), **options):
     return answer_rows(predictor, Rows([*names], dict(errors)), *arguments, **options)
 
@@ -267,7 +274,7 @@ def test_answers_are_those_of_predict(predictor):
         (" \t", None, " \t", "the name is empty"),
         ("Иванов", None, "Иванов", why_unusable("Иванов")),
         ("x" * 10_000, None, "x" * 100 + "…", why_unusable("x" * 10_000)),
-        ("Fra\udcffnk", None, r"Fra\udcffnk", "not valid in the encoding of the input"),
+        ("Fra\udcffnk", None, r"Fra\udcffnk", BAD_BYTES),
         ("{", "not JSON", "{", "not JSON"),
     ],
 )
@@ -493,6 +500,18 @@ def test_a_name_that_is_read_as_the_header_is_told(run, content, options, said):
     code, _, err = run("-", "--input-format", "csv", *options, stdin=content)
     line = f"the first row, {said!r}, is read as the header; --no-header reads it as a name\n"
     assert (code, err) == (0, line if said else "")
+
+
+@pytest.mark.parametrize(("sign", "option"), [(";", ";"), ("\t", "tab"), ("|", "|")])
+def test_another_sign_between_cells_is_told(run, sign, option):
+    content = f"name{sign}age\nKim{sign}3\n".encode()
+    code, out, err = run("-", "--input-format", "csv", stdin=content)
+    assert (code, out.count("\n") > 1) == (0, True)
+    title = f"name{sign}age"
+    assert err == (
+        f"the first row, {title!r}, is read as one title; --delimiter '{option}' cuts rows there\n"
+    )
+    assert run("-", "--input-format", "csv", "--delimiter", option, stdin=content)[2] == ""
 
 
 def test_nothing_is_written_when_the_column_is_not_there(fails, tmp_path, monkeypatch):

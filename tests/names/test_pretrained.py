@@ -49,3 +49,10 @@ def test_its_card_and_its_split_are_those_of_the_data(real_folder):
     accuracy = (scores.argmax(1) == parts.test.labels).double().mean().item()
     [row] = [line for line in CARD.splitlines() if line.startswith("| this network ")]
     assert row.split("|")[2].strip() == f"{100 * accuracy:.1f}"
+
+
+def test_the_readme_shows_what_it_answers(root, run):
+    command = "$ python -m namernn_fast.names predict "
+    _, _, after = (root / "README.md").read_text(encoding="utf-8").partition(command)
+    arguments, _, shown = after.partition("\n")
+    assert run("predict", *arguments.split()) == (0, shown.partition("```")[0], "")

@@ -143,7 +143,8 @@ def test_the_command(run, make_folder):
         ["all", "8", "7", "1", "1", "2", "3", "2", "2"],
     ]
     assert lines[10:12] == [
-        "folding: the table of spellings changes 1 rows; dropped are ':' (1)",
+        "folding to ASCII (of duplicates and of the split): the table of spellings changes 1 rows; "
+        "dropped are ':' (1)",
         "junk: 2 rows (1 punctuation at the end, 1 blanks at the ends); kept as they are",
     ]
     assert "leak of this split: 0.0% of the test part" in out

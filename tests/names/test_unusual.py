@@ -75,9 +75,14 @@ def defined_unusualness(parts):
 
 def test_unusualness_is_what_its_documentation_says():
     """Names of one character, names without accents in the training part, and a long name."""
-    asked = ["Kim", "x", "Ślusàrski-Müller", "Straß", "a" * 200, "o'neal jr.", "Qwrtp"]
+    asked = ["Kim", "x", "Ślusàrski-Müller", "Straß", "a" * 200, "an" * 30, "o'neal jr.", "Qwrtp"]
     defined = defined_unusualness(PARTS)
     expected = [defined(text) for text in PARTS.folding.plain.fold_usable(asked)]
+    longest = max(map(len, PARTS.train.texts))
+    expected = [
+        max(value, len(name) / longest) if len(name) > longest else value
+        for name, value in zip(asked, expected, strict=True)
+    ]
     found = fit_unusualness(PARTS).of(encode_names(asked, PARTS.folding), PARTS.folding)
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -93,6 +98,21 @@ def test_many_names_are_measured_in_parts(monkeypatch):
         *(encoded[:1] for encoded in (encoded.starts, encoded.lengths)),
     )
     torch.testing.assert_close(measure.of(one, PARTS.folding), whole[:1])
+
+
+def test_a_name_longer_than_all_others_is_unusual():
+    measure = dataclasses.replace(fit_unusualness(PARTS), longest=4)
+    found = measure.of(encode_names(["Kosk", "Koski", "anananan"], PARTS.folding), PARTS.folding)
+    assert found[0] <= 1 < found[1] == pytest.approx(5 / 4)
+    assert found[2] == 2
+
+
+@pytest.mark.parametrize("longest", [0, -1, 1001, 2.0, True, None, "9"])
+def test_an_odd_length_in_a_file_is_refused(checkpoint, tmp_path, longest):
+    odd = dataclasses.replace(checkpoint.unusualness, longest=longest)
+    save_checkpoint(tmp_path / "odd", dataclasses.replace(checkpoint, unusualness=odd))
+    with pytest.raises(InputError, match="not a checkpoint that this version can read"):
+        load(tmp_path / "odd")
 
 
 def test_made_up_names_are_not_taken_for_training_names():
@@ -124,7 +144,9 @@ def test_a_checkpoint_keeps_the_folding_and_the_trigrams(checkpoint, tmp_path):
         expected = Predictor(checkpoint).unusualness(asked)
         torch.testing.assert_close(loaded.unusualness(asked), expected, rtol=precision, atol=0)
         assert "unusual" not in loaded.info
-    assert describe_checkpoint(tmp_path / "new")["unusual"] == SHARE
+    longest = max(map(len, PARTS.train.texts))
+    kept = describe_checkpoint(tmp_path / "new")["unusual"]
+    assert kept == {"share": SHARE, "longest": longest}
     assert loaded.unusualness([]).shape == (0,)
     with pytest.raises(InputError, match="has no character that the model reads"):
         loaded.unusualness(["Kim", "李"])

@@ -74,7 +74,7 @@ def _facts(report: DataReport) -> list[tuple[str, str]]:
     ceiling, info = report.ceiling, report.split
     facts = [
         (
-            "folding",
+            "folding to ASCII (of duplicates and of the split)",
             f"the table of spellings changes {sum(bool(row.spelled) for row in report.odd_rows):,} "
             f"rows; dropped are {characters or 'no characters'}",
         ),

@@ -4,8 +4,8 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 // The plot of lines and the heat map below share these margins, so that their columns align.
-const MARGIN = { left: 46, right: 92, top: 10, bottom: 30 };
-const LINES = 5;
+const MARGIN = { left: 46, right: 104, top: 10, bottom: 30 };
+const LINES = 6;
 
 function percent(probability) {
   const digits = probability > 0 && probability < 0.0995 ? 1 : 0;
@@ -52,7 +52,8 @@ function drawBars(list, languages, weak) {
       list.append(item);
     }
     const [name, track, number] = item.children;
-    name.textContent = name.title = weak.has(language) ? `${language} *` : language;
+    name.textContent = name.title = language;
+    item.classList.toggle("weak", weak.has(language));
     track.firstElementChild.style.width = `${100 * probability}%`;
     number.textContent = percent(probability);
   });
@@ -93,7 +94,7 @@ function drawLines(picture, { characters, languages, probabilities }) {
     if (column < 8) return;
     for (const [cx, cy] of points) picture.append(svg("circle", { class: `dot-${rank}`, cx, cy, r: 3.5 }));
   });
-  labelLines(picture, leaders, languages, probabilities, y, x(characters.length - 1) + 8);
+  labelLines(picture, leaders, languages, probabilities, y, x(characters.length - 1) + 22);
 }
 
 /** Writes the names of the languages at the ends of their lines, one above another. */
@@ -109,6 +110,11 @@ function labelLines(picture, leaders, languages, probabilities, y, left) {
   leaders.forEach((language, rank) => {
     const name = languages[language];
     const short = name.length > 12 ? `${name.slice(0, 11)}…` : name;
+    const end = y(last[language]);
+    if (Math.abs(end - places[rank]) > 6) {
+      // A label that had to make room points to the end of its line.
+      picture.append(svg("line", { class: "pointer", x1: left - 16, y1: end, x2: left - 2, y2: places[rank] }));
+    }
     picture.append(svg("text", { class: `name-${rank}`, x: left, y: places[rank] + 4 }, short));
   });
 }
