@@ -25,7 +25,7 @@ SYMBOLS = len(ASCII.alphabet) + 1
 
 _MARK = SYMBOLS - 1
 
-# In how many observations' place stands the distribution of the shorter n-gram.
+# Weight of the shorter n-gram's distribution, in observations.
 _PRIOR = 5.0
 _LEAST_LIMIT = 1.0  # standard deviations; the limit of a tiny validation part could be none
 _NAMES_AT_ONCE = 65_536
@@ -35,10 +35,11 @@ _NAMES_AT_ONCE = 65_536
 class Unusualness:
     """A model of character trigrams, which says how unusual names are.
 
-    The sum over the n characters of a name (its end is one) of their negative log-probabilities,
-    less its expectation, and divided by the standard deviation of a character times the square root
-    of n, would be about normal for names that are like the training names. It is divided by the
-    value that `SHARE` of the validation names exceed.
+    A name of n characters, its end included, has the score
+    sum(surprise - mean) / (deviation * sqrt(n)): the surprise of a character is its negative
+    log-probability after the two before it, and mean and deviation are those of the surprises in
+    the validation names. The score is divided by the value that `SHARE` of the validation names
+    exceed.
     """
 
     table: Tensor
@@ -73,7 +74,7 @@ def fit_unusualness(split: Split) -> Unusualness:
     1 / sqrt(n), so that rare languages are not unusual for being rare.
 
     Args:
-        split: its names, with the languages as labels.
+        split: its names; of labels that are probabilities the most probable language counts.
     """
     plain = torch.tensor(split.folding.plain_ids())
     train = split.seen or split.train
@@ -90,7 +91,8 @@ def fit_unusualness(split: Split) -> Unusualness:
 def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
     """Returns the logarithm of each symbol's probability after two: float64 (SYMBOLS,) * 3."""
     codes, ends = _codes(data.names, plain)
-    rarity = data.labels.bincount().double().rsqrt()[data.labels]
+    labels = data.labels if data.labels.ndim == 1 else data.labels.argmax(1)
+    rarity = labels.bincount().double().rsqrt()[labels]
     weights = rarity / rarity.mean()
     repeated = weights.repeat_interleave(data.names.lengths)
     counts = torch.zeros(SYMBOLS**3, dtype=torch.float64)

@@ -121,6 +121,12 @@ def test_made_up_names_are_not_taken_for_training_names():
     assert torch.equal(fit_unusualness(taught).table, fit_unusualness(PARTS).table)
 
 
+def test_labels_may_be_probabilities():
+    labels = torch.nn.functional.one_hot(PARTS.train.labels).float()
+    soft = dataclasses.replace(PARTS, train=dataclasses.replace(PARTS.train, labels=labels))
+    assert torch.equal(fit_unusualness(soft).table, fit_unusualness(PARTS).table)
+
+
 def test_the_real_data(real_folder):
     """The limit is that of the validation part, so about the same share of the test is unusual."""
     parts = names.split(names.read_names(real_folder))
