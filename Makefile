@@ -141,7 +141,7 @@ record: RECORD = 1
 record: bench bench-peers bench-applications roofline capabilities
 	$(BIN)/python -m tools.picture
 
-# The reference result of the names application on five splits; takes half an hour or more. RECORD=1
+# The reference result of the names application on five splits; takes a quarter of an hour or more. RECORD=1
 # replaces the table of docs/names.md, the pretrained network and its model card.
 names: setup
 	$(BIN)/python -m benchmarks.names.study $(RECORDING)

@@ -17,16 +17,28 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 import namernn_fast
-from namernn_fast import FusedRNN, FusedRNNCell, TokenRNN, availability, explain, replace_rnn
+from namernn_fast import (
+    FusedGRU,
+    FusedLSTM,
+    FusedRNN,
+    FusedRNNCell,
+    TokenRNN,
+    availability,
+    explain,
+    replace_rnn,
+)
 from namernn_fast.testing import ErrorBudget
 
 T, B, D, H = 12, 7, 16, 37
 LENGTHS = [5, 12, 1, 9, 12, 3, 8]
 LAYOUTS = ("dense", "packed", "lengths", "jagged")
+FUSED = {torch.nn.RNN: FusedRNN, torch.nn.GRU: FusedGRU, torch.nn.LSTM: FusedLSTM}
 STACKS = {
-    "one layer": {},
-    "batch first": {"batch_first": True, "bias": False},
-    "two layers, two directions": {"num_layers": 2, "bidirectional": True},
+    "one layer": (torch.nn.RNN, {}),
+    "batch first": (torch.nn.RNN, {"batch_first": True, "bias": False}),
+    "two layers, two directions": (torch.nn.RNN, {"num_layers": 2, "bidirectional": True}),
+    "GRU": (torch.nn.GRU, {}),
+    "LSTM": (torch.nn.LSTM, {}),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,16 +57,16 @@ def run_python(*arguments, **environment):
     ).stdout
 
 
-def pair(dtype=torch.float32, **options):
-    """Returns a `FusedRNN` and an `nn.RNN` with equal weights."""
-    theirs = torch.nn.RNN(D, H, dtype=dtype, **options)
-    ours = FusedRNN(D, H, dtype=dtype, **options)
+def pair(dtype=torch.float32, kind=torch.nn.RNN, **options):
+    """Returns a fused layer and torch's layer, of class `kind`, with equal weights."""
+    theirs = kind(D, H, dtype=dtype, **options)
+    ours = FUSED[kind](D, H, dtype=dtype, **options)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
 
 def call(module, x, hx, layout):
-    """Runs a layer on padded x (T, B, D), and returns output (T, B, ...) and h_n.
+    """Runs a layer on padded x (T, B, D), and returns output (T, B, ...) and its last states.
 
     Layers that accept neither lengths nor jagged tensors get a packed sequence instead.
     """
@@ -62,9 +74,9 @@ def call(module, x, hx, layout):
     padded = x.transpose(0, 1) if first else x
     if layout == "dense":
         output, h_n = module(padded, hx)
-    elif layout == "lengths" and isinstance(module, FusedRNN):
+    elif layout == "lengths" and type(module) in FUSED.values():
         output, h_n = module(padded, hx, lengths=LENGTHS)
-    elif layout == "jagged" and isinstance(module, FusedRNN):
+    elif layout == "jagged" and type(module) in FUSED.values():
         rows = [x[:length, b] for b, length in enumerate(LENGTHS)]
         output, h_n = module(torch.nested.as_nested_tensor(rows, layout=torch.jagged), hx)
         return pad_sequence(output.unbind(0)), h_n
@@ -76,7 +88,7 @@ def call(module, x, hx, layout):
 
 
 def results(module, layout, seed):
-    """Returns output, h_n and every gradient of one call on random values, by name."""
+    """Returns output, last states and every gradient of one call on random values, by name."""
     generator = torch.Generator().manual_seed(seed)
     dtype = module.weight_hh_l0.dtype
 
@@ -86,11 +98,15 @@ def results(module, layout, seed):
 
     states = module.num_layers * (2 if module.bidirectional else 1)
     x = draw(T, B, D).requires_grad_()
-    hx = draw(states, B, H).requires_grad_()
-    output, h_n = call(module, x, hx, layout)
+    is_lstm = isinstance(module, torch.nn.LSTM)
+    first = [draw(states, B, H).requires_grad_() for _ in range(1 + is_lstm)]
+    output, last = call(module, x, tuple(first) if is_lstm else first[0], layout)
+    last = [*last] if is_lstm else [last]
     module.zero_grad()
-    torch.autograd.backward([output, h_n], [draw(*output.shape), draw(*h_n.shape)])
-    found = {"output": output, "h_n": h_n, "grad_input": x.grad, "grad_hx": hx.grad}
+    torch.autograd.backward([output, *last], [draw(*value.shape) for value in (output, *last)])
+    found = {"output": output, "grad_input": x.grad}
+    for name, before, after in zip("hc", first, last, strict=False):  # c of an LSTM alone
+        found |= {f"{name}_n": after, f"grad_{name}x": before.grad}
     found |= {f"grad_{name}": p.grad for name, p in module.named_parameters()}
     return {name: value.detach() for name, value in found.items()}
 
@@ -108,11 +124,11 @@ def test_no_file_of_a_checkout_is_imported():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
-def test_results_and_gradients_are_within_the_budget(options, dtype):
+@pytest.mark.parametrize(("kind", "options"), STACKS.values(), ids=STACKS)
+def test_results_and_gradients_are_within_the_budget(kind, options, dtype):
     """A budget pools the layouts and draws of a result, as a small result may be exact by luck."""
     torch.manual_seed(0)
-    ours, theirs = pair(dtype, **options)
+    ours, theirs = pair(dtype, kind, **options)
     precise = copy.deepcopy(theirs).double()
     budget = ErrorBudget(dtype)
     for layout in LAYOUTS:
@@ -262,15 +278,17 @@ def built_for_x86():
 
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
 def test_every_instruction_set_of_the_processor(level):
-    """ATEN_CPU_CAPABILITY selects the kernel, and results equal those of `nn.RNN`."""
+    """ATEN_CPU_CAPABILITY selects the kernel, and results equal those of torch's layers."""
     if not built_for_x86():
         pytest.skip("ATen has these levels only on x86-64")
     program = """
 import torch, namernn_fast
-theirs = torch.nn.RNN(16, 48, num_layers=2, dtype=torch.float64)
-ours = namernn_fast.replace_rnn(torch.nn.ModuleList([theirs]))[0]
 x = torch.randn(9, 5, 16, dtype=torch.float64)
-torch.testing.assert_close(ours(x), theirs(x))
+for kind in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM):
+    theirs = kind(16, 48, num_layers=2, dtype=torch.float64)
+    ours = namernn_fast.replace_rnn(torch.nn.ModuleList([theirs]))[0]
+    assert type(ours) is not kind
+    torch.testing.assert_close(ours(x), theirs(x))
 print(namernn_fast.ops.cpu_kernel(), torch.backends.cpu.get_cpu_capability())
 """
     kernel, capability = run_python("-c", program, ATEN_CPU_CAPABILITY=level).split()
