@@ -40,17 +40,14 @@ def _load_extension() -> bool:
     if spec is None:
         slower = "every input on a CPU takes the slower path through ATen operators"
         if (source := Path(__file__).parents[1]).joinpath("csrc").is_dir():
-            _warn_importer(
-                f"namernn_fast is imported from its sources in {source}, where no C++ extension "
-                f"was built: {slower}. To get the kernels, run Python in another folder if the "
-                "package is installed, or build in place (pip install --no-build-isolation "
-                "--editable .)."
+            state = f"is imported from its sources in {source}, where no C++ extension was built"
+            remedy = (
+                "run Python in another folder if the package is installed, or build in place "
+                "(pip install --no-build-isolation --editable .)"
             )
         else:
-            _warn_importer(
-                f"namernn_fast was built without its C++ extension: {slower}. To get the kernels, "
-                f"{REINSTALL}."
-            )
+            state, remedy = "was built without its C++ extension", REINSTALL
+        _warn_importer(f"namernn_fast {state}: {slower}. To get the kernels, {remedy}.")
         return False
     try:
         importlib.import_module(name)

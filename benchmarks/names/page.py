@@ -6,6 +6,7 @@ from typing import Any
 from namernn_fast.bench.tables import markdown
 from namernn_fast.names.checkpoint import WEAK_RECALL
 from namernn_fast.names.distillation import MADE_UP
+from namernn_fast.names.formatting import with_mark
 
 MAJORITY = "majority"
 NGRAM, BARE, WEIGHTED = "n-grams", "n-grams, bare", "n-grams, TF-IDF"
@@ -102,7 +103,7 @@ def report(found: dict[str, Any]) -> str:
         recalls = (found["systems"][name]["recall"][language] for name in languages[0][1:])
         means = [statistics.mean(values) for values in recalls]
         recall = statistics.mean(found["systems"][DISTILLED]["recall"][language])
-        title = f"{language} (weak)" if recall < WEAK_RECALL else language
+        title = with_mark(language, weak=recall < WEAK_RECALL)
         languages.append([title, *(f"{100 * value:.0f}" for value in means)])
     verdicts = "\n".join(
         verdict(name, rival, tests)
@@ -111,7 +112,7 @@ def report(found: dict[str, Any]) -> str:
     )
     return "\n\n".join(
         [
-            f"Test parts of {len(found['splits'])} splits, each with a seed of its own: mean ± "
+            f"Test parts of {len(found['splits'])} splits with different seeds: mean ± "
             f"standard deviation. The first split has {train:,} names to train, {validation:,} to "
             f"validate and {test:,} to test, SHA-256 `{found['splits'][0]['sha256'][:16]}`. "
             f"Seconds are processor time of one thread on {found['cpu']}, for the networks of "
@@ -124,9 +125,9 @@ def report(found: dict[str, Any]) -> str:
             "corrected t test (Nadeau and Bengio, 2003) takes the spread from one split and seed "
             "to the next into account.",
             verdicts,
-            "Recall of each language in %, mean over the splits. Weak are those of which the "
-            f"distilled network finds less than {100 * WEAK_RECALL:.0f} % in the mean; the network "
-            "that ships is that of the first split, and its card lists its own weak languages.",
+            "Recall of each language in %, mean over the splits. A language is weak if the "
+            f"distilled network finds less than {100 * WEAK_RECALL:.0f} % of its names on average. "
+            "The network that ships is that of the first split; its card lists its weak languages.",
             markdown(languages),
             unusual(found["unusual"]),
             well_known(found["well_known"]),

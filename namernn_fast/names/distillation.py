@@ -52,9 +52,10 @@ def distilled(
     """
     known = sorted(set(split.train.texts))
     drawn = set(made_up_names(split, made_up, seed=seed))
-    tested = {*map(ASCII.fold, (*split.validation.texts, *split.test.texts))}
-    new = (text for text in drawn.difference(known) if ASCII.fold(text) not in tested)
-    texts = known + sorted(new)
+    tested = {*ASCII.fold_usable([*split.validation.texts, *split.test.texts])}
+    new = sorted(drawn.difference(known))
+    in_ascii = ASCII.fold_usable(new)
+    texts = known + [text for text, name in zip(new, in_ascii, strict=True) if name not in tested]
     names = encode_folded(texts, split.folding)
     scores = logits(teacher, names)
     if prior_correction:

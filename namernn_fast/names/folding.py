@@ -21,6 +21,7 @@ from .text import InputError, escaped
 
 _SIGNS = " .,;'"
 _KEPT = frozenset(string.ascii_letters + _SIGNS)
+_KEPT_BY_VERSION = {2: _KEPT, 3: _KEPT | {"-"}}  # before a hyphen becomes a blank
 _ASCII_ALPHABET = string.ascii_lowercase + _SIGNS
 
 MAX_NAME_LENGTH = 1000
@@ -135,11 +136,12 @@ class Folding:
 
     @property
     def plain(self) -> Folding:
-        """The same folding without accented letters."""
+        """A folding of this version that keeps no accented letters."""
         return Folding("", self.version)
 
+    @functools.cached_property
     def plain_ids(self) -> list[int]:
-        """Returns for each character of the alphabet the id of the letter without its marks."""
+        """For each character of the alphabet the id of the letter without its marks."""
         return [_ASCII_ALPHABET.index(ASCII.fold(c)[:1] or c) for c in self.alphabet]
 
     def fold(self, name: str) -> str:
@@ -210,14 +212,14 @@ class Folding:
         A combining mark on a letter that is kept does not count, nor does a blank at either end. A
         letter with its marks is returned as one character if Unicode has one (NFC).
         """
-        kept_signs = _KEPT if self.version == 2 else _KEPT | {"-"}
         if name.isascii():  # a shortcut to the result of the general way
             return name.strip().translate(_KEEP_DROPPED[self.version])
+        kept_characters = _KEPT_BY_VERSION[self.version]
         lost = []
         on_kept_letter = False
         for character in unicodedata.normalize("NFC", name.strip()):
             spelled = unicodedata.normalize("NFD", character).translate(_SPELL)
-            kept = not kept_signs.isdisjoint(spelled)
+            kept = not kept_characters.isdisjoint(spelled)
             if not kept and not (on_kept_letter and unicodedata.combining(character)):
                 lost.append(character)
             on_kept_letter = kept or (on_kept_letter and unicodedata.combining(character) > 0)
@@ -264,7 +266,7 @@ def _tables(folding: Folding) -> _Tables:
     accented = bytes(range(128, 128 + len(folding.letters)))
     capitals, small = string.ascii_uppercase.encode(), string.ascii_lowercase.encode()
     hyphen = b"" if folding.version == 2 else b"-"
-    kept = {*map(ord, _KEPT), *b"`\n", *hyphen}
+    kept = {*map(ord, _KEPT_BY_VERSION[folding.version]), *b"`\n"}
     characters = "".join(map(chr, range(128))) + folding.letters
     return _Tables(
         lower=bytes.maketrans(capitals + b"`" + hyphen, small + b"'" + b" " * len(hyphen)),
@@ -278,8 +280,8 @@ def _tables(folding: Folding) -> _Tables:
 
 
 _KEEP_DROPPED = {
-    2: dict.fromkeys([*map(ord, _KEPT), ord("`")]),
-    3: dict.fromkeys([*map(ord, _KEPT), ord("`"), ord("-")]),
+    version: dict.fromkeys([*map(ord, kept), ord("`")])
+    for version, kept in _KEPT_BY_VERSION.items()
 }
 
 

@@ -44,6 +44,11 @@ def literal(text: str) -> str:
     return _SPECIAL_IN_MARKDOWN.sub(r"\\\g<0>", escaped(text))
 
 
+def with_mark(language: str, *, weak: bool) -> str:
+    """Returns the name of a language, with a mark if it is weak (see `WEAK_RECALL`)."""
+    return f"{language} (weak)" if weak else language
+
+
 def _shown(cell: Cell) -> str:
     if cell is None:
         return "-"

@@ -223,12 +223,13 @@ def _digest(parts: dict[str, list[_Name]], languages: Sequence[str]) -> str:
 
 def _labelled(names: Sequence[_Name], folding: Folding, is_train: bool) -> LabelledNames:
     """Returns the names of a part; of the training part in all spellings and without accents."""
+    plain = folding.plain
     texts: list[str] = []
     labels: list[int] = []
     for name in names:
         found = dict.fromkeys(map(folding.fold, name.spellings))
         if is_train:
-            found |= dict.fromkeys(map(folding.plain.fold, name.spellings))
+            found |= dict.fromkeys(map(plain.fold, name.spellings))
         used = [*found] if is_train else [*found][:1]
         texts += used
         labels += [name.label] * len(used)

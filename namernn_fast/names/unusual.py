@@ -58,7 +58,7 @@ class Unusualness:
             names: encoded one after another, as `encode_names` encodes them.
             folding: of the names.
         """
-        plain = torch.tensor(folding.plain_ids())
+        plain = torch.tensor(folding.plain_ids)
         places = torch.arange(len(names)).split(_NAMES_AT_ONCE)
         parts = (_part(names, int(each[0]), int(each[-1]) + 1) for each in places)
         found = [_sums(self.table.flatten(), part, plain) for part in parts]
@@ -76,7 +76,7 @@ def fit_unusualness(split: Split) -> Unusualness:
     Args:
         split: its names; of labels that are probabilities the most probable language counts.
     """
-    plain = torch.tensor(split.folding.plain_ids())
+    plain = torch.tensor(split.folding.plain_ids)
     train = split.seen or split.train
     surprise = -_log_probabilities(train, plain)
     names = split.validation.names

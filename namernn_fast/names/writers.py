@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .answers import UNKNOWN, Answers
+from .formatting import with_mark
 from .tables import SUFFIXES
 from .text import InputError, escaped, quoted
 
@@ -71,9 +72,6 @@ class TableWriter(Writer):
         super().__init__(top, titles)
         self._weak = weak
 
-    def _shown(self, language: str) -> str:
-        return f"{language} (weak)" if language in self._weak else language
-
     def body(self, answers: Answers) -> str:
         lines: list[str] = []
         unusual = answers.unusual.tolist()
@@ -83,7 +81,10 @@ class TableWriter(Writer):
                 lines.append(f"  error: {escaped(answers.errors[row])}")
                 continue
             found = answers.of_row(row)
-            lines += [f"  {value:.3f}  {self._shown(language)}" for language, value in found]
+            lines += [
+                f"  {value:.3f}  {with_mark(language, weak=language in self._weak)}"
+                for language, value in found
+            ]
             if not found:
                 lines.append(f"  {UNKNOWN}")
             if unusual[row] == 1:

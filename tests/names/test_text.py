@@ -215,7 +215,7 @@ def test_a_character_is_encoded_as_its_place_in_the_alphabet(names):
 
 
 def test_accented_letters_have_plain_ones():
-    plain = [ACCENTED.alphabet[place] for place in ACCENTED.plain_ids()]
+    plain = [ACCENTED.alphabet[place] for place in ACCENTED.plain_ids]
     assert "".join(plain) == ASCII.alphabet + "saelns"
     assert ACCENTED.plain == Folding()
     assert ASCII.plain == ASCII

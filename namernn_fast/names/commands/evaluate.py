@@ -23,7 +23,7 @@ from ..figures import (
     usable_history,
 )
 from ..files import check_no_overwrite, check_replaceable, replacing, require
-from ..formatting import Cell, aligned
+from ..formatting import Cell, aligned, with_mark
 from ..prediction import logits
 from ..report import leak
 from ..significance import Difference, Interval
@@ -206,7 +206,7 @@ def _print(results: _Results) -> None:
     columns = ("language", "names", "predicted", "precision %", "recall %", "F1")
     languages: list[list[Cell]] = [
         [
-            f"{scores.language} (weak)" if _is_weak(scores) else scores.language,
+            with_mark(scores.language, weak=_is_weak(scores)),
             scores.names,
             scores.predicted,
             _percent(scores.precision),
