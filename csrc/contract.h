@@ -180,9 +180,8 @@ struct Backward {
   Scalar* grad_hx;                // [B, H], or null: not wanted
   Scalar* grad_cx;          // [B, H], wanted if grad_hx is; null if the cell has no cell state
   bool accumulate_weights;  // add to the parameter gradients; not supported in 16 bits
-  Scalar* grad_weight_ih;   // [H, D], or with a table its gradient [V, H]; or null: no parameter
-                            // gradients are wanted
-  Scalar* grad_weight_hh;   // [H, H]
+  Scalar* grad_weight_ih;   // [H, D], or with a table its gradient [V, H]; may be null if D is 0
+  Scalar* grad_weight_hh;   // [H, H], or null: no parameter gradients are wanted
   Scalar* grad_bias_ih;     // [H], or null: there is no bias
   Scalar* grad_bias_hh;     // [H]; or null: there is no bias, or its gradient is that of bias_ih
 };

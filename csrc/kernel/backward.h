@@ -124,8 +124,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
       group_rows += first_row(rows[p], layout.T);
     }
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
-    group.products.prepare_rows(layer.D, H, args.grad_weight_ih != nullptr, capacity, runtime);
-    if (args.grad_weight_ih) {
+    group.products.prepare_rows(layer.D, H, wants_weights(args), capacity, runtime);
+    if (wants_weights(args)) {
       group.gradients = gradient_sums(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
     }
@@ -160,7 +160,7 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   const int64_t H = args.layer.H;
   const int64_t D = args.layer.D;
   const int64_t rows = count_rows(group.rows, block);
-  if (args.grad_weight_ih) {
+  if (wants_weights(args)) {
     const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
     const int64_t from_zero = count_rows_from_zero<Cell>(args.layer, products, group.rows, block);
@@ -247,7 +247,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(sizeof(typename Products::Element)) / sizeof(Scalar) *
                          double(Cell::weight_blocks) * double(layer.H) *
-                         ((args.grad_weight_ih ? 1 : 0) * double(layer.H + layer.D) +
+                         ((wants_weights(args) ? 1 : 0) * double(layer.H + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
     const GradientSizes& sizes = gradients.sizes;
@@ -292,7 +292,7 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
       }
     }
   }
-  if (!args.grad_weight_ih) return;
+  if (!wants_weights(args)) return;
   const Gradients<Scalar>& sums = groups[0].gradients.sums;
   const GradientSizes& sizes = groups[0].gradients.sizes;
   const auto add_groups = [&](Scalar* Gradients<Scalar>::* gradient, int64_t n) {

@@ -152,7 +152,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
                          (layout.tree ? group.grad_parent : group.grad_h) + place, layer.H, width);
     }
   }
-  if (args.grad_weight_ih || args.grad_input.data) {
+  if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
       products.keep_row(row + b, previous_state(layer, args.output, t, b, continued),
                         input_row(layer, t, b),

@@ -15,6 +15,13 @@
 namespace namernn_fast {
 namespace {
 
+// Whether the gradients of the parameters are wanted. That of weight_ih has no address if it has no
+// elements.
+template <class Storage>
+inline bool wants_weights(const Backward<Storage>& args) {
+  return args.grad_weight_hh != nullptr;
+}
+
 // One array per parameter, with its elements in the order in which the products write them.
 template <class Scalar>
 struct Gradients {
