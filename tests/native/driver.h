@@ -33,6 +33,10 @@ void check_trees(const Cell& cell, const KernelsOfCell& kernels);
 void check_accuracy(const Cell& cell, const KernelsOfCell& kernels);
 void check_accuracy(const Cell& cell, const KernelsFor<BFloat16>& kernels);
 
+// Checks what gradients lose that become subnormal. In fading.cpp.
+void check_fading(const Cell& cell, const KernelsOfCell& kernels);
+void check_fading(const Cell& cell, const KernelsFor<BFloat16>& kernels);
+
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);
 

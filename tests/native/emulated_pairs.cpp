@@ -1,8 +1,11 @@
-// The bfloat16 kernels with a tile in plain C++ instead of AMX or AVX-512 instructions, so that
+// The bfloat16 kernels with a tile in plain C++ instead of AMX instructions, so that
 // csrc/kernel/bfloat16_*.h run on any machine and under every sanitizer.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "contract.h"
 #include "kernel/simd.h"
@@ -12,6 +15,10 @@ namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_baseline;
 
+// Computes what AMX does, in its order: for 16 pairs of rows at a time, one chain of multiply-adds
+// over the first rows of the pairs and one over the second. Like AMX it treats subnormal operands
+// and results as zero, whatever the mode of the thread. The product of two bfloat16 is exact in
+// float unless it is subnormal, so that all else is rounded as in AMX's multiply-adds.
 struct PairTile {
   static constexpr int64_t rows = 32;
 
@@ -21,30 +28,47 @@ struct PairTile {
   template <bool kAdd>
   void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
                 float* c) {
-    constexpr int64_t width = 64;
 #if defined(__SANITIZE_THREAD__)
     const int64_t read = height;
 #else
     const int64_t read = height > 16 ? 32 : 16;
 #endif
-    for (int64_t i = 0; i < read; ++i) {
-      float sums[width] = {};
-      if (kAdd) std::memcpy(sums, c + i * width, sizeof(sums));
-      for (int64_t k = 0; k < K; ++k) {
-        const float x = value(a[i * a_row + k]);
-        const BFloat16* pairs = panel + k / 2 * width * 2 + k % 2;
-        for (int64_t j = 0; j < width; ++j) sums[j] += x * value(pairs[2 * j]);
+    for (int64_t i = 0; i < read && !kAdd; ++i) std::fill_n(c + i * kWidth, kWidth, 0.0f);
+    for (int64_t k = 0; k < K; k += kTileElements) {
+      float tile[kTileElements][kWidth];
+      for (int64_t e = 0; e < kTileElements; ++e) {
+        const BFloat16* pairs = panel + (k + e) / 2 * kWidth * 2 + e % 2;
+        for (int64_t j = 0; j < kWidth; ++j) tile[e][j] = value(pairs[2 * j]);
       }
-      std::memcpy(c + i * width, sums, sizeof(sums));
+      for (int64_t i = 0; i < read; ++i) add_tile(a + i * a_row + k, tile, c + i * kWidth);
     }
   }
 
  private:
+  static constexpr int64_t kWidth = 64;
+  static constexpr int64_t kTileElements = 32;
+
+  static void add_tile(const BFloat16* a, const float (&tile)[kTileElements][kWidth], float* sums) {
+    float chains[2][kWidth] = {};
+    for (int64_t e = 0; e < kTileElements; ++e) {
+      const float x = value(a[e]);
+      float* chain = chains[e % 2];
+      for (int64_t j = 0; j < kWidth; ++j) chain[j] = flushed(chain[j] + x * tile[e][j]);
+    }
+    for (int64_t j = 0; j < kWidth; ++j) {
+      sums[j] = flushed(flushed(sums[j]) + flushed(chains[0][j] + chains[1][j]));
+    }
+  }
+
+  static float flushed(float x) {
+    return std::fabs(x) < std::numeric_limits<float>::min() ? 0.0f : x;
+  }
+
   static float value(BFloat16 x) {
     const uint32_t bits = uint32_t(x.bits) << 16;
     float wide;
     std::memcpy(&wide, &bits, sizeof(wide));
-    return wide;
+    return flushed(wide);
   }
 };
 

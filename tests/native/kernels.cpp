@@ -68,6 +68,7 @@ std::string selected;
 void check_cell(const Cell& cell, const KernelsOfCell& kernels) {
   if (cell.name.find(selected) == std::string::npos) return;
   check_accuracy(cell, kernels);
+  check_fading(cell, kernels);
   check<float>(cell, kernels);
   check<double>(cell, kernels);
   check<BFloat16>(cell, kernels);
@@ -95,6 +96,7 @@ void check_pairs(const std::string& name, const KernelsOnPairs& kernels) {
   const auto check_cell = [](const Cell& cell, const KernelsFor<BFloat16>& kernels) {
     if (cell.name.find(selected) == std::string::npos) return;
     check_accuracy(cell, kernels);
+    check_fading(cell, kernels);
     check(cell, kernels);
   };
   check_cell(cell_of(name + ", vanilla", CellKind::elman, kernels_baseline.elman), kernels.elman);

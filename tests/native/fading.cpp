@@ -1,0 +1,96 @@
+// Checks what gradients lose that fade over many steps, because subnormal numbers count as zero.
+//
+// Each term of a sum may lose less than the smallest normal number, and what is lost may turn one
+// rounding of the result and one of what it is computed from. Far above the smallest normal number
+// a term is too small to turn a rounding, so there nothing may be lost.
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+
+#include "plain.h"
+
+namespace namernn_fast {
+namespace {
+
+// Exponents of the smallest normal number and of the distance from 1 to the next number.
+template <class Storage>
+struct Limits {
+  static constexpr int smallest = std::numeric_limits<Storage>::min_exponent - 1;
+  static constexpr int distance = 1 - std::numeric_limits<Storage>::digits;
+};
+template <>
+struct Limits<BFloat16> {
+  static constexpr int smallest = -126;
+  static constexpr int distance = -7;
+};
+
+template <class Storage>
+Storage power_of_two(int exponent) {
+  return Storage(std::ldexp(1.0, exponent));
+}
+template <>
+BFloat16 power_of_two<BFloat16>(int exponent) {
+  return {uint16_t((exponent + 127) << 7)};
+}
+
+template <class Storage>
+void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
+  using Of = Limits<Storage>;
+  static const int64_t shape_of_problem[4] = {3, 64, 250, 2};
+  Problem p = problem_of<Storage>(cell, shape_of_problem, 0, 0);
+  p.grad_h_n = p.want_input = p.want_output = true;
+  Random random;
+  const Shape shape(p);
+  Arguments<Storage> arguments(p, shape, random);
+  const Results<Storage> results(p, shape, random);
+  const Runtime runtime = runtime_of(1, p.l2_bytes);
+  forced_plan = {1, 1, 0};
+  run_forward(kernels, p, arguments.layer, results, runtime);
+
+  const double tiny = std::ldexp(1.0, Of::smallest);
+  const double terms = double(p.gate_rows());  // of the gradient of an input
+  const int far_above = Of::smallest - Of::distance + std::ilogb(terms) + 30;
+  // The gradients of the inputs, divided by 2^scale, by which those of h_n are multiplied.
+  const auto gradients = [&](int scale) {
+    std::fill_n(arguments.grad_h_n.data(), arguments.grad_h_n.size(),
+                power_of_two<Storage>(far_above + 10 + scale));
+    run_backward(kernels, p, arguments, results, runtime);
+    std::vector<double> found = numbers<double>(results[kGradInput]);
+    for (double& value : found) value = std::ldexp(value, -scale);
+    return found;
+  };
+  const std::vector<double> exact = gradients(40), found = gradients(0);
+  double most = 0;
+  for (size_t row = 0; row < exact.size(); row += size_t(p.D)) {
+    double largest = 0;
+    for (int64_t i = 0; i < p.D; ++i) largest = std::fmax(largest, std::fabs(exact[row + i]));
+    for (int64_t i = 0; i < p.D; ++i) {
+      const double lost = std::fabs(exact[row + i] - found[row + i]);
+      most = std::fmax(most, lost / tiny);
+      if (!(lost <= terms * tiny + 2 * std::ldexp(largest, Of::distance))) {
+        fail((cell.name + ": a gradient lost more than subnormal numbers").c_str());
+      }
+      if (lost > 0 && std::fabs(exact[row + i]) > std::ldexp(1.0, far_above)) {
+        fail((cell.name + ": a gradient far above subnormal numbers lost something").c_str());
+      }
+    }
+  }
+  if (most < 1) fail((cell.name + ": no gradient became subnormal").c_str());
+  std::printf("%s, %zu bytes: fading gradients lose at most %.3g times the smallest number\n",
+              cell.name.c_str(), sizeof(Storage), most);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+void check_fading(const Cell& cell, const KernelsOfCell& kernels) {
+  check<float>(cell, kernels);
+  check<double>(cell, kernels);
+  check<BFloat16>(cell, kernels);
+}
+
+void check_fading(const Cell& cell, const KernelsFor<BFloat16>& kernels) {
+  check<BFloat16>(cell, kernels);
+}
+
+}  // namespace namernn_fast
