@@ -30,9 +30,10 @@ def run(call: Call) -> Results:
     like = call.weights[0]  # not data, which may be token ids
     tracing = torch.compiler.is_compiling()
     path = _choose_path(call, tracing)
+    by_layers = call.dropout and not (path is native.run_stack and native.is_whole(call))
     if tracing:  # Check now: fake kernels do not, and compiled programs should not need to.
         check_like_nn_rnn(call)
-        return _run_layers(path, call) if call.dropout else path(call)
+        return _run_layers(path, call) if by_layers else path(call)
     data, hx, cx = call.data, call.hx, call.cx
     checked = (
         path is not _fused_path
@@ -44,7 +45,7 @@ def run(call: Call) -> Results:
     if checked:
         check_like_nn_rnn(call)
     try:
-        return _run_layers(path, call) if call.dropout else path(call)
+        return _run_layers(path, call) if by_layers else path(call)
     except (IndexError, RuntimeError):
         # The operator has found a bad argument. Re-check to raise nn.RNN's own message, or the
         # message that all paths share for a token id out of range.
@@ -63,7 +64,7 @@ def _choose_path(call: Call, tracing: bool) -> Path:
     if why_not is not None:
         if call.options & ops.BATCH_INVARIANT:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
-        ragged = call.sequence_layout is not None and not call.options & ops.PACKED
+        ragged = None if call.options & ops.PACKED else call.sequence_layout
         why_not_torch = native.why_not(call.cell, call.reset, tracing, ragged)
         return native.run_stack if why_not_torch is None else _reference_path
     if not tracing and torch._C._are_functorch_transforms_active():

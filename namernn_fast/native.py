@@ -42,13 +42,15 @@ def _operator(cell: Cell, *arguments: Any) -> Results:
     return operators[cell](*arguments)  # type: ignore[no-any-return]
 
 
-def why_not(cell: Cell, reset: Tensor | None, tracing: bool, ragged: bool = False) -> str | None:
+def why_not(
+    cell: Cell, reset: Tensor | None, tracing: bool, ragged: Tensor | None = None
+) -> str | None:
     """Returns why torch's operators cannot compute a call, or None if they can.
 
     Args:
         cell, reset: of the call.
         tracing: whether a compiler is tracing the call.
-        ragged: whether the call has lengths or offsets.
+        ragged: the lengths or offsets of the call, if it has any.
     """
     if cell == "rnn":
         return "the vanilla cell runs step by step"
@@ -56,7 +58,9 @@ def why_not(cell: Cell, reset: Tensor | None, tracing: bool, ragged: bool = Fals
         return "torch's operator has no reset"
     if not tracing and reference.is_transformed():
         return "torch's operator has no rule for this transform"
-    if cell == "lstm" and ragged:
+    if cell == "lstm" and ragged is not None:
+        if ragged.is_meta:
+            return "torch's operator needs the values of the lengths, which the meta device has not"
         if tracing:
             return "torch's operator needs the values of the lengths, which a compiler cannot see"
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -68,17 +72,26 @@ def run_stack(call: Call) -> Results:
     """Runs a stack of layers over whole sequences of features.
 
     Args:
-        call: without dropout and reset. The values of lengths on an accelerator are not checked,
-            except for an LSTM, which reads them.
+        call: without reset, and without dropout unless `is_whole`. The values of lengths on an
+            accelerator are not checked, except for an LSTM, which reads them.
 
     Raises:
         RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are impossible.
     """
     check_reference_arguments(call)
     layout = call.sequence_layout
-    if layout is None or call.options & ops.PACKED:
+    if layout is None or is_whole(call):
         return _run_whole(call)
     return _run_packed(call, layout) if call.cell == "lstm" else _run_in_directions(call, layout)
+
+
+def is_whole(call: Call) -> bool:
+    """Returns whether torch's operator takes a call as it is: dense or packed sequences.
+
+    On CUDA the weights of such a call stay in cuDNN's flat buffer, where nn.GRU and nn.LSTM keep
+    them. cuDNN copies those of a part of a stack at every call.
+    """
+    return call.sequence_layout is None or bool(call.options & ops.PACKED)
 
 
 def _run_whole(call: Call) -> Results:
@@ -91,7 +104,9 @@ def _run_whole(call: Call) -> Results:
     hx: Any = ops.zero_states(call.weights, options, batch) if call.hx is None else call.hx
     if call.cell == "lstm":
         hx = hx, torch.zeros_like(hx) if call.cx is None else call.cx
-    shape = bool(options & ops.BIAS), ops.layer_count(call.weights, options), 0.0, _trains(call)
+    trains = _trains(call) or call.dropout > 0
+    layers = ops.layer_count(call.weights, options)
+    shape = bool(options & ops.BIAS), layers, call.dropout, trains
     bidirectional = bool(options & ops.BIDIRECTIONAL)
     weights = list(call.weights)
     if layout is not None:

@@ -182,6 +182,25 @@ def test_dropout_masks_are_torchs(kind, layout, batch_first):
     torch.testing.assert_close(*results, **EXACT)
 
 
+@pytest.mark.parametrize("layout", ["dense", "packed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_operator_gets_the_weights_as_they_lie_in_memory(kind, layout, dropout, monkeypatch):
+    """cuDNN copies all weights at every call that does not bring a whole stack's flat buffer."""
+    seen = []
+    original = native._operator
+
+    def operator(cell, *arguments):
+        (weights,) = (a for a in arguments if isinstance(a, list))
+        seen.append([weight.data_ptr() for weight in weights])
+        return original(cell, *arguments)
+
+    monkeypatch.setattr(native, "_operator", operator)
+    module, _ = twins(kind, num_layers=3, bidirectional=True, dropout=dropout)
+    x, hx = inputs(kind, module)
+    module(pack_padded_sequence(x, [6, 4, 4, 3, 1]) if layout == "packed" else x, hx)
+    assert seen == [[weight.data_ptr() for weight in module._flat_weights]]
+
+
 def test_what_torch_lacks_runs_step_by_step(kind, paths):
     """Resets, transforms and forward mode do; all else runs in torch's own operator."""
     module, _ = twins(kind, num_layers=2)
@@ -222,13 +241,10 @@ def test_what_torch_lacks_runs_step_by_step(kind, paths):
 def test_nothing_waits_for_the_device(kind, paths, layout, options, batch_first):
     """No call reads a value on the device of its input, forward or backward.
 
-    An LSTM with lengths does, because it packs the sequences.
+    An LSTM with lengths does, because it packs the sequences; on the meta device, which has no
+    values, it runs step by step instead.
     """
     ours, theirs = (m.to("meta") for m in twins(kind, batch_first=batch_first, **options))
-    if kind.name == "lstm" and layout == "lengths":
-        with pytest.raises(NotImplementedError, match="meta"):
-            ours(inputs(kind, ours)[0].to("meta"), lengths=torch.tensor(LENGTHS, device="meta"))
-        return
     results = []
     for module in (ours, theirs):
         x, *states = (t.detach().to("meta").requires_grad_() for t in flat(inputs(kind, module)))
@@ -247,13 +263,14 @@ def test_nothing_waits_for_the_device(kind, paths, layout, options, batch_first)
             alone = tensors_in(module.last_state(input, hx, **more))
             assert [state.shape for state in alone] == [state.shape for state in last]
     assert results[0] == results[1]
-    assert paths == ["torch", "torch"]
+    by_steps = kind.name == "lstm" and layout == "lengths"
+    assert paths == ["reference" if by_steps else "torch"] * 2
 
 
 def test_token_ids_on_the_meta_device(kind):
     model = kind.tokens(9, D, H, num_layers=2, device="meta")
     ids = torch.zeros(T, B, dtype=torch.int64, device="meta")
-    for lengths in (None, *([torch.tensor(LENGTHS, device="meta")] * (kind.name == "gru"))):
+    for lengths in (None, torch.tensor(LENGTHS, device="meta")):
         assert model(ids, lengths=lengths)[0].shape == (T, B, H)
 
 
