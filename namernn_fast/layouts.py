@@ -71,6 +71,8 @@ def _check_types_of_states(call: Call) -> None:
     if ops.HAS_CELL_STATE[call.cell]:
         pair: Any = call.hx
         call.hx, call.cx = pair[0], pair[1]  # raises what nn.LSTM does if there are fewer
+        if not isinstance(pair, tuple | list):
+            raise TypeError(f"hx must be a pair of tensors or None, got {type(pair).__name__}")
         if len(pair) > 2:
             raise RuntimeError("lstm expects two hidden states")
         named, or_none = [("hx", call.hx), ("cx", call.cx)], ""

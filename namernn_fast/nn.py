@@ -1,6 +1,6 @@
 """The modules: torch's recurrent layers with the fused operators underneath."""
 
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         batch_first: whether input and output are (batch, seq_len, features).
         dropout: probability of zeroing an element between layers, in training mode.
         bidirectional: whether every layer also runs from the end of the sequences.
+        proj_size: 0; it is here because `torch.nn.RNN` takes `device` after it by position.
         device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
             on a CPU, and 16- and 32-bit types on a GPU; everything else runs as ATen operators.
             `namernn_fast.explain` says which path an input takes.
@@ -55,12 +56,15 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        *,
-        batch_invariant: bool = False,
+        proj_size: Literal[0] = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        batch_invariant: bool = False,
         **refused: NoReturn,  # nn.RNN rejects them with its own message
     ) -> None:
+        if proj_size:
+            refused["proj_size"] = proj_size
         super().__init__(
             input_size,
             hidden_size,
@@ -92,7 +96,7 @@ class FusedGRU(FusedLayer[Tensor], torch.nn.GRU):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
-        bidirectional, batch_invariant: as in `FusedRNN`.
+        bidirectional, proj_size, batch_invariant: as in `FusedRNN`.
         device, dtype: of the parameters. The fused kernel takes 16- to 64-bit floating-point types
             on a CPU. On every other device torch's own operator runs, which is cuDNN on NVIDIA
             GPUs. `namernn_fast.explain` says which path an input takes.
@@ -116,12 +120,15 @@ class FusedGRU(FusedLayer[Tensor], torch.nn.GRU):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        *,
-        batch_invariant: bool = False,
+        proj_size: Literal[0] = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        batch_invariant: bool = False,
         **refused: NoReturn,  # nn.GRU rejects them with its own message
     ) -> None:
+        if proj_size:
+            refused["proj_size"] = proj_size
         super().__init__(
             input_size,
             hidden_size,
@@ -179,10 +186,10 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        *,
-        batch_invariant: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        batch_invariant: bool = False,
         **refused: NoReturn,  # nn.LSTM rejects them with its own message
     ) -> None:
         super().__init__(

@@ -81,6 +81,7 @@ PAIRS_LIKE_TORCH = [
     (X, H, IndexError, "index 1 is out of bounds for dimension 0 with size 1"),
 ]
 PAIRS = [
+    (X, torch.zeros(2, 1, 2, 5), TypeError, "hx must be a pair of tensors or None, got Tensor"),
     (X, (H, [1.0]), TypeError, "cx must be a Tensor, got list"),
     (X, (H, None), TypeError, "cx must be a Tensor, got NoneType"),
     (X, (H, C.double()), RuntimeError, "cx must have the dtype of input"),
@@ -216,6 +217,26 @@ def test_unknown_nonlinearity():
 def test_bad_constructor_arguments(kind, arguments, options):
     wanted = message(lambda: kind.nn_layer(*arguments, **options))
     assert message(lambda: kind.layer(*arguments, **options)) == wanted
+
+
+def test_arguments_by_position(kind):
+    """Torch's layers take every argument by position; ours take theirs in the same order."""
+    nonlinearity = ("relu",) if kind.name == "rnn" else ()
+    arguments = (4, 5, 2, *nonlinearity, False, True, 0.5, True, 0, "meta", torch.float64)
+    layers = [cls(*arguments) for cls in (kind.layer, kind.nn_layer)]
+    shared = ("mode", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+    ours, theirs = (
+        [getattr(layer, name) for name in shared]
+        + [(p.shape, p.device, p.dtype) for p in layer.parameters()]
+        for layer in layers
+    )
+    assert ours == theirs
+    wrong = (*arguments[:-3], 2)
+    if kind.name == "lstm":
+        assert kind.layer(*wrong).proj_size == 2
+    else:  # torch accepts this and makes a layer that cannot be called
+        with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+            kind.layer(*wrong)
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm"])
