@@ -67,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
 def _show(options: argparse.Namespace) -> None:
     """Prints one line per fact, and then the advice."""
     facts = advice.gather()
-    kernel = f"cpu {ops.cpu_kernel()}" if facts.has_extension else "none (built without a compiler)"
     lines = {
         "namernn_fast": __version__,
         "torch": torch.__version__,
@@ -76,9 +75,9 @@ def _show(options: argparse.Namespace) -> None:
         "CPU capability (ATen)": torch.backends.cpu.get_cpu_capability(),
         "threads": facts.threads,
         "processors": facts.usable,
-        "fused kernel": kernel,
+        "fused kernel": _cpu() if facts.has_extension else "none (built without a compiler)",
         "fused kernel on GPUs": _triton(),
-        "other devices and dtypes": "reference (step by step in PyTorch operators)",
+        "other devices and dtypes": "RNN: step by step in PyTorch operators; GRU and LSTM: torch's",
     }
     width = max(map(len, lines))
     for name, value in lines.items():
@@ -89,13 +88,19 @@ def _show(options: argparse.Namespace) -> None:
         print(advice.wrapped(text))
 
 
+def _cpu() -> str:
+    """Returns a description of the kernel that this processor uses."""
+    usual, for_bfloat16 = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
+    return f"cpu {usual}" + (f", bfloat16: cpu {for_bfloat16}" if for_bfloat16 != usual else "")
+
+
 def _triton() -> str:
     """Returns a description of the installed Triton."""
     try:
         import triton
     except ImportError:
         return "none (Triton is not installed)"
-    return f"triton {triton.__version__}"
+    return f"triton {triton.__version__}, for RNNs; GRUs and LSTMs run on torch's own operators"
 
 
 def _escape_what_cannot_be_shown() -> None:

@@ -1,12 +1,13 @@
 """The modules for a single step: those of `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell`."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
 
-from . import availability
+from . import availability, ops
 from .call import Call, Cell
 from .functional import run
 from .integrations.fx import make_leaves
@@ -50,9 +51,7 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
             options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
             row, states = input.unsqueeze(0), _map_states(hx, lambda state: state.unsqueeze(0))
             call = Call(row, states, weights, None, None, options, cell=self._cell)
-            # Not views: those made under no_grad could not be modified in place afterwards.
-            squeeze = Tensor.squeeze if torch.is_grad_enabled() else Tensor.squeeze_
-            return _map_states(run(call, row)[1], lambda state: squeeze(state, 0))  # type: ignore[no-any-return]
+            return _map_states(run(call, row)[1], _without_layers)  # type: ignore[no-any-return]
         step = self._step()
         if step is None or input.dim() != 2 or any(h.dim() != 2 for h in states_in(hx)):
             return super().forward(input, hx)  # type: ignore[no-any-return]
@@ -75,8 +74,7 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
             input, hx: of the call.
             weights: the current weights of this cell, if the caller has read them already.
         """
-        # Torch's own cell is not batch-invariant and has no rule for `vmap`.
-        if not (batch_invariant_is_on() or torch._C._are_functorch_transforms_active()):
+        if self.why_not_torch() is None:
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
@@ -84,6 +82,14 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
         if not self._fits(input, hx, weights[0]):
             name = self._torch_class.__name__
             return f"the arguments do not match, and nn.{name} raises its own errors"
+        return None
+
+    def why_not_torch(self) -> str | None:
+        """Returns why torch's own cell cannot run a call in this context, or None if it can."""
+        if batch_invariant_is_on():
+            return "torch's own cell is not batch-invariant"
+        if torch._C._are_functorch_transforms_active():
+            return "torch's own cell has no rule for vmap"
         return None
 
     def _why_slower(self, input: Tensor) -> str | None:
@@ -137,23 +143,46 @@ class FusedRNNCell(_FusedCell[Tensor], torch.nn.RNNCell):
 
 
 class _FusedGatedCell(_FusedCell[States]):
-    """What the cells with gates share: on a CPU the fused operator is faster."""
+    """What the cells with gates share: for some sizes the fused operator is faster."""
 
     def _why_slower(self, input: Tensor) -> str | None:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return "a compiler fuses the operators of torch's own cell"
         if input.dtype not in (torch.float32, torch.float64):
             return "in 16 bits torch's own cell is faster for some sizes"
-        return availability.why_not_kernel(input, self._cell)
+        reason = availability.why_not_kernel(input, self._cell)
+        if reason is None and not self._is_faster(input):
+            return "torch's own cell is as fast for a single step of this size on this processor"
+        return reason
+
+    def _is_faster(self, input: Tensor) -> bool:
+        """Returns whether the fused operator is faster than torch's cell on this processor.
+
+        The limits are from `benchmarks.cpu.steps`, with one thread and with two. They do not depend
+        on the number of threads, because results must not.
+        """
+        rows = input.shape[0] if input.dim() == 2 else 1
+        kernel, bfloat16_kernel = _kernels()
+        if bfloat16_kernel == "avx512_bf16":  # chosen on AMD alone, where torch's BLAS is slower
+            columns = ops.GATES[self._cell] * self.hidden_size
+            work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
+            return rows > 1 and work >= 2**19
+        return kernel != "baseline" and 8 <= rows <= 16 and self.hidden_size >= 512
+
+
+@functools.cache
+def _kernels() -> tuple[str, str]:
+    """Returns the instruction sets of the CPU kernel, for float32 and for bfloat16."""
+    return ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
 
 
 class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):
     """A drop-in for `torch.nn.GRUCell`: one step of `torch.nn.GRU`.
 
     The constructor, parameters, `state_dict`, initialisation, errors and results are those of
-    `torch.nn.GRUCell`. The fused operator runs on a CPU in float32 and float64, where torch runs a
-    dozen operators, and for batch invariance and `vmap`, which torch's cell does not support.
-    `namernn_fast.explain` says which path an input takes.
+    `torch.nn.GRUCell`. The fused operator runs for sizes in which it is faster than torch's own
+    cell, on a CPU in float32 and float64, and for batch invariance and `vmap`, which torch's cell
+    does not support. `namernn_fast.explain` says which path an input takes.
 
     Example:
         >>> cell = FusedGRUCell(8, 16)
@@ -205,6 +234,15 @@ def _map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(hx, tuple | list):
         return tuple(map(convert, hx))
     return None if hx is None else convert(hx)
+
+
+def _without_layers(state: Tensor) -> Tensor:
+    """Returns a state (1, batch, hidden_size) as (batch, hidden_size).
+
+    In place, because callers may modify a state in place, for example by `detach_`, which a view
+    does not allow. A state that is a view already comes from the reference path.
+    """
+    return state.squeeze(0) if state._is_view() else state.squeeze_(0)
 
 
 make_leaves(FusedRNNCell, FusedGRUCell, FusedLSTMCell)

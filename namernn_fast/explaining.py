@@ -10,9 +10,12 @@ from . import layouts, native, ops, tokens
 from .autocast import autocast_dtype, cast_like_autocast
 from .call import Call, Cell
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell, states_in
+from .checks import check_like_nn_rnn
 from .dispatch import why_not_kernel
+from .functional import convert_dtypes
 from .nn import FusedGRU, FusedLSTM, FusedRNN
 from .options import option_bits
+from .replacing import PLAIN
 from .token_rnn import TokenGRU, TokenLSTM, TokenRNN
 
 Layer: TypeAlias = FusedRNN | FusedGRU | FusedLSTM
@@ -90,28 +93,64 @@ def explain(
         raise TypeError(
             "layer must be a fused layer, cell or token layer of this package, got "
             f"{type(layer).__name__}"
+            + (": replace_rnn makes it one" if type(layer) in PLAIN.values() else "")
         )
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     if isinstance(layer, _CELLS):
-        reason = layer.why_not_fused(data, hx)
-        if reason is not None:
-            return Explanation("torch", {"triton" if data.is_cuda else "cpu": reason})
-        return Explanation(*_path(data, layer._cell))
+        return _of_step(layer, data, hx)
     if isinstance(layer, _TOKEN_LAYERS):
         rnn, rows = layer.rnn, layer.embedding.weight
         return _of_ids(rnn, input, hx, reset, rows, last_state, layer.why_not_fused())
     if embedding is not None:
         return _of_ids(layer, input, hx, reset, embedding, last_state)
-    path, why_not = _path(data, layer._cell, reset)
     if layer.proj_size:
         path, why_not = "torch", {"cpu": "the kernels have no proj_size"}
+    else:
+        call = _call(layer, input, hx, reset)
+        layouts.normalise(call, False)
+        convert_dtypes(call, None)
+        check_like_nn_rnn(call)
+        path, why_not = _path(call.data, layer._cell, reset)
     if not last_state:
         return Explanation(path, why_not)
     no_ids = "input does not hold token ids"
     output = _why_output(layer, (data, *states_in(hx)), path)
     return _with_shortcuts(path, why_not, no_ids, output, no_ids)
+
+
+def _call(
+    layer: Layer,
+    input: Tensor | PackedSequence,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    reset: Tensor | None,
+) -> Call:
+    """Returns a call of a layer, as `layouts.normalise` takes it."""
+    weights: list[Tensor] = [weight for own in layer.all_weights for weight in own]
+    options = option_bits(
+        weights,
+        layer.bias,
+        layer.bidirectional,
+        "relu" if layer.mode == "RNN_RELU" else "tanh",
+        layer.batch_first,
+        layer.batch_invariant,
+    )
+    return Call(input, hx, weights, None, reset, options, _dropout(layer), cell=layer._cell)  # type: ignore[arg-type]
+
+
+def _of_step(cell: _CELLS, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Explanation:
+    """Explains a call of a step module, whose alternative is torch's own cell."""
+    reason = cell.why_not_fused(input, hx)
+    if reason is not None:
+        return Explanation("torch", {"triton" if input.is_cuda else "cpu": reason})
+    if torch._C._is_any_autocast_enabled():
+        state = states_in(hx)[-1] if hx is not None else None
+        input = cast_like_autocast(input, autocast_dtype(input, cell._cell, state=state))
+    path, why_not = _path(input, cell._cell)
+    slower = "torch's own cell is slower for a single step of this size on this processor"
+    why_not_torch = {"torch": cell.why_not_torch() or slower}
+    return Explanation(path, why_not | why_not_torch if path == "reference" else why_not_torch)
 
 
 def _of_ids(
@@ -131,28 +170,20 @@ def _of_ids(
         why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
     """
     tokens.check_types(input, embedding)
-    path, why_not = _path(embedding, layer._cell, reset)
+    call = _call(layer, input, hx, reset)
+    layouts.normalise(call, True)
+    lookup = convert_dtypes(call, tokens.Lookup(embedding))
+    assert lookup is not None
+    rows = lookup.embedding
+    tokens.check_embedding(rows, None, call.data, call.weights)
+    path, why_not = _path(rows, layer._cell, reset)
     not_asked = None if last_state else "the output is needed"
     output = not_asked or _why_output(layer, (embedding, *states_in(hx)), path)
     if why_rows is not None:
         return _with_shortcuts(path, why_not, why_rows, output, why_rows)
-    weights: list[Tensor] = [weight for own in layer.all_weights for weight in own]
-    if torch._C._is_any_autocast_enabled():
-        dtype = autocast_dtype(embedding, layer._cell)
-        weights = [cast_like_autocast(weight, dtype) for weight in weights]
-    options = option_bits(
-        weights,
-        layer.bias,
-        layer.bidirectional,
-        "relu" if layer.mode == "RNN_RELU" else "tanh",
-        layer.batch_first,
-        layer.batch_invariant,
-    )
-    call = Call(input, hx, weights, None, reset, options, _dropout(layer), cell=layer._cell)  # type: ignore[arg-type]
-    layouts.normalise(call, True)
     tracing = torch.compiler.is_compiling()
-    table = tokens.why_not_table(call, embedding, tracing)
-    shared = not_asked or tokens.why_not_shared(call, embedding, tracing)
+    table = tokens.why_not_table(call, rows, tracing)
+    shared = not_asked or tokens.why_not_shared(call, rows, tracing)
     return _with_shortcuts(path, why_not, table, output, shared)
 
 
@@ -170,8 +201,6 @@ def _with_shortcuts(path: str, why_not: dict[str, str], *reasons: str | None) ->
 def _path(like: Tensor, cell: Cell, reset: Tensor | None = None) -> tuple[str, dict[str, str]]:
     """Returns the path of a call with the device and dtype of `like`, and why not another."""
     device = "triton" if like.is_cuda else "cpu"
-    if torch._C._is_any_autocast_enabled():
-        like = cast_like_autocast(like, autocast_dtype(like, cell))
     tracing = torch.compiler.is_compiling()
     reason = why_not_kernel(like, tracing, cell)
     if reason is not None:

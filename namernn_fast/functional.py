@@ -358,20 +358,32 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         call.sequence_layout = as_sequence_layout(lengths, call.data, call.options)
     if call.dropout and len(call.weights) == ops.weights_per_layer(call.options):
         call.dropout = 0.0
-    if torch._C._is_any_autocast_enabled():
-        features = call.data if lookup is None else lookup.embedding
-        dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED))
-        call.weights = [cast_like_autocast(w, dtype) for w in call.weights]
-        call.convert_states(lambda states: cast_like_autocast(states, dtype))
-        if lookup is None:
-            call.data = cast_like_autocast(call.data, dtype)
-        else:
-            lookup = lookup._replace(embedding=cast_like_autocast(lookup.embedding, dtype))
-    if call.hx is not None:
-        wanted = call.data.dtype if lookup is None else lookup.embedding.dtype
-        call.convert_states(
-            lambda states: states.to(wanted) if {states.dtype, wanted} <= _CONVERTIBLE else states
-        )
+    if call.hx is not None or torch._C._is_any_autocast_enabled():
+        lookup = convert_dtypes(call, lookup)
     if lookup is not None:
         tokens.look_up(call, lookup)
     return dispatch.run(call)
+
+
+def convert_dtypes(call: Call, lookup: tokens.Lookup | None) -> tokens.Lookup | None:
+    """Casts a normalised call, in place: all of it as autocast does, its states like its input.
+
+    Returns:
+        `lookup` with its embedding cast.
+    """
+    features = call.data if lookup is None else lookup.embedding
+    if torch._C._is_any_autocast_enabled():
+        state = call.hx if call.cx is None else call.cx
+        dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED), state)
+        call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
+        call.convert_states(lambda state: cast_like_autocast(state, dtype))
+        features = cast_like_autocast(features, dtype)
+        if lookup is None:
+            call.data = features
+        else:
+            lookup = lookup._replace(embedding=features)
+    wanted = features.dtype
+    call.convert_states(
+        lambda state: state.to(wanted) if {state.dtype, wanted} <= _CONVERTIBLE else state
+    )
+    return lookup

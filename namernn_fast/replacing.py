@@ -27,8 +27,9 @@ def replace_rnn(model: Model, cells: Sequence[Cell] = ("rnn", "gru", "lstm")) ->
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
     training flags and all references to modules stay as they are. Subclasses of torch's modules are
-    left alone, because they may override anything. If there is nothing to replace, a warning says
-    so and names these subclasses.
+    left alone, because they may override anything, and so are TorchScript modules, which cannot be
+    changed. If there is nothing to replace, or there are TorchScript modules that should be, a
+    warning says so and names what was left alone.
 
     Args:
         model: any module, which may be one of these modules itself.
@@ -49,9 +50,25 @@ def replace_rnn(model: Model, cells: Sequence[Cell] = ("rnn", "gru", "lstm")) ->
             raise ValueError(f"cells must be among {', '.join(FUSED)}, got {cell!r}")
     classes = {plain: fused for cell in cells for plain, fused in FUSED[cell].items()}
     _change_classes(model, classes)
-    if not any(type(module) in classes.values() for module in model.modules()):
+    if scripted := _scripted(model, classes):
+        warnings.warn(
+            "replace_rnn cannot change modules of TorchScript, and left these as they are: "
+            f"{', '.join(scripted)}. Call it before torch.jit.script or torch.jit.trace",
+            stacklevel=2,
+        )
+    elif not any(type(module) in classes.values() for module in model.modules()):
         _warn_nothing_replaced(model, classes)
     return model
+
+
+def _scripted(model: torch.nn.Module, classes: dict[type, type]) -> list[str]:
+    """Returns the names of the TorchScript modules in `model` that were made from these classes."""
+    names = {plain.__name__ for plain in classes}
+    return [
+        name or module.original_name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.jit.ScriptModule) and module.original_name in names
+    ]
 
 
 def _warn_nothing_replaced(model: torch.nn.Module, classes: dict[type, type]) -> None:

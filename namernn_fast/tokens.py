@@ -70,7 +70,7 @@ def look_up(call: Call, lookup: Lookup) -> None:
     """
     embedding, padding_idx, share_prefixes = lookup
     ids = call.data
-    _check_embedding(embedding, padding_idx, ids, call.weights)
+    check_embedding(embedding, padding_idx, ids, call.weights)
     tracing = torch.compiler.is_compiling()
     if share_prefixes is not False:
         why_not = why_not_shared(call, embedding, tracing, share_prefixes is True)
@@ -230,6 +230,10 @@ def _with_tables(
 def _product(embedding: Tensor, weight_ih: Tensor) -> Tensor:
     """Returns the products of all rows; autocast does not apply, because both are cast already."""
     device = embedding.device.type
+    if device == "cpu" and embedding.dtype.itemsize == 2:
+        # oneDNN may read past the end of a row in 16 bits (uxlfoundation/oneDNN#5717), and would
+        # spread a NaN from the next column of a matrix that this one is a slice of.
+        embedding, weight_ih = embedding.contiguous(), weight_ih.contiguous()
     if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
         return F.linear(embedding, weight_ih)
     with torch.autocast(device, enabled=False):
@@ -246,7 +250,7 @@ def _sequences(call: Call) -> int:
     return ids.shape[0 if options & ops.BATCH_FIRST else 1]
 
 
-def _check_embedding(
+def check_embedding(
     embedding: Tensor, padding_idx: int | None, ids: Tensor, weights: Sequence[Tensor]
 ) -> None:
     """Checks embedding and padding_idx.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from kinds import KINDS
 
-from namernn_fast import availability
+from namernn_fast import availability, cells
 
 # The path of a socket has at most 107 characters. In a temporary folder with a long path, worker
 # processes cannot create theirs, and a DataLoader then waits forever.
@@ -57,6 +57,23 @@ def path(request, monkeypatch):
         monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     elif not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
+    return request.param
+
+
+def _run_steps_fused(monkeypatch, are_fused=True):
+    monkeypatch.setattr(cells._FusedGatedCell, "_is_faster", lambda self, input: are_fused)
+
+
+@pytest.fixture
+def fused_steps(monkeypatch):
+    """Makes step modules with gates run the fused operator for every size."""
+    _run_steps_fused(monkeypatch)
+
+
+@pytest.fixture(params=["fused", "torch"])
+def steps(request, monkeypatch):
+    """Runs a test with step modules with gates on the fused operator, and on torch's own cell."""
+    _run_steps_fused(monkeypatch, request.param == "fused")
     return request.param
 
 

@@ -10,7 +10,7 @@ from kinds import KINDS, flat, map_states, tensors_in
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from namernn_fast import FusedRNN
+from namernn_fast import FusedRNN, explain, ops
 from namernn_fast.testing import ErrorBudget
 
 STACK = {"num_layers": 2, "bidirectional": True}
@@ -149,10 +149,9 @@ def test_the_next_call_sees_changed_weights(kind, change):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_autocast(kind, dtype, packed):
-    """Results have the dtypes of torch's layer, and are within the error budget of that.
+    """Results have the dtypes of torch's layer, and are within its error budget.
 
-    `nn.RNN` returns 16 bits. On a CPU torch has no rule for `nn.GRU` and for packed sequences of
-    `nn.LSTM`, which return float32. Its own kernel has no LSTM in float16 on most processors.
+    oneDNN has no LSTM in float16 on most processors.
     """
     lacking = kind.name == "lstm" and dtype == torch.float16 and not packed
     budget = ErrorBudget(dtype)
@@ -177,6 +176,61 @@ def test_autocast(kind, dtype, packed):
             assert lacking or results[0][name].dtype == results[1][name].dtype
             budget.add(name, results[0][name], results[1][name], exact.detach().numpy())
     budget.check()
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CAST, PROMOTED = "that of autocast", "that of autocast promoted with that of the state"
+# torch's rules for the dtype of results on a CPU. A state of zeros has the dtype of the input.
+AUTOCAST = {
+    ("rnn", "dense"): CAST,
+    ("rnn", "packed"): CAST,
+    ("gru", "dense"): PROMOTED,
+    ("gru", "packed"): PROMOTED,
+    ("lstm", "dense"): CAST,
+    ("lstm", "packed"): PROMOTED,
+}
+
+
+def is_accident(kind, layout, *dtypes):
+    """Returns whether torch's dtype is an accident, as docs/differences.md says.
+
+    oneDNN computes a dense LSTM, and whether it takes float16 depends on the processor.
+    """
+    return (kind.name, layout) == ("lstm", "dense") and torch.float16 in dtypes
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed"])
+@pytest.mark.parametrize("state", [None, *DTYPES], ids=str)
+@pytest.mark.parametrize("input", DTYPES, ids=str)
+@pytest.mark.parametrize("autocast", DTYPES[1:], ids=str)
+def test_dtypes_under_autocast(kind, autocast, input, state, layout):
+    x = torch.randn(5, 3, 3, dtype=input)
+    hx = None if state is None else kind.states(torch.randn, 1, 3, 4, dtype=state)
+    if layout == "packed":
+        x = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
+    wanted = autocast
+    if AUTOCAST[kind.name, layout] == PROMOTED:
+        wanted = torch.promote_types(autocast, input if state is None else state)
+    ours, theirs = kind.twins(3, 4)
+    modules = [ours] if is_accident(kind, layout, autocast, input) else [ours, theirs]
+    for module in modules:
+        with torch.autocast("cpu", autocast):
+            output, *last = flat(module(x, hx))
+        assert {result.dtype for result in (getattr(output, "data", output), *last)} == {wanted}
+        sum(result.sum() for result in last).backward()
+    with torch.autocast("cpu", autocast):
+        assert explain(ours, x, hx).path == f"cpu {ops.cpu_kernel(wanted)}"
+
+
+def test_the_cell_state_decides_under_autocast():
+    """The result of an LSTM's products has the dtype of autocast; c keeps its own."""
+    hx = torch.randn(1, 3, 4), torch.randn(1, 3, 4, dtype=torch.bfloat16)
+    x = pack_padded_sequence(torch.randn(5, 3, 3), LENGTHS, enforce_sorted=False)
+    for module in KINDS["lstm"].twins(3, 4):
+        for states, wanted in ((hx, torch.bfloat16), (hx[::-1], torch.float32)):
+            with torch.autocast("cpu", torch.bfloat16):
+                output, *last = flat(module(x, states))
+            assert {result.dtype for result in (output.data, *last)} == {wanted}
 
 
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -1,5 +1,7 @@
 """Backward passes beyond the plain one, and what may change in place around them."""
 
+import itertools
+
 import pytest
 import torch
 from cases import every_other, layer_of
@@ -199,10 +201,27 @@ def test_results_of_no_grad_may_be_changed_in_place(kind, path, batch_first):
                 results += flat(module(**given)) + tensors_in(module.last_state(**given))
         for result in results:
             result += leaf
-    with torch.no_grad():
-        states = kind.cell(3, 64)(torch.randn(64, 3))
-    for state in tensors_in(states):
-        state += leaf
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+@pytest.mark.usefixtures("steps")
+def test_states_of_a_step_may_be_changed_in_place(kind, with_grad):
+    """As those of torch's cells: `detach_` is the usual way to cut backpropagation."""
+    cell = kind.cell(3, 64)
+    leaf = torch.ones((), requires_grad=True)
+    for x, change in itertools.product(
+        (torch.randn(64, 3), torch.randn(2, 3)), (torch.Tensor.detach_, lambda h: h.add_(leaf))
+    ):
+        with torch.set_grad_enabled(with_grad):
+            states = cell(x)
+        for state in tensors_in(states):
+            assert not state._is_view()
+            assert state.requires_grad == with_grad
+            change(state)
+            assert state.requires_grad == (change is not torch.Tensor.detach_)
+    if with_grad:
+        sum(state.sum() for state in tensors_in(cell(x, cell(x)))).backward()
+        assert cell.weight_hh.grad is not None
 
 
 @pytest.mark.parametrize("what", ["batch_sizes", "indices", "lengths", "reset", "offsets"])

@@ -30,7 +30,8 @@ def test_versions_and_paths_are_printed():
     ran = subprocess.run(
         [sys.executable, "-m", "namernn_fast"], capture_output=True, text=True, check=True
     )
-    for word in (namernn_fast.__version__, torch.__version__, ops.cpu_kernel()):
+    kernels = ops.cpu_kernel(), ops.cpu_kernel(torch.bfloat16)
+    for word in (namernn_fast.__version__, torch.__version__, *kernels, "GRU and LSTM: torch's"):
         assert word in ran.stdout
     assert not ran.stderr
 

@@ -1,11 +1,12 @@
 """The modules as drop-in replacements: replacing, construction, functional form, `explain`."""
 
 import inspect
+import re
 import warnings
 
 import pytest
 import torch
-from kinds import KINDS, flat, map_states, tensors_in
+from kinds import KINDS, flat, map_states, states_of, tensors_in
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map_only
@@ -14,6 +15,7 @@ from namernn_fast import (
     FusedRNN,
     availability,
     batch_invariant,
+    cells,
     explain,
     last_state,
     ops,
@@ -49,6 +51,21 @@ def test_replace_rnn_without_anything_to_replace(kind, every):
         assert warned[0].filename == __file__
     with warnings.catch_warnings(action="error"):
         replace_rnn(replace_rnn(kind.nn_layer(2, 3)), cells=(kind.name,))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is (deprecated|not supported):DeprecationWarning")
+@pytest.mark.parametrize("beside", [False, True])
+def test_replace_rnn_says_that_torchscript_cannot_be_changed(kind, beside):
+    model = torch.nn.Sequential(torch.jit.script(torch.nn.Sequential(kind.nn_layer(3, 4))))
+    if beside:
+        model.append(kind.nn_layer(3, 4))
+    words = r"cannot change modules of TorchScript, and left these as they are: 0\.0\. Call it"
+    with pytest.warns(UserWarning, match=words) as warned:
+        replace_rnn(model)
+    assert [one.filename for one in warned if one.category is UserWarning] == [__file__]
+    assert not beside or type(model[1]) is kind.layer
+    with pytest.warns(UserWarning, match=f"left these as they are: {kind.nn_layer.__name__}"):
+        replace_rnn(torch.jit.script(kind.nn_layer(3, 4)))
 
 
 def test_replace_rnn_keeps_everything_but_the_class(kind):
@@ -164,31 +181,103 @@ def test_explain(kind):
     packed = pack_padded_sequence(x, [5, 3])
     assert explain(module, packed) == explained
     assert explain(module.half(), x.half()).path == explained.path
-    whole = explain(module, x.int())
-    assert whole.path == kind.without_kernel
-    assert whole.why_not == {
-        "cpu": "the CPU kernel takes floating-point types of 16 to 64 bits, not torch.int32"
+    exotic = torch.float8_e4m3fn
+    explained = explain(
+        kind.layer(3, 4, dtype=exotic, device="meta").to_empty(device="cpu"), x.to(exotic)
+    )
+    assert explained.path == kind.without_kernel
+    assert explained.why_not == {
+        "cpu": f"the CPU kernel takes floating-point types of 16 to 64 bits, not {exotic}"
     }
-    step = explain(kind.cell(64, 64), torch.randn(4, 64))
-    if kind.name != "rnn":
-        assert step.path == f"cpu {ops.cpu_kernel()}"
-        step = explain(kind.cell(64, 64).half(), torch.randn(4, 64).half())
-        assert step.why_not == {"cpu": "in 16 bits torch's own cell is faster for some sizes"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([1.0],),
+        (torch.zeros(5, 2, 3).double(),),
+        (torch.zeros(5, 2, 4),),
+        (torch.zeros(5, 2, 3, device="meta"),),
+        (torch.zeros(5, 2, 3), torch.zeros(1, 2, 5)),
+    ],
+    ids=["list", "dtype", "features", "device", "hx"],
+)
+def test_explain_raises_what_the_call_raises(kind, arguments):
+    input, *states = arguments
+    module = kind.layer(3, 4)
+    arguments = (input, *(states_of(kind, state) for state in states))
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
+        module(*arguments)
+    with pytest.raises(raised.type, match=re.escape(str(raised.value))):
+        explain(module, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "rows", "features", "fused"),
+    [
+        (("avx512", "avx512_bf16"), 64, 64, True),
+        (("avx512", "avx512_bf16"), 64, 16, False),  # less than 2**19 multiply-adds
+        (("avx512", "avx512_bf16"), 1, 1024, False),
+        (("avx512", "amx"), 8, 512, True),
+        (("avx512", "amx"), 7, 512, False),
+        (("avx512", "avx512"), 16, 512, True),
+        (("avx512", "avx512"), 17, 512, False),
+        (("avx2", "avx2"), 8, 512, True),
+        (("avx2", "avx2"), 8, 511, False),
+        (("baseline", "baseline"), 8, 512, False),
+    ],
+)
+def test_a_step_runs_where_it_was_measured_to_be_faster(
+    kind, kernels, rows, features, fused, monkeypatch
+):
+    """The path depends on the size, the dtype and the instruction set, not on the threads."""
+    if not availability.HAS_EXTENSION:
+        pytest.skip("the C++ extension was not built")
+    monkeypatch.setattr(cells, "_kernels", lambda: kernels)
+    cell, x = kind.cell(features, features), torch.randn(rows, features)
+    fused_kernel, slower = (
+        f"cpu {ops.cpu_kernel()}",
+        "torch's own cell is as fast for a single step",
+    )
+    explained = explain(cell, x)
+    if kind.name != "rnn" and fused:
+        assert explained.path == fused_kernel
+        reason = "torch's own cell is slower for a single step of this size on this processor"
+        assert explained.why_not == {"torch": reason}
     else:
-        assert step.why_not == {"cpu": "torch's own cell is as fast for a single step"}
-    assert step.path == "torch"
+        assert explained.path == "torch"
+        slower = "torch's own cell is as fast for a single step"
+        assert explained.why_not["cpu"].startswith(slower)
+    assert explain(cell.half(), x.half()).path == "torch"
+    assert explain(cell.float(), x[0]).path == "torch"
     with torch.no_grad(), batch_invariant():
-        step = explain(kind.cell(64, 64), torch.randn(4, 64))
-        assert step.path == f"cpu {ops.cpu_kernel()}"
-    with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):
-        explain(module, [1.0])
+        explained = explain(cell, x)
+        assert explained.path == fused_kernel
+        assert explained.why_not == {"torch": "torch's own cell is not batch-invariant"}
+
+
+def test_explain_names_what_replaces_torchs_modules(kind):
+    for module in (kind.nn_layer(3, 4), kind.nn_cell(3, 4)):
+        with pytest.raises(TypeError, match=r"got \w+: replace_rnn makes it one$"):
+            explain(module, torch.randn(5, 3))
+    with pytest.raises(TypeError, match=r"got Linear$"):
+        explain(torch.nn.Linear(3, 4), torch.randn(5, 3))
+
+
+def test_explain_a_step_in_16_bits(kind):
+    explained = explain(kind.cell(64, 64).half(), torch.randn(64, 64).half())
+    reason = "torch's own cell is as fast for a single step"
+    if kind.name != "rnn":
+        reason = "in 16 bits torch's own cell is faster for some sizes"
+    assert explained == ("torch", {"cpu": reason}, (), {})
 
 
 def test_explain_without_a_kernel(kind, monkeypatch):
     """Torch's own operator computes a GRU or an LSTM, except what that operator lacks."""
     module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
     on_meta = {"cpu": "the CPU kernel does not run on meta"}
-    assert explain(module, x.to("meta")) == (kind.without_kernel, on_meta, (), {})
+    explained = explain(kind.layer(3, 4, device="meta"), x.to("meta"))
+    assert explained == (kind.without_kernel, on_meta, (), {})
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     missing = {"cpu": "the C++ extension was not built"}
     explained = explain(module, x)

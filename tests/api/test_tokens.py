@@ -251,6 +251,26 @@ def test_autocast(kind, path, dtype, vocabulary):
     budget.check()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [4, 5])
+def test_slices_of_wider_matrices(kind, path, width, dtype, monkeypatch):
+    """oneDNN may read past the rows of a slice in 16 bits: torch must get matrices without gaps."""
+
+    def product(rows, weight):
+        assert rows.is_contiguous()
+        assert weight.is_contiguous()
+        return linear(rows, weight)
+
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", product)
+    layer = kind.layer(width, 8, dtype=dtype)
+    ids, rows = torch.randint(V, (T, 9)), torch.randn(V, width, dtype=dtype)
+    wide = torch.full((V, width + 3), torch.nan, dtype=dtype)
+    wide[:, :width] = rows
+    results = flat(layer(ids, embedding=wide[:, :width]))
+    assert all(map(torch.equal, results, flat(layer(ids, embedding=rows))))
+
+
 def test_autocast_leaves_float64_alone(kind, path):
     layer, embedding = layer_and_embedding(kind)
     ids = torch.randint(V, (T, B))

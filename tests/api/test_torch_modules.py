@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from namernn_fast.replacing import PLAIN
 from namernn_fast.testing import assert_within_budget
 
+pytestmark = pytest.mark.usefixtures("fused_steps")
+
 FUSED = {plain: fused for fused, plain in PLAIN.items()}
 LAYERS = [cls for cls in FUSED if issubclass(cls, torch.nn.RNNBase)]
 ENTRIES = {cls: next(info for info in module_db if info.module_cls is cls) for cls in FUSED}
