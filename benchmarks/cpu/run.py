@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.harness import pages
 from benchmarks.harness.paths import ROOT, SCRATCH
 
-OTHERS = ("cpu.fading", "cpu.torch_operators", "classifier.run")
+OTHERS = ("cpu.steps", "cpu.fading", "cpu.torch_operators", "classifier.run")
 """Programs that run after the cells of the grid."""
 
 

@@ -1,8 +1,10 @@
 """The benchmarks' own arithmetic, what they time and check, and where they write."""
 
+import argparse
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,6 +27,7 @@ from benchmarks.cpu import (
     memory,
     peers,
     roofline,
+    steps,
     torch_operators,
     waiting,
     wide,
@@ -53,6 +56,7 @@ from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import ROOT
 from benchmarks.harness.spread import speed_up_interval
 from benchmarks.report import classes, speed
+from namernn_fast import explain
 from namernn_fast.bench import workload
 from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.race import QUICK, TimeBudget, race
@@ -262,6 +266,31 @@ def test_the_work_of_a_cell_counts_every_gate(kind):
     weights = sum(p.numel() for p in layer.parameters())
     assert Cell(DENSE, FORWARD, 2, 3, 5, 4, kind).row_work == 4 * weights
     assert GATES[kind] * 5 == len(layer.weight_hh_l0)
+
+
+@KINDS
+def test_a_step_that_is_wrong_is_not_timed(kind, monkeypatch, threads):
+    options = argparse.Namespace(threads=2, record=False, quick=True, seconds=0.0)
+    theirs, ours = steps.MODULES[kind]
+    monkeypatch.setattr(steps, "MODULES", {kind: (theirs, ours)})
+    monkeypatch.setattr(steps, "FEW_BATCHES", (2,))
+    wrong = []
+    rows = steps.run(options, wrong)
+    assert not wrong
+    assert [(row["size"], row["mode"]) for row in rows] == [*itertools.product((8, 64), MODES)]
+    assert rows[0]["path"] == explain(ours(8, 8), torch.randn(2, 8)).path
+    *_, first, second, worst = steps.table(rows).splitlines()
+    assert [first.split()[k] for k in (1, 3, 5)] == [ours.__name__, "8", "2"]
+    assert second.count("\N{MULTIPLICATION SIGN}") == worst.count("\N{MULTIPLICATION SIGN}") == 2
+
+    class Wrong(ours):
+        def forward(self, *arguments):
+            return torch.utils._pytree.tree_map(lambda h: h + 1e-3, super().forward(*arguments))
+
+    monkeypatch.setattr(steps, "MODULES", {kind: (theirs, Wrong)})
+    assert not steps.run(options, wrong)
+    assert len(wrong) == 4
+    assert all("h: error" in text for text in wrong)
 
 
 def test_flops_are_those_of_the_formula():

@@ -1,0 +1,158 @@
+"""Times the step modules against torch's cells: `python -m benchmarks.cpu.steps [--record]`.
+
+A step module runs torch's own cell where that is not slower, so a speed-up of about 1 means that it
+does. Each call takes states that are given; in training, both states of an LSTM have gradients. All
+sizes are timed with `--record`, on one thread too; otherwise a few, with `--threads` threads.
+"""
+
+import argparse
+import copy
+import statistics
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from benchmarks.harness import pages
+from benchmarks.harness.grid import FORWARD, MODES, TRAINING
+from namernn_fast import FusedGRUCell, FusedLSTMCell, FusedRNNCell, explain
+from namernn_fast.bench.machine import cpu_name
+from namernn_fast.bench.race import Call, race
+from namernn_fast.bench.tables import duration, markdown, ratio
+from namernn_fast.cells import states_in
+from namernn_fast.testing import assert_within_budget
+
+MODULES: dict[str, tuple[type[nn.RNNCellBase], type[nn.RNNCellBase]]] = {
+    "rnn": (nn.RNNCell, FusedRNNCell),
+    "gru": (nn.GRUCell, FusedGRUCell),
+    "lstm": (nn.LSTMCell, FusedLSTMCell),
+}
+SIZES = (8, 64, 256, 512, 1024)  # input_size and hidden_size
+BATCHES = (1, 8, 64)
+FEW_SIZES, FEW_BATCHES = (8, 64, 512), (1, 64)
+"""What a run that does not record times."""
+
+Inputs = tuple[Tensor, Any, tuple[Tensor, ...]]
+"""The input of a step, its states, and the gradients of the new states."""
+
+
+def draw(kind: str, size: int, batch: int) -> Inputs:
+    """Draws what a step reads, and the gradients of its states."""
+    generator = torch.Generator().manual_seed(1)
+    x, *tensors = (torch.randn(batch, size, generator=generator) for _ in range(5))
+    count = 2 if kind == "lstm" else 1
+    hx = tuple(tensors[:count])
+    return x, hx if count == 2 else hx[0], tuple(tensors[2 : 2 + count])
+
+
+def step_of(module: nn.RNNCellBase, mode: str, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+    """Returns a call that steps a module, and in training also runs its backward pass."""
+    x, hx, gradients = inputs
+    parameters = tuple(module.parameters())
+
+    def train() -> tuple[Tensor, ...]:
+        for parameter in parameters:
+            parameter.grad = None
+        states = states_in(module(x, hx))
+        torch.autograd.backward(states, gradients)
+        return tuple(states)
+
+    return train if mode == TRAINING else lambda: tuple(states_in(module(x, hx)))
+
+
+def results(module: nn.RNNCellBase, mode: str, inputs: Inputs) -> dict[str, Tensor]:
+    """Returns the states after a step and, in training, the gradients of all parameters."""
+    named = dict(zip("hc", step_of(module, mode, inputs)(), strict=False))
+    if mode == TRAINING:
+        named |= {name: parameter.grad for name, parameter in module.named_parameters()}
+    return {name: value.detach() for name, value in named.items()}
+
+
+def gated_calls(kind: str, mode: str, size: int, batch: int) -> dict[str, Call]:
+    """Returns the calls of torch's cell and of the step module, after the gate has passed."""
+    torch.manual_seed(0)
+    theirs, ours = (cls(size, size) for cls in MODULES[kind])
+    ours.load_state_dict(theirs.state_dict())
+    inputs = draw(kind, size, batch)
+    exact = tree_map(Tensor.double, inputs)
+    with torch.inference_mode(mode == FORWARD):
+        found = [results(module, mode, inputs) for module in (ours, theirs)]
+        oracle = results(copy.deepcopy(theirs).double(), mode, exact)
+    assert_within_budget(*found, oracle)
+    return {
+        "torch": step_of(theirs, mode, inputs),
+        "fused": step_of(ours, mode, inputs),
+    }
+
+
+def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
+    """Times every size whose results are right; returns a row for each, and adds the others to
+    `wrong`."""
+    rows = []
+    budget = pages.time_budget(options, max_rounds=60)
+    threads = sorted({1, options.threads}) if options.record else [options.threads]
+    sizes, batches = (SIZES, BATCHES) if options.record else (FEW_SIZES, FEW_BATCHES)
+    sizes = sizes[:2] if options.quick else sizes
+    for count, kind, size, batch, mode in product(threads, MODULES, sizes, batches, MODES):
+        pages.settle(count)
+        row = {"threads": count, "kind": kind, "size": size, "batch": batch, "mode": mode}
+        with pages.gated(row, wrong):
+            calls = gated_calls(kind, mode, size, batch)
+            with torch.inference_mode(mode == FORWARD):
+                rounds = race(calls, budget)
+            # Each round is paired with the adjacent one of the other module: drift cancels out.
+            pairs = zip(rounds["torch"].seconds, rounds["fused"].seconds, strict=True)
+            row["speed_up"] = statistics.median(theirs / ours for theirs, ours in pairs)
+            row["medians"] = {name: statistics.median(r.seconds) for name, r in rounds.items()}
+            x, hx, _ = draw(kind, size, batch)
+            row["path"] = explain(MODULES[kind][1](size, size), x, hx).path
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a line for each module and size, and one with the worst ratios."""
+    lines: dict[tuple[str, int, int], list[str]] = {}
+    header, worst = ["module", "H", "B", "path"], ["worst", "", "", ""]
+    for mode in MODES:
+        header += [f"{mode}: torch's cell", "step module", "speed-up"]
+        ratios = []
+        for row in rows:
+            if row["mode"] != mode:
+                continue
+            name = MODULES[row["kind"]][1].__name__
+            start = [name, str(row["size"]), str(row["batch"]), row["path"]]
+            line = lines.setdefault((name, row["size"], row["batch"]), start)
+            ratios.append(row["speed_up"])
+            line += [*map(duration, row["medians"].values()), ratio(ratios[-1])]
+        worst += ["", "", ratio(min(ratios)) if ratios else ""]
+    return markdown([header, *lines.values(), worst])
+
+
+def report(document: dict[str, Any]) -> str:
+    """Returns the tables of a run."""
+    parts = [
+        f"{document['cpu']}; torch {document['torch']}; float32. H is the input size and the "
+        "hidden size, B the batch size; `path` is what runs a step. Times are medians of rounds; "
+        "a speed-up is the median of the ratios of neighbouring rounds."
+    ]
+    for threads in dict.fromkeys(row["threads"] for row in document["rows"]):
+        rows = [row for row in document["rows"] if row["threads"] == threads]
+        parts += [f"**Step modules, {threads} thread(s)**", table(rows)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    options = pages.parse(pages.parser(__doc__, seconds=0.3))
+    wrong: list[str] = []
+    rows = run(options, wrong)
+    document = {"cpu": cpu_name(), "torch": torch.__version__, "rows": rows}
+    pages.publish("steps", document, report(document), options.record, wrong=wrong)
+
+
+if __name__ == "__main__":
+    main()
