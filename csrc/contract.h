@@ -198,8 +198,14 @@ struct Runtime {
   void (*parallel)(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
   // Returns uninitialized memory, aligned to 64 bytes, that lives until the kernel returns.
   void* (*scratch)(size_t bytes);
-  // Lets the operating system run another thread; called in long waits.
-  void (*yield)();
+  // Lets the operating system run another thread; called in long waits. Returns whether that took
+  // so long that another program must have used the processor.
+  bool (*yield)();
+  // Sleeps until wake() is called with the same address, but not if the value there is another one
+  // by now, and for a millisecond at most. May return at any time.
+  void (*sleep)(const uint32_t* address, uint32_t value);
+  void (*wake)(const uint32_t* address);
+  uint32_t (*processor)();  // 1 + the number of the processor that runs the caller; 0 if unknown
 };
 
 // How one pass stores a layer's weights in panels: their size in bytes, and how to pack them.

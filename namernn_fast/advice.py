@@ -14,6 +14,8 @@ import torch
 from . import availability
 
 WIDTH = 88
+CROWDED = 2
+"""The load of each processor above which one thread was faster than two in every kind of call."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,16 @@ def advise(facts: Facts) -> list[str]:
 
 
 def _on_waiting(facts: Facts) -> list[str]:
-    """Returns advice on how threads should wait, which depends on the load of the machine."""
-    if not facts.has_openmp or facts.threads < 2 or facts.load is None:
+    """Returns advice on threads that wait for each other, which depends on the load."""
+    if facts.threads < 2 or facts.load is None:
         return []
     busy = f"the load is {facts.load:.1f} on {facts.processors} processor(s)"
-    if not facts.is_passive and is_busy(facts):
+    if facts.load > CROWDED * facts.processors:
         return [
-            "Set OMP_WAIT_POLICY=passive, or use fewer threads, while other programs run: "
-            f"{busy}, and a waiting thread spins, which keeps a processor from the thread that it "
-            "waits for."
+            f"Use fewer threads while other programs run, for example OMP_NUM_THREADS=1: {busy}, "
+            "and threads that wait for each other all need a processor at the same time."
         ]
-    if facts.is_passive and facts.load < facts.processors / 2:
+    if facts.has_openmp and facts.is_passive and facts.load < facts.processors / 2:
         return [
             f"Unset OMP_WAIT_POLICY=passive if this process has the machine to itself: {busy}, and "
             "waking sleeping threads takes longer than a small call."

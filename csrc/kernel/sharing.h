@@ -117,8 +117,9 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;
-      body(Part{slice, columns_of<Compute<Storage>>(layer.H, member, team.members), group, member,
-                team.members, &team});
+      const int64_t members = members_of(team);
+      body(Part{slice, columns_of<Compute<Storage>>(layer.H, member, members), group, member,
+                members, &team});
     }
   });
 }

@@ -12,44 +12,47 @@
 namespace namernn_fast {
 namespace {
 
-// Each counter has its own cache line, because all members write or poll it.
+// Each number has its own cache line, because all members write or poll it.
 struct Team {
-  alignas(64) int64_t joined;   // members so far; at least kClosed once the team is closed
-  alignas(64) int64_t members;  // 0 until the team is closed
-  alignas(64) int64_t arrived;  // members waiting at the barrier
-  alignas(64) int64_t round;    // barriers completed
+  Signal joined;                 // members so far; at least kClosed once the team is closed
+  Signal members;                // 0 until the team is closed
+  Signal round;                  // barriers completed, modulo 2^32
+  alignas(64) uint32_t arrived;  // members waiting at the barrier
 };
 
-constexpr int64_t kClosed = int64_t(1) << 62;
+constexpr uint32_t kClosed = uint32_t(1) << 30;
 constexpr int kFormationRounds = 64;  // yields before the first member starts without the others
 
 // Joins the team. Returns the caller's member number, or -1 if the team is closed already. The
 // first member waits for `expected` members, for a limited time.
 inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
-  const int64_t place = __atomic_fetch_add(&team.joined, 1, __ATOMIC_ACQ_REL);
+  const uint32_t place = __atomic_fetch_add(&team.joined.value, 1u, __ATOMIC_ACQ_REL);
   if (place >= kClosed) return -1;
   if (place == 0) {
-    wait_until(runtime, kFormationRounds,
-               [&] { return __atomic_load_n(&team.joined, __ATOMIC_ACQUIRE) >= expected; });
-    const int64_t members = __atomic_fetch_add(&team.joined, kClosed, __ATOMIC_ACQ_REL);
-    __atomic_store_n(&team.members, members, __ATOMIC_RELEASE);
+    wait_until(team.joined, runtime, kFormationRounds,
+               [&](uint32_t joined) { return int64_t(joined) >= expected; });
+    announce(team.members, __atomic_fetch_add(&team.joined.value, kClosed, __ATOMIC_ACQ_REL),
+             runtime);
   } else {
-    wait_until(runtime, kForEver,
-               [&] { return __atomic_load_n(&team.members, __ATOMIC_ACQUIRE) > 0; });
+    wake_sleepers(team.joined, runtime);
+    wait_until(team.members, runtime, kForEver, [](uint32_t members) { return members > 0; });
   }
   return place;
 }
 
+// The number of members of a closed team.
+inline int64_t members_of(const Team& team) { return value_of(team.members); }
+
 // Returns once every member has called it. What the members wrote before is then visible to all.
 inline void barrier(Team& team, const Runtime& runtime) {
-  if (team.members == 1) return;
-  const int64_t round = __atomic_load_n(&team.round, __ATOMIC_ACQUIRE);
-  if (__atomic_add_fetch(&team.arrived, 1, __ATOMIC_ACQ_REL) == team.members) {
-    __atomic_store_n(&team.arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&team.round, round + 1, __ATOMIC_RELEASE);
+  const uint32_t members = team.members.value;  // does not change any more
+  if (members == 1) return;
+  const uint32_t round = value_of(team.round);
+  if (__atomic_add_fetch(&team.arrived, 1u, __ATOMIC_ACQ_REL) == members) {
+    __atomic_store_n(&team.arrived, 0u, __ATOMIC_RELAXED);
+    announce(team.round, round + 1, runtime);
   } else {
-    wait_until(runtime, kForEver,
-               [&] { return __atomic_load_n(&team.round, __ATOMIC_ACQUIRE) != round; });
+    wait_until(team.round, runtime, kForEver, [&](uint32_t now) { return now != round; });
   }
 }
 

@@ -3,8 +3,17 @@
 #include <pthread.h>
 #include <sys/stat.h>
 #include <torch/csrc/stable/ops.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
+#include <chrono>
+#include <climits>
+#include <ctime>
 #include <new>
 #include <thread>
 
@@ -42,6 +51,31 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
+// Longer than a thread of this process computes between two waits, in most calls, and shorter than
+// the time slice of another program.
+constexpr std::chrono::microseconds kLongYield{200};
+
+bool yield_processor() {
+  const auto start = std::chrono::steady_clock::now();
+  std::this_thread::yield();
+  return std::chrono::steady_clock::now() - start > kLongYield;
+}
+
+#if defined(__linux__)
+void sleep_at(const uint32_t* address, uint32_t value) {
+  const timespec millisecond{0, 1000000};
+  syscall(SYS_futex, address, FUTEX_WAIT_PRIVATE, value, &millisecond, nullptr, 0);
+}
+void wake_all(const uint32_t* address) {
+  syscall(SYS_futex, address, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+uint32_t current_processor() { return uint32_t(sched_getcpu() + 1); }
+#else
+void sleep_at(const uint32_t*, uint32_t) { std::this_thread::yield(); }
+void wake_all(const uint32_t*) {}
+uint32_t current_processor() { return 0; }
+#endif
+
 // True in a child of a process with several threads: a fork copies only the calling one, and GCC's
 // OpenMP would wait forever for the rest of its pool.
 bool pool_lost = false;
@@ -66,8 +100,8 @@ Call::Call(const Machine& machine) : machine_(machine), outer_(current_scratch),
 Call::~Call() { current_scratch = outer_; }
 
 Runtime Call::runtime() const {
-  return {machine_, &run_in_pool, [](size_t bytes) { return current_scratch->take(bytes); },
-          [] { std::this_thread::yield(); }};
+  const auto take = [](size_t bytes) { return current_scratch->take(bytes); };
+  return {machine_, &run_in_pool, take, &yield_processor, &sleep_at, &wake_all, &current_processor};
 }
 
 bool is_pool_lost() { return pool_lost; }

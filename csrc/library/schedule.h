@@ -103,27 +103,23 @@ class Stretches {
 // layer that a thread waits for is done or is running on another thread: there is no deadlock.
 template <class Body>
 void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
-  struct alignas(64) Progress {
-    std::atomic<int64_t> done{0};
-  };
-  std::vector<Progress> progress(static_cast<size_t>(layers));
+  std::vector<Signal> progress(static_cast<size_t>(layers));  // stretches that each layer has done
   std::atomic<int64_t> next{0};
   const Runtime runtime = Call(one_thread()).runtime();
   torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
     for (int64_t n; (n = next++) < layers;) {
-      std::atomic<int64_t>& done = progress[size_t(n)].done;
+      Signal& done = progress[size_t(n)];
       try {
         for (int64_t i = 0; i < stretches; ++i) {
           if (n > 0) {
-            wait_until(runtime, kForEver, [&] {
-              return progress[size_t(n - 1)].done.load(std::memory_order_acquire) > i;
-            });
+            wait_until(progress[size_t(n - 1)], runtime, kForEver,
+                       [&](uint32_t before) { return int64_t(before) > i; });
           }
           body(n, i);
-          done.store(i + 1, std::memory_order_release);
+          announce(done, uint32_t(i + 1), runtime);
         }
       } catch (...) {
-        done.store(stretches, std::memory_order_release);
+        announce(done, uint32_t(stretches), runtime);
         throw;
       }
     }

@@ -46,6 +46,8 @@ CELLS = tuple(
 )
 """The cells of `nn.RNN`; `--cell` times another layer with the same sizes."""
 
+DISAGREEMENT = 1.5
+"""How many times the best round a median is if the rounds of a call disagree."""
 WIDTH = 40
 """The width of the progress line, in characters."""
 
@@ -131,11 +133,13 @@ def run(options: argparse.Namespace) -> None:
         print(f"Results of {fused} are within the error budget in all {len(cells)} cells.\n")
         budget = QUICK if options.quick else TimeBudget(options.seconds / len(cells))
         results = measure(calls, budget)
-        print(report(results))
         if options.quick:
-            print("\nA quick run only shows that it works: do not rely on these times.")
+            print("A quick run only shows that it works: do not rely on these times.\n")
         elif advice.is_busy(facts):
-            print("\nThe machine was busy with other programs: do not rely on these times.")
+            print("The machine was busy with other programs: do not rely on these times.\n")
+        if disagree(results):
+            print("Rounds of one call took very different times: these are the best rounds.\n")
+        print(report(results))
         for text in advice.advise(facts):
             print("\n" + advice.wrapped(text))
         title = f"{cpu_name()}, {torch.get_num_threads()} thread(s)"
@@ -143,9 +147,9 @@ def run(options: argparse.Namespace) -> None:
         options.json.write_text(_json(results, described), encoding="utf-8")
     if options.plot is not None:
         legend = "(D, H, T):\ninput features,\nhidden units,\ntime steps"
-        medians = _medians(results)
-        compared = [*dict.fromkeys(cell.layers for cell in medians)]
-        draw(title, _panels(medians), legend, compared).savefig(options.plot, dpi=150)
+        times = _times(results)
+        compared = [*dict.fromkeys(cell.layers for cell in times)]
+        draw(title, _panels(times), legend, compared).savefig(options.plot, dpi=150)
 
 
 def _check_paths(options: argparse.Namespace) -> None:
@@ -247,10 +251,23 @@ def _with_progress(cells: Iterable[Cell], done: str) -> Iterator[Cell]:
         print(" " * WIDTH, end="\r", file=sys.stderr, flush=True)
 
 
-def _medians(results: Results) -> Timings:
-    """Returns the median seconds per call of each layer in each cell."""
+def disagree(results: Results) -> bool:
+    """Returns whether some call took much longer in most of its rounds than in the best of them.
+
+    Other programs then decide what a median is, but hardly what the best round is.
+    """
+    every = (rounds.seconds for timed in results.values() for rounds in timed.values())
+    return any(statistics.median(seconds) > DISAGREEMENT * min(seconds) for seconds in every)
+
+
+def _times(results: Results) -> Timings:
+    """Returns the seconds per call of each layer in each cell.
+
+    They are the medians of the rounds, or the best rounds if rounds disagree.
+    """
+    chosen = min if disagree(results) else statistics.median
     return {
-        cell: {layer: statistics.median(rounds.seconds) for layer, rounds in timed.items()}
+        cell: {layer: chosen(rounds.seconds) for layer, rounds in timed.items()}
         for cell, timed in results.items()
     }
 
@@ -262,18 +279,18 @@ def _label(cell: Cell) -> str:
 
 
 def report(results: Results) -> str:
-    """Returns the table of medians and speed-ups, with their geometric mean and minimum."""
-    medians = _medians(results)
-    layers = next(iter(medians)).layers
+    """Returns the table of times and speed-ups, with their geometric mean and minimum."""
+    times = _times(results)
+    layers = next(iter(times)).layers
     rows = [["(D, H, T)", "B"]]
     for mode in MODES:
         rows[0] += [f"{mode}: {layers.baseline}", layers.fused, "speed-up"]
-    for cell in medians:
+    for cell in times:
         twin = dataclasses.replace(cell, mode=TRAINING)
         if cell.mode == FORWARD:
             row = [_label(cell), str(cell.batch)]
             for one in (cell, twin):
-                timed = medians.get(one)
+                timed = times.get(one)
                 if timed is None:
                     row += [""] * 3
                 else:
@@ -287,21 +304,22 @@ def report(results: Results) -> str:
     for name, summary in summaries:
         row = [name, ""]
         for mode in MODES:
-            of_mode = {cell: timed for cell, timed in medians.items() if cell.mode == mode}
+            of_mode = {cell: timed for cell, timed in times.items() if cell.mode == mode}
             row += ["", "", ratio(summary(speed_ups(of_mode)))]
         rows.append(row)
     counts = [len(rounds.seconds) for timed in results.values() for rounds in timed.values()]
+    kind = "The best" if disagree(results) else "Medians"
     return (
-        f"{markdown(rows)}\n\n{SIZES}.\nMedians of {min(counts)} to {max(counts)} rounds, in which "
+        f"{markdown(rows)}\n\n{SIZES}.\n{kind} of {min(counts)} to {max(counts)} rounds, in which "
         f"the two layers alternate. `{TRAINING}` is a training\nstep with gradients at output and "
         f"the last states; sequences of {'{} to {}'.format(*LENGTHS)} steps are packed."
     )
 
 
-def _panels(medians: Timings) -> dict[str, dict[str, Points]]:
+def _panels(times: Timings) -> dict[str, dict[str, Points]]:
     """Returns the panels of the plot by mode, each with one line per shape."""
     panels: dict[str, dict[str, Points]] = {mode: {} for mode in MODES}
-    for cell, timed in medians.items():
+    for cell, timed in times.items():
         panels[cell.mode].setdefault(_label(cell), {})[cell.batch] = speed_up(cell, timed)
     return panels
 

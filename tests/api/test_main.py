@@ -55,16 +55,16 @@ def test_it_says_so_if_there_is_no_advice(monkeypatch, capsys):
         ({}, []),
         ({"has_extension": False}, ["To get the fused kernel, reinstall it with"]),
         ({"threads": 3}, ["Set OMP_NUM_THREADS=2, or call torch.set_num_threads(2): torch has 3"]),
-        ({"load": 2.5}, ["Set OMP_WAIT_POLICY=passive, or use fewer threads"]),
-        ({"load": 2.0}, []),  # this process may have caused that load
-        ({"load": 2.5, "threads": 1}, []),  # one thread waits for no other
-        ({"load": 2.5, "is_passive": True}, []),
-        ({"load": 2.5, "has_openmp": False}, []),
+        ({"load": 4.5}, ["Use fewer threads while other programs run, for example OMP_NUM"]),
+        ({"load": 4.5, "is_passive": True, "has_openmp": False}, ["Use fewer threads"]),
+        ({"load": 3.5}, []),  # one thread is not always faster
+        ({"load": 4.5, "threads": 1}, []),  # one thread waits for no other
         ({"load": None, "is_passive": True}, []),
         ({"is_passive": True}, ["Unset OMP_WAIT_POLICY=passive if this process has the machine"]),
+        ({"is_passive": True, "has_openmp": False}, []),
         ({"is_passive": True, "load": 1.0}, []),
         ({"gpu_trouble": "A GPU is old"}, ["Input on the GPU raises an error so far. A GPU"]),
-        ({"threads": 4, "load": 9.0}, ["Set OMP_NUM_THREADS=2", "Set OMP_WAIT_POLICY=passive"]),
+        ({"threads": 4, "load": 9.0}, ["Set OMP_NUM_THREADS=2", "Use fewer threads"]),
     ],
     ids=str,
 )

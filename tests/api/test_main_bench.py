@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import statistics
 
@@ -44,13 +45,18 @@ def raced(monkeypatch):
     def race(calls, budget):
         seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
         baseline, fused = calls
-        return {baseline: Rounds(1, (0.4, 0.6, 0.5)), fused: Rounds(1, (0.1, 0.3, 0.2))}
+        return {baseline: Rounds(1, (0.4, 0.6, 0.5)), fused: Rounds(1, (0.15, 0.3, 0.2))}
 
     monkeypatch.setattr(command, "race", race)
     return seen
 
 
-def test_every_cell_is_checked_timed_and_printed(kind, small_cells, tmp_path, capsys):
+@pytest.mark.parametrize("agree", [True, False])
+def test_every_cell_is_checked_timed_and_printed(
+    kind, agree, small_cells, tmp_path, monkeypatch, capsys
+):
+    """The times are medians of rounds, or the best rounds if the rounds disagree."""
+    monkeypatch.setattr(command, "DISAGREEMENT", math.inf if agree else 0.5)
     assert cli.main(["bench", "--cell", kind, "--quick", "--json", "rounds.json"]) == 0
     out = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["rounds.json"]
@@ -61,19 +67,32 @@ def test_every_cell_is_checked_timed_and_printed(kind, small_cells, tmp_path, ca
     assert f"| forward: {baseline} | {fused} |" in " ".join(out.split())
     assert f"within the error budget in all {len(small_cells)} cells" in out
 
-    medians = {}
+    times = {}
     for row in document["rows"]:
         assert len(row["seconds"]) >= QUICK.min_rounds
         assert min(row["seconds"]) > 0
-        medians.setdefault(Cell.of(row), {})[row["layer"]] = statistics.median(row["seconds"])
-    assert tuple(medians) == tuple(dataclasses.replace(cell, kind=kind) for cell in small_cells)
-    speed_ups = [median[baseline] / median[fused] for median in medians.values()]
+        chosen = statistics.median if agree else min
+        times.setdefault(Cell.of(row), {})[row["layer"]] = chosen(row["seconds"])
+    assert tuple(times) == tuple(dataclasses.replace(cell, kind=kind) for cell in small_cells)
+    speed_ups = [timed[baseline] / timed[fused] for timed in times.values()]
     for summary in (statistics.geometric_mean, min):
         for place in range(len(MODES)):
             speed_ups.append(summary(speed_ups[place : len(small_cells) : len(MODES)]))
     printed = re.findall(r"\d+\.\d\d×(?: ▼)?", out)  # line by line, forward before training
     assert printed == [ratio(value) for value in speed_ups]
-    assert "do not rely on these times." in out
+    assert out.index("do not rely on these times.") < out.index("geometric mean")
+    assert ("these are the best rounds" in out) != agree
+    assert ("\nMedians of" in out) == agree
+
+
+def test_rounds_disagree_if_their_median_is_far_from_the_best():
+    cell = command.CELLS[0]
+
+    def disagree(*seconds):
+        return command.disagree({cell: {"a": Rounds(1, (1.0, 1.1)), "b": Rounds(1, seconds)}})
+
+    assert not disagree(1.0, 1.4, 9.0)
+    assert disagree(1.0, 1.6, 1.6)
 
 
 def test_the_race_runs_on_the_requested_threads(raced, small_cells, threads, capsys, tmp_path):

@@ -4,9 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <thread>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -103,10 +106,38 @@ void* scratch(size_t bytes) {
   return taken.back()->data();
 }
 
+// Every third yield pretends to have been long, so that threads also sleep.
+bool yield_processor() {
+  static std::atomic<unsigned> yields{0};
+  std::this_thread::yield();
+  return ++yields % 3 == 0;
+}
+
+// Pretends that threads move between two processors.
+uint32_t processor() {
+  static std::atomic<uint32_t> calls{0};
+  return 1 + ++calls / 3 % 2;
+}
+
+std::mutex sleeping;
+std::condition_variable woken;
+
+void sleep_at(const uint32_t* address, uint32_t value) {
+  std::unique_lock<std::mutex> lock(sleeping);
+  if (__atomic_load_n(address, __ATOMIC_SEQ_CST) != value) return;
+  woken.wait_for(lock, std::chrono::milliseconds(1));
+}
+
+void wake_all(const uint32_t*) {
+  const std::lock_guard<std::mutex> lock(sleeping);
+  woken.notify_all();
+}
+
 }  // namespace
 
 Runtime runtime_of(int64_t threads, size_t l2_bytes) {
-  return {{threads, l2_bytes}, &parallel, &scratch, [] { std::this_thread::yield(); }};
+  return {{threads, l2_bytes}, &parallel, &scratch,  &yield_processor,
+          &sleep_at,           &wake_all, &processor};
 }
 
 void free_scratch() { taken.clear(); }
