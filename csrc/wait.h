@@ -6,7 +6,8 @@
 // as no other program wants it. Once a yield has given it to another program, it comes back only
 // after a time slice of milliseconds. Two threads that both yield then take turns with that program
 // and advance by one step per slice. So from then on waiting threads sleep, and whoever they wait
-// for wakes them: a thread that has slept is due for a processor at once.
+// for wakes them: a thread that has slept is due for a processor at once. Two threads may also have
+// to share a processor; then they hardly spin.
 #pragma once
 
 #include "contract.h"

@@ -83,7 +83,8 @@ def explain(
     Raises:
         TypeError: layer or input has the wrong type.
         RuntimeError: the input is on a GPU, and Triton or the GPU is missing or too old.
-        ValueError, RuntimeError: token ids, embedding, hx or reset are invalid for such a call.
+        TypeError, ValueError, RuntimeError: what the call would raise for the shapes, dtypes and
+            devices of its arguments.
 
     Example:
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
