@@ -401,9 +401,18 @@ def test_gradients_that_do_not_exist(want_input, options, message):
 @pytest.mark.usefixtures("h100")
 def test_explain_names_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def on_gpu(dtype):
+        """Returns a layer with fake parameters; `layer.to` would look for cuDNN's flat buffer."""
+        layer = FusedRNN(4, 6)
+        for name, parameter in [*layer.named_parameters()]:
+            fake = torch.empty(parameter.shape, device="cuda", dtype=dtype)
+            layer._parameters[name] = torch.nn.Parameter(fake)
+        return layer
+
     with FakeTensorMode():
         x = torch.empty(5, 2, 4, device="cuda")
-        assert explain(FusedRNN(4, 6), x).path == "triton sm_90"
-        whole = explain(FusedRNN(4, 6), x.double())
+        assert explain(on_gpu(x.dtype), x).path == "triton sm_90"
+        whole = explain(on_gpu(torch.float64), x.double())
     assert whole.path == "reference"
     assert "16 and 32 bits, not torch.float64" in whole.why_not["triton"]
