@@ -64,7 +64,7 @@ def _choose_path(call: Call, tracing: bool) -> Path:
     if why_not is not None:
         if call.options & ops.BATCH_INVARIANT:
             raise RuntimeError(f"batch_invariant needs the fused kernel: {why_not}")
-        ragged = None if call.options & ops.PACKED else call.sequence_layout
+        ragged = None if native.is_whole(call) else call.sequence_layout
         why_not_torch = native.why_not(call.cell, call.reset, tracing, ragged)
         return native.run_stack if why_not_torch is None else _reference_path
     if not tracing and torch._C._are_functorch_transforms_active():

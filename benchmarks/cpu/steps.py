@@ -18,18 +18,22 @@ from torch.utils._pytree import tree_map
 
 from benchmarks.harness import pages
 from benchmarks.harness.grid import FORWARD, MODES, TRAINING
-from namernn_fast import FusedGRUCell, FusedLSTMCell, FusedRNNCell, explain
+from benchmarks.harness.spread import paired_speed_up
+from namernn_fast import explain
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.cells import states_in
+from namernn_fast.replacing import FUSED
 from namernn_fast.testing import assert_within_budget
 
-MODULES: dict[str, tuple[type[nn.RNNCellBase], type[nn.RNNCellBase]]] = {
-    "rnn": (nn.RNNCell, FusedRNNCell),
-    "gru": (nn.GRUCell, FusedGRUCell),
-    "lstm": (nn.LSTMCell, FusedLSTMCell),
+MODULES: dict[str, tuple[type, type]] = {
+    kind: (theirs, ours)
+    for kind, classes in FUSED.items()
+    for theirs, ours in classes.items()
+    if issubclass(theirs, nn.RNNCellBase)
 }
+"""Torch's cell and the step module of each kind."""
 SIZES = (8, 64, 256, 512, 1024)  # input_size and hidden_size
 BATCHES = (1, 8, 64)
 FEW_SIZES, FEW_BATCHES = (8, 64, 512), (1, 64)
@@ -103,9 +107,7 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
             calls = gated_calls(kind, mode, size, batch)
             with torch.inference_mode(mode == FORWARD):
                 rounds = race(calls, budget)
-            # Each round is paired with the adjacent one of the other module: drift cancels out.
-            pairs = zip(rounds["torch"].seconds, rounds["fused"].seconds, strict=True)
-            row["speed_up"] = statistics.median(theirs / ours for theirs, ours in pairs)
+            row["speed_up"] = paired_speed_up(rounds["torch"].seconds, rounds["fused"].seconds)
             row["medians"] = {name: statistics.median(r.seconds) for name, r in rounds.items()}
             x, hx, _ = draw(kind, size, batch)
             row["path"] = explain(MODULES[kind][1](size, size), x, hx).path

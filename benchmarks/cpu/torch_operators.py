@@ -27,6 +27,7 @@ from benchmarks.harness.grid import (
     SIZES,
     Cell,
 )
+from benchmarks.harness.spread import paired_speed_up
 from namernn_fast import availability
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
@@ -73,9 +74,7 @@ def run(options: argparse.Namespace, wrong: list[str]) -> list[dict[str, Any]]:
             with torch.inference_mode(of_row["mode"] == FORWARD):
                 rounds = race(calls, budget)
             medians = {name: statistics.median(r.seconds) for name, r in rounds.items()}
-            # Each round is paired with the adjacent round of the other layer, so drift cancels out.
-            pairs = zip(rounds[BASELINE].seconds, rounds[FUSED].seconds, strict=True)
-            speed_up = statistics.median(theirs / ours for theirs, ours in pairs)
+            speed_up = paired_speed_up(rounds[BASELINE].seconds, rounds[FUSED].seconds)
             rows.append({**of_row, "medians": medians, "speed_up": speed_up})
             print(rows[-1], flush=True)
     return rows

@@ -358,7 +358,7 @@ def test_fading_gradients_lose_few_of_the_smallest_normal_number(cell, hidden_si
 @pytest.mark.parametrize("batch", [2, 100])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_without_input_features(kind, bidirectional, batch, dtype):
-    """They are those of a layer with one feature that is always zero."""
+    """Without input features, gradients are those of a layer whose only feature is always zero."""
     layer = kind.layer(1, 5, dtype=dtype, bidirectional=bidirectional)
     x = torch.zeros(100, batch, 1, dtype=dtype)
     weights = [weight.detach().clone() for weight in layer.parameters()]
