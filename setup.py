@@ -36,17 +36,19 @@ if SANITIZERS := os.environ.get("NAMERNN_FAST_SANITIZE"):
     LINK += [f"-fsanitize={SANITIZERS}"]
     COMPILE += [*LINK[-1:], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
     COMPILE += ["-DNAMERNN_FAST_SANITIZE"]
-ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
+# In the order in which they are compiled: those that take longest come first.
+ISA_FLAGS: dict[str, list[str]] = {}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # GCC's default tuning splits some multiply-adds in two, which would make a result depend on the
     # tile that computed it; its tuning for Haswell and Skylake-AVX512 does not.
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
     ISA_FLAGS["avx512"] = [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
         *("-mprefer-vector-width=512", "-mtune=skylake-avx512"),
     ]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], "-mamx-tile", "-mamx-bf16"]
+ISA_FLAGS["baseline"] = []
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/library/*.cpp"))
 # Folders whose files building and testing need, and which setuptools would leave out of an sdist.
 SDIST_FOLDERS = (".ci", ".github", "benchmarks", "csrc", "docs", "examples", "tests", "tools")
@@ -54,11 +56,15 @@ SDIST_FILES = (".clang-format", ".gitignore", "*.md", "CITATION.cff", "Makefile"
 
 
 class CleanBuildPy(build_py):
-    """Removes what an earlier build left, which would otherwise pass for a result of this build."""
+    """Removes what an earlier build left, which would otherwise pass for a result of this build.
+
+    Except the extension of an editable install, which other environments may be using: it stays
+    until the new one replaces it, or goes if the package is built without one.
+    """
 
     def run(self):
         shutil.rmtree(Path(self.build_lib, "namernn_fast"), ignore_errors=True)
-        if self.editable_mode:
+        if self.editable_mode and not self.distribution.has_ext_modules():
             for library in Path("namernn_fast").glob("_C*.so"):
                 library.unlink()
         super().run()
@@ -108,9 +114,15 @@ def extension_arguments() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class ParallelBuild(BuildExtension):
+        def copy_file(self, infile, outfile, *args, **kwargs):
+            """Writes a file beside its destination, and then replaces it in one step."""
+            copied = super().copy_file(infile, f"{outfile}.new", *args, **kwargs)
+            os.replace(f"{outfile}.new", outfile)
+            return outfile, copied[1]
+
         def build_extension(self, ext):
             """Compiles all files at the same time, and links the extension from their objects."""
-            # The ISA files come first because they take longest. They cannot see torch's headers.
+            # The ISA files, which take longest, come first. They cannot see torch's headers.
             jobs = [(f"csrc/isa/{isa}.cpp", [*COMPILE, *ISA_FLAGS[isa]], {}) for isa in ISA_FLAGS]
             seen = {"include_dirs": ext.include_dirs, "macros": ext.define_macros}
             jobs += [(source, ext.extra_compile_args, seen) for source in ext.sources]
@@ -154,7 +166,9 @@ def extension_arguments() -> dict:
 
 
 arguments: dict = {"cmdclass": {}}
-if os.environ.get("NAMERNN_FAST_NO_EXT") == "1":
+if {"egg_info", "dist_info", "sdist"} & {*sys.argv}:
+    pass  # These commands describe the package, and importing torch takes seconds.
+elif os.environ.get("NAMERNN_FAST_NO_EXT") == "1":
     print("namernn_fast: NAMERNN_FAST_NO_EXT=1: the package has no C++ extension.")
 elif not has_compiler():
     print("namernn_fast: there is no GCC or Clang to use: the package has no C++ extension.")

@@ -95,6 +95,7 @@ def quick_compiler(tmp_path):
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_sdist_to_wheel_to_import(tree, quick_compiler, tmp_path):
     """The sdist has every file that git tracks; its wheel is complete, installs and runs."""
@@ -174,7 +175,13 @@ def test_the_citation_has_the_version_of_the_package():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("fault", "message"), [("compiler", "'false'"), ("source", "planted")])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("compiler", "'false'"),
+        pytest.param("source", "planted", marks=pytest.mark.slow),
+    ],
+)
 def test_a_build_that_fails_is_an_error(fault, message, tree, quick_compiler, tmp_path):
     """A failing build makes no wheel out of the library that an earlier build left behind."""
     plant_leftovers(tree)
@@ -186,3 +193,18 @@ def test_a_build_that_fails_is_an_error(fault, message, tree, quick_compiler, tm
     assert failed.returncode != 0
     assert message in failed.stderr
     assert not list((tmp_path / "wheel").iterdir())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("environment", "stays"), [({"CXX": "false"}, True), ({"NAMERNN_FAST_NO_EXT": "1"}, False)]
+)
+def test_an_editable_build_keeps_the_extension_until_it_has_another(
+    environment, stays, tree, tmp_path
+):
+    """Other environments may be using the folder of an editable install while it builds."""
+    library = tree / "namernn_fast" / "_C.abi3.so"
+    library.write_bytes(b"of an earlier build")
+    built = run_hook("build_editable", tree, tmp_path / "wheel", check=False, **environment)
+    assert (built.returncode != 0) == stays
+    assert library.exists() == stays
