@@ -42,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BudgetError, OSError, RuntimeError, MemoryError, ImportError) as error:
         return _failed(error, 1)
     except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
-def _failed(reason: object, code: int) -> int:
+def _failed(reason: Exception, code: int) -> int:
     text = " ".join(str(reason).split()) or type(reason).__name__
     print(f"{PROGRAM}: error: {text}", file=sys.stderr)
     return code

@@ -1,20 +1,51 @@
 """Describes the machine that a benchmark runs on."""
 
+from __future__ import annotations
+
 import platform
+
+_ZEN = (
+    (23, range(0x30), "Zen"),
+    (23, range(0x30, 0x100), "Zen 2"),
+    (25, range(0x10), "Zen 3"),
+    (25, range(0x10, 0x20), "Zen 4"),
+    (25, range(0x20, 0x60), "Zen 3"),
+    (25, range(0x60, 0xB0), "Zen 4"),
+    (26, range(0x50), "Zen 5"),
+    (26, range(0x60, 0x80), "Zen 5"),
+)
+"""Generations of AMD's processors by family and models, as in Linux (arch/x86/kernel/cpu/amd.c)."""
 
 
 def cpu_name() -> str:
-    """Returns the name of the processor, or of its architecture if the name is unknown."""
+    """Returns the name of the processor, or of its architecture if the name is unknown.
+
+    AMD's processors get their generation too, because virtual machines often call all of them
+    "AMD EPYC".
+    """
+    fields: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
+                if not line.strip():
+                    break  # the first processor ends here
                 name, _, value = line.partition(":")
-                if name.strip() == "model name":
-                    return value.strip()
+                fields[name.strip()] = value.strip()
     except OSError:
         pass
+    if "model name" in fields:
+        return _with_generation(fields["model name"], fields)
     try:
         from cpuinfo import get_cpu_info  # installed with pytest-benchmark
     except ImportError:
         return platform.processor() or platform.machine() or "unknown CPU"
     return str(get_cpu_info().get("brand_raw", "unknown CPU"))
+
+
+def _with_generation(name: str, fields: dict[str, str]) -> str:
+    family, model = (fields.get(key, "") for key in ("cpu family", "model"))
+    if fields.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
+        for of_family, models, generation in _ZEN:
+            if int(family) == of_family and int(model) in models:
+                return f"{name} ({generation})"
+    return name

@@ -48,15 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # PyTorch raises RuntimeError when memory runs out or a device cannot do something.
     except (OSError, RuntimeError, MemoryError, ModuleNotFoundError) as error:
         return _failed(error, 1)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        _report("; ".join(["interrupted", *map(str, interrupt.args)]))
+        return 130
     return 0
 
 
-def _failed(reason: object, code: int) -> int:
-    text = " ".join(str(reason).split()) or type(reason).__name__
-    print(f"{PROGRAM}: error: {escaped(text)}", file=sys.stderr)
+def _failed(error: Exception, code: int) -> int:
+    _report(f"error: {' '.join(str(error).split()) or type(error).__name__}")
     return code
+
+
+def _report(text: str) -> None:
+    print(f"{PROGRAM}: {escaped(text)}", file=sys.stderr)
 
 
 class _EscapingFormatter(logging.Formatter):

@@ -142,7 +142,6 @@ def test_a_closed_pipe_ends_it_without_a_traceback(monkeypatch, capsys, tmp_path
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        (KeyboardInterrupt(), 130, "interrupted"),
         (RuntimeError("out of\nmemory"), 1, "out of memory"),
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
     ],

@@ -1,6 +1,7 @@
 """`python -m namernn_fast bench`: it checks, then times, and writes the requested files."""
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from namernn_fast import __main__ as cli
 from namernn_fast import advice
 from namernn_fast.bench import command, workload
 from namernn_fast.bench.cells import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, Cell
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import QUICK, Rounds
 from namernn_fast.bench.tables import ratio
 
@@ -51,6 +53,7 @@ def raced(monkeypatch):
     return seen
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("agree", [True, False])
 def test_every_cell_is_checked_timed_and_printed(
     kind, agree, small_cells, tmp_path, monkeypatch, capsys
@@ -104,6 +107,7 @@ def test_the_race_runs_on_the_requested_threads(raced, small_cells, threads, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.covering(0)
 def test_nothing_is_timed_if_a_result_is_wrong(kind, raced, monkeypatch, capsys):
     baseline, fused = workload.CLASSES[kind]
 
@@ -182,4 +186,22 @@ def test_an_interruption_leaves_the_process_as_it_was(monkeypatch, threads, caps
     monkeypatch.setattr(command, "race", interrupt)
     assert cli.main(["bench", "--threads", "2", "--json", "rounds.json"]) == 130
     assert torch.get_num_threads() == 1
-    assert capsys.readouterr().err == f"{PROGRAM}interrupted\n"
+    assert capsys.readouterr().err == "python -m namernn_fast: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", 25, 1, "AMD EPYC (Zen 3)"),
+        ("AuthenticAMD", 25, 0x11, "AMD EPYC (Zen 4)"),
+        ("AuthenticAMD", 25, 0xA0, "AMD EPYC (Zen 4)"),
+        ("AuthenticAMD", 26, 2, "AMD EPYC (Zen 5)"),
+        ("AuthenticAMD", 99, 1, "AMD EPYC"),
+        ("GenuineIntel", 6, 143, "AMD EPYC"),
+    ],
+)
+def test_amds_processors_are_named_with_their_generation(vendor, family, model, name, monkeypatch):
+    text = f"processor: 0\nvendor_id\t: {vendor}\ncpu family : {family}\nmodel : {model}\n"
+    text += "model name\t: AMD EPYC\n\nprocessor: 1\nmodel name : another\n"
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
+    assert cpu_name() == name

@@ -187,7 +187,7 @@ def test_bad_options(command, options, values, said, capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main([*command.split(), option, value])
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"{PROGRAM} {command.split()[0]}: error: argument {option}: ")
+        assert line.startswith(f"{PROGRAM} {command.split()[0]}: error: argument {option}")
         assert said in line
 
 
@@ -257,7 +257,6 @@ def test_nothing_warns_of_a_missing_numpy(root):
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
         (RuntimeError("out of\nmemory"), 1, "out of memory"),
         (MemoryError(), 1, "MemoryError"),
-        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_failures_while_running(fails, folder, cache, monkeypatch, failure, code, message):
@@ -267,6 +266,14 @@ def test_failures_while_running(fails, folder, cache, monkeypatch, failure, code
     monkeypatch.setattr(train, "load_names", fail)
     assert fails("train") == (code, message)
     assert not cache.exists()
+
+
+def test_an_interruption_is_no_error(run, cache, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_names", interrupt)
+    assert run("train") == (130, "", f"{PROGRAM}: interrupted\n")
 
 
 @pytest.mark.parametrize(

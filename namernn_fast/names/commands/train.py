@@ -96,7 +96,7 @@ def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
     parser = add_command(commands, "train", run, "train a model and save it")
     parser.add_argument(
-        "--checkpoint",
+        *("--checkpoint", "--output"),
         type=_target,
         metavar="PATH",
         help="where the model is saved (default: names.safetensors in the user's cache folder)",
@@ -198,7 +198,8 @@ def run(arguments: argparse.Namespace) -> None:
             )
         except KeyboardInterrupt:
             if first and state.is_kept:
-                say("--resume continues after the last whole epoch")
+                hint = "--resume continues after the last whole epoch"
+                raise KeyboardInterrupt(hint) from None
             raise
         if first:
             _save(target, fitted, state)
