@@ -1,4 +1,4 @@
-"""The size of a run: the full benchmark, or a trial run of seconds."""
+"""The size of a run: what is recorded, what every run measures, or a trial run of seconds."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -31,6 +31,8 @@ class Effort:
     """The time of each race."""
     fresh: bool
     """Whether memory is measured in fresh processes, which take seconds to import torch."""
+    is_whole: bool
+    """Whether times on one thread and memory are measured too."""
 
     def within(self, names: int) -> "Effort":
         """Returns the effort adapted to data with `names` names.
@@ -53,14 +55,15 @@ TRIAL = Effort(
     settings=tuple(settings for settings in SETTINGS if settings.workers == 0),
     budget=QUICK,
     fresh=False,
+    is_whole=True,
 )
 
 
 def effort_of(options: argparse.Namespace) -> Effort:
-    """Returns the effort for the options `--seconds` and `--quick`."""
+    """Returns the effort for the options `--seconds`, `--quick` and `--record`."""
     if options.quick:
         return TRIAL
-    return Effort(
+    recorded = Effort(
         corpus=None,
         batches=(16, 64, 256, 1024),
         stretch=1024,
@@ -72,4 +75,8 @@ def effort_of(options: argparse.Namespace) -> Effort:
         # A round is one stretch or one pass over the names, never several.
         budget=TimeBudget(options.seconds, warmup_seconds=0, round_seconds=0, max_rounds=40),
         fresh=True,
+        is_whole=True,
     )
+    if options.record:
+        return recorded
+    return replace(recorded, batches=(64,), many=50_000, fewer=20_000, is_whole=False)

@@ -120,9 +120,10 @@ def report(document: Mapping[str, Any]) -> str:
         if labelled:
             parts += [f"**From strings to labels, {threads} thread(s)**", labels_table(labelled)]
             parts += [beginnings(labelled)]
-    parts += ["**Memory**", memory_table(document["memory"])]
-    parts.append(
-        "Each in a fresh process: how far the peak of the resident set (`VmHWM`) rises, after a "
-        "small run that starts the threads and loads the code."
-    )
+    if document["memory"]:
+        parts += ["**Memory**", memory_table(document["memory"])]
+        parts.append(
+            "Each in a fresh process: how far the peak of the resident set (`VmHWM`) rises, after "
+            "a small run that starts the threads and loads the code."
+        )
     return "\n\n".join(parts)

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
     start = starting_weights(len(corpus.languages))
     made_up = Imitation(corpus.names).draw(effort.many)
     document: dict[str, Any] = {"data": surnames.description(), "names": len(corpus.names)}
-    document |= {"training": [], "labels": []}
+    document |= {"training": [], "labels": [], "memory": []}
     weights = start
     pages.settle(options.threads)
     batches: tuple[int, ...] = ()
@@ -50,7 +50,8 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
             announce(f"checking {steps} losses, B = {batch_size}")
             weights = gate.check_losses(PROGRAMS, corpus, start, batch_size, steps)
         batches = effort.batches
-    for threads in sorted({options.threads, 1}, reverse=True):
+    counts = {options.threads, 1} if effort.is_whole else {options.threads}
+    for threads in sorted(counts, reverse=True):
         pages.settle(threads)
         for batch_size in batches:
             announce(f"epochs, B = {batch_size}, {threads} thread(s)")
@@ -67,8 +68,9 @@ def run(options: argparse.Namespace, effort: Effort, wrong: list[str]) -> dict[s
             document["labels"] += labelling.race_labels(
                 programs, corpus, names, threads, budget=None
             )
-    announce("memory")
-    document["memory"] = memory.measure(options.threads, effort)
+    if effort.is_whole:
+        announce("memory")
+        document["memory"] = memory.measure(options.threads, effort)
     return document
 
 

@@ -14,9 +14,9 @@ import torch
 from benchmarks.cpu import memory
 from benchmarks.harness import pages, surnames
 from benchmarks.harness.grid import (
+    CELLS_OF_EVERY_RUN,
+    EPOCH,
     FORWARD,
-    GATED_CELLS,
-    GATED_CELLS_OF_EVERY_RUN,
     GATED_KINDS,
     ROLES,
     TRAINING,
@@ -24,6 +24,7 @@ from benchmarks.harness.grid import (
 )
 from benchmarks.harness.tape import TAPE
 from namernn_fast import FusedRNN, explain
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import QUICK, Call, Rounds, TimeBudget, race
 
 
@@ -36,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--whole-grid",
         action="store_true",
-        help="time all cells of nn.GRU and nn.LSTM instead of a third",
+        help="time all cells of the layers instead of a third",
     )
 
 
@@ -48,10 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=TAPE.now))
     cells = [item.callspec.params["cell"] for item in items]
-    of_records = {*GATED_CELLS} - {*GATED_CELLS_OF_EVERY_RUN}
+    is_whole = config.getoption("--whole-grid")
     left_out = [
         (config.getoption("--quick") and not cell.is_small)
-        or (cell in of_records and not config.getoption("--whole-grid"))
+        or not (is_whole or cell in CELLS_OF_EVERY_RUN or cell.family == EPOCH)
         for cell in cells
     ]
     config.hook.pytest_deselected(items=[*itertools.compress(items, left_out)])
@@ -70,10 +71,9 @@ def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo) -> None:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    cpu = machine_info["cpu"]
     machine_info.clear()
     machine_info.update(
-        cpu=cpu.get("brand_raw", "unknown CPU"),
+        cpu=cpu_name(),
         cores=os.cpu_count(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),

@@ -4,7 +4,7 @@ Results go to `build/bench/`, which git ignores. With `--record` a full run repl
 results, their tables in `docs/` and the summary in the README. A cell with a failed check is not
 timed; the others are, and the run ends with an error that names it. If that happens in the grid,
 nothing is recorded; if it happens in one of the programs after it, only that program's results are
-not. All cells of `nn.GRU` and `nn.LSTM` are timed with `--record`, otherwise a third.
+not. All cells are timed with `--record`, otherwise a third.
 """
 
 import json
@@ -15,8 +15,10 @@ from pathlib import Path
 from benchmarks.harness import pages
 from benchmarks.harness.paths import ROOT, SCRATCH
 
-OTHERS = ("cpu.steps", "cpu.fading", "cpu.torch_operators", "classifier.run")
+OTHERS = ("cpu.steps", "cpu.torch_operators", "classifier.run")
 """Programs that run after the cells of the grid."""
+OTHERS_OF_RECORDS = ("cpu.fading",)
+"""Programs that run only with `--record`."""
 
 
 def python(module: str, *arguments: str) -> int:
@@ -33,8 +35,7 @@ def failures(raw: Path, module: str, status: int) -> list[str]:
 
 
 def main() -> int:
-    parser = pages.parser(__doc__, seconds=2.0)
-    options = pages.parse(parser)
+    options = pages.parse(pages.parser(__doc__, seconds=1.3))
     threads, quick = f"--threads={options.threads}", ["--quick"] if options.quick else []
     whole = ["--whole-grid"] if options.record else []
 
@@ -60,7 +61,7 @@ def main() -> int:
     # A run with an error is reported, but not recorded.
     record = ["--record"] if options.record and status == 0 else []
     wrong = failures(raw, "benchmarks.cpu", status)
-    for name in OTHERS:
+    for name in OTHERS + OTHERS_OF_RECORDS * options.record:
         written = SCRATCH / f"{name.removesuffix('.run').split('.')[-1]}.json"
         written.unlink(missing_ok=True)
         module = f"benchmarks.{name}"

@@ -1,7 +1,8 @@
 """Times the reference path: `python -m benchmarks.cpu.torch_operators [--record]`.
 
 The reference path serves every device and dtype without a kernel. Here the C++ extension is
-disabled, so that this path runs on a CPU, against `nn.RNN`.
+disabled, so that this path runs on a CPU, against `nn.RNN`. All batches are timed with `--record`,
+otherwise two.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from namernn_fast.bench.tables import duration, markdown, ratio
 from namernn_fast.bench.workload import gated_calls
 
 LAYER_BATCHES = (1, 16, 64, 256)
+FEW_BATCHES = (1, 64)
 LARGEST_WORK = 10**9
 """Limit of multiply-adds of a timed forward pass."""
 
@@ -51,7 +53,8 @@ def layer_calls(cell: Cell) -> dict[str, Call]:
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], partial]]:
     """Yields what identifies each row, and what makes its calls."""
-    for family, shape, batch, mode in product((DENSE, PACKED), SHAPES, LAYER_BATCHES, MODES):
+    batches = LAYER_BATCHES if options.record else FEW_BATCHES
+    for family, shape, batch, mode in product((DENSE, PACKED), SHAPES, batches, MODES):
         cell = Cell(family, mode, batch, *shape)
         if batch * cell.row_work > LARGEST_WORK or (options.quick and not cell.is_small):
             continue

@@ -19,6 +19,7 @@ from namernn_fast.ops import GATES
 __all__ = [
     "BASELINE",
     "BATCHES",
+    "CELLS_OF_EVERY_RUN",
     "DENSE",
     "DENSE_CELLS",
     "EPOCH",
@@ -27,7 +28,6 @@ __all__ = [
     "FORWARD",
     "FUSED",
     "GATED_CELLS",
-    "GATED_CELLS_OF_EVERY_RUN",
     "GATED_KINDS",
     "LAYERS",
     "MODES",
@@ -60,13 +60,13 @@ PACKED_CELLS = tuple(
     Cell(PACKED, mode, batch, *PACKED_SHAPE) for mode in MODES for batch in BATCHES
 )
 GATED_KINDS = tuple(kind for kind, gates in GATES.items() if gates > 1)
-# By shape: the batches of each layer with gates that every run times, a third of its cells.
-GATED_BATCHES = {
-    (64, 64, 8): (1,),
-    (64, 256, 8): (1, 16),
-    (128, 128, 128): (1, 64),
-    (512, 512, 128): (64,),
-    (*PACKED_SHAPE, None): (16, 256),
+# By shape: the batches that every run times of the vanilla layer, and of each layer with gates.
+BATCHES_OF_EVERY_RUN = {
+    (64, 64, 8): ((1, 64, 1024), (1,)),
+    (64, 256, 8): ((1, 16, 256), (16,)),
+    (128, 128, 128): ((1, 64), (1,)),
+    (512, 512, 128): ((16, 64), (64,)),
+    (*PACKED_SHAPE, None): ((1, 16, 256), (16, 256)),
 }
 # A round of both layers takes half a minute there.
 TOO_LONG_WITH_GATES = ((512, 512, 128), 1024)
@@ -82,10 +82,13 @@ GATED_CELLS = tuple(
     for cell in (*DENSE_CELLS, *PACKED_CELLS)
     if _sizes(cell) != TOO_LONG_WITH_GATES
 )
-"""The cells of `nn.GRU` and `nn.LSTM`; all of them are timed only in a run that records."""
-GATED_CELLS_OF_EVERY_RUN = tuple(
-    cell for cell in GATED_CELLS if cell.batch in GATED_BATCHES.get(_sizes(cell)[0], ())
+"""The cells of `nn.GRU` and `nn.LSTM`."""
+CELLS_OF_EVERY_RUN = tuple(
+    cell
+    for cell in (*DENSE_CELLS, *PACKED_CELLS, *GATED_CELLS)
+    if cell.batch in BATCHES_OF_EVERY_RUN[_sizes(cell)[0]][cell.kind in GATED_KINDS]
 )
+"""The cells of layers that every run times; a run that records times all cells."""
 EPOCH_CELLS = (Cell(EPOCH, TRAINING, 64, *PACKED_SHAPE),)
 
 

@@ -81,6 +81,7 @@ def bare(tmp_path):
     return checkout, environment | {"PYTHONPATH": str(packages)}
 
 
+@pytest.mark.slow
 def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     checkout, environment = bare
     done = subprocess.run(
@@ -106,6 +107,7 @@ def test_the_dry_run_needs_only_torch_triton_and_numpy(bare):
     assert "its times mean nothing" in text
 
 
+@pytest.mark.slow
 def test_the_dry_run_fails_if_triton_did_not_run(tmp_path):
     script = (
         "import sys, torch\n"

@@ -45,7 +45,7 @@ def weights(corpus):
 
 
 def test_the_embedded_sample_is_enough_for_a_whole_run(corpus):
-    whole = effort.effort_of(argparse.Namespace(quick=False, seconds=2.0))
+    whole = effort.effort_of(argparse.Namespace(quick=False, seconds=2.0, record=True))
     fitted = whole.within(len(corpus.names))
     assert fitted.batches == (16, 64)
     for batch in fitted.batches:

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 
 import namernn_fast
-from benchmarks.harness.grid import DENSE_CELLS, GATED_CELLS_OF_EVERY_RUN, GATED_KINDS, PACKED_CELLS
+from benchmarks.harness.grid import CELLS_OF_EVERY_RUN, GATED_KINDS
 from tools.revisions import bits, builds, digest, speed
 from tools.revisions.cases import DTYPES, LAYERS, LAYOUTS, all_cases
 
@@ -20,10 +20,7 @@ CHECKOUT = pytest.mark.skipif(
 SAME = {"a": {"output": "1", "h_n": "2"}, "b": {"output": "3"}}
 # The smallest of each kind, family and mode.
 CELLS = [
-    *{
-        (cell.kind, cell.family, cell.mode): cell
-        for cell in reversed([*DENSE_CELLS, *PACKED_CELLS, *GATED_CELLS_OF_EVERY_RUN])
-    }.values()
+    *{(cell.kind, cell.family, cell.mode): cell for cell in reversed(CELLS_OF_EVERY_RUN)}.values()
 ]
 KINDS = tuple(LAYERS)
 OLD, NEW = builds.Build("old", Path()), builds.Build("new", Path(), KINDS)
@@ -176,6 +173,7 @@ def test_builds_take_turns_to_begin():
     assert begun[::2].count("1") == begun[::2].count("2") == len(CELLS)
 
 
+@pytest.mark.slow
 def test_the_stopwatch_times_every_kind_of_cell():
     build = builds.Build("this", builds.ROOT)
     for pair in speed.time_round(build, build, 1, 0, CELLS):

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import NamedTuple
 
-from benchmarks.harness.grid import DENSE_CELLS, GATED_CELLS_OF_EVERY_RUN, PACKED_CELLS, Cell
+from benchmarks.harness.grid import CELLS_OF_EVERY_RUN, Cell
 from benchmarks.harness.spread import speed_up_interval
 from tools.revisions import builds
 
@@ -85,11 +85,7 @@ def main() -> bool:
     options = parser.parse_args()
     base, new = builds.build(options.base), builds.build(options.revision)
     kinds = builds.common_kinds(base, new)
-    grid = [
-        cell
-        for cell in (*DENSE_CELLS, *PACKED_CELLS, *GATED_CELLS_OF_EVERY_RUN)
-        if cell.kind in kinds
-    ]
+    grid = [cell for cell in CELLS_OF_EVERY_RUN if cell.kind in kinds]
     cells = [cell for cell in grid if re.search(options.cells, str(cell))]
     if not cells:
         parser.error(f"no cell matches {options.cells!r}")
