@@ -48,14 +48,16 @@ def draw(
         title: The text above the figure, after "Speed-up of FusedRNN over nn.RNN:" or, if there
             are several layers, "Speed-up over torch's layers:".
         panels: The panels by title, and in each panel the lines by label.
-        legend: The title of the legend.
+        legend: The title of the legend, which is then beside the panels; None for a legend of few
+            lines, which is in the first panel.
         compared: The layers that the lines are about.
     """
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(2.2 + 3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")
+    beside = 0.6 if legend is None else 2.2
+    figure = Figure(figsize=(beside + 3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     batches = sorted({b for lines in panels.values() for line in lines.values() for b in line})
     for panel in axes.flat[len(panels) :]:
@@ -82,10 +84,9 @@ def draw(
     pairs = [f"of {fused} over {baseline}" for baseline, fused in compared]
     names = pairs[0] if len(pairs) == 1 else "over torch's layers"
     figure.suptitle(f"Speed-up {names}: {title}")
-    figure.legend(
-        *first.get_legend_handles_labels(),
-        title=legend,
-        loc="outside right center",
-        frameon=False,
-    )
+    if legend is None:
+        first.legend(loc="best", frameon=False)
+    else:
+        lines = first.get_legend_handles_labels()
+        figure.legend(*lines, title=legend, loc="outside right center", frameon=False)
     return figure
