@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import oracle
-import pytest
 import torch
 from kinds import KINDS, map_states, tensors_in
 from torch.nn.functional import embedding
@@ -20,26 +19,6 @@ LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", "lengths", "jagged")
 # Groups of layouts in which a case has the same rows and thus the same results.
 SAME_ROWS = (("dense", "sliced"), ("packed",), ("packed unsorted", "lengths", "jagged"))
 NO_IDS = (-1, 2**31 - 1)  # ids that are out of range, for padding
-
-
-def one_in(count, *choices):
-    """Returns all combinations of the choices, and marks all except one in `count` as slow.
-
-    A combination is unmarked if the sum of its indices is divisible by `count`. Set any `count - 1`
-    choices aside: all combinations of the others occur even without the slow ones, because the
-    indices of those set aside can bring the sum to any remainder.
-    """
-    found = []
-    for places in itertools.product(*(range(len(values)) for values in choices)):
-        values = [of[place] for of, place in zip(choices, places, strict=True)]
-        marks = [pytest.mark.slow] if sum(places) % count else []
-        found.append(pytest.param(*values, marks=marks, id="-".join(map(str, values))))
-    return found
-
-
-def every_other(*choices):
-    """Returns all combinations of the choices, with every other one marked as slow."""
-    return one_in(2, *choices)
 
 
 def draws(hidden_size):

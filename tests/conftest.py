@@ -5,6 +5,7 @@ import tempfile
 
 import pytest
 import torch
+from covering import redundant
 from hypothesis import HealthCheck, settings
 from kinds import KINDS
 
@@ -30,18 +31,22 @@ settings.register_profile("fuzz", max_examples=2500, print_blob=True, **TIMELESS
 settings.load_profile("test")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
 def pytest_collection_modifyitems(items):
+    for item in redundant(items):
+        item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Fills every `torch.empty` with NaN, so that results that were never written show."""
-    torch.use_deterministic_algorithms(True)
+    # Unlike torch.use_deterministic_algorithms, does not import the compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.manual_seed(0)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS)

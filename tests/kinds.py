@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 
 import namernn_fast
@@ -124,12 +123,3 @@ def said_of(kind: Kind, text: str) -> str:
 def kind_of(module: torch.nn.Module) -> Kind:
     """Returns the kind of a layer, fused or torch's."""
     return next(kind for kind in KINDS.values() if isinstance(module, kind.nn_layer))
-
-
-def of_kinds(**params: list) -> list:
-    """Returns parameters for `kind` and more: for each kind of cell its list of `pytest.param`."""
-    return [
-        pytest.param(KINDS[name], *param.values, marks=param.marks, id=f"{name}-{param.id}")
-        for name, own in params.items()
-        for param in own
-    ]

@@ -61,7 +61,7 @@ GRU = (
 )
 def test_equations_of_docstrings_are_typeset(name, formula):
     """The site shows them as formulas."""
-    for package in ("jupytext", "latex2mathml", "sphinx"):  # `make docs-test` has them
+    for package in ("jupytext", "latex2mathml", "sphinx"):  # `make docs ONLY=test` has them
         pytest.importorskip(package)
     pages = runpy.run_path(str(ROOT / "docs" / "_extensions" / "pages.py"))
     lines = inspect.getdoc(getattr(namernn_fast, name)).splitlines()

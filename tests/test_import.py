@@ -33,6 +33,7 @@ def copy_without_extension(folder):
     return Path(shutil.copytree(PACKAGE, folder / "namernn_fast", ignore=ignored))
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("line", IMPORTS.values(), ids=IMPORTS)
 def test_the_warning_points_at_the_import(line, tmp_path):
     copy_without_extension(tmp_path)

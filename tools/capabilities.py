@@ -67,7 +67,7 @@ def row(
         without: Why torch's layers cannot.
         lstm: Why `nn.LSTM` cannot, if only it cannot.
         ours: Why the fused layers cannot.
-        slow: Whether the attempt takes minutes.
+        slow: Whether the attempt takes seconds, because it compiles or exports a program.
     """
 
     def register(attempt: Callable[..., str | None]) -> None:
@@ -106,14 +106,22 @@ def random_states(layer: torch.nn.RNNBase, batch: int, dtype: torch.dtype | None
     return (h, c) if isinstance(layer, torch.nn.LSTM) else h
 
 
-@row("`torch.compile(fullgraph=True)`, forward and backward", "`torch.compile` does not trace it")
+@row(
+    "`torch.compile(fullgraph=True)`, forward and backward",
+    "`torch.compile` does not trace it",
+    slow=True,
+)
 def _(layer, x):
     loss = loss_of(torch.compile(layer, fullgraph=True, backend="aot_eager")(x))
     loss.backward()
     same(loss, loss_of(layer(x)))
 
 
-@row("one compilation for all lengths and batches, packed too", "`torch.compile` does not trace it")
+@row(
+    "one compilation for all lengths and batches, packed too",
+    "`torch.compile` does not trace it",
+    slow=True,
+)
 def _(layer):
     for make in (lambda n: torch.randn(n, n + 1, 4), lambda n: packed(*range(1, n + 1))):
         torch._dynamo.reset()
@@ -148,6 +156,7 @@ def _(layer, x):
 @row(
     "ONNX `RNN`, `GRU` or `LSTM` nodes, any length and batch (`dynamo=True`)",
     "the steps are unrolled for one fixed length",
+    slow=True,
 )
 def _(layer, x):
     program = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=ANY_LENGTH_AND_BATCH)
@@ -198,7 +207,11 @@ def _(layer):
     same(*(torch.autograd.grad(loss_of(result), embedding) for result in (got, wanted)))
 
 
-@row("`torch.compile` and `torch.export` of token ids, any number of them", "no such argument")
+@row(
+    "`torch.compile` and `torch.export` of token ids, any number of them",
+    "no such argument",
+    slow=True,
+)
 def _(layer):
     embedding = {"embedding": torch.randn(5, 4)}
     shapes = {"input": ANY_LENGTH_AND_BATCH[0], "embedding": None}

@@ -84,9 +84,6 @@ def test_no_debug_information():
 
 
 LEVELS = ("default", "avx2", "avx512")
-# What a level skips: two layers in two directions exercise all that fewer do, and the suite that
-# runs these tests covers the rest on the highest level.
-SKIPPED = "every_option and not True-2-torch or sizes_of_one"
 
 
 @pytest.mark.long
@@ -94,21 +91,15 @@ SKIPPED = "every_option and not True-2-torch or sizes_of_one"
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_cpu_capability_passes_parity(level, pytestconfig):
     """The parity and kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
+    kernel = {"default": "baseline"}.get(level, level)
+    if kernel == ops.cpu_kernel():
+        return  # the suite that runs this test covers it
     highest = run_python("import torch; print(torch.backends.cpu.get_cpu_capability())").lower()
     if LEVELS.index(level) > LEVELS.index(highest):
         pytest.skip(f"this processor does not support {level}")
-    kernel = kernel_at(level, torch.float32)
-    assert kernel == {"default": "baseline"}.get(level, level)
-    if kernel != ops.cpu_kernel():  # else the suite that runs this test covers it
-        # Run long sequences only in the layouts that exercise what the others do, and many rows
-        # in one direction, and neither for GRUs: LSTMs have more gates. In 16 bits `nn.RNN` takes
-        # minutes on the lower levels.
-        run_kernel_tests(
-            level,
-            pytestconfig,
-            f"test_kernel or not (bfloat16 or torch.float16 or {SKIPPED} "
-            "or many_steps and (gru or not unsorted) or many_rows and (gru or True))",
-        )
+    assert kernel_at(level, torch.float32) == kernel
+    # In 16 bits `nn.RNN` takes minutes on the lower levels.
+    run_kernel_tests(level, pytestconfig, "test_kernel or not (bfloat16 or torch.float16)")
 
 
 @pytest.mark.long
@@ -116,10 +107,11 @@ def test_every_cpu_capability_passes_parity(level, pytestconfig):
 @pytest.mark.parametrize("level", ["avx512", "avx512_bf16", "amx"])
 def test_every_bfloat16_kernel_passes_parity(level, pytestconfig):
     """The AVX-512 kernels differ only in bfloat16; ATen warns that it does not know two of them."""
+    if level == ops.cpu_kernel(torch.bfloat16):
+        return  # the suite that runs this test covers it
     if kernel_at(level, torch.bfloat16) != level:
         pytest.skip(f"this processor does not support {level}")
-    if level != ops.cpu_kernel(torch.bfloat16):
-        run_kernel_tests(level, pytestconfig, f"bfloat16 and not ({SKIPPED})")
+    run_kernel_tests(level, pytestconfig, "bfloat16")
 
 
 def at_level(level):
@@ -141,8 +133,13 @@ def kernel_at(level, dtype):
 
 
 def run_kernel_tests(level, config, selection):
-    """Runs selected parity and kernel tests in a new process, slow ones too if this run does."""
+    """Runs selected parity and kernel tests in a new process, slow ones too if this run does.
+
+    Otherwise only `test_every_option` runs of parity: the other tests there take seconds each.
+    """
     tests = Path(__file__).parents[1] / "kernel"
+    if config.option.markexpr:
+        selection = f"({selection}) and (test_kernel or test_every_option)"
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selection]
         + ["-m", config.option.markexpr]

@@ -6,8 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import every_other, one_in
-from kinds import KINDS, kind_of, of_kinds, tensors_in
+from kinds import KINDS, kind_of, tensors_in
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._dynamo.utils import counters
 from torch.export import Dim
@@ -83,29 +82,28 @@ def check(compiled, net, *arguments):
         torch.testing.assert_close(compiled(*arguments), net(*arguments))
 
 
-def of_kind(name, *values, slow=False):
-    marks = [pytest.mark.slow] if slow else []
-    return pytest.param(KINDS[name], *values, marks=marks, id="-".join(map(str, (name, *values))))
-
-
+@pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("kind", "layout", "options", "with_output", "with_hx"),
     [
-        of_kind("rnn", "dense", {"batch_first": True}, True, False),
-        of_kind("rnn", "dense", {"nonlinearity": "relu"}, False, True),
-        of_kind("rnn", "packed", {}, True, False),
-        of_kind("rnn", "packed", {}, True, True, slow=True),
-        of_kind("rnn", "packed unsorted", {}, True, False),
-        of_kind("rnn", "packed unsorted", {}, False, True, slow=True),
-        of_kind("rnn", "ids", {"padding_idx": 3}, True, False),
-        of_kind("rnn", "ids", {}, False, True),
-        of_kind("gru", "dense", {"bias": False}, True, True),
-        of_kind("gru", "packed", {}, True, False, slow=True),
-        of_kind("gru", "packed unsorted", {}, True, False, slow=True),
-        of_kind("gru", "ids", {"padding_idx": 3}, False, False),
-        of_kind("lstm", "dense", {"bias": False}, True, True),
-        of_kind("lstm", "packed unsorted", {}, True, False, slow=True),
-        of_kind("lstm", "ids", {"padding_idx": 3}, False, False, slow=True),
+        pytest.param(KINDS[name], *values, id="-".join(map(str, (name, *values))))
+        for name, *values in (
+            ("rnn", "dense", {"batch_first": True}, True, False),
+            ("rnn", "dense", {"nonlinearity": "relu"}, False, True),
+            ("rnn", "packed", {}, True, False),
+            ("rnn", "packed", {}, True, True),
+            ("rnn", "packed unsorted", {}, True, False),
+            ("rnn", "packed unsorted", {}, False, True),
+            ("rnn", "ids", {"padding_idx": 3}, True, False),
+            ("rnn", "ids", {}, False, True),
+            ("gru", "dense", {"bias": False}, True, True),
+            ("gru", "packed", {}, True, False),
+            ("gru", "packed unsorted", {}, True, False),
+            ("gru", "ids", {"padding_idx": 3}, False, False),
+            ("lstm", "dense", {"bias": False}, True, True),
+            ("lstm", "packed unsorted", {}, True, False),
+            ("lstm", "ids", {"padding_idx": 3}, False, False),
+        )
     ],
 )
 def test_inductor(kind, layout, options, with_output, with_hx):
@@ -118,13 +116,10 @@ def test_inductor(kind, layout, options, with_output, with_hx):
         check(compiled, net, x, initial_states(kind, x) if with_hx else None)
 
 
-SHAPES = [*FEATURES], (True, False), (True, None)
-
-
-@pytest.mark.parametrize(
-    ("kind", "layout", "with_hx", "dynamic"),
-    of_kinds(rnn=every_other(*SHAPES), gru=one_in(4, *SHAPES), lstm=one_in(4, *SHAPES)),
-)
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("layout", FEATURES)
+@pytest.mark.parametrize("with_hx", [False, True])
+@pytest.mark.parametrize("dynamic", [True, None])
 def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
     """With `dynamic=True` the first shape compiles for all shapes; by default the second does."""
     net = Net(kind.layer(4, 6, **STACK))
@@ -135,17 +130,10 @@ def test_one_compilation_serves_every_shape(kind, layout, with_hx, dynamic):
     assert counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
 
 
-SHAPES_OF_IDS = [*IDS], (True, False), (V, TRACED_VOCABULARY + 1)
-
-
-@pytest.mark.parametrize(
-    ("kind", "layout", "with_output", "vocabulary"),
-    of_kinds(
-        rnn=every_other(*SHAPES_OF_IDS),
-        gru=one_in(4, *SHAPES_OF_IDS),
-        lstm=one_in(8, *SHAPES_OF_IDS),
-    ),
-)
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("layout", IDS)
+@pytest.mark.parametrize("with_output", [False, True])
+@pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, vocabulary):
     """Choosing between a table and gathered rows adds no guard on the number of ids."""
     net = Net(kind.tokens(vocabulary, 4, 6), with_output)
@@ -155,6 +143,7 @@ def test_one_compilation_serves_any_number_of_ids(kind, layout, with_output, voc
     assert counters["stats"]["unique_graphs"] == 2  # with gradients and without
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("layout", ["dense", "packed unsorted", "ids"])
 def test_nothing_breaks_the_graph(kind, layout):
     """The graph does not break without `fullgraph=True` either."""
@@ -168,6 +157,7 @@ def own_nodes(graph):
     return [node for node in graph.nodes if str(node.target).startswith("namernn_fast.")]
 
 
+@pytest.mark.covering(0)
 def test_the_graph_does_not_grow_with_the_sequence(kind):
     sizes = []
     for seq_len in (5, 500):
@@ -193,13 +183,10 @@ def exported(module, with_hx):
     return torch.export.export(module, arguments, dynamic_shapes=dims)
 
 
-EITHER = [(False, True)] * 3
-
-
-@pytest.mark.parametrize(
-    ("kind", "batch_first", "with_hx", "training"),
-    of_kinds(rnn=every_other(*EITHER), gru=one_in(4, *EITHER), lstm=one_in(4, *EITHER)),
-)
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_hx", [False, True])
+@pytest.mark.parametrize("training", [False, True])
 def test_export(kind, batch_first, with_hx, training, tmp_path):
     options = {"bias": not batch_first, "batch_first": batch_first}
     module = kind.layer(4, 6, **options, **STACK).train(training)
@@ -241,9 +228,7 @@ def test_export_packed(kind):
         )
 
 
-@pytest.mark.parametrize(
-    "kind", [of_kind("rnn"), of_kind("gru", slow=True), of_kind("lstm", slow=True)]
-)
+@pytest.mark.slow
 def test_aot_inductor(kind, tmp_path):
     """A network compiled ahead of time runs in a process that imported `namernn_fast`."""
     module = kind.layer(4, 6, **STACK).eval().requires_grad_(False)
@@ -265,7 +250,7 @@ torch.testing.assert_close(tuple(loaded(x)), wanted)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("dynamo_first", [True, False])
+@pytest.mark.parametrize("dynamo_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_only_ours_is_traced(dynamo_first):
     """In either import order the fused layers are traced, and torch's still break the graph.
 
@@ -292,6 +277,7 @@ for name in {[kind.nn_layer.__name__ for kind in KINDS.values()]}:
     assert ran.stdout.split("\n")[:-1] == ["(3, 2, 5)", "refused as before"] * len(KINDS)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("forward", [False, True], ids=["eager", "compiled"])
 def test_compiled_autograd(kind, forward):
     """Compiled autograd compiles the backward pass of an eager and of a compiled forward pass."""
@@ -304,6 +290,7 @@ def test_compiled_autograd(kind, forward):
     torch.testing.assert_close([p.grad for p in module.parameters()], [*wanted])
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_lengths(kind, vocabulary):
     """Compiled models ignore ids in padding too."""
@@ -315,6 +302,7 @@ def test_lengths(kind, vocabulary):
     check(compiled, net, ids.clamp(-1).int(), kind.states(torch.randn, 1, 4, 6), lengths)
 
 
+@pytest.mark.covering(0)
 def test_an_embedding_of_dynamic_size(kind):
     """An embedding of dynamic size makes no table, because its size would become a guard."""
     layer = kind.layer(4, 6)
@@ -342,13 +330,10 @@ class Method(torch.nn.Module):
         return self.model.last_state(ids, lengths=lengths)
 
 
-OF_IDS = (True, False), (True, False), (V, TRACED_VOCABULARY + 1)
-
-
-@pytest.mark.parametrize(
-    ("kind", "with_output", "strict", "vocabulary"),
-    of_kinds(rnn=every_other(*OF_IDS), gru=one_in(4, *OF_IDS), lstm=one_in(8, *OF_IDS)),
-)
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("with_output", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("vocabulary", [V, TRACED_VOCABULARY + 1])
 def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
     """The exported program takes any number of ids, and computes what the model does."""
     module = Method(kind.tokens(vocabulary, 4, 6, **STACK), with_output)
@@ -368,6 +353,7 @@ def test_export_of_ids(kind, with_output, strict, vocabulary, tmp_path):
         torch.testing.assert_close(loaded(ids, lengths), module(ids, lengths))
 
 
+@pytest.mark.covering(0)
 def test_export_for_training(kind):
     module = Method(kind.tokens(V, 4, 6, padding_idx=1), True)
     given = torch.randint(V, (5, 3)), torch.tensor([5, 0, 2])

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import every_other, layer_of
+from cases import layer_of
 from kinds import KINDS, flat, tensors_in
 from torch import nn
 from torch.autograd import forward_ad
@@ -129,14 +129,10 @@ def test_in_place_change_of_what_the_gradient_needs(kind):
         output.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("packed", "bidirectional", "cell"),
-    [
-        *every_other((False, True), (False, True), ("tanh", "relu")),
-        *every_other((False, True), (False, True), ("gru",)),
-        *every_other((False, True), (False, True), ("lstm",)),
-    ],
-)
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 def test_batched_gradients(packed, bidirectional, cell):
     """Autograd's vmap and torch.func's compute gradients for several vectors at once."""
     name, options = layer_of(cell)

@@ -18,7 +18,10 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 reference = pytest.importorskip("onnx.reference")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
+pytestmark = [
+    pytest.mark.covering(1),
+    pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode"),
+]
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 UNSEEN = ((1, 1), (9, 2), (40, 7))
@@ -113,6 +116,7 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
     budget.check()
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_without_a_batch(kind, with_hx):
     layer = kind.layer(D, H, num_layers=2)
@@ -126,6 +130,7 @@ def test_without_a_batch(kind, with_hx):
     budget.check()
 
 
+@pytest.mark.covering(0)
 def test_cell(kind):
     """A cell is exported as torch's is: one node per operator."""
     cell = kind.cell(D, H)
@@ -223,6 +228,7 @@ def test_lengths(name, num_layers, bidirectional, with_hx):
     budget.check()
 
 
+@pytest.mark.covering(0)
 def test_dropout_is_exported_only_in_training(kind):
     layer = kind.layer(D, H, num_layers=3, dropout=0.5)
     for training, count in ((True, 2), (False, 0)):
@@ -268,6 +274,7 @@ def test_other_dtypes(kind, dtype):
     budget.check()
 
 
+@pytest.mark.covering(0)
 def test_a_model_that_is_not_on_the_cpu(kind):
     """The placeholder for the node in torch's graph is on the device of the input."""
     model = replace_rnn(torch.nn.Sequential(kind.nn_layer(D, H))).append(Head()).to("meta")
@@ -302,6 +309,7 @@ class WithReset(torch.nn.Module):
         return self.rnn(x, reset=reset)[1]
 
 
+@pytest.mark.covering(0)
 def test_what_onnx_lacks_is_refused(kind):
     packed = (torch.randn(6, D), torch.tensor([3, 2, 1]))
     text = "ONNX has no PackedSequence: export a model that takes padded input and lengths="

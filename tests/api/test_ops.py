@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import every_other, layer_of, one_in
-from kinds import KINDS, flat, of_kinds, tensors_in
+from cases import layer_of
+from kinds import KINDS, flat, tensors_in
 from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import ops
@@ -53,18 +53,13 @@ def forward_checks(layout, with_hx):
     return tests
 
 
-ROWS = LAYOUTS, (False, True), (1, 2), (False, True), (False, True), (False,)
-IDS = LAYOUTS, (True,), (2,), (False, True), (False, True), (True,)
-
-
-@pytest.mark.parametrize(
-    ("kind", "layout", "batch_first", "num_layers", "bidirectional", "with_hx", "tokens"),
-    of_kinds(
-        rnn=[*one_in(4, *ROWS), *every_other(*IDS)],
-        gru=[*one_in(8, *ROWS), *one_in(4, *IDS)],
-        lstm=[*one_in(8, *ROWS), *one_in(4, *IDS)],
-    ),
-)
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("with_hx", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
 def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, tokens):
     arguments = stack_arguments(
         kind, layout, num_layers, bidirectional, batch_first, with_hx, tokens
@@ -100,6 +95,7 @@ def operators(kind):
     return getattr(ops, kind.forward), getattr(ops, kind.forward.replace("forward", "backward"))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("tokens", "shared"), [(False, False), (True, False), (True, True)], ids=str
@@ -131,6 +127,7 @@ def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
     torch.library.opcheck(backward, (None, *last, *rest, False, False, [0, 1], 2))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("packed", [False, True])

@@ -53,6 +53,7 @@ def run_pytest(folder, *options):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_plugin_swaps_in_the_fused_classes(tmp_path, report):
     (tmp_path / "test_library.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import every_other, one_in
-from kinds import flat, of_kinds, said_of, states_of, tensors_in
+from kinds import flat, said_of, states_of, tensors_in
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves
 
@@ -94,13 +93,11 @@ def layer_and_embedding(kind, vocabulary=V, dtype=torch.float64, **options):
     return layer, torch.randn(vocabulary, D, dtype=dtype, requires_grad=True)
 
 
-ROWS_OF = LAYOUTS, OPTIONS, (False, True), ((V, None), (V, 2), (V, -1), (99, 3))
-
-
-@pytest.mark.parametrize(
-    ("kind", "layout", "options", "batch_first", "rows"),
-    of_kinds(rnn=every_other(*ROWS_OF), gru=one_in(8, *ROWS_OF), lstm=one_in(8, *ROWS_OF)),
-)
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("rows", [(V, None), (V, 2), (V, -1), (99, 3)], ids=str)
 def test_ids_are_rows_of_the_embedding(kind, path, layout, options, batch_first, rows):
     """Results and every gradient are those of the rows, with a table or with gathered rows."""
     vocabulary, padding_idx = rows

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from namernn_fast.replacing import PLAIN
 from namernn_fast.testing import assert_within_budget
 
-pytestmark = pytest.mark.usefixtures("fused_steps")
+pytestmark = [pytest.mark.covering(1), pytest.mark.usefixtures("fused_steps")]
 
 FUSED = {plain: fused for fused, plain in PLAIN.items()}
 LAYERS = [cls for cls in FUSED if issubclass(cls, torch.nn.RNNBase)]

@@ -20,6 +20,7 @@ def test_the_package_declares_its_hints():
     assert (files("namernn_fast") / "py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_a_program_is_checked_strictly(monkeypatch, tmp_path):
     """Every type that the program asserts is right, and every mistake in it is an error.
 

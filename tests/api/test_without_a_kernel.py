@@ -4,12 +4,12 @@ The CPU is such a device if the C++ extension is missing, and the meta device al
 value of a tensor there is an error, so a call that works on it waits for no device.
 """
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import every_other
-from kinds import KINDS, flat, map_states, of_kinds, tensors_in
+from kinds import KINDS, flat, map_states, tensors_in
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from torch.utils._pytree import tree_map
@@ -19,6 +19,7 @@ from namernn_fast import availability, batch_invariant, native, reference
 D, H, T, B = 3, 4, 6, 5
 LENGTHS = (4, 0, 6, 1, 4)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
+WITH_GATES = ("gru", "lstm")
 OPTIONS = (
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -94,6 +95,7 @@ def past_the_end(layer):
     return (past.T if layer.batch_first else past).unsqueeze(-1)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("layout", ["dense", "packed", "packed unsorted"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("batch_first", "with_hx"), [(False, True), (True, False)])
@@ -121,13 +123,11 @@ def test_dense_and_packed_are_the_calls_of_torch(
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "batch_first", "layout"),
-    of_kinds(
-        gru=every_other(OPTIONS, (False, True), ("list", "tensor", "jagged")),
-        lstm=every_other(OPTIONS, (False, True), ("list", "tensor", "jagged")),
-    ),
-)
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("kind", [KINDS[name] for name in WITH_GATES], ids=WITH_GATES)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("layout", ["list", "tensor", "jagged"])
 def test_lengths_and_jagged(kind, paths, options, batch_first, layout):
     """Results and gradients are those of the sequences alone; padding is never used."""
     ours, theirs = twins(kind, batch_first=batch_first, **options)
@@ -235,6 +235,7 @@ def test_what_torch_lacks_runs_step_by_step(kind, paths):
     assert paths == ["reference"]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["dense", "packed", "lengths"])
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -346,12 +347,14 @@ def test_other_dtypes(kind, dtype):
     assert all(map(torch.equal, got, wanted))
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("kind", "layout"),
-    of_kinds(
-        gru=[pytest.param(layout, id=layout) for layout in ("dense", "lengths", "packed")],
-        lstm=[pytest.param(layout, id=layout) for layout in ("dense", "packed")],
-    ),
+    [
+        pytest.param(KINDS[name], layout, id=f"{name}-{layout}")
+        for name, layout in itertools.product(WITH_GATES, ("dense", "lengths", "packed"))
+        if (name, layout) != ("lstm", "lengths")  # see test_compiling_an_lstm_with_lengths
+    ],
 )
 def test_compiling(kind, layout):
     """Torch's operator runs outside of the graphs, whose sizes do not depend on the sequence."""

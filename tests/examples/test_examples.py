@@ -179,6 +179,7 @@ def test_score_table(run_apart):
     assert numbers(r"(\S+) rows a second on this machine", printed)[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="torch was built without gloo",

@@ -1,7 +1,7 @@
 """Every launch of a layer is within CUDA's limits, for sizes up to a million sequences.
 
-`make gpu-lint` checks the registers, shared memory and indices of the compiled kernels, for each
-form of a plan.
+`make gpu ONLY=lint` checks the registers, shared memory and indices of the compiled kernels, for
+each form of a plan.
 """
 
 import itertools
@@ -58,6 +58,7 @@ def launches(monkeypatch, hidden_size, batch, directions, dtype):
     return made
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_launches_are_within_limits(arch, precision, monkeypatch):

@@ -176,7 +176,7 @@ def test_weights_that_are_not_found_break_a_rule(tmp_path):
 def test_a_kernel_that_is_not_recorded_has_no_budget():
     result = Result(COOPERATIVE, [], compiled(COOPERATIVE).code.count())
     (finding,) = differences(result, {"rows": []})
-    assert finding == ("budget", "is not recorded: run make gpu-report RECORD=1")
+    assert finding == ("budget", "is not recorded: run make gpu ONLY=report RECORD=1")
 
 
 TEXT = """

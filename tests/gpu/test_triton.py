@@ -36,10 +36,13 @@ def _nothing_is_known_of_a_gpu():
     ops.gpu_backend.cache_clear()
 
 
-def run_folder(name, **environment):
-    """Runs the tests of a folder in a separate process, where Triton runs kernels on a CPU."""
+def run_folder(name, config, **environment):
+    """Runs the tests of a folder in a separate process, slow ones too if this run does."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/gpu/{name}"],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-m", config.option.markexpr, f"tests/gpu/{name}"),
+        ],
         env={**os.environ, **environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -50,20 +53,21 @@ def run_folder(name, **environment):
 
 
 @pytest.mark.long
-def test_interpreted_kernels():
-    run_folder("interpreted", TRITON_INTERPRET="1")
+def test_interpreted_kernels(pytestconfig):
+    run_folder("interpreted", pytestconfig, TRITON_INTERPRET="1")
 
 
 @pytest.mark.long
-def test_emulated_kernels():
+def test_emulated_kernels(pytestconfig):
     known = ".".join(triton.__version__.split(".")[:2])
     if known != KNOWN_TRITON:
         pytest.skip(f"tools/ptx knows the instructions of Triton {KNOWN_TRITON}, not of {known}")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("needs a C++ compiler to build tools/ptx")
-    run_folder("emulated", NAMERNN_FAST_EMULATE="1")
+    run_folder("emulated", pytestconfig, NAMERNN_FAST_EMULATE="1")
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("dtype", availability.TRITON_DTYPES, ids=str)
 @pytest.mark.parametrize("tf32", [False, True])

@@ -1,9 +1,9 @@
 """Compiles the kernels for 64-bit ARM, and runs their native tests in an emulator.
 
-`make test-arm` runs it. It needs a cross-compiler and qemu, but no ARM machine, and no torch or
-Python for ARM, so it shows that the kernels are correct there, not how fast they are. It also
-checks the machine code: multiply-adds must use whole NEON registers, which are 16 bytes wide, and
-nothing may use SVE, which not every processor has. `--record` writes docs/install.md.
+`make compatibility ONLY=arm` runs it. It needs a cross-compiler and qemu, but no ARM machine, and
+no torch or Python for ARM, so it shows that the kernels are correct there, not how fast they are.
+It also checks the machine code: multiply-adds must use whole NEON registers, which are 16 bytes
+wide, and nothing may use SVE, which not every processor has. `--record` writes docs/install.md.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write docs/install.md")
     options = parser.parse_args()
     if missing := {PACKAGES[tool] for tool in PACKAGES if not shutil.which(tool)}:
-        raise SystemExit(f"make test-arm needs: apt-get install {' '.join(sorted(missing))}")
+        raise SystemExit(f"this needs: apt-get install {' '.join(sorted(missing))}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     kernels, tests = FOLDER / "baseline.o", FOLDER / "kernels"
     output_of(COMPILER, *FLAGS, "-Werror", "-c", "csrc/isa/baseline.cpp", "-o", kernels)

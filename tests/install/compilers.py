@@ -1,7 +1,7 @@
 """Builds the extension with every C++ compiler on this machine, with warnings as errors.
 
-`make warnings` runs it; `make warnings CXX=clang++-19` runs it with one compiler. Warnings from the
-headers of torch and Python do not count. `--record` writes docs/install.md.
+`make compatibility ONLY=compilers` runs it, with `CXX=clang++-19` for one compiler. Warnings from
+the headers of torch and Python do not count. `--record` writes docs/install.md.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Installs the wheel of `dist/` into fresh environments, without a compiler, and tests it there.
 
-`make wheel-test` runs it. Each environment has a Python, a torch that pip downloads (7 GB on disk
-with its libraries for GPUs) and `test_installed.py`, and is removed before the next one is made.
-Every program runs with only the environment's own programs on its PATH. Results go to
+`make compatibility ONLY=wheel` runs it. Each environment has a Python, a torch that pip downloads
+(7 GB on disk with its libraries for GPUs) and `test_installed.py`, and is removed before the next
+one is made. Every program runs with only the environment's own programs on its PATH. Results go to
 `build/wheel-test/`; `--record` writes those of the wheel now in `dist/` to docs/install.md.
 """
 

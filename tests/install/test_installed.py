@@ -1,7 +1,8 @@
 """What an installed package must do, without a compiler and without the rest of this repository.
 
-`make wheel-test` runs this file alone in fresh environments. It needs torch and pytest, and skips
-tests that need a missing package. It is broad and shallow: the rest of tests/ goes deeper.
+`make compatibility ONLY=wheel` runs this file alone in fresh environments. It needs torch and
+pytest, and skips tests that need a missing package. It is broad and shallow: the rest of tests/
+goes deeper.
 """
 
 import copy
@@ -29,6 +30,7 @@ from namernn_fast import (
 )
 from namernn_fast.testing import ErrorBudget
 
+pytestmark = pytest.mark.slow
 T, B, D, H = 12, 7, 16, 37
 LENGTHS = [5, 12, 1, 9, 12, 3, 8]
 LAYOUTS = ("dense", "packed", "lengths", "jagged")
@@ -117,9 +119,9 @@ def test_the_extension_is_installed():
 
 
 def test_no_file_of_a_checkout_is_imported():
-    """Otherwise the wheel would not be tested; `make wheel-test` says where it is installed."""
+    """Otherwise the wheel would not be tested; its test says where it is installed."""
     if not (folder := os.environ.get("NAMERNN_FAST_INSTALLED_IN")):
-        pytest.skip("needs an environment of make wheel-test")
+        pytest.skip("needs an environment of make compatibility ONLY=wheel")
     assert os.path.commonpath([folder, namernn_fast.__file__]) == folder
 
 

@@ -15,6 +15,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = [(16, 48, 5, 1), (64, 64, 8, 16), (20, 33, 5, 70), (8, 24, 100, 2)]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -215,13 +216,13 @@ def faulty(cell, fault=Faulty):
     return type(fault.__name__, (fault, TORCH[cell]), {})
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(
     ("cell", "shape", "dtype", "fault"),
     [
-        pytest.param(cell, shape, dtype, fault, marks=[pytest.mark.slow] * is_slow)
+        (cell, shape, dtype, fault)
         for cell in CELLS
         for shape in [(5, 7, 6, 3), *SHAPES]
-        for is_slow in [cell != "rnn" and shape[2] >= 100]  # layers in Python
         for dtype in DTYPES
         for fault in (
             *ANYWHERE,

@@ -1,6 +1,6 @@
 """Compares the fused layers with torch's and the oracle on cases that hypothesis draws.
 
-`make test` runs the same hundred examples every time, `make fuzz` thousands of new ones.
+`make test` runs the same hundred examples every time, `make test FUZZ=1` thousands of new ones.
 """
 
 from dataclasses import replace

@@ -376,6 +376,7 @@ def test_gradients_without_input_features(kind, bidirectional, batch, dtype):
         torch.testing.assert_close(weight.grad, grad)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", oracle.CELLS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -416,6 +417,7 @@ def test_non_finite_values_spread_as_in_torch(kind, value, where, with_hx, dtype
             torch.testing.assert_close(got[finite], wanted[finite])
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("cell", "gate"), [("gru", 0), ("gru", 1), ("gru", 2), *(("lstm", gate) for gate in range(4))]
@@ -533,6 +535,7 @@ def bits_of(module, x, lengths=None):
     return [output, *states, x.grad, *(p.grad for p in module.parameters())]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(64, 400, 9, 1), (16, 128, 20, 60), (16, 512, 130, 4)])
 @pytest.mark.parametrize("packed", [True, False])

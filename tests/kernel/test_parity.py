@@ -7,7 +7,7 @@ import itertools
 import oracle
 import pytest
 import torch
-from cases import CELLS, SAME_ROWS, Case, draws, layer_of, named_states, one_in, twins
+from cases import CELLS, SAME_ROWS, Case, draws, layer_of, named_states, twins
 from kinds import flat
 
 from namernn_fast.testing import ErrorBudget
@@ -51,23 +51,13 @@ def add_cases(budget, dtype, shapes, options, make):
                     case.in_layout(layout).add_to(budget, dtype)
 
 
-def one_with_gates(number, *choices):
-    """Returns all combinations of a cell and the choices; with gates all except one are slow."""
-    found = []
-    for cell in CELLS:
-        for i, values in enumerate(itertools.product(*choices)):
-            marks = [pytest.mark.slow] if cell != "rnn" and i != number else []
-            names = [", ".join(v) if isinstance(v, tuple) else str(v) for v in (cell, *values)]
-            found.append(pytest.param(cell, *values, marks=marks, id="-".join(names)))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("kind", "bias", "batch_first", "bidirectional", "num_layers", "dtype"),
-    one_in(
-        4, list(oracle.CELLS), (True, False), (False, True), (False, True), (1, 2), list(SHAPES)
-    ),
-)
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("kind", oracle.CELLS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("dtype", SHAPES, ids=str)
 def test_every_option(kind, bias, batch_first, bidirectional, num_layers, dtype):
     cell, own = layer_of(kind)
     options = own | {
@@ -82,10 +72,11 @@ def test_every_option(kind, bias, batch_first, bidirectional, num_layers, dtype)
     budget.check()
 
 
-@pytest.mark.parametrize(
-    ("cell", "batch_first", "bidirectional", "dtype"),
-    one_in(4, CELLS, (False, True), (False, True), list(SHAPES)),
-)
+@pytest.mark.covering(0)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("dtype", SHAPES, ids=str)
 def test_sizes_of_one(cell, batch_first, bidirectional, dtype):
     """The stride of a dimension of size one is arbitrary."""
     options = {"batch_first": batch_first, "bidirectional": bidirectional, "num_layers": 2}
@@ -105,10 +96,10 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
     return Case(D, H, T, B, options, layout, with_hx, seed, vocabulary, padding_idx, cell)
 
 
-@pytest.mark.parametrize(
-    ("cell", "layouts", "bidirectional"),
-    one_with_gates(5, SAME_ROWS, (False, True)),
-)
+@pytest.mark.covering(0)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
+@pytest.mark.parametrize("bidirectional", [False, True])
 def test_many_steps(cell, layouts, bidirectional):
     """There are more steps than the projection or the backward pass takes at once.
 
@@ -134,7 +125,9 @@ def results_and_gradients(layer, x):
     return {"output": output.detach()} | states | gradients
 
 
-@pytest.mark.parametrize(("cell", "bidirectional"), one_with_gates(0, (False, True)))
+@pytest.mark.covering(0)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradients_of_many_rows(cell, bidirectional, threads):
     """Gradients start from the last states, so late steps contribute much and early ones little.
 
@@ -166,11 +159,11 @@ def test_gradients_of_many_rows(cell, bidirectional, threads):
 IN_16_BITS = [((8, 90, 185, 31), 1), ((8, 90, 185, 31), 2), ((8, 380, 240, 3), 2)]
 
 
-@pytest.mark.parametrize(
-    ("cell", "layouts", "dtype"),
-    one_with_gates(
-        3, [("dense",), ("packed unsorted", "lengths")], (torch.bfloat16, torch.float16)
-    ),
+@pytest.mark.covering(0)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("layouts", [("dense",), ("packed unsorted", "lengths")], ids=", ".join)
+@pytest.mark.parametrize(  # nn.LSTM and nn.GRU take seconds in float16
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
 )
 def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
     """There are more steps than are converted at once.
@@ -190,7 +183,9 @@ def test_many_steps_in_16_bits(cell, layouts, dtype, threads):
     budget.check()
 
 
-@pytest.mark.parametrize(("cell", "layouts"), one_with_gates(2, SAME_ROWS))
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)
 def test_threads(threads, cell, layouts):
     """Results keep their budget for any number of threads and any way to divide the work."""
     budget = ErrorBudget(torch.float32)

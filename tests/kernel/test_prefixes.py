@@ -214,7 +214,7 @@ def calls(draw):
 
 @pytest.mark.parametrize("cell", CELLS)
 @given(calls())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=20)
 def test_sharing_computes_what_plain_rows_do(cell, call):
     threads = torch.get_num_threads()
     try:
@@ -223,6 +223,7 @@ def test_sharing_computes_what_plain_rows_do(cell, call):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", CELLS)

@@ -130,6 +130,7 @@ def split_run(module, x, hx, lengths, reset):
     return torch.nn.utils.rnn.pad_sequence(outputs), last if isinstance(hx, tuple) else last[0]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"bias": False}], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 @pytest.mark.parametrize("often", [0.05, 0.6])
@@ -155,6 +156,7 @@ def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
     )
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("seq_len", [10, 1000])
 @pytest.mark.parametrize("cell", CELLS)

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(folder, run, run_program, root, tmp_path):
     count = len(split(read_names(folder)).train)
     # The last batch has one name, so that the second process has none.

@@ -737,6 +737,7 @@ def page(browser, port):
 READING = "!document.getElementById('reading').hidden && reading && reading.name"
 
 
+@pytest.mark.slow
 def test_the_page_shows_bars_and_the_path_while_one_types(page, predictor):
     page.type("Frank")
     page.wait(f"({READING}) === 'Frank'")
@@ -771,6 +772,7 @@ def test_the_page_shows_bars_and_the_path_while_one_types(page, predictor):
     assert "A surname is not an ethnicity" in page.ask("document.body.textContent")
 
 
+@pytest.mark.slow
 def test_a_hostile_name_shows_as_text(page):
     hostile = "<img src=x onerror=alert(1)>"
     page.type(hostile)
@@ -784,6 +786,7 @@ def test_a_hostile_name_shows_as_text(page):
     assert page.ask("document.querySelector('#read bdi') !== null")
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_read(page):
     page.type("123")
     problem = page.wait("document.getElementById('problem').textContent")
@@ -800,12 +803,14 @@ def test_names_that_cannot_be_read(page):
     assert page.ask("document.getElementById('too-long').hidden")
 
 
+@pytest.mark.slow
 def test_a_link_to_a_name(browser, port):
     page = Page(browser, port, "?name=O%E2%80%99Neal+Ana")
     page.wait(f"({READING}) === 'O’Neal Ana'")
     assert page.ask("document.getElementById('name').value") == "O’Neal Ana"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["predict", "states"])
 def test_the_latest_name_wins(page, path):
     """The answer to an earlier name arrives later."""
@@ -822,6 +827,7 @@ def test_the_latest_name_wins(page, path):
     assert page.ask(READING) == "Late"
 
 
+@pytest.mark.slow
 def test_an_example_is_chosen_by_the_keyboard_in_a_narrow_window(page, browser):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",

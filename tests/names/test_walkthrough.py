@@ -40,6 +40,7 @@ def walk(root, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_walkthrough_of_the_data_set(walk, real_folder, monkeypatch):
     monkeypatch.setenv("NAMERNN_FAST_DATA", str(real_folder))
     assert not walk()["data"].is_sample

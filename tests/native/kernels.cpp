@@ -2,8 +2,8 @@
 //
 // Divides the work in every way, among threads that arrive together, late or not at all. Results
 // that do not depend on the division must be bit-identical to those of one thread. The commands
-// that build this file with the kernels' static libraries are `make sanitize`, `make
-// sanitize-threads` and, for ARM, `make test-arm`.
+// that build this file with the kernels' static libraries are `make sanitize` and, for ARM,
+// `make compatibility ONLY=arm`.
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -6,14 +6,6 @@ from benchmarks.harness.paths import CAPABILITIES
 from namernn_fast.bench.cells import LAYERS_OF
 from tools.capabilities import LAYERS, NO, ROWS, attempt
 
-# Rows that compile or export programs, which other tests do for every kind of cell.
-SLOW_FOR_MOST = {
-    "`torch.compile(fullgraph=True)`, forward and backward",
-    "ONNX `RNN`, `GRU` or `LSTM` nodes, any length and batch (`dynamo=True`)",
-    "one compilation for all lengths and batches, packed too",
-    "`torch.compile` and `torch.export` of token ids, any number of them",
-}
-
 
 def published():
     """The cells of all layer classes on the page, by label."""
@@ -35,18 +27,10 @@ def test_every_no_has_its_reason_in_words():
                 assert cell == f"{NO} ({ROWS[label].why_not[name]})"
 
 
-def test_rows_that_are_slow_for_most_layers_exist():
-    assert ROWS.keys() >= SLOW_FOR_MOST
-
-
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("name", [layers.fused for layers in LAYERS_OF.values()])
 @pytest.mark.parametrize(
-    ("name", "label"),
-    [
-        pytest.param(layers.fused, label, marks=[pytest.mark.slow] * is_slow)
-        for kind, layers in LAYERS_OF.items()
-        for label, row in ROWS.items()
-        for is_slow in [row.slow or (kind != "rnn" and label in SLOW_FOR_MOST)]
-    ],
+    "label", [pytest.param(label, marks=[pytest.mark.slow] * ROWS[label].slow) for label in ROWS]
 )
 def test_capability(name, label):
     """The layer does what the page says; the text of an error depends on torch's version."""

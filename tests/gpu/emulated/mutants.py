@@ -1,7 +1,7 @@
 """Faults to plant in the PTX of a layer's kernels, one place at a time.
 
 As a program, it plants random faults of every kind and lists the ones that go unnoticed;
-`make gpu-emulate` runs it.
+`make gpu ONLY=emulate` runs it.
 """
 
 import itertools

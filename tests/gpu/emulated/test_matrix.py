@@ -1,4 +1,4 @@
-"""`make gpu-emulate`: layers on every architecture, what autotune may choose, the benchmark."""
+"""Layers on every architecture, what autotune may choose, the benchmark: `make gpu`, emulated."""
 
 import dataclasses
 import itertools

@@ -7,7 +7,7 @@ from dataclasses import replace
 import hypothesis
 import pytest
 import torch
-from cases import LAYOUTS, Case, draws, every_other
+from cases import LAYOUTS, Case, draws
 from drawn import LUCKY, PLACE, Drawn, check_results, drawn_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ from namernn_fast import FusedRNN, availability, gpu, ops
 from namernn_fast.gpu import kernels, launching, layer, stack, sums
 from namernn_fast.testing import ErrorBudget
 
+pytestmark = pytest.mark.covering(1)
 DTYPES = availability.TRITON_DTYPES
 
 
@@ -37,12 +38,8 @@ OPTIONS = [
 ]
 
 
-# Marked slow, because tests/gpu/emulated covers 16 bits in every kind of plan too.
-_SLOW_TYPES = [pytest.param(of, marks=pytest.mark.slow) for of in DTYPES if of.itemsize < 4]
-
-
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("dtype", [torch.float32, *_SLOW_TYPES], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_plan(plan, dtype, monkeypatch):
     choose = PLANS[plan]
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: choose(hidden_size))
@@ -71,6 +68,7 @@ def test_infinite_weight_where_no_gradient_arrives(plan, monkeypatch):
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @hypothesis.seed(0)  # without a seed, examples change with every edit of this function
 @given(drawn_cases(), st.sampled_from(list(PLANS.values())))
 @settings(deadline=None, max_examples=5)
@@ -127,10 +125,9 @@ def three_stretches(monkeypatch):
     assert set(stretches) == {3}
 
 
-@pytest.mark.parametrize(
-    ("layout", "resets", "wanted"),
-    every_other(("dense", "lengths"), (0.0, 0.4), (("input", "hx", "weights"), ("weights",))),
-)
+@pytest.mark.parametrize("layout", ["dense", "lengths"])
+@pytest.mark.parametrize("resets", [0.0, 0.4])
+@pytest.mark.parametrize("wanted", [("input", "hx", "weights"), ("weights",)], ids=str)
 @pytest.mark.usefixtures("three_stretches")
 def test_layers_at_the_same_time(layout, resets, wanted):
     case = replace(
@@ -230,6 +227,7 @@ TOKEN_CASES = [
 ]
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("plan", PLANS)
 def test_token_ids(plan, monkeypatch):
     """Every plan, and every case in one plan of each kind."""
@@ -271,6 +269,7 @@ def test_sums_of_rows_by_token():
         assert (error <= 8 * torch.finfo(torch.float32).eps * exact.abs().sum(0)).all()
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("hidden_size", [1, 3, 130])
 def test_the_chosen_plan(hidden_size):
     budget = ErrorBudget(torch.float32)

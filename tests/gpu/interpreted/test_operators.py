@@ -8,6 +8,7 @@ from namernn_fast import ops, transfers
 from namernn_fast.gpu import device, launching
 from namernn_fast.testing import ErrorBudget
 
+pytestmark = pytest.mark.covering(1)
 D, H, T, B, VOCABULARY = 4, 20, 3, 2, 7
 LENGTHS = torch.tensor([T, 2])
 

@@ -10,6 +10,7 @@ from namernn_fast import ops
 from namernn_fast.gpu import kernels, launching, layer, products
 from namernn_fast.testing import ErrorBudget
 
+pytestmark = pytest.mark.covering(0)
 RNN, MATMUL = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
 EPS = torch.finfo(torch.float32).eps
 

@@ -13,6 +13,7 @@ from namernn_fast import FusedRNN, last_state, ops, transfers
 from namernn_fast.gpu import layer, plan, stepwise, tuning
 from namernn_fast.gpu.problem import SequenceLayout, Stack
 
+pytestmark = pytest.mark.covering(1)
 TORCH = streamed(17)._replace(stepwise=True)
 
 

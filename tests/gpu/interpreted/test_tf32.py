@@ -12,8 +12,9 @@ from namernn_fast.gpu import layer
 from namernn_fast.gpu.kernels import recurrent_product
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("plan", [name for name in PLANS if "one_sequence" not in name])
-@pytest.mark.parametrize("hidden_size", [33, pytest.param(130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hidden_size", [33, 130])
 def test_operands_are_rounded_to_the_nearest_value(plan, hidden_size, monkeypatch):
     """Truncating operands, as tensor cores do, would make errors nearly three times as large."""
     choose = PLANS[plan](hidden_size)._replace(precision="tf32")

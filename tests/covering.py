@@ -1,0 +1,61 @@
+"""Chooses the calls of a parametrized test that `make test` runs; `make test-all` runs all.
+
+A test marked `covering(n)` runs a covering array of strength n: a part of the product of its
+parameters in which every combination of values of any n parameters occurs. Of strength 0 it is a
+single call.
+"""
+
+import heapq
+import itertools
+import zlib
+
+
+def combinations(values, strength):
+    """Returns all combinations of `strength` parameters of a call, or of all if there are fewer."""
+    return set(itertools.combinations(sorted(values.items()), min(strength, len(values))))
+
+
+def covering(calls, strength):
+    """Returns the names of the calls in a covering array.
+
+    Each choice adds the most new combinations. Among equals a hash decides: the first in order
+    would pair most values with the first value of every other parameter.
+
+    Args:
+        calls: The parameters of each call by its name, as text.
+        strength: How many parameters' values must occur in every combination.
+    """
+    new = {name: combinations(values, strength) for name, values in calls.items()}
+    # A call adds ever fewer new combinations, so the largest number is right once it is current.
+    queue = [(-len(found), zlib.crc32(name.encode()), name) for name, found in new.items()]
+    heapq.heapify(queue)
+    chosen, seen = set(), set()
+    while queue:
+        count, order, name = heapq.heappop(queue)
+        new[name] -= seen
+        if new[name] and len(new[name]) == -count:
+            chosen.add(name)
+            seen |= new[name]
+        elif new[name]:
+            heapq.heappush(queue, (-len(new[name]), order, name))
+    return chosen
+
+
+def redundant(items):
+    """Returns the collected tests that a covering array of their function's calls leaves out."""
+    functions = {}
+    for item in items:
+        mark = item.get_closest_marker("covering")
+        # A marked module has tests without parameters too.
+        if mark and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+            where = item.nodeid.partition("[")[0]
+            functions.setdefault((where, *mark.args), []).append(item)
+    left_out = []
+    for (_, strength), own in functions.items():
+        calls = {
+            item.nodeid: {name: repr(value) for name, value in item.callspec.params.items()}
+            for item in own
+        }
+        chosen = covering(calls, strength)
+        left_out += [item for item in own if item.nodeid not in chosen]
+    return left_out
