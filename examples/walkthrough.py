@@ -7,7 +7,7 @@
 #
 # Every figure is drawn by the code above it, and what the text claims about numbers is an `assert`
 # in the code. So the page is also a test: `python examples/walkthrough.py` runs it as a program,
-# and `make walkthrough` builds the notebook and this page.
+# and `make docs ONLY=walkthrough` builds the notebook and this page.
 
 # %%
 import time

@@ -1,8 +1,9 @@
-"""The resources of the GPU kernels on each architecture, compiled without a GPU: `make gpu-report`.
+"""The resources of the GPU kernels on each architecture, compiled without a GPU.
 
-Every plan that the layer makes for the sizes below is compiled for every architecture. `--record`
-writes registers, spills, shared memory and the instruction counts of a step to `resources.json`,
-and part of it to `docs/gpu_report.md`. `make gpu-lint` compares the kernels with the record.
+`make gpu ONLY=report` runs it. Every plan that the layer makes for the sizes below is compiled for
+every architecture. `--record` writes registers, spills, shared memory and the instruction counts of
+a step to `resources.json`, and part of it to `docs/gpu_report.md`. `make gpu ONLY=lint` compares
+the kernels with the record.
 """
 
 import itertools

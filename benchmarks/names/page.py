@@ -40,7 +40,7 @@ alone. Do not decide anything about a person by it.
 
 It learned from the reference ensemble of this project: from the probabilities that the ensemble
 predicts for the names of the training part, and for names made up from that part ({made_up} drawn,
-duplicates counted once). `make names RECORD=1` repeats the training.
+duplicates counted once). `make bench ONLY=names RECORD=1` repeats the training.
 
 Data: the names data set of the PyTorch tutorials, from `spro/practical-pytorch`, {rows} rows,
 copyright Sean Robertson, MIT licence. Split: method "{method}", seed {seed}, SHA-256

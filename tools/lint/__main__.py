@@ -1,7 +1,7 @@
-"""Lints the machine code of the GPU kernels, without a GPU: `make gpu-lint`.
+"""Lints the machine code of the GPU kernels, without a GPU: `make gpu ONLY=lint`.
 
 Compiles the kernels for the cases in `cases.py`, checks the rules in `rules.py`, and compares the
-kernels of `make gpu-report` with its record.
+kernels of `make gpu ONLY=report` with its record.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def lint(case: Case) -> Result:
 
 
 def differences(result: Result, document: dict[str, Any]) -> Iterator[Finding]:
-    """Yields every count of a case that differs from what `make gpu-report` recorded.
+    """Yields every count of a case that differs from what `make gpu ONLY=report` recorded.
 
     Smaller counts must be recorded too, so that a later change cannot lose the gain unnoticed.
     """
@@ -56,7 +56,7 @@ def differences(result: Result, document: dict[str, Any]) -> Iterator[Finding]:
                     what = name.replace("_", " ")
                     yield Finding("budget", f"{now} {what} in a step, but {before} recorded")
             return
-    yield Finding("budget", "is not recorded: run make gpu-report RECORD=1")
+    yield Finding("budget", "is not recorded: run make gpu ONLY=report RECORD=1")
 
 
 def report(results: list[Result]) -> str:

@@ -1,8 +1,8 @@
 """The kernels that the lint compiles.
 
-Every plan of `make gpu-report` on NVIDIA's GPUs for the usual call; on GeForce GPUs one plan of
-each kind (resident, cooperative, streamed) and precision; and on an H100 every other kind of rows
-with every kind of plan, rotating through the precisions.
+Every plan of `make gpu ONLY=report` on NVIDIA's GPUs for the usual call; on GeForce GPUs one plan
+of each kind (resident, cooperative, streamed) and precision; and on an H100 every other kind of
+rows with every kind of plan, rotating through the precisions.
 """
 
 import itertools
@@ -87,7 +87,7 @@ def _of_other_rows() -> Iterator[Case]:
 
 
 def _by_kind(device: Device) -> dict[str, dict[str, list[resources.Build]]]:
-    """Returns the plans of `make gpu-report` on a device, by kind and precision."""
+    """Returns the plans of `make gpu ONLY=report` on a device, by kind and precision."""
     found: dict[str, dict[str, list[resources.Build]]] = {}
     for build, _ in resources.builds([device]):
         found.setdefault(build.plan.kind, {}).setdefault(build.precision, []).append(build)
