@@ -130,6 +130,19 @@ def split_run(module, x, hx, lengths, reset):
     return torch.nn.utils.rnn.pad_sequence(outputs), last if isinstance(hx, tuple) else last[0]
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_resets_of_a_sequence_without_a_batch(cell, batch_first):
+    """Its mask has one value for each step, and results are those of a batch of one."""
+    module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 1)
+    reset = torch.tensor([False, True, False, False, True, False])
+    batch_dim = 0 if batch_first else 1
+    x = x.transpose(0, 1) if batch_first else x
+    output, *last = flat(module(x, hx, reset=reset.unsqueeze(batch_dim)))
+    alone = flat(module(x.squeeze(batch_dim), of_sequences(hx, 0), reset=reset))
+    wanted = (output.squeeze(batch_dim), *(state[:, 0] for state in last))
+    assert all(map(torch.equal, alone, wanted))
+
+
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("options", [ONE_LAYER, STACK, {"bias": False}], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
