@@ -57,25 +57,23 @@ bench: $$(call parts,bench,$(BENCHMARKS),grid) ## races torch's layers; ONLY=pee
 
 test: $$(if $$(FUZZ),test/fuzz,test/short) ## tests every cell, option and instruction set; FUZZ=1: random calls
 
-test-all: test/whole ## all tests: whole products of options, wheels, browsers, emulated GPUs
-
 # Tests run in parallel. Threads that wait without spinning leave their core to another test; NumPy's
 # BLAS would spin even for small products.
-PARALLEL := test/short test/whole test/fuzz gpu/emulate docs/site docs/test
+PARALLEL := test/short test/fuzz test-all gpu/emulate docs/site docs/test
 $(PARALLEL): export OMP_WAIT_POLICY ?= passive
 $(PARALLEL): export OPENBLAS_NUM_THREADS ?= 1
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: test/short test/whole test/fuzz
+.PHONY: test/short test/fuzz
 test/short: $(VENV)/with-test
 	@echo "running the tests: a few minutes"
-	@$(PYTEST) --dist worksteal
-
-test/whole: $(VENV)/with-test
-	$(PYTEST) --dist worksteal -m ""
+	@$(PYTEST)
 
 test/fuzz: $(VENV)/with-test
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
+
+test-all: $(VENV)/with-test ## all tests: whole products of options, wheels, browsers, emulated GPUs
+	$(PYTEST) -m ""
 
 check: $(VENV)/with-test $(VENV)/with-check ## formats, types, sizes of files and functions, workflows
 	$(BIN)/ruff check

@@ -58,8 +58,8 @@ SDIST_FILES = (".clang-format", ".gitignore", "*.md", "CITATION.cff", "Makefile"
 class CleanBuildPy(build_py):
     """Removes what an earlier build left, which would otherwise pass for a result of this build.
 
-    Except the extension of an editable install, which other environments may be using: it stays
-    until the new one replaces it, or goes if the package is built without one.
+    The extension of an editable install stays until the new one replaces it, because other
+    environments may be using it. A build without an extension removes it.
     """
 
     def run(self):

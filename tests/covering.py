@@ -1,8 +1,8 @@
 """Chooses the calls of a parametrized test that `make test` runs; `make test-all` runs all.
 
 A test marked `covering(n)` runs a covering array of strength n: a part of the product of its
-parameters in which every combination of values of any n parameters occurs. Of strength 0 it is a
-single call.
+parameters in which every combination of values of any n parameters occurs. A covering array of
+strength 0 is a single call.
 """
 
 import heapq

@@ -39,6 +39,6 @@ def test_values_meet_different_values():
 
 
 def test_rows_without_a_combination_are_no_gap():
-    """Only what some call has must occur."""
+    """A combination that no call has need not occur."""
     calls = {"x": {"kind": "lstm", "relu": "no"}, "y": {"kind": "rnn", "relu": "yes"}}
     assert covering(calls, 2) == {"x", "y"}

@@ -34,7 +34,7 @@ def cpu_name() -> str:
     except OSError:
         pass
     if "model name" in fields:
-        return _with_generation(fields["model name"], fields)
+        return fields["model name"] + _generation(fields)
     try:
         from cpuinfo import get_cpu_info  # installed with pytest-benchmark
     except ImportError:
@@ -42,10 +42,11 @@ def cpu_name() -> str:
     return str(get_cpu_info().get("brand_raw", "unknown CPU"))
 
 
-def _with_generation(name: str, fields: dict[str, str]) -> str:
-    family, model = (fields.get(key, "") for key in ("cpu family", "model"))
-    if fields.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and model.isdecimal():
+def _generation(fields: dict[str, str]) -> str:
+    """Returns the generation of AMD's processor in parentheses, or nothing if it is unknown."""
+    if fields.get("vendor_id") == "AuthenticAMD":
+        family, model = int(fields["cpu family"]), int(fields["model"])
         for of_family, models, generation in _ZEN:
-            if int(family) == of_family and int(model) in models:
-                return f"{name} ({generation})"
-    return name
+            if family == of_family and model in models:
+                return f" ({generation})"
+    return ""

@@ -153,3 +153,12 @@ def test_failures_are_one_line(error, code, text, monkeypatch, capsys):
     monkeypatch.setattr(advice, "gather", fail)
     assert cli.main([]) == code
     assert capsys.readouterr().err == f"{PROGRAM}{text}\n"
+
+
+def test_an_interruption_is_no_error(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(advice, "gather", interrupt)
+    assert cli.main([]) == 130
+    assert capsys.readouterr().err == "python -m namernn_fast: interrupted\n"

@@ -501,6 +501,7 @@ def test_a_record_has_all_sizes_of_a_layer_with_gates(kind):
 
 def test_a_record_has_the_cells_of_all_kinds():
     assert {*OF_RNN, *GATED_CELLS} == speed.WHOLE_GRID
+    assert len(CELLS_OF_EVERY_RUN) == pytest.approx(len(speed.WHOLE_GRID) / 3, abs=1)
     assert {cell.kind for cell in speed.WHOLE_GRID} == {*LAYERS_OF}
 
 

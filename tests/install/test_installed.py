@@ -119,9 +119,9 @@ def test_the_extension_is_installed():
 
 
 def test_no_file_of_a_checkout_is_imported():
-    """Otherwise the wheel would not be tested; its test says where it is installed."""
+    """Python must import the installed wheel, not a checkout that happens to be on its path."""
     if not (folder := os.environ.get("NAMERNN_FAST_INSTALLED_IN")):
-        pytest.skip("needs an environment of make compatibility ONLY=wheel")
+        pytest.skip("no wheel is installed here: `make compatibility ONLY=wheel` installs one")
     assert os.path.commonpath([folder, namernn_fast.__file__]) == folder
 
 

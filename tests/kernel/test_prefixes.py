@@ -214,7 +214,7 @@ def calls(draw):
 
 @pytest.mark.parametrize("cell", CELLS)
 @given(calls())
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=100)
 def test_sharing_computes_what_plain_rows_do(cell, call):
     threads = torch.get_num_threads()
     try:

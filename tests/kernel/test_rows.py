@@ -132,7 +132,7 @@ def split_run(module, x, hx, lengths, reset):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_resets_of_a_sequence_without_a_batch(cell, batch_first):
-    """Its mask has one value for each step, and results are those of a batch of one."""
+    """A single sequence takes a mask of shape (seq_len); its bits equal those in a batch of one."""
     module, x, hx = layer_and_input(cell, {**STACK, "batch_first": batch_first}, 6, 1)
     reset = torch.tensor([False, True, False, False, True, False])
     batch_dim = 0 if batch_first else 1
