@@ -34,7 +34,13 @@ namespace namernn_fast {
 
 enum class Activation { tanh, relu };
 
+// The numbers of namernn_fast/cells/, and the places in the tables of kernels below.
 enum class CellKind { elman, gru, lstm };
+constexpr int64_t kCells = 3;
+
+// Maximum number of states of a row. State 0 is h, the output; state 1 is the cell state of a cell
+// that has one. Arrays of this length have null where a cell has no such state.
+constexpr int kMostStates = 2;
 
 // torch's 16-bit types as they are stored. Kernels compute with them in float.
 struct BFloat16 {
@@ -52,23 +58,23 @@ struct PrefixTree {
                              // not read at t = 0
   const int64_t* end_start;  // [N + 1]: the sequences that end in row n are end_sequence[i] for i
                              // in end_start[n] .. end_start[n + 1]
-  const int64_t* end_sequence;  // [end_start[N]], indices of sequences in h_n
+  const int64_t* end_sequence;  // [end_start[N]], indices of sequences in the last states
 };
 
 // Which rows exist. At time t the first count[t] sequences are alive, and count never increases
 // with t.
 //
 // In a tree, count[t] is the number of rows at time t; it may increase, and B is its maximum. A
-// tree has `count` and `start` but no `order`, `origin`, resets or hx. It runs forward in time, in
-// float or double, with a plan of one group and one member. h_n and its gradient have one row for
-// each sequence that ends in the tree.
+// tree has `count` and `start` but no `order`, `origin`, resets or initial states. It runs forward
+// in time, in float or double, with a plan of one group and one member. The last states and their
+// gradients have one row for each sequence that ends in the tree.
 struct SequenceLayout {
   int64_t T;
   int64_t B;
   int64_t N;
   const int64_t* count;    // [T], or null: B at every time
   const int64_t* start;    // [T], number of rows before time t; or null: see RowStrides
-  const int64_t* order;    // [B], index of sequence b in hx and h_n; or null: b
+  const int64_t* order;    // [B], index of sequence b in initial and last states; or null: b
   const int64_t* origin;   // [B], where the rows of sequence b begin, in row strides; or null: b
   const PrefixTree* tree;  // null: no sequences share rows
 };
@@ -123,6 +129,13 @@ constexpr int64_t kChain = 64;
 // sum.
 constexpr int64_t kRowsApart = 4096;
 
+// Initial states [B, H].
+template <class Scalar>
+struct InitialStates {
+  const Scalar* data;  // null: zeros
+  int64_t stride;
+};
+
 // One direction of one layer: the arguments that both passes share.
 template <class Scalar>
 struct Layer {
@@ -133,16 +146,13 @@ struct Layer {
   Activation activation;
   RowStrides<const Scalar> input;  // (t, b) -> [D]; absent with a table
   TokenTable<Scalar> table;
-  const Scalar* hx;  // [B, H], or null: zeros
-  int64_t hx_stride;
-  const Scalar* cx;  // [B, H], initial cell states of a cell that has them; null if hx is
-  int64_t cx_stride;
-  const Scalar* weight_ih;  // [H, D], or null with a table
-  const Scalar* weight_hh;  // [H, H]
-  const Scalar* bias_ih;    // [H], or null
-  const Scalar* bias_hh;    // [H], or null
-  const void* panels;       // the weights in panels, as a PanelFormat packs them; or null: the pass
-                            // packs them itself
+  InitialStates<Scalar> initial[kMostStates];  // given for all states of the cell, or for none
+  const Scalar* weight_ih;                     // [H, D], or null with a table
+  const Scalar* weight_hh;                     // [H, H]
+  const Scalar* bias_ih;                       // [H], or null
+  const Scalar* bias_hh;                       // [H], or null
+  const void* panels;  // the weights in panels, as a PanelFormat packs them; or null: the pass
+                       // packs them itself
   Resets resets;
   bool batch_invariant;  // a sequence's results must not depend on the other sequences of the batch
   Chains chains;
@@ -155,8 +165,8 @@ struct Forward {
   RowStrides<Scalar> output;  // (t, b) -> [H]; or absent: not wanted (a tree always has one)
   RowStrides<Scalar> kept;  // (t, b) -> [blocks, H], what the cell keeps for the backward pass; or
                             // absent
-  Scalar* h_n;              // [B, H]
-  Scalar* c_n;              // [B, H], last cell states, or null if the cell has none; may be cx
+  Scalar* last[kMostStates];  // [B, H], the last states; that of the cell state may be its initial
+                              // one
 };
 
 // Gradients of last states [B, H], with any strides, even 0, as from sum().
@@ -173,17 +183,15 @@ struct Backward {
   RowStrides<const Scalar> output;       // (t, b) -> [H]
   RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
-  StateGradients<Scalar> grad_h_n;
-  StateGradients<Scalar> grad_c_n;
-  RowStrides<Scalar> grad_input;  // (t, b) -> [D]; or absent: not wanted
-  bool accumulate_input;          // add to grad_input instead of writing it
-  Scalar* grad_hx;                // [B, H], or null: not wanted
-  Scalar* grad_cx;          // [B, H], wanted if grad_hx is; null if the cell has no cell state
-  bool accumulate_weights;  // add to the parameter gradients; not supported in 16 bits
-  Scalar* grad_weight_ih;   // [H, D], or with a table its gradient [V, H]; may be null if D is 0
-  Scalar* grad_weight_hh;   // [H, H], or null: no parameter gradients are wanted
-  Scalar* grad_bias_ih;     // [H], or null: there is no bias
-  Scalar* grad_bias_hh;     // [H]; or null: there is no bias, or its gradient is that of bias_ih
+  StateGradients<Scalar> grad_last[kMostStates];
+  RowStrides<Scalar> grad_input;      // (t, b) -> [D]; or absent: not wanted
+  bool accumulate_input;              // add to grad_input instead of writing it
+  Scalar* grad_initial[kMostStates];  // [B, H], wanted for all states of the cell or for none
+  bool accumulate_weights;            // add to the parameter gradients; not supported in 16 bits
+  Scalar* grad_weight_ih;  // [H, D], or with a table its gradient [V, H]; may be null if D is 0
+  Scalar* grad_weight_hh;  // [H, H], or null: no parameter gradients are wanted
+  Scalar* grad_bias_ih;    // [H], or null: there is no bias
+  Scalar* grad_bias_hh;    // [H]; or null: there is no bias, or its gradient is that of bias_ih
 };
 
 struct Machine {
@@ -228,22 +236,21 @@ struct KernelsFor {
   int64_t panel_rate;  // speed of products that use panels, relative to those of float
 };
 
-// The kernels of one cell, and the sizes that its tensors have: see kernel/cells/elman.h.
+// The kernels of one cell, and the sizes that its tensors have: see kernel/cells/cell.h.
 struct KernelsOfCell : KernelsFor<float>,
                        KernelsFor<double>,
                        KernelsFor<BFloat16>,
                        KernelsFor<Half> {
   int64_t weight_blocks;
   int64_t kept;
+  int64_t states;
   bool one_bias_gradient;
-  bool has_cell_state;
+  bool has_nonlinearity;
 };
 
 // The kernels of one instruction set.
 struct Kernels {
-  KernelsOfCell elman;
-  KernelsOfCell gru;
-  KernelsOfCell lstm;
+  KernelsOfCell cells[kCells];
   const char* name;
   const char* bfloat16_name;  // name of the instructions that compute bfloat16
   int64_t panel_width;  // of panels of float; threads split the hidden units in multiples of it
@@ -255,9 +262,7 @@ extern const Kernels kernels_avx512;
 
 // The kernels of all cells on instructions that multiply pairs of bfloat16.
 struct KernelsOnPairs {
-  KernelsFor<BFloat16> elman;
-  KernelsFor<BFloat16> gru;
-  KernelsFor<BFloat16> lstm;
+  KernelsFor<BFloat16> cells[kCells];
 };
 
 // Kernels for bfloat16 that replace those of kernels_avx512 on processors that have these

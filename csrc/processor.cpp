@@ -56,9 +56,9 @@ Kernels detect_kernels() {
   if (wanted != "default" && wanted != "avx2" && avx512) {
     Kernels found = kernels_avx512;
     if (const auto* pairs = detect_bfloat16(wanted, &found.bfloat16_name)) {
-      static_cast<KernelsFor<BFloat16>&>(found.elman) = pairs->elman;
-      static_cast<KernelsFor<BFloat16>&>(found.gru) = pairs->gru;
-      static_cast<KernelsFor<BFloat16>&>(found.lstm) = pairs->lstm;
+      for (int64_t i = 0; i < kCells; ++i) {
+        static_cast<KernelsFor<BFloat16>&>(found.cells[i]) = pairs->cells[i];
+      }
     }
     return found;
   }
@@ -74,16 +74,7 @@ const Kernels& kernels() {
   return chosen;
 }
 
-const KernelsOfCell& kernels_of(CellKind cell) {
-  switch (cell) {
-    case CellKind::elman:
-      return kernels().elman;
-    case CellKind::gru:
-      return kernels().gru;
-    default:
-      return kernels().lstm;
-  }
-}
+const KernelsOfCell& kernels_of(CellKind cell) { return kernels().cells[size_t(cell)]; }
 
 size_t l2_bytes() {
   static const size_t bytes = [] {

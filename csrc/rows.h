@@ -33,7 +33,7 @@ inline int64_t rows_before(const SequenceLayout& layout, int64_t t) {
   return layout.start ? layout.start[t] : t * layout.B;
 }
 
-// The caller's number of sequence b, which is the row of its states in hx and h_n.
+// The caller's number of sequence b, which is the row of its initial and last states.
 inline int64_t place_of(const SequenceLayout& layout, int64_t b) {
   return layout.order ? layout.order[b] : b;
 }
@@ -64,7 +64,7 @@ inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
 }
 
 // The end of the slice's sequences whose state at t continues a row of the output. Those from here
-// to alive_end() start at t, from hx.
+// to alive_end() start at t, from their initial states.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
   if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
@@ -73,7 +73,8 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
 }
 
 // Whether a cut keeps the previous state of sequence b from reaching t. At the first step of a
-// sequence that state is hx; only a reset at time 0, in the forward direction, cuts it off.
+// sequence that is the initial state; only a reset at time 0, in the forward direction, cuts it
+// off.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;
@@ -95,15 +96,11 @@ inline void for_each_cut(const Layer<Scalar>& layer, int64_t t, int64_t begin, i
   }
 }
 
-// The initial state of sequence b; null means zeros.
+// The i-th initial state of sequence b; null means zeros.
 template <class Scalar>
-inline const Scalar* initial_state(const Layer<Scalar>& layer, int64_t b) {
-  return layer.hx ? layer.hx + place_of(layer.layout, b) * layer.hx_stride : nullptr;
-}
-// The initial cell state of sequence b; null means zeros.
-template <class Scalar>
-inline const Scalar* initial_cell_state(const Layer<Scalar>& layer, int64_t b) {
-  return layer.cx ? layer.cx + place_of(layer.layout, b) * layer.cx_stride : nullptr;
+inline const Scalar* initial_state(const Layer<Scalar>& layer, int i, int64_t b) {
+  const InitialStates<Scalar>& initial = layer.initial[i];
+  return initial.data ? initial.data + place_of(layer.layout, b) * initial.stride : nullptr;
 }
 
 // The input of row (t, b); null if the input is token ids.
@@ -168,12 +165,12 @@ inline const Scalar* previous_row(const Layer<Scalar>& layer,
   return b < continued ? row_at(states, layer.layout, time_before(layer, t), b) : initial;
 }
 
-// The state that row (t, b) continues.
+// The state h that row (t, b) continues.
 template <class Scalar>
 inline const Scalar* previous_state(const Layer<Scalar>& layer,
                                     const RowStrides<const Scalar>& output, int64_t t, int64_t b,
                                     int64_t continued) {
-  return previous_row(layer, output, initial_state(layer, b), t, b, continued);
+  return previous_row(layer, output, initial_state(layer, 0, b), t, b, continued);
 }
 
 // Splits the slice's rows at t into runs with evenly spaced previous states, and for each calls
@@ -194,8 +191,9 @@ inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scala
   const int64_t end = alive_end(layer.layout, t, slice);
   for_each_cut(layer, t, continued, end, [&](int64_t first, int64_t last, bool cut) {
     if (first == last) return;
-    if (cut || !layer.hx) return f(first, last, zeros, int64_t(0));
-    f(first, last, layer.hx + first * layer.hx_stride, layer.hx_stride);
+    const InitialStates<Scalar>& initial = layer.initial[0];
+    if (cut || !initial.data) return f(first, last, zeros, int64_t(0));
+    f(first, last, initial.data + first * initial.stride, initial.stride);
   });
 }
 

@@ -3,12 +3,12 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from . import requirements  # noqa: F401 - first: explains why other imports would fail
-from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .explaining import explain
 from .functional import gru, last_state, lstm, rnn
 from .nn import FusedGRU, FusedLSTM, FusedRNN
 from .options import batch_invariant
 from .replacing import replace_rnn, restore_rnn
+from .step_modules import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .token_rnn import TokenGRU, TokenLSTM, TokenRNN
 
 try:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .call import Cell
+from .cells import Cell
 
 
 def autocast_dtype(
@@ -25,7 +25,8 @@ def autocast_dtype(
     if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
         return None
     dtype = torch.get_autocast_dtype(device)
-    if device == "cpu" and (cell == "gru" or (cell == "lstm" and packed)):
+    layout = "packed" if packed else "padded"
+    if device == "cpu" and layout in cell.autocasts_only_products:
         carried = input if state is None or state.dtype == torch.float64 else state
         return torch.promote_types(dtype, carried.dtype)
     return dtype

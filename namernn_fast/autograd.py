@@ -11,118 +11,107 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from . import ops, reference
-from .call import CLASSES, Call, Cell, Results
+from .call import Call, Results
+from .cells import NUMBERED
 
 _Run: TypeAlias = Callable[..., Results]
 
 
 class FusedStack(torch.autograd.Function):
-    """The forward operator of a cell with the backward operator as its gradient.
+    """The operator `forward` with the operator `backward` as its gradient; takes `call.flat()`.
 
-    Applied to `call.flat()`. Of the intermediate results it saves only the outputs of the layers
-    and what the cell keeps.
+    Of the intermediate results it saves only the outputs of the layers and what the cell keeps.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
-        hx: Tensor | None,
-        cx: Tensor | None,
-        sequence_layout: Tensor | None,
-        reset: Tensor | None,
+        cell: int,
         options: int,
         trees: int,
-        cell: Cell,
-        *weights: Tensor,
+        sequence_layout: Tensor | None,
+        reset: Tensor | None,
+        count: int,
+        *tensors: Tensor,
     ) -> Results:
+        input, *states = tensors[:count]
+        weights = tensors[count:]
         # The backward pass reads every output.
         options = options & ~ops.LAST_STATE | ops.WANT_HIDDEN
-        arguments = input, hx, cx, weights, sequence_layout, reset, options, trees
-        results, hidden, kept = ops.forward(cell, *arguments)
-        needed = ctx.needs_input_grad
-        of_input, of_hx = input if needed[0] else None, hx if needed[1] else None
-        of_cx = cx if needed[2] else None
+        arguments = cell, input, states, weights, sequence_layout, reset, options, trees
+        needed = ctx.needs_input_grad[-len(tensors) :]
+        values: Sequence[Tensor]
+        watched: Iterable[Tensor]
         if torch.compiler.is_compiling():  # a compiler keeps the values, and cannot read versions
-            plan = _plan_backward.__wrapped__(cell, options, needed)  # without its cache
+            output, last, saved = ops.forward(*arguments)
+            plan = _plan_backward.__wrapped__(cell, options, count, needed)  # without its cache
             ctx.call = options, trees, plan, None, None, None
-            watched: Iterable[Tensor] = weights
+            values, watched = tensors[:count], weights
         else:
-            plan = _plan_backward(cell, options, needed)
+            output, last, saved = ops.forward_untraced(*arguments)
+            plan = _plan_backward(cell, options, count, needed)
             # Aliases, so that `tensor.data = ...` before the backward pass does not change them.
-            values = [weight.detach() for weight in weights]
-            input = input.detach()
-            hx = None if hx is None else hx.detach()
-            cx = None if cx is None else cx.detach()
+            values = [tensor.detach() for tensor in tensors]
             sequence_layout = None if sequence_layout is None else sequence_layout.detach()
             reset = None if reset is None else reset.detach()
-            ctx.call = options, trees, plan, values, weights, _versions(weights)
+            ctx.call = options, trees, plan, values[count:], weights, _versions(weights)
             # Autograd watches what is saved for changes in place. The other weights may change
             # in place before the fused backward pass, as with `nn.RNN`.
-            watched = itertools.compress(values, plan.reads)
-        of_call = of_input, of_hx, of_cx, input, hx, cx, sequence_layout, reset
-        ctx.save_for_backward(*of_call, results[0], *hidden, *kept, *watched)
+            watched = itertools.compress(values[count:], plan.reads)
+        # What a differentiable backward pass differentiates, besides the weights.
+        originals = itertools.compress(tensors[:count], needed)
+        ctx.save_for_backward(
+            sequence_layout, reset, output, *values[:count], *originals, *saved, *watched
+        )
         ctx.set_materialize_grads(False)
-        return results
+        return output, *last
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         options, trees, plan, weights, originals, versions = ctx.call
-        want_input, want_hx, want_cx, *_ = needed = ctx.needs_input_grad
-        of_input, of_hx, of_cx, input, hx, cx, sequence_layout, reset, output, *rest = (
-            _saved_tensors(ctx)
-        )
-        hidden, rest = rest[: plan.hidden], rest[plan.hidden :]
-        kept, rest = rest[: plan.kept], rest[plan.kept :]
-        if weights is None:
-            weights = originals = rest
-        grad_weights: Sequence[Tensor | None]
+        sequence_layout, reset, output, *rest = _saved_tensors(ctx)
         if all(grad is None for grad in grads):
-            grad_input, grad_hx, grad_cx, grad_weights = None, None, None, []
-        elif _must_be_differentiable(grads):
+            return (None,) * len(ctx.needs_input_grad)
+        count, wanted, saved = plan.ends
+        input, *states = rest[:count]
+        if weights is None:
+            weights = originals = rest[saved:]
+        if _must_be_differentiable(grads):
             if versions is not None and versions != _versions(originals):
                 raise RuntimeError(
-                    f"{CLASSES[plan.cell]}: a bias or weight_ih was changed in place since the "
-                    "forward pass, which a backward pass with create_graph, is_grads_batched or a "
-                    "transform does not allow: change it after the backward pass"
+                    f"{NUMBERED[plan.cell].layer}: a bias or weight_ih was changed in place since "
+                    "the forward pass, which a backward pass with create_graph, is_grads_batched "
+                    "or a transform does not allow: change it after the backward pass"
                 )
-            grad_input, grad_hx, grad_cx, *grad_weights = _differentiable_backward(
-                (of_input, of_hx, of_cx, *originals),
-                (input, hx, cx, *weights),
-                (*needed[:3], *needed[_BEFORE_WEIGHTS:]),
-                sequence_layout,
-                reset,
-                options,
-                plan.cell,
+            differentiated = iter(rest[count:wanted])
+            of_input = [next(differentiated) if want else None for want in plan.wanted]
+            gradients: Iterable[Tensor | None] = _differentiable_backward(
+                plan,
+                (*of_input, *originals),
+                (input, *states, *weights),
+                ctx.needs_input_grad[_BEFORE_TENSORS:],
+                (sequence_layout, reset, options),
                 grads,
             )
-        else:
-            grad_input, grad_hx, grad_cx, grad_weights = ops.backward(
-                plan.cell,
-                grads,
-                input,
-                hx,
-                cx,
-                weights,
-                output,
-                hidden,
-                kept,
-                sequence_layout,
-                reset,
-                options,
-                want_input,
-                want_hx or want_cx,
-                plan.want_layers,
-                trees,
-            )
-        return (
-            grad_input if want_input else None,
-            grad_hx if want_hx else None,
-            grad_cx if want_cx else None,
-            *_NOT_DIFFERENTIABLE,
-            # Autograd drops the gradients that are not needed.
-            *(grad_weights or [None] * len(weights)),
+            return *_NOT_DIFFERENTIABLE, *gradients
+        run = ops.backward if torch.compiler.is_compiling() else ops.backward_untraced
+        found = run(
+            plan.cell,
+            input,
+            states,
+            weights,
+            sequence_layout,
+            reset,
+            options,
+            trees,
+            output,
+            rest[wanted:saved],
+            grads[0],
+            grads[1:],
+            plan.wanted,
+            plan.want_layers,
         )
+        return *_NOT_DIFFERENTIABLE, *plan.pick([*found, None])
 
 
 apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
@@ -130,39 +119,61 @@ apply_untransformed: _Run = super(torch.autograd.Function, FusedStack).apply
 
 It skips the checks that those two need, which take 5% of the time of a small call."""
 
-_NOT_DIFFERENTIABLE = (None,) * 5  # sequence_layout, reset, options, trees and cell
-_BEFORE_WEIGHTS = 3 + len(_NOT_DIFFERENTIABLE)  # arguments of forward before the weights
+_NOT_DIFFERENTIABLE = (None,) * 6  # cell, options, trees, sequence_layout, reset and count
+_BEFORE_TENSORS = len(_NOT_DIFFERENTIABLE)  # arguments of forward before input, states, weights
 
 
 class _Plan(NamedTuple):
     """The inputs and gradients that the fused backward pass of a call needs."""
 
-    cell: Cell
+    cell: int
     reads: tuple[bool, ...]
     """Whether the values of each weight are read. Those of biases are not, and those of weight_ih
     of the first layer only for the gradient of the input."""
-    hidden: int
-    """The number of tensors in `hidden`."""
-    kept: int
-    """The number of tensors in `kept`."""
+    ends: tuple[int, int, int]
+    """Where parts of the saved tensors end: input and states, those of them that need a gradient,
+    and what the operator saved."""
+    wanted: list[bool]
+    """Whether input and each of the states need a gradient."""
     want_layers: list[int]
     """The layers whose weights need a gradient."""
+    pick: Callable[[list[Tensor | None]], tuple[Tensor | None, ...]]
+    """Returns the gradients of input, states and weights, given those that the operator returns,
+    and then None for the others."""
 
 
 @functools.cache
-def _plan_backward(cell: Cell, options: int, needs_input_grad: tuple[bool, ...]) -> _Plan:
-    want_input, want_weights = needs_input_grad[0], needs_input_grad[_BEFORE_WEIGHTS:]
-    count, per_layer = len(want_weights), ops.weights_per_layer(options)
+def _plan_backward(cell: int, options: int, count: int, needed: tuple[bool, ...]) -> _Plan:
+    """Returns the plan of a backward pass.
+
+    Args:
+        cell: the number of the cell.
+        options: the option bits.
+        count: the number of states, plus one.
+        needed: whether input, each of the states and each weight need a gradient.
+    """
+    wanted, want_weights = [*needed[:count]], needed[count:]
+    number, per_layer = len(want_weights), ops.weights_per_layer(options)
     of_one = per_layer // ops.directions_of(options)
     reads = tuple(
-        k % of_one == 1 or (k % of_one == 0 and (want_input or k >= per_layer))
-        for k in range(count)
+        k % of_one == 1 or (k % of_one == 0 and (wanted[0] or k >= per_layer))
+        for k in range(number)
     )
+    layers = number // per_layer
     want_layers = [
-        k // per_layer for k in range(0, count, per_layer) if any(want_weights[k : k + per_layer])
+        k for k in range(layers) if any(want_weights[k * per_layer : (k + 1) * per_layer])
     ]
-    layers = count // per_layer
-    return _Plan(cell, reads, layers - 1, layers if ops.KEPT[cell] else 0, want_layers)
+    returned = [*wanted, *(k // per_layer in want_layers for k in range(number))]
+    following = itertools.count()
+    saved = layers - 1 + (layers if NUMBERED[cell].kept_blocks else 0)
+    return _Plan(
+        cell,
+        reads,
+        (count, count + sum(wanted), count + sum(wanted) + saved),
+        wanted,
+        want_layers,
+        operator.itemgetter(*(next(following) if is_there else -1 for is_there in returned)),
+    )
 
 
 _version = operator.attrgetter("_version")
@@ -213,35 +224,36 @@ def _must_be_differentiable(grads: Sequence[Tensor | None]) -> bool:
 
 
 def _differentiable_backward(
+    plan: _Plan,
     originals: tuple[Any, ...],
     values: tuple[Any, ...],
     needed: tuple[bool, ...],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    cell: Cell,
+    of_call: tuple[Tensor | None, Tensor | None, int],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Computes the gradients of input, hx, cx and weights through the reference path.
+    """Computes the gradients of input, states and weights through the reference path.
 
     The gradients are differentiable themselves if gradients are enabled.
 
     Args:
-        originals: input, hx, cx and weights of the forward pass, which higher-order gradients flow
+        plan: of the backward pass.
+        originals: input, states and weights of the forward pass, which higher-order gradients flow
             to. Only those that need a gradient are read.
         values: the values of these tensors in the forward pass.
         needed: which of them need a gradient.
-        sequence_layout, reset, options: as in `namernn_fast.ops`.
+        of_call: sequence_layout, reset and options, as in `namernn_fast.ops`.
         grads: the gradients of the results.
     """
+    count, *_ = plan.ends
 
     def run(*wanted: Tensor) -> Results:
         given = iter(wanted)
-        input, hx, cx, *weights = (
+        tensors = [
             next(given) if need else value for value, need in zip(values, needed, strict=True)
-        )
-        call = Call(input, hx, weights, sequence_layout, reset, options, cell=cell, cx=cx)
-        return reference.run_stack(call)
+        ]
+        (input, *states), weights = tensors[:count], tensors[count:]
+        cell = NUMBERED[plan.cell]
+        return reference.run_stack(Call(cell, input, None, weights, *of_call, states=states))
 
     with torch.enable_grad():
         wanted = [

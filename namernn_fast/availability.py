@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .call import Cell
+from .cells import ELMAN, Cell
 
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,15 +88,21 @@ HAS_EXTENSION = _load_extension()
 """Whether the C++ extension is installed. Tests set it to False."""
 
 
-def why_not_kernel(input: Tensor, cell: Cell = "rnn") -> str | None:
+def why_not_kernel(input: Tensor, cell: Cell = ELMAN) -> str | None:
     """Returns why the fused kernel of its device cannot take `input`, or None if it can."""
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
-    if cell != "rnn":
-        return f"torch's own {cell.upper()} operator runs on a GPU, with cuDNN or MIOpen"
-    if input.dtype not in TRITON_DTYPES:
+    why_not = why_not_gpu_kernel(cell)
+    if why_not is None and input.dtype not in TRITON_DTYPES:
         return f"the GPU kernels take floating-point types of 16 and 32 bits, not {input.dtype}"
-    return None
+    return why_not
+
+
+def why_not_gpu_kernel(cell: Cell) -> str | None:
+    """Returns why there is no GPU kernel for a cell, or None if there is one."""
+    if cell.has_gpu_kernel:
+        return None
+    return f"torch's own {cell.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
 
 
 def why_not_cpu_kernel(input: Tensor) -> str | None:

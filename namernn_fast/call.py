@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
-Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
-"""The kind of a layer's cell: that of `nn.RNN`, of `nn.GRU` or of `nn.LSTM`."""
-CLASSES: dict[Cell, str] = {"rnn": "FusedRNN", "gru": "FusedGRU", "lstm": "FusedLSTM"}
-"""The module of each cell, for error messages."""
+from .cells import Cell
 
 
 @dataclass(slots=True)
@@ -21,10 +18,11 @@ class Call:
     `dispatch.run` on it is not modified.
     """
 
+    cell: Cell
     data: Tensor
     """`input` of the operators. Before `layouts.normalise`, whatever the caller passed."""
-    hx: Tensor | None
-    """Before `layouts.normalise`, the pair of hx and cx for an LSTM."""
+    hx: Any
+    """What the caller passed. `layouts.normalise` makes it `states`."""
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
@@ -33,36 +31,36 @@ class Call:
     """The probability of zeroing an element of a layer's output, except the last layer's. No
     operator takes it: `dispatch.run` splits the stack into layers."""
     trees: int = 0
-    cell: Cell = "rnn"
-    cx: Tensor | None = None
-    """The initial cell states of an LSTM; None if hx is."""
+    states: Sequence[Tensor] = ()
+    """The initial states: none for zeros, otherwise one for each of `cell.states`."""
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
-        hx, cx = self.hx, self.cx
-        return (
-            self.data.requires_grad
-            or (hx is not None and hx.requires_grad)
-            or (cx is not None and cx.requires_grad)
-            or any(weight.requires_grad for weight in self.weights)
-        )
+        if self.data.requires_grad:
+            return True
+        for tensor in self.states:
+            if tensor.requires_grad:
+                return True
+        return any(weight.requires_grad for weight in self.weights)
 
     def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
-        """Converts hx and cx, if they are given."""
-        self.hx = None if self.hx is None else convert(self.hx)
-        self.cx = None if self.cx is None else convert(self.cx)
+        """Converts the initial states, if they are given."""
+        self.states = [convert(state) for state in self.states]
 
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of `FusedStack` and `vmap.Mapped` as a flat tuple.
 
-        An `autograd.Function` ignores tensors inside nested tuples.
+        An `autograd.Function` ignores tensors inside nested tuples. So input, states and weights
+        are one sequence at the end, and the number before it says where the weights begin.
         """
-        tensors = self.data, self.hx, self.cx, self.sequence_layout, self.reset
-        return *tensors, self.options, self.trees, self.cell, *self.weights
+        numbers = self.cell.number, self.options, self.trees
+        rows = self.sequence_layout, self.reset
+        count = 1 + len(self.states)
+        return *numbers, *rows, count, self.data, *self.states, *self.weights
 
 
 Results: TypeAlias = tuple[Tensor, ...]
-"""What a call computes: output, h_n and, for an LSTM, c_n."""
+"""What a call computes: output and the last states, one for each of `cell.states`."""
 Path: TypeAlias = Callable[[Call], Results]
 """A function that computes a call without dropout. With LAST_STATE it may return any tensor as
 output."""

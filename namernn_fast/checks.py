@@ -43,7 +43,7 @@ def check_like_nn_rnn(call: Call) -> None:
         RuntimeError: the features or the length of input, the shape of reset, or the shape, device
             or dtype of hx is wrong.
     """
-    data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
+    data, weights, reset, options = call.data, call.weights, call.reset, call.options
     weight_ih = weights[0]
     padded = not options & (ops.PACKED | ops.JAGGED)
     has_ids = ops.has_ids(data) and data.dim() == (2 if padded else 1)
@@ -70,26 +70,25 @@ def check_like_nn_rnn(call: Call) -> None:
         raise RuntimeError(
             f"reset must have shape {tuple(data.shape[:2])}, got {tuple(reset.shape)}"
         )
-    if hx is None:
+    if not call.states:
         return
-    named = [("hx", "hidden", hx)]
-    if call.cx is not None:
-        named = [("hx", "hidden[0]", hx), ("cx", "hidden[1]", call.cx)]
     # Take a packed batch from hx: while tracing, batch_sizes[0] is unknown. The operator checks it.
-    batch = data.shape[0 if batch_first else 1] if padded else hx.shape[1]
+    batch = data.shape[0 if batch_first else 1] if padded else call.states[0].shape[1]
     number = ops.layer_count(weights, options) * ops.directions_of(options)
     wanted = (number, batch, ops.hidden_size_of(weights))
     like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
-    for name, hidden, states in named:
-        if states.shape != wanted:
-            raise RuntimeError(f"Expected {hidden} size {wanted}, got {list(states.shape)}")
-        if states.device != data.device:
+    for number, state in enumerate(call.states):
+        hidden = "hidden" if len(call.states) == 1 else f"hidden[{number}]"
+        if state.shape != wanted:
+            raise RuntimeError(f"Expected {hidden} size {wanted}, got {list(state.shape)}")
+        if state.device != data.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "
-                f"{data.device} and hidden tensor at {states.device}"
+                f"{data.device} and hidden tensor at {state.device}"
             )
-        if states.dtype != weight_ih.dtype:
-            raise RuntimeError(f"{name} must have the dtype of {like}, got {states.dtype}")
+        if state.dtype != weight_ih.dtype:
+            name = f"{call.cell.states[number]}x"
+            raise RuntimeError(f"{name} must have the dtype of {like}, got {state.dtype}")
 
 
 def hint_at_embedding(data: Tensor) -> str:
@@ -105,20 +104,21 @@ def check_reference_arguments(call: Call) -> None:
     Raises:
         RuntimeError: a shape is wrong, or lengths, batch_sizes or offsets are impossible.
     """
-    data, hx, weights, reset, options = call.data, call.hx, call.weights, call.reset, call.options
+    data, weights, reset, options = call.data, call.weights, call.reset, call.options
     sequence_layout = call.sequence_layout
     vocabulary = weights[0].shape[0] if ops.has_ids(data) else None
-    gates = ops.GATES[call.cell]
+    blocks = call.cell.weight_blocks
     for name, weight, shape in weights_and_shapes(
-        weights, data.shape[-1], options, vocabulary, gates
+        weights, data.shape[-1], options, vocabulary, blocks
     ):
         if weight.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
     if options & ops.PACKED:
         sizes = check_batch_sizes(sequence_layout, data.shape[0])  # type: ignore[arg-type]
-        if hx is not None and hx.shape[1] != sizes[0]:
-            expected = (hx.shape[0], sizes[0], hx.shape[2])
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+        shape = call.states[0].shape if call.states else (0, sizes[0], 0)
+        if shape[1] != sizes[0]:
+            expected = (shape[0], sizes[0], shape[2])
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(shape)}")
         if reset is not None:
             check_reset_shape(reset, len(sizes), sizes[0], options)
     elif options & ops.JAGGED:
@@ -132,7 +132,7 @@ def weights_and_shapes(
     features: int,
     options: int,
     vocabulary: int | None = None,
-    gates: int = 1,
+    blocks: int = 1,
 ) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Yields the name of each weight, the weight, and the shape that it must have.
 
@@ -141,11 +141,11 @@ def weights_and_shapes(
         features: the number of input features; ignored with token ids.
         options: the option bits.
         vocabulary: the number of rows of each table if input holds token ids, else None.
-        gates: of the cell.
+        blocks: the weight blocks of the cell.
     """
     # Its rows, as in the C++ operators, so that both report a weight_hh that is not square.
-    hidden_size = weights[1].shape[0] // gates
-    rows = gates * hidden_size
+    hidden_size = weights[1].shape[0] // blocks
+    rows = blocks * hidden_size
     name, first = "weight_ih", (rows, features)
     if vocabulary is not None:
         name, first = "table", (vocabulary, rows)

@@ -14,7 +14,8 @@ from . import (
     reference,
 )
 from .autograd import FusedStack, apply_untransformed
-from .call import CLASSES, Call, Cell, Path, Results
+from .call import Call, Path, Results
+from .cells import Cell
 from .checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .integrations import onnx, vmap
 
@@ -34,14 +35,14 @@ def run(call: Call) -> Results:
     if tracing:  # Check now: fake kernels do not, and compiled programs should not need to.
         check_like_nn_rnn(call)
         return _run_layers(path, call) if by_layers else path(call)
-    data, hx, cx = call.data, call.hx, call.cx
+    data = call.data
     checked = (
         path is not _fused_path
         or call.dropout  # the operator sees one layer at a time
         or not (data.is_cpu and like.is_cpu)  # a GPU, or different devices
-        or (hx is not None and not hx.is_cpu)
-        or (cx is not None and not cx.is_cpu)
     )
+    for state in call.states:
+        checked = checked or not state.is_cpu
     if checked:
         check_like_nn_rnn(call)
     try:
@@ -67,9 +68,9 @@ def _choose_path(call: Call, tracing: bool) -> Path:
         ragged = None if native.is_whole(call) else call.sequence_layout
         why_not_torch = native.why_not(call.cell, call.reset, tracing, ragged)
         return native.run_stack if why_not_torch is None else _reference_path
-    if not tracing and torch._C._are_functorch_transforms_active():
-        return _mapped_path
-    return _fused_path
+    if tracing:
+        return _compiled_path
+    return _mapped_path if torch._C._are_functorch_transforms_active() else _fused_path
 
 
 def why_not_kernel(like: Tensor, tracing: bool, cell: Cell) -> str | None:
@@ -101,35 +102,50 @@ def _run_layers(path: Path, call: Call) -> Results:
         data, options = data.transpose(0, 1), options & ~ops.BATCH_FIRST
         reset = None if reset is None else reset.transpose(0, 1)
     per_layer = ops.weights_per_layer(options)
-    states = []
-    hx, cx = (ops.states_of_layers(of_all, weights, options) for of_all in (call.hx, call.cx))
-    for k, (own_hx, own_cx) in enumerate(zip(hx, cx, strict=True)):
+    last_states = []
+    for k, states in enumerate(ops.states_of_layers(call.states, weights, options)):
         if k:
             data = torch.nn.functional.dropout(data, call.dropout, training=True)
-        own_weights = weights[k * per_layer : (k + 1) * per_layer]
-        own = replace(
+        layer = replace(
             call,
             data=data,
-            hx=own_hx,
-            cx=own_cx,
-            weights=own_weights,
+            states=states,
+            weights=weights[k * per_layer : (k + 1) * per_layer],
             reset=reset,
             options=options,
             dropout=0.0,
         )
-        data, *last = path(own)
-        states.append(last)
+        data, *last = path(layer)
+        last_states.append(last)
     if batch_first:
         data = reference.with_batch_first(data)
-    return data, *map(torch.cat, zip(*states, strict=True))
+    return data, *map(torch.cat, zip(*last_states, strict=True))
 
 
 def _fused_path(call: Call) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
-        apply = FusedStack.apply if torch.compiler.is_compiling() else apply_untransformed
-        return apply(*call.flat())
-    tensors = call.data, call.hx, call.cx, call.weights, call.sequence_layout, call.reset
-    return ops.forward(call.cell, *tensors, call.options, call.trees)[0]
+        return apply_untransformed(*call.flat())
+    output, last_states, _ = ops.forward_untraced(
+        call.cell.number,
+        call.data,
+        call.states,
+        call.weights,
+        call.sequence_layout,
+        call.reset,
+        call.options,
+        call.trees,
+    )
+    return output, *last_states
+
+
+def _compiled_path(call: Call) -> Results:
+    """The fused path in a graph that a compiler traces."""
+    if torch.is_grad_enabled() and call.requires_grad():
+        return FusedStack.apply(*call.flat())  # type: ignore[no-any-return,no-untyped-call]
+    rows = call.sequence_layout, call.reset, call.options, call.trees
+    number = call.cell.number
+    output, last_states, _ = ops.forward(number, call.data, call.states, call.weights, *rows)
+    return output, *last_states
 
 
 def _mapped_path(call: Call) -> Results:
@@ -146,7 +162,7 @@ def _reference_path(call: Call) -> Results:
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace would record the loop over ATen operators with a fixed number of "
-            f"steps: use a {CLASSES[call.cell]} without lengths= and reset=, which it records for "
+            f"steps: use a {call.cell.layer} without lengths= and reset=, which it records for "
             "any length"
         )
     check_reference_arguments(call)

@@ -1,6 +1,6 @@
 """`explain`: which path and shortcuts a layer takes for an input, and why not the others."""
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -8,19 +8,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import layouts, native, ops, tokens
 from .autocast import autocast_dtype, cast_like_autocast
-from .call import Call, Cell
-from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell, states_in
+from .call import Call
+from .cells import Cell
 from .checks import check_like_nn_rnn
 from .dispatch import why_not_kernel
 from .functional import convert_dtypes
-from .nn import FusedGRU, FusedLSTM, FusedRNN
+from .layer import FusedLayer
 from .options import option_bits
 from .replacing import PLAIN
-from .token_rnn import TokenGRU, TokenLSTM, TokenRNN
+from .step_modules import FusedCell, states_in
+from .token_rnn import TokenLayer
 
-Layer: TypeAlias = FusedRNN | FusedGRU | FusedLSTM
-_CELLS = FusedRNNCell | FusedGRUCell | FusedLSTMCell
-_TOKEN_LAYERS = TokenRNN | TokenGRU | TokenLSTM
+Layer: TypeAlias = FusedLayer[Any]
 SHORTCUTS = ("table", "last state", "shared prefixes")
 
 
@@ -87,10 +86,11 @@ def explain(
             devices of its arguments.
 
     Example:
+        >>> from namernn_fast import FusedRNN
         >>> explain(FusedRNN(8, 16, device="meta"), torch.randn(5, 3, 8, device="meta")).why_not
         {'cpu': 'the CPU kernel does not run on meta'}
     """
-    if not isinstance(layer, Layer | _CELLS | _TOKEN_LAYERS):
+    if not isinstance(layer, FusedLayer | FusedCell | TokenLayer):
         raise TypeError(
             "layer must be a fused layer, cell or token layer of this package, got "
             f"{type(layer).__name__}"
@@ -99,9 +99,9 @@ def explain(
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    if isinstance(layer, _CELLS):
+    if isinstance(layer, FusedCell):
         return _of_step(layer, data, hx)
-    if isinstance(layer, _TOKEN_LAYERS):
+    if isinstance(layer, TokenLayer):
         rnn, rows = layer.rnn, layer.embedding.weight
         return _of_ids(rnn, input, hx, reset, rows, last_state, layer.why_not_fused())
     if embedding is not None:
@@ -137,10 +137,12 @@ def _call(
         layer.batch_first,
         layer.batch_invariant,
     )
-    return Call(input, hx, weights, None, reset, options, _dropout(layer), cell=layer._cell)  # type: ignore[arg-type]
+    return Call(layer._cell, input, hx, weights, None, reset, options, _dropout(layer))  # type: ignore[arg-type]
 
 
-def _of_step(cell: _CELLS, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Explanation:
+def _of_step(
+    cell: FusedCell[Any], input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None
+) -> Explanation:
     """Explains a call of a step module, whose alternative is torch's own cell."""
     reason = cell.why_not_fused(input, hx)
     if reason is not None:
@@ -208,7 +210,7 @@ def _path(like: Tensor, cell: Cell, reset: Tensor | None = None) -> tuple[str, d
         why_not_torch = native.why_not(cell, reset, tracing)
         if why_not_torch is None:
             return "torch", {device: reason}
-        if cell == "rnn":
+        if cell.torch_operator is None:
             return "reference", {device: reason}
         return "reference", {device: reason, "torch": why_not_torch}
     if like.is_cuda:

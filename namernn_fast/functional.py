@@ -1,7 +1,7 @@
 """`rnn()`, `gru()`, `lstm()` and `last_state()`: layers as functions of input and weights."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops, tokens
 from .autocast import autocast_dtype, cast_like_autocast
-from .call import Call, Cell, Results
+from .call import Call, Results
+from .cells import CELLS, ELMAN, GRU, LSTM
 from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 from .options import option_bits
 
@@ -91,7 +92,8 @@ def rnn(
             operators; on a GPU, Triton is missing or too old, or the GPU is too old.
     """
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
-    call = Call(input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    probability = dropout if training else 0.0
+    call = Call(ELMAN, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -137,7 +139,7 @@ def gru(
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
     probability = dropout if training else 0.0
-    call = Call(input, hx, weights, None, reset, options, probability, cell="gru")  # type: ignore[arg-type]
+    call = Call(GRU, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -184,7 +186,7 @@ def lstm(
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
     probability = dropout if training else 0.0
-    call = Call(input, hx, weights, None, reset, options, probability, cell="lstm")  # type: ignore[arg-type]
+    call = Call(LSTM, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -249,7 +251,7 @@ def last_state(
     hx: Any,
     weights: Sequence[Tensor],
     *,
-    cell: Cell,
+    cell: str,
     **options: "Unpack[_Options]",
 ) -> Any: ...
 
@@ -259,7 +261,7 @@ def last_state(
     hx: Any,
     weights: Sequence[Tensor],
     *,
-    cell: Cell = "rnn",
+    cell: str = "rnn",
     share_prefixes: bool | None = None,
     nonlinearity: str = "tanh",
     bias: bool = True,
@@ -306,19 +308,17 @@ def last_state(
     )
     if share_prefixes and embedding is None:
         tokens.refuse_to_share("embedding is None, so input does not hold token ids")
-    if cell != "rnn" and (cell not in ops.GATES or nonlinearity != "tanh"):
-        _refuse_cell(cell, nonlinearity)
+    kind = CELLS.get(cell)
+    if kind is None:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+    if nonlinearity not in kind.nonlinearities:
+        wanted = " or ".join(kind.nonlinearities)
+        raise ValueError(f"nonlinearity must be {wanted} for cell={cell!r}, got {nonlinearity!r}")
     probability = dropout if training else 0.0
-    call = Call(input, hx, weights, None, reset, options, probability, cell=cell)  # type: ignore[arg-type]
+    call = Call(kind, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
     lookup = _lookup(input, embedding, padding_idx, share_prefixes)
     results = _run(call, lengths, lookup)
     return restore_states(input, results, call.options, lookup is not None)
-
-
-def _refuse_cell(cell: str, nonlinearity: str) -> NoReturn:
-    if cell not in ops.GATES:
-        raise ValueError(f"cell must be one of {', '.join(ops.GATES)}, got {cell!r}")
-    raise ValueError(f"nonlinearity must be tanh for cell={cell!r}, got {nonlinearity!r}")
 
 
 def _lookup(
@@ -358,7 +358,7 @@ def _run(call: Call, lengths: Lengths | None, lookup: tokens.Lookup | None) -> R
         call.sequence_layout = as_sequence_layout(lengths, call.data, call.options)
     if call.dropout and len(call.weights) == ops.weights_per_layer(call.options):
         call.dropout = 0.0
-    if call.hx is not None or torch._C._is_any_autocast_enabled():
+    if call.states or torch._C._is_any_autocast_enabled():
         lookup = convert_dtypes(call, lookup)
     if lookup is not None:
         tokens.look_up(call, lookup)
@@ -373,7 +373,7 @@ def convert_dtypes(call: Call, lookup: tokens.Lookup | None) -> tokens.Lookup | 
     """
     features = call.data if lookup is None else lookup.embedding
     if torch._C._is_any_autocast_enabled():
-        state = call.hx if call.cx is None else call.cx
+        state = call.states[-1] if call.states else None
         dtype = autocast_dtype(features, call.cell, bool(call.options & ops.PACKED), state)
         call.weights = [cast_like_autocast(weight, dtype) for weight in call.weights]
         call.convert_states(lambda state: cast_like_autocast(state, dtype))
@@ -383,7 +383,10 @@ def convert_dtypes(call: Call, lookup: tokens.Lookup | None) -> tokens.Lookup | 
         else:
             lookup = lookup._replace(embedding=features)
     wanted = features.dtype
-    call.convert_states(
-        lambda state: state.to(wanted) if {state.dtype, wanted} <= _CONVERTIBLE else state
-    )
+    for state in call.states:
+        if state.dtype != wanted and wanted in _CONVERTIBLE:
+            call.convert_states(
+                lambda state: state.to(wanted) if state.dtype in _CONVERTIBLE else state
+            )
+            break
     return lookup

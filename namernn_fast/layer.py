@@ -9,7 +9,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from . import tokens
-from .call import Call, Cell
+from .call import Call
+from .cells import Cell
 from .functional import last_state, run
 from .integrations.nn_rnn import is_exact, must_serve, plain_twin
 from .layouts import Input, Lengths
@@ -52,7 +53,6 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
     """
 
     _cell: Cell
-    _torch_class: type[torch.nn.RNNBase]
     batch_invariant: bool = False
 
     # No argument is keyword-only: torch's older ONNX exporter passes None for each by position.
@@ -117,7 +117,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
             self.batch_invariant,
         )
         dropout = self.dropout if self.training else 0.0
-        call = Call(input, hx, weights, None, reset, options, dropout, cell=self._cell)  # type: ignore[arg-type]
+        call = Call(self._cell, input, hx, weights, None, reset, options, dropout)  # type: ignore[arg-type]
         return run(call, input, lengths, embedding, padding_idx)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -161,14 +161,14 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
         if self.proj_size or must_serve(input, hx, weights, lengths is None and reset is None):
             if share_prefixes:
                 tokens.refuse_to_share(
-                    f"this call runs on the operators of nn.{self._torch_class.__name__}"
+                    f"this call runs on the operators of nn.{self._cell.torch_layer.__name__}"
                 )
             return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
         return last_state(  # type: ignore[no-any-return]
             input,
             hx,
             weights,
-            cell=self._cell,
+            cell=self._cell.name,
             share_prefixes=share_prefixes,
             nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
             bias=self.bias,
@@ -206,7 +206,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
         self._refuse_if_invariant()
-        return plain_twin(self, self._torch_class) if is_exact(self) else self
+        return plain_twin(self, self._cell.torch_layer) if is_exact(self) else self
 
     def _refuse_if_invariant(self) -> None:
         """Raises an error if batch_invariant is on, which torch's own operators do not have."""
@@ -214,5 +214,5 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
             raise RuntimeError(
                 "batch_invariant needs the fused kernel, but TorchScript, expanded weights, "
                 "proj_size and tensor-like objects run on the operators of "
-                f"nn.{self._torch_class.__name__}"
+                f"nn.{self._cell.torch_layer.__name__}"
             )

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops, transfers
-from .call import Call, Cell, Results
+from .call import Call, Results
+from .cells import Cell
 from .checks import check_reset, hint_at_embedding
 
 Input = TypeVar("Input", bound=Tensor | PackedSequence)
@@ -37,7 +38,7 @@ def normalise(call: Call, has_ids: bool) -> None:
     """
     input: object = call.data
     if call.hx is not None:
-        _check_types_of_states(call)
+        call.states = _states_of(call.hx, call.cell)
     reset = call.reset
     if isinstance(input, PackedSequence):
         _normalise_packed(call, input, has_ids)
@@ -53,8 +54,9 @@ def normalise(call: Call, has_ids: bool) -> None:
     dim = input.dim() + has_ids
     if dim not in (2, 3):
         _refuse_dimensions(input, has_ids, call.cell)
-    if call.hx is not None:
-        _check_dimensions_of_states(call, input.dim(), dim)
+    for state in call.states:
+        if state.dim() != dim:
+            _refuse_dimensions_of_states(call, input.dim(), dim)
     if dim == 3:
         return
     batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
@@ -64,34 +66,31 @@ def normalise(call: Call, has_ids: bool) -> None:
     call.data = input.unsqueeze(batch_dim)
 
 
-def _check_types_of_states(call: Call) -> None:
-    """Checks that hx is a tensor or, for an LSTM, a pair of them, which becomes hx and cx."""
-    named: list[tuple[str, object]] = [("hx", call.hx)]
-    or_none = " or None"
-    if ops.HAS_CELL_STATE[call.cell]:
-        pair: Any = call.hx
-        call.hx, call.cx = pair[0], pair[1]  # raises what nn.LSTM does if there are fewer
-        if not isinstance(pair, tuple | list):
-            raise TypeError(f"hx must be a pair of tensors or None, got {type(pair).__name__}")
-        if len(pair) > 2:
-            raise RuntimeError("lstm expects two hidden states")
-        named, or_none = [("hx", call.hx), ("cx", call.cx)], ""
-    for name, states in named:
-        if not isinstance(states, Tensor):
-            raise TypeError(f"{name} must be a Tensor{or_none}, got {type(states).__name__}")
+def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
+    """Returns the initial states in an argument hx: it is a tensor or, for an LSTM, a pair."""
+    if len(cell.states) == 1:
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
+        return (hx,)
+    states = hx[0], hx[1]  # raises what nn.LSTM does if there are fewer
+    if not isinstance(hx, tuple | list):
+        raise TypeError(f"hx must be a pair of tensors or None, got {type(hx).__name__}")
+    if len(hx) > len(cell.states):
+        raise RuntimeError(f"{cell.name} expects two hidden states")
+    for name, state in zip(cell.states, states, strict=True):
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{name}x must be a Tensor, got {type(state).__name__}")
+    return states
 
 
-def _check_dimensions_of_states(call: Call, of_input: int, wanted: int) -> None:
-    """Checks that the states of a padded input have `wanted` dimensions."""
-    states = [states for states in (call.hx, call.cx) if states is not None]
-    if all(state.dim() == wanted for state in states):
-        return
-    names = " and ".join(("hx", "cx")[: len(states)])
-    got = ", ".join(f"{state.dim()}-D" for state in states)
+def _refuse_dimensions_of_states(call: Call, of_input: int, wanted: int) -> NoReturn:
+    """Raises the error for states of a padded input that do not have `wanted` dimensions."""
+    names = " and ".join(f"{name}x" for name in call.cell.states)
+    got = ", ".join(f"{state.dim()}-D" for state in call.states)
     raise RuntimeError(
-        f"For {'batched' if wanted == 3 else 'unbatched'} {of_input}-D input, {names} should "
-        f"{'also ' if of_input == wanted else ''}be {wanted}-D but got "
-        + (f"{got} tensor" if len(states) == 1 else f"({got}) tensors")
+        f"For {'batched' if wanted == 3 else 'unbatched'} {of_input}-D input, "
+        f"{names} should {'also ' if of_input == wanted else ''}be {wanted}-D but got "
+        + (f"{got} tensor" if len(call.states) == 1 else f"({got}) tensors")
     )
 
 
@@ -102,16 +101,17 @@ def _refuse_dimensions(input: Tensor, has_ids: bool, cell: Cell) -> NoReturn:
             "input with embedding holds token ids, which must have 1 or 2 dimensions, got "
             f"{input.dim()}"
         )
-    tensor = " tensor" if cell == "rnn" else ""  # nn.GRU and nn.LSTM leave the word out
+    tensor = " tensor" if cell.name == "rnn" else ""  # nn.GRU and nn.LSTM leave the word out
     raise ValueError(
-        f"{cell.upper()}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead"
+        f"{cell.name.upper()}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead"
         + hint_at_embedding(input)
     )
 
 
 def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
     """`normalise` for a PackedSequence: sorts hx and reset into the order of its data."""
-    _check_states(call)
+    if call.states:
+        _check_states(call)
     data, batch_sizes, sorted_indices, _ = input
     if call.reset is not None:
         check_reset(call.reset, is_jagged=False)
@@ -120,14 +120,14 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
         if call.reset is not None:
             batch_dim = 0 if call.options & ops.BATCH_FIRST else 1
             call.reset = call.reset.index_select(batch_dim, sorted_indices)
-        if call.hx is not None:
+        if call.states:
             order = _savable(sorted_indices)
-            call.convert_states(lambda states: states.index_select(1, order))
+            call.convert_states(lambda state: state.index_select(1, order))
         elif torch.compiler.is_compiling():
-            # A tracer needs the batch size as a shape, which hx has. Reading it out of batch_sizes,
-            # where it is a value, would break the graph.
-            call.hx = ops.zero_states(call.weights, call.options, sorted_indices.shape[0])
-            call.cx = torch.zeros_like(call.hx) if ops.HAS_CELL_STATE[call.cell] else None
+            # A tracer needs the batch size as a shape, which states have. Reading it out of
+            # batch_sizes, where it is a value, would break the graph.
+            batch = sorted_indices.shape[0]
+            call.states = ops.zero_states(call.cell, call.weights, call.options, batch)
     if data.dim() + has_ids != 2:
         raise RuntimeError(f"input must have {2 - has_ids} dimensions, got {data.dim()}")
     call.data, call.sequence_layout = data, _savable(batch_sizes)
@@ -136,7 +136,8 @@ def _normalise_packed(call: Call, input: PackedSequence, has_ids: bool) -> None:
 
 def _normalise_jagged(call: Call, input: Any, has_ids: bool) -> None:
     """`normalise` for a nested tensor."""
-    _check_states(call)
+    if call.states:
+        _check_states(call)
     if call.reset is not None:
         check_reset(call.reset, is_jagged=True)
     _check_jagged(input, has_ids)
@@ -152,10 +153,10 @@ def _savable(tensor: Tensor) -> Tensor:
 
 
 def _check_states(call: Call) -> None:
-    """Checks that hx and cx of a packed or jagged input have a batch dimension."""
-    for name, states in (("hx", call.hx), ("cx", call.cx)):
-        if states is not None and states.dim() != 3:
-            raise RuntimeError(f"{name} must have 3 dimensions, got {states.dim()}")
+    """Checks that the states of a packed or jagged input have a batch dimension."""
+    for name, state in zip(call.cell.states, call.states, strict=True):
+        if state.dim() != 3:
+            raise RuntimeError(f"{name}x must have 3 dimensions, got {state.dim()}")
 
 
 def _check_jagged(input: Any, has_ids: bool) -> None:

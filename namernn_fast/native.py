@@ -14,20 +14,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from . import ops, reference
-from .call import Call, Cell, Results
+from .call import Call, Results
+from .cells import NUMBERED, Cell
 from .checks import check_reference_arguments
 from .integrations.deferred import when_imported
 
-_OPERATORS: dict[Cell, Any] = {"gru": torch.gru, "lstm": torch.lstm}
+_OPERATORS = tuple(cell.torch_operator for cell in NUMBERED)
+"""torch's operators by the number of the cell."""
 _outside_of_graphs = _OPERATORS
 
 
 def _break_graphs(dynamo: ModuleType) -> None:
     global _outside_of_graphs
     reason = "torch's operator would become the operators of every step in a compiled graph"
-    _outside_of_graphs = {
-        cell: dynamo.disable(operator, reason=reason) for cell, operator in _OPERATORS.items()
-    }
+    _outside_of_graphs = tuple(
+        None if operator is None else dynamo.disable(operator, reason=reason)
+        for operator in _OPERATORS
+    )
 
 
 when_imported("torch._dynamo", _break_graphs)
@@ -38,8 +41,8 @@ def _operator(cell: Cell, *arguments: Any) -> Results:
 
     Dynamo breaks the graph at torch's layers as well. An exported program holds the operator.
     """
-    operators = _OPERATORS if torch.compiler.is_exporting() else _outside_of_graphs
-    return operators[cell](*arguments)  # type: ignore[no-any-return]
+    operators: Any = _OPERATORS if torch.compiler.is_exporting() else _outside_of_graphs
+    return operators[cell.number](*arguments)  # type: ignore[no-any-return]
 
 
 def why_not(
@@ -52,13 +55,13 @@ def why_not(
         tracing: whether a compiler is tracing the call.
         ragged: the lengths or offsets of the call, if it has any.
     """
-    if cell == "rnn":
-        return "the vanilla cell runs step by step"
+    if cell.torch_operator is None:
+        return "this cell runs step by step"
     if reset is not None:
         return "torch's operator has no reset"
     if not tracing and reference.is_transformed():
         return "torch's operator has no rule for this transform"
-    if cell == "lstm" and ragged is not None:
+    if len(cell.states) > 1 and ragged is not None:
         if ragged.is_meta:
             return "torch's operator needs the values of the lengths, which the meta device has not"
         if tracing:
@@ -82,7 +85,9 @@ def run_stack(call: Call) -> Results:
     layout = call.sequence_layout
     if layout is None or is_whole(call):
         return _run_whole(call)
-    return _run_packed(call, layout) if call.cell == "lstm" else _run_in_directions(call, layout)
+    if len(call.cell.states) > 1:
+        return _run_packed(call, layout)
+    return _run_in_directions(call, layout)
 
 
 def is_whole(call: Call) -> bool:
@@ -101,9 +106,8 @@ def _run_whole(call: Call) -> Results:
     batch_first = options & ops.BATCH_FIRST and layout is None
     data = call.data.transpose(0, 1) if batch_first else call.data
     batch = int(layout[0]) if layout is not None else data.shape[1]
-    hx: Any = ops.zero_states(call.weights, options, batch) if call.hx is None else call.hx
-    if call.cell == "lstm":
-        hx = hx, torch.zeros_like(hx) if call.cx is None else call.cx
+    states = call.states or ops.zero_states(call.cell, call.weights, options, batch)
+    hx = tuple(states) if len(states) > 1 else states[0]
     trains = _trains(call) or call.dropout > 0
     layers = ops.layer_count(call.weights, options)
     shape = bool(options & ops.BIAS), layers, call.dropout, trains
@@ -134,18 +138,16 @@ def _run_packed(call: Call, layout: Tensor) -> Results:
     lengths = (layout.diff() if options & ops.JAGGED else layout).cpu()
     padded, _, alive, places = reference.with_time_first(call.data, layout, options)
     assert alive is not None  # the layout is that of padded or jagged sequences
-    hx = ops.zero_states(call.weights, options, padded.shape[1]) if call.hx is None else call.hx
-    cx = torch.zeros_like(hx) if call.cx is None else call.cx
+    states = call.states or ops.zero_states(call.cell, call.weights, options, padded.shape[1])
     time_first = options & ~(ops.BATCH_FIRST | ops.JAGGED)
-    own = replace(call, data=padded, hx=hx, cx=cx, sequence_layout=None, options=time_first)
+    own = replace(call, data=padded, states=states, sequence_layout=None, options=time_first)
     # An empty batch cannot be packed, but torch's operator takes it as it is.
     output, *last = _run_sorted(own, lengths) if padded.shape[1] else _run_whole(own)
     output = torch.where(alive, output, 0.0)
-    states = [
-        torch.where(alive[0], of_last, initial)
-        for of_last, initial in zip(last, (hx, cx), strict=True)
+    last = [
+        torch.where(alive[0], state, initial) for state, initial in zip(last, states, strict=True)
     ]
-    return reference.from_time_first(output, options, places), *states
+    return reference.from_time_first(output, options, places), *last
 
 
 def _run_sorted(call: Call, lengths: Tensor) -> Results:
@@ -157,13 +159,10 @@ def _run_sorted(call: Call, lengths: Tensor) -> Results:
     order, inverse = packed.sorted_indices, packed.unsorted_indices
     assert order is not None
     assert inverse is not None
-    assert call.hx is not None
-    assert call.cx is not None
     own = replace(
         call,
         data=packed.data,
-        hx=call.hx[:, order],
-        cx=call.cx[:, order],
+        states=[state[:, order] for state in call.states],
         sequence_layout=packed.batch_sizes,
         options=call.options | ops.PACKED,
     )
@@ -185,9 +184,7 @@ def _run_in_directions(call: Call, layout: Tensor) -> Results:
     steps = torch.arange(input.shape[0], device=input.device)[:, None, None]
     # The step of the reversed sequence that each step holds; padding stays where it is.
     mirror = torch.where(alive, lengths[:, None] - 1 - steps, steps)
-    states = call.hx
-    if states is None:
-        states = ops.zero_states(call.weights, options, input.shape[1])
+    (states,) = call.states or ops.zero_states(call.cell, call.weights, options, input.shape[1])
     arguments = bool(options & ops.BIAS), 1, 0.0, _trains(call), False, False
     last_states: list[Tensor] = []
     for layer in ops.layers_of(call.weights, options):

@@ -1,11 +1,12 @@
 """The modules: torch's recurrent layers with the fused operators underneath."""
 
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 from torch.types import Device
 
+from .cells import ELMAN, GRU, LSTM
 from .integrations.compile import allow_tracing
 from .integrations.flops import count_flops
 from .integrations.fx import make_leaves
@@ -42,8 +43,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
     """
 
-    _cell = "rnn"
-    _torch_class = torch.nn.RNN
+    _cell = ELMAN
 
     # Spelled out instead of **kwargs for `help`, and for `skip_init`, which looks for `device`.
     def __init__(
@@ -108,8 +108,7 @@ class FusedGRU(FusedLayer[Tensor], torch.nn.GRU):
         (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]))
     """
 
-    _cell = "gru"
-    _torch_class = torch.nn.GRU
+    _cell = GRU
 
     def __init__(
         self,
@@ -173,8 +172,7 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         (torch.Size([3, 5, 16]), torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
     """
 
-    _cell = "lstm"
-    _torch_class = torch.nn.LSTM
+    _cell = LSTM
 
     def __init__(
         self,
@@ -208,6 +206,11 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         self.batch_invariant = batch_invariant
 
 
-allow_tracing(FusedRNN, FusedGRU, FusedLSTM)
-make_leaves(FusedRNN, FusedGRU, FusedLSTM)
+LAYERS: dict[str, type[Any]] = {
+    layer._cell.name: layer for layer in (FusedRNN, FusedGRU, FusedLSTM)
+}
+"""The layer of each cell, by the name of the cell."""
+
+allow_tracing(*LAYERS.values())
+make_leaves(*LAYERS.values())
 count_flops()

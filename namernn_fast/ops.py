@@ -1,41 +1,45 @@
 """The operators: schemas, option bits, and access to the flat list of weights.
 
-`rnn_forward` and `rnn_backward` run a stack of layers, in one or two directions, over whole
+`forward` and `backward` run a stack of layers of any cell, in one or two directions, over whole
 sequences. The names of their arguments and results mean the same throughout this package:
 
+- cell: the number of the cell, an index of `cells.NUMBERED`.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
   ids, without the last dimension; see `has_ids`. Ids of rows that do not exist are not read.
-- hx: initial states (num_layers * directions, batch, hidden_size), or None for zeros.
+- states: the initial states, none for zeros, otherwise one tensor (num_layers * directions, batch,
+  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM.
 - weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
-  `layers_of` groups them. With token ids each weight_ih of the first layer is replaced by a table
-  (vocabulary, hidden_size) of the products of all embedding rows with weight_ih.
+  `layers_of` groups them. Each has `Cell.weight_blocks` blocks of hidden_size rows, in torch's
+  order of gates. With token ids each weight_ih of the first layer is replaced by a table
+  (vocabulary, blocks * hidden_size) of the products of all embedding rows with weight_ih.
 - sequence_layout: an int64 tensor that says which (time, sequence) rows exist, or None if all do.
   Padded input: lengths (batch), in any order. PACKED: the batch_sizes (seq_len) of a
   PackedSequence, and input is its data (rows, features). JAGGED: offsets (batch + 1), and input
   is the concatenation of all sequences (rows, features). batch_sizes are on the CPU, lengths and
   offsets on the device of input.
-- reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: the steps that begin from a state
+- reset: bool (seq_len, batch), (batch, seq_len) with BATCH_FIRST: the steps that begin from states
   of zeros; or None.
 - options: a sum of the option bits below.
 - trees: with SHARE_PREFIXES, the least number of prefix trees to cut the sequences into; threads
-  share out whole trees. Both operators must get the same number.
-- output: like input with directions * hidden_size features, without elements with LAST_STATE; h_n:
-  like hx; hidden: with WANT_HIDDEN the outputs of all layers except the last, for the backward
-  pass; otherwise empty.
+  share out whole trees. Both operators must get the same number. Otherwise 0.
 
-`gru_forward` and `gru_backward` do the same for GRUs. Their weights and biases have 3 * hidden_size
-rows, in torch's order of gates: reset, update, new. One more result of the forward operator is an
-argument of the backward one: kept, with WANT_HIDDEN one tensor for each layer, like output with
-4 * directions * hidden_size features, otherwise empty.
+`forward` returns:
 
-`lstm_forward` and `lstm_backward` do it for LSTMs, with 4 gates in torch's order (input, forget,
-cell, output), and keep 5 * directions * hidden_size features. Besides each state there is a cell
-state: cx and c_n are like hx and h_n, and hx and cx are either both given or both None. want_hx
-asks for the gradients of both.
+- output: like input with directions * hidden_size features, without elements with LAST_STATE.
+- last_states: one tensor for each of `Cell.states`, like the initial ones: h_n, and c_n of an
+  LSTM.
+- saved: with WANT_HIDDEN what the backward pass reads besides output, otherwise nothing. First the
+  outputs of all layers except the last; then, if the cell keeps anything, for each layer a tensor
+  like output with `Cell.kept_blocks` * directions * hidden_size features.
 
-The backward operators return the gradients of input, hx and weights; a gradient that is not
-requested has no elements. want_layers lists the layers whose weights need a gradient. Token ids
-have no gradient.
+`backward` takes the arguments of `forward`, output, saved, and:
+
+- grad_output, grad_last_states: the gradients of output and of each of last_states, or None.
+- wanted: whether the gradients of input and of each of `states` are wanted. Token ids have none.
+- want_layers: the layers whose weights need a gradient.
+
+It returns a list of the wanted gradients: of input, of states, and of the weights of each layer in
+want_layers.
 """
 
 import functools
@@ -47,7 +51,7 @@ import torch
 from torch import Tensor
 
 from . import availability
-from .call import Cell, Results
+from .cells import CELLS, NUMBERED, Cell, LayerWeights
 
 NAMESPACE = "namernn_fast"
 
@@ -67,49 +71,60 @@ JAGGED = 32
 BATCH_INVARIANT = 64
 """Results of a sequence are bit-identical however it is batched. CPU kernel only."""
 WANT_HIDDEN = 128
-"""rnn_forward returns the outputs of the lower layers too."""
+"""`forward` returns what the backward pass reads besides output."""
 LAST_STATE = 256
-"""rnn_forward returns no output, only h_n. Not with WANT_HIDDEN."""
+"""`forward` returns no output, only the last states. Not with WANT_HIDDEN."""
 SHARE_PREFIXES = 512
 """Sequences of token ids share the states of common prefixes if that is estimated to be faster.
-Only with one direction, without hx and reset, in float32 or float64 on a CPU. The output of
-rnn_forward is empty with LAST_STATE. Otherwise it and hidden are (number of ids, hidden_size), in
-an order that only rnn_backward knows; grad_output must then be None."""
+Only with one direction, without states and reset, in float32 or float64 on a CPU. The output is
+empty with LAST_STATE. Otherwise it and the tensors in saved have a row for each id, in an order
+that only `backward` knows; grad_output must then be None."""
+
+
+class ForwardArguments(NamedTuple):
+    """The arguments of `forward`."""
+
+    cell: int
+    input: Tensor
+    states: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    sequence_layout: Tensor | None
+    reset: Tensor | None
+    options: int
+    trees: int
+
+
+class BackwardArguments(NamedTuple):
+    """The arguments of `backward`."""
+
+    cell: int
+    input: Tensor
+    states: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    sequence_layout: Tensor | None
+    reset: Tensor | None
+    options: int
+    trees: int
+    output: Tensor
+    saved: Sequence[Tensor]
+    grad_output: Tensor | None
+    grad_last_states: Sequence[Tensor | None]
+    wanted: Sequence[bool]
+    want_layers: Sequence[int]
+
 
 _library = torch.library.Library(NAMESPACE, "DEF")
-_LAYOUT = "Tensor? sequence_layout, Tensor? reset, int options"
+_ARGUMENTS = (
+    "int cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? sequence_layout, "
+    "Tensor? reset, int options, int trees"
+)
 _library.define(
-    f"rnn_forward(Tensor input, Tensor? hx, Tensor[] weights, {_LAYOUT}, int trees=0) -> "
-    "(Tensor output, Tensor h_n, Tensor[] hidden)",
+    f"forward({_ARGUMENTS}) -> (Tensor output, Tensor[] last_states, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
-    f"Tensor[] weights, Tensor output, Tensor[] hidden, {_LAYOUT}, bool want_input, bool want_hx, "
-    "int[] want_layers, int trees=0) -> (Tensor, Tensor, Tensor[])",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    f"gru_forward(Tensor input, Tensor? hx, Tensor[] weights, {_LAYOUT}, int trees=0) -> "
-    "(Tensor output, Tensor h_n, Tensor[] hidden, Tensor[] kept)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "gru_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? hx, "
-    f"Tensor[] weights, Tensor output, Tensor[] hidden, Tensor[] kept, {_LAYOUT}, bool want_input, "
-    "bool want_hx, int[] want_layers, int trees=0) -> (Tensor, Tensor, Tensor[])",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    f"lstm_forward(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, {_LAYOUT}, "
-    "int trees=0) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] hidden, Tensor[] kept)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
-    "Tensor? hx, Tensor? cx, Tensor[] weights, Tensor output, Tensor[] hidden, Tensor[] kept, "
-    f"{_LAYOUT}, bool want_input, bool want_hx, int[] want_layers, int trees=0) -> "
-    "(Tensor, Tensor, Tensor, Tensor[])",
+    f"backward({_ARGUMENTS}, Tensor output, Tensor[] saved, Tensor? grad_output, "
+    "Tensor?[] grad_last_states, bool[] wanted, int[] want_layers) -> Tensor[] gradients",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define("cpu_kernel(bool bfloat16) -> str")
@@ -118,90 +133,13 @@ _library.define(
     "int l2_bytes, int weight_blocks=1) -> (int, int, float, int)"
 )
 
-_Operator: TypeAlias = Callable[..., tuple[Any, ...]]
-rnn_forward: _Operator = torch.ops.namernn_fast.rnn_forward.default
-rnn_backward: _Operator = torch.ops.namernn_fast.rnn_backward.default
-gru_forward: _Operator = torch.ops.namernn_fast.gru_forward.default
-gru_backward: _Operator = torch.ops.namernn_fast.gru_backward.default
-lstm_forward: _Operator = torch.ops.namernn_fast.lstm_forward.default
-lstm_backward: _Operator = torch.ops.namernn_fast.lstm_backward.default
-
-GATES: dict[Cell, int] = {"rnn": 1, "gru": 3, "lstm": 4}
-"""The number of blocks of hidden_size rows in the weights and biases of each cell."""
-KEPT: dict[Cell, int] = {"rnn": 0, "gru": 4, "lstm": 5}
-"""The number of blocks of hidden_size values that each cell keeps of a row."""
-HAS_CELL_STATE: dict[Cell, bool] = {"rnn": False, "gru": False, "lstm": True}
-"""Whether there are cell states besides the states of each cell."""
-
-
-def forward(
-    cell: Cell, input: Tensor, hx: Tensor | None, cx: Tensor | None, *arguments: Any
-) -> tuple[Results, list[Tensor], list[Tensor]]:
-    """Runs the forward operator of a cell.
-
-    Args:
-        cell: of the operator.
-        input, hx: of the operator.
-        cx: of the operator, or None if the cell has no cell states.
-        arguments: the other arguments.
-
-    Returns:
-        output, h_n and, for an LSTM, c_n; hidden; and kept, which is empty for the vanilla cell.
-    """
-    if cell == "rnn":
-        output, h_n, hidden = rnn_forward(input, hx, *arguments)
-        return (output, h_n), hidden, []
-    if cell == "gru":
-        output, h_n, hidden, kept = gru_forward(input, hx, *arguments)
-        return (output, h_n), hidden, kept
-    output, h_n, c_n, hidden, kept = lstm_forward(input, hx, cx, *arguments)
-    return (output, h_n, c_n), hidden, kept
-
-
-def backward(cell: Cell, grads: Sequence[Tensor | None], *arguments: Any) -> tuple[Any, ...]:
-    """Runs the backward operator of a cell.
-
-    Args:
-        cell: of the operator.
-        grads: the gradients of output, h_n and, for an LSTM, c_n.
-        arguments: the arguments of `lstm_backward` from input on.
-
-    Returns:
-        The gradients of input, hx, cx and weights. That of cx is None if the cell has none.
-    """
-    if cell == "lstm":
-        return lstm_backward(*grads, *arguments)
-    input, hx, _, weights, output, hidden, kept, *rest = arguments
-    shared = *grads, input, hx, weights, output, hidden
-    results = rnn_backward(*shared, *rest) if cell == "rnn" else gru_backward(*shared, kept, *rest)
-    grad_input, grad_hx, grad_weights = results
-    return grad_input, grad_hx, None, grad_weights
-
-
-def without_own(cell: Cell, arguments: Sequence[Any]) -> list[Any]:
-    """Returns the arguments of `rnn_backward`, given those of a cell's backward operator."""
-    own = {"rnn": (), "gru": (7,), "lstm": (2, 5, 9)}[cell]  # kept; grad_c_n, cx and kept
-    return [argument for place, argument in enumerate(arguments) if place not in own]
-
-
-class LayerWeights(NamedTuple):
-    """The weights of one layer in one direction."""
-
-    weight_ih: Tensor
-    """(gates * hidden_size, features)"""
-    weight_hh: Tensor
-    """(gates * hidden_size, hidden_size)"""
-    bias_ih: Tensor | None = None
-    """(gates * hidden_size), or None without biases"""
-    bias_hh: Tensor | None = None
-    """(gates * hidden_size), or None without biases"""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The sum of both biases, or None without biases."""
-        if self.bias_ih is None or self.bias_hh is None:
-            return None
-        return self.bias_ih + self.bias_hh
+_Operator: TypeAlias = Callable[..., Any]
+forward: _Operator = torch.ops.namernn_fast.forward.default
+backward: _Operator = torch.ops.namernn_fast.backward.default
+forward_untraced: _Operator = getattr(forward, "_op", forward)
+"""`forward` for calls outside compilers, without a Python function that costs 0.4 us."""
+backward_untraced: _Operator = getattr(backward, "_op", backward)
+"""`backward` for calls outside compilers."""
 
 
 def has_ids(input: Tensor) -> bool:
@@ -218,7 +156,7 @@ def hidden_size_of(weights: Sequence[Tensor]) -> int:
 
 
 def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of `output`, and of every tensor in `hidden`."""
+    """Returns the shape of the output of each layer."""
     features = directions_of(options) * hidden_size
     if options & LAST_STATE:
         return (0,)
@@ -228,9 +166,9 @@ def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ..
 
 
 def kept_shape(cell: Cell, input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of every tensor in `kept`, given that WANT_HIDDEN is set."""
+    """Returns the shape of what one layer keeps, given that WANT_HIDDEN is set."""
     *rows, features = output_shape(input, hidden_size, options)
-    return (*rows, KEPT[cell] * features)
+    return (*rows, cell.kept_blocks * features)
 
 
 def directions_of(options: int) -> int:
@@ -255,18 +193,20 @@ def layers_of(weights: Sequence[Tensor], options: int) -> list[list[LayerWeights
     return [each[k : k + directions] for k in range(0, len(each), directions)]
 
 
-def zero_states(weights: Sequence[Tensor], options: int, batch: int) -> Tensor:
-    """Returns initial states of zeros (num_layers * directions, batch, hidden_size)."""
-    states = layer_count(weights, options) * directions_of(options)
-    return weights[1].new_zeros(states, batch, hidden_size_of(weights))
+def zero_states(cell: Cell, weights: Sequence[Tensor], options: int, batch: int) -> list[Tensor]:
+    """Returns initial states of zeros, each (num_layers * directions, batch, hidden_size)."""
+    size = layer_count(weights, options) * directions_of(options), batch, hidden_size_of(weights)
+    return [weights[1].new_zeros(size) for _ in cell.states]
 
 
 def states_of_layers(
-    hx: Tensor | None, weights: Sequence[Tensor], options: int
-) -> Sequence[Tensor | None]:
-    """Returns the initial states of each layer, (directions, batch, hidden_size) or None."""
+    states: Sequence[Tensor], weights: Sequence[Tensor], options: int
+) -> Sequence[Sequence[Tensor]]:
+    """Returns the initial states of each layer, (directions, batch, hidden_size), or none."""
     layers = layer_count(weights, options)
-    return [None] * layers if hx is None else hx.chunk(layers)
+    if not states:
+        return [()] * layers
+    return [*zip(*(state.chunk(layers) for state in states), strict=True)]
 
 
 def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
@@ -304,7 +244,7 @@ def cpu_plan(
     threads: int,
     l2_bytes: int = 2**20,
     num_layers: int = 1,
-    cell: Cell = "rnn",
+    cell: str = "rnn",
 ) -> Plan:
     """Returns the plan that the CPU kernel makes in float32, for this or any other machine.
 
@@ -315,11 +255,12 @@ def cpu_plan(
         threads: number of threads.
         l2_bytes: size of a core's private cache, in bytes.
         num_layers: number of layers of this size in the stack, in one direction.
-        cell: of the layers.
+        cell: the name of the cell of the layers.
     """
     return Plan(
         *torch.ops.namernn_fast.cpu_plan(
-            batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes, GATES[cell]
+            *(batch_sizes, input_size, hidden_size, num_layers, threads, l2_bytes),
+            CELLS[cell].weight_blocks,
         )
     )
 
@@ -335,12 +276,29 @@ def gpu_backend(device: torch.device) -> Any:
     return importlib.import_module(f"{__package__}.gpu")
 
 
-@torch.library.impl(_library, "rnn_forward", "CUDA")
-def _(input: Tensor, *arguments: Any) -> Any:
-    return gpu_backend(input.device).rnn_forward(input, *arguments)
+def _on_gpu(call: ForwardArguments | BackwardArguments) -> Any:
+    """Returns the GPU implementation for a call.
+
+    Raises:
+        RuntimeError: there is none for its cell or its device.
+    """
+    if not 0 <= call.cell < len(NUMBERED):
+        raise RuntimeError(
+            f"{NAMESPACE}: cell must be from 0 to {len(NUMBERED) - 1}, got {call.cell}"
+        )
+    why_not = availability.why_not_gpu_kernel(NUMBERED[call.cell])
+    if why_not is not None:
+        raise RuntimeError(f"{NAMESPACE}: {why_not}")
+    return gpu_backend(call.input.device)
 
 
-@torch.library.impl(_library, "rnn_backward", "CUDA")
-def _(grad_output: Tensor | None, grad_h_n: Tensor | None, input: Tensor, *arguments: Any) -> Any:
-    backend = gpu_backend(input.device)
-    return backend.rnn_backward(grad_output, grad_h_n, input, *arguments)
+@torch.library.impl(_library, "forward", "CUDA")
+def _(*arguments: Any) -> Any:
+    call = ForwardArguments(*arguments)
+    return _on_gpu(call).forward(call)
+
+
+@torch.library.impl(_library, "backward", "CUDA")
+def _(*arguments: Any) -> Any:
+    call = BackwardArguments(*arguments)
+    return _on_gpu(call).backward(call)

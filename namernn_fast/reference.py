@@ -4,8 +4,7 @@ This path runs on every device and dtype without a fused kernel, and in the doub
 fused operators. It can be differentiated any number of times.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +13,7 @@ from torch.nn.functional import embedding, linear
 
 from . import ops
 from .call import Call, Results
-
-Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Computes the states at one time from the sums of the input and the states before, perhaps in
-place of the sums."""
+from .cells.cell import Step
 
 
 def run_stack(call: Call) -> Results:
@@ -27,36 +23,28 @@ def run_stack(call: Call) -> Results:
         call: without dropout. Lengths may be on any device; on an accelerator their values are not
             checked. LAST_STATE and SHARE_PREFIXES are ignored.
     """
-    hx, weights, reset, options = call.hx, call.weights, call.reset, call.options
+    cell, weights, reset, options = call.cell, call.weights, call.reset, call.options
     input, batch_sizes, alive, places = with_time_first(call.data, call.sequence_layout, options)
     batch_first = options & ops.BATCH_FIRST
     if reset is not None:
         reset = (reset.transpose(0, 1) if batch_first else reset).unsqueeze(-1)
     recorded = is_transformed() or torch.compiler.is_compiling()
-    in_place = call.cell == "rnn" and not (recorded or torch.is_grad_enabled())
-    layers = ops.layers_of(weights, options)
-    if hx is None:
-        batch = batch_sizes[0] if batch_sizes else input.shape[1]
-        hx = ops.zero_states(weights, options, batch)
+    in_place = cell.sums_become_states and not (recorded or torch.is_grad_enabled())
+    batch = batch_sizes[0] if batch_sizes else input.shape[1]
+    states = call.states or ops.zero_states(cell, weights, options, batch)
+    initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
     size = ops.hidden_size_of(weights)
-    if ops.HAS_CELL_STATE[call.cell]:  # states (.., 2 * hidden_size): those that are output first
-        hx = torch.cat([hx, torch.zeros_like(hx) if call.cx is None else call.cx], -1)
 
     last_states: list[Tensor] = []
-    for layer in layers:
+    for layer in ops.layers_of(weights, options):
         outputs = []
         for direction, own in enumerate(layer):
-            bias = own.bias_ih if call.cell == "gru" else own.bias
-            sums = _project(input, own.weight_ih, bias, in_place)
-            if call.cell == "rnn":
-                step = _rnn_step(own, options, recorded, in_place)
-            else:
-                step = _gru_step(own) if call.cell == "gru" else _lstm_step(own)
-            hidden, h_n = _direction(
+            sums = _project(input, own.weight_ih, cell.bias_of_input(own), in_place)
+            hidden, last = _direction(
                 sums.unbind(0) if batch_sizes is None else sums.split_with_sizes(batch_sizes),
                 batch_sizes,
-                hx[len(last_states)],
-                step,
+                initial[len(last_states)],
+                cell.make_step(own, relu=bool(options & ops.RELU), in_place=in_place),
                 alive,
                 reset,
                 reverse=direction == 1,
@@ -67,56 +55,16 @@ def run_stack(call: Call) -> Results:
                 output = sums
             else:
                 output = torch.stack(hidden) if batch_sizes is None else torch.cat(hidden)
-            outputs.append(output[..., :size] if ops.HAS_CELL_STATE[call.cell] else output)
-            last_states.append(h_n)
+            outputs.append(output if len(states) == 1 else output[..., :size])
+            last_states.append(last)
         input = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     input = from_time_first(input, options, places)
     last = torch.stack(last_states)
-    return input, *(last.split(size, -1) if ops.HAS_CELL_STATE[call.cell] else [last])
-
-
-def _rnn_step(weights: ops.LayerWeights, options: int, recorded: bool, in_place: bool) -> Step:
-    """h_t = act(x_t W_ih^T + b_ih + b_hh + h_{t-1} W_hh^T)."""
-    if recorded:
-        activate = Tensor.relu if options & ops.RELU else Tensor.tanh
-    else:  # Autograd allows in-place activations, because their backward reads the result.
-        activate = Tensor.relu_ if options & ops.RELU else Tensor.tanh_
-    add_product = Tensor.addmm_ if in_place else Tensor.addmm
-    weight_hh = weights.weight_hh.t()
-    return lambda sums, h: activate(add_product(sums, h, weight_hh))
-
-
-def _gru_step(weights: ops.LayerWeights) -> Step:
-    """h_t = n + z (h_{t-1} - n), with the gates r, z and n of `torch.nn.GRU`."""
-
-    def step(sums: Tensor, h: Tensor) -> Tensor:
-        x_r, x_z, x_n = sums.chunk(3, 1)
-        h_r, h_z, h_n = linear(h, weights.weight_hh, weights.bias_hh).chunk(3, 1)
-        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-        n = torch.tanh(x_n + r * h_n)
-        return n + z * (h - n)
-
-    return step
-
-
-def _lstm_step(weights: ops.LayerWeights) -> Step:
-    """c_t = f c_{t-1} + i g and h_t = o tanh(c_t), with the gates of `torch.nn.LSTM`.
-
-    A state is h_t and c_t side by side.
-    """
-    weight_hh = weights.weight_hh.t()
-
-    def step(sums: Tensor, states: Tensor) -> Tensor:
-        h, c = states.chunk(2, 1)
-        i, f, g, o = torch.addmm(sums, h, weight_hh).chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], 1)
-
-    return step
+    return input, *([last] if len(states) == 1 else last.split(size, -1))
 
 
 def _project(input: Tensor, weight_ih: Tensor, bias: Tensor | None, in_place: bool) -> Tensor:
-    """Returns x_t W_ih^T + bias for all steps; `_rnn_step` adds to its rows.
+    """Returns x_t W_ih^T + bias for all steps; a step in place overwrites its rows.
 
     Args:
         input: (seq_len, batch, features), or the data of a PackedSequence (rows, features); or
@@ -224,8 +172,8 @@ def _direction(
     Args:
         sums: what the input contributes at each time, (sequences, gates * hidden_size).
         batch_sizes: the number of sequences at each time, or None if it is constant.
-        hx: (batch, hidden_size), or with cell states (batch, 2 * hidden_size).
-        step: computes the states at a time from `sums` and the states before.
+        hx: the initial states of a row side by side, (batch, states * hidden_size).
+        step: of the cell.
         alive: bool (seq_len, batch, 1), the steps before the end of each padded sequence; or None.
         reset: bool (seq_len, batch, 1), True where the state restarts from zeros; or None.
         reverse: whether to run from the last time to the first.

@@ -6,23 +6,24 @@ from typing import TypeVar, overload
 
 import torch
 
-from .call import Cell
-from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .nn import FusedGRU, FusedLSTM, FusedRNN
+from .nn import LAYERS, FusedGRU, FusedLSTM, FusedRNN
+from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
-FUSED: dict[Cell, dict[type, type]] = {
-    "rnn": {torch.nn.RNN: FusedRNN, torch.nn.RNNCell: FusedRNNCell},
-    "gru": {torch.nn.GRU: FusedGRU, torch.nn.GRUCell: FusedGRUCell},
-    "lstm": {torch.nn.LSTM: FusedLSTM, torch.nn.LSTMCell: FusedLSTMCell},
+FUSED: dict[str, dict[type, type]] = {
+    name: {
+        layer._cell.torch_layer: layer,
+        layer._cell.torch_step_module: STEP_MODULES[name],
+    }
+    for name, layer in LAYERS.items()
 }
-"""For each kind of cell, torch's classes and the fused class that replaces each."""
+"""For each cell, torch's classes and the fused class that replaces each."""
 PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
 """The fused classes and the torch class that each replaces."""
 
 
-def replace_rnn(model: Model, cells: Sequence[Cell] = ("rnn", "gru", "lstm")) -> Model:
+def replace_rnn(model: Model, cells: Sequence[str] = tuple(FUSED)) -> Model:
     """Turns every `nn.RNN`, `nn.GRU`, `nn.LSTM` and cell of theirs in `model` into its fused class.
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,

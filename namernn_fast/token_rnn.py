@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
+from .cells import ELMAN, GRU, LSTM, Cell
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import is_exact, plain_twin
-from .layer import States, what_else_runs
+from .layer import FusedLayer, States, what_else_runs
 from .layouts import Input, Lengths
 from .nn import FusedGRU, FusedLSTM, FusedRNN
 from .tokens import refuse_to_share
@@ -30,10 +31,11 @@ class _ScriptableLSTM(torch.nn.Module):
         return self.rnn(self.embedding(ids), hx)  # type: ignore[operator]
 
 
-class _TokenLayer(torch.nn.Module, Generic[States]):
+class TokenLayer(torch.nn.Module, Generic[States]):
     """What the token layers share: everything except the layer `rnn`."""
 
     _scriptable: type[torch.nn.Module] = _Scriptable
+    _cell: Cell
     embedding: torch.nn.Embedding
     rnn: Any
 
@@ -127,7 +129,7 @@ class _TokenLayer(torch.nn.Module, Generic[States]):
         embedding = self.embedding
         if type(embedding).forward is not torch.nn.Embedding.forward:
             return f"the embedding is of the class {type(embedding).__name__}"
-        if type(self.rnn).forward not in (FusedRNN.forward, FusedGRU.forward, FusedLSTM.forward):
+        if type(self.rnn).forward is not FusedLayer.forward:
             return f"the layer is of the class {type(self.rnn).__name__}"
         if what_else := what_else_runs(embedding):
             return f"the embedding has {what_else}"
@@ -161,7 +163,7 @@ class _TokenLayer(torch.nn.Module, Generic[States]):
         return twin
 
 
-class TokenRNN(_TokenLayer[Tensor]):
+class TokenRNN(TokenLayer[Tensor]):
     """An `nn.Embedding` and a `FusedRNN` on top of it: `rnn(embedding(ids))`, with less work.
 
     If the vocabulary is small, each row of the embedding is multiplied by weight_ih once instead of
@@ -188,7 +190,7 @@ class TokenRNN(_TokenLayer[Tensor]):
     """
 
     rnn: FusedRNN
-    _torch_class = torch.nn.RNN
+    _cell = ELMAN
 
     def __init__(
         self,
@@ -223,7 +225,7 @@ class TokenRNN(_TokenLayer[Tensor]):
         )
 
 
-class _TokenGatedLayer(_TokenLayer[States]):
+class _TokenGatedLayer(TokenLayer[States]):
     """What the token layers of cells with gates share: their constructor."""
 
     _layer_class: type[FusedGRU | FusedLSTM]
@@ -274,7 +276,7 @@ class TokenGRU(_TokenGatedLayer[Tensor]):
 
     rnn: FusedGRU
     _layer_class = FusedGRU
-    _torch_class = torch.nn.GRU
+    _cell = GRU
 
 
 class TokenLSTM(_TokenGatedLayer[tuple[Tensor, Tensor]]):
@@ -292,7 +294,7 @@ class TokenLSTM(_TokenGatedLayer[tuple[Tensor, Tensor]]):
 
     rnn: FusedLSTM
     _layer_class = FusedLSTM
-    _torch_class = torch.nn.LSTM
+    _cell = LSTM
     _scriptable = _ScriptableLSTM
 
 

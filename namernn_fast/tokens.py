@@ -97,14 +97,14 @@ def why_not_table(call: Call, embedding: Tensor, tracing: bool) -> str | None:
         tracing: whether a compiler is tracing the call.
     """
     ids, options = call.data, call.options
-    if call.cell != "rnn" and why_not_kernel(embedding, tracing, call.cell) is not None:
+    if call.cell.torch_operator and why_not_kernel(embedding, tracing, call.cell) is not None:
         return "torch's own operator takes rows of features"
     if options & ops.BATCH_INVARIANT:
         return "the bits of a table may depend on the number of threads"
     vocabulary = embedding.shape[0]
     if tracing:
         if onnx.exporting():
-            return f"the {call.cell.upper()} node of ONNX takes rows of features"
+            return f"the {call.cell.name.upper()} node of ONNX takes rows of features"
         # Do not turn a dynamic size into a guard.
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -137,7 +137,7 @@ def why_not_shared(
     ids, options = call.data, call.options
     if options & ops.BIDIRECTIONAL:
         return "the second direction begins at the ends of sequences"
-    if call.hx is not None:
+    if call.states:
         return "hx gives each sequence its own initial state"
     if call.reset is not None:
         return "reset restarts sequences"

@@ -267,7 +267,7 @@ class Case:
         weights = [given(w) for w in self.weights]
         states = tensors_in(self.states) or [torch.zeros_like(g) for g in self.grads_of_last]
         hx = np.concatenate([given(h) for h in states], -1)  # each h beside its c
-        cell = self.module.nonlinearity if self.cell == "rnn" else self.cell
+        cell = getattr(self.module, "nonlinearity", self.cell)
         options = (cell, self.module.bidirectional)
         pieces = self.pieces
         initial = np.where(pieces.begin[..., None], hx[:, pieces.sequence], 0)

@@ -9,7 +9,7 @@ from covering import redundant
 from hypothesis import HealthCheck, settings
 from kinds import KINDS
 
-from namernn_fast import availability, cells
+from namernn_fast import availability, step_modules
 
 # The path of a socket has at most 107 characters. In a temporary folder with a long path, worker
 # processes cannot create theirs, and a DataLoader then waits forever.
@@ -66,7 +66,7 @@ def path(request, monkeypatch):
 
 
 def _run_steps_fused(monkeypatch, are_fused=True):
-    monkeypatch.setattr(cells._FusedGatedCell, "_is_faster", lambda self, input: are_fused)
+    monkeypatch.setattr(step_modules._FusedGatedCell, "_is_faster", lambda self, input: are_fused)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import oracle
 import torch
 from cases import FUSED, NO_IDS, TORCH, Case, named_states
 from hypothesis import strategies as st
-from kinds import map_states, tensors_in
+from kinds import KINDS, map_states, tensors_in
 from torch.nn.functional import embedding
 from torch.nn.utils.rnn import (
     PackedSequence,
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import (
 )
 
 from namernn_fast import ops
+from namernn_fast.cells import CELLS
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -124,7 +125,7 @@ class Drawn(Case):
             # A cell with gates can keep a large state for many steps, and the gradients of its
             # gates grow with it until they overflow in float16. Saturate its gates by the other
             # numbers.
-            keeps = self.cell != "rnn" and self.values == "saturating"
+            keeps = CELLS[self.cell].kept_blocks > 0 and self.values == "saturating"
             for tensor in (
                 *(inputs[:1] if keeps else inputs),
                 *(w for w in self.weights if w.dim() == 1),
@@ -312,7 +313,7 @@ def drawn_cases(draw, cell="rnn"):
     layout = draw(st.sampled_from(LAYOUTS))
     batch = {"dense": st.integers(0, 12), "unbatched": st.just(1)}
     vocabulary = draw(st.sampled_from((0, 0, 0, 1, 7, 300)))
-    nonlinearity = {"nonlinearity": st.sampled_from(("tanh", "relu"))} if cell == "rnn" else {}
+    nonlinearity = KINDS[cell].known({"nonlinearity": st.sampled_from(("tanh", "relu"))})
     options = st.fixed_dictionaries(
         nonlinearity
         | {
@@ -341,7 +342,8 @@ def drawn_cases(draw, cell="rnn"):
         wanted=draw(st.frozensets(st.sampled_from(("input", "hx", "weights")))),
         given=draw(
             st.frozensets(
-                st.sampled_from(("output", "h_n", *(["c_n"] if cell == "lstm" else []))), min_size=1
+                st.sampled_from(("output", *(f"{state}_n" for state in CELLS[cell].states))),
+                min_size=1,
             )
         ),
         threads=draw(st.integers(1, 3)),
@@ -393,7 +395,7 @@ def check_results(case):
     it.
     """
     compute = torch.finfo(torch.promote_types(case.dtype, torch.float32))
-    longest = max(case.D, 2 * ops.GATES[case.cell] * case.H)  # of the sums of products
+    longest = max(case.D, 2 * CELLS[case.cell].weight_blocks * case.H)  # of the sums of products
     flushed = compute.tiny * case.T * max(1, case.B) * longest
     pairs = ops.cpu_kernel(case.dtype) in ("amx", "avx512_bf16")
     forward, backward = ErrorBudget(case.dtype), ErrorBudget(case.dtype)

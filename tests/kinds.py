@@ -1,51 +1,46 @@
-"""The kinds of cells: what each is called here and in torch, for tests that all must pass."""
+"""The kinds of cells, each with what is made from it, for tests that all must pass."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 import namernn_fast
-from namernn_fast import ops
+from namernn_fast import cells
 
 
-class Kind(NamedTuple):
-    """One kind of cell."""
+class Kind:
+    """A cell, and what is made from it here and in torch."""
 
-    name: str
-    layer: type[torch.nn.RNNBase]
-    cell: type[torch.nn.RNNCellBase]
-    tokens: type[torch.nn.Module]
-    run: Callable[..., Any]
-    nn_layer: type[torch.nn.RNNBase]
-    nn_cell: type[torch.nn.RNNCellBase]
-
-    @property
-    def gates(self) -> int:
-        return ops.GATES[self.name]
-
-    @property
-    def forward(self) -> str:
-        """The name of the forward operator in `namernn_fast.ops`."""
-        return f"{self.name}_forward"
-
-    @property
-    def has_cell_state(self) -> bool:
-        return ops.HAS_CELL_STATE[self.name]
+    def __init__(self, spec: cells.Cell):
+        self.spec = spec
+        self.name = spec.name
+        self.layer = getattr(namernn_fast, spec.layer)
+        self.cell = getattr(namernn_fast, f"{spec.layer}Cell")
+        self.tokens = getattr(namernn_fast, spec.layer.replace("Fused", "Token"))
+        self.run = getattr(namernn_fast, spec.name)
+        self.nn_layer, self.nn_cell = spec.torch_layer, spec.torch_step_module
+        self.gates = spec.weight_blocks
+        self.has_cell_state = len(spec.states) > 1
 
     def states(self, make: Callable[..., torch.Tensor], *size: int, **options: Any) -> Any:
         """Returns states as a layer takes them, each `make(*size)`: one, or the pair of h and c."""
-        made = tuple(make(*size, **options) for _ in range(1 + self.has_cell_state))
+        made = tuple(make(*size, **options) for _ in self.spec.states)
         return made if self.has_cell_state else made[0]
 
     @property
     def without_kernel(self) -> str:
         """The path of a layer on a device without a kernel, as `explain` calls it."""
-        return "reference" if self.name == "rnn" else "torch"
+        return "torch" if self.spec.torch_operator else "reference"
+
+    @property
+    def has_nonlinearity(self) -> bool:
+        """Whether layers of this kind have a nonlinearity to choose."""
+        return len(self.spec.nonlinearities) > 1
 
     def known(self, options: dict) -> dict:
         """Returns the options without those that layers of this kind lack."""
-        lacking = () if self.name == "rnn" else ("nonlinearity",)
+        lacking = () if self.has_nonlinearity else ("nonlinearity",)
         return {name: value for name, value in options.items() if name not in lacking}
 
     def twins(self, *args, **options):
@@ -56,35 +51,7 @@ class Kind(NamedTuple):
         return ours, theirs
 
 
-KINDS = {
-    "rnn": Kind(
-        "rnn",
-        namernn_fast.FusedRNN,
-        namernn_fast.FusedRNNCell,
-        namernn_fast.TokenRNN,
-        namernn_fast.rnn,
-        torch.nn.RNN,
-        torch.nn.RNNCell,
-    ),
-    "gru": Kind(
-        "gru",
-        namernn_fast.FusedGRU,
-        namernn_fast.FusedGRUCell,
-        namernn_fast.TokenGRU,
-        namernn_fast.gru,
-        torch.nn.GRU,
-        torch.nn.GRUCell,
-    ),
-    "lstm": Kind(
-        "lstm",
-        namernn_fast.FusedLSTM,
-        namernn_fast.FusedLSTMCell,
-        namernn_fast.TokenLSTM,
-        namernn_fast.lstm,
-        torch.nn.LSTM,
-        torch.nn.LSTMCell,
-    ),
-}
+KINDS = {name: Kind(cell) for name, cell in cells.CELLS.items()}
 
 
 def tensors_in(states: Any) -> tuple[torch.Tensor, ...]:
@@ -122,4 +89,4 @@ def said_of(kind: Kind, text: str) -> str:
 
 def kind_of(module: torch.nn.Module) -> Kind:
     """Returns the kind of a layer, fused or torch's."""
-    return next(kind for kind in KINDS.values() if isinstance(module, kind.nn_layer))
+    return KINDS[cells.cell_of(module).name]

@@ -23,7 +23,7 @@ WITH_CODE = [
     for name, text in sorted(PAGES.items())
     if "```python" in text
 ]
-MODULES = ["nn", "cells", "explaining", "token_rnn", "testing"]
+MODULES = ["nn", "step_modules", "explaining", "token_rnn", "testing"]
 MODULES += [f"names.{name}" for name in ("dataset", "encoding", "folding", "prediction")]
 
 

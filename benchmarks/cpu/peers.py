@@ -30,6 +30,7 @@ from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import SLOWER, duration, markdown, ratio
 from namernn_fast.bench.workload import draw_gradients, equal_layers, tensors_in, train
+from namernn_fast.cells import CELLS
 from namernn_fast.testing import assert_within_budget
 
 # (input_size, hidden_size, seq_len, batch)
@@ -80,13 +81,14 @@ def results(cell: Cell, call: Call, layer: nn.RNNBase | None = None) -> dict[str
         call: The call of a layer or of a rival.
         layer: The layer, if the call is that of a layer.
     """
+    separate = CELLS[cell.kind].separate_bias_hh
     with torch.inference_mode(cell.mode == FORWARD):
         returned: Any = call()
     if layer is not None:
         # Both biases have the gradient of their sum, except those of a GRU.
-        gradients = [p.grad for p in layer.parameters()][: None if cell.kind == "gru" else 3]
+        gradients = [p.grad for p in layer.parameters()][: None if separate else 3]
         returned = gradients if cell.mode == TRAINING else tensors_in(returned)[1]
-    biases = ("grad bias_ih", "grad bias_hh") if cell.kind == "gru" else ("grad bias",)
+    biases = ("grad bias_ih", "grad bias_hh") if separate else ("grad bias",)
     of_training = ("grad weight_ih", "grad weight_hh", *biases)
     names = of_training if cell.mode == TRAINING else ("h_n",)
     values = returned if cell.mode == TRAINING else (returned,)

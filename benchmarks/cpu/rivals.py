@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from benchmarks.harness.grid import FORWARD, TRAINING, Cell
 from namernn_fast.bench.race import Call
 from namernn_fast.bench.workload import Gradients
-from namernn_fast.call import Cell as Kind
-from namernn_fast.ops import GATES, HAS_CELL_STATE
+from namernn_fast.cells import CELLS, ELMAN, GRU, LSTM
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ bias_hh. None if the rival does not support the mode."""
 
 def in_place_loop(problem: Problem, threads: int) -> Call | None:
     """A loop over PyTorch operators with as little overhead as a user can achieve."""
-    return None if problem.cell.mode == TRAINING else IN_PLACE[problem.cell.kind](problem)
+    return None if problem.cell.mode == TRAINING else BY_HAND[problem.cell.kind].in_place(problem)
 
 
 def _rnn_in_place(problem: Problem) -> Call:
@@ -100,16 +99,9 @@ def _lstm_in_place(problem: Problem) -> Call:
     return call
 
 
-IN_PLACE: dict[Kind, Callable[[Problem], Call]] = {
-    "rnn": _rnn_in_place,
-    "gru": _gru_in_place,
-    "lstm": _lstm_in_place,
-}
-
-
 def numpy_loop(problem: Problem, threads: int) -> Call | None:
     """A loop over NumPy operations, in place."""
-    return None if problem.cell.mode == TRAINING else IN_NUMPY[problem.cell.kind](problem)
+    return None if problem.cell.mode == TRAINING else BY_HAND[problem.cell.kind].in_numpy(problem)
 
 
 def _rnn_in_numpy(problem: Problem) -> Call:
@@ -176,32 +168,27 @@ def _lstm_in_numpy(problem: Problem) -> Call:
     return call
 
 
-IN_NUMPY: dict[Kind, Callable[[Problem], Call]] = {
-    "rnn": _rnn_in_numpy,
-    "gru": _gru_in_numpy,
-    "lstm": _lstm_in_numpy,
-}
+JaxStep = Callable[[Any, Any], tuple[Any, Any]]
+"""The step that `jax.lax.scan` repeats: from (h,), or (h, c), and what x_t contributes to the sums.
+"""
 
 
-def _jax_step(kind: Kind, w_h: Any, bias_h: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Returns the step that `jax.lax.scan` repeats: from (h,), or (h, c), and what x_t contributes.
-
-    Args:
-        kind: of the layer.
-        w_h: weight_hh.
-        bias_h: bias_hh of a GRU; other layers have both biases in the contribution of x_t.
-    """
-    import jax
+def _rnn_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
     import jax.numpy as jnp
 
-    sigmoid = jax.nn.sigmoid
-
-    def rnn(states: Any, sums: Any) -> tuple[Any, Any]:
+    def step(states: Any, sums: Any) -> tuple[Any, Any]:
         (h,) = states
         h = jnp.tanh(sums + h @ w_h.T)
         return (h,), h
 
-    def gru(states: Any, sums: Any) -> tuple[Any, Any]:
+    return step
+
+
+def _gru_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
+    import jax.numpy as jnp
+    from jax.nn import sigmoid
+
+    def step(states: Any, sums: Any) -> tuple[Any, Any]:
         (h,) = states
         of_x, of_h = (jnp.split(value, 3, axis=-1) for value in (sums, h @ w_h.T + bias_h))
         r, z = (sigmoid(of_x[gate] + of_h[gate]) for gate in (0, 1))
@@ -209,14 +196,37 @@ def _jax_step(kind: Kind, w_h: Any, bias_h: Any) -> Callable[[Any, Any], tuple[A
         h = new + z * (h - new)
         return (h,), h
 
-    def lstm(states: Any, sums: Any) -> tuple[Any, Any]:
+    return step
+
+
+def _lstm_in_jax(w_h: Any, bias_h: Any) -> JaxStep:
+    import jax.numpy as jnp
+    from jax.nn import sigmoid
+
+    def step(states: Any, sums: Any) -> tuple[Any, Any]:
         h, c = states
         i, f, g, o = jnp.split(sums + h @ w_h.T, 4, axis=-1)
         c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
         h = sigmoid(o) * jnp.tanh(c)
         return (h, c), h
 
-    return {"rnn": rnn, "gru": gru, "lstm": lstm}[kind]
+    return step
+
+
+class ByHand(NamedTuple):
+    """A layer of one kind, written by hand for each rival that has no layers."""
+
+    in_place: Callable[[Problem], Call]
+    in_numpy: Callable[[Problem], Call]
+    in_jax: Callable[[Any, Any], JaxStep]
+    """Returns the step, given weight_hh and, if it is separate, bias_hh."""
+
+
+BY_HAND = {
+    ELMAN.name: ByHand(_rnn_in_place, _rnn_in_numpy, _rnn_in_jax),
+    GRU.name: ByHand(_gru_in_place, _gru_in_numpy, _gru_in_jax),
+    LSTM.name: ByHand(_lstm_in_place, _lstm_in_numpy, _lstm_in_jax),
+}
 
 
 def jax_scan(problem: Problem, threads: int) -> Call | None:
@@ -224,17 +234,16 @@ def jax_scan(problem: Problem, threads: int) -> Call | None:
     import jax
     import jax.numpy as jnp
 
-    kind = problem.cell.kind
+    cell, make_step = CELLS[problem.cell.kind], BY_HAND[problem.cell.kind].in_jax
     weight_ih, weight_hh, bias_ih, bias_hh = map(jnp.asarray, problem.weights)
-    biases = (bias_ih, bias_hh) if kind == "gru" else (bias_ih + bias_hh, None)
+    biases = (bias_ih, bias_hh) if cell.separate_bias_hh else (bias_ih + bias_hh, None)
     x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, *biases)
     zeros = jnp.zeros((problem.cell.batch, problem.cell.hidden_size))
-    start = (zeros,) * (1 + HAS_CELL_STATE[kind])
+    start = (zeros,) * len(cell.states)
 
     def run(parameters, x):
         w_x, w_h, bias, bias_h = parameters
-        step = _jax_step(kind, w_h, bias_h)
-        return jax.lax.scan(step, start, x @ w_x.T + bias, unroll=min(8, len(x)))
+        return jax.lax.scan(make_step(w_h, bias_h), start, x @ w_x.T + bias, unroll=min(8, len(x)))
 
     def train(parameters, x, gradients):
         _, pull_back = jax.vjp(lambda parameters: run(parameters, x), parameters)
@@ -254,31 +263,26 @@ def jax_scan(problem: Problem, threads: int) -> Call | None:
     return call
 
 
-ONNX_GATES: dict[Kind, list[int]] = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 3, 1, 2]}
-"""The order of the gates in an ONNX node, as places in torch's order: z, r, n and i, o, f, g."""
-
-
 def _onnx_model(problem: Problem) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
-    kind, hidden = problem.cell.kind, problem.cell.hidden_size
+    node, hidden = CELLS[problem.cell.kind].onnx, problem.cell.hidden_size
     steps, batch, size = problem.input.shape
-    order = np.arange(GATES[kind] * hidden).reshape(-1, hidden)[ONNX_GATES[kind]].ravel()
+    order = np.arange(len(node.gates) * hidden).reshape(-1, hidden)[[*node.gates]].ravel()
     weight_ih, weight_hh, bias_ih, bias_hh = (value[order] for value in problem.weights)
-    attributes = {"linear_before_reset": 1} if kind == "gru" else {}
     initializers = {"W": weight_ih[None], "R": weight_hh[None]}
     initializers["B"] = np.concatenate([bias_ih, bias_hh])[None]
     graph = helper.make_graph(
         [
             helper.make_node(
-                kind.upper(),
+                node.operator,
                 ["X", "W", "R", "B"],
                 ["Y", "Y_h"],
                 hidden_size=hidden,
-                **attributes,
+                **node.attributes,
             )
         ],
-        kind,
+        problem.cell.kind,
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, [steps, batch, size])],
         [
             helper.make_tensor_value_info("Y", TensorProto.FLOAT, [steps, 1, batch, hidden]),

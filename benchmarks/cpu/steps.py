@@ -23,15 +23,12 @@ from namernn_fast import explain
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import Call, race
 from namernn_fast.bench.tables import duration, markdown, ratio
-from namernn_fast.cells import states_in
-from namernn_fast.replacing import FUSED
+from namernn_fast.cells import CELLS
+from namernn_fast.step_modules import STEP_MODULES, states_in
 from namernn_fast.testing import assert_within_budget
 
 MODULES: dict[str, tuple[type, type]] = {
-    kind: (theirs, ours)
-    for kind, classes in FUSED.items()
-    for theirs, ours in classes.items()
-    if issubclass(theirs, nn.RNNCellBase)
+    kind: (cell.torch_step_module, STEP_MODULES[kind]) for kind, cell in CELLS.items()
 }
 """Torch's cell and the step module of each kind."""
 SIZES = (8, 64, 256, 512, 1024)  # input_size and hidden_size
@@ -47,7 +44,7 @@ def draw(kind: str, size: int, batch: int) -> Inputs:
     """Draws what a step reads, and the gradients of its states."""
     generator = torch.Generator().manual_seed(1)
     x, *tensors = (torch.randn(batch, size, generator=generator) for _ in range(5))
-    count = 2 if kind == "lstm" else 1
+    count = len(CELLS[kind].states)
     hx = tuple(tensors[:count])
     return x, hx if count == 2 else hx[0], tuple(tensors[2 : 2 + count])
 

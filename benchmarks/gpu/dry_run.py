@@ -17,7 +17,8 @@ from namernn_fast.gpu import device as gpu_device
 from namernn_fast.gpu.device import Device
 from namernn_fast.testing import BudgetError
 
-OPERATORS = ("rnn_forward", "rnn_backward")
+OPERATORS = ("forward", "backward")
+_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 def restart_interpreted() -> None:
@@ -25,6 +26,11 @@ def restart_interpreted() -> None:
     sys.stdout.flush()
     command = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, command, os.environ | {"TRITON_INTERPRET": "1"})
+
+
+def on_cuda(name: str) -> Callable[..., Any]:
+    """Returns the registered implementation of an operator on CUDA, for tensors of any device."""
+    return partial(getattr(ops, name).redispatch, _CUDA)
 
 
 def serve_cpu_tensors(
@@ -45,6 +51,7 @@ def serve_cpu_tensors(
     for name in OPERATORS:
         library.impl(name, operator(name), "CPU", allow_override=True)
     gpu_device.find_device = lambda index: device()
+    ops.gpu_backend = lambda device: gpu  # without a look at the GPU
     availability.why_not_cpu_kernel = lambda input: None
     return library
 
@@ -63,7 +70,7 @@ class Interpreted:
     def run(self, name: str, *arguments: Any) -> Any:
         """Counts and executes a call of an operator."""
         self.calls[name] += 1
-        return getattr(gpu, name)(*arguments)
+        return on_cuda(name)(*arguments)
 
     def path(self, layer: nn.RNN, input: Input) -> str:
         """Names the path if a training step calls both Triton operators once.

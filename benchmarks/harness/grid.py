@@ -14,7 +14,7 @@ from namernn_fast.bench.cells import (
     Cell,
     Layers,
 )
-from namernn_fast.ops import GATES
+from namernn_fast.cells import CELLS
 
 __all__ = [
     "BASELINE",
@@ -59,7 +59,7 @@ DENSE_CELLS = tuple(
 PACKED_CELLS = tuple(
     Cell(PACKED, mode, batch, *PACKED_SHAPE) for mode in MODES for batch in BATCHES
 )
-GATED_KINDS = tuple(kind for kind, gates in GATES.items() if gates > 1)
+GATED_KINDS = tuple(kind for kind, cell in CELLS.items() if cell.weight_blocks > 1)
 # By shape: the batches that every run times of the vanilla layer, and of each layer with gates.
 BATCHES_OF_EVERY_RUN = {
     (64, 64, 8): ((1, 64, 1024), (1,)),

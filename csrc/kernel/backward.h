@@ -79,7 +79,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   const auto& layer = args.layer;
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
-  const bool recurrent = layout.T > 1 || args.grad_hx;
+  const bool recurrent = layout.T > 1 || args.grad_initial[0];
   const Plan plan = recurrent
                         ? choose_plan({layout, runtime.machine, 0, H, panel_count<Scalar>(H),
                                        sizeof(typename Products::Element), Cell::weight_blocks})
@@ -89,12 +89,10 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 
   Group common{};
   common.copies = weight_copies<typename Products::Recurrence>(layer, plan, runtime);
-  common.grad_h = accumulator<Scalar>(runtime, layout.order ? nullptr : args.grad_hx, layout.B * H);
-  if (layout.tree) common.grad_parent = scratch<Scalar>(runtime, layout.B * H);
-  if (Cell::has_cell_state) {
-    common.grad_c =
-        accumulator<Scalar>(runtime, layout.order ? nullptr : args.grad_cx, layout.B * H);
-    if (layout.tree) common.grad_c_parent = scratch<Scalar>(runtime, layout.B * H);
+  for (int i = 0; i < Cell::states; ++i) {
+    auto* result = layout.order ? nullptr : args.grad_initial[i];
+    common.grad[i] = accumulator<Scalar>(runtime, result, layout.B * H);
+    common.grad_previous[i] = layout.tree ? scratch<Scalar>(runtime, layout.B * H) : common.grad[i];
   }
   if (args.grad_input.data) {
     auto* weight_ih = weight_ih_in<Products>(layer.panels, layer);
@@ -135,13 +133,13 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
 }
 
 // Returns how many rows at the start of a time block have a zero previous state, and so add nothing
-// to the gradient of weight_hh: those of time 0 if there is no hx. If any dz of these rows is not
-// finite, returns 0, because zero times infinity is NaN.
+// to the gradient of weight_hh: those of time 0 if no initial state is given. If any dz of these
+// rows is not finite, returns 0, because zero times infinity is NaN.
 template <class Cell, class Products>
 inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& layer,
                                     const Products& products, const GroupRows& rows,
                                     const TimeBlock& block) {
-  if (layer.reverse || layer.hx || block.first > 0) return 0;
+  if (layer.reverse || layer.initial[0].data || block.first > 0) return 0;
   const int64_t count = first_row(rows, 1);
   for (int64_t row = 0; row < count; ++row) {
     if (!all_finite(products.dz + row * products.dz_stride, Cell::sums * products.dz_block)) {
@@ -285,10 +283,9 @@ void deliver_gradients(const BackwardPass<Products>& pass) {
   const int64_t gate_rows = Cell::weight_blocks * H;
   const auto* groups = pass.groups;
   if (!std::is_same_v<typename Products::Storage, Scalar> || layout.order) {
-    for (int64_t b = 0; args.grad_hx && b < layout.B; ++b) {
-      convert(groups[0].grad_h + b * H, args.grad_hx + place_of(layout, b) * H, H);
-      if constexpr (Cell::has_cell_state) {
-        convert(groups[0].grad_c + b * H, args.grad_cx + place_of(layout, b) * H, H);
+    for (int i = 0; i < Cell::states && args.grad_initial[0]; ++i) {
+      for (int64_t b = 0; b < layout.B; ++b) {
+        convert(groups[0].grad[i] + b * H, args.grad_initial[i] + place_of(layout, b) * H, H);
       }
     }
   }

@@ -1,6 +1,7 @@
 // The recurrence of the backward pass over the steps of one time block, and the data of a pass.
 #pragma once
 
+#include "kernel/cells/cell.h"
 #include "kernel/float_products.h"
 #include "kernel/row_sums.h"
 
@@ -15,14 +16,12 @@ struct BackwardGroup {
   GroupRows rows;                  // of the part of the group that is being computed
   GradientSums<Scalar> gradients;  // if parameter gradients are wanted
   Products products;
-  WeightCopies copies;    // of weight_hh, for all groups
-  Scalar* grad_h;         // [B, H], gradients of the current states, for all groups
-  Scalar* grad_parent;    // [B, H], with a tree: for each row, the gradient of the state that it
-                          // continues
-  Scalar* grad_c;         // [B, H], as grad_h, if there are cell states
-  Scalar* grad_c_parent;  // [B, H], as grad_parent
-  TokenRows tokens;       // if the gradient of a table is wanted
-  bool one_product;       // whether each weight gradient is a single product, which needs no sums
+  WeightCopies copies;        // of weight_hh, for all groups
+  Scalar* grad[kMostStates];  // [B, H] each, gradients of the current states, for all groups
+  Scalar* grad_previous[kMostStates];  // [B, H] each, where a step writes the gradients of the
+                                       // states that its rows continue: `grad`, except in a tree
+  TokenRows tokens;  // if the gradient of a table is wanted
+  bool one_product;  // whether each weight gradient is a single product, which needs no sums
 };
 
 template <class Products>
@@ -53,15 +52,15 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Reads the part's columns of the gradients of its last states, or of its last cell states.
+// Reads the part's columns of the gradients of its last states to `grad`.
 template <class Storage, class Scalar>
 inline void read_last_gradients(const Layer<Storage>& layer, const StateGradients<Storage>& of_last,
-                                const Part& part, Scalar* grad_h) {
+                                const Part& part, Scalar* grad) {
   const int64_t first = part.columns.first;
   const int64_t width = part.columns.last - first;
   const int64_t stride = of_last.feature_stride;
   for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-    Scalar* own = grad_h + b * layer.H + first;
+    Scalar* own = grad + b * layer.H + first;
     if (!of_last.data) {
       std::memset(own, 0, width * sizeof(Scalar));
       continue;
@@ -73,21 +72,22 @@ inline void read_last_gradients(const Layer<Storage>& layer, const StateGradient
   }
 }
 
-// Sets grad_h, or the gradient of the cell states, of a tree's rows at time t. A row's state is the
+// Sets the gradients of a state of a tree's rows at time t. A row's state is the
 // last state of every sequence that ends there, and the previous state of every row that continues
 // it at the time after.
 template <class Storage, class Scalar>
 inline void gather_tree_gradients(const Layer<Storage>& layer,
                                   const StateGradients<Storage>& of_last, int64_t t,
-                                  const Scalar* grad_parent, Scalar* grad_h) {
+                                  const Scalar* grad_previous, Scalar* grad) {
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
-  const auto add = [&](int64_t b, const auto* grad) {
+  const auto add = [&](int64_t b, const auto* other) {
+    Scalar* row = grad + b * H;
     for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
-      store_upto(grad_h + b * H + j, load_upto(grad_h + b * H + j, n) + load_upto(grad + j, n), n);
+      store_upto(row + j, load_upto(row + j, n) + load_upto(other + j, n), n);
     });
   };
-  std::memset(grad_h, 0, layout.count[t] * H * sizeof(Scalar));
+  std::memset(grad, 0, layout.count[t] * H * sizeof(Scalar));
   if (of_last.data) {
     for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
       add(b, of_last.data + sequence * of_last.stride);
@@ -95,17 +95,19 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
   }
   if (t + 1 == layout.T) return;
   for (int64_t b = 0; b < layout.count[t + 1]; ++b) {
-    add(parent_of(layout, t + 1, b), grad_parent + b * H);
+    add(parent_of(layout, t + 1, b), grad_previous + b * H);
   }
 }
 
-// The cell state that row (t, b) continues.
+// The i-th state that row (t, b) continues, from unit `first` on; null means zeros.
 template <class Cell, class Storage>
-inline const Storage* previous_cell_state(const Backward<Storage>& args, int64_t t, int64_t b,
-                                          int64_t continued) {
+inline const Storage* previous_state_of(const Backward<Storage>& args, int i, int64_t t, int64_t b,
+                                        int64_t continued, int64_t first) {
   const int64_t H = args.layer.H;
-  return previous_row(args.layer, cell_states_in(args.kept, Cell::kept * H, H),
-                      initial_cell_state(args.layer, b), t, b, continued);
+  const auto states = i == 0 ? args.output : cell_states_in(args.kept, Cell::kept * H, H);
+  const Storage* initial = initial_state(args.layer, i, b);
+  const Storage* state = previous_row(args.layer, states, initial, t, b, continued);
+  return state ? state + first : nullptr;
 }
 
 // One step of the recurrence, at time t. Sequence b is row `row + b` of the time block.
@@ -123,34 +125,28 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   const int64_t width = part.columns.last - first_column;
   const int64_t continued = continued_end(layer, t, slice);
   const int64_t end = alive_end(layout, t, slice);
-  if (layout.tree) {
-    gather_tree_gradients(layer, args.grad_h_n, t, group.grad_parent, group.grad_h);
-    if constexpr (Cell::has_cell_state) {
-      gather_tree_gradients(layer, args.grad_c_n, t, group.grad_c_parent, group.grad_c);
-    }
+  for (int i = 0; i < Cell::states && layout.tree; ++i) {
+    gather_tree_gradients(layer, args.grad_last[i], t, group.grad_previous[i], group.grad[i]);
   }
   for (int64_t b = slice.begin; b < end; ++b) {
-    const int64_t place = b * layer.H + first_column;
-    const auto* grad_output =
-        args.grad_output.data ? row_at(args.grad_output, layout, t, b) + first_column : nullptr;
-    auto* dz = products.dz + (row + b) * products.dz_stride + first_column;
-    if constexpr (Cell::has_cell_state) {
-      const auto* kept = row_at(args.kept, layout, t, b) + first_column;
-      const auto* before = previous_cell_state<Cell>(args, t, b, continued);
-      cell.sum_gradients(kept, before ? before + first_column : nullptr, group.grad_h + place,
-                         group.grad_c + place, grad_output, dz, products.dz_block,
-                         (layout.tree ? group.grad_c_parent : group.grad_c) + place, layer.H,
-                         width);
-    } else if constexpr (Cell::only_through_sums) {
-      cell.sum_gradients(row_at(args.output, layout, t, b) + first_column, group.grad_h + place,
-                         grad_output, dz, width);
-    } else {
-      const auto* before = previous_state(layer, args.output, t, b, continued);
-      cell.sum_gradients(row_at(args.kept, layout, t, b) + first_column,
-                         before ? before + first_column : nullptr, group.grad_h + place,
-                         grad_output, dz, products.dz_block,
-                         (layout.tree ? group.grad_parent : group.grad_h) + place, layer.H, width);
+    GradientRow<typename Products::Storage, typename Products::Scalar, typename Products::Element>
+        units{};
+    units.output = row_at(args.output, layout, t, b) + first_column;
+    if (args.kept.data) units.kept = row_at(args.kept, layout, t, b) + first_column;
+    if (args.grad_output.data) {
+      units.grad_output = row_at(args.grad_output, layout, t, b) + first_column;
     }
+    for (int i = 0; i < Cell::states; ++i) {
+      const int64_t place = b * layer.H + first_column;
+      units.previous[i] = previous_state_of<Cell>(args, i, t, b, continued, first_column);
+      units.grad[i] = group.grad[i] + place;
+      units.grad_previous[i] = group.grad_previous[i] + place;
+    }
+    units.dz = products.dz + (row + b) * products.dz_stride + first_column;
+    units.stride = products.dz_block;
+    units.H = layer.H;
+    units.width = width;
+    cell.sum_gradients(units);
   }
   if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
@@ -160,15 +156,14 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     }
   }
   if (part.team) barrier(*part.team, runtime);
-  const int64_t wanted = args.grad_hx ? end : continued;
+  const int64_t wanted = args.grad_initial[0] ? end : continued;
   products.step_back(row + slice.begin, weight_hh, wanted - slice.begin, part.columns,
-                     (layout.tree ? group.grad_parent : group.grad_h) + slice.begin * layer.H);
+                     group.grad_previous[0] + slice.begin * layer.H);
   for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
-      constexpr size_t size = sizeof(typename Products::Scalar);
-      std::memset(group.grad_h + b * layer.H + first_column, 0, width * size);
-      if constexpr (Cell::has_cell_state) {
-        std::memset(group.grad_c + b * layer.H + first_column, 0, width * size);
+      for (int i = 0; i < Cell::states; ++i) {
+        std::memset(group.grad[i] + b * layer.H + first_column, 0,
+                    width * sizeof(typename Products::Scalar));
       }
     }
   });
@@ -182,14 +177,11 @@ inline void backward_recurrence(const Backward<typename Products::Storage>& args
   const auto& layer = args.layer;
   WeightCopies copies = group.copies;
   // Pack only in the first block, and only if the recurrence has a step that reads the panels.
-  copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_hx);
+  copies.packed |= !block.initial || !(layer.layout.T > 1 || args.grad_initial[0]);
   using Panels = typename Products::Recurrence;
   const auto* weight_hh = weights_for<Panels>(part, layer, copies).weights;
-  if (block.initial && !layer.layout.tree) {
-    read_last_gradients(layer, args.grad_h_n, part, group.grad_h);
-    if constexpr (Cell::has_cell_state) {
-      read_last_gradients(layer, args.grad_c_n, part, group.grad_c);
-    }
+  for (int i = 0; i < Cell::states && block.initial && !layer.layout.tree; ++i) {
+    read_last_gradients(layer, args.grad_last[i], part, group.grad[i]);
   }
   if (group.tokens.token && part.member == 0) {
     link_rows(layer, block, part.slice, group.tokens);

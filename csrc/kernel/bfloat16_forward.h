@@ -11,6 +11,7 @@
 
 #include <type_traits>
 
+#include "kernel/cells/cell.h"
 #include "kernel/weights.h"
 
 namespace namernn_fast {
@@ -114,8 +115,8 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
     if (layer.D > 0) std::memcpy(row, input_row(layer, t, b), layer.D * sizeof(BFloat16));
     if (b < continued) continue;
     BFloat16* state = row + padded(layer.D);
-    if (layer.hx && !is_cut(layer, t, b)) {
-      std::memcpy(state, initial_state(layer, b), layer.H * sizeof(BFloat16));
+    if (layer.initial[0].data && !is_cut(layer, t, b)) {
+      std::memcpy(state, initial_state(layer, 0, b), layer.H * sizeof(BFloat16));
     } else {
       std::memset(state, 0, layer.H * sizeof(BFloat16));
     }
@@ -133,10 +134,11 @@ struct PairPart {
   const Part& part;
   // Rows of the slice [.., padded(D) + padded(H)]: step s reads array s % 2.
   BFloat16* arrays[2];
-  float* carried;  // [B, state_size(H)], what a step reads without a product: cell states, or
-                   // states; null if the cell reads neither
+  float* carried;  // [B, state_size(H)], the state that a step reads without a product, if any
 
-  static constexpr bool carries = Cell::has_cell_state || !Cell::only_through_sums;
+  // The number of that state, the last one of the cell; or -1.
+  static constexpr int carried_state =
+      Cell::states == 1 && Cell::only_through_sums ? -1 : Cell::states - 1;
   // A row of `carried` fills whole vectors.
   static int64_t state_size(int64_t H) { return panel_count<float>(H) * w; }
   int64_t row_size() const { return padded(args.layer.D) + padded(args.layer.H); }
@@ -156,10 +158,8 @@ struct PairPart {
     }
   }
 
-  // Adds biases and, with a table, the row of (t, b) to sums of units j .. j + width, and replaces
-  // them by f(sum).
-  template <class F>
-  void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums, F&& f) const {
+  // Adds biases and, with a table, the row of (t, b) to sums of units j .. j + width.
+  void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<BFloat16>& layer = args.layer;
     const BFloat16* looked_up =
         has_table(layer) ? table_row(layer, t, b, Cell::weight_blocks * layer.H) + j : nullptr;
@@ -171,7 +171,7 @@ struct PairPart {
       for_each_vector<float>(width, [&](int64_t c, int64_t n) {
         Vec<float> sum = load(sums + c) + load(bias + c);
         if (row) sum += load_upto(row + c, n);
-        store(sums + c, f(sum));
+        store(sums + c, sum);
       });
     }
   }
@@ -185,36 +185,30 @@ struct PairPart {
   };
 
   // Computes units j .. j + width of the state of sequence b from their sums, and writes them to
-  // the output and to the row of the step after, or after the sequence's last step to h_n.
+  // the output and to the row of the step after, or after the sequence's last step to `last`.
   void finish(const Step& step, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<BFloat16>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
     const int64_t H = layer.H;
     const int64_t t = step.t;
     const int64_t state_at = (b - part.slice.begin) * row_size() + padded(layer.D) + j;
-    const Cell cell(layer);
-    const float* h = sums;
-    if constexpr (!carries) {
-      add_starts(t, b, j, width, sums, [&](auto sum) { return cell.template state<float>(sum); });
-    } else {
-      add_starts(t, b, j, width, sums, [](auto sum) { return sum; });
+    add_starts(t, b, j, width, sums);
+    StateRow<float, BFloat16> row{sums, kBlock, {}, {sums}, nullptr, H, width};
+    if (args.kept.data) row.kept = row_at(args.kept, layout, t, b) + j;
+    if constexpr (carried_state >= 0) {
       float* own = carried + b * state_size(H) + j;
-      const bool starts = b >= step.continued_end || is_cut(layer, t, b);
-      BFloat16* kept = args.kept.data ? row_at(args.kept, layout, t, b) + j : nullptr;
-      if constexpr (Cell::has_cell_state) {
-        const BFloat16* initial =
-            starts && !is_cut(layer, t, b) ? initial_cell_state(layer, b) : nullptr;
-        if (initial) convert(initial + j, own, width);
-        cell.states(sums, kBlock, starts && !initial ? nullptr : own, own, sums, kept, H, width);
-        if (b >= step.continues_end) {
-          convert(own, args.c_n + place_of(layout, b) * H + j, width);
-        }
-      } else {
-        if (starts) convert(step.now + state_at, own, width);
-        cell.states(sums, kBlock, own, own, kept, H, width);
-        h = own;
-      }
+      const bool cut = is_cut(layer, t, b);
+      const bool starts = b >= step.continued_end || cut;
+      const BFloat16* initial = starts && !cut ? initial_state(layer, carried_state, b) : nullptr;
+      if (initial) convert(initial + j, own, width);
+      row.previous[carried_state] = starts && !initial ? nullptr : own;
+      row.states[carried_state] = own;
     }
+    Cell(layer).states_of(row);
+    for (int i = 1; i < Cell::states && b >= step.continues_end; ++i) {
+      convert(row.states[i], args.last[i] + place_of(layout, b) * H + j, width);
+    }
+    const float* h = row.states[0];
     // Reads whole vectors, which is faster just after they were written.
     const auto write = [h, width](BFloat16* to) {
       for_each_vector<float>(width,
@@ -222,7 +216,7 @@ struct PairPart {
     };
     if (args.output.data) write(row_at(args.output, layout, t, b) + j);
     if (b >= step.continues_end) {
-      write(args.h_n + place_of(layout, b) * H + j);
+      write(args.last[0] + place_of(layout, b) * H + j);
     } else if (is_cut(layer, time_after(layer, t), b)) {
       std::memset(step.next + state_at, 0, width * sizeof(BFloat16));
     } else {
@@ -261,12 +255,13 @@ struct PairPart {
   }
 };
 
-template <class Cell, KernelsOfCell Kernels::* kCell>
+template <class Cell>
 void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
   const Layer<BFloat16>& layer = args.layer;
   if (layer.in_place.weight_hh && (has_table(layer) || layer.in_place.weight_ih)) {
     // Pair instructions need panels.
-    return (kKernelsInFloat.*kCell).KernelsFor<BFloat16>::forward(args, runtime);
+    const KernelsFor<BFloat16>& in_float = kKernelsInFloat.cells[size_t(Cell::kind)];
+    return in_float.forward(args, runtime);
   }
   const Plan plan =
       choose_plan({layer.layout, runtime.machine, layer.D, layer.H, panel_count<float>(layer.H),
@@ -281,7 +276,7 @@ void forward_pairs(const Forward<BFloat16>& args, const Runtime& runtime) {
     std::memset(rows, 0, elements * sizeof(BFloat16));
   }
   float* carried = nullptr;
-  if (PairPart<Cell>::carries) {
+  if (PairPart<Cell>::carried_state >= 0) {
     carried = scratch<float>(runtime, layer.layout.B * PairPart<Cell>::state_size(layer.H));
   }
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {

@@ -4,30 +4,29 @@
 
 #include "kernel/bfloat16_backward.h"
 #include "kernel/bfloat16_forward.h"
-#include "kernel/cells/elman.h"
-#include "kernel/cells/gru.h"
-#include "kernel/cells/lstm.h"
+#include "kernel/cells/all.h"
 
 namespace namernn_fast {
 namespace {
 
 // There are no functions for panels and tables that outlive a call: only waves and trees need them,
 // and these do not run in bfloat16.
-template <class Cell, KernelsOfCell Kernels::* kCell>
+template <class Cell>
 constexpr KernelsFor<BFloat16> kernels_of_cell_on_pairs() {
   return {{nullptr, nullptr},
-          &forward_pairs<Cell, kCell>,
+          &forward_pairs<Cell>,
           {nullptr, nullptr},
           &backward<Cell, PairProducts<Cell>>,
           nullptr,
           8};
 }
 
-constexpr KernelsOnPairs kernels_on_pairs() {
-  return {kernels_of_cell_on_pairs<Elman, &Kernels::elman>(),
-          kernels_of_cell_on_pairs<Gru, &Kernels::gru>(),
-          kernels_of_cell_on_pairs<Lstm, &Kernels::lstm>()};
+template <class... Cells>
+constexpr KernelsOnPairs kernels_of_cells_on_pairs(CellList<Cells...>) {
+  return {{kernels_of_cell_on_pairs<Cells>()...}};
 }
+
+constexpr KernelsOnPairs kernels_on_pairs() { return kernels_of_cells_on_pairs(AllCells()); }
 
 }  // namespace
 }  // namespace namernn_fast

@@ -17,14 +17,14 @@ constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 // Copies of the rows of one time block, for all parts.
 template <class Scalar>
 struct CopiedRows {
-  int64_t steps;       // per time block
-  Scalar* input;       // [steps, B, D]
-  int64_t* ids;        // [steps, B], with a table
-  Scalar* output;      // [steps, B, H]
-  Scalar* kept;        // [steps, B, Cell::kept * H], or null: nothing is kept
-  Scalar* state;       // [B, H], at the start of the time block
-  Scalar* h_n;         // [B, H], at the end of the time block
-  Scalar* cell_state;  // [B, H], or null if the cell has none
+  int64_t steps;                // per time block
+  Scalar* input;                // [steps, B, D]
+  int64_t* ids;                 // [steps, B], with a table
+  Scalar* output;               // [steps, B, H]
+  Scalar* kept;                 // [steps, B, Cell::kept * H], or null: nothing is kept
+  Scalar* states[kMostStates];  // [B, H] each: h at the start of the time block; the cell states,
+                                // if there are any, at the current step
+  Scalar* last;  // [B, H], h at the end of the time block
 };
 
 // The forward pass of one part on copies.
@@ -50,10 +50,9 @@ struct CopiedPart {
   void read_initial_states() const {
     const int64_t first = part.columns.first;
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-      read_initial(initial_state(args.layer, b), first, width(), copies.state + state_at(b));
-      if constexpr (Cell::has_cell_state) {
-        Scalar* c = copies.cell_state + state_at(b);
-        read_initial(initial_cell_state(args.layer, b), first, width(), c);
+      for (int i = 0; i < Cell::states; ++i) {
+        read_initial(initial_state(args.layer, i, b), first, width(),
+                     copies.states[i] + state_at(b));
       }
     }
   }
@@ -77,8 +76,8 @@ struct CopiedPart {
     } else {
       copied.layer.input = {copies.input, layout.B * layer.D, layer.D};
     }
-    copied.layer.hx = initial && !layer.hx && weights.finite ? nullptr : copies.state;
-    copied.layer.hx_stride = layer.H;
+    const bool from_zeros = initial && !layer.initial[0].data && weights.finite;
+    copied.layer.initial[0] = {from_zeros ? nullptr : copies.states[0], layer.H};
     if (layer.resets.at) {
       copied.layer.resets = {layer.resets.at + first * layer.resets.time_stride,
                              layer.resets.time_stride};
@@ -86,8 +85,8 @@ struct CopiedPart {
     copied.output = {copies.output, layout.B * layer.H, layer.H};
     const int64_t kept = Cell::kept * layer.H;
     if (copies.kept) copied.kept = {copies.kept, layout.B * kept, kept};
-    copied.h_n = copies.h_n;
-    copied.c_n = copies.cell_state;
+    copied.last[0] = copies.last;
+    for (int i = 1; i < Cell::states; ++i) copied.last[i] = copies.states[i];
     return copied;
   }
 
@@ -108,10 +107,8 @@ struct CopiedPart {
       }
     }
     for (int64_t b = slice.begin; b < continued_end(layer, t_begin, slice); ++b) {
-      if (!is_cut(layer, t_begin, b)) continue;
-      std::memset(copies.state + state_at(b), 0, width() * sizeof(Scalar));
-      if constexpr (Cell::has_cell_state) {
-        std::memset(copies.cell_state + state_at(b), 0, width() * sizeof(Scalar));
+      for (int i = 0; i < Cell::states && is_cut(layer, t_begin, b); ++i) {
+        std::memset(copies.states[i] + state_at(b), 0, width() * sizeof(Scalar));
       }
     }
   }
@@ -153,14 +150,14 @@ struct CopiedPart {
       if (copies.kept) write_time_block(copies.kept, first, last, args.kept, Cell::kept);
       if (part.team) barrier(*part.team, runtime);
       for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
-        std::memcpy(copies.state + state_at(b), copies.h_n + state_at(b), width() * sizeof(Scalar));
+        std::memcpy(copies.states[0] + state_at(b), copies.last + state_at(b),
+                    width() * sizeof(Scalar));
       }
     }
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       const int64_t last_at = place_of(layout, b) * layer.H + part.columns.first;
-      convert(copies.state + state_at(b), args.h_n + last_at, width());
-      if constexpr (Cell::has_cell_state) {
-        convert(copies.cell_state + state_at(b), args.c_n + last_at, width());
+      for (int i = 0; i < Cell::states; ++i) {
+        convert(copies.states[i] + state_at(b), args.last[i] + last_at, width());
       }
     }
   }
@@ -185,9 +182,10 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   if (args.kept.data) {
     rows.kept = scratch<Scalar>(runtime, rows.steps * layout.B * Cell::kept * layer.H);
   }
-  rows.state = scratch<Scalar>(runtime, layout.B * layer.H);
-  rows.h_n = scratch<Scalar>(runtime, layout.B * layer.H);
-  if (Cell::has_cell_state) rows.cell_state = scratch<Scalar>(runtime, layout.B * layer.H);
+  for (int i = 0; i < Cell::states; ++i) {
+    rows.states[i] = scratch<Scalar>(runtime, layout.B * layer.H);
+  }
+  rows.last = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Storage> own =
         forward_weights<Cell>(part, layer, weights, zero_state);

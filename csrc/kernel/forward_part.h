@@ -1,6 +1,7 @@
 // What the forward pass of a part works with: the plan's sizes, weights, tables and memory.
 #pragma once
 
+#include "kernel/cells/cell.h"
 #include "kernel/product_in_place.h"
 #include "kernel/weights.h"
 
@@ -31,7 +32,7 @@ struct ForwardWeights {
   const Scalar* weights;  // in the order of ForwardPanels
   const Scalar* bias;
   bool finite;               // whether the part's columns of weight_hh are known to be finite
-  const Scalar* zeros;       // [H], the initial state if there is no hx
+  const Scalar* zeros;       // [H], the initial state if none is given
   const Storage* weight_ih;  // the caller's, if it is read in place; else null
   const Storage* weight_hh;  // likewise
 };
@@ -95,8 +96,10 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
   memory.B = layer.layout.B;
   if (layer.layout.tree) {
     memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
-    for (int i = 0; Cell::has_cell_state && i < 2; ++i) {
-      memory.cell_states[i] = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+    for (int i = 1; i < Cell::states; ++i) {
+      for (Scalar*& of_row : memory.cell_states) {
+        of_row = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+      }
     }
   }
   if (!Cell::sums_in_output && layer.D > 0) {
@@ -166,11 +169,12 @@ struct ForwardContext {
     return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
   }
 
-  // The cell state of row (t, b), which each step of a sequence updates in place.
-  Scalar* cell_state_at(int64_t t, int64_t b) const {
+  // The i-th state of row (t, b). Each step of a sequence updates its cell state in place.
+  Scalar* state_at(int i, int64_t t, int64_t b) const {
     const SequenceLayout& layout = args.layer.layout;
+    if (i == 0) return row_at(args.output, layout, t, b);
     return layout.tree ? memory.cell_states[t % 2] + b * args.layer.H
-                       : args.c_n + place_of(layout, b) * args.layer.H;
+                       : args.last[i] + place_of(layout, b) * args.layer.H;
   }
 
   // Returns pointers to the table's rows for sequences begin .. end at time t.

@@ -30,35 +30,31 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
     if (t == 0) return advance(t, 0, count, nullptr, 0);
     for (int64_t b = 0; b < count; ++b) {
       const int64_t parent = parent_of(layout, t, b);
-      std::memcpy(memory.continued + b * layer.H, row_at(args.output, layout, t - 1, parent),
-                  layer.H * sizeof(Scalar));
-      if constexpr (Cell::has_cell_state) {
-        std::memcpy(this->cell_state_at(t, b), this->cell_state_at(t - 1, parent),
-                    layer.H * sizeof(Scalar));
+      for (int i = 0; i < Cell::states; ++i) {
+        Scalar* previous = i == 0 ? memory.continued + b * layer.H : this->state_at(i, t, b);
+        std::memcpy(previous, this->state_at(i, t - 1, parent), layer.H * sizeof(Scalar));
       }
     }
     advance(t, 0, count, memory.continued, layer.H);
   }
 
-  // Copies the states of sequences whose last step is at time t to h_n. Not for layouts with
-  // `order`. Their cell states are in c_n already, except in a tree.
+  // Copies the states of sequences whose last step is at time t to `last`. Not for layouts with
+  // `order`. Their cell states are there already, except in a tree.
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
     const auto [first, last] = part.columns;
     if (layer.layout.tree) {
       return for_each_end(layer.layout, t, [&](int64_t b, int64_t sequence) {
-        std::memcpy(args.h_n + sequence * layer.H, row_at(args.output, layer.layout, t, b),
-                    layer.H * sizeof(Scalar));
-        if constexpr (Cell::has_cell_state) {
-          std::memcpy(args.c_n + sequence * layer.H, this->cell_state_at(t, b),
+        for (int i = 0; i < Cell::states; ++i) {
+          std::memcpy(args.last[i] + sequence * layer.H, this->state_at(i, t, b),
                       layer.H * sizeof(Scalar));
         }
       });
     }
     const int64_t end = alive_end(layer.layout, t, part.slice);
     for (int64_t b = alive_end(layer.layout, time_after(layer, t), part.slice); b < end; ++b) {
-      std::memcpy(args.h_n + b * layer.H + first, row_at(args.output, layer.layout, t, b) + first,
+      std::memcpy(args.last[0] + b * layer.H + first, this->state_at(0, t, b) + first,
                   (last - first) * sizeof(Scalar));
     }
   }
@@ -94,17 +90,17 @@ inline void read_initial(const Storage* initial, int64_t first, int64_t width, S
   initial ? convert(initial + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
 }
 
-// Writes the part's columns of the initial cell states of its sequences to `c`, [B, H] in the
-// caller's order.
-template <class Storage, class Scalar>
-inline void read_cell_states(const Layer<Storage>& layer, const Part& part, Scalar* c) {
+// Copies this part's share of the initial cell states to `last`, where each step updates them.
+template <class Cell, class Scalar>
+inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
   const int64_t first = part.columns.first;
-  const int64_t width = part.columns.last - first;
-  for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-    const Storage* initial = initial_cell_state(layer, b);
-    Scalar* own = c + place_of(layer.layout, b) * layer.H + first;
-    const bool in_place = initial && static_cast<const void*>(initial + first) == own;  // in a wave
-    if (!in_place) read_initial(initial, first, width, own);
+  for (int i = 1; i < Cell::states; ++i) {
+    for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
+      const Scalar* initial = initial_state(args.layer, i, b);
+      Scalar* last = args.last[i] + place_of(args.layer.layout, b) * args.layer.H + first;
+      const bool in_place = initial && initial + first == last;  // in a wave
+      if (!in_place) read_initial(initial, first, part.columns.last - first, last);
+    }
   }
 }
 
@@ -124,7 +120,7 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
     const ForwardWeights<Scalar, Scalar> own =
         forward_weights<Cell>(part, layer, weights, zero_state);
-    if (Cell::has_cell_state && !layer.layout.tree) read_cell_states(layer, part, args.c_n);
+    if (!layer.layout.tree) read_cell_states<Cell>(args, part);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);

@@ -34,7 +34,7 @@ inline void accumulate_rows(const Scalar* w, int64_t K, const Scalar* x,
   }
 }
 
-// Computes one part. `zeros` [H] is the initial state if there is no hx.
+// Computes one part. `zeros` [H] is the initial state if none is given.
 template <class Cell, class Scalar>
 inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros, const Part& part,
                                const Runtime& runtime) {
@@ -43,7 +43,7 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
   const Cell cell(layer);
   const int64_t T = layer.layout.T;
   const auto [first, last] = part.columns;
-  const Scalar* h = layer.hx ? layer.hx : zeros;
+  const Scalar* h = layer.initial[0].data ? layer.initial[0].data : zeros;
   for (int64_t s = 0; s < T; ++s) {
     const int64_t t = time_of(layer, s);
     Scalar* out = row_at(args.output, layer.layout, t, 0);
@@ -59,17 +59,19 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
       if (layer.bias_hh) z += load(layer.bias_hh + j);
       store(out + j, z);
     }
-    cell.states(out + first, last - first);
+    Scalar* row = out + first;
+    cell.states_of(StateRow<Scalar, Scalar>{row, 0, {}, {row}, nullptr, layer.H, last - first});
     h = out;
     if (part.team && s + 1 < T) barrier(*part.team, runtime);
   }
-  std::memcpy(args.h_n + first, h + first, (last - first) * sizeof(Scalar));
+  std::memcpy(args.last[0] + first, h + first, (last - first) * sizeof(Scalar));
 }
 
 template <class Cell, class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  if (!args.output.data) {  // use scratch memory, so that h_n has the same bits as with an output
+  if (!args.output
+           .data) {  // use scratch memory, so that the state has the same bits as with an output
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }
   const Plan plan = forward_plan<Cell>(layer, runtime);

@@ -158,23 +158,22 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     return operand;
   }
 
-  // Turns the sums of rows (t, b) and after into states. `before`: the states before, or null for
-  // zeros; the cell states before are zeros then too.
+  // Turns the sums of rows (t, b) and after into states. `before`: the previous h, or null for
+  // zeros; the previous cell states are zeros then too.
   void finish(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* sums,
               const Scalar* before, int64_t before_stride) const {
     const SequenceLayout& layout = args.layer.layout;
     const Cell cell(args.layer);
     for (int64_t r = 0; r < height; ++r) {
-      Scalar* kept = args.kept.data ? row_at(args.kept, layout, t, b + r) + j : nullptr;
-      Scalar* h = row_at(args.output, layout, t, b + r) + j;
-      const Scalar* row = sums + r * buffer_row;
-      if constexpr (Cell::has_cell_state) {
-        Scalar* c = this->cell_state_at(t, b + r) + j;
-        cell.states(row, w, before ? c : nullptr, c, h, kept, args.layer.H, columns_from(j));
-      } else {
-        cell.states(row, w, before ? before + r * before_stride + j : nullptr, h, kept,
-                    args.layer.H, columns_from(j));
+      StateRow<Scalar, Scalar> row{sums + r * buffer_row, w};
+      for (int i = 0; i < Cell::states; ++i) {
+        row.states[i] = this->state_at(i, t, b + r) + j;
+        if (before) row.previous[i] = i == 0 ? before + r * before_stride + j : row.states[i];
       }
+      row.kept = args.kept.data ? row_at(args.kept, layout, t, b + r) + j : nullptr;
+      row.H = args.layer.H;
+      row.width = columns_from(j);
+      cell.states_of(row);
     }
   }
 };

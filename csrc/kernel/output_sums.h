@@ -9,7 +9,7 @@ namespace {
 
 template <class Cell, class Scalar, class Storage>
 struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
-  static_assert(Cell::sums == 1 && Cell::sums_in_output && Cell::kept == 0);
+  static_assert(Cell::sums == 1 && Cell::sums_in_output && Cell::kept == 0 && Cell::states == 1);
   using Context = ForwardContext<Cell, Scalar, Storage>;
   using Context::args, Context::weights, Context::part, Context::projected_steps;
   using Context::projection, Context::recurrence, Context::look_up;
@@ -46,7 +46,10 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
     if (has_table(layer)) target.starts = look_up(t, begin, end);
     const Cell cell(layer);
     const auto finish = [&](int64_t i, int64_t j, int64_t rows, int64_t width) {
-      for (int64_t r = i; r < i + rows; ++r) cell.states(out + r * out_stride + j, width);
+      for (int64_t r = i; r < i + rows; ++r) {
+        Scalar* row = out + r * out_stride + j;
+        cell.states_of(StateRow<Scalar, Scalar>{row, 0, {}, {row}, nullptr, layer.H, width});
+      }
     };
     const auto [first, last] = part.columns;
     if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN

@@ -2,9 +2,7 @@
 #pragma once
 
 #include "kernel/backward.h"
-#include "kernel/cells/elman.h"
-#include "kernel/cells/gru.h"
-#include "kernel/cells/lstm.h"
+#include "kernel/cells/all.h"
 #include "kernel/forward.h"
 
 namespace namernn_fast {
@@ -23,15 +21,23 @@ constexpr KernelsFor<Storage> kernels_for() {
 
 template <class Cell>
 constexpr KernelsOfCell kernels_of_cell() {
-  return {kernels_for<Cell, float>(), kernels_for<Cell, double>(), kernels_for<Cell, BFloat16>(),
-          kernels_for<Cell, Half>(),  Cell::weight_blocks,         Cell::kept,
-          Cell::one_bias_gradient,    Cell::has_cell_state};
+  return {kernels_for<Cell, float>(),
+          kernels_for<Cell, double>(),
+          kernels_for<Cell, BFloat16>(),
+          kernels_for<Cell, Half>(),
+          Cell::weight_blocks,
+          Cell::kept,
+          Cell::states,
+          Cell::one_bias_gradient,
+          Cell::has_nonlinearity};
 }
 
-constexpr Kernels kernels_named(const char* name) {
-  return {kernels_of_cell<Elman>(), kernels_of_cell<Gru>(), kernels_of_cell<Lstm>(), name, name,
-          Shape<float>::panel_width};
+template <class... Cells>
+constexpr Kernels kernels_of_cells(CellList<Cells...>, const char* name) {
+  return {{kernels_of_cell<Cells>()...}, name, name, Shape<float>::panel_width};
 }
+
+constexpr Kernels kernels_named(const char* name) { return kernels_of_cells(AllCells(), name); }
 
 }  // namespace
 }  // namespace namernn_fast

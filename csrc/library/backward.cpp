@@ -29,17 +29,15 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     args.grad_output =
         rows_of<const Scalar>(batch, *grad_output, const_data<Scalar>(*grad_output), d * H);
   }
-  args.grad_h_n = gradients_of<Scalar>(grads.grad_h_n, state);
-  args.grad_c_n = gradients_of<Scalar>(grads.grad_c_n, state);
+  for (size_t i = 0; i < grads.grad_last_states.size(); ++i) {
+    args.grad_last[i] = gradients_of<Scalar>(grads.grad_last_states[i], state);
+  }
   if (grad_input) {
     args.grad_input = rows_of<Scalar>(batch, *grad_input, mutable_data<Scalar>(*grad_input), 0);
     args.accumulate_input = d > 0;
   }
-  if (grads.grad_hx) {
-    args.grad_hx = mutable_data<Scalar>(*grads.grad_hx) + state * batch.B * H;
-  }
-  if (grads.grad_cx) {
-    args.grad_cx = mutable_data<Scalar>(*grads.grad_cx) + state * batch.B * H;
+  for (size_t i = 0; i < grads.grad_states.size(); ++i) {
+    args.grad_initial[i] = mutable_data<Scalar>(grads.grad_states[i]) + state * batch.B * H;
   }
   if (grads.want_weights[size_t(k)]) {
     const Tensor* w = &grads.grad_weights[size_t(state * stack.per_direction)];
@@ -52,7 +50,7 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
 
 // The lowest layer that must run: no gradient is wanted from the layers below it.
 int64_t lowest_layer(const BackwardTensors& grads) {
-  if (grads.grad_input || grads.grad_hx) return 0;
+  if (grads.grad_input || !grads.grad_states.empty()) return 0;
   return std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
          grads.want_weights.begin();
 }
@@ -65,10 +63,10 @@ void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t H,
   }
 }
 
-// Copies the gradients of the last states of all sequences to `carried`, grad_hx or grad_cx, which
-// carries the gradient of the state from stretch to stretch, backward in time, and returns them as
-// those of the last states of a stretch. What a sequence gets here stays until the stretch in which
-// it ends. `initial`: this is the last stretch in time, the first to run.
+// Copies the gradients of the last states of all sequences to `carried`, which carries them from
+// stretch to stretch, backward in time. Returns `carried` as the gradients of the last states of a
+// stretch. What a sequence gets here stays until the stretch in which it ends. `initial`: this is
+// the last stretch in time, the first to run.
 template <class Scalar>
 StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<Scalar>& of_last,
                                        bool initial, Scalar* carried) {
@@ -78,8 +76,8 @@ StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<
   return {carried, stack.H, 1};
 }
 
-// Runs consecutive layers at once, each on one thread. A layer's stretches pass the gradient of the
-// state on in grad_hx, and that of the cell state in grad_cx.
+// Runs consecutive layers at once, each on one thread. A layer's stretches pass the gradients of
+// the states on in `grad_initial`.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& own = kernels_of(stack.cell);
@@ -94,8 +92,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
-  std::vector<std::optional<Tensor>> grad_states(size_t(stack.layers));
-  std::vector<std::optional<Tensor>> grad_cell_states(size_t(stack.layers));
+  std::vector<std::vector<Tensor>> grad_states(size_t(stack.layers));  // if they are not wanted
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
     const int64_t k = stack.layers - 1 - n;
@@ -103,25 +100,23 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
         backward_of<Scalar>(stack, grads, k, 0, grad_rows[size_t(k + 1)], grad_rows[size_t(k)]);
     if (i == 0) {
       panels[size_t(k)] = panels_for(own.backward_panels, args.layer);
-      if (!args.grad_hx) grad_states[size_t(k)] = empty({size}, stack.dtype);
-      if (stack.has_cell_state() && !args.grad_cx) {
-        grad_cell_states[size_t(k)] = empty({size}, stack.dtype);
+      for (size_t s = 0; grads.grad_states.empty() && s < stack.state_count(); ++s) {
+        grad_states[size_t(k)].push_back(empty({size}, stack.dtype));
       }
     }
     args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
-    if (!args.grad_hx) args.grad_hx = mutable_data<Scalar>(*grad_states[size_t(k)]);
-    args.grad_h_n = carry_gradients(stack, args.grad_h_n, i == 0, args.grad_hx);
-    if (stack.has_cell_state()) {
-      if (!args.grad_cx) args.grad_cx = mutable_data<Scalar>(*grad_cell_states[size_t(k)]);
-      args.grad_c_n = carry_gradients(stack, args.grad_c_n, i == 0, args.grad_cx);
+    for (size_t s = 0; s < stack.state_count(); ++s) {
+      Scalar*& carried = args.grad_initial[s];
+      if (!carried) carried = mutable_data<Scalar>(grad_states[size_t(k)][s]);
+      args.grad_last[s] = carry_gradients(stack, args.grad_last[s], i == 0, carried);
     }
     args.accumulate_weights = i > 0;
     const int64_t stretch = stretches.count() - 1 - i;
     stretches.select(stretch, args.layer, args.output);
-    if (stretch > 0 && stack.has_cell_state()) {
+    for (size_t s = 1; stretch > 0 && s < stack.state_count(); ++s) {
       const auto cell_states = cell_states_in(args.kept, stack.kept_size(), stack.H);
-      args.layer.cx = stretches.row(cell_states, stretch * wave.steps - 1).data;
-      args.layer.cx_stride = cell_states.row_stride;
+      args.layer.initial[s] = {stretches.row(cell_states, stretch * wave.steps - 1).data,
+                               cell_states.row_stride};
     }
     args.output = stretches.from(stretch, args.output);
     args.kept = stretches.from(stretch, args.kept);
@@ -160,14 +155,10 @@ template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   const int64_t H = stack.H;
   if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);
-  if (grads.grad_hx) {
+  for (size_t i = 0; i < grads.grad_states.size(); ++i) {
     for_each_idle_state(stack, [&](int64_t state, int64_t b) {
-      const int64_t at = (state * stack.batch.B + b) * H;
-      copy_gradients(gradients_of<Scalar>(grads.grad_h_n, state), b, H,
-                     mutable_data<Scalar>(*grads.grad_hx) + at);
-      if (!grads.grad_cx) return;
-      copy_gradients(gradients_of<Scalar>(grads.grad_c_n, state), b, H,
-                     mutable_data<Scalar>(*grads.grad_cx) + at);
+      copy_gradients(gradients_of<Scalar>(grads.grad_last_states[i], state), b, H,
+                     mutable_data<Scalar>(grads.grad_states[i]) + (state * stack.batch.B + b) * H);
     });
   }
   const bool copy_bias = stack.per_direction == 4 && kernels_of(stack.cell).one_bias_gradient;

@@ -38,8 +38,9 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
         rows_of<Scalar>(stack.batch, kept, mutable_data<Scalar>(kept), d * stack.kept_size());
   }
   const int64_t state_at = stack.state_of(k, d) * stack.batch.B * stack.H;
-  args.h_n = mutable_data<Scalar>(results.h_n) + state_at;
-  if (results.c_n) args.c_n = mutable_data<Scalar>(*results.c_n) + state_at;
+  for (size_t i = 0; i < results.last_states.size(); ++i) {
+    args.last[i] = mutable_data<Scalar>(results.last_states[i]) + state_at;
+  }
   return args;
 }
 
@@ -58,7 +59,9 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
     use_biased_table(stack, args.layer, table);
     stretches.select(i, args.layer,
                      {args.output.data, args.output.time_stride, args.output.row_stride});
-    if (i > 0) args.layer.cx = args.c_n, args.layer.cx_stride = stack.H;
+    for (size_t s = 1; i > 0 && s < stack.state_count(); ++s) {
+      args.layer.initial[s] = {args.last[s], stack.H};
+    }
     args.output = stretches.from(i, args.output);
     args.kept = stretches.from(i, args.kept);
     own.forward(args, Call(one_thread()).runtime());
@@ -100,30 +103,29 @@ void finish_outputs(const Stack& stack, const Options& options, const ForwardTen
 template <class Scalar>
 void finish_states(const Stack& stack, const ForwardTensors& results) {
   const int64_t H = stack.H;
-  const auto copy = [&](const std::optional<Tensor>& initial, const Tensor& last, int64_t state,
-                        int64_t b) {
-    Scalar* h = mutable_data<Scalar>(last) + (state * stack.batch.B + b) * H;
-    if (initial) {
-      std::copy_n(
-          const_data<Scalar>(*initial) + state * initial->stride(0) + b * initial->stride(1), H, h);
-    } else {
-      std::fill_n(h, H, Scalar());
-    }
-  };
   for_each_idle_state(stack, [&](int64_t state, int64_t b) {
-    copy(stack.hx, results.h_n, state, b);
-    if (results.c_n) copy(stack.cx, *results.c_n, state, b);
+    for (size_t i = 0; i < results.last_states.size(); ++i) {
+      Scalar* last = mutable_data<Scalar>(results.last_states[i]) + (state * stack.batch.B + b) * H;
+      if (stack.states.empty()) {
+        std::fill_n(last, H, Scalar());
+      } else {
+        const Tensor& initial = stack.states[i];
+        const int64_t at = state * initial.stride(0) + b * initial.stride(1);
+        std::copy_n(const_data<Scalar>(initial) + at, H, last);
+      }
+    }
   });
 }
 
 }  // namespace
 
 ForwardTensors forward_stack(const Stack& stack, const Options& options) {
-  ForwardTensors results{empty(stack.state_shape(), stack.dtype),
-                         {},
-                         std::vector<std::optional<Tensor>>(size_t(stack.layers)),
-                         {}};
-  if (stack.has_cell_state()) results.c_n = empty(stack.state_shape(), stack.dtype);
+  ForwardTensors results;
+  results.outputs.resize(size_t(stack.layers));
+  const std::vector<int64_t> state_shape = stack.state_shape();
+  for (size_t i = 0; i < stack.state_count(); ++i) {
+    results.last_states.push_back(empty(state_shape, stack.dtype));
+  }
   const bool keeps = options.want_hidden && stack.kept_size() > 0;
   const std::optional<PrefixTrees> trees = trees_of(stack, options);
   if (trees) {

@@ -20,15 +20,29 @@
 namespace namernn_fast {
 namespace {
 
+using Tensors = std::vector<Tensor>;
+using OptionalTensor = std::optional<Tensor>;
+
 // Checks that a call with share_prefixes meets the conditions for it.
 void check_sharing(const Stack& stack, const Options& options) {
   if (!options.share_prefixes) return;
   check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
   check(stack.directions == 1, "sharing prefixes takes one direction, got ", stack.directions);
-  check(!stack.hx, "hx must be None when prefixes are shared");
+  check(stack.states.empty(), "states must be empty when prefixes are shared");
   check(!stack.batch.resets.at, "reset must be None when prefixes are shared");
   check(stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64(),
         "weights must be float32 or float64 when prefixes are shared");
+}
+
+// Checks the arguments that both operators share.
+Stack check_call(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
+                 const OptionalTensor& sequence_layout, const OptionalTensor& reset,
+                 const Options& options) {
+  check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
+  Stack stack = check_stack(CellKind(cell), input, states, weights,
+                            read_batch(input, sequence_layout, reset, options), options);
+  check_sharing(stack, options);
+  return stack;
 }
 
 // A view of a contiguous tensor as (rows, features).
@@ -36,105 +50,86 @@ Tensor flat_rows(const Tensor& tensor) {
   return torch::stable::view(tensor, {-1, tensor.size(tensor.dim() - 1)});
 }
 
-using Tensors = std::vector<Tensor>;
-
-// What the forward operators return. c_n is absent for a cell without cell states.
-struct ForwardResults {
-  Tensor output, h_n;
-  std::optional<Tensor> c_n;
-  Tensors hidden, kept;
-};
-
-// Runs the forward operator of a cell.
-ForwardResults run_forward(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
-                           const std::optional<Tensor>& cx, const Tensors& weights,
-                           const std::optional<Tensor>& sequence_layout,
-                           const std::optional<Tensor>& reset, int64_t bits, int64_t trees) {
+std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
+                                             const Tensors& states, const Tensors& weights,
+                                             const OptionalTensor& sequence_layout,
+                                             const OptionalTensor& reset, int64_t bits,
+                                             int64_t trees) {
   const Options options = read_options(bits, trees);
-  const Stack stack = check_stack(cell, input, hx, cx, weights,
-                                  read_batch(input, sequence_layout, reset, options), options);
+  const Stack stack = check_call(cell, input, states, weights, sequence_layout, reset, options);
   check(!(options.last_state && options.want_hidden),
         "options must not set both LAST_STATE and WANT_HIDDEN");
-  check_sharing(stack, options);
-  const ForwardTensors results = forward_stack(stack, options);
-  // The shape of `output` and of each tensor in `hidden` must not depend on the values of ids.
+  ForwardTensors results = forward_stack(stack, options);
+  // The shapes of the results must not depend on the values of ids.
   const auto in_shape = [&](const Tensor& output) {
     return options.share_prefixes && output.dim() != 2 ? flat_rows(output) : output;
   };
-  Tensors hidden;
-  for (int64_t k = 0; options.want_hidden && k + 1 < stack.layers; ++k) {
-    hidden.push_back(in_shape(*results.outputs[size_t(k)]));
+  Tensors saved;
+  for (size_t k = 0; options.want_hidden && k + 1 < results.outputs.size(); ++k) {
+    saved.push_back(in_shape(*results.outputs[k]));
   }
-  Tensors kept;
-  for (const Tensor& of_layer : results.kept) kept.push_back(in_shape(of_layer));
+  for (const Tensor& of_layer : results.kept) saved.push_back(in_shape(of_layer));
   return {options.last_state ? empty({0}, stack.dtype) : in_shape(*results.outputs.back()),
-          results.h_n, results.c_n, hidden, kept};
+          std::move(results.last_states), std::move(saved)};
 }
 
-// What the backward operators return: the gradients of their arguments, without elements if they
-// are not wanted. That of cx is absent for a cell without cell states.
-struct BackwardResults {
-  Tensor input, hx;
-  std::optional<Tensor> cx;
-  Tensors weights;
-};
-
-// Runs the backward operator of a cell.
-BackwardResults run_backward(CellKind cell, const std::optional<Tensor>& grad_output,
-                             const std::optional<Tensor>& grad_h_n,
-                             const std::optional<Tensor>& grad_c_n, const Tensor& input,
-                             const std::optional<Tensor>& hx, const std::optional<Tensor>& cx,
-                             const Tensors& weights, const Tensor& output, const Tensors& hidden,
-                             const Tensors& kept, const std::optional<Tensor>& sequence_layout,
-                             const std::optional<Tensor>& reset, int64_t bits, bool want_input,
-                             bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
-  const Options options = read_options(bits, trees);
-  const Stack stack = check_stack(cell, input, hx, cx, weights,
-                                  read_batch(input, sequence_layout, reset, options), options);
-  std::vector<int64_t> output_shape(input.sizes().begin(), input.sizes().end());
-  if (stack.has_ids) {
-    check(!want_input, "want_input must be false for token ids");
-    output_shape.push_back(0);
-  }
-  if (options.share_prefixes) output_shape = {input.numel(), 0};
-  output_shape.back() = stack.directions * stack.H;
-  check_sharing(stack, options);
-  check(!(options.share_prefixes && grad_output),
-        "grad_output must be None when prefixes are shared");
-
-  BackwardTensors grads;
-  check(int64_t(hidden.size()) == stack.layers - 1, "hidden must hold the outputs of ",
-        stack.layers - 1, " layer(s), got ", hidden.size());
-  // Kernels read the rows of trees as contiguous.
-  const auto readable = [&](const Tensor& rows) {
+// Checks the results of the forward pass and hands them to `grads`.
+void read_results(const Stack& stack, const Options& options, const Tensor& output,
+                  const Tensors& saved, BackwardTensors& grads) {
+  std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
+  if (stack.has_ids) shape.push_back(0);
+  if (options.share_prefixes) shape = {stack.input.numel(), 0};
+  const int64_t kept_layers = stack.kept_size() > 0 ? stack.layers : 0;
+  check(int64_t(saved.size()) == stack.layers - 1 + kept_layers, "saved must hold ",
+        stack.layers - 1 + kept_layers, " tensor(s), got ", saved.size());
+  const auto check_rows = [&](const char* name, const Tensor& rows, int64_t features) {
+    shape.back() = stack.directions * features;
+    check_tensor(name, rows, stack.dtype, shape);
+    // Kernels read the rows of trees as contiguous.
     return options.share_prefixes ? dense(rows) : with_adjacent_features(rows);
   };
-  for (const Tensor& of_layer : hidden) {
-    check_tensor("hidden", of_layer, stack.dtype, output_shape);
-    grads.outputs.push_back(readable(of_layer));
+  for (const Tensor& rows : saved) {
+    if (int64_t(grads.outputs.size()) < stack.layers - 1) {
+      grads.outputs.push_back(check_rows("an output in saved", rows, stack.H));
+    } else {
+      grads.kept.push_back(check_rows("what a layer keeps in saved", rows, stack.kept_size()));
+    }
   }
-  check_tensor("output", output, stack.dtype, output_shape);
-  grads.outputs.push_back(readable(output));
-  const int64_t kept_layers = stack.kept_size() > 0 ? stack.layers : 0;
-  check(int64_t(kept.size()) == kept_layers, "kept must hold one tensor for each of ", kept_layers,
-        " layer(s), got ", kept.size());
-  std::vector<int64_t> kept_shape = output_shape;
-  kept_shape.back() = stack.directions * stack.kept_size();
-  for (const Tensor& of_layer : kept) {
-    check_tensor("kept", of_layer, stack.dtype, kept_shape);
-    grads.kept.push_back(readable(of_layer));
-  }
+  grads.outputs.push_back(check_rows("output", output, stack.H));
+}
+
+// Checks the gradients of the results and hands them to `grads`.
+void read_gradients(const Stack& stack, const Options& options, const OptionalTensor& grad_output,
+                    const std::vector<OptionalTensor>& grad_last_states, BackwardTensors& grads) {
+  check(!(options.share_prefixes && grad_output),
+        "grad_output must be None when prefixes are shared");
   if (grad_output) {
-    check_tensor("grad_output", *grad_output, stack.dtype, output_shape);
+    const auto shape = grads.outputs.back().sizes();
+    check_tensor("grad_output", *grad_output, stack.dtype, shape);
     grads.grad_output = with_adjacent_features(*grad_output);
   }
-  grads.grad_h_n = grad_h_n;
-  grads.grad_c_n = grad_c_n;
-  if (grad_h_n) check_tensor("grad_h_n", *grad_h_n, stack.dtype, stack.state_shape());
-  if (grad_c_n) check_tensor("grad_c_n", *grad_c_n, stack.dtype, stack.state_shape());
-  if (want_input) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
-  if (want_hx) grads.grad_hx = empty(stack.state_shape(), stack.dtype);
-  if (want_hx && stack.has_cell_state()) grads.grad_cx = empty(stack.state_shape(), stack.dtype);
+  check(grad_last_states.size() == stack.state_count(), "grad_last_states must hold ",
+        stack.state_count(), " gradient(s), got ", grad_last_states.size());
+  for (size_t i = 0; i < grad_last_states.size(); ++i) {
+    if (!grad_last_states[i]) continue;
+    check_tensor(i == 0 ? "grad_h_n" : "grad_c_n", *grad_last_states[i], stack.dtype,
+                 stack.state_shape());
+  }
+  grads.grad_last_states = grad_last_states;
+}
+
+// Allocates the wanted gradients. A weight whose gradient is not wanted gets one without elements.
+void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
+                        const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
+  check(wanted.size() == 1 + stack.states.size(), "wanted must say whether input and each of ",
+        stack.states.size(), " state(s) need a gradient, got ", wanted.size(), " values");
+  check(!(stack.has_ids && wanted[0]), "wanted must not ask for the gradient of token ids");
+  if (wanted[0]) grads.grad_input = empty_rows(stack.batch, stack.D, stack.dtype);
+  if (std::find(wanted.begin() + 1, wanted.end(), true) != wanted.end()) {
+    for (size_t i = 0; i < stack.states.size(); ++i) {
+      grads.grad_states.push_back(empty(stack.state_shape(), stack.dtype));
+    }
+  }
   grads.want_weights.resize(size_t(stack.layers), false);
   for (const int64_t k : want_layers) {
     check(k >= 0 && k < stack.layers, "want_layers must be from 0 to ", stack.layers - 1, ", got ",
@@ -149,80 +144,31 @@ BackwardResults run_backward(CellKind cell, const std::optional<Tensor>& grad_ou
             ? empty(std::vector<int64_t>(sizes.begin(), sizes.end()), stack.dtype)
             : empty({0}, stack.dtype));
   }
+}
+
+Tensors backward(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
+                 const OptionalTensor& sequence_layout, const OptionalTensor& reset, int64_t bits,
+                 int64_t trees, const Tensor& output, const Tensors& saved,
+                 const OptionalTensor& grad_output,
+                 const std::vector<OptionalTensor>& grad_last_states,
+                 const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers) {
+  const Options options = read_options(bits, trees);
+  const Stack stack = check_call(cell, input, states, weights, sequence_layout, reset, options);
+  BackwardTensors grads;
+  read_results(stack, options, output, saved, grads);
+  read_gradients(stack, options, grad_output, grad_last_states, grads);
+  allocate_gradients(stack, wanted, want_layers, grads);
   backward_stack(stack, options, grads);
-  const auto or_empty = [&](const std::optional<Tensor>& grad) {
-    return grad ? *grad : empty({0}, stack.dtype);
-  };
-  BackwardResults results{
-      or_empty(grads.grad_input), or_empty(grads.grad_hx), {}, grads.grad_weights};
-  if (stack.has_cell_state()) results.cx = or_empty(grads.grad_cx);
-  return results;
-}
-
-std::tuple<Tensor, Tensor, Tensors> rnn_forward(const Tensor& input,
-                                                const std::optional<Tensor>& hx,
-                                                const Tensors& weights,
-                                                const std::optional<Tensor>& sequence_layout,
-                                                const std::optional<Tensor>& reset, int64_t bits,
-                                                int64_t trees) {
-  const ForwardResults results =
-      run_forward(CellKind::elman, input, hx, {}, weights, sequence_layout, reset, bits, trees);
-  return {results.output, results.h_n, results.hidden};
-}
-
-std::tuple<Tensor, Tensor, Tensors> rnn_backward(
-    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
-    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
-    const Tensor& output, const Tensors& hidden, const std::optional<Tensor>& sequence_layout,
-    const std::optional<Tensor>& reset, int64_t bits, bool want_input, bool want_hx,
-    const std::vector<int64_t>& want_layers, int64_t trees) {
-  const BackwardResults results = run_backward(
-      CellKind::elman, grad_output, grad_h_n, {}, input, hx, {}, weights, output, hidden, {},
-      sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
-  return {results.input, results.hx, results.weights};
-}
-
-std::tuple<Tensor, Tensor, Tensors, Tensors> gru_forward(
-    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
-    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
-    int64_t trees) {
-  const ForwardResults results =
-      run_forward(CellKind::gru, input, hx, {}, weights, sequence_layout, reset, bits, trees);
-  return {results.output, results.h_n, results.hidden, results.kept};
-}
-
-std::tuple<Tensor, Tensor, Tensors> gru_backward(
-    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
-    const Tensor& input, const std::optional<Tensor>& hx, const Tensors& weights,
-    const Tensor& output, const Tensors& hidden, const Tensors& kept,
-    const std::optional<Tensor>& sequence_layout, const std::optional<Tensor>& reset, int64_t bits,
-    bool want_input, bool want_hx, const std::vector<int64_t>& want_layers, int64_t trees) {
-  const BackwardResults results =
-      run_backward(CellKind::gru, grad_output, grad_h_n, {}, input, hx, {}, weights, output, hidden,
-                   kept, sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
-  return {results.input, results.hx, results.weights};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors> lstm_forward(
-    const Tensor& input, const std::optional<Tensor>& hx, const std::optional<Tensor>& cx,
-    const Tensors& weights, const std::optional<Tensor>& sequence_layout,
-    const std::optional<Tensor>& reset, int64_t bits, int64_t trees) {
-  const ForwardResults results =
-      run_forward(CellKind::lstm, input, hx, cx, weights, sequence_layout, reset, bits, trees);
-  return {results.output, results.h_n, *results.c_n, results.hidden, results.kept};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward(
-    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h_n,
-    const std::optional<Tensor>& grad_c_n, const Tensor& input, const std::optional<Tensor>& hx,
-    const std::optional<Tensor>& cx, const Tensors& weights, const Tensor& output,
-    const Tensors& hidden, const Tensors& kept, const std::optional<Tensor>& sequence_layout,
-    const std::optional<Tensor>& reset, int64_t bits, bool want_input, bool want_hx,
-    const std::vector<int64_t>& want_layers, int64_t trees) {
-  const BackwardResults results = run_backward(
-      CellKind::lstm, grad_output, grad_h_n, grad_c_n, input, hx, cx, weights, output, hidden, kept,
-      sequence_layout, reset, bits, want_input, want_hx, want_layers, trees);
-  return {results.input, results.hx, *results.cx, results.weights};
+  Tensors gradients;
+  if (wanted[0]) gradients.push_back(*grads.grad_input);
+  for (size_t i = 0; i + 1 < wanted.size(); ++i) {
+    if (wanted[i + 1]) gradients.push_back(grads.grad_states[i]);
+  }
+  const size_t per_layer = size_t(stack.directions * stack.per_direction);
+  for (size_t i = 0; i < grads.grad_weights.size(); ++i) {
+    if (grads.want_weights[i / per_layer]) gradients.push_back(grads.grad_weights[i]);
+  }
+  return gradients;
 }
 
 // The plan for any machine: groups, members, expected time in ns, and layers that run at once.
@@ -254,12 +200,8 @@ std::string cpu_kernel(bool bfloat16) {
 }  // namespace namernn_fast
 
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CPU, library) {
-  library.impl("rnn_forward", TORCH_BOX(&namernn_fast::rnn_forward));
-  library.impl("rnn_backward", TORCH_BOX(&namernn_fast::rnn_backward));
-  library.impl("gru_forward", TORCH_BOX(&namernn_fast::gru_forward));
-  library.impl("gru_backward", TORCH_BOX(&namernn_fast::gru_backward));
-  library.impl("lstm_forward", TORCH_BOX(&namernn_fast::lstm_forward));
-  library.impl("lstm_backward", TORCH_BOX(&namernn_fast::lstm_backward));
+  library.impl("forward", TORCH_BOX(&namernn_fast::forward));
+  library.impl("backward", TORCH_BOX(&namernn_fast::backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(namernn_fast, CompositeExplicitAutograd, library) {

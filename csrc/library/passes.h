@@ -9,8 +9,7 @@
 namespace namernn_fast {
 
 struct ForwardTensors {
-  Tensor h_n;
-  std::optional<Tensor> c_n;                   // if the cell has cell states
+  std::vector<Tensor> last_states;             // h_n and, if the cell has cell states, c_n
   std::vector<std::optional<Tensor>> outputs;  // one per layer; empty if not kept
   std::vector<Tensor> kept;  // one per layer with `want_hidden`, if the cell keeps anything
 };
@@ -23,11 +22,9 @@ struct BackwardTensors {
   std::vector<Tensor> outputs;  // one per layer, from the forward pass
   std::vector<Tensor> kept;     // likewise
   std::optional<Tensor> grad_output;
-  std::optional<Tensor> grad_h_n;
-  std::optional<Tensor> grad_c_n;
+  std::vector<std::optional<Tensor>> grad_last_states;  // one per state of the cell
   std::optional<Tensor> grad_input;
-  std::optional<Tensor> grad_hx;
-  std::optional<Tensor> grad_cx;     // present if grad_hx is and the cell has cell states
+  std::vector<Tensor> grad_states;   // none, or one per state of the cell
   std::vector<Tensor> grad_weights;  // as in Stack; zero elements if the layer's are not wanted
   std::vector<bool> want_weights;    // one per layer
 };

@@ -60,8 +60,7 @@ class Stretches {
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;
     if (first > 0) {
-      layer.hx = row(output, first - 1).data;
-      layer.hx_stride = output.row_stride;
+      layer.initial[0] = {row(output, first - 1).data, output.row_stride};
     }
     layer.input = row(layer.input, first);
     layer.table.ids = row(layer.table.ids, first);
@@ -128,7 +127,8 @@ void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
 
 inline Wave wave_of(const Stack& stack, Pass pass) {
   const bool one_way = stack.directions == 1;
-  // A stretch reads its hx as evenly spaced rows of `output`, which a jagged tensor does not have.
+  // A stretch reads its initial states as evenly spaced rows of `output`, which a jagged tensor
+  // does not have.
   const bool alike = stack.batch.kind != Batch::Kind::jagged;
   const bool whole = stack.dtype == aoti_torch_dtype_float32() ||
                      stack.dtype == aoti_torch_dtype_float64();  // 16 bits would round the state

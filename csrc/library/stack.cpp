@@ -4,8 +4,7 @@ namespace namernn_fast {
 namespace {
 
 // Checks all arguments of a stack except its weights.
-Stack check_input(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
-                  const std::optional<Tensor>& cx, const std::vector<Tensor>& weights,
+Stack check_input(CellKind cell, const Tensor& input, const std::vector<Tensor>& weights,
                   int64_t layers, Batch batch, const Options& options) {
   check(input.is_cpu(), "input must be on the CPU");
   const bool ids = has_ids(input);
@@ -27,18 +26,17 @@ Stack check_input(CellKind cell, const Tensor& input, const std::optional<Tensor
     stack.dtype = dtype_of(input);
     stack.D = input.size(input.dim() - 1);
   }
-  if (hx) {
-    check_tensor("hx", *hx, stack.dtype, stack.state_shape());
-    stack.hx = with_adjacent_features(*hx);
-  }
-  if (stack.has_cell_state()) {
-    check(hx.has_value() == cx.has_value(), "hx and cx must be given together");
-  }
-  if (cx) {
-    check_tensor("cx", *cx, stack.dtype, stack.state_shape());
-    stack.cx = with_adjacent_features(*cx);
-  }
   return stack;
+}
+
+void check_states(Stack& stack, const std::vector<Tensor>& states) {
+  if (states.empty()) return;
+  check(states.size() == stack.state_count(), "states must hold nothing or ", stack.state_count(),
+        " tensor(s), one for each state of the cell, got ", states.size());
+  for (size_t i = 0; i < states.size(); ++i) {
+    check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape());
+    stack.states.push_back(with_adjacent_features(states[i]));
+  }
 }
 
 void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
@@ -71,18 +69,17 @@ void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
 
 }  // namespace
 
-Stack check_stack(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
-                  const std::optional<Tensor>& cx, const std::vector<Tensor>& weights, Batch batch,
-                  const Options& options) {
+Stack check_stack(CellKind cell, const Tensor& input, const std::vector<Tensor>& states,
+                  const std::vector<Tensor>& weights, Batch batch, const Options& options) {
   const int64_t per_layer = (options.bidirectional ? 2 : 1) * (options.bias ? 4 : 2);
   const int64_t count = int64_t(weights.size());
   check(count > 0 && count % per_layer == 0, "weights must hold ", per_layer,
         " tensors for each layer, got ", count);
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
-  Stack stack =
-      check_input(cell, input, hx, cx, weights, count / per_layer, std::move(batch), options);
-  check(cell == CellKind::elman || !options.relu,
+  Stack stack = check_input(cell, input, weights, count / per_layer, std::move(batch), options);
+  check(kernels_of(cell).has_nonlinearity || !options.relu,
         "options must not set RELU for a cell with gates");
+  check_states(stack, states);
   check_weights(stack, weights);
   return stack;
 }

@@ -19,8 +19,8 @@ struct Stack {
   Batch batch;
   bool has_ids;  // input is token ids
   Tensor input;
-  std::optional<Tensor> hx = {};
-  std::optional<Tensor> cx = {};  // initial cell states, present if hx is and the cell has them
+  std::vector<Tensor> states = {};  // the initial ones: none for zeros, or one for each state of
+                                    // the cell
   std::vector<Tensor> weights = {};
   int64_t layers = 0;
   int64_t directions = 0;
@@ -29,11 +29,11 @@ struct Stack {
   int64_t V = 0;  // rows of the tables of input products, for token ids
   int64_t H = 0;
   int32_t dtype = 0;
-  CellKind cell = CellKind::elman;
+  CellKind cell = {};
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
 
-  // The index of a layer's direction in h_n and among the weights.
+  // The index of a layer's direction in the tensors of states and among the weights.
   int64_t state_of(int64_t layer, int64_t direction) const {
     return layer * directions + direction;
   }
@@ -42,17 +42,17 @@ struct Stack {
   int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
   // Rows of weight_ih and of weight_hh, and elements of each bias.
   int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
-  bool has_cell_state() const { return kernels_of(cell).has_cell_state; }
-  // The shape of hx and h_n, and of cx and c_n.
+  // The number of states of a row.
+  size_t state_count() const { return size_t(kernels_of(cell).states); }
+  // The shape of the initial and the last states.
   std::vector<int64_t> state_shape() const { return {layers * directions, batch.B, H}; }
   // Features of a row that one direction keeps for the backward pass besides its states.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
 };
 
 // Checks the arguments of an operator. Errors name the argument, what it must be and what it is.
-Stack check_stack(CellKind cell, const Tensor& input, const std::optional<Tensor>& hx,
-                  const std::optional<Tensor>& cx, const std::vector<Tensor>& weights, Batch batch,
-                  const Options& options);
+Stack check_stack(CellKind cell, const Tensor& input, const std::vector<Tensor>& states,
+                  const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
 // A kernel's arguments for direction d of layer k, except the input.
 template <class Scalar>
@@ -79,13 +79,9 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   } else {
     layer.weight_ih = const_data<Scalar>(weights[0]);
   }
-  if (stack.hx) {
-    layer.hx = const_data<Scalar>(*stack.hx) + state * stack.hx->stride(0);
-    layer.hx_stride = stack.hx->stride(1);
-  }
-  if (stack.cx) {
-    layer.cx = const_data<Scalar>(*stack.cx) + state * stack.cx->stride(0);
-    layer.cx_stride = stack.cx->stride(1);
+  for (size_t i = 0; i < stack.states.size(); ++i) {
+    const Tensor& initial = stack.states[i];
+    layer.initial[i] = {const_data<Scalar>(initial) + state * initial.stride(0), initial.stride(1)};
   }
   const bool bias = stack.per_direction == 4;
   layer.weight_hh = const_data<Scalar>(weights[1]);
@@ -117,7 +113,7 @@ void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward
   }
 }
 
-// The gradients of the last states of one direction of a layer.
+// The gradients of one of the last states of one direction of a layer.
 template <class Scalar>
 StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
   if (!grad) return {nullptr, 0, 1};

@@ -84,8 +84,9 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
           args.kept = {mutable_data<Scalar>(results.kept[size_t(k)]) + trees.first_row(i) * row, 0,
                        row};
         }
-        args.h_n = mutable_data<Scalar>(results.h_n) + k * size;
-        if (results.c_n) args.c_n = mutable_data<Scalar>(*results.c_n) + k * size;
+        for (size_t n = 0; n < results.last_states.size(); ++n) {
+          args.last[n] = mutable_data<Scalar>(results.last_states[n]) + k * size;
+        }
         own.forward(args, Call(one_thread()).runtime());
         input = args.output.data;
       }
@@ -175,11 +176,10 @@ template <class Scalar>
 void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads) {
   const KernelsFor<Scalar>& own = kernels_of(stack.cell);
   const std::vector<Tensor> panels = panels_of_layers(stack, own.backward_panels);
-  const auto dense_if_given = [](const std::optional<Tensor>& grad) {
-    return grad ? std::optional<Tensor>(dense(*grad)) : std::nullopt;
-  };
-  const std::optional<Tensor> grad_h_n = dense_if_given(grads.grad_h_n);
-  const std::optional<Tensor> grad_c_n = dense_if_given(grads.grad_c_n);
+  std::vector<std::optional<Tensor>> grad_last_states;
+  for (const std::optional<Tensor>& grad : grads.grad_last_states) {
+    grad_last_states.push_back(grad ? std::optional<Tensor>(dense(*grad)) : std::nullopt);
+  }
   const int64_t lowest = std::find(grads.want_weights.begin(), grads.want_weights.end(), true) -
                          grads.want_weights.begin();
   const int64_t H = stack.H;
@@ -216,8 +216,9 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
           args.grad_output = {const_data<Scalar>(*workspaces[(k + 1) % 2]), 0, H};
         }
         if (k > lowest) args.grad_input = {mutable_data<Scalar>(*workspaces[k % 2]), 0, H};
-        args.grad_h_n = gradients_of<Scalar>(grad_h_n, k);
-        args.grad_c_n = gradients_of<Scalar>(grad_c_n, k);
+        for (size_t n = 0; n < grad_last_states.size(); ++n) {
+          args.grad_last[n] = gradients_of<Scalar>(grad_last_states[n], k);
+        }
         if (grads.want_weights[size_t(k)]) {
           const Tensor* place = &sums[size_t(w)].place()[size_t(k * stack.per_direction)];
           args.grad_weight_ih = mutable_data<Scalar>(place[0]);

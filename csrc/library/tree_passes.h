@@ -9,8 +9,9 @@ namespace namernn_fast {
 // The trees of a call with share_prefixes, or none if they are not expected to save time.
 std::optional<PrefixTrees> trees_of(const Stack& stack, const Options& options);
 
-// Computes h_n of all layers. `outputs` must be present for every layer or for none. If present,
-// they receive the states of all rows, tree after tree; otherwise only h_n is kept.
+// Computes the last states of all layers. `outputs` must be present for every layer or for none. If
+// present, they receive the states of all rows, tree after tree; otherwise only the last states are
+// kept.
 void forward_trees(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results);
 
 // Fills the gradients, given the outputs from forward_trees(). grad_output must be absent.

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from ..call import Cell as Kind
-from ..ops import GATES
+from ..cells import CELLS, ELMAN
 
 FORWARD = "forward"
 TRAINING = "forward + backward"
@@ -26,12 +25,11 @@ class Layers(NamedTuple):
     fused: str
 
 
-LAYERS_OF: dict[Kind, Layers] = {
-    "rnn": Layers("nn.RNN", "FusedRNN"),
-    "gru": Layers("nn.GRU", "FusedGRU"),
-    "lstm": Layers("nn.LSTM", "FusedLSTM"),
+LAYERS_OF = {
+    name: Layers(f"nn.{cell.torch_layer.__name__}", cell.layer) for name, cell in CELLS.items()
 }
-LAYERS = BASELINE, FUSED = LAYERS_OF["rnn"]
+"""The layers by the name of their cell."""
+LAYERS = BASELINE, FUSED = LAYERS_OF[ELMAN.name]
 
 LONGEST_NAME = 20
 # Maximum multiply-adds of a training step in a quick run.
@@ -51,7 +49,7 @@ class Cell:
     input_size: int
     hidden_size: int
     seq_len: int | None = None
-    kind: Kind = "rnn"
+    kind: str = ELMAN.name
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Cell":
@@ -60,13 +58,13 @@ class Cell:
         Older results have no `kind`: they are of `nn.RNN`.
         """
         named = {field.name: row[field.name] for field in fields(cls) if field.name != "kind"}
-        return cls(**named, kind=row.get("kind", "rnn"))
+        return cls(**named, kind=row.get("kind", ELMAN.name))
 
     def __str__(self) -> str:
         sizes = {"D": self.input_size, "H": self.hidden_size, "T": self.seq_len, "B": self.batch}
         written = "-".join(f"{letter}{size}" for letter, size in sizes.items() if size is not None)
         name = f"{self.family}-{self.mode.replace(' ', '')}-{written}"
-        return name if self.kind == "rnn" else f"{self.kind}-{name}"
+        return name if self.kind == ELMAN.name else f"{self.kind}-{name}"
 
     @property
     def layers(self) -> Layers:
@@ -76,7 +74,7 @@ class Cell:
     @property
     def row_work(self) -> int:
         """The maximum number of multiply-adds of the forward pass of one sequence."""
-        columns = GATES[self.kind] * self.hidden_size
+        columns = CELLS[self.kind].weight_blocks * self.hidden_size
         return (self.seq_len or LONGEST_NAME) * columns * (self.input_size + self.hidden_size)
 
     @property

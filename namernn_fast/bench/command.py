@@ -20,7 +20,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from .. import advice
-from ..call import Cell as Kind
+from ..cells import ELMAN
 from ..explaining import explain
 from ..testing import BudgetError
 from .cells import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Cell
@@ -67,7 +67,10 @@ def add_parser(commands: Any) -> None:
         f"--json. Sizes: {SIZES}.",
     )
     parser.add_argument(
-        "--cell", choices=LAYERS_OF, default="rnn", help="the layer to race (default: %(default)s)"
+        "--cell",
+        choices=LAYERS_OF,
+        default=ELMAN.name,
+        help="the layer to race (default: %(default)s)",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -189,7 +192,7 @@ def _settled(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def machine(kind: Kind) -> str:
+def machine(kind: str) -> str:
     """Describes the measured system in one line: processor, threads, torch, path of the layer."""
     _, fused = CLASSES[kind]
     path = explain(fused(1, 1), torch.zeros(1, 1, 1)).path

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..call import Cell as Kind
-from ..cells import states_in
-from ..nn import FusedGRU, FusedLSTM, FusedRNN
+from ..cells import cell_of
+from ..nn import LAYERS as FUSED_LAYERS
+from ..step_modules import states_in
 from ..testing import assert_within_budget
 from .cells import FORWARD, TRAINING, Cell
 from .race import Call
@@ -27,12 +27,10 @@ from .race import Call
 ORACLE_WORK = 2**28
 ORACLE_ROWS = 16
 
-CLASSES: dict[Kind, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] = {
-    "rnn": (nn.RNN, FusedRNN),
-    "gru": (nn.GRU, FusedGRU),
-    "lstm": (nn.LSTM, FusedLSTM),
+CLASSES: dict[str, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] = {
+    name: (layer._cell.torch_layer, layer) for name, layer in FUSED_LAYERS.items()
 }
-"""The classes of both layers, in the order of `Cell.layers`."""
+"""The classes of both layers by the name of their cell, in the order of `Cell.layers`."""
 
 Input = Tensor | PackedSequence
 Parameters = tuple[nn.Parameter, ...]
@@ -54,7 +52,7 @@ def draw_gradients(layer: nn.RNNBase, input: Input) -> Gradients:
     else:
         data, batch = input, input.shape[1]
     directions = 2 if layer.bidirectional else 1
-    states = 2 if isinstance(layer, nn.LSTM) else 1
+    states = len(cell_of(layer).states)
     shapes = (
         (*data.shape[:-1], directions * layer.hidden_size),
         *[(directions * layer.num_layers, batch, layer.hidden_size)] * states,

@@ -15,7 +15,7 @@ the vector of one (time, sequence) pair.
 """
 
 from .device import device_of
-from .operators import rnn_backward, rnn_forward
+from .operators import backward, forward
 from .tuning import autotune
 
-__all__ = ["autotune", "device_of", "rnn_backward", "rnn_forward"]
+__all__ = ["autotune", "backward", "device_of", "forward"]

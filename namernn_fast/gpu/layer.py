@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..cells import LayerWeights
 from . import launching, stepwise
 from .device import Device, device_of, let_no_programs_meet
 from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel
@@ -201,7 +202,7 @@ def forward_layer(
     stack: Stack,
     x: Tensor,
     hx: Tensor | None,
-    weights: list[ops.LayerWeights],
+    weights: list[LayerWeights],
     output: Tensor,
     h_n: Tensor,
     ring: bool,
@@ -252,7 +253,7 @@ def forward_layer(
 
 def backward_layer(
     stack: Stack,
-    weights: list[ops.LayerWeights],
+    weights: list[LayerWeights],
     tensors: BackwardTensors,
     grad_input: Tensor | None,
 ) -> None:
@@ -288,7 +289,7 @@ def weight_gradients(
     stack: Stack,
     x: Tensor,
     hx: Tensor | None,
-    weights: list[ops.LayerWeights],
+    weights: list[LayerWeights],
     output: Tensor,
     dz: Tensor,
     states_before: Tensor | None,

@@ -1,103 +1,73 @@
 """The operators of `namernn_fast.ops` on a GPU, and the checks of their arguments."""
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import availability, checks, ops, transfers
-from ..call import Call
 from . import launching
 from .layer import on_device_of
 from .problem import SequenceLayout, Stack
 from .stack import backward_stack, forward_stack
 
 
-def rnn_forward(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    trees: int = 0,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """`namernn_fast::rnn_forward` on a GPU; arguments and results as in `namernn_fast.ops`.
+def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """`namernn_fast::forward` of the vanilla cell on a GPU, as in `namernn_fast.ops`.
 
     A token id out of range triggers a device-side assertion.
 
     Raises:
         RuntimeError: an argument is wrong, or BATCH_INVARIANT is set.
     """
+    options = call.options
     _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not promised on a GPU")
     _require(
         not (options & ops.LAST_STATE and options & ops.WANT_HIDDEN),
         "options must not set both LAST_STATE and WANT_HIDDEN",
     )
-    stack, x = _checked_stack(Call(input, hx, weights, sequence_layout, reset, options))
-    with on_device_of(input):
+    stack, x = _checked_stack(call)
+    with on_device_of(call.input):
         outputs, h_n = forward_stack(stack, x)
-    shape = ops.output_shape(input, stack.hidden_size, options)
+    shape = ops.output_shape(call.input, stack.hidden_size, options)
     if options & ops.LAST_STATE:
-        return h_n.new_empty(shape), h_n, []
+        return h_n.new_empty(shape), [h_n], []
     outputs = [output.view(shape) for output in outputs]
-    return outputs[-1], h_n, outputs[:-1] if options & ops.WANT_HIDDEN else []
+    return outputs[-1], [h_n], outputs[:-1] if options & ops.WANT_HIDDEN else []
 
 
-def rnn_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    hidden: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    want_input: bool,
-    want_hx: bool,
-    want_layers: Sequence[int],
-    trees: int = 0,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """`namernn_fast::rnn_backward` on a GPU; arguments and results as in `namernn_fast.ops`.
+def backward(call: ops.BackwardArguments) -> list[Tensor]:
+    """`namernn_fast::backward` of the vanilla cell on a GPU, as in `namernn_fast.ops`.
 
     Raises:
         RuntimeError: an argument is wrong.
     """
-    _require(not options & ops.LAST_STATE, "rnn_backward does not support LAST_STATE in options")
-    stack, x = _checked_stack(Call(input, hx, weights, sequence_layout, reset, options))
-    with_ids = ops.has_ids(input)
-    _require(not (with_ids and want_input), "want_input must be false for token ids")
-    _require(not want_hx or hx is not None, "want_hx must be false without hx")
-    _check_results(stack, input, output, hidden, grad_output, grad_h_n, want_layers)
+    _require(not call.options & ops.LAST_STATE, "backward does not support LAST_STATE in options")
+    stack, x = _checked_stack(call)
+    _check_results(call, stack)
+    input, want_layers = call.input, call.want_layers
     with on_device_of(input):
         lengths = stack.layout.lengths
-        if stack.layout.padded and lengths is not None and 0 in want_layers and not with_ids:
+        of_input = 0 in want_layers and not ops.has_ids(input)
+        if of_input and stack.layout.padded and lengths is not None:
             # Zero the padding: it may be NaN, and NaN times a dz of zero is NaN.
             steps = torch.arange(stack.layout.T, device=input.device)
             past = steps >= lengths.unsqueeze(1)
-            past = past if options & ops.BATCH_FIRST else past.t()
+            past = past if call.options & ops.BATCH_FIRST else past.t()
             x = input.masked_fill(past.unsqueeze(2), 0.0).flatten(0, 1)
-        outputs = [layer.flatten(0, -2).contiguous() for layer in (*hidden, output)]
-        grad = None if grad_output is None else grad_output.flatten(0, -2).contiguous()
+        outputs = [layer.flatten(0, -2).contiguous() for layer in (*call.saved, call.output)]
+        grad = call.grad_output
+        grad = None if grad is None else grad.flatten(0, -2).contiguous()
+        want_hx = any(call.wanted[1:])
         grad_hx = torch.empty_like(stack.hx) if want_hx and stack.hx is not None else None
+        grad_h_n = call.grad_last_states[0]
         grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
-        grad_input, found = backward_stack(
-            stack, x, outputs, grad, grad_h_n, grad_hx, want_input, want_layers
+        grad_input, grad_weights = backward_stack(
+            stack, x, outputs, grad, grad_h_n, grad_hx, call.wanted[0], want_layers
         )
-    nothing = functools.partial(stack.weights[0].new_empty, 0)  # new each time: no aliased results
-    per_layer = ops.weights_per_layer(options)
-    grad_weights: list[Tensor] = []
-    for k in range(ops.layer_count(weights, options)):
-        grad_weights += found.get(k) or [nothing() for _ in range(per_layer)]
-    return (
-        nothing() if grad_input is None else grad_input.view(input.shape),
-        nothing() if grad_hx is None else grad_hx,
-        grad_weights if want_layers else [],
-    )
+    gradients = [] if grad_input is None else [grad_input.view(input.shape)]
+    gradients += [] if grad_hx is None else [grad_hx]
+    return gradients + [grad for k in sorted(want_layers) for grad in grad_weights[k]]
 
 
 def _require(condition: bool, message: str, *values: Any) -> None:
@@ -138,9 +108,9 @@ class _Shape:
         return str(tuple(self.tensor.shape))
 
 
-def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
+def _checked_stack(call: ops.ForwardArguments | ops.BackwardArguments) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator; returns the stack, and the input as (N, features)."""
-    input, hx, weights, options = call.data, call.hx, call.weights, call.options
+    input, states, weights, options = call.input, call.states, call.weights, call.options
     _require(
         not options & ops.SHARE_PREFIXES,
         "share_prefixes needs a CPU: the GPU kernels do not support it",
@@ -166,7 +136,7 @@ def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
         "the table of weight_ih must have 2 dimensions and at least one row, got shape {}",
         _Shape(weights[0]),
     )
-    layout = _read_layout(call)
+    layout = _read_layout(input, call.sequence_layout, call.reset, options)
     hidden_size = ops.hidden_size_of(weights)
     tables = directions if with_ids else 0
     features = 0 if with_ids else input.shape[-1]
@@ -175,8 +145,10 @@ def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
             name, tables = "the table of weight_ih", tables - 1
             shape = (len(weights[0]), hidden_size)
         _check_tensor(name, weight, input, dtype, shape)
-    states = ops.layer_count(weights, options) * directions
-    _check_tensor("hx", hx, input, dtype, (states, layout.B, hidden_size))
+    _require(len(states) < 2, "states must hold hx alone, or nothing, got {}", len(states))
+    hx = states[0] if states else None
+    shape = ops.layer_count(weights, options) * directions, layout.B, hidden_size
+    _check_tensor("hx", hx, input, dtype, shape)
     stack = Stack(
         layout,
         None if hx is None else hx.contiguous(),
@@ -188,37 +160,45 @@ def _checked_stack(call: Call) -> tuple[Stack, Tensor]:
     return stack, input.flatten().contiguous() if with_ids else input.flatten(0, -2)
 
 
-def _check_results(
-    stack: Stack,
-    input: Tensor,
-    output: Tensor,
-    hidden: Sequence[Tensor],
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    want_layers: Sequence[int],
-) -> None:
-    """Checks the results of the forward pass and the gradients passed to `rnn_backward`."""
+def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
+    """Checks what `backward` takes besides the arguments of `forward`."""
+    input, count = call.input, len(call.states)
+    _require(
+        len(call.wanted) == 1 + count,
+        "wanted must say whether input and each of {} states need a gradient, got {} values",
+        *(count, len(call.wanted)),
+    )
+    _require(
+        not (ops.has_ids(input) and call.wanted[0]),
+        "wanted must not ask for the gradient of token ids",
+    )
+    _require(
+        len(call.grad_last_states) == 1,
+        "grad_last_states must hold 1 gradient, got {}",
+        len(call.grad_last_states),
+    )
     num_layers = ops.layer_count(stack.weights, stack.options)
     _require(
-        len(hidden) == num_layers - 1,
-        "hidden must hold the outputs of {} layer(s), got {}",
-        *(num_layers - 1, len(hidden)),
+        len(call.saved) == num_layers - 1,
+        "saved must hold {} tensor(s), got {}",
+        *(num_layers - 1, len(call.saved)),
     )
     dtype = stack.weights[0].dtype
     shape = ops.output_shape(input, stack.hidden_size, stack.options)
-    _check_tensor("output", output, input, dtype, shape)
-    _check_tensor("grad_output", grad_output, input, dtype, shape)
-    for tensor in hidden:
-        _check_tensor("hidden", tensor, input, dtype, shape)
+    _check_tensor("output", call.output, input, dtype, shape)
+    _check_tensor("grad_output", call.grad_output, input, dtype, shape)
+    for tensor in call.saved:
+        _check_tensor("saved", tensor, input, dtype, shape)
     states = (num_layers * stack.directions, stack.layout.B, stack.hidden_size)
-    _check_tensor("grad_h_n", grad_h_n, input, dtype, states)
-    for k in want_layers:
+    _check_tensor("grad_h_n", call.grad_last_states[0], input, dtype, states)
+    for k in call.want_layers:
         _require(0 <= k < num_layers, "want_layers must be from 0 to {}, got {}", num_layers - 1, k)
 
 
-def _read_layout(call: Call) -> SequenceLayout:
-    """Checks and reads which rows exist."""
-    input, given, reset, options = call.data, call.sequence_layout, call.reset, call.options
+def _read_layout(
+    input: Tensor, given: Tensor | None, reset: Tensor | None, options: int
+) -> SequenceLayout:
+    """Checks and reads which rows exist; `given` is the sequence_layout."""
     packed, jagged = options & ops.PACKED, options & ops.JAGGED
     batch_first = options & ops.BATCH_FIRST
     _require(not (packed and jagged), "options must not say both packed and jagged")

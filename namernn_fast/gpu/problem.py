@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import ops
+from ..cells import LayerWeights
 
 
 class SequenceLayout(NamedTuple):
@@ -63,10 +64,11 @@ class Stack(NamedTuple):
     directions: int
     hidden_size: int
 
-    def layers(self) -> list[tuple[Tensor | None, list[ops.LayerWeights]]]:
+    def layers(self) -> list[tuple[Tensor | None, list[LayerWeights]]]:
         """Returns for each layer its initial states and the weights of its directions."""
-        states = ops.states_of_layers(self.hx, self.weights, self.options)
-        return list(zip(states, ops.layers_of(self.weights, self.options), strict=True))
+        layers = ops.layers_of(self.weights, self.options)
+        states = [None] * len(layers) if self.hx is None else self.hx.chunk(len(layers))
+        return list(zip(states, layers, strict=True))
 
 
 class BackwardTensors(NamedTuple):

@@ -9,8 +9,9 @@ import triton
 from torch import Tensor
 
 from .. import ops
+from ..cells import ELMAN
 from .layer import on_device_of
-from .operators import rnn_backward, rnn_forward
+from .operators import backward, forward
 from .plan import FEWEST_UNITS_OF_STEPS, Plan, Size, size_of, tuned
 
 _Measure: TypeAlias = Callable[[Callable[[], None]], float]
@@ -42,11 +43,12 @@ def autotune(
     )
     weights = [p.detach() for p in layer.parameters()]
     options = ops.BIAS | ops.WANT_HIDDEN | (ops.BIDIRECTIONAL if bidirectional else 0)
-    padded = (None, None, options)  # no sequence_layout: all rows exist; no reset
+    # No states, no sequence_layout: all rows exist; no reset; no trees.
+    of_call = ops.ForwardArguments(ELMAN.number, input, [], weights, None, None, options, 0)
 
     def call() -> None:
-        output, h_n, _ = rnn_forward(input, None, weights, *padded)
-        rnn_backward(output, h_n, input, None, weights, output, [], *padded, True, False, [0])
+        output, last_states, _ = forward(of_call)
+        backward(ops.BackwardArguments(*of_call, output, [], output, last_states, [True], [0]))
 
     size = size_of(hidden_size, input.shape[1], input, directions)
     if measure is not None:

@@ -20,15 +20,9 @@ def count_flops() -> None:
 
 
 def _register(flop_counter: Any) -> None:
-    for operator, formula in (
-        (torch.ops.namernn_fast.rnn_forward, _forward),
-        (torch.ops.namernn_fast.rnn_backward, _backward),
-        (torch.ops.namernn_fast.gru_forward, _forward),
-        (torch.ops.namernn_fast.gru_backward, _gru_backward),
-        (torch.ops.namernn_fast.lstm_forward, _lstm_forward),
-        (torch.ops.namernn_fast.lstm_backward, _lstm_backward),
-    ):
-        flop_counter.register_flop_formula(operator, get_raw=True)(formula)
+    operators = torch.ops.namernn_fast
+    flop_counter.register_flop_formula(operators.forward, get_raw=True)(_forward)
+    flop_counter.register_flop_formula(operators.backward, get_raw=True)(_backward)
 
 
 def _rows(input: Tensor, sequence_layout: Tensor | None, options: int) -> int:
@@ -55,52 +49,18 @@ def _products(input: Tensor, weights: Sequence[Tensor], options: int) -> list[tu
     return products
 
 
-def _forward(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    trees: int = 0,
-    **kwargs: Any,
-) -> int:
-    rows = _rows(input, sequence_layout, options)
-    return 2 * rows * sum(ih + hh for ih, hh in _products(input, weights, options))
+def _forward(*arguments: Any, **kwargs: Any) -> int:
+    call = ops.ForwardArguments(*arguments)
+    products = _products(call.input, call.weights, call.options)
+    rows = _rows(call.input, call.sequence_layout, call.options)
+    return 2 * rows * sum(ih + hh for ih, hh in products)
 
 
-def _backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    hidden: Sequence[Tensor],
-    sequence_layout: Tensor | None,
-    reset: Tensor | None,
-    options: int,
-    want_input: bool,
-    want_hx: bool,
-    want_layers: Sequence[int],
-    trees: int = 0,
-    **kwargs: Any,
-) -> int:
+def _backward(*arguments: Any, **kwargs: Any) -> int:
+    call = ops.BackwardArguments(*arguments)
     total = 0
-    for number, (ih, hh) in enumerate(_products(input, weights, options)):
+    for number, (ih, hh) in enumerate(_products(call.input, call.weights, call.options)):
         total += hh  # the gradient of the previous state
-        total += ih if number or want_input else 0
-        total += ih + hh if number in want_layers else 0
-    return 2 * _rows(input, sequence_layout, options) * total
-
-
-def _gru_backward(*args: Any, **kwargs: Any) -> int:
-    return _backward(*ops.without_own("gru", args), **kwargs)
-
-
-def _lstm_forward(input: Any, hx: Any, cx: Any, *args: Any, **kwargs: Any) -> int:
-    return _forward(input, hx, *args, **kwargs)
-
-
-def _lstm_backward(*args: Any, **kwargs: Any) -> int:
-    return _backward(*ops.without_own("lstm", args), **kwargs)
+        total += ih if number or call.wanted[0] else 0
+        total += ih + hh if number in call.want_layers else 0
+    return 2 * _rows(call.input, call.sequence_layout, call.options) * total

@@ -65,7 +65,7 @@ def is_exact(module: torch.nn.Module) -> bool:
 
     A subclass may override anything.
     """
-    return "_torch_class" in type(module).__dict__
+    return "_cell" in type(module).__dict__
 
 
 def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:

@@ -5,6 +5,7 @@ instead of this package's operators, so that callers need no custom translation 
 needs no package except torch.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from ..call import Call, Results
+from ..cells import LayerWeights
 
 
 def exporting() -> bool:
@@ -50,58 +52,52 @@ def rnn_stack(call: Call) -> Results:
         )
     if options & ops.BATCH_FIRST:
         input = input.transpose(0, 1)
-    states = []
-    for own_hx, own_cx, layer in zip(
-        ops.states_of_layers(call.hx, weights, options),
-        ops.states_of_layers(call.cx, weights, options),
-        ops.layers_of(weights, options),
-        strict=True,
-    ):
-        input, *last = _layer(call, input, own_hx, own_cx, layer)
-        states.append(last)
+    last_states = []
+    states_of_layers = ops.states_of_layers(call.states, weights, options)
+    for states, layer in zip(states_of_layers, ops.layers_of(weights, options), strict=True):
+        input, *last = _layer(call, input, states, layer)
+        last_states.append(last)
     output = input.transpose(0, 1) if options & ops.BATCH_FIRST else input
-    return output, *(states[0] if len(states) == 1 else map(torch.cat, zip(*states, strict=True)))
+    if len(last_states) == 1:
+        return output, *last_states[0]
+    return output, *map(torch.cat, zip(*last_states, strict=True))
 
 
 def _layer(
     call: Call,
     input: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    layer: list[ops.LayerWeights],
+    states: Sequence[Tensor],
+    layer: list[LayerWeights],
 ) -> Results:
     """Emits the ONNX node of one layer of a call and returns its results."""
-    lengths, options = call.sequence_layout, call.options
-    directions = len(layer)
+    cell, lengths, options = call.cell, call.sequence_layout, call.options
+    directions, hidden_size = len(layer), ops.hidden_size_of(call.weights)
     weights_ih, weights_hh, biases_ih, biases_hh = zip(*layer, strict=True)
     attributes: dict[str, Any] = {
         "direction": "forward" if directions == 1 else "bidirectional",
-        "hidden_size": ops.hidden_size_of(call.weights),
+        "hidden_size": hidden_size,
+        **cell.onnx.attributes,
     }
-    if call.cell == "gru":
-        attributes["linear_before_reset"] = 1  # as torch: the reset gate scales W_hn h + b_hn
-    elif call.cell == "rnn":
+    if len(cell.nonlinearities) > 1:
         attributes["activations"] = ["Relu" if options & ops.RELU else "Tanh"] * directions
     seq_len, batch, _ = input.shape
-    hidden_size = ops.hidden_size_of(call.weights)
-    states = (hx, cx) if call.cell == "lstm" else (hx,)
+    stacked = functools.partial(_stacked, gates=cell.onnx.gates, size=hidden_size)
+    initial: Sequence[Tensor | None] = states or [None for _ in cell.states]
     output, *last = torch.onnx.ops.symbolic_multi_out(
-        call.cell.upper(),
+        cell.onnx.operator,
         (
             input,
-            _stacked(weights_ih, call),
-            _stacked(weights_hh, call),
-            torch.cat([_stacked(biases_ih, call), _stacked(biases_hh, call)], 1)
-            if options & ops.BIAS
-            else None,
+            stacked(weights_ih),
+            stacked(weights_hh),
+            torch.cat([stacked(biases_ih), stacked(biases_hh)], 1) if options & ops.BIAS else None,
             None if lengths is None else lengths.clamp(min=1).to(torch.int32),
-            *states,
+            *initial,
         ),
         attributes,
-        dtypes=(input.dtype, *(input.dtype for _ in states)),
+        dtypes=(input.dtype, *(input.dtype for _ in initial)),
         shapes=(
             (seq_len, directions, batch, hidden_size),
-            *((directions, batch, hidden_size) for _ in states),
+            *((directions, batch, hidden_size) for _ in initial),
         ),
     )
     # symbolic_multi_out returns CPU tensors, whatever the device of its inputs is.
@@ -111,23 +107,23 @@ def _layer(
         steps = torch.arange(seq_len, device=input.device)[:, None, None]
         output = output.where(steps < lengths[:, None], 0)
         last = [
-            of_last.where(lengths[:, None] > 0, 0 if initial is None else initial)
-            for of_last, initial in zip(last, states, strict=True)
+            state.where(lengths[:, None] > 0, 0 if first is None else first)
+            for state, first in zip(last, initial, strict=True)
         ]
     return output, *last
 
 
-def _stacked(weights: Sequence[Tensor], call: Call) -> Tensor:
-    """Stacks a kind of weight or bias of all directions, with the gates in the order of ONNX.
+def _stacked(weights: Sequence[Tensor], gates: Sequence[int], size: int) -> Tensor:
+    """Stacks a kind of weight or bias of all directions, with `gates` in the order of ONNX.
 
-    That of a GRU is z, r, n in ONNX; torch has r, z, n. That of an LSTM is i, o, f, g; torch has
-    i, f, g, o.
+    Args:
+        weights: of each direction.
+        gates: as in `OnnxNode`.
+        size: hidden_size, the rows of a gate.
     """
-    if call.cell == "rnn":
+    if len(gates) == 1:
         return torch.stack([*weights])
-    size = ops.hidden_size_of(call.weights)
-    order = (1, 0, 2) if call.cell == "gru" else (0, 3, 1, 2)
     # Slices instead of chunks: the exporter cannot evaluate Split in advance, and warns about each.
     return torch.stack(
-        [torch.cat([w[size * gate : size * (gate + 1)] for gate in order]) for w in weights]
+        [torch.cat([w[size * gate : size * (gate + 1)] for gate in gates]) for w in weights]
     )

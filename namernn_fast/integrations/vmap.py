@@ -1,5 +1,6 @@
 """`torch.func.vmap`: folds the mapped dimension into the batch dimension of one fused call."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch._functorch.pyfunctorch import (
 )
 
 from .. import ops
-from ..call import Call, Cell, Path, Results
+from ..call import Call, Path, Results
+from ..cells import NUMBERED
 
 
 def only_vmap_is_active() -> bool:
@@ -53,24 +55,22 @@ class Mapped(torch.autograd.Function):
         info: Any,
         in_dims: tuple[int | None, ...],
         path: Path,
-        input: Tensor,
-        hx: Tensor | None,
-        cx: Tensor | None,
-        sequence_layout: Tensor | None,
-        reset: Tensor | None,
+        cell: int,
         options: int,
         trees: int,
-        cell: Cell,
-        *weights: Tensor,
+        sequence_layout: Tensor | None,
+        reset: Tensor | None,
+        count: int,
+        *tensors: Tensor,
     ) -> tuple[Results, tuple[int | None, ...]]:
         """Folds the mapped dimension into the batch, or loops over it if weights are mapped over.
 
         Args:
             info, in_dims: as in `torch.autograd.Function.vmap`.
             path: computes the call one level below.
-            input, hx, cx, sequence_layout, reset, options: as of `namernn_fast.ops`.
-            trees, weights: likewise.
-            cell: of the call.
+            cell, options, trees, sequence_layout, reset: as of `namernn_fast.ops`.
+            count: the number of states, plus one.
+            tensors: input, states and weights.
 
         Returns:
             The results, and their mapped dimensions. With LAST_STATE output has no elements.
@@ -79,23 +79,24 @@ class Mapped(torch.autograd.Function):
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over, but
                 the weights are not.
         """
-        _, input_dim, hx_dim, cx_dim, layout_dim, reset_dim, _, _, _, *weight_dims = in_dims
-        size = info.batch_size
+        *_, layout_dim, reset_dim, _ = in_dims[: -len(tensors)]
+        dims, size, kind = in_dims[-len(tensors) :], info.batch_size, NUMBERED[cell]
+        (input, *states), weights = tensors[:count], tensors[count:]
+        (input_dim, *states_dims), weights_dims = dims[:count], dims[count:]
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
                 "vmap cannot map over the layout of packed or jagged sequences: map over padded "
                 "input and lengths"
             )
-        if any(dim is not None for dim in weight_dims):
+        if any(dim is not None for dim in weights_dims):
             results = [
-                path(Call(x, h, own_weights, layout, cuts, options, 0.0, trees, cell, c))
-                for x, h, c, layout, cuts, *own_weights in zip(
+                path(Call(kind, x, None, ws, layout, cuts, options, 0.0, trees, initial))
+                for x, initial, ws, layout, cuts in zip(
                     _split(input, input_dim, size),
-                    _split(hx, hx_dim, size),
-                    _split(cx, cx_dim, size),
+                    _split_each(states, states_dims, size),
+                    _split_each(weights, weights_dims, size),
                     _split(sequence_layout, layout_dim, size),
                     _split(reset, reset_dim, size),
-                    *(_split(w, dim, size) for w, dim in zip(weights, weight_dims, strict=True)),
                     strict=True,
                 )
             ]
@@ -111,23 +112,23 @@ class Mapped(torch.autograd.Function):
         packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
         batch_dim = 0 if batch_first or packed else 1
         folded = Call(
+            kind,
             _fold(input, input_dim, batch_dim, size),
-            _fold(hx, hx_dim, 1, size),
+            None,
             weights,
             sequence_layout * size if packed else _fold(sequence_layout, layout_dim, 0, size),
             _fold(reset, reset_dim, 0 if batch_first else 1, size),
             options,
             0.0,
             trees,
-            cell,
-            _fold(cx, cx_dim, 1, size),
+            [_fold(state, dim, 1, size) for state, dim in zip(states, states_dims, strict=True)],
         )
-        output, *states = path(folded)
-        states = [state.unflatten(1, (-1, size)) for state in states]
+        output, *last = path(folded)
+        last = [state.unflatten(1, (-1, size)) for state in last]
         if options & ops.LAST_STATE:
-            return _without_output(states, 2)
-        dims = (batch_dim + 1, *(2 for _ in states))
-        return (output.unflatten(batch_dim, (-1, size)), *states), dims
+            return _without_output(last, 2)
+        dims = (batch_dim + 1, *(2 for _ in last))
+        return (output.unflatten(batch_dim, (-1, size)), *last), dims
 
 
 def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int | None, ...]]:
@@ -138,6 +139,16 @@ def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int 
 def _split(tensor: Any, dim: int | None, size: int) -> Any:
     """Returns one tensor per call: the slices along `dim`, or the same tensor if not mapped."""
     return [tensor] * size if dim is None else tensor.unbind(dim)
+
+
+def _split_each(
+    tensors: Sequence[Tensor], dims: Sequence[int | None], size: int
+) -> list[tuple[Tensor, ...]]:
+    """Returns for each call the slices of all tensors."""
+    if not tensors:
+        return [()] * size
+    slices = (_split(tensor, dim, size) for tensor, dim in zip(tensors, dims, strict=True))
+    return [*zip(*slices, strict=True)]
 
 
 def _fold(tensor: Any, dim: int | None, batch_dim: int, size: int) -> Any:

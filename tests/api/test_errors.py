@@ -85,6 +85,7 @@ PAIRS = [
     (X, (H, [1.0]), TypeError, "cx must be a Tensor, got list"),
     (X, (H, None), TypeError, "cx must be a Tensor, got NoneType"),
     (X, (H, C.double()), RuntimeError, "cx must have the dtype of input"),
+    (X, (H.half(), C.double()), RuntimeError, "cx must have the dtype of input"),
     (X, (H, C.to("meta")), RuntimeError, "hidden tensor at meta"),
     (packed(3, [2, 1]), (H, C[0]), RuntimeError, "cx must have 3 dimensions, got 2"),
 ]
@@ -221,7 +222,7 @@ def test_bad_constructor_arguments(kind, arguments, options):
 
 def test_arguments_by_position(kind):
     """Torch's layers take every argument by position; ours take theirs in the same order."""
-    nonlinearity = ("relu",) if kind.name == "rnn" else ()
+    nonlinearity = ("relu",) if kind.has_nonlinearity else ()
     arguments = (4, 5, 2, *nonlinearity, False, True, 0.5, True, 0, "meta", torch.float64)
     layers = [cls(*arguments) for cls in (kind.layer, kind.nn_layer)]
     shared = ("mode", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")

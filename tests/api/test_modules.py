@@ -15,12 +15,12 @@ from namernn_fast import (
     FusedRNN,
     availability,
     batch_invariant,
-    cells,
     explain,
     last_state,
     ops,
     replace_rnn,
     rnn,
+    step_modules,
 )
 
 
@@ -122,7 +122,7 @@ def test_the_signature_names_every_parameter(kind):
     parameters = inspect.signature(kind.layer).parameters.values()
     names = {found.name for found in parameters}
     assert {"num_layers", "bidirectional", "device"} <= names
-    assert ("nonlinearity" in names) == (kind.name == "rnn")
+    assert ("nonlinearity" in names) == kind.has_nonlinearity
     assert not any(found.kind is inspect.Parameter.VAR_POSITIONAL for found in parameters)
 
 
@@ -233,14 +233,14 @@ def test_a_step_runs_where_it_was_measured_to_be_faster(
     """The path depends on the size, the dtype and the instruction set, not on the threads."""
     if not availability.HAS_EXTENSION:
         pytest.skip("the C++ extension was not built")
-    monkeypatch.setattr(cells, "_kernels", lambda: kernels)
+    monkeypatch.setattr(step_modules, "_kernels", lambda: kernels)
     cell, x = kind.cell(features, features), torch.randn(rows, features)
     fused_kernel, slower = (
         f"cpu {ops.cpu_kernel()}",
         "torch's own cell is as fast for a single step",
     )
     explained = explain(cell, x)
-    if kind.name != "rnn" and fused:
+    if kind.gates > 1 and fused:
         assert explained.path == fused_kernel
         reason = "torch's own cell is slower for a single step of this size on this processor"
         assert explained.why_not == {"torch": reason}
@@ -267,7 +267,7 @@ def test_explain_names_what_replaces_torchs_modules(kind):
 def test_explain_a_step_in_16_bits(kind):
     explained = explain(kind.cell(64, 64).half(), torch.randn(64, 64).half())
     reason = "torch's own cell is as fast for a single step"
-    if kind.name != "rnn":
+    if kind.gates > 1:
         reason = "in 16 bits torch's own cell is faster for some sizes"
     assert explained == ("torch", {"cpu": reason}, (), {})
 
@@ -288,7 +288,7 @@ def test_explain_without_a_kernel(kind, monkeypatch):
     with forward_ad.dual_level():
         forward = explain(module, x)
     assert forward.path == "reference"
-    if kind.name == "rnn":
+    if kind.without_kernel == "reference":
         assert resetting.why_not == missing
         assert forward.why_not == {"cpu": transform}
     else:

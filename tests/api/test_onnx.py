@@ -94,7 +94,7 @@ def test_one_node_per_layer_at_any_length_and_batch(kind, options, with_hx, capl
     found = nodes(proto, kind.name.upper())
     assert len(found) == layer.num_layers
     own = {"linear_before_reset": 1} if kind.name == "gru" else {}
-    if kind.name == "rnn":
+    if kind.has_nonlinearity:
         own = {"activations": [layer.nonlinearity.capitalize().encode()] * directions}
     # The optimizer of torch.onnx cannot evaluate Split in advance, and warns about each.
     assert "Skipping constant folding for op Split" not in caplog.text
@@ -253,7 +253,7 @@ def test_other_dtypes(kind, dtype):
         results = with_onnxruntime(proto)(x)
     with torch.no_grad():
         theirs = flat(as_nn(layer, dtype)(x))
-    if kind.name != "rnn":
+    if kind.gates > 1:
         with torch.no_grad():
             precise = flat(as_nn(layer, torch.float64)(x.double()))
         if dtype == torch.float64:  # both are as precise as the reference

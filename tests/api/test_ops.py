@@ -7,6 +7,7 @@ from kinds import KINDS, flat, tensors_in
 from torch.nn.utils.rnn import PackedSequence
 
 from namernn_fast import ops
+from namernn_fast.cells import NUMBERED
 
 BATCH_SIZES = torch.tensor([3, 3, 2, 1])
 OFFSETS = torch.tensor([0, 4, 6, 9])
@@ -16,7 +17,7 @@ LAYOUTS = ("padded", "lengths", "packed", "jagged")
 def stack_arguments(
     kind, layout, num_layers=1, bidirectional=False, batch_first=False, with_hx=True, tokens=False
 ):
-    """Returns arguments for the forward operator of a kind of cell."""
+    """Returns arguments for the forward operator of a kind of cell, up to options."""
     directions = 2 if bidirectional else 1
     layer = kind.nn_layer(
         4, 6, num_layers=num_layers, bidirectional=bidirectional, dtype=torch.float64
@@ -30,8 +31,7 @@ def stack_arguments(
             parameters[place] = torch.randn(7, kind.gates * 6, dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
     shape = num_layers * directions, batch, 6
-    states = tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))
-    states = states if with_hx else [None] * len(states)
+    states = [*tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))] if with_hx else []
     sequence_layout = {
         "packed": BATCH_SIZES,
         "jagged": OFFSETS,
@@ -41,7 +41,7 @@ def stack_arguments(
     options = ops.BIAS | ops.WANT_HIDDEN
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
-    return x, *states, parameters, sequence_layout, reset, options
+    return kind.spec.number, x, states, parameters, sequence_layout, reset, options
 
 
 def forward_checks(layout, with_hx):
@@ -64,35 +64,19 @@ def test_opcheck(kind, layout, batch_first, num_layers, bidirectional, with_hx, 
     arguments = stack_arguments(
         kind, layout, num_layers, bidirectional, batch_first, with_hx, tokens
     )
-    forward, backward = operators(kind)
-    torch.library.opcheck(forward, arguments, test_utils=forward_checks(layout, with_hx))
-    output, last, hidden_and_kept = results_of(kind, forward(*arguments))
+    arguments = (*arguments, 0)
+    tests = forward_checks(layout, with_hx)
+    torch.library.opcheck(ops.forward, arguments, test_utils=tests)
+    output, last, saved = ops.forward(*arguments)
     want_input, layers = not tokens, list(range(num_layers))
+    states = [with_hx] * len(last) if with_hx else []
     # The fake kernel handles incoming and requested gradients separately: three pairs cover both.
-    for grads, want in (
-        ((output, *[None] * len(last)), (want_input, with_hx, layers)),
-        ((None, *last), (False, False, layers[1:])),
-        ((output, *last), (want_input, False, [])),
+    for grads, wanted in (
+        ((output, [None] * len(last)), ([want_input, *states], layers)),
+        ((None, last), ([False] * (1 + len(states)), layers[1:])),
+        ((output, last), ([want_input, *[False] * len(states)], [])),
     ):
-        given = (*grads, *backward_arguments(arguments, output, hidden_and_kept), *want)
-        torch.library.opcheck(backward, given)
-
-
-def results_of(kind, results):
-    """Splits the results of a forward operator: output, the last states, hidden and kept."""
-    states = 1 + kind.has_cell_state
-    return results[0], results[1 : 1 + states], results[1 + states :]
-
-
-def backward_arguments(arguments, output, hidden_and_kept):
-    """Returns the arguments of a backward operator from input to options, given the forward's."""
-    ends = next(place for place, a in enumerate(arguments) if isinstance(a, list)) + 1
-    return (*arguments[:ends], output, *hidden_and_kept, *arguments[ends:])
-
-
-def operators(kind):
-    """Returns the operators of a kind of cell."""
-    return getattr(ops, kind.forward), getattr(ops, kind.forward.replace("forward", "backward"))
+        torch.library.opcheck(ops.backward, (*arguments, output, saved, *grads, *wanted))
 
 
 @pytest.mark.covering(1)
@@ -103,28 +87,26 @@ def operators(kind):
 def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
     """Without an output and with shared prefixes, in inference and in training."""
     *arguments, options = stack_arguments(kind, layout, 2, with_hx=not shared, tokens=tokens)
-    forward, backward = operators(kind)
     if shared:
         arguments[-1] = None  # reset
         options |= ops.SHARE_PREFIXES
     tests = forward_checks(layout, not shared)
     alone = options & ~ops.WANT_HIDDEN | ops.LAST_STATE
-    torch.library.opcheck(forward, (*arguments, alone), test_utils=tests)
-    output, last, hidden_and_kept = results_of(kind, forward(*arguments, alone))
+    torch.library.opcheck(ops.forward, (*arguments, alone, 0), test_utils=tests)
+    output, last, saved = ops.forward(*arguments, alone, 0)
     assert output.shape == (0,)
-    assert not any(hidden_and_kept)
+    assert not saved
     if not shared:
-        wanted = results_of(kind, forward(*arguments, options))[1]
-        assert all(map(torch.equal, last, wanted))
+        assert all(map(torch.equal, last, ops.forward(*arguments, options, 0)[1]))
         return
-    wanted = results_of(kind, forward(*arguments, alone - ops.SHARE_PREFIXES))[1]
+    wanted = ops.forward(*arguments, alone - ops.SHARE_PREFIXES, 0)[1]
     torch.testing.assert_close(last, wanted)
     # The rows that sharing saves are never written, so no two runs return the same numbers.
     tests = [test for test in tests if "aot" not in test]
-    torch.library.opcheck(forward, (*arguments, options, 2), test_utils=tests)
-    output, last, hidden_and_kept = results_of(kind, forward(*arguments, options, 2))
-    rest = backward_arguments((*arguments, options), output, hidden_and_kept)
-    torch.library.opcheck(backward, (None, *last, *rest, False, False, [0, 1], 2))
+    torch.library.opcheck(ops.forward, (*arguments, options, 2), test_utils=tests)
+    output, last, saved = ops.forward(*arguments, options, 2)
+    rest = output, saved, None, last, [False], [0, 1]
+    torch.library.opcheck(ops.backward, (*arguments, options, 2, *rest))
 
 
 @pytest.mark.covering(2)
@@ -202,9 +184,10 @@ def good(kind):
     """Returns arguments that the forward operator takes."""
     rows = kind.gates * 5
     weights = [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows)]
-    more = {"sequence_layout": None, "reset": None, "options": ops.BIAS | ops.WANT_HIDDEN}
-    states = {"hx": None, "cx": None} if kind.has_cell_state else {"hx": None}
-    return {"input": X, **states, "weights": weights} | more
+    rows = {"sequence_layout": None, "reset": None}
+    numbers = {"options": ops.BIAS | ops.WANT_HIDDEN, "trees": 0}
+    call = {"cell": kind.spec.number, "input": X, "states": [], "weights": weights}
+    return call | rows | numbers
 
 
 PACKED_ROWS = {"input": X[0], "options": ops.BIAS | ops.PACKED}
@@ -241,7 +224,13 @@ def with_weights(change):
             r"bias_ih must have shape \(ROWS\), got",
         ),
         (with_weights(lambda w: [one.double() for one in w]), "weight_ih must have the dtype of"),
-        ({"hx": torch.zeros(1, 3, 5)}, r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)"),
+        (
+            {"states": lambda kind: [torch.zeros(1, 3, 5), *[H_N] * kind.has_cell_state]},
+            r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)",
+        ),
+        ({"states": [H_N] * 3}, "states must hold nothing or . tensor.*, got 3"),
+        ({"cell": -1}, "cell must be from 0 to ., got -1"),
+        ({"cell": len(NUMBERED)}, f"cell must be from 0 to ., got {len(NUMBERED)}"),
         ({"input": X[0]}, "input must have 3 dimensions, got 2"),
         ({"input": X[:0]}, "Expected sequence length to be larger than 0 in RNN"),
         (layout_of(2, 3, dtype=torch.int32), "lengths must be a 1-D int64 tensor on the CPU"),
@@ -264,69 +253,119 @@ def test_the_forward_operator_checks_for_itself(kind, changes, text):
     arguments = good(kind)
     if callable(changes.get("weights")):
         changes = changes | {"weights": changes["weights"](arguments["weights"])}
-    if kind.has_cell_state and "hx" in changes:
-        changes = changes | {"cx": H_N}
+    if callable(changes.get("states")):
+        changes = changes | {"states": changes["states"](kind)}
     with pytest.raises(RuntimeError, match=text.replace("ROWS", str(kind.gates * 5))):
-        operators(kind)[0](**arguments | changes)
+        ops.forward(**arguments | changes)
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_the_forward_operators_with_gates_have_no_relu(name):
-    kind = KINDS[name]
-    with pytest.raises(RuntimeError, match="options"):
-        operators(kind)[0](**good(kind) | {"options": ops.BIAS | ops.RELU})
+def test_the_forward_operator_has_relu_only_for_cells_with_a_choice(kind):
+    arguments = good(kind) | {"options": ops.BIAS | ops.RELU}
+    if kind.has_nonlinearity:
+        ops.forward(**arguments)
+        return
+    with pytest.raises(RuntimeError, match="options must not set RELU"):
+        ops.forward(**arguments)
 
 
 @pytest.mark.parametrize(
     ("states", "text"),
     [
-        ({"hx": H_N}, "hx and cx must be given together"),
-        ({"cx": H_N}, "hx and cx must be given together"),
-        ({"hx": H_N, "cx": H_N[:, 1:]}, r"cx must have shape \(1, 2, 5\), got \(1, 1, 5\)"),
-        ({"hx": H_N, "cx": H_N.double()}, "cx must have the dtype of"),
+        ([H_N], r"states must hold nothing or 2 tensor\(s\), one for each state .*, got 1"),
+        ([H_N, H_N[:, 1:]], r"cx must have shape \(1, 2, 5\), got \(1, 1, 5\)"),
+        ([H_N, H_N.double()], "cx must have the dtype of"),
     ],
 )
-def test_the_operators_of_lstms_check_cell_states(states, text):
-    kind = KINDS["lstm"]
-    arguments = good(kind)
-    results = ops.lstm_forward(**arguments)
+def test_the_operators_check_cell_states(states, text):
+    arguments = good(KINDS["lstm"])
+    output, last, saved = ops.forward(**arguments)
+    arguments["states"] = states
     with pytest.raises(RuntimeError, match=text):
-        ops.lstm_forward(**arguments | states)
-    output, last, hidden_and_kept = results_of(kind, results)
-    given = tuple((arguments | states).values())
-    rest = backward_arguments(given, output, hidden_and_kept)
+        ops.forward(**arguments)
     with pytest.raises(RuntimeError, match=text):
-        ops.lstm_backward(output, *last, *rest, True, False, [0])
+        ops.backward(*arguments.values(), output, saved, output, last, [True, False, False], [0])
 
 
-def test_the_forward_operators_refuse_weights_of_the_other_kind(kind):
+def test_the_forward_operator_refuses_weights_of_another_kind(kind):
     other = next(other for other in KINDS.values() if other is not kind)
     with pytest.raises(RuntimeError, match="must have shape"):
-        operators(kind)[0](**good(kind) | {"weights": good(other)["weights"]})
+        ops.forward(**good(kind) | {"weights": good(other)["weights"]})
+
+
+def backward_arguments(kind):
+    """Returns arguments that the backward operator takes."""
+    arguments = good(kind)
+    output, last, saved = ops.forward(**arguments)
+    results = {"output": output, "saved": saved, "grad_output": output, "grad_last_states": last}
+    return arguments | results | {"wanted": [True], "want_layers": [0]}
 
 
 @pytest.mark.parametrize(
-    ("grad_output", "grad_h_n", "output", "hidden", "layers", "text"),
+    ("changes", "text"),
     [
-        (OUTPUT[1:], None, OUTPUT, [], [0], r"grad_output must have shape \(5, 2, 5\), got \(4,"),
-        (OUTPUT, H_N[0], OUTPUT, [], [0], r"grad_h_n must have shape \(1, 2, 5\), got \(2, 5\)"),
-        (OUTPUT, H_N, OUTPUT[..., 1:], [], [0], r"output must have shape \(5, 2, 5\)"),
-        (OUTPUT, H_N, OUTPUT, [X], [0], r"hidden must hold the outputs of 0 layer\(s\), got 1"),
-        (OUTPUT, H_N, OUTPUT, [], [1], "want_layers must be from 0 to 0, got 1"),
+        ({"grad_output": OUTPUT[1:]}, r"grad_output must have shape \(5, 2, 5\), got \(4,"),
+        (
+            {"grad_last_states": lambda last: [H_N[0], *last[1:]]},
+            r"grad_h_n must have shape \(1, 2, 5\), got \(2, 5\)",
+        ),
+        (
+            {"grad_last_states": lambda last: [*last, None]},
+            r"grad_last_states must hold . gradient\(s\), got .",
+        ),
+        ({"output": OUTPUT[..., 1:]}, r"output must have shape \(5, 2, 5\)"),
+        ({"saved": lambda saved: [*saved, X]}, r"saved must hold . tensor\(s\), got ."),
+        ({"wanted": [True, True]}, r"wanted must say .* input and each of 0 .*, got 2 values"),
+        ({"wanted": []}, r"wanted must say .* input and each of 0 .*, got 0 values"),
+        ({"want_layers": [1]}, "want_layers must be from 0 to 0, got 1"),
+        ({"options": ops.BIAS | ops.LAST_STATE | 2**10}, "options must be bits of"),
     ],
 )
-def test_the_backward_operator_checks_for_itself(
-    kind, grad_output, grad_h_n, output, hidden, layers, text
-):
-    blocks = ops.KEPT[kind.name]
-    kept = [[torch.zeros(5, 2, blocks * 5)]] if blocks else []
-    grads = grad_output, grad_h_n, *[None] * kind.has_cell_state
-    rest = backward_arguments((*good(kind).values(),), output, [hidden, *kept])
+def test_the_backward_operator_checks_for_itself(kind, changes, text):
+    arguments = backward_arguments(kind)
+    for name, value in changes.items():
+        arguments[name] = value(arguments[name]) if callable(value) else value
     with pytest.raises(RuntimeError, match=text):
-        operators(kind)[1](*grads, *rest, True, False, layers)
+        ops.backward(**arguments)
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_the_gradient_of_ids_is_refused(kind):
+    arguments = backward_arguments(kind)
+    arguments["input"] = torch.zeros(5, 2, dtype=torch.int64)
+    arguments["weights"][0] = torch.zeros(7, kind.gates * 5)
+    with pytest.raises(RuntimeError, match="wanted must not ask for the gradient of token ids"):
+        ops.backward(**arguments)
+    assert len(ops.backward(**arguments | {"wanted": [False]})) == 4
+
+
+def test_the_backward_operator_returns_what_is_wanted(kind):
+    """The gradients have a fixed order, and are the same whatever else is wanted."""
+    arguments = backward_arguments(kind)
+    states = [*tensors_in(kind.states(torch.randn, 2, 2, 5))]
+    layer = kind.nn_layer(4, 5, 2)
+    weights = [p.detach() for p in layer.parameters()]
+    arguments |= {"input": torch.randn_like(X), "states": states, "weights": weights}
+    output, last, saved = ops.forward(*[*arguments.values()][:8])
+    arguments |= {"output": output, "saved": saved, "grad_output": torch.randn_like(output)}
+    arguments["grad_last_states"] = [torch.randn_like(state) for state in last]
+    everything = [True] * (1 + len(states))
+    whole = ops.backward(**arguments | {"wanted": everything, "want_layers": [1, 0]})
+    shapes = [value.shape for value in (X, *states, *weights)]
+    assert [gradient.shape for gradient in whole] == shapes
+    for number in range(len(everything)):
+        wanted = [place == number for place in range(len(everything))]
+        found = ops.backward(**arguments | {"wanted": wanted, "want_layers": [1]})
+        right = [whole[number], *whole[-4:]]
+        assert len(found) == len(right)
+        for gradient, expected in zip(found, right, strict=True):
+            torch.testing.assert_close(gradient, expected)
+    assert (
+        ops.backward(**arguments | {"wanted": [False] * len(everything), "want_layers": []}) == []
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS.values() if kind.spec.kept_blocks], ids=lambda kind: kind.name
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -337,10 +376,8 @@ def test_the_backward_operator_checks_for_itself(
     ],
     ids=["none", "too narrow", "another dtype", "too many"],
 )
-def test_the_backward_operator_checks_what_the_cell_kept(name, change):
-    kind = KINDS[name]
-    kept = change(torch.zeros(5, 2, ops.KEPT[name] * 5))
-    grads = OUTPUT, H_N, *[None] * kind.has_cell_state
-    rest = backward_arguments((*good(kind).values(),), OUTPUT, [[], kept])
-    with pytest.raises(RuntimeError, match="kept must"):
-        operators(kind)[1](*grads, *rest, True, False, [0])
+def test_the_backward_operator_checks_what_the_cell_kept(kind, change):
+    arguments = backward_arguments(kind)
+    arguments["saved"] = change(arguments["saved"][0])
+    with pytest.raises(RuntimeError, match=r"saved must hold|what a layer keeps in saved must"):
+        ops.backward(**arguments)

@@ -102,9 +102,9 @@ def test_parameters_are_those_of_the_parts(kind):
 
 
 def test_options_reach_both_parts(kind):
-    nonlinearity = ("relu",) if kind.name == "rnn" else ()
+    nonlinearity = ("relu",) if kind.has_nonlinearity else ()
     own = kind.tokens(V, D, H, 3, *nonlinearity, False, True, 0.5, True, dtype=torch.bfloat16)
-    mode = "RNN_RELU" if kind.name == "rnn" else kind.name.upper()
+    mode = "RNN_RELU" if kind.has_nonlinearity else kind.name.upper()
     assert (own.rnn.num_layers, own.rnn.mode, own.rnn.bias) == (3, mode, False)
     assert (own.rnn.batch_first, own.rnn.dropout, own.rnn.bidirectional) == (True, 0.5, True)
     assert {p.dtype for p in own.parameters()} == {torch.bfloat16}
@@ -411,7 +411,7 @@ def test_explain_without_a_kernel(kind, monkeypatch):
     explained = explain(kind.tokens(9, D, 64), torch.randint(9, (5, 200)), last_state=True)
     assert explained.path == kind.without_kernel
     missing = {"shared prefixes": "the C++ extension was not built"}
-    if kind.name == "rnn":
+    if kind.without_kernel == "reference":
         missing["last state"] = "the PyTorch operators in reference.py compute every state"
         assert explained.shortcuts == ("table",)
     else:

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from namernn_fast import cells
 from namernn_fast.replacing import PLAIN
 from namernn_fast.testing import assert_within_budget
 
@@ -192,6 +193,20 @@ def test_copies(base, dtype, training):
             assert twin.training is training
             assert described(twin) == described(ours)
             assert_close(twin(*args), ours(*args), rtol=0, atol=0)
+
+
+def test_pickles_of_step_modules_by_their_earlier_place(kind):
+    """`namernn_fast.cells` defined the step modules, and is named in files of that time."""
+    cell, x = kind.cell(3, 4), torch.randn(2, 3)
+    pickled = pickle.dumps(cell, protocol=2)  # which writes the names of modules as lines
+    assert b"cnamernn_fast.step_modules\n" in pickled
+    twin = pickle.loads(pickled.replace(b"namernn_fast.step_modules\n", b"namernn_fast.cells\n"))
+    assert type(twin) is kind.cell
+    torch.testing.assert_close(twin(x), cell(x), rtol=0, atol=0)
+    with pytest.raises(
+        AttributeError, match=r"module 'namernn_fast\.cells' has no attribute 'Cells'"
+    ):
+        _ = cells.Cells
 
 
 @cases()

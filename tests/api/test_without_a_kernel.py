@@ -19,7 +19,7 @@ from namernn_fast import availability, batch_invariant, native, reference
 D, H, T, B = 3, 4, 6, 5
 LENGTHS = (4, 0, 6, 1, 4)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-WITH_GATES = [name for name, kind in KINDS.items() if kind.gates > 1]
+WITH_GATES = [name for name, kind in KINDS.items() if kind.without_kernel == "torch"]
 OPTIONS = (
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -264,7 +264,7 @@ def test_nothing_waits_for_the_device(kind, paths, layout, options, batch_first)
             alone = tensors_in(module.last_state(input, hx, **more))
             assert [state.shape for state in alone] == [state.shape for state in last]
     assert results[0] == results[1]
-    by_steps = kind.name == "lstm" and layout == "lengths"
+    by_steps = kind.has_cell_state and layout == "lengths"
     assert paths == ["reference" if by_steps else "torch"] * 2
 
 
@@ -303,7 +303,7 @@ def test_a_gpu_has_kernels_for_the_vanilla_cell_only(kind):
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
     assert availability.why_not_kernel(on_gpu) is None
     text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
-    assert availability.why_not_kernel(on_gpu, kind.name) == text
+    assert availability.why_not_kernel(on_gpu, kind.spec) == text
 
 
 @pytest.mark.parametrize("lengths", [[T, T, T, T], [T, T, T, T, T + 1], [0, 0, 0, 0, -1]])
@@ -353,7 +353,9 @@ def test_other_dtypes(kind, dtype):
     [
         pytest.param(KINDS[name], layout, id=f"{name}-{layout}")
         for name, layout in itertools.product(WITH_GATES, ("dense", "lengths", "packed"))
-        if (name, layout) != ("lstm", "lengths")  # becomes one graph, without torch's operator
+        if not (
+            KINDS[name].has_cell_state and layout == "lengths"
+        )  # becomes one graph, without torch's operator
     ],
 )
 def test_compiling(kind, layout):

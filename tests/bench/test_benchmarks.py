@@ -61,7 +61,7 @@ from namernn_fast.bench import workload
 from namernn_fast.bench.cells import LAYERS_OF
 from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import markdown, ratio
-from namernn_fast.ops import GATES
+from namernn_fast.cells import CELLS
 from namernn_fast.testing import BudgetError, ErrorBudget
 
 KINDS = pytest.mark.parametrize("kind", LAYERS_OF)
@@ -265,7 +265,7 @@ def test_the_work_of_a_cell_counts_every_gate(kind):
     layer = workload.CLASSES[kind][0](3, 5, bias=False)
     weights = sum(p.numel() for p in layer.parameters())
     assert Cell(DENSE, FORWARD, 2, 3, 5, 4, kind).row_work == 4 * weights
-    assert GATES[kind] * 5 == len(layer.weight_hh_l0)
+    assert CELLS[kind].weight_blocks * 5 == len(layer.weight_hh_l0)
 
 
 @KINDS

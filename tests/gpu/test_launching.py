@@ -14,6 +14,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
 from namernn_fast import gpu, ops, rnn, transfers  # noqa: E402
+from namernn_fast.cells import ELMAN  # noqa: E402
 from namernn_fast.gpu import (  # noqa: E402
     device,
     launching,
@@ -107,9 +108,10 @@ def train(calls=1):
         sizes = ((3, 1, 4), (1024, 4), (1024, 1024))
         x, *weights = (torch.empty(size, dtype=torch.bfloat16) for size in sizes)
         for _ in range(calls):
-            output, h_n, _ = gpu.rnn_forward(x, None, weights, None, None, 0)
-            given = (x, None, weights, output, [], None, None, 0)
-            gpu.rnn_backward(output, h_n, *given, True, False, [0])
+            call = ops.ForwardArguments(ELMAN.number, x, [], weights, None, None, 0, 0)
+            output, last_states, saved = gpu.forward(call)
+            results = output, saved, output, last_states
+            gpu.backward(ops.BackwardArguments(*call, *results, [True], [0]))
 
 
 @pytest.mark.parametrize("error", [TOO_LARGE, NOT_SUPPORTED])

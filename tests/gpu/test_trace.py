@@ -19,8 +19,10 @@ pytest.importorskip("triton")
 
 from torch.nn.utils.rnn import PackedSequence
 
+from benchmarks.gpu.dry_run import on_cuda
 from benchmarks.gpu.resources import H100
 from namernn_fast import gpu, last_state, ops, rnn
+from namernn_fast.cells import ELMAN
 from namernn_fast.gpu import device, launching
 
 GPU = torch.device("cuda", 0)
@@ -83,8 +85,9 @@ def trace(monkeypatch, h100):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.capturing)
-    monkeypatch.setattr(ops, "rnn_forward", gpu.rnn_forward)
-    monkeypatch.setattr(ops, "rnn_backward", gpu.rnn_backward)
+    monkeypatch.setattr(ops, "gpu_backend", lambda device: gpu)
+    monkeypatch.setattr(ops, "forward_untraced", on_cuda("forward"))
+    monkeypatch.setattr(ops, "backward_untraced", on_cuda("backward"))
     return found
 
 
@@ -193,13 +196,14 @@ def test_training(trace):
         if with_ids:
             weights[0] = tables
         (hx,) = on_gpu(trace, (num_layers * directions, B, H))
-        given = (layout, reset, options | ops.BIAS | ops.WANT_HIDDEN)
+        rows = (layout, reset, options | ops.BIAS | ops.WANT_HIDDEN, 0)
         with trace:
-            output, h_n, hidden = gpu.rnn_forward(input, hx, weights, *given)
+            call = ops.ForwardArguments(ELMAN.number, input, [hx], weights, *rows)
+            output, last_states, saved = gpu.forward(call)
             before = trace.take()
-            forward = (input, hx, weights, output, hidden)
-            layers = list(range(num_layers))
-            gpu.rnn_backward(output, h_n, *forward, *given, not with_ids, True, layers)
+            results = (output, saved, output, last_states)
+            wanted = ([not with_ids, True], list(range(num_layers)))
+            gpu.backward(ops.BackwardArguments(*call, *results, *wanted))
         found += paragraph(title, before, trace.take())
     assert_expected_inline(
         found,

@@ -15,10 +15,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from namernn_fast import FusedRNN, availability, explain, ops
+from namernn_fast.cells import ELMAN, NUMBERED
 
 triton = pytest.importorskip("triton")
 
 from benchmarks.gpu import resources as gpu_report  # noqa: E402
+from benchmarks.gpu.dry_run import on_cuda  # noqa: E402
 from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
 from namernn_fast import gpu  # noqa: E402
 from namernn_fast.gpu import kernels, sums  # noqa: E402
@@ -341,24 +343,33 @@ def test_a_gpu_too_old(monkeypatch):
     assert ops.gpu_backend(GPU) is gpu
 
 
+def forward(*arguments):
+    return gpu.forward(ops.ForwardArguments(ELMAN.number, *arguments))
+
+
+def backward(*arguments):
+    return gpu.backward(ops.BackwardArguments(ELMAN.number, *arguments))
+
+
 X, WEIGHTS = torch.zeros(5, 2, 4), [torch.zeros(size) for size in ((6, 4), (6, 6), (6,), (6,))]
 HX, SOME_LENGTHS, RESET = torch.zeros(1, 2, 6), torch.tensor([5, 2]), torch.zeros(5, 2) > 0
 ON_META = [WEIGHTS[0], WEIGHTS[1].to("meta"), *WEIGHTS[2:]]
 
 
 @pytest.mark.parametrize(
-    ("hx", "weights", "lengths", "reset", "options", "message"),
+    ("states", "weights", "lengths", "reset", "options", "message"),
     [
-        (HX, ON_META, SOME_LENGTHS, RESET, 0, "weight_hh must be .*on the device of input"),
-        (HX.to("meta"), WEIGHTS, SOME_LENGTHS, RESET, 0, "hx must be .*on the device of input"),
-        (HX, WEIGHTS, SOME_LENGTHS.to("meta"), RESET, 0, "lengths must be .*on the device of inp"),
-        (HX, WEIGHTS, SOME_LENGTHS, RESET.to("meta"), 0, "reset must be .*on the device of input"),
-        (HX, WEIGHTS, None, None, ops.BATCH_INVARIANT, "batch_invariant is not promised on a GPU"),
+        ([HX], ON_META, SOME_LENGTHS, RESET, 0, "weight_hh must be .*on the device of input"),
+        ([HX.to("meta")], WEIGHTS, SOME_LENGTHS, RESET, 0, "hx must be .*on the device of input"),
+        ([HX], WEIGHTS, SOME_LENGTHS.to("meta"), RESET, 0, "lengths must be .*on the device of in"),
+        ([HX], WEIGHTS, SOME_LENGTHS, RESET.to("meta"), 0, "reset must be .*on the device of inpu"),
+        ([HX, HX], WEIGHTS, SOME_LENGTHS, RESET, 0, "states must hold hx alone, or nothing, got 2"),
+        ([HX], WEIGHTS, None, None, ops.BATCH_INVARIANT, "batch_invariant is not promised on a GP"),
     ],
 )
-def test_calls_that_are_refused(hx, weights, lengths, reset, options, message):
+def test_calls_that_are_refused(states, weights, lengths, reset, options, message):
     with pytest.raises(RuntimeError, match=message):
-        gpu.rnn_forward(X, hx, weights, lengths, reset, ops.BIAS | options)
+        forward(X, states, weights, lengths, reset, ops.BIAS | options, 0)
 
 
 IDS, TABLE, WEIGHT_HH = torch.zeros(5, 2, dtype=torch.int64), torch.zeros(7, 6), torch.zeros(6, 6)
@@ -382,24 +393,81 @@ UNEQUAL = [*OF_TABLE, TABLE[1:], WEIGHT_HH]
 )
 def test_token_ids_that_do_not_fit(input, weights, options, message):
     with pytest.raises(RuntimeError, match=message):
-        gpu.rnn_forward(input, None, weights, None, None, options)
+        forward(input, [], weights, None, None, options, 0)
+
+
+OUTPUT = torch.zeros(5, 2, 6)
 
 
 @pytest.mark.parametrize(
     ("want_input", "options", "message"),
     [
-        (True, 0, "want_input must be false for token ids"),
-        (False, ops.LAST_STATE, "rnn_backward does not support LAST_STATE"),
+        (True, 0, "wanted must not ask for the gradient of token ids"),
+        (False, ops.LAST_STATE, "backward does not support LAST_STATE"),
         (False, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
     ],
 )
 def test_gradients_that_do_not_exist(want_input, options, message):
-    output = torch.zeros(5, 2, 6)
     with pytest.raises(RuntimeError, match=message):
-        gpu.rnn_backward(
-            *(output, None, IDS, None, OF_TABLE, output, [], None, None, options),
-            *(want_input, False, [0]),
+        backward(
+            *(IDS, [], OF_TABLE, None, None, options, 0, OUTPUT, [], OUTPUT, [None]),
+            *([want_input], [0]),
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"wanted": [True]},
+            "wanted must say whether input and each of 1 states need a gradient, got 1 values",
+        ),
+        ({"wanted": [True] * 3}, "wanted must say .* each of 1 states .*, got 3 values"),
+        ({"states": []}, "wanted must say .* each of 0 states .*, got 2 values"),
+        ({"states": [HX, HX]}, "states must hold hx alone, or nothing, got 2"),
+        ({"grad_last_states": []}, "grad_last_states must hold 1 gradient, got 0"),
+        ({"grad_last_states": [HX, HX]}, "grad_last_states must hold 1 gradient, got 2"),
+        ({"grad_last_states": [HX[0]]}, r"grad_h_n must have shape \(1, 2, 6\), got \(2, 6\)"),
+        ({"grad_output": OUTPUT[1:]}, r"grad_output must have shape \(5, 2, 6\), got \(4, 2, 6\)"),
+        ({"output": OUTPUT.half()}, "output must have the dtype of input, torch.float32, got"),
+        ({"saved": [OUTPUT]}, r"saved must hold 0 tensor\(s\), got 1"),
+        ({"want_layers": [1]}, "want_layers must be from 0 to 0, got 1"),
+        ({"want_layers": [-1]}, "want_layers must be from 0 to 0, got -1"),
+    ],
+)
+def test_backward_calls_that_are_refused(changes, message):
+    call = {
+        **{"input": X, "states": [HX], "weights": WEIGHTS, "sequence_layout": None, "reset": None},
+        **{"options": ops.BIAS, "trees": 0, "output": OUTPUT, "saved": []},
+        **{"grad_output": OUTPUT, "grad_last_states": [HX]},
+        **{"wanted": [True, True], "want_layers": [0]},
+    }
+    with pytest.raises(RuntimeError, match=message):
+        backward(*(call | changes).values())
+
+
+CALL = (X, [HX], WEIGHTS, None, None, ops.BIAS, 0)
+GRADIENTS = (OUTPUT, [], OUTPUT, [HX], [True, True], [0])
+
+
+@pytest.mark.parametrize(
+    "cell", [c for c in NUMBERED if not c.has_gpu_kernel], ids=lambda c: c.name
+)
+def test_the_registered_operators_refuse_cells_without_a_kernel(cell):
+    text = f"^namernn_fast: {re.escape(availability.why_not_gpu_kernel(cell))}$"
+    with pytest.raises(RuntimeError, match=text):
+        on_cuda("forward")(cell.number, *CALL)
+    with pytest.raises(RuntimeError, match=text):
+        on_cuda("backward")(cell.number, *CALL, *GRADIENTS)
+
+
+@pytest.mark.parametrize("number", [-1, len(NUMBERED)])
+def test_the_registered_operators_refuse_unknown_cells(number):
+    text = f"^namernn_fast: cell must be from 0 to {len(NUMBERED) - 1}, got {number}$"
+    with pytest.raises(RuntimeError, match=text):
+        on_cuda("forward")(number, *CALL)
+    with pytest.raises(RuntimeError, match=text):
+        on_cuda("backward")(number, *CALL, *GRADIENTS)
 
 
 @pytest.mark.usefixtures("h100")

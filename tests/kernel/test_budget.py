@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from cases import CELLS, FUSED, TORCH, Case
-from kinds import tensors_in
+from kinds import KINDS, tensors_in
 from torch.nn.functional import pad
 
 from namernn_fast.testing import BudgetError, ErrorBudget
@@ -227,8 +227,8 @@ def faulty(cell, fault=Faulty):
         for fault in (
             *ANYWHERE,
             *((RoundedProduct, RoundedWeights) if dtype.itemsize > 2 else ()),
-            *(WITH_GATES if cell != "rnn" else ()),
-            *([BiasPastReset] if cell == "gru" else ()),
+            *(WITH_GATES if KINDS[cell].gates > 1 else ()),
+            *([BiasPastReset] if KINDS[cell].spec.separate_bias_hh else ()),
         )
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from namernn_fast import FusedRNN, ops
+from namernn_fast.cells import ELMAN
 from namernn_fast.testing import ErrorBudget
 
 DTYPES = (torch.float32, torch.float64)
@@ -22,9 +23,8 @@ ON_PAIRS = ("amx", "avx512_bf16")
 
 
 def states_of(cell, *size):
-    """Returns hx and cx as `ops.forward` takes them; the last of `size` is a dtype."""
-    hx, *cx = tensors_in(KINDS[cell].states(torch.randn, *size[:-1], dtype=size[-1]))
-    return hx, cx[0] if cx else None
+    """Returns states as `ops.forward` takes them; the last of `size` is a dtype."""
+    return [*tensors_in(KINDS[cell].states(torch.randn, *size[:-1], dtype=size[-1]))]
 
 
 def options_of(nonlinearity):
@@ -188,21 +188,21 @@ def test_the_backward_pass_of_16_bits_is_that_of_float(kind, dtype):
     module = FUSED[cell](9, 70, bidirectional=True, dtype=dtype, **options)
     weights = [p.detach() for p in module.parameters()]
     x, states = torch.randn(6, 20, 9, dtype=dtype), states_of(cell, 2, 20, 70, dtype)
-    rows = (None, None, options_of(kind) | ops.BIDIRECTIONAL)
-    forward = (*rows[:2], rows[2] | ops.WANT_HIDDEN)
-    results, _, kept = ops.forward(cell, x, *states, weights, *forward)
-    grads = [torch.randn_like(result) for result in results]
-    given = (x, *states, weights, results[0], [], kept, *rows, True, True, [0])
-    got = ops.backward(cell, grads, *given)
+    options = options_of(kind) | ops.BIDIRECTIONAL | ops.WANT_HIDDEN
+    number, rows = KINDS[cell].spec.number, (None, None, options, 0)
+    output, last, kept = ops.forward(number, x, states, weights, *rows)
+    grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
+    given = (x, states, weights, *rows, output, kept, *grads)
 
     def in_float(value):
         if isinstance(value, Tensor):
             return value.float()
         return [own.float() for own in value] if isinstance(value, list) else value
 
-    wanted = ops.backward(cell, in_float(grads), *map(in_float, given[:-1]), given[-1])
-    of_both = ([*(grad for grad in of[:3] if grad is not None), *of[3]] for of in (got, wanted))
-    for mine, exact in zip(*of_both, strict=True):
+    wanted = [True] * (1 + len(states)), [0]
+    got = ops.backward(number, *given, *wanted)
+    of_float = ops.backward(number, *map(in_float, given), *wanted)
+    for mine, exact in zip(got, of_float, strict=True):
         assert mine.dtype == dtype
         # Each direction rounds its part of grad_input before the two are added.
         torch.testing.assert_close(
@@ -236,13 +236,11 @@ def test_the_backward_pass_of_16_bits_from_a_given_output(nonlinearity, dtype, s
     module = FusedRNN(D, H, nonlinearity=nonlinearity, dtype=dtype)
     weights = [p.detach() for p in module.parameters()]
     x, hx = torch.randn(T, B, D, dtype=dtype), torch.randn(1, B, H, dtype=dtype)
-    rows = (None, None, options_of(nonlinearity))
-    output, h_n, _ = ops.rnn_forward(x, hx, weights, *rows)
-    grads = (torch.randn_like(output), torch.randn_like(h_n))
-    grad_x, grad_hx, grad_weights = ops.rnn_backward(
-        *grads, x, hx, weights, output, [], *rows, True, True, [0]
-    )
-    tensors = (grads[0], grads[1][0], x, hx[0])
+    call = (ELMAN.number, x, [hx], weights, None, None, options_of(nonlinearity), 0)
+    output, (h_n,), _ = ops.forward(*call)
+    grads = (torch.randn_like(output), [torch.randn_like(h_n)])
+    grad_x, grad_hx, *grad_weights = ops.backward(*call, output, [], *grads, [True, True], [0])
+    tensors = (grads[0], grads[1][0][0], x, hx[0])
     theirs = backward_in_steps(*tensors, weights, output, nonlinearity)
     exact = backward_in_steps(
         *(t.double() for t in tensors), [w.double() for w in weights], output.double(), nonlinearity
@@ -266,17 +264,21 @@ def test_gradients_that_are_not_wanted_change_nothing(threads, cell, bidirection
     weights = [p.detach() for p in module.parameters()]
     x = torch.randn(6, 20, 9, dtype=dtype)
     states = states_of(cell, len(weights) // 4, 20, 70, dtype)
-    rows = (None, None, ops.BIAS | ops.WANT_HIDDEN | ops.BIDIRECTIONAL * bidirectional)
-    results, _, kept = ops.forward(cell, x, *states, weights, *rows)
-    grads = [torch.randn_like(result) for result in results]
-    rows = (*rows[:2], rows[2] & ~ops.WANT_HIDDEN)
-    given = (cell, grads, x, *states, weights, results[0], [], kept, *rows)
-    everything = ops.backward(*given, True, True, [0])
-    for input, hx, layers in itertools.product((True, False), (True, False), ([0], [])):
-        some = ops.backward(*given, input, hx, layers)
-        for is_wanted, got, full in zip((input, hx, hx, layers), some, everything, strict=True):
-            if is_wanted and full is not None:
-                assert all(map(torch.equal, got, full))
+    options = ops.BIAS | ops.WANT_HIDDEN | ops.BIDIRECTIONAL * bidirectional
+    call = (KINDS[cell].spec.number, x, states, weights, None, None, options, 0)
+    output, last, kept = ops.forward(*call)
+    grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
+    given = (*call, output, kept, *grads)
+    every = [True] * (1 + len(states))
+    everything = ops.backward(*given, every, [0])
+    for wanted, layers in itertools.product(
+        itertools.product((True, False), repeat=len(every)), ([0], [])
+    ):
+        some = ops.backward(*given, list(wanted), layers)
+        returned = [*wanted, *[bool(layers)] * len(weights)]
+        full = itertools.compress(everything, returned)
+        assert all(map(torch.equal, some, full))
+        assert len(some) == sum(returned)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -430,7 +432,7 @@ def test_non_finite_values_in_each_gate(shape, name, cell, gate, value):
     x = torch.randn(*shape, 8)
     for module in twins(8, 16, cell=cell):
         with torch.no_grad():
-            module.get_parameter(name).view(ops.GATES[cell], 16, -1)[gate, 7, -1] = value
+            module.get_parameter(name).view(KINDS[cell].gates, 16, -1)[gate, 7, -1] = value
         own = x.clone().requires_grad_()
         of_call = flat(module(own))
         sum(state.sum() for state in of_call[1:]).backward()
@@ -455,7 +457,7 @@ def test_an_infinite_gradient_among_many_rows(t, cell, threads):
     output.backward(grad)
     # The last gate has the gradient of the only one of a vanilla cell, times 1 - z or tanh(c).
     new = -1
-    grads = [p.grad.view(ops.GATES[cell], 5, -1) for p in layer.parameters()]
+    grads = [p.grad.view(KINDS[cell].gates, 5, -1) for p in layer.parameters()]
     assert torch.equal(grads[0][new, 2], torch.inf * x[t, 7].sign())
     assert grads[-1][new, 2] == torch.inf
     for grad in grads:

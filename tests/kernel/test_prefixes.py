@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cases import CELLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
 from namernn_fast import availability, ops
+from namernn_fast.cells import CELLS
 
 pytestmark = pytest.mark.skipif(
     not availability.HAS_EXTENSION, reason="the C++ extension was not built"
@@ -93,7 +93,7 @@ class Call:
         self.options += (ops.BIAS if self.bias else 0) + (ops.RELU if self.relu else 0)
         generator = torch.Generator().manual_seed(len(self.sequences))
         hidden_size = self.hidden_size
-        rows = ops.GATES[self.cell] * hidden_size
+        rows = CELLS[self.cell].weight_blocks * hidden_size
 
         def uniform(*size):
             return ((torch.rand(*size, generator=generator) * 2 - 1) * hidden_size**-0.5).to(
@@ -109,49 +109,33 @@ class Call:
             self.weights += [uniform(rows), uniform(rows)] if self.bias else []
         self.grads_of_last = [
             uniform(self.num_layers, len(self.sequences), hidden_size)
-            for _ in range(1 + ops.HAS_CELL_STATE[self.cell])
+            for _ in CELLS[self.cell].states
         ]
 
     def arguments(self, share, bits):
-        shared = ops.SHARE_PREFIXES if share else 0
-        return self.sequence_layout, None, self.options + shared + bits
+        """Returns the arguments of the operators."""
+        options = self.options + bits + (ops.SHARE_PREFIXES if share else 0)
+        call = CELLS[self.cell].number, self.ids, [], self.weights
+        return *call, self.sequence_layout, None, options, self.trees
 
     def last_state(self, share):
         """Returns h_n, and c_n if there is one, side by side, of a call in inference."""
-        (output, *last), *more = ops.forward(
-            self.cell,
-            self.ids,
-            None,
-            None,
-            self.weights,
-            *self.arguments(share, ops.LAST_STATE),
-            self.trees,
-        )
+        output, last, saved = ops.forward(*self.arguments(share, ops.LAST_STATE))
         assert output.shape == (0,)
-        assert more == [[], []]
+        assert saved == []
         return torch.cat(last, -1)
 
     def forward(self, share):
-        """Returns output, the last states side by side, hidden and kept of a call in training."""
-        (output, *last), hidden, kept = ops.forward(
-            self.cell,
-            self.ids,
-            None,
-            None,
-            self.weights,
-            *self.arguments(share, ops.WANT_HIDDEN),
-            self.trees,
-        )
-        return output, torch.cat(last, -1), hidden, kept
+        """Returns output, the last states side by side and saved of a call in training."""
+        output, last, saved = ops.forward(*self.arguments(share, ops.WANT_HIDDEN))
+        return output, torch.cat(last, -1), saved
 
     def backward(self, share, results, want_layers=None):
         """Returns the gradients of the weights."""
-        output, _, *saved = results
+        output, _, saved = results
         want = range(self.num_layers) if want_layers is None else want_layers
-        arguments = (self.ids, None, None, self.weights, output, *saved, *self.arguments(share, 0))
-        wanted = False, False, list(want)
-        grads = [None, *self.grads_of_last]
-        return ops.backward(self.cell, grads, *arguments, *wanted, self.trees)[3]
+        arguments = *self.arguments(share, 0), output, saved
+        return ops.backward(*arguments, None, self.grads_of_last, [False], list(want))
 
     def shares(self):
         """Whether the operators make trees: then rows are in another order than without."""
@@ -218,7 +202,7 @@ def calls(draw):
 def test_sharing_computes_what_plain_rows_do(cell, call):
     threads = torch.get_num_threads()
     try:
-        check(replace(call, cell=cell, relu=call.relu and cell == "rnn"))
+        check(replace(call, cell=cell, relu=call.relu and "relu" in CELLS[cell].nonlinearities))
     finally:
         torch.set_num_threads(threads)
 
@@ -286,12 +270,7 @@ def test_gradients_of_some_layers_alone(cell, want_layers):
     results = call.forward(share=True)
     all_grads = call.backward(True, results)
     grads = call.backward(True, results, want_layers)
-    assert len(grads) == (len(call.weights) if want_layers else 0)
-    for i, grad in enumerate(grads):
-        if i // 4 in want_layers:
-            assert torch.equal(grad, all_grads[i])
-        else:
-            assert grad.numel() == 0
+    assert equal(grads, [grad for i, grad in enumerate(all_grads) if i // 4 in want_layers])
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -304,10 +283,9 @@ def test_gradients_and_rows_in_any_strides(cell):
     def apart(rows):
         return torch.stack([rows, rows.neg()], -2)[..., 0, :]
 
-    output, h_n, *saved = results
-    saved = [[apart(rows) for rows in tensors] for tensors in saved]
+    output, h_n, saved = results
     assert not apart(output).is_contiguous()
-    grads = call.backward(True, (apart(output), h_n, *saved))
+    grads = call.backward(True, (apart(output), h_n, [apart(rows) for rows in saved]))
     call.grads_of_last = [grad.contiguous() for grad in call.grads_of_last]
     assert equal(grads, call.backward(True, results))
 
@@ -338,7 +316,7 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
     ("changes", "message"),
     [
         ({"options": ops.BIDIRECTIONAL}, "sharing prefixes takes one direction, got 2"),
-        ({"hx": torch.zeros(1, 1, 4)}, "hx must be None when prefixes are shared"),
+        ({"states": True}, "states must be empty when prefixes are shared"),
         ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be None when prefixes"),
         ({"dtype": torch.bfloat16}, "weights must be float32 or float64 when prefixes"),
         ({"input": torch.zeros(3, 1, 4)}, "when prefixes are shared, got features"),
@@ -347,23 +325,22 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_does_not_go_with_sharing_is_refused(cell, changes, message):
     ids = torch.zeros(3, 1, dtype=torch.int64)
-    call = {"input": ids, "hx": None, "reset": None, "options": 0, "dtype": None, **changes}
-    rows = ops.GATES[cell] * 4
+    call = {"input": ids, "states": False, "reset": None, "options": 0, "dtype": None, **changes}
+    rows = CELLS[cell].weight_blocks * 4
     table, weight_hh = (torch.zeros(size, dtype=call["dtype"]) for size in ((4, rows), (rows, 4)))
     if call["input"].dim() == 3:
         table = table.t()
     weights = [table, weight_hh] * (2 if call["options"] else 1)
-    options = call["options"] + ops.SHARE_PREFIXES
-    cx = call["hx"] if ops.HAS_CELL_STATE[cell] else None
+    states = [torch.zeros(1, 1, 4) for _ in CELLS[cell].states] if call["states"] else []
+    rows = None, call["reset"], call["options"] + ops.SHARE_PREFIXES, 0
     with pytest.raises(RuntimeError, match=message):
-        ops.forward(cell, call["input"], call["hx"], cx, weights, None, call["reset"], options)
+        ops.forward(CELLS[cell].number, call["input"], states, weights, *rows)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_gradient_of_the_output_is_refused(cell):
     call = Call([[1, 2, 3]] * 50, cell=cell)
-    output, _, *saved = call.forward(share=True)
-    arguments = (call.ids, None, None, call.weights, output, *saved, *call.arguments(True, 0))
-    grads = [torch.zeros_like(output), *(None for _ in call.grads_of_last)]
+    output, _, saved = call.forward(share=True)
+    grads = torch.zeros_like(output), [None for _ in call.grads_of_last]
     with pytest.raises(RuntimeError, match="grad_output must be None when prefixes"):
-        ops.backward(cell, grads, *arguments, False, False, [0])
+        ops.backward(*call.arguments(True, 0), output, saved, *grads, [False], [0])

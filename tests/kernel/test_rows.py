@@ -149,7 +149,7 @@ def test_resets_of_a_sequence_without_a_batch(cell, batch_first):
 @pytest.mark.parametrize("often", [0.05, 0.6])
 def test_a_reset_splits_the_sequence(cell, options, layout, often, threads):
     threads(2)
-    if cell == "rnn" and not options.get("bias", True):
+    if KINDS[cell].has_nonlinearity and not options.get("bias", True):
         options = {**options, "nonlinearity": "relu"}
     module, x, hx = layer_and_input(cell, options, 12, 7)
     lengths = [12, 3, 12, 7, 1, 12, 9] if layout != "dense" else [12] * 7

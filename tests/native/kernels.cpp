@@ -10,6 +10,7 @@
 #endif
 
 #include <cstdio>
+#include <iterator>
 
 #include "problem.h"
 
@@ -76,32 +77,32 @@ void check_cell(const Cell& cell, const KernelsOfCell& kernels) {
   check_trees(cell, kernels);
 }
 
-Cell cell_of(const std::string& name, CellKind kind, const KernelsOfCell& kernels) {
-  return {name,
-          kind,
-          kernels.weight_blocks,
-          kernels.kept,
-          kernels.one_bias_gradient,
-          kernels.has_cell_state};
+constexpr const char* kNamesOfCells[] = {"vanilla", "GRU", "LSTM"};  // in the order of CellKind
+static_assert(std::size(kNamesOfCells) == size_t(kCells));
+
+// A cell on an instruction set; its sizes are the same on all of them.
+Cell cell_of(const std::string& instructions, int64_t number) {
+  const KernelsOfCell& sizes = kernels_baseline.cells[number];
+  return {instructions + ", " + kNamesOfCells[number],
+          CellKind(number),
+          sizes.weight_blocks,
+          sizes.kept,
+          sizes.one_bias_gradient,
+          sizes.states > 1};
 }
 
 void check_all(const Kernels& kernels) {
-  const std::string name = kernels.name;
-  check_cell(cell_of(name + ", vanilla", CellKind::elman, kernels.elman), kernels.elman);
-  check_cell(cell_of(name + ", GRU", CellKind::gru, kernels.gru), kernels.gru);
-  check_cell(cell_of(name + ", LSTM", CellKind::lstm, kernels.lstm), kernels.lstm);
+  for (int64_t i = 0; i < kCells; ++i) check_cell(cell_of(kernels.name, i), kernels.cells[i]);
 }
 
 void check_pairs(const std::string& name, const KernelsOnPairs& kernels) {
-  const auto check_cell = [](const Cell& cell, const KernelsFor<BFloat16>& kernels) {
-    if (cell.name.find(selected) == std::string::npos) return;
-    check_accuracy(cell, kernels);
-    check_fading(cell, kernels);
-    check(cell, kernels);
-  };
-  check_cell(cell_of(name + ", vanilla", CellKind::elman, kernels_baseline.elman), kernels.elman);
-  check_cell(cell_of(name + ", GRU", CellKind::gru, kernels_baseline.gru), kernels.gru);
-  check_cell(cell_of(name + ", LSTM", CellKind::lstm, kernels_baseline.lstm), kernels.lstm);
+  for (int64_t i = 0; i < kCells; ++i) {
+    const Cell cell = cell_of(name, i);
+    if (cell.name.find(selected) == std::string::npos) continue;
+    check_accuracy(cell, kernels.cells[i]);
+    check_fading(cell, kernels.cells[i]);
+    check(cell, kernels.cells[i]);
+  }
 }
 
 }  // namespace

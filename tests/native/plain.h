@@ -49,7 +49,7 @@ class Plain {
         grad_h_n_(numbers<Number>(arguments.grad_h_n)),
         grad_c_n_(numbers<Number>(arguments.grad_c_n)),
         zero_state_(p.H),
-        cx_stride_(arguments.layer.cx_stride) {
+        cx_stride_(arguments.layer.initial[1].stride) {
     for (int i = 0; i < kNames; ++i) {
       of_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
                                            : Numbers(p.size_of(Name(i), shape.rows)));

@@ -225,10 +225,10 @@ struct Arguments {
       layer.input = rows_of<const Storage>(p, input.data(), p.D);
       layer.weight_ih = weight_ih.data();
     }
-    layer.hx = p.hx ? hx.data() : nullptr;
-    layer.hx_stride = p.H;
-    layer.cx = p.hx && p.cell->has_cell_state ? cx.data() : nullptr;
-    layer.cx_stride = p.H + 1;  // differs from hx_stride, to catch a mix-up
+    if (p.hx) layer.initial[0] = {hx.data(), p.H};
+    if (p.hx && p.cell->has_cell_state) {
+      layer.initial[1] = {cx.data(), p.H + 1};  // another stride than that of hx, to catch a mix-up
+    }
     layer.weight_hh = weight_hh.data();
     layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
     layer.bias_hh = p.bias ? bias_hh.data() : nullptr;
@@ -306,22 +306,21 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   }
   forward.output = rows_of(p, results.data(kOutput), p.H);
   if (p.cell->kept) forward.kept = rows_of(p, results.data(kKept), p.cell->kept * p.H);
-  forward.h_n = results.data(kLast);
-  forward.c_n = results.data(kLastCell);
+  forward.last[0] = results.data(kLast);
+  forward.last[1] = results.data(kLastCell);
   kernels.forward(forward, runtime);
   free_scratch();
   if (!p.infers()) return;
   forward.output = {};
   if (p.want_output) forward.output = rows_of(p, results.inferred_output.data(), p.H);
   forward.kept = {};
-  forward.h_n = results.inferred_h_n.data();
-  if (p.cell->has_cell_state) forward.c_n = results.inferred_c_n.data();
-  if (layer.cx) {  // this time updates the cell states in place
+  forward.last[0] = results.inferred_h_n.data();
+  if (p.cell->has_cell_state) forward.last[1] = results.inferred_c_n.data();
+  if (const auto [cx, stride] = layer.initial[1]; cx) {  // now updates the cell states in place
     for (int64_t b = 0; b < p.B; ++b) {
-      std::copy_n(layer.cx + b * layer.cx_stride, p.H, forward.c_n + b * p.H);
+      std::copy_n(cx + b * stride, p.H, forward.last[1] + b * p.H);
     }
-    forward.layer.cx = forward.c_n;
-    forward.layer.cx_stride = p.H;
+    forward.layer.initial[1] = {forward.last[1], p.H};
   }
   kernels.forward(forward, runtime);
   free_scratch();
@@ -352,12 +351,14 @@ void run_backward(const KernelsFor<Storage>& kernels, const Problem& p,
   if (p.grad_output) {
     backward.grad_output = rows_of<const Storage>(p, arguments.grad_output.data(), p.H);
   }
-  if (p.grad_h_n) backward.grad_h_n = state_gradients(p, arguments.grad_h_n, p.expanded_grad);
-  if (p.grad_c_n) backward.grad_c_n = state_gradients(p, arguments.grad_c_n, p.expanded_grad_c);
+  if (p.grad_h_n) backward.grad_last[0] = state_gradients(p, arguments.grad_h_n, p.expanded_grad);
+  if (p.grad_c_n) {
+    backward.grad_last[1] = state_gradients(p, arguments.grad_c_n, p.expanded_grad_c);
+  }
   if (p.want_input) backward.grad_input = rows_of(p, results.data(kGradInput), p.D);
   backward.accumulate_input = p.accumulate_input;
-  backward.grad_hx = results.data(kGradHx);
-  backward.grad_cx = results.data(kGradCx);
+  backward.grad_initial[0] = results.data(kGradHx);
+  backward.grad_initial[1] = results.data(kGradCx);
   backward.grad_weight_ih = results.data(kGradWeightIh);
   backward.grad_weight_hh = results.data(kGradWeightHh);
   backward.grad_bias_ih = results.data(kGradBiasIh);

@@ -186,8 +186,8 @@ class Stack {
     args.layer = maybe_packed(kernels_.forward_panels, k, panels);
     args.output = {outputs_[k].data(), 0, p_.H};
     if (p_.cell->kept) args.kept = {kept_[k].data(), 0, kept_size()};
-    args.h_n = results.h_n.data() + k * p_.B * p_.H;
-    if (p_.cell->has_cell_state) args.c_n = results.c_n.data() + k * p_.B * p_.H;
+    args.last[0] = results.h_n.data() + k * p_.B * p_.H;
+    if (p_.cell->has_cell_state) args.last[1] = results.c_n.data() + k * p_.B * p_.H;
     kernels_.forward(args, runtime_);
     free_scratch();
   }
@@ -204,8 +204,8 @@ class Stack {
       args.grad_input = {grad_rows_.data(), 0, p_.H};
     }
     const int64_t first = k * p_.B * p_.H;
-    if (k == 1 || p_.grad_h_n) args.grad_h_n = {grad_h_n_.data() + first, p_.H, 1};
-    if (p_.grad_c_n) args.grad_c_n = {grad_c_n_.data() + first, p_.H, 1};
+    if (k == 1 || p_.grad_h_n) args.grad_last[0] = {grad_h_n_.data() + first, p_.H, 1};
+    if (p_.grad_c_n) args.grad_last[1] = {grad_c_n_.data() + first, p_.H, 1};
     args.accumulate_weights = p_.accumulate;
     args.grad_weight_ih = results.gradients[4 * k].data();
     args.grad_weight_hh = results.gradients[4 * k + 1].data();

@@ -23,9 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from benchmarks.gpu import resources
-from benchmarks.gpu.dry_run import serve_cpu_tensors
+from benchmarks.gpu.dry_run import on_cuda, serve_cpu_tensors
 from benchmarks.harness.paths import ROOT
-from namernn_fast import gpu
 from tools.ptx.decode import Decoder, Signature
 
 KNOWN_TRITON = "3.9"
@@ -354,7 +353,7 @@ def install(arch: int = 80) -> Machine:
     machine = Machine(arch)
     triton.knobs.runtime.add_stages_inspection_hook = _change_stages
     triton.runtime.driver.set_active(_Driver(machine))
-    machine.library = serve_cpu_tensors(lambda: machine.device, partial(getattr, gpu))
+    machine.library = serve_cpu_tensors(lambda: machine.device, on_cuda)
     # oneDNN's bfloat16 products let a NaN spread from one row to others.
     torch.backends.mkldnn.set_flags(False)
     return machine

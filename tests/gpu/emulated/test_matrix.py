@@ -12,7 +12,7 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.dry_run import Interpreted
 from benchmarks.gpu.race import DRY, MEASURED, run
-from namernn_fast import availability
+from namernn_fast import availability, ops
 from namernn_fast.gpu import device, plan, tuning
 from tools.ptx.driver import DEVICES
 
@@ -86,7 +86,8 @@ def test_a_plan_of_autotune(machine, layer, size, chosen, monkeypatch, fp32_prec
 def test_the_benchmark(machine, monkeypatch):
     """The code of `make bench-gpu`, except timing: every cell passes its gate."""
     machine.device = DEVICES[90]
-    for module, name in ((device, "find_device"), (availability, "why_not_cpu_kernel")):
+    replaced = (device, "find_device"), (availability, "why_not_cpu_kernel"), (ops, "gpu_backend")
+    for module, name in replaced:
         monkeypatch.setattr(module, name, getattr(module, name))  # restored after the test
     platform = dataclasses.replace(DRY, path=Interpreted().path)
     torch.use_deterministic_algorithms(False)

@@ -16,8 +16,9 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
+from benchmarks.gpu.dry_run import OPERATORS, on_cuda
 from benchmarks.gpu.resources import H100
-from namernn_fast import gpu, testing
+from namernn_fast import gpu, ops, testing
 from namernn_fast.gpu import device, launching
 
 if not triton.knobs.runtime.interpret:
@@ -29,9 +30,10 @@ _KERNELS = "namernn_fast.gpu.kernels"
 @pytest.fixture(autouse=True, scope="session")
 def _gpu_operators_on_the_cpu():
     library = torch.library.Library("namernn_fast", "IMPL", "CPU")
-    for name in ("rnn_forward", "rnn_backward"):
-        library.impl(name, getattr(gpu, name), allow_override=True)
+    for name in OPERATORS:
+        library.impl(name, on_cuda(name), allow_override=True)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "gpu_backend", lambda device: gpu)
         patch.setattr(device, "find_device", lambda index: H100)
         patch.setattr(launching, "run", _run)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)

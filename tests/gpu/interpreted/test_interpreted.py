@@ -15,6 +15,7 @@ from plans import PLANS, resident, streamed
 from triton.runtime.errors import InterpreterError
 
 from namernn_fast import FusedRNN, availability, gpu, ops
+from namernn_fast.cells import ELMAN
 from namernn_fast.gpu import kernels, launching, layer, stack, sums
 from namernn_fast.testing import ErrorBudget
 
@@ -184,23 +185,23 @@ class TokenCase(Drawn):
         weights = [w.to(dtype) for w in self.weights]
         for i in range(0, ops.weights_per_layer(options), 4 if module.bias else 2):
             weights[i] = weights[i].t()
-        hx = None if self.hx is None else self.hx.to(dtype)
+        states = [] if self.hx is None else [self.hx.to(dtype)]
         reset = self.reset.t() if options & ops.BATCH_FIRST and self.resets else self.reset
 
-        call = (ids, hx, weights, lengths, reset)
-        output, h_n, hidden = ops.rnn_forward(*call, options | ops.WANT_HIDDEN)
-        nothing, last, none = ops.rnn_forward(*call, options | ops.LAST_STATE)
+        call = (ELMAN.number, ids, states, weights, lengths, reset)
+        output, (h_n,), saved = ops.forward(*call, options | ops.WANT_HIDDEN, 0)
+        nothing, (last,), none = ops.forward(*call, options | ops.LAST_STATE, 0)
         assert (nothing.shape, none) == ((0,), [])
         assert torch.equal(last, h_n)
-        _, grad_hx, grads = ops.rnn_backward(
-            *(self.grad_output.to(dtype).flatten(0, 1)[rows], self.grad_h_n.to(dtype)),
-            *(*call[:3], output, hidden, *call[3:], options),
-            *(False, hx is not None, list(range(module.num_layers))),
+        grads = ops.backward(
+            *(*call, options, 0, output, saved),
+            *(self.grad_output.to(dtype).flatten(0, 1)[rows], [self.grad_h_n.to(dtype)]),
+            *([False, *[True] * len(states)], list(range(module.num_layers))),
         )
         results = {"output": torch.zeros_like(self.grad_output, dtype=dtype), "h_n": h_n}
         results["output"].view(-1, output.shape[-1])[rows] = output
-        if hx is not None:
-            results["grad_hx"] = grad_hx
+        if states:
+            results["grad_hx"] = grads.pop(0)
         for (name, p), grad in zip(module.named_parameters(), grads, strict=True):
             is_table = name.startswith("weight_ih_l0")
             results[f"grad_{name}"] = grad.t() if is_table else grad
@@ -248,12 +249,12 @@ def test_an_id_without_a_row(plan, id, monkeypatch):
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
-    call = (None, weights, torch.tensor([3, 2]), None, ops.LAST_STATE)
+    call = (ELMAN.number, ids, [], weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
     ids[2, 1] = id  # past the end of its sequence
-    ops.rnn_forward(ids, *call)
+    ops.forward(*call)
     ids[1, 1] = id
     with pytest.raises(InterpreterError, match="input must hold ids of rows of the table"):
-        ops.rnn_forward(ids, *call)
+        ops.forward(*call)
 
 
 def test_sums_of_rows_by_token():

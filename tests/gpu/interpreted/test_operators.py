@@ -5,6 +5,7 @@ import torch
 from cases import Case
 
 from namernn_fast import ops, transfers
+from namernn_fast.cells import ELMAN
 from namernn_fast.gpu import device, launching
 from namernn_fast.testing import ErrorBudget
 
@@ -50,13 +51,13 @@ CALLS = {
 
 
 def call_of(options=ops.BIAS, num_layers=1, with_ids=False, with_lengths=False, with_reset=False):
-    """Returns the arguments of `rnn_forward`."""
+    """Returns the arguments of `forward`, up to options."""
     shape, layout = rows_of(options, with_lengths)
     input = torch.randint(VOCABULARY, shape) if with_ids else torch.randn(*shape, D)
     states = num_layers * ops.directions_of(options)
     reset = torch.rand(T, B) < 0.4 if with_reset else None
     weights = weights_of(options, num_layers, with_ids)
-    return input, torch.randn(states, B, H), weights, layout, reset, options
+    return ELMAN.number, input, [torch.randn(states, B, H)], weights, layout, reset, options
 
 
 def opcheck(operator, arguments):
@@ -68,23 +69,22 @@ def opcheck(operator, arguments):
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_forward(call, more):
     *arguments, options = call_of(**call)
-    opcheck(ops.rnn_forward, (*arguments, options | more))
+    opcheck(ops.forward, (*arguments, options | more, 0))
 
 
 @pytest.mark.parametrize("wanted", ["everything", "weights", "hx"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_backward(call, wanted):
     """`weights` is ordinary training, which needs no gradient of input or hx."""
-    input, hx, weights, *rest, options = call_of(**call)
-    forward = (input, hx, weights, *rest, options | ops.WANT_HIDDEN)
-    output, h_n, hidden = ops.rnn_forward(*forward)
+    cell, input, states, weights, *rows, options = call_of(**call)
+    forward = (cell, input, states, weights, *rows, options | ops.WANT_HIDDEN, 0)
+    output, (h_n,), saved = ops.forward(*forward)
     num_layers = ops.layer_count(weights, options)
     want_input = wanted == "everything" and not ops.has_ids(input)
     want_layers = [] if wanted == "hx" else list(range(num_layers))
-    backward = (torch.randn_like(output), torch.randn_like(h_n), input, hx, weights, output, hidden)
-    opcheck(
-        ops.rnn_backward, (*backward, *rest, options, want_input, wanted != "weights", want_layers)
-    )
+    grads = (torch.randn_like(output), [torch.randn_like(h_n)])
+    want = ([want_input, wanted != "weights"], want_layers)
+    opcheck(ops.backward, (*forward, output, saved, *grads, *want))
 
 
 @pytest.mark.parametrize("count", [1, 3, 64, 130])
@@ -97,17 +97,17 @@ def test_numbers_passed_as_arguments(count):
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_packed_while_a_graph_is_captured(with_ids, monkeypatch):
     """Kernels get batch_sizes only as arguments; results are bit-identical to an eager call."""
-    call = call_of(ops.BIAS | ops.PACKED, with_ids=with_ids)
-    eager = ops.rnn_forward(*call)
+    call = (*call_of(ops.BIAS | ops.PACKED, with_ids=with_ids), 0)
+    eager, (eager_h_n,), _ = ops.forward(*call)
     monkeypatch.setattr(transfers, "is_capturing", lambda device: True)
     uploaded, upload = [], launching.upload
     monkeypatch.setattr(
         launching, "upload", lambda *given: uploaded.append(given[0]) or upload(*given)
     )
-    captured = ops.rnn_forward(*call)
+    captured, (captured_h_n,), _ = ops.forward(*call)
     assert uploaded == [[2, 2, 1]]
-    assert torch.equal(captured[0], eager[0])
-    assert torch.equal(captured[1], eager[1])
+    assert torch.equal(captured, eager)
+    assert torch.equal(captured_h_n, eager_h_n)
 
 
 def test_a_refused_launch_still_computes(monkeypatch):

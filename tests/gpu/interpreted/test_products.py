@@ -7,6 +7,7 @@ from plans import PLANS
 from tf32 import Rounded, check_results
 
 from namernn_fast import ops
+from namernn_fast.cells import ELMAN
 from namernn_fast.gpu import kernels, launching, layer, products
 from namernn_fast.testing import ErrorBudget
 
@@ -125,10 +126,10 @@ WEIGHTS = [p.detach() for p in torch.nn.RNN(4, 20).parameters()]
 
 def train():
     x, hx = torch.randn(3, 2, 4), torch.randn(1, 2, 20)
-    output, h_n, _ = ops.rnn_forward(x, hx, WEIGHTS, None, None, ops.BIAS | ops.WANT_HIDDEN)
-    grads = (torch.randn_like(output), torch.randn_like(h_n))
-    rest = (output, [], None, None, ops.BIAS, True, True, [0])
-    return output, h_n, ops.rnn_backward(*grads, x, hx, WEIGHTS, *rest)
+    call = (ELMAN.number, x, [hx], WEIGHTS, None, None, ops.BIAS | ops.WANT_HIDDEN, 0)
+    output, (h_n,), saved = ops.forward(*call)
+    grads = (torch.randn_like(output), [torch.randn_like(h_n)])
+    return output, h_n, ops.backward(*call, output, saved, *grads, [True, True], [0])
 
 
 @pytest.mark.parametrize("rnn", ["ieee", "tf32", "none"])

@@ -8,30 +8,29 @@ import torch
 from torch import Tensor
 
 from . import availability, ops
-from .call import Call, Cell
+from .call import Call
+from .cells import ELMAN, GRU, LSTM, Cell
 from .functional import run
 from .integrations.fx import make_leaves
 from .integrations.nn_rnn import is_exact, plain_twin
 from .layer import States, current_weights
 from .options import batch_invariant_is_on, option_bits
 
-_VANILLA_STEPS = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
+class FusedCell(torch.nn.RNNCellBase, Generic[States]):
     """What the fused cells share.
 
     A subclass inherits from this class first and then from torch's cell.
     """
 
     _cell: Cell
-    _torch_class: type[torch.nn.RNNCellBase]
     nonlinearity: str = "tanh"
 
     def _step(self) -> Callable[..., Any] | None:
         """Returns torch's operator for a step, or None if torch's cell must raise an error."""
-        raise NotImplementedError
+        return self._cell.torch_steps.get(self.nonlinearity)
 
     def forward(self, input: Tensor, hx: States | None = None) -> States:
         """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.
@@ -50,7 +49,7 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
             weights = weights if self.bias else weights[:2]
             options = option_bits(weights, self.bias, False, self.nonlinearity, False, False)
             row, states = input.unsqueeze(0), _map_states(hx, lambda state: state.unsqueeze(0))
-            call = Call(row, states, weights, None, None, options, cell=self._cell)
+            call = Call(self._cell, row, states, weights, None, None, options)
             return _map_states(run(call, row)[1], _without_layers)  # type: ignore[no-any-return]
         step = self._step()
         if step is None or input.dim() != 2 or any(h.dim() != 2 for h in states_in(hx)):
@@ -58,7 +57,7 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
         given: Any = hx
         if given is None:
             given = input.new_zeros(input.shape[0], self.hidden_size)
-            given = (given, given) if self._cell == "lstm" else given
+            given = (given, given) if len(self._cell.states) > 1 else given
         return step(input, given, *weights)  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -80,7 +79,7 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
                 return slower
         weights = current_weights(self, _WEIGHTS) if weights is None else weights
         if not self._fits(input, hx, weights[0]):
-            name = self._torch_class.__name__
+            name = self._cell.torch_step_module.__name__
             return f"the arguments do not match, and nn.{name} raises its own errors"
         return None
 
@@ -107,9 +106,9 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
             and input.layout == torch.strided
             and (dtype == weight_ih.dtype or torch._C._is_any_autocast_enabled())
             and (
-                self._cell != "lstm"
-                or hx is None
-                or (isinstance(hx, tuple | list) and len(hx) == 2)
+                hx is None
+                or len(self._cell.states) == 1
+                or (isinstance(hx, tuple | list) and len(hx) == len(self._cell.states))
             )
             and all(
                 h.shape == (*batch, self.hidden_size) and h.dtype == dtype for h in states_in(hx)
@@ -118,10 +117,10 @@ class _FusedCell(torch.nn.RNNCellBase, Generic[States]):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCellBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
-        return plain_twin(self, self._torch_class) if is_exact(self) else self
+        return plain_twin(self, self._cell.torch_step_module) if is_exact(self) else self
 
 
-class FusedRNNCell(_FusedCell[Tensor], torch.nn.RNNCell):
+class FusedRNNCell(FusedCell[Tensor], torch.nn.RNNCell):
     """A drop-in for `torch.nn.RNNCell`: one step, h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh).
 
     The constructor, parameters, `state_dict`, initialisation, errors and results are those of
@@ -135,14 +134,10 @@ class FusedRNNCell(_FusedCell[Tensor], torch.nn.RNNCell):
         torch.Size([3, 16])
     """
 
-    _cell = "rnn"
-    _torch_class = torch.nn.RNNCell
-
-    def _step(self) -> Callable[..., Any] | None:
-        return _VANILLA_STEPS.get(self.nonlinearity)
+    _cell = ELMAN
 
 
-class _FusedGatedCell(_FusedCell[States]):
+class _FusedGatedCell(FusedCell[States]):
     """What the cells with gates share: for some sizes the fused operator is faster."""
 
     def _why_slower(self, input: Tensor) -> str | None:
@@ -164,7 +159,7 @@ class _FusedGatedCell(_FusedCell[States]):
         rows = input.shape[0] if input.dim() == 2 else 1
         kernel, bfloat16_kernel = _kernels()
         if bfloat16_kernel == "avx512_bf16":  # chosen on AMD alone, where torch's BLAS is slower
-            columns = ops.GATES[self._cell] * self.hidden_size
+            columns = self._cell.weight_blocks * self.hidden_size
             work = rows * columns * (self.input_size + self.hidden_size)  # multiply-adds
             return rows > 1 and work >= 2**19
         return kernel != "baseline" and 8 <= rows <= 16 and self.hidden_size >= 512
@@ -190,11 +185,7 @@ class FusedGRUCell(_FusedGatedCell[Tensor], torch.nn.GRUCell):
         torch.Size([3, 16])
     """
 
-    _cell = "gru"
-    _torch_class = torch.nn.GRUCell
-
-    def _step(self) -> Callable[..., Any] | None:
-        return torch.gru_cell
+    _cell = GRU
 
 
 class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
@@ -210,11 +201,7 @@ class FusedLSTMCell(_FusedGatedCell[tuple[Tensor, Tensor]], torch.nn.LSTMCell):
         (torch.Size([3, 16]), torch.Size([3, 16]))
     """
 
-    _cell = "lstm"
-    _torch_class = torch.nn.LSTMCell
-
-    def _step(self) -> Callable[..., Any] | None:
-        return torch.lstm_cell
+    _cell = LSTM
 
     def _why_slower(self, input: Tensor) -> str | None:
         if torch._C._is_any_autocast_enabled():  # which has other rules for layers than for cells
@@ -245,4 +232,9 @@ def _without_layers(state: Tensor) -> Tensor:
     return state.squeeze(0) if state._is_view() else state.squeeze_(0)
 
 
-make_leaves(FusedRNNCell, FusedGRUCell, FusedLSTMCell)
+STEP_MODULES: dict[str, type[Any]] = {
+    module._cell.name: module for module in (FusedRNNCell, FusedGRUCell, FusedLSTMCell)
+}
+"""The step module of each cell, by the name of the cell."""
+
+make_leaves(*STEP_MODULES.values())

@@ -1,0 +1,24 @@
+// All cells, in the order of CellKind.
+#pragma once
+
+#include <cstddef>
+
+#include "kernel/cells/elman.h"
+#include "kernel/cells/gru.h"
+#include "kernel/cells/lstm.h"
+
+namespace namernn_fast {
+namespace {
+
+template <class... Cells>
+struct CellList {
+  static constexpr bool is_in_order() {
+    size_t place = 0;
+    return ((size_t(Cells::kind) == place++) && ...) && place == size_t(kCells);
+  }
+};
+using AllCells = CellList<Elman, Gru, Lstm>;
+static_assert(AllCells::is_in_order());
+
+}  // namespace
+}  // namespace namernn_fast

@@ -1,0 +1,103 @@
+"""`Cell`: everything that the rest of the package knows about a recurrent cell."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer in one direction."""
+
+    weight_ih: Tensor
+    """(gates * hidden_size, features)"""
+    weight_hh: Tensor
+    """(gates * hidden_size, hidden_size)"""
+    bias_ih: Tensor | None = None
+    """(gates * hidden_size), or None without biases"""
+    bias_hh: Tensor | None = None
+    """(gates * hidden_size), or None without biases"""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The sum of both biases, or None without biases."""
+        if self.bias_ih is None or self.bias_hh is None:
+            return None
+        return self.bias_ih + self.bias_hh
+
+
+Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Computes the states at one time from the sums of the input and the previous states.
+
+The sums, (batch, gates * hidden_size), include `Cell.bias_of_input`. The states of a row are side
+by side, (batch, states * hidden_size), the output first.
+"""
+
+
+class MakeStep(Protocol):
+    """Returns the step of a layer: the equation of a cell on tensors."""
+
+    def __call__(self, weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
+        """Returns the step.
+
+        Args:
+            weights: of the layer in one direction.
+            relu: whether the nonlinearity is relu instead of tanh.
+            in_place: whether the step must overwrite the sums with the states. Only for a cell
+                whose `sums_become_states`.
+        """
+
+
+class OnnxNode(NamedTuple):
+    """The ONNX node that computes a layer."""
+
+    operator: str
+    gates: Sequence[int]
+    """torch's weight blocks in the order of ONNX."""
+    attributes: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A recurrent cell. The names of the states are also those of torch: h in hx and h_n."""
+
+    name: str
+    """What users pass as `cell`, and the name of its function."""
+    number: int
+    """The argument `cell` of the operators: the value of `CellKind` in csrc/contract.h."""
+    layer: str
+    """The name of its layer in this package; the step module's name is that plus `Cell`."""
+    weight_blocks: int
+    """The number of blocks of hidden_size rows in weights and biases, one per gate."""
+    kept_blocks: int
+    """The number of blocks of hidden_size values that each row keeps for the backward pass besides
+    its output."""
+    make_step: MakeStep
+    torch_layer: type[nn.RNNBase]
+    torch_step_module: type[nn.RNNCellBase]
+    torch_steps: Mapping[str, Callable[..., Any]]
+    """torch's operator for a single step, by nonlinearity."""
+    onnx: OnnxNode
+    states: tuple[str, ...] = ("h",)
+    """The names of the states of a row. The first one is the output."""
+    nonlinearities: tuple[str, ...] = ("tanh",)
+    """The nonlinearities to choose from."""
+    separate_bias_hh: bool = False
+    """Whether the gradients of bias_ih and bias_hh differ. If so, the step adds bias_hh."""
+    torch_operator: Callable[..., Any] | None = None
+    """torch's operator for whole sequences, which runs on devices without a fused kernel. None: the
+    reference path runs there, which is as fast."""
+    has_gpu_kernel: bool = False
+    autocasts_only_products: frozenset[str] = frozenset()
+    """The layouts, of `padded` and `packed`, in which torch's autocast on a CPU casts the operands
+    of products, but not the states between them."""
+
+    @property
+    def sums_become_states(self) -> bool:
+        """Whether a row's sums have the shape of its states, so that a step may overwrite them."""
+        return self.weight_blocks == len(self.states) == 1
+
+    def bias_of_input(self, weights: LayerWeights) -> Tensor | None:
+        """Returns what the biases add to the sums of the input, or None without biases."""
+        return weights.bias_ih if self.separate_bias_hh else weights.bias

@@ -1,0 +1,42 @@
+"""The vanilla (Elman) cell.
+
+As in `torch.nn.RNN`, each step computes::
+
+    h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh),  where act is tanh or relu
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .cell import Cell, LayerWeights, OnnxNode, Step
+
+
+def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
+    """Returns h_t, given x = W_ih x_t + b_ih + b_hh and h = h_{t-1}."""
+    weight_hh = weights.weight_hh.t()
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        z = torch.addmm(x, h, weight_hh)
+        return torch.relu(z) if relu else torch.tanh(z)
+
+    def step_in_place(x: Tensor, h: Tensor) -> Tensor:
+        z = x.addmm_(h, weight_hh)
+        return torch.relu_(z) if relu else torch.tanh_(z)
+
+    return step_in_place if in_place else step
+
+
+ELMAN = Cell(
+    name="rnn",
+    number=0,
+    layer="FusedRNN",
+    weight_blocks=1,
+    kept_blocks=0,
+    make_step=make_step,
+    nonlinearities=("tanh", "relu"),
+    torch_layer=nn.RNN,
+    torch_step_module=nn.RNNCell,
+    torch_steps={"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell},
+    has_gpu_kernel=True,
+    onnx=OnnxNode("RNN", gates=(0,)),
+)

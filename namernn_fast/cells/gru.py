@@ -1,0 +1,46 @@
+"""The gated recurrent unit.
+
+As in `torch.nn.GRU`, each step computes::
+
+    r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
+    z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+    n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
+    h_t = (1 - z) * n + z * h_{t-1}
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from .cell import Cell, LayerWeights, OnnxNode, Step
+
+
+def make_step(weights: LayerWeights, *, relu: bool = False, in_place: bool = False) -> Step:
+    """Returns h_t, given x = W_ih x_t + b_ih and h = h_{t-1}."""
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        x_r, x_z, x_n = x.chunk(3, 1)
+        h_r, h_z, h_n = linear(h, weights.weight_hh, weights.bias_hh).chunk(3, 1)
+        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+        n = torch.tanh(x_n + r * h_n)
+        return n + z * (h - n)
+
+    return step
+
+
+GRU = Cell(
+    name="gru",
+    number=1,
+    layer="FusedGRU",
+    weight_blocks=3,
+    kept_blocks=4,
+    make_step=make_step,
+    separate_bias_hh=True,
+    torch_layer=nn.GRU,
+    torch_step_module=nn.GRUCell,
+    torch_steps={"tanh": torch.gru_cell},
+    torch_operator=torch.gru,
+    # linear_before_reset: the reset gate scales W_hn h + b_hn, as in torch.
+    onnx=OnnxNode("GRU", gates=(1, 0, 2), attributes={"linear_before_reset": 1}),
+    autocasts_only_products=frozenset({"padded", "packed"}),
+)

@@ -1,0 +1,46 @@
+"""The long short-term memory.
+
+As in `torch.nn.LSTM`, each step computes::
+
+    i = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
+    f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
+    g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+    o = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
+    c_t = f * c_{t-1} + i * g
+    h_t = o * tanh(c_t)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .cell import Cell, LayerWeights, OnnxNode, Step
+
+
+def make_step(weights: LayerWeights, *, relu: bool = False, in_place: bool = False) -> Step:
+    """Returns h_t and c_t, given x = W_ih x_t + b_ih + b_hh, h_{t-1} and c_{t-1}."""
+    weight_hh = weights.weight_hh.t()
+
+    def step(x: Tensor, states: Tensor) -> Tensor:
+        h, c = states.chunk(2, 1)
+        i, f, g, o = torch.addmm(x, h, weight_hh).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], 1)
+
+    return step
+
+
+LSTM = Cell(
+    name="lstm",
+    number=2,
+    layer="FusedLSTM",
+    weight_blocks=4,
+    kept_blocks=5,
+    make_step=make_step,
+    states=("h", "c"),
+    torch_layer=nn.LSTM,
+    torch_step_module=nn.LSTMCell,
+    torch_steps={"tanh": torch.lstm_cell},
+    torch_operator=torch.lstm,
+    onnx=OnnxNode("LSTM", gates=(0, 3, 1, 2)),  # i, o, f, g
+    autocasts_only_products=frozenset({"packed"}),
+)
