@@ -1,8 +1,9 @@
 """Checks the structure of the source tree and a few names; `make check` runs it.
 
 Prints every finding as `file:line: message` and exits with status 1 if there is any. It limits the
-length of files and functions, forbids import cycles, and bans names that are ambiguous by the
-glossary of docs/architecture.md. It needs only Python.
+length of files and functions and the number of parameters, forbids import cycles and comparisons
+with the name of a cell, and bans names that are ambiguous by the glossary of docs/architecture.md.
+It needs only Python.
 """
 
 import ast
@@ -13,10 +14,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "namernn_fast"
-FILE_LINES, FUNCTION_LINES = 400, 80
+CELLS, NATIVE_CELLS = f"{PACKAGE}/cells/", "csrc/kernel/cells/"
+FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 80, 10
 
 # Files, or file:function, that may be longer, and why. At most three.
 EXCEPTIONS = {}
+# Functions that may have more parameters: those that users call, Triton's kernels, and the operator
+# with the schema in namernn_fast/ops.py.
+PUBLIC = re.compile(
+    rf"{PACKAGE}/(functional\.py:[a-z]\w*|gpu/kernels/\w+\.py:\w+|[\w/]+\.py:__init__)"
+    r"|csrc/library/operators\.cpp:backward"
+)
+# What only makes error messages may say what torch's own messages say about each cell.
+WORDING = re.compile(r"_refuse_\w+")
 
 # Where words are looked for, as prefixes of paths.
 CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CONTRIBUTING")
@@ -43,11 +53,14 @@ def source_files(*folders: str, suffixes: set[str]) -> Iterator[tuple[str, str]]
                 yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
 
 
-def python_functions(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yields the name, first line and number of lines of each function."""
+def python_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yields the name, first line, number of lines and of parameters of each function."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            parameters = sum(one.arg not in ("self", "cls", "ctx") for one in given)
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            yield node.name, node.lineno, lines, parameters
 
 
 def without_comments(text: str) -> str:
@@ -63,14 +76,27 @@ FUNCTION = re.compile(
 )
 
 
-def cpp_functions(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yields the name, first line and number of lines of each function that has a body.
+def cpp_parameters(signature: str) -> int:
+    """Returns the number of parameters in a signature, which begins with a function's name."""
+    inner = signature[signature.index("(") + 1 :]
+    depth, parameters = 0, int(not inner.lstrip().startswith(")"))
+    for character in inner:
+        depth += (character in "(<[{") - (character in ")>]}")
+        if depth < 0:
+            break
+        parameters += character == "," and depth == 0
+    return parameters
+
+
+def cpp_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yields the name, first line, number of lines and of parameters of each function with a body.
 
     Nested functions, such as lambdas, count as part of the enclosing one.
     """
     code = without_comments(text)
     header = 0  # where the text before the next brace begins
-    open_braces: list[tuple[str, int] | str | None] = []  # a function's name and start, if any
+    # A function's name, number of parameters and start, if any.
+    open_braces: list[tuple[str, int, int] | str | None] = []
     for brace in re.finditer(r"[{};]", code):
         at = brace.start()
         if brace[0] == "{":
@@ -81,14 +107,14 @@ def cpp_functions(text: str) -> Iterator[tuple[str, int, int]]:
             begin = at - len(code[header:at].lstrip())
             outside = not any(open_braces) and "=" not in code[begin:at].split("(")[0]
             found = FUNCTION.search(code[begin:at].rstrip()) if outside else None
-            open_braces.append((found["name"], begin) if found else None)
+            open_braces.append((found["name"], cpp_parameters(found[0]), begin) if found else None)
         elif brace[0] == "}" and open_braces:
             function = open_braces.pop()
             if function == "value":
                 continue
             if function:
-                first, last = (code.count("\n", 0, place) + 1 for place in (function[1], at))
-                yield function[0], first, last - first + 1
+                first, last = (code.count("\n", 0, place) + 1 for place in (function[2], at))
+                yield function[0], first, last - first + 1, function[1]
         header = at + 1
 
 
@@ -138,6 +164,49 @@ def import_cycles(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
                 yield paths[module], line, "import cycle: " + " -> ".join([module, *back])
 
 
+def names_of_cells(files: dict[str, str]) -> set[str]:
+    """Returns the names of the cells: the argument `name` of each `Cell(...)` in their folder."""
+    return {
+        keyword.value.value
+        for path, text in files.items()
+        if path.startswith(CELLS)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Cell"
+        for keyword in node.keywords
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
+    }
+
+
+def questions_about_cells(files: dict[str, str]) -> Iterator[tuple[str, int, str]]:
+    """Yields the path, line and message of what compares or looks up the name of a cell."""
+    names = names_of_cells(files)
+
+    def named(node: ast.AST | None) -> bool:
+        inner = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+        return any(isinstance(one, ast.Constant) and one.value in names for one in inner)
+
+    def visit(node: ast.AST) -> Iterator[int]:
+        if isinstance(node, ast.FunctionDef) and WORDING.fullmatch(node.name):
+            return
+        if (
+            (isinstance(node, ast.Compare) and any(map(named, [node.left, *node.comparators])))
+            or (isinstance(node, ast.Dict) and any(map(named, node.keys)))
+            or (isinstance(node, ast.MatchValue) and named(node.value))
+        ):
+            yield node.lineno
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    for path, text in files.items():
+        if path.endswith(".py") and not path.startswith(CELLS):
+            for line in visit(ast.parse(text)):
+                yield path, line, f"asks for the name of a cell: put what differs into {CELLS}"
+        if not path.endswith(".py") and not path.startswith(NATIVE_CELLS):
+            for found in re.finditer(r"CellKind::", text):
+                line = text.count("\n", 0, found.start()) + 1
+                yield path, line, f"asks for a cell: put what differs into {NATIVE_CELLS}"
+
+
 def banned_words(path: str, text: str) -> Iterator[tuple[int, str]]:
     """Yields the line and a message for each banned name."""
     for pattern, instead, places in BANNED:
@@ -156,7 +225,11 @@ def findings() -> Iterator[str]:
     for path, text in source_files("csrc", PACKAGE, suffixes={".h", ".cpp", ".py"}):
         functions = python_functions if path.endswith(".py") else cpp_functions
         sizes = [("", 1, len(text.splitlines()), FILE_LINES)]
-        sizes += [(f":{name}", *size, FUNCTION_LINES) for name, *size in functions(text)]
+        sizes += [(f":{name}", *size, FUNCTION_LINES) for name, *size, _ in functions(text)]
+        for name, line, _, parameters in functions(text):
+            if parameters > PARAMETERS and not PUBLIC.fullmatch(f"{path}:{name}"):
+                message = f"function {name} has {parameters} parameters, more than {PARAMETERS}"
+                yield f"{path}:{line}: {message}"
         for name, line, lines, most in sizes:
             if lines > most and (excepted := {path, path + name} & EXCEPTIONS.keys()):
                 used |= excepted
@@ -167,7 +240,9 @@ def findings() -> Iterator[str]:
         yield f".ci/structure.py:1: the exception {name} is not needed"
     if len(EXCEPTIONS) > 3:
         yield f".ci/structure.py:1: {len(EXCEPTIONS)} exceptions, more than 3"
-    for path, line, message in import_cycles(dict(source_files(PACKAGE, suffixes={".py"}))):
+    python = dict(source_files(PACKAGE, suffixes={".py"}))
+    files = python | dict(source_files("csrc", suffixes={".h", ".cpp"}))
+    for path, line, message in (*import_cycles(python), *questions_about_cells(files)):
         yield f"{path}:{line}: {message}"
     tops = [top for top in EVERYWHERE if top.endswith("/")] + ["README.md", "CONTRIBUTING.md"]
     for path, text in source_files(*tops, suffixes=WORD_FILES):

@@ -42,10 +42,33 @@ def structure():
 
 def test_functions_are_measured(structure):
     """A function extends from its template line to its closing brace, including lambdas."""
-    native = [("Sum", 7, 4), ("value", 11, 1), ("wait", 14, 9)]
+    native = [("Sum", 7, 4, 2), ("value", 11, 1, 0), ("wait", 14, 9, 2)]
     assert list(structure.cpp_functions(NATIVE)) == native
-    python = "import x\n\nasync def wait():\n    def inner():\n        pass\n    inner()\n"
-    assert list(structure.python_functions(python)) == [("wait", 3, 4), ("inner", 4, 2)]
+    python = "import x\n\nasync def wait():\n    def inner(self, a, *b, c=1):\n        pass\n"
+    python += "    inner()\n"
+    assert list(structure.python_functions(python)) == [("wait", 3, 4, 0), ("inner", 4, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("signature", "count"),
+    [("f()", 0), ("f(int a)", 1), ("f(A<int, B> a, void (*g)(int, int), C c = {1, 2}) const", 3)],
+)
+def test_parameters_are_counted(structure, signature, count):
+    assert structure.cpp_parameters(signature) == count
+
+
+def test_questions_about_cells_are_found(structure):
+    files = {
+        "namernn_fast/cells/a.py": "A = Cell(name='rnn')\nB = 'rnn' == x\n",
+        "namernn_fast/b.py": "x = kind == 'rnn'\ny = kind in ('gru', 'rnn')\nz = {'rnn': 1}\n",
+        "namernn_fast/c.py": "def _refuse_it(kind):\n    return kind == 'rnn'\n",
+        "namernn_fast/d.py": "x = kind == 'gru'\ny = f('rnn')\nz = {1: 'rnn'}\n",
+        "csrc/kernel/cells/gru.h": "CellKind kind = CellKind::gru;\n",
+        "csrc/plan.cpp": "\nif (cell == CellKind::gru) return;\n",
+    }
+    found = [(path, line) for path, line, _ in structure.questions_about_cells(files)]
+    in_python = [("namernn_fast/b.py", line) for line in (1, 2, 3)]
+    assert found == [*in_python, ("csrc/plan.cpp", 2)]
 
 
 def test_import_cycles_are_found(structure):
