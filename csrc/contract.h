@@ -34,7 +34,7 @@ namespace namernn_fast {
 
 enum class Activation { tanh, relu };
 
-// The numbers of namernn_fast/cells/, and the places in the tables of kernels below.
+// `Cell.number` in namernn_fast/cells/, and the index into the tables of kernels below.
 enum class CellKind { elman, gru, lstm };
 constexpr int64_t kCells = 3;
 
@@ -241,6 +241,7 @@ struct KernelsOfCell : KernelsFor<float>,
                        KernelsFor<double>,
                        KernelsFor<BFloat16>,
                        KernelsFor<Half> {
+  const char* name;
   int64_t weight_blocks;
   int64_t kept;
   int64_t states;

@@ -37,8 +37,8 @@ class FusedStack(torch.autograd.Function):
         input, *states = tensors[:count]
         weights = tensors[count:]
         # The backward pass reads every output.
-        options = options & ~ops.LAST_STATE | ops.WANT_HIDDEN
-        arguments = cell, input, states, weights, sequence_layout, reset, options, trees
+        options = options & ~ops.LAST_STATE | ops.WANT_SAVED
+        arguments = cell, input, states or None, weights, sequence_layout, reset, options, trees
         needed = ctx.needs_input_grad[-len(tensors) :]
         values: Sequence[Tensor]
         watched: Iterable[Tensor]
@@ -95,22 +95,10 @@ class FusedStack(torch.autograd.Function):
             )
             return *_NOT_DIFFERENTIABLE, *gradients
         run = ops.backward if torch.compiler.is_compiling() else ops.backward_untraced
-        found = run(
-            plan.cell,
-            input,
-            states,
-            weights,
-            sequence_layout,
-            reset,
-            options,
-            trees,
-            output,
-            rest[wanted:saved],
-            grads[0],
-            grads[1:],
-            plan.wanted,
-            plan.want_layers,
-        )
+        rows = sequence_layout, reset, options, trees
+        results = output, rest[wanted:saved], grads[0], grads[1:]
+        wants = plan.wanted, plan.want_layers
+        found = run(plan.cell, input, states or None, weights, *rows, *results, *wants)
         return *_NOT_DIFFERENTIABLE, *plan.pick([*found, None])
 
 

@@ -6,16 +6,16 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from .cells import Cell
+from .cells import NUMBERED, Cell
 
 
 @dataclass(slots=True)
 class Call:
     """The arguments of one call, passed from `rnn()`, `gru()` or `lstm()` down to its path.
 
-    These and `last_state()` create it from the arguments of their caller. `layouts.normalise` and
-    `tokens.look_up` convert its fields to what the operators take, see `namernn_fast.ops`. From
-    `dispatch.run` on it is not modified.
+    These, `last_state()` and the modules create it from the arguments of their caller.
+    `layouts.normalise` and `tokens.look_up` convert its fields to what the operators take, see
+    `namernn_fast.ops`. From `dispatch.run` on it is not modified.
     """
 
     cell: Cell
@@ -36,12 +36,8 @@ class Call:
 
     def requires_grad(self) -> bool:
         """Returns whether any floating-point tensor of the call requires a gradient."""
-        if self.data.requires_grad:
-            return True
-        for tensor in self.states:
-            if tensor.requires_grad:
-                return True
-        return any(weight.requires_grad for weight in self.weights)
+        tensors = self.data, *self.states, *self.weights
+        return any(tensor.requires_grad for tensor in tensors)
 
     def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
         """Converts the initial states, if they are given."""
@@ -57,6 +53,14 @@ class Call:
         rows = self.sequence_layout, self.reset
         count = 1 + len(self.states)
         return *numbers, *rows, count, self.data, *self.states, *self.weights
+
+    @classmethod
+    def of_flat(cls, arguments: Sequence[Any]) -> "Call":
+        """Returns the call whose `flat` these arguments are."""
+        number, options, trees, layout, reset, count, *tensors = arguments
+        data, *states = tensors[:count]
+        rows = layout, reset, options, 0.0, trees
+        return cls(NUMBERED[number], data, None, tensors[count:], *rows, states=states)
 
 
 Results: TypeAlias = tuple[Tensor, ...]

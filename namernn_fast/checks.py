@@ -77,8 +77,8 @@ def check_like_nn_rnn(call: Call) -> None:
     number = ops.layer_count(weights, options) * ops.directions_of(options)
     wanted = (number, batch, ops.hidden_size_of(weights))
     like = f"the table, {weight_ih.dtype}" if has_ids else f"input, {data.dtype}"
-    for number, state in enumerate(call.states):
-        hidden = "hidden" if len(call.states) == 1 else f"hidden[{number}]"
+    for index, state in enumerate(call.states):
+        hidden = "hidden" if len(call.states) == 1 else f"hidden[{index}]"
         if state.shape != wanted:
             raise RuntimeError(f"Expected {hidden} size {wanted}, got {list(state.shape)}")
         if state.device != data.device:
@@ -87,7 +87,7 @@ def check_like_nn_rnn(call: Call) -> None:
                 f"{data.device} and hidden tensor at {state.device}"
             )
         if state.dtype != weight_ih.dtype:
-            name = f"{call.cell.states[number]}x"
+            name = f"{call.cell.states[index]}x"
             raise RuntimeError(f"{name} must have the dtype of {like}, got {state.dtype}")
 
 
@@ -115,10 +115,10 @@ def check_reference_arguments(call: Call) -> None:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(weight.shape)}")
     if options & ops.PACKED:
         sizes = check_batch_sizes(sequence_layout, data.shape[0])  # type: ignore[arg-type]
-        shape = call.states[0].shape if call.states else (0, sizes[0], 0)
-        if shape[1] != sizes[0]:
-            expected = (shape[0], sizes[0], shape[2])
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(shape)}")
+        if call.states and call.states[0].shape[1] != sizes[0]:
+            states, batch, size = call.states[0].shape
+            wanted = (states, sizes[0], size)
+            raise RuntimeError(f"Expected hidden size {wanted}, got {[states, batch, size]}")
         if reset is not None:
             check_reset_shape(reset, len(sizes), sizes[0], options)
     elif options & ops.JAGGED:

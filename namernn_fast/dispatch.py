@@ -1,18 +1,14 @@
 """Chooses the path of a call and runs it: a fused kernel, ATen operators, vmap, or ONNX."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import (
-    availability,
-    fakes,  # noqa: F401 - registers the fake kernels
-    native,
-    ops,
-    reference,
-)
+from . import availability, native, ops, reference
 from .autograd import FusedStack, apply_untransformed
 from .call import Call, Path, Results
 from .cells import Cell
@@ -122,30 +118,24 @@ def _run_layers(path: Path, call: Call) -> Results:
     return data, *map(torch.cat, zip(*last_states, strict=True))
 
 
-def _fused_path(call: Call) -> Results:
+def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[..., Any]) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
-        return apply_untransformed(*call.flat())
-    output, last_states, _ = ops.forward_untraced(
-        call.cell.number,
-        call.data,
-        call.states,
-        call.weights,
-        call.sequence_layout,
-        call.reset,
-        call.options,
-        call.trees,
+        return apply(*call.flat())
+    data, states, weights = call.data, call.states or None, call.weights
+    number, layout, reset = call.cell.number, call.sequence_layout, call.reset
+    output, last, _ = forward(
+        number, data, states, weights, layout, reset, call.options, call.trees
     )
-    return output, *last_states
+    return output, *last
+
+
+def _fused_path(call: Call) -> Results:
+    return _run_fused(call, apply_untransformed, ops.forward_untraced)
 
 
 def _compiled_path(call: Call) -> Results:
     """The fused path in a graph that a compiler traces."""
-    if torch.is_grad_enabled() and call.requires_grad():
-        return FusedStack.apply(*call.flat())  # type: ignore[no-any-return,no-untyped-call]
-    rows = call.sequence_layout, call.reset, call.options, call.trees
-    number = call.cell.number
-    output, last_states, _ = ops.forward(number, call.data, call.states, call.weights, *rows)
-    return output, *last_states
+    return _run_fused(call, FusedStack.apply, ops.forward)
 
 
 def _mapped_path(call: Call) -> Results:

@@ -8,13 +8,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import layouts, native, ops, tokens
 from .autocast import autocast_dtype, cast_like_autocast
-from .call import Call
 from .cells import Cell
 from .checks import check_like_nn_rnn
 from .dispatch import why_not_kernel
 from .functional import convert_dtypes
-from .layer import FusedLayer
-from .options import option_bits
+from .layer import FusedLayer, current_weights
 from .replacing import PLAIN
 from .step_modules import FusedCell, states_in
 from .token_rnn import TokenLayer
@@ -109,7 +107,7 @@ def explain(
     if layer.proj_size:
         path, why_not = "torch", {"cpu": "the kernels have no proj_size"}
     else:
-        call = _call(layer, input, hx, reset)
+        call = layer._call(input, hx, reset, current_weights(layer, layer._flat_weights_names))
         layouts.normalise(call, False)
         convert_dtypes(call, None)
         check_like_nn_rnn(call)
@@ -119,25 +117,6 @@ def explain(
     no_ids = "input does not hold token ids"
     output = _why_output(layer, (data, *states_in(hx)), path)
     return _with_shortcuts(path, why_not, no_ids, output, no_ids)
-
-
-def _call(
-    layer: Layer,
-    input: Tensor | PackedSequence,
-    hx: Tensor | tuple[Tensor, Tensor] | None,
-    reset: Tensor | None,
-) -> Call:
-    """Returns a call of a layer, as `layouts.normalise` takes it."""
-    weights: list[Tensor] = [weight for own in layer.all_weights for weight in own]
-    options = option_bits(
-        weights,
-        layer.bias,
-        layer.bidirectional,
-        "relu" if layer.mode == "RNN_RELU" else "tanh",
-        layer.batch_first,
-        layer.batch_invariant,
-    )
-    return Call(layer._cell, input, hx, weights, None, reset, options, _dropout(layer))  # type: ignore[arg-type]
 
 
 def _of_step(
@@ -173,7 +152,7 @@ def _of_ids(
         why_rows: why the layer gets embedded rows instead of ids, or None if it gets ids.
     """
     tokens.check_types(input, embedding)
-    call = _call(layer, input, hx, reset)
+    call = layer._call(input, hx, reset, current_weights(layer, layer._flat_weights_names))
     layouts.normalise(call, True)
     lookup = convert_dtypes(call, tokens.Lookup(embedding))
     assert lookup is not None

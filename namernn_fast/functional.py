@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import dispatch, ops, tokens
 from .autocast import autocast_dtype, cast_like_autocast
 from .call import Call, Results
-from .cells import CELLS, ELMAN, GRU, LSTM
+from .cells import CELLS, ELMAN, GRU, LSTM, CellName
 from .layouts import Input, Lengths, as_sequence_layout, normalise, restore, restore_states
 from .options import option_bits
 
@@ -37,7 +37,7 @@ def rnn(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, Tensor]:
-    """Applies a vanilla RNN of one or more layers to whole sequences; `FusedRNN` calls this.
+    """Applies a vanilla RNN of one or more layers to whole sequences.
 
     h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), as `torch.nn.RNN` defines it.
 
@@ -92,8 +92,7 @@ def rnn(
             operators; on a GPU, Triton is missing or too old, or the GPU is too old.
     """
     options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
-    probability = dropout if training else 0.0
-    call = Call(ELMAN, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
+    call = Call(ELMAN, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -113,7 +112,7 @@ def gru(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, Tensor]:
-    """Applies a GRU of one or more layers to whole sequences; `FusedGRU` calls this.
+    """Applies a GRU of one or more layers to whole sequences.
 
     As in `torch.nn.GRU`, each step computes::
 
@@ -138,8 +137,7 @@ def gru(
             computes the call, so Triton is not needed.
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
-    probability = dropout if training else 0.0
-    call = Call(GRU, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
+    call = Call(GRU, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -159,7 +157,7 @@ def lstm(
     embedding: Tensor | None = None,
     padding_idx: int | None = None,
 ) -> tuple[Input, tuple[Tensor, Tensor]]:
-    """Applies an LSTM of one or more layers to whole sequences; `FusedLSTM` calls this.
+    """Applies an LSTM of one or more layers to whole sequences.
 
     As in `torch.nn.LSTM`, each step computes::
 
@@ -185,8 +183,7 @@ def lstm(
         TypeError, ValueError, IndexError, RuntimeError: as `gru()`.
     """
     options = option_bits(weights, bias, bidirectional, "tanh", batch_first, batch_invariant)
-    probability = dropout if training else 0.0
-    call = Call(LSTM, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
+    call = Call(LSTM, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
     return run(call, input, lengths, embedding, padding_idx)
 
 
@@ -245,23 +242,12 @@ def last_state(
 ) -> tuple[Tensor, Tensor]: ...
 
 
-@overload
 def last_state(
     input: Tensor | PackedSequence,
     hx: Any,
     weights: Sequence[Tensor],
     *,
-    cell: str,
-    **options: "Unpack[_Options]",
-) -> Any: ...
-
-
-def last_state(
-    input: Tensor | PackedSequence,
-    hx: Any,
-    weights: Sequence[Tensor],
-    *,
-    cell: str = "rnn",
+    cell: CellName = "rnn",
     share_prefixes: bool | None = None,
     nonlinearity: str = "tanh",
     bias: bool = True,
@@ -303,19 +289,29 @@ def last_state(
             is relu for a cell with gates.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
-    options = ops.LAST_STATE | option_bits(
-        weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant
-    )
-    if share_prefixes and embedding is None:
-        tokens.refuse_to_share("embedding is None, so input does not hold token ids")
     kind = CELLS.get(cell)
     if kind is None:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+    options = option_bits(weights, bias, bidirectional, nonlinearity, batch_first, batch_invariant)
     if nonlinearity not in kind.nonlinearities:
         wanted = " or ".join(kind.nonlinearities)
         raise ValueError(f"nonlinearity must be {wanted} for cell={cell!r}, got {nonlinearity!r}")
-    probability = dropout if training else 0.0
-    call = Call(kind, input, hx, weights, None, reset, options, probability)  # type: ignore[arg-type]
+    call = Call(kind, input, hx, weights, None, reset, options, dropout if training else 0.0)  # type: ignore[arg-type]
+    return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)
+
+
+def run_last_state(
+    call: Call,
+    input: Tensor | PackedSequence,
+    lengths: Lengths | None,
+    embedding: Tensor | None,
+    padding_idx: int | None,
+    share_prefixes: bool | None,
+) -> Any:
+    """Runs a call for its last states only. `last_state()` and the modules call this."""
+    if share_prefixes and embedding is None:
+        tokens.refuse_to_share("embedding is None, so input does not hold token ids")
+    call.options |= ops.LAST_STATE
     lookup = _lookup(input, embedding, padding_idx, share_prefixes)
     results = _run(call, lengths, lookup)
     return restore_states(input, results, call.options, lookup is not None)

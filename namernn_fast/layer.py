@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import tokens
 from .call import Call
 from .cells import Cell
-from .functional import last_state, run
+from .functional import run, run_last_state
 from .integrations.nn_rnn import is_exact, must_serve, plain_twin
 from .layouts import Input, Lengths
 from .options import batch_invariant_is_on, option_bits
@@ -108,16 +108,7 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
         if self.proj_size:
             self._refuse_with_projection(lengths, reset, embedding)
             return self._as_torch(input, hx, embedding, padding_idx)
-        options = option_bits(
-            weights,
-            self.bias,
-            self.bidirectional,
-            "relu" if self.mode == "RNN_RELU" else "tanh",  # torch reads mode too
-            self.batch_first,
-            self.batch_invariant,
-        )
-        dropout = self.dropout if self.training else 0.0
-        call = Call(self._cell, input, hx, weights, None, reset, options, dropout)  # type: ignore[arg-type]
+        call = self._call(input, hx, reset, weights)
         return run(call, input, lengths, embedding, padding_idx)
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
@@ -164,24 +155,17 @@ class FusedLayer(torch.nn.RNNBase, Generic[States]):
                     f"this call runs on the operators of nn.{self._cell.torch_layer.__name__}"
                 )
             return self._as_torch(input, hx, embedding, padding_idx)[1]  # type: ignore[no-any-return]
-        return last_state(  # type: ignore[no-any-return]
-            input,
-            hx,
-            weights,
-            cell=self._cell.name,
-            share_prefixes=share_prefixes,
-            nonlinearity="relu" if self.mode == "RNN_RELU" else "tanh",
-            bias=self.bias,
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-            bidirectional=self.bidirectional,
-            training=self.training,
-            lengths=lengths,
-            reset=reset,
-            batch_invariant=self.batch_invariant,
-            embedding=embedding,
-            padding_idx=padding_idx,
+        call = self._call(input, hx, reset, weights)
+        return run_last_state(call, input, lengths, embedding, padding_idx, share_prefixes)  # type: ignore[no-any-return]
+
+    def _call(self, input: Any, hx: Any, reset: Tensor | None, weights: Sequence[Tensor]) -> Call:
+        """Returns a call of this layer with these weights, as `functional.run` takes it."""
+        act = "relu" if self.mode == "RNN_RELU" else "tanh"  # torch reads mode too
+        options = option_bits(
+            weights, self.bias, self.bidirectional, act, self.batch_first, self.batch_invariant
         )
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        return Call(self._cell, input, hx, weights, None, reset, options, dropout)
 
     def _refuse_with_projection(
         self, lengths: Lengths | None, reset: Tensor | None, embedding: Tensor | None

@@ -206,9 +206,7 @@ class FusedLSTM(FusedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
         self.batch_invariant = batch_invariant
 
 
-LAYERS: dict[str, type[Any]] = {
-    layer._cell.name: layer for layer in (FusedRNN, FusedGRU, FusedLSTM)
-}
+LAYERS: dict[str, type[Any]] = {cls._cell.name: cls for cls in (FusedRNN, FusedGRU, FusedLSTM)}
 """The layer of each cell, by the name of the cell."""
 
 allow_tracing(*LAYERS.values())

@@ -6,8 +6,9 @@ sequences. The names of their arguments and results mean the same throughout thi
 - cell: the number of the cell, an index of `cells.NUMBERED`.
 - input: (seq_len, batch, features), or (batch, seq_len, features) with BATCH_FIRST. Or int64 token
   ids, without the last dimension; see `has_ids`. Ids of rows that do not exist are not read.
-- states: the initial states, none for zeros, otherwise one tensor (num_layers * directions, batch,
-  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM.
+- states: the initial states, None for zeros, otherwise one tensor (num_layers * directions, batch,
+  hidden_size) for each of `Cell.states`: hx, and cx of an LSTM. Not an empty list, which
+  AOTInductor cannot pass.
 - weights: for each layer and direction weight_ih, weight_hh and, with BIAS, bias_ih and bias_hh;
   `layers_of` groups them. Each has `Cell.weight_blocks` blocks of hidden_size rows, in torch's
   order of gates. With token ids each weight_ih of the first layer is replaced by a table
@@ -28,7 +29,7 @@ sequences. The names of their arguments and results mean the same throughout thi
 - output: like input with directions * hidden_size features, without elements with LAST_STATE.
 - last_states: one tensor for each of `Cell.states`, like the initial ones: h_n, and c_n of an
   LSTM.
-- saved: with WANT_HIDDEN what the backward pass reads besides output, otherwise nothing. First the
+- saved: with WANT_SAVED what the backward pass reads besides output, otherwise nothing. First the
   outputs of all layers except the last; then, if the cell keeps anything, for each layer a tensor
   like output with `Cell.kept_blocks` * directions * hidden_size features.
 
@@ -38,12 +39,13 @@ sequences. The names of their arguments and results mean the same throughout thi
 - wanted: whether the gradients of input and of each of `states` are wanted. Token ids have none.
 - want_layers: the layers whose weights need a gradient.
 
-It returns a list of the wanted gradients: of input, of states, and of the weights of each layer in
-want_layers.
+It returns a list of the wanted gradients: of input, of states, and of the weights of the layers in
+want_layers, in the order of the layers.
 """
 
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -51,7 +53,8 @@ import torch
 from torch import Tensor
 
 from . import availability
-from .cells import CELLS, NUMBERED, Cell, LayerWeights
+from .cells import CELLS, NUMBERED, Cell, CellName
+from .cells.cell import LayerWeights
 
 NAMESPACE = "namernn_fast"
 
@@ -70,10 +73,10 @@ JAGGED = 32
 """input is the values of a jagged nested tensor, and sequence_layout its offsets."""
 BATCH_INVARIANT = 64
 """Results of a sequence are bit-identical however it is batched. CPU kernel only."""
-WANT_HIDDEN = 128
+WANT_SAVED = 128
 """`forward` returns what the backward pass reads besides output."""
 LAST_STATE = 256
-"""`forward` returns no output, only the last states. Not with WANT_HIDDEN."""
+"""`forward` returns no output, only the last states. Not with WANT_SAVED."""
 SHARE_PREFIXES = 512
 """Sequences of token ids share the states of common prefixes if that is estimated to be faster.
 Only with one direction, without states and reset, in float32 or float64 on a CPU. The output is
@@ -86,7 +89,7 @@ class ForwardArguments(NamedTuple):
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor]
+    states: Sequence[Tensor] | None
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
@@ -99,7 +102,7 @@ class BackwardArguments(NamedTuple):
 
     cell: int
     input: Tensor
-    states: Sequence[Tensor]
+    states: Sequence[Tensor] | None
     weights: Sequence[Tensor]
     sequence_layout: Tensor | None
     reset: Tensor | None
@@ -115,7 +118,7 @@ class BackwardArguments(NamedTuple):
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _ARGUMENTS = (
-    "int cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? sequence_layout, "
+    "int cell, Tensor input, Tensor[]? states, Tensor[] weights, Tensor? sequence_layout, "
     "Tensor? reset, int options, int trees"
 )
 _library.define(
@@ -166,7 +169,7 @@ def output_shape(input: Tensor, hidden_size: int, options: int) -> tuple[int, ..
 
 
 def kept_shape(cell: Cell, input: Tensor, hidden_size: int, options: int) -> tuple[int, ...]:
-    """Returns the shape of what one layer keeps, given that WANT_HIDDEN is set."""
+    """Returns the shape of what one layer keeps, given that WANT_SAVED is set."""
     *rows, features = output_shape(input, hidden_size, options)
     return (*rows, cell.kept_blocks * features)
 
@@ -209,6 +212,45 @@ def states_of_layers(
     return [*zip(*(state.chunk(layers) for state in states), strict=True)]
 
 
+@torch.library.register_fake(f"{NAMESPACE}::forward")
+def _(*arguments: Any) -> tuple[Any, ...]:
+    call = ForwardArguments(*arguments)
+    options, weights, states = call.options, call.weights, call.states
+    num_layers, directions = layer_count(weights, options), directions_of(options)
+    hidden_size = hidden_size_of(weights)
+    if states:
+        batch: Any = states[0].shape[1]  # a number or a symbol
+    elif options & PACKED:  # it is a value in batch_sizes, which a tracer cannot see
+        batch = torch.library.get_ctx().new_dynamic_size()
+    elif options & JAGGED:
+        batch = call.sequence_layout.shape[0] - 1  # type: ignore[union-attr]
+    else:
+        batch = call.input.shape[0 if options & BATCH_FIRST else 1]
+    cell, like = NUMBERED[call.cell], weights[0]  # ids have another dtype
+    shape = output_shape(call.input, hidden_size, options)
+    saved = []
+    if options & WANT_SAVED:
+        saved += [shape] * (num_layers - 1)
+        if cell.kept_blocks:
+            saved += [kept_shape(cell, call.input, hidden_size, options)] * num_layers
+    states_shape = num_layers * directions, batch, hidden_size
+    return (
+        like.new_empty(shape),
+        [like.new_empty(states_shape) for _ in cell.states],
+        [like.new_empty(shape) for shape in saved],
+    )
+
+
+@torch.library.register_fake(f"{NAMESPACE}::backward")
+def _(*arguments: Any) -> list[Tensor]:
+    call = BackwardArguments(*arguments)
+    per_layer, weights = weights_per_layer(call.options), call.weights
+    tensors = [*itertools.compress((call.input, *(call.states or ())), call.wanted)]
+    for k in sorted(set(call.want_layers)):
+        tensors += weights[k * per_layer : (k + 1) * per_layer]
+    return [weights[0].new_empty(tensor.shape) for tensor in tensors]
+
+
 def cpu_kernel(dtype: torch.dtype = torch.float32) -> str:
     """Returns the instruction set that the CPU kernel uses on this processor.
 
@@ -244,7 +286,7 @@ def cpu_plan(
     threads: int,
     l2_bytes: int = 2**20,
     num_layers: int = 1,
-    cell: str = "rnn",
+    cell: CellName = "rnn",
 ) -> Plan:
     """Returns the plan that the CPU kernel makes in float32, for this or any other machine.
 

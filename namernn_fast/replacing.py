@@ -6,24 +6,22 @@ from typing import TypeVar, overload
 
 import torch
 
+from .cells import CELLS, CellName
 from .nn import LAYERS, FusedGRU, FusedLSTM, FusedRNN
 from .step_modules import STEP_MODULES, FusedGRUCell, FusedLSTMCell, FusedRNNCell
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 FUSED: dict[str, dict[type, type]] = {
-    name: {
-        layer._cell.torch_layer: layer,
-        layer._cell.torch_step_module: STEP_MODULES[name],
-    }
-    for name, layer in LAYERS.items()
+    name: {cell.torch_layer: LAYERS[name], cell.torch_step_module: STEP_MODULES[name]}
+    for name, cell in CELLS.items()
 }
 """For each cell, torch's classes and the fused class that replaces each."""
 PLAIN = {fused: plain for classes in FUSED.values() for plain, fused in classes.items()}
 """The fused classes and the torch class that each replaces."""
 
 
-def replace_rnn(model: Model, cells: Sequence[str] = tuple(FUSED)) -> Model:
+def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")) -> Model:
     """Turns every `nn.RNN`, `nn.GRU`, `nn.LSTM` and cell of theirs in `model` into its fused class.
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,

@@ -20,7 +20,7 @@ struct BackwardGroup {
   Scalar* grad[kMostStates];  // [B, H] each, gradients of the current states, for all groups
   Scalar* grad_previous[kMostStates];  // [B, H] each, where a step writes the gradients of the
                                        // states that its rows continue: `grad`, except in a tree
-  TokenRows tokens;  // if the gradient of a table is wanted
+  TokenRows tokens;                    // if the gradient of a table is wanted
   bool one_product;  // whether each weight gradient is a single product, which needs no sums
 };
 

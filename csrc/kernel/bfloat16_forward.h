@@ -136,6 +136,8 @@ struct PairPart {
   BFloat16* arrays[2];
   float* carried;  // [B, state_size(H)], the state that a step reads without a product, if any
 
+  // A step reads at most one state without a product.
+  static_assert(Cell::states == 1 || Cell::only_through_sums);
   // The number of that state, the last one of the cell; or -1.
   static constexpr int carried_state =
       Cell::states == 1 && Cell::only_through_sums ? -1 : Cell::states - 1;

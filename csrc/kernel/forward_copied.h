@@ -24,7 +24,7 @@ struct CopiedRows {
   Scalar* kept;                 // [steps, B, Cell::kept * H], or null: nothing is kept
   Scalar* states[kMostStates];  // [B, H] each: h at the start of the time block; the cell states,
                                 // if there are any, at the current step
-  Scalar* last;  // [B, H], h at the end of the time block
+  Scalar* last;                 // [B, H], h at the end of the time block
 };
 
 // The forward pass of one part on copies.

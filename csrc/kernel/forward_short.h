@@ -70,8 +70,8 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
 template <class Cell, class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  if (!args.output
-           .data) {  // use scratch memory, so that the state has the same bits as with an output
+  // Without an output, scratch memory stands in, so that the last state has the same bits.
+  if (!args.output.data) {
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }
   const Plan plan = forward_plan<Cell>(layer, runtime);

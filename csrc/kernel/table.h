@@ -25,6 +25,7 @@ constexpr KernelsOfCell kernels_of_cell() {
           kernels_for<Cell, double>(),
           kernels_for<Cell, BFloat16>(),
           kernels_for<Cell, Half>(),
+          Cell::name,
           Cell::weight_blocks,
           Cell::kept,
           Cell::states,

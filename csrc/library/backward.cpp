@@ -92,7 +92,8 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
-  std::vector<std::vector<Tensor>> grad_states(size_t(stack.layers));  // if they are not wanted
+  std::vector<std::vector<Tensor>> grad_states(
+      size_t(stack.layers));  // carried, if the caller wants none
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
     const int64_t k = stack.layers - 1 - n;

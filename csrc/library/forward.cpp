@@ -86,14 +86,14 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
             .KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d), call.runtime());
       });
     }
-    if (k > 0 && !options.want_hidden) results.outputs[size_t(k - 1)].reset();
+    if (k > 0 && !options.want_saved) results.outputs[size_t(k - 1)].reset();
   }
 }
 
 // Zeroes the padding of the outputs that the caller gets.
 void finish_outputs(const Stack& stack, const Options& options, const ForwardTensors& results) {
   const size_t layers = results.outputs.size();
-  for (size_t k = options.want_hidden ? 0 : layers - 1; k < layers && !options.last_state; ++k) {
+  for (size_t k = options.want_saved ? 0 : layers - 1; k < layers && !options.last_state; ++k) {
     clear_padding(stack.batch, *results.outputs[k]);
   }
   for (const Tensor& kept : results.kept) clear_padding(stack.batch, kept);
@@ -126,7 +126,7 @@ ForwardTensors forward_stack(const Stack& stack, const Options& options) {
   for (size_t i = 0; i < stack.state_count(); ++i) {
     results.last_states.push_back(empty(state_shape, stack.dtype));
   }
-  const bool keeps = options.want_hidden && stack.kept_size() > 0;
+  const bool keeps = options.want_saved && stack.kept_size() > 0;
   const std::optional<PrefixTrees> trees = trees_of(stack, options);
   if (trees) {
     for (std::optional<Tensor>& output : results.outputs) {

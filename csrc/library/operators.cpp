@@ -28,16 +28,16 @@ void check_sharing(const Stack& stack, const Options& options) {
   if (!options.share_prefixes) return;
   check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
   check(stack.directions == 1, "sharing prefixes takes one direction, got ", stack.directions);
-  check(stack.states.empty(), "states must be empty when prefixes are shared");
+  check(stack.states.empty(), "states must be None when prefixes are shared");
   check(!stack.batch.resets.at, "reset must be None when prefixes are shared");
   check(stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64(),
         "weights must be float32 or float64 when prefixes are shared");
 }
 
 // Checks the arguments that both operators share.
-Stack check_call(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
-                 const OptionalTensor& sequence_layout, const OptionalTensor& reset,
-                 const Options& options) {
+Stack check_call(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
+                 const Tensors& weights, const OptionalTensor& sequence_layout,
+                 const OptionalTensor& reset, const Options& options) {
   check(cell >= 0 && cell < kCells, "cell must be from 0 to ", kCells - 1, ", got ", cell);
   Stack stack = check_stack(CellKind(cell), input, states, weights,
                             read_batch(input, sequence_layout, reset, options), options);
@@ -51,21 +51,22 @@ Tensor flat_rows(const Tensor& tensor) {
 }
 
 std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
-                                             const Tensors& states, const Tensors& weights,
+                                             const std::optional<Tensors>& states,
+                                             const Tensors& weights,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
                                              int64_t trees) {
   const Options options = read_options(bits, trees);
   const Stack stack = check_call(cell, input, states, weights, sequence_layout, reset, options);
-  check(!(options.last_state && options.want_hidden),
-        "options must not set both LAST_STATE and WANT_HIDDEN");
+  check(!(options.last_state && options.want_saved),
+        "options must not set both LAST_STATE and WANT_SAVED");
   ForwardTensors results = forward_stack(stack, options);
   // The shapes of the results must not depend on the values of ids.
   const auto in_shape = [&](const Tensor& output) {
     return options.share_prefixes && output.dim() != 2 ? flat_rows(output) : output;
   };
   Tensors saved;
-  for (size_t k = 0; options.want_hidden && k + 1 < results.outputs.size(); ++k) {
+  for (size_t k = 0; options.want_saved && k + 1 < results.outputs.size(); ++k) {
     saved.push_back(in_shape(*results.outputs[k]));
   }
   for (const Tensor& of_layer : results.kept) saved.push_back(in_shape(of_layer));
@@ -118,7 +119,8 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
   grads.grad_last_states = grad_last_states;
 }
 
-// Allocates the wanted gradients. A weight whose gradient is not wanted gets one without elements.
+// Allocates the wanted gradients. A weight whose gradient is not wanted gets a placeholder without
+// elements, so that grad_weights has the indices of Stack::weights.
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
   check(wanted.size() == 1 + stack.states.size(), "wanted must say whether input and each of ",
@@ -146,10 +148,10 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
   }
 }
 
-Tensors backward(int64_t cell, const Tensor& input, const Tensors& states, const Tensors& weights,
-                 const OptionalTensor& sequence_layout, const OptionalTensor& reset, int64_t bits,
-                 int64_t trees, const Tensor& output, const Tensors& saved,
-                 const OptionalTensor& grad_output,
+Tensors backward(int64_t cell, const Tensor& input, const std::optional<Tensors>& states,
+                 const Tensors& weights, const OptionalTensor& sequence_layout,
+                 const OptionalTensor& reset, int64_t bits, int64_t trees, const Tensor& output,
+                 const Tensors& saved, const OptionalTensor& grad_output,
                  const std::vector<OptionalTensor>& grad_last_states,
                  const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers) {
   const Options options = read_options(bits, trees);

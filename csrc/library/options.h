@@ -13,7 +13,7 @@ struct Options {
   bool packed;
   bool jagged;
   bool batch_invariant;
-  bool want_hidden;
+  bool want_saved;
   bool last_state;
   bool share_prefixes;
   int64_t trees;  // least number of prefix trees with share_prefixes

@@ -9,12 +9,12 @@
 namespace namernn_fast {
 
 struct ForwardTensors {
-  std::vector<Tensor> last_states;             // h_n and, if the cell has cell states, c_n
+  std::vector<Tensor> last_states;             // one per state of the cell
   std::vector<std::optional<Tensor>> outputs;  // one per layer; empty if not kept
-  std::vector<Tensor> kept;  // one per layer with `want_hidden`, if the cell keeps anything
+  std::vector<Tensor> kept;  // one per layer with `want_saved`, if the cell keeps anything
 };
 
-// Runs all layers forward. Keeps the outputs of layers before the last with `want_hidden`, and that
+// Runs all layers forward. Keeps the outputs of layers before the last with `want_saved`, and that
 // of the last layer without `last_state`.
 ForwardTensors forward_stack(const Stack& stack, const Options& options);
 

@@ -30,8 +30,7 @@ Stack check_input(CellKind cell, const Tensor& input, const std::vector<Tensor>&
 }
 
 void check_states(Stack& stack, const std::vector<Tensor>& states) {
-  if (states.empty()) return;
-  check(states.size() == stack.state_count(), "states must hold nothing or ", stack.state_count(),
+  check(states.size() == stack.state_count(), "states must hold ", stack.state_count(),
         " tensor(s), one for each state of the cell, got ", states.size());
   for (size_t i = 0; i < states.size(); ++i) {
     check_tensor(i == 0 ? "hx" : "cx", states[i], stack.dtype, stack.state_shape());
@@ -69,7 +68,8 @@ void check_weights(Stack& stack, const std::vector<Tensor>& weights) {
 
 }  // namespace
 
-Stack check_stack(CellKind cell, const Tensor& input, const std::vector<Tensor>& states,
+Stack check_stack(CellKind cell, const Tensor& input,
+                  const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options) {
   const int64_t per_layer = (options.bidirectional ? 2 : 1) * (options.bias ? 4 : 2);
   const int64_t count = int64_t(weights.size());
@@ -77,9 +77,9 @@ Stack check_stack(CellKind cell, const Tensor& input, const std::vector<Tensor>&
         " tensors for each layer, got ", count);
   check(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
   Stack stack = check_input(cell, input, weights, count / per_layer, std::move(batch), options);
-  check(kernels_of(cell).has_nonlinearity || !options.relu,
-        "options must not set RELU for a cell with gates");
-  check_states(stack, states);
+  check(kernels_of(cell).has_nonlinearity || !options.relu, "options must not set RELU for the ",
+        kernels_of(cell).name, " cell");
+  if (states) check_states(stack, *states);
   check_weights(stack, weights);
   return stack;
 }

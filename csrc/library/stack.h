@@ -46,12 +46,13 @@ struct Stack {
   size_t state_count() const { return size_t(kernels_of(cell).states); }
   // The shape of the initial and the last states.
   std::vector<int64_t> state_shape() const { return {layers * directions, batch.B, H}; }
-  // Features of a row that one direction keeps for the backward pass besides its states.
+  // Features of a row that one direction keeps for the backward pass besides its output.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
 };
 
 // Checks the arguments of an operator. Errors name the argument, what it must be and what it is.
-Stack check_stack(CellKind cell, const Tensor& input, const std::vector<Tensor>& states,
+Stack check_stack(CellKind cell, const Tensor& input,
+                  const std::optional<std::vector<Tensor>>& states,
                   const std::vector<Tensor>& weights, Batch batch, const Options& options);
 
 // A kernel's arguments for direction d of layer k, except the input.

@@ -67,10 +67,7 @@ def add_parser(commands: Any) -> None:
         f"--json. Sizes: {SIZES}.",
     )
     parser.add_argument(
-        "--cell",
-        choices=LAYERS_OF,
-        default=ELMAN.name,
-        help="the layer to race (default: %(default)s)",
+        "--cell", choices=LAYERS_OF, default=ELMAN.name, help="layer to race (default: %(default)s)"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
+
+CellName: TypeAlias = Literal["rnn", "gru", "lstm"]
+"""The name of a cell, as users pass it."""
 
 
 class LayerWeights(NamedTuple):
@@ -60,9 +63,9 @@ class OnnxNode(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A recurrent cell. The names of the states are also those of torch: h in hx and h_n."""
+    """A recurrent cell."""
 
-    name: str
+    name: CellName
     """What users pass as `cell`, and the name of its function."""
     number: int
     """The argument `cell` of the operators: the value of `CellKind` in csrc/contract.h."""
@@ -80,7 +83,7 @@ class Cell:
     """torch's operator for a single step, by nonlinearity."""
     onnx: OnnxNode
     states: tuple[str, ...] = ("h",)
-    """The names of the states of a row. The first one is the output."""
+    """The names of the states of a row, the output first; torch says hx and h_n for those of h."""
     nonlinearities: tuple[str, ...] = ("tanh",)
     """The nonlinearities to choose from."""
     separate_bias_hh: bool = False
@@ -90,8 +93,8 @@ class Cell:
     reference path runs there, which is as fast."""
     has_gpu_kernel: bool = False
     autocasts_only_products: frozenset[str] = frozenset()
-    """The layouts, of `padded` and `packed`, in which torch's autocast on a CPU casts the operands
-    of products, but not the states between them."""
+    """The layouts, `padded` or `packed`, for which torch's autocast on a CPU casts the operands of
+    products, but keeps the states in their dtype."""
 
     @property
     def sums_become_states(self) -> bool:

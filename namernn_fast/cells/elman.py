@@ -14,16 +14,9 @@ from .cell import Cell, LayerWeights, OnnxNode, Step
 def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
     """Returns h_t, given x = W_ih x_t + b_ih + b_hh and h = h_{t-1}."""
     weight_hh = weights.weight_hh.t()
-
-    def step(x: Tensor, h: Tensor) -> Tensor:
-        z = torch.addmm(x, h, weight_hh)
-        return torch.relu(z) if relu else torch.tanh(z)
-
-    def step_in_place(x: Tensor, h: Tensor) -> Tensor:
-        z = x.addmm_(h, weight_hh)
-        return torch.relu_(z) if relu else torch.tanh_(z)
-
-    return step_in_place if in_place else step
+    add_product = Tensor.addmm_ if in_place else Tensor.addmm
+    act = torch.relu_ if relu else torch.tanh_  # in place, for the sum is new or may be overwritten
+    return lambda x, h: act(add_product(x, h, weight_hh))
 
 
 ELMAN = Cell(

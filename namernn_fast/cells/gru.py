@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from .cell import Cell, LayerWeights, OnnxNode, Step
 
 
-def make_step(weights: LayerWeights, *, relu: bool = False, in_place: bool = False) -> Step:
+def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
     """Returns h_t, given x = W_ih x_t + b_ih and h = h_{t-1}."""
 
     def step(x: Tensor, h: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .cell import Cell, LayerWeights, OnnxNode, Step
 
 
-def make_step(weights: LayerWeights, *, relu: bool = False, in_place: bool = False) -> Step:
+def make_step(weights: LayerWeights, *, relu: bool, in_place: bool) -> Step:
     """Returns h_t and c_t, given x = W_ih x_t + b_ih + b_hh, h_{t-1} and c_{t-1}."""
     weight_hh = weights.weight_hh.t()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..cells import LayerWeights
+from ..cells.cell import LayerWeights
 from . import launching, stepwise
 from .device import Device, device_of, let_no_programs_meet
 from .kernels import Form, LayoutTensors, backward_kernel, forward_kernel

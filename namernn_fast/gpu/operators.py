@@ -23,8 +23,8 @@ def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tens
     options = call.options
     _require(not options & ops.BATCH_INVARIANT, "batch_invariant is not promised on a GPU")
     _require(
-        not (options & ops.LAST_STATE and options & ops.WANT_HIDDEN),
-        "options must not set both LAST_STATE and WANT_HIDDEN",
+        not (options & ops.LAST_STATE and options & ops.WANT_SAVED),
+        "options must not set both LAST_STATE and WANT_SAVED",
     )
     stack, x = _checked_stack(call)
     with on_device_of(call.input):
@@ -33,7 +33,7 @@ def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tens
     if options & ops.LAST_STATE:
         return h_n.new_empty(shape), [h_n], []
     outputs = [output.view(shape) for output in outputs]
-    return outputs[-1], [h_n], outputs[:-1] if options & ops.WANT_HIDDEN else []
+    return outputs[-1], [h_n], outputs[:-1] if options & ops.WANT_SAVED else []
 
 
 def backward(call: ops.BackwardArguments) -> list[Tensor]:
@@ -67,7 +67,7 @@ def backward(call: ops.BackwardArguments) -> list[Tensor]:
         )
     gradients = [] if grad_input is None else [grad_input.view(input.shape)]
     gradients += [] if grad_hx is None else [grad_hx]
-    return gradients + [grad for k in sorted(want_layers) for grad in grad_weights[k]]
+    return gradients + [grad for k in sorted(set(want_layers)) for grad in grad_weights[k]]
 
 
 def _require(condition: bool, message: str, *values: Any) -> None:
@@ -110,7 +110,7 @@ class _Shape:
 
 def _checked_stack(call: ops.ForwardArguments | ops.BackwardArguments) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator; returns the stack, and the input as (N, features)."""
-    input, states, weights, options = call.input, call.states, call.weights, call.options
+    input, states, weights, options = call.input, call.states or [], call.weights, call.options
     _require(
         not options & ops.SHARE_PREFIXES,
         "share_prefixes needs a CPU: the GPU kernels do not support it",
@@ -145,7 +145,11 @@ def _checked_stack(call: ops.ForwardArguments | ops.BackwardArguments) -> tuple[
             name, tables = "the table of weight_ih", tables - 1
             shape = (len(weights[0]), hidden_size)
         _check_tensor(name, weight, input, dtype, shape)
-    _require(len(states) < 2, "states must hold hx alone, or nothing, got {}", len(states))
+    _require(
+        call.states is None or len(states) == 1,
+        "states must hold 1 tensor(s), one for each state of the cell, got {}",
+        len(states),
+    )
     hx = states[0] if states else None
     shape = ops.layer_count(weights, options) * directions, layout.B, hidden_size
     _check_tensor("hx", hx, input, dtype, shape)
@@ -162,7 +166,7 @@ def _checked_stack(call: ops.ForwardArguments | ops.BackwardArguments) -> tuple[
 
 def _check_results(call: ops.BackwardArguments, stack: Stack) -> None:
     """Checks what `backward` takes besides the arguments of `forward`."""
-    input, count = call.input, len(call.states)
+    input, count = call.input, len(call.states or [])
     _require(
         len(call.wanted) == 1 + count,
         "wanted must say whether input and each of {} states need a gradient, got {} values",

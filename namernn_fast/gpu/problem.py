@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import ops
-from ..cells import LayerWeights
+from ..cells.cell import LayerWeights
 
 
 class SequenceLayout(NamedTuple):

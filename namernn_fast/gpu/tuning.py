@@ -42,13 +42,14 @@ def autotune(
         dtype=input.dtype,
     )
     weights = [p.detach() for p in layer.parameters()]
-    options = ops.BIAS | ops.WANT_HIDDEN | (ops.BIDIRECTIONAL if bidirectional else 0)
+    options = ops.BIAS | ops.WANT_SAVED | (ops.BIDIRECTIONAL if bidirectional else 0)
     # No states, no sequence_layout: all rows exist; no reset; no trees.
-    of_call = ops.ForwardArguments(ELMAN.number, input, [], weights, None, None, options, 0)
+    arguments = ops.ForwardArguments(ELMAN.number, input, None, weights, None, None, options, 0)
 
     def call() -> None:
-        output, last_states, _ = forward(of_call)
-        backward(ops.BackwardArguments(*of_call, output, [], output, last_states, [True], [0]))
+        output, last_states, saved = forward(arguments)
+        results = output, saved, output, last_states
+        backward(ops.BackwardArguments(*arguments, *results, [True], [0]))
 
     size = size_of(hidden_size, input.shape[1], input, directions)
     if measure is not None:

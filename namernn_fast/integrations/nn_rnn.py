@@ -63,7 +63,7 @@ def _stands_for_tensor(value: object) -> bool:
 def is_exact(module: torch.nn.Module) -> bool:
     """Returns whether a module's class is one of this package, and not a user's subclass of it.
 
-    A subclass may override anything.
+    A subclass may override anything. Only the classes of this package set `_cell` themselves.
     """
     return "_cell" in type(module).__dict__
 

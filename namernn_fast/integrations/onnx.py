@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from ..call import Call, Results
-from ..cells import LayerWeights
+from ..cells.cell import LayerWeights
 
 
 def exporting() -> bool:

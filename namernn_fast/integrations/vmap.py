@@ -1,7 +1,7 @@
 """`torch.func.vmap`: folds the mapped dimension into the batch dimension of one fused call."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch._functorch.pyfunctorch import (
 
 from .. import ops
 from ..call import Call, Path, Results
-from ..cells import NUMBERED
 
 
 def only_vmap_is_active() -> bool:
@@ -52,25 +51,14 @@ class Mapped(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        path: Path,
-        cell: int,
-        options: int,
-        trees: int,
-        sequence_layout: Tensor | None,
-        reset: Tensor | None,
-        count: int,
-        *tensors: Tensor,
+        info: Any, in_dims: tuple[int | None, ...], path: Path, *arguments: Any
     ) -> tuple[Results, tuple[int | None, ...]]:
         """Folds the mapped dimension into the batch, or loops over it if weights are mapped over.
 
         Args:
             info, in_dims: as in `torch.autograd.Function.vmap`.
             path: computes the call one level below.
-            cell, options, trees, sequence_layout, reset: as of `namernn_fast.ops`.
-            count: the number of states, plus one.
-            tensors: input, states and weights.
+            arguments: `flat` of the call.
 
         Returns:
             The results, and their mapped dimensions. With LAST_STATE output has no elements.
@@ -79,27 +67,19 @@ class Mapped(torch.autograd.Function):
             ValueError: batch_sizes or offsets are mapped over; a jagged tensor is mapped over, but
                 the weights are not.
         """
-        *_, layout_dim, reset_dim, _ = in_dims[: -len(tensors)]
-        dims, size, kind = in_dims[-len(tensors) :], info.batch_size, NUMBERED[cell]
-        (input, *states), weights = tensors[:count], tensors[count:]
-        (input_dim, *states_dims), weights_dims = dims[:count], dims[count:]
+        call, size = Call.of_flat(arguments), info.batch_size
+        options, layout = call.options, call.sequence_layout
+        _, _, _, _, layout_dim, reset_dim, _, input_dim, *dims = in_dims
         if layout_dim is not None and options & (ops.PACKED | ops.JAGGED):
             raise ValueError(
                 "vmap cannot map over the layout of packed or jagged sequences: map over padded "
                 "input and lengths"
             )
-        if any(dim is not None for dim in weights_dims):
-            results = [
-                path(Call(kind, x, None, ws, layout, cuts, options, 0.0, trees, initial))
-                for x, initial, ws, layout, cuts in zip(
-                    _split(input, input_dim, size),
-                    _split_each(states, states_dims, size),
-                    _split_each(weights, weights_dims, size),
-                    _split(sequence_layout, layout_dim, size),
-                    _split(reset, reset_dim, size),
-                    strict=True,
-                )
-            ]
+        if any(dim is not None for dim in dims[len(call.states) :]):
+            slices = (
+                _split(own, dim, size) for own, dim in zip(arguments, in_dims[1:], strict=True)
+            )
+            results = [path(Call.of_flat(own)) for own in zip(*slices, strict=True)]
             if options & ops.LAST_STATE:
                 return _without_output([*map(torch.stack, zip(*results, strict=True))][1:], 0)
             return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
@@ -111,24 +91,19 @@ class Mapped(torch.autograd.Function):
         # Packed data holds the sequences of one time side by side, so its rows act as the batch.
         packed, batch_first = options & ops.PACKED, options & ops.BATCH_FIRST
         batch_dim = 0 if batch_first or packed else 1
-        folded = Call(
-            kind,
-            _fold(input, input_dim, batch_dim, size),
-            None,
-            weights,
-            sequence_layout * size if packed else _fold(sequence_layout, layout_dim, 0, size),
-            _fold(reset, reset_dim, 0 if batch_first else 1, size),
-            options,
-            0.0,
-            trees,
-            [_fold(state, dim, 1, size) for state, dim in zip(states, states_dims, strict=True)],
+        folded = replace(
+            call,
+            data=_fold(call.data, input_dim, batch_dim, size),
+            sequence_layout=layout * size if packed else _fold(layout, layout_dim, 0, size),
+            reset=_fold(call.reset, reset_dim, 0 if batch_first else 1, size),
+            states=[_fold(own, dim, 1, size) for own, dim in zip(call.states, dims, strict=False)],
         )
         output, *last = path(folded)
         last = [state.unflatten(1, (-1, size)) for state in last]
         if options & ops.LAST_STATE:
             return _without_output(last, 2)
-        dims = (batch_dim + 1, *(2 for _ in last))
-        return (output.unflatten(batch_dim, (-1, size)), *last), dims
+        output = output.unflatten(batch_dim, (-1, size))
+        return (output, *last), (batch_dim + 1, *(2 for _ in last))
 
 
 def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int | None, ...]]:
@@ -137,18 +112,8 @@ def _without_output(states: list[Tensor], dim: int) -> tuple[Results, tuple[int 
 
 
 def _split(tensor: Any, dim: int | None, size: int) -> Any:
-    """Returns one tensor per call: the slices along `dim`, or the same tensor if not mapped."""
+    """Returns one value per call: the slices along `dim`, or the same value if not mapped."""
     return [tensor] * size if dim is None else tensor.unbind(dim)
-
-
-def _split_each(
-    tensors: Sequence[Tensor], dims: Sequence[int | None], size: int
-) -> list[tuple[Tensor, ...]]:
-    """Returns for each call the slices of all tensors."""
-    if not tensors:
-        return [()] * size
-    slices = (_split(tensor, dim, size) for tensor, dim in zip(tensors, dims, strict=True))
-    return [*zip(*slices, strict=True)]
 
 
 def _fold(tensor: Any, dim: int | None, batch_dim: int, size: int) -> Any:

@@ -31,14 +31,16 @@ def stack_arguments(
             parameters[place] = torch.randn(7, kind.gates * 6, dtype=torch.float64)
     batch = 5 if batch_first and padded else 3
     shape = num_layers * directions, batch, 6
-    states = [*tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))] if with_hx else []
+    states = (
+        [*tensors_in(kind.states(torch.randn, *shape, dtype=torch.float64))] if with_hx else None
+    )
     sequence_layout = {
         "packed": BATCH_SIZES,
         "jagged": OFFSETS,
         "lengths": torch.arange(batch) % (3 if batch_first else 5),
     }.get(layout)
     reset = torch.rand(5, 3) < 0.3 if padded else None
-    options = ops.BIAS | ops.WANT_HIDDEN
+    options = ops.BIAS | ops.WANT_SAVED
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
     return kind.spec.number, x, states, parameters, sequence_layout, reset, options
@@ -91,7 +93,7 @@ def test_opcheck_of_the_last_state(kind, layout, tokens, shared):
         arguments[-1] = None  # reset
         options |= ops.SHARE_PREFIXES
     tests = forward_checks(layout, not shared)
-    alone = options & ~ops.WANT_HIDDEN | ops.LAST_STATE
+    alone = options & ~ops.WANT_SAVED | ops.LAST_STATE
     torch.library.opcheck(ops.forward, (*arguments, alone, 0), test_utils=tests)
     output, last, saved = ops.forward(*arguments, alone, 0)
     assert output.shape == (0,)
@@ -185,8 +187,8 @@ def good(kind):
     rows = kind.gates * 5
     weights = [torch.zeros(rows, 4), torch.zeros(rows, 5), torch.zeros(rows), torch.zeros(rows)]
     rows = {"sequence_layout": None, "reset": None}
-    numbers = {"options": ops.BIAS | ops.WANT_HIDDEN, "trees": 0}
-    call = {"cell": kind.spec.number, "input": X, "states": [], "weights": weights}
+    numbers = {"options": ops.BIAS | ops.WANT_SAVED, "trees": 0}
+    call = {"cell": kind.spec.number, "input": X, "states": None, "weights": weights}
     return call | rows | numbers
 
 
@@ -228,7 +230,8 @@ def with_weights(change):
             {"states": lambda kind: [torch.zeros(1, 3, 5), *[H_N] * kind.has_cell_state]},
             r"hx must have shape \(1, 2, 5\), got \(1, 3, 5\)",
         ),
-        ({"states": [H_N] * 3}, "states must hold nothing or . tensor.*, got 3"),
+        ({"states": []}, r"states must hold . tensor\(s\), one for each state of the cell, got 0"),
+        ({"states": [H_N] * 3}, "states must hold . tensor.*, got 3"),
         ({"cell": -1}, "cell must be from 0 to ., got -1"),
         ({"cell": len(NUMBERED)}, f"cell must be from 0 to ., got {len(NUMBERED)}"),
         ({"input": X[0]}, "input must have 3 dimensions, got 2"),
@@ -271,7 +274,7 @@ def test_the_forward_operator_has_relu_only_for_cells_with_a_choice(kind):
 @pytest.mark.parametrize(
     ("states", "text"),
     [
-        ([H_N], r"states must hold nothing or 2 tensor\(s\), one for each state .*, got 1"),
+        ([H_N], r"states must hold 2 tensor\(s\), one for each state .*, got 1"),
         ([H_N, H_N[:, 1:]], r"cx must have shape \(1, 2, 5\), got \(1, 1, 5\)"),
         ([H_N, H_N.double()], "cx must have the dtype of"),
     ],

@@ -234,7 +234,7 @@ def test_autocast(kind, path, dtype, vocabulary):
         with torch.backends.mkldnn.flags(enabled=dtype != torch.float16):
             rival = flat(theirs(F.embedding(ids, embedding)))
         state = tensors_in(ours.last_state(ids, embedding=embedding))
-    wanted = torch.float32 if kind.name == "gru" else dtype
+    wanted = torch.float32 if "padded" in kind.spec.autocasts_only_products else dtype
     assert {result.dtype for result in (*got, *state)} == {wanted}
     torch.testing.assert_close(state, got[1:], rtol=0, atol=0)
     exact = flat(theirs.double()(F.embedding(ids, embedding).double()))
@@ -428,7 +428,8 @@ def test_when_prefixes_are_shared(kind, calls):
     assert not shares(pack_sequence([one[:, 0]]), wide)
     assert shares(torch.nested.nested_tensor([*many.T], layout=torch.jagged), wide)
     with torch.autocast("cpu", torch.bfloat16):
-        assert shares(many, wide) == (kind.name == "gru")  # which autocast leaves in float32
+        stays_float = "padded" in kind.spec.autocasts_only_products
+        assert shares(many, wide) == stays_float
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_training(trace):
         if with_ids:
             weights[0] = tables
         (hx,) = on_gpu(trace, (num_layers * directions, B, H))
-        rows = (layout, reset, options | ops.BIAS | ops.WANT_HIDDEN, 0)
+        rows = (layout, reset, options | ops.BIAS | ops.WANT_SAVED, 0)
         with trace:
             call = ops.ForwardArguments(ELMAN.number, input, [hx], weights, *rows)
             output, last_states, saved = gpu.forward(call)

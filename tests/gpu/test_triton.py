@@ -363,7 +363,14 @@ ON_META = [WEIGHTS[0], WEIGHTS[1].to("meta"), *WEIGHTS[2:]]
         ([HX.to("meta")], WEIGHTS, SOME_LENGTHS, RESET, 0, "hx must be .*on the device of input"),
         ([HX], WEIGHTS, SOME_LENGTHS.to("meta"), RESET, 0, "lengths must be .*on the device of in"),
         ([HX], WEIGHTS, SOME_LENGTHS, RESET.to("meta"), 0, "reset must be .*on the device of inpu"),
-        ([HX, HX], WEIGHTS, SOME_LENGTHS, RESET, 0, "states must hold hx alone, or nothing, got 2"),
+        (
+            [HX, HX],
+            WEIGHTS,
+            SOME_LENGTHS,
+            RESET,
+            0,
+            r"states must hold 1 tensor\(s\), .*, got 2",
+        ),
         ([HX], WEIGHTS, None, None, ops.BATCH_INVARIANT, "batch_invariant is not promised on a GP"),
     ],
 )
@@ -381,7 +388,7 @@ UNEQUAL = [*OF_TABLE, TABLE[1:], WEIGHT_HH]
     ("input", "weights", "options", "message"),
     [
         (IDS, OF_TABLE, ops.SHARE_PREFIXES, "share_prefixes needs a CPU"),
-        (IDS, OF_TABLE, ops.LAST_STATE | ops.WANT_HIDDEN, "both LAST_STATE and WANT_HIDDEN"),
+        (IDS, OF_TABLE, ops.LAST_STATE | ops.WANT_SAVED, "both LAST_STATE and WANT_SAVED"),
         (IDS[0], OF_TABLE, 0, r"input must have 2 dimension\(s\), got 1"),
         (IDS.int(), OF_TABLE, 0, r"input must have one of .*int64.*, got torch.int32"),
         (IDS, [TABLE[:, 1:], WEIGHT_HH], 0, r"must have shape \(7, 6\), got \(7, 5\)"),
@@ -393,7 +400,7 @@ UNEQUAL = [*OF_TABLE, TABLE[1:], WEIGHT_HH]
 )
 def test_token_ids_that_do_not_fit(input, weights, options, message):
     with pytest.raises(RuntimeError, match=message):
-        forward(input, [], weights, None, None, options, 0)
+        forward(input, None, weights, None, None, options, 0)
 
 
 OUTPUT = torch.zeros(5, 2, 6)
@@ -410,7 +417,7 @@ OUTPUT = torch.zeros(5, 2, 6)
 def test_gradients_that_do_not_exist(want_input, options, message):
     with pytest.raises(RuntimeError, match=message):
         backward(
-            *(IDS, [], OF_TABLE, None, None, options, 0, OUTPUT, [], OUTPUT, [None]),
+            *(IDS, None, OF_TABLE, None, None, options, 0, OUTPUT, [], OUTPUT, [None]),
             *([want_input], [0]),
         )
 
@@ -423,8 +430,12 @@ def test_gradients_that_do_not_exist(want_input, options, message):
             "wanted must say whether input and each of 1 states need a gradient, got 1 values",
         ),
         ({"wanted": [True] * 3}, "wanted must say .* each of 1 states .*, got 3 values"),
-        ({"states": []}, "wanted must say .* each of 0 states .*, got 2 values"),
-        ({"states": [HX, HX]}, "states must hold hx alone, or nothing, got 2"),
+        ({"states": None}, "wanted must say .* each of 0 states .*, got 2 values"),
+        ({"states": []}, r"states must hold 1 tensor\(s\), one for each .*, got 0"),
+        (
+            {"states": [HX, HX]},
+            r"states must hold 1 tensor\(s\), .*, got 2",
+        ),
         ({"grad_last_states": []}, "grad_last_states must hold 1 gradient, got 0"),
         ({"grad_last_states": [HX, HX]}, "grad_last_states must hold 1 gradient, got 2"),
         ({"grad_last_states": [HX[0]]}, r"grad_h_n must have shape \(1, 2, 6\), got \(2, 6\)"),

@@ -188,7 +188,7 @@ def test_the_backward_pass_of_16_bits_is_that_of_float(kind, dtype):
     module = FUSED[cell](9, 70, bidirectional=True, dtype=dtype, **options)
     weights = [p.detach() for p in module.parameters()]
     x, states = torch.randn(6, 20, 9, dtype=dtype), states_of(cell, 2, 20, 70, dtype)
-    options = options_of(kind) | ops.BIDIRECTIONAL | ops.WANT_HIDDEN
+    options = options_of(kind) | ops.BIDIRECTIONAL | ops.WANT_SAVED
     number, rows = KINDS[cell].spec.number, (None, None, options, 0)
     output, last, kept = ops.forward(number, x, states, weights, *rows)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]
@@ -264,7 +264,7 @@ def test_gradients_that_are_not_wanted_change_nothing(threads, cell, bidirection
     weights = [p.detach() for p in module.parameters()]
     x = torch.randn(6, 20, 9, dtype=dtype)
     states = states_of(cell, len(weights) // 4, 20, 70, dtype)
-    options = ops.BIAS | ops.WANT_HIDDEN | ops.BIDIRECTIONAL * bidirectional
+    options = ops.BIAS | ops.WANT_SAVED | ops.BIDIRECTIONAL * bidirectional
     call = (KINDS[cell].spec.number, x, states, weights, None, None, options, 0)
     output, last, kept = ops.forward(*call)
     grads = torch.randn_like(output), [torch.randn_like(state) for state in last]

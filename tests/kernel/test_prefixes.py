@@ -115,7 +115,7 @@ class Call:
     def arguments(self, share, bits):
         """Returns the arguments of the operators."""
         options = self.options + bits + (ops.SHARE_PREFIXES if share else 0)
-        call = CELLS[self.cell].number, self.ids, [], self.weights
+        call = CELLS[self.cell].number, self.ids, None, self.weights
         return *call, self.sequence_layout, None, options, self.trees
 
     def last_state(self, share):
@@ -127,7 +127,7 @@ class Call:
 
     def forward(self, share):
         """Returns output, the last states side by side and saved of a call in training."""
-        output, last, saved = ops.forward(*self.arguments(share, ops.WANT_HIDDEN))
+        output, last, saved = ops.forward(*self.arguments(share, ops.WANT_SAVED))
         return output, torch.cat(last, -1), saved
 
     def backward(self, share, results, want_layers=None):
@@ -316,7 +316,7 @@ def test_the_place_of_a_wrong_id_is_the_caller_s(order, layout):
     ("changes", "message"),
     [
         ({"options": ops.BIDIRECTIONAL}, "sharing prefixes takes one direction, got 2"),
-        ({"states": True}, "states must be empty when prefixes are shared"),
+        ({"states": True}, "states must be None when prefixes are shared"),
         ({"reset": torch.ones(3, 1, dtype=torch.bool)}, "reset must be None when prefixes"),
         ({"dtype": torch.bfloat16}, "weights must be float32 or float64 when prefixes"),
         ({"input": torch.zeros(3, 1, 4)}, "when prefixes are shared, got features"),
@@ -331,7 +331,7 @@ def test_what_does_not_go_with_sharing_is_refused(cell, changes, message):
     if call["input"].dim() == 3:
         table = table.t()
     weights = [table, weight_hh] * (2 if call["options"] else 1)
-    states = [torch.zeros(1, 1, 4) for _ in CELLS[cell].states] if call["states"] else []
+    states = [torch.zeros(1, 1, 4) for _ in CELLS[cell].states] if call["states"] else None
     rows = None, call["reset"], call["options"] + ops.SHARE_PREFIXES, 0
     with pytest.raises(RuntimeError, match=message):
         ops.forward(CELLS[cell].number, call["input"], states, weights, *rows)

@@ -89,7 +89,7 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
   for (const auto& shape : shapes) {
     for (const bool relu : {false, true}) {
       // Not relu in 16 bits, where rounding a state may move it across the kink.
-      if (relu && (sizeof(Storage) == 2 || cell.kind != CellKind::elman)) continue;
+      if (relu && (sizeof(Storage) == 2 || !cell.has_nonlinearity)) continue;
       Share shares[kNames];
       for (unsigned options = 0; options < kOptions; ++options) {
         Problem p = problem_of<Storage>(cell, shape, options, bits_of(round++));

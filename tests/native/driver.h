@@ -24,6 +24,7 @@ struct Cell {
   int64_t kept;
   bool one_bias_gradient;
   bool has_cell_state;
+  bool has_nonlinearity;
 };
 
 // Compares runs over prefix trees with runs over plain rows. In trees.cpp.

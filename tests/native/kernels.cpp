@@ -10,7 +10,6 @@
 #endif
 
 #include <cstdio>
-#include <iterator>
 
 #include "problem.h"
 
@@ -77,18 +76,11 @@ void check_cell(const Cell& cell, const KernelsOfCell& kernels) {
   check_trees(cell, kernels);
 }
 
-constexpr const char* kNamesOfCells[] = {"vanilla", "GRU", "LSTM"};  // in the order of CellKind
-static_assert(std::size(kNamesOfCells) == size_t(kCells));
-
 // A cell on an instruction set; its sizes are the same on all of them.
 Cell cell_of(const std::string& instructions, int64_t number) {
   const KernelsOfCell& sizes = kernels_baseline.cells[number];
-  return {instructions + ", " + kNamesOfCells[number],
-          CellKind(number),
-          sizes.weight_blocks,
-          sizes.kept,
-          sizes.one_bias_gradient,
-          sizes.states > 1};
+  return {instructions + ", " + sizes.name, CellKind(number), sizes.weight_blocks,   sizes.kept,
+          sizes.one_bias_gradient,          sizes.states > 1, sizes.has_nonlinearity};
 }
 
 void check_all(const Kernels& kernels) {

@@ -16,9 +16,12 @@ struct CellList {
     size_t place = 0;
     return ((size_t(Cells::kind) == place++) && ...) && place == size_t(kCells);
   }
+  static constexpr bool have_known_states() {
+    return ((Cells::states == 1 || Cells::states == kMostStates) && ...);
+  }
 };
 using AllCells = CellList<Elman, Gru, Lstm>;
-static_assert(AllCells::is_in_order());
+static_assert(AllCells::is_in_order() && AllCells::have_known_states());
 
 }  // namespace
 }  // namespace namernn_fast

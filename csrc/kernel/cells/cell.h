@@ -2,28 +2,25 @@
 // members; register tiles and products do not depend on the cell. Each pass asserts what it assumes
 // about the constants, so a cell with other values does not compile until that pass supports it.
 // A cell has these members:
-//
-//   kind               its CellKind
-//   weight_blocks      number of blocks of H rows in weight_ih and in weight_hh, one per gate
-//   sums               number of blocks of H sums (values before the activation) in each row. The
-//                      input contributes to the first weight_blocks of them, the previous state to
-//                      weight_blocks of them from first_state_sum on
-//   first_state_sum    see `sums`
-//   input_block(sum)   the block of weight_ih that contributes to a sum. Blocks of weight_hh
-//                      contribute to the state's sums in order
-//   sums_in_output     whether a row's sums are stored in its row of the output until its states
-//                      replace them
-//   kept               number of blocks of H values that each row keeps for the backward pass
-//   besides
-//                      its output
-//   states             number of states of a row: 1, or 2 with a cell state, which the next step
-//                      reads without a product. It is the last block of the kept values
-//   only_through_sums  whether the states depend on the previous h through sums alone. If not,
-//                      sum_gradients() also writes the rest of the gradient of the previous h
-//   one_bias_gradient  whether bias_ih and bias_hh have the same gradient: the sum of dz over all
-//   rows has_nonlinearity   whether `Layer::activation` chooses the nonlinearity; if not, it is
-//   tanh Cell(layer)        reads what it needs of a Layer states_of(row)     computes the states
-//   of a StateRow sum_gradients(row) computes the gradients of the sums of a GradientRow
+// - kind, name: its CellKind, and its name in messages;
+// - weight_blocks: number of blocks of H rows in weight_ih and in weight_hh, one per gate;
+// - sums: number of blocks of H sums (values before the activation) in each row. The input
+//   contributes to the first weight_blocks of them, the previous state to weight_blocks of them
+//   from first_state_sum on;
+// - input_block(sum): the block of weight_ih that contributes to a sum. Blocks of weight_hh
+//   contribute to the sums of the state in order;
+// - sums_in_output: whether the sums of a row are stored in its row of the output until its states
+//   replace them;
+// - kept: number of blocks of H values that a row keeps for the backward pass besides its output;
+// - states: number of states of a row: 1, or 2 with a cell state, which the next step reads without
+//   a product. The cell state is the last block of the kept values;
+// - only_through_sums: whether the states depend on the previous h through sums alone. If not,
+//   sum_gradients() also writes the rest of the gradient of the previous h;
+// - one_bias_gradient: whether bias_ih and bias_hh have the same gradient, the sum of all dz;
+// - has_nonlinearity: whether `Layer::activation` chooses the nonlinearity; if not, it is tanh;
+// - Cell(layer): reads what it needs of a Layer;
+// - states_of(row): computes the states of a StateRow;
+// - sum_gradients(row): computes the gradients of the sums of a GradientRow.
 #pragma once
 
 #include "contract.h"
@@ -33,8 +30,8 @@
 namespace namernn_fast {
 namespace {
 
-// Some hidden units of a row, whose states are to be computed from their sums. Pointers are to the
-// first of these units; they are null for what the cell lacks.
+// Some hidden units of a row: what states_of() reads and writes. Pointers are to the first of these
+// units, and null for what the cell lacks.
 template <class Scalar, class Storage>
 struct StateRow {
   const Scalar* sums;  // the blocks are `stride` apart
@@ -46,7 +43,7 @@ struct StateRow {
   int64_t width;  // number of units
 };
 
-// Some hidden units of a row, whose gradients of sums are to be computed from those of the states.
+// Some hidden units of a row: what sum_gradients() reads and writes.
 template <class Storage, class Scalar, class Element>
 struct GradientRow {
   const Storage* output;

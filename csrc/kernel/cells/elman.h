@@ -9,6 +9,7 @@ namespace {
 
 struct Elman {
   static constexpr CellKind kind = CellKind::elman;
+  static constexpr const char* name = "vanilla";
   static constexpr int64_t weight_blocks = 1;
   static constexpr int64_t sums = 1;
   static constexpr int64_t first_state_sum = 0;

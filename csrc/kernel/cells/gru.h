@@ -14,6 +14,7 @@ namespace {
 
 struct Gru {
   static constexpr CellKind kind = CellKind::gru;
+  static constexpr const char* name = "GRU";
   static constexpr int64_t weight_blocks = 3;
   // In the order n_x, r, z, n_h: the sums of the input are adjacent, and so are those of the state,
   // in the order of weight_hh.

@@ -185,18 +185,18 @@ class TokenCase(Drawn):
         weights = [w.to(dtype) for w in self.weights]
         for i in range(0, ops.weights_per_layer(options), 4 if module.bias else 2):
             weights[i] = weights[i].t()
-        states = [] if self.hx is None else [self.hx.to(dtype)]
+        states = None if self.hx is None else [self.hx.to(dtype)]
         reset = self.reset.t() if options & ops.BATCH_FIRST and self.resets else self.reset
 
         call = (ELMAN.number, ids, states, weights, lengths, reset)
-        output, (h_n,), saved = ops.forward(*call, options | ops.WANT_HIDDEN, 0)
+        output, (h_n,), saved = ops.forward(*call, options | ops.WANT_SAVED, 0)
         nothing, (last,), none = ops.forward(*call, options | ops.LAST_STATE, 0)
         assert (nothing.shape, none) == ((0,), [])
         assert torch.equal(last, h_n)
         grads = ops.backward(
             *(*call, options, 0, output, saved),
             *(self.grad_output.to(dtype).flatten(0, 1)[rows], [self.grad_h_n.to(dtype)]),
-            *([False, *[True] * len(states)], list(range(module.num_layers))),
+            *([False, *[True for _ in states or ()]], list(range(module.num_layers))),
         )
         results = {"output": torch.zeros_like(self.grad_output, dtype=dtype), "h_n": h_n}
         results["output"].view(-1, output.shape[-1])[rows] = output
@@ -249,7 +249,7 @@ def test_an_id_without_a_row(plan, id, monkeypatch):
     monkeypatch.setattr(layer, "plan_of", lambda hidden_size, *_: plan(hidden_size))
     ids = torch.zeros(3, 2, dtype=torch.int64)
     weights = [torch.zeros(6, 25), torch.zeros(25, 25)]
-    call = (ELMAN.number, ids, [], weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
+    call = (ELMAN.number, ids, None, weights, torch.tensor([3, 2]), None, ops.LAST_STATE, 0)
     ids[2, 1] = id  # past the end of its sequence
     ops.forward(*call)
     ids[1, 1] = id

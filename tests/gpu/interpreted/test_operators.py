@@ -65,7 +65,7 @@ def opcheck(operator, arguments):
     torch.library.opcheck(operator, arguments, test_utils=checks)
 
 
-@pytest.mark.parametrize("more", [ops.WANT_HIDDEN, ops.LAST_STATE], ids=["output", "last state"])
+@pytest.mark.parametrize("more", [ops.WANT_SAVED, ops.LAST_STATE], ids=["output", "last state"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_forward(call, more):
     *arguments, options = call_of(**call)
@@ -77,7 +77,7 @@ def test_forward(call, more):
 def test_backward(call, wanted):
     """`weights` is ordinary training, which needs no gradient of input or hx."""
     cell, input, states, weights, *rows, options = call_of(**call)
-    forward = (cell, input, states, weights, *rows, options | ops.WANT_HIDDEN, 0)
+    forward = (cell, input, states, weights, *rows, options | ops.WANT_SAVED, 0)
     output, (h_n,), saved = ops.forward(*forward)
     num_layers = ops.layer_count(weights, options)
     want_input = wanted == "everything" and not ops.has_ids(input)
