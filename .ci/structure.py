@@ -54,7 +54,7 @@ def source_files(*folders: str, suffixes: set[str]) -> Iterator[tuple[str, str]]
 
 
 def python_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
-    """Yields the name, first line, number of lines and of parameters of each function."""
+    """Yields each function: its name, first line, length in lines, and number of parameters."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -89,7 +89,7 @@ def cpp_parameters(signature: str) -> int:
 
 
 def cpp_functions(text: str) -> Iterator[tuple[str, int, int, int]]:
-    """Yields the name, first line, number of lines and of parameters of each function with a body.
+    """Yields each function that has a body, as `python_functions` does.
 
     Nested functions, such as lambdas, count as part of the enclosing one.
     """
@@ -223,10 +223,10 @@ def findings() -> Iterator[str]:
     """Yields every finding as `file:line: message`."""
     used = set()
     for path, text in source_files("csrc", PACKAGE, suffixes={".h", ".cpp", ".py"}):
-        functions = python_functions if path.endswith(".py") else cpp_functions
+        functions = [*(python_functions if path.endswith(".py") else cpp_functions)(text)]
         sizes = [("", 1, len(text.splitlines()), FILE_LINES)]
-        sizes += [(f":{name}", *size, FUNCTION_LINES) for name, *size, _ in functions(text)]
-        for name, line, _, parameters in functions(text):
+        sizes += [(f":{name}", *size, FUNCTION_LINES) for name, *size, _ in functions]
+        for name, line, _, parameters in functions:
             if parameters > PARAMETERS and not PUBLIC.fullmatch(f"{path}:{name}"):
                 message = f"function {name} has {parameters} parameters, more than {PARAMETERS}"
                 yield f"{path}:{line}: {message}"

@@ -165,14 +165,6 @@ inline const Scalar* previous_row(const Layer<Scalar>& layer,
   return b < continued ? row_at(states, layer.layout, time_before(layer, t), b) : initial;
 }
 
-// The state h that row (t, b) continues.
-template <class Scalar>
-inline const Scalar* previous_state(const Layer<Scalar>& layer,
-                                    const RowStrides<const Scalar>& output, int64_t t, int64_t b,
-                                    int64_t continued) {
-  return previous_row(layer, output, initial_state(layer, 0, b), t, b, continued);
-}
-
 // Splits the slice's rows at t into runs with evenly spaced previous states, and for each calls
 // f(begin, end, states, stride); null `states` means zeros. Only for layouts without `order`,
 // `origin` and `tree`.

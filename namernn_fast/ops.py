@@ -47,6 +47,7 @@ import functools
 import importlib
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -84,7 +85,8 @@ empty with LAST_STATE. Otherwise it and the tensors in saved have a row for each
 that only `backward` knows; grad_output must then be None."""
 
 
-class ForwardArguments(NamedTuple):
+@dataclass(slots=True)
+class ForwardArguments:
     """The arguments of `forward`."""
 
     cell: int
@@ -97,17 +99,10 @@ class ForwardArguments(NamedTuple):
     trees: int
 
 
-class BackwardArguments(NamedTuple):
-    """The arguments of `backward`."""
+@dataclass(slots=True)
+class BackwardArguments(ForwardArguments):
+    """The arguments of `backward`: first all of `forward`."""
 
-    cell: int
-    input: Tensor
-    states: Sequence[Tensor] | None
-    weights: Sequence[Tensor]
-    sequence_layout: Tensor | None
-    reset: Tensor | None
-    options: int
-    trees: int
     output: Tensor
     saved: Sequence[Tensor]
     grad_output: Tensor | None
@@ -318,7 +313,7 @@ def gpu_backend(device: torch.device) -> Any:
     return importlib.import_module(f"{__package__}.gpu")
 
 
-def _on_gpu(call: ForwardArguments | BackwardArguments) -> Any:
+def _on_gpu(call: ForwardArguments) -> Any:
     """Returns the GPU implementation for a call.
 
     Raises:

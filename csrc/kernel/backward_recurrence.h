@@ -101,8 +101,8 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
 
 // The i-th state that row (t, b) continues, from unit `first` on; null means zeros.
 template <class Cell, class Storage>
-inline const Storage* previous_state_of(const Backward<Storage>& args, int i, int64_t t, int64_t b,
-                                        int64_t continued, int64_t first) {
+inline const Storage* previous_state(const Backward<Storage>& args, int i, int64_t t, int64_t b,
+                                     int64_t continued, int64_t first) {
   const int64_t H = args.layer.H;
   const auto states = i == 0 ? args.output : cell_states_in(args.kept, Cell::kept * H, H);
   const Storage* initial = initial_state(args.layer, i, b);
@@ -138,7 +138,9 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     }
     for (int i = 0; i < Cell::states; ++i) {
       const int64_t place = b * layer.H + first_column;
-      units.previous[i] = previous_state_of<Cell>(args, i, t, b, continued, first_column);
+      if (i > 0 || !Cell::only_through_sums) {
+        units.previous[i] = previous_state<Cell>(args, i, t, b, continued, first_column);
+      }
       units.grad[i] = group.grad[i] + place;
       units.grad_previous[i] = group.grad_previous[i] + place;
     }
@@ -150,7 +152,7 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
   }
   if (wants_weights(args) || args.grad_input.data) {
     for (int64_t b = slice.begin + part.member; b < end; b += part.members) {
-      products.keep_row(row + b, previous_state(layer, args.output, t, b, continued),
+      products.keep_row(row + b, previous_state<Cell>(args, 0, t, b, continued, 0),
                         input_row(layer, t, b),
                         args.grad_input.data ? row_at(args.grad_input, layout, t, b) : nullptr);
     }

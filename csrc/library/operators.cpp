@@ -119,8 +119,8 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
   grads.grad_last_states = grad_last_states;
 }
 
-// Allocates the wanted gradients. A weight whose gradient is not wanted gets a placeholder without
-// elements, so that grad_weights has the indices of Stack::weights.
+// Allocates the wanted gradients. grad_weights has the indices of Stack::weights: a tensor without
+// elements stands where a gradient is not wanted.
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
   check(wanted.size() == 1 + stack.states.size(), "wanted must say whether input and each of ",

@@ -114,7 +114,7 @@ void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward
   }
 }
 
-// The gradients of one of the last states of one direction of a layer.
+// Where a direction of a layer reads the gradients of its last states.
 template <class Scalar>
 StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
   if (!grad) return {nullptr, 0, 1};

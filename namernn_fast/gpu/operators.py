@@ -108,7 +108,7 @@ class _Shape:
         return str(tuple(self.tensor.shape))
 
 
-def _checked_stack(call: ops.ForwardArguments | ops.BackwardArguments) -> tuple[Stack, Tensor]:
+def _checked_stack(call: ops.ForwardArguments) -> tuple[Stack, Tensor]:
     """Checks the arguments of an operator; returns the stack, and the input as (N, features)."""
     input, states, weights, options = call.input, call.states or [], call.weights, call.options
     _require(

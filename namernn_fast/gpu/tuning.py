@@ -44,10 +44,10 @@ def autotune(
     weights = [p.detach() for p in layer.parameters()]
     options = ops.BIAS | ops.WANT_SAVED | (ops.BIDIRECTIONAL if bidirectional else 0)
     # No states, no sequence_layout: all rows exist; no reset; no trees.
-    arguments = ops.ForwardArguments(ELMAN.number, input, None, weights, None, None, options, 0)
+    arguments = ELMAN.number, input, None, weights, None, None, options, 0
 
     def call() -> None:
-        output, last_states, saved = forward(arguments)
+        output, last_states, saved = forward(ops.ForwardArguments(*arguments))
         results = output, saved, output, last_states
         backward(ops.BackwardArguments(*arguments, *results, [True], [0]))
 

@@ -198,8 +198,8 @@ def test_training(trace):
         (hx,) = on_gpu(trace, (num_layers * directions, B, H))
         rows = (layout, reset, options | ops.BIAS | ops.WANT_SAVED, 0)
         with trace:
-            call = ops.ForwardArguments(ELMAN.number, input, [hx], weights, *rows)
-            output, last_states, saved = gpu.forward(call)
+            call = (ELMAN.number, input, [hx], weights, *rows)
+            output, last_states, saved = gpu.forward(ops.ForwardArguments(*call))
             before = trace.take()
             results = (output, saved, output, last_states)
             wanted = ([not with_ids, True], list(range(num_layers)))

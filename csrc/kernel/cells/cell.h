@@ -48,7 +48,8 @@ template <class Storage, class Scalar, class Element>
 struct GradientRow {
   const Storage* output;
   const Storage* kept;                   // the blocks are H apart
-  const Storage* previous[kMostStates];  // states of the previous step; null: zeros
+  const Storage* previous[kMostStates];  // states of the previous step; null: zeros, or h that is
+                                         // not read because the cell is only_through_sums
   const Scalar* grad[kMostStates];       // of the states, without grad_output
   const Storage* grad_output;            // null: zeros
   Element* dz;                           // written; the blocks are `stride` apart
