@@ -10,8 +10,8 @@ namespace {
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Adds `addend` to `sum` and leaves the rounding error in `addend`: exactly, by Knuth's TwoSum;
-// zero if the error is NaN, as for sums that are not finite. Value is a number or a SIMD vector.
+// Adds `addend` to `sum` and leaves the exact rounding error in `addend` (Knuth's TwoSum), or zero
+// if the error is NaN because the sum is not finite. Value is a number or a SIMD vector.
 template <class Value>
 inline void add_keeping_error(Value& sum, Value& addend) {
   const Value total = sum + addend;

@@ -1,12 +1,12 @@
 // The interface between csrc/library/, which uses torch, and csrc/kernel/, which does not.
 //
-// Legend: T is the number of time steps, B of sequences, D of input features, H of hidden units, V
-// of token ids. A row holds the features of one (time, sequence) pair; N is the number of rows,
-// T * B if all sequences have the same length. A range first .. last does not include `last`. The
-// weights and biases of a cell with gates have one block of H rows per gate: where a shape below
-// says [H, ..] for them, a GRU has [3 H, ..] and an LSTM [4 H, ..].
+// Legend: T, B, D, H and V are the numbers of time steps, sequences, input features, hidden units
+// and token ids. A row holds the features of one (time, sequence) pair; N is the number of rows,
+// T * B if all sequences have the same length. A range first .. last does not include `last`. In a
+// cell with gates, weights and biases have one block of H rows per gate: if a shape below says
+// [H, ..] for one of them, it is [3 H, ..] in a GRU and [4 H, ..] in an LSTM.
 //
-// Glossary of the native code (docs/architecture.md has that of the whole project):
+// Glossary of the native code (docs/architecture.md has the glossary of the whole project):
 // - step, time: an index along the sequence; a distance in memory is a stride;
 // - layout: which rows exist and in what order, a SequenceLayout;
 // - panel: some columns of a matrix, stored in the order in which a register tile reads them;
@@ -14,12 +14,12 @@
 // - time block: a range of times whose rows fit in cache together;
 // - group, member: a pass runs on groups of threads; the groups split the sequences, the members of
 //   a group split the hidden units;
-// - slice, columns: a range of sequences, a range of hidden units; a part is a slice x columns;
+// - slice, columns: a range of sequences, a range of hidden units; a part is one of each;
 // - wave, stretch: layers that run at the same time, one thread per layer; the steps that each of
 //   them computes at a time;
 // - lane: one element of a SIMD vector;
-// - plan: whatever is decided from sizes alone, in plan.h;
-// - table: the input products of all token ids, one row per id, for input that is token ids;
+// - plan: the decisions made from sizes alone, in plan.h;
+// - table: the input products of all token ids, one row per id, used if the input is token ids;
 // - tree: sequences that share the states of common prefixes, a PrefixTree.
 //
 // This header is compiled once per instruction set, and the linker keeps only one copy of an inline
@@ -34,12 +34,12 @@ namespace namernn_fast {
 
 enum class Activation { tanh, relu };
 
-// `Cell.number` in namernn_fast/cells/, and the index into the tables of kernels below.
-enum class CellKind { elman, gru, lstm };
+// The values are `Cell.number` in namernn_fast/cells/, and index the tables of kernels below.
+enum class CellKind { vanilla, gru, lstm };
 constexpr int64_t kCells = 3;
 
-// Maximum number of states of a row. State 0 is h, the output; state 1 is the cell state of a cell
-// that has one. Arrays of this length have null where a cell has no such state.
+// Maximum number of states of a row. State 0 is h, the output; state 1 is the cell state, if the
+// cell has one. Arrays of this length hold null for states that the cell lacks.
 constexpr int kMostStates = 2;
 
 // torch's 16-bit types as they are stored. Kernels compute with them in float.
@@ -51,8 +51,8 @@ struct Half {
 };
 
 // Sequences that share common prefixes, so that each shared state is computed once. A row is one
-// prefix, and several rows may continue the same row of the time before. Every sequence starts from
-// a zero state.
+// prefix, and several rows may continue the same row of the previous step. Every sequence starts
+// from a zero state.
 struct PrefixTree {
   const int64_t* parent;     // [N]: row n, at time t, continues row number parent[n] of time t - 1;
                              // not read at t = 0
@@ -72,11 +72,11 @@ struct SequenceLayout {
   int64_t T;
   int64_t B;
   int64_t N;
-  const int64_t* count;    // [T], or null: B at every time
-  const int64_t* start;    // [T], number of rows before time t; or null: see RowStrides
-  const int64_t* order;    // [B], index of sequence b in initial and last states; or null: b
-  const int64_t* origin;   // [B], where the rows of sequence b begin, in row strides; or null: b
-  const PrefixTree* tree;  // null: no sequences share rows
+  const int64_t* count;    // [T]; null if all B sequences are alive at every time
+  const int64_t* start;    // [T]: number of rows before time t; if null, see RowStrides
+  const int64_t* order;    // [B]: index of sequence b in initial and last states; null if it is b
+  const int64_t* origin;   // [B]: offset of sequence b's rows, in row strides; null if it is b
+  const PrefixTree* tree;  // null if no sequences share rows
 };
 
 // Where a tensor's rows are in memory. If the layout has `start`, row (t, b) is at
@@ -89,20 +89,20 @@ struct RowStrides {
   int64_t row_stride;
 };
 
-// Cuts: places between two consecutive times that no state crosses. The recurrence continues from
-// zeros.
+// Cuts: boundaries between two consecutive times that no state crosses. The recurrence restarts
+// from zeros there.
 struct Resets {
-  const bool* at;  // at[t * time_stride + b] cuts sequence b of the layout between t - 1 and t;
-                   // null: no cuts
+  const bool* at;  // at[t * time_stride + b]: whether sequence b of the layout is cut between t - 1
+                   // and t; null if there are no cuts
   int64_t time_stride;
 };
 
 // The input products of all token ids: if the input is token ids, row ids(t, b) of this table
-// replaces W_ih x_t. Kernels add the layer's bias_ih and bias_hh to it. If `panels` is given, they
-// ignore the bias packed there.
+// replaces W_ih x_t. Kernels add the layer's bias_ih and bias_hh to it. If Layer::panels is given,
+// they ignore the bias packed there.
 template <class Scalar>
 struct TokenTable {
-  RowStrides<const int64_t> ids;  // (t, b) -> id; absent: the layer has inputs
+  RowStrides<const int64_t> ids;  // (t, b) -> id; absent if the input is features
   const Scalar* rows;             // [V, H]
   int64_t V;
 };
@@ -121,8 +121,8 @@ struct InPlace {
 };
 
 // Maximum number of multiply-adds accumulated before the partial sum is added to the total. The
-// rounding error of a long product grows with this length; 64 keeps it comparable to that of BLAS
-// libraries.
+// rounding error of a long product grows with this length; 64 keeps it comparable to the error
+// of BLAS libraries.
 constexpr int64_t kChain = 64;
 
 // Gradients of about this many rows accumulate in a separate buffer before they join the running
@@ -151,8 +151,7 @@ struct Layer {
   const Scalar* weight_hh;                     // [H, H]
   const Scalar* bias_ih;                       // [H], or null
   const Scalar* bias_hh;                       // [H], or null
-  const void* panels;  // the weights in panels, as a PanelFormat packs them; or null: the pass
-                       // packs them itself
+  const void* panels;  // the weights as packed by a PanelFormat; null if the pass packs them itself
   Resets resets;
   bool batch_invariant;  // a sequence's results must not depend on the other sequences of the batch
   Chains chains;
@@ -162,19 +161,19 @@ struct Layer {
 template <class Scalar>
 struct Forward {
   Layer<Scalar> layer;
-  RowStrides<Scalar> output;  // (t, b) -> [H]; or absent: not wanted (a tree always has one)
-  RowStrides<Scalar> kept;  // (t, b) -> [blocks, H], what the cell keeps for the backward pass; or
-                            // absent
-  Scalar* last[kMostStates];  // [B, H], the last states; that of the cell state may be its initial
-                              // one
+  RowStrides<Scalar> output;  // (t, b) -> [H]; absent if not wanted; a tree always has one
+  RowStrides<Scalar> kept;    // (t, b) -> [blocks, H]: what the cell keeps for the backward pass;
+                              // absent if not wanted
+  Scalar* last[kMostStates];  // [B, H], the last states; last[1] may be the memory of initial[1]
 };
 
-// Gradients of last states [B, H], with any strides, even 0, as from sum().
+// Gradients of the last states [B, H]. Strides are arbitrary; the gradient of a sum() has strides
+// of 0.
 template <class Scalar>
 struct StateGradients {
   const Scalar* data;  // null: zeros
   int64_t stride;
-  int64_t feature_stride;  // 1 for a tree
+  int64_t feature_stride;  // always 1 for a tree
 };
 
 template <class Scalar>
@@ -184,19 +183,19 @@ struct Backward {
   RowStrides<const Scalar> kept;         // (t, b) -> [blocks, H], as in Forward
   RowStrides<const Scalar> grad_output;  // (t, b) -> [H], or absent
   StateGradients<Scalar> grad_last[kMostStates];
-  RowStrides<Scalar> grad_input;      // (t, b) -> [D]; or absent: not wanted
+  RowStrides<Scalar> grad_input;      // (t, b) -> [D]; absent if not wanted
   bool accumulate_input;              // add to grad_input instead of writing it
   Scalar* grad_initial[kMostStates];  // [B, H], wanted for all states of the cell or for none
   bool accumulate_weights;            // add to the parameter gradients; not supported in 16 bits
-  Scalar* grad_weight_ih;  // [H, D], or with a table its gradient [V, H]; may be null if D is 0
-  Scalar* grad_weight_hh;  // [H, H], or null: no parameter gradients are wanted
-  Scalar* grad_bias_ih;    // [H], or null: there is no bias
-  Scalar* grad_bias_hh;    // [H]; or null: there is no bias, or its gradient is that of bias_ih
+  Scalar* grad_weight_ih;  // [H, D], or the table's gradient [V, H]; may be null if D is 0
+  Scalar* grad_weight_hh;  // [H, H]; null if no parameter gradients are wanted
+  Scalar* grad_bias_ih;    // [H]; null if there is no bias
+  Scalar* grad_bias_hh;    // [H]; null if there is no bias or both biases have the same gradient
 };
 
 struct Machine {
   int64_t threads;
-  size_t l2_bytes;  // size of the cache that each core has to itself, usually L2
+  size_t l2_bytes;  // size of a core's private cache, usually L2
 };
 
 // What a kernel needs from the process that it runs in.
@@ -209,8 +208,8 @@ struct Runtime {
   // Lets the operating system run another thread; called in long waits. Returns whether that took
   // so long that another program must have used the processor.
   bool (*yield)();
-  // Sleeps until wake() is called with the same address, but not if the value there is another one
-  // by now, and for a millisecond at most. May return at any time.
+  // Sleeps until wake() is called with the same address, for a millisecond at most. Returns at once
+  // if the number at that address is not `value`. May return early.
   void (*sleep)(const uint32_t* address, uint32_t value);
   void (*wake)(const uint32_t* address);
   uint32_t (*processor)();  // 1 + the number of the processor that runs the caller; 0 if unknown
@@ -228,15 +227,16 @@ template <class Storage>
 struct KernelsFor {
   PanelFormat<Storage> forward_panels;
   void (*forward)(const Forward<Storage>&, const Runtime&);
-  PanelFormat<Storage> backward_panels;  // null members: the pass packs its panels in every call
+  PanelFormat<Storage> backward_panels;  // null members if the pass packs panels in every call
   void (*backward)(const Backward<Storage>&, const Runtime&);
   // Writes the layer's table plus the biases to `table` [V, H], in the type that kernels compute
-  // in. Waves and trees call it once for many calls of `forward`; null if this type has neither.
+  // in. Waves and trees call it once for many calls of `forward`; null if neither supports this
+  // type.
   void (*add_biases)(const Layer<Storage>&, void* table, const Runtime&);
-  int64_t panel_rate;  // speed of products that use panels, relative to those of float
+  int64_t panel_rate;  // speed of products with panels, relative to float
 };
 
-// The kernels of one cell, and the sizes that its tensors have: see kernel/cells/cell.h.
+// The kernels and the constants of one cell; kernel/cells/cell.h describes the constants.
 struct KernelsOfCell : KernelsFor<float>,
                        KernelsFor<double>,
                        KernelsFor<BFloat16>,
@@ -254,20 +254,19 @@ struct Kernels {
   KernelsOfCell cells[kCells];
   const char* name;
   const char* bfloat16_name;  // name of the instructions that compute bfloat16
-  int64_t panel_width;  // of panels of float; threads split the hidden units in multiples of it
+  int64_t panel_width;        // of a float panel; threads split the hidden units in multiples of it
 };
 
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// The kernels of all cells on instructions that multiply pairs of bfloat16.
+// bfloat16 kernels of all cells, for processors that multiply pairs of bfloat16.
 struct KernelsOnPairs {
   KernelsFor<BFloat16> cells[kCells];
 };
 
-// Kernels for bfloat16 that replace those of kernels_avx512 on processors that have these
-// instructions.
+// Each replaces the bfloat16 kernels of kernels_avx512 on processors with its instructions.
 extern const KernelsOnPairs kernels_avx512_bf16;
 extern const KernelsOnPairs kernels_amx;
 

@@ -1,10 +1,10 @@
-// The threading plan: the way of splitting the work that a small cost model estimates to be
+// Chooses the threading plan: the split of the work that a small cost model estimates to be
 // fastest.
 //
 // `groups` split the sequences and never wait for each other; within a group, `members` split the
 // hidden units and meet at a barrier after every step. A step takes as long as its multiply-adds or
-// as reading its weights from the core's own cache, whichever is longer. Weights that do not fit
-// there must be read from further away at every step, which adds to the time. The constants are
+// as reading its weights from the core's private cache, whichever is longer. Weights that do not
+// fit there must be read from further away at every step, which adds to the time. The constants are
 // typical of x86-64 servers of 2022 to 2025; only their order of magnitude matters.
 #include "plan.h"
 
@@ -15,7 +15,7 @@ namespace namernn_fast {
 namespace {
 
 constexpr double kRate = 60.0;       // float multiply-adds per ns on one core
-constexpr double kNearRate = 100.0;  // bytes per ns from the core's own cache
+constexpr double kNearRate = 100.0;  // bytes per ns from the core's private cache
 constexpr double kFarRate = 30.0;    // bytes per ns from beyond that cache
 constexpr double kCacheFraction =
     0.75;  // fraction of that cache that weights may fill; rows need the rest
@@ -25,10 +25,10 @@ constexpr double kBarrier = 150;  // ns of a barrier, per member
 constexpr double kStretch = 600;  // ns to start a stretch of a wave
 constexpr double kWorth = 0.95;   // a wave must take less than this fraction of the time without it
 constexpr int64_t kStepsAlone = 16;        // layers of at most this many steps form no wave
-constexpr double kBackward = 3;            // time of the backward pass, in forward passes
+constexpr double kBackward = 3;            // time of a backward pass, relative to a forward pass
 constexpr int64_t kProjectedRows = 256;    // rows to project at once, if the projection runs ahead
-constexpr int64_t kMinPartSequences = 64;  // with fewer, products would be too thin
-constexpr size_t kMaxCopies = size_t(4) << 20;  // bytes of all copies of the weights together
+constexpr int64_t kMinPartSequences = 64;  // smaller parts would make products too thin
+constexpr size_t kMaxCopies = size_t(4) << 20;  // total bytes of all copies of the weights
 
 // Estimates the overhead in ns of running on this many threads.
 double threading_overhead(int64_t workers) {
@@ -37,15 +37,15 @@ double threading_overhead(int64_t workers) {
 
 int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Workload on_one_thread(Workload workload) {
-  workload.machine.threads = 1;
-  return workload;
+PlanArguments on_one_thread(PlanArguments arguments) {
+  arguments.machine.threads = 1;
+  return arguments;
 }
 
 }  // namespace
 
-Plan choose_plan(const Workload& workload) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = workload;
+Plan choose_plan(const PlanArguments& arguments) {
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
   Plan best{1, 1, 0};
   if (layout.N == 0) return best;
   const double T = double(layout.T);
@@ -69,10 +69,10 @@ Plan choose_plan(const Workload& workload) {
   return best;
 }
 
-bool choose_both_at_once(const Workload& workload) {
-  if (workload.machine.threads < 2) return false;
-  const double shared = choose_plan(workload).time;
-  const double alone = choose_plan(on_one_thread(workload)).time;
+bool choose_both_at_once(const PlanArguments& arguments) {
+  if (arguments.machine.threads < 2) return false;
+  const double shared = choose_plan(arguments).time;
+  const double alone = choose_plan(on_one_thread(arguments)).time;
   return alone + threading_overhead(2) < 2 * shared;
 }
 
@@ -80,44 +80,44 @@ bool choose_both_at_once(const Workload& workload) {
 // a = alone / n is the work and c the overhead of starting a stretch. It takes `rounds` waves to
 // run all layers, and the last layer starts L - 1 stretches after the first. The total,
 // (rounds n + L - 1) (a + c), is minimal at n^2 = (L - 1) alone / (rounds c).
-Wave choose_wave(const Workload& workload, int64_t layers, Pass pass) {
-  Workload recurrent = workload;
-  recurrent.D = workload.H;
+Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass) {
+  PlanArguments recurrent = arguments;
+  recurrent.D = arguments.H;
   const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = recurrent;
   const Wave none{1, layout.T};
   const int64_t at_once = std::min(layers, machine.threads);
   if (at_once < 2 || layout.T <= kStepsAlone) return none;
   double shared = choose_plan(recurrent).time;
   double alone = choose_plan(on_one_thread(recurrent)).time;
-  double begin = kStretch;
-  // A layer of a wave packs its weights on one thread; without a wave all threads share this.
+  double overhead = kStretch;
+  // A layer of a wave packs its weights on one thread; without a wave all threads share the work.
   const double packing = kPackingCost * 2 * double(blocks) * double(H) * double(H) / kRate;
   if (pass == Pass::backward) {
     shared *= kBackward;
     alone *= kBackward;
     // Weight gradients are read and written once per stretch.
-    begin = kBackward * begin +
-            2 * 2 * double(blocks) * double(H) * double(H) * double(scalar_bytes) / kNearRate;
+    overhead = kBackward * overhead +
+               2 * 2 * double(blocks) * double(H) * double(H) * double(scalar_bytes) / kNearRate;
   }
   const double rounds = double(ceiling(layers, at_once));
-  const double best = std::sqrt(double(at_once - 1) * alone / (rounds * begin));
+  const double best = std::sqrt(double(at_once - 1) * alone / (rounds * overhead));
   const int64_t stretch =
       ceiling(layout.T, std::max<int64_t>(1, std::min(layout.T, int64_t(best))));
   const double stretches = double(ceiling(layout.T, stretch));
-  const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + begin) +
+  const double time = (rounds * stretches + double(at_once - 1)) * (alone / stretches + overhead) +
                       rounds * packing + threading_overhead(at_once);
   const double without_wave =
       double(layers) * (shared + packing / double(std::min(machine.threads, panels)));
   return stretches > 1 && time < kWorth * without_wave ? Wave{at_once, stretch} : none;
 }
 
-// The projection is parallel in time. Computing several steps of it ahead of the recurrence gives
-// taller tiles if there are few sequences, and leaves the nearest caches to weight_hh if both
+// The projection is parallel in time. Computing several steps of it ahead of the recurrence makes
+// tiles taller if there are few sequences, and leaves the nearest caches to weight_hh if both
 // weights would not fit. It is required if a weight is read in place: such a product has only one
 // operand, so the recurrence must start from sums that already contain the projection.
-int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
+int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place) {
-  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = workload;
+  const auto& [layout, machine, D, H, panels, scalar_bytes, blocks] = arguments;
   if (D == 0) return 0;
   const int64_t width = std::max<int64_t>(1, ceiling(layout.B, slices));
   const bool thin = width < kTileRows && (!layout.count || slices == 1);
@@ -125,15 +125,15 @@ int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64
   const double bytes = double(blocks) * double(H) * double(D + H) * share * double(scalar_bytes);
   const bool ahead =
       in_place.weight_ih || in_place.weight_hh || thin || bytes > double(machine.l2_bytes / 2);
-  return ahead ? std::max<int64_t>(1, choose_projected_rows(workload) / width) : 0;
+  return ahead ? std::max<int64_t>(1, choose_projected_rows(arguments) / width) : 0;
 }
 
 // A cell with several blocks projects into scratch memory, which shares the cache with the weights
 // of the recurrence.
-int64_t choose_projected_rows(const Workload& workload) {
-  if (workload.blocks == 1) return kProjectedRows;
-  const int64_t row = workload.blocks * workload.H * int64_t(workload.scalar_bytes);
-  const int64_t fit = int64_t(workload.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
+int64_t choose_projected_rows(const PlanArguments& arguments) {
+  if (arguments.blocks == 1) return kProjectedRows;
+  const int64_t row = arguments.blocks * arguments.H * int64_t(arguments.scalar_bytes);
+  const int64_t fit = int64_t(arguments.machine.l2_bytes) / 4 / std::max<int64_t>(1, row);
   return std::max(kTileRows, std::min(kProjectedRows, fit));
 }
 

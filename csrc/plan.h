@@ -7,7 +7,7 @@
 namespace namernn_fast {
 
 // The sizes of one direction of a layer and of the machine: the input of every plan.
-struct Workload {
+struct PlanArguments {
   SequenceLayout layout;
   Machine machine;
   int64_t D;  // 0: plan for the recurrence alone
@@ -27,11 +27,11 @@ struct Plan {
 };
 
 // Returns the plan with the lowest estimated time.
-Plan choose_plan(const Workload& workload);
+Plan choose_plan(const PlanArguments& arguments);
 
 // Returns true if running two directions at the same time, one thread each, is estimated to be
 // faster than running one after the other with all threads.
-bool choose_both_at_once(const Workload& workload);
+bool choose_both_at_once(const PlanArguments& arguments);
 
 // How stacked layers run at the same time, one thread per layer. Time is cut into stretches; a
 // layer starts a stretch as soon as the layer that it depends on has finished it.
@@ -42,16 +42,16 @@ struct Wave {
 
 enum class Pass { forward, backward };
 
-// Chooses the wave for `layers` equal layers of one direction. Ignores `workload.D`: every layer
+// Chooses the wave for `layers` equal layers of one direction. Ignores `arguments.D`: every layer
 // except the first has H input features.
-Wave choose_wave(const Workload& workload, int64_t layers, Pass pass);
+Wave choose_wave(const PlanArguments& arguments, int64_t layers, Pass pass);
 
 // Cost of packing one weight into a panel, in multiply-adds.
 constexpr double kPackingCost = 8;
 
-// Chooses which weights the forward pass reads in place: those that are multiplied with few rows.
+// Chooses which weights the forward pass reads in place: weights multiplied with only a few rows.
 // The choice changes the last bits of results, so it must not depend on the number of threads or on
-// cache sizes. `panel_rate` is that of KernelsFor.
+// cache sizes. `panel_rate` is KernelsFor::panel_rate.
 InPlace choose_in_place(const SequenceLayout& layout, int64_t D, int64_t H, int64_t panel_rate);
 
 // Maximum number of rows of a register tile.
@@ -61,33 +61,34 @@ constexpr int64_t kTileRows = 6;
 // means that each step computes projection and recurrence as one product. `slices` is the number of
 // slices that the plan cuts the sequences into. Results do not depend on this choice, because the
 // order of summation is the same either way.
-int64_t choose_projected_steps(const Workload& workload, const Plan& plan, int64_t slices,
+int64_t choose_projected_steps(const PlanArguments& arguments, const Plan& plan, int64_t slices,
                                InPlace in_place);
 
 // Returns the number of parts into which each group cuts its sequences. A group takes one part
-// after the other through all times, so that the rows of a step, of row_bytes for each sequence,
-// stay in the core's own cache.
+// after the other through all times, so that the rows of a step (row_bytes per sequence) stay in
+// the core's private cache.
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine);
 
-// Returns whether each group packs a copy of the weights, which take `bytes`.
+// Returns whether each group packs its own copy of the weights: if there is only one group, or if
+// all copies together are small and one copy, of this many bytes, fits in a core's private cache.
 bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine);
 
-// Returns about how many rows a time block of the backward pass has: those that fill half of the
-// core's own cache, but at least `least`.
+// Returns the approximate number of rows of a time block in the backward pass: as many as fill half
+// of the core's private cache, but at least `least`.
 int64_t choose_block_rows(int64_t row_bytes, int64_t least, const Machine& machine);
 
 // Returns how many rows to project at once if the projection runs ahead.
-int64_t choose_projected_rows(const Workload& workload);
+int64_t choose_projected_rows(const PlanArguments& arguments);
 
 // Returns how many threads to use for this many independent multiply-adds: all of them, or one if
 // the work does not justify the overhead.
 int64_t choose_workers(double multiply_adds, const Machine& machine);
 
-// Chooses chain lengths: short ones for few rows or columns. BLAS libraries sum such products in
+// Chooses chain lengths, shorter for few rows or columns. BLAS libraries sum such products in
 // several lanes, so their chains are short as well, and starting a new chain costs little there.
-// The number of rows is that of the whole call, not of one thread, because bits must not depend on
-// how work is split.
+// Counts the rows of the whole call, not of one thread, because bits must not depend on how work is
+// split.
 Chains choose_chains(const SequenceLayout& layout, int64_t H);
 
 }  // namespace namernn_fast

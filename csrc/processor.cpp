@@ -21,17 +21,17 @@ const KernelsOnPairs* detect_bfloat16(const std::string& wanted, const char** na
 #if defined(__linux__)
   // Linux lets a process use the tile registers only after it has asked for them.
   constexpr long request_permission = 0x1023, tile_data = 18;
-  const bool lent = amx && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  const bool permitted = amx && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
-  const bool lent = false;
+  const bool permitted = false;
 #endif
-  if (lent && (wanted.empty() || wanted == "amx")) {
+  if (permitted && (wanted.empty() || wanted == "amx")) {
     *name = "amx";
     return &kernels_amx;
   }
   __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
   const bool dot_products = (eax >> 5 & 1) != 0;
-  // Intel's dot products run at half the rate of float multiply-adds.
+  // On Intel processors, dot products run at half the rate of float multiply-adds.
   if (dot_products && (wanted.empty() ? __builtin_cpu_is("amd") != 0 : wanted == "avx512_bf16")) {
     *name = "avx512_bf16";
     return &kernels_avx512_bf16;

@@ -1,6 +1,6 @@
-// Which rows exist, where their inputs lie, and which row holds the previous state of each. Kernels
-// locate rows through these functions. Of a SequenceLayout itself they mostly check which pointers
-// are null. Everything here has internal linkage, as in arithmetic.h.
+// Which rows exist, where their inputs are, and which row holds their previous state. Kernels
+// locate rows through these functions; in a SequenceLayout itself they mostly just check which
+// pointers are null. Everything here has internal linkage, for the reason given in arithmetic.h.
 #pragma once
 
 #include "arithmetic.h"
@@ -33,7 +33,7 @@ inline int64_t rows_before(const SequenceLayout& layout, int64_t t) {
   return layout.start ? layout.start[t] : t * layout.B;
 }
 
-// The caller's number of sequence b, which is the row of its initial and last states.
+// The caller's index of sequence b, which is its row in the initial and last states.
 inline int64_t place_of(const SequenceLayout& layout, int64_t b) {
   return layout.order ? layout.order[b] : b;
 }
@@ -63,8 +63,8 @@ inline int64_t time_after(const Layer<Scalar>& layer, int64_t t) {
   return layer.reverse ? t - 1 : t + 1;
 }
 
-// The end of the slice's sequences whose state at t continues a row of the output. Those from here
-// to alive_end() start at t, from their initial states.
+// The end of the slice's sequences whose state at t continues a row of the output. Sequences from
+// here to alive_end() start at t, from their initial states.
 template <class Scalar>
 inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice) {
   if (layer.layout.tree) return t > 0 ? alive_end(layer.layout, t, slice) : slice.begin;
@@ -73,12 +73,12 @@ inline int64_t continued_end(const Layer<Scalar>& layer, int64_t t, Slice slice)
 }
 
 // Whether a cut keeps the previous state of sequence b from reaching t. At the first step of a
-// sequence that is the initial state; only a reset at time 0, in the forward direction, cuts it
-// off.
+// sequence the previous state is the initial state, which only a reset at time 0 in the forward
+// direction cuts off.
 template <class Scalar>
 inline bool is_cut(const Layer<Scalar>& layer, int64_t t, int64_t b) {
   if (!layer.resets.at) return false;
-  const int64_t border = layer.reverse ? t + 1 : t;  // lies between times border - 1 and border
+  const int64_t border = layer.reverse ? t + 1 : t;  // between times border - 1 and border
   return border < layer.layout.T && b < count_at(layer.layout, border) &&
          layer.resets.at[border * layer.resets.time_stride + b];
 }
@@ -126,14 +126,14 @@ inline const Scalar* table_row(const Layer<Scalar>& layer, int64_t t, int64_t b,
   return layer.table.rows + token_of(layer, t, b) * width;
 }
 
-// In a tree, the number b' of the row (t - 1, b') that row (t, b) continues, for t > 0.
+// In a tree, the b' for which row (t, b) continues row (t - 1, b'). Requires t > 0.
 inline int64_t parent_of(const SequenceLayout& layout, int64_t t, int64_t b) {
   NAMERNN_EXPECT(layout.tree && t > 0);
   return layout.tree->parent[layout.start[t] + b];
 }
 
 // Calls f(b, sequence) for every sequence that ends in a row (t, b) of a tree. `sequence` is the
-// caller's number.
+// caller's index.
 template <class F>
 inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   const PrefixTree& tree = *layout.tree;
@@ -145,15 +145,15 @@ inline void for_each_end(const SequenceLayout& layout, int64_t t, F&& f) {
   }
 }
 
-// The cell states among the values that rows keep, `size` elements each: the last H of them.
+// The cell states of rows: the last H of the `size` values that each row keeps.
 template <class Scalar>
 inline RowStrides<Scalar> cell_states_in(RowStrides<Scalar> kept, int64_t size, int64_t H) {
   kept.data += size - H;
   return kept;
 }
 
-// The row of `states` that row (t, b) continues; at the first step of its sequence `initial`, and
-// null for zeros. `continued` is continued_end() at t for a slice that includes b.
+// The row of `states` that row (t, b) continues, or `initial` at the first step of its sequence;
+// null means zeros. `continued` is continued_end() at t for a slice that includes b.
 template <class Scalar>
 inline const Scalar* previous_row(const Layer<Scalar>& layer,
                                   const RowStrides<const Scalar>& states, const Scalar* initial,
@@ -165,9 +165,9 @@ inline const Scalar* previous_row(const Layer<Scalar>& layer,
   return b < continued ? row_at(states, layer.layout, time_before(layer, t), b) : initial;
 }
 
-// Splits the slice's rows at t into runs with evenly spaced previous states, and for each calls
-// f(begin, end, states, stride); null `states` means zeros. Only for layouts without `order`,
-// `origin` and `tree`.
+// Splits the slice's rows at t into runs with evenly spaced previous states, and calls
+// f(begin, end, states, stride) for each; null `states` means zeros. Only for layouts without
+// `order`, `origin` and `tree`.
 template <class Scalar, class F>
 inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scalar>& output,
                               int64_t t, Slice slice, F&& f) {
@@ -189,8 +189,8 @@ inline void for_each_previous(const Layer<Scalar>& layer, const RowStrides<Scala
   });
 }
 
-// Evenly spaced rows: with `along_time`, those of sequence b at times t, t + 1, ..; otherwise row
-// (t, b) and the rows after it in memory, which may belong to later times.
+// Evenly spaced rows: with `along_time`, the rows of sequence b at times t, t + 1, ..; otherwise
+// row (t, b) and the rows after it in memory, which may belong to later times.
 struct Run {
   int64_t t;
   int64_t b;
@@ -204,7 +204,7 @@ inline int64_t run_stride(const RowStrides<Scalar>& rows, const Run& run) {
   return run.along_time ? rows.time_stride : rows.row_stride;
 }
 
-// Whether the tensor stores the rows of each time directly after those of the time before.
+// Whether the rows of each time directly follow the rows of the previous time in the tensor.
 template <class Scalar>
 inline bool is_flat(const RowStrides<Scalar>& rows, const SequenceLayout& layout) {
   return layout.start ||
@@ -212,8 +212,8 @@ inline bool is_flat(const RowStrides<Scalar>& rows, const SequenceLayout& layout
 }
 
 // Covers the slice's rows at times first .. last with the longest runs that the layout allows.
-// `flat`: is_flat() holds for the tensors concerned. `along`: each sequence's rows are evenly
-// spaced in them.
+// `flat`: is_flat() holds for the tensors that f accesses. `along`: each sequence's rows are evenly
+// spaced in these tensors.
 template <class F>
 inline void for_each_run(const SequenceLayout& layout, int64_t first, int64_t last, Slice slice,
                          bool flat, bool along, F&& f) {

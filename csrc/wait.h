@@ -1,13 +1,13 @@
-// How threads wait for each other: for the value of a Signal. Both the kernels and csrc/library/
+// Threads wait for each other through the value of a Signal. Both the kernels and csrc/library/
 // use this header. Everything in it has internal linkage because the kernels are compiled for other
 // instruction sets than the library.
 //
 // A waiting thread spins at first, then yields its processor, which costs next to nothing as long
-// as no other program wants it. Once a yield has given it to another program, it comes back only
-// after a time slice of milliseconds. Two threads that both yield then take turns with that program
-// and advance by one step per slice. So from then on waiting threads sleep, and whoever they wait
-// for wakes them: a thread that has slept is due for a processor at once. Two threads may also have
-// to share a processor; then they hardly spin.
+// as no other program wants it. Once a yield has given the processor to another program, the thread
+// gets it back only after a time slice of milliseconds. Two threads that both yield then take turns
+// with that program and advance by one step per slice. So from then on waiting threads sleep, and
+// the thread that they wait for wakes them: a thread that has slept gets a processor at once.
+// Threads that have to share a processor hardly spin.
 #pragma once
 
 #include "contract.h"
@@ -16,10 +16,10 @@ namespace namernn_fast {
 namespace {
 
 constexpr int kSpins = 2000;   // before the first yield; 20 to 40 us
-constexpr int kFewSpins = 20;  // when the thread that is waited for needs this processor
-constexpr int kForEver = -1;   // `rounds` of wait_until() without a limit
+constexpr int kFewSpins = 20;  // if the thread that is waited for needs this processor
+constexpr int kForEver = -1;   // `rounds` for a wait_until() without a limit
 
-// A number that one thread announces and others wait for. Zeros initialize it.
+// A number that one thread announces and others wait for. Initialized with zeros.
 struct Signal {
   alignas(64) uint32_t value;
   uint32_t sleepers;  // threads that sleep until the value changes
@@ -41,13 +41,13 @@ inline uint32_t value_of(const Signal& signal) {
 }
 
 // Wakes the threads that sleep until the value changes. No fence separates the change from this
-// look at `sleepers`, because it would cost every barrier more than it saves: a thread that falls
-// asleep in that moment sleeps until its time limit.
+// read of `sleepers`, because it would cost every barrier more than it saves: without it, a thread
+// that falls asleep at that moment sleeps until its time limit.
 inline void wake_sleepers(const Signal& signal, const Runtime& runtime) {
   if (__atomic_load_n(&signal.sleepers, __ATOMIC_RELAXED) > 0) runtime.wake(&signal.value);
 }
 
-// Sets the value. What the thread wrote before is visible to whoever sees the value.
+// Sets the value. A thread that sees the value also sees everything that the caller wrote before.
 inline void announce(Signal& signal, uint32_t value, const Runtime& runtime) {
   __atomic_store_n(&signal.value, value, __ATOMIC_RELEASE);
   if (const uint32_t waiter = __atomic_load_n(&signal.waiter, __ATOMIC_RELAXED)) {

@@ -10,7 +10,7 @@ namespace {
 constexpr const Kernels& kKernelsInFloat = kernels_avx512;
 
 // The interface is described in kernel/bfloat16_forward.h. Tile registers 0 to 3 hold a 2 x 2 block
-// of C, 4 and 5 rows of A, 6 and 7 columns of the panel.
+// of C, registers 4 and 5 rows of A, registers 6 and 7 columns of the panel.
 struct PairTile {
   static constexpr int64_t rows = 32;
 
@@ -42,11 +42,11 @@ struct PairTile {
   }
 
  private:
-  // Multiplies 32 rows of A (`kTall`) or 16 with half of the panel's columns.
+  // Multiplies 32 rows of A if `kTall`, else 16, with half of the panel's columns.
   template <bool kAdd, bool kTall>
   static void columns(const BFloat16* a, int64_t a_row, int64_t K, const BFloat16* panel,
                       float* c) {
-    constexpr int64_t panel_row = 256;  // bytes in a row of pairs of the panel, and in a row of c
+    constexpr int64_t panel_row = 256;  // bytes per row of pairs in the panel, and per row of c
     const int64_t a_bytes = a_row * int64_t(sizeof(BFloat16));
     if constexpr (kAdd) {
       _tile_loadd(0, c, panel_row);
@@ -82,7 +82,7 @@ struct PairTile {
     }
   }
 
-  static constexpr int64_t kTileElements = 32;  // bfloat16 in a row of a tile register
+  static constexpr int64_t kTileElements = 32;  // bfloat16 values per row of a tile register
 };
 
 }  // namespace

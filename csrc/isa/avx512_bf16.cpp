@@ -1,5 +1,5 @@
-// bfloat16 on the dot products of pairs of AVX-512 BF16, for processors that run them at twice the
-// rate of float multiply-adds.
+// bfloat16 on AVX-512 BF16, for processors that run its dot products of pairs at twice the rate of
+// float multiply-adds.
 #define NAMERNN_VECTOR_BYTES 64
 #define NAMERNN_REGISTERS 32
 #include <cstring>

@@ -1,12 +1,12 @@
 // The backward pass, one time block at a time, last step first.
 //
-// For each time block it first computes the recurrence dz_t = (grad_output_t + grad_h_t) act'(z_t),
-// grad_h_{t-1} = dz_t W_hh, and then, over all rows of the time block, the products that are
-// parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The rows of a time block fit in cache
-// together. If the plan has several groups of sequences, each group goes through time on its own,
-// with its own parameter gradients, which are added up at the end: no row travels between cores.
-// The sequences of a large group are split into parts that go through time one after the other, so
-// that the rows of one step fit in a time block.
+// For each time block, the pass first computes the recurrence
+// dz_t = (grad_output_t + grad_h_t) act'(z_t), grad_h_{t-1} = dz_t W_hh, and then, over all rows of
+// the time block, the products that are parallel in time: dz^T h_{t-1}, dz^T x and dz W_ih. The
+// rows of a time block fit in cache together. If the plan has several groups of sequences, each
+// group goes through time independently and accumulates its own parameter gradients, which are
+// added up at the end, so that no row travels between cores. The sequences of a large group are
+// split into parts that run one after the other, so that the rows of one step fit in a time block.
 //
 // The type that computes these products is a template parameter: see products_interface.h.
 #pragma once
@@ -33,15 +33,16 @@ void pack_input_panels(const Products& products, const Layer<Storage>& layer,
   });
 }
 
-// Size in bytes of the panels that a wave packs once for all its stretches: those of weight_hh,
-// then those of weight_ih.
+// Returns the size in bytes of the panels of weight_hh and weight_ih, in this order. A wave packs
+// them once for all its stretches.
 template <class Cell, class Storage>
 size_t backward_bytes(int64_t D, int64_t H) {
   using Scalar = Compute<Storage>;
   return RecurrencePanels<Cell, Storage>::bytes(D, H) +
          panels_size<Scalar>(Cell::weight_blocks * H, D) * sizeof(Scalar);
 }
-// Returns where the panels of weight_ih begin in these panels. Null stays null.
+// Returns where the panels of weight_ih begin in `panels`, which pack_backward() fills. Null stays
+// null.
 template <class Products, class Storage>
 typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage>& layer) {
   if (!panels) return nullptr;
@@ -49,7 +50,7 @@ typename Products::Element* weight_ih_in(const void* panels, const Layer<Storage
   const size_t before = Products::Recurrence::bytes(layer.D, layer.H);
   return reinterpret_cast<typename Products::Element*>(start + before);
 }
-// Packs these panels.
+// Packs the panels of weight_hh and weight_ih for the backward pass.
 template <class Cell, class Storage>
 void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& runtime) {
   pack_all<RecurrencePanels<Cell, Storage>>(layer, panels, runtime);
@@ -58,7 +59,7 @@ void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& run
   pack_input_panels<Cell>(products, layer, runtime);
 }
 
-// Returns the number of the group's rows before each time, or null if all its sequences are always
+// Returns the number of the slice's rows before each time, or null if all its sequences are always
 // alive.
 inline const int64_t* count_group_rows(const SequenceLayout& layout, Slice slice,
                                        const Runtime& runtime) {
@@ -99,7 +100,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
     common.products.prepare_input_gradient(layer, weight_ih, plan, runtime);
     if (!layer.panels) pack_input_panels<Cell>(common.products, layer, runtime);
   }
-  const int64_t gate_rows = Cell::weight_blocks * H;  // of both weights
+  const int64_t gate_rows = Cell::weight_blocks * H;  // rows of weight_ih and of weight_hh
   const GradientSizes sizes{
       has_table(layer) ? layer.table.V * gate_rows : Products::gradient_size(gate_rows, layer.D),
       Products::gradient_size(gate_rows, H), args.grad_bias_ih ? gate_rows : 0,
@@ -193,8 +194,8 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
   }
 }
 
-// Takes a group through time: calls body(part, block, accumulation) for every time block of each of
-// its parts, and `add` when the gradients accumulated in `apart` are due to be added to the sums.
+// Takes a group through time: calls body(part, block, accumulation) for every time block of every
+// part, and add() whenever the gradients accumulated in `apart` must be added to the sums.
 template <class Products, class Add, class Body>
 inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t group, Add&& add,
                                 Body&& body) {
@@ -211,8 +212,8 @@ inline void for_each_time_block(const BackwardPass<Products>& pass, int64_t grou
   if (accumulation.apart) add();
 }
 
-// Computes several groups. Each goes through time on its own; its members split its recurrence and
-// its products.
+// Runs the pass for several groups. Each group goes through time independently, and its members
+// split its recurrence and its products.
 template <class Cell, class Products>
 void run_groups_apart(const BackwardPass<Products>& pass) {
   const auto& args = pass.args;
@@ -234,8 +235,8 @@ void run_groups_apart(const BackwardPass<Products>& pass) {
   });
 }
 
-// Computes a single group. Its recurrence follows the plan; the products run on all threads,
-// because they have more work to split than the recurrence.
+// Runs the pass for a single group. The recurrence follows the plan; the products run on all
+// threads, because they have more work to split than the recurrence.
 template <class Cell, class Products>
 void run_one_group(const BackwardPass<Products>& pass) {
   using Scalar = typename Products::Scalar;

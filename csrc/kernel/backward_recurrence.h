@@ -13,13 +13,13 @@ template <class Products>
 struct BackwardGroup {
   using Scalar = typename Products::Scalar;
 
-  GroupRows rows;                  // of the part of the group that is being computed
+  GroupRows rows;                  // rows of the part that is being computed
   GradientSums<Scalar> gradients;  // if parameter gradients are wanted
   Products products;
-  WeightCopies copies;        // of weight_hh, for all groups
-  Scalar* grad[kMostStates];  // [B, H] each, gradients of the current states, for all groups
-  Scalar* grad_previous[kMostStates];  // [B, H] each, where a step writes the gradients of the
-                                       // states that its rows continue: `grad`, except in a tree
+  WeightCopies copies;                 // where all groups find weight_hh in panels
+  Scalar* grad[kMostStates];           // [B, H] each, gradients of the current states of all groups
+  Scalar* grad_previous[kMostStates];  // [B, H] each, where a step writes the gradients of its
+                                       // previous states; the same as `grad`, except in a tree
   TokenRows tokens;                    // if the gradient of a table is wanted
   bool one_product;  // whether each weight gradient is a single product, which needs no sums
 };
@@ -34,12 +34,12 @@ struct BackwardPass {
   Team* teams;         // [groups]
   int64_t block_rows;  // approximate number of rows of a time block
   Group* groups;       // [groups]
-  int64_t parts;       // per group; a group takes one after the other through time
+  int64_t parts;       // per group, which runs them one after the other
   GroupRows* rows;     // [groups * parts]
 };
 
-// Calls f(part) for each part of a group that has rows. The gradients of all parts go to the same
-// sums.
+// Calls f(part) for each part of a group, except empty ones if there are several. All parts add to
+// the same gradient sums.
 template <class Products, class F>
 inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&& f) {
   BackwardGroup<Products> part = pass.groups[group];
@@ -52,32 +52,33 @@ inline void for_each_part(const BackwardPass<Products>& pass, int64_t group, F&&
   }
 }
 
-// Reads the part's columns of the gradients of its last states to `grad`.
+// Copies the part's share of the gradients of the last states into `grad`.
 template <class Storage, class Scalar>
-inline void read_last_gradients(const Layer<Storage>& layer, const StateGradients<Storage>& of_last,
-                                const Part& part, Scalar* grad) {
+inline void read_last_gradients(const Layer<Storage>& layer,
+                                const StateGradients<Storage>& grad_last, const Part& part,
+                                Scalar* grad) {
   const int64_t first = part.columns.first;
   const int64_t width = part.columns.last - first;
-  const int64_t stride = of_last.feature_stride;
+  const int64_t stride = grad_last.feature_stride;
   for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
-    Scalar* own = grad + b * layer.H + first;
-    if (!of_last.data) {
-      std::memset(own, 0, width * sizeof(Scalar));
+    Scalar* grad_row = grad + b * layer.H + first;
+    if (!grad_last.data) {
+      std::memset(grad_row, 0, width * sizeof(Scalar));
       continue;
     }
-    const Storage* given =
-        of_last.data + place_of(layer.layout, b) * of_last.stride + first * stride;
-    for (int64_t j = 0; stride != 1 && j < width; ++j) convert(given + j * stride, own + j, 1);
-    if (stride == 1) convert(given, own, width);
+    const Storage* from =
+        grad_last.data + place_of(layer.layout, b) * grad_last.stride + first * stride;
+    for (int64_t j = 0; stride != 1 && j < width; ++j) convert(from + j * stride, grad_row + j, 1);
+    if (stride == 1) convert(from, grad_row, width);
   }
 }
 
-// Sets the gradients of a state of a tree's rows at time t. A row's state is the
-// last state of every sequence that ends there, and the previous state of every row that continues
-// it at the time after.
+// Sets `grad` to the gradients of one state of a tree's rows at time t. A row's state is the last
+// state of every sequence that ends in the row, and the previous state of every row that continues
+// it at time t + 1.
 template <class Storage, class Scalar>
 inline void gather_tree_gradients(const Layer<Storage>& layer,
-                                  const StateGradients<Storage>& of_last, int64_t t,
+                                  const StateGradients<Storage>& grad_last, int64_t t,
                                   const Scalar* grad_previous, Scalar* grad) {
   const SequenceLayout& layout = layer.layout;
   const int64_t H = layer.H;
@@ -88,9 +89,9 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
     });
   };
   std::memset(grad, 0, layout.count[t] * H * sizeof(Scalar));
-  if (of_last.data) {
+  if (grad_last.data) {
     for_each_end(layout, t, [&](int64_t b, int64_t sequence) {
-      add(b, of_last.data + sequence * of_last.stride);
+      add(b, grad_last.data + sequence * grad_last.stride);
     });
   }
   if (t + 1 == layout.T) return;
@@ -99,7 +100,7 @@ inline void gather_tree_gradients(const Layer<Storage>& layer,
   }
 }
 
-// The i-th state that row (t, b) continues, from unit `first` on; null means zeros.
+// Returns the i-th previous state of row (t, b), from unit `first` on; null means zeros.
 template <class Cell, class Storage>
 inline const Storage* previous_state(const Backward<Storage>& args, int i, int64_t t, int64_t b,
                                      int64_t continued, int64_t first) {
@@ -110,7 +111,7 @@ inline const Storage* previous_state(const Backward<Storage>& args, int i, int64
   return state ? state + first : nullptr;
 }
 
-// One step of the recurrence, at time t. Sequence b is row `row + b` of the time block.
+// Computes the recurrence at time t. Sequence b is row `row + b` of the time block.
 template <class Cell, class Products>
 inline void backward_step(const Backward<typename Products::Storage>& args,
                           const BackwardGroup<Products>& group,
@@ -137,12 +138,12 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
       units.grad_output = row_at(args.grad_output, layout, t, b) + first_column;
     }
     for (int i = 0; i < Cell::states; ++i) {
-      const int64_t place = b * layer.H + first_column;
+      const int64_t offset = b * layer.H + first_column;
       if (i > 0 || !Cell::only_through_sums) {
         units.previous[i] = previous_state<Cell>(args, i, t, b, continued, first_column);
       }
-      units.grad[i] = group.grad[i] + place;
-      units.grad_previous[i] = group.grad_previous[i] + place;
+      units.grad[i] = group.grad[i] + offset;
+      units.grad_previous[i] = group.grad_previous[i] + offset;
     }
     units.dz = products.dz + (row + b) * products.dz_stride + first_column;
     units.stride = products.dz_block;
@@ -158,10 +159,10 @@ inline void backward_step(const Backward<typename Products::Storage>& args,
     }
   }
   if (part.team) barrier(*part.team, runtime);
-  const int64_t wanted = args.grad_initial[0] ? end : continued;
-  products.step_back(row + slice.begin, weight_hh, wanted - slice.begin, part.columns,
+  const int64_t wanted_end = args.grad_initial[0] ? end : continued;
+  products.step_back(row + slice.begin, weight_hh, wanted_end - slice.begin, part.columns,
                      group.grad_previous[0] + slice.begin * layer.H);
-  for_each_cut(layer, t, slice.begin, wanted, [&](int64_t first, int64_t last, bool cut) {
+  for_each_cut(layer, t, slice.begin, wanted_end, [&](int64_t first, int64_t last, bool cut) {
     for (int64_t b = first; cut && b < last; ++b) {
       for (int i = 0; i < Cell::states; ++i) {
         std::memset(group.grad[i] + b * layer.H + first_column, 0,

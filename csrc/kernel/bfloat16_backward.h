@@ -1,11 +1,11 @@
-// The products of the backward pass in bfloat16, on instructions that multiply pairs of bfloat16:
-// gradients dz are rounded to bfloat16, sums are float. See products_interface.h.
+// The products of the backward pass in bfloat16, on instructions that multiply pairs of bfloat16.
+// The gradients dz are rounded to bfloat16, and sums are float. See products_interface.h.
 //
-// dz is stored twice: by rows, to be multiplied with W_hh and W_ih, and transposed, to be
-// multiplied with inputs and states for the weight gradients. Each block of dz is padded with zeros
-// to a multiple of kGranule elements, so that no pair has elements of two blocks. Right operands
-// are panels of pairs of rows. The sums of a weight gradient are stored in panels as well, as tiles
-// to which each time block adds.
+// dz is stored twice: row by row for the products with W_hh and W_ih, and transposed for the weight
+// gradients, which are its products with inputs and states. Each block of dz is padded with zeros
+// to a multiple of kGranule elements, so that no pair mixes two blocks. Right operands are panels
+// of row pairs. The sums of a weight gradient are also stored in panels, as tiles that each time
+// block adds to.
 #pragma once
 
 #include "kernel/backward.h"
@@ -15,10 +15,10 @@ namespace namernn_fast {
 namespace {
 
 // Returns the stride for rows of n elements: an odd number of granules, so that the elements of a
-// column use many cache sets.
+// column are spread over many cache sets.
 inline int64_t odd_granules(int64_t n) { return (padded(n) / kGranule | 1) * kGranule; }
 
-// Loads n pairs, each of an element of row a and one of row b. A null row stands for zeros.
+// Loads n pairs, each with one element of row a and one of row b. A null row counts as zeros.
 inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
   const Vec<float> low = a ? load_upto(a, n) : Vec<float>{};
   const Vec<float> high = b ? load_upto(b, n) : Vec<float>{};
@@ -27,8 +27,8 @@ inline Vec<float> load_pairs(const BFloat16* a, const BFloat16* b, int64_t n) {
 
 inline void store_pairs(BFloat16* p, Vec<float> pairs) { std::memcpy(p, &pairs, sizeof(pairs)); }
 
-// Packs one row of a panel of pairs: columns `first` and up of two rows of `width` elements, zeros
-// past their end.
+// Packs one row of a panel of pairs: columns `first` and up of two rows of `width` elements, padded
+// with zeros. A null row counts as zeros.
 inline void pack_pair_row(const BFloat16* a, const BFloat16* b, int64_t width, int64_t first,
                           BFloat16* panel_row) {
   constexpr int64_t lanes = Simd<float>::lanes;
@@ -76,10 +76,10 @@ struct PairRecurrencePanels {
 struct PairRow {
   const BFloat16* previous;  // h_{t-1}, or null: zeros
   const BFloat16* input;
-  BFloat16* grad_input;  // if it is wanted
+  BFloat16* grad_input;  // null: not wanted
 };
 
-// Lower limit of block_rows(): each time block reads and writes all gradient sums once.
+// Lower limit of block_rows(), because each time block reads and writes all gradient sums once.
 constexpr int64_t kMinPairRows = 512;
 constexpr int64_t kPairChunkRows = 256;  // rows of a time block that are multiplied per pass over C
 static_assert(kOneProductRows <= kPairChunkRows && kOneProductRows <= kMinPairRows);
@@ -112,7 +112,7 @@ struct PairProducts {
     return choose_block_rows(row, kMinPairRows, runtime.machine);
   }
 
-  // Elements of a column of a weight's gradient, with each block padded.
+  // Number of rows of a weight gradient, with each block padded.
   static int64_t gradient_rows(int64_t H) { return Cell::weight_blocks * padded(H); }
 
   // The sums of a gradient are stored in panels of [gradient_rows(H), width].
@@ -200,7 +200,7 @@ struct PairProducts {
     static_assert(kTaskRows % PairTile::rows == 0);
     PairTile tile;
     const int64_t start = max64(0, min64(zeros, count - 1)) / kGranule * kGranule;
-    const BFloat16* of_sums = dz_transposed + blocks.sum * dz_block * capacity;
+    const BFloat16* first_dz = dz_transposed + blocks.sum * dz_block * capacity;
     const int64_t M = blocks.count * dz_block;
     grad += blocks.block * dz_block * w;
     for (int64_t j = 0; j < width; j += w) {
@@ -211,7 +211,7 @@ struct PairProducts {
           const int64_t K = min64(kPairChunkRows, padded(count) - k);
           const BFloat16* panel = panels + j * capacity + k * w;
           for (int64_t i = task; i < end; i += PairTile::rows) {
-            const BFloat16* a = of_sums + i * capacity + k;
+            const BFloat16* a = first_dz + i * capacity + k;
             float* c = grad + j * gradient_rows(H) + i * w;
             const int64_t height = min64(PairTile::rows, end - i);
             initial&& k == start ? tile.multiply<false>(a, capacity, K, height, panel, c)
@@ -235,11 +235,11 @@ struct PairProducts {
       const int64_t i = task % tiles * PairTile::rows;
       const int64_t height = min64(PairTile::rows, H - i);
       const BFloat16* a = dz_transposed + ((blocks.sum + block) * dz_block + i) * capacity + start;
-      BFloat16* rows_of_grad = grad + ((blocks.block + block) * H + i) * width;
+      BFloat16* grad_rows = grad + ((blocks.block + block) * H + i) * width;
       for (int64_t j = 0; j < width; j += w) {
         tile.multiply<false>(a, capacity, K, height, panels + j * capacity + start * w, sums);
         for (int64_t r = 0; r < height; ++r) {
-          convert(sums + r * w, rows_of_grad + r * width + j, min64(w, width - j));
+          convert(sums + r * w, grad_rows + r * width + j, min64(w, width - j));
         }
       }
     }
@@ -261,9 +261,9 @@ struct PairProducts {
   }
 
  private:
-  // Multiplies the blocks of dz from `first_sum` on, of rows row .. row + count, with panels of a
-  // weight. Calls finish(i, j, height, width, sums) with every tile [height, panel_width] of these
-  // columns of the product.
+  // Multiplies rows row .. row + count of dz, in the blocks from `first_sum` on, with a weight in
+  // panels. Calls finish(i, j, height, width, sums) for every tile [height, panel_width] of the
+  // product's `columns`.
   template <class Finish>
   void multiply_dz(int64_t row, int64_t first_sum, int64_t count, const BFloat16* panels,
                    Columns columns, Finish&& finish) const {
@@ -289,8 +289,8 @@ struct PairProducts {
     });
   }
 
-  // Writes columns first .. first + kGranule of dz_transposed. Rows of dz from `count` on stand for
-  // zeros.
+  // Writes columns first .. first + kGranule of dz_transposed. Treats rows of dz from `count` on
+  // as zeros.
   void transpose_granule(int64_t first, int64_t count) const {
     constexpr int64_t lanes = Simd<float>::lanes;
     const auto dz_row = [&](int64_t row) { return row < count ? dz + row * dz_stride : nullptr; };
@@ -310,12 +310,12 @@ struct PairProducts {
     }
   }
 
-  // Packs rows first .. first + kGranule of the panels of previous states and of inputs.
+  // Packs rows first .. first + kGranule of the previous states and inputs into panels.
   void pack_granule(int64_t first, int64_t count) const {
     for (int64_t row = first; row < first + kGranule; row += 2) {
-      constexpr PairRow none{};
-      const PairRow& a = row < count ? rows[row] : none;
-      const PairRow& b = row + 1 < count ? rows[row + 1] : none;
+      constexpr PairRow zero_row{};
+      const PairRow& a = row < count ? rows[row] : zero_row;
+      const PairRow& b = row + 1 < count ? rows[row + 1] : zero_row;
       for (int64_t j = 0; j < H; j += w) {
         pack_pair_row(a.previous, b.previous, H, j, previous + j * capacity + row * w);
       }

@@ -1,12 +1,12 @@
 // The forward pass in bfloat16 on instructions that multiply pairs of bfloat16 and sum in float.
 //
-// A row of the left operand is [x_t, h_{t-1}], each of the two padded with zeros to a multiple of
-// kGranule elements, so that projection and recurrence are one product. Two arrays of such rows
-// alternate: while one is read, the new states are written to the other, rounded as in the output.
-// What a step reads of the step before besides these rows is kept in float: the state, if it does
-// not depend on the state before through sums alone, and the cell state. Before it includes this
-// file, a file in csrc/isa/ defines the product of one tile, as the type `PairTile`, and
-// `kKernelsInFloat`, the kernels that convert bfloat16 to float.
+// A row of the left operand is [x_t, h_{t-1}], so that projection and recurrence are one product.
+// Both x_t and h_{t-1} are padded with zeros to a multiple of kGranule elements. Two arrays of such
+// rows alternate: each step reads one and writes the new states to the other, rounded as in the
+// output. A state that the next step reads without a product is kept in float: the cell state,
+// or h if the cell is not only_through_sums. A file in csrc/isa/ that includes this one first
+// defines the type `PairTile`, which computes the product of one tile, and `kKernelsInFloat`, the
+// kernels that convert bfloat16 to float.
 #pragma once
 
 #include <type_traits>
@@ -17,8 +17,8 @@
 namespace namernn_fast {
 namespace {
 
-// PairTile::rows is the maximum number of rows of a tile. `a` and `c` have memory for this many,
-// even if `height` is less.
+// PairTile::rows is the maximum number of rows of a tile. The arguments `a` and `c` of multiply()
+// have memory for this many rows, even if `height` is less.
 static_assert(std::is_same_v<decltype(PairTile::rows), const int64_t>);
 // multiply<kAdd>(a, a_row, K, height, panel, c): c[height, panel_width] = a[height, K] panel, or +=
 // if kAdd. K is a multiple of kGranule.
@@ -67,8 +67,8 @@ template <class Cell>
 struct PairPanels {
   static constexpr int64_t w = Shape<float>::panel_width;
 
-  BFloat16* weights;  // [unit blocks], each with one panel per sum: of [x, h], or of the part of it
-                      // that contributes to the sum
+  BFloat16* weights;  // [unit blocks], each with one panel per sum: W_ih^T above W_hh^T, or only
+                      // the one that contributes to the sum
   float* bias;        // [unit blocks, sums, panel_width], see pack_bias()
 
   static int64_t count(int64_t, int64_t H) { return panel_count<float>(H); }  // unit blocks
@@ -102,8 +102,8 @@ struct PairPanels {
   }
 };
 
-// Fills in the rows of step s: inputs, and states of sequences that start there. The step before
-// wrote all other states.
+// Fills in the rows of step s: all inputs, and the states of sequences that start at this step. The
+// previous step writes all other states.
 inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& part,
                           BFloat16* rows) {
   const int64_t t = time_of(layer, s);
@@ -123,11 +123,11 @@ inline void prepare_pairs(const Layer<BFloat16>& layer, int64_t s, const Part& p
   }
 }
 
-// The forward pass of one part.
+// Runs the forward pass of one part.
 template <class Cell>
 struct PairPart {
   static constexpr int64_t w = Shape<float>::panel_width;
-  static constexpr int64_t kBlock = PairTile::rows * w;  // sums of a tile, for one of the cell's
+  static constexpr int64_t kBlock = PairTile::rows * w;  // elements of one sum's tile
 
   const Forward<BFloat16>& args;
   const PairPanels<Cell>& panels;
@@ -138,14 +138,14 @@ struct PairPart {
 
   // A step reads at most one state without a product.
   static_assert(Cell::states == 1 || Cell::only_through_sums);
-  // The number of that state, the last one of the cell; or -1.
+  // The index of the state that a step reads without a product, always the cell's last; or -1.
   static constexpr int carried_state =
       Cell::states == 1 && Cell::only_through_sums ? -1 : Cell::states - 1;
-  // A row of `carried` fills whole vectors.
+  // The size of a row of `carried`, which fills whole vectors.
   static int64_t state_size(int64_t H) { return panel_count<float>(H) * w; }
   int64_t row_size() const { return padded(args.layer.D) + padded(args.layer.H); }
 
-  // Computes the sums of `height` rows for the unit block from j on.
+  // Computes the sums of `height` rows for the unit block that starts at j.
   void multiply(PairTile& tile, const BFloat16* rows, int64_t height, int64_t j,
                 float* sums) const {
     const int64_t D = padded(args.layer.D);
@@ -160,7 +160,7 @@ struct PairPart {
     }
   }
 
-  // Adds biases and, with a table, the row of (t, b) to sums of units j .. j + width.
+  // Adds the biases and, with a table, its row for (t, b) to the sums of units j .. j + width.
   void add_starts(int64_t t, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<BFloat16>& layer = args.layer;
     const BFloat16* looked_up =
@@ -180,14 +180,14 @@ struct PairPart {
 
   struct Step {
     int64_t t;
-    int64_t continued_end;  // sequences before it continue from the step before
-    int64_t continues_end;  // sequences before it continue at the step after
+    int64_t continued_end;  // sequences before this one continue from the previous step
+    int64_t continues_end;  // sequences before this one continue at the next step
     const BFloat16* now;    // rows that the step reads
-    BFloat16* next;         // rows of the step after
+    BFloat16* next;         // rows of the next step
   };
 
-  // Computes units j .. j + width of the state of sequence b from their sums, and writes them to
-  // the output and to the row of the step after, or after the sequence's last step to `last`.
+  // Turns the sums of units j .. j + width of sequence b into states. Writes h to the output and to
+  // the row of the next step or, at the sequence's last step, all states to `last`.
   void finish(const Step& step, int64_t b, int64_t j, int64_t width, float* sums) const {
     const Layer<BFloat16>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;
@@ -198,20 +198,20 @@ struct PairPart {
     StateRow<float, BFloat16> row{sums, kBlock, {}, {sums}, nullptr, H, width};
     if (args.kept.data) row.kept = row_at(args.kept, layout, t, b) + j;
     if constexpr (carried_state >= 0) {
-      float* own = carried + b * state_size(H) + j;
+      float* state = carried + b * state_size(H) + j;
       const bool cut = is_cut(layer, t, b);
       const bool starts = b >= step.continued_end || cut;
       const BFloat16* initial = starts && !cut ? initial_state(layer, carried_state, b) : nullptr;
-      if (initial) convert(initial + j, own, width);
-      row.previous[carried_state] = starts && !initial ? nullptr : own;
-      row.states[carried_state] = own;
+      if (initial) convert(initial + j, state, width);
+      row.previous[carried_state] = starts && !initial ? nullptr : state;
+      row.states[carried_state] = state;
     }
     Cell(layer).states_of(row);
     for (int i = 1; i < Cell::states && b >= step.continues_end; ++i) {
       convert(row.states[i], args.last[i] + place_of(layout, b) * H + j, width);
     }
     const float* h = row.states[0];
-    // Reads whole vectors, which is faster just after they were written.
+    // Loads whole vectors, which is faster right after they were written.
     const auto write = [h, width](BFloat16* to) {
       for_each_vector<float>(width,
                              [=](int64_t c, int64_t n) { store_upto(to + c, load(h + c), n); });

@@ -9,8 +9,8 @@
 namespace namernn_fast {
 namespace {
 
-// There are no functions for panels and tables that outlive a call: only waves and trees need them,
-// and these do not run in bfloat16.
+// The functions for panels and tables that outlive a call are null, because only waves and trees
+// need them, and neither runs in bfloat16.
 template <class Cell>
 constexpr KernelsFor<BFloat16> kernels_of_cell_on_pairs() {
   return {{nullptr, nullptr},

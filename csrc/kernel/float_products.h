@@ -1,5 +1,5 @@
-// The products of the backward pass in float and double. 16-bit types are computed in float too,
-// except bfloat16 on processors that multiply pairs of it. See products_interface.h.
+// The products of the backward pass in float and double. 16-bit types are computed in float, except
+// bfloat16 on processors with instructions that multiply pairs of it. See products_interface.h.
 #pragma once
 
 #include <type_traits>
@@ -28,18 +28,18 @@ struct FloatProducts {
   // Memory shared by all groups.
   Element* weight_ih;  // panels of W_ih [H, D], if grad_input is wanted
   Scalar* staged;      // [workers, kTaskRows, D], rows of grad_input before they are converted or
-                       // scattered; or null
+                       // scattered; null if neither is needed
   // The members below belong to one group; prepare_rows() sets them.
   int64_t D;
   int64_t H;
   int64_t capacity;  // maximum rows of a time block
   int64_t dz_stride;
-  int64_t dz_block;   // elements of a row from one block of dz to the next
+  int64_t dz_block;   // distance between the blocks of a row of dz
   Element* dz;        // [capacity, dz_stride]
   Element* previous;  // panels of h_{t-1} [capacity, H], if parameter gradients are wanted
   Element* input;     // panels of x [capacity, D], if parameter gradients are wanted
 
-  // The rows of a time block fill about half of a core's own cache.
+  // The rows of a time block fill about half of a core's private cache.
   static int64_t block_rows(const Layer<Storage>& layer, const Runtime& runtime) {
     const int64_t row = ((1 + Cell::sums) * layer.H + layer.D) * int64_t(sizeof(Scalar));
     return choose_block_rows(row, kMinBlockRows, runtime.machine);
@@ -78,7 +78,7 @@ struct FloatProducts {
     H = units;
     capacity = rows;
     dz_block = H;
-    // An odd number of vectors, so that the elements of a column of dz use many cache sets.
+    // An odd number of vectors spreads the elements of a column of dz over many cache sets.
     dz_stride = panel_count<Scalar>(Cell::sums * H) * w + Simd<Scalar>::lanes;
     dz = scratch<Element>(runtime, capacity * dz_stride);
     if (want_weights) {
@@ -96,8 +96,8 @@ struct FloatProducts {
   void step_back(int64_t row, const Element* weight_hh, int64_t rows, Columns columns,
                  Scalar* grad_h) const {
     const int64_t K = Cell::weight_blocks * H;
-    const Scalar* of_state = dz + row * dz_stride + Cell::first_state_sum * H;
-    const Operand<Scalar> operand{of_state, dz_stride, 1, weight_hh, K * w, K};
+    const Scalar* state_dz = dz + row * dz_stride + Cell::first_state_sum * H;
+    const Operand<Scalar> operand{state_dz, dz_stride, 1, weight_hh, K * w, K};
     const Target<Scalar> target{grad_h, H, nullptr, 0, !Cell::only_through_sums};
     product<Scalar, false>(&operand, 1, target, rows, columns.first, columns.last, NoFinish());
   }
@@ -106,21 +106,21 @@ struct FloatProducts {
 
   void add_weight_gradient(const Blocks& blocks, bool initial, Share& share, int64_t zeros,
                            int64_t rows, const Element* panels, int64_t width, Scalar* grad) const {
-    const Scalar* of_sums = dz + blocks.sum * H;
+    const Scalar* first_dz = dz + blocks.sum * H;
     const int64_t M = blocks.count * H;
     grad += blocks.block * H * width;
-    // With few rows, writing C takes most of the time. So a task then writes whole rows, in memory
+    // With few rows, writing C takes most of the time, so each task writes whole rows in memory
     // order.
-    const bool whole = rows <= kFewRows;
-    const int64_t task_rows = whole ? Shape<Scalar>::max_rows : kTaskRows;
-    const int64_t task_columns = whole ? width : w;
+    const bool whole_rows = rows <= kFewRows;
+    const int64_t task_rows = whole_rows ? Shape<Scalar>::max_rows : kTaskRows;
+    const int64_t task_columns = whole_rows ? width : w;
     for (int64_t j = 0; j < width; j += task_columns) {
       for (int64_t i = 0; i < M; i += task_rows) {
         if (!take(share)) continue;
-        // If X is all zeros, an initial gradient must still be written: product() over no rows.
+        // If X is all zeros, a product over no rows still writes the initial gradient.
         for (int64_t k = zeros; k < rows || (initial && k == zeros); k += kChunkRows) {
           const Operand<Scalar> operand{
-              of_sums + k * dz_stride + i, 1, dz_stride, panels + k * w, capacity * w,
+              first_dz + k * dz_stride + i, 1, dz_stride, panels + k * w, capacity * w,
               min64(kChunkRows, rows - k)};
           const Target<Scalar> target{grad + i * width, width, nullptr, 0,
                                       !(initial && k == zeros)};
@@ -140,18 +140,18 @@ struct FloatProducts {
       alignas(64) Scalar sums[height * w];
       const int64_t M = blocks.count * H;
       grad += blocks.block * H * width;
-      const Operand<Scalar> all{dz + zeros * dz_stride + blocks.sum * H,
-                                1,
-                                dz_stride,
-                                panels + zeros * w,
-                                capacity * w,
-                                rows - zeros};
+      const Operand<Scalar> first_tile{dz + zeros * dz_stride + blocks.sum * H,
+                                       1,
+                                       dz_stride,
+                                       panels + zeros * w,
+                                       capacity * w,
+                                       rows - zeros};
       for (int64_t i = 0; i < M; i += height) {
         if (!take(share)) continue;
         const int64_t tile_rows = min64(height, M - i);
         for (int64_t j = 0; j < width; j += w) {
           const int64_t columns = min64(w, width - j);
-          Operand<Scalar> operand = all;
+          Operand<Scalar> operand = first_tile;
           operand.a += i;
           operand.panels += j * capacity;
           const Target<Scalar> target{sums, w, nullptr, 0, false};
@@ -202,11 +202,11 @@ struct FloatProducts {
         return;
       }
     }
-    Scalar* own = staged + worker * kTaskRows * D;
-    const Target<Scalar> target{own, D, nullptr, 0, args.accumulate_input};
-    for (int64_t r = 0; args.accumulate_input && r < rows; ++r) convert(grad(r), own + r * D, D);
+    Scalar* copy = staged + worker * kTaskRows * D;
+    const Target<Scalar> target{copy, D, nullptr, 0, args.accumulate_input};
+    for (int64_t r = 0; args.accumulate_input && r < rows; ++r) convert(grad(r), copy + r * D, D);
     product<Scalar, false>(&operand, 1, target, rows, 0, D, NoFinish());
-    for (int64_t r = 0; r < rows; ++r) convert(own + r * D, grad(r), D);
+    for (int64_t r = 0; r < rows; ++r) convert(copy + r * D, grad(r), D);
   }
 };
 

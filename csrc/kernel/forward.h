@@ -1,15 +1,15 @@
-// The entry point of the forward pass, and when each of its four time loops runs. forward() chooses
-// among the first three, each in a file of its name; the fourth is another entry point.
-// - forward_short: one sequence of few steps through a small layer, in float or double; computes
-//   both products together and reads the weights where the caller stores them. See is_short();
-// - forward_rows: other calls in float and double with an output and without `origin`; goes step by
-//   step through the caller's rows;
-// - forward_copied: all calls that are left: 16-bit types, rows in another order (`origin`), and
+// The entry point of the forward pass. The pass has four time loops: forward() chooses among the
+// first three, each in the file of the same name; the fourth is a separate entry point.
+// - forward_short: for one short sequence through a small layer, in float or double. Computes both
+//   products together and reads the weights where the caller stores them. See is_short();
+// - forward_rows: for other calls in float and double with an output and without `origin`. Goes
+//   step by step through the caller's rows;
+// - forward_copied: for all remaining calls: 16-bit types, rows in another order (`origin`), and
 //   calls without an output. Runs the loop of forward_rows on copies of the rows, one time block at
 //   a time;
-// - forward_pairs (bfloat16_forward.h): bfloat16 on processors that multiply pairs of it. Their
-//   kernel table has this function instead of forward(). If all weights are read in place, it calls
-//   forward() of the kernels that convert to float.
+// - forward_pairs (bfloat16_forward.h): for bfloat16 on processors with instructions that multiply
+//   pairs of it. Their kernel table has this function instead of forward(). If all weights are read
+//   in place, it calls forward() of the kernels that convert to float.
 #pragma once
 
 #include "kernel/forward_copied.h"

@@ -1,6 +1,6 @@
-// The forward pass on copies of rows, one time block at a time. It serves rows stored in 16 bits,
-// rows in an order that a product cannot follow, and calls without an output, whose rows are not
-// needed after their time block.
+// The forward pass on copies of rows, one time block at a time. It handles rows stored in 16 bits,
+// rows in an order that products cannot read in place, and calls without an output, whose rows are
+// not needed after their time block.
 #pragma once
 
 #include "kernel/forward_rows.h"
@@ -9,12 +9,12 @@ namespace namernn_fast {
 namespace {
 
 #if defined(NAMERNN_FAST_SANITIZE)
-constexpr int64_t kCopiedBytes = int64_t(1) << 14;  // gives small tests several time blocks
+constexpr int64_t kCopiedBytes = int64_t(1) << 14;  // so that small tests have several time blocks
 #else
 constexpr int64_t kCopiedBytes = int64_t(1) << 20;
 #endif
 
-// Copies of the rows of one time block, for all parts.
+// Copies of the rows of one time block, shared by all parts.
 template <class Scalar>
 struct CopiedRows {
   int64_t steps;                // per time block
@@ -22,12 +22,12 @@ struct CopiedRows {
   int64_t* ids;                 // [steps, B], with a table
   Scalar* output;               // [steps, B, H]
   Scalar* kept;                 // [steps, B, Cell::kept * H], or null: nothing is kept
-  Scalar* states[kMostStates];  // [B, H] each: h at the start of the time block; the cell states,
-                                // if there are any, at the current step
+  Scalar* states[kMostStates];  // [B, H] each: h at the start of the time block, and the cell
+                                // states, if any, at the current step
   Scalar* last;                 // [B, H], h at the end of the time block
 };
 
-// The forward pass of one part on copies.
+// Runs one part's forward pass on copies of its rows.
 template <class Cell, class Storage>
 struct CopiedPart {
   using Scalar = Compute<Storage>;
@@ -40,9 +40,9 @@ struct CopiedPart {
   const Plan& plan;
 
   int64_t width() const { return part.columns.last - part.columns.first; }
-  // Offset of the part's columns of the state of sequence b.
+  // Offset of the part's columns in the state of sequence b.
   int64_t state_at(int64_t b) const { return b * args.layer.H + part.columns.first; }
-  // Row (t, b) of a copy with `features` elements per row. The time block's first time is `first`.
+  // Row (t, b) of a copy with `features` elements per row. The time block starts at time `first`.
   Scalar* copy_at(Scalar* rows, int64_t first, int64_t t, int64_t b, int64_t features) const {
     return rows + ((t - first) * args.layer.layout.B + b) * features;
   }
@@ -90,9 +90,9 @@ struct CopiedPart {
     return copied;
   }
 
-  // Copies the inputs or ids of times first .. last, and clears states that a cut separates from
-  // t_begin, the time at which the recurrence enters the time block. ForwardPart handles cuts
-  // within the time block.
+  // Copies the inputs or ids of times first .. last. Clears the states that a cut keeps from
+  // reaching t_begin, the time at which the recurrence enters the time block. ForwardPart handles
+  // cuts within the time block.
   void read_time_block(int64_t first, int64_t last, int64_t t_begin) const {
     const Layer<Storage>& layer = args.layer;
     const Slice slice = part.slice;
@@ -113,7 +113,8 @@ struct CopiedPart {
     }
   }
 
-  // Writes the part's columns of copied rows, of `blocks` blocks of H, to the caller's rows.
+  // Writes the part's columns of copied rows to the caller's rows. A row has `blocks` blocks of H
+  // elements.
   void write_time_block(Scalar* copied, int64_t first, int64_t last,
                         const RowStrides<Storage>& rows, int64_t blocks) const {
     const Layer<Storage>& layer = args.layer;
@@ -139,17 +140,18 @@ struct CopiedPart {
       const int64_t alive = count_at(layout, first);
       read_time_block(first, last, time_of(layer, s));
       if (part.team) barrier(*part.team, runtime);
-      Part inside = part;
-      inside.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
+      Part alive_part = part;
+      alive_part.slice = {min64(part.slice.begin, alive), min64(part.slice.end, alive)};
       const Forward<Scalar> copied = arguments_of(first, last, s == 0);
       const int64_t projected_steps = choose_projected_steps(
-          forward_workload<Cell>(copied.layer, runtime), plan, plan.groups, layer.in_place);
-      const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, inside.slice);
-      ForwardPart<Cell, Scalar, Storage>{{{copied, weights, inside, memory, steps}}}.run(runtime);
+          plan_arguments<Cell>(copied.layer, runtime), plan, plan.groups, layer.in_place);
+      const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, alive_part.slice);
+      ForwardPart<Cell, Scalar, Storage>{{{copied, weights, alive_part, memory, steps}}}.run(
+          runtime);
       if (args.output.data) write_time_block(copies.output, first, last, args.output, 1);
       if (copies.kept) write_time_block(copies.kept, first, last, args.kept, Cell::kept);
       if (part.team) barrier(*part.team, runtime);
-      for (int64_t b = inside.slice.begin; b < inside.slice.end; ++b) {
+      for (int64_t b = alive_part.slice.begin; b < alive_part.slice.end; ++b) {
         std::memcpy(copies.states[0] + state_at(b), copies.last + state_at(b),
                     width() * sizeof(Scalar));
       }
@@ -187,9 +189,9 @@ void forward_copied(const Forward<Storage>& args, const Runtime& runtime) {
   }
   rows.last = scratch<Scalar>(runtime, layout.B * layer.H);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar, Storage> own =
+    const ForwardWeights<Scalar, Storage> part_weights =
         forward_weights<Cell>(part, layer, weights, zero_state);
-    CopiedPart<Cell, Storage>{args, own, rows, memory, part, plan}.run(runtime);
+    CopiedPart<Cell, Storage>{args, part_weights, rows, memory, part, plan}.run(runtime);
   });
 }
 

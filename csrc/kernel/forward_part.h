@@ -1,4 +1,4 @@
-// What the forward pass of a part works with: the plan's sizes, weights, tables and memory.
+// The data of one part of the forward pass: the plan and its sizes, weights, tables and memory.
 #pragma once
 
 #include "kernel/cells/cell.h"
@@ -15,7 +15,7 @@ struct TimeRange {
 };
 
 template <class Cell, class Storage>
-inline Workload forward_workload(const Layer<Storage>& layer, const Runtime& runtime) {
+inline PlanArguments plan_arguments(const Layer<Storage>& layer, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
   return {layer.layout,   runtime.machine,    layer.D, layer.H, panel_count<Scalar>(layer.H),
           sizeof(Scalar), Cell::weight_blocks};
@@ -23,7 +23,7 @@ inline Workload forward_workload(const Layer<Storage>& layer, const Runtime& run
 
 template <class Cell, class Storage>
 inline Plan forward_plan(const Layer<Storage>& layer, const Runtime& runtime) {
-  return choose_plan(forward_workload<Cell>(layer, runtime));
+  return choose_plan(plan_arguments<Cell>(layer, runtime));
 }
 
 // The weights that a part reads, and a zero state.
@@ -33,26 +33,26 @@ struct ForwardWeights {
   const Scalar* bias;
   bool finite;               // whether the part's columns of weight_hh are known to be finite
   const Scalar* zeros;       // [H], the initial state if none is given
-  const Storage* weight_ih;  // the caller's, if it is read in place; else null
-  const Storage* weight_hh;  // likewise
+  const Storage* weight_ih;  // the caller's weight_ih if it is read in place, else null
+  const Storage* weight_hh;  // the caller's weight_hh if it is read in place, else null
 };
 
-// Memory for all parts that only some layers need.
+// Memory shared by all parts. Each array is null if the layer does not need it.
 template <class Scalar>
 struct ForwardMemory {
-  const Scalar* table;       // [V, H], with a table: its rows plus the biases
-  const Scalar** looked_up;  // [members, B], with a table: rows that a step's sums start from
-  int64_t B;                 // of the whole layer, even if the part works on a time block of it
-  Scalar* continued;       // [B, H], with a tree: copies of the states that a step's rows continue
-  Scalar* cell_states[2];  // [B, H] each, with a tree and cell states: those of the rows at even
-                           // and at odd times
-  Scalar* projected;       // for each group, if sums are not in the output and the projection runs
-                           // ahead: [projected_rows, weight_blocks * H], see GateSums
-  int64_t projected_rows;  // of a group
+  const Scalar* table;       // [V, H], with a token table: its rows plus the biases
+  const Scalar** looked_up;  // [members, B], rows of `table` from which a step's sums start
+  int64_t B;                 // of the whole layer, even if the part works on one time block
+  Scalar* continued;         // [B, H], in a tree: copies of the previous states of a step's rows
+  Scalar* cell_states[2];    // [B, H] each, in a tree: the cell states of rows at even and at odd
+                             // times
+  Scalar* projected;       // [groups, projected_rows, weight_blocks * H], the projection if it runs
+                           // ahead and sums are not in the output; see GateSums
+  int64_t projected_rows;  // per group
 };
 
 // Writes a layer's table plus the biases, in the type that kernels compute in. Blocks of bias_hh
-// that belong to sums without a block of weight_ih, such as b_hn of a GRU, are not added.
+// are not added if the input does not contribute to their sum, as for b_hn of a GRU.
 template <class Cell, class Storage>
 inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime& runtime) {
   using Scalar = Compute<Storage>;
@@ -66,11 +66,11 @@ inline void add_biases(const Layer<Storage>& layer, void* result, const Runtime&
       for (int64_t s = 0; s < Cell::weight_blocks; ++s) {
         const int64_t first = Cell::input_block(s) * H;
         const Storage* row = layer.table.rows + v * width + first;
-        const Storage* of_state = s >= Cell::first_state_sum ? layer.bias_hh : nullptr;
+        const Storage* bias_hh = s >= Cell::first_state_sum ? layer.bias_hh : nullptr;
         for_each_vector<Scalar>(H, [&](int64_t j, int64_t n) {
           Vec<Scalar> sum = load_upto(row + j, n);
           if (layer.bias_ih) sum += load_upto(layer.bias_ih + first + j, n);
-          if (of_state) sum += load_upto(of_state + (s - Cell::first_state_sum) * H + j, n);
+          if (bias_hh) sum += load_upto(bias_hh + (s - Cell::first_state_sum) * H + j, n);
           store_upto(table + v * width + first + j, sum, n);
         });
       }
@@ -97,13 +97,13 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
   if (layer.layout.tree) {
     memory.continued = scratch<Scalar>(runtime, layer.layout.B * layer.H);
     for (int i = 1; i < Cell::states; ++i) {
-      for (Scalar*& of_row : memory.cell_states) {
-        of_row = scratch<Scalar>(runtime, layer.layout.B * layer.H);
+      for (Scalar*& states : memory.cell_states) {
+        states = scratch<Scalar>(runtime, layer.layout.B * layer.H);
       }
     }
   }
   if (!Cell::sums_in_output && layer.D > 0) {
-    memory.projected_rows = choose_projected_rows(forward_workload<Cell>(layer, runtime));
+    memory.projected_rows = choose_projected_rows(plan_arguments<Cell>(layer, runtime));
     for (int64_t g = 0; g < plan.groups; ++g) {
       const Slice slice = slice_of(layer.layout, g, plan.groups);
       memory.projected_rows = max64(memory.projected_rows, slice.end - slice.begin);
@@ -118,7 +118,8 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
   return memory;
 }
 
-// Returns how many of the wanted steps of a slice can be projected at once.
+// Returns how many steps of a slice to project at once: `wanted`, or fewer if they do not fit in
+// memory.
 template <class Cell, class Scalar>
 inline int64_t fit_projected_steps(int64_t wanted, const ForwardMemory<Scalar>& memory,
                                    Slice slice) {
@@ -144,8 +145,8 @@ inline ForwardWeights<Scalar, Storage> forward_weights(const Part& part,
           layer.in_place.weight_hh ? layer.weight_hh : nullptr};
 }
 
-// What the computation of one part needs: a slice of the sequences and columns of the hidden units.
-// Weights that are read in place are stored as Storage.
+// The data of one part, a slice of the sequences x columns of the hidden units, and how to locate
+// rows and operands in it. Weights that are read in place are stored as Storage.
 template <class Cell, class Scalar, class Storage>
 struct ForwardContext {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
@@ -154,7 +155,7 @@ struct ForwardContext {
   const ForwardWeights<Scalar, Storage>& weights;
   const Part& part;
   const ForwardMemory<Scalar>& memory;
-  int64_t projected_steps;  // projected at once, ahead of the recurrence; or 0
+  int64_t projected_steps;  // steps projected at once, ahead of the recurrence; or 0
 
   int64_t panel_size() const {
     return ForwardPanels<Cell, Storage>::unit_block_size(args.layer.D, args.layer.H);
@@ -169,7 +170,8 @@ struct ForwardContext {
     return {h, stride, 1, weight_hh, panel_size(), args.layer.H, args.layer.chains.recurrence};
   }
 
-  // The i-th state of row (t, b). Each step of a sequence updates its cell state in place.
+  // Returns the i-th state of row (t, b). Except in a tree, each step updates a sequence's cell
+  // state in place.
   Scalar* state_at(int i, int64_t t, int64_t b) const {
     const SequenceLayout& layout = args.layer.layout;
     if (i == 0) return row_at(args.output, layout, t, b);
@@ -187,9 +189,9 @@ struct ForwardContext {
     return rows;
   }
 
-  // Calls f(run) for runs that cover the rows of the projected_steps steps from s on. `flat`: the
-  // tensor that the projection is written to holds the rows of one time right after those of the
-  // time before.
+  // Calls f(run) for runs that cover the rows of the projected_steps steps from s on. `flat` says
+  // whether the tensor that the projection is written to stores the rows of each time directly
+  // after the rows of the previous time.
   template <class F>
   void for_each_projected_run(int64_t s, bool flat, F&& f) const {
     const Layer<Scalar>& layer = args.layer;
@@ -199,7 +201,7 @@ struct ForwardContext {
                  !layout.start, f);
   }
 
-  // The times first .. last of the projected_steps steps from s on.
+  // Returns the times of the projected_steps steps from s on.
   TimeRange projected_times(int64_t s) const {
     const Layer<Scalar>& layer = args.layer;
     const int64_t t = time_of(layer, s);

@@ -8,19 +8,19 @@
 namespace namernn_fast {
 namespace {
 
-// How a part computes projections and states.
+// The type that computes a part's projections and states.
 template <class Cell, class Scalar, class Storage>
 using Sums = std::conditional_t<Cell::sums_in_output, OutputSums<Cell, Scalar, Storage>,
                                 GateSums<Cell, Scalar, Storage>>;
 
-// The forward pass of one part.
+// Runs the forward pass of one part.
 template <class Cell, class Scalar, class Storage = Scalar>
 struct ForwardPart : Sums<Cell, Scalar, Storage> {
   using Base = Sums<Cell, Scalar, Storage>;
   using Base::args, Base::part, Base::memory, Base::projected_steps;
   using Base::project, Base::advance;
 
-  // Computes the states at time t of a tree. The previous states are copied first, because the rows
+  // Computes a tree's states at time t. The previous states are copied first, because the rows
   // of a product's left operand must have a constant stride.
   void advance_tree(int64_t t) const {
     NAMERNN_EXPECT(part.members == 1);
@@ -38,8 +38,8 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
     advance(t, 0, count, memory.continued, layer.H);
   }
 
-  // Copies the states of sequences whose last step is at time t to `last`. Not for layouts with
-  // `order`. Their cell states are there already, except in a tree.
+  // Copies the states of sequences whose last step is at time t to `last`. Cell states are there
+  // already, except in a tree. Does not support layouts with `order`.
   void keep_last_states(int64_t t) const {
     NAMERNN_EXPECT(!args.layer.layout.order);
     const Layer<Scalar>& layer = args.layer;
@@ -84,7 +84,7 @@ struct ForwardPart : Sums<Cell, Scalar, Storage> {
   }
 };
 
-// Reads `width` units of an initial state; null stands for zeros.
+// Copies `width` units of an initial state, from unit `first` on; null counts as zeros.
 template <class Storage, class Scalar>
 inline void read_initial(const Storage* initial, int64_t first, int64_t width, Scalar* to) {
   initial ? convert(initial + first, to, width) : void(std::memset(to, 0, width * sizeof(Scalar)));
@@ -98,7 +98,7 @@ inline void read_cell_states(const Forward<Scalar>& args, const Part& part) {
     for (int64_t b = part.slice.begin; b < part.slice.end; ++b) {
       const Scalar* initial = initial_state(args.layer, i, b);
       Scalar* last = args.last[i] + place_of(args.layer.layout, b) * args.layer.H + first;
-      const bool in_place = initial && initial + first == last;  // in a wave
+      const bool in_place = initial && initial + first == last;  // happens in a wave
       if (!in_place) read_initial(initial, first, part.columns.last - first, last);
     }
   }
@@ -115,17 +115,17 @@ void forward_rows(const Forward<Scalar>& args, const Runtime& runtime) {
   // For every sequence, a step reads two rows of H elements and writes one.
   const int64_t row_bytes = 3 * layer.H * int64_t(sizeof(Scalar));
   const int64_t parts = choose_parts(layer.layout, plan, row_bytes, runtime.machine);
-  const int64_t projected_steps = choose_projected_steps(forward_workload<Cell>(layer, runtime),
-                                                         plan, plan.groups * parts, layer.in_place);
+  const int64_t projected_steps = choose_projected_steps(plan_arguments<Cell>(layer, runtime), plan,
+                                                         plan.groups * parts, layer.in_place);
   run_plan(plan, layer, runtime, teams, [&](const Part& part) {
-    const ForwardWeights<Scalar, Scalar> own =
+    const ForwardWeights<Scalar, Scalar> part_weights =
         forward_weights<Cell>(part, layer, weights, zero_state);
     if (!layer.layout.tree) read_cell_states<Cell>(args, part);
     for (int64_t p = part.group * parts; p < (part.group + 1) * parts; ++p) {
       Part smaller = part;
       smaller.slice = slice_of(layer.layout, p, plan.groups * parts);
       const int64_t steps = fit_projected_steps<Cell>(projected_steps, memory, smaller.slice);
-      ForwardPart<Cell, Scalar>{{{args, own, smaller, memory, steps}}}.run(runtime);
+      ForwardPart<Cell, Scalar>{{{args, part_weights, smaller, memory, steps}}}.run(runtime);
     }
   });
 }

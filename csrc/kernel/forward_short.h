@@ -8,13 +8,14 @@
 namespace namernn_fast {
 namespace {
 
-// Returns whether this loop supports the call, the layer is small, and its only sequence is short.
-// D and H must be multiples of a vector's lanes.
+// Returns whether forward_short() supports the call, the layer is small, and its only sequence is
+// short. D and H must be multiples of a vector's lanes.
 template <class Scalar>
 inline bool is_short(const Layer<Scalar>& layer) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
   constexpr int64_t most_steps = 16;
-  constexpr int64_t most_features = 512;  // reading fewer rows of larger weights at once is faster
+  // With more features, reading fewer rows of weights at once is faster.
+  constexpr int64_t most_features = 512;
   const int64_t T = layer.layout.T;
   return layer.layout.B == 1 && !layer.layout.origin && !layer.layout.tree &&
          !layer.batch_invariant && !layer.resets.at && !layer.panels && T <= most_steps &&
@@ -70,7 +71,7 @@ inline void forward_short_part(const Forward<Scalar>& args, const Scalar* zeros,
 template <class Cell, class Scalar>
 inline void forward_short(Forward<Scalar> args, const Runtime& runtime) {
   const Layer<Scalar>& layer = args.layer;
-  // Without an output, scratch memory stands in, so that the last state has the same bits.
+  // Without an output, use scratch memory instead, so that the last state has the same bits.
   if (!args.output.data) {
     args.output = {scratch<Scalar>(runtime, layer.layout.T * layer.H), layer.H, layer.H};
   }

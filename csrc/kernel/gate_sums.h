@@ -1,5 +1,6 @@
-// How a part of the forward pass computes states if a row has several sums per hidden unit: for one
-// unit block and a few rows at a time, in a buffer that stays in the nearest cache.
+// How a part of the forward pass computes states if a row has several sums per hidden unit: it
+// computes the sums of one unit block and a few rows at a time, in a buffer that stays in the
+// nearest cache.
 #pragma once
 
 #include "kernel/forward_part.h"
@@ -7,7 +8,7 @@
 namespace namernn_fast {
 namespace {
 
-// Maximum number of rows whose sums are in the buffer: two tiles. More would push the panels out.
+// Maximum number of rows whose sums are in the buffer: two tiles. More would evict the panels.
 constexpr int64_t kBufferRows = 2 * kTileRows;
 
 template <class Cell, class Scalar, class Storage>
@@ -16,12 +17,12 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   using Context::args, Context::weights, Context::part, Context::memory;
   using Context::projected_steps, Context::w;
 
-  // The buffer of sums: [kBufferRows, Cell::sums, w].
+  // Elements of a row of the buffer, which is [kBufferRows, Cell::sums, w].
   static constexpr int64_t buffer_row = Cell::sums * w;
 
-  // Elements of a row of the projection: the sums of the input, in their order.
+  // Elements of a row of the projection, which holds the sums of the input in order.
   int64_t projected_row() const { return Cell::weight_blocks * args.layer.H; }
-  // Row (t, b) of the projection of the times from `first` on.
+  // Row (t, b) of a projection that starts at time `first`.
   Scalar* projected_at(int64_t first, int64_t t, int64_t b) const {
     const int64_t width = part.slice.end - part.slice.begin;
     const int64_t row = (t - first) * width + b - part.slice.begin;
@@ -52,8 +53,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
   // means zeros.
   void advance(int64_t t, int64_t begin, int64_t end, const Scalar* h, int64_t h_stride) const {
     const Layer<Scalar>& layer = args.layer;
-    const Scalar* before = h;
-    const int64_t before_stride = h_stride;
+    const Scalar* previous = h;
+    const int64_t previous_stride = h_stride;
     if (!h && !weights.finite) h = weights.zeros, h_stride = 0;  // zero times infinity is NaN
     const Scalar* const* looked_up = has_table(layer) ? this->look_up(t, begin, end) : nullptr;
     const int64_t rows = end - begin;
@@ -69,8 +70,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
           multiply_panels(operand, sums, height, j);
         }
         if (h) multiply_state(h + i * h_stride, h_stride, sums, height, j);
-        finish(t, begin + i, height, j, sums, before ? before + i * before_stride : nullptr,
-               before_stride);
+        finish(t, begin + i, height, j, sums, previous ? previous + i * previous_stride : nullptr,
+               previous_stride);
         i += height;
       }
     }
@@ -79,7 +80,7 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
  private:
   int64_t columns_from(int64_t j) const { return min64(w, part.columns.last - j); }
 
-  // Fills the buffer with what the sums of rows (t, b) and after start from.
+  // Fills the buffer with the start values of the sums of `height` rows, from (t, b) on.
   void start_sums(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* const* looked_up,
                   Scalar* sums) const {
     const int64_t H = args.layer.H;
@@ -103,13 +104,13 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     for (int64_t v = 0; v < w; v += Simd<Scalar>::lanes) store(to + v, load(from + v));
   }
 
-  // The first time of the projection that holds time t.
+  // Returns the first time of the projection that includes time t.
   int64_t first_projected(int64_t t) const {
-    const int64_t s = time_of(args.layer, t);  // the order of steps is its own inverse
+    const int64_t s = time_of(args.layer, t);  // time_of() also turns times into steps
     return this->projected_times(s / projected_steps * projected_steps).first;
   }
 
-  // Computes the product of inputs with block g of weight_ih, for unit block j.
+  // Computes the product of inputs with block g of weight_ih, for the unit block starting at j.
   void multiply_input(const Scalar* x, int64_t stride, const Target<Scalar>& target, int64_t rows,
                       int64_t g, int64_t j) const {
     const int64_t D = args.layer.D;
@@ -122,22 +123,24 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     product<Scalar, false>(&operand, 1, target, rows, 0, columns_from(j), NoFinish());
   }
 
-  // Adds the products of previous states with all blocks of weight_hh, for unit block j.
+  // Adds the products of previous states with all blocks of weight_hh, for the unit block that
+  // starts at j.
   void multiply_state(const Scalar* h, int64_t stride, Scalar* sums, int64_t rows,
                       int64_t j) const {
     const int64_t H = args.layer.H;
-    Scalar* of_state = sums + Cell::first_state_sum * w;
-    if (!weights.weight_hh) return multiply_panels(this->recurrence(h, stride), of_state, rows, j);
-    for (int64_t g = 0; g < Cell::weight_blocks; ++g, of_state += w) {
-      const Target<Scalar> target{of_state, buffer_row, of_state, buffer_row, false};
+    Scalar* state_sums = sums + Cell::first_state_sum * w;
+    if (!weights.weight_hh)
+      return multiply_panels(this->recurrence(h, stride), state_sums, rows, j);
+    for (int64_t g = 0; g < Cell::weight_blocks; ++g, state_sums += w) {
+      const Target<Scalar> target{state_sums, buffer_row, state_sums, buffer_row, false};
       const Storage* block = weights.weight_hh + (g * H + j) * H;
       const OperandInPlace<Scalar, Storage> operand{h, stride, block, H};
       product_in_place(operand, target, rows, 0, columns_from(j), NoFinish());
     }
   }
 
-  // Adds the products of an operand's rows with all blocks of unit block j: in one product if the
-  // unit block fills its panels.
+  // Adds the products of an operand's rows with all weight blocks, for the unit block that starts
+  // at j. If the unit block fills its panels, a single product computes them.
   void multiply_panels(const Operand<Scalar>& rows_of_a, Scalar* sums, int64_t rows,
                        int64_t j) const {
     const bool whole = columns_from(j) == w;
@@ -149,8 +152,8 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     }
   }
 
-  // Returns an operand whose first panel is that of block g of unit block j, and the next that of
-  // block g + 1.
+  // Returns `operand` with its panels starting at weight block g of the unit block that starts at
+  // j. The next panel belongs to weight block g + 1.
   Operand<Scalar> operand_of(Operand<Scalar> operand, int64_t g, int64_t j) const {
     const int64_t panel = (args.layer.D + args.layer.H) * w;
     operand.panels += (j / w * Cell::weight_blocks + g) * panel;
@@ -158,17 +161,17 @@ struct GateSums : ForwardContext<Cell, Scalar, Storage> {
     return operand;
   }
 
-  // Turns the sums of rows (t, b) and after into states. `before`: the previous h, or null for
-  // zeros; the previous cell states are zeros then too.
+  // Turns the sums of `height` rows, from (t, b) on, into states. `previous` is the previous h; if
+  // it is null, all previous states are zeros.
   void finish(int64_t t, int64_t b, int64_t height, int64_t j, const Scalar* sums,
-              const Scalar* before, int64_t before_stride) const {
+              const Scalar* previous, int64_t previous_stride) const {
     const SequenceLayout& layout = args.layer.layout;
     const Cell cell(args.layer);
     for (int64_t r = 0; r < height; ++r) {
       StateRow<Scalar, Scalar> row{sums + r * buffer_row, w};
       for (int i = 0; i < Cell::states; ++i) {
         row.states[i] = this->state_at(i, t, b + r) + j;
-        if (before) row.previous[i] = i == 0 ? before + r * before_stride + j : row.states[i];
+        if (previous) row.previous[i] = i == 0 ? previous + r * previous_stride + j : row.states[i];
       }
       row.kept = args.kept.data ? row_at(args.kept, layout, t, b + r) + j : nullptr;
       row.H = args.layer.H;

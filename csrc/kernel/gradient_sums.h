@@ -15,8 +15,8 @@
 namespace namernn_fast {
 namespace {
 
-// Whether the gradients of the parameters are wanted. That of weight_ih has no address if it has no
-// elements.
+// Whether parameter gradients are wanted. Checks grad_weight_hh, because grad_weight_ih may be null
+// if it has no elements.
 template <class Storage>
 inline bool wants_weights(const Backward<Storage>& args) {
   return args.grad_weight_hh != nullptr;
@@ -32,7 +32,7 @@ struct Gradients {
 };
 
 // Number of elements in the sums of each parameter's gradient; 0 for a bias that does not exist,
-// and for bias_hh if its gradient is that of bias_ih.
+// and for bias_hh if it has the same gradient as bias_ih.
 struct GradientSizes {
   int64_t weight_ih;  // of the table's gradient, if there is a table
   int64_t weight_hh;
@@ -45,7 +45,7 @@ template <class Scalar>
 struct GradientSums {
   GradientSizes sizes;
   Gradients<Scalar> sums;
-  Gradients<Scalar> apart;  // gradients not yet added to `sums`; null: all go straight to `sums`
+  Gradients<Scalar> apart;  // gradients not yet added to `sums`; null: only `sums` is used
   bool accumulate;          // add to what `sums` already contains
 };
 
@@ -55,7 +55,7 @@ struct Accumulation {
   int64_t rows = 0;  // number of rows since `apart` was last added to `sums`
 };
 
-// Returns shares begin .. end, out of `shares`, of n elements, in whole vectors.
+// Splits n elements into `shares` shares of whole vectors, and returns shares begin .. end.
 template <class Scalar>
 inline Columns elements_of(int64_t n, int64_t begin, int64_t end, int64_t shares) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;
@@ -77,21 +77,24 @@ inline void add_apart(Scalar* sums, Scalar* apart, const Columns& elements) {
 
 // Adds `apart` to `sums`, for shares begin .. end of every gradient.
 template <class Scalar>
-inline void add_apart(const GradientSums<Scalar>& own, int64_t begin, int64_t end, int64_t shares) {
+inline void add_apart(const GradientSums<Scalar>& gradients, int64_t begin, int64_t end,
+                      int64_t shares) {
   const auto elements = [&](int64_t n) { return elements_of<Scalar>(n, begin, end, shares); };
-  add_apart(own.sums.weight_ih, own.apart.weight_ih, elements(own.sizes.weight_ih));
-  add_apart(own.sums.weight_hh, own.apart.weight_hh, elements(own.sizes.weight_hh));
-  add_apart(own.sums.bias_ih, own.apart.bias_ih, elements(own.sizes.bias_ih));
-  add_apart(own.sums.bias_hh, own.apart.bias_hh, elements(own.sizes.bias_hh));
+  add_apart(gradients.sums.weight_ih, gradients.apart.weight_ih,
+            elements(gradients.sizes.weight_ih));
+  add_apart(gradients.sums.weight_hh, gradients.apart.weight_hh,
+            elements(gradients.sizes.weight_hh));
+  add_apart(gradients.sums.bias_ih, gradients.apart.bias_ih, elements(gradients.sizes.bias_ih));
+  add_apart(gradients.sums.bias_hh, gradients.apart.bias_hh, elements(gradients.sizes.bias_hh));
 }
 
 // Counts the rows of a time block. After every kRowsApart rows, calls `add` to add `apart` to
 // `sums`; the first time it only switches from `sums` to `apart`.
 template <class Scalar, class Add>
-inline void after_time_block(const GradientSums<Scalar>& own, int64_t rows,
+inline void after_time_block(const GradientSums<Scalar>& gradients, int64_t rows,
                              Accumulation& accumulation, Add&& add) {
   accumulation.rows += rows;
-  if (!own.apart.weight_ih || accumulation.rows < kRowsApart) return;
+  if (!gradients.apart.weight_ih || accumulation.rows < kRowsApart) return;
   if (accumulation.apart) add();
   accumulation = {true, 0};
 }
@@ -119,39 +122,42 @@ inline void deliver(const Scalar* sums, Storage* result, int64_t n) {
 template <class Storage, class Scalar = Compute<Storage>>
 inline GradientSums<Scalar> gradient_sums(const Backward<Storage>& args, const GradientSizes& sizes,
                                           int64_t group, int64_t rows, const Runtime& runtime) {
-  GradientSums<Scalar> own{};
-  own.sizes = sizes;
-  own.sums = {accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
-              accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
-              accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_ih, sizes.bias_ih),
-              accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_hh, sizes.bias_hh)};
-  own.accumulate = args.accumulate_weights && group == 0;
-  if (rows == 0 && !own.accumulate) {  // one long sequence may leave the other groups without rows
-    std::memset(own.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));
-    std::memset(own.sums.weight_hh, 0, sizes.weight_hh * sizeof(Scalar));
-    std::memset(own.sums.bias_ih, 0, sizes.bias_ih * sizeof(Scalar));
-    std::memset(own.sums.bias_hh, 0, sizes.bias_hh * sizeof(Scalar));
+  GradientSums<Scalar> gradients{};
+  gradients.sizes = sizes;
+  gradients.sums = {
+      accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_ih, sizes.weight_ih),
+      accumulator<Scalar>(runtime, group ? nullptr : args.grad_weight_hh, sizes.weight_hh),
+      accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_ih, sizes.bias_ih),
+      accumulator<Scalar>(runtime, group ? nullptr : args.grad_bias_hh, sizes.bias_hh)};
+  gradients.accumulate = args.accumulate_weights && group == 0;
+  // One long sequence may leave the other groups without rows.
+  if (rows == 0 && !gradients.accumulate) {
+    std::memset(gradients.sums.weight_ih, 0, sizes.weight_ih * sizeof(Scalar));
+    std::memset(gradients.sums.weight_hh, 0, sizes.weight_hh * sizeof(Scalar));
+    std::memset(gradients.sums.bias_ih, 0, sizes.bias_ih * sizeof(Scalar));
+    std::memset(gradients.sums.bias_hh, 0, sizes.bias_hh * sizeof(Scalar));
   }
   if (rows > 2 * kRowsApart) {
-    own.apart = {zeros<Scalar>(runtime, sizes.weight_ih), zeros<Scalar>(runtime, sizes.weight_hh),
-                 zeros<Scalar>(runtime, sizes.bias_ih), zeros<Scalar>(runtime, sizes.bias_hh)};
+    gradients.apart = {
+        zeros<Scalar>(runtime, sizes.weight_ih), zeros<Scalar>(runtime, sizes.weight_hh),
+        zeros<Scalar>(runtime, sizes.bias_ih), zeros<Scalar>(runtime, sizes.bias_hh)};
   }
-  return own;
+  return gradients;
 }
 
-// Adds up one gradient of n elements over all groups, always in the order of the groups, into that
-// of the first. `sums(g)` returns the gradient of group g.
+// Adds up one gradient of n elements over all groups, always in group order, and stores the total
+// in the first group's gradient. `sums(g)` returns the gradient of group g.
 template <class Scalar, class Sums>
 inline void add_up(int64_t groups, int64_t n, const Runtime& runtime, Sums&& sums) {
   const double cost = kAddingCost * double(n) * double(groups - 1);
   const int64_t workers = choose_workers(cost, runtime.machine);
   run_parallel(runtime, workers, [&](int64_t begin, int64_t end) {
-    const Columns own = elements_of<Scalar>(n, begin, end, workers);
-    for_each_vector<Scalar>(own.last - own.first, [&](int64_t i, int64_t m) {
-      const auto part = [&](int64_t g) { return sums(g) + own.first + i; };
-      Vec<Scalar> sum = load_upto(part(0), m);
-      for (int64_t g = 1; g < groups; ++g) sum += load_upto(part(g), m);
-      store_upto(part(0), sum, m);
+    const Columns elements = elements_of<Scalar>(n, begin, end, workers);
+    for_each_vector<Scalar>(elements.last - elements.first, [&](int64_t i, int64_t m) {
+      const auto group_sum = [&](int64_t g) { return sums(g) + elements.first + i; };
+      Vec<Scalar> sum = load_upto(group_sum(0), m);
+      for (int64_t g = 1; g < groups; ++g) sum += load_upto(group_sum(g), m);
+      store_upto(group_sum(0), sum, m);
     });
   });
 }

@@ -1,4 +1,4 @@
-// 16-bit types as storage: loads widen to vectors of float, stores round to the nearest even.
+// 16-bit types as storage: loads widen to vectors of float, stores round to nearest even.
 #pragma once
 
 #include "kernel/simd.h"
@@ -22,7 +22,7 @@ struct ComputeType<Half> {
 template <class Storage>
 using Compute = typename ComputeType<Storage>::Type;
 
-// Vectors of 16-bit and 32-bit integers, with one for each lane of a vector of float.
+// Vectors of 16-bit and 32-bit integers, with as many lanes as a vector of float.
 typedef uint16_t Short __attribute__((vector_size(NAMERNN_VECTOR_BYTES / 2)));
 typedef uint32_t Word __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
 
@@ -64,7 +64,7 @@ inline Short narrow(Vec<float> v, Half) {
   const Word magnitude = bits & 0x7fffffffu;
   const Word sign = bits >> 16 & 0x8000u;
   const Word normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
-  // Below 2^-14, where half is subnormal: adding 0.5 rounds the result into the low bits.
+  // Below 2^-14, half is subnormal, and adding 0.5 rounds the result into the low bits.
   const Word small = (Word)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
   const Word is_small = (Word)(magnitude < 113u << 23);
   const Word is_large = (Word)(magnitude >= 0x477ff000u);

@@ -1,5 +1,5 @@
-// How a part of the forward pass computes states if the sums of a row are stored in its row of the
-// output until the states replace them.
+// How a part of the forward pass computes states if a row of the output holds the row's sums until
+// the states replace them.
 #pragma once
 
 #include "kernel/forward_part.h"
@@ -14,8 +14,8 @@ struct OutputSums : ForwardContext<Cell, Scalar, Storage> {
   using Context::args, Context::weights, Context::part, Context::projected_steps;
   using Context::projection, Context::recurrence, Context::look_up;
 
-  // Writes the projection of the inputs plus the biases to the output rows of the projected_steps
-  // steps from s on.
+  // Writes the projection of the inputs plus the biases to the output rows of projected_steps
+  // steps, starting at step s.
   void project(int64_t s) const {
     const Layer<Scalar>& layer = args.layer;
     const SequenceLayout& layout = layer.layout;

@@ -75,8 +75,8 @@ inline void pack_transposed(const Storage* w, int64_t K, int64_t width, int64_t 
   }
 }
 
-// Packs one row of a panel: columns `first` and up of a row of `width` elements, zeros past its
-// end. A null row stands for zeros.
+// Packs one row of a panel: columns `first` and up of a row of `width` elements, padded with zeros.
+// If the row is null, packs zeros.
 template <class Scalar, class Storage>
 inline void pack_row(const Storage* row, int64_t width, int64_t first, Scalar* panel_row) {
   constexpr int64_t lanes = Simd<Scalar>::lanes;

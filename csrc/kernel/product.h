@@ -11,7 +11,7 @@
 namespace namernn_fast {
 namespace {
 
-// One product A B of the sum.
+// One term A B of the sum.
 template <class Scalar>
 struct Operand {
   const Scalar* a;  // element (i, k) is a[i * a_row + k * a_k]
@@ -20,7 +20,7 @@ struct Operand {
   const Scalar* panels;
   int64_t panel_size;  // elements from one panel to the next
   int64_t K;
-  int64_t chain = kChain;  // maximum length
+  int64_t chain = kChain;  // maximum length of a chain
 };
 
 // What the sums start from, and where they are stored.
@@ -34,7 +34,7 @@ struct Target {
   const Scalar* const* starts = nullptr;  // replaces `start`: element (i, j) is starts[i][j]
 };
 
-// Adds up the products over k in first .. last, from zero, for the tile that begins at (i, j).
+// Sums the products over k in first .. last, from zero, for the tile that begins at (i, j).
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& operand, int64_t i,
                   int64_t j, int64_t first, int64_t last) {
@@ -69,14 +69,14 @@ inline void chain(Vec<Scalar> (&acc)[kRows][kVectors], const Operand<Scalar>& op
 }
 
 // Computes the tile at row i and column j of C; `width` of its columns exist. Between chains the
-// sum is stored in C or, if it will be added to C, in `beside`.
+// sum is stored in C or, if it will be added to C, in `buffer`.
 template <class Scalar, int kRows, int kVectors, bool kByColumn>
 void tile(const Operand<Scalar>* operands, int count, const Target<Scalar>& target, int64_t i,
           int64_t j, int64_t width) {
   constexpr int lanes = Simd<Scalar>::lanes;
   const int64_t last = width - (kVectors - 1) * lanes;  // columns in the last vector
-  alignas(64) Scalar beside[kRows * kVectors * lanes];
-  Scalar* const c = target.add ? beside : target.c + i * target.c_row + j;
+  alignas(64) Scalar buffer[kRows * kVectors * lanes];
+  Scalar* const c = target.add ? buffer : target.c + i * target.c_row + j;
   const int64_t c_row = target.add ? kVectors * lanes : target.c_row;
   const Scalar* base[kRows];  // the rows that the next chain is added to
   for (int r = 0; r < kRows; ++r) {
@@ -157,9 +157,10 @@ struct NoFinish {
   void operator()(int64_t, int64_t, int64_t, int64_t) const {}
 };
 
-// Computes columns first .. last of C, both multiples of the panel width or the end of C. The M
-// rows are cut into tiles whose heights differ by at most one, so that no thin tile is left over.
-// Calls finish(i, j, rows, columns) on each tile of C while it is in the nearest cache.
+// Computes columns first .. last of C. `first` and `last` are multiples of the panel width, or the
+// end of C. The M rows are cut into tiles whose heights differ by at most one, so that no thin tile
+// is left over. Calls finish(i, j, rows, columns) on each tile of C while it is in the nearest
+// cache.
 template <class Scalar, bool kByColumn, class Finish>
 inline void product(const Operand<Scalar>* operands, int count, const Target<Scalar>& target,
                     int64_t M, int64_t first, int64_t last, Finish&& finish) {

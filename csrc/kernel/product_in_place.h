@@ -20,8 +20,8 @@ struct OperandInPlace {
   int64_t K;
 };
 
-// How many rows of A (`max_rows`) and of W (`columns`) are multiplied at once. Each row of W is a
-// stream from memory, so there are only a few.
+// How many rows of A (`max_rows`) and of W (`columns`) are multiplied at once: only a few of W,
+// because each is a separate stream from memory.
 template <class Scalar>
 struct InPlaceShape {
   static constexpr int max_rows = NAMERNN_REGISTERS >= 32 ? 6 : 3;
@@ -68,8 +68,8 @@ template <class Scalar>
   return acc[0];
 }
 
-// Computes kRows rows of C from row i on and one vector of columns from column j on; `width` of
-// these columns exist.
+// Computes the tile at row i and column j of C, kRows rows by one vector of columns; `width` of the
+// columns exist.
 template <class Scalar, class Storage, int kRows>
 void tile_in_place(const OperandInPlace<Scalar, Storage>& operand, const Target<Scalar>& target,
                    int64_t i, int64_t j, int64_t width) {

@@ -1,5 +1,5 @@
 // The interface of the types that compute the products of the backward pass: FloatProducts and, on
-// instructions that multiply pairs of bfloat16, PairProducts. Each group has its own object.
+// processors that multiply pairs of bfloat16, PairProducts. Each group has its own object.
 #pragma once
 
 #include <type_traits>
@@ -14,19 +14,19 @@ namespace {
 // Checks at compile time that a type has everything that the backward pass uses.
 template <class Products>
 struct ProductsInterface {
-  using Storage = typename Products::Storage;  // of the layer's tensors
-  using Scalar = typename Products::Scalar;    // of sums
-  using Element = typename Products::Element;  // of the operands of products
+  using Storage = typename Products::Storage;  // type of the layer's tensors
+  using Scalar = typename Products::Scalar;    // type of sums
+  using Element = typename Products::Element;  // type of a product's operands
 
-  template <class Given, class Wanted>
-  static constexpr bool same = std::is_same_v<Given, Wanted>;
+  template <class Actual, class Expected>
+  static constexpr bool same = std::is_same_v<Actual, Expected>;
 
-  // Columns of a panel.
+  // The number of columns of a panel.
   static_assert(same<decltype(Products::w), const int64_t>);
   // The hidden size.
   static_assert(same<decltype(Products::H), int64_t>);
-  // The rows of dz of a time block, the stride between them, and that between the blocks of a row,
-  // one block of H gradients per sum.
+  // The rows of dz in a time block, the stride from one row to the next, and the stride from one
+  // block of a row to the next. Each block has H gradients, one per hidden unit.
   static_assert(same<decltype(Products::dz), Element*>);
   static_assert(same<decltype(Products::dz_stride), int64_t>);
   static_assert(same<decltype(Products::dz_block), int64_t>);
@@ -34,18 +34,18 @@ struct ProductsInterface {
   static_assert(same<decltype(Products::previous), Element*>);
   static_assert(same<decltype(Products::input), Element*>);
 
-  // block_rows(layer, runtime): returns about how many rows a time block should have.
+  // block_rows(layer, runtime): returns the approximate number of rows of a time block.
   static_assert(
       same<decltype(&Products::block_rows), int64_t (*)(const Layer<Storage>&, const Runtime&)>);
-  // gradient_size(rows, width): returns how many elements the sums of a gradient [rows, width]
-  // have. `rows` is H for each weight block of the cell.
+  // gradient_size(rows, width): returns the number of elements in the sums of a gradient
+  // [rows, width]. `rows` is H times the number of weight blocks of the cell.
   static_assert(same<decltype(&Products::gradient_size), int64_t (*)(int64_t, int64_t)>);
-  // deliver_gradient(sums, result, rows, width, runtime): writes those sums to the caller's
-  // `result`.
+  // deliver_gradient(sums, result, rows, width, runtime): writes the sums of a gradient to the
+  // caller's `result`.
   static_assert(same<decltype(&Products::deliver_gradient),
                      void (*)(const Scalar*, Storage*, int64_t, int64_t, const Runtime&)>);
   // prepare_input_gradient(layer, panels, plan, runtime): allocates memory for the gradient of the
-  // input. `panels` are those of weight_ih, or null if pack_input_panel() will be called.
+  // input. `panels` holds the panels of weight_ih, or is null if pack_input_panel() will be called.
   static_assert(
       same<decltype(&Products::prepare_input_gradient),
            void (Products::*)(const Layer<Storage>&, Element*, const Plan&, const Runtime&)>);
@@ -56,32 +56,34 @@ struct ProductsInterface {
   // `rows` rows, and for weight gradients if `want_weights`.
   static_assert(same<decltype(&Products::prepare_rows),
                      void (Products::*)(int64_t, int64_t, bool, int64_t, const Runtime&)>);
-  // keep_row(row, h, x, grad_input): keeps what the products over the time block need about one
-  // row: the previous state h (null: zeros), the input x or null, and where to write its gradient
-  // or null.
+  // keep_row(row, h, x, grad_input): stores what the products over the time block need to know
+  // about one row: the previous state h (null: zeros), the input x (may be null), and where to
+  // write the gradient of x (null if it is not wanted).
   static_assert(same<decltype(&Products::keep_row),
                      void (Products::*)(int64_t, const Storage*, const Storage*, Storage*) const>);
-  // step_back(row, weight_hh, rows, columns, grad_h): computes these columns of grad_h = dz W_hh,
-  // or += unless the cell is only_through_sums, for the rows of one time, which begin at `row`.
+  // step_back(row, weight_hh, rows, columns, grad_h): computes these columns of grad_h = dz W_hh
+  // for the rows of one time, which begin at `row`. Adds to grad_h unless the cell is
+  // only_through_sums.
   static_assert(same<decltype(&Products::step_back),
                      void (Products::*)(int64_t, const Element*, int64_t, Columns, Scalar*) const>);
   // end_recurrence(rows, part): called when dz of the whole time block is known, to prepare the
   // products over its rows.
   static_assert(
       same<decltype(&Products::end_recurrence), void (Products::*)(int64_t, const Part&) const>);
-  // add_weight_gradient(blocks, initial, share, zeros, rows, panels, width, grad): computes these
-  // blocks of the sums `grad` of a weight gradient [.., width]: = dz^T X if `initial`, else +=. X
-  // is stored in `panels`, and its first `zeros` rows are zeros.
+  // add_weight_gradient(blocks, initial, share, zeros, rows, panels, width, grad): adds dz^T X to
+  // these blocks of the sums `grad` of a weight gradient [.., width], or overwrites them if
+  // `initial`. X is stored in `panels`, and its first `zeros` rows are zeros.
   static_assert(same<decltype(&Products::add_weight_gradient),
                      void (Products::*)(const Blocks&, bool, Share&, int64_t, int64_t,
                                         const Element*, int64_t, Scalar*) const>);
-  // write_weight_gradient(blocks, share, zeros, rows, panels, width, grad): writes these blocks of
-  // the gradient, each that product, for at most kOneProductRows rows.
+  // write_weight_gradient(blocks, share, zeros, rows, panels, width, grad): writes dz^T X to these
+  // blocks of the caller's gradient, for at most kOneProductRows rows. X is stored as in
+  // add_weight_gradient().
   static_assert(same<decltype(&Products::write_weight_gradient),
                      void (Products::*)(const Blocks&, Share&, int64_t, int64_t, const Element*,
                                         int64_t, Storage*) const>);
-  // write_input_gradient(args, group, block, share, worker): grad_input = dz W_ih, or += if
-  // args.accumulate_input.
+  // write_input_gradient(args, group, block, share, worker): computes grad_input = dz W_ih. Adds to
+  // grad_input if args.accumulate_input.
   static_assert(same<decltype(&Products::write_input_gradient),
                      void (Products::*)(const Backward<Storage>&, const GroupRows&,
                                         const TimeBlock&, Share&, int64_t) const>);

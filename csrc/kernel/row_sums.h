@@ -1,4 +1,4 @@
-// Gradients that are sums of rows of dz: those of the biases, and that of a table, by token.
+// Gradients that are sums of rows of dz: the bias gradients, and the gradient of a table, by token.
 #pragma once
 
 #include "kernel/sharing.h"
@@ -23,25 +23,25 @@ inline Vec<Compute<Element>> sum_rows(const Element* first, int64_t stride, int6
   return sum;
 }
 
-// Computes these blocks of the gradient of a bias: = the sum of dz over the time block's rows if
-// `initial`, else +=.
+// Adds the sum of dz over the time block's rows to these blocks of a bias gradient, or overwrites
+// them with it if `initial`.
 template <class Products, class Scalar>
 inline void add_bias_gradient(const Products& products, const Blocks& blocks, bool initial,
                               Share& share, int64_t rows, Scalar* grad) {
   if (!take(share)) return;
   for (int64_t i = 0; i < blocks.count; ++i) {
     const auto* dz = products.dz + (blocks.sum + i) * products.dz_block;
-    Scalar* own = grad + (blocks.block + i) * products.H;
+    Scalar* sums = grad + (blocks.block + i) * products.H;
     for_each_vector<Scalar>(products.H, [&](int64_t j, int64_t n) {
       const Vec<Scalar> sum = sum_rows(dz + j, products.dz_stride, rows, n);
-      store_upto(own + j, initial ? sum : load_upto(own + j, n) + sum, n);
+      store_upto(sums + j, initial ? sum : load_upto(sums + j, n) + sum, n);
     });
   }
 }
 
 // The rows of a time block, linked by token.
 struct TokenRows {
-  int64_t* token;   // [rows of a time block]; or null: the gradient of a table is not wanted
+  int64_t* token;   // [rows of a time block]; null if no table gradient is wanted
   int64_t* before;  // [rows of a time block], the previous row with the same token, or -1
   int64_t* last;    // [V], the last row with each token; stale if the time block has none
 };
@@ -51,7 +51,7 @@ inline TokenRows token_rows(int64_t V, int64_t rows, const Runtime& runtime) {
           zeros<int64_t>(runtime, V)};
 }
 
-// Links a slice's rows in a time block.
+// Links the rows of a slice in a time block by token.
 template <class Storage>
 inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice slice,
                       const TokenRows& rows) {
@@ -59,7 +59,7 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
   for (int64_t t = block.first; t < block.last; ++t) {
     for (int64_t b = slice.begin; b < alive_end(layer.layout, t, slice); ++b, ++row) {
       const int64_t token = token_of(layer, t, b);
-      // A stale `last` from another time block does not name an earlier row with this token.
+      // A stale `last`, from another time block, is not an earlier row with this token.
       const int64_t last = rows.last[token];
       rows.before[row] = last < row && rows.token[last] == token ? last : -1;
       rows.token[row] = token;
@@ -70,8 +70,8 @@ inline void link_rows(const Layer<Storage>& layer, const TimeBlock& block, Slice
 
 constexpr int64_t kTokenChain = 16;  // rows added up before their sum is added to the total
 
-// sum [width] += the rows of dz with the token of row `last`, from that row back, for `width`
-// columns of dz from `first` on (at most a panel). Summing short chains first loses less than
+// Adds to sum [width] the rows of dz with the token of row `last`, from that row back: `width`
+// columns from `first` on, at most a panel. Summing short chains first loses less precision than
 // adding each row to a large sum.
 template <class Products, class Scalar>
 inline void add_token_rows(const Products& products, const TokenRows& rows, int64_t last,
@@ -92,8 +92,8 @@ inline void add_token_rows(const Products& products, const TokenRows& rows, int6
   });
 }
 
-// Computes these blocks of the gradient of a table [V, stride]: for each token = the sum of dz over
-// the time block's rows with that token if `initial`, else +=.
+// Adds to these blocks of a table's gradient [V, stride], for each token, the sum of dz over the
+// time block's rows with that token. Zeroes the blocks first if `initial`.
 template <class Products, class Scalar>
 inline void add_table_gradient(const Products& products, const TokenRows& tokens,
                                const Blocks& blocks, bool initial, Share& share, int64_t V,
@@ -106,14 +106,14 @@ inline void add_table_gradient(const Products& products, const TokenRows& tokens
     const int64_t j = i % panels * w;
     const int64_t first = (blocks.sum + i / panels) * products.dz_block + j;
     const int64_t width = min64(w, H - j);
-    Scalar* own = grad + (blocks.block + i / panels) * H + j;
+    Scalar* sums = grad + (blocks.block + i / panels) * H + j;
     for (int64_t v = 0; initial && v < V; ++v) {
-      std::memset(own + v * stride, 0, width * sizeof(Scalar));
+      std::memset(sums + v * stride, 0, width * sizeof(Scalar));
     }
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = tokens.token[row];
       if (tokens.last[token] != row) continue;
-      Scalar* sum = own + token * stride;
+      Scalar* sum = sums + token * stride;
       width == w ? add_token_rows(products, tokens, row, first, w, sum)
                  : add_token_rows(products, tokens, row, first, width, sum);
     }

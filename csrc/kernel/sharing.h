@@ -63,12 +63,12 @@ inline void run_parallel(const Runtime& runtime, int64_t n, Body&& body) {
 }
 
 // Hands out the units of a loop. All workers iterate over the whole loop and do the units that
-// take() gives them; each unit is done once, with the same result on any worker. With dynamic
+// take() assigns to them; each unit is done once, with the same result on any worker. With dynamic
 // shares a free worker takes the next unit, so that a slow worker delays nobody; fixed shares need
 // no common counter.
 struct Share {
-  int64_t* counter;  // units taken by all workers; or null: the share is fixed
-  int64_t workers;   // of a fixed share: every `workers`-th unit is this worker's
+  int64_t* counter;  // units taken by all workers; null if the share is fixed
+  int64_t workers;   // in a fixed share, every `workers`-th unit is this worker's
   int64_t mine;      // the next unit that this worker does
   int64_t unit;      // the next unit of the loop
 };
@@ -91,8 +91,8 @@ struct Part {
   Slice slice;
   Columns columns;
   int64_t group;
-  int64_t member;  // number in the team; 0 of 1 if there is no team
-  int64_t members;
+  int64_t member;   // number in the team; 0 if there is no team
+  int64_t members;  // 1 if there is no team
   Team* team;
 };
 
@@ -112,8 +112,8 @@ inline void run_plan(const Plan& plan, const Layer<Storage>& layer, const Runtim
         continue;
       }
       Team& team = teams[group];
-      // One thread may have to play several workers of a group. It joins the team as the first; by
-      // the time it comes to the next, the team is closed and join() returns -1.
+      // One thread may have to act as several workers of a group. It joins the team as the first of
+      // them; by the time it gets to the next, the team is closed and join() returns -1.
       const int64_t expected = plan.members / (end - begin);
       const int64_t member = join(team, max64(1, expected), runtime);
       if (member < 0) continue;

@@ -31,7 +31,7 @@ struct Bits<double> {
   using Int = int64_t;
 };
 
-// V is a vector of Scalar, I one of integers of the same size, Unaligned a V at any address.
+// V is a vector of Scalar, I a vector of integers of the same size, Unaligned a V at any address.
 template <class Scalar>
 struct Simd {
   using Int = typename Bits<Scalar>::Int;

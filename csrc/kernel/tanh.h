@@ -79,8 +79,8 @@ struct Exponential {
   Vec<Scalar> rest;
 };
 
-// `far`: whether the relative error must be small even if |n| is large, when the rounding error of
-// n ln 2 / 2 would exceed it. n times half_ln2_high is exact.
+// Computes exp(2a). `far` keeps the relative error small even if |n| is large, when the rounding
+// error of n ln 2 / 2 matters: it splits ln 2 / 2 so that n times half_ln2_high is exact.
 template <class Scalar, bool far>
 inline Exponential<Scalar> exp_twice(Vec<Scalar> a) {
   using C = Tanh<Scalar>;
@@ -121,8 +121,8 @@ inline Vec<Scalar> tanh(Vec<Scalar> x) {
 }
 
 // sigmoid(x) = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0, with t = exp(-|x|) <= 1: unlike
-// (1 + tanh(x / 2)) / 2, this keeps the relative error small for very negative x. Where t would be
-// subnormal it is zero.
+// (1 + tanh(x / 2)) / 2, this keeps the relative error small for very negative x. If t would be
+// subnormal, it is zero.
 template <class Scalar>
 inline Vec<Scalar> sigmoid(Vec<Scalar> x) {
   using V = Vec<Scalar>;

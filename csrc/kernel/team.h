@@ -43,9 +43,9 @@ inline int64_t join(Team& team, int64_t expected, const Runtime& runtime) {
 // The number of members of a closed team.
 inline int64_t members_of(const Team& team) { return value_of(team.members); }
 
-// Returns once every member has called it. What the members wrote before is then visible to all.
+// Returns once all members have called barrier(). Each then sees what the others wrote before.
 inline void barrier(Team& team, const Runtime& runtime) {
-  const uint32_t members = team.members.value;  // does not change any more
+  const uint32_t members = team.members.value;  // constant once the team is closed
   if (members == 1) return;
   const uint32_t round = value_of(team.round);
   if (__atomic_add_fetch(&team.arrived, 1u, __ATOMIC_ACQ_REL) == members) {

@@ -6,14 +6,14 @@
 namespace namernn_fast {
 namespace {
 
-// Every time block has space for this many rows. So a call with no more rows has a single time
-// block, and each weight gradient is one product instead of a sum over time blocks.
+// Every time block has space for this many rows. So a call with at most this many rows has a single
+// time block, and each weight gradient is one product instead of a sum over time blocks.
 constexpr int64_t kOneProductRows = 256;
 
 // The rows of one group's sequences, numbered in order of time.
 struct GroupRows {
   Slice slice;
-  const int64_t* start;  // [T + 1], number of the group's rows before time t; null: all sequences
+  const int64_t* start;  // [T + 1], number of the group's rows before time t; null if all sequences
                          // are always alive
 };
 
@@ -22,11 +22,11 @@ inline int64_t first_row(const GroupRows& rows, int64_t t) {
   return rows.start ? rows.start[t] : t * (rows.slice.end - rows.slice.begin);
 }
 
-// Times first .. last. Their rows fit in cache together.
+// Times first .. last, whose rows fit in cache together.
 struct TimeBlock {
   int64_t first;
   int64_t last;
-  bool initial;  // the block in which the backward pass begins
+  bool initial;  // whether the backward pass begins in this time block
 };
 
 inline int64_t count_rows(const GroupRows& rows, const TimeBlock& block) {
@@ -40,8 +40,8 @@ inline TimeBlock block_before_first(const Layer<Storage>& layer) {
   return {edge, edge, true};
 }
 
-// Advances `block` to the next one in backward order, with at least `wanted` rows if time permits.
-// Returns false if no time is left.
+// Advances `block` to the next time block in backward order, with at least `wanted` rows if enough
+// are left. Returns false if no times are left.
 template <class Storage>
 inline bool next_block(const Layer<Storage>& layer, const GroupRows& rows, int64_t wanted,
                        TimeBlock& block) {

@@ -11,7 +11,7 @@ namespace {
 
 // The shuffle indices of one round of the butterfly transpose. Rows a and b (b is `distance` rows
 // below a) exchange squares of `distance` lanes across the diagonal. For lane l of the new a (low)
-// or b (high), an index i < lanes is lane i of the old a; lanes + i is lane i of the old b.
+// or b (high), an index i < lanes means lane i of the old a, and lanes + i lane i of the old b.
 constexpr int merge_low(int l, int distance, int lanes) {
   return l & distance ? lanes + (l ^ distance) : l;
 }

@@ -8,8 +8,7 @@ namespace namernn_fast {
 namespace {
 
 // Panels of a cell's weights are ordered by unit block. Unit block p, for the hidden units
-// p * panel_width .. (p + 1) * panel_width, consists of one panel of each of the cell's weight
-// blocks.
+// p * panel_width .. (p + 1) * panel_width, has one panel for each of the cell's weight blocks.
 
 // Returns block `block` of a layer's weights or bias, with H * row elements per block. Null stays
 // null.
@@ -51,11 +50,11 @@ inline void pack_bias(const Layer<Storage>& layer, int64_t p, Scalar* bias) {
   constexpr int64_t w = Shape<Scalar>::panel_width;
   alignas(64) Scalar other[w];
   for (int64_t s = 0; s < Cell::sums; ++s, bias += w) {
-    const bool of_input = s < Cell::weight_blocks;
-    const bool of_state = s >= Cell::first_state_sum;
-    pack_row(of_input ? block_of(layer.bias_ih, Cell::input_block(s), layer.H, 1) : nullptr,
+    const bool from_input = s < Cell::weight_blocks;
+    const bool from_state = s >= Cell::first_state_sum;
+    pack_row(from_input ? block_of(layer.bias_ih, Cell::input_block(s), layer.H, 1) : nullptr,
              layer.H, p * w, bias);
-    pack_row(of_state ? block_of(layer.bias_hh, s - Cell::first_state_sum, layer.H, 1) : nullptr,
+    pack_row(from_state ? block_of(layer.bias_hh, s - Cell::first_state_sum, layer.H, 1) : nullptr,
              layer.H, p * w, other);
     for (int64_t j = 0; j < w; ++j) bias[j] += other[j];
   }
@@ -68,7 +67,7 @@ struct ForwardPanels {
   static constexpr int64_t w = Shape<Scalar>::panel_width;
 
   Scalar* weights;  // [unit blocks, weight blocks] panels of [D + H, H]: W_ih^T above W_hh^T. Panel
-                    // g has the blocks of the g-th sum of the input and of the g-th of the state
+                    // g holds block input_block(g) of weight_ih and block g of weight_hh
   Scalar* bias;     // [unit blocks, sums, panel_width], see pack_bias()
   bool* finite;  // [unit blocks], whether weight_hh is known to be finite: then a zero state needs
                  // no product
@@ -135,9 +134,9 @@ void pack_all(const Layer<Storage>& layer, void* memory, const Runtime& runtime)
   });
 }
 
-// Where the groups of a plan read the weights in panels. If a copy fits in each core's own cache,
-// every group packs its own, which is then in that cache already. So does a group that is alone,
-// whatever the size. Otherwise all groups share one copy.
+// Where the groups of a plan read the weights in panels. If choose_copies() says so, each group
+// packs its own copy, which is then already in its core's private cache if it fits there. Otherwise
+// all groups share one copy.
 struct WeightCopies {
   char* memory;
   size_t stride;  // bytes from one group's copy to the next; 0 if they share one

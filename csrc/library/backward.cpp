@@ -9,7 +9,7 @@ namespace namernn_fast {
 namespace {
 
 // A kernel's arguments for direction d of layer k, given the gradient of the layer's output. The
-// first direction writes the gradient of the input to `grad_input`; the second one adds to it.
+// first direction writes the gradient of the input to `grad_input`; the second adds to it.
 template <class Scalar>
 Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, int64_t k, int64_t d,
                              const std::optional<Tensor>& grad_output,
@@ -63,10 +63,10 @@ void copy_gradients(const StateGradients<Scalar>& of_last, int64_t b, int64_t H,
   }
 }
 
-// Copies the gradients of the last states of all sequences to `carried`, which carries them from
-// stretch to stretch, backward in time. Returns `carried` as the gradients of the last states of a
-// stretch. What a sequence gets here stays until the stretch in which it ends. `initial`: this is
-// the last stretch in time, the first to run.
+// Returns the gradients of a stretch's last states. They are in `carried`, which passes them from
+// stretch to stretch, backward in time. If `initial`, for the first stretch to run (the last in
+// time), fills `carried` with the gradients of all sequences' last states. Each gradient stays
+// there until the stretch in which its sequence ends.
 template <class Scalar>
 StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<Scalar>& of_last,
                                        bool initial, Scalar* carried) {
@@ -76,31 +76,31 @@ StateGradients<Scalar> carry_gradients(const Stack& stack, const StateGradients<
   return {carried, stack.H, 1};
 }
 
-// Runs consecutive layers at once, each on one thread. A layer's stretches pass the gradients of
+// Runs consecutive layers at once, one thread per layer. A layer's stretches pass the gradients of
 // the states on in `grad_initial`.
 template <class Scalar>
 void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTensors& grads) {
-  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
   const int64_t lowest = lowest_layer(grads);
   const int64_t layers = stack.layers - lowest;
   const int64_t size = stack.batch.B * stack.H;
   const Stretches stretches(stack.batch.layout, wave.steps);
   std::vector<std::optional<Tensor>> grad_rows(
-      size_t(stack.layers + 1));  // of each layer's input; then of the last layer's output
+      size_t(stack.layers + 1));  // of each layer's input, then of the last layer's output
   grad_rows[size_t(stack.layers)] = grads.grad_output;
   for (int64_t k = stack.layers; --k > lowest;) {
     grad_rows[size_t(k)] = empty_rows(stack.batch, stack.H, stack.dtype);
   }
   grad_rows[size_t(lowest)] = grads.grad_input;
   std::vector<std::vector<Tensor>> grad_states(
-      size_t(stack.layers));  // carried, if the caller wants none
+      size_t(stack.layers));  // buffers for the carried gradients if the caller wants none
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
   run_wave(std::min(wave.layers, layers), layers, stretches.count(), [&](int64_t n, int64_t i) {
     const int64_t k = stack.layers - 1 - n;
     Backward<Scalar> args =
         backward_of<Scalar>(stack, grads, k, 0, grad_rows[size_t(k + 1)], grad_rows[size_t(k)]);
     if (i == 0) {
-      panels[size_t(k)] = panels_for(own.backward_panels, args.layer);
+      panels[size_t(k)] = panels_for(kernels.backward_panels, args.layer);
       for (size_t s = 0; grads.grad_states.empty() && s < stack.state_count(); ++s) {
         grad_states[size_t(k)].push_back(empty({size}, stack.dtype));
       }
@@ -123,7 +123,7 @@ void run_backward_wave(const Stack& stack, const Wave& wave, const BackwardTenso
     args.kept = stretches.from(stretch, args.kept);
     args.grad_output = stretches.from(stretch, args.grad_output);
     args.grad_input = stretches.from(stretch, args.grad_input);
-    own.backward(args, Call(one_thread()).runtime());
+    kernels.backward(args, Resources(one_thread()).runtime());
   });
 }
 
@@ -142,16 +142,18 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
     const int64_t D = stack.input_size(k);
     std::optional<Tensor> grad_input = grads.grad_input;
     if (k > lowest) grad_input = empty_rows(stack.batch, D, stack.dtype);
-    run_directions(stack, D, !grad_input, [&](int64_t d, const Call& call) {
+    run_directions(stack, D, !grad_input, [&](int64_t d, const Resources& resources) {
       kernels_of(stack.cell)
           .KernelsFor<Scalar>::backward(
-              backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input), call.runtime());
+              backward_of<Scalar>(stack, grads, k, d, grad_output, grad_input),
+              resources.runtime());
     });
     grad_output = grad_input;
   }
 }
 
-// Writes what no kernel writes: gradients of padding, of sequences without rows and of bias_hh.
+// Writes the gradients that no kernel writes: for padding, for sequences without rows, and for
+// bias_hh if it has the gradient of bias_ih.
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   const int64_t H = stack.H;
@@ -174,7 +176,7 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
 
 void backward_stack(const Stack& stack, const Options& options, BackwardTensors& grads) {
   const std::optional<PrefixTrees> trees = trees_of(stack, options);
-  if (options.share_prefixes && !trees) {  // the rows are those of an unshared computation
+  if (options.share_prefixes && !trees) {  // the forward pass did not share prefixes
     for (Tensor& output : grads.outputs) output = with_rows_of(stack.batch, output);
     for (Tensor& kept : grads.kept) kept = with_rows_of(stack.batch, kept);
   }

@@ -11,7 +11,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// B sequences that are alive at all T times, with rows at strides.
+// The layout of B sequences that are alive at all T times. Their rows are evenly spaced.
 SequenceLayout dense_layout(int64_t T, int64_t B) {
   SequenceLayout layout{};
   layout.T = T;
@@ -52,30 +52,30 @@ void read_batch_sizes(const Tensor& batch_sizes, int64_t data_rows, Batch& batch
   batch.layout.start = batch.start.data();
 }
 
-// Orders the B sequences by length, longest first, without moving a row: a counting sort. `values`
-// are their lengths, from 0 to batch.T, in any order.
+// Sorts the sequences by length, longest first, with a counting sort that moves no rows. `values`
+// holds the B lengths, each from 0 to batch.T, in any order.
 void sort_sequences(const int64_t* values, Batch& batch) {
-  std::vector<int64_t> of_length(batch.T + 1, 0);  // number of sequences of each length
+  std::vector<int64_t> length_counts(batch.T + 1, 0);  // number of sequences of each length
   bool sorted = true;
   int64_t rows = 0;
   for (int64_t b = 0; b < batch.B; ++b) {
     const int64_t length = values[b];
-    ++of_length[length];
+    ++length_counts[length];
     rows += length;
     sorted = sorted && (b == 0 || length <= values[b - 1]);
   }
   // The sort is stable: sequences of equal length keep their order.
   int64_t T = batch.T;
-  while (T > 0 && of_length[T] == 0) --T;
+  while (T > 0 && length_counts[T] == 0) --T;
   batch.count.resize(T);
   int64_t longer = 0;
   for (int64_t length = T; length > 0; --length) {
-    longer += of_length[length];
+    longer += length_counts[length];
     batch.count[length - 1] = longer;
   }
   if (!sorted) {
     batch.order.resize(batch.B);
-    std::vector<int64_t>& place = of_length;
+    std::vector<int64_t>& place = length_counts;
     place[0] = longer;
     for (int64_t length = 1; length <= T; ++length) {
       place[length] = length < T ? batch.count[length] : 0;
@@ -104,7 +104,7 @@ void read_lengths(const Tensor& lengths, Batch& batch) {
   batch.origin = batch.order;
 }
 
-// Reads the offsets of a jagged batch: sequence b has the rows offsets[b] .. offsets[b + 1].
+// Reads the offsets of a jagged batch: sequence b has rows offsets[b] .. offsets[b + 1].
 void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   check(offsets.is_cpu() && offsets.scalar_type() == ScalarType::Long && offsets.dim() == 1 &&
             offsets.numel() > 0,
@@ -128,8 +128,8 @@ void read_offsets(const Tensor& offsets, int64_t data_rows, Batch& batch) {
   }
 }
 
-// Copies the caller's mask, (T, B) or with batch_first (B, T), in the order of the layout's
-// sequences.
+// Copies the caller's mask, which is (T, B), or (B, T) with batch_first. The copy has the sequences
+// in the layout's order.
 void read_resets(const Tensor& reset, Batch& batch) {
   check(reset.is_cpu() && reset.scalar_type() == ScalarType::Bool,
         "reset must be a bool tensor on the CPU");

@@ -1,5 +1,5 @@
 // The batch of a call: which rows exist, according to batch_sizes, lengths or offsets, where states
-// are reset, and where the rows of a tensor lie.
+// are reset, and where a tensor stores its rows.
 #pragma once
 
 #include <memory>
@@ -22,11 +22,11 @@ struct Batch {
   bool batch_first;
   std::vector<int64_t> count;
   std::vector<int64_t> start;
-  std::vector<int64_t> order;  // [B], with sequences without rows at the end
+  std::vector<int64_t> order;  // [B]; sequences without rows come last
   std::vector<int64_t> origin;
   std::unique_ptr<bool[]> resets_in_order;
   Resets resets;
-  SequenceLayout layout;  // only of sequences with at least one row
+  SequenceLayout layout;  // covers only the sequences that have rows
 };
 
 // Finds the rows of `input` and checks the arguments that define them. `sequence_layout` holds
@@ -44,7 +44,7 @@ RowStrides<Scalar> rows_of(const Batch& batch, const Tensor& tensor, Pointer dat
   }
   const int64_t time_stride = tensor.stride(batch.batch_first ? 1 : 0);
   const int64_t row_stride = tensor.stride(batch.batch_first ? 0 : 1);
-  // The batch stride is arbitrary for a batch of one. This one makes the tensor flat.
+  // For a single sequence the batch stride is arbitrary. The time stride makes the tensor flat.
   return {data + offset, time_stride, batch.B == 1 ? time_stride : row_stride};
 }
 

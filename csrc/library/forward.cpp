@@ -44,17 +44,18 @@ Forward<Scalar> forward_of(const Stack& stack, const ForwardTensors& results, in
   return args;
 }
 
-// Runs consecutive layers at once, each on one thread and one stretch of steps after the other.
+// Runs consecutive layers at once, one thread per layer. Each layer runs one stretch of steps after
+// the other.
 template <class Scalar>
 void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& results) {
-  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
+  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
   const Stretches stretches(stack.batch.layout, wave.steps);
   for (auto& output : results.outputs) output = empty_rows(stack.batch, stack.H, stack.dtype);
   std::vector<std::optional<Tensor>> panels(size_t(stack.layers));
-  std::optional<Tensor> table;  // of the first layer
+  std::optional<Tensor> table;  // the first layer's, with its biases
   run_wave(wave.layers, stack.layers, stretches.count(), [&](int64_t k, int64_t i) {
     Forward<Scalar> args = forward_of<Scalar>(stack, results, k, 0);
-    if (i == 0) panels[size_t(k)] = panels_for(own.forward_panels, args.layer);
+    if (i == 0) panels[size_t(k)] = panels_for(kernels.forward_panels, args.layer);
     args.layer.panels = mutable_data<char>(*panels[size_t(k)]);
     use_biased_table(stack, args.layer, table);
     stretches.select(i, args.layer,
@@ -64,7 +65,7 @@ void run_forward_wave(const Stack& stack, const Wave& wave, ForwardTensors& resu
     }
     args.output = stretches.from(i, args.output);
     args.kept = stretches.from(i, args.kept);
-    own.forward(args, Call(one_thread()).runtime());
+    kernels.forward(args, Resources(one_thread()).runtime());
   });
 }
 
@@ -81,9 +82,10 @@ void run_forward(const Stack& stack, const Options& options, ForwardTensors& res
       results.outputs[size_t(k)] = empty_rows(stack.batch, stack.directions * stack.H, stack.dtype);
     }
     if (stack.batch.layout.N > 0) {
-      run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Call& call) {
+      run_directions(stack, stack.input_size(k), true, [&](int64_t d, const Resources& resources) {
         kernels_of(stack.cell)
-            .KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d), call.runtime());
+            .KernelsFor<Scalar>::forward(forward_of<Scalar>(stack, results, k, d),
+                                         resources.runtime());
       });
     }
     if (k > 0 && !options.want_saved) results.outputs[size_t(k - 1)].reset();
@@ -99,7 +101,7 @@ void finish_outputs(const Stack& stack, const Options& options, const ForwardTen
   for (const Tensor& kept : results.kept) clear_padding(stack.batch, kept);
 }
 
-// Writes the final states of sequences without rows, which kernels do not see.
+// Writes the last states of sequences without rows, which no kernel sees.
 template <class Scalar>
 void finish_states(const Stack& stack, const ForwardTensors& results) {
   const int64_t H = stack.H;

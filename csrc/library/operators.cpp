@@ -23,7 +23,7 @@ namespace {
 using Tensors = std::vector<Tensor>;
 using OptionalTensor = std::optional<Tensor>;
 
-// Checks that a call with share_prefixes meets the conditions for it.
+// Checks that a call with share_prefixes meets its preconditions.
 void check_sharing(const Stack& stack, const Options& options) {
   if (!options.share_prefixes) return;
   check(stack.has_ids, "input must be token ids when prefixes are shared, got features");
@@ -69,12 +69,12 @@ std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
   for (size_t k = 0; options.want_saved && k + 1 < results.outputs.size(); ++k) {
     saved.push_back(in_shape(*results.outputs[k]));
   }
-  for (const Tensor& of_layer : results.kept) saved.push_back(in_shape(of_layer));
+  for (const Tensor& kept : results.kept) saved.push_back(in_shape(kept));
   return {options.last_state ? empty({0}, stack.dtype) : in_shape(*results.outputs.back()),
           std::move(results.last_states), std::move(saved)};
 }
 
-// Checks the results of the forward pass and hands them to `grads`.
+// Checks the results of the forward pass and stores them in `grads`.
 void read_results(const Stack& stack, const Options& options, const Tensor& output,
                   const Tensors& saved, BackwardTensors& grads) {
   std::vector<int64_t> shape(stack.input.sizes().begin(), stack.input.sizes().end());
@@ -86,7 +86,7 @@ void read_results(const Stack& stack, const Options& options, const Tensor& outp
   const auto check_rows = [&](const char* name, const Tensor& rows, int64_t features) {
     shape.back() = stack.directions * features;
     check_tensor(name, rows, stack.dtype, shape);
-    // Kernels read the rows of trees as contiguous.
+    // Kernels assume that the rows of trees are contiguous.
     return options.share_prefixes ? dense(rows) : with_adjacent_features(rows);
   };
   for (const Tensor& rows : saved) {
@@ -99,7 +99,7 @@ void read_results(const Stack& stack, const Options& options, const Tensor& outp
   grads.outputs.push_back(check_rows("output", output, stack.H));
 }
 
-// Checks the gradients of the results and hands them to `grads`.
+// Checks the gradients of the results and stores them in `grads`.
 void read_gradients(const Stack& stack, const Options& options, const OptionalTensor& grad_output,
                     const std::vector<OptionalTensor>& grad_last_states, BackwardTensors& grads) {
   check(!(options.share_prefixes && grad_output),
@@ -119,8 +119,8 @@ void read_gradients(const Stack& stack, const Options& options, const OptionalTe
   grads.grad_last_states = grad_last_states;
 }
 
-// Allocates the wanted gradients. grad_weights has the indices of Stack::weights: a tensor without
-// elements stands where a gradient is not wanted.
+// Allocates the wanted gradients. grad_weights is indexed like Stack::weights, with an empty tensor
+// for each gradient that is not wanted.
 void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
                         const std::vector<int64_t>& want_layers, BackwardTensors& grads) {
   check(wanted.size() == 1 + stack.states.size(), "wanted must say whether input and each of ",
@@ -186,11 +186,11 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
     layout.N += size;
   }
   const Machine machine{threads, size_t(l2_bytes)};
-  const Workload workload{
+  const PlanArguments arguments{
       layout,        machine,      input_size, hidden_size, panels_of(hidden_size),
       sizeof(float), weight_blocks};
-  const Plan plan = choose_plan(workload);
-  const Wave wave = choose_wave(workload, num_layers, Pass::forward);
+  const Plan plan = choose_plan(arguments);
+  const Wave wave = choose_wave(arguments, num_layers, Pass::forward);
   return {plan.groups, plan.members, plan.time, wave.layers};
 }
 

@@ -16,7 +16,7 @@ struct Options {
   bool want_saved;
   bool last_state;
   bool share_prefixes;
-  int64_t trees;  // least number of prefix trees with share_prefixes
+  int64_t trees;  // minimum number of prefix trees if prefixes are shared
 };
 
 inline Options read_options(int64_t bits, int64_t trees) {

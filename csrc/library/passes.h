@@ -11,21 +11,21 @@ namespace namernn_fast {
 struct ForwardTensors {
   std::vector<Tensor> last_states;             // one per state of the cell
   std::vector<std::optional<Tensor>> outputs;  // one per layer; empty if not kept
-  std::vector<Tensor> kept;  // one per layer with `want_saved`, if the cell keeps anything
+  std::vector<Tensor> kept;  // one per layer if `want_saved` is set and the cell keeps anything
 };
 
-// Runs all layers forward. Keeps the outputs of layers before the last with `want_saved`, and that
-// of the last layer without `last_state`.
+// Runs all layers forward. Keeps the outputs of the lower layers if `want_saved` is set, and the
+// output of the last layer unless `last_state` is set.
 ForwardTensors forward_stack(const Stack& stack, const Options& options);
 
 struct BackwardTensors {
   std::vector<Tensor> outputs;  // one per layer, from the forward pass
-  std::vector<Tensor> kept;     // likewise
+  std::vector<Tensor> kept;     // one per layer, or none if the cell keeps nothing
   std::optional<Tensor> grad_output;
   std::vector<std::optional<Tensor>> grad_last_states;  // one per state of the cell
   std::optional<Tensor> grad_input;
   std::vector<Tensor> grad_states;   // none, or one per state of the cell
-  std::vector<Tensor> grad_weights;  // as in Stack; zero elements if the layer's are not wanted
+  std::vector<Tensor> grad_weights;  // as in Stack; empty tensors for layers that want none
   std::vector<bool> want_weights;    // one per layer
 };
 

@@ -10,12 +10,12 @@ namespace {
 constexpr int64_t kTreeRows = 1024;  // approximate maximum per tree
 constexpr int64_t kThinRows = 4;     // a step with fewer rows takes as long as one with this many
 constexpr double kGathering = 1.06;  // relative time of a row whose previous state is gathered
-constexpr double kWorth = 0.95;      // trees must take less than this fraction of the time without
+constexpr double kWorth = 0.95;      // trees must take less than this fraction of the unshared time
 
-// The time that a worker needs for one step of this many rows, in units of a row.
+// A worker's time for one step of this many rows, in units of the time for one row.
 double cost_of(double rows) { return rows > 0 ? std::max(rows, double(kThinRows)) : 0; }
 
-// The number of bits that can represent 0 .. n.
+// The number of bits needed for numbers from 0 to n.
 int bits_of(int64_t n) {
   int bits = 0;
   while (bits < 63 && n >> bits) ++bits;
@@ -29,7 +29,7 @@ PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64
   read_sequences(batch, ids);
   sort(V);
   cut(batch.layout.T, least);
-  double plain = 0;  // time of each of `least` workers when they divide the sequences
+  double plain = 0;  // time per worker if `least` workers divide the sequences
   for (int64_t t = 0; t < batch.layout.T; ++t) {
     plain += cost_of(double(count_at(batch.layout, t)) / double(least));
   }
@@ -37,7 +37,7 @@ PrefixTrees::PrefixTrees(const Batch& batch, const Tensor& ids, int64_t V, int64
   worthwhile_ = kGathering * cost_ / workers < kWorth * plain;
 }
 
-// Copies the ids so that those of each sequence are contiguous.
+// Copies the ids so that each sequence's ids are contiguous.
 void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
   const SequenceLayout& layout = batch.layout;
   const RowStrides<const int64_t> rows =
@@ -55,7 +55,7 @@ void PrefixTrees::read_sequences(const Batch& batch, const Tensor& ids) {
 
 // Sorts the sequences lexicographically, and counts the ids that neighbors share.
 void PrefixTrees::sort(int64_t V) {
-  const int bits = std::max(1, bits_of(V));  // of a digit: 0 ends a sequence, id + 1 otherwise
+  const int bits = std::max(1, bits_of(V));  // per digit: id + 1, or 0 past the end of a sequence
   const int64_t in_key = 63 / bits;
   for (Sequence& sequence : sequences_) {
     for (int64_t t = 0; t < in_key; ++t) {
@@ -83,7 +83,7 @@ void PrefixTrees::sort(int64_t V) {
   }
 }
 
-// Cuts the sorted sequences into trees of roughly equal size, and adds up their cost.
+// Splits the sorted sequences into trees of roughly equal size, and adds up their cost.
 void PrefixTrees::cut(int64_t steps, int64_t least) {
   int64_t all = 0;  // rows of a single tree with all sequences
   for (size_t i = 0; i < sequences_.size(); ++i) all += sequences_[i].length - shared_[i];

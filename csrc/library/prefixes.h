@@ -1,9 +1,9 @@
 // Prefix trees: prefixes that several sequences of token ids share are computed only once.
 //
-// Sorting puts sequences with a common prefix next to each other. They are then cut into trees of
+// Sorting puts sequences with a common prefix next to each other. They are then split into trees of
 // roughly equal size that share no rows, so each thread can take whole trees. The trees depend only
-// on the arguments: a backward pass with those of its forward pass rebuilds the same trees, even if
-// the number of threads has changed since.
+// on the arguments: a backward pass that gets the arguments of its forward pass rebuilds the same
+// trees, even if the number of threads has changed since.
 #pragma once
 
 #include <utility>
@@ -41,7 +41,7 @@ class PrefixTrees {
   bool are_worthwhile() const { return worthwhile_; }
 
   int64_t count() const { return int64_t(first_sequence_.size()) - 1; }
-  // The total number of rows in trees before the i-th.
+  // The total number of rows in the trees before tree i.
   int64_t first_row(int64_t i) const { return first_row_[size_t(i)]; }
   int64_t rows(int64_t i) const { return first_row(i + 1) - first_row(i); }
   // The number of rows in the largest tree.
@@ -53,8 +53,8 @@ class PrefixTrees {
   struct Sequence {
     const int64_t* ids;
     int64_t length;
-    int64_t number;  // the caller's
-    uint64_t key;    // the first ids; keys compare as the sequences do
+    int64_t number;  // the caller's index of the sequence
+    uint64_t key;    // the first ids, packed so that keys compare as the sequences do
   };
 
   void read_sequences(const Batch& batch, const Tensor& ids);
@@ -63,10 +63,10 @@ class PrefixTrees {
 
   std::vector<int64_t> ids_;
   std::vector<Sequence> sequences_;  // sorted
-  std::vector<int64_t> shared_;  // ids that a sequence shares with the one before it in its tree
-  std::vector<int64_t> first_sequence_;  // of each tree; then the number of sequences
-  std::vector<int64_t> first_row_;       // of each tree; then the number of rows
-  double cost_ = 0;                      // of all trees, in rows
+  std::vector<int64_t> shared_;      // ids that a sequence shares with the previous one in its tree
+  std::vector<int64_t> first_sequence_;  // of each tree, then the number of sequences
+  std::vector<int64_t> first_row_;       // of each tree, then the number of rows
+  double cost_ = 0;                      // of all trees, in units of the time for one row
   bool worthwhile_ = false;
 };
 

@@ -51,8 +51,8 @@ void run_in_pool(int64_t n, void (*body)(void*, int64_t, int64_t), void* context
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// Longer than a thread of this process computes between two waits, in most calls, and shorter than
-// the time slice of another program.
+// A yield that takes longer must have let another program run. In most calls, threads of this
+// process compute for less time between two waits; another program's time slice is longer.
 constexpr std::chrono::microseconds kLongYield{200};
 
 bool yield_processor() {
@@ -76,30 +76,31 @@ void wake_all(const uint32_t*) {}
 uint32_t current_processor() { return 0; }
 #endif
 
-// True in a child of a process with several threads: a fork copies only the calling one, and GCC's
-// OpenMP would wait forever for the rest of its pool.
+// True in a child forked from a multithreaded process: fork() copies only the calling thread, and
+// GCC's OpenMP would wait forever for the rest of its pool.
 bool pool_lost = false;
 
 #if defined(__linux__)
 [[maybe_unused]] const int fork_watched = [] {
   static bool has_threads = false;
-  const auto before = [] {
+  const auto prepare = [] {
     struct stat tasks;  // st_nlink is 2 plus the number of threads
     has_threads = stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink != 3;
   };
-  return pthread_atfork(before, nullptr, [] { pool_lost = pool_lost || has_threads; });
+  return pthread_atfork(prepare, nullptr, [] { pool_lost = pool_lost || has_threads; });
 }();
 #endif
 
 }  // namespace
 
-Call::Call(const Machine& machine) : machine_(machine), outer_(current_scratch), scratch_(outer_) {
+Resources::Resources(const Machine& machine)
+    : machine_(machine), outer_(current_scratch), scratch_(outer_) {
   current_scratch = &scratch_;
 }
 
-Call::~Call() { current_scratch = outer_; }
+Resources::~Resources() { current_scratch = outer_; }
 
-Runtime Call::runtime() const {
+Runtime Resources::runtime() const {
   const auto take = [](size_t bytes) { return current_scratch->take(bytes); };
   return {machine_, &run_in_pool, take, &yield_processor, &sleep_at, &wake_all, &current_processor};
 }

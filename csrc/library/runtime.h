@@ -16,7 +16,7 @@ class Scratch {
  public:
   static constexpr size_t kAlignment = 64;
 #if defined(NAMERNN_FAST_SANITIZE)
-  static constexpr size_t kKept = 0;  // pieces of one region would hide out-of-bounds accesses
+  static constexpr size_t kKept = 0;  // sharing a region would hide out-of-bounds accesses
 #else
   static constexpr size_t kKept = size_t(16) << 20;
 #endif
@@ -43,14 +43,14 @@ class Scratch {
   std::vector<void*> extra_;
 };
 
-// What one call of a kernel may use: its scratch memory and a number of threads. Calls of one
-// thread may nest; the inner one ends first.
-class Call {
+// What one kernel call may use: scratch memory and a number of threads. Calls may nest on a thread;
+// the inner call ends first.
+class Resources {
  public:
-  explicit Call(const Machine& machine);
-  ~Call();
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
+  explicit Resources(const Machine& machine);
+  ~Resources();
+  Resources(const Resources&) = delete;
+  Resources& operator=(const Resources&) = delete;
   Runtime runtime() const;
 
  private:
@@ -59,8 +59,8 @@ class Call {
   Scratch scratch_;
 };
 
-// Whether this process was forked from one with several threads. A torch operator that uses the
-// thread pool may then wait forever.
+// Whether this process was forked from a multithreaded process. If so, a torch operator that uses
+// the thread pool may wait forever.
 bool is_pool_lost();
 
 // This machine with torch's number of threads, or with one thread if a fork has lost the others.

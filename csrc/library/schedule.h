@@ -15,8 +15,8 @@
 
 namespace namernn_fast {
 
-// The workload from which the plan of a layer with D input features is made.
-inline Workload workload_of(const Stack& stack, const Machine& machine, int64_t D) {
+// What the plan of a layer with D input features depends on.
+inline PlanArguments plan_arguments_of(const Stack& stack, const Machine& machine, int64_t D) {
   const bool is_double = stack.dtype == aoti_torch_dtype_float64();
   return {stack.batch.layout,
           machine,
@@ -27,18 +27,19 @@ inline Workload workload_of(const Stack& stack, const Machine& machine, int64_t 
           kernels_of(stack.cell).weight_blocks};
 }
 
-// Calls run(direction, call) for each direction: one after the other on all threads or, if they are
-// `independent` and each has too little work to divide, both at once on one thread each.
+// Calls run(direction, resources) for each direction: one after the other on all threads, or both
+// at once on one thread each if they are `independent` and each has too little work to divide.
 template <class Run>
 void run_directions(const Stack& stack, int64_t D, bool independent, Run&& run) {
   const Machine machine = this_machine();
-  if (independent && stack.directions == 2 && choose_both_at_once(workload_of(stack, machine, D))) {
+  if (independent && stack.directions == 2 &&
+      choose_both_at_once(plan_arguments_of(stack, machine, D))) {
     torch::stable::parallel_for(0, 2, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t d = begin; d < end; ++d) run(d, Call(one_thread()));
+      for (int64_t d = begin; d < end; ++d) run(d, Resources(one_thread()));
     });
     return;
   }
-  for (int64_t d = 0; d < stack.directions; ++d) run(d, Call(machine));
+  for (int64_t d = 0; d < stack.directions; ++d) run(d, Resources(machine));
 }
 
 // The times of a batch, split into stretches that run one after the other.
@@ -54,8 +55,8 @@ class Stretches {
 
   int64_t count() const { return (layout_.T + length_ - 1) / length_; }
 
-  // Narrows `layer` to its i-th stretch, whose initial states are the rows of `output` one time
-  // earlier. The layer must not be reversed.
+  // Narrows `layer` to stretch i, which starts from the rows of `output` at the previous time. The
+  // layer must not be reversed.
   template <class Scalar>
   void select(int64_t i, Layer<Scalar>& layer, const RowStrides<const Scalar>& output) const {
     const int64_t first = i * length_;
@@ -65,16 +66,16 @@ class Stretches {
     layer.input = row(layer.input, first);
     layer.table.ids = row(layer.table.ids, first);
     if (layer.resets.at) layer.resets.at += first * layer.resets.time_stride;
-    SequenceLayout& own = layer.layout;
-    own.T = std::min(length_, layout_.T - first);
+    SequenceLayout& stretch = layer.layout;
+    stretch.T = std::min(length_, layout_.T - first);
     if (layout_.count) {
-      own.B = layout_.count[first];
-      own.count = layout_.count + first;
-      own.N = std::accumulate(own.count, own.count + own.T, int64_t(0));
+      stretch.B = layout_.count[first];
+      stretch.count = layout_.count + first;
+      stretch.N = std::accumulate(stretch.count, stretch.count + stretch.T, int64_t(0));
     } else {
-      own.N = own.T * own.B;
+      stretch.N = stretch.T * stretch.B;
     }
-    if (layout_.start) own.start = start_.data() + first;
+    if (layout_.start) stretch.start = start_.data() + first;
   }
 
   // Moves `rows` to begin at time t.
@@ -98,13 +99,13 @@ class Stretches {
 };
 
 // Calls body(n, i) for every stretch i of every layer n. A stretch runs after the previous stretch
-// of its layer and after the same stretch of the layer before. Threads take layers in order, so the
-// layer that a thread waits for is done or is running on another thread: there is no deadlock.
+// of its layer and after the same stretch of the previous layer. Threads take layers in order, so
+// the layer that a thread waits for is done or is running on another thread: there is no deadlock.
 template <class Body>
 void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
   std::vector<Signal> progress(static_cast<size_t>(layers));  // stretches that each layer has done
   std::atomic<int64_t> next{0};
-  const Runtime runtime = Call(one_thread()).runtime();
+  const Runtime runtime = Resources(one_thread()).runtime();
   torch::stable::parallel_for(0, at_once, 1, [&](int64_t, int64_t) {
     for (int64_t n; (n = next++) < layers;) {
       Signal& done = progress[size_t(n)];
@@ -112,7 +113,7 @@ void run_wave(int64_t at_once, int64_t layers, int64_t stretches, Body&& body) {
         for (int64_t i = 0; i < stretches; ++i) {
           if (n > 0) {
             wait_until(progress[size_t(n - 1)], runtime, kForEver,
-                       [&](uint32_t before) { return int64_t(before) > i; });
+                       [&](uint32_t finished) { return int64_t(finished) > i; });
           }
           body(n, i);
           announce(done, uint32_t(i + 1), runtime);
@@ -129,30 +130,31 @@ inline Wave wave_of(const Stack& stack, Pass pass) {
   const bool one_way = stack.directions == 1;
   // A stretch reads its initial states as evenly spaced rows of `output`, which a jagged tensor
   // does not have.
-  const bool alike = stack.batch.kind != Batch::Kind::jagged;
-  const bool whole = stack.dtype == aoti_torch_dtype_float32() ||
-                     stack.dtype == aoti_torch_dtype_float64();  // 16 bits would round the state
-  if (!one_way || !alike || !whole || stack.layers == 1) return {1, stack.batch.layout.T};
-  return choose_wave(workload_of(stack, this_machine(), stack.H), stack.layers, pass);
+  const bool evenly_spaced = stack.batch.kind != Batch::Kind::jagged;
+  // 16 bits would round the states that one stretch passes to the next.
+  const bool exact =
+      stack.dtype == aoti_torch_dtype_float32() || stack.dtype == aoti_torch_dtype_float64();
+  if (!one_way || !evenly_spaced || !exact || stack.layers == 1) return {1, stack.batch.layout.T};
+  return choose_wave(plan_arguments_of(stack, this_machine(), stack.H), stack.layers, pass);
 }
 
-// The weights of a layer in panels, for several calls of a kernel.
+// Packs a layer's weights into panels that several kernel calls can use.
 template <class Scalar>
 Tensor panels_for(const PanelFormat<Scalar>& format, const Layer<Scalar>& layer) {
   const Tensor panels = empty({int64_t(format.bytes(layer.D, layer.H))}, aoti_torch_dtype_uint8());
-  format.pack(layer, mutable_data<char>(panels), Call(one_thread()).runtime());
+  format.pack(layer, mutable_data<char>(panels), Resources(one_thread()).runtime());
   return panels;
 }
 
-// Replaces the layer's table with one that includes its biases. All stretches of a wave, or all
-// trees, read that copy from `biased`; otherwise each call of a kernel would add the biases again.
+// Replaces the layer's table with a copy in `biased` that includes its biases. All stretches of a
+// wave, or all trees, share this copy; otherwise every kernel call would add the biases again.
 template <class Scalar>
 void use_biased_table(const Stack& stack, Layer<Scalar>& layer, std::optional<Tensor>& biased) {
   if (!layer.table.rows || !layer.bias_ih) return;
   if (!biased) {
-    const KernelsFor<Scalar>& own = kernels_of(stack.cell);
+    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
     biased = empty({layer.table.V, stack.gate_rows()}, stack.dtype);
-    own.add_biases(layer, mutable_data<Scalar>(*biased), Call(one_thread()).runtime());
+    kernels.add_biases(layer, mutable_data<Scalar>(*biased), Resources(one_thread()).runtime());
   }
   layer.table.rows = const_data<Scalar>(*biased);
   layer.bias_ih = layer.bias_hh = nullptr;

@@ -1,4 +1,4 @@
-// The stack of a call: its checked arguments, and those of each layer and direction.
+// The stack of a call: its checked arguments, and the kernel arguments of each layer and direction.
 #pragma once
 
 #include <optional>
@@ -19,12 +19,11 @@ struct Stack {
   Batch batch;
   bool has_ids;  // input is token ids
   Tensor input;
-  std::vector<Tensor> states = {};  // the initial ones: none for zeros, or one for each state of
-                                    // the cell
+  std::vector<Tensor> states = {};  // initial states, one per state of the cell, or none for zeros
   std::vector<Tensor> weights = {};
   int64_t layers = 0;
   int64_t directions = 0;
-  int64_t per_direction = 0;  // weights of one direction: 2, or 4 with biases
+  int64_t per_direction = 0;  // number of weights per direction: 2, or 4 with biases
   int64_t D = 0;  // features of `input`, 0 for token ids; later layers have directions * H
   int64_t V = 0;  // rows of the tables of input products, for token ids
   int64_t H = 0;
@@ -33,20 +32,20 @@ struct Stack {
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
 
-  // The index of a layer's direction in the tensors of states and among the weights.
+  // The index of a layer's direction in the state tensors, and among the directions in `weights`.
   int64_t state_of(int64_t layer, int64_t direction) const {
     return layer * directions + direction;
   }
   // The weights of a direction: weight_ih, weight_hh and, with biases, bias_ih and bias_hh.
   const Tensor* weights_of(int64_t state) const { return &weights[size_t(state * per_direction)]; }
   int64_t input_size(int64_t layer) const { return layer ? directions * H : D; }
-  // Rows of weight_ih and of weight_hh, and elements of each bias.
+  // The number of rows of weight_ih and weight_hh, and of elements of each bias.
   int64_t gate_rows() const { return kernels_of(cell).weight_blocks * H; }
-  // The number of states of a row.
+  // The number of states per row.
   size_t state_count() const { return size_t(kernels_of(cell).states); }
   // The shape of the initial and the last states.
   std::vector<int64_t> state_shape() const { return {layers * directions, batch.B, H}; }
-  // Features of a row that one direction keeps for the backward pass besides its output.
+  // The number of features per row that a direction keeps for the backward pass besides its output.
   int64_t kept_size() const { return kernels_of(cell).kept * H; }
 };
 
@@ -70,8 +69,8 @@ Layer<Scalar> layer_of(const Stack& stack, int64_t k, int64_t d) {
   layer.chains =
       stack.batch_invariant ? Chains{kChain, kChain} : choose_chains(stack.batch.layout, stack.H);
   if (!stack.batch_invariant) {
-    const KernelsFor<Scalar>& own = kernels_of(stack.cell);
-    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H, own.panel_rate);
+    const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+    layer.in_place = choose_in_place(stack.batch.layout, layer.D, layer.H, kernels.panel_rate);
   }
   const Tensor* weights = stack.weights_of(state);
   if (k == 0 && stack.has_ids) {
@@ -103,8 +102,8 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
   return layer;
 }
 
-// Where a kernel writes the gradients of the biases, given those of a direction's weights. If both
-// biases have the same gradient, finish_backward() copies it.
+// Sets where a kernel writes the gradients of the biases. `grad_weights` points to the gradients of
+// one direction's weights. If both biases have the same gradient, finish_backward() copies it.
 template <class Scalar>
 void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
   if (stack.per_direction != 4) return;
@@ -114,7 +113,8 @@ void set_bias_gradients(const Stack& stack, const Tensor* grad_weights, Backward
   }
 }
 
-// Where a direction of a layer reads the gradients of its last states.
+// Selects one direction of one layer from `grad`, the gradients of a last state. Absent gradients
+// are zeros.
 template <class Scalar>
 StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t state) {
   if (!grad) return {nullptr, 0, 1};
@@ -122,7 +122,7 @@ StateGradients<Scalar> gradients_of(const std::optional<Tensor>& grad, int64_t s
 }
 
 // Calls f(state, b) for every layer and direction of every sequence without rows. `b` is the
-// caller's number of the sequence.
+// caller's index of the sequence.
 template <class F>
 void for_each_idle_state(const Stack& stack, F&& f) {
   const Batch& batch = stack.batch;

@@ -23,7 +23,7 @@ inline int32_t dtype_of(const Tensor& tensor) {
   return dtype;
 }
 
-// Whether a tensor holds token ids, int64, instead of features.
+// Whether a tensor holds token ids (int64) instead of features.
 inline bool has_ids(const Tensor& tensor) { return dtype_of(tensor) == aoti_torch_dtype_int64(); }
 
 // A new contiguous tensor.
@@ -73,7 +73,7 @@ inline Tensor with_adjacent_features(const Tensor& tensor) {
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : contiguous_copy(tensor);
 }
 
-// Checks that a tensor is on the CPU, has the dtype of the call and the given shape.
+// Checks that a tensor is on the CPU and has the given dtype and shape.
 template <class Sizes>
 void check_tensor(const char* name, const Tensor& tensor, int32_t dtype, const Sizes& sizes) {
   check(tensor.is_cpu(), name, " must be on the CPU, like input");

@@ -10,8 +10,8 @@
 namespace namernn_fast {
 namespace {
 
-// A kernel's arguments for layer k over one tree. `output` has the tree's rows from the layer
-// before; layer 0 reads token ids instead.
+// A kernel's arguments for layer k over one tree. `output` points to the previous layer's output
+// for the tree's rows; layer 0 reads token ids instead.
 template <class Scalar>
 Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const Scalar* output,
                          const Tensor& panels) {
@@ -26,7 +26,7 @@ Layer<Scalar> tree_layer(const Stack& stack, const Tree& tree, int64_t k, const 
   return layer;
 }
 
-// The weights of all layers in panels, packed once for all trees.
+// Packs the weights of all layers into panels, once for all trees.
 template <class Scalar>
 std::vector<Tensor> panels_of_layers(const Stack& stack, const PanelFormat<Scalar>& format) {
   std::vector<Tensor> panels;
@@ -45,26 +45,26 @@ void for_each_worker(int64_t workers, Body&& body) {
   });
 }
 
-// The rows of tree i in `of_all`, the rows of all trees; if that is absent, a workspace that fits
-// any one tree.
+// Returns tree i's rows in `all_rows`, which holds the rows of all trees. If `all_rows` is absent,
+// returns `workspace`, which is large enough for any one tree.
 template <class Scalar>
-Scalar* tree_rows(const std::optional<Tensor>& of_all, const PrefixTrees& trees, int64_t i,
+Scalar* tree_rows(const std::optional<Tensor>& all_rows, const PrefixTrees& trees, int64_t i,
                   int64_t H, const std::optional<Tensor>& workspace) {
-  return of_all ? mutable_data<Scalar>(*of_all) + trees.first_row(i) * H
-                : mutable_data<Scalar>(*workspace);
+  return all_rows ? mutable_data<Scalar>(*all_rows) + trees.first_row(i) * H
+                  : mutable_data<Scalar>(*workspace);
 }
 
 template <class Scalar>
 void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& results) {
-  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
-  const std::vector<Tensor> panels = panels_of_layers(stack, own.forward_panels);
+  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const std::vector<Tensor> panels = panels_of_layers(stack, kernels.forward_panels);
   std::optional<Tensor> table;
   Layer<Scalar> first = layer_of<Scalar>(stack, 0, 0);
   use_biased_table(stack, first, table);
   const int64_t size = stack.batch.B * stack.H;
   std::atomic<int64_t> next{0};
   for_each_worker(std::min(this_machine().threads, trees.count()), [&](int64_t) {
-    std::optional<Tensor> workspaces[2];  // for the outputs of even and of odd layers
+    std::optional<Tensor> workspaces[2];  // for the outputs of even and odd layers
     for (int64_t k = 0; k < std::min<int64_t>(2, stack.layers) && !results.outputs[0]; ++k) {
       workspaces[k] = empty({trees.most_rows(), stack.H}, stack.dtype);
     }
@@ -87,7 +87,7 @@ void run_forward(const Stack& stack, const PrefixTrees& trees, ForwardTensors& r
         for (size_t n = 0; n < results.last_states.size(); ++n) {
           args.last[n] = mutable_data<Scalar>(results.last_states[n]) + k * size;
         }
-        own.forward(args, Call(one_thread()).runtime());
+        kernels.forward(args, Resources(one_thread()).runtime());
         input = args.output.data;
       }
     }
@@ -112,9 +112,9 @@ class WorkerGradients {
     }
   }
 
-  // Where the next call of a kernel puts its gradients.
+  // Where the next kernel call writes its gradients.
   const std::vector<Tensor>& place() const { return is_apart_ ? apart_ : sums_; }
-  // Whether that call adds to what is in place().
+  // Whether the next kernel call adds to the gradients in place() instead of overwriting them.
   bool accumulate() const { return is_apart_ || rows_ > 0; }
 
   // Counts the rows of a tree after its gradients are in place().
@@ -134,8 +134,8 @@ class WorkerGradients {
   // Adds the sums of another worker, on which finish() must have been called.
   void add(const WorkerGradients& other) {
     for_each_sum([&](size_t i, Scalar* sums, int64_t n) {
-      const Scalar* own = const_data<Scalar>(other.sums_[i]);
-      for (int64_t e = 0; e < n; ++e) sums[e] += own[e];
+      const Scalar* added = const_data<Scalar>(other.sums_[i]);
+      for (int64_t e = 0; e < n; ++e) sums[e] += added[e];
     });
   }
 
@@ -149,7 +149,8 @@ class WorkerGradients {
     return made;
   }
 
-  // Calls f(i, sums, n) for each gradient, which has n elements, except a copied one of bias_hh.
+  // Calls f(i, sums, n) for each gradient of n elements, except for bias_hh if its gradient is a
+  // copy.
   template <class F>
   void for_each_sum(F&& f) {
     for (size_t i = 0; i < sums_.size(); ++i) {
@@ -166,16 +167,16 @@ class WorkerGradients {
   }
 
   std::vector<Tensor> sums_;
-  std::vector<Tensor> apart_;  // not in sums_ yet; empty if all gradients go straight there
+  std::vector<Tensor> apart_;  // not in sums_ yet; empty if kernels write straight to sums_
   bool copied_bias_;           // whether finish_backward() copies the gradient of bias_hh
-  bool is_apart_ = false;      // the next rows' gradients go to apart_
-  int64_t rows_ = 0;           // since apart_ was last added to sums_
+  bool is_apart_ = false;      // whether the next rows' gradients accumulate in apart_
+  int64_t rows_ = 0;           // number of rows since apart_ was last added to sums_
 };
 
 template <class Scalar>
 void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTensors& grads) {
-  const KernelsFor<Scalar>& own = kernels_of(stack.cell);
-  const std::vector<Tensor> panels = panels_of_layers(stack, own.backward_panels);
+  const KernelsFor<Scalar>& kernels = kernels_of(stack.cell);
+  const std::vector<Tensor> panels = panels_of_layers(stack, kernels.backward_panels);
   std::vector<std::optional<Tensor>> grad_last_states;
   for (const std::optional<Tensor>& grad : grads.grad_last_states) {
     grad_last_states.push_back(grad ? std::optional<Tensor>(dense(*grad)) : std::nullopt);
@@ -192,7 +193,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
   }
 
   for_each_worker(workers, [&](int64_t w) {
-    std::optional<Tensor> workspaces[2];  // for the gradients of inputs of even and of odd layers
+    std::optional<Tensor> workspaces[2];  // for the input gradients of even and odd layers
     for (int64_t k = 0; k < 2 && stack.layers > 1; ++k) {
       workspaces[k] = empty({trees.most_rows(), H}, stack.dtype);
     }
@@ -220,13 +221,13 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
           args.grad_last[n] = gradients_of<Scalar>(grad_last_states[n], k);
         }
         if (grads.want_weights[size_t(k)]) {
-          const Tensor* place = &sums[size_t(w)].place()[size_t(k * stack.per_direction)];
-          args.grad_weight_ih = mutable_data<Scalar>(place[0]);
-          args.grad_weight_hh = mutable_data<Scalar>(place[1]);
-          set_bias_gradients(stack, place, args);
+          const Tensor* grad_weights = &sums[size_t(w)].place()[size_t(k * stack.per_direction)];
+          args.grad_weight_ih = mutable_data<Scalar>(grad_weights[0]);
+          args.grad_weight_hh = mutable_data<Scalar>(grad_weights[1]);
+          set_bias_gradients(stack, grad_weights, args);
           args.accumulate_weights = sums[size_t(w)].accumulate();
         }
-        own.backward(args, Call(one_thread()).runtime());
+        kernels.backward(args, Resources(one_thread()).runtime());
       }
       sums[size_t(w)].count(trees.rows(i));
     }
@@ -235,7 +236,7 @@ void run_backward(const Stack& stack, const PrefixTrees& trees, const BackwardTe
   for (int64_t w = 1; w < workers; ++w) sums[0].add(sums[size_t(w)]);
 }
 
-// Calls run(Scalar()) with the type of the stack, which must be float or double.
+// Calls run(Scalar()) with the stack's type, which must be float or double.
 template <class Run>
 void with_scalar(const Stack& stack, Run&& run) {
   with_storage(stack.dtype, [&](auto storage) {

@@ -1,6 +1,6 @@
-// Checks the forward and backward kernels against the error budget: the error of a result, judged
-// by a layer in higher precision, may be twice that of a plain loop in the kernel's precision plus
-// one unit in the last place of the largest value.
+// Checks the forward and backward kernels against the error budget: the error of a result, measured
+// against a layer in higher precision, may be twice the error of a plain loop in the kernel's
+// precision, plus one unit in the last place of the largest value.
 #include <cstdio>
 
 #include "plain.h"
@@ -8,8 +8,8 @@
 namespace namernn_fast {
 namespace {
 
-// For each storage type, the type that kernels compute in, one of higher precision, and the number
-// of significant bits that are stored.
+// For each storage type: the type that kernels compute in, a type of higher precision, and the
+// number of significant bits stored.
 template <class Storage>
 struct Precision;
 template <>
@@ -78,7 +78,7 @@ void add_errors(const KernelsFor<Storage>& kernels, const Problem& p, Random& ra
 }
 
 template <class Storage>
-void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
+void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
   constexpr int bits = Precision<Storage>::bits;
   static const int64_t shapes[][4] = {
       {5, 7, 6, 3}, {16, 48, 5, 1}, {9, 130, 4, 7}, {20, 33, 20, 9}};
@@ -88,7 +88,7 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
   forced_plan = {1, 1, 0};
   for (const auto& shape : shapes) {
     for (const bool relu : {false, true}) {
-      // Not relu in 16 bits, where rounding a state may move it across the kink.
+      // Skips relu in 16 bits: rounding may move a state across the kink.
       if (relu && (sizeof(Storage) == 2 || !cell.has_nonlinearity)) continue;
       Share shares[kNames];
       for (unsigned options = 0; options < kOptions; ++options) {
@@ -114,14 +114,14 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
 
 }  // namespace
 
-void check_accuracy(const Cell& cell, const KernelsOfCell& kernels) {
+void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels) {
   check<float>(cell, kernels);
   check<double>(cell, kernels);
   check<BFloat16>(cell, kernels);
   check<Half>(cell, kernels);
 }
 
-void check_accuracy(const Cell& cell, const KernelsFor<BFloat16>& kernels) {
+void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels) {
   check<BFloat16>(cell, kernels);
 }
 

@@ -25,18 +25,19 @@ Plan forced_plan{1, 1, 0};
 Arrival arrival = Arrival::together;
 
 // These definitions replace plan.cpp, so that the driver decides how work is divided.
-Plan choose_plan(const Workload& workload) {
-  if (workload.blocks < 1) fail("a workload has no weights");
-  return {std::min(forced_plan.groups, workload.layout.B),
-          std::min(forced_plan.members, workload.panels), 0};
+Plan choose_plan(const PlanArguments& arguments) {
+  if (arguments.blocks < 1) fail("a arguments has no weights");
+  return {std::min(forced_plan.groups, arguments.layout.B),
+          std::min(forced_plan.members, arguments.panels), 0};
 }
-int64_t choose_projected_steps(const Workload& workload, const Plan&, int64_t, InPlace in_place) {
+int64_t choose_projected_steps(const PlanArguments& arguments, const Plan&, int64_t,
+                               InPlace in_place) {
   constexpr size_t small_cache = 1 << 14;
   // Products that read weights in place start from the projection.
   const bool ahead = in_place.weight_ih || in_place.weight_hh;
-  return workload.D && (ahead || workload.machine.l2_bytes <= small_cache) ? 3 : 0;
+  return arguments.D && (ahead || arguments.machine.l2_bytes <= small_cache) ? 3 : 0;
 }
-int64_t choose_projected_rows(const Workload&) {
+int64_t choose_projected_rows(const PlanArguments&) {
   return 24;  // some slices project all the steps at once, others only one or two
 }
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,

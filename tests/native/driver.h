@@ -1,5 +1,5 @@
-// Shared by the files of this driver: memory that exposes every wrong access, random arguments, and
-// the Runtime that kernels need.
+// Shared by the native tests: memory that exposes every wrong access, random arguments, and the
+// Runtime that kernels need.
 #pragma once
 
 #include <cmath>
@@ -17,8 +17,8 @@ namespace namernn_fast {
 extern const KernelsOnPairs kernels_emulated_pairs;  // in emulated_pairs.cpp
 
 // A cell on one instruction set. See KernelsOfCell for the sizes.
-struct Cell {
-  std::string name;  // with that of the instruction set
+struct TestedCell {
+  std::string name;  // includes the instruction set
   CellKind kind;
   int64_t weight_blocks;
   int64_t kept;
@@ -28,15 +28,15 @@ struct Cell {
 };
 
 // Compares runs over prefix trees with runs over plain rows. In trees.cpp.
-void check_trees(const Cell& cell, const KernelsOfCell& kernels);
+void check_trees(const TestedCell& cell, const KernelsOfCell& kernels);
 
 // Compares the kernels with plain loops. In accuracy.cpp.
-void check_accuracy(const Cell& cell, const KernelsOfCell& kernels);
-void check_accuracy(const Cell& cell, const KernelsFor<BFloat16>& kernels);
+void check_accuracy(const TestedCell& cell, const KernelsOfCell& kernels);
+void check_accuracy(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
 
-// Checks what gradients lose that become subnormal. In fading.cpp.
-void check_fading(const Cell& cell, const KernelsOfCell& kernels);
-void check_fading(const Cell& cell, const KernelsFor<BFloat16>& kernels);
+// Checks how much gradients lose when they become subnormal. In fading.cpp.
+void check_fading(const TestedCell& cell, const KernelsOfCell& kernels);
+void check_fading(const TestedCell& cell, const KernelsFor<BFloat16>& kernels);
 
 // Prints `what` and ends the process with status 1.
 [[noreturn]] void fail(const char* what);
@@ -60,7 +60,7 @@ class Guarded {
 // Which threads of a parallel region show up, and when.
 enum class Arrival { together, late, in_pairs, alone };
 
-// How the next runs divide their work, instead of as plan.cpp would choose.
+// How the next runs divide their work. Overrides plan.cpp.
 extern Plan forced_plan;
 extern Arrival arrival;
 
@@ -130,7 +130,7 @@ class Array {
   bool operator==(const Array& other) const {
     return std::memcmp(data(), other.data(), size_ * sizeof(Element)) == 0;
   }
-  // An element that was never written is NaN.
+  // Counts the finite elements. An element that was never written is NaN.
   int64_t count_finite() const {
     int64_t count = 0;
     for (int64_t i = 0; i < size_; ++i) count += namernn_fast::is_finite(data()[i]);
@@ -156,8 +156,8 @@ bool agree(const Array<Storage>& first, const Array<Storage>& second) {
   return difference <= tolerance * largest;
 }
 
-// The layer with panels, packed into `memory` in advance. Only weights that are read in place
-// remain as the caller stores them.
+// Returns the layer with its weights packed into panels in `memory` in advance. Drops the unpacked
+// weights, except those that are read in place.
 template <class Storage>
 Layer<Storage> with_panels(const PanelFormat<Storage>& format, Layer<Storage> layer,
                            std::unique_ptr<Guarded>& memory, const Runtime& runtime) {

@@ -15,16 +15,17 @@ namespace {
 
 constexpr const Kernels& kKernelsInFloat = kernels_baseline;
 
-// Computes what AMX does, in its order: for 16 pairs of rows at a time, one chain of multiply-adds
-// over the first rows of the pairs and one over the second. Like AMX it treats subnormal operands
-// and results as zero, whatever the mode of the thread. The product of two bfloat16 is exact in
-// float unless it is subnormal, so that all else is rounded as in AMX's multiply-adds.
+// Computes what AMX computes, in the same order: for 16 pairs of rows at a time, one chain of
+// multiply-adds over the pairs' first rows and one over their second rows. Like AMX, it treats
+// subnormal operands and results as zero, whatever the thread's floating-point mode. The product of
+// two bfloat16 numbers is exact in float unless it is subnormal, so everything else is rounded as
+// in AMX's multiply-adds.
 struct PairTile {
   static constexpr int64_t rows = 32;
 
   // Reads and writes 16 or 32 rows, like AMX; only the first `height` results are used. In the
-  // backward pass of the reverse direction another thread may meanwhile write the other rows, which
-  // are dz of the next step. That race is harmless, so the thread sanitizer does not get to see it.
+  // backward pass of the reverse direction, another thread may be writing the other rows, dz of the
+  // next step, at the same time. That race is harmless, so it is hidden from the thread sanitizer.
   template <bool kAdd>
   void multiply(const BFloat16* a, int64_t a_row, int64_t K, int64_t height, const BFloat16* panel,
                 float* c) {

@@ -1,8 +1,10 @@
-// Checks what gradients lose that fade over many steps, because subnormal numbers count as zero.
+// Checks how much gradients lose when they fade over many steps, because subnormal numbers count as
+// zero.
 //
-// Each term of a sum may lose less than the smallest normal number, and what is lost may turn one
-// rounding of the result and one of what it is computed from. Far above the smallest normal number
-// a term is too small to turn a rounding, so there nothing may be lost.
+// Each term of a sum may lose less than the smallest normal number. The loss may change one
+// rounding of the result, and one rounding of a value that it is computed from. Far above the
+// smallest normal number, such a loss is too small to change a rounding, so nothing may be lost
+// there.
 #include <algorithm>
 #include <cstdio>
 #include <limits>
@@ -34,8 +36,8 @@ BFloat16 power_of_two<BFloat16>(int exponent) {
 }
 
 template <class Storage>
-void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
-  using Of = Limits<Storage>;
+void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
+  using Exponents = Limits<Storage>;
   static const int64_t shape_of_problem[4] = {3, 64, 250, 2};
   Problem p = problem_of<Storage>(cell, shape_of_problem, 0, 0);
   p.grad_h_n = p.want_input = p.want_output = true;
@@ -47,10 +49,11 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
   forced_plan = {1, 1, 0};
   run_forward(kernels, p, arguments.layer, results, runtime);
 
-  const double tiny = std::ldexp(1.0, Of::smallest);
-  const double terms = double(p.gate_rows());  // of the gradient of an input
-  const int far_above = Of::smallest - Of::distance + std::ilogb(terms) + 30;
-  // The gradients of the inputs, divided by 2^scale, by which those of h_n are multiplied.
+  const double tiny = std::ldexp(1.0, Exponents::smallest);
+  const double terms = double(p.gate_rows());  // in the gradient of an input
+  const int far_above = Exponents::smallest - Exponents::distance + std::ilogb(terms) + 30;
+  // Runs the backward pass with the gradients of h_n multiplied by 2^scale. Returns the gradients
+  // of the inputs divided by 2^scale.
   const auto gradients = [&](int scale) {
     std::fill_n(arguments.grad_h_n.data(), arguments.grad_h_n.size(),
                 power_of_two<Storage>(far_above + 10 + scale));
@@ -67,7 +70,7 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
     for (int64_t i = 0; i < p.D; ++i) {
       const double lost = std::fabs(exact[row + i] - found[row + i]);
       most = std::fmax(most, lost / tiny);
-      if (!(lost <= terms * tiny + 2 * std::ldexp(largest, Of::distance))) {
+      if (!(lost <= terms * tiny + 2 * std::ldexp(largest, Exponents::distance))) {
         fail((cell.name + ": a gradient lost more than subnormal numbers").c_str());
       }
       if (lost > 0 && std::fabs(exact[row + i]) > std::ldexp(1.0, far_above)) {
@@ -83,13 +86,13 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
 
 }  // namespace
 
-void check_fading(const Cell& cell, const KernelsOfCell& kernels) {
+void check_fading(const TestedCell& cell, const KernelsOfCell& kernels) {
   check<float>(cell, kernels);
   check<double>(cell, kernels);
   check<BFloat16>(cell, kernels);
 }
 
-void check_fading(const Cell& cell, const KernelsFor<BFloat16>& kernels) {
+void check_fading(const TestedCell& cell, const KernelsFor<BFloat16>& kernels) {
   check<BFloat16>(cell, kernels);
 }
 

@@ -1,8 +1,8 @@
 // Runs the kernels without torch, on threads that sanitizers can follow.
 //
 // Divides the work in every way, among threads that arrive together, late or not at all. Results
-// that do not depend on the division must be bit-identical to those of one thread. The commands
-// that build this file with the kernels' static libraries are `make sanitize` and, for ARM,
+// that do not depend on the division must be bit-identical to the results of one thread. To build
+// this file with the kernels' static libraries, run `make sanitize` or, for ARM,
 // `make compatibility ONLY=arm`.
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -28,9 +28,10 @@ Results<Storage> results_of(const KernelsFor<Storage>& kernels, const Problem& p
 }
 
 template <class Storage>
-void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
-  // Includes several chunks of rows that fill whole panels; and in the last shape, parts of the
-  // sequences of one thread, and enough rows per group that two groups accumulate gradients apart.
+void check(const TestedCell& cell, const KernelsFor<Storage>& kernels) {
+  // Some shapes have several chunks of rows that fill whole panels. The last has enough sequences
+  // that one thread cuts them into parts, and enough rows that two groups each accumulate gradients
+  // in a separate buffer.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},   {5, 7, 6, 3},    {16, 48, 5, 1},
                                       {9, 130, 4, 7}, {3, 200, 25, 3}, {20, 33, 40, 30},
                                       {4, 65, 3, 26}, {2, 5, 57, 300}};
@@ -65,7 +66,7 @@ void check(const Cell& cell, const KernelsFor<Storage>& kernels) {
 
 std::string selected;
 
-void check_cell(const Cell& cell, const KernelsOfCell& kernels) {
+void check_cell(const TestedCell& cell, const KernelsOfCell& kernels) {
   if (cell.name.find(selected) == std::string::npos) return;
   check_accuracy(cell, kernels);
   check_fading(cell, kernels);
@@ -76,8 +77,8 @@ void check_cell(const Cell& cell, const KernelsOfCell& kernels) {
   check_trees(cell, kernels);
 }
 
-// A cell on an instruction set; its sizes are the same on all of them.
-Cell cell_of(const std::string& instructions, int64_t number) {
+// A cell on one instruction set. Its sizes are the same on all instruction sets.
+TestedCell cell_of(const std::string& instructions, int64_t number) {
   const KernelsOfCell& sizes = kernels_baseline.cells[number];
   return {instructions + ", " + sizes.name, CellKind(number), sizes.weight_blocks,   sizes.kept,
           sizes.one_bias_gradient,          sizes.states > 1, sizes.has_nonlinearity};
@@ -89,7 +90,7 @@ void check_all(const Kernels& kernels) {
 
 void check_pairs(const std::string& name, const KernelsOnPairs& kernels) {
   for (int64_t i = 0; i < kCells; ++i) {
-    const Cell cell = cell_of(name, i);
+    const TestedCell cell = cell_of(name, i);
     if (cell.name.find(selected) == std::string::npos) continue;
     check_accuracy(cell, kernels.cells[i]);
     check_fading(cell, kernels.cells[i]);
@@ -100,7 +101,7 @@ void check_pairs(const std::string& name, const KernelsOnPairs& kernels) {
 }  // namespace
 }  // namespace namernn_fast
 
-// An argument selects the kernels whose name contains it, as "avx512, GRU".
+// An argument selects the kernels whose name contains it, such as "avx512, GRU".
 int main(int argc, char** argv) {
   using namespace namernn_fast;
   if (argc > 1) selected = argv[1];

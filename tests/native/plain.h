@@ -1,4 +1,4 @@
-// A layer computed one row at a time, as the equations read: the reference of accuracy.cpp.
+// A layer computed one row at a time, straight from the equations: the reference for accuracy.cpp.
 #pragma once
 
 #include <cmath>
@@ -18,17 +18,18 @@ std::vector<Number> numbers(const Array<Storage>& array) {
 template <class Number>
 Number rounded(Number value, int bits) {
   int exponent = 0;
-  const Number part = std::frexp(value, &exponent);
-  return std::ldexp(std::nearbyint(std::ldexp(part, bits)), exponent - bits);
+  const Number fraction = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, bits)), exponent - bits);
 }
 
-// Everything stored is rounded: states, what the cell keeps, gradients of sums, and results.
+// A layer in plain loops. It rounds everything it stores: states, what the cell keeps, gradients of
+// sums, and results.
 template <class Number>
 class Plain {
   using Numbers = std::vector<Number>;
 
  public:
-  // `results` contains what the passes add gradients to.
+  // `results` holds the values that the passes add gradients to.
   template <class Storage>
   Plain(const Problem& p, const Shape& shape, const Arguments<Storage>& arguments,
         const Results<Storage>& results, int bits)
@@ -54,7 +55,7 @@ class Plain {
       of_.push_back(p.accumulates(Name(i)) ? numbers<Number>(results[Name(i)])
                                            : Numbers(p.size_of(Name(i), shape.rows)));
     }
-    // The passes share what a problem may not want.
+    // The loops compute all results, wanted or not.
     const Problem all = everything(p);
     for (int i = 0; i < kNames; ++i) {
       if (!p.wants(Name(i))) of_[i].resize(all.size_of(Name(i), shape.rows));
@@ -62,7 +63,7 @@ class Plain {
     of_[kGradBiasHh].resize(p.gate_rows());
   }
 
-  // Returns the results, by Name, with NaN in padding.
+  // Returns the results, indexed by Name, with NaN in padding.
   const std::vector<Numbers>& run() {
     for (int64_t b = 0; b < p_.B; ++b) {
       Numbers c(p_.H);
@@ -103,10 +104,10 @@ class Plain {
   }
 
   // The gradient of the last state, or cell state, of sequence b.
-  Numbers last_gradient(int64_t b, const Numbers& of_last, bool given, bool expanded) const {
+  Numbers last_gradient(int64_t b, const Numbers& grads, bool has_grads, bool expanded) const {
     Numbers grad(p_.H);
-    for (int64_t j = 0; given && j < p_.H; ++j) {
-      grad[j] = of_last[expanded ? 0 : place(b) * p_.H + j];
+    for (int64_t j = 0; has_grads && j < p_.H; ++j) {
+      grad[j] = grads[expanded ? 0 : place(b) * p_.H + j];
     }
     return grad;
   }
@@ -118,25 +119,25 @@ class Plain {
 
   // Whether a cut makes sequence b continue from zeros at step s.
   bool is_cut(int64_t b, int64_t s) const {
-    const int64_t border = time(b, s) + p_.reverse;  // lies before this time
+    const int64_t border = time(b, s) + p_.reverse;  // the cut is before this time
     return p_.resets && border < shape_.length[b] && cuts_[border * p_.B + b];
   }
   bool begins_at_zero(int64_t b, int64_t s) const { return is_cut(b, s) || (s == 0 && !p_.hx); }
-  const Number* state_before(int64_t b, int64_t s) const {
+  const Number* previous_state(int64_t b, int64_t s) const {
     if (begins_at_zero(b, s)) return zero_state_.data();
     return s == 0 ? &hx_[place(b) * p_.H] : state_after(b, s - 1);
   }
 
-  // The values that a row keeps. The cell state is the last block of them.
+  // The values that a row keeps. The last block is the cell state, if the cell has one.
   const Number* kept_at(int64_t b, int64_t s) const {
     return of_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
   }
-  const Number* cell_state_before(int64_t b, int64_t s) const {
+  const Number* previous_cell_state(int64_t b, int64_t s) const {
     if (begins_at_zero(b, s)) return zero_state_.data();
     return s == 0 ? &cx_[place(b) * cx_stride_] : kept_at(b, s - 1) + (p_.cell->kept - 1) * p_.H;
   }
 
-  // Returns what the input, or the state before, adds to the sums of a row: bias + weight x.
+  // Returns a row's sums plus what the input or the previous state adds to them: bias + weight x.
   Numbers add_product(Numbers sums, const Numbers& bias, const Numbers& weight, const Number* x,
                       int64_t K) const {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
@@ -146,44 +147,44 @@ class Plain {
     return sums;
   }
 
-  // Replaces c, the cell state before step s, by the one after it. As in the kernels, only copies
-  // of c that are stored are rounded, so a step continues from the unrounded c.
+  // Runs step s and updates the cell state c. As in the kernels, only stored copies of c are
+  // rounded, so the next step continues from the unrounded c.
   void forward(int64_t b, int64_t s, Numbers& c) {
     const int64_t G = p_.gate_rows();
     Numbers start(G);
     if (p_.V) std::copy_n(&table_[ids_[row(b, s)] * G], G, start.data());
     const Number* x = input_.data() + row(b, s) * p_.D;
-    const Number* before = state_before(b, s);
+    const Number* previous = previous_state(b, s);
     const Numbers of_input = add_product(start, bias_ih_, weight_ih_, x, p_.D);
-    const Numbers of_state = add_product(Numbers(G), bias_hh_, weight_hh_, before, p_.H);
+    const Numbers of_state = add_product(Numbers(G), bias_hh_, weight_hh_, previous, p_.H);
     Number* h = &of_[kOutput][row(b, s) * p_.H];
     Number* kept = of_[kKept].data() + row(b, s) * p_.cell->kept * p_.H;
     switch (p_.cell->kind) {
-      case CellKind::elman:
-        return elman(of_input, of_state, h);
+      case CellKind::vanilla:
+        return vanilla(of_input, of_state, h);
       case CellKind::gru:
-        return gru(of_input, of_state, before, h, kept);
+        return gru(of_input, of_state, previous, h, kept);
       case CellKind::lstm:
-        if (s == 0 || is_cut(b, s)) std::copy_n(cell_state_before(b, s), p_.H, c.data());
+        if (s == 0 || is_cut(b, s)) std::copy_n(previous_cell_state(b, s), p_.H, c.data());
         return lstm(of_input, of_state, c, h, kept);
     }
   }
 
-  void elman(const Numbers& of_input, const Numbers& of_state, Number* h) const {
+  void vanilla(const Numbers& of_input, const Numbers& of_state, Number* h) const {
     for (int64_t j = 0; j < p_.H; ++j) {
       const Number z = of_input[j] + of_state[j];
       h[j] = rounded(p_.relu ? std::max(z, Number(0)) : std::tanh(z), bits_);
     }
   }
 
-  void gru(const Numbers& of_input, const Numbers& of_state, const Number* before, Number* h,
+  void gru(const Numbers& of_input, const Numbers& of_state, const Number* previous, Number* h,
            Number* kept) const {
     const int64_t H = p_.H;
     for (int64_t j = 0; j < H; ++j) {
       const Number r = sigmoid(of_input[j] + of_state[j]);
       const Number z = sigmoid(of_input[H + j] + of_state[H + j]);
       const Number n = std::tanh(of_input[2 * H + j] + r * of_state[2 * H + j]);
-      h[j] = rounded((1 - z) * n + z * before[j], bits_);
+      h[j] = rounded((1 - z) * n + z * previous[j], bits_);
       kept[j] = rounded(n, bits_);
       kept[H + j] = rounded(r, bits_);
       kept[2 * H + j] = rounded(z, bits_);
@@ -209,13 +210,14 @@ class Plain {
     }
   }
 
-  // The gradients of what the input and the state before add to the sums, and that of the state
-  // before as far as it does not go through them.
+  // `of_input` and `of_state` are the gradients of what the input and the previous state add to the
+  // sums. `before` is the gradient that reaches the previous state without passing through the
+  // sums.
   struct Gradients {
     Numbers of_input, of_state, before;
   };
 
-  Gradients elman_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
+  Gradients vanilla_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
     Numbers dz(p_.H);
     for (int64_t j = 0; j < p_.H; ++j) {
       const Number y = state_after(b, s)[j];
@@ -227,13 +229,13 @@ class Plain {
   Gradients gru_gradients(int64_t b, int64_t s, const Numbers& grad_h) const {
     const int64_t H = p_.H;
     const Number* kept = kept_at(b, s);
-    const Number* before = state_before(b, s);
+    const Number* previous = previous_state(b, s);
     Gradients grad{Numbers(3 * H), Numbers(3 * H), Numbers(H)};
     for (int64_t j = 0; j < H; ++j) {
       const Number n = kept[j], r = kept[H + j], z = kept[2 * H + j], n_h = kept[3 * H + j];
       const Number dn = grad_h[j] * (1 - z) * (1 - n * n);
       const Number dr = dn * n_h * r * (1 - r);
-      const Number dz = grad_h[j] * (before[j] - n) * z * (1 - z);
+      const Number dz = grad_h[j] * (previous[j] - n) * z * (1 - z);
       grad.of_input[j] = grad.of_state[j] = rounded(dr, bits_);
       grad.of_input[H + j] = grad.of_state[H + j] = rounded(dz, bits_);
       grad.of_input[2 * H + j] = rounded(dn, bits_);
@@ -243,18 +245,19 @@ class Plain {
     return grad;
   }
 
-  // Replaces grad_c, the gradient of the cell state after step s, by that of the one before.
+  // Replaces grad_c, the gradient of the cell state after step s, with the gradient of the previous
+  // cell state.
   Gradients lstm_gradients(int64_t b, int64_t s, const Numbers& grad_h, Numbers& grad_c) const {
     const int64_t H = p_.H;
     const Number* kept = kept_at(b, s);
-    const Number* before = cell_state_before(b, s);
+    const Number* previous = previous_cell_state(b, s);
     Numbers dz(4 * H);
     for (int64_t j = 0; j < H; ++j) {
       const Number i = kept[j], f = kept[H + j], g = kept[2 * H + j], o = kept[3 * H + j];
       const Number t = std::tanh(kept[4 * H + j]);
       const Number dc = grad_c[j] + grad_h[j] * o * (1 - t * t);
       dz[j] = rounded(dc * g * i * (1 - i), bits_);
-      dz[H + j] = rounded(dc * before[j] * f * (1 - f), bits_);
+      dz[H + j] = rounded(dc * previous[j] * f * (1 - f), bits_);
       dz[2 * H + j] = rounded(dc * i * (1 - g * g), bits_);
       dz[3 * H + j] = rounded(grad_h[j] * t * o * (1 - o), bits_);
       grad_c[j] = dc * f;
@@ -269,12 +272,12 @@ class Plain {
       case CellKind::lstm:
         return lstm_gradients(b, s, grad_h, grad_c);
       default:
-        return elman_gradients(b, s, grad_h);
+        return vanilla_gradients(b, s, grad_h);
     }
   }
 
-  // Replaces grad_h, the gradient of the state after step s, by that of the state before, and
-  // likewise grad_c.
+  // Replaces grad_h and grad_c, the gradients of the states after step s, with the gradients of the
+  // previous states.
   void backward(int64_t b, int64_t s, Numbers& grad_h, Numbers& grad_c) {
     for (int64_t j = 0; p_.grad_output && j < p_.H; ++j) {
       grad_h[j] += grad_output_[row(b, s) * p_.H + j];
@@ -282,7 +285,7 @@ class Plain {
     const Gradients grad = gradients(b, s, grad_h, grad_c);
     const Number* x = input_.data() + row(b, s) * p_.D;
     grad_h = grad.before;
-    add_gradients(grad.of_state, weight_hh_, state_before(b, s), p_.H, grad_h.data(),
+    add_gradients(grad.of_state, weight_hh_, previous_state(b, s), p_.H, grad_h.data(),
                   of_[kGradWeightHh].data(), of_[kGradBiasHh].data());
     add_gradients(grad.of_input, weight_ih_, x, p_.D, of_[kGradInput].data() + row(b, s) * p_.D,
                   of_[kGradWeightIh].data(), of_[kGradBiasIh].data());
@@ -294,7 +297,7 @@ class Plain {
     grad_c.assign(p_.H, 0);
   }
 
-  // Adds the gradients of bias + weight x.
+  // Adds to the gradients of x, weight and bias, given the gradient of bias + weight x.
   void add_gradients(const Numbers& grad, const Numbers& weight, const Number* x, int64_t K,
                      Number* grad_x, Number* grad_weight, Number* grad_bias) const {
     for (int64_t i = 0; i < p_.gate_rows(); ++i) {
@@ -314,7 +317,7 @@ class Plain {
   const Numbers input_, hx_, cx_, table_, weight_ih_, weight_hh_, bias_ih_, bias_hh_;
   const Numbers grad_output_, grad_h_n_, grad_c_n_, zero_state_;
   const int64_t cx_stride_;
-  std::vector<Numbers> of_;  // by Name
+  std::vector<Numbers> of_;  // results by Name
 };
 
 }  // namespace namernn_fast

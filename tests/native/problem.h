@@ -1,5 +1,5 @@
-// The problems that kernels.cpp and accuracy.cpp draw for one layer: sizes and options, which rows
-// exist, the arguments and results, and the calls of both passes.
+// The problems that kernels.cpp, accuracy.cpp and fading.cpp draw for one layer: sizes and options,
+// which rows exist, the arguments and results, and the calls of both passes.
 #pragma once
 
 #include <algorithm>
@@ -31,9 +31,9 @@ constexpr const char* names[] = {"output",         "h_n",          "c_n",       
                                  "grad_weight_hh", "grad_bias_ih", "grad_bias_hh"};
 
 struct Problem {
-  const Cell* cell;
+  const TestedCell* cell;
   int64_t D, H, T, B;
-  int64_t V;  // rows of the table, with token ids and D = 0; otherwise 0
+  int64_t V;  // rows of the table if the input is token ids (then D = 0); otherwise 0
   Kind kind;
   size_t l2_bytes;
   InPlace in_place;
@@ -44,8 +44,8 @@ struct Problem {
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
 
-  // Whether the forward pass runs once more as without a backward pass: it keeps nothing, and it
-  // has no output if !want_output.
+  // Whether the forward pass runs a second time as in inference: it keeps nothing, and writes no
+  // output unless want_output.
   bool infers() const { return cell->kept || !want_output; }
 
   // Whether the passes write a result.
@@ -92,10 +92,11 @@ inline uint32_t bits_of(uint32_t round) {
   return bits ^ bits >> 16;
 }
 
-// `options` enumerates the layouts and directions, with inputs and with a table. `bits` draws the
-// rest.
+// `options` enumerates the layouts and directions, with inputs and with a table. `bits` determines
+// the rest.
 template <class Storage>
-Problem problem_of(const Cell& cell, const int64_t (&shape)[4], unsigned options, uint32_t bits) {
+Problem problem_of(const TestedCell& cell, const int64_t (&shape)[4], unsigned options,
+                   uint32_t bits) {
   const auto bit = [&](int i) { return (bits >> (31 - i) & 1) != 0; };
   const auto& [D, H, T, B] = shape;
   Problem p{};
@@ -119,7 +120,7 @@ Problem problem_of(const Cell& cell, const int64_t (&shape)[4], unsigned options
   return p;
 }
 
-// Which rows exist and where they lie.
+// Which rows exist and where they are.
 struct Shape {
   std::vector<int64_t> count, start, length, order, origin;
   Kind kind;
@@ -156,7 +157,7 @@ struct Shape {
   Shape(const Shape&) = delete;
   Shape& operator=(const Shape&) = delete;
 
-  // The number of row (t, b) in the memory of a tensor.
+  // The index of row (t, b) in a tensor's memory.
   int64_t row(int64_t t, int64_t b) const {
     switch (kind) {
       case Kind::dense:
@@ -185,7 +186,7 @@ RowStrides<Element> rows_of(const Problem& p, Element* data, int64_t features) {
   }
 }
 
-// The tensors that the passes read, and the layer that refers to those of both.
+// The tensors that the passes read, and the layer arguments that both passes share.
 template <class Storage>
 struct Arguments {
   Array<Storage> input, hx, table, weight_ih, weight_hh, bias_ih, bias_hh, grad_output, grad_h_n;
@@ -227,7 +228,7 @@ struct Arguments {
     }
     if (p.hx) layer.initial[0] = {hx.data(), p.H};
     if (p.hx && p.cell->has_cell_state) {
-      layer.initial[1] = {cx.data(), p.H + 1};  // another stride than that of hx, to catch a mix-up
+      layer.initial[1] = {cx.data(), p.H + 1};  // not the stride of hx, to catch mix-ups
     }
     layer.weight_hh = weight_hh.data();
     layer.bias_ih = p.bias ? bias_ih.data() : nullptr;
@@ -243,10 +244,10 @@ template <class Storage>
 struct Results {
   const Problem p;
   const int64_t N;
-  std::vector<Array<Storage>> arrays;  // by Name; empty if the problem does not want a result
-  Array<Storage> inferred_output, inferred_h_n, inferred_c_n;  // of the run that keeps nothing
+  std::vector<Array<Storage>> arrays;  // by Name; a result that is not wanted is empty
+  Array<Storage> inferred_output, inferred_h_n, inferred_c_n;  // from the run that keeps nothing
 
-  // Draws what the passes add gradients to.
+  // Draws initial values for the gradients that the passes add to.
   Results(const Problem& p, const Shape& shape, Random& random)
       : p(p),
         N(shape.N),
@@ -260,15 +261,15 @@ struct Results {
   }
 
   const Array<Storage>& operator[](Name name) const { return arrays[name]; }
-  // What is passed for a result; null if it is not wanted.
+  // The pointer to pass for a result; null if it is not wanted.
   Storage* data(Name name) const { return p.wants(name) ? arrays[name].data() : nullptr; }
 
-  // What is wrong with these results on their own, or null.
+  // Describes what is wrong with these results on their own; null if nothing is.
   const char* error() const {
     for (int i = 0; i < kNames; ++i) {
       const Array<Storage>& found = arrays[i];
-      const bool whole = p.accumulates(Name(i));
-      if (found.count_finite() != (whole ? found.size() : p.size_of(Name(i), N))) {
+      const bool accumulates = p.accumulates(Name(i));
+      if (found.count_finite() != (accumulates ? found.size() : p.size_of(Name(i), N))) {
         return "a result is not finite, or padding was written";
       }
     }
@@ -280,9 +281,10 @@ struct Results {
     }
     return nullptr;
   }
-  // What differs from the results of one thread, or null. The rounding of gradients that are sums
-  // over sequences depends on the number of groups. With a small cache it also depends on the parts
-  // that many sequences are cut into, and members that split the hidden units do not cut them.
+  // Describes how the results differ from a run on one thread; null if they do not. Gradients that
+  // are sums over sequences round differently with a different number of groups. They also round
+  // differently if only one of the runs cuts the sequences into parts: with a small cache, one
+  // thread cuts many sequences into parts, but members that split the hidden units do not.
   const char* difference(const Results& alone, int64_t groups) const {
     const bool parts = p.B > 64 && p.l2_bytes < 1 << 20;
     for (int i = 0; i < kNames; ++i) {
@@ -316,7 +318,8 @@ void run_forward(const KernelsFor<Storage>& kernels, const Problem& p, const Lay
   forward.kept = {};
   forward.last[0] = results.inferred_h_n.data();
   if (p.cell->has_cell_state) forward.last[1] = results.inferred_c_n.data();
-  if (const auto [cx, stride] = layer.initial[1]; cx) {  // now updates the cell states in place
+  // The second run updates the cell states in place.
+  if (const auto [cx, stride] = layer.initial[1]; cx) {
     for (int64_t b = 0; b < p.B; ++b) {
       std::copy_n(cx + b * stride, p.H, forward.last[1] + b * p.H);
     }

@@ -13,11 +13,11 @@ namespace {
 using Sequences = std::vector<std::vector<int64_t>>;
 
 struct Problem {
-  const Cell* cell;
+  const TestedCell* cell;
   int64_t H, T, B, V;
-  bool relu, bias, accumulate, grad_h_n;  // grad_h_n: the first layer has one too
+  bool relu, bias, accumulate, grad_h_n;  // grad_h_n: for the first layer too
   size_t l2_bytes;
-  bool grad_c_n;  // both layers have one
+  bool grad_c_n;  // for both layers
 
   int64_t gate_rows() const { return cell->weight_blocks * H; }
   // The number of elements of the last cell states of both layers.
@@ -30,9 +30,9 @@ Sequences draw_sequences(const Problem& p, Random& random) {
   for (int64_t b = 0; b < p.B; ++b) {
     std::vector<int64_t>& ids = sequences[b];
     if (b > 0 && random.below(3) == 0) ids = sequences[random.below(b)];
-    const bool kept = !ids.empty() && random.below(2) == 0;
-    const int64_t length = kept ? int64_t(ids.size()) : b == 0 ? p.T : 1 + random.below(p.T);
-    if (!kept) ids.resize(std::min(int64_t(ids.size()), random.below(length)));
+    const bool is_copy = !ids.empty() && random.below(2) == 0;
+    const int64_t length = is_copy ? int64_t(ids.size()) : b == 0 ? p.T : 1 + random.below(p.T);
+    if (!is_copy) ids.resize(std::min(int64_t(ids.size()), random.below(length)));
     while (int64_t(ids.size()) < length) ids.push_back(random.below(p.V));
   }
   std::stable_sort(sequences.begin(), sequences.end(),
@@ -47,7 +47,7 @@ struct RowLayout {
   SequenceLayout layout{};
 
   RowLayout(const Sequences& sequences, int64_t T, bool shared) : count(T), start(T), end_start(1) {
-    std::vector<int64_t> row_of(sequences.size());  // of each sequence, among the rows of its time
+    std::vector<int64_t> row_of(sequences.size());  // each sequence's row at its latest time
     for (int64_t t = 0; t < T; ++t) {
       start[t] = int64_t(ids.size());
       std::map<std::pair<int64_t, int64_t>, int64_t> rows;  // by parent and id
@@ -66,8 +66,8 @@ struct RowLayout {
         row_of[b] = found->second;
         if (int64_t(sequences[b].size()) == t + 1) ends[row_of[b]].push_back(b);
       }
-      for (const std::vector<int64_t>& of_row : ends) {
-        end_sequence.insert(end_sequence.end(), of_row.begin(), of_row.end());
+      for (const std::vector<int64_t>& ended : ends) {
+        end_sequence.insert(end_sequence.end(), ended.begin(), ended.end());
         end_start.push_back(int64_t(end_sequence.size()));
       }
     }
@@ -169,7 +169,8 @@ class Stack {
       layer.bias_ih = biases_[2 * k].data();
       layer.bias_hh = biases_[2 * k + 1].data();
     }
-    // One sequence in plain rows would otherwise take forward_short(), with other bits than a tree.
+    // Without batch_invariant, one sequence in plain rows would take forward_short(), whose bits
+    // differ from a tree's.
     layer.batch_invariant = p_.B == 1;
     layer.chains = {kChain, kChain};
     return layer;
@@ -249,8 +250,9 @@ const char* error_of(const KernelsFor<Scalar>& kernels, const Problem& p, Random
 }
 
 template <class Scalar>
-void check(const Cell& cell, const KernelsFor<Scalar>& kernels) {
-  // Include whole vectors of one sequence, several time blocks, gradients that accumulate apart.
+void check(const TestedCell& cell, const KernelsFor<Scalar>& kernels) {
+  // The shapes include whole vectors of one sequence, several time blocks, and gradients that
+  // accumulate in a separate buffer.
   static const int64_t shapes[][4] = {{1, 1, 1, 1},    {48, 5, 1, 2},   {16, 7, 40, 1},
                                       {7, 6, 3, 2},    {130, 4, 7, 3},  {33, 20, 60, 2},
                                       {16, 9, 300, 5}, {9, 3, 50, 500}, {3, 12, 2500, 4}};
@@ -285,7 +287,7 @@ void check(const Cell& cell, const KernelsFor<Scalar>& kernels) {
 
 }  // namespace
 
-void check_trees(const Cell& cell, const KernelsOfCell& kernels) {
+void check_trees(const TestedCell& cell, const KernelsOfCell& kernels) {
   check<float>(cell, kernels);
   check<double>(cell, kernels);
 }

@@ -36,7 +36,8 @@ std::string bits_name() {
   return "b" + std::to_string(8 * sizeof(Value));
 }
 
-// Adds rows for several types, named NAME.TYPE. `one`, `two` and `three` count the sources.
+// `one`, `two` and `three` add a row NAME.TYPE for each type, for an instruction with that many
+// sources.
 template <class... Values, class Work>
 void one(Table& table, const std::string& name, Work work) {
   ((table[name + name_of<Values>()] = lanewise<Values, Values>(work)), ...);
@@ -118,7 +119,7 @@ void add_floating(Table& table) {
   one<Number>(table, "abs.", [](float a) { return Number(std::fabs(a)); });
 }
 
-// Mixed precision: the result and the addend are float32, the other sources 16-bit.
+// Mixed precision: the result and the addend are float32, the other sources are 16-bit.
 template <class Number>
 void add_mixed(Table& table) {
   const std::string type = "rn.f32." + name_of<Number>();
@@ -237,7 +238,7 @@ void add_bits(Table& table) {
   table["prmt.b32"] = lanewise<u32, u32, u32, u32>(permute);
 }
 
-// Sets the bits of `mask` in a predicate, which is one Mask per warp.
+// Copies the bits in `mask` from `values` to a predicate, which is one Mask per warp.
 void put(Mask& predicate, Mask mask, Mask values) {
   predicate = (predicate & ~mask) | (values & mask);
 }
@@ -251,7 +252,7 @@ Entry of_predicates(Work work, std::vector<int> sources) {
   return {run, {1}, sources};
 }
 
-// Compares `count` packed numbers per lane, with one predicate result each.
+// Compares `count` packed numbers per lane and writes a predicate for each.
 template <class Value, int count = 1, class Work>
 Entry comparison(Work work) {
   const auto run = [work](Machine&, Warp& warp, const Instruction& at, Mask mask) {

@@ -1,7 +1,8 @@
 """Decodes the PTX of one kernel into instructions for the machine.
 
-Most instructions keep their PTX name, and their operands are results followed by sources. Those
-with another syntax have a method of `Decoder`. Anything unknown is an `UnsupportedError`.
+Most instructions keep their PTX name, and their operands are results followed by sources.
+Instructions with another syntax have a method of `Decoder`. Anything unknown raises an
+`UnsupportedError`.
 """
 
 import re
@@ -18,13 +19,13 @@ class Operand(NamedTuple):
     """A register or a constant."""
 
     number: int
-    """Its index among the registers and constants of the kernel."""
+    """The operand's index among the registers and constants of the kernel."""
     size: int
     """Bytes per lane; 1 for a predicate, 0 for an unused operand."""
 
 
 class Signature(NamedTuple):
-    """The operand sizes of an instruction; both empty if they vary."""
+    """The operand sizes of an instruction; both lists are empty if the sizes vary."""
 
     results: list[int]
     sources: list[int]
@@ -50,8 +51,8 @@ _SPECIAL += [f"%{name}.{axis}" for name in ("ctaid", "nctaid") for axis in "xyz"
 """The special registers, as machine.cpp fills them."""
 _SPACES = {"param", "global", "shared", "shared::cta"}
 _HINTS = re.compile(r"weak|ca|cg|nc|gpu|v[248]|L[12]::.*|evict_\w+")
-"""Name parts of loads and stores that do not change their meaning. `.cg` is among them: it asks to
-bypass L1, but PTX's memory model gives no such guarantee."""
+"""Parts of the names of loads and stores that do not change their meaning. `.cg` is among them: it
+asks to bypass L1, but PTX's memory model does not guarantee that."""
 
 
 def size_of(type: str) -> int:
@@ -84,13 +85,13 @@ class Decoder:
         self.sizes: list[int] = []
         """The size of each operand, by its number."""
         self.constants: dict[tuple[int, int], Operand] = {}
-        """By value and size."""
+        """The constants, by value and size."""
         self._scopes: list[dict[str, Operand]] = [{}]
         self._labels: dict[str, int] = {}
         self._targets: list[tuple[Instruction, str]] = []
         # Shared memory starts at 0. The addresses of assertion messages are never used.
         symbols = r"\.extern \.shared [^;]*?(\w+)\[\]|\.global [^;=]*?(\w+)\[\d+\] ="
-        self._symbols = {one or other: 0 for one, other in re.findall(symbols, text)}
+        self._symbols = {shared or message: 0 for shared, message in re.findall(symbols, text)}
         self._line = 0
 
         self.specials = [self._declare(name, 4) for name in _SPECIAL]
@@ -213,7 +214,7 @@ class Decoder:
         parts = name.split(".")
         special = getattr(self, f"_{parts[0]}", None)
         if special is None or special(made, parts, arguments) is False:
-            self._plain(made, [one for argument in arguments for one in argument])
+            self._plain(made, [text for argument in arguments for text in argument])
         if made.name:
             self.instructions.append(made)
 
@@ -224,11 +225,11 @@ class Decoder:
         sizes = [*signature.results, *signature.sources]
         if len(sizes) != len(arguments):
             raise UnsupportedError(f"{made.name} with {len(arguments)} operands, line {self._line}")
-        operands = [self._operand(*both) for both in zip(arguments, sizes, strict=True)]
+        operands = [self._operand(text, size) for text, size in zip(arguments, sizes, strict=True)]
         made.results = operands[: len(signature.results)]
         made.sources = operands[len(signature.results) :]
 
-    # Methods for instructions with special syntax, named by the first part of the instruction. A
+    # Methods for instructions with special syntax, named after the first part of the instruction. A
     # method returns False to fall back to `_plain`, and clears the name to drop the instruction.
 
     def _mov(self, made, parts, arguments):
@@ -236,14 +237,14 @@ class Decoder:
             return False
         whole = size_of(parts[-1])
         made.name = "pack"
-        for own, operands in zip((made.results, made.sources), arguments, strict=True):
-            own += [self._operand(one, whole // len(operands)) for one in operands]
+        for operands, texts in zip((made.results, made.sources), arguments, strict=True):
+            operands += [self._operand(text, whole // len(texts)) for text in texts]
         return True
 
     def _ld(self, made, parts, arguments):
         address, offset = self._address(arguments[1][0])
         size = self._memory(made, parts)
-        made.results = [self._operand(one, None) for one in arguments[0]]
+        made.results = [self._operand(text, None) for text in arguments[0]]
         made.sources = [address]
         made.numbers = [offset, size, int(parts[-1].startswith("s"))]
 
@@ -253,7 +254,9 @@ class Decoder:
             return
         address, offset = self._address(arguments[0][0])
         size = self._memory(made, parts)
-        values = [self._register(one) or self._operand(one, max(size, 2)) for one in arguments[1]]
+        values = [
+            self._register(text) or self._operand(text, max(size, 2)) for text in arguments[1]
+        ]
         made.sources = [address, *values]
         made.numbers = [offset, size]
 
@@ -280,15 +283,15 @@ class Decoder:
             if not {"shared", "global"} <= set(parts):
                 raise UnsupportedError(f"{made.name} in line {self._line}")
             made.name = "cp.async"
-            (to, to_offset), (of, of_offset) = (self._address(one[0]) for one in arguments[:2])
-            taken = [self._operand(one[0], 4) for one in arguments[3:]]
-            made.sources = [to, of, *taken]
-            made.numbers = [to_offset, of_offset, int(arguments[2][0], 0)]
+            target, source = (self._address(argument[0]) for argument in arguments[:2])
+            copied_bytes = [self._operand(argument[0], 4) for argument in arguments[3:]]
+            made.sources = [target[0], source[0], *copied_bytes]
+            made.numbers = [target[1], source[1], int(arguments[2][0], 0)]
 
     def _bar(self, made, parts, arguments):
         if parts[1] == "warp":
             return False
-        threads = [int(one[0]) for one in arguments[1:]]
+        threads = [int(argument[0]) for argument in arguments[1:]]
         if arguments[0] != ["0"] or threads not in ([], [self.threads]):
             raise UnsupportedError(f"a barrier for some warps in line {self._line}")
         return True
@@ -299,7 +302,7 @@ class Decoder:
             raise UnsupportedError(f"{made.name} in line {self._line}")
         made.name = parts[0]
         made.numbers = [offset, int("trans" in parts)]
-        return base, [self._operand(one, 4) for one in registers]
+        return base, [self._operand(register, 4) for register in registers]
 
     def _ldmatrix(self, made, parts, arguments):
         base, made.results = self._matrices(made, parts, arguments[1][0], arguments[0])
@@ -317,16 +320,16 @@ class Decoder:
             return False
         shape = re.fullmatch(r"m64n(\d+)k\d+", parts[4])
         results, left, (right,), (adds,), *signs = arguments
-        transposed = [int(one[0]) for one in signs[2:]]
+        transposed = [int(flag[0]) for flag in signs[2:]]
         while len(transposed) < 2:  # absent if left is in registers, and in TF32
             transposed.insert(0, 0)
-        if shape is None or [one[0] for one in signs[:2]] != ["1", "1"] or parts[5] != "f32":
+        if shape is None or [sign[0] for sign in signs[:2]] != ["1", "1"] or parts[5] != "f32":
             raise UnsupportedError(f"{made.name} in line {self._line}")
         made.name = f"wgmma.{parts[6]}"
-        made.results = [self._operand(one, 4) for one in results]
+        made.results = [self._operand(result, 4) for result in results]
         left_size = 8 if len(left) == 1 else 4
         made.sources = [self._operand(right, 8), self._operand(adds, 1)]
-        made.sources += [self._operand(one, left_size) for one in left]
+        made.sources += [self._operand(text, left_size) for text in left]
         made.numbers = [int(shape[1]), *transposed]
         return True
 
@@ -342,7 +345,7 @@ class Decoder:
 
 def _messages(text: str) -> list[str]:
     found = re.findall(r"\.global [^;=]*?\bassertMessage\w*\[\d+\] = \{([^}]*)\}", text)
-    return [bytes(map(int, one.split(","))).split(b"\0")[0].decode() for one in found]
+    return [bytes(map(int, codes.split(","))).split(b"\0")[0].decode() for codes in found]
 
 
 def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tuple[int, str]]:
@@ -383,11 +386,11 @@ def _statements(text: str, begin: int, sources: dict[int, str]) -> Iterator[tupl
 
 def _split(text: str) -> list[str]:
     """Splits at top-level commas."""
-    return [one.strip() for one in re.split(r",(?![^{\[(]*[}\])])", text) if one.strip()]
+    return [part.strip() for part in re.split(r",(?![^{\[(]*[}\])])", text) if part.strip()]
 
 
 def _flat(argument: str) -> list[str]:
     """Returns the registers of `{a, b}` or of `a|b`, or the argument itself."""
     if argument.startswith(("{", "(")):
-        return [one.strip() for one in argument[1:-1].split(",")]
+        return [register.strip() for register in argument[1:-1].split(",")]
     return argument.split("|")

@@ -1,7 +1,7 @@
 """A Triton driver that executes the PTX of kernels on the CPU.
 
-After `install()`, operators on CPU tensors run the GPU kernels, for the rest of the process.
-README.md says what is modeled.
+After `install()`, operators on CPU tensors run the GPU kernels for the rest of the process.
+README.md says what the machine models.
 """
 
 import ctypes
@@ -22,9 +22,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from benchmarks.gpu import resources
 from benchmarks.gpu.dry_run import on_cuda, serve_cpu_tensors
 from benchmarks.harness.paths import ROOT
+from tools.gpu import resources
 from tools.ptx.decode import Decoder, Signature
 
 KNOWN_TRITON = "3.9"
@@ -61,7 +61,7 @@ class Options:
 
     seed: int = 1
     cooperative: int = 0
-    """Set by each launch: 1 if all programs run at once, with weak memory."""
+    """1 if all programs run at once, with weak memory; each launch sets it."""
     window: int = 3
     """Programs that run at once if the launch is not cooperative."""
     quantum: int = 40
@@ -130,18 +130,20 @@ class Kernel:
         names, code = bytearray(), []
 
         def add(operands):
-            for one in operands:
-                code.extend((places[one.number] if one.size else 0, one.size))
+            for operand in operands:
+                code.extend((places[operand.number] if operand.size else 0, operand.size))
 
-        for one in decoded.instructions:
-            names += one.name.encode() + b"\0"
-            guard = places[one.guard.number] if one.guard else -1
-            code += [one.line, guard, one.is_guard_negated]
-            code += [len(one.results), len(one.sources), len(one.numbers)]
-            add(one.results)
-            add(one.sources)
-            code += one.numbers
-        specials = [n for one in decoded.specials for n in (places[one.number], one.size)]
+        for instruction in decoded.instructions:
+            names += instruction.name.encode() + b"\0"
+            guard = places[instruction.guard.number] if instruction.guard else -1
+            code += [instruction.line, guard, instruction.is_guard_negated]
+            code += map(len, (instruction.results, instruction.sources, instruction.numbers))
+            add(instruction.results)
+            add(instruction.sources)
+            code += instruction.numbers
+        specials = [
+            n for special in decoded.specials for n in (places[special.number], special.size)
+        ]
         count = [ctypes.c_int64(n) for n in (len(decoded.instructions), len(constants))]
         self._kernel = ctypes.c_void_p(
             library.ptx_new(
@@ -166,12 +168,12 @@ class Kernel:
 
     def run(self, parameters, grid, warps, shared, storages, options: Options) -> list[list[str]]:
         """Runs the kernel; returns the fields of each fault."""
-        chosen = np.array([getattr(options, one.name) for one in fields(options)], np.int64)
+        values = np.array([getattr(options, field.name) for field in fields(options)], np.int64)
         tensors = np.array(sorted(storages.items()), np.int64).reshape(-1, 2)
         found = self._library.ptx_run(
             *(self._kernel, bytes(parameters), ctypes.c_int64(len(parameters))),
             *(_pointer(np.array(grid, np.int64)), ctypes.c_int64(warps), ctypes.c_int64(shared)),
-            *(_pointer(tensors), ctypes.c_int64(len(tensors)), _pointer(chosen)),
+            *(_pointer(tensors), ctypes.c_int64(len(tensors)), _pointer(values)),
         )
         return [line.split("\t") for line in found.decode().splitlines()]
 
@@ -207,9 +209,9 @@ class Machine:
         self.options = Options()
         self.faults: list[Fault] = []
         self.change: Callable[[str], str] = lambda text: text
-        """Edits the PTX before it is decoded, to plant faults."""
+        """A function that edits the PTX before it is decoded, to plant faults."""
         self.library: torch.library.Library | None = None
-        """Keeps the operators registered."""
+        """The library that keeps the operators registered."""
         self.kernels: dict[str, Kernel] = {}
         """The decoded kernels, by their PTX."""
         self._library = _library()
@@ -225,7 +227,7 @@ class Machine:
         """Runs a kernel.
 
         Args:
-            text: Its PTX.
+            text: The kernel's PTX.
             metadata: Triton's metadata of the compiled kernel.
             grid: The number of programs in each dimension.
             values: The arguments, tensors or integers.
@@ -267,7 +269,7 @@ class Machine:
             parameters[begin : begin + size] = (int(value) % 2 ** (8 * size)).to_bytes(
                 size, "little"
             )
-        storages.pop(0, None)  # the address of empty tensors
+        storages.pop(0, None)  # address 0 belongs to empty tensors
         return parameters, storages
 
 

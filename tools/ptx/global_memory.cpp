@@ -48,7 +48,7 @@ void Machine::publish(std::vector<View::Store>& stores,
   stores.erase(std::remove_if(stores.begin(), stores.end(), becomes_visible), stores.end());
 }
 
-// Publishes the thread's own stores and those before its program's last barrier.
+// Publishes the thread's own stores, and its program's stores before the last barrier.
 void Machine::publish_before(const Thread& by) {
   auto& pending = by.program().view.pending;
   for (auto line = pending.begin(); line != pending.end();) {
@@ -66,7 +66,8 @@ void Machine::publish_all(Program& program) {
   }
 }
 
-// Reads memory as the program sees it, with its pending stores. The range must be in one line.
+// Reads memory as the program sees it, with its pending stores. The range must be in one cache
+// line.
 void Machine::peek(const Program& program, uint64_t address, uint32_t size, uint8_t* out) const {
   std::memcpy(out, reinterpret_cast<const void*>(address), size);
   const auto line = program.view.pending.find(address / kLine * kLine);
@@ -80,20 +81,20 @@ void Machine::peek(const Program& program, uint64_t address, uint32_t size, uint
   }
 }
 
-// Records a read, or a write of `in` if that is not null.
+// Records a write of `in`, or a read if `in` is null.
 void Machine::note_global(Tensor& tensor, const Thread& by, uint64_t address, uint32_t size,
                           const void* in) {
-  const uint64_t begin = address - tensor.begin, width = kernel.cell;
+  const uint64_t begin = address - tensor.begin, width = kernel.slot_size;
   for (uint64_t at = begin / width; at * width < begin + size; ++at) {
     if (in == nullptr) {
-      note_read(tensor.cells[at], by, "global memory");
+      note_read(tensor.slots[at], by, "global memory");
     } else {
-      uint8_t before[4];
+      uint8_t previous[4];
       const uint64_t offset = at * width - begin;
-      peek(by.program(), address + offset, width, before);
+      peek(by.program(), address + offset, width, previous);
       const bool is_same =
-          std::memcmp(before, static_cast<const uint8_t*>(in) + offset, width) == 0;
-      note_write(tensor.cells[at], by, is_same, "global memory");
+          std::memcmp(previous, static_cast<const uint8_t*>(in) + offset, width) == 0;
+      note_write(tensor.slots[at], by, is_same, "global memory");
     }
   }
 }

@@ -12,7 +12,7 @@ namespace ptx {
 
 struct Entry {
   Handler run;
-  std::vector<int> results, sources;  // bytes per lane; 1 for a predicate
+  std::vector<int> results, sources;  // sizes in bytes per lane; 1 for a predicate
   bool is_whole = false;
 };
 

@@ -1,5 +1,5 @@
 // Schedules the warps of all programs at random, a few instructions at a time. When the lanes of a
-// warp diverge, those with the lowest instruction run first.
+// warp diverge, the lanes at the lowest instruction run first.
 #include "machine.h"
 
 #include <algorithm>
@@ -98,7 +98,7 @@ void Machine::meet(Warp& warp) {
 // for the others.
 void Machine::gather(Warp& warp) {
   each_lane(warp.mask, [&](int lane) { warp.parted[lane] = warp.next; });
-  std::pair<bool, uint32_t> first{true, ~uint32_t{0}};  // whether it waits, instruction
+  std::pair<bool, uint32_t> first{true, ~uint32_t{0}};  // (whether its lanes wait, instruction)
   each_lane(warp.live, [&](int lane) {
     const uint32_t at = warp.parted[lane];
     first = std::min(first, {kernel.code[at].is_whole, at});
@@ -133,7 +133,7 @@ void Machine::start(uint32_t index) {
   program.index = index;
   const uint32_t place[] = {index % grid[0], index / grid[0] % grid[1], index / grid[0] / grid[1]};
   program.shared.assign(shared_bytes, 0xff);  // NaN in every format
-  program.cells.resize(shared_bytes / kernel.cell + 1);
+  program.slots.resize(shared_bytes / kernel.slot_size + 1);
   program.known.assign(programs_in_all(), 0);
   program.registers.resize(static_cast<size_t>(warps) * kernel.registers, 0xcd);
   program.warps.resize(warps);
@@ -162,7 +162,7 @@ void Machine::run() {
   for (uint32_t i = programs_in_all(); i > 1; --i) std::swap(order[i - 1], order[random(i)]);
   const size_t window = options.cooperative ? order.size() : static_cast<size_t>(options.window);
   size_t begun = 0;
-  // To reach unusual interleavings, favor one program for a while and freeze another one.
+  // To reach unusual interleavings, favor one program for a while and freeze another.
   uint32_t favored = 0, frozen = 0;
   for (uint64_t turn = 0;; ++turn) {
     while (begun < order.size() && programs.size() < window) start(order[begun++]);
@@ -190,8 +190,8 @@ void Machine::run() {
     if (program.ended == program.warps.size()) {
       publish_all(program);
       progress = now;
-      const auto is_it = [&](const auto& other) { return other.get() == &program; };
-      programs.erase(std::find_if(programs.begin(), programs.end(), is_it));
+      const auto is_same = [&](const auto& other) { return other.get() == &program; };
+      programs.erase(std::find_if(programs.begin(), programs.end(), is_same));
     }
   }
 }
@@ -255,7 +255,8 @@ ptx::Kernel* ptx_new(const char* names, const int64_t* code, int64_t count,
     made.results = read_operands(rest, code[3]);
     made.sources = read_operands(rest, code[4]);
     made.numbers.assign(rest, rest + code[5]);
-    if (is_store) kernel->cell = std::min(kernel->cell, static_cast<uint64_t>(made.numbers[1]));
+    if (is_store)
+      kernel->slot_size = std::min(kernel->slot_size, static_cast<uint64_t>(made.numbers[1]));
     code = rest + code[5];
     kernel->code.push_back(std::move(made));
   }
@@ -280,7 +281,7 @@ const char* ptx_run(const ptx::Kernel* kernel, const uint8_t* parameters, int64_
     ptx::Tensor& tensor = machine.tensors.back();
     tensor.begin = static_cast<uint64_t>(tensors[2 * i]);
     tensor.end = tensor.begin + static_cast<uint64_t>(tensors[2 * i + 1]);
-    tensor.cells.resize((tensor.end - tensor.begin) / kernel->cell + 1);
+    tensor.slots.resize((tensor.end - tensor.begin) / kernel->slot_size + 1);
   }
   machine.random_state =
       static_cast<uint64_t>(options->seed) * 0x9e3779b97f4a7c15u + 88172645463325252u;

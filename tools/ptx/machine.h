@@ -33,7 +33,7 @@ struct Operand {
 
 struct Instruction {
   const Handler* run;
-  uint32_t line;  // of the PTX
+  uint32_t line;  // in the PTX
   bool is_whole;  // all lanes of the warp must execute it together
   int64_t guard;  // the place of a predicate, or -1
   bool is_guard_negated;
@@ -47,21 +47,21 @@ struct Access {
   static constexpr uint8_t kSeveral = 255;  // in `warp` or `lane`: more than one of them
 
   uint32_t program = kNobody;
-  uint32_t epoch = 0;    // number of program barriers before it
-  uint32_t meeting = 0;  // number of warp and program barriers before it
+  uint32_t epoch = 0;    // number of program barriers before the access
+  uint32_t meeting = 0;  // number of warp and program barriers before the access
   uint16_t instruction = 0;
   uint8_t warp = 0, lane = 0;
 };
 
 // The access history of a few bytes of memory.
-struct Cell {
+struct Slot {
   Access written, read;
   std::unique_ptr<std::vector<Access>> read_by_others;  // concurrent reads by other programs
   bool is_written = false;
   bool is_awaited = false;  // the destination of an unfinished cp.async
 };
 
-// A vector clock: the number of epochs of each program that happened before.
+// A vector clock: for each program, how many of its epochs happened before.
 using Clock = std::vector<uint32_t>;
 
 struct Copy {  // one lane's cp.async
@@ -88,7 +88,7 @@ struct Warp {
   Mask live = kWholeWarp;                 // lanes that have not exited
   Mask mask = kWholeWarp;                 // lanes that run now
   uint32_t at = 0;                        // the instruction that `mask` executes
-  uint32_t next = 0;                      // the instruction after it
+  uint32_t next = 0;                      // the instruction that follows
   std::array<uint32_t, kLanes> parted{};  // `next` of the lanes not in `mask`
   uint32_t meetings = 0;
   std::array<uint64_t, kLanes> acquired{};  // time of each lane's last acquire
@@ -126,7 +126,8 @@ struct View {
     uint8_t bytes[32];
     uint64_t fetched;
   };
-  // By cache line: stores not yet visible to other programs, in order; and the L1 cache.
+  // `pending` holds the stores not yet visible to other programs, in order, and `lines` the L1
+  // cache. Both are keyed by cache line.
   std::unordered_map<uint64_t, std::vector<Store>> pending;
   std::unordered_map<uint64_t, Line> lines;
 };
@@ -137,16 +138,16 @@ struct Program {
   std::vector<Warp> warps;
   size_t waiting = 0, ended = 0;  // number of warps
   std::vector<uint8_t> registers, shared;
-  std::vector<Cell> cells;  // of shared memory
+  std::vector<Slot> slots;  // of shared memory
   View view;
   Clock known;                   // what happened before the program's last barrier
-  std::map<int, Clock> learned;  // by thread: what it acquired since then
-  uint64_t acquired = 0;         // time of the last acquire before that barrier
+  std::map<int, Clock> learned;  // by thread: what it acquired since the last barrier
+  uint64_t acquired = 0;         // time of the program's last acquire before its last barrier
 };
 
 struct Tensor {
   uint64_t begin, end;
-  std::vector<Cell> cells;
+  std::vector<Slot> slots;
 };
 
 struct Options {  // as in driver.py
@@ -157,7 +158,7 @@ struct Kernel {
   std::vector<Instruction> code;
   std::vector<uint8_t> constants;  // initial values of each warp's first registers
   int64_t registers;               // bytes per warp
-  uint64_t cell = 4;               // bytes per Cell: the size of the smallest store
+  uint64_t slot_size = 4;          // bytes per Slot: the size of the smallest store
   std::vector<Operand> specials;   // thread, lane, threads, position in the grid, grid size
 };
 
@@ -180,7 +181,7 @@ struct Machine {
   size_t shared_bytes;
   std::vector<Tensor> tensors;
 
-  std::vector<std::unique_ptr<Program>> programs;  // begun, but not ended
+  std::vector<std::unique_ptr<Program>> programs;  // started but not ended
   std::unordered_map<uint64_t, Clock> released;    // by address
   std::map<std::string, Fault> faults;
   uint64_t now = 0, progress = 0;  // executed instructions; time of the last visible change
@@ -200,8 +201,8 @@ struct Machine {
 
   // order.cpp
   bool happened_before(const Access& access, const Thread& thread) const;
-  void note_read(Cell& cell, const Thread& by, const char* memory);
-  void note_write(Cell& cell, const Thread& by, bool is_same, const char* memory);
+  void note_read(Slot& slot, const Thread& by, const char* memory);
+  void note_write(Slot& slot, const Thread& by, bool is_same, const char* memory);
   void release(const Thread& by, uint64_t address);
   void acquire(const Thread& by, uint64_t address);
   void acquire_at_barrier(Program& program);
@@ -235,7 +236,7 @@ struct Machine {
   uint8_t* shared_at(const Thread& by, uint64_t address, uint32_t size);
   void read_copy(const Thread& by, Copy& copy);
   template <class Work>
-  void each_shared_cell(const Thread& by, uint64_t address, uint32_t size, Work work);
+  void each_shared_slot(const Thread& by, uint64_t address, uint32_t size, Work work);
 };
 
 // Calls `work` for each lane in the mask. Compilers vectorize the loop over a whole warp.

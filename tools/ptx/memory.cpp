@@ -5,11 +5,11 @@ namespace ptx {
 
 namespace {
 
-// Source 0 is the address. `numbers`: byte offset, bytes per value, and for loads whether to
-// sign-extend.
+// The place in memory that a lane reads or writes. Source 0 is the address. `numbers` holds the
+// byte offset, the bytes per value and, for loads, whether to sign-extend.
 struct Place {
   uint64_t address;
-  uint32_t size;  // of all values together
+  uint32_t size;  // bytes of all values together
 
   Place(Warp& warp, const Instruction& at, int lane, size_t values)
       : address(warp.get(at.sources[0], lane) + at.numbers[0]),
@@ -97,18 +97,18 @@ void add_to_global(Machine& machine, Warp& warp, const Instruction& at, Mask mas
   });
 }
 
-// Sources: destination, source, and optionally the number of bytes to read. `numbers`: the offsets
-// of both addresses and the number of bytes to write.
+// cp.async. Its sources are the destination, the source and optionally the number of bytes to read.
+// `numbers` holds the offsets of both addresses and the number of bytes to write.
 void copy(Machine& machine, Warp& warp, const Instruction& at, Mask mask) {
   each_lane(mask, [&](int lane) {
-    Copy one{};
-    one.to = static_cast<uint32_t>(warp.get(at.sources[0], lane) + at.numbers[0]);
-    one.from = warp.get(at.sources[1], lane) + at.numbers[1];
-    one.size = static_cast<uint32_t>(at.numbers[2]);
-    one.taken =
-        at.sources.size() > 2 ? static_cast<uint32_t>(warp.get(at.sources[2], lane)) : one.size;
-    one.lane = lane;
-    machine.begin_copy(Thread{warp, lane}, one);
+    Copy request{};
+    request.to = static_cast<uint32_t>(warp.get(at.sources[0], lane) + at.numbers[0]);
+    request.from = warp.get(at.sources[1], lane) + at.numbers[1];
+    request.size = static_cast<uint32_t>(at.numbers[2]);
+    request.taken =
+        at.sources.size() > 2 ? static_cast<uint32_t>(warp.get(at.sources[2], lane)) : request.size;
+    request.lane = lane;
+    machine.begin_copy(Thread{warp, lane}, request);
   });
 }
 

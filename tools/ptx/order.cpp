@@ -1,6 +1,6 @@
 // The happens-before order and race detection. An access by another program happened before the
-// current one if its epoch was released and then acquired; an access by the same program, if a
-// barrier lies between the two or the thread is the same.
+// current one if its epoch was released and then acquired; an access by the same program happened
+// before if a barrier separates the two or the same thread made both.
 #include <algorithm>
 #include <string>
 
@@ -59,7 +59,7 @@ std::string Machine::place_of(const Access& access) const {
          std::to_string(kernel.code[access.instruction].line);
 }
 
-// Releases the thread's own accesses and those before its program's last barrier.
+// Releases the thread's own accesses, and its program's accesses before the last barrier.
 void Machine::release(const Thread& by, uint64_t address) {
   publish_before(by);
   Clock clock = known_to(by);
@@ -93,45 +93,45 @@ bool Machine::happened_before(const Access& access, const Thread& thread) const 
   return access.meeting < thread.warp.meetings || access.lane == thread.lane;
 }
 
-void Machine::note_read(Cell& cell, const Thread& by, const char* memory) {
+void Machine::note_read(Slot& slot, const Thread& by, const char* memory) {
   const Access read = access_of(by);
-  if (cell.written.program != Access::kNobody && !happened_before(cell.written, by)) {
-    report(std::string("race ") + distance(cell.written, by) + ": read after write", by,
-           memory + place_of(cell.written));
+  if (slot.written.program != Access::kNobody && !happened_before(slot.written, by)) {
+    report(std::string("race ") + distance(slot.written, by) + ": read after write", by,
+           memory + place_of(slot.written));
   }
-  if (cell.read.program == Access::kNobody || cell.read.program == read.program ||
-      happened_before(cell.read, by)) {
-    if (cell.read.program == read.program) {
-      add_read(cell.read, read);
+  if (slot.read.program == Access::kNobody || slot.read.program == read.program ||
+      happened_before(slot.read, by)) {
+    if (slot.read.program == read.program) {
+      add_read(slot.read, read);
     } else {
-      cell.read = read;
+      slot.read = read;
     }
     return;
   }
-  if (!cell.read_by_others) cell.read_by_others = std::make_unique<std::vector<Access>>();
-  for (Access& other : *cell.read_by_others) {
+  if (!slot.read_by_others) slot.read_by_others = std::make_unique<std::vector<Access>>();
+  for (Access& other : *slot.read_by_others) {
     if (other.program == read.program) return add_read(other, read);
   }
-  cell.read_by_others->push_back(read);
+  slot.read_by_others->push_back(read);
 }
 
-void Machine::note_write(Cell& cell, const Thread& by, bool is_same, const char* memory) {
+void Machine::note_write(Slot& slot, const Thread& by, bool is_same, const char* memory) {
   const auto check = [&](const Access& earlier, const char* kind) {
     if (earlier.program == Access::kNobody || happened_before(earlier, by)) return;
     report(std::string("race ") + distance(earlier, by) + kind, by, memory + place_of(earlier));
   };
   if (!is_same) {  // rewriting the current value is harmless
-    const Access& earlier = cell.written;
+    const Access& earlier = slot.written;
     const bool at_once = earlier.instruction == by.warp.at &&
                          earlier.program == by.program().index && earlier.warp == by.warp.number;
     check(earlier, at_once ? ": lanes store different values" : ": write after write");
   }
-  check(cell.read, ": write after read");
-  if (cell.read_by_others) {
-    for (const Access& other : *cell.read_by_others) check(other, ": write after read");
-    cell.read_by_others.reset();
+  check(slot.read, ": write after read");
+  if (slot.read_by_others) {
+    for (const Access& other : *slot.read_by_others) check(other, ": write after read");
+    slot.read_by_others.reset();
   }
-  cell.written = access_of(by);
+  slot.written = access_of(by);
 }
 
 }  // namespace ptx

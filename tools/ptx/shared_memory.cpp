@@ -17,31 +17,31 @@ uint8_t* Machine::shared_at(const Thread& by, uint64_t address, uint32_t size) {
 }
 
 template <class Work>
-void Machine::each_shared_cell(const Thread& by, uint64_t address, uint32_t size, Work work) {
-  const uint64_t width = kernel.cell;
+void Machine::each_shared_slot(const Thread& by, uint64_t address, uint32_t size, Work work) {
+  const uint64_t width = kernel.slot_size;
   for (uint64_t at = address / width; at * width < address + size; ++at) {
-    Cell& cell = by.program().cells[at];
-    if (cell.is_awaited) report("shared memory: an asynchronous copy is on its way", by);
-    work(cell, at * width - std::min(address, at * width));
+    Slot& slot = by.program().slots[at];
+    if (slot.is_awaited) report("shared memory: an asynchronous copy is on its way", by);
+    work(slot, at * width - std::min(address, at * width));
   }
 }
 
 void Machine::load_shared(const Thread& by, uint64_t address, uint32_t size, void* out) {
   std::memcpy(out, shared_at(by, address, size), size);
-  each_shared_cell(by, address, size, [&](Cell& cell, uint64_t) {
-    if (!cell.is_written) report("shared memory: read before it was written", by);
-    note_read(cell, by, "shared memory");
+  each_shared_slot(by, address, size, [&](Slot& slot, uint64_t) {
+    if (!slot.is_written) report("shared memory: read before it was written", by);
+    note_read(slot, by, "shared memory");
   });
 }
 
 void Machine::store_shared(const Thread& by, uint64_t address, uint32_t size, const void* in) {
   uint8_t* to = shared_at(by, address, size);
   const uint8_t* from = static_cast<const uint8_t*>(in);
-  each_shared_cell(by, address, size, [&](Cell& cell, uint64_t offset) {
-    const uint64_t bytes = std::min<uint64_t>(kernel.cell, size - offset);
-    const bool is_same = cell.is_written && std::memcmp(to + offset, from + offset, bytes) == 0;
-    note_write(cell, by, is_same, "shared memory");
-    cell.is_written = true;
+  each_shared_slot(by, address, size, [&](Slot& slot, uint64_t offset) {
+    const uint64_t bytes = std::min<uint64_t>(kernel.slot_size, size - offset);
+    const bool is_same = slot.is_written && std::memcmp(to + offset, from + offset, bytes) == 0;
+    note_write(slot, by, is_same, "shared memory");
+    slot.is_written = true;
   });
   std::memcpy(to, in, size);
 }
@@ -53,13 +53,13 @@ void Machine::read_copy(const Thread& by, Copy& copy) {
   copy.is_done = true;
 }
 
-// The bytes arrive now or, at random, only when they are waited for.
+// The bytes arrive now or, at random, only when the program waits for them.
 void Machine::begin_copy(const Thread& by, Copy copy) {
   shared_at(by, copy.to, copy.size);
   if (copy.taken != 0) tensor_of(by, copy.from, copy.taken, "asynchronous copy");
-  each_shared_cell(by, copy.to, copy.size, [&](Cell& cell, uint64_t) {
-    note_write(cell, by, false, "shared memory");
-    cell.is_awaited = true;
+  each_shared_slot(by, copy.to, copy.size, [&](Slot& slot, uint64_t) {
+    note_write(slot, by, false, "shared memory");
+    slot.is_awaited = true;
   });
   if (random(2) == 0) read_copy(by, copy);
   by.warp.copies.push_back(copy);
@@ -70,11 +70,12 @@ void Machine::finish_copies(Warp& warp, size_t groups_left) {
     for (Copy& copy : warp.copy_groups.front()) {
       const Thread by{warp, copy.lane};
       if (!copy.is_done) read_copy(by, copy);
-      for (uint64_t at = copy.to / kernel.cell; at * kernel.cell < copy.to + copy.size; ++at) {
-        Cell& cell = warp.program->cells[at];
-        cell.is_awaited = false;
-        cell.is_written = true;
-        note_write(cell, by, true, "shared memory");
+      for (uint64_t at = copy.to / kernel.slot_size; at * kernel.slot_size < copy.to + copy.size;
+           ++at) {
+        Slot& slot = warp.program->slots[at];
+        slot.is_awaited = false;
+        slot.is_written = true;
+        note_write(slot, by, true, "shared memory");
       }
     }
     warp.copy_groups.pop_front();

@@ -21,7 +21,7 @@ template <class Number>
 constexpr int kPerRegister = static_cast<int>(4 / sizeof(Number));
 
 // Reads a matrix from registers. Each lane holds one float or two adjacent 16-bit elements per
-// register; registers first go down the rows, 8 at a time.
+// register; successive registers go down the rows first, 8 at a time.
 template <class Number, int rows, int columns>
 void read_fragment(Warp& warp, const Operand* from, double (&matrix)[rows][columns]) {
   constexpr int kWidth = 4 * kPerRegister<Number>;  // columns of a register, which holds 8 rows
@@ -45,13 +45,13 @@ void multiply(Machine&, Warp& warp, const Instruction& at, Mask) {
   read_fragment<Number>(warp, &at.sources[0], left);
   read_fragment<Number>(warp, &at.sources[2 * kRegisters], right);
   for (int i = 0; i < 4; ++i) {
-    const float* before = warp.lanes<float>(at.sources[3 * kRegisters + i]);
-    float* after = warp.lanes<float>(at.results[i]);
+    const float* addends = warp.lanes<float>(at.sources[3 * kRegisters + i]);
+    float* results = warp.lanes<float>(at.results[i]);
     for (int lane = 0; lane < kLanes; ++lane) {
       const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
-      double sum = before[lane];
+      double sum = addends[lane];
       for (int k = 0; k < depth; ++k) sum += left[row][k] * right[column][k];
-      after[lane] = cut_off(sum);
+      results[lane] = cut_off(sum);
     }
   }
 }
@@ -63,8 +63,8 @@ Entry product() {
           true};
 }
 
-// An operand of wgmma, by which four warps multiply matrices in shared memory, as its descriptor
-// lays it out.
+// An operand of wgmma, with which four warps multiply matrices in shared memory. Its layout comes
+// from its descriptor.
 struct SharedMatrix {
   uint64_t start, leading, stride;
   int swizzle;  // 0: none; 1, 2, 3: rows of 128, 64, 32 bytes
@@ -77,7 +77,8 @@ struct SharedMatrix {
         swizzle(static_cast<int>(descriptor >> 62)),
         is_transposed(is_transposed) {}
 
-  // The address of an element; k is its index along the summed dimension, c along the other one.
+  // The address of an element; k is its index along the summed dimension, c along the other
+  // dimension.
   uint64_t address(uint64_t c, uint64_t k, uint64_t size) const {
     uint64_t offset;
     if (swizzle == 0) {  // tiles of 8 rows of 16 bytes
@@ -104,8 +105,9 @@ double element(Machine& machine, Warp& warp, uint64_t address) {
   return value;
 }
 
-// Sources: right descriptor, whether to accumulate, and the left matrix as a descriptor or in
-// registers. `numbers`: columns of the right matrix, whether left and right are transposed.
+// One warp's share of a wgmma. The sources are the right descriptor, whether to accumulate, and the
+// left matrix, as a descriptor or in registers. `numbers` holds the number of columns of the right
+// matrix and whether left and right are transposed.
 template <class Number>
 void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product) {
   constexpr int kDepth = 8 * kPerRegister<Number>;
@@ -140,7 +142,7 @@ void multiply_shared(Machine& machine, Warp& warp, const MatrixProduct& product)
   }
 }
 
-// The product is computed when it is committed or, at random, only when it is waited for.
+// The product is computed when it is committed or, at random, only when the warp waits for it.
 template <class Number>
 Entry group_product() {
   const auto run = [](Machine&, Warp& warp, const Instruction& at, Mask) {

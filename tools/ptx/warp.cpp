@@ -7,7 +7,8 @@ namespace ptx {
 
 namespace {
 
-// Sources: value, lane or lane offset, segment bounds, mask of the lanes that take part.
+// A shuffle. The sources are the value, a lane, lane offset or lane mask, the segment bounds, and
+// the mask of participating lanes.
 template <class Choose>
 Entry shuffle(Choose choose) {
   const auto run = [choose](Machine& machine, Warp& warp, const Instruction& at, Mask) {
@@ -16,14 +17,14 @@ Entry shuffle(Choose choose) {
     }
     uint32_t values[kLanes];
     std::memcpy(values, warp.lanes<uint32_t>(at.sources[0]), sizeof(values));
-    const uint32_t* given = warp.lanes<uint32_t>(at.sources[1]);
+    const uint32_t* selectors = warp.lanes<uint32_t>(at.sources[1]);
     const uint32_t* bounds = warp.lanes<uint32_t>(at.sources[2]);
     uint32_t results[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int segment = bounds[lane] >> 8 & 31,
                 last = (lane & segment) | (bounds[lane] & 31 & ~segment);
       results[lane] =
-          values[choose(lane, static_cast<int>(given[lane] & 31), lane & segment, last)];
+          values[choose(lane, static_cast<int>(selectors[lane] & 31), lane & segment, last)];
     }
     std::memcpy(warp.lanes<uint32_t>(at.results[0]), results, sizeof(results));
   };
@@ -50,17 +51,17 @@ Entry vote(Work work) {
 }
 
 void add_shuffles(Table& table) {
-  table["shfl.sync.bfly.b32"] = shuffle([](int lane, int given, int, int last) {
-    return (lane ^ given) <= last ? lane ^ given : lane;
+  table["shfl.sync.bfly.b32"] = shuffle([](int lane, int flipped, int, int last) {
+    return (lane ^ flipped) <= last ? lane ^ flipped : lane;
   });
-  table["shfl.sync.idx.b32"] = shuffle([](int lane, int given, int first, int last) {
-    return (first | given) <= last ? first | given : lane;
+  table["shfl.sync.idx.b32"] = shuffle([](int lane, int index, int first, int last) {
+    return (first | index) <= last ? first | index : lane;
   });
-  table["shfl.sync.down.b32"] = shuffle([](int lane, int given, int, int last) {
-    return lane + given <= last ? lane + given : lane;
+  table["shfl.sync.down.b32"] = shuffle([](int lane, int offset, int, int last) {
+    return lane + offset <= last ? lane + offset : lane;
   });
-  table["shfl.sync.up.b32"] = shuffle([](int lane, int given, int, int last) {
-    return lane - given >= last ? lane - given : lane;
+  table["shfl.sync.up.b32"] = shuffle([](int lane, int offset, int, int last) {
+    return lane - offset >= last ? lane - offset : lane;
   });
   table["redux.sync.max.s32"] =
       reduction<int32_t>([](int32_t a, int32_t b) { return std::max(a, b); });
@@ -85,8 +86,8 @@ struct Matrix {
   }
 };
 
-// Lane 8 * i + r holds the address of row r of matrix i. `numbers`: byte offset, whether
-// transposed.
+// ldmatrix: lane 8 * i + r holds the address of row r of matrix i. `numbers` holds the byte offset
+// and whether the matrices are transposed.
 void load_matrices(Machine& machine, Warp& warp, const Instruction& at, Mask) {
   std::vector<Matrix> matrices(at.results.size());
   for (size_t i = 0; i < matrices.size(); ++i) {

@@ -3,9 +3,9 @@
 
 #include <cstddef>
 
-#include "kernel/cells/elman.h"
 #include "kernel/cells/gru.h"
 #include "kernel/cells/lstm.h"
+#include "kernel/cells/vanilla.h"
 
 namespace namernn_fast {
 namespace {
@@ -13,14 +13,14 @@ namespace {
 template <class... Cells>
 struct CellList {
   static constexpr bool is_in_order() {
-    size_t place = 0;
-    return ((size_t(Cells::kind) == place++) && ...) && place == size_t(kCells);
+    size_t index = 0;
+    return ((size_t(Cells::kind) == index++) && ...) && index == size_t(kCells);
   }
   static constexpr bool have_known_states() {
     return ((Cells::states == 1 || Cells::states == kMostStates) && ...);
   }
 };
-using AllCells = CellList<Elman, Gru, Lstm>;
+using AllCells = CellList<Vanilla, Gru, Lstm>;
 static_assert(AllCells::is_in_order() && AllCells::have_known_states());
 
 }  // namespace

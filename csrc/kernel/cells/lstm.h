@@ -18,7 +18,7 @@ struct Lstm {
   static constexpr CellKind kind = CellKind::lstm;
   static constexpr const char* name = "LSTM";
   static constexpr int64_t weight_blocks = 4;
-  static constexpr int64_t sums = 4;  // i, f, g and o, each of the input and of the state
+  static constexpr int64_t sums = 4;  // i, f, g and o; input and state contribute to each
   static constexpr int64_t first_state_sum = 0;
   static constexpr int64_t input_block(int64_t sum) { return sum; }
   static constexpr bool sums_in_output = false;

@@ -7,8 +7,8 @@
 namespace namernn_fast {
 namespace {
 
-struct Elman {
-  static constexpr CellKind kind = CellKind::elman;
+struct Vanilla {
+  static constexpr CellKind kind = CellKind::vanilla;
   static constexpr const char* name = "vanilla";
   static constexpr int64_t weight_blocks = 1;
   static constexpr int64_t sums = 1;
@@ -24,7 +24,7 @@ struct Elman {
   Activation activation;
 
   template <class Storage>
-  explicit Elman(const Layer<Storage>& layer) : activation(layer.activation) {}
+  explicit Vanilla(const Layer<Storage>& layer) : activation(layer.activation) {}
 
   template <class Scalar, class Storage>
   void states_of(const StateRow<Scalar, Storage>& row) const {
