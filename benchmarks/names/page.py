@@ -136,7 +136,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def unusual(found: dict[str, list[float]]) -> str:
-    """Returns in words what unusual names are worth."""
+    """Returns, in words, how often the network is right on unusual names."""
     share, accuracy, others = (spread(values, 100, 1) for values in found.values())
     return (
         f"**Unusual names.** {share} % of the test names are unusual. The distilled network gets "
@@ -152,7 +152,7 @@ def well_known(rows: list[dict[str, Any]]) -> str:
         answer = f" ({row['answer']} {row['probability']:.2f})"
         text = row["name"] + ("" if row["answer"] == row["language"] else answer)
         names.setdefault(row["language"], []).append(text)
-    lines = (f"- **{language}**: {', '.join(of)}" for language, of in names.items())
+    lines = (f"- **{language}**: {', '.join(texts)}" for language, texts in names.items())
     listed = "\n".join(lines)
     return (
         f"**Well-known names.** The network that ships gets {right} of these {len(rows)} right; "
@@ -162,7 +162,7 @@ def well_known(rows: list[dict[str, Any]]) -> str:
 
 
 def conclusion(tests: dict[str, Any]) -> str:
-    """Returns in words whether the reference is ahead of the n-grams."""
+    """Returns, in words, whether the reference is ahead of the n-grams."""
     said = []
     for rival in RIVALS:
         found = tests[rival][REFERENCE]
@@ -188,7 +188,7 @@ def conclusion(tests: dict[str, Any]) -> str:
 
 
 def outcome(difference: dict[str, float]) -> str:
-    """Returns in words what an interval of a difference says."""
+    """Returns, in words, what the interval of a difference says."""
     if difference["low"] > 0:
         return "ahead"
     return "behind" if difference["high"] < 0 else "no significant difference"

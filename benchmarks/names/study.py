@@ -1,12 +1,12 @@
 """The reference result of the names application: `python -m benchmarks.names.study [--record]`.
 
-On several splits of the data, each with a seed of its own, it trains the plain recipe, the
-reference recipe, the small network that ships, and the n-gram baseline, and asks each for the test
-part once. With `--record` it replaces the table of docs/names.md, the recorded figures, the
+On several splits of the data, each with its own seed, it trains the plain recipe, the reference
+recipe, the small network that ships, and the n-gram baseline, and evaluates each once on the test
+part. With `--record` it replaces the table of docs/names.md, the recorded figures, the
 pretrained network of the package and its model card.
 
-Splits run side by side, each on one thread. What a split has finished lies in `build/names`, and a
-second run of the same code goes on from there.
+Splits run in parallel, each on one thread. Finished stages are kept in `build/names`, and a second
+run of the same code continues from there.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ from namernn_fast.names.distillation import MADE_UP, distilled
 from namernn_fast.names.evaluation import Evaluation, best_hits, evaluate
 from namernn_fast.names.model import NameEnsemble
 from namernn_fast.names.prediction import logits
-from namernn_fast.names.significance import Answers, corrected_t_test, paired_bootstrap
+from namernn_fast.names.significance import LabelledPredictions, corrected_t_test, paired_bootstrap
 from namernn_fast.names.tensor_files import read_tensors, write_tensors
 from namernn_fast.names.text import InputError
 
@@ -92,7 +92,7 @@ def code_version() -> str:
 
 @dataclasses.dataclass
 class Run:
-    """One stage on one split: what it may read, and the times that it notes."""
+    """One stage on one split: what it may read, and the times that it records."""
 
     seed: int
     parts: Split
@@ -100,7 +100,7 @@ class Run:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def timed(self, name: str, call: Callable[[], Any]) -> Any:
-        """Returns what `call` returns, and notes and prints the processor time that it took."""
+        """Returns what `call` returns; records and prints the processor time that it took."""
         started = time.process_time()
         result = call()
         self.seconds[name] = time.process_time() - started
@@ -108,18 +108,18 @@ class Run:
         return result
 
     def model_path(self, stage: str) -> Path:
-        """Returns where the model of a stage lies."""
+        """Returns the path of a stage's model."""
         return self.folder / f"{stage}{self.seed}_model.safetensors"
 
 
 def rivals(run: Run) -> dict[str, Tensor]:
-    """Fits and asks what the networks are compared with."""
+    """Fits what the networks are compared with, and scores the test part."""
     parts = run.parts
     counted = run.timed(NGRAM, lambda: ngram_baseline(parts)).test
     return {
         MAJORITY: majority_baseline(parts).test,
         NGRAM: counted,
-        # The correction is a multiple of the logarithm of the priors, which was subtracted.
+        # Undoes the correction, which subtracted a multiple of the logarithm of the priors.
         BARE: counted + NGRAMS.prior_correction * parts.log_priors(),
         WEIGHTED: run.timed(WEIGHTED, lambda: ngram_baseline(parts, WEIGHTED_NGRAMS)).test,
     }
@@ -132,7 +132,7 @@ def plain(run: Run) -> dict[str, Tensor]:
 
 
 def reference(run: Run) -> dict[str, Tensor]:
-    """Trains the reference recipe, and keeps the model, which is the teacher of `distilled`."""
+    """Trains the reference recipe, and saves the model, which is the teacher of `distilled`."""
     fitted = run.timed(REFERENCE, lambda: fit(run.parts, RECIPES["reference"], seed=run.seed))
     model = fitted.checkpoint.model
     assert isinstance(model, NameEnsemble)
@@ -144,7 +144,7 @@ def reference(run: Run) -> dict[str, Tensor]:
 
 
 def distilled_network(run: Run) -> dict[str, Tensor]:
-    """Lets the reference teach the plain network, and keeps the network, which may ship."""
+    """Trains the plain network with the reference as teacher, and saves it, because it may ship."""
     teacher = load_checkpoint(run.model_path("reference")).model
     correction = RECIPES["reference"].prior_correction
 
@@ -163,7 +163,7 @@ def distilled_network(run: Run) -> dict[str, Tensor]:
 
 
 STAGES = {"rivals": rivals, "plain": plain, "reference": reference, "distilled": distilled_network}
-"""What runs on each split, by the name of its file; a stage may read what an earlier one wrote."""
+"""What runs on each split, by the name of its file; a stage may read what earlier stages wrote."""
 
 
 def run_stage(stage: str, seed: int, folder: Path, version: str) -> None:
@@ -178,7 +178,7 @@ def run_stage(stage: str, seed: int, folder: Path, version: str) -> None:
 
 
 def is_finished(path: Path, version: str) -> bool:
-    """Returns whether the same code has written `path` already."""
+    """Returns whether the same code has already written `path`."""
     try:
         return bool(read_tensors(path, KIND)[1]["version"] == version)
     except InputError:
@@ -200,10 +200,10 @@ class Results:
             for parts, scores in zip(self.parts, self.scores, strict=True)
         ]
 
-    def answers(self, name: str) -> list[Answers]:
-        """Returns what a system answers, one for each split."""
+    def predictions(self, name: str) -> list[LabelledPredictions]:
+        """Returns what a system predicts, one for each split."""
         return [
-            Answers(parts.test.labels, scores[name].argmax(1), parts.test.texts)
+            LabelledPredictions(parts.test.labels, scores[name].argmax(1), parts.test.texts)
             for parts, scores in zip(self.parts, self.scores, strict=True)
         ]
 
@@ -262,8 +262,8 @@ def summary(results: Results) -> dict[str, Any]:
 
 
 def unusual_names(results: Results) -> dict[str, Any]:
-    """Returns, for each split, how many test names are unusual and how often they are answered
-    right by the distilled network, and how often the others are."""
+    """Returns, for each split, the share of unusual test names, and the accuracy of the distilled
+    network on them and on the others."""
     found: dict[str, list[float]] = {"share": [], "accuracy": [], "accuracy_of_others": []}
     for parts, scores in zip(results.parts, results.scores, strict=True):
         right = (scores[DISTILLED].argmax(1) == parts.test.labels).double()
@@ -275,7 +275,7 @@ def unusual_names(results: Results) -> dict[str, Any]:
 
 
 def well_known_names(network: Predictor) -> list[dict[str, Any]]:
-    """Returns what a network answers to well-known names."""
+    """Returns a network's answers to well-known names."""
     asked = [(language, name) for language, names in WELL_KNOWN.items() for name in names]
     answers = network.predict([name for _, name in asked], top=1)
     return [
@@ -290,8 +290,8 @@ def without_path(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def tests(results: Results, systems: dict[str, Any], rival_name: str, name: str) -> dict[str, Any]:
-    """Returns the paired tests of a network against a rival, whose figures `systems` has."""
-    first, second = results.answers(rival_name), results.answers(name)
+    """Returns the paired tests of a network against a rival; `systems` has the figures of both."""
+    first, second = results.predictions(rival_name), results.predictions(name)
     share = len(results.parts[0].test) / len(results.parts[0].train)
     found = {}
     for figure, difference in zip(
@@ -310,7 +310,7 @@ def tests(results: Results, systems: dict[str, Any], rival_name: str, name: str)
 
 
 def record(found: dict[str, Any]) -> None:
-    """Replaces the pretrained network and its card by those of the first split."""
+    """Replaces the pretrained network and its card: the network of the first split ships."""
     target = pretrained_checkpoint()
     network = load_checkpoint(SCRATCH / "distilled0_model.safetensors")
     network.info["split"] = without_path(network.info["split"])

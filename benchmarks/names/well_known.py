@@ -1,7 +1,7 @@
-"""Well-known surnames and the languages that they are from, to look at by eye.
+"""Well-known surnames and their languages, for a look at what the network predicts.
 
-The list was fixed before the network that ships was trained, and no choice was made by it. Many of
-the names occur in the data, so it is no measure of accuracy on new names.
+The list was fixed before the network that ships was trained, and no choice was based on it. Many of
+the names occur in the data, so the list does not measure accuracy on new names.
 """
 
 WELL_KNOWN = {

@@ -2,14 +2,14 @@
 
     from namernn_fast import names
 
-    predictor = names.load()  # the pretrained model; names.load(path) loads one that was trained
+    predictor = names.load()  # the pretrained model; names.load(path) loads a checkpoint
     predictor.predict(["Frank"])  # for each name a list of (language, probability)
 
     fitted = names.fit(names.split(names.load_names()))
     predictor = names.Predictor(fitted.checkpoint)
 
 On the command line: `python -m namernn_fast.names predict Frank`. Checkpoints, downloads and
-progress bars need `pip install namernn_fast[names]`; training and prediction need torch alone.
+progress bars need `pip install namernn_fast[names]`; training and prediction need only torch.
 """
 
 from .checkpoint import Checkpoint, load_checkpoint, pretrained_checkpoint, save_checkpoint

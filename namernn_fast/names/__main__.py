@@ -72,7 +72,7 @@ class _EscapingFormatter(logging.Formatter):
 
 @contextmanager
 def _warnings_escaped() -> Iterator[None]:
-    """Shows the warnings of this package, a line each, on standard error."""
+    """Shows the warnings of this package on standard error, one line each."""
     logger = logging.getLogger(__package__)
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter())
@@ -84,7 +84,7 @@ def _warnings_escaped() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line, with escapes in the arguments that it quotes."""
+    """Reports a wrong option in one line, and escapes the arguments that it quotes."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {escaped(message)} (--help lists the options)\n")
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as it is where the program that started this one closed it
+        if stream is not None:  # the parent process may have closed it
             # A name may hold characters that the terminal's encoding does not have.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

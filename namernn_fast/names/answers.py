@@ -1,4 +1,4 @@
-"""Answers for rows of names: one for each row, unusable ones included."""
+"""Answers for rows of names: one for each row, even for an unusable name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .tables import Rows
 from .text import escaped
 
 UNKNOWN = "unknown"
-"""What is written for a name for which no language is probable enough."""
+"""Written for a name if no language is probable enough."""
 
 MILLION = 1_000_000
-"""The unit of written probabilities is a millionth; float32 has no more digits."""
+"""Probabilities are written in millionths; float32 has no more digits."""
 
 _SHOWN_CHARACTERS = 100
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -30,19 +30,20 @@ class Answers:
     """Answers for rows, in columns: a million small objects would cost more than the model."""
 
     rows: Rows
-    """The rows; names with an error are cut, and bad bytes in them escaped."""
+    """The rows; names with an error are shortened, and bad bytes in them are escaped."""
     languages: tuple[str, ...]
     """The languages of the model."""
     best: Tensor
-    """int64 (rows, top), the indices of the most probable languages, most probable first; after the
-    last one that is probable enough, and in rows with an error, the number of languages."""
+    """int64 (rows, top), the indices of the most probable languages, the most probable first. The
+    number of languages means none: after the last language that is probable enough, and in rows
+    with an error."""
     millionths: Tensor
     """int64 (rows, top), the probabilities of the languages in `best`."""
     unusual: Tensor
-    """int64 (rows), 1 for a name that is unusual, 0 for one that is not, and 2 where that is not
-    known: with an older model, and in rows with an error"""
+    """int64 (rows), 1 if the name is unusual, 0 if it is not, and 2 if that is not known: with an
+    older model, and in rows with an error"""
     dropped: dict[int, str]
-    """By row, the characters of the name that were not read, as in `Folding.dropped`; if any."""
+    """By row, the characters of the name that were not read, if any, as in `Folding.dropped`."""
 
     @property
     def errors(self) -> dict[int, str]:
@@ -65,14 +66,14 @@ class Answers:
 def answer_rows(
     predictor: Predictor, rows: Rows, top: int = 3, min_probability: float = 0.0
 ) -> Answers:
-    """Returns an answer for each row, in their order.
+    """Returns an answer for each row, in order.
 
-    Names that are folded to one string are given to the model once.
+    Names that fold to the same string are given to the model once.
 
     Args:
         predictor: the model.
-        rows: few enough for the answers to be held in memory. Errors of unusable names are added.
-        top: how many languages to predict at most.
+        rows: few enough that the answers fit in memory. Adds errors for unusable names to them.
+        top: the maximum number of languages to predict.
         min_probability: languages below this probability are omitted.
 
     Raises:
@@ -94,7 +95,7 @@ def answer_rows(
 
 
 def _folded(rows: Rows, folding: Folding) -> list[str]:
-    """Returns the folded names, an empty one for a row that holds no usable one."""
+    """Returns the folded names, with an empty string for each row without a usable name."""
     names = rows.names
     if rows.errors:
         names = ["" if place in rows.errors else name for place, name in enumerate(names)]
@@ -108,10 +109,10 @@ def _has_lone_surrogate(text: str) -> bool:
 
 
 def _dropped(names: Sequence[str], texts: Sequence[str], folding: Folding) -> dict[int, str]:
-    """Returns by row what folding dropped from a name that it made a text of."""
+    """Returns, by row, the characters that folding dropped from usable names."""
     found = {}
     for place, (name, text) in enumerate(zip(names, texts, strict=True)):
-        # No character of ASCII is folded to several, so equal lengths mean that none was dropped.
+        # No ASCII character folds to several, so equal lengths mean that none was dropped.
         if len(name) == len(text) and name.isascii():
             continue
         if text and (lost := folding.dropped(name)):
@@ -124,7 +125,7 @@ def _predict(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns `best`, `millionths` and `unusual`, as in `Answers`, of folded names.
 
-    One more entry, behind those of the names, is that of a row with an error.
+    The last entry, after those for the names, is for rows with an error.
     """
     languages = len(predictor.languages)
     best, millionths = torch.full((len(texts) + 1, top), languages), torch.zeros(1, top)
@@ -140,7 +141,7 @@ def _predict(
 
 
 def _report_errors(rows: Rows, texts: Sequence[str]) -> None:
-    """Adds the errors of unusable names, and makes names with an error fit to be shown."""
+    """Adds the errors of unusable names, and makes names with an error safe to show."""
     for place, text in enumerate(texts):
         if text:
             continue
@@ -148,7 +149,7 @@ def _report_errors(rows: Rows, texts: Sequence[str]) -> None:
         if place not in rows.errors:
             rows.errors[place] = _why(name)
         shown = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
-        # Strict readers of JSON refuse a lone surrogate even where it is escaped as such.
+        # Strict readers of JSON refuse a lone surrogate even if it is escaped.
         rows.names[place] = escaped(shown) if _LONE_SURROGATE.search(shown) else shown
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .files import require
 from .splitting import Split
 
-# The log-probability of a language that the training part lacks: finite, so that log-losses are.
+# The log-probability of a language that the training part lacks. Finite, to keep log-losses finite.
 _ABSENT = -50.0
 
 
@@ -29,9 +29,9 @@ class NgramSettings:
     prior_correction: float = 0.3
     """As in `Recipe.prior_correction`."""
     max_iterations: int = 500
-    """Of the optimizer, L-BFGS."""
+    """The maximum number of iterations of the optimizer, L-BFGS."""
     tolerance: float = 1e-3
-    """Of the optimizer."""
+    """The tolerance of the optimizer."""
 
 
 NGRAMS = NgramSettings()
@@ -62,8 +62,8 @@ def ngram_baseline(split: Split, settings: NgramSettings = NGRAMS) -> Scores:
     """Scores names by logistic regression on their character n-grams.
 
     Args:
-        split: its training part is fitted to.
-        settings: of the n-grams and the regression.
+        split: the parts of the data; fits the regression to the training part.
+        settings: the settings of the n-grams and the regression.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.

@@ -42,7 +42,7 @@ _MAX_SIZE = 4096
 _MAX_LAYERS = 64  # of all members together: building more takes seconds
 _DTYPES = (torch.float32, torch.float16)
 
-_TABLE = "unusual"  # the tensor of `Unusualness`, and what else it needs in the plain values
+_TABLE = "unusual"  # the name of the tensor of `Unusualness`, and of its entry in the plain values
 
 WEAK_RECALL = 0.2
 """A language with a lower recall on the test part is called weak."""
@@ -85,7 +85,7 @@ class Checkpoint:
     folding: Folding = ASCII
     """How the model reads names."""
     unusualness: Unusualness | None = None
-    """What says how unusual a name is; None in checkpoints of earlier versions."""
+    """Measures how unusual a name is; None in checkpoints of earlier versions."""
 
     def is_sample(self) -> bool:
         """Returns whether the model was trained on the small embedded sample."""
@@ -94,7 +94,7 @@ class Checkpoint:
     def weak_languages(self) -> frozenset[str]:
         """Returns the languages whose recall on the test part is below `WEAK_RECALL`.
 
-        There are none if the file does not record the recalls, as those of earlier versions.
+        Empty if the file does not record recalls, as in checkpoints of earlier versions.
         """
         metrics = self.info.get("metrics")
         recalls = metrics.get("test_recall") if isinstance(metrics, dict) else None
@@ -126,7 +126,7 @@ def save_checkpoint(
     Args:
         path: replaced only by a whole file.
         checkpoint: the model with its languages and origin.
-        dtype: of the weights in the file, float32 or float16.
+        dtype: the dtype of the weights in the file, float32 or float16.
 
     Raises:
         InputError: `path` exists and is not a plain file, or `load_checkpoint` would refuse the
@@ -168,11 +168,12 @@ def check_loadable(
     """Raises an error if a model could be trained and saved but not loaded again.
 
     Args:
-        options: those of `NameClassifier` for each member.
-        num_languages, folding: of the model.
+        options: the options of `NameClassifier` for each member.
+        num_languages: the number of languages of the model.
+        folding: the folding of the model.
 
     Raises:
-        InputError: an option is out of the bounds of `load_checkpoint`, or all are too large.
+        InputError: an option is out of the bounds of `load_checkpoint`, or the model is too large.
     """
     try:
         model = _on_meta([dict(member) for member in options], num_languages, folding, FusedRNN)
@@ -187,11 +188,11 @@ def check_worth_replacing(path: Path, is_sample: bool) -> None:
     """Raises an error if a new model at `path` would destroy something better.
 
     Args:
-        path: where the new model goes.
+        path: where the new model is to be saved.
         is_sample: whether the new model is trained on the embedded sample.
 
     Raises:
-        InputError: there is a file at `path` that is no checkpoint, or a model of real data that a
+        InputError: the file at `path` is not a checkpoint, or is a model of real data that a
             model of the sample would replace.
     """
     if not path.exists():
@@ -216,15 +217,15 @@ def load_checkpoint(
     """Loads a model. The file is bounded in size and holds no code.
 
     Args:
-        path: of the checkpoint.
-        device: of the model.
+        path: the checkpoint.
+        device: where to put the model.
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
 
     Returns:
         The model, float32 and in evaluation mode, with its languages and origin.
 
     Raises:
-        InputError: there is no file at `path`, or it is no checkpoint.
+        InputError: there is no file at `path`, or it is not a checkpoint.
         OSError: the disk failed.
         ModuleNotFoundError: safetensors is not installed.
     """
@@ -282,7 +283,7 @@ def _checked_languages(values: dict[str, Any]) -> tuple[str, ...]:
     if len(set(languages)) != len(languages):
         raise ValueError("a language occurs twice")
     if not 0 < len(languages) <= MAX_LANGUAGES:
-        raise ValueError(f"{len(languages)} languages, from 1 to {MAX_LANGUAGES} can be")
+        raise ValueError(f"{len(languages)} languages: 1 to {MAX_LANGUAGES} are allowed")
     return tuple(languages)
 
 
@@ -316,7 +317,7 @@ def _on_meta(
         _check_options(member)
     layers = sum(member.get("num_layers", 1) for member in members)
     if not 0 < layers <= _MAX_LAYERS:
-        raise ValueError(f"{layers} layers in all, from 1 to {_MAX_LAYERS} can be")
+        raise ValueError(f"{layers} layers in all: 1 to {_MAX_LAYERS} are allowed")
     with torch.device("meta"), _NoNormal():
         models = [
             NameClassifier(

@@ -1,7 +1,7 @@
 """The names data set: its sources, and reading them without trusting them.
 
 The sources in order: the folder or zip that the caller names, the one in `NAMERNN_FAST_DATA`, the
-cached download, a download, and the embedded sample. A source that was named is used or is an
+cached download, a download, and the embedded sample. If a named source cannot be read, that is an
 error; only a failed download falls back to the sample, with a warning.
 """
 
@@ -30,7 +30,7 @@ DATA_URL = "https://download.pytorch.org/tutorial/data.zip"
 DATA_SHA256 = "fb317e80248faeb62dc25ef3390ae24ca34b94e276bbc5141fd8862c2200bff5"
 DATA_VARIABLE = "NAMERNN_FAST_DATA"
 
-# The archive has 3 MB and its largest file of names 86 KB; the limits refuse a zip bomb.
+# The archive is 3 MB, its largest file of names 86 KB; these limits stop a zip bomb.
 MAX_ARCHIVE_BYTES = 32 * 2**20
 MAX_FILE_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 16 * 2**20
@@ -51,10 +51,10 @@ class NamesData:
     languages: tuple[str, ...]
     """The names of the languages, sorted."""
     rows: tuple[tuple[str, int], ...]
-    """(name, index into `languages`), in the order of the files, repeats included; no name is
-    unusable (see `folding.why_unusable`)."""
+    """(name, index into `languages`), in the order of the files, repeats included; every name is
+    usable (see `folding.why_unusable`)."""
     is_sample: bool = False
-    """Whether this is the small embedded sample and not the data set."""
+    """Whether this is the small embedded sample instead of the data set."""
 
     def counts(self) -> dict[str, int]:
         """Returns the number of rows of each language."""
@@ -65,7 +65,7 @@ class NamesData:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the lines "language, tab, name", in the order of the rows, in UTF-8."""
+        """The SHA-256 of the UTF-8 lines "language, tab, name", in the order of the rows."""
         lines = (f"{self.languages[language]}\t{name}\n" for name, language in self.rows)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -125,11 +125,11 @@ def read_names(path: str | os.PathLike[str], source: str | None = None) -> Names
     """Reads a folder or a zip.
 
     Args:
-        path: of the folder or zip.
-        source: its description, the path if None.
+        path: a folder or a zip.
+        source: a description of it; its path if None.
 
     Raises:
-        InputError: it is neither, holds no names, is damaged, too large or not UTF-8.
+        InputError: `path` is neither, holds no names, or is damaged, too large or not UTF-8.
     """
     path = Path(path)
     if path.is_dir():
@@ -144,12 +144,12 @@ def read_names(path: str | os.PathLike[str], source: str | None = None) -> Names
 
 
 def _read_named(path: str, prefix: str) -> NamesData:
-    """Reads a source that was named; an error begins with `prefix`."""
+    """Reads a source that the user named; errors begin with `prefix`."""
     try:
         if not path:
             raise InputError("the path of the data is empty")
         return read_names(Path(path).expanduser())
-    # Without a home folder, `~` is a RuntimeError.
+    # Without a home folder, `~` raises a RuntimeError.
     except (InputError, RuntimeError) as error:
         raise InputError(f"{prefix}{error}") from error
 
@@ -169,7 +169,7 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_language(name: str, where: object) -> bool:
-    """Returns whether a text file of this name holds a language, and logs it if it does not."""
+    """Returns whether a text file of this name holds a language; warns if it does not."""
     if _NO_LANGUAGE.fullmatch(name):
         _log.warning("%s: %s.txt is not taken for a language", where, name)
         return False
@@ -198,7 +198,7 @@ def _zip_files(archive: bytes, where: str) -> Iterator[tuple[str, bytes]]:
                     yield language, _limited(content, MAX_FILE_BYTES, name)
     except InputError:
         raise
-    # Encrypted members are a RuntimeError, odd headers a ValueError or NotImplementedError.
+    # Encrypted members raise a RuntimeError, odd headers a ValueError or NotImplementedError.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise InputError(f"{where}: not a readable zip ({error})") from error
 
@@ -260,8 +260,8 @@ def download_names(
     Args:
         url: where to download from.
         path: replaced only by a whole zip that holds names.
-        timeout: seconds to wait for a connection, and for each part of the answer.
-        retries: how often a failed connection or a server's error is tried again.
+        timeout: seconds to wait for a connection, and for each part of the response.
+        retries: how often to retry after a failed connection or a server error.
 
     Raises:
         DownloadError: the network failed, or the download is not a zip of names.

@@ -2,7 +2,7 @@
 
 The large network labels any string with probabilities, so the small one can be trained on many
 more names than the data has (Hinton et al., "Distilling the knowledge in a neural network",
-arXiv:1503.02531). The made-up names come from the training part alone.
+arXiv:1503.02531). The made-up names come only from the training part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .splitting import LabelledNames, Split
 MADE_UP = 80_000
 """How many names are made up to teach the small network that ships."""
 
-_START, _END = "^", "$"  # no characters of a folded name
+_START, _END = "^", "$"  # characters that no folded name has
 _ORDERS = (2, 3)
 _LONGEST = 20
 
@@ -40,11 +40,11 @@ def distilled(
         split: the parts of the data; validation and test stay as they are.
         teacher: a trained classifier, in evaluation mode, which must have seen only the training
             part, in the folding of the split.
-        made_up: how many names to make up besides those of the training part. Fewer are added:
-            duplicates count once, and names of the validation and test part are left out.
-        prior_correction: that of the teacher's recipe. It is undone, so that the student's recipe
-            decides how much rare languages are favoured.
-        seed: of the made-up names.
+        made_up: how many names to make up. Fewer are added to the training part: duplicates count
+            once, and names of the validation and test part are left out.
+        prior_correction: the value in the teacher's recipe. It is undone, so that the student's
+            recipe decides how much rare languages are favoured.
+        seed: fixes the made-up names.
 
     Returns:
         A split whose training part has the distinct strings of `split.train` and the made-up names,
@@ -66,16 +66,16 @@ def distilled(
 
 
 def made_up_names(split: Split, count: int, *, seed: int = 0) -> list[str]:
-    """Makes up names that look like those of the training part.
+    """Makes up names that look like the training names.
 
-    For each language a Markov chain draws the next character from those that follow the last two
-    or three in its training names. A language is drawn with a probability proportional to the
-    square root of its number of names, so that rare ones are not forgotten.
+    For each language, a Markov chain draws the next character from the characters that follow the
+    last two or three in the language's training names. A language is drawn with a probability
+    proportional to the square root of its number of names, so that rare ones are not neglected.
 
     Args:
-        split: its training part, with languages as labels, is imitated.
-        count: how many names.
-        seed: of the drawing.
+        split: the names imitate its training part, which must have languages as labels.
+        count: how many names to make up.
+        seed: fixes the names.
     """
     draw = random.Random(seed)
     names_of: defaultdict[int, list[str]] = defaultdict(list)

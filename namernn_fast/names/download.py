@@ -19,12 +19,12 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
 
     Args:
         url: where to download from.
-        limit: the largest size in bytes that is accepted.
-        timeout: seconds to wait for a connection, and for each part of the answer.
-        retries: how often a failed connection or a server's error is tried again.
+        limit: the maximum size in bytes.
+        timeout: seconds to wait for a connection, and for each part of the response.
+        retries: how often to retry after a failed connection or a server error.
 
     Raises:
-        DownloadError: anything is wrong with the network or the answer.
+        DownloadError: something is wrong with the network or the response.
         ModuleNotFoundError: requests or tqdm is not installed.
     """
     requests, urllib3, tqdm = require("requests"), require("urllib3"), require("tqdm")
@@ -64,7 +64,7 @@ def stream(url: str, limit: int, timeout: tuple[float, float], retries: int) -> 
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Returns the innermost of the errors that requests and urllib3 wrap in one another."""
+    """Returns the innermost error; requests and urllib3 wrap errors in one another."""
     for inner in (getattr(error, "reason", None), *error.args):
         if isinstance(inner, BaseException):
             return _cause(inner)

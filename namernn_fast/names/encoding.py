@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import PackedSequence
 from .folding import ASCII, Folding
 from .text import InputError, check_names
 
-_KEY_CHARACTERS = 6  # of the ASCII alphabet, as many as fit in an int32
+_KEY_CHARACTERS = 6  # as many characters of the ASCII alphabet as fit in an int32
 
-# Maximum number of entries of a table (batches, steps, names of a batch) computed at a time: few
-# enough to stay in cache, and a bound on the memory.
+# Maximum number of entries of a (batches, steps, names of a batch) table computed at a time. It is
+# small enough for the cache, and bounds the memory.
 _TABLE_PLACES = 131_072
 
 
@@ -63,7 +63,7 @@ class EncodedNames:
         """
         places, lengths = self.starts[indices], self.lengths[indices]
         last = len(self.characters) - 1
-        base = int(self.characters.max()) + 2  # 0 stands past the end of a name
+        base = int(self.characters.max()) + 2  # 0 means past the end of a name
         keys = torch.zeros(len(indices), dtype=torch.int32)
         for step in range(min(_KEY_CHARACTERS, int(31 / math.log2(base)))):
             ids = self.characters.index_select(0, places.clamp(max=last)).int().add_(1)
@@ -79,8 +79,8 @@ class EncodedNames:
         shortest (see `by_length`), so that no states need reordering.
 
         Args:
-            indices: int64 (batch), of the names.
-            device: of the result.
+            indices: int64 (batch), the names to pack.
+            device: where to put the result.
 
         Raises:
             ValueError: `indices` is empty.
@@ -96,20 +96,20 @@ class EncodedNames:
         data, batch_sizes = self._select(lengths, self.starts[indices][order], int(lengths[0]))
         in_order = torch.equal(order, torch.arange(len(order)))
         packed = PackedSequence(data, batch_sizes, None if in_order else order)
-        return packed.to(device)  # type: ignore[arg-type]  # typed as if for a dtype alone
+        return packed.to(device)  # type: ignore[arg-type]  # its type allows only a dtype
 
     def pack_each(
         self, indices: Tensor, batch_size: int, device: str | torch.device = "cpu"
     ) -> Iterator[PackedSequence]:
         """Yields packed batches of `batch_size` names each; the last one may have fewer.
 
-        Many batches are prepared at once, which makes small ones cheap.
+        Prepares many batches at once, which makes small batches cheap.
 
         Args:
             indices: int64 (number of names), sorted within each batch from the longest name to the
                 shortest, as `by_length(indices, batch_size)` returns them.
-            batch_size: names in a batch.
-            device: of the results.
+            batch_size: the number of names in a batch.
+            device: where to put the results.
 
         Raises:
             IndexError: an index is out of range.
@@ -138,16 +138,16 @@ class EncodedNames:
         """Returns data and batch_sizes of packed batches.
 
         Args:
-            lengths, starts: (batch), or of several batches (batches, 1, batch), sorted within each
-                from the longest name to the shortest.
+            lengths, starts: (batch), or (batches, 1, batch) for several batches; sorted within each
+                batch from the longest name to the shortest.
             longest: the length of the longest name.
 
         Returns:
-            The data of all batches, one after another, and batch_sizes (longest), of several
-            batches (batches, longest), zero for steps that a batch lacks.
+            The data of all batches, one after another, and batch_sizes: (longest), or (batches,
+            longest) for several batches, with zeros for steps that a batch lacks.
         """
         steps = torch.arange(longest, dtype=lengths.dtype).unsqueeze(1)
-        present = steps < lengths  # (…, longest, batch): in this order are the data
+        present = steps < lengths  # (…, longest, batch), the order of the data
         places = (steps + starts).masked_select(present)
         return self.characters.index_select(0, places), present.sum(-1)
 
@@ -157,7 +157,7 @@ def encode_names(names: Iterable[str], folding: Folding = ASCII) -> EncodedNames
 
     Args:
         names: text; all must be usable (see `why_unusable`).
-        folding: of the model that is to read them, `Checkpoint.folding`.
+        folding: `Checkpoint.folding` of the model that will read them.
 
     Raises:
         TypeError: as in `check_names`.
@@ -188,7 +188,7 @@ def encode(name: str, folding: Folding = ASCII) -> Tensor:
 
 
 def _encode(lines: bytes, folding: Folding) -> EncodedNames:
-    """Returns the character ids of folded names, which are the lines of a text."""
+    """Returns the character ids of folded names, given as the lines of a text."""
     text = torch.frombuffer(bytearray(b"\n%b\n" % lines), dtype=torch.uint8)
     newlines = (text == ord("\n")).nonzero().squeeze(1)
     lengths = newlines.diff() - 1

@@ -1,6 +1,6 @@
 """Figures of a classifier on names whose languages are known.
 
-Arrays may be tensors, NumPy arrays or lists. Metrics are scikit-learn's if it has them.
+Arrays may be tensors, NumPy arrays or lists. Metrics come from scikit-learn if it has them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from .files import require
 from .significance import (
     RESAMPLES,
-    Answers,
     Difference,
     Interval,
+    LabelledPredictions,
     McNemar,
     Proportion,
     bootstrap,
@@ -38,9 +38,9 @@ class LanguageScores:
 
     language: str
     names: int
-    """How many names are of this language."""
+    """How many names have this language."""
     predicted: int
-    """How many names are predicted to be of it."""
+    """How many names are predicted as this language."""
     precision: Proportion | None
     """The share of the predicted names that are right; None if there are none."""
     recall: Proportion | None
@@ -62,7 +62,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of a classifier. Each interval is of 95 %."""
+    """The figures of a classifier. All intervals are 95 % intervals."""
 
     names: int
     accuracy: Proportion
@@ -71,7 +71,7 @@ class Evaluation:
     top3: Proportion
     """The share of the names whose language is among the three most probable."""
     log_loss: float
-    """The mean of the negative natural logarithm of the language's probability."""
+    """The mean negative natural logarithm of the language's probability."""
     brier: float
     """The mean over names of the summed squared errors of the probabilities, from 0 to 2."""
     calibration_error: float
@@ -87,11 +87,11 @@ class Comparison:
     """Paired tests of two classifiers on the same names; differences are second minus first."""
 
     mcnemar: McNemar
-    """Of the accuracy."""
+    """The test of the accuracy."""
     accuracy: Difference
-    """By the bootstrap."""
+    """The difference in accuracy, by the bootstrap."""
     macro_f1: Difference
-    """By the bootstrap."""
+    """The difference in macro-F1, by the bootstrap."""
 
 
 def evaluate(
@@ -108,8 +108,8 @@ def evaluate(
         labels: int64 (number of names), the index of each name's language.
         scores: float (number of names, number of languages), log-probabilities or logits.
         languages: the names of the languages.
-        units: as in `Answers`, for the bootstrap.
-        resamples: of the bootstrap.
+        units: as in `LabelledPredictions`, for the bootstrap.
+        resamples: the number of resamples of the bootstrap.
 
     Raises:
         ValueError: the shapes do not agree, there is no name, or a score is not finite.
@@ -127,7 +127,7 @@ def evaluate(
     predictions = log_probabilities.argmax(1)
     probabilities = log_probabilities.exp()
     bins = _calibration(labels, probabilities)
-    answers = Answers(labels, predictions, units)
+    labelled = LabelledPredictions(labels, predictions, units)
     confusion = require("sklearn.metrics").confusion_matrix(
         labels.numpy(), predictions.numpy(), labels=range(len(languages))
     )
@@ -135,7 +135,7 @@ def evaluate(
     return Evaluation(
         names=len(labels),
         accuracy=_share(predictions == labels),
-        macro_f1=bootstrap(answers, resamples=resamples)[1],
+        macro_f1=bootstrap(labelled, resamples=resamples)[1],
         top3=_share(top3.any(1)),
         log_loss=F.nll_loss(log_probabilities, labels).item(),
         brier=(probabilities - F.one_hot(labels, len(languages))).square().sum(1).mean().item(),
@@ -163,8 +163,8 @@ def compare(
     Args:
         labels: int64 (number of names), the index of each name's language.
         first, second: the scores of each classifier, as in `evaluate`.
-        units: as in `Answers`, for the bootstrap.
-        resamples: of the bootstrap.
+        units: as in `LabelledPredictions`, for the bootstrap.
+        resamples: the number of resamples of the bootstrap.
 
     Raises:
         ModuleNotFoundError: scipy is not installed.
@@ -172,8 +172,8 @@ def compare(
     labels = torch.as_tensor(labels)
     left, right = torch.as_tensor(first).argmax(1), torch.as_tensor(second).argmax(1)
     accuracy, macro_f1 = paired_bootstrap(
-        [Answers(labels, left, units)],
-        [Answers(labels, right, units)],
+        [LabelledPredictions(labels, left, units)],
+        [LabelledPredictions(labels, right, units)],
         resamples=resamples,
     )
     return Comparison(mcnemar(labels, left, right), accuracy, macro_f1)
@@ -182,8 +182,8 @@ def compare(
 def best_hits(texts: Sequence[Hashable], labels: Iterable[int]) -> int:
     """Returns how many of the names the best function of the string gets right.
 
-    A function gives one answer per string, so for each string it gets at most the names of the most
-    frequent language right.
+    A function predicts one language per string, so for each string it gets at most the names of the
+    most frequent language right.
 
     Args:
         texts: the strings.
@@ -219,7 +219,7 @@ def _of_languages(confusion: Any, languages: Sequence[str]) -> tuple[LanguageSco
 
 def _calibration(labels: Tensor, probabilities: Tensor) -> tuple[Bin, ...]:
     confidences, predictions = probabilities.max(1)
-    # The bins are open below, so that a probability of 1 is in the last.
+    # The bins are open below, so that a probability of 1 is in the last bin.
     places = (confidences * BINS).ceil().long().clamp(1, BINS) - 1
     bins = []
     for place in range(BINS):

@@ -26,7 +26,7 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
 
     Args:
         path: of the PNG, replaced only by a whole file.
-        evaluation: has the numbers.
+        evaluation: the numbers.
         title: of the figure.
 
     Raises:
@@ -35,28 +35,30 @@ def draw_confusion_matrix(path: Path, evaluation: Evaluation, title: str) -> Non
     """
     names = [escaped(scores.language) for scores in evaluation.languages]
     count = len(names)
-    shares = [[cell / max(sum(row), 1) for cell in row] for row in evaluation.confusion]
+    shares = [[number / max(sum(row), 1) for number in row] for row in evaluation.confusion]
     size = min(max(0.5 * count, 4), 20)
     figure, axes = _figure(size + 2.5, size + 1.5)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the language's names", shrink=0.8)
     ticks = range(count)
-    # Languages are file names; a dollar sign in one does not start a formula.
     small = {"fontsize": 10 if count <= _MOST_WITH_NUMBERS else 400 / count}
     axes.set_xticks(ticks, names, **small, rotation=60, ha="right", rotation_mode="anchor")
     sizes = [f"{name} ({sum(row)})" for name, row in zip(names, evaluation.confusion, strict=True)]
     axes.set_yticks(ticks, sizes, **small)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        # Languages come from file names; a dollar sign must not start a formula.
         label.set_parse_math(False)
     axes.set_xlabel("predicted language")
     axes.set_ylabel("language (names)")
     axes.set_title(title)
     if count <= _MOST_WITH_NUMBERS:
-        for row, cells in enumerate(evaluation.confusion):
-            for column, cell in enumerate(cells):
+        for row, numbers in enumerate(evaluation.confusion):
+            for column, number in enumerate(numbers):
                 colour = "white" if shares[row][column] > 0.5 else "black"
-                if cell:
-                    axes.text(column, row, cell, ha="center", va="center", color=colour, fontsize=8)
+                if number:
+                    axes.text(
+                        column, row, number, ha="center", va="center", color=colour, fontsize=8
+                    )
     _save(figure, path)
 
 
@@ -102,7 +104,7 @@ def draw_calibration(path: Path, evaluations: Mapping[str, Evaluation], title: s
 
     Args:
         path: of the PNG, replaced only by a whole file.
-        evaluations: of the classifiers, by name.
+        evaluations: the evaluation of each classifier, by name.
         title: of the figure.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from .text import InputError
 
-# Packages that are not in the extra "names" of pyproject.toml, and the extras that have them.
+# Packages outside the extra "names" of pyproject.toml, and the extra that has each.
 _EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 
 
 Used = tuple[str, Path | int]
-"""What the user knows a file by, such as an option, and its path or descriptor."""
+"""What errors call a file, such as the option that names it, and its path or descriptor."""
 
 
 def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
@@ -66,7 +66,7 @@ def check_no_overwrite(outputs: Iterable[Used], inputs: Iterable[Used]) -> None:
 
 
 def is_same_file(output: Path | int, source: Path | int) -> bool:
-    """Returns whether two paths or descriptors are one plain file that exists."""
+    """Returns whether two paths or descriptors refer to the same existing plain file."""
     if isinstance(output, Path):
         output = output.resolve()  # as `replacing` does, so that absent/../file is the file
     try:
@@ -102,8 +102,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     check_replaceable(path)
     path = path.resolve()
-    # tempfile would make a file that no other user may read. The name does not contain that of
-    # `path`, because it could become too long.
+    # tempfile would make a file that no other user may read. The temporary name does not contain
+    # the name of `path`, because it could become too long.
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("x+b") as file:

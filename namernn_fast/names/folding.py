@@ -1,8 +1,8 @@
-"""Folding: from names as people write them to strings over a small alphabet.
+"""Folding: turns names as people write them into strings over a small alphabet.
 
-A name is in lower case, and of its characters the ASCII letters and a few signs stay, and accented
-letters that the folding was made for. Every other letter is decomposed (NFD) and loses its marks,
-or is spelled as `SPELLINGS` says; what has neither is dropped.
+A folded name is in lower case. It keeps ASCII letters, a few signs, and the accented letters that
+the folding was made for. Every other letter is decomposed (NFD) and loses its marks, or is spelled
+as `SPELLINGS` says; a character with neither is dropped.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MAX_NAME_LENGTH = 1000
 """The longest name that is read, in characters; the longest in the data has 20."""
 
 MAX_LETTERS = 96
-"""The most accented letters that a folding keeps: each needs one of 128 codes of a byte."""
+"""The maximum number of accented letters in a folding: each needs one of 128 bytes above ASCII."""
 
 _LOWER_CASE_SPELLINGS = {
-    **dict.fromkeys("’‘ʼ´`", "'"),  # signs that are typed for an apostrophe
+    **dict.fromkeys("’‘ʼ´`", "'"),  # signs that are typed as an apostrophe
     "ß": "ss",
     "ł": "l",
     "ø": "o",
@@ -43,8 +43,8 @@ _LOWER_CASE_SPELLINGS = {
     "ħ": "h",
     "ı": "i",
     "ŧ": "t",
-    **dict.fromkeys("\u00a0\u2007\u202f", " "),  # blanks at which a line may not break
-    **dict.fromkeys("\u2010\u2011\u2013", "-"),  # hyphens, and the en dash that is typed for one
+    **dict.fromkeys("\u00a0\u2007\u202f", " "),  # no-break spaces
+    **dict.fromkeys("\u2010\u2011\u2013", "-"),  # hyphens, and the en dash that is typed as one
 }
 
 SPELLINGS = {
@@ -56,7 +56,7 @@ SPELLINGS = {
     },
     "ẞ": "Ss",
 }
-"""What is written in ASCII for characters that Unicode does not decompose into ASCII letters."""
+"""The ASCII spelling of characters that Unicode does not decompose into ASCII letters."""
 
 _SPELL = str.maketrans(SPELLINGS)
 _NOT_ASCII = re.compile("[^\x00-\x7f]+")
@@ -64,14 +64,14 @@ _OFTEN_SPELLED = 4  # longest run of characters whose spelling is cached
 
 
 def _readable(names: Sequence[str]) -> Sequence[str]:
-    """Returns `names` with an empty one for each that is too long."""
+    """Returns `names` with each name that is too long replaced by an empty one."""
     if max(map(len, names)) <= MAX_NAME_LENGTH:
         return names
     return [name if len(name) <= MAX_NAME_LENGTH else "" for name in names]
 
 
 def _is_accented(letter: str) -> bool:
-    """Returns whether a folding can keep `letter`: small, in one piece, with a plain form."""
+    """Returns whether a folding can keep `letter`: lower case, composed, with a plain form."""
     return (
         not letter.isascii()
         and letter.isalpha()
@@ -87,7 +87,7 @@ def _has_blanks(lines: bytes) -> bool:
 
 
 def _spelled(text: str, letters: str) -> str:
-    """Returns `text` over ASCII and `letters`, without what has no spelling in them."""
+    """Spells `text` in ASCII and `letters`, and drops characters that have no such spelling."""
     if letters and not {*letters}.isdisjoint(text.lower()):
         return "".join(c.lower() if c.lower() in letters else _spelled(c, "") for c in text)
     decomposed = unicodedata.normalize("NFD", text).translate(_SPELL)
@@ -100,10 +100,10 @@ _spelled_again = functools.lru_cache(4096)(_spelled)
 
 @dataclass(frozen=True)
 class Folding:
-    """One way to fold names; a model understands the one that it was trained with.
+    """A way to fold names; a model needs the folding that it was trained with.
 
     Args:
-        letters: the accented letters that stay, in lower case; they must have a plain form.
+        letters: the accented letters to keep, in lower case; each must have a plain form.
         version: 3, in which a hyphen separates like a blank and runs of blanks become one; or 2,
             in which hyphens are dropped and there are no accented letters.
 
@@ -141,20 +141,20 @@ class Folding:
 
     @functools.cached_property
     def plain_ids(self) -> list[int]:
-        """For each character of the alphabet the id of the letter without its marks."""
+        """For each character of the alphabet, the id of the letter without its marks."""
         return [_ASCII_ALPHABET.index(ASCII.fold(c)[:1] or c) for c in self.alphabet]
 
     def fold(self, name: str) -> str:
         """Returns `name` as a string over the alphabet, which may be empty.
 
         Characters with neither a spelling nor a decomposition in ASCII (digits, other scripts) are
-        dropped; `dropped` returns them. So are blanks at either end: eight Korean rows of the data
-        have them by mistake, and a model would recognise the language by them.
+        dropped; `dropped` returns them. Blanks at either end are dropped too: eight Korean rows of
+        the data have them by mistake, and a model would recognise the language by them.
         """
         return self._decoded(self.fold_lines([name]))
 
     def fold_usable(self, names: Sequence[str]) -> list[str]:
-        """Returns the folded `names`, an empty one for each that is unusable."""
+        """Returns the folded `names`, with an empty string for each unusable name."""
         return self._decoded(self.fold_lines(_readable(names))).split("\n") if names else []
 
     def fold_all(self, names: Sequence[str]) -> bytes:
@@ -171,7 +171,7 @@ class Folding:
     def fold_lines(self, names: Sequence[str]) -> bytes:
         """Returns the folded `names` as the lines of one text, one byte for each character.
 
-        Python code runs once per run of characters that are not ASCII, not once per name.
+        Python code runs once per run of non-ASCII characters, not once per name.
         """
         tables = _tables(self)
         text = "\n".join(names)
@@ -180,7 +180,7 @@ class Folding:
         if text.isascii():
             lines = text.encode("ascii")
         else:
-            # NFC, so that a letter and the mark behind it are one character.
+            # NFC, so that a letter and the mark after it are one character.
             text = unicodedata.normalize("NFC", text) if self.letters else text
             lines = self._encoded(_NOT_ASCII.sub(self._spelled_run, text))
         lines = lines.translate(tables.lower, tables.dropped)
@@ -210,9 +210,9 @@ class Folding:
         """Returns the characters of `name` that `fold` drops, in order.
 
         A combining mark on a letter that is kept does not count, nor does a blank at either end. A
-        letter with its marks is returned as one character if Unicode has one (NFC).
+        letter with its marks is returned as one character if Unicode has such a character (NFC).
         """
-        if name.isascii():  # a shortcut to the result of the general way
+        if name.isascii():  # fast path
             return name.strip().translate(_KEEP_DROPPED[self.version])
         kept_characters = _KEPT_BY_VERSION[self.version]
         lost = []
@@ -226,9 +226,10 @@ class Folding:
         return "".join(lost)
 
     def _spelled_run(self, run: re.Match[str]) -> str:
-        """Returns a run of characters that are not ASCII as `_spelled` does.
+        """Spells a run of non-ASCII characters as `_spelled` does, and caches short runs.
 
-        Most names have one such letter, and there are few of them. Long runs would fill the cache.
+        Most names have only one such letter, and few different letters occur. Long runs would fill
+        the cache.
         """
         text = run[0]
         spelled = _spelled_again if len(text) <= _OFTEN_SPELLED else _spelled
@@ -244,21 +245,21 @@ class Folding:
 
 
 ASCII = Folding(version=2)
-"""The folding of splits, of duplicates, and of models without accented letters."""
+"""The folding of models without accented letters; it also decides splits and duplicates."""
 
 
 class _Tables(NamedTuple):
-    """What folds, encodes and decodes the bytes of many names at once."""
+    """Tables that fold, encode and decode the bytes of many names at once."""
 
     lower: bytes
-    """For each byte what it becomes."""
+    """What each byte becomes."""
     dropped: bytes
     """The bytes that are dropped first."""
     ids: bytes
     characters: str
-    """For each byte its character: ASCII, and the accented letters behind it."""
+    """The character of each byte: ASCII, then the accented letters."""
     codes: Any
-    """From characters to bytes."""
+    """Maps characters to bytes."""
 
 
 @functools.lru_cache(64)
@@ -301,7 +302,7 @@ def letters_of(names: Iterable[str], least: int = 1) -> str:
 def why_unusable(name: str) -> str | None:
     """Returns why no language can be predicted for `name`, or None if one can.
 
-    A name is usable if it is not too long and a character is left of it, in any folding.
+    A name is usable if it is not too long and every folding leaves a character of it.
     """
     if len(name) > MAX_NAME_LENGTH:
         return f"a name of {len(name):,} characters: at most {MAX_NAME_LENGTH:,} are read"

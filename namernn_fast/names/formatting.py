@@ -7,26 +7,26 @@ from collections.abc import Sequence
 
 from .text import escaped
 
-Cell = str | int | float | None
-"""A text as it was read, a number, or None if there is no value."""
+Entry = str | int | float | None
+"""An entry of a table: text from a file, a number, or None if there is no value."""
 
 _SPECIAL_IN_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#~&$]")
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Returns a table for a terminal: the first column to the left, the others to the right."""
-    lines = [list(header), *([_shown(cell) for cell in row] for row in rows)]
+def aligned(header: Sequence[str], rows: Sequence[Sequence[Entry]]) -> str:
+    """Returns a table for a terminal, with the first column aligned left and the others right."""
+    lines = [list(header), *([_shown(entry) for entry in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            text.rjust(width) if column else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Entry]]) -> str:
     """Returns a table in Markdown, with text from files escaped."""
     numbers = [
         all(not isinstance(row[column], str) for row in rows) for column in range(len(header))
@@ -34,7 +34,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     lines = [
         header,
         ["---:" if number else "---" for number in numbers],
-        *([literal(_shown(cell)) for cell in row] for row in rows),
+        *([literal(_shown(entry)) for entry in row] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -49,9 +49,9 @@ def with_mark(language: str, *, weak: bool) -> str:
     return f"{language} (weak)" if weak else language
 
 
-def _shown(cell: Cell) -> str:
-    if cell is None:
+def _shown(entry: Entry) -> str:
+    if entry is None:
         return "-"
-    if isinstance(cell, str):
-        return escaped(cell)
-    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.3f}"
+    if isinstance(entry, str):
+        return escaped(entry)
+    return f"{entry:,}" if isinstance(entry, int) else f"{entry:.3f}"

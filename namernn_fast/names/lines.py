@@ -1,7 +1,7 @@
-"""Lines of a file, of bounded length, however its bytes arrive.
+"""Splits a file into lines of bounded length, however its bytes arrive.
 
 Lines end with LF, CRLF or CR, a byte order mark is skipped, and the encoding is UTF-8: other bytes
-become lone surrogates, as in Python's "surrogateescape", so that a fault stays within its line.
+become lone surrogates, as with Python's "surrogateescape", so that a fault stays within its line.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _BLOCK_BYTES = 65_536
 
 
 class Source(Protocol):
-    """What is read of a buffered binary file."""
+    """The method of a buffered binary file that reading lines needs."""
 
     def read1(self, size: int, /) -> bytes:
-        """Returns at most `size` bytes, as soon as there are some; none at the end."""
+        """Returns up to `size` bytes as soon as any are available, and none at the end."""
 
 
 class Recoded:
     """A file in another encoding, read as UTF-8.
 
-    Bytes that the encoding does not have become bytes that UTF-8 does not have, or U+FFFD.
+    Bytes that are invalid in the encoding become bytes that are invalid in UTF-8, or U+FFFD.
 
     Args:
         file: open for reading.
@@ -37,7 +37,7 @@ class Recoded:
 
     def __init__(self, file: Source, encoding: str) -> None:
         self._file = file
-        # Encodings of two and four bytes have errors that lone surrogates cannot stand for.
+        # Lone surrogates cannot represent every error of an encoding of two or four bytes.
         is_wide = "a".encode(encoding) != b"a"
         errors = "replace" if is_wide else "surrogateescape"
         self._decoder = codecs.getincrementaldecoder(encoding)(errors)
@@ -52,7 +52,7 @@ class Recoded:
 def lines_of(file: Source) -> Iterator[bytes]:
     """Yields the lines of `file` without their ends, and without a byte order mark.
 
-    Of a line that is too long, only the first `MAX_LINE_BYTES + 1` bytes are kept.
+    A line that is too long is reduced to its first `MAX_LINE_BYTES + 1` bytes.
 
     Raises:
         InputError: the file is in UTF-16.
@@ -62,7 +62,7 @@ def lines_of(file: Source) -> Iterator[bytes]:
     first = next(lines, None)
     if first is None:
         return
-    # A zero byte as well, because both marks can also be two damaged bytes of one name.
+    # Requires a zero byte too, because either mark can also be two damaged bytes of a name.
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in first:
         raise InputError("the input is in UTF-16: --encoding utf-16 reads it")
     yield first.removeprefix(codecs.BOM_UTF8)

@@ -1,4 +1,4 @@
-"""The classifier: from a name's characters, by a recurrent layer's states, to a language."""
+"""The classifier: reads the characters of a name with a recurrent layer and scores languages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POOLINGS = ("last", "last+mean+max")
 
 
 class NameClassifier(nn.Module):
-    """Scores of languages for names: `nn.Embedding`, a vanilla RNN, `nn.Linear`.
+    """Scores languages for names: `nn.Embedding`, a vanilla RNN, `nn.Linear`.
 
     The attribute `config` has every argument except `num_classes`, `rnn_class` and
     `alphabet_size`.
@@ -35,10 +35,10 @@ class NameClassifier(nn.Module):
         state_dropout: the probability with which each number that the linear layer reads is zeroed
             in training.
         character_dropout: the probability with which each character is unknown in training: its
-            embedding is zero, and n-grams have the symbol for an unknown character in its place.
+            embedding is zero, and n-grams use the symbol for an unknown character instead.
         ngrams: whether the embeddings of the n-grams around a character (see `NgramEmbedding`) are
             added to its own.
-        alphabet_size: the number of different character ids, as of the alphabet of a `Folding`.
+        alphabet_size: the number of different character ids: the length of a `Folding`'s alphabet.
 
     Raises:
         ValueError, TypeError: as in `rnn_class`; `pooling` is not one of `POOLINGS`.
@@ -97,15 +97,15 @@ class NameClassifier(nn.Module):
         Args:
             names: a packed batch of character ids, int64; or padded ids, int64 (batch, longest).
             lengths: int64 (batch), the number of characters of each padded name, at least 1; the
-                padding behind them must be valid ids, such as 0, and has no effect on the result.
+                padding after them must be valid ids, such as 0, and has no effect on the result.
 
         Raises:
-            TypeError: names is neither, or lengths are missing or not wanted.
+            TypeError: `names` is neither, or `lengths` is missing or not allowed.
         """
         if isinstance(names, PackedSequence):
             if lengths is not None:
                 raise TypeError("lengths go with padded ids, not with a PackedSequence")
-            if self.ngrams is not None:  # they need neighbours, which padded names have
+            if self.ngrams is not None:  # n-grams need neighbours, which padded names have
                 return self.forward(*pad_packed_sequence(names, batch_first=True))
         elif isinstance(names, Tensor) and isinstance(lengths, Tensor):
             lengths = lengths.to(names.device)
@@ -175,7 +175,7 @@ class NameClassifier(nn.Module):
     def _embed(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns the embeddings (…, embedding_size) of character ids (…).
 
-        With n-grams the ids are (batch, longest), and lengths (batch) go with them.
+        With n-grams, the ids are (batch, longest) and need their lengths (batch).
         """
         embedded: Tensor = self.embedding(ids)
         if (unknown := self._unknown(ids)) is not None:
@@ -198,7 +198,7 @@ class NameClassifier(nn.Module):
         The last state of the second direction is at the first character, so it too has read the
         whole name.
         """
-        # h_n is (num_layers * num_directions, batch, hidden_size); its end has the last layer.
+        # h_n is (num_layers * num_directions, batch, hidden_size), with the last layer at its end.
         if self.num_directions == 1:
             return h_n[-1]
         return h_n[-2:].transpose(0, 1).flatten(1)
@@ -241,5 +241,5 @@ class NameEnsemble(nn.Module):
         return [member.config for member in self.members]  # type: ignore[misc]
 
     def forward(self, names: PackedSequence | Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns the mean logits (batch, num_classes); the arguments are a classifier's."""
+        """Returns the mean logits (batch, num_classes); see `NameClassifier.forward`."""
         return torch.stack([member(names, lengths) for member in self.members]).mean(0)

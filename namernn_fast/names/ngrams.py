@@ -11,10 +11,10 @@ _TRIGRAM_ROWS = 8192
 
 
 class NgramEmbedding(nn.Module):
-    """The sum of the embeddings of the n-grams that contain a character.
+    """Sums the embeddings of the n-grams that contain a character.
 
-    They are the bigram that ends at the character, the bigram that begins there, and the trigram
-    around it. A mark stands before the start of a name and past its end.
+    These are the bigram that ends at the character, the bigram that begins there, and the trigram
+    around it. Marks before the start of a name and past its end count as characters.
 
     Args:
         embedding_size: features of each embedding.

@@ -23,7 +23,7 @@ from .text import InputError, check_names
 _BATCH_CHARACTERS = 16_384
 
 # If names with a common beginning share states, most characters need no new state, and larger
-# batches share more. Long names go into separate batches, because these take many steps.
+# batches share more. Long names get separate batches, because they take many steps.
 _SHARED_CHARACTERS = 262_144
 _SHARED_LENGTH = 32
 
@@ -59,13 +59,13 @@ class Predictor:
 
         Args:
             names: text; all must be usable (see `why_unusable`).
-            top: how many languages to return for each name, at most all there are.
+            top: how many languages to return for each name; all if there are fewer.
 
         Returns:
             For each name, in the order given, a list of (language, probability).
 
         Raises:
-            TypeError: `names` is a string, or holds anything but strings.
+            TypeError: `names` is a string, or holds something other than strings.
             ValueError: `top` is below 1.
             InputError: a name is unusable, or the model gives no finite probabilities.
         """
@@ -77,8 +77,8 @@ class Predictor:
         top = min(top, len(self.languages))
         values, places = self.probabilities(names).topk(top)
         languages = map(self.languages.__getitem__, places.flatten().tolist())
-        told = [*zip(languages, values.flatten().tolist(), strict=True)]
-        return [told[begin : begin + top] for begin in range(0, len(told), top)]
+        pairs = [*zip(languages, values.flatten().tolist(), strict=True)]
+        return [pairs[begin : begin + top] for begin in range(0, len(pairs), top)]
 
     def languages_of(self, names: Iterable[str]) -> list[str]:
         """Returns the most probable language of each name, in the order given.
@@ -112,11 +112,11 @@ class Predictor:
     def unusualness(self, names: Iterable[str]) -> Tensor | None:
         """Returns how unusual names are, given the training names: float32 (number of names).
 
-        Above 1 a name is unusual: its characters are less probable than those of all but 2 % of
-        the validation names. The answer of the model then means little.
+        Above 1 a name is unusual: its characters are less probable than in all but 2 % of the
+        validation names. The answer of the model then means little.
 
         Returns:
-            The numbers, or None if the checkpoint is one of an earlier version, which has none.
+            The numbers, or None for a checkpoint of an earlier version, which cannot measure them.
 
         Raises:
             TypeError, InputError: as in `predict`.
@@ -132,8 +132,8 @@ class Predictor:
         The model must be one network, as the pretrained one is.
 
         Returns:
-            The folded name, and float32 (length, hidden_size), for a model in both directions
-            (length, 2 * hidden_size).
+            The folded name, and float32 (length, hidden_size), or (length, 2 * hidden_size) for a
+            model in both directions.
 
         Raises:
             TypeError: the model is an ensemble.
@@ -210,7 +210,7 @@ def most_probable(model: nn.Module, names: EncodedNames) -> Tensor:
         InputError: as in `probabilities`.
     """
     order, found = zip(*_in_batches(model, names, lambda scores: scores.max(1)), strict=True)
-    # Probabilities are finite where the largest logit is.
+    # The probabilities of a name are finite if its largest logit is.
     _finite(torch.cat([values for values, _ in found]), "probabilities")
     return _restored(torch.cat(order), torch.cat([labels for _, labels in found]))
 
@@ -234,7 +234,7 @@ def logits(model: nn.Module, names: EncodedNames) -> Tensor:
 
 
 def _restored(order: Tensor, results: Tensor) -> Tensor:
-    """Returns results in the order of the names; the k-th one given belongs to name `order[k]`."""
+    """Returns results in the order of the names; `results[k]` belongs to name `order[k]`."""
     return torch.empty_like(results).index_copy_(0, order, results)
 
 
@@ -269,7 +269,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
         short = names.lengths <= _SHARED_LENGTH
         size = _SHARED_CHARACTERS // min(longest, _SHARED_LENGTH)
         order = names.by_length(names.by_beginning(indices[short]), size)
-        # Without short names there is one empty part, and no batch.
+        # Without short names, `order.split` has one empty part and there is no batch.
         yield from zip(order.split(size), names.pack_each(order, size, device), strict=False)
         indices = indices[~short]
     order = names.by_length(indices)
@@ -282,7 +282,7 @@ def _batches(model: nn.Module, names: EncodedNames) -> Iterator[tuple[Tensor, Pa
 
 
 def _shares_prefixes(model: nn.Module) -> bool:
-    """Returns whether names with a common beginning share states, in an ensemble in all members."""
+    """Returns whether names share states of a common beginning, in every member of an ensemble."""
     members = model.members if isinstance(model, NameEnsemble) else [model]
     return all(
         isinstance(member, NameClassifier) and member.shares_prefixes() for member in members

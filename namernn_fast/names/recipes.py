@@ -19,7 +19,7 @@ MAX_EPOCHS = 2_500
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of a training; `RECIPES` has those that have a name.
+    """The options of a training; `RECIPES` has the named ones.
 
     Raises:
         InputError: a value cannot be used.
@@ -30,20 +30,21 @@ class Recipe:
     batch_size: int = 64
     """Names in a step."""
     lr: float = 1e-3
-    """The learning rate of AdamW; of "one-cycle" the largest."""
+    """The learning rate of AdamW; with "one-cycle", its maximum."""
     schedule: str = "constant"
-    """Of the learning rate: "constant", or "one-cycle" (Smith and Topin, arXiv:1708.07120)."""
+    """The schedule of the learning rate: "constant", or "one-cycle" (Smith and Topin,
+    arXiv:1708.07120)."""
     weight_decay: float = 0.0
     """The decoupled weight decay of AdamW."""
     label_smoothing: float = 0.0
     """As in `torch.nn.functional.cross_entropy`."""
     clip_norm: float | None = None
-    """The largest norm that the gradient may have; None does not clip."""
+    """The maximum norm of the gradient; None does not clip."""
     members: int = 1
     """How many networks are trained; their logits are averaged."""
     prior_correction: float = 0.0
-    """This many times the logarithm of a language's share of the training names is subtracted
-    from its logit after the training, which favours rare languages (Menon et al., "Long-tail
+    """How strongly to favour rare languages: after the training, this many times the logarithm of a
+    language's share of the training names is subtracted from its logit (Menon et al., "Long-tail
     learning via logit adjustment", arXiv:2007.07314)."""
     calibrated: bool = False
     """Whether the logits are divided by the temperature that fits the validation part best (Guo et
@@ -71,7 +72,7 @@ class Recipe:
             raise InputError(f"{total:,} epochs in total: at most {MAX_EPOCHS:,} are allowed")
 
     def changed(self, **changes: Any) -> Recipe:
-        """Returns a copy with other values; `model` is a change of some of the model's options."""
+        """Returns a copy with other values; `model` changes only the options that it names."""
         if "model" in changes:
             changes["model"] = {**self.model, **changes["model"]}
         return dataclasses.replace(self, **changes)

@@ -16,7 +16,7 @@ from .splitting import LabelledNames, Split, split
 
 # Texts that web pages left among the names.
 _NO_NAMES = frozenset({"to the first page"})
-# Punctuation at the end of a name that is part of it: "Jr.", and soft signs as apostrophes.
+# Punctuation that may end a name: "Jr.", and soft signs written as apostrophes.
 _RIGHT_AT_THE_END = frozenset(".'’ʼ`´")
 _RIGHT_INSIDE = frozenset(" -.'’‘ʼ`´\u00a0")
 
@@ -36,7 +36,7 @@ def _has_signs_inside(name: str) -> bool:
 JUNK: MappingProxyType[str, tuple[str, Callable[[str], bool]]] = MappingProxyType(
     {
         "no name": (
-            'the text is one of a web page and no name: "To The First Page"',
+            'the text comes from a web page and is not a name: "To The First Page"',
             lambda name: " ".join(name.lower().split()) in _NO_NAMES,
         ),
         "digits": (
@@ -48,12 +48,12 @@ JUNK: MappingProxyType[str, tuple[str, Callable[[str], bool]]] = MappingProxyTyp
             _ends_in_punctuation,
         ),
         "signs inside": (
-            "before the last character is one that is neither a letter, a digit, a blank, a hyphen "
-            "(-), a full stop nor an apostrophe",
+            "a character before the last is neither a letter, a digit, a blank, a hyphen (-), a "
+            "full stop nor an apostrophe",
             _has_signs_inside,
         ),
         "blanks at the ends": (
-            "there are blanks before or behind the name",
+            "there are blanks before or after the name",
             lambda name: name != name.strip(),
         ),
     }
@@ -63,7 +63,7 @@ JUNK: MappingProxyType[str, tuple[str, Callable[[str], bool]]] = MappingProxyTyp
 
 @dataclass(frozen=True)
 class LanguageFacts:
-    """The facts of one language, or of all together."""
+    """The facts about one language, or about all together."""
 
     language: str
     rows: int
@@ -110,7 +110,7 @@ class DataReport:
     """The best accuracy that a function of the folded string can reach: over the rows, over the
     distinct pairs of a folded name and a language, and in the test part."""
     leak: dict[str, dict[str, float]]
-    """As from `leak`, of the split and of a random split of rows with the same shares."""
+    """The results of `leak` for the split, and for a random split of rows with the same shares."""
     odd_rows: tuple[OddRow, ...]
     shared_strings: dict[str, tuple[str, ...]]
     """The folded names that several languages have, with the languages."""
@@ -146,15 +146,15 @@ def describe(data: NamesData, parts: Split) -> DataReport:
     ]
 
     def facts(title: str, languages: Collection[int]) -> LanguageFacts:
-        own_rows = [row for row, label in zip(rows, labels, strict=True) if label in languages]
-        own_texts = [text for text, label in pairs if label in languages]
+        chosen_rows = [row for row, label in zip(rows, labels, strict=True) if label in languages]
+        chosen_texts = [text for text, label in pairs if label in languages]
         return LanguageFacts(
             language=title,
-            rows=len(own_rows),
-            distinct=len(own_texts),
-            repeats=len(own_rows) - len(own_texts),
-            shared=len(shared.keys() & own_texts),
-            junk=sum(bool(row.junk) for row in own_rows),
+            rows=len(chosen_rows),
+            distinct=len(chosen_texts),
+            repeats=len(chosen_rows) - len(chosen_texts),
+            shared=len(shared.keys() & chosen_texts),
+            junk=sum(bool(row.junk) for row in chosen_rows),
             **{
                 name: sum(label in languages for label in getattr(parts, name).labels.tolist())
                 for name in ("train", "validation", "test")

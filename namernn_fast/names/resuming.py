@@ -1,4 +1,4 @@
-"""The state of a training, written to a file after each epoch, from which it can be resumed."""
+"""The state of a training: a file, written after each epoch, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from .tensor_files import MAX_BYTES, read_tensors, read_values, write_tensors
 from .text import InputError
 
-# A state has the weights of finished networks, and four times as much for the one in training: its
-# weights, its best weights, and two moments of the optimizer.
+# A state has the weights of finished networks, and four times as much for the network in training:
+# its weights, its best weights, and two moments of the optimizer.
 MAX_STATE_BYTES = 4 * MAX_BYTES
 
 KIND = "namernn_fast.names training 1"
@@ -41,7 +41,7 @@ class StateFile:
 
     Args:
         path: of the file.
-        identity: plain values that must be the same in a training and in the one it resumes.
+        identity: plain values that must be the same in a training and in the training it resumes.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class StateFile:
         return self._kept.get(member)
 
     def write(self, member: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Replaces the state of a member; a failing disk is only a warning."""
+        """Replaces the state of a member; if the disk fails, only warns."""
         self._kept[member] = (tensors, values)
         named = {
             f"{number}.{name}": value
@@ -102,12 +102,12 @@ class StateFile:
             )
 
     def remove(self) -> None:
-        """Removes the file; the training is finished."""
+        """Removes the file, once the training is finished."""
         self.path.unlink(missing_ok=True)
 
 
 def _differences(kept: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Yields, in words, the differences of two tables of plain values."""
+    """Yields, in words, the differences between two tables of plain values."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
         for key in sorted({*kept, *wanted}):
             yield from _differences(kept.get(key), wanted.get(key), f"{name} {key}".strip())

@@ -1,4 +1,4 @@
-"""Intervals and paired tests: how certain a figure, or the difference of two classifiers, is.
+"""Intervals and paired tests: how certain a figure is, or the difference between two classifiers.
 
 Arrays may be tensors, NumPy arrays or lists. SciPy gives the exact distributions.
 """
@@ -44,10 +44,10 @@ class Proportion(Interval):
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """A difference of two classifiers, the second minus the first."""
+    """A difference between two classifiers, the second minus the first."""
 
     p_value: float
-    """Two-sided: of the hypothesis that there is no difference."""
+    """The two-sided p-value of the hypothesis that there is no difference."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The answers of a classifier for some names."""
+class LabelledPredictions:
+    """What a classifier predicts for some names, and their labels."""
 
     labels: Any
     """int64 (number of names), the index of each name's language"""
     predictions: Any
-    """int64 (number of names), the index of the language that is answered"""
+    """int64 (number of names), the index of the predicted language"""
     units: Sequence[Hashable] | None = None
     """The unit that each name belongs to: names of one unit are drawn together. If None, each name
     is a separate unit. Use strings as units if a string has several languages, or if test parts of
@@ -108,16 +108,16 @@ def mcnemar(labels: Any, first: Any, second: Any) -> McNemar:
 
 
 def bootstrap(
-    answers: Answers, *, resamples: int = RESAMPLES, seed: int = 0
+    predictions: LabelledPredictions, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Interval, Interval]:
     """Returns the accuracy and the macro-F1 of a classifier with their percentile intervals.
 
     Args:
-        answers: of the classifier.
+        predictions: what the classifier predicts.
         resamples: how often names are drawn.
-        seed: of the drawing.
+        seed: fixes the drawing.
     """
-    values, drawn = _resampled([answers], resamples, seed)
+    values, drawn = _resampled([predictions], resamples, seed)
     accuracy, macro_f1 = (
         Interval(value, *_percentiles(column))
         for value, column in zip(values[0].tolist(), drawn[0].unbind(1), strict=True)
@@ -126,8 +126,8 @@ def bootstrap(
 
 
 def paired_bootstrap(
-    first: Sequence[Answers],
-    second: Sequence[Answers],
+    first: Sequence[LabelledPredictions],
+    second: Sequence[LabelledPredictions],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -140,21 +140,21 @@ def paired_bootstrap(
     trained classifiers are fixed: `corrected_t_test` accounts for the spread from training.
 
     Args:
-        first, second: the answers of each classifier, one for each split, in the same order and
+        first, second: what each classifier predicts, one for each split, in the same order and
             for the same names.
         resamples: how often names are drawn.
-        seed: of the drawing.
+        seed: fixes the drawing.
 
     Returns:
         The differences of the accuracy and of the macro-F1, the second classifier's minus the
         first's, with percentile intervals.
 
     Raises:
-        ValueError: the classifiers have not answered for the same names.
+        ValueError: the classifiers do not predict for the same names.
     """
     for left, right in zip(first, second, strict=True):
         if not torch.equal(torch.as_tensor(left.labels), torch.as_tensor(right.labels)):
-            raise ValueError("the classifiers have answered for different names")
+            raise ValueError("the classifiers predict for different names")
     values, drawn = _resampled([*first, *second], resamples, seed)
     count = len(first)
     value = (values[count:] - values[:count]).mean(0)
@@ -174,7 +174,7 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Diff
 
     Args:
         differences: one for each split, at least two.
-        test_to_train: the size of the test part divided by that of the training part.
+        test_to_train: the size of the test part divided by the size of the training part.
 
     Raises:
         ValueError: there are fewer than two differences.
@@ -193,23 +193,25 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Diff
     return Difference(mean, mean - half, mean + half, p_value)
 
 
-def _resampled(answers: Sequence[Answers], resamples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws units for all answers at once.
+def _resampled(
+    results: Sequence[LabelledPredictions], resamples: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draws units for all results at once.
 
     Returns:
-        Accuracy and macro-F1 of each answers: float64 (answers, 2), and of each resample:
-        float64 (answers, resamples, 2).
+        The accuracy and macro-F1 of each result, float64 (results, 2), and of its resamples,
+        float64 (results, resamples, 2).
     """
     numbers: dict[Hashable, int] = {}
     tables = []
     classes = 1 + max(
         int(torch.as_tensor(values).max())
-        for answer in answers
-        for values in (answer.labels, answer.predictions)
+        for result in results
+        for values in (result.labels, result.predictions)
     )
-    for answer in answers:
-        counts = _counts(answer, classes)
-        units = range(len(counts)) if answer.units is None else answer.units
+    for result in results:
+        counts = _counts(result, classes)
+        units = range(len(counts)) if result.units is None else result.units
         if len(units) != len(counts):
             raise ValueError(f"{len(units)} units are given for {len(counts)} names")
         tables.append((torch.tensor([numbers.setdefault(u, len(numbers)) for u in units]), counts))
@@ -228,15 +230,15 @@ def _resampled(answers: Sequence[Answers], resamples: int, seed: int) -> tuple[T
     return torch.stack([_statistics(total.sum(0)) for total in totals]), torch.cat(drawn, 1)
 
 
-def _counts(answer: Answers, classes: int) -> Tensor:
-    """Returns for each name its label, its prediction, and whether they agree, as one-hot rows."""
-    labelled = F.one_hot(torch.as_tensor(answer.labels), classes)
-    predicted = F.one_hot(torch.as_tensor(answer.predictions), classes)
+def _counts(result: LabelledPredictions, classes: int) -> Tensor:
+    """Returns each name's label, its prediction, and whether they agree, as one-hot rows."""
+    labelled = F.one_hot(torch.as_tensor(result.labels), classes)
+    predicted = F.one_hot(torch.as_tensor(result.predictions), classes)
     return torch.cat([labelled, predicted, labelled * predicted], 1).float()
 
 
 def _statistics(counts: Tensor) -> Tensor:
-    """Returns accuracy and macro-F1 (…, 2) of counts (…, 3 * classes) as in `_counts`.
+    """Returns accuracy and macro-F1 (…, 2) from sums of the rows of `_counts` (…, 3 * classes).
 
     The macro-F1 is the mean over the languages that have a name.
     """
@@ -257,5 +259,5 @@ def _percentiles(values: Tensor) -> tuple[float, float]:
 def _two_sided(differences: Tensor) -> float:
     """Returns the p-value of no difference, from the resampled differences."""
     tails = (differences <= 0).sum(), (differences >= 0).sum()
-    # One is added because the sample itself is a draw as well, so that no p-value is 0.
+    # Counts the observed sample as one draw, so a p-value is never 0.
     return min(2 * (int(min(tails)) + 1) / (len(differences) + 1), 1.0)

@@ -1,9 +1,9 @@
 """The split of the data into a training, a validation and a test part.
 
 By default no string is in two parts, whatever its languages: the data repeats names (Arabic has
-2,000 rows of 108 names) and has 465 strings in several languages, so a random split of its
-rows, as tutorials make it, tests a model on names that it has seen. A string here is a name in the
-folding `ASCII`, so that Müller and Muller are in one part whichever folding the model reads.
+2,000 rows of 108 names) and has 465 strings in several languages, so a random split of the
+rows, as in tutorials, tests a model on names that it has seen. A string here is a name in the
+folding `ASCII`, so that Müller and Muller are in the same part whichever folding the model reads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .text import InputError
 METHODS = ("string", "random")
 
 LEAST = 2
-"""In how many training names an accented letter must occur for a model to read it as one."""
+"""The number of training names that must contain an accented letter for the folding to keep it."""
 
 _Unit = TypeVar("_Unit")
 
@@ -36,7 +36,7 @@ class LabelledNames:
     """Folded names with their languages."""
 
     texts: tuple[str, ...]
-    """The names as the folding of the split folds them."""
+    """The names, folded by the split's folding."""
     names: EncodedNames
     """The character ids of `texts`."""
     labels: Tensor
@@ -64,7 +64,7 @@ class Split:
     folding: Folding = ASCII
     """How the names of the parts are folded."""
     seen: LabelledNames | None = None
-    """The names of the data in the training part, if `train` has made-up names too."""
+    """The training names that come from the data, if `train` has made-up names too."""
 
     def priors(self) -> Tensor:
         """Returns the share of each language in the training part: float64 (languages)."""
@@ -95,8 +95,9 @@ def split(
     The method "string" splits the distinct pairs of a folded name and a language; all pairs with
     the same string go to one part. Strings are drawn within each language, so every language with
     at least three strings that no other has is in every part; a string in several languages is
-    drawn with the one that has the fewest strings. The method "random" draws from all rows, repeats
-    included, so the same name may be in several parts: use it only to compare with such splits.
+    drawn with the language that has the fewest strings. The method "random" draws from all rows,
+    repeats included, so the same name may be in several parts: use it only to compare with such
+    splits.
 
     The order of drawing comes from a hash of the seed and the string (or the number of the row),
     so it is the same on every machine and with every version of torch.
@@ -108,12 +109,12 @@ def split(
         data: the names.
         method: "string" or "random".
         validation, test: the share of each part, above 0, together below 1.
-        seed: of the drawing.
-        folding: of the names in the parts; if None, one that keeps the accented letters that occur
-            in at least `LEAST` names of the training part. It has no effect on what is drawn.
+        seed: fixes the order of drawing.
+        folding: folds the names in the parts. If None, a folding that keeps the accented letters
+            that occur in at least `LEAST` training names. Does not affect which names are drawn.
 
     Raises:
-        InputError: an argument has another value, or a part would be empty.
+        InputError: an argument is out of range, or a part would be empty.
     """
     if method not in METHODS:
         raise InputError(f"the method of the split must be one of {METHODS}, not {method!r}")
@@ -151,14 +152,14 @@ def split(
 
 
 class _Name(NamedTuple):
-    """A name as it is drawn: one string in ASCII, with one language."""
+    """A name to draw: one string in ASCII, with one language."""
 
     text: str
-    """In the folding `ASCII`."""
+    """The name in the folding `ASCII`."""
     label: int
     """The index of the language."""
     spellings: tuple[str, ...]
-    """The names of the data that fold to the string, as they are written there."""
+    """The spellings in the data that fold to the string."""
 
 
 def _draw_strings(
@@ -201,12 +202,12 @@ def _rank(seed: int, unit: object) -> bytes:
 def _cut(
     units: list[_Unit], validation: float, test: float
 ) -> tuple[list[_Unit], list[_Unit], list[_Unit]]:
-    """Cuts units into train, validation and test, none of them empty where there are three."""
+    """Cuts units into train, validation and test; from three units on, no part is empty."""
     count = len(units)
     least = int(count >= 3)
     tested = max(round(test * count), least)
     validated = max(round(validation * count), least)
-    if count:  # the training part comes first where there are too few
+    if count:  # with too few units, the training part comes first
         tested = min(tested, max(count - 1 - least, 0))
         validated = min(validated, count - 1 - tested)
     return units[tested + validated :], units[tested : tested + validated], units[:tested]
@@ -222,7 +223,7 @@ def _digest(parts: dict[str, list[_Name]], languages: Sequence[str]) -> str:
 
 
 def _labelled(names: Sequence[_Name], folding: Folding, is_train: bool) -> LabelledNames:
-    """Returns the names of a part; of the training part in all spellings and without accents."""
+    """Returns the names of a part: of the training part all spellings, with and without accents."""
     plain = folding.plain
     texts: list[str] = []
     labels: list[int] = []

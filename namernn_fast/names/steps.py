@@ -48,8 +48,8 @@ def batches(
     Args:
         data: the names.
         order: int64 (number of names), the indices of the names in the order of the batches.
-        batch_size: names in a batch, of all processes together; the last batch may have fewer.
-        device: of the results.
+        batch_size: names in a batch, over all processes; the last batch may have fewer.
+        device: where to put the results.
         rank: which process this is.
         processes: how many there are.
     """
@@ -57,7 +57,7 @@ def batches(
     counts = [len(indices) for indices in order.split(batch_size)]
     share, size = order, batch_size
     if processes > 1:
-        # A process without a share still takes part in the step, with weight 0.
+        # A process without a share still runs the step, with weight 0.
         share = torch.cat(
             [
                 indices[rank::processes] if rank < len(indices) else indices[:1]
@@ -79,9 +79,9 @@ def train_step(
 
     Args:
         model: the classifier.
-        optimizer: of its parameters.
+        optimizer: the optimizer of its parameters.
         batch: what to train on.
-        recipe: gives the label smoothing and the clipping.
+        recipe: sets the label smoothing and the clipping.
 
     Returns:
         The loss before the step and the number of names whose language was predicted: scalars on
@@ -146,7 +146,7 @@ def train_epoch(
     Args:
         model, optimizer, recipe: as in `train_step`.
         steps: the batches.
-        scheduler: of the learning rate, which changes after each step; None leaves it alone.
+        scheduler: changes the learning rate after each step; None leaves it alone.
     """
     model.train()
     sums: list[Tensor] = []

@@ -1,7 +1,7 @@
 """Tables of names: rows of names read from text, CSV and JSON lines, in bounded memory.
 
-Each row of the input becomes one row of `Rows`, a row that cannot be read included, together with
-its other columns.
+Each row of the input, even one that cannot be read, becomes one row of `Rows` with its other
+columns.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .text import InputError, escaped, escaped_json, quoted
 
 FORMATS = ("text", "csv", "jsonl")
 
-# Lines are read again after a quote that nothing closes, so the bound is on the time as well.
+# Lines are read again after a quote that nothing closes, so this bounds the time as well.
 _MAX_RECORD_LINES = 100
 
-# Titles of a column of names, without the signs that may be in them.
+# Titles of a column of names, without blanks and signs.
 _TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fullname"}
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -41,12 +41,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Rows:
-    """Rows of the input, in order: names alone, as text has them."""
+    """Rows of the input, in order: names without other columns, as in text."""
 
     names: list[str]
-    """The names; of a row without one, what was read."""
+    """The names; for a row without a name, what was read."""
     errors: dict[int, str] = field(default_factory=dict)
-    """Why rows have no name, by their index."""
+    """By row, why it has no name."""
 
     def cells(self, titles: Sequence[str]) -> Iterable[Sequence[str]]:
         """Returns the cells of each row in the columns `titles`."""
@@ -57,7 +57,7 @@ class Rows:
         return [f'"name": {quoted(name)}' for name in self.names]
 
     def keys_of_objects(self) -> Iterable[Set[str]]:
-        """Returns the keys of each JSON object: objects need not have the same."""
+        """Returns the keys of each JSON object; they may differ from object to object."""
         return ()
 
 
@@ -97,7 +97,7 @@ class _JsonRows(Rows):
         ]
 
     def members(self, titles: Sequence[str]) -> Iterable[str]:
-        # Between the braces of an object, so that its numbers stay as they were written.
+        # The text between an object's braces is kept, so that numbers stay as they were written.
         return [
             f'"name": {quoted(name)}' if found is None else escaped_json(found[1].strip()[1:-1])
             for name, found in zip(self.names, self.objects, strict=True)
@@ -108,7 +108,7 @@ class _JsonRows(Rows):
 
 
 class Table(NamedTuple):
-    """The input."""
+    """The input: the titles of its columns, and its rows."""
 
     titles: list[str]
     """The titles of the columns; for JSON lines, the keys of the first object with a name."""
@@ -146,8 +146,8 @@ def read_table(
         file: open for reading.
         format: "text", a name on each line; "csv"; or "jsonl", on each line a JSON string or
             object.
-        column: of CSV the column of the names, by its name or by its number from 1; of JSON lines
-            the key of the names. If None, the only one or the one called "name".
+        column: for CSV, the column of the names, by its name or by its number from 1; for JSON
+            lines, the key of the names. If None, the only column or key, or the one called "name".
         delimiter: what separates the cells of CSV.
         header: whether the first row of CSV has the names of the columns.
 
@@ -158,7 +158,7 @@ def read_table(
     lines = lines_of(file)
     if format == "text":
         if column is not None:
-            raise InputError("text has no columns: one name is on each line")
+            raise InputError("text has no columns: each line is a name")
         return Table(["name"], _text_rows(lines))
     if format == "csv":
         return _csv_table(_records(lines, delimiter), column, header)
@@ -169,8 +169,8 @@ Item = TypeVar("Item")
 
 
 def _in_chunks(items: Iterator[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Cuts `items` into lists of bounded length and of bounded sizes."""
-    # Items are counted in bulk, which is fast, and sizes once for each few items.
+    """Cuts `items` into lists of bounded length and total size."""
+    # Checks both bounds only once every 256 items, which is fast.
     chunk: list[Item] = []
     size = 0
     while part := list(islice(items, 256)):
@@ -192,7 +192,7 @@ def _text_rows(lines: Iterator[bytes]) -> Iterator[Rows]:
 
 
 class _NoRecord(NamedTuple):
-    """What stands in a CSV file where no record can be read."""
+    """The line of a CSV file where no record can be read."""
 
     line: str
     error: str
@@ -201,8 +201,8 @@ class _NoRecord(NamedTuple):
 def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _NoRecord]:
     """Yields the cells of each record of a CSV file.
 
-    A record that is damaged, for example by a quote that nothing closes, costs the line where it
-    begins: reading goes on at the next line.
+    A record that is damaged, for example by a quote that nothing closes, costs only the line where
+    it begins: reading continues at the next line.
     """
     again: deque[bytes] = deque()
     record_lines: list[bytes] = []
@@ -244,7 +244,7 @@ def _csv_table(records: Iterator[list[str] | _NoRecord], column: str | None, hea
         _warn_of_name(first[place].strip(), column)
         titles = [title.strip() for title in first]
         return Table(titles, _csv_rows(records, place, len(titles)))
-    if isinstance(first, _NoRecord) or not first:  # which does not show how many columns there are
+    if isinstance(first, _NoRecord) or not first:  # the width is unknown
         place = _numbered(column or "1")
     else:
         place = _place([""] * len(first), column)
@@ -264,7 +264,7 @@ def _csv_rows(records: Iterator[list[str] | _NoRecord], place: int, width: int) 
 
 
 def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Rows:
-    """Returns rows if some have too few or too many cells, or are damaged."""
+    """Returns the rows of a chunk in which some have too few or too many cells, or are damaged."""
     rows = _CsvRows([])
     for i, record in enumerate(chunk):
         cells = [""] * width
@@ -289,7 +289,7 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 
 def _warn_of_name(title: str, column: str | None) -> None:
-    """Warns of a header that could be a name, or several titles with another sign between."""
+    """Warns about a header that could be a name, or several titles with another delimiter."""
     if sign := next((sign for sign in ";\t|" if sign in title), None):
         _log.warning(
             "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",
@@ -360,7 +360,7 @@ def _json_rows(chunk: list[bytes], column: str | None) -> _JsonRows:
         else:
             try:
                 value = json.loads(text)
-            # JSON that is nested too deeply is a RecursionError.
+            # JSON that is nested too deeply raises a RecursionError.
             except (ValueError, RecursionError) as failure:
                 error = f"not JSON: {failure}"
             else:
@@ -374,7 +374,7 @@ def _json_rows(chunk: list[bytes], column: str | None) -> _JsonRows:
 
 
 def _json_name(value: Any, text: str, column: str | None) -> tuple[str, str | None]:
-    """Returns the name in a JSON value, or its text and why there is none."""
+    """Returns the name in a JSON value and None, or its text and why it has no name."""
     if isinstance(value, dict):
         only = next(iter(value)) if len(value) == 1 else "name"
         key = only if column is None else column

@@ -152,7 +152,7 @@ def _values(path: Path, kind: str, metadata: Mapping[str, str]) -> Any:
         if _brackets(metadata[kind]) > _MAX_BRACKETS:
             raise ValueError("too many lists and tables")
         values = json.loads(metadata[kind])
-    # JSON that is nested too deeply is a RecursionError.
+    # JSON that is nested too deeply raises a RecursionError.
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a file of the kind '{kind}'") from error
     if _is_deeper(values, _MAX_DEPTH):
@@ -161,7 +161,7 @@ def _values(path: Path, kind: str, metadata: Mapping[str, str]) -> Any:
 
 
 def _brackets(text: str) -> int:
-    """Returns at least the number of lists and tables in a text of JSON."""
+    """Returns an upper bound on the number of lists and tables in a JSON text."""
     return text.count("[") + text.count("{")
 
 

@@ -1,4 +1,4 @@
-"""Names as text: checks of what a caller gives, and escapes for output."""
+"""Names as text: checks of a caller's input, and escapes for output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 MAX_LANGUAGES = 500
-"""The most languages that data or a model may have."""
+"""The maximum number of languages in the data or in a model."""
 
 _MAX_LANGUAGE_LENGTH = 50
 
@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 def is_language(name: object) -> bool:
-    """Returns whether `name` can be the name of a language: printable, neither empty nor long."""
+    """Returns whether `name` can name a language: printable, not blank and not too long."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= _MAX_LANGUAGE_LENGTH
@@ -28,8 +28,8 @@ def is_language(name: object) -> bool:
 def escaped(text: str) -> str:
     """Returns `text` with an escape such as `\\x1b` for each character that is not printable.
 
-    Control characters, line separators, the controls of text direction and lone surrogates could
-    change what a terminal or a page shows, or break a line of output in two.
+    Control characters, line separators, text-direction marks and lone surrogates could change what
+    a terminal or a page shows, or break a line of output in two.
     """
     if text.isprintable():
         return text
@@ -37,9 +37,9 @@ def escaped(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Returns a JSON string of `text`, in which printable characters stand as they are.
+    """Returns `text` as a JSON string that keeps printable characters as they are.
 
-    A lone surrogate, which strict readers refuse, becomes the text of its escape.
+    Strict readers refuse lone surrogates, so each becomes the text of its escape.
     """
     if text.isprintable():
         text = text.replace("\\", r"\\").replace('"', r"\"")
@@ -57,7 +57,7 @@ def escaped_json(text: str) -> str:
 def _json_escape(character: str) -> str:
     if "\ud800" <= character <= "\udfff":
         return "\\" + ascii(character)[1:-1]
-    # JSON allows an unescaped tab only between tokens, where a blank does as well.
+    # JSON allows an unescaped tab only between tokens, where a blank works as well.
     return " " if character == "\t" else json.dumps(character)[1:-1]
 
 
@@ -65,8 +65,8 @@ def check_names(names: Iterable[str]) -> list[str]:
     """Returns `names` as a list of strings, without checking that they are usable.
 
     Raises:
-        TypeError: `names` is a string, whose letters would be taken for names, is not iterable, or
-            holds anything but strings.
+        TypeError: `names` is a string (its letters would be taken for names), is not iterable, or
+            holds something other than strings.
     """
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise TypeError(f"names must be a list of strings, not {type(names).__name__}")

@@ -1,4 +1,4 @@
-"""Training the classifier: epochs of one network or of several, on one process or many."""
+"""Training the classifier: epochs of one network or several, in one process or many."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class _Member:
         number = len(self.history) + 1
         shuffle = torch.Generator().manual_seed(self._drawn(f"order {number}"))
         order = torch.randperm(len(self.split.train), generator=shuffle)
-        # Dropout differs from process to process, and needs no state that a resumed training lacks.
+        # Dropout differs between processes, and needs no state that a resumed training lacks.
         torch.manual_seed(self._drawn(f"dropout {number} {self.rank}"))
         steps: Iterable[Any] = batches(
             self.split.train,
@@ -130,7 +130,7 @@ class _Member:
         )
         seconds = time.perf_counter() - started
         validated = validate(self.model, self.split.validation)
-        # The last step may have been one too many, which only the validation shows.
+        # If the last step of the epoch made the model diverge, only the validation shows it.
         for value in (loss, validated[0]):
             if not math.isfinite(value):
                 raise RuntimeError(
@@ -165,11 +165,11 @@ class _Member:
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Restores what `state` returned.
 
-        Only the tensors and the results of the epochs come from it; the rest, such as the learning
+        Only the tensors and the results of the epochs are restored; the rest, such as the learning
         rate, comes from the recipe, so that a file cannot change it.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not such a state.
+            KeyError, TypeError, ValueError: the arguments are not a state of this network.
         """
         self.history = [Epoch(**epoch) for epoch in values["history"]]
         self._check_history()
@@ -187,7 +187,7 @@ class _Member:
         self.scheduler = self._scheduler(len(self.history) * self.steps)
 
     def _check_history(self) -> None:
-        """Raises an error if the history is not one of this network."""
+        """Raises an error if the history does not belong to this network."""
         if not 0 < len(self.history) <= self.recipe.epochs:
             raise ValueError(f"{len(self.history)} epochs")
         kinds = typing.get_type_hints(Epoch)
@@ -201,7 +201,7 @@ class _Member:
                 raise ValueError("results that are not finite")
 
     def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Raises an error if `tensors` are not those of a state of this network."""
+        """Raises an error if `tensors` do not belong to a state of this network."""
         weights = {name: value.shape for name, value in self.model.state_dict().items()}
         shapes = {f"best.{name}": shape for name, shape in weights.items()}
         if not self.is_finished():
@@ -219,7 +219,7 @@ class _Member:
                 raise ValueError(f"odd values of {name}")
 
     def _scheduler(self, steps: int) -> LRScheduler | None:
-        """Returns the schedule of the learning rate as it is after some steps; None: constant."""
+        """Returns the learning-rate schedule after `steps` steps; None for a constant rate."""
         if self.recipe.schedule == "constant":
             return None
         return OneCycleLR(
@@ -231,7 +231,7 @@ class _Member:
         )
 
     def _drawn(self, purpose: str) -> int:
-        """Returns a seed for one purpose, independent of every other."""
+        """Returns a seed for one purpose, independent of the seeds for others."""
         text = f"{self.seed} {self.number} {purpose}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
@@ -250,7 +250,7 @@ def fit(
     """Trains one network or several, and keeps the epoch of each with the best validation accuracy.
 
     If `torch.distributed` is initialised, its processes divide each batch, and every process
-    returns the same model; except for dropout, the results are those of one process up to rounding.
+    returns the same model; except for dropout, the results are as in one process, up to rounding.
 
     Args:
         split: the parts of the data.
@@ -339,7 +339,7 @@ def _adjust(
     split: Split,
     recipe: Recipe,
 ) -> float:
-    """Changes the last linear layers for calibration and for rare languages.
+    """Adjusts the last linear layers for calibration and for rare languages.
 
     Dividing by a temperature and subtracting a vector are linear, and so is the mean of an
     ensemble, so a trained model needs only its weights.
@@ -360,7 +360,7 @@ def _adjust(
 
 
 def _temperature(scores: Tensor, labels: Tensor) -> float:
-    """Returns the number that minimises the cross-entropy of the logits divided by it."""
+    """Returns the temperature that minimises the cross-entropy of the logits divided by it."""
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
 

@@ -1,8 +1,8 @@
-"""How unusual a name is: how improbable its characters are among those of the training names.
+"""Measures how unusual a name is: how improbable its characters are, given the training names.
 
-A recurrent network answers every string with confidence, since its probabilities only compare
+A recurrent network answers every string with confidence, because its probabilities only compare
 languages. The likelihood of a name under a model of character trigrams says whether the name looks
-like those that the network has seen at all.
+at all like the names that the network has seen.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ SHARE = 0.02
 """The share of the validation names that counts as unusual."""
 
 SYMBOLS = len(ASCII.alphabet) + 1
-"""The symbols of a trigram: the ASCII alphabet, and a mark before and behind a name."""
+"""The number of symbols: the ASCII alphabet, and a mark before and after a name."""
 
 _MARK = SYMBOLS - 1
 
 # Weight of the shorter n-gram's distribution, in observations.
 _PRIOR = 5.0
-_LEAST_LIMIT = 1.0  # standard deviations; the limit of a tiny validation part could be none
+_LEAST_LIMIT = 1.0  # in standard deviations; a tiny validation part could give too low a limit
 _NAMES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class Unusualness:
-    """A model of character trigrams, which says how unusual names are.
+    """A character-trigram model that measures how unusual names are.
 
     A name of n characters, its end included, has the score
     sum(surprise - mean) / (deviation * sqrt(n)): the surprise of a character is its negative
-    log-probability after the two before it, and mean and deviation are those of the surprises in
-    the validation names. The score is divided by the value that `SHARE` of the validation names
+    log-probability given the two before it; mean and deviation are taken over the surprises in the
+    validation names. The score is divided by the value that `SHARE` of the validation names
     exceed.
     """
 
     table: Tensor
-    """float32 (SYMBOLS, SYMBOLS, SYMBOLS), by the last two symbols and the next one: the terms of
-    the sum above."""
+    """float32 (SYMBOLS, SYMBOLS, SYMBOLS), by the last two symbols and the next symbol: the terms
+    of the sum above."""
     longest: int
     """The number of characters of the longest training name."""
 
@@ -52,11 +52,11 @@ class Unusualness:
         """Returns how unusual names are: float32 (number of names). Above 1 a name is unusual.
 
         A name that is longer than every training name is unusual however probable its characters
-        are: its length over that of the longest is a lower bound then.
+        are: the result is then at least its length divided by the longest one's length.
 
         Args:
-            names: encoded one after another, as `encode_names` encodes them.
-            folding: of the names.
+            names: encoded one after another, as `encode_names` does.
+            folding: the folding of the names.
         """
         plain = torch.tensor(folding.plain_ids)
         places = torch.arange(len(names)).split(_NAMES_AT_ONCE)
@@ -69,12 +69,13 @@ class Unusualness:
 def fit_unusualness(split: Split) -> Unusualness:
     """Fits the trigrams to the training names, and the scale to the validation names.
 
-    Each probability is interpolated with that of the shorter n-gram (MacKay and Peto, "A
+    Each probability is interpolated with the shorter n-gram's (MacKay and Peto, "A
     hierarchical Dirichlet language model", 1995). A name of a language with n names weighs
-    1 / sqrt(n), so that rare languages are not unusual for being rare.
+    1 / sqrt(n), so that names are not unusual just because their language is rare.
 
     Args:
-        split: its names; of labels that are probabilities the most probable language counts.
+        split: the parts of the data. If labels are probabilities, the most probable language
+            counts.
     """
     plain = torch.tensor(split.folding.plain_ids)
     train = split.seen or split.train
@@ -89,7 +90,7 @@ def fit_unusualness(split: Split) -> Unusualness:
 
 
 def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
-    """Returns the logarithm of each symbol's probability after two: float64 (SYMBOLS,) * 3."""
+    """Returns each symbol's log-probability given the two before it: float64 (SYMBOLS,) * 3."""
     codes, ends = _codes(data.names, plain)
     labels = data.labels if data.labels.ndim == 1 else data.labels.argmax(1)
     rarity = labels.bincount().double().rsqrt()[labels]
@@ -106,7 +107,7 @@ def _log_probabilities(data: LabelledNames, plain: Tensor) -> Tensor:
 
 
 def _part(names: EncodedNames, begin: int, end: int) -> EncodedNames:
-    """Returns some consecutive names."""
+    """Returns the names from `begin` up to but not including `end`."""
     starts, lengths = names.starts[begin:end], names.lengths[begin:end]
     first = int(starts[0])
     characters = names.characters[first : int(starts[-1] + lengths[-1])]
@@ -121,8 +122,8 @@ def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
         plain: as `Folding.plain_ids` returns them.
 
     Returns:
-        int64 (characters), of the trigrams that end at each character; int64 (number of names), of
-        those that end at the mark behind a name.
+        int64 (characters), the trigram that ends at each character; int64 (number of names), the
+        trigram that ends at the mark after each name.
     """
     ids = plain[names.characters]
     previous = ids.roll(1)
@@ -135,7 +136,7 @@ def _codes(names: EncodedNames, plain: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sums(table: Tensor, names: EncodedNames, plain: Tensor) -> Tensor:
-    """Returns the sums of a flat table's terms over names, over the roots of their lengths."""
+    """Returns each name's sum of terms in a flat table, divided by the root of its length."""
     codes, ends = _codes(names, plain)
     running = F.pad(table[codes].double().cumsum(0), (1, 0))
     sums = running[names.starts + names.lengths] - running[names.starts] + table[ends]

@@ -1,8 +1,8 @@
 """Writers of answers: a table to read, CSV and JSON lines.
 
-CSV and JSON lines carry all columns of the input, in their order, with the predictions behind them.
-Characters that are not printable are escaped: in tables and CSV with a backslash, such as `\\x1b`,
-in JSON as `\\u001b`. Controls, marks of the text direction and lone surrogates are among them.
+CSV and JSON lines keep all columns of the input, in order, followed by the predictions. Characters
+that are not printable, such as control characters, text-direction marks and lone surrogates, are
+escaped: in tables and CSV with a backslash, such as `\\x1b`, in JSON as `\\u001b`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .formatting import with_mark
 from .tables import SUFFIXES
 from .text import InputError, escaped, quoted
 
-# A spreadsheet takes a cell that begins with one of these, ASCII or of full width, for a formula.
+# A spreadsheet takes a cell that begins with one of these, ASCII or full-width, for a formula.
 _FORMULA = tuple("=+-@＝＋－＠")
-# Numbers, and signs alone: hyphens that were not read are a common case of them.
+# Numbers, and cells with only signs, such as the hyphens of a name that were not read.
 _NOT_FORMULA = re.compile(r"[+-][0-9.,]*[0-9]([eE][+-]?[0-9]+)?%?|[\W_]+")
 
 
@@ -42,27 +42,27 @@ class Writer(ABC):
         self._titles = titles
 
     def head(self) -> str:
-        """Returns the text before all answers."""
+        """Returns the text before the first answer."""
         return ""
 
     @abstractmethod
     def body(self, answers: Answers) -> str:
-        """Returns the text of some answers, which ends with a line end.
+        """Returns the text of some answers, which ends with a newline.
 
         Raises:
-            InputError: a column of the input is called like one of the predictions'.
+            InputError: a column of the input has the same title as a column of the predictions.
         """
 
-    def _check_titles(self, titles: Iterable[str], own: Sequence[str]) -> None:
-        """Raises an error if titles of the input are among those of the predictions."""
-        taken = [title for title in own if title in titles]
+    def _check_titles(self, titles: Iterable[str], columns: Sequence[str]) -> None:
+        """Raises an error if titles of the input are also columns of the predictions."""
+        taken = [title for title in columns if title in titles]
         if taken:
             names = ", ".join(map(repr, taken))
             raise InputError(f"the input has columns that predictions need: {names}; rename them")
 
 
 class TableWriter(Writer):
-    """Some lines for each name, for people.
+    """A few lines for each name, for people to read.
 
     Args:
         weak: the languages to mark as weak.
@@ -97,8 +97,8 @@ class TableWriter(Writer):
 class CsvWriter(Writer):
     """CSV: the columns of the input, then language_1, probability_1, …, unusual, dropped, error.
 
-    A cell that a spreadsheet would take for a formula has an escape for its first character, unless
-    it is a number. Of JSON lines, keys that the first object lacks are left out.
+    If a spreadsheet would take a cell for a formula, and it is not a number, its first character is
+    escaped. If the input is JSON lines, keys that the first object lacks are left out.
 
     Args:
         delimiter: the sign between cells.
@@ -115,10 +115,10 @@ class CsvWriter(Writer):
 
     def head(self) -> str:
         places = range(1, self._top + 1)
-        own = [title for n in places for title in (f"language_{n}", f"probability_{n}")]
-        own += ["unusual", "dropped", "error"]
-        self._check_titles(self._titles, own)
-        return self._line([*self._titles, *own]) + "\n"
+        columns = [title for n in places for title in (f"language_{n}", f"probability_{n}")]
+        columns += ["unusual", "dropped", "error"]
+        self._check_titles(self._titles, columns)
+        return self._line([*self._titles, *columns]) + "\n"
 
     def body(self, answers: Answers) -> str:
         titles = {*self._titles}
@@ -148,7 +148,7 @@ class CsvWriter(Writer):
         rest = iter(rows)
         while block := list(islice(rest, _BLOCK)):
             lines = [*map(self._delimiter.join, block)]
-            # Most blocks need neither quotes nor escapes: one check of all is faster than many.
+            # Most blocks need neither quotes nor escapes: one check for all rows is faster.
             text = "\n".join(lines)
             signs = sum(map(len, block)) - len(block)
             if text.count("\n") == len(block) - 1 and self._is_plain(
@@ -195,13 +195,13 @@ class JsonWriter(Writer):
     """JSON lines: the keys of the input, then languages, unusual, dropped and error.
 
     The languages are a list of objects with the keys language and probability; unusual is null
-    if it is not known, and error if there is none.
+    if it is not known, and error is null if there is none.
     """
 
-    _OWN = ("languages", "unusual", "dropped", "error")
+    _KEYS = ("languages", "unusual", "dropped", "error")
 
     def head(self) -> str:
-        self._check_titles(self._titles, self._OWN)
+        self._check_titles(self._titles, self._KEYS)
         repeated = [title for title in self._titles if self._titles.count(title) > 1]
         if repeated:
             raise InputError(
@@ -211,13 +211,13 @@ class JsonWriter(Writer):
 
     def body(self, answers: Answers) -> str:
         for titles in answers.rows.keys_of_objects():
-            self._check_titles(titles, self._OWN)
+            self._check_titles(titles, self._KEYS)
         absent = len(answers.languages)
         members = answers.rows.members(self._titles)
         columns: list[Iterable[str]] = [["{"] * len(answers), members]
         begin = ', "languages": ['
         for places, millionths in zip(answers.best.T, answers.millionths.T, strict=True):
-            # Where a language is absent, so are those behind it.
+            # If a language is absent, so are all after it.
             keys = [
                 f'{begin}{{"language": {quoted(language)}, "probability": '
                 for language in answers.languages
@@ -239,11 +239,11 @@ class JsonWriter(Writer):
 def _digits(
     millionths: Tensor, absent: Tensor, begin: str = "", end: str = ""
 ) -> list[Iterable[str]]:
-    """Returns the digits of probabilities in two columns of text: looking them up is fast.
+    """Returns the digits of probabilities as two columns of text, looked up because that is fast.
 
     Args:
         millionths: int64 (rows), the probabilities.
-        absent: bool (rows), where the text is `begin` alone.
+        absent: bool (rows), true if the text is only `begin`.
         begin, end: text around each number.
     """
     upper = [f"{begin}{number // 1000}.{number % 1000:03}" for number in range(1001)] + [begin]
@@ -257,7 +257,7 @@ def _digits(
 
 
 def _rows_of(*columns: Iterable[str]) -> str:
-    """Returns the text of rows, given what stands in each column of each row."""
+    """Returns the text of rows, given the text of each column for each row."""
     return "".join(chain.from_iterable(zip(*columns, strict=True)))
 
 
@@ -286,7 +286,7 @@ def writer_of(
     delimiter: str = ",",
     weak: Set[str] = frozenset(),
 ) -> Writer:
-    """Returns the writer of `format`, one of `FORMATS`; the rest as in the writers."""
+    """Returns the writer of `format`, one of `FORMATS`; other arguments as in the writers."""
     if format == "csv":
         return CsvWriter(top, titles, delimiter)
     return JsonWriter(top, titles) if format == "jsonl" else TableWriter(top, titles, weak)

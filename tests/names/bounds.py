@@ -1,4 +1,4 @@
-"""Bounds on what a block of a test takes."""
+"""Bounds on the memory and the time of a block in a test."""
 
 import signal
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory(field):
-    """MiB of a field of Linux's account of this process; elsewhere 0, so that no bound acts."""
+    """A field of Linux's /proc/self/status in MiB; elsewhere 0, so that there is no bound."""
     if not _CLEAR.exists():
         return 0
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
@@ -23,7 +23,7 @@ def _hang(*_):
 def bounded(mebibytes=64):
     """Checks that a block takes little memory, and does not hang."""
     if _CLEAR.exists():
-        _CLEAR.write_text("5")  # the largest memory so far is the present memory
+        _CLEAR.write_text("5")  # resets the peak memory to the present memory
     before = _memory("VmRSS")
     handler = signal.signal(signal.SIGALRM, _hang)
     signal.setitimer(signal.ITIMER_REAL, 300)

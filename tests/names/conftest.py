@@ -1,4 +1,4 @@
-"""What the tests of the application share: an empty world, data, a server, the command line."""
+"""Fixtures of the application's tests: an empty cache, data, a server, the command line."""
 
 import http.server
 import os
@@ -21,7 +21,7 @@ REAL = Path(os.environ.get("NAMERNN_FAST_DATA") or ROOT.parent / "shared" / "dat
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Models this small gain nothing from threads."""
+    """Run on one thread: models this small gain nothing from more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,7 +30,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache, no data named, and no proxy between the tests and their own server."""
+    """An empty cache, no named data, and no proxy between the tests and their server."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NAMERNN_FAST_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -66,7 +66,7 @@ def make_folder(tmp_path):
 
 @pytest.fixture
 def homeless(monkeypatch):
-    """A user without a home folder, as services and containers have them."""
+    """A user without a home folder, as in services and containers."""
 
     def home():
         raise RuntimeError("Could not determine home directory.")
@@ -124,7 +124,7 @@ def serve():
 
 @pytest.fixture
 def within_budget():
-    """Check that ours is about as near to the float64 oracle as nn.RNN is."""
+    """Check that our result is about as close to the float64 oracle as nn.RNN's."""
 
     def check(ours, nn_rnn, oracle):
         testing.assert_within_budget({"result": ours}, {"result": nn_rnn}, {"result": oracle})
@@ -134,7 +134,7 @@ def within_budget():
 
 @pytest.fixture
 def make_data(make_folder):
-    """Write the sample as a folder, which stands for real data: it is not the sample."""
+    """Write the sample as a folder, which counts as real data and not as the sample."""
     texts = {language: "\n".join(names) for language, names in SAMPLE.items()}
     return lambda name="names": make_folder(texts, name)
 
@@ -171,5 +171,5 @@ def fails(run):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No route to the data: an address that is none fails at once, without a retry."""
+    """No route to the data: an invalid address fails at once, without a retry."""
     monkeypatch.setattr(dataset, "DATA_URL", "nowhere")

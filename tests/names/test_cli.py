@@ -1,4 +1,4 @@
-"""The command line: what it prints, and its one line and exit code for everything that fails."""
+"""The command line: what it prints, and the one line and exit code of every failure."""
 
 import shlex
 import subprocess
@@ -92,7 +92,7 @@ def test_predict_says_what_a_checkpoint_records(run, tmp_path, monkeypatch, info
 
 
 def test_nothing_steers_the_terminal(run, make_data, offline, tmp_path, capsys):
-    """Names, paths, options and languages with control characters, line breaks and directions."""
+    """Control characters, line breaks and text-direction marks are escaped wherever they occur."""
     odd = "a\x1b[31m\nb\u202e"
     shown = r"a\x1b[31m\nb\u202e"
     folder = make_data(odd)
@@ -151,7 +151,7 @@ def test_wrong_input(fails, folder, tmp_path, offline):
             "--dropout applies between layers, so it needs --layers 2",
         ),
         (["predict", "Kim", "--checkpoint", bad], 2, f"{bad}: not a readable safetensors file ("),
-        # Known before the training.
+        # These fail before the training.
         (["train", "--data", folder, "--checkpoint", tmp_path], 2, f"{tmp_path}: not a plain file"),
         (["train", "--data", folder, "--checkpoint", bad / "model"], 1, "[Errno "),
     ):
@@ -207,7 +207,7 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"namernn_fast {namernn_fast.__version__}\n"
 
 
-# Options without a default: if one is missing, what it asks for is not done.
+# Options without a default: unless they are given, they do nothing.
 WITHOUT_DEFAULT = {
     "--allowed-host",
     "--figures",
@@ -292,7 +292,7 @@ def test_a_missing_package(fails, monkeypatch, command, package, extra):
     assert fails(command) == (1, advice)
 
 
-def test_a_reader_that_leaves(root):
+def test_no_error_is_reported_if_the_reader_leaves(root):
     argv = [sys.executable, "-m", "namernn_fast.names", "predict", "Kim"]
     left = subprocess.Popen(argv, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     left.stdout.close()

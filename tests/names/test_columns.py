@@ -1,4 +1,4 @@
-"""`names predict` carries the input's other columns through, whatever holds them."""
+"""`names predict` keeps the input's other columns, whatever they hold."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def predict(run, model, tmp_path, monkeypatch):
-    """Run `predict` on a file; return the lines of the output, the exit code and what was said."""
+    """Run `predict` on a file; return the lines of the output, the exit code and the messages."""
     monkeypatch.chdir(tmp_path)
 
     def predicted(content, *options, source="in.csv", target="out.csv"):
@@ -38,7 +38,7 @@ def predict(run, model, tmp_path, monkeypatch):
     return predicted
 
 
-OWN = "language_1,probability_1,unusual,dropped,error"
+PREDICTIONS = "language_1,probability_1,unusual,dropped,error"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ OWN = "language_1,probability_1,unusual,dropped,error"
 )  # fmt: skip
 def test_columns_of_csv(predict, content, options, head, begin):
     (first, row), code, said = predict(content, *options)
-    assert (first, code, said) == (f"{head},{OWN}", 0, ["wrote 1 row to out.csv"])
+    assert (first, code, said) == (f"{head},{PREDICTIONS}", 0, ["wrote 1 row to out.csv"])
     assert row.startswith(f"{begin},")
     assert row.endswith(",,")
     assert len(next(csv.reader([row]))) == len(next(csv.reader([first])))
@@ -164,7 +164,7 @@ def test_columns_of_predictions_in_the_input_are_an_error(predict, content, sour
     )
 
 
-def test_json_has_no_two_members_of_one_name(predict):
+def test_json_needs_columns_with_different_names(predict):
     written, code, (message,) = predict("x,name,x\n1,Kim,2\n", target="out.jsonl")
     assert (written, code) == (None, 2)
     assert message.endswith("several columns are called 'x', and a JSON object has one: write CSV")
@@ -212,14 +212,14 @@ def test_gzip(predict, name):
     content = f"id{',' if 'csv' in name else chr(9)}name\n1{',' if 'csv' in name else chr(9)}Kim\n"
     packed = gzip.compress(content.encode())
     (head, row), code, _ = predict(packed, source=name)
-    assert (head, row[:6], code) == (f"id,name,{OWN}", "1,Kim,", 0)
+    assert (head, row[:6], code) == (f"id,name,{PREDICTIONS}", "1,Kim,", 0)
     for damaged in (packed[:-12], content.encode(), packed[:12] + b"\xff" * 20):
         written, code, (message,) = predict(damaged, source=name, target="other.csv")
         assert (written, code) == (None, 2)
         assert f"error: {name}: damaged, or not a gzip file (" in message
 
 
-def test_where_the_output_goes_is_checked_first(fails, tmp_path, monkeypatch):
+def test_the_path_of_the_output_is_checked_before_the_work(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("namernn_fast.names.commands.predict.load_predictor", None)
     for target, said in (
@@ -232,7 +232,7 @@ def test_where_the_output_goes_is_checked_first(fails, tmp_path, monkeypatch):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_file_that_is_given_as_a_name_is_noticed(run, model, tmp_path, monkeypatch):
+def test_a_file_given_as_a_name_is_reported(run, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ("predict", "people.csv", "Kim", "--checkpoint", model)
     advice = "people.csv is read as a name; --input people.csv reads the file"

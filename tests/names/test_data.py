@@ -59,7 +59,7 @@ def test_a_folder(make_folder):
     assert names.source == f"the folder {folder}"
 
 
-def test_a_zip_is_read_for_its_expected_members_alone(make_zip, tmp_path):
+def test_only_the_expected_members_of_a_zip_are_read(make_zip, tmp_path):
     odd = (
         "data/names/../../evil.txt",
         "data/names/../Evil.txt",
@@ -81,9 +81,7 @@ def test_a_zip_is_read_for_its_expected_members_alone(make_zip, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_named_data_comes_before_the_variable_and_the_variable_before_the_cache(
-    make_folder, make_zip, cache, monkeypatch
-):
+def test_data_argument_overrides_environment_and_cache(make_folder, make_zip, cache, monkeypatch):
     cache.mkdir(parents=True)
     make_zip(TWO).rename(cache / "data.zip")
     assert load_names().source == f"the cached download {cache / 'data.zip'}"
@@ -94,7 +92,7 @@ def test_the_named_data_comes_before_the_variable_and_the_variable_before_the_ca
     assert load_names(make_folder({"Maori": "Ngata"}, "named")).languages == ("Maori",)
 
 
-def test_without_a_home_folder_named_data_is_read_and_other_data_an_error(homeless, make_zip):
+def test_without_a_home_folder_data_must_be_named(homeless, make_zip):
     advice = "there is no folder for downloads and trained models: set HOME or XDG_CACHE_HOME"
     assert refusal(None) == advice
     assert refusal("~/data.zip") == "Could not determine home directory."
@@ -102,7 +100,7 @@ def test_without_a_home_folder_named_data_is_read_and_other_data_an_error(homele
 
 
 @pytest.mark.parametrize("home", [None, "relative"])
-def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(home, tmp_path, monkeypatch):
+def test_the_cache_defaults_to_the_home_folder(home, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     if home is None:
@@ -113,8 +111,8 @@ def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(home, tmp_path
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "macintosh"])
-def test_what_is_skipped_is_said_once(make_folder, caplog, end):
-    """Lines end in any usual way; those without a usable name are counted."""
+def test_skipped_lines_are_reported_once(make_folder, caplog, end):
+    """Lines end in any usual way; lines without a usable name are counted."""
     welsh = ["Pugh", "", " ", "", "Price", "李", "x" * 1001, "x" * 1000]
     folder = make_folder({"Basque": f"Agirre{end}{end} {end}12{end}", "Welsh": end.join(welsh)})
     names = [name for name, _ in read_names(folder).rows]
@@ -287,7 +285,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_symbolic_link_stays_where_its_file_is_replaced(tmp_path):
+def test_a_symbolic_link_stays_a_link_if_its_file_is_replaced(tmp_path):
     link, path = tmp_path / "link", tmp_path / "folder" / "new"
     link.symlink_to(path)
     with files.replacing(link) as file:

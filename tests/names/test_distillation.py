@@ -1,4 +1,4 @@
-"""Networks that learn what others answer, on made-up names as well."""
+"""Networks that learn the answers of others, on made-up names as well."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_made_up_names_come_from_the_training_part():
 
 
 def test_a_teacher_labels_the_training_part_and_made_up_names(teacher, monkeypatch):
-    """A made-up name that is one of the validation or test part is left out."""
+    """A made-up name that is also in the validation or test part is left out."""
     known = {*PARTS.train.texts}
     drawn = [
         "made up",

@@ -24,7 +24,7 @@ def archive():
 
 
 def answer(content, stated=None, status=200):
-    """Return a responder that states a length, or none where `stated` is "", and the content."""
+    """Return a responder that sends the content and a length, or none if `stated` is ""."""
 
     def respond(handler):
         handler.send_response(status)
@@ -69,7 +69,7 @@ def test_the_length_need_not_be_stated(serve, archive, target):
     assert names.languages == ("Basque", "Welsh")
 
 
-def test_progress_is_shown_on_a_terminal_alone(serve, archive, target, capsys, monkeypatch):
+def test_progress_is_shown_only_on_a_terminal(serve, archive, target, capsys, monkeypatch):
     url = serve(answer(archive))
     dataset.download_names(url, target, **ONCE)
     assert capsys.readouterr().err == ""
@@ -87,7 +87,7 @@ def test_another_checksum_is_a_warning(serve, archive, target, caplog):
     ]
 
 
-def test_a_broken_cache_is_downloaded_anew(serve, archive, target, caplog):
+def test_a_broken_cache_is_downloaded_again(serve, archive, target, caplog):
     target.parent.mkdir(parents=True)
     target.write_bytes(archive[:50])
     assert load_names(url=serve(answer(archive))).languages == ("Basque", "Welsh")
@@ -142,7 +142,7 @@ def test_a_body_that_is_too_large(serve, target, monkeypatch, stated):
     assert failure(url, target) == f"{url}: too large, more than 0.25 MiB"
 
 
-def test_the_sample_is_used_and_announced_when_the_download_fails(serve, caplog, cache):
+def test_a_failed_download_falls_back_to_the_sample(serve, caplog, cache):
     url = serve(answer(b"no", status=404))
     names = load_names(url=url)
     assert names.is_sample

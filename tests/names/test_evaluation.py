@@ -19,7 +19,7 @@ from namernn_fast.names.checkpoint import Checkpoint, load_checkpoint, save_chec
 from namernn_fast.names.dataset import NamesData, embedded_sample, read_names
 from namernn_fast.names.model import NameClassifier, NameEnsemble
 from namernn_fast.names.prediction import logits
-from namernn_fast.names.significance import Answers
+from namernn_fast.names.significance import LabelledPredictions
 from namernn_fast.names.splitting import split
 from namernn_fast.names.training import Epoch
 
@@ -33,7 +33,7 @@ EPOCH = dataclasses.asdict(Epoch(1, 1, 2.0, 0.2, 2.1, 0.1, 1.0))
 
 @pytest.fixture(scope="module")
 def by_hand():
-    """Five names of four languages: C is never said; D has no name, and is said once."""
+    """Five names, four languages: C is never predicted; D has no name, and is predicted once."""
     probabilities = [
         [0.7, 0.1, 0.1, 0.1],  # right
         [0.5, 0.3, 0.1, 0.1],  # right
@@ -114,8 +114,8 @@ def test_the_best_function_of_the_string():
 # Intervals and paired tests
 
 
-def drawn_answers(count=400, classes=4, right=0.8, seed=0):
-    """Labels, and the answers of a classifier that has a share of them right."""
+def drawn_predictions(count=400, classes=4, right=0.8, seed=0):
+    """Labels, and predictions that are right with the probability `right`."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
     hits = torch.rand(count, generator=generator) < right
@@ -133,21 +133,21 @@ def test_mcnemar_by_hand():
 
 
 def test_the_bootstrap_of_an_accuracy_is_as_wide_as_theory_says():
-    labels, predictions = drawn_answers()
-    accuracy, macro_f1 = significance.bootstrap(Answers(labels, predictions))
+    labels, predictions = drawn_predictions()
+    accuracy, macro_f1 = significance.bootstrap(LabelledPredictions(labels, predictions))
     assert accuracy.value == (labels == predictions).double().mean().item()
     half = 1.96 * math.sqrt(accuracy.value * (1 - accuracy.value) / 400)
     assert accuracy.high - accuracy.value == pytest.approx(half, rel=0.1)
     assert accuracy.value - accuracy.low == pytest.approx(half, rel=0.1)
     assert macro_f1.low < macro_f1.value < macro_f1.high
-    assert significance.bootstrap(Answers(labels, predictions), seed=1)[1] != macro_f1
+    assert significance.bootstrap(LabelledPredictions(labels, predictions), seed=1)[1] != macro_f1
 
 
 def test_units_are_drawn_together():
     """Each name twice in one unit is no more evidence than once; in two units it seems to be."""
-    labels, predictions = drawn_answers(100)
-    once = significance.bootstrap(Answers(labels, predictions), resamples=500)
-    twice = Answers(labels.repeat(2), predictions.repeat(2), [*range(100), *range(100)])
+    labels, predictions = drawn_predictions(100)
+    once = significance.bootstrap(LabelledPredictions(labels, predictions), resamples=500)
+    twice = LabelledPredictions(labels.repeat(2), predictions.repeat(2), [*range(100), *range(100)])
     assert significance.bootstrap(twice, resamples=500) == once
     scores = torch.eye(4)[twice.predictions]
     found = evaluation.evaluate(twice.labels, scores, "ABCD", units=twice.units, resamples=500)
@@ -156,15 +156,15 @@ def test_units_are_drawn_together():
     ratio = (apart[0].high - apart[0].low) / (once[0].high - once[0].low)
     assert ratio == pytest.approx(math.sqrt(0.5), rel=0.15)
     with pytest.raises(ValueError, match="3 units are given for 100 names"):
-        significance.bootstrap(Answers(labels, predictions, "abc"))
+        significance.bootstrap(LabelledPredictions(labels, predictions, "abc"))
 
 
 def test_the_paired_bootstrap():
-    labels, worse = drawn_answers(right=0.6)
+    labels, worse = drawn_predictions(right=0.6)
     better = torch.where(torch.arange(400) % 5 == 0, labels, worse)
-    first, second = Answers(labels, worse), Answers(labels, better)
+    first, second = LabelledPredictions(labels, worse), LabelledPredictions(labels, better)
     accuracy, macro_f1 = significance.paired_bootstrap([first], [second], resamples=1000)
-    hits = [(answer.predictions == labels).double().mean().item() for answer in (first, second)]
+    hits = [(result.predictions == labels).double().mean().item() for result in (first, second)]
     assert accuracy.value == pytest.approx(hits[1] - hits[0])
     for difference in (accuracy, macro_f1):
         assert 0 < difference.low < difference.value < difference.high
@@ -179,20 +179,26 @@ def test_the_paired_bootstrap():
 
 def test_the_paired_bootstrap_over_splits():
     """The mean over splits; names that the splits have in common are not counted twice."""
-    labels, worse = drawn_answers(100, right=0.6)
-    _, better = drawn_answers(100, right=0.8)
+    labels, worse = drawn_predictions(100, right=0.6)
+    _, better = drawn_predictions(100, right=0.8)
     names = list(map(str, range(100)))
-    one = ([Answers(labels, worse, names)], [Answers(labels, better, names)])
-    single = significance.paired_bootstrap(*one, resamples=200)
-    same = significance.paired_bootstrap(one[0] * 5, one[1] * 5, resamples=200)
+    one_split = (
+        [LabelledPredictions(labels, worse, names)],
+        [LabelledPredictions(labels, better, names)],
+    )
+    single = significance.paired_bootstrap(*one_split, resamples=200)
+    same = significance.paired_bootstrap(one_split[0] * 5, one_split[1] * 5, resamples=200)
     for found, wanted in zip(same, single, strict=True):
         assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(wanted))
     others = list(map(str, range(100, 200)))
-    equal = Answers(labels, better, others)
-    halved = significance.paired_bootstrap([*one[0], equal], [*one[1], equal], resamples=200)
+    equal = LabelledPredictions(labels, better, others)
+    first, second = ([*results, equal] for results in one_split)
+    halved = significance.paired_bootstrap(first, second, resamples=200)
     assert halved[0].value == pytest.approx(single[0].value / 2)
     with pytest.raises(ValueError, match="different names"):
-        significance.paired_bootstrap([Answers(labels, worse)], [Answers(labels + 1, worse)])
+        significance.paired_bootstrap(
+            [LabelledPredictions(labels, worse)], [LabelledPredictions(labels + 1, worse)]
+        )
 
 
 def test_the_corrected_t_test():
@@ -201,7 +207,7 @@ def test_the_corrected_t_test():
     found = significance.corrected_t_test(differences, 0)
     ends = plain.confidence_interval()
     assert dataclasses.astuple(found) == pytest.approx((0.02, ends.low, ends.high, plain.pvalue))
-    # With a test part of 2/7 of the training part the variance is (1/5 + 2/7) / (1/5) times that.
+    # A test part of 2/7 of the training part makes the variance (1/5 + 2/7) / (1/5) times as large.
     wider = significance.corrected_t_test(differences, 2 / 7)
     ratio = (wider.high - wider.value) / (found.high - found.value)
     assert ratio == pytest.approx(math.sqrt((1 / 5 + 2 / 7) / (1 / 5)))
@@ -236,7 +242,7 @@ def test_the_ngram_baseline_sees_the_ends_of_names(endings):
     for part, values in ((endings.validation, scores.validation), (endings.test, scores.test)):
         assert torch.equal(values.argmax(1), part.labels)
         assert torch.allclose(values.exp().sum(1), torch.ones(len(part), dtype=torch.float64))
-    # Without n-grams longer than a character the marks at the ends tell nothing.
+    # Without n-grams longer than a character, the marks at the ends say nothing.
     single = baselines.NgramSettings(longest=1)
     shorter = baselines.ngram_baseline(endings, single)
     assert not torch.equal(shorter.test.argmax(1), endings.test.labels)
@@ -252,7 +258,7 @@ def test_the_prior_correction_of_the_ngrams(endings):
 
 
 def test_a_language_that_is_never_trained(endings):
-    """As a random split may leave one: its probability is small, and figures stay finite."""
+    """A random split may leave one: its probability is small, and figures stay finite."""
     labels = endings.train.labels
     for trained in (0, 1):  # with two languages to fit, and with one
         train = dataclasses.replace(endings.train, labels=labels * (1 - trained))
@@ -274,7 +280,7 @@ def size_of(path):
 
 @pytest.mark.filterwarnings("error")
 def test_figures_of_odd_languages(tmp_path):
-    """The name of a language is no formula, and steers nothing."""
+    """The name of a language is not a formula, and controls nothing."""
     folder = tmp_path / "pictures"
     languages = [r"$\frac$", "a\x1b[2J", "_^{$"]
     found = evaluation.evaluate([0, 1, 2], torch.eye(3), languages, resamples=10)
@@ -288,7 +294,7 @@ def test_figures_of_odd_languages(tmp_path):
 
 
 def test_many_languages_are_bounded(monkeypatch):
-    """The figure grows with the languages up to a bound, from which on it has no numbers."""
+    """The figure grows with the languages up to a bound, beyond which it has no numbers."""
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
     for count in (3, 18, 60):
@@ -365,7 +371,9 @@ def test_the_command(run, save, tmp_path):
     }
     rivals = [values.argmax(1) for name, values in scores.items() if name != "majority"]
     mcnemar = significance.mcnemar(part.labels, *rivals)
-    first, second = ([Answers(part.labels, answers, part.texts)] for answers in rivals)
+    first, second = (
+        [LabelledPredictions(part.labels, predictions, part.texts)] for predictions in rivals
+    )
     accuracy, macro_f1 = significance.paired_bootstrap(first, second)
     values = json.loads(json_file.read_bytes())
     figures_of = {name: dataclasses.asdict(figures) for name, figures in expected.items()}
@@ -390,7 +398,7 @@ def test_the_command(run, save, tmp_path):
     assert all(min(size_of(folder / name)) > 400 for name in names)
 
 
-def test_the_validation_part_without_ngrams_and_without_a_history(run, save, tmp_path):
+def test_the_validation_part_without_ngrams_or_a_history(run, save, tmp_path):
     path = save(seed=math.nan, history=[{}])
     json_file, folder = tmp_path / "figures.json", tmp_path / "pictures"
     options = ("--part", "validation", "--no-ngrams", "--json", json_file, "--figures", folder)

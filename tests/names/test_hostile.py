@@ -49,7 +49,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def write(tiny, tiny_bytes, path):
-    """Writes a file that is the tiny checkpoint but for the values and weights given."""
+    """Writes the tiny checkpoint with other values and weights."""
     path.write_bytes(tiny_bytes)
     values = tensor_files.read_values(path, KIND)
 
@@ -61,7 +61,7 @@ def write(tiny, tiny_bytes, path):
 
 
 def refusal(path):
-    """The reason why there is no checkpoint at `path`, which is found out in no time."""
+    """The reason why `path` is refused, which must take little memory and time."""
     with bounded(), pytest.raises(InputError) as error:
         load_checkpoint(path)
     start, _, rest = str(error.value).partition(": ")
@@ -69,7 +69,7 @@ def refusal(path):
     return rest
 
 
-def test_no_plain_file_or_one_of_twenty_gigabytes(tmp_path):
+def test_special_files_and_huge_files_are_refused(tmp_path):
     assert refusal(tmp_path / "none") == "there is no such file"
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", "/dev/zero"):
@@ -165,7 +165,7 @@ def test_other_weights_are_refused(write, path, tiny):
         assert changed(**bias) == f"the weight classifier.bias has the dtype {dtype}"
 
 
-def test_the_largest_model_is_not_built_for_a_file_that_does_not_hold_it(write, path, tiny):
+def test_a_model_is_not_built_if_its_file_is_too_small(write, path, tiny):
     largest = {"embedding_size": 4096, "hidden_size": 4096, "num_layers": 64, "bidirectional": True}
     write(model={**tiny.model.config, **largest})
     assert refusal(path).endswith("'classifier.weight' has the shape (3, 6), not (3, 8192)")
@@ -222,7 +222,7 @@ def test_values_that_are_nested_deeply_are_refused(write, path, depth):
     )
 
 
-def test_what_is_not_a_whole_safetensors_file(path, tiny_bytes):
+def test_a_torn_safetensors_file_is_refused(path, tiny_bytes):
     torn = (tiny_bytes[:size] for size in range(0, len(tiny_bytes), 61))
     for content in (b"text\n", b"\0" * 8, b"\xff" * 99, tiny_bytes + b"\0", *torn):
         path.write_bytes(content)
@@ -230,7 +230,7 @@ def test_what_is_not_a_whole_safetensors_file(path, tiny_bytes):
 
 
 def check_content(path, content):
-    """Any content is refused as a checkpoint, or is one that answers or is found damaged."""
+    """Check that the content is refused, found damaged, or a model that answers."""
     path.write_bytes(content)
     with bounded():
         try:

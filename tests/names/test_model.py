@@ -69,7 +69,7 @@ def one_by_one(model, names):
 
 
 @options
-def test_logits_and_gradients_are_those_of_the_definition(options, within_budget):
+def test_logits_and_gradients_match_the_definition(options, within_budget):
     """From the same seed both layers have the same weights."""
     models = fused, plain, oracle = [classifier(kind, **options).to(dtype) for kind, dtype in KINDS]
     assert [type(model.rnn) for model in models] == [FusedRNN, nn.RNN, nn.RNN]
@@ -77,7 +77,7 @@ def test_logits_and_gradients_are_those_of_the_definition(options, within_budget
     torch.testing.assert_close(dict(fused.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     names = NAMES[::3]
     logits = [fused(packed(names)), plain(packed(names)), one_by_one(oracle, names)]
-    # A fault of both layers' classifiers would be within the budget that one gives the other.
+    # A fault in both layers' classifiers would be within the budget that one sets for the other.
     torch.testing.assert_close(logits[1].double(), logits[2], rtol=0, atol=1e-5)
     within_budget(*logits)
     weight = torch.randn(len(names), 18, generator=torch.Generator().manual_seed(2))
@@ -89,18 +89,18 @@ def test_logits_and_gradients_are_those_of_the_definition(options, within_budget
 
 @options
 @pytest.mark.parametrize("rnn_class", [FusedRNN, nn.RNN])
-def test_padded_names_are_as_good_as_packed_ones(options, rnn_class):
+def test_padded_and_packed_names_have_the_same_logits(options, rnn_class):
     model = classifier(rnn_class, **options)
     names = NAMES[::17]
     expected = model(packed(names))
-    own = pack_sequence([encode(name) for name in names], enforce_sorted=False)
-    assert torch.equal(model(own), expected)
-    # The padding may be longer than need be, and of any characters.
+    unsorted = pack_sequence([encode(name) for name in names], enforce_sorted=False)
+    assert torch.equal(model(unsorted), expected)
+    # The padding may be longer than needed, and hold any ids.
     ids, lengths = padded(names)
     wider = nn.functional.pad(ids, (0, 3))
     junk = torch.where(torch.arange(wider.shape[1]) < lengths.unsqueeze(1), wider, 30)
-    for given in (ids, wider, junk):
-        torch.testing.assert_close(model(given, lengths), expected, rtol=0, atol=2e-6)
+    for padded_ids in (ids, wider, junk):
+        torch.testing.assert_close(model(padded_ids, lengths), expected, rtol=0, atol=2e-6)
 
 
 @options
@@ -144,7 +144,7 @@ def test_character_dropout_zeroes_whole_characters():
 
 @options
 @pytest.mark.parametrize("given", [packed, padded], ids=["packed", "padded"])
-def test_a_dropped_character_is_one_for_both_layers(options, given, within_budget):
+def test_both_layers_drop_the_same_characters(options, given, within_budget):
     """From the same seed the same characters are unknown, as ids or as rows of zeros."""
     results = []
     weight = torch.randn(len(NAMES), 18, generator=torch.Generator().manual_seed(2))
@@ -162,7 +162,7 @@ def test_a_dropped_character_is_one_for_both_layers(options, given, within_budge
         within_budget(*values)
 
 
-def test_the_fused_layer_is_given_ids(monkeypatch):
+def test_the_fused_layer_reads_ids(monkeypatch):
     """Only n-grams need an embedding of each character; otherwise the layer reads ids."""
 
     def embedded(*_):
@@ -183,7 +183,7 @@ def test_the_fused_layer_is_given_ids(monkeypatch):
             other(names)
 
 
-def test_ngram_embeddings_are_those_of_the_definition():
+def test_ngram_embeddings_match_the_definition():
     """The rows of the three n-grams around each character, spelled out."""
     names = ["frank", "li", "o", "o'neal", "de la cruz"]
     table = NgramEmbedding(4, len(ASCII.alphabet))
@@ -218,7 +218,7 @@ def test_dropped_characters_leave_no_trace_in_ngrams():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
-    """One export of an ensemble of both poolings, of one direction and of two."""
+    """One export covers both poolings, and one direction and two."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     members = [

@@ -1,4 +1,4 @@
-"""`names predict`: every format, one row out for each row in, in bounded memory, whatever comes."""
+"""`names predict`: every format, a row out for each row in, bounded memory, whatever the input."""
 
 import csv
 import io
@@ -88,7 +88,7 @@ def rows_of(content, format="csv", column=None, **options):
 
 
 class Pipe:
-    """Gives its blocks one by one, whatever it is asked for."""
+    """Returns its blocks one by one, whatever size is asked for."""
 
     def __init__(self, blocks):
         self.blocks = iter(blocks)
@@ -105,7 +105,7 @@ class Pipe:
         ("text", b"\r", [""]),
         ("text", b"\xef\xbb\xbfFrank\r\nKim\r\rNowak\n\n ", ["Frank", "Kim", "", "Nowak", "", " "]),
         ("text", b"\x0bO\xe2\x80\xa8Neal\r\n", ["\x0bO\u2028Neal"]),
-        # Bytes that are no UTF-8 stay in their row; two odd bytes are no mark of UTF-16.
+        # Bytes that are not UTF-8 stay in their row; two odd bytes are not a mark of UTF-16.
         ("text", b"Kim\nFra\xffnk\nNowak", ["Kim", "Fra\udcffnk", "Nowak"]),
         ("text", b"\xff\xfe\nKim", ["\udcff\udcfe", "Kim"]),
         ("csv", b"", []),
@@ -126,7 +126,7 @@ def test_names_of_files(format, content, names, size):
 
 
 @pytest.mark.parametrize(("format", "end"), [("text", b"\n"), ("csv", b"\r\n"), ("jsonl", b"\r")])
-def test_a_line_without_bound_is_one_row_and_little_memory(format, end):
+def test_a_huge_line_is_one_row_and_takes_little_memory(format, end):
     pipe = Pipe([b'"name"' + end, *[b"x" * 65_536] * 100, b"x" * 5 + end, b'"Kim"'])
     tracemalloc.start()
     rows = read(pipe, format)
@@ -253,14 +253,14 @@ def answer(predictor, names, *arguments, errors=(), **options):
     return answer_rows(predictor, Rows([*names], dict(errors)), *arguments, **options)
 
 
-def test_answers_are_those_of_predict(predictor):
+def test_answers_match_predict(predictor):
     names = ["Frank", "Ślusàrski", "ffrank", "Frank", "O’Neal-Smith"]
     answers = answer(predictor, names, top=2)
     assert (answers.rows.names, answers.errors) == (names, {})
-    for row, (name, told) in enumerate(zip(names, predictor.predict(names, 2), strict=True)):
+    for row, (name, expected) in enumerate(zip(names, predictor.predict(names, 2), strict=True)):
         languages, values = zip(*answers.of_row(row), strict=True)
-        assert list(languages) == [language for language, _ in told]
-        assert values == pytest.approx([value for _, value in told], abs=1e-6)
+        assert list(languages) == [language for language, _ in expected]
+        assert values == pytest.approx([value for _, value in expected], abs=1e-6)
         assert answers.dropped.get(row, "") == ASCII.dropped(name)
     assert len(answer(predictor, [])) == 0
     found = answer(predictor, ["Kim"], top=99).of_row(0)
@@ -355,7 +355,7 @@ def test_a_cell_is_no_formula(name, cell):
 
 
 def wrote(count, path):
-    """Return the line that says so."""
+    """Return the line that reports the rows written to a file."""
     return f"wrote {count} {'row' if count == 1 else 'rows'} to {path}\n"
 
 
@@ -426,7 +426,7 @@ def redirected(files):
 def test_what_is_read_is_not_overwritten(
     fails, tmp_path, monkeypatch, numbers, argv, written, read
 ):
-    """`numbers` are the descriptors that are people.csv."""
+    """`numbers` are the descriptors that refer to people.csv."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     paths = [tmp_path / "people.csv", tmp_path / "folder" / "people.csv"]
@@ -450,7 +450,7 @@ def test_what_is_read_is_not_overwritten(
 
 
 def test_devices(run, tmp_path):
-    """What looks like a file and is none is written to, and stays what it is."""
+    """A device is written to, not replaced by a file."""
     for argv, count in (("Kim",), 1), (("--input", "/dev/null"), 0):
         assert run(*argv, "--output", "/dev/null") == (0, "", wrote(count, "/dev/null"))
     names, log, stdout = (tmp_path / name for name in ("names.txt", "log.txt", "stdout"))
@@ -496,14 +496,14 @@ def test_input_that_is_not_there(fails, tmp_path):
         (b"id,who\n1,Kim\n", ["--column", "who"], None),
     ],
 )
-def test_a_name_that_is_read_as_the_header_is_told(run, content, options, said):
+def test_a_name_that_is_read_as_the_header_is_reported(run, content, options, said):
     code, _, err = run("-", "--input-format", "csv", *options, stdin=content)
     line = f"the first row, {said!r}, is read as the header; --no-header reads it as a name\n"
     assert (code, err) == (0, line if said else "")
 
 
 @pytest.mark.parametrize(("sign", "option"), [(";", ";"), ("\t", "tab"), ("|", "|")])
-def test_another_sign_between_cells_is_told(run, sign, option):
+def test_another_sign_between_cells_is_reported(run, sign, option):
     content = f"name{sign}age\nKim{sign}3\n".encode()
     code, out, err = run("-", "--input-format", "csv", stdin=content)
     assert (code, out.count("\n") > 1) == (0, True)
@@ -522,7 +522,7 @@ def test_nothing_is_written_when_the_column_is_not_there(fails, tmp_path, monkey
         assert code == 2
         assert message.startswith("no column is called 'name'; --column takes one of")
     assert target.read_text() == "old"
-    monkeypatch.setattr(predict, "load_predictor", None)  # known before the work
+    monkeypatch.setattr(predict, "load_predictor", None)  # fails before the work
     folder = tmp_path / "folder.csv"
     folder.mkdir()
     assert fails("Kim", "--output", folder) == (2, f"{folder}: not a plain file")
@@ -537,7 +537,9 @@ def test_nothing_is_written_when_the_column_is_not_there(fails, tmp_path, monkey
         (["Kim", "--output", "out.csv"], True, False),
     ],
 )
-def test_the_bar_is_for_a_terminal(run, tmp_path, monkeypatch, argv, out_is_terminal, shown):
+def test_the_bar_is_shown_only_on_a_terminal(
+    run, tmp_path, monkeypatch, argv, out_is_terminal, shown
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "names.txt").write_text("Kim\n" * 20)
     terminal = io.StringIO()
@@ -576,19 +578,19 @@ FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 def parsed(out, format):
-    """Return (name, languages, error) of each row, after checking what all output must be."""
-    assert out.replace("\n", "").isprintable()  # nor has it lone surrogates
+    """Return (name, languages, error) of each row, after checking that the output is printable."""
+    assert out.replace("\n", "").isprintable()  # so it has no lone surrogates either
     if format == "csv":
         head, *rows = csv.reader(io.StringIO(out))
         assert {len(row) for row in rows} <= {len(head)}
-        name, told = head.index("name"), head.index("language_1")
-        return [(row[name], [x for x in row[told:-2:2] if x], row[-1] or None) for row in rows]
+        name, first = head.index("name"), head.index("language_1")
+        return [(row[name], [x for x in row[first:-2:2] if x], row[-1] or None) for row in rows]
     rows = [json.loads(line) for line in out.removesuffix("\n").split("\n")] if out else []
     return [(r["name"], [x["language"] for x in r["languages"]], r["error"]) for r in rows]
 
 
 def check(result, names, format):
-    """Check that the row of each name has an answer or an error, and that the code says which."""
+    """Check that each name has a row with an answer or an error, and the exit code."""
     code, out, err = result
     rows = parsed(out, format)
     assert len(rows) == len(names)
@@ -625,7 +627,7 @@ def test_any_names(run, names, format):
     format=st.sampled_from(["csv", "jsonl"]),
 )
 def test_any_bytes(run, content, source, format):
-    """Text and JSON lines give a row for each line; CSV, whose records span lines, no more."""
+    """Text and JSON lines have a row for each line; CSV, whose records may span lines, no more."""
     options = ["--input-format", source, "--format", format]
     options += ["--no-header", "--column", "1"] if source == "csv" else []
     result = run("-", *options, stdin=content)
@@ -641,7 +643,7 @@ def test_any_bytes(run, content, source, format):
 
 
 def test_as_a_program(root):
-    """Bytes as the system gives them, and no import that takes seconds."""
+    """The program reads bytes as the system passes them, and imports nothing that takes seconds."""
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
         "print(main(), main(sys.argv[1:3] + ['-']), 'torch._dynamo' in sys.modules)"

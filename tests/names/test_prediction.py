@@ -1,4 +1,4 @@
-"""Prediction: bounded batches, the order of the names, and whatever people take for a name."""
+"""Prediction: bounded batches, the order of the names, and odd names."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def asked():
 
 @pytest.fixture
 def batches(monkeypatch):
-    """How many rows and steps each batch has that a model reads."""
+    """The numbers of names and steps in each batch that a model reads."""
     seen = []
 
     def watched(self, names, forward=NameClassifier.forward):
@@ -58,7 +58,7 @@ def test_batches_have_a_bounded_number_of_characters(batches):
     assert len(batches) <= sum(map(len, names)) / 16_384 + 100
 
 
-def test_a_long_name_has_a_batch_of_its_own_where_names_share(batches):
+def test_long_names_stay_out_of_batches_that_share_prefixes(batches):
     predictor(**SHARING).languages_of(["Kim", "x" * 1000, "Papadopoulos", "y" * 33] * 1000)
     assert [batch for batch in batches if batch[1] <= 32] == [(2000, 12)]
     assert all(rows * steps <= 16_384 for rows, steps in batches if steps > 32)
@@ -88,8 +88,8 @@ def test_answers_do_not_depend_on_batches(options, characters, monkeypatch):
     best = zip(places.tolist(), values.tolist(), strict=True)
     assert asked.predict(names, 1) == [[(LANGUAGES[place], value)] for place, value in best]
     # Two languages may be equally probable except for rounding.
-    told = torch.tensor([LANGUAGES.index(language) for language in asked.languages_of(names)])
-    assert (values - together.gather(1, told.unsqueeze(1))[:, 0]).max() <= 1e-6
+    labels = torch.tensor([LANGUAGES.index(language) for language in asked.languages_of(names)])
+    assert (values - together.gather(1, labels.unsqueeze(1))[:, 0]).max() <= 1e-6
 
 
 def test_no_names(asked):
@@ -98,14 +98,14 @@ def test_no_names(asked):
 
 
 @pytest.mark.parametrize("ask", [prediction.probabilities, prediction.most_probable])
-def test_many_names_take_no_memory_but_their_results(asked, ask):
+def test_many_names_need_memory_only_for_their_results(asked, ask):
     encoded = encode_names(["Papadopoulos"] * 40_000)
     with bounded(mebibytes=16):
         ask(asked.checkpoint.model, encoded)
 
 
 @pytest.mark.parametrize("asked", [predictor(), ensemble()], ids=["one", "ensemble"])
-def test_prefixes_are_asked_as_names_are(asked):
+def test_prefixes_have_the_probabilities_of_names(asked):
     found = asked.prefix_probabilities("Zoë D'")
     # A blank at the end of a name is dropped, but not at the end of a prefix.
     expected = asked.probabilities(["zoe d'"[:end] for end in (1, 2, 3, 5, 6)])

@@ -1,4 +1,4 @@
-"""The small network that ships: what the package promises of it."""
+"""The small network that ships: what the package promises about it."""
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ def test_it_answers_right_after_installation(cache):
 
 
 def test_it_answers_as_with_the_layer_of_torch(real_folder):
-    """Ids, shared prefixes and the last state alone are another way to the same numbers."""
+    """Reading ids, sharing prefixes and keeping only the last state give the same numbers."""
     rows = [name for name, _ in names.read_names(real_folder).rows]
     ours, torchs = (
         names.load(PATH, rnn_class=kind).probabilities(rows) for kind in (FusedRNN, nn.RNN)
@@ -39,7 +39,7 @@ def test_it_answers_as_with_the_layer_of_torch(real_folder):
     assert (ours - torchs).abs().max() <= 1e-6
 
 
-def test_its_card_and_its_split_are_those_of_the_data(real_folder):
+def test_its_card_and_split_match_the_data(real_folder):
     parts = names.split(names.read_names(real_folder))
     info = names.load_checkpoint(PATH).info["split"]
     assert info["sha256"] == parts.info["sha256"]

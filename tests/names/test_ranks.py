@@ -26,7 +26,7 @@ def test_two_processes_give_the_losses_of_one(folder, run, run_program, root, tm
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = ["-m", "namernn_fast.names", *options, tmp_path / "two"]
     out = run_program(*torchrun, *program, cwd=root)
-    # One process alone reports and saves.
+    # Only one process reports and saves.
     assert len(out.splitlines()) == 1 + 4 + 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names", "one", "two"]
 

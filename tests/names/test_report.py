@@ -102,7 +102,7 @@ def test_leaks(tiny):
 
 
 def test_leaks_by_hand(tiny):
-    """The validation part is seen before the test as well: choices are made by it."""
+    """The validation part counts as seen before the test, because choices are based on it."""
     train, validation, test = (
         LabelledNames(texts, encode_folded(texts), torch.tensor(labels))
         for texts, labels in (
@@ -171,7 +171,7 @@ def test_the_report_as_json(run, tmp_path, folder):
 
 
 def test_the_report_as_markdown(run, tmp_path, make_folder):
-    """Text from files is shown as it is: it steers no terminal and is no markup of the page."""
+    """Text from files is escaped: it neither controls a terminal nor becomes markup of the page."""
     evil = "<script>|*x*\u202e\x1b[2J"
     folder = make_folder({"A": f"{evil}\nLee \nKim\n", "B|b": "Lee\nGroß\nWeber\n"})
     path = tmp_path / "report.md"
@@ -184,7 +184,7 @@ def test_the_report_as_markdown(run, tmp_path, make_folder):
     assert "<script>" not in page
     assert '| 2 | A | "Lee " | lee |  |  | blanks at the ends |' in page
     assert r"| lee | A, B\|b |" in page
-    assert "- no name: the text is one of a web page" in page
+    assert "- no name: the text comes from a web page" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
 
@@ -240,7 +240,7 @@ def test_the_real_data(real_folder):
     assert real.leak["this split"] == {"pairs": 0, "strings": 0}
     # 11.1 % and 15.2 % over many random splits; one test part of 4,015 rows has an error of 0.5 %.
     assert real.leak["random split"] == pytest.approx({"pairs": 0.111, "strings": 0.152}, abs=0.01)
-    # By the spellings ß, ł and a no-break space stand for something, and are not dropped.
+    # ß, ł and a no-break space have spellings, so they are not dropped.
     assert sum(bool(row.spelled) for row in real.odd_rows) == 11
     assert Counter("".join(row.dropped for row in real.odd_rows)) == {
         "-": 25,
@@ -258,8 +258,8 @@ def test_the_real_data(real_folder):
     }
 
 
-def test_sources_are_those_of_training(run, offline):
-    """Without --data and a network the sample stands in, unless it is refused."""
+def test_the_sample_is_used_unless_it_is_refused(run, offline):
+    """The command finds its data as `train` does."""
     code, out, _ = run("data")
     assert code == 0
     assert "names in 18 languages: the embedded sample" in out

@@ -1,4 +1,4 @@
-"""A training that is interrupted goes on from its last epoch as if nothing had happened."""
+"""An interrupted training continues after its last epoch as if nothing had happened."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ RECIPES = {
         model={"num_layers": 2, "dropout": 0.2, "state_dropout": 0.1, "character_dropout": 0.1},
     ),
 }
-# A file gives the tuple and the number of a key back in other forms.
+# In a file, the tuple becomes a list and the number of a key a string.
 IDENTITY = {"seed": 0, "recipe": PLAIN.values(), "sizes": (1, 2), "numbers": {1: 0.1}}
 
 
@@ -37,7 +37,7 @@ def resumed(path, recipe, identity=IDENTITY):
 
 
 def outcome(fitted):
-    """Everything that a training gives, except its date and the time that it took."""
+    """Everything that a training returns, except its date and the time that it took."""
     info = {**fitted.checkpoint.info, "history": [replace(e, seconds=0) for e in fitted.history]}
     del info["trained"]
     return info, {
@@ -46,7 +46,7 @@ def outcome(fitted):
 
 
 def train_one_epoch(path, recipe, monkeypatch):
-    """Goes on from the state, if there is one, until the middle of the second epoch."""
+    """Trains from the state, if there is one, until the middle of the second epoch."""
     train_epoch = training.train_epoch
     begun = []
 
@@ -67,9 +67,7 @@ def train_one_epoch(path, recipe, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_training_that_is_interrupted_in_every_epoch_gives_the_same_bits(
-    name, tmp_path, monkeypatch
-):
+def test_interruptions_in_every_epoch_do_not_change_a_bit(name, tmp_path, monkeypatch):
     recipe, path = RECIPES[name], tmp_path / "state"
     for _ in range(recipe.epochs * recipe.members - 1):
         train_one_epoch(path, recipe, monkeypatch)
@@ -77,7 +75,7 @@ def test_a_training_that_is_interrupted_in_every_epoch_gives_the_same_bits(
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path, monkeypatch):
-    """Its state holds the weights of its networks alone."""
+    """Its state holds only the weights of its networks."""
     path = tmp_path / "state"
     whole = fit(PARTS, RECIPES["ensemble"], state=StateFile(path, IDENTITY))
     tensors, _ = tensor_files.read_tensors(path, KIND)
@@ -190,7 +188,7 @@ def test_another_training_is_refused_in_words(kept, path):
     )
 
 
-def test_a_checkpoint_is_no_state_and_a_torn_state_none(kept, path):
+def test_other_files_and_torn_states_are_refused(kept, path):
     whole = kept[-1]
     tensor_files.write_tensors(path, "another kind", kept[0], kept[1])
     assert refusal(path) == f"not a file of the kind '{KIND}'"
@@ -207,7 +205,7 @@ def test_any_changed_byte_gives_a_training_or_an_error(kept, path, data):
     path.write_bytes(content)
     try:
         fitted = resumed(path, PLAIN)
-    # Weights that were changed to great ones may fail as any training with too large steps does.
+    # Weights changed to huge values may fail, as any training with too large steps does.
     except (InputError, RuntimeError):
         return
     assert len(fitted.history) == PLAIN.epochs

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 from namernn_fast import names
 from namernn_fast.names.serving import batching, requests, running, server
-from namernn_fast.names.serving.answers import MAX_STATES_LENGTH, Answers
+from namernn_fast.names.serving.responder import MAX_STATES_LENGTH, Responder
 
 LANGUAGES = ("Czech", "German", "Irish", "Korean", "Polish")
 SPLIT = {
@@ -34,7 +34,7 @@ LOCAL = "http://localhost"
 LONGEST = "a" * MAX_STATES_LENGTH
 JSON = {"Content-Type": "application/json"}
 HANG = 300
-"""Seconds after which something hangs, however busy the machine is."""
+"""Seconds after which something must be hanging, however busy the machine is."""
 
 
 def network(seed=0, **options):
@@ -48,7 +48,7 @@ def predictor_of(model, split=SPLIT):
 
 @pytest.fixture(scope="module", autouse=True)
 def _patience():
-    """Limits of time that no test reaches unless it sets them itself."""
+    """Time limits that no test reaches unless it sets its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "KEEP_ALIVE_SECONDS", 10 * HANG)
         patch.setattr(running, "HEADER_SECONDS", 10 * HANG)
@@ -85,9 +85,9 @@ def expected(predictor, name, top):
 
 @pytest.mark.parametrize("options", [{}, {"top": 1}, {"top": 1000}])
 def test_many_names_at_once(client, predictor, options):
-    given = ["Frank", "Ślusàrski", "Иванов", "O-Neal", "x" * 1001, " Kim "]
-    results = client.post("/predict", json={"names": given, **options}).json()["results"]
-    assert [result["name"] for result in results] == given
+    asked = ["Frank", "Ślusàrski", "Иванов", "O-Neal", "x" * 1001, " Kim "]
+    results = client.post("/predict", json={"names": asked, **options}).json()["results"]
+    assert [result["name"] for result in results] == asked
     assert results.pop(4)["error"] == "a name of 1,001 characters: at most 1,000 are read"
     assert results.pop(2)["error"].startswith("'Иванов' has no character that the model reads: ")
     assert [result["dropped"] for result in results] == ["", "", "-", ""]
@@ -152,7 +152,7 @@ def test_health(client):
     ],
 )
 def test_the_record_of_the_data_is_not_trusted(split, data):
-    described = Answers(predictor_of(network(), split)).description()["data"]
+    described = Responder(predictor_of(network(), split)).description()["data"]
     assert tuple(described.values()) == data
 
 
@@ -189,11 +189,11 @@ def test_routes(client, method, path, host, status):
     check_headers(response)
 
 
-def test_an_unforeseen_failure_tells_nothing(monkeypatch):
+def test_an_unforeseen_failure_reveals_nothing(monkeypatch):
     def fail(self, names, top):
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(Answers, "predict", fail)
+    monkeypatch.setattr(Responder, "predict", fail)
     with client_of(network()) as client:
         response = client.post("/predict", json={"names": ["Kim"]})
     assert response.status_code == 500
@@ -291,7 +291,7 @@ LEFT = {"type": "http.disconnect"}
 def test_a_body_that_is_not_read_to_its_end(
     predictor, monkeypatch, messages, declared, status, got
 ):
-    """The server answers after `messages` and reads no further; None stands for silence."""
+    """The server responds after `messages` and reads no further; None stands for silence."""
     monkeypatch.setattr(requests, "BODY_SECONDS", 0.05 if status == 408 else HANG)
     headers = {b"host": b"localhost", b"content-type": b"application/json"}
     headers[b"content-length"] = declared
@@ -328,7 +328,7 @@ ANY_JSON = st.recursive(
 def test_any_names(client, found):
     response = client.post("/predict", content=json.dumps({"names": found}), headers=JSON)
     assert response.status_code == 200
-    # Controls of text direction travel as escapes.
+    # Text-direction marks travel as escapes.
     assert response.content.isascii()
     results = response.json()["results"]
     assert [result["name"] for result in results] == found
@@ -362,11 +362,11 @@ def test_a_name_on_which_the_model_fails_does_not_hurt_others():
     """The weights of "z" are infinite, so that only names with a "z" have no finite result."""
     model = network(nonlinearity="relu")
     model.embedding.weight.data[names.encode("z")] = float("inf")
-    given = ["Kim", "Zhang", "Frank", "Zorn", "Li"]
+    asked = ["Kim", "Zhang", "Frank", "Zorn", "Li"]
     with client_of(model) as client:
-        results = client.post("/predict", json={"names": given}).json()["results"]
+        results = client.post("/predict", json={"names": asked}).json()["results"]
         assert client.post("/states", json={"name": "Zorn"}).status_code == 422
-    assert [result["name"] for result in results] == given
+    assert [result["name"] for result in results] == asked
     for result in results:
         assert ("not finite" in result.get("error", "")) == result["name"].startswith("Z")
 
@@ -375,7 +375,7 @@ def test_a_name_on_which_the_model_fails_does_not_hurt_others():
 
 
 class Model:
-    """Answers once it is released. It fails on the name "!", and forgets to answer "?"."""
+    """Returns results once it is released. Fails on the name "!", and has no result for "?"."""
 
     def __init__(self):
         self.calls = []
@@ -396,17 +396,17 @@ class Model:
     [
         (["", "a", "bc", "def"], 99, None, ["abcdef 4"], ["", "a", "bc", "def"]),
         (["aaa", "bbb", "ccccccccc", "d"], 6, None, ["aaabbb 2", "ccccccccc 3", "d 4"], None),
-        # A request that fails does not hurt others, and is not asked again if it was alone.
+        # A request that fails does not hurt others, and is not tried again if it was alone.
         (["ab", "!", "c"], 99, None, ["ab!c 3", "ab 1", "! 2", "c 3"], ["ab", "RuntimeError", "c"]),
         (["ab", "?", "c"], 99, None, ["ab?c 3", "ab 1", "? 2", "c 3"], ["ab", "RuntimeError", "c"]),
         (["!"], 99, None, ["! 1"], ["RuntimeError"]),
-        # Nothing is asked for a request that is given up, or its answer is dropped.
+        # The model is not run for a request that is given up, or the result is dropped.
         (["a", "b", "c"], 99, 2, ["ac 3"], ["a", "CancelledError", "c"]),
         (["a"], 99, 0, ["a 1"], ["a"]),
     ],
 )
 def test_requests_gather_while_the_model_is_busy(asked, max_names, given_up, calls, answers):
-    """The names are letters. The k-th request asks for k languages, the one before them for 9.
+    """The names are letters. The k-th request asks for k languages, an earlier request for 9.
 
     `given_up` is the number of the request that is given up before the model is free.
     """
@@ -438,13 +438,13 @@ def test_requests_gather_while_the_model_is_busy(asked, max_names, given_up, cal
 
 def test_concurrent_requests_share_calls_of_the_model(predictor, monkeypatch):
     calls = []
-    predict = Answers.predict
+    predict = Responder.predict
 
     def watched(self, names, top):
         calls.append(len(names))
         return predict(self, names, top)
 
-    monkeypatch.setattr(Answers, "predict", watched)
+    monkeypatch.setattr(Responder, "predict", watched)
     pairs = [[f"Kim {chr(97 + n % 26)}", "Frank"] for n in range(40)]
 
     async def load():
@@ -487,7 +487,7 @@ def connected(port):
     return socket.create_connection(("127.0.0.1", port), HANG)
 
 
-def read_answer(connection):
+def read_response(connection):
     """Read one response from a socket."""
     response = http.client.HTTPResponse(connection)
     response.begin()
@@ -508,13 +508,13 @@ def begin_request(connection):
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nA: b"])
 def test_a_connection_without_a_request_is_closed(port, monkeypatch, begin):
-    """The first on a connection, and a later one that sends a byte now and then."""
+    """A first request that does not begin, and a later one that sends a byte now and then."""
     if not begin:
         monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
     with connected(port) as connection:
         if begin:
             connection.sendall(HEALTH)
-            assert read_answer(connection)[0] == 200
+            assert read_response(connection)[0] == 200
             monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
             connection.sendall(begin)
         connection.settimeout(0.1)
@@ -528,7 +528,7 @@ def test_a_connection_without_a_request_is_closed(port, monkeypatch, begin):
 
 
 def test_a_slow_body_is_not_cut_by_the_limit_on_the_head(port, monkeypatch):
-    """The limit, which runs from when the connection is made, ends with the head."""
+    """The time limit starts when the connection is made, and ends with the head."""
     made = []
     connection_made = running._Protocol.connection_made
 
@@ -543,28 +543,28 @@ def test_a_slow_body_is_not_cut_by_the_limit_on_the_head(port, monkeypatch):
         assert was_limited
         assert protocol._overdue is None
         connection.sendall(BODY)
-        assert read_answer(connection)[0] == 200
+        assert read_response(connection)[0] == 200
 
 
 def test_connections_are_bounded(predictor, monkeypatch):
     monkeypatch.setattr(running, "MAX_CONNECTIONS", 2)
     with served(predictor) as port, connected(port) as held:
         held.sendall(HEALTH)
-        assert read_answer(held)[0] == 200
+        assert read_response(held)[0] == 200
         with connected(port) as refused:
             refused.sendall(HEALTH)
             assert refused.recv(2**16).startswith(b"HTTP/1.1 503 ")
 
 
-def test_a_request_that_does_not_end_does_not_keep_the_server(predictor, monkeypatch):
+def test_an_endless_request_does_not_keep_the_server_running(predictor, monkeypatch):
     monkeypatch.setattr(running, "SHUTDOWN_SECONDS", 0.3)
     with socket.socket() as connection, served(predictor) as port:
         connection.connect(("127.0.0.1", port))
         begin_request(connection)
 
 
-def test_a_request_in_flight_is_answered_when_the_server_is_told_to_stop(root, predictor, tmp_path):
-    """As a process: the port is printed, SIGTERM waits for the answer, and the exit code is 0."""
+def test_a_stopping_server_completes_requests_in_flight(root, predictor, tmp_path):
+    """As a process: the port is printed, SIGTERM waits for the response, and the exit code is 0."""
     names.save_checkpoint(tmp_path / "model", predictor.checkpoint)
     code = (
         "import sys; from namernn_fast.names.__main__ import main;"
@@ -587,14 +587,14 @@ def test_a_request_in_flight_is_answered_when_the_server_is_told_to_stop(root, p
             pytest.fail("the server goes on accepting connections")
         assert process.poll() is None
         connection.sendall(BODY)
-        status, answer = read_answer(connection)
-        assert (status, answer["results"][0]["name"]) == (200, "Kim")
+        status, content = read_response(connection)
+        assert (status, content["results"][0]["name"]) == (200, "Kim")
     out, err = process.communicate(timeout=HANG)
     assert (process.returncode, out, err.count("\n")) == (0, "", 1)
 
 
 def test_the_connections_of_a_browser_do_not_delay_the_end(predictor):
-    """One that was used and is kept, one that was opened in advance, one with half a request."""
+    """A used connection that is kept open, one opened in advance, and one with half a request."""
     listener = running.listen("127.0.0.1", 0)
     uvicorn_server = running.server(server.application(predictor))
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
@@ -602,7 +602,7 @@ def test_the_connections_of_a_browser_do_not_delay_the_end(predictor):
     with connected(port) as used, connected(port), connected(port) as half:
         thread.start()
         used.sendall(HEALTH)
-        assert read_answer(used)[0] == 200
+        assert read_response(used)[0] == 200
         half.sendall(HEALTH[:20])
         uvicorn_server.should_exit = True  # as the signal does
         thread.join(HANG)
@@ -635,7 +635,7 @@ def test_the_server_ends_well_on_a_signal(predictor, monkeypatch, moment, number
         *(("--allowed-host", name) for name in ("", "*.", "a*", "http://a", "a:80", "::1", "\x1b")),
     ],
 )
-def test_hosts_that_are_none(fails, option, value):
+def test_invalid_host_names_are_refused(fails, option, value):
     code, message = fails("serve", "--port", 0, option, value)
     assert code == 2
     assert message.startswith(option)
@@ -668,7 +668,7 @@ def has_ipv6():
         (["--host", "::1"], "[::1]", "[::1]:8000", 200),
     ],
 )
-def test_the_names_by_which_clients_ask(run, monkeypatch, options, address, asked, status):
+def test_clients_must_use_an_allowed_host_name(run, monkeypatch, options, address, asked, status):
     if "::1" in options and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     found = []
@@ -738,7 +738,7 @@ READING = "!document.getElementById('reading').hidden && reading && reading.name
 
 
 @pytest.mark.slow
-def test_the_page_shows_bars_and_the_path_while_one_types(page, predictor):
+def test_the_page_shows_bars_and_the_path_while_typing(page, predictor):
     page.type("Frank")
     page.wait(f"({READING}) === 'Frank'")
     shown = page.ask(
@@ -813,7 +813,7 @@ def test_a_link_to_a_name(browser, port):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["predict", "states"])
 def test_the_latest_name_wins(page, path):
-    """The answer to an earlier name arrives later."""
+    """The response to an earlier name arrives later."""
     page.ask(
         "(window.known = window.fetch, window.fetch = async (...asked) => {"
         " const response = await window.known(asked[0], {...asked[1], signal: undefined});"

@@ -1,4 +1,4 @@
-"""The split: three parts that share no string, drawn alike on every machine."""
+"""The split: three parts that share no string, the same on every machine."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from namernn_fast.names.dataset import embedded_sample
 SAMPLE = embedded_sample()
 split = functools.partial(names.split, folding=ASCII)
 PARTS = ("train", "validation", "test")
-# The SHA-256 of the parts of the real data with the seed 0: what published figures are about.
+# The SHA-256 of the parts of the real data with seed 0, on which published figures are based.
 REAL_SHA256 = "2e2e99dbcb93bb11b35818b75b8c6769bf352f4cac08027aab3c448d3c15e67c"
 
 
@@ -84,7 +84,7 @@ def test_the_real_data(real_folder):
     }
 
 
-def test_random_rows_leak_as_those_of_tutorials_do(real_folder):
+def test_a_random_split_leaks_names_into_other_parts(real_folder):
     data = read_names(real_folder)
     parts = split(data, method="random")
     assert [len(getattr(parts, name)) for name in PARTS] == [14_052, 2_007, 4_015]
@@ -96,7 +96,7 @@ def test_random_rows_leak_as_those_of_tutorials_do(real_folder):
     assert parts.info["method"] == "random"
 
 
-def test_the_folding_changes_how_names_are_read_and_not_where_they_go(real_folder):
+def test_the_folding_does_not_change_which_names_are_drawn(real_folder):
     data = read_names(real_folder)
     drawn, parts = split(data), names.split(data)
     assert parts.info == drawn.info
@@ -105,12 +105,12 @@ def test_the_folding_changes_how_names_are_read_and_not_where_they_go(real_folde
     assert {"müller", "muller", "léveque", "leveque"} <= {*parts.train.texts}
     for name in PARTS:
         part, of_ascii = getattr(parts, name), getattr(drawn, name)
-        # Only hyphens, which are blanks or dropped, tell the plain texts of the two apart.
-        own, plain = (
+        # The plain texts of the two differ only in hyphens, which become blanks or are dropped.
+        accented, plain = (
             {text.replace(" ", "") for text in parts.folding.plain.fold_usable(texts)}
             for texts in (part.texts, of_ascii.texts)
         )
-        assert own == plain
+        assert accented == plain
         if name != "train":
             assert torch.equal(part.labels, of_ascii.labels)
             assert sum(not text.isascii() for text in part.texts) in (12, 27)
@@ -138,8 +138,8 @@ def test_every_spelling_of_a_training_name_is_read():
     assert {"gabler öz", "gabler oz", "tän", "oger"}.isdisjoint(found)
 
 
-def test_three_strings_reach_every_part_and_fewer_are_trained_on_first():
-    """Repeats count once."""
+def test_three_strings_are_enough_to_fill_every_part():
+    """Repeats count once; of fewer strings, the first is trained on."""
     names = ("Pugh", "PUGH", "Price", "Púgh ", "Rees")
     data = few(*((name, 0) for name in names), ("Etxe", 1), ("Agi", 1))
     train, validation, test = all_pairs(split(data, validation=0.01, test=0.01))
@@ -152,7 +152,7 @@ def test_three_strings_reach_every_part_and_fewer_are_trained_on_first():
 
 
 def test_a_string_goes_with_its_rarest_language():
-    # All five strings of language 1 are also of language 0, which has more.
+    # All five strings of language 1 are also in language 0, which has more.
     shared = [(name, label) for name in ("Ab", "Cd", "Ef", "Gh", "Ij") for label in (0, 1)]
     data = few(*shared, *((f"name {letter}", 0) for letter in "abcdefghij"))
     for seed in range(5):

@@ -24,7 +24,7 @@ from namernn_fast.names.text import escaped
 
 ACCENTED = Folding("ßáéłñś")
 FOLDINGS = (ASCII, Folding(), ACCENTED)
-# Rich in what folding looks at: ends, newlines, other controls, letters with marks and without.
+# What folding treats specially: ends, newlines, other controls, letters with and without marks.
 _TELLING = (
     "abzAZ .,;'`-1\n\r\t\0\x1f\x1c" + "ßẞéÉŁæİ李\u0301\u0323\u037e\u1fef\u00a0\u2010\u2028\ud800"
 )
@@ -234,13 +234,13 @@ def test_accented_letters_have_plain_ones():
         (("é" * (MAX_LETTERS + 1), 3), "a folding keeps a string of at most 96 letters"),
     ],
 )
-def test_foldings_that_there_are_not(arguments, message):
+def test_invalid_foldings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         Folding(*arguments)
 
 
 def test_letters_of_names():
-    """The most frequent ones if there are too many; capitals and marks apart count as well."""
+    """The most frequent ones if there are too many; capitals and separate marks count too."""
     names = ["Müller", "MÜLLER", "e\u0301", "É", "Ñü", "李", "o’a-"]
     assert letters_of(names) == "éñü"
     assert letters_of(names, 2) == "éü"
@@ -291,7 +291,7 @@ def test_many_batches_are_packed_as_they_are_one_by_one(names, batch_size, data)
 
 
 def test_many_batches_are_packed_in_bounded_memory():
-    """A long name among many would make a table of 60 million places, were there one for all."""
+    """With one table for all batches, the long names would give it 60 million entries."""
     names = encode_names(["Kim", "x" * 1000, "Papadopoulos"] * 20_000)
     with bounded(32):
         count = sum(1 for _ in names.pack_each(names.by_length(torch.arange(len(names)), 64), 64))

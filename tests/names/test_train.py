@@ -29,7 +29,7 @@ def test_the_sample_replaces_no_model_of_real_data(run, offline, folder, make_da
     assert path.read_bytes() == before
     assert run("train", *ONCE, "--force")[0] == 0
     assert load_checkpoint(path).is_sample()
-    # Another sample's model is no loss, nor is a model of real data a worse one.
+    # Nothing is lost if a model of the sample is replaced, by another or by one of real data.
     assert run("train", *ONCE)[0] == 0
     assert run("train", "--data", make_data("more"), *ONCE)[0] == 0
     assert not load_checkpoint(path).is_sample()
@@ -59,7 +59,7 @@ def test_a_file_of_another_kind_is_neither_replaced_nor_removed(
     assert run("predict", "Kim", "--checkpoint", tmp_path / "model")[0] == 0
 
 
-def test_predict_says_when_the_model_of_a_sample_speaks(run, offline, folder, tmp_path):
+def test_predict_warns_about_a_model_of_the_sample(run, offline, folder, tmp_path):
     warning = "this model was trained on the small embedded sample, not on the names data set\n"
     path = ("--checkpoint", tmp_path / "model")
     run("train", *ONCE, *path)
@@ -102,16 +102,16 @@ def contents(folder):
 
 
 def interrupt_after(epochs, monkeypatch):
-    """Ctrl-C as soon as some epochs have been reported."""
+    """Presses Ctrl-C as soon as `epochs` epochs have been reported."""
     reporter = train._reporter
 
     def interrupting(recipe):
-        told = []
+        reported = []
 
         def report(epoch):
             reporter(recipe)(epoch)
-            told.append(epoch)
-            if len(told) == epochs:
+            reported.append(epoch)
+            if len(reported) == epochs:
                 raise KeyboardInterrupt
 
         return report
@@ -168,7 +168,7 @@ FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
 
 @contextmanager
 def full(monkeypatch, kind=""):
-    """A disk on which every file of a kind fails half written."""
+    """A disk on which every file whose name ends in `kind` fails half written."""
     replacing = tensor_files.replacing
 
     @contextmanager
@@ -207,7 +207,7 @@ def test_a_full_disk_loses_no_training(run, folder, cache, monkeypatch):
     assert [*contents(cache)] == [path]
 
 
-def test_a_disk_too_full_for_a_state_ends_no_training(run, folder, cache, monkeypatch):
+def test_training_continues_if_its_state_cannot_be_written(run, folder, cache, monkeypatch):
     options = ("train", "--data", folder, "--epochs", 2, *SMALL)
     with full(monkeypatch, ".state"):
         code, _, err = run(*options)
@@ -219,9 +219,7 @@ def test_a_disk_too_full_for_a_state_ends_no_training(run, folder, cache, monkey
     assert (code, err.splitlines()) == (1, [WARNING, WARNING, FULL])
 
 
-def test_a_teacher_is_of_the_same_split_and_a_training_has_one(
-    run, fails, folder, tmp_path, monkeypatch
-):
+def test_a_teacher_must_match_the_split_and_the_state(run, fails, folder, tmp_path, monkeypatch):
     command = ("train", "--data", folder, *SMALL, "--checkpoint")
     small, *teachers = (tmp_path / name for name in ("small", "teacher 0", "teacher 1"))
     reading = ("--ngrams", "--pooling", "last+mean+max")
@@ -250,7 +248,7 @@ def test_a_teacher_is_of_the_same_split_and_a_training_has_one(
         assert reason in message
 
 
-def test_a_state_that_cannot_be_written_is_known_before_the_training(fails, folder, tmp_path):
+def test_an_unusable_state_path_fails_before_the_training(fails, folder, tmp_path):
     (tmp_path / "model.state").mkdir()
     options = ("train", "--data", folder, "--checkpoint", tmp_path / "model")
     assert fails(*options) == (2, f"{tmp_path}/model.state: not a plain file")
@@ -268,7 +266,7 @@ def test_processes_that_read_other_data_do_not_train_together(fails, folder, mon
 
 
 @pytest.mark.parametrize("size", ["2", "two"])
-def test_an_environment_of_half_a_torchrun(fails, folder, monkeypatch, size):
+def test_an_incomplete_environment_of_torchrun_is_an_error(fails, folder, monkeypatch, size):
     monkeypatch.setenv("WORLD_SIZE", size)
     for variable in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(variable, raising=False)

@@ -68,14 +68,14 @@ def test_batches_hold_every_name_once_with_its_label():
 
 
 def test_processes_share_out_each_batch():
-    """Shares weighted by their names give the mean over the whole batch; a batch of one too."""
+    """The weighted mean over the shares is the mean over the batch, even if it has one name."""
     train = PARTS.train
     order = torch.arange(7)
     whole = list(batches(train, order, 3))
     shares = [list(batches(train, order, 3, rank=rank, processes=2)) for rank in range(2)]
     assert [len(batch.targets) for batch in whole] == [3, 3, 1]
     assert [batch.weight for batch in shares[1]] == [2 / 3, 2 / 3, 0]
-    # A name is known by its label here: the labels of a batch stand for the names.
+    # Labels stand for names here.
     values = torch.rand(18)
     for batch, *parts in zip(whole, *shares, strict=True):
         mean = sum(values[part.targets].mean() * part.weight for part in parts) / 2
@@ -99,16 +99,16 @@ def test_a_seed_fixes_every_bit(recipe, rnn_class):
 
 
 def test_the_loss_falls_and_the_history_is_complete():
-    told = []
-    fitted = fit(PARTS, SHORT.changed(epochs=3, batch_size=32), report=told.append)
+    reported = []
+    fitted = fit(PARTS, SHORT.changed(epochs=3, batch_size=32), report=reported.append)
     assert type(fitted.checkpoint.model.rnn) is FusedRNN
     assert not fitted.checkpoint.model.training
     assert fitted.checkpoint.languages == SAMPLE.languages
-    assert fitted.history == tuple(told)
-    assert [epoch.number for epoch in told] == [1, 2, 3]
-    assert told[0].train_loss > told[1].train_loss > told[2].train_loss
-    assert told[0].validation_loss > told[2].validation_loss
-    assert all(epoch.seconds > 0 for epoch in told)
+    assert fitted.history == tuple(reported)
+    assert [epoch.number for epoch in reported] == [1, 2, 3]
+    assert reported[0].train_loss > reported[1].train_loss > reported[2].train_loss
+    assert reported[0].validation_loss > reported[2].validation_loss
+    assert all(epoch.seconds > 0 for epoch in reported)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_train_step_returns_the_loss_and_hits_before_the_step(step, certain):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weight", [1.0, 2 / 3, 0.0])
 @pytest.mark.parametrize("certain", [True, False])
-def test_the_gradient_of_the_loss_is_that_of_autograd(certain, weight, smoothing, within_budget):
+def test_the_gradient_of_the_loss_matches_autograd(certain, weight, smoothing, within_budget):
     """Against the cross-entropy of torch, in the precision of training and in float64."""
     torch.manual_seed(1)
     scores = 5 * torch.randn(37, 18)
@@ -161,8 +161,8 @@ def test_the_gradient_of_the_loss_is_that_of_autograd(certain, weight, smoothing
 
     def expected(dtype):
         precise = scores.to(dtype, copy=True).requires_grad_()
-        told = targets if certain else targets.to(dtype)
-        loss = F.cross_entropy(precise, told, label_smoothing=smoothing)
+        labels = targets if certain else targets.to(dtype)
+        loss = F.cross_entropy(precise, labels, label_smoothing=smoothing)
         (loss * weight).backward()
         return precise.grad
 
@@ -170,8 +170,8 @@ def test_the_gradient_of_the_loss_is_that_of_autograd(certain, weight, smoothing
 
 
 @pytest.mark.parametrize("kept", [0, 100, 10**6])
-def test_an_epoch_tells_the_mean_over_its_names(kept, monkeypatch):
-    """However many steps are worked out together; names of a weight of 0 do not count."""
+def test_an_epoch_reports_the_mean_over_its_names(kept, monkeypatch):
+    """However many steps are computed together. Names with a weight of 0 do not count."""
     monkeypatch.setattr(steps, "_KEPT_NUMBERS", kept)
     recipe = Recipe(label_smoothing=0.1)
     model, optimizer = sgd(0.0)
@@ -198,7 +198,7 @@ def test_the_learning_rate_changes_at_every_step(monkeypatch):
     monkeypatch.setattr(steps, "_step", noted)
     fit(PARTS, recipe)
     assert len(rates) == 2 * math.ceil(len(PARTS.train) / 100)
-    # Torch's defaults: from a 25th of the rate up to it, and down to a 10,000th of that.
+    # Torch's defaults: from 1/25 of the rate up to the rate, and down to 1/10,000 of the start.
     ends = (rates[0], max(rates), rates[-1])
     assert ends == pytest.approx((recipe.lr / 25, recipe.lr, recipe.lr / 25e4), rel=0.05)
 
@@ -216,12 +216,12 @@ def test_validate_is_the_mean_over_names():
 
 
 def test_the_best_epoch_is_kept_and_not_the_last():
-    """A training rate this large goes up and down."""
+    """With a learning rate this large, the accuracy goes up and down."""
     recipe = SHORT.changed(epochs=12, lr=0.05, members=2)
     fitted = fit(PARTS, recipe)
     for number, member in enumerate(fitted.checkpoint.model.members, 1):
         epochs = [epoch for epoch in fitted.history if epoch.member == number]
-        # Of epochs alike the first is kept.
+        # Of equally good epochs, the first is kept.
         best = max(epochs, key=lambda epoch: epoch.validation_accuracy)
         assert validate(member, PARTS.validation) == (
             best.validation_loss,
@@ -246,7 +246,7 @@ def test_priors_and_temperature_are_in_the_last_layer():
     )
     expected = plain / temperature - 0.3 * PARTS.priors().log()
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-    # The temperature is the one with the least loss.
+    # The temperature minimises the loss.
     losses = [
         F.cross_entropy(plain / t, PARTS.validation.labels)
         for t in (temperature, 0.98 * temperature, 1.02 * temperature)
@@ -255,7 +255,7 @@ def test_priors_and_temperature_are_in_the_last_layer():
 
 
 def test_a_language_without_a_training_name_spoils_nothing():
-    """A random split may leave none; its prior is 0, and the logarithm of that infinite."""
+    """A random split may leave none. The prior is then 0, and its logarithm infinite."""
     rows = (*((f"Name{letter}", 0) for letter in "abcdefghijklmnopqrst"), ("Odd", 1))
     data = NamesData("few", ("A", "B"), rows)
     drawn = (split(data, method="random", seed=seed) for seed in range(99))

@@ -22,7 +22,7 @@ SMALL = Recipe(epochs=1, model={"embedding_size": 4, "hidden_size": 8})
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """A small trained network with recalls at and below the border of weak ones."""
+    """A small trained network with recalls at and below the limit of weak languages."""
     found = fit(PARTS, SMALL).checkpoint
     recalls = {**dict.fromkeys(found.languages, 0.2), "Polish": 0.19, "Greek": None}
     found.info["metrics"]["test_recall"] = recalls
@@ -93,11 +93,11 @@ def test_many_names_are_measured_in_parts(monkeypatch):
     whole = measure.of(encoded, PARTS.folding)
     monkeypatch.setattr("namernn_fast.names.unusual._NAMES_AT_ONCE", 7)
     torch.testing.assert_close(measure.of(encoded, PARTS.folding), whole)
-    one = EncodedNames(
+    single = EncodedNames(
         encoded.characters[: encoded.lengths[0]],
         *(encoded[:1] for encoded in (encoded.starts, encoded.lengths)),
     )
-    torch.testing.assert_close(measure.of(one, PARTS.folding), whole[:1])
+    torch.testing.assert_close(measure.of(single, PARTS.folding), whole[:1])
 
 
 def test_a_name_longer_than_all_others_is_unusual():
@@ -128,7 +128,7 @@ def test_labels_may_be_probabilities():
 
 
 def test_the_real_data(real_folder):
-    """The limit is that of the validation part, so about the same share of the test is unusual."""
+    """The limit comes from the validation part, so about the same share of the test is unusual."""
     parts = names.split(names.read_names(real_folder))
     measure = fit_unusualness(parts)
     share = (measure.of(parts.validation.names, parts.folding) > 1).double().mean().item()
@@ -182,7 +182,7 @@ def test_training_records_the_recall_of_each_language():
         assert trained.info["metrics"]["test_recall"][language] == pytest.approx(recall)
 
 
-def test_predict_marks_them(checkpoint, tmp_path, run):
+def test_predict_marks_unusual_names_and_weak_languages(checkpoint, tmp_path, run):
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, checkpoint)
     code, out, _ = run("predict", "--checkpoint", path, "Kim", "Qwrtpq", "--top", 18)
@@ -207,7 +207,7 @@ def test_evaluate_marks_weak_languages(checkpoint, tmp_path, run):
         assert (f"{language} (weak)" in out) == weak
 
 
-def test_the_server_marks_them(checkpoint):
+def test_the_server_marks_unusual_names_and_weak_languages(checkpoint):
     client = pytest.importorskip("starlette.testclient")
     server = pytest.importorskip("namernn_fast.names.serving.server")
     local = "http://127.0.0.1:8000"
@@ -222,7 +222,7 @@ OLDER = "tests/names/data/ascii_folding"
 
 
 def test_an_older_checkpoint_answers_as_before(root, run):
-    """Its names are folded to ASCII, without hyphens; it knows neither unusual nor weak."""
+    """It folds names to ASCII, without hyphens, and marks no unusual names or weak languages."""
     expected = json.loads((root / f"{OLDER}.json").read_text(encoding="utf-8"))
     predictor = load(root / f"{OLDER}.safetensors")
     found = predictor.probabilities(expected)

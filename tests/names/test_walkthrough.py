@@ -8,7 +8,7 @@ import torch
 
 from namernn_fast.names import DownloadError, dataset
 
-# Imported before a test empties the cache, where matplotlib would look for the fonts anew.
+# Imported before a test empties the cache, or matplotlib would search for the fonts again.
 matplotlib = pytest.importorskip("matplotlib", reason="the walk-through draws with matplotlib")
 matplotlib.use("agg")
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -25,12 +25,12 @@ def walk(root, monkeypatch):
 
         def show():
             shown.append(plt.gcf())
-            plt.gcf().draw_without_rendering()  # lays out what Agg's own `show` leaves alone
+            plt.gcf().draw_without_rendering()  # does the layout, which Agg's `show` does not
             plt.close()
 
         monkeypatch.setattr(plt, "show", show)
         with matplotlib.rc_context(), warnings.catch_warnings(), torch.random.fork_rng():
-            # matplotlib warns of a character that no font has, and of a layout that does not fit.
+            # matplotlib warns about characters that no font has, and layouts that do not fit.
             warnings.simplefilter("error", UserWarning)
             variables = runpy.run_path(str(root / "examples" / "walkthrough.py"))
         assert len(shown) == FIGURES

@@ -30,7 +30,7 @@ RNN_CLASSES: dict[str, type[nn.RNN]] = {"fused": FusedRNN, "torch": nn.RNN}
 def number(
     kind: type[int] | type[float], words: str, accepts: Callable[[float], bool]
 ) -> Callable[[str], float]:
-    """Returns an argparse type for numbers of `kind` that `accepts` takes; `words` name them."""
+    """Returns an argparse type for numbers of `kind` that `accepts` takes, described by `words`."""
 
     def parse(text: str) -> float:
         try:
@@ -43,7 +43,7 @@ def number(
     return parse
 
 
-# The upper bounds are those of a C int and of torch's seeds.
+# The upper bounds come from a C int and from torch's seeds.
 COUNT = number(int, "a whole number above 0", lambda value: 0 < value < 2**31)
 SEED = number(int, "a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
 POSITIVE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
@@ -70,7 +70,7 @@ def device(text: str) -> torch.device:
     try:
         found = torch.device(text)
         torch.zeros(1, device=found).item()
-    # Each kind of device has its own error type when it is absent.
+    # Each kind of device raises a different type of error when it is absent.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"{escaped(text)} cannot be used ({reason})") from error
@@ -78,7 +78,7 @@ def device(text: str) -> torch.device:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one; 0 is one, and False is not."""
+    """Shows the defaults of options that have one; 0 counts as a default, and False does not."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
@@ -178,7 +178,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 
 def data_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
-    """Returns the files of the user that the options of `add_data` make `load_names` read."""
+    """Returns the user's files that `load_names` reads, given the options of `add_data`."""
     option, named = "--data", arguments.data
     if named is None:
         option, named = DATA_VARIABLE, os.environ.get(DATA_VARIABLE)

@@ -13,7 +13,7 @@ from typing import Any
 from ..dataset import load_names
 from ..files import check_no_overwrite, check_replaceable, replacing
 from ..folding import ASCII
-from ..formatting import Cell, aligned, literal, markdown
+from ..formatting import Entry, aligned, literal, markdown
 from ..report import JUNK, DataReport, describe
 from ..text import escaped
 from .arguments import add_data, add_split, data_files, path, split_data
@@ -24,7 +24,7 @@ _HEADER = ("language", "rows", "distinct", "repeats", "shared", "junk", "train",
 _LEGEND = (
     "distinct: folded names; repeats: rows beyond the first of each; shared: names that other "
     "languages have too;",
-    "junk: rows that are no clean names; train, valid., test: names in the parts of the split",
+    "junk: rows that are not clean names; train, valid., test: names in the parts of the split",
 )
 
 
@@ -61,12 +61,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"wrote {escaped(str(arguments.report))}")
 
 
-def _languages(report: DataReport) -> list[list[Cell]]:
+def _languages(report: DataReport) -> list[list[Entry]]:
     return [list(astuple(facts)) for facts in (*report.languages, report.total)]
 
 
 def _facts(report: DataReport) -> list[tuple[str, str]]:
-    """Returns the facts of the whole data: (title, text)."""
+    """Returns the facts about the whole data: (title, text)."""
     lost = Counter(character for row in report.odd_rows for character in row.dropped)
     characters = ", ".join(f"'{character}' ({times:,})" for character, times in lost.most_common())
     rules = Counter(rule for row in report.odd_rows for rule in row.junk)
@@ -120,7 +120,7 @@ def page(report: DataReport) -> str:
     }
     rules = {rule: words for rule, (words, _) in JUNK.items()}
     header = ("row", "language", "name", "folded", "spelled", "dropped", "junk")
-    odd_rows: list[list[Cell]] = [
+    odd_rows: list[list[Entry]] = [
         [
             row.row,
             row.language,
@@ -132,7 +132,7 @@ def page(report: DataReport) -> str:
         ]
         for row in report.odd_rows
     ]
-    shared: list[list[Cell]] = [
+    shared: list[list[Entry]] = [
         [text, ", ".join(languages)] for text, languages in report.shared_strings.items()
     ]
     return "\n\n".join(

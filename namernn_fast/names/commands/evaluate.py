@@ -23,7 +23,7 @@ from ..figures import (
     usable_history,
 )
 from ..files import check_no_overwrite, check_replaceable, replacing, require
-from ..formatting import Cell, aligned, with_mark
+from ..formatting import Entry, aligned, with_mark
 from ..prediction import logits
 from ..report import leak
 from ..significance import Difference, Interval
@@ -69,7 +69,7 @@ class _Results:
     """The best accuracy that any function of the string can reach."""
     evaluations: dict[str, Evaluation]
     comparison: Comparison | None
-    """Of the model with the n-grams."""
+    """The model against the n-grams."""
     ngram_seconds: float | None
 
 
@@ -108,7 +108,7 @@ def _targets(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Split:
-    """Returns the split that the model was trained with, repeated from the data.
+    """Returns the split that the model was trained with, made again from the data.
 
     Raises:
         InputError: the data, or its split, is not what the model was trained with, so that the
@@ -187,7 +187,7 @@ def _print(results: _Results) -> None:
         f"{info['seed']}, SHA-256 {info['sha256'][:16]}…; intervals of 95 %\n"
     )
     header = ("", "accuracy %", "macro-F1", "top-3 %", "log loss", "Brier", "calibr. error")
-    rows: list[list[Cell]] = [
+    rows: list[list[Entry]] = [
         ["ceiling", f"{100 * results.ceiling:.1f}", *([None] * (len(header) - 2))],
         *(_row(name, evaluation) for name, evaluation in results.evaluations.items()),
     ]
@@ -204,7 +204,7 @@ def _print(results: _Results) -> None:
         )
     print(f"\nThe model by language; weak: a recall below {WEAK_RECALL:.0%}\n")
     columns = ("language", "names", "predicted", "precision %", "recall %", "F1")
-    languages: list[list[Cell]] = [
+    languages: list[list[Entry]] = [
         [
             with_mark(scores.language, weak=_is_weak(scores)),
             scores.names,
@@ -218,7 +218,7 @@ def _print(results: _Results) -> None:
     print(aligned(columns, languages), flush=True)
 
 
-def _row(name: str, evaluation: Evaluation) -> list[Cell]:
+def _row(name: str, evaluation: Evaluation) -> list[Entry]:
     macro_f1 = evaluation.macro_f1
     return [
         name,

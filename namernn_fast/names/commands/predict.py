@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
         with _target(output, format) as write, _bar(source, output) as show, _frozen():
             for rows in table.rows:
                 answers = answer_rows(predictor, rows, top, arguments.min_probability)
-                # Not written before the first chunk is read, which can be an error.
+                # The head is written after the first chunk is read, because reading it can fail.
                 write(head + writer.body(answers))
                 head = ""
                 count += len(answers)
@@ -134,7 +134,7 @@ def _report(writer: Writer, count: int, failed: int, output: Path | None) -> Non
             "CSV leaves them out, JSON lines keep them"
         )
     if failed == count > 0:
-        # What was written must not appear behind the error on a terminal.
+        # On a terminal, what was written must appear before the error.
         if sys.stdout is not None:
             sys.stdout.flush()
         raise InputError(
@@ -149,7 +149,7 @@ def _encoding(text: str) -> str:
     try:
         "a".encode(text)
     except LookupError as error:
-        reason = f"'{escaped(text)}' is no encoding that Python knows, such as cp1252"
+        reason = f"'{escaped(text)}' is not an encoding that Python knows, such as cp1252"
         raise argparse.ArgumentTypeError(reason) from error
     return text
 
@@ -166,7 +166,7 @@ def _output(arguments: argparse.Namespace) -> Path | None:
     """Returns the file to write, or None for standard output.
 
     Raises:
-        InputError: what is written would overwrite what is read.
+        InputError: the output would overwrite an input.
     """
     output: Path | None = arguments.output
     # /dev/stdout may be a plain file with other content, which must not be replaced.
@@ -193,7 +193,7 @@ def _is_stream(path: Path) -> bool:
 
 
 class _Source:
-    """A file that counts the bytes read, for pipes too."""
+    """A file or a pipe that counts the bytes read."""
 
     def __init__(self, file: BinaryIO, size: int | None) -> None:
         self._file = file
@@ -211,7 +211,7 @@ class _Source:
 
 
 class _Unzipped:
-    """A gzip file; damage to it is an InputError."""
+    """A gzip file; raises an InputError if it is damaged."""
 
     def __init__(self, source: _Source, path: Path) -> None:
         self._file = gzip.GzipFile(fileobj=source, mode="rb")  # type: ignore[call-overload]
@@ -227,7 +227,7 @@ class _Unzipped:
 
 @contextmanager
 def _table(arguments: argparse.Namespace) -> Iterator[tuple[Table, _Source | None]]:
-    """Yields the input, and the file that it is read from or None for arguments."""
+    """Yields the input, and the file that it is read from; None if names are arguments."""
     path = _input(arguments)
     if path is None:
         for name in arguments.names:
@@ -265,7 +265,7 @@ def _table(arguments: argparse.Namespace) -> Iterator[tuple[Table, _Source | Non
 
 
 def _named(path: str | Path) -> Path:
-    """Returns the path of what a .gz file contains, of others the path itself."""
+    """Returns the path without .gz, so that its suffix says what a compressed file contains."""
     path = Path(path)
     return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
@@ -274,7 +274,7 @@ def _named(path: str | Path) -> Path:
 def _frozen() -> Iterator[None]:
     """Hides existing objects from the garbage collector.
 
-    Traversing those of PyTorch again and again would take a tenth of the time.
+    Traversing PyTorch's objects again and again would take a tenth of the time.
     """
     gc.freeze()
     try:
@@ -289,7 +289,7 @@ def _target(output: Path | None, format: str) -> Iterator[Callable[[str], object
     if output is None:
         if sys.stdout is None:
             raise InputError("standard output is closed")
-        if format == "jsonl":  # which is always in UTF-8
+        if format == "jsonl":  # JSON is always UTF-8
             sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         yield sys.stdout.write
         return

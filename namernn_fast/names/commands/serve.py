@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a further host name under which clients may ask, such as names.example; * is any",
+        help="another host name that clients may use, such as names.example; * allows any",
     )
 
 
@@ -47,17 +47,17 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"serving at {running.url(listener)} (Ctrl-C stops)", flush=True)
         if _is_every_address(arguments.host) and not arguments.allowed_host:
             say(
-                f"clients must ask under one of the host names {', '.join(LOCAL_HOSTS)}; "
+                f"clients must use one of the host names {', '.join(LOCAL_HOSTS)}; "
                 "--allowed-host NAME adds the name of this machine"
             )
         running.run(app, listener)
 
 
 def _host_names(arguments: argparse.Namespace) -> list[str]:
-    """Returns the host names that are allowed because an option gives them."""
+    """Returns the host names that the options allow."""
     names = list(arguments.allowed_host)
     for name in names:
-        # Starlette's own answer to such a name is an AssertionError.
+        # For such a name Starlette raises an AssertionError.
         if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\]", name):
             raise InputError(
                 f"--allowed-host takes a host name without a port, [IPv6], *.NAME or *, "

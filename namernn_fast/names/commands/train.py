@@ -56,13 +56,13 @@ from .arguments import (
 )
 from .arguments import add_parser as add_command
 
-# Options of the command line for what a recipe gives: (option, field, type, help).
+# Options that replace a value of the recipe: (option, field, type, help).
 _RECIPE = (
     ("--epochs", "epochs", COUNT, "passes over the training names"),
     ("--batch-size", "batch_size", COUNT, "names per step, in all processes together"),
-    ("--lr", "lr", POSITIVE, "learning rate of AdamW, of one-cycle the largest"),
+    ("--lr", "lr", POSITIVE, "learning rate of AdamW; with one-cycle, the largest"),
     ("--weight-decay", "weight_decay", NOT_NEGATIVE, "weight decay of AdamW"),
-    ("--label-smoothing", "label_smoothing", FRACTION, "share of a label spread over all"),
+    ("--label-smoothing", "label_smoothing", FRACTION, "share of a label spread evenly"),
     ("--clip", "clip_norm", POSITIVE, "largest norm of the gradient"),
     ("--members", "members", COUNT, "networks whose logits are averaged"),
     (
@@ -72,7 +72,7 @@ _RECIPE = (
         "how strongly to favour rare languages",
     ),
 )
-# Options for what a recipe gives to the model.
+# Options that replace an option of the recipe's model.
 _MODEL = (
     ("--embedding-size", "embedding_size", COUNT, "numbers per character"),
     ("--hidden-size", "hidden_size", COUNT, "units of the RNN"),
@@ -121,7 +121,7 @@ def add_parser(commands: Any) -> None:
         help="replace a model of real data by one of the sample, or a file that is not a model or "
         "not the state of a training",
     )
-    group = parser.add_argument_group("recipe", "how to train; options change what --recipe gives")
+    group = parser.add_argument_group("recipe", "how to train; options replace values of --recipe")
     recipes = "; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items())
     group.add_argument("--recipe", choices=[*DESCRIPTIONS], default="plain", help=recipes)
     for option, name, kind, text in (*_RECIPE, *_MODEL):
@@ -135,7 +135,7 @@ def add_parser(commands: Any) -> None:
         "--teacher",
         type=model,
         metavar="PATH",
-        help="a trained model to learn the answers of, on its names and made-up ones; use it with "
+        help="a trained model whose answers to learn, on its names and made-up ones; use it with "
         "--recipe distilled",
     )
     group.add_argument(
@@ -146,18 +146,16 @@ def add_parser(commands: Any) -> None:
 
 
 def _with_default(text: str, name: str) -> str:
-    """Returns the help of an option, with what it is in each recipe without the option."""
+    """Returns the help of an option, with its default in each recipe."""
     of_model = inspect.signature(NameClassifier).parameters.get(name)
     values = {}
-    for recipe, given in RECIPES.items():
+    for title, recipe in RECIPES.items():
         value = (
-            getattr(given, name) if of_model is None else given.model.get(name, of_model.default)
+            getattr(recipe, name) if of_model is None else recipe.model.get(name, of_model.default)
         )
-        values[recipe] = (
-            {False: "no", True: "yes"}[value] if isinstance(value, bool) else str(value)
-        )
+        values[title] = {False: "no", True: "yes"}[value] if isinstance(value, bool) else str(value)
     usual = values.pop("plain")
-    others = [f"{recipe}: {value}" for recipe, value in values.items() if value != usual]
+    others = [f"{title}: {value}" for title, value in values.items() if value != usual]
     return f"{text} (default: {'; '.join([usual, *others])})"
 
 
@@ -166,8 +164,8 @@ def run(arguments: argparse.Namespace) -> None:
     require("safetensors")
     recipe = _recipe(arguments)
     target: Path = arguments.checkpoint or cache_folder() / "names.safetensors"
-    kept = target.with_name(f"{target.name}.state")
-    _check_inputs_kept(target, kept, arguments)
+    state_path = target.with_name(f"{target.name}.state")
+    _check_inputs_kept(target, state_path, arguments)
     with _processes(arguments):
         first = process()[0] == 0
         data = _data(arguments)
@@ -182,7 +180,7 @@ def run(arguments: argparse.Namespace) -> None:
         _check_processes_agree(parts)
         if teacher is not None:
             parts = _taught(parts, teacher, arguments)
-        state = _state(kept, arguments, parts, recipe)
+        state = _state(state_path, arguments, parts, recipe)
         if first:
             print(_description(parts), flush=True)
         try:
@@ -214,17 +212,18 @@ def _target(text: str) -> Path:
     return path(text)
 
 
-def _check_inputs_kept(target: Path, kept: Path, arguments: argparse.Namespace) -> None:
-    """Raises an error if the model or the training's state would overwrite what is read."""
+def _check_inputs_kept(target: Path, state_path: Path, arguments: argparse.Namespace) -> None:
+    """Raises an error if the model or the training's state would overwrite an input."""
     inputs: list[Used] = [("predict without options", pretrained_checkpoint())]
     if arguments.teacher is not None:
         inputs.append(("--teacher", arguments.teacher))
-    outputs = [("--checkpoint", target), ("the state of the training beside --checkpoint", kept)]
+    state_title = "the state of the training beside --checkpoint"
+    outputs = [("--checkpoint", target), (state_title, state_path)]
     check_no_overwrite(outputs, [*inputs, *data_files(arguments)])
 
 
 def _data(arguments: argparse.Namespace) -> NamesData:
-    """Loads the names; of several processes the first alone downloads them."""
+    """Loads the names; of several processes, only the first downloads them."""
     rank, processes = process()
     if rank > 0:
         dist.barrier()
@@ -235,7 +234,7 @@ def _data(arguments: argparse.Namespace) -> NamesData:
 
 
 def _taught(parts: Split, teacher: Checkpoint, arguments: argparse.Namespace) -> Split:
-    """Returns the split with the answers of the teacher for labels."""
+    """Returns the split with the teacher's answers as labels."""
     record = teacher.info.get("split")
     if not isinstance(record, dict) or record.get("sha256") != parts.info["sha256"]:
         raise InputError(
@@ -280,14 +279,14 @@ def _reporter(recipe: Recipe) -> Callable[[Epoch], None]:
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     """Returns the recipe that the options ask for."""
-    given = {name: getattr(arguments, name) for _, name, *_ in _RECIPE}
-    given["schedule"] = arguments.schedule
+    values = {name: getattr(arguments, name) for _, name, *_ in _RECIPE}
+    values["schedule"] = arguments.schedule
     model = {name: getattr(arguments, name) for _, name, *_ in _MODEL}
     chosen = ("bidirectional", "nonlinearity", "pooling", "ngrams")
     model |= {name: getattr(arguments, name) for name in chosen}
     recipe = RECIPES[arguments.recipe].changed(
         model={name: value for name, value in model.items() if value is not None},
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in values.items() if value is not None},
     )
     if arguments.teacher is None and (arguments.made_up or arguments.recipe == "distilled"):
         option = "--made-up" if arguments.made_up else "--recipe distilled"
@@ -306,9 +305,11 @@ def _description(parts: Split) -> str:
     )
 
 
-def _state(kept: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe) -> StateFile:
+def _state(
+    state_path: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe
+) -> StateFile:
     """Returns the file of the training's state, read if the training is to be resumed."""
-    check_replaceable(kept)
+    check_replaceable(state_path)
     identity = {
         "recipe": recipe.values(),
         "seed": arguments.seed,
@@ -318,14 +319,16 @@ def _state(kept: Path, arguments: argparse.Namespace, parts: Split, recipe: Reci
         "made-up names": parts.info.get("made_up", 0),
         "teacher": parts.info.get("teacher"),
     }
-    state = StateFile(kept, identity)
+    state = StateFile(state_path, identity)
     if arguments.resume:
         state.read()
-    elif kept.exists():
+    elif state_path.exists():
         if not arguments.force:
-            check_is_state(kept)
+            check_is_state(state_path)
         if process()[0] == 0:
-            say(f"{kept}: replacing an interrupted training; --resume would have continued it")
+            say(
+                f"{state_path}: replacing an interrupted training; --resume would have continued it"
+            )
     return state
 
 
@@ -345,13 +348,14 @@ def _save(target: Path, fitted: Fit, state: StateFile) -> None:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did."""
+    """Joins the processes that torchrun started, if any."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    # Its functions have the default group at the time of the import as the default of an argument:
-    # imported later, as by an optimizer's first step, they would keep the group and its threads
-    # alive, and a thread that frees a tensor while the interpreter shuts down aborts the process.
+    # Functions of this module have the default group at the time of the import as the default of an
+    # argument. Imported later, as by an optimizer's first step, they would keep the group and its
+    # threads alive, and a thread that frees a tensor while the interpreter shuts down aborts the
+    # process.
     importlib.import_module("torch.distributed.nn")
 
     device = torch.device(arguments.device)
@@ -362,7 +366,7 @@ def _processes(arguments: argparse.Namespace) -> Iterator[None]:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
         )
-    except (KeyError, ValueError) as error:  # one of torchrun's variables is missing or odd
+    except (KeyError, ValueError) as error:  # one of torchrun's variables is missing or invalid
         raise InputError(f"these are not the variables of torchrun ({error})") from error
     try:
         yield

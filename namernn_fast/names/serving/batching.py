@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .answers import Answer
+from .responder import JsonObject
 
 MAX_BATCH_NAMES = 4096
 """The maximum number of names in one call of the model, unless one request has more."""
@@ -19,11 +19,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Asked:
-    """The names of one request, and the future of their answers."""
+    """The names of one request, and the future of their results."""
 
     names: Sequence[str]
     top: int
-    answers: asyncio.Future[list[Answer]]
+    results: asyncio.Future[list[JsonObject]]
 
 
 class Batcher:
@@ -32,14 +32,14 @@ class Batcher:
     A request that finds the model idle is answered at once; nothing waits for a batch to fill.
 
     Args:
-        predict: called as `predict(names, top)` in the worker thread, returns one answer a name;
-            each answer with "languages" lists at least its best `top` of them, the best first.
-        max_names: the most names of a call, unless one request has more.
+        predict: called as `predict(names, top)` in the worker thread; returns one result per name.
+            A result with "languages" lists at least the best `top` of them, the best first.
+        max_names: the maximum number of names in a call, unless one request has more.
     """
 
     def __init__(
         self,
-        predict: Callable[[Sequence[str], int], list[Answer]],
+        predict: Callable[[Sequence[str], int], list[JsonObject]],
         max_names: int = MAX_BATCH_NAMES,
     ) -> None:
         self._predict = predict
@@ -48,8 +48,8 @@ class Batcher:
         self._running: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="names-model")
 
-    async def predict(self, names: Sequence[str], top: int) -> list[Answer]:
-        """Returns the answers to the names of one request, in their order.
+    async def predict(self, names: Sequence[str], top: int) -> list[JsonObject]:
+        """Returns the results for the names of one request, in their order.
 
         Raises:
             Exception: what `predict` raised for these names alone.
@@ -57,8 +57,8 @@ class Batcher:
         asked = _Asked(names, top, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._answer_all())
-        return await asked.answers
+            self._running = asyncio.create_task(self._respond_to_all())
+        return await asked.results
 
     async def call(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Returns what `function` returns in the worker thread, between two batches."""
@@ -68,20 +68,20 @@ class Batcher:
         """Ends the worker thread when its work is done."""
         self._worker.shutdown()
 
-    async def _answer_all(self) -> None:
+    async def _respond_to_all(self) -> None:
         while batch := self._take():
             try:
-                await self._answer(batch)
+                await self._respond(batch)
             except Exception as error:
                 if len(batch) == 1:
                     _set(batch[0], error)
                     continue
-                # One of these requests makes the model fail; answer the others.
+                # One of these requests makes the model fail; serve the others.
                 for asked in batch:
                     try:
-                        await self._answer([asked])
-                    except Exception as own_error:
-                        _set(asked, own_error)
+                        await self._respond([asked])
+                    except Exception as single_error:
+                        _set(asked, single_error)
 
     def _take(self) -> list[_Asked]:
         """Removes and returns the waiting requests that fit in the next call."""
@@ -92,34 +92,34 @@ class Batcher:
             if batch and names + len(asked.names) > self._max_names:
                 break
             self._waiting.popleft()
-            if not asked.answers.done():  # if done, nobody is waiting any more
+            if not asked.results.done():  # if done, nobody is waiting any more
                 batch.append(asked)
                 names += len(asked.names)
         return batch
 
-    async def _answer(self, batch: Sequence[_Asked]) -> None:
+    async def _respond(self, batch: Sequence[_Asked]) -> None:
         names = [name for asked in batch for name in asked.names]
-        answers = await self.call(self._predict, names, max(asked.top for asked in batch))
-        if len(answers) != len(names):
-            raise RuntimeError(f"{len(answers)} answers to {len(names)} names")
+        results = await self.call(self._predict, names, max(asked.top for asked in batch))
+        if len(results) != len(names):
+            raise RuntimeError(f"{len(results)} results for {len(names)} names")
         begin = 0
         for asked in batch:
             end = begin + len(asked.names)
-            _set(asked, [_cut(answer, asked.top) for answer in answers[begin:end]])
+            _set(asked, [_cut(result, asked.top) for result in results[begin:end]])
             begin = end
 
 
-def _cut(answer: Answer, top: int) -> Answer:
-    if "languages" not in answer:
-        return answer
-    return {**answer, "languages": answer["languages"][:top]}
+def _cut(result: JsonObject, top: int) -> JsonObject:
+    if "languages" not in result:
+        return result
+    return {**result, "languages": result["languages"][:top]}
 
 
-def _set(asked: _Asked, outcome: list[Answer] | Exception) -> None:
-    """Gives a request its answers or its error, if somebody is still waiting."""
-    if asked.answers.done():
+def _set(asked: _Asked, outcome: list[JsonObject] | Exception) -> None:
+    """Gives a request its results or its error, if somebody is still waiting."""
+    if asked.results.done():
         return
     if isinstance(outcome, Exception):
-        asked.answers.set_exception(outcome)
+        asked.results.set_exception(outcome)
     else:
-        asked.answers.set_result(outcome)
+        asked.results.set_result(outcome)

@@ -33,7 +33,7 @@ class FieldError(HTTPException):
 
     def __init__(self, field: str, got: str, takes: str, status_code: int = 422) -> None:
         super().__init__(status_code, f"{field}: got {got}, takes {takes}")
-        self.answer = {"error": self.detail, "field": field, "got": got, "takes": takes}
+        self.content = {"error": self.detail, "field": field, "got": got, "takes": takes}
 
 
 async def read_object(request: Request, fields: Collection[str]) -> Mapping[str, Any]:
@@ -55,7 +55,8 @@ async def read_object(request: Request, fields: Collection[str]) -> Mapping[str,
         raise FieldError(
             "body", f"bytes that are not UTF-8 ({error.reason})", "JSON", 400
         ) from None
-    # JSON that is nested too deeply is a RecursionError; a number of too many digits a ValueError.
+    # JSON that is nested too deeply raises a RecursionError, a number with too many digits a
+    # ValueError.
     except (ValueError, RecursionError) as error:
         reason = escaped(str(error))[:200]
         raise FieldError("body", f"text that is not JSON ({reason})", "JSON", 400) from None
@@ -98,20 +99,20 @@ def name_of(values: Mapping[str, Any]) -> str:
 
 
 def top_of(values: Mapping[str, Any]) -> int:
-    """Returns the field "top": a whole number, 3 where it is missing.
+    """Returns the field "top": a whole number, 3 if it is missing.
 
     Raises:
         FieldError: it is something else.
     """
     top = values.get("top", 3)
-    # True is an int for Python, and no number for JSON.
+    # True is an int in Python, but not a number in JSON.
     if type(top) is not int or not 1 <= top <= MAX_TOP:
         raise FieldError("top", described(top), f"a whole number from 1 to {MAX_TOP}")
     return top
 
 
 def described(value: Any) -> str:
-    """Returns a JSON value in a few words, with nothing in them that is not printable."""
+    """Describes a JSON value in a few words, all of them printable."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
@@ -135,11 +136,11 @@ def _required(values: Mapping[str, Any], field: str, takes: str) -> Any:
 
 
 def _check_headers(request: Request) -> None:
-    given = request.headers.get("content-type", "")
-    kind, _, parameters = given.partition(";")
+    content_type = request.headers.get("content-type", "")
+    kind, _, parameters = content_type.partition(";")
     charset = parameters.replace(" ", "").replace('"', "").lower()
     if kind.strip().lower() != _JSON or charset not in ("", "charset=utf-8"):
-        got = f"'{shortened(given)}'" if given else "nothing"
+        got = f"'{shortened(content_type)}'" if content_type else "nothing"
         raise FieldError("Content-Type", got, _JSON, 415)
     if encoding := request.headers.get("content-encoding"):
         raise FieldError("Content-Encoding", f"'{shortened(encoding)}'", "nothing", 415)
@@ -156,7 +157,7 @@ async def _read(request: Request) -> bytes:
         late = f"no end of it in {BODY_SECONDS:g} seconds"
         raise FieldError("body", late, "a body that arrives sooner", 408) from None
     except ClientDisconnect:
-        # Nobody reads this answer.
+        # Nobody reads this response.
         raise FieldError("body", "an end too soon", "a whole body", 400) from None
 
 

@@ -1,4 +1,4 @@
-"""Running the application under uvicorn: the socket, limits on connections, a clean end."""
+"""Running the application under uvicorn: the socket, limits on connections, a clean shutdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..text import InputError, escaped
 
 MAX_CONNECTIONS = 512
-"""The maximum number of connections at a time; further ones get status 503."""
+"""The maximum number of connections at a time; more get status 503."""
 KEEP_ALIVE_SECONDS = 5
 SHUTDOWN_SECONDS = 10
 """How long requests in flight may take once the server has been told to stop."""
@@ -26,7 +26,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens.
+    """Returns a listening socket.
 
     Args:
         host: a name or an address of this machine.
@@ -75,7 +75,7 @@ def server(app: ASGIApp) -> uvicorn.Server:
 
 
 def run(app: ASGIApp, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM; requests in flight are answered first."""
+    """Serves until SIGINT or SIGTERM; requests in flight are completed first."""
     uvicorn_server = server(app)
     with _stopped_by_signals(uvicorn_server):
         uvicorn_server.run(sockets=[listener])
@@ -83,7 +83,7 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
 
 @contextmanager
 def _stopped_by_signals(uvicorn_server: uvicorn.Server) -> Iterator[None]:
-    """Makes a signal that stops the server an ordinary end of the process.
+    """Makes a signal that stops the server end the process normally.
 
     Uvicorn handles the signals while it runs, and raises them again after it has stopped. These
     handlers make that harmless, and stop a server that is still starting.
@@ -103,7 +103,7 @@ def _stopped_by_signals(uvicorn_server: uvicorn.Server) -> Iterator[None]:
 class _Protocol(H11Protocol):
     """Closes connections on which the head of a request is overdue; uvicorn waits forever.
 
-    Without it, clients that connect and send nothing would use up the connections.
+    Without this limit, clients that connect and send nothing would use up the connections.
     """
 
     _overdue: asyncio.TimerHandle | None = None

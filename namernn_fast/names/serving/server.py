@@ -22,14 +22,14 @@ from ..folding import MAX_NAME_LENGTH
 from ..prediction import Predictor
 from ..text import InputError
 from . import requests
-from .answers import MAX_STATES_LENGTH, Answer, Answers
 from .batching import Batcher
+from .responder import MAX_STATES_LENGTH, JsonObject, Responder
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-"""The names by which a browser on this machine asks for the server."""
+"""The host names by which a browser on this machine reaches the server."""
 
 HEADERS = {
-    # The page consists of its own files alone. Chromium refuses to read text as HTML, too.
+    # The page loads only its own files. Chromium also refuses to read text as HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
@@ -57,13 +57,13 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
 
     Args:
         predictor: the model.
-        allowed_hosts: the host names by which clients may ask. A page of a foreign host whose name
-            comes to point at this machine (DNS rebinding) asks by that name, and is refused.
+        allowed_hosts: the host names that clients may use. A page of a foreign host whose name
+            comes to point at this machine (DNS rebinding) uses that name, and is refused.
 
     Raises:
         InputError: the model gives no finite probabilities.
     """
-    endpoints = _Endpoints(Answers(predictor))
+    endpoints = _Endpoints(Responder(predictor))
     routes = [
         Route("/predict", endpoints.predict, methods=["POST"]),
         Route("/states", endpoints.states, methods=["POST"]),
@@ -71,22 +71,22 @@ def application(predictor: Predictor, allowed_hosts: Sequence[str] = LOCAL_HOSTS
         *(_page_route(path, *file) for path, file in _PAGE.items()),
     ]
     guard = Middleware(_HostCheck, allowed_hosts=allowed_hosts)
-    # Any: the types of handlers are those of Starlette's most general ones.
+    # Any, because Starlette's types want handlers that take every Exception.
     handlers: Any = {HTTPException: _refused, Exception: _failed}
     inner = Starlette(
         routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=endpoints.lifespan
     )
     inner.router.redirect_slashes = False
-    # Outside of Starlette, whose own answer to an unforeseen error passes no middleware.
+    # Outside of Starlette, because its own response to an unforeseen error passes no middleware.
     return _WithHeaders(inner)
 
 
 class _Endpoints:
-    """What answers the requests to the API."""
+    """The endpoints of the API."""
 
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
-        self._batcher = Batcher(answers.predict)
+    def __init__(self, responder: Responder) -> None:
+        self._responder = responder
+        self._batcher = Batcher(responder.predict)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -95,33 +95,33 @@ class _Endpoints:
         self._batcher.close()
 
     async def predict(self, request: Request) -> Response:
-        """Answers `POST /predict`: the languages of names."""
+        """Responds to `POST /predict`: the languages of names."""
         values = await requests.read_object(request, ("names", "top"))
         names, top = requests.names_of(values), requests.top_of(values)
         return _json({"results": await self._batcher.predict(names, top)})
 
     async def states(self, request: Request) -> Response:
-        """Answers `POST /states`: how the model reads one name."""
+        """Responds to `POST /states`: how the model reads one name."""
         values = await requests.read_object(request, ("name",))
         name = requests.name_of(values)
         try:
-            return _json(await self._batcher.call(self._answers.states, name))
+            return _json(await self._batcher.call(self._responder.states, name))
         except InputError as error:
             return _json({"error": str(error), "field": "name"}, 422)
 
     async def health(self, request: Request) -> Response:
-        """Answers `GET /health`: which model answers, and the limits."""
+        """Responds to `GET /health`: which model runs, and the limits."""
         limits = {
             "body_bytes": requests.MAX_BODY_BYTES,
             "names": requests.MAX_NAMES,
             "name_length": MAX_NAME_LENGTH,
             "states_length": MAX_STATES_LENGTH,
         }
-        return _json({"status": "ok", **self._answers.description(), "limits": limits})
+        return _json({"status": "ok", **self._responder.description(), "limits": limits})
 
 
 class _HostCheck:
-    """Refuses requests for other hosts, in JSON; Starlette's own answer is plain text."""
+    """Refuses requests for other hosts, in JSON; Starlette's own response is plain text."""
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
         self._app = app
@@ -142,15 +142,15 @@ class _HostCheck:
         error = requests.FieldError(
             "Host", f"'{host}'", " or ".join(dict.fromkeys(self._allowed)), 400
         )
-        await _json(error.answer, error.status_code)(scope, receive, send)
+        await _json(error.content, error.status_code)(scope, receive, send)
 
 
 async def _accept(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stands for the application of a middleware that only decides."""
+    """Does nothing: the inner application of a middleware that only decides what to refuse."""
 
 
 class _WithHeaders:
-    """Adds HEADERS to each response, whoever makes it."""
+    """Adds HEADERS to every response, those to errors included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -173,14 +173,14 @@ def _page_route(path: str, file: str, media_type: str) -> Route:
     return Route(path, page, methods=["GET"])
 
 
-def _json(values: Answer, status_code: int = 200) -> Response:
-    # ASCII alone: controls of text direction and lone surrogates travel as escapes.
+def _json(values: JsonObject, status_code: int = 200) -> Response:
+    # Only ASCII, so that text-direction marks and lone surrogates travel as escapes.
     content = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Response(content, status_code, media_type="application/json")
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
-    """Answers a request that is wrong."""
+    """Responds to a request that is wrong."""
     headers = error.headers or {}
     if error.status_code == 404:
         path = requests.shortened(request.scope["path"])
@@ -188,12 +188,12 @@ async def _refused(request: Request, error: HTTPException) -> Response:
     elif error.status_code == 405:
         method = requests.shortened(request.method)
         error = requests.FieldError("method", f"'{method}'", str(headers.get("Allow")), 405)
-    answer = error.answer if isinstance(error, requests.FieldError) else {"error": error.detail}
-    response = _json(answer, error.status_code)
+    content = error.content if isinstance(error, requests.FieldError) else {"error": error.detail}
+    response = _json(content, error.status_code)
     response.headers.update(headers)
     return response
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Answers a request that the server failed on; uvicorn logs the error."""
+    """Responds to a request that the server failed on; uvicorn logs the error."""
     return _json({"error": "the server failed; its log says why"}, 500)

@@ -1,4 +1,4 @@
-"""The server's answers: the languages of names, states, and what the model is."""
+"""The server's responses: the languages of names, states, and what the model is."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MAX_STATES_LENGTH = 64
 """The longest name, in characters, for which states are returned: the work grows with the square of
 the length, because the model runs for every beginning of the name."""
 
-Answer = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
-class Answers:
-    """Answers in plain values, ready for JSON.
+class Responder:
+    """Computes responses as plain values, ready for JSON.
 
     `predict` and `states` run the model: one thread at a time may call them.
 
@@ -33,23 +33,23 @@ class Answers:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        # The first call is slower than others, and shows whether the model works.
+        # The first call is slower than later ones, and shows whether the model works.
         predictor.probabilities(["a"])
 
-    def predict(self, names: Sequence[str], top: int) -> list[Answer]:
+    def predict(self, names: Sequence[str], top: int) -> list[JsonObject]:
         """Returns for each name its `top` most probable languages, or why there are none."""
         texts = self._predictor.folding.fold_usable(names)
-        answers: list[Answer] = [
+        results: list[JsonObject] = [
             {} if text else {"name": name, "error": why_unusable(name)}
             for name, text in zip(names, texts, strict=True)
         ]
         usable = [place for place, text in enumerate(texts) if text]
         found = self._of_usable([names[place] for place in usable], top)
-        for place, answer in zip(usable, found, strict=True):
-            answers[place] = answer
-        return answers
+        for place, result in zip(usable, found, strict=True):
+            results[place] = result
+        return results
 
-    def states(self, name: str) -> Answer:
+    def states(self, name: str) -> JsonObject:
         """Returns the states and the probabilities after each character of `name`.
 
         Raises:
@@ -72,7 +72,7 @@ class Answers:
             "probabilities": _rounded(probabilities, 6),
         }
 
-    def description(self) -> Answer:
+    def description(self) -> JsonObject:
         """Returns what the model is, and what it was trained on if its file records that."""
         model = self._predictor.checkpoint.model
         network = model if isinstance(model, NameClassifier) else None
@@ -92,8 +92,8 @@ class Answers:
         """Returns whether the model is one network: an ensemble has no single state."""
         return isinstance(self._predictor.checkpoint.model, NameClassifier)
 
-    def _data(self) -> Answer:
-        """Returns the data of the training; the file's record is not trusted."""
+    def _data(self) -> JsonObject:
+        """Returns what the model was trained on; the file's record is not trusted."""
         split = self._predictor.info.get("split")
         data = split.get("data") if isinstance(split, dict) else None
         found = data if isinstance(data, dict) else {}
@@ -107,12 +107,12 @@ class Answers:
             "is_sample": self._predictor.checkpoint.is_sample(),
         }
 
-    def _of_usable(self, names: Sequence[str], top: int) -> list[Answer]:
-        """Returns the answers to usable names; a name on which the model fails gets an error."""
+    def _of_usable(self, names: Sequence[str], top: int) -> list[JsonObject]:
+        """Returns the results for usable names; a name on which the model fails gets an error."""
         if not names:
             return []
         try:
-            # A stable sort: how many languages are asked for must not change the order of equals.
+            # A stable sort, so that `top` does not change the order of equally probable languages.
             values, places = self._predictor.probabilities(names).sort(descending=True, stable=True)
         except InputError as error:
             if len(names) == 1:
